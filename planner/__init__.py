@@ -1,0 +1,1 @@
+"""Decisions: what to run within a budget, and why."""

@@ -1,0 +1,103 @@
+"""Every error a user can meet, each with the exit code of the command-line contract.
+
+    BudgetplanError
+    ├── UsageError            2  an option or a name that makes no sense
+    │   └── UnknownNameError  2  no such model, method, device; carries near names
+    ├── InfeasibleError       3  nothing fits the budget; carries the smallest budget that would
+    ├── InputError            4  a file or data set that cannot be read or does not match
+    ├── DeviceError           5  the device asked for is not there
+    └── MeasurementError      6  a real run failed
+        └── OutOfMemoryError  6  ... because it exceeded its memory cap
+
+A message is one line: what was wrong, what was got, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from profiler.units import format_bytes
+
+
+class BudgetplanError(Exception):
+    """Base of all errors that end a command with one line and an exit code."""
+
+    exit_code = 1
+
+
+class UsageError(BudgetplanError):
+    """An argument is out of its domain."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name is not in a registry.
+
+    Args:
+        kind: what was looked up ("model", "method", "device").
+        name: what was asked for.
+        known: the names there are.
+        hint: what to do when no near name exists.
+    """
+
+    def __init__(self, *, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.near = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
+        advice = f"did you mean {', '.join(self.near)}?" if self.near else hint
+        super().__init__(f"unknown {kind} {name!r}" + (f"; {advice}" if advice else ""))
+
+
+class InfeasibleError(BudgetplanError):
+    """Nothing fits the budget.
+
+    Args:
+        budget_bytes: what was asked for.
+        smallest_bytes: the smallest budget that would do, or None when it is not known.
+        advice: the change that helps most, as one clause.
+    """
+
+    exit_code = 3
+
+    def __init__(self, *, budget_bytes: int, smallest_bytes: int | None, advice: str = "") -> None:
+        self.budget_bytes = budget_bytes
+        self.smallest_bytes = smallest_bytes
+        self.advice = advice
+        text = f"nothing fits a budget of {format_bytes(budget_bytes)}"
+        if smallest_bytes is not None:
+            text += f"; the smallest budget that would is {format_bytes(smallest_bytes)}"
+        super().__init__(text + (f"; {advice}" if advice else ""))
+
+
+class InputError(BudgetplanError):
+    """A file or data set cannot be read, is damaged, or does not match the model."""
+
+    exit_code = 4
+
+
+class DeviceError(BudgetplanError):
+    """The device asked for is not available on this machine."""
+
+    exit_code = 5
+
+
+class MeasurementError(BudgetplanError):
+    """A real run was started and failed."""
+
+    exit_code = 6
+
+
+class OutOfMemoryError(MeasurementError):
+    """A real run exceeded its memory cap.
+
+    Args:
+        cap_bytes: the cap it ran under.
+        detail: what the allocator said.
+    """
+
+    def __init__(self, *, cap_bytes: int, detail: str = "") -> None:
+        self.cap_bytes = cap_bytes
+        super().__init__(
+            f"the run exceeded its memory cap of {format_bytes(cap_bytes)}"
+            + (f" ({detail})" if detail else "")
+        )

@@ -1,0 +1,86 @@
+"""Quantities at the edge: parse and print bytes, seconds, joules. Inside there are only SI units.
+
+GB = 10^9 bytes, GiB = 2^30 bytes, as in ISO/IEC 80000-13.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_FACTORS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40,
+}  # fmt: skip
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*$")
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as ``2GB``, ``2GiB``, ``2048 MiB`` or a plain number of bytes.
+
+    Raises:
+        ValueError: with one line that says what was got and what is accepted.
+    """
+    match = _SIZE.match(text)
+    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is not a size; write it as 2GB, 2GiB or 2048MiB")
+    size = int(float(match.group(1)) * factor)
+    if size <= 0:
+        raise ValueError(f"{text!r} is not a positive size; write it as 2GB, 2GiB or 2048MiB")
+    return size
+
+
+def format_bytes(size: float | None) -> str:
+    """Print bytes in binary units with four significant digits; ``-`` when unknown."""
+    if size is None:
+        return "-"
+    magnitude = abs(size)
+    for factor, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        # 0.9995: what would print as 1000+ of the smaller unit moves up
+        if magnitude >= factor * 0.9995:
+            value = size / factor
+            digits = max(0, 3 - int(math.log10(abs(value)) if abs(value) >= 1 else 0))
+            return f"{value:.{min(digits, 2)}f} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Print a duration: microseconds to hours; ``-`` when unknown."""
+    if seconds is None:
+        return "-"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_joules(joules: float | None) -> str:
+    """Print an energy; ``-`` when unknown."""
+    if joules is None:
+        return "-"
+    for factor, unit in ((1e6, "MJ"), (1e3, "kJ")):
+        if joules >= factor:
+            return f"{joules / factor:.3g} {unit}"
+    return f"{joules:.3g} J"
+
+
+def format_count(count: float | None) -> str:
+    """Print a count (parameters, FLOPs) with an SI suffix; ``-`` when unknown."""
+    if count is None:
+        return "-"
+    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {suffix}"
+    return f"{count:.0f}"

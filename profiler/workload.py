@@ -1,0 +1,156 @@
+"""A workload: everything that decides what one training step does, as plain data.
+
+No torch here: a workload is read from a plan file, hashed into a cache key and shown to people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from profiler.errors import InputError, UsageError
+from profiler.placement import NONE, Placement
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "sgd", "adamw8bit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One training step of a backbone made trainable by a method.
+
+    Attributes:
+        model: backbone name as the registry knows it (a timm name or one of ours).
+        method: ``full``, ``head``, ``lora``, ... (see ``profiler.methods``).
+        rank: for low-rank methods; None where the method has none.
+        alpha: LoRA scaling numerator; None means 2 x rank, as in arXiv 2607.02158.
+        dropout: dropout on the adapter's input.
+        targets: module-name suffixes to adapt; None means the method's default for the backbone.
+        micro_batch: images per forward.
+        accumulation: micro-batches per optimizer step.
+        precision: ``fp32``, or autocast to ``bf16`` or ``fp16`` (then with a gradient scaler).
+        optimizer: ``adamw``, ``sgd`` (momentum 0.9) or ``adamw8bit`` (bitsandbytes).
+        image_size: height and width of the input.
+        num_classes: width of the classifier.
+        grad_clip: largest global gradient norm, or None for no clipping.
+        drop_path: stochastic depth rate given to the backbone.
+    """
+
+    model: str
+    method: str = "full"
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: tuple[str, ...] | None = None
+    micro_batch: int = 32
+    accumulation: int = 1
+    precision: str = "fp32"
+    optimizer: str = "adamw"
+    image_size: int = 224
+    num_classes: int = 1000
+    grad_clip: float | None = None
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "accumulation", "image_size", "num_classes"):
+            _positive_integer(name, getattr(self, name))
+        if self.rank is not None:
+            _positive_integer("rank", self.rank)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("dropout", "drop_path"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
+        if self.targets is not None:
+            object.__setattr__(self, "targets", tuple(self.targets))
+
+    @property
+    def effective_batch(self) -> int:
+        """Images per optimizer step."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def scaling(self) -> float:
+        """LoRA's alpha, with its default of twice the rank."""
+        return self.alpha if self.alpha is not None else 2.0 * (self.rank or 0)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, every field present."""
+        data = asdict(self)
+        data["targets"] = None if self.targets is None else list(self.targets)
+        return data
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Read what ``to_json`` wrote; unknown or ill-typed fields are refused.
+
+        Raises:
+            InputError: the data is not a workload.
+        """
+        if not isinstance(data, Mapping):
+            raise InputError(f"a workload must be a JSON object, got {type(data).__name__}")
+        known = {f.name for f in fields(cls)}
+        strange = sorted(set(data) - known)
+        if strange:
+            raise InputError(f"workload has unknown field {strange[0]!r}")
+        if not isinstance(data.get("model"), str):
+            raise InputError("workload has no model name")
+        for name in ("method", "precision", "optimizer"):
+            if not isinstance(data.get(name, ""), str):
+                raise InputError(f"workload field {name!r} must be text")
+        targets = data.get("targets")
+        if targets is not None and not (
+            isinstance(targets, list) and all(isinstance(t, str) for t in targets)
+        ):
+            raise InputError("workload field 'targets' must be a list of names")
+        for name in ("alpha", "dropout", "grad_clip", "drop_path"):
+            value = data.get(name, 0.0)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float)
+            ):
+                raise InputError(f"workload field {name!r} must be a number, got {value!r}")
+        try:
+            return cls(**dict(data))
+        except (UsageError, TypeError) as error:
+            raise InputError(f"workload in the file is not valid: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A workload with a placement: what can be predicted, measured and trained."""
+
+    workload: Workload
+    placement: Placement = field(default=NONE)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a plan file."""
+        return {"workload": self.workload.to_json(), "placement": self.placement.to_json()}
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            InputError: the data is not a candidate.
+        """
+        if not isinstance(data, Mapping) or "workload" not in data:
+            raise InputError("a candidate must be a JSON object with a workload")
+        return cls(
+            workload=Workload.from_json(data["workload"]),
+            placement=Placement.from_json(data.get("placement", {})),
+        )
+
+
+def _positive_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
