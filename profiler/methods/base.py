@@ -1,14 +1,20 @@
 """What every fine-tuning method offers; the same object is replayed, measured and trained.
 
 A method changes a backbone so that the right parameters learn. It must work on a model whose
-parameters live on the ``meta`` device (the profiler allocates no weight) as well as on a real one.
+parameters live on the ``meta`` device (the profiler allocates no weight), on fake tensors, and on
+a real one: whatever it creates lies where the weights lie.
+
+No torch at the top: names and summaries are shown by commands that need none.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
+
+from profiler.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,27 +23,75 @@ if TYPE_CHECKING:
     from profiler.workload import Workload
 
 
-class Method(ABC):
-    """One way of making a backbone trainable.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodInfo:
+    """What can be said of a method without importing torch.
 
     Attributes:
         name: what the user writes.
         family: the survey's class (arXiv 2402.02242): ``baseline``, ``addition``, ``partial``,
-            ``reparameter``, ``quantised``, ``optimizer``.
+            ``reparameter``; or ``quantised``, ``optimizer``.
         summary: one line for ``budgetplan methods``.
         source: where the method comes from.
+        implementation: ``module:Class`` inside ``profiler.methods``.
         default_rank: the rank when none is given; None for methods without one.
+        rank_means: what ``rank`` counts here ("rank", "bottleneck width", "prompt tokens", ...).
     """
 
-    name: ClassVar[str]
-    family: ClassVar[str]
-    summary: ClassVar[str]
-    source: ClassVar[str]
-    default_rank: ClassVar[int | None] = None
+    name: str
+    family: str
+    summary: str
+    source: str
+    implementation: str
+    default_rank: int | None = None
+    rank_means: str = "rank"
+
+
+class Method(ABC):
+    """One way of making a backbone trainable. Methods keep no state: the model does.
+
+    Args:
+        info: the method's entry of the catalogue.
+    """
+
+    def __init__(self, info: MethodInfo) -> None:
+        self.info = info
+        self.name = info.name
+        self.family = info.family
+        self.summary = info.summary
+        self.source = info.source
+        self.default_rank = info.default_rank
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def resolve(self, workload: Workload) -> Workload:
+        """Return the workload with this method's default rank filled in.
+
+        Raises:
+            UsageError: a rank was given to a method that has none.
+        """
+        if workload.rank is not None and self.default_rank is None:
+            raise UsageError(
+                f"method {self.name} has no rank, got rank {workload.rank}; leave the rank out"
+            )
+        if workload.rank is None and self.default_rank is not None:
+            return workload.replace(rank=self.default_rank)
+        return workload
+
+    def rank(self, workload: Workload) -> int:
+        """Return the workload's rank or this method's default."""
+        rank = workload.rank if workload.rank is not None else self.default_rank
+        assert rank is not None, f"{self.name} has no rank"
+        return rank
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
         """Say why this method cannot be used on this backbone, or None when it can."""
         return None
+
+    def notes(self, model: nn.Module, workload: Workload) -> list[str]:
+        """Return what a user should know of this method on this backbone, a sentence each."""
+        return []
 
     @abstractmethod
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
@@ -45,6 +99,9 @@ class Method(ABC):
 
         ``requires_grad`` is set on exactly the parameters that learn. The classifier always
         learns. May return a wrapper (peft); ``backbone_of`` finds the backbone inside it.
+
+        Raises:
+            UsageError: the method cannot be used on this backbone, or a target matches nothing.
         """
 
     def make_optimizer(
@@ -61,13 +118,21 @@ class Method(ABC):
         """Run after the optimizer step while gradients are still there (AdaLoRA's allocator)."""
         return None
 
-    @abstractmethod
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what was learned (peft format for peft methods, safetensors otherwise)."""
+        from profiler.methods.learned import save_learned
 
-    @abstractmethod
+        save_learned(model, directory, method=self.name)
+
     def load(self, model: nn.Module, directory: Path) -> None:
-        """Load what ``save`` wrote into a model that ``apply`` prepared the same way."""
+        """Load what ``save`` wrote into a model that ``apply`` prepared the same way.
+
+        Raises:
+            InputError: the directory holds something else.
+        """
+        from profiler.methods.learned import load_learned
+
+        load_learned(model, directory, method=self.name)
 
 
 def backbone_of(model: nn.Module) -> nn.Module:

@@ -1,0 +1,17 @@
+"""Fine-tuning methods: ``get_method("lora").apply(model, workload)``.
+
+Importing this package imports neither torch nor peft; ``get_method`` and ``all_methods`` do.
+"""
+
+from profiler.methods.base import Method, MethodInfo, backbone_of
+from profiler.methods.catalogue import all_methods, get_method, method_infos, method_names
+
+__all__ = [
+    "Method",
+    "MethodInfo",
+    "all_methods",
+    "backbone_of",
+    "get_method",
+    "method_infos",
+    "method_names",
+]
