@@ -1,0 +1,442 @@
+"""Selective scan (the state-space recurrence of Mamba) without storing its states.
+
+For every sequence, channel d and state n (Gu & Dao, "Mamba", arXiv 2312.00752, section 3.2, eq. 2a
+with the discretisation of `mamba_ssm`: zero-order hold for A, Euler for B):
+
+    h[t] = exp(delta[t] A) h[t-1] + delta[t] u[t] B[t]        y[t] = sum_n C[t] h[t]   (+ D u[t])
+
+Autograd over that loop keeps several [batch, length, inner, state] tensors: 16 times the size of every
+other activation of the block. Here the sequence is cut into chunks of about sixteen positions. Forward
+keeps only the state at each chunk's start; backward walks the chunks from the last to the first,
+recomputes the states of one chunk, and runs the adjoint recurrence
+
+    g[t] = C[t] dy[t] + exp(delta[t+1] A) g[t+1]
+
+through it. All decays are exp of a negative number, so nothing overflows.
+
+Pieces:
+    selective_scan         the function with mamba_ssm's shapes; its CUDA kernel when installed
+    _SelectiveScan         autograd: casts, softplus, which gradients are wanted
+    scan_forward_op, scan_backward_op   the chunk loops, as two operators of the dispatcher
+    scan_workspace         the scratch both write to
+
+Why operators (`torch.library.custom_op`) that are handed their scratch: the loops allocate nothing, so a
+recorder on fake tensors sees one operator and every byte, instead of five hundred operators; and a
+policy that recomputes the cheap parts of a unit can name the scan and keep it. Inside, one in-place
+`addcmul_` per position is the whole recurrence: about 300 kernel launches forward and 700 backward for
+197 positions, on however many sequences and directions are stacked.
+
+Cost: time O(batch * length * inner * state), stored O(batch * length / chunk * inner * state), scratch
+at most `WORKSPACE_BYTES` or one sequence.
+
+Tried and lost (2 cores, Vim-S shapes, both directions, 19.4 M elements per layer; exp is 12 ms of about 18 ms
+forward, each elementwise pass 1 to 2 ms, whatever the layout or the rows taken at once):
+    doubling inside the chunk (Hillis-Steele): 2 log2(16) passes instead of one, and no fewer launches;
+    sub-chunks side by side with carries fixed up afterwards: 14 launches instead of 16 per chunk of 16, for
+        three more passes;
+    batched matmul for the sums over channels: 11 ms against 1.7 ms for multiply and sum;
+    exp of positive cumulative sums (one cumsum instead of the recurrence): overflows in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_POSITIONS = 16
+"""Positions between stored states: their storage then equals one [batch, length, inner] activation
+at sixteen states."""
+
+WORKSPACE_BYTES = 64 * 2**20
+"""Cap of the scratch; sequences beyond it are taken in turns."""
+
+FORWARD_BUFFERS, BACKWARD_BUFFERS = 2, 3
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803 - the paper's letters, and mamba_ssm's keywords
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,  # noqa: FBT001, FBT002, RUF100 - mamba_ssm's signature
+) -> Tensor:
+    """Run the selective scan.
+
+    Args:
+        u: inputs [batch, inner, length].
+        delta: step sizes, like `u`.
+        A: negative decay rates [inner, state].
+        B: input weights [batch, state, length], or [batch, groups, state, length] with one set of
+            weights for each of `groups` equal slices of the channels.
+        C: output weights, like `B`.
+        D: skip weights [inner].
+        z: gate like `u`; the output is multiplied by silu(z).
+        delta_bias: added to `delta` [inner].
+        delta_softplus: whether softplus is applied to the biased `delta`.
+
+    Returns:
+        [batch, inner, length] in the dtype of `u`. Inside it is float32 (float64 for float64 inputs).
+    """
+    if u.is_cuda and _has_mamba_kernel():
+        return _mamba_kernel_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
+        u, delta, A, B, C, delta_bias, delta_softplus, torch.is_grad_enabled()
+    )
+    if D is not None:
+        y = torch.addcmul(y, u, D.to(u.dtype)[:, None])
+    return y if z is None else y * F.silu(z)
+
+
+@cache
+def _has_mamba_kernel() -> bool:
+    return importlib.util.find_spec("mamba_ssm") is not None
+
+
+def _mamba_kernel_scan(*arguments: Any) -> Tensor:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    y: Tensor = selective_scan_fn(*arguments)
+    return y
+
+
+# --- autograd --------------------------------------------------------------------------------------
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """The scan without skip and gate; saves its inputs and one state per chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,  # noqa: N803
+        B: Tensor,  # noqa: N803
+        C: Tensor,  # noqa: N803
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        grad_enabled: bool,
+    ) -> Tensor:
+        keep_states = grad_enabled and any(ctx.needs_input_grad)
+        steps = _steps(delta, delta_bias, softplus=delta_softplus)
+        y, states = scan_forward_op(
+            steps,
+            steps * _time_major(u, steps.dtype),
+            _decay(A, steps.dtype),
+            _grouped(B, steps.dtype),
+            _grouped(C, steps.dtype),
+            scan_workspace(steps, states=A.shape[1], buffers=FORWARD_BUFFERS),
+            keep_states,
+        )
+        if keep_states:
+            ctx.save_for_backward(u, delta, A, B, C, delta_bias, states)
+            ctx.delta_softplus = delta_softplus
+        return y.transpose(1, 2).to(u.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        u, delta, A, B, C, delta_bias, states = ctx.saved_tensors  # noqa: N806
+        need_u, need_delta, need_a, need_b, need_c, need_bias = ctx.needs_input_grad[:6]
+        need_steps = need_delta or need_bias
+
+        # [Recompute the inputs of the scan]
+        steps = _steps(delta, delta_bias, softplus=ctx.delta_softplus)
+        inputs = _time_major(u, steps.dtype)
+        d_steps, d_drive, d_decay, d_b, d_c = scan_backward_op(
+            _time_major(grad_y, steps.dtype),
+            steps,
+            steps * inputs,
+            _decay(A, steps.dtype),
+            _grouped(B, steps.dtype),
+            _grouped(C, steps.dtype),
+            states,
+            scan_workspace(steps, states=A.shape[1], buffers=BACKWARD_BUFFERS),
+            [need_steps, need_u or need_steps, need_a, need_b, need_c],
+        )
+
+        # [Back through drive = steps * inputs, softplus, bias and the layouts]
+        grad_u = (d_drive * steps).transpose(1, 2).to(u.dtype) if need_u else None
+        if need_steps:
+            d_steps.addcmul_(d_drive, inputs)
+            if ctx.delta_softplus:
+                raw = _biased(delta, delta_bias)
+                d_steps = torch.ops.aten.softplus_backward(d_steps, raw, 1, 20)
+        return (
+            grad_u,
+            d_steps.transpose(1, 2).to(delta.dtype) if need_delta else None,
+            d_decay.t().to(A.dtype) if need_a else None,
+            _ungrouped(d_b, like=B) if need_b else None,
+            _ungrouped(d_c, like=C) if need_c else None,
+            d_steps.sum((0, 1)).to(delta_bias.dtype) if need_bias else None,
+            None,
+            None,
+        )
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _time_major(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[batch, inner, length] -> contiguous [batch, length, inner]."""
+    return x.transpose(1, 2).to(dtype).contiguous()
+
+
+def _biased(delta: Tensor, bias: Tensor | None) -> Tensor:
+    raw = _time_major(delta, _compute_dtype(delta.dtype))
+    return raw if bias is None else raw + bias.to(raw.dtype)
+
+
+def _steps(delta: Tensor, bias: Tensor | None, *, softplus: bool) -> Tensor:
+    raw = _biased(delta, bias)
+    return F.softplus(raw) if softplus else raw
+
+
+def _decay(A: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: N803
+    """[inner, state] -> contiguous [state, inner]."""
+    return A.t().to(dtype).contiguous()
+
+
+def _grouped(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """[batch, (groups,) state, length] -> contiguous [batch, length, state, groups]."""
+    grouped = weights.unsqueeze(1) if weights.dim() == 3 else weights
+    return grouped.permute(0, 3, 2, 1).to(dtype).contiguous()
+
+
+def _ungrouped(grad: Tensor, *, like: Tensor) -> Tensor:
+    grad = grad.permute(0, 3, 2, 1).to(like.dtype)
+    return grad.squeeze(1) if like.dim() == 3 else grad
+
+
+# --- chunks ----------------------------------------------------------------------------------------
+
+
+def chunk_bounds(length: int) -> list[tuple[int, int]]:
+    """Cut positions 0..length into chunks of nearly equal size, about `CHUNK_POSITIONS` each."""
+    size = _chunk_size(length)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _chunk_size(length: int) -> int:
+    return -(-length // max(1, round(length / CHUNK_POSITIONS)))
+
+
+def scan_workspace(steps: Tensor, *, states: int, buffers: int) -> Tensor:
+    """Scratch [buffers, rows, chunk + 1, state, inner]: as many sequences as the cap allows.
+
+    The position past the chunk holds what is carried from chunk to chunk.
+
+    Args:
+        steps: any tensor [batch, length, inner] of the scan's dtype and device.
+        states: states per channel.
+        buffers: how many arrays of that shape the caller needs.
+    """
+    batch, length, inner = steps.shape
+    chunk = _chunk_size(length)
+    row_bytes = buffers * (chunk + 1) * states * inner * steps.element_size()
+    rows = min(batch, max(1, WORKSPACE_BYTES // row_bytes))
+    return steps.new_empty(buffers, rows, chunk + 1, states, inner)
+
+
+def _blocks(batch: int, workspace: Tensor) -> Iterator[slice]:
+    rows = workspace.shape[1]
+    return (slice(start, min(start + rows, batch)) for start in range(0, batch, rows))
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """[..., inner] -> [..., groups, inner / groups]."""
+    return x.unflatten(-1, (groups, x.shape[-1] // groups))
+
+
+def _recur(state: Tensor, decay: Tensor, start: Tensor) -> None:
+    """In place: state[:, t] += decay[:, t] * state[:, t-1], from `start` on."""
+    before = start
+    for now, factor in zip(state.unbind(1), decay.unbind(1), strict=True):
+        now.addcmul_(factor, before)
+        before = now
+
+
+def _recur_back(adjoint: Tensor, decay: Tensor) -> None:
+    """In place, from the last position: adjoint[:, t] += decay[:, t+1] * adjoint[:, t+1]."""
+    now, factor = adjoint.unbind(1), decay.unbind(1)
+    for t in range(len(now) - 2, -1, -1):
+        now[t].addcmul_(factor[t + 1], now[t + 1])
+
+
+@torch.library.custom_op("budgetplan::selective_scan", mutates_args={"workspace"})
+def scan_forward_op(
+    steps: Tensor,
+    drive: Tensor,
+    decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    workspace: Tensor,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """The chunk loop of the forward pass; allocates only what it returns.
+
+    Args:
+        steps: step sizes [batch, length, inner].
+        drive: steps times inputs, like `steps`.
+        decay: A transposed [state, inner].
+        b: input weights [batch, length, state, groups].
+        c: output weights, like `b`.
+        workspace: of `scan_workspace` with `FORWARD_BUFFERS`; its contents are garbage afterwards.
+        keep_states: whether the second result is filled; else it is empty.
+
+    Returns:
+        outputs like `steps`, and the state at each chunk's start [chunks, batch, state, inner].
+    """
+    y, states = _forward_results(steps, decay, keep_states=keep_states)
+    groups = b.shape[3]
+    decay, y_groups = _by_group(decay, groups), _by_group(y, groups)
+    steps, drive = _by_group(steps, groups), _by_group(drive, groups)
+    for rows in _blocks(len(steps), workspace):
+        factor_buffer, state_buffer = _by_group(workspace[:, : rows.stop - rows.start], groups)
+        carry = state_buffer[:, -1].zero_()
+        for k, (start, stop) in enumerate(chunk_bounds(steps.shape[1])):
+            at = (rows, slice(start, stop))
+            factor, state = factor_buffer[:, : stop - start], state_buffer[:, : stop - start]
+            if keep_states:
+                _by_group(states[k, rows], groups).copy_(carry)
+            torch.mul(steps[at].unsqueeze(2), decay, out=factor).exp_()
+            torch.mul(drive[at].unsqueeze(2), b[at].unsqueeze(-1), out=state)
+            _recur(state, factor, carry)
+            carry.copy_(state[:, -1])
+            torch.sum(state.mul_(c[at].unsqueeze(-1)), 2, out=y_groups[at])
+    return y, states
+
+
+def _forward_results(steps: Tensor, decay: Tensor, *, keep_states: bool) -> tuple[Tensor, Tensor]:
+    batch, length, _ = steps.shape
+    chunks = len(chunk_bounds(length)) if keep_states else 0
+    return torch.empty_like(steps), steps.new_empty(chunks, batch, *decay.shape)
+
+
+@scan_forward_op.register_fake
+def _(
+    steps: Tensor,
+    drive: Tensor,
+    decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    workspace: Tensor,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor]:
+    return _forward_results(steps, decay, keep_states=keep_states)
+
+
+@torch.library.custom_op("budgetplan::selective_scan_backward", mutates_args={"workspace"})
+def scan_backward_op(
+    grad_y: Tensor,
+    steps: Tensor,
+    drive: Tensor,
+    decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    states: Tensor,
+    workspace: Tensor,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The chunk loop of the backward pass; allocates only what it returns.
+
+    Args:
+        grad_y: gradient of the outputs [batch, length, inner].
+        steps: as in the forward pass, and so on to `c`.
+        drive: same.
+        decay: same.
+        b: same.
+        c: same.
+        states: the stored states of the forward pass.
+        workspace: of `scan_workspace` with `BACKWARD_BUFFERS`.
+        wanted: which of the results are computed; the others are empty.
+
+    Returns:
+        gradients of steps (through the decay only), drive, decay, b and c.
+    """
+    results = _backward_results(steps, decay, b, wanted)
+    d_steps, d_drive, d_decay, d_b, d_c = results
+    want_steps, want_drive, want_decay, want_b, want_c = wanted
+    groups = b.shape[3]
+    decay, steps, drive, grad_y = (_by_group(x, groups) for x in (decay, steps, drive, grad_y))
+    d_steps_groups, d_drive_groups, d_decay_groups = (
+        _by_group(x, groups) for x in (d_steps, d_drive, d_decay.zero_())
+    )
+    bounds = chunk_bounds(steps.shape[1])
+    for rows in _blocks(len(steps), workspace):
+        buffers = _by_group(workspace[:, : rows.stop - rows.start], groups)
+        # decay[t] * adjoint[t] at the first position t of the chunk that comes after.
+        carry, d_decay_here = buffers[0, :, -1].zero_(), buffers[1, 0, -1]
+        for k, (start, stop) in reversed(list(enumerate(bounds))):
+            at = (rows, slice(start, stop))
+            factor, state, adjoint = buffers[:, :, : stop - start]
+            before = _by_group(states[k, rows], groups)
+            steps_at, drive_at = steps[at].unsqueeze(2), drive[at].unsqueeze(2)
+            b_at, c_at, grad_at = b[at].unsqueeze(-1), c[at].unsqueeze(-1), grad_y[at].unsqueeze(2)
+
+            # [States of this chunk again]
+            torch.mul(steps_at, decay, out=factor).exp_()
+            torch.mul(drive_at, b_at, out=state)
+            _recur(state, factor, before)
+            if want_c:
+                torch.sum(torch.mul(state, grad_at, out=adjoint), -1, out=d_c[at])
+            if not (want_steps or want_drive or want_decay or want_b):
+                continue
+
+            # [Adjoint states]
+            torch.mul(grad_at, c_at, out=adjoint)
+            adjoint[:, -1].add_(carry)
+            _recur_back(adjoint, factor)
+            factor.mul_(adjoint)
+            carry.copy_(factor[:, 0])
+
+            # [Gradient of the exponent, in `factor`; from here on `state` is scratch]
+            if want_steps or want_decay:
+                factor[:, 0].mul_(before)
+                factor[:, 1:].mul_(state[:, :-1])
+            if want_steps:
+                torch.sum(torch.mul(factor, decay, out=state), 2, out=d_steps_groups[at])
+            if want_decay:
+                torch.mul(factor, steps_at, out=state)
+                d_decay_groups.add_(torch.sum(state, (0, 1), out=d_decay_here))
+            if want_drive:
+                torch.sum(torch.mul(adjoint, b_at, out=state), 2, out=d_drive_groups[at])
+            if want_b:
+                torch.sum(torch.mul(adjoint, drive_at, out=state), -1, out=d_b[at])
+    return results
+
+
+def _backward_results(
+    steps: Tensor, decay: Tensor, b: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shapes = (steps.shape, steps.shape, decay.shape, b.shape, b.shape)
+    empty = [
+        steps.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True)
+    ]
+    return empty[0], empty[1], empty[2], empty[3], empty[4]
+
+
+@scan_backward_op.register_fake
+def _(
+    grad_y: Tensor,
+    steps: Tensor,
+    drive: Tensor,
+    decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    states: Tensor,
+    workspace: Tensor,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _backward_results(steps, decay, b, wanted)

@@ -1,0 +1,302 @@
+"""Vim (Vision Mamba): a plain stack of bidirectional Mamba mixers over image patches.
+
+Written from the architecture (Zhu et al., arXiv 2401.09417, algorithm 1; variant
+`..._bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2` of hustvl/Vim @dd0358a, Apache-2.0):
+
+    patches + class token in the middle + position embeddings
+    N times:  x = x + drop_path(mixer(RMSNorm(x)))
+    RMSNorm, class token, linear head
+
+    mixer:  x, z = in_proj(x);  y_dir = scan(silu(conv_dir(x)))  along the tokens, and against them
+            with weights of its own;  out_proj((y_forward + y_backward) / 2 * silu(z))
+
+The state dict has the names and shapes of the published checkpoints (under their key "model"), so
+`vim_s_midclstok_80p5acc.pth` loads strictly. The published blocks pass a pair (branch, residual) and add
+at the next block's start; here each layer takes and returns the one sum, in float32: the same numbers,
+and a single tensor at every unit's boundary. Two places differ in rounding under autocast: the bias of
+`dt_proj` is added by that layer (so that an adapter can replace it whole) instead of inside the scan, and
+the norm's result is not rounded before `in_proj` casts it.
+
+Both directions run as one scan of twice the channels with two groups of B and C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed, trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from profiler.backbones.selective_scan import selective_scan
+from profiler.errors import InputError
+
+DEPTH = 24
+STATES = 16
+CONV_POSITIONS = 4
+EXPAND = 2
+NORM_EPS = 1e-5
+STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 0.1, 1e-4  # of delta at initialisation, as in mamba_ssm
+
+
+class VimMixer(nn.Module):
+    """Bidirectional Mamba, version 2: shared projections in and out, everything else per direction."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        inner, rank = EXPAND * dim, math.ceil(dim / 16)
+        self.step_rank = rank
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.A_log, self.D = _decay_parameter(inner), nn.Parameter(torch.ones(inner))
+        self.A_b_log, self.D_b = _decay_parameter(inner), nn.Parameter(torch.ones(inner))
+        self.conv1d, self.conv1d_b = _causal_conv(inner), _causal_conv(inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * STATES, bias=False)
+        self.x_proj_b = nn.Linear(inner, rank + 2 * STATES, bias=False)
+        self.dt_proj, self.dt_proj_b = _step_projection(rank, inner), _step_projection(rank, inner)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        with torch.no_grad():
+            self.out_proj.weight.div_(math.sqrt(DEPTH))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, length, dim] -> the same."""
+        length = tokens.shape[1]
+        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
+        both = torch.cat(
+            [self.conv1d(x)[..., :length], self.conv1d_b(x.flip(-1))[..., :length]], dim=1
+        )
+        # Channels last, and once: the projections and the scan share this copy.
+        u = F.silu(both).transpose(1, 2).contiguous()
+        u_forward, u_backward = u.chunk(2, dim=-1)
+        delta_f, b_f, c_f = self._selection(u_forward, self.x_proj, self.dt_proj)
+        delta_b, b_b, c_b = self._selection(u_backward, self.x_proj_b, self.dt_proj_b)
+        y = selective_scan(
+            u.transpose(1, 2),
+            torch.cat([delta_f, delta_b], dim=-1).transpose(1, 2),
+            -torch.exp(torch.cat([self.A_log, self.A_b_log]).float()),
+            torch.stack([b_f, b_b], dim=1).transpose(2, 3),
+            torch.stack([c_f, c_b], dim=1).transpose(2, 3),
+            torch.cat([self.D, self.D_b]).float(),
+            delta_softplus=True,
+        ).transpose(1, 2)
+        y_forward, y_backward = y.chunk(2, dim=-1)
+        gate = F.silu(z.transpose(1, 2))
+        mixed: Tensor = self.out_proj((y_forward + y_backward.flip(1)) * gate * 0.5)
+        return mixed
+
+    def _selection(
+        self, u: Tensor, x_proj: nn.Module, dt_proj: nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The input-dependent step sizes, B and C of one direction."""
+        low_rank, b, c = x_proj(u).split([self.step_rank, STATES, STATES], dim=-1)
+        return dt_proj(low_rank), b, c
+
+
+def _decay_parameter(inner: int) -> nn.Parameter:
+    rates = torch.arange(1, STATES + 1, dtype=torch.float32)
+    return nn.Parameter(torch.log(rates).repeat(inner, 1))
+
+
+def _causal_conv(inner: int) -> nn.Conv1d:
+    return nn.Conv1d(inner, inner, CONV_POSITIONS, groups=inner, padding=CONV_POSITIONS - 1)
+
+
+def _step_projection(rank: int, inner: int) -> nn.Linear:
+    """Low-rank step sizes; the bias is the inverse softplus of log-uniform steps."""
+    projection = nn.Linear(rank, inner)
+    nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
+    low, high = math.log(STEP_MIN), math.log(STEP_MAX)
+    steps = torch.exp(torch.rand(inner) * (high - low) + low).clamp(min=STEP_FLOOR)
+    with torch.no_grad():
+        projection.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+    return projection
+
+
+class VimLayer(nn.Module):
+    """Norm, mixer, residual; the residual stream is float32."""
+
+    def __init__(self, dim: int, *, drop_path_rate: float) -> None:
+        super().__init__()
+        self.mixer = VimMixer(dim)
+        self.norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, length, dim] float32 -> the same."""
+        mixed: Tensor = self.drop_path(self.mixer(self.norm(tokens)))
+        return tokens + mixed.to(tokens.dtype)
+
+
+class Vim(nn.Module):
+    """Vision Mamba classifier with the interface of a timm model.
+
+    Args:
+        dim: embedding width.
+        depth: layers.
+        img_size: height and width of the images, a multiple of `patch_size`.
+        patch_size: edge of a patch.
+        in_chans: image channels.
+        num_classes: outputs; 0 for features only.
+        drop_path_rate: stochastic depth of the last layer; earlier ones grow linearly from zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 384,
+        depth: int = DEPTH,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_features, self.embed_dim = num_classes, dim, dim
+        self.head_hidden_size, self.num_prefix_tokens = dim, 1
+        self.grad_checkpointing = False
+        self.pretrained_cfg: dict[str, Any] = _pretrained_cfg(img_size, in_chans, num_classes)
+        self.default_cfg = self.pretrained_cfg
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, dim))
+        self.pos_drop = nn.Identity()
+        rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
+        self.layers = nn.ModuleList(VimLayer(dim, drop_path_rate=rate) for rate in rates)
+        self.norm_f = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.head = _classifier(dim, num_classes)
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    @property
+    def middle(self) -> int:
+        """Position of the class token."""
+        return int(self.patch_embed.num_patches) // 2
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters the published recipe does not decay."""
+        ends = ("A_log", "A_b_log", ".D", ".D_b")
+        return {"cls_token", "pos_embed"} | {
+            name for name, _ in self.named_parameters() if name.endswith(ends)
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every layer in the backward pass."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one; `global_pool` is accepted as timm passes it."""
+        self.num_classes = num_classes
+        reference = self.norm_f.weight
+        self.head = _classifier(self.num_features, num_classes).to(
+            device=reference.device, dtype=reference.dtype
+        )
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[batch, channels, height, width] -> normalised tokens [batch, length, dim]."""
+        patches = self.patch_embed(images)
+        cls_token = self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype)
+        before, after = patches[:, : self.middle], patches[:, self.middle :]
+        x = self.pos_drop(torch.cat([before, cls_token, after], dim=1) + self.pos_embed).float()
+        for layer in self.layers:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        normed: Tensor = self.norm_f(x)
+        return normed
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens -> class token -> logits."""
+        pooled = tokens[:, self.middle]
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, channels, height, width] -> logits [batch, classes]."""
+        return self.forward_head(self.forward_features(images))
+
+
+def _classifier(dim: int, num_classes: int) -> nn.Module:
+    if num_classes == 0:
+        return nn.Identity()
+    head = nn.Linear(dim, num_classes)
+    trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _pretrained_cfg(img_size: int, in_chans: int, num_classes: int) -> dict[str, Any]:
+    """Evaluation settings of hustvl/Vim: DeiT's transforms (resize to 256, crop 224)."""
+    return {
+        "num_classes": num_classes,
+        "input_size": (in_chans, img_size, img_size),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "classifier": "head",
+        "first_conv": "patch_embed.proj",
+    }
+
+
+def load_vim_checkpoint(model: Vim, checkpoint: Mapping[str, Any]) -> None:
+    """Load a published checkpoint strictly; position embeddings are resized if the image size differs.
+
+    Args:
+        model: where to load it.
+        checkpoint: a state dict, or what `torch.load` returns of a published file ({"model": ...}).
+
+    Raises:
+        InputError: names or shapes do not match (a head of other classes included).
+    """
+    weights = dict(checkpoint.get("model", checkpoint))
+    if "pos_embed" in weights:
+        weights["pos_embed"] = _resized_positions(weights["pos_embed"], model=model)
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"the checkpoint does not fit this Vim: {detail[:300]}") from None
+
+
+def _resized_positions(positions: Tensor, *, model: Vim) -> Tensor:
+    """Bicubic resize of the grid; the class token's own embedding sits in the middle."""
+    if positions.shape == model.pos_embed.shape:
+        return positions
+    patches = positions.shape[1] - 1
+    middle = patches // 2
+    cls_position = positions[:, middle : middle + 1]
+    grid = torch.cat([positions[:, :middle], positions[:, middle + 1 :]], dim=1)
+    resized = resample_abs_pos_embed(
+        grid, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=0
+    )
+    return torch.cat([resized[:, : model.middle], cls_position, resized[:, model.middle :]], dim=1)
+
+
+def vim_tiny(**kwargs: Any) -> Vim:
+    """Vim-Ti: 7 M parameters."""
+    return Vim(**{"dim": 192, **kwargs})
+
+
+def vim_small(**kwargs: Any) -> Vim:
+    """Vim-S: 26 M parameters."""
+    return Vim(**{"dim": 384, **kwargs})
+
+
+def vim_base(**kwargs: Any) -> Vim:
+    """Vim-B: 98 M parameters."""
+    return Vim(**{"dim": 768, **kwargs})
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vim_tiny_patch16_224": vim_tiny,
+    "vim_small_patch16_224": vim_small,
+    "vim_base_patch16_224": vim_base,
+}
