@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from toy_chains import brute_force, option, random_chain, uniform_chain
+
+from planner.placement import (
+    POLICIES,
+    Chain,
+    ChainUnit,
+    peak_bytes,
+    recompute_seconds,
+    smallest_feasible,
+    solve,
+    to_choice,
+)
+from planner.placement.policies import (
+    adaptive,
+    chen_sqrt,
+    every_k,
+    first_k,
+    last_k,
+    none,
+    optimal,
+    rotor,
+    static,
+)
+from profiler.errors import InfeasibleError, UnknownNameError, UsageError
+from profiler.placement import CHEAP, KEEP, RECOMPUTE, SEGMENT
+
+
+def letters(chain, placement):
+    """krs...: what is done with each unit."""
+    return "".join(placement.decision(unit.name)[0] for unit in chain.units)
+
+
+def with_ends(chain):
+    """The chain between a fixed stem and a fixed head."""
+    stem = ChainUnit(name="stem", options=(option(KEEP, 7, 9, 9, 0.0),))
+    head = ChainUnit(name="head", options=(option(KEEP, 1, 2, 3, 0.0),))
+    return Chain(units=(stem, *chain.units, head), static_bytes=chain.static_bytes)
+
+
+def test_simple_policies_on_seven_units():
+    chain = with_ends(uniform_chain(7))
+    assert letters(chain, none(chain)) == "kkkkkkkkk"
+    assert letters(chain, static(chain)) == "krrrrrrrk"
+    assert letters(chain, every_k(chain, 3)) == "krkkrkkrk"
+    assert letters(chain, first_k(chain, 2)) == "krrkkkkkk"
+    assert letters(chain, last_k(chain, 2)) == "kkkkkkrrk"
+    assert letters(chain, last_k(chain, 0)) == letters(chain, none(chain))
+    assert letters(chain, last_k(chain, 99)) == letters(chain, static(chain))
+
+
+@pytest.mark.parametrize(
+    ("n", "segments", "expected"),
+    [(9, None, "rssrsskkk"), (12, 3, "rsssrssskkkk"), (7, 3, "rsrskkk"), (1, None, "k")],
+)
+def test_chen_cuts_as_checkpoint_sequential_does(n, segments, expected):
+    chain = uniform_chain(n)
+    assert letters(chain, chen_sqrt(chain, segments)) == expected
+
+
+def test_chen_does_not_join_across_a_fixed_unit():
+    blocks = uniform_chain(8).units
+    pool = ChainUnit(name="pool", options=(option(KEEP, 1, 1, 1, 0.0),))
+    chain = Chain(units=(blocks[0], pool, *blocks[1:]))
+    placement = chen_sqrt(chain, 2)
+    assert letters(chain, placement) == "rkrsskkkk"
+    assert to_choice(chain, placement)
+
+
+def test_chen_reaches_order_sqrt_n():
+    """n + a/x sqrt n in place of n a: the memory of a uniform chain in closed form."""
+    n, a = 100, 100
+    chain = uniform_chain(n, a=a, x=1, m0=0, work=0)
+    peak = peak_bytes(chain, to_choice(chain, chen_sqrt(chain)))
+    assert peak <= 10 * 1 + 10 * a + a
+    assert peak < peak_bytes(chain, to_choice(chain, none(chain))) / 8
+
+
+@pytest.mark.parametrize("budget", [1000, 1500, 2000, 2400, 3000, 5000])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_adaptive_in_closed_form(budget, threshold):
+    """Kept blocks: k = ceil((T - M0) / a), facts/seeds.md section 1.2."""
+    n, a, m0 = 12, 100, 500
+    chain = uniform_chain(n, a=a, m0=m0)
+    kept = min(max(math.ceil((threshold * budget - m0) / a), 0), n)
+    assert letters(chain, adaptive(chain, budget, threshold)) == "k" * kept + "r" * (n - kept)
+
+
+def test_adaptive_keeps_a_prefix_of_any_growing_chain():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        chain = random_chain(rng, 8, 3, joinable=True)
+        peaks, _ = brute_force(Chain(units=chain.units[:4], static_bytes=chain.static_bytes))
+        decisions = letters(chain, adaptive(chain, int(peaks.mean())))
+        assert "rk" not in decisions
+
+
+def test_adaptive_touches_only_what_it_may():
+    chain = uniform_chain(4, m0=100)
+    assert letters(chain, adaptive(chain, 10, eligible={"b1", "b3"})) == "krkr"
+
+
+def test_a_prefix_beats_the_adaptive_suffix_by_one_block():
+    """facts/seeds.md section 1.2: same seconds, one block less at the peak."""
+    a, x = 100, 10
+    chain = uniform_chain(12, a=a, x=x)
+    for budget in (1500, 2000, 2500):
+        rule = to_choice(chain, adaptive(chain, budget))
+        recomputed = sum(rule)
+        mirrored = to_choice(chain, first_k(chain, recomputed))
+        assert 0 < recomputed < 12
+        assert recompute_seconds(chain, rule) == recompute_seconds(chain, mirrored)
+        assert peak_bytes(chain, rule) - peak_bytes(chain, mirrored) == a - x
+        ours = solve(chain, peak_bytes(chain, rule), segments=False)
+        assert ours.recompute_seconds == recompute_seconds(chain, rule) - 1
+
+
+def test_optimal_is_on_or_under_every_policy():
+    rng = np.random.default_rng(2)
+    for _ in range(25):
+        chain = random_chain(rng, 9, 3, joinable=True)
+        budget = int(rng.integers(100, 600))
+        for policy in POLICIES.values():
+            try:
+                choice = to_choice(chain, policy(chain, budget))
+            except InfeasibleError as error:
+                assert policy.name in {"optimal", "rotor"}
+                assert error.smallest_bytes is not None
+                assert error.smallest_bytes > budget
+                continue
+            ours = solve(chain, peak_bytes(chain, choice))
+            assert ours.recompute_seconds <= recompute_seconds(chain, choice) + 1e-9
+
+
+def test_rotor_is_optimal_over_whole_units_and_segments():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        chain = random_chain(rng, 6, 2, joinable=True)  # a menu of keep and recompute
+        peaks, seconds = brute_force(chain)
+        budget = int(rng.choice(peaks))
+        placement = rotor(chain, budget)
+        assert placement.policy == "rotor"
+        choice = to_choice(chain, placement)
+        assert peak_bytes(chain, choice) <= budget
+        assert recompute_seconds(chain, choice) == seconds[peaks <= budget].min()
+
+
+def test_rotor_leaves_cheap_options_alone():
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        chain = random_chain(rng, 8, 4, joinable=True)
+        budget = smallest_feasible(chain).peak_bytes * 2
+        decisions = set(rotor(chain, budget).decisions.values())
+        assert CHEAP not in decisions
+        assert decisions <= {RECOMPUTE, SEGMENT}
+
+
+def test_optimal_names_the_smallest_budget():
+    chain = uniform_chain(6)
+    with pytest.raises(InfeasibleError) as caught:
+        optimal(chain, 10)
+    assert caught.value.smallest_bytes == smallest_feasible(chain).peak_bytes
+    assert optimal(chain, caught.value.smallest_bytes).policy == "optimal"
+
+
+def test_registry_names_are_the_placements_names():
+    chain = uniform_chain(6)
+    for name, policy in POLICIES.items():
+        assert policy(chain, 10**6).policy == name
+        assert policy.summary
+        assert "\n" not in policy.summary
+
+
+def test_registry_passes_parameters_and_refuses_unknown_ones():
+    chain = uniform_chain(6)
+    assert letters(chain, POLICIES["every-k"](chain, 1, {"k": 3})) == "rkkrkk"
+    assert letters(chain, POLICIES["adaptive"](chain, 1400, {"threshold": 0.5})) == "kkrrrr"
+    with pytest.raises(UnknownNameError, match="treshold"):
+        POLICIES["adaptive"](chain, 1400, {"treshold": 0.5})
+    with pytest.raises(UsageError, match="at least 1"):
+        POLICIES["every-k"](chain, 1, {"k": 0})
+    with pytest.raises(UsageError, match="above zero"):
+        POLICIES["adaptive"](chain, 1, {"threshold": 0.0})
