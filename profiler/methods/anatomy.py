@@ -98,6 +98,24 @@ def adaptable_layers(model: nn.Module) -> tuple[list[str], list[str]]:
     return linear, convolution
 
 
+def quantisable_layers(model: nn.Module) -> list[str]:
+    """Return the linear layers that may be stored in 4 bits: all but the classifier.
+
+    Mamba's ``dt_proj`` stays as it is, as in the code of arXiv 2607.02158: it is tiny, and it sets
+    the scan's step sizes. So does any layer whose rows cannot be packed in pairs.
+    """
+    linear, _ = adaptable_layers(model)
+    return [
+        name
+        for name in linear
+        if not name.rpartition(".")[2].startswith("dt_proj") and _in_features(model, name) % 2 == 0
+    ]
+
+
+def _in_features(model: nn.Module, name: str) -> int:
+    return int(model.get_submodule(name).in_features)  # type: ignore[arg-type]
+
+
 def grouped_convolutions(model: nn.Module) -> list[str]:
     """Return the names of the depthwise and grouped convolutions."""
     return [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1]

@@ -89,6 +89,12 @@ class Method(ABC):
         """Say why this method cannot be used on this backbone, or None when it can."""
         return None
 
+    def raise_refusal(self, model: nn.Module, workload: Workload) -> None:
+        """Raise a refusal as the error ``apply`` promises."""
+        reason = self.refusal(model, workload)
+        if reason is not None:
+            raise UsageError(f"method {self.name} is not possible here: {reason}")
+
     def notes(self, model: nn.Module, workload: Workload) -> list[str]:
         """Return what a user should know of this method on this backbone, a sentence each."""
         return []

@@ -48,6 +48,39 @@ _TABLE = (
         implementation="lowrank:Lora",
         default_rank=8,
     ),
+    MethodInfo(
+        name="dora",
+        family="reparameter",
+        summary="LoRA on the weight's direction, with learned magnitudes (peft)",
+        source="arXiv 2402.09353",
+        implementation="lowrank:Dora",
+        default_rank=8,
+    ),
+    MethodInfo(
+        name="adalora",
+        family="reparameter",
+        summary="LoRA whose ranks are cut where they matter least (peft)",
+        source="arXiv 2303.10512",
+        implementation="lowrank:AdaLora",
+        default_rank=8,
+        rank_means="target rank",
+    ),
+    MethodInfo(
+        name="qlora",
+        family="quantised",
+        summary="LoRA over linear layers stored in 4-bit nf4 (bitsandbytes, peft)",
+        source="arXiv 2305.14314",
+        implementation="qlora:QLora",
+        default_rank=8,
+    ),
+    MethodInfo(
+        name="galore",
+        family="optimizer",
+        summary="every parameter learns, optimizer state in a low-rank projection",
+        source="arXiv 2403.03507",
+        implementation="galore:GaLore",
+        default_rank=8,
+    ),
 )
 
 _FAMILIES = ("partial_K", "peft:NAME")

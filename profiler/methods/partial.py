@@ -37,7 +37,7 @@ class BatchNormHead(Method):
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
         """Let BatchNorm and the classifier learn."""
-        raise_refusal(self, model, workload)
+        self.raise_refusal(model, workload)
         norms = [name for name, module in model.named_modules() if isinstance(module, BatchNorm)]
         learn_only(model, _parameters_of(model, norms))
         return model
@@ -54,15 +54,6 @@ class BitFit(Method):
         """Let biases and the classifier learn."""
         learn_only(model, {name for name, _ in model.named_parameters() if "bias" in name})
         return model
-
-
-def raise_refusal(method: Method, model: nn.Module, workload: Workload) -> None:
-    """Turn a refusal into the error ``apply`` promises."""
-    from profiler.errors import UsageError
-
-    reason = method.refusal(model, workload)
-    if reason is not None:
-        raise UsageError(f"method {method.name} is not possible here: {reason}")
 
 
 def _parameters_of(model: nn.Module, modules: list[str]) -> set[str]:

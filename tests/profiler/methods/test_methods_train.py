@@ -11,10 +11,16 @@ import torch
 from profiler.methods import get_method
 from profiler.methods.base import Method
 
-PAIRS = [(m, b) for m in ("full", "head", "bitfit", "lora") for b in small.BACKBONES] + [
+PAIRS = [
+    (m, b)
+    for m in ("full", "head", "bitfit", "lora", "dora", "adalora", "galore")
+    for b in small.BACKBONES
+] + [
     ("bn_head", "resnet"),
     ("bn_head", "mobilenet"),
     ("bn_head", "tiny_vit"),
+    ("qlora", "vit"),
+    ("qlora", "tiny_vit"),
 ]
 
 
@@ -45,4 +51,7 @@ def test_learns_the_right_parameters_and_loads_back(
     method.save(model, tmp_path)
     _, fresh = _prepared(name, backbone)
     method.load(fresh, tmp_path)
-    assert torch.equal(small.outputs(fresh), small.outputs(model))
+    if name == "adalora":  # the ranks that were cut are gone: sums of fewer terms
+        torch.testing.assert_close(small.outputs(fresh), small.outputs(model))
+    else:
+        assert torch.equal(small.outputs(fresh), small.outputs(model))
