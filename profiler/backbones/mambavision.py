@@ -1,27 +1,30 @@
 """MambaVision: convolutional stages, then stages of Mamba mixers followed by self-attention.
 
-Written from the published description (Hatamizadeh & Kautz, arXiv 2407.08083, sections 3.1 and 3.2, the
-model cards and configuration files of huggingface.co/nvidia/MambaVision-*); none of the authors' code is
-used (NVIDIA Source Code License-NC).
+Written from the published description (Hatamizadeh & Kautz, arXiv 2407.08083, sections 3.1, 3.2, the
+model cards and configuration files of huggingface.co/nvidia/MambaVision-*); none of the authors'
+code is used (NVIDIA Source Code License-NC).
 
-    stem      3x3 convolution of stride 2 to `stem_dim`, 3x3 of stride 2 to `dim`, each with BatchNorm, ReLU
-    level i   width dim * 2^i; a 3x3 convolution of stride 2 between levels
+    stem      two 3x3 convolutions of stride 2, to `stem_dim` and to `dim`, with BatchNorm and ReLU
+    level i   width dim * 2^i; a 3x3 convolution of stride 2 to the next
       0, 1    residual blocks of two 3x3 convolutions with BatchNorm, GELU (tanh) between them
-      2, 3    pre-norm blocks, cut into windows: the first half (rounded up) mix by the Mamba mixer,
-              the rest by attention; each with an MLP
+      2, 3    pre-norm blocks over windows, each with an MLP: the first half (rounded up) mix by the
+              Mamba mixer, the rest by attention
     BatchNorm, average pool, linear head
 
-    mixer     x, z = halves of in_proj(tokens); x = silu(conv_x(x)); z = silu(conv_z(z)), neither causal
-              out_proj(concat(scan(x), z))
+    mixer     x, z = halves of in_proj(tokens); x = silu(conv_x(x)); z = silu(conv_z(z)), neither
+              causal; out_proj(concat(scan(x), z))
 
-Configurations: T, S, B, L and L2 from the configuration files (T-1K, S-1K, B-1K, L-1K, L2-1K); T2 is T with
-eleven blocks in the third level, which its published size (35.1 M) confirms. 31,794,248 parameters for T.
+Configurations: T, S, B, L and L2 from the configuration files of the 1K models; T2 is T with eleven
+blocks in the third level, which its published size (35.1 M) agrees with. T has 31,794,248
+parameters.
 
-Names of the state dict follow the published checkpoints as far as public descriptions give them. Verified by
-description: `levels.i.blocks.j`, the mixer's `A_log`, `D`, `in_proj`, `conv1d_x`, `conv1d_z`, `x_proj`,
-`dt_proj`, `out_proj`, and `norm`, `head`. Not verified against a file (none can be reached from here):
-the indices inside `patch_embed.conv_down` and `downsample.reduction`, and `gamma`, `gamma_1`, `gamma_2` of the
-scaled variants (B and larger). BatchNorm eps is 1e-4 in the stem, 1e-5 elsewhere.
+Names of the state dict follow the published checkpoints. Two public listings of the loaded
+MambaVision-T (a table of its layers and a conversion script, neither the authors' code) confirm
+`patch_embed.conv_down.N`, `levels.i.blocks.j`, `conv1`, `norm1`, `downsample.reduction.0`,
+`mixer.in_proj`, `x_proj`, `dt_proj`, `out_proj`, `mlp.fc1`, `fc2`; facts/seeds.md 6.2 gives
+`conv1d_x` and `conv1d_z`. Not verified against a file (none can be reached from here): `A_log`, `D`
+(Mamba's names), `gamma_1` and `gamma_2` of the scaled variants (B, L, L2), BatchNorm eps 1e-4 in the
+stem, and `crop_pct`. The checkpoints of huggingface.co prefix every name by `model.`.
 """
 
 from __future__ import annotations
@@ -35,13 +38,19 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from profiler.backbones.image_classifier import (
+    LINEAR_STD,
+    ImageClassifier,
+    decay_parameter,
+    linear_head,
+    step_projection,
+)
 from profiler.backbones.selective_scan import selective_scan
 
 STATES = 8
 CONV_POSITIONS = 3
 STEM_NORM_EPS = 1e-4
-STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 0.1, 1e-4  # of delta at initialisation, as in mamba_ssm
-LEVELS = 4
+CHANNELS_PER_STEP_RANK = 16
 CONVOLUTIONAL_LEVELS = 2
 
 
@@ -103,13 +112,12 @@ class MambaVisionMixer(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        half, rank = dim // 2, math.ceil(dim / 16)
+        half, rank = dim // 2, math.ceil(dim / CHANNELS_PER_STEP_RANK)
         self.step_rank = rank
         self.in_proj = nn.Linear(dim, dim, bias=False)
         self.x_proj = nn.Linear(half, rank + 2 * STATES, bias=False)
-        self.dt_proj = _step_projection(rank, half)
-        rates = torch.arange(1, STATES + 1, dtype=torch.float32)
-        self.A_log = nn.Parameter(torch.log(rates).repeat(half, 1))
+        self.dt_proj = step_projection(rank, half)
+        self.A_log = decay_parameter(half, STATES)
         self.D = nn.Parameter(torch.ones(half))
         self.out_proj = nn.Linear(dim, dim, bias=False)
         self.conv1d_x = _same_conv(half)
@@ -168,23 +176,18 @@ class Mlp(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """Pre-norm block over windows of a feature map: mixer, then MLP.
-
-    Takes and returns the feature map, so that the tensor between units is the map alone.
-    """
+    """Pre-norm block over the tokens of a window: mixer, then MLP."""
 
     def __init__(
         self,
         dim: int,
         *,
         mixer: nn.Module,
-        window: int,
         mlp_ratio: float,
         layer_scale: float | None,
         drop_path_rate: float,
     ) -> None:
         super().__init__()
-        self.window = window
         self.norm1 = nn.LayerNorm(dim)
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim)
@@ -193,32 +196,43 @@ class TokenBlock(nn.Module):
         self.gamma_1 = _scale_parameter(dim, layer_scale)
         self.gamma_2 = _scale_parameter(dim, layer_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, dim, height, width] -> the same."""
-        tokens = _to_windows(x, self.window)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[windows, length, dim] -> the same."""
         mixed = self.mixer(self.norm1(tokens))
         tokens = tokens + self.drop_path(_scaled(mixed, self.gamma_1))
         expanded = self.mlp(self.norm2(tokens))
-        tokens = tokens + self.drop_path(_scaled(expanded, self.gamma_2))
-        return _from_windows(tokens, self.window, like=x)
+        result: Tensor = tokens + self.drop_path(_scaled(expanded, self.gamma_2))
+        return result
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, and the step to the next."""
+    """Blocks of one resolution, and the step to the next.
 
-    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+    Args:
+        blocks: what runs at this resolution.
+        window: edge of the windows whose tokens the blocks take; None for blocks that take the map.
+        downsample: what ends the level.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], *, window: int | None, downsample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.window = window
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, feature_map: Tensor) -> Tensor:
         """[batch, dim, height, width] -> the next level's map."""
+        x = feature_map if self.window is None else _to_windows(feature_map, self.window)
         for block in self.blocks:
             x = block(x)
+        if self.window is not None:
+            x = _from_windows(x, self.window, shape=feature_map.shape)
         return x if self.downsample is None else self.downsample(x)
 
 
-class MambaVision(nn.Module):
+class MambaVision(ImageClassifier):
     """MambaVision classifier with the interface of a timm model.
 
     Args:
@@ -250,74 +264,55 @@ class MambaVision(nn.Module):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = dim * 2 ** (LEVELS - 1)
-        self.grad_checkpointing = False
-        self.pretrained_cfg: dict[str, Any] = _pretrained_cfg(img_size, in_chans, num_classes)
-        self.default_cfg = self.pretrained_cfg
+        super().__init__(
+            num_classes=num_classes,
+            num_features=dim * 2 ** (len(depths) - 1),
+            img_size=img_size,
+            in_chans=in_chans,
+            crop_pct=1.0,
+            first_conv="patch_embed.conv_down.0",
+        )
         self.patch_embed = PatchStem(in_chans, stem_dim, dim)
         rates = [drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
-        self.levels = nn.ModuleList()
+        levels: list[Level] = []
         for i, depth in enumerate(depths):
             width, level_rates = dim * 2**i, rates[sum(depths[:i]) :][:depth]
-            blocks = (
-                [ConvBlock(width, drop_path_rate=rate) for rate in level_rates]
-                if i < CONVOLUTIONAL_LEVELS
-                else [
-                    TokenBlock(
-                        width,
-                        mixer=_mixer(width, heads[i], block=j, depth=depth),
-                        window=windows[i],
-                        mlp_ratio=mlp_ratio,
-                        layer_scale=layer_scale,
-                        drop_path_rate=rate,
-                    )
-                    for j, rate in enumerate(level_rates)
+            downsample = Downsample(width) if i < len(depths) - 1 else None
+            if i < CONVOLUTIONAL_LEVELS:
+                blocks: list[nn.Module] = [
+                    ConvBlock(width, drop_path_rate=rate) for rate in level_rates
                 ]
-            )
-            self.levels.append(Level(blocks, Downsample(width) if i < LEVELS - 1 else None))
+                levels.append(Level(blocks, window=None, downsample=downsample))
+                continue
+            blocks = [
+                TokenBlock(
+                    width,
+                    mixer=_mixer(width, heads[i], block=j, depth=depth),
+                    mlp_ratio=mlp_ratio,
+                    layer_scale=layer_scale,
+                    drop_path_rate=rate,
+                )
+                for j, rate in enumerate(level_rates)
+            ]
+            levels.append(Level(blocks, window=windows[i], downsample=downsample))
+        self.levels = nn.ModuleList(levels)
         self.norm = nn.BatchNorm2d(self.num_features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.head = _classifier(self.num_features, num_classes)
+        self.head = linear_head(self.num_features, num_classes)
         self.apply(_init_linear)
 
-    def no_weight_decay(self) -> set[str]:
-        """Parameters the recipe of Mamba does not decay."""
-        return {n for n, _ in self.named_parameters() if n.endswith((".A_log", ".D"))}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block in the backward pass."""
-        self.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one; `global_pool` is accepted as timm passes it."""
-        self.num_classes = num_classes
-        reference = self.norm.weight
-        self.head = _classifier(self.num_features, num_classes).to(
-            device=reference.device, dtype=reference.dtype
-        )
-
     def forward_features(self, images: Tensor) -> Tensor:
-        """[batch, channels, height, width] -> normalised map [batch, features, height/32, width/32]."""
+        """Images -> normalised map [batch, features, height / 32, width / 32]."""
         x = self.patch_embed(images)
         for level in self.levels:
             x = level(x)
         normed: Tensor = self.norm(x)
         return normed
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map -> average -> logits."""
-        pooled: Tensor = self.avgpool(x).flatten(1)
+        pooled: Tensor = self.avgpool(features).flatten(1)
         return pooled if pre_logits else self.head(pooled)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[batch, channels, height, width] -> logits [batch, classes]."""
-        return self.forward_head(self.forward_features(images))
 
 
 def _mixer(dim: int, heads: int, *, block: int, depth: int) -> nn.Module:
@@ -326,7 +321,7 @@ def _mixer(dim: int, heads: int, *, block: int, depth: int) -> nn.Module:
 
 
 def _to_windows(x: Tensor, window: int) -> Tensor:
-    """[batch, dim, height, width] -> [batch * windows, window^2, dim], zero-padded to whole windows."""
+    """[batch, dim, height, width] -> [windows, window^2, dim], zero-padded to whole windows."""
     batch, dim, height, width = x.shape
     x = F.pad(x, (0, -width % window, 0, -height % window))
     rows, columns = x.shape[2] // window, x.shape[3] // window
@@ -334,13 +329,12 @@ def _to_windows(x: Tensor, window: int) -> Tensor:
     return x.reshape(batch * rows * columns, window * window, dim)
 
 
-def _from_windows(tokens: Tensor, window: int, *, like: Tensor) -> Tensor:
-    """Inverse of `_to_windows`; `like` is the map the windows were cut from."""
-    batch, dim, height, width = like.shape
+def _from_windows(tokens: Tensor, window: int, *, shape: Sequence[int]) -> Tensor:
+    """Inverse of `_to_windows`, back to a map of `shape`."""
+    batch, dim, height, width = shape
     rows, columns = -(-height // window), -(-width // window)
     x = tokens.reshape(batch, rows, columns, window, window, dim).permute(0, 5, 1, 3, 2, 4)
-    x = x.reshape(batch, dim, rows * window, columns * window)
-    return x[:, :, :height, :width].contiguous()
+    return x.reshape(batch, dim, rows * window, columns * window)[:, :, :height, :width]
 
 
 def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
@@ -361,47 +355,13 @@ def _same_conv(channels: int) -> nn.Conv1d:
     )
 
 
-def _step_projection(rank: int, inner: int) -> nn.Linear:
-    """Low-rank step sizes; the bias is the inverse softplus of log-uniform steps."""
-    projection = nn.Linear(rank, inner)
-    nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
-    low, high = math.log(STEP_MIN), math.log(STEP_MAX)
-    steps = torch.exp(torch.rand(inner) * (high - low) + low).clamp(min=STEP_FLOOR)
-    with torch.no_grad():
-        projection.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
-    return projection
-
-
 def _init_linear(module: nn.Module) -> None:
-    """Truncated normal for every linear layer but the step projections, whose scale is their own."""
+    """Truncated normal for every linear layer but `dt_proj`, whose scale is its own."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear) and name != "dt_proj":
-            trunc_normal_(child.weight, std=0.02)
+            trunc_normal_(child.weight, std=LINEAR_STD)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
-
-
-def _classifier(features: int, num_classes: int) -> nn.Module:
-    if num_classes == 0:
-        return nn.Identity()
-    head = nn.Linear(features, num_classes)
-    trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-def _pretrained_cfg(img_size: int, in_chans: int, num_classes: int) -> dict[str, Any]:
-    """Evaluation settings of the model cards."""
-    return {
-        "num_classes": num_classes,
-        "input_size": (in_chans, img_size, img_size),
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "classifier": "head",
-        "first_conv": "patch_embed.conv_down.0",
-    }
 
 
 def mambavision_t(**kwargs: Any) -> MambaVision:

@@ -3,44 +3,47 @@
 For every sequence, channel d and state n (Gu & Dao, "Mamba", arXiv 2312.00752, section 3.2, eq. 2a
 with the discretisation of `mamba_ssm`: zero-order hold for A, Euler for B):
 
-    h[t] = exp(delta[t] A) h[t-1] + delta[t] u[t] B[t]        y[t] = sum_n C[t] h[t]   (+ D u[t])
+    h[t] = exp(delta[t] A) h[t-1] + delta[t] u[t] B[t]      y[t] = sum_n C[t] h[t]   (+ D u[t])
 
-Autograd over that loop keeps several [batch, length, inner, state] tensors: 16 times the size of every
-other activation of the block. Here the sequence is cut into chunks of about sixteen positions. Forward
-keeps only the state at each chunk's start; backward walks the chunks from the last to the first,
-recomputes the states of one chunk, and runs the adjoint recurrence
+Autograd over that loop keeps several [batch, length, inner, state] tensors, each `state` (16) times
+the size of any other activation of the block. Here the sequence is cut into chunks of about sixteen
+positions. Forward keeps only the state at each chunk's start; backward walks the chunks from the
+last to the first, recomputes the states of one chunk, and runs the adjoint recurrence
 
     g[t] = C[t] dy[t] + exp(delta[t+1] A) g[t+1]
 
 through it. All decays are exp of a negative number, so nothing overflows.
 
 Pieces:
-    selective_scan         the function with mamba_ssm's shapes; its CUDA kernel when installed
-    _SelectiveScan         autograd: casts, softplus, which gradients are wanted
+    selective_scan                      mamba_ssm's shapes, and its CUDA kernel when installed
+    _SelectiveScan                      autograd: casts, softplus, which gradients are wanted
     scan_forward_op, scan_backward_op   the chunk loops, as two operators of the dispatcher
-    scan_workspace         the scratch both write to
+    scan_workspace                      the scratch that both write to
 
-Why operators (`torch.library.custom_op`) that are handed their scratch: the loops allocate nothing, so a
-recorder on fake tensors sees one operator and every byte, instead of five hundred operators; and a
-policy that recomputes the cheap parts of a unit can name the scan and keep it. Inside, one in-place
-`addcmul_` per position is the whole recurrence: about 300 kernel launches forward and 700 backward for
-197 positions, on however many sequences and directions are stacked.
+Why operators (`torch.library.custom_op`) that are handed their scratch: the loops allocate nothing
+of their own, so a recorder on fake tensors sees one operator and every byte of it instead of
+hundreds of operators, and a policy that recomputes the cheap parts of a unit can name the scan and
+keep it. Inside, one in-place `addcmul_` per position is the whole recurrence: about 280 kernel
+launches forward and 600 backward for 197 positions, however many sequences and directions are
+stacked.
 
-Cost: time O(batch * length * inner * state), stored O(batch * length / chunk * inner * state), scratch
-at most `WORKSPACE_BYTES` or one sequence.
+Cost: time O(batch * length * inner * state), stored O(batch * length / chunk * inner * state),
+scratch at most `WORKSPACE_BYTES` or one sequence.
 
-Tried and lost (2 cores, Vim-S shapes, both directions, 19.4 M elements per layer; exp is 12 ms of about 18 ms
-forward, each elementwise pass 1 to 2 ms, whatever the layout or the rows taken at once):
-    doubling inside the chunk (Hillis-Steele): 2 log2(16) passes instead of one, and no fewer launches;
-    sub-chunks side by side with carries fixed up afterwards: 14 launches instead of 16 per chunk of 16, for
-        three more passes;
-    batched matmul for the sums over channels: 11 ms against 1.7 ms for multiply and sum;
-    exp of positive cumulative sums (one cumsum instead of the recurrence): overflows in float32.
+Tried and lost (one core, AVX-512, Vim-S at batch 4, both directions: 19.4 M elements per layer):
+    torch.exp for the decays: 16 ms against 5 ms of exp2 with the rates scaled beforehand;
+    doubling inside the chunk (Hillis-Steele): 8 passes of 2 to 3 ms for the 4 ms of the recurrence;
+    sub-chunks side by side, their carries fixed up afterwards: three more passes, and 14 launches
+        instead of 16 per chunk of 16;
+    batched matmul for the sums over channels: 11 ms against 2 ms for multiply and sum;
+    a sum over batch and positions at once for the gradient of A: 60 ms against 2 ms in two steps;
+    exp of positive cumulative sums (a cumsum instead of the recurrence): overflows in float32.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -48,6 +51,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
 CHUNK_POSITIONS = 16
 """Positions between stored states: their storage then equals one [batch, length, inner] activation
@@ -59,7 +64,7 @@ WORKSPACE_BYTES = 64 * 2**20
 FORWARD_BUFFERS, BACKWARD_BUFFERS = 2, 3
 
 
-def selective_scan(
+def selective_scan(  # noqa: PLR0917 - mamba_ssm's signature
     u: Tensor,
     delta: Tensor,
     A: Tensor,  # noqa: N803 - the paper's letters, and mamba_ssm's keywords
@@ -68,7 +73,7 @@ def selective_scan(
     D: Tensor | None = None,  # noqa: N803
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,  # noqa: FBT001, FBT002, RUF100 - mamba_ssm's signature
+    delta_softplus: bool = False,
 ) -> Tensor:
     """Run the selective scan.
 
@@ -85,11 +90,11 @@ def selective_scan(
         delta_softplus: whether softplus is applied to the biased `delta`.
 
     Returns:
-        [batch, inner, length] in the dtype of `u`. Inside it is float32 (float64 for float64 inputs).
+        [batch, inner, length] in the dtype of `u`; inside it is float32 (float64 for float64).
     """
     if u.is_cuda and _has_mamba_kernel():
         return _mamba_kernel_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    y: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
+    y: Tensor = _SelectiveScan.apply(
         u, delta, A, B, C, delta_bias, delta_softplus, torch.is_grad_enabled()
     )
     if D is not None:
@@ -109,14 +114,14 @@ def _mamba_kernel_scan(*arguments: Any) -> Tensor:
     return y
 
 
-# --- autograd --------------------------------------------------------------------------------------
+# --- autograd ---------------------------------------------------------------------------------
 
 
 class _SelectiveScan(torch.autograd.Function):
     """The scan without skip and gate; saves its inputs and one state per chunk."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - autograd passes by position
         ctx: Any,
         u: Tensor,
         delta: Tensor,
@@ -132,7 +137,7 @@ class _SelectiveScan(torch.autograd.Function):
         y, states = scan_forward_op(
             steps,
             steps * _time_major(u, steps.dtype),
-            _decay(A, steps.dtype),
+            _rates(A, steps.dtype),
             _grouped(B, steps.dtype),
             _grouped(C, steps.dtype),
             scan_workspace(steps, states=A.shape[1], buffers=FORWARD_BUFFERS),
@@ -141,10 +146,11 @@ class _SelectiveScan(torch.autograd.Function):
         if keep_states:
             ctx.save_for_backward(u, delta, A, B, C, delta_bias, states)
             ctx.delta_softplus = delta_softplus
-        return y.transpose(1, 2).to(u.dtype)
+        result: Tensor = y.transpose(1, 2).to(u.dtype)
+        return result
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, delta_bias, states = ctx.saved_tensors  # noqa: N806
         need_u, need_delta, need_a, need_b, need_c, need_bias = ctx.needs_input_grad[:6]
@@ -153,11 +159,11 @@ class _SelectiveScan(torch.autograd.Function):
         # [Recompute the inputs of the scan]
         steps = _steps(delta, delta_bias, softplus=ctx.delta_softplus)
         inputs = _time_major(u, steps.dtype)
-        d_steps, d_drive, d_decay, d_b, d_c = scan_backward_op(
+        d_steps, d_drive, d_rates, d_b, d_c = scan_backward_op(
             _time_major(grad_y, steps.dtype),
             steps,
             steps * inputs,
-            _decay(A, steps.dtype),
+            _rates(A, steps.dtype),
             _grouped(B, steps.dtype),
             _grouped(C, steps.dtype),
             states,
@@ -175,7 +181,7 @@ class _SelectiveScan(torch.autograd.Function):
         return (
             grad_u,
             d_steps.transpose(1, 2).to(delta.dtype) if need_delta else None,
-            d_decay.t().to(A.dtype) if need_a else None,
+            (d_rates.t() * LOG2_E).to(A.dtype) if need_a else None,
             _ungrouped(d_b, like=B) if need_b else None,
             _ungrouped(d_c, like=C) if need_c else None,
             d_steps.sum((0, 1)).to(delta_bias.dtype) if need_bias else None,
@@ -190,7 +196,8 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _time_major(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[batch, inner, length] -> contiguous [batch, length, inner]."""
-    return x.transpose(1, 2).to(dtype).contiguous()
+    y: Tensor = x.transpose(1, 2).to(dtype).contiguous()
+    return y
 
 
 def _biased(delta: Tensor, bias: Tensor | None) -> Tensor:
@@ -203,9 +210,9 @@ def _steps(delta: Tensor, bias: Tensor | None, *, softplus: bool) -> Tensor:
     return F.softplus(raw) if softplus else raw
 
 
-def _decay(A: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: N803
-    """[inner, state] -> contiguous [state, inner]."""
-    return A.t().to(dtype).contiguous()
+def _rates(A: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: N803
+    """[inner, state] -> contiguous [state, inner], so that exp(delta A) is exp2(delta rates)."""
+    return (A.t().to(dtype) * LOG2_E).contiguous()
 
 
 def _grouped(weights: Tensor, dtype: torch.dtype) -> Tensor:
@@ -219,7 +226,7 @@ def _ungrouped(grad: Tensor, *, like: Tensor) -> Tensor:
     return grad.squeeze(1) if like.dim() == 3 else grad
 
 
-# --- chunks ----------------------------------------------------------------------------------------
+# --- chunks -----------------------------------------------------------------------------------
 
 
 def chunk_bounds(length: int) -> list[tuple[int, int]]:
@@ -255,8 +262,8 @@ def _blocks(batch: int, workspace: Tensor) -> Iterator[slice]:
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
-    """[..., inner] -> [..., groups, inner / groups]."""
-    return x.unflatten(-1, (groups, x.shape[-1] // groups))
+    """[..., inner] -> [..., groups, inner / groups], a view."""
+    return x.view(*x.shape[:-1], groups, x.shape[-1] // groups)
 
 
 def _recur(state: Tensor, decay: Tensor, start: Tensor) -> None:
@@ -275,10 +282,10 @@ def _recur_back(adjoint: Tensor, decay: Tensor) -> None:
 
 
 @torch.library.custom_op("budgetplan::selective_scan", mutates_args={"workspace"})
-def scan_forward_op(
+def scan_forward_op(  # noqa: PLR0917 - operators take positions
     steps: Tensor,
     drive: Tensor,
-    decay: Tensor,
+    rates: Tensor,
     b: Tensor,
     c: Tensor,
     workspace: Tensor,
@@ -289,7 +296,7 @@ def scan_forward_op(
     Args:
         steps: step sizes [batch, length, inner].
         drive: steps times inputs, like `steps`.
-        decay: A transposed [state, inner].
+        rates: A transposed, times log2(e) [state, inner].
         b: input weights [batch, length, state, groups].
         c: output weights, like `b`.
         workspace: of `scan_workspace` with `FORWARD_BUFFERS`; its contents are garbage afterwards.
@@ -298,9 +305,9 @@ def scan_forward_op(
     Returns:
         outputs like `steps`, and the state at each chunk's start [chunks, batch, state, inner].
     """
-    y, states = _forward_results(steps, decay, keep_states=keep_states)
+    y, states = _forward_results(steps, rates, keep_states=keep_states)
     groups = b.shape[3]
-    decay, y_groups = _by_group(decay, groups), _by_group(y, groups)
+    rates, y_groups = _by_group(rates, groups), _by_group(y, groups)
     steps, drive = _by_group(steps, groups), _by_group(drive, groups)
     for rows in _blocks(len(steps), workspace):
         factor_buffer, state_buffer = _by_group(workspace[:, : rows.stop - rows.start], groups)
@@ -310,7 +317,7 @@ def scan_forward_op(
             factor, state = factor_buffer[:, : stop - start], state_buffer[:, : stop - start]
             if keep_states:
                 _by_group(states[k, rows], groups).copy_(carry)
-            torch.mul(steps[at].unsqueeze(2), decay, out=factor).exp_()
+            torch.mul(steps[at].unsqueeze(2), rates, out=factor).exp2_()
             torch.mul(drive[at].unsqueeze(2), b[at].unsqueeze(-1), out=state)
             _recur(state, factor, carry)
             carry.copy_(state[:, -1])
@@ -318,31 +325,31 @@ def scan_forward_op(
     return y, states
 
 
-def _forward_results(steps: Tensor, decay: Tensor, *, keep_states: bool) -> tuple[Tensor, Tensor]:
+def _forward_results(steps: Tensor, rates: Tensor, *, keep_states: bool) -> tuple[Tensor, Tensor]:
     batch, length, _ = steps.shape
     chunks = len(chunk_bounds(length)) if keep_states else 0
-    return torch.empty_like(steps), steps.new_empty(chunks, batch, *decay.shape)
+    return torch.empty_like(steps), steps.new_empty(chunks, batch, *rates.shape)
 
 
 @scan_forward_op.register_fake
-def _(
+def _(  # noqa: PLR0917
     steps: Tensor,
     drive: Tensor,
-    decay: Tensor,
+    rates: Tensor,
     b: Tensor,
     c: Tensor,
     workspace: Tensor,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _forward_results(steps, decay, keep_states=keep_states)
+    return _forward_results(steps, rates, keep_states=keep_states)
 
 
 @torch.library.custom_op("budgetplan::selective_scan_backward", mutates_args={"workspace"})
-def scan_backward_op(
+def scan_backward_op(  # noqa: PLR0917
     grad_y: Tensor,
     steps: Tensor,
     drive: Tensor,
-    decay: Tensor,
+    rates: Tensor,
     b: Tensor,
     c: Tensor,
     states: Tensor,
@@ -355,7 +362,7 @@ def scan_backward_op(
         grad_y: gradient of the outputs [batch, length, inner].
         steps: as in the forward pass, and so on to `c`.
         drive: same.
-        decay: same.
+        rates: same.
         b: same.
         c: same.
         states: the stored states of the forward pass.
@@ -363,21 +370,22 @@ def scan_backward_op(
         wanted: which of the results are computed; the others are empty.
 
     Returns:
-        gradients of steps (through the decay only), drive, decay, b and c.
+        gradients of steps (through the decay only), drive, rates, b and c.
     """
-    results = _backward_results(steps, decay, b, wanted)
-    d_steps, d_drive, d_decay, d_b, d_c = results
-    want_steps, want_drive, want_decay, want_b, want_c = wanted
+    results = _backward_results(steps, rates, b, wanted)
+    d_steps, d_drive, d_rates, d_b, d_c = results
+    want_steps, want_drive, want_rates, want_b, want_c = wanted
     groups = b.shape[3]
-    decay, steps, drive, grad_y = (_by_group(x, groups) for x in (decay, steps, drive, grad_y))
-    d_steps_groups, d_drive_groups, d_decay_groups = (
-        _by_group(x, groups) for x in (d_steps, d_drive, d_decay.zero_())
+    rates, steps, drive, grad_y = (_by_group(x, groups) for x in (rates, steps, drive, grad_y))
+    d_steps_groups, d_drive_groups, d_rates_groups = (
+        _by_group(x, groups) for x in (d_steps, d_drive, d_rates.zero_())
     )
     bounds = chunk_bounds(steps.shape[1])
     for rows in _blocks(len(steps), workspace):
         buffers = _by_group(workspace[:, : rows.stop - rows.start], groups)
         # decay[t] * adjoint[t] at the first position t of the chunk that comes after.
-        carry, d_decay_here = buffers[0, :, -1].zero_(), buffers[1, 0, -1]
+        carry, d_rates_here, d_rates_sum = buffers[:, :, -1]
+        carry.zero_(), d_rates_sum.zero_()
         for k, (start, stop) in reversed(list(enumerate(bounds))):
             at = (rows, slice(start, stop))
             factor, state, adjoint = buffers[:, :, : stop - start]
@@ -386,12 +394,12 @@ def scan_backward_op(
             b_at, c_at, grad_at = b[at].unsqueeze(-1), c[at].unsqueeze(-1), grad_y[at].unsqueeze(2)
 
             # [States of this chunk again]
-            torch.mul(steps_at, decay, out=factor).exp_()
+            torch.mul(steps_at, rates, out=factor).exp2_()
             torch.mul(drive_at, b_at, out=state)
             _recur(state, factor, before)
             if want_c:
                 torch.sum(torch.mul(state, grad_at, out=adjoint), -1, out=d_c[at])
-            if not (want_steps or want_drive or want_decay or want_b):
+            if not (want_steps or want_drive or want_rates or want_b):
                 continue
 
             # [Adjoint states]
@@ -402,25 +410,27 @@ def scan_backward_op(
             carry.copy_(factor[:, 0])
 
             # [Gradient of the exponent, in `factor`; from here on `state` is scratch]
-            if want_steps or want_decay:
+            if want_steps or want_rates:
                 factor[:, 0].mul_(before)
                 factor[:, 1:].mul_(state[:, :-1])
             if want_steps:
-                torch.sum(torch.mul(factor, decay, out=state), 2, out=d_steps_groups[at])
-            if want_decay:
-                torch.mul(factor, steps_at, out=state)
-                d_decay_groups.add_(torch.sum(state, (0, 1), out=d_decay_here))
+                torch.sum(torch.mul(factor, rates, out=state), 2, out=d_steps_groups[at])
+            if want_rates:
+                d_rates_sum.add_(torch.sum(factor.mul_(steps_at), 1, out=d_rates_here))
             if want_drive:
                 torch.sum(torch.mul(adjoint, b_at, out=state), 2, out=d_drive_groups[at])
             if want_b:
                 torch.sum(torch.mul(adjoint, drive_at, out=state), -1, out=d_b[at])
+        if want_rates:
+            d_rates_groups.add_(torch.sum(d_rates_sum, 0, out=d_rates_here[0]), alpha=LN_2)
+    d_steps.mul_(LN_2)
     return results
 
 
 def _backward_results(
-    steps: Tensor, decay: Tensor, b: Tensor, wanted: list[bool]
+    steps: Tensor, rates: Tensor, b: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shapes = (steps.shape, steps.shape, decay.shape, b.shape, b.shape)
+    shapes = (steps.shape, steps.shape, rates.shape, b.shape, b.shape)
     empty = [
         steps.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True)
     ]
@@ -428,15 +438,15 @@ def _backward_results(
 
 
 @scan_backward_op.register_fake
-def _(
+def _(  # noqa: PLR0917
     grad_y: Tensor,
     steps: Tensor,
     drive: Tensor,
-    decay: Tensor,
+    rates: Tensor,
     b: Tensor,
     c: Tensor,
     states: Tensor,
     workspace: Tensor,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _backward_results(steps, decay, b, wanted)
+    return _backward_results(steps, rates, b, wanted)

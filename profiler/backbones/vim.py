@@ -1,7 +1,8 @@
 """Vim (Vision Mamba): a plain stack of bidirectional Mamba mixers over image patches.
 
 Written from the architecture (Zhu et al., arXiv 2401.09417, algorithm 1; variant
-`..._bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2` of hustvl/Vim @dd0358a, Apache-2.0):
+`..._bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2` of hustvl/Vim @dd0358a,
+Apache-2.0):
 
     patches + class token in the middle + position embeddings
     N times:  x = x + drop_path(mixer(RMSNorm(x)))
@@ -11,13 +12,13 @@ Written from the architecture (Zhu et al., arXiv 2401.09417, algorithm 1; varian
             with weights of its own;  out_proj((y_forward + y_backward) / 2 * silu(z))
 
 The state dict has the names and shapes of the published checkpoints (under their key "model"), so
-`vim_s_midclstok_80p5acc.pth` loads strictly. The published blocks pass a pair (branch, residual) and add
-at the next block's start; here each layer takes and returns the one sum, in float32: the same numbers,
-and a single tensor at every unit's boundary. Two places differ in rounding under autocast: the bias of
-`dt_proj` is added by that layer (so that an adapter can replace it whole) instead of inside the scan, and
-the norm's result is not rounded before `in_proj` casts it.
+`vim_s_midclstok_80p5acc.pth` loads strictly. The published blocks pass a pair (branch, residual)
+and add at the next block's start; here each layer takes and returns the one sum, in float32: the
+same numbers, and a single tensor at every unit's boundary. Two places differ in rounding under
+autocast: the bias of `dt_proj` is added by that layer (so that an adapter can replace it whole)
+instead of inside the scan, and the norm's result is not rounded before `in_proj` casts it.
 
-Both directions run as one scan of twice the channels with two groups of B and C.
+Both directions run as one scan of twice the channels, with two groups of B and C.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed, trunc_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from profiler.backbones.image_classifier import (
+    ImageClassifier,
+    decay_parameter,
+    linear_head,
+    step_projection,
+)
 from profiler.backbones.selective_scan import selective_scan
 from profiler.errors import InputError
 
@@ -38,53 +45,58 @@ DEPTH = 24
 STATES = 16
 CONV_POSITIONS = 4
 EXPAND = 2
+CHANNELS_PER_STEP_RANK = 16
 NORM_EPS = 1e-5
-STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 0.1, 1e-4  # of delta at initialisation, as in mamba_ssm
+TOKEN_STD = 0.02
 
 
 class VimMixer(nn.Module):
-    """Bidirectional Mamba, version 2: shared projections in and out, everything else per direction."""
+    """Bidirectional Mamba, version 2: projections in and out shared, all else per direction.
 
-    def __init__(self, dim: int) -> None:
+    Args:
+        dim: width of the tokens.
+        depth: layers of the model, which scale the initial `out_proj` (1 / sqrt(depth)).
+    """
+
+    def __init__(self, dim: int, *, depth: int) -> None:
         super().__init__()
-        inner, rank = EXPAND * dim, math.ceil(dim / 16)
+        inner, rank = EXPAND * dim, math.ceil(dim / CHANNELS_PER_STEP_RANK)
         self.step_rank = rank
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.A_log, self.D = _decay_parameter(inner), nn.Parameter(torch.ones(inner))
-        self.A_b_log, self.D_b = _decay_parameter(inner), nn.Parameter(torch.ones(inner))
+        self.A_log = decay_parameter(inner, STATES)
+        self.A_b_log = decay_parameter(inner, STATES)
+        self.D = nn.Parameter(torch.ones(inner))
+        self.D_b = nn.Parameter(torch.ones(inner))
         self.conv1d, self.conv1d_b = _causal_conv(inner), _causal_conv(inner)
         self.x_proj = nn.Linear(inner, rank + 2 * STATES, bias=False)
         self.x_proj_b = nn.Linear(inner, rank + 2 * STATES, bias=False)
-        self.dt_proj, self.dt_proj_b = _step_projection(rank, inner), _step_projection(rank, inner)
+        self.dt_proj, self.dt_proj_b = step_projection(rank, inner), step_projection(rank, inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
-        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
         with torch.no_grad():
-            self.out_proj.weight.div_(math.sqrt(DEPTH))
+            self.out_proj.weight.div_(math.sqrt(depth))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, length, dim] -> the same."""
         length = tokens.shape[1]
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        both = torch.cat(
-            [self.conv1d(x)[..., :length], self.conv1d_b(x.flip(-1))[..., :length]], dim=1
-        )
+        conv_f, conv_b = self.conv1d(x)[..., :length], self.conv1d_b(x.flip(-1))[..., :length]
         # Channels last, and once: the projections and the scan share this copy.
-        u = F.silu(both).transpose(1, 2).contiguous()
-        u_forward, u_backward = u.chunk(2, dim=-1)
-        delta_f, b_f, c_f = self._selection(u_forward, self.x_proj, self.dt_proj)
-        delta_b, b_b, c_b = self._selection(u_backward, self.x_proj_b, self.dt_proj_b)
+        u = F.silu(torch.cat([conv_f, conv_b], dim=1)).transpose(1, 2).contiguous()
+        u_f, u_b = u.chunk(2, dim=-1)
+        steps_f, b_f, c_f = self._selection(u_f, self.x_proj, self.dt_proj)
+        steps_b, b_b, c_b = self._selection(u_b, self.x_proj_b, self.dt_proj_b)
         y = selective_scan(
             u.transpose(1, 2),
-            torch.cat([delta_f, delta_b], dim=-1).transpose(1, 2),
+            torch.cat([steps_f, steps_b], dim=-1).transpose(1, 2),
             -torch.exp(torch.cat([self.A_log, self.A_b_log]).float()),
             torch.stack([b_f, b_b], dim=1).transpose(2, 3),
             torch.stack([c_f, c_b], dim=1).transpose(2, 3),
             torch.cat([self.D, self.D_b]).float(),
             delta_softplus=True,
-        ).transpose(1, 2)
-        y_forward, y_backward = y.chunk(2, dim=-1)
-        gate = F.silu(z.transpose(1, 2))
-        mixed: Tensor = self.out_proj((y_forward + y_backward.flip(1)) * gate * 0.5)
+        )
+        y_f, y_b = y.chunk(2, dim=1)
+        gated = ((y_f + y_b.flip(-1)) * 0.5 * F.silu(z)).transpose(1, 2)
+        mixed: Tensor = self.out_proj(gated)
         return mixed
 
     def _selection(
@@ -95,32 +107,16 @@ class VimMixer(nn.Module):
         return dt_proj(low_rank), b, c
 
 
-def _decay_parameter(inner: int) -> nn.Parameter:
-    rates = torch.arange(1, STATES + 1, dtype=torch.float32)
-    return nn.Parameter(torch.log(rates).repeat(inner, 1))
-
-
 def _causal_conv(inner: int) -> nn.Conv1d:
     return nn.Conv1d(inner, inner, CONV_POSITIONS, groups=inner, padding=CONV_POSITIONS - 1)
-
-
-def _step_projection(rank: int, inner: int) -> nn.Linear:
-    """Low-rank step sizes; the bias is the inverse softplus of log-uniform steps."""
-    projection = nn.Linear(rank, inner)
-    nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
-    low, high = math.log(STEP_MIN), math.log(STEP_MAX)
-    steps = torch.exp(torch.rand(inner) * (high - low) + low).clamp(min=STEP_FLOOR)
-    with torch.no_grad():
-        projection.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
-    return projection
 
 
 class VimLayer(nn.Module):
     """Norm, mixer, residual; the residual stream is float32."""
 
-    def __init__(self, dim: int, *, drop_path_rate: float) -> None:
+    def __init__(self, dim: int, *, depth: int, drop_path_rate: float) -> None:
         super().__init__()
-        self.mixer = VimMixer(dim)
+        self.mixer = VimMixer(dim, depth=depth)
         self.norm = nn.RMSNorm(dim, eps=NORM_EPS)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
@@ -130,15 +126,15 @@ class VimLayer(nn.Module):
         return tokens + mixed.to(tokens.dtype)
 
 
-class Vim(nn.Module):
+class Vim(ImageClassifier):
     """Vision Mamba classifier with the interface of a timm model.
 
     Args:
-        dim: embedding width.
+        dim: width of the tokens.
         depth: layers.
         img_size: height and width of the images, a multiple of `patch_size`.
         patch_size: edge of a patch.
-        in_chans: image channels.
+        in_chans: channels of the images.
         num_classes: outputs; 0 for features only.
         drop_path_rate: stochastic depth of the last layer; earlier ones grow linearly from zero.
     """
@@ -154,22 +150,26 @@ class Vim(nn.Module):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.num_features, self.embed_dim = num_classes, dim, dim
-        self.head_hidden_size, self.num_prefix_tokens = dim, 1
-        self.grad_checkpointing = False
-        self.pretrained_cfg: dict[str, Any] = _pretrained_cfg(img_size, in_chans, num_classes)
-        self.default_cfg = self.pretrained_cfg
+        super().__init__(
+            num_classes=num_classes,
+            num_features=dim,
+            img_size=img_size,
+            in_chans=in_chans,
+            crop_pct=0.875,  # DeiT's transforms, which hustvl/Vim evaluates with
+            first_conv="patch_embed.proj",
+        )
+        self.embed_dim, self.num_prefix_tokens = dim, 1
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, dim))
-        self.pos_drop = nn.Identity()
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches + 1, dim))
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
-        self.layers = nn.ModuleList(VimLayer(dim, drop_path_rate=rate) for rate in rates)
+        self.layers = nn.ModuleList(
+            VimLayer(dim, depth=depth, drop_path_rate=rate) for rate in rates
+        )
         self.norm_f = nn.RMSNorm(dim, eps=NORM_EPS)
-        self.head = _classifier(dim, num_classes)
-        trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
+        self.head = linear_head(dim, num_classes)
+        trunc_normal_(self.cls_token, std=TOKEN_STD)
+        trunc_normal_(self.pos_embed, std=TOKEN_STD)
 
     @property
     def middle(self) -> int:
@@ -177,84 +177,35 @@ class Vim(nn.Module):
         return int(self.patch_embed.num_patches) // 2
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters the published recipe does not decay."""
-        ends = ("A_log", "A_b_log", ".D", ".D_b")
-        return {"cls_token", "pos_embed"} | {
-            name for name, _ in self.named_parameters() if name.endswith(ends)
-        }
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every layer in the backward pass."""
-        self.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one; `global_pool` is accepted as timm passes it."""
-        self.num_classes = num_classes
-        reference = self.norm_f.weight
-        self.head = _classifier(self.num_features, num_classes).to(
-            device=reference.device, dtype=reference.dtype
-        )
+        """The scan's own parameters and the embeddings."""
+        return super().no_weight_decay() | {"cls_token", "pos_embed"}
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width] -> normalised tokens [batch, length, dim]."""
         patches = self.patch_embed(images)
-        cls_token = self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype)
+        cls_token = self.cls_token.expand(len(patches), -1, -1).to(patches.dtype)
         before, after = patches[:, : self.middle], patches[:, self.middle :]
-        x = self.pos_drop(torch.cat([before, cls_token, after], dim=1) + self.pos_embed).float()
+        x = (torch.cat([before, cls_token, after], dim=1) + self.pos_embed).float()
         for layer in self.layers:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
+            x = layer(x)
         normed: Tensor = self.norm_f(x)
         return normed
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> class token -> logits."""
-        pooled = tokens[:, self.middle]
+        pooled = features[:, self.middle]
         return pooled if pre_logits else self.head(pooled)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[batch, channels, height, width] -> logits [batch, classes]."""
-        return self.forward_head(self.forward_features(images))
-
-
-def _classifier(dim: int, num_classes: int) -> nn.Module:
-    if num_classes == 0:
-        return nn.Identity()
-    head = nn.Linear(dim, num_classes)
-    trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-def _pretrained_cfg(img_size: int, in_chans: int, num_classes: int) -> dict[str, Any]:
-    """Evaluation settings of hustvl/Vim: DeiT's transforms (resize to 256, crop 224)."""
-    return {
-        "num_classes": num_classes,
-        "input_size": (in_chans, img_size, img_size),
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "classifier": "head",
-        "first_conv": "patch_embed.proj",
-    }
 
 
 def load_vim_checkpoint(model: Vim, checkpoint: Mapping[str, Any]) -> None:
-    """Load a published checkpoint strictly; position embeddings are resized if the image size differs.
+    """Load a published checkpoint strictly; position embeddings are resized to the image size.
 
     Args:
         model: where to load it.
         checkpoint: a state dict, or what `torch.load` returns of a published file ({"model": ...}).
 
     Raises:
-        InputError: names or shapes do not match (a head of other classes included).
+        InputError: names or shapes do not match (a head for other classes included).
     """
     weights = dict(checkpoint.get("model", checkpoint))
     if "pos_embed" in weights:
@@ -270,8 +221,7 @@ def _resized_positions(positions: Tensor, *, model: Vim) -> Tensor:
     """Bicubic resize of the grid; the class token's own embedding sits in the middle."""
     if positions.shape == model.pos_embed.shape:
         return positions
-    patches = positions.shape[1] - 1
-    middle = patches // 2
+    middle = (positions.shape[1] - 1) // 2
     cls_position = positions[:, middle : middle + 1]
     grid = torch.cat([positions[:, :middle], positions[:, middle + 1 :]], dim=1)
     resized = resample_abs_pos_embed(

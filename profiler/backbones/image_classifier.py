@@ -1,0 +1,114 @@
+"""What Vim and MambaVision share: the interface of a timm classifier, and how a Mamba mixer starts.
+
+`ImageClassifier` carries what the planner asks of any backbone (`num_classes`, `num_features`,
+`pretrained_cfg`, `get_classifier`, `reset_classifier`, `no_weight_decay`, `forward_features`,
+`forward_head`). The initial decay rates and step sizes are Mamba's (Gu & Dao, arXiv 2312.00752,
+section 3.6; constants of `mamba_ssm`): A = -(1 .. states), steps log-uniform in [1e-3, 0.1].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 0.1, 1e-4
+LINEAR_STD = 0.02
+SCAN_PARAMETERS = (".A_log", ".A_b_log", ".D", ".D_b")
+"""How the names of the scan's own parameters end; Mamba never decays them."""
+
+
+class ImageClassifier(nn.Module):
+    """A backbone and a linear `head` (set by the subclass, last), with timm's names.
+
+    Args:
+        num_classes: outputs; 0 for features only.
+        num_features: width of the head's input.
+        img_size: edge of the images.
+        in_chans: channels of the images.
+        crop_pct: share of the resized image that evaluation crops.
+        first_conv: name of the first convolution.
+    """
+
+    head: nn.Module
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_features: int,
+        img_size: int,
+        in_chans: int,
+        crop_pct: float,
+        first_conv: str,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = num_features
+        self.pretrained_cfg: dict[str, Any] = {
+            "num_classes": num_classes,
+            "input_size": (in_chans, img_size, img_size),
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "interpolation": "bicubic",
+            "crop_pct": crop_pct,
+            "classifier": "head",
+            "first_conv": first_conv,
+        }
+        self.default_cfg = self.pretrained_cfg
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the published recipes do not decay."""
+        return {name for name, _ in self.named_parameters() if name.endswith(SCAN_PARAMETERS)}
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one; `global_pool` is timm's and changes nothing here."""
+        self.num_classes = num_classes
+        reference = next(self.parameters())
+        self.head = linear_head(self.num_features, num_classes).to(reference.device)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images -> features before pooling."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits, or the pooled features."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, channels, height, width] -> logits [batch, classes]."""
+        return self.forward_head(self.forward_features(images))
+
+
+def linear_head(features: int, num_classes: int) -> nn.Module:
+    """The last layer; an identity for features only."""
+    if num_classes == 0:
+        return nn.Identity()
+    head = nn.Linear(features, num_classes)
+    trunc_normal_(head.weight, std=LINEAR_STD)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def decay_parameter(channels: int, states: int) -> nn.Parameter:
+    """Logarithms of the decay rates [channels, states]: 1 .. states for every channel."""
+    rates = torch.arange(1, states + 1, dtype=torch.float32)
+    return nn.Parameter(torch.log(rates).repeat(channels, 1))
+
+
+def step_projection(rank: int, channels: int) -> nn.Linear:
+    """Low-rank step sizes -> channels; the bias is the inverse softplus of log-uniform steps."""
+    projection = nn.Linear(rank, channels)
+    nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
+    low, high = math.log(STEP_MIN), math.log(STEP_MAX)
+    steps = torch.exp(torch.rand(channels) * (high - low) + low).clamp(min=STEP_FLOOR)
+    with torch.no_grad():
+        projection.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+    return projection
