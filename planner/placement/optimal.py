@@ -68,7 +68,8 @@ from profiler.placement import Placement
 # than the last bit, and profiled seconds carry three digits.
 TOLERANCE = 1e-9
 WIDTHS = (64, 1024, 16384)
-SLOPES = 256
+SLOPES = 128
+CORE = 6
 FRONTIER_LABELS = 4096
 FRONTIER_BUDGETS = 65
 _EMPTY = -(1 << 60)  # M of the end of the chain: no need at all
@@ -152,7 +153,12 @@ class _Sweep:
 
 
 def solve(
-    chain: Chain, budget_bytes: int, *, segments: bool = True, max_labels: int = WIDTHS[-1]
+    chain: Chain,
+    budget_bytes: int,
+    *,
+    segments: bool = True,
+    max_labels: int = WIDTHS[-1],
+    relative_gap: float = TOLERANCE,
 ) -> Solution:
     """Return the placement of least recompute time whose peak is within the budget.
 
@@ -161,15 +167,16 @@ def solve(
         budget_bytes: the largest peak allowed.
         segments: whether several units may be recomputed as one.
         max_labels: labels kept at a position before optimality is given up for a bound.
+        relative_gap: stop when the time is proved to be within this share of the least.
     """
     moves = _all_moves(chain, segments=segments)
-    return _solve(chain, moves, budget_bytes, max_labels)
+    return _solve(chain, moves, budget_bytes, max_labels, relative_gap)
 
 
 def smallest_feasible(chain: Chain, *, segments: bool = True) -> Solution:
     """Return the placement of least peak, and of those the one that adds least time."""
     moves = _all_moves(chain, segments=segments)
-    return _solve(chain, moves, _smallest_peak(chain, _tails(moves)), WIDTHS[-1])
+    return _solve(chain, moves, _smallest_peak(chain, _tails(moves)))
 
 
 def frontier(chain: Chain, *, segments: bool = True) -> list[Solution]:
@@ -187,14 +194,14 @@ def frontier(chain: Chain, *, segments: bool = True) -> list[Solution]:
     # every label below the floor has the floor as its peak: the last of them adds least time
     first = max(int(np.searchsorted(last.need, chain.floor_bytes, side="right")) - 1, 0)
     return [
-        _solution(chain, _path(moves, sweep, index), None, None, smallest)
+        _solution(chain, _choice(moves, _path(moves, sweep, index)), None, None, smallest)
         for index in range(first, len(last.need))
     ]
 
 
 def _sampled_frontier(chain: Chain, moves: _Moves) -> list[Solution]:
     smallest = _smallest_peak(chain, _tails(moves))
-    cheapest = _solve(chain, moves, _UNREACHABLE, WIDTHS[-1])
+    cheapest = _solve(chain, moves, _UNREACHABLE)
     assert cheapest.peak_bytes is not None
     budgets = np.linspace(smallest, cheapest.peak_bytes, FRONTIER_BUDGETS)
     solutions: list[Solution] = []
@@ -208,7 +215,13 @@ def _sampled_frontier(chain: Chain, moves: _Moves) -> list[Solution]:
     return solutions
 
 
-def _solve(chain: Chain, moves: _Moves, budget_bytes: int, max_labels: int) -> Solution:
+def _solve(
+    chain: Chain,
+    moves: _Moves,
+    budget_bytes: int,
+    max_labels: int = WIDTHS[-1],
+    relative_gap: float = TOLERANCE,
+) -> Solution:
     tails = _tails(moves)
     smallest = _smallest_peak(chain, tails)
     if budget_bytes < smallest:
@@ -222,20 +235,39 @@ def _solve(chain: Chain, moves: _Moves, budget_bytes: int, max_labels: int) -> S
             bound_seconds=None,
             smallest_feasible_bytes=smallest,
         )
-    moves, heads = _feasible(moves, tails, budget_bytes)
-    prefix = _PrefixBound(moves, heads, tails, budget_bytes)
-    best, best_seconds, bound = None, math.inf, 0.0
+    # beyond what could ever be needed a budget would only bring rounding error into the bounds
+    budget = min(budget_bytes, int(moves.need.max() + np.maximum(moves.stored, 0).sum()))
+    moves, heads = _feasible(moves, tails, budget)
+    bounds = _Bounds(moves, heads, tails, budget)
+    path = _least_peak_path(moves)
+    best, best_seconds, bound = _choice(moves, path), float(moves.seconds[path].sum()), 0.0
+    core: int | None = CORE * moves.positions
     for width in sorted({min(w, max_labels) for w in (*WIDTHS, max_labels)}):
-        sweep = _sweep(moves, prefix, width=width, best_seconds=best_seconds)
-        last = sweep.labels[0]
-        if len(last.need) and last.seconds[-1] < best_seconds:
+        taken, left_out = _promising(moves, bounds.through, best_seconds, core)
+        sweep = _sweep(taken, bounds, width=width, best_seconds=best_seconds)
+        last, core = sweep.labels[0], None
+        if len(last.need):
             best_seconds = float(last.seconds[-1])
-            best = _path(moves, sweep, len(last.need) - 1)
-        bound = max(bound, min(best_seconds, sweep.dropped_seconds))
-        if bound >= best_seconds * (1 - TOLERANCE):
+            best = _choice(taken, _path(taken, sweep, len(last.need) - 1))
+        bound = max(bound, min(best_seconds, sweep.dropped_seconds, left_out))
+        if bound >= best_seconds * (1 - relative_gap):
             break
-    assert best is not None, "a feasible chain has a path"
     return _solution(chain, best, budget_bytes, bound, smallest)
+
+
+def _promising(
+    moves: _Moves, through: Floats, best_seconds: float, core: int | None
+) -> tuple[_Moves, float]:
+    """Return the moves that may be on a better path, and the least bound of those left out.
+
+    The first sweep takes only the ``core`` of least bound: it is there to find a good path.
+    """
+    keep = through < best_seconds * (1 - TOLERANCE)
+    if core is None or keep.sum() <= core:
+        return moves.pick(keep), math.inf
+    order = np.argsort(through, kind="stable")
+    keep[order[core:]] = False
+    return moves.pick(keep), float(through[order[core]])
 
 
 def _solution(
@@ -349,11 +381,31 @@ def _groups(moves: _Moves, by: Ints) -> list[Ints]:
 
 def _tails(moves: _Moves) -> list[int]:
     """Return for each position the least M of all paths from it to the end."""
+    return _least_peaks(moves)[0]
+
+
+def _least_peaks(moves: _Moves) -> tuple[list[int], list[int]]:
+    """Return for each position the least M, and the move that starts a path of it."""
     tails = [_UNREACHABLE] * (moves.positions - 1) + [_EMPTY]
+    best = [0] * moves.positions
     columns = (moves.start, moves.stop, moves.stored, moves.need)
-    for start, stop, stored, need in zip(*(c[::-1].tolist() for c in columns), strict=True):
-        tails[start] = min(tails[start], max(need, stored + tails[stop]))
-    return tails
+    rows = list(zip(*(c.tolist() for c in columns), strict=True))
+    for i in reversed(range(len(rows))):
+        start, stop, stored, need = rows[i]
+        tail = max(need, stored + tails[stop])
+        if tail < tails[start]:
+            tails[start], best[start] = tail, i
+    return tails, best
+
+
+def _least_peak_path(moves: _Moves) -> list[int]:
+    best = _least_peaks(moves)[1]
+    path: list[int] = []
+    position = 0
+    while position < moves.positions - 1:
+        path.append(best[position])
+        position = int(moves.stop[path[-1]])
+    return path
 
 
 def _smallest_peak(chain: Chain, tails: list[int]) -> int:
@@ -387,41 +439,66 @@ class _Unbounded:
         return np.zeros(len(need))
 
 
-class _PrefixBound:
-    """Lower bound of the seconds before a position, given the M of what comes after it."""
+class _Bounds:
+    """Lower bounds under a budget, by the two dual functions on a grid of slopes.
+
+    Attributes:
+        limits: for each position the largest M that some path before it allows.
+        through: for each move a lower bound of all feasible paths with it.
+    """
 
     def __init__(self, moves: _Moves, heads: list[int], tails: list[int], budget: int) -> None:
         self.limits = [budget - head for head in heads]
         self._budget = budget
-        self._slopes = _slopes(moves)
-        self._dual = np.full((moves.positions, len(self._slopes)), math.inf)
-        self._dual[0] = 0.0
+        self._slopes = slopes = _slopes(moves)
         room = budget - np.array(tails)[moves.stop] - moves.stored
-        caps = np.minimum(budget - moves.need, room).astype(np.float64)
-        for stop, group in enumerate(_groups(moves, moves.stop)):
-            if len(group):
-                self._dual[stop] = self._pass_on(moves, group, caps[group]).min(axis=0)
-
-    def _pass_on(self, moves: _Moves, group: Ints, caps: Floats) -> Floats:
-        """Return the dual of every move of the group [moves, slopes]."""
-        tilt = self._slopes * caps[:, None]
-        below = self._dual[moves.start[group]] - tilt
-        capped = np.maximum.accumulate(below[:, ::-1], axis=1)[:, ::-1] + tilt
-        own = moves.seconds[group, None] + self._slopes * moves.stored[group, None]
-        result: Floats = capped + own
-        return result
+        caps = np.minimum(budget - moves.need, room)[:, None] * 1.0
+        own = moves.seconds[:, None] + slopes * moves.stored[:, None]
+        self._before = _dual_before(moves, slopes, own, caps)
+        after = _dual_after(moves, slopes, own, caps + moves.stored[:, None])
+        self.through: Floats = (self._before[moves.start] + after).max(axis=1)
+        # line k + 1 of a concave dual lies above line k for room below breaks[k], descending
+        reached = np.where(np.isfinite(self._before), self._before, 0.0)
+        self._breaks = -np.diff(reached, axis=1) / np.diff(slopes)
 
     def at(self, position: int, need: Ints) -> Floats:
-        """Return the bound for labels with these M."""
-        if not len(need):
-            return np.zeros(0)
-        dual, slopes = self._dual[position], self._slopes
+        """Return the bound of the seconds before a position, for labels with these M."""
         room = (self._budget - need).astype(np.float64)
-        # the dual is concave: line k + 1 lies above line k for room below breaks[k], descending
-        breaks = np.diff(dual) / np.diff(slopes)
-        line = np.searchsorted(-breaks, -room, side="left")
-        bound: Floats = dual[line] - slopes[line] * room
+        line = np.searchsorted(self._breaks[position], -room)
+        bound: Floats = self._before[position][line] - self._slopes[line] * room
         return bound
+
+
+def _dual_before(moves: _Moves, slopes: Floats, own: Floats, caps: Floats) -> Floats:
+    """Return D [positions, slopes]: least seconds + l * stored of the paths to a position."""
+    dual = np.full((moves.positions, len(slopes)), math.inf)
+    dual[0] = 0.0
+    for stop, group in enumerate(_groups(moves, moves.stop)):
+        if len(group):
+            tilt = slopes * caps[group]
+            below = dual[moves.start[group]] - tilt
+            capped = np.maximum.accumulate(below[:, ::-1], axis=1)[:, ::-1] + tilt
+            dual[stop] = (capped + own[group]).min(axis=0)
+    return dual
+
+
+def _dual_after(moves: _Moves, slopes: Floats, own: Floats, caps: Floats) -> Floats:
+    """Return [moves, slopes]: least seconds - l * S of the paths from S on that begin with a move.
+
+    As D, from the other end: a larger S is dearer, and a move allows T = S + stored <= cap.
+    """
+    dual = np.full((moves.positions, len(slopes)), math.inf)
+    dual[-1] = np.where(slopes > 0, -math.inf, 0.0)
+    passed = np.empty_like(own)
+    groups = _groups(moves, moves.start)
+    for start in reversed(range(moves.positions - 1)):
+        group = groups[start]
+        if len(group):
+            tilt = slopes * caps[group]
+            capped = np.maximum.accumulate(dual[moves.stop[group]] + tilt, axis=1) - tilt
+            passed[group] = capped + own[group]
+            dual[start] = passed[group].min(axis=0)
+    return passed
 
 
 def _slopes(moves: _Moves) -> Floats:
@@ -468,7 +545,7 @@ def _rate(a: tuple[int, float], b: tuple[int, float]) -> float:
 
 
 def _sweep(
-    moves: _Moves, prefix: _PrefixBound | _Unbounded, *, width: int, best_seconds: float
+    moves: _Moves, bounds: _Bounds | _Unbounded, *, width: int, best_seconds: float
 ) -> _Sweep:
     """Extend labels from the end of the chain to its start, at most ``width`` a position."""
     none = np.zeros(0, np.int64)
@@ -479,8 +556,8 @@ def _sweep(
     dropped = math.inf
     goal = best_seconds * (1 - TOLERANCE)
     for position in range(moves.positions - 2, -1, -1):
-        fresh = _pareto(_extend(moves, starts[position], labels, prefix.limits[position]))
-        bound = fresh.seconds + prefix.at(position, fresh.need)
+        fresh = _pareto(_extend(moves, starts[position], labels, bounds.limits[position]))
+        bound = fresh.seconds + bounds.at(position, fresh.need)
         keep = bound < goal
         index = np.flatnonzero(keep)
         if len(index) > width:
@@ -552,15 +629,22 @@ def _select(labels: _Labels, index: Ints) -> _Labels:
     )
 
 
-def _path(moves: _Moves, sweep: _Sweep, index: int) -> Choice:
-    """Return the choice that a label of position 0 stands for."""
-    choice: list[int] = []
+def _path(moves: _Moves, sweep: _Sweep, index: int) -> list[int]:
+    """Return the moves that a label of position 0 stands for."""
+    path: list[int] = []
     position = 0
     while position < moves.positions - 1:
         labels = sweep.labels[position]
-        move = int(labels.move[index])
+        path.append(int(labels.move[index]))
         index = int(labels.parent[index])
-        position = int(moves.stop[move])
+        position = int(moves.stop[path[-1]])
+    return path
+
+
+def _choice(moves: _Moves, path: list[int]) -> Choice:
+    """Return the options of a path: a move over several units joins those after its first."""
+    choice: list[int] = []
+    for move in path:
         choice.append(int(moves.option[move]))
-        choice.extend([JOINED] * (position - len(choice)))
+        choice.extend([JOINED] * (int(moves.stop[move]) - len(choice)))
     return tuple(choice)

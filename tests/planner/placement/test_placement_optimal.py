@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy.sparse import coo_array
 from toy_chains import (
     all_choices,
     brute_force,
+    option,
     random_chain,
     told_step_by_step,
     uniform_chain,
@@ -16,6 +18,7 @@ from toy_chains import (
 
 from planner.placement import (
     Chain,
+    ChainUnit,
     Status,
     frontier,
     peak_bytes,
@@ -26,11 +29,16 @@ from planner.placement import (
 from planner.placement.chain import tabulate
 from profiler.placement import KEEP, RECOMPUTE
 
+# PLACEMENT_MORE=100 runs the comparisons with brute force on thousands of chains
+MORE = int(os.environ.get("PLACEMENT_MORE", "1"))
 
-def check_all_budgets(chain, budgets, *, segments=True):
-    """Solve every budget and compare with every placement there is."""
+
+def check_against_all_placements(rng, chain, *, segments=True):
+    """Solve budgets at, just below and between the peaks that there are."""
     peaks, seconds = brute_force(chain, segments=segments)
-    for budget in budgets:
+    exact = rng.choice(peaks, 2)
+    between = rng.integers(peaks.min() - 1, peaks.max() + 2, 2)
+    for budget in (*exact, *(exact - 1), *between):
         found = solve(chain, int(budget), segments=segments)
         assert found.smallest_feasible_bytes == peaks.min()
         fits = peaks <= budget
@@ -46,45 +54,47 @@ def check_all_budgets(chain, budgets, *, segments=True):
         assert to_choice(chain, found.placement) == found.choice
 
 
-def interesting_budgets(rng, chain, peaks, count):
-    """Budgets at, just below and between the peaks that there are."""
-    exact = rng.choice(peaks, count)
-    return [*exact, *(exact[:2] - 1), *rng.integers(peaks.min() - 1, peaks.max() + 2, count)]
-
-
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("joinable", [False, True])
 def test_equals_brute_force(joinable, real):
     rng = np.random.default_rng(10 + joinable + 2 * real)
-    for _ in range(60):
+    for _ in range(60 * MORE):
         n = int(rng.integers(1, 7 if joinable else 9))
         chain = random_chain(rng, n, 3, joinable=joinable, real=real)
-        peaks, _ = brute_force(chain)
-        check_all_budgets(chain, interesting_budgets(rng, chain, peaks, 2))
+        check_against_all_placements(rng, chain)
+
+
+@pytest.mark.parametrize("joinable", [False, True])
+def test_equals_brute_force_where_bounds_decide(monkeypatch, joinable):
+    """A first sweep of one label leaves everything to the bounds of the second."""
+    monkeypatch.setattr("planner.placement.optimal.WIDTHS", (1, 10**6))
+    monkeypatch.setattr("planner.placement.optimal.CORE", 1)
+    rng = np.random.default_rng(13 + joinable)
+    for _ in range(60 * MORE):
+        n = int(rng.integers(3, 7 if joinable else 9))
+        chain = random_chain(rng, n, 3, joinable=joinable, real=True)
+        check_against_all_placements(rng, chain)
 
 
 def test_equals_brute_force_on_twelve_units():
     rng = np.random.default_rng(3)
-    for _ in range(2):
-        chain = random_chain(rng, 12, 3)
-        peaks, _ = brute_force(chain)
-        check_all_budgets(chain, interesting_budgets(rng, chain, peaks, 2))
+    for _ in range(MORE):
+        chain = random_chain(rng, 12, 3, full=True)
+        check_against_all_placements(rng, chain)
 
 
 def test_long_menus_with_parts():
     rng = np.random.default_rng(4)
     for _ in range(10):
         chain = random_chain(rng, 4, 12)
-        peaks, _ = brute_force(chain)
-        check_all_budgets(chain, interesting_budgets(rng, chain, peaks, 2))
+        check_against_all_placements(rng, chain)
 
 
 def test_without_segments_none_is_used():
     rng = np.random.default_rng(5)
     for _ in range(20):
         chain = random_chain(rng, 5, 2, joinable=True)
-        peaks, _ = brute_force(chain, segments=False)
-        check_all_budgets(chain, interesting_budgets(rng, chain, peaks, 2), segments=False)
+        check_against_all_placements(rng, chain, segments=False)
 
 
 def milp_seconds(chain, budget):
@@ -228,14 +238,11 @@ def test_segments_reach_below_single_units():
 def test_shrinking_units():
     """Live bytes may fall over a frozen unit's forward."""
     units = uniform_chain(3).units
-    from toy_chains import option
-
-    from planner.placement import ChainUnit
-
     down = ChainUnit(name="down", options=(option(KEEP, -40, 20, 30, 0.0),))
     chain = Chain(units=(units[0], down, *units[1:]))
-    peaks, _ = brute_force(chain)
-    check_all_budgets(chain, sorted(set(peaks)))
+    rng = np.random.default_rng(14)
+    for _ in range(5):
+        check_against_all_placements(rng, chain)
 
 
 def test_every_choice_is_enumerated():

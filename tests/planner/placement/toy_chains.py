@@ -22,8 +22,8 @@ def option(decision, stored, forward, backward, seconds, **parts):
     )
 
 
-def random_chain(rng, n, k, *, joinable=False, top=30, real=False):
-    """n units of 1 to k options each, in no order and under no law but the evaluator's."""
+def random_chain(rng, n, k, *, joinable=False, full=False, top=30, real=False):
+    """n units of 1 to k options each (k if full or joinable), under no law but the evaluator's."""
 
     def number(high):
         return int(rng.integers(0, high * 100_000 if real else high))
@@ -32,7 +32,7 @@ def random_chain(rng, n, k, *, joinable=False, top=30, real=False):
     for i in range(n):
         menu = [KEEP, RECOMPUTE, CHEAP] if joinable else [KEEP, CHEAP, RECOMPUTE]
         options = []
-        for o in range(int(rng.integers(1, k + 1)) if not joinable else k):
+        for o in range(k if full or joinable else int(rng.integers(1, k + 1))):
             seconds = float(rng.random()) if real else float(rng.integers(0, 10))
             name, parts = (menu[o], {}) if o < len(menu) else (KEEP, {f"part{o}": CHEAP})
             options.append(
