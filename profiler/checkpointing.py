@@ -1,33 +1,23 @@
 """Make a model's forward follow a placement: the same code for replay, measuring and training.
 
-One mechanism serves every decision. A *frame* is one call of a module whose saved tensors can be
-had again by running the call again (non-reentrant checkpointing: pack and unpack hooks of autograd,
-so that the graph, the gradients and everything that hangs on them are those of the plain model):
-
-    _Frame     inputs, random state and autocast state of one call; how to run it again
-    _Slot      what autograd holds instead of a saved tensor; unpacking an empty one refills the
-               frame, which stops as soon as the last slot still alive is filled
-    _Reading   a slot for (a view or a cast of) a frame's *output*, held by whoever saved it or
-               took it as input; so outputs of frames need not be kept either
-    _Table     from storages to the frames that made them, to recognise such outputs
+Every decision is made of *frames* (profiler/frames.py), calls that can be run again in backward:
 
     recompute  the unit is a frame
-    segment    the unit is a frame whose input is a reading of the unit before it. Refilling it
+    segment    the unit is a frame that reads its input from the unit before it. Refilling it
                refills that one too, whose own backward then finds its slots full: one forward for
                the whole segment. Where the model puts something between the two units, or the unit
                before saved nothing (a frozen prefix), the input is kept instead
-    cheap      norms, activation functions and dropout inside the unit are frames, and what the rest
-               of the unit saves of their outputs are readings. Matmuls, convolutions, attention and
-               scans run once. A frame that would have to keep an input which nobody else keeps (a
-               ReLU behind an addition) frees nothing: it is left alone
-    unit/part  the branch is a frame, reading its input from the norm in front of it; so the norm's
-               output goes too. What stays: the residual stream, and the branch's output where
-               something outside the branch saves it (a trainable LayerScale)
+    cheap      norms, activation functions, dropout and copies inside the unit are frames
+               (profiler/cheap.py); what the rest of the unit saves of their outputs are readings
+    unit/part  the branch is a frame that reads its input from the norm in front of it, so the
+               norm's output goes too. What stays: the residual stream, and the branch's output
+               where something outside the branch saves it (a trainable LayerScale).
+               ``unit/part: cheap`` confines ``cheap`` to the branch and the norm in front of it
+    adaptive   the paper's rule: on entering a unit, recompute it if live bytes have reached the
+               threshold (facts/seeds.md section 1.2)
 
-What a recompute must not do: draw other random numbers (the generator is put back, only if the
-first call moved it), update BatchNorm's statistics again (momentum 0, no counting), run in another
-autocast state than the first call. Nothing is framed when gradients are off, and a call that saves
-nothing costs nothing. Modules keep class, name and state: only the instance's ``forward`` changes.
+Nothing is framed when gradients are off, and a call that saves nothing (frozen, nothing before it
+learns) costs nothing. Modules keep class, name and state: only the instance's ``forward`` changes.
 
 Limits: a unit must not modify its own input in place (refilling raises), and tensors that a custom
 autograd function hides from ``save_for_backward`` (bitsandbytes: its quantised weight) stay.
@@ -35,347 +25,31 @@ autograd function hides from ``save_for_backward`` (bitsandbytes: its quantised 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from profiler.backbones.discovery import find_units
+from profiler.cheap import Scope
 from profiler.errors import InputError
+from profiler.frames import Frame, Held, Recipe, Table, recomputing, unpack
 from profiler.methods.base import backbone_of
-from profiler.placement import RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, RECOMPUTE, SEGMENT, Placement
 
-_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
-
-
-def recomputing() -> bool:
-    """True while a frame runs again for backward."""
-    return _recomputing.get()
-
-
-# --- frames -------------------------------------------------------------------------------------
-
-
-class _FilledError(Exception):
-    """Stops a recompute: every slot still alive is filled."""
-
-
-class _Slot:
-    """What autograd holds in place of a saved tensor."""
-
-    __slots__ = ("__weakref__", "dtype", "frame", "shape", "tensor")
-
-    def __init__(self, frame: _Frame, like: Tensor) -> None:
-        self.frame = frame
-        self.tensor: Tensor | None = None
-        self.shape, self.dtype = like.shape, like.dtype
-
-    def unpack(self) -> Tensor:
-        if self.tensor is None:
-            self.frame.refill()
-        if self.tensor is None:
-            raise RuntimeError(
-                f"recomputing {self.frame.call.name} saved fewer tensors than its first forward; "
-                "its forward depends on something that changed in between, so keep this unit"
-            )
-        return self.tensor
-
-    def fill(self, tensor: Tensor) -> None:
-        if tensor.shape != self.shape or tensor.dtype != self.dtype:
-            raise RuntimeError(
-                f"recomputing {self.frame.call.name} gave {tuple(tensor.shape)} {tensor.dtype} "
-                f"where its first forward saved {tuple(self.shape)} {self.dtype}; "
-                "its forward depends on something that changed in between, so keep this unit"
-            )
-        self.tensor = tensor.detach()
-
-
-def _unpack(packed: _Slot | Tensor) -> Tensor:
-    return packed.unpack() if isinstance(packed, _Slot) else packed
-
-
-def _never(_: object) -> Tensor:
-    raise RuntimeError("backward inside a recompute is not supported")
-
-
-class _Reading(_Slot):
-    """A slot for a frame's output as somebody else sees it: a view, or a cast."""
-
-    __slots__ = ("geometry", "requires_grad")
-
-    def __init__(self, frame: _Frame, like: Tensor) -> None:
-        super().__init__(frame, like)
-        self.geometry = (tuple(like.shape), tuple(like.stride()), int(like.storage_offset()))
-        self.requires_grad = like.requires_grad
-        frame.readings.append(weakref.ref(self))
-
-    def take(self) -> Tensor:
-        """Return the tensor and forget it: for a frame's input, needed once per refill."""
-        tensor = self.unpack()
-        self.tensor = None
-        return tensor
-
-    def read(self, output: Tensor) -> None:
-        cast = output.detach().to(self.dtype)
-        self.fill(cast.as_strided(*self.geometry))
-
-
-class _Held:
-    """A frame's input that stays in memory."""
-
-    __slots__ = ("requires_grad", "tensor", "version")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()
-        self.requires_grad = tensor.requires_grad
-        self.version = tensor._version
-
-    def take(self) -> Tensor:
-        if self.tensor._version != self.version:
-            raise RuntimeError(
-                "the input of a recomputed unit was modified in place after its forward; "
-                "keep this unit, or switch its in-place operations off"
-            )
-        return self.tensor
-
-
-class _Frame:
-    """One call of a module that can be run again."""
-
-    __slots__ = (
-        "__weakref__",
-        "autocast",
-        "call",
-        "inputs",
-        "kwargs",
-        "random",
-        "readings",
-        "slots",
-    )
-
-    def __init__(
-        self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any], *, source: _Table | None
-    ) -> None:
-        self.call = call
-        self.inputs = [_hold(value, source) for value in args]
-        self.kwargs = {key: _hold(value, source) for key, value in kwargs.items()}
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-        self.autocast = _autocast_states(device)
-        self.random = _RandomState.of(args) if call.stochastic else None
-        self.slots: list[weakref.ref[_Slot]] = []
-        self.readings: list[weakref.ref[_Reading]] = []
-
-    def pack(self, tensor: Tensor) -> _Slot:
-        slot = _Slot(self, tensor)
-        self.slots.append(weakref.ref(slot))
-        return slot
-
-    def forget_unused_random_state(self) -> None:
-        if self.random is not None and not self.random.was_used():
-            self.random = None
-
-    def refill(self) -> None:
-        """Run the call again and fill every empty slot and reading that is still alive."""
-        alive = [slot for ref in self.readings if (slot := ref()) is not None]
-        wanted = [reading for reading in alive if reading.tensor is None]
-        empty = [(ref(), i) for i, ref in enumerate(self.slots)]
-        last = max((i for slot, i in empty if slot is not None and slot.tensor is None), default=-1)
-        del empty
-        args = [_retake(value) for value in self.inputs]
-        kwargs = {key: _retake(value) for key, value in self.kwargs.items()}
-        token = _recomputing.set(True)
-        try:
-            with torch.enable_grad(), self._first_state():
-                outputs = self._run(args, kwargs, last=last, stop=not wanted)
-        finally:
-            _recomputing.reset(token)
-        for reading in wanted:
-            reading.read(outputs)
-
-    def _run(self, args: list[Any], kwargs: dict[str, Any], *, last: int, stop: bool) -> Tensor:
-        position = -1
-
-        def refilled(tensor: Tensor) -> None:
-            nonlocal position
-            position += 1
-            if position < len(self.slots):
-                slot = self.slots[position]()
-                if slot is not None and slot.tensor is None:
-                    slot.fill(tensor)
-            if stop and position >= last:
-                raise _FilledError
-
-        with contextlib.suppress(_FilledError), saved_tensors_hooks(refilled, _never):
-            output: Tensor = self.call.forward(*args, **kwargs)
-            return output.detach()
-        return torch.empty(0)
-
-    @contextlib.contextmanager
-    def _first_state(self) -> Iterator[None]:
-        """Put autocast, the random generators and BatchNorm back as they were."""
-        with contextlib.ExitStack() as stack:
-            for device_type, enabled, dtype, cache in self.autocast:
-                if enabled or torch.is_autocast_enabled(device_type):
-                    stack.enter_context(
-                        torch.autocast(device_type, dtype, enabled, cache_enabled=cache)
-                    )
-            if self.random is not None:
-                stack.enter_context(self.random.restored())
-            if self.call.batch_norms:
-                stack.enter_context(_frozen_statistics(self.call.batch_norms))
-            yield
-
-
-def _hold(value: object, source: _Table | None) -> object:
-    if not isinstance(value, Tensor):
-        return value
-    reading = source.find(value) if source is not None else None
-    return reading or _Held(value)
-
-
-def _retake(value: object) -> object:
-    if not isinstance(value, _Held | _Reading):
-        return value
-    tensor = value.take().detach()
-    return tensor.requires_grad_() if value.requires_grad else tensor
-
-
-# --- state a recompute must restore --------------------------------------------------------------
-
-
-def _autocast_states(device: torch.device) -> list[tuple[str, bool, torch.dtype, bool]]:
-    kinds = {"cpu", device.type} - {"meta"}
-    cache = torch.is_autocast_cache_enabled()
-    return [
-        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), cache)
-        for kind in kinds
-    ]
-
-
-class _RandomState:
-    """The random generators of the CPU and of the input's device at one moment."""
-
-    __slots__ = ("cpu", "device", "module")
-
-    def __init__(self, device: torch.device) -> None:
-        self.cpu = torch.get_rng_state()
-        self.module = None if device.type == "cpu" else torch.get_device_module(device)
-        self.device = None if self.module is None else (device, self.module.get_rng_state(device))
-
-    @classmethod
-    def of(cls, args: Sequence[object]) -> _RandomState | None:
-        """Return the state for a call on these arguments; fake tensors draw no numbers."""
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        if not tensors or isinstance(tensors[0], FakeTensor) or tensors[0].is_meta:
-            return None
-        return cls(tensors[0].device)
-
-    def was_used(self) -> bool:
-        now = self._now()
-        if not torch.equal(self.cpu, now.cpu):
-            return True
-        if self.device is None or now.device is None:
-            return False
-        return not torch.equal(self.device[1], now.device[1])
-
-    def _now(self) -> _RandomState:
-        return _RandomState(torch.device("cpu") if self.device is None else self.device[0])
-
-    def _set(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.module is not None and self.device is not None:
-            self.module.set_rng_state(self.device[1], self.device[0])
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        now = self._now()
-        self._set()
-        try:
-            yield
-        finally:
-            now._set()
-
-
-@contextlib.contextmanager
-def _frozen_statistics(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch without moving its running statistics.
-
-    Momentum 0 rather than absent statistics: the tensors that are saved must be the same ones.
-    """
-    before = [
-        (norm, norm.momentum, norm._buffers.get("num_batches_tracked")) for norm in batch_norms
-    ]
-    try:
-        for norm, _, counter in before:
-            norm.momentum = 0.0
-            if counter is not None:
-                norm._buffers["num_batches_tracked"] = None
-        yield
-    finally:
-        for norm, momentum, counter in before:
-            norm.momentum = momentum
-            if counter is not None:
-                norm._buffers["num_batches_tracked"] = counter
-
-
-# --- recognising outputs --------------------------------------------------------------------------
-
-
-class _Table:
-    """Which frame made which storage."""
-
-    __slots__ = ("by_storage",)
-
-    def __init__(self) -> None:
-        self.by_storage: dict[int, tuple[Any, int, weakref.ref[_Frame]]] = {}
-
-    def clear(self) -> None:
-        self.by_storage.clear()
-
-    def add(self, output: object, frame: _Frame) -> None:
-        """Remember a frame's output; the storage is held weakly, so that it can be freed."""
-        if not isinstance(output, Tensor):
-            return
-        storage = output.untyped_storage()
-        self.by_storage[storage._cdata] = (
-            StorageWeakRef(storage),  # type: ignore[no-untyped-call]
-            output._version,
-            weakref.ref(frame),
-        )
-
-    def find(self, tensor: Tensor) -> _Reading | None:
-        """Return a reading if the tensor is a frame's output, unmodified, or a view of it."""
-        entry = self.by_storage.get(tensor.untyped_storage()._cdata)
-        if entry is None or entry[1] != tensor._version:
-            return None
-        frame = entry[2]()
-        return None if frame is None else _Reading(frame, tensor)
-
-
-# --- replaced forwards ----------------------------------------------------------------------------
+__all__ = ["AppliedPlacement", "apply_adaptive", "apply_placement", "recomputing"]
 
 
 class _Call:
-    """A module's replaced ``forward``. A class and not a closure, so that copies stay whole."""
+    """A module's replaced ``forward``. No closure, so that deep copies stay whole."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        self.name = name
         self.module = module
-        self.forward: Callable[..., Any] = module.forward
         self.own_forward = module.__dict__.get("forward")
-        self.stochastic = True
-        self.batch_norms = [
-            m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
-        ]
+        self.recipe = Recipe.of_module(name, module)
         module.__dict__["forward"] = self
 
     def remove(self) -> None:
@@ -384,59 +58,126 @@ class _Call:
             self.module.__dict__["forward"] = self.own_forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return self.follow(args, kwargs)
+        return self.recipe.run(*args, **kwargs)
+
+    def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
+
+    def framed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, hold: Callable[[Tensor], object]
+    ) -> tuple[Any, Frame]:
+        """Run the module as one frame."""
+        frame = Frame(self.recipe, args, kwargs, hold=hold)
+        with saved_tensors_hooks(frame.pack, unpack):
+            output = self.recipe.run(*args, **kwargs)
+        frame.forget_unused_random_state()
+        return output, frame
+
+
+class _Chain:
+    """The output of the unit that ran last, for a segment to read."""
+
+    def __init__(self) -> None:
+        self.table = Table()
+
+    def announce(self, output: object, frame: Frame) -> None:
+        self.table.clear()
+        if isinstance(output, Tensor) and frame.slots:
+            self.table.add(output, frame)
+
+    def hold(self, tensor: Tensor) -> object:
+        return self.table.find(tensor) or Held(tensor)
 
 
 class _Recomputed(_Call):
-    """A unit or a part that is one frame.
+    """A unit that is one frame.
 
     Args:
         name: for messages.
         module: the unit.
-        source: where its input may be read from instead of being kept.
-        target: where its output is announced.
+        reads: the chain its input may be read from.
+        announces: the chain its output is announced to, if the next unit reads it.
     """
 
     def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        *,
-        source: _Table | None = None,
-        target: _Table | None = None,
+        self, name: str, module: nn.Module, *, reads: _Chain | None, announces: _Chain | None
     ) -> None:
         super().__init__(name, module)
-        self.source, self.target = source, target
+        self.reads, self.announces = reads, announces
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self.forward(*args, **kwargs)
-        frame = _Frame(self, args, kwargs, source=self.source)
-        if self.target is not None:
-            self.target.clear()
-        with saved_tensors_hooks(frame.pack, _unpack):
-            output = self.forward(*args, **kwargs)
-        frame.forget_unused_random_state()
-        if self.target is not None:
-            self.target.add(output, frame)
+    def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hold = Held if self.reads is None else self.reads.hold
+        output, frame = self.framed(args, kwargs, hold=hold)
+        if self.reads is not None:
+            self.reads.table.clear()
+        if self.announces is not None:
+            self.announces.announce(output, frame)
         return output
 
 
-# --- applying -------------------------------------------------------------------------------------
+class _Scoped(_Call):
+    """A unit whose cheap calls are frames."""
+
+    def __init__(self, name: str, module: nn.Module, *, decision: str) -> None:
+        super().__init__(name, module)
+        self.scope = Scope()
+        self.lazy = decision == CHEAP
+
+    def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self.scope.active(lazy=self.lazy):
+            return self.recipe.run(*args, **kwargs)
+
+
+class _Part(_Call):
+    """A branch of a scoped unit with a decision of its own."""
+
+    def __init__(self, name: str, module: nn.Module, *, decision: str, scope: Scope) -> None:
+        super().__init__(name, module)
+        self.decision, self.scope = decision, scope
+
+    def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.decision == RECOMPUTE:
+            with self.scope.switched(lazy=False, paused=True):
+                return self.framed(args, kwargs, hold=self.scope.hold)[0]
+        with self.scope.switched(lazy=self.decision == CHEAP):
+            return self.recipe.run(*args, **kwargs)
+
+
+class _Adaptive(_Call):
+    """A unit that decides on entry."""
+
+    def __init__(
+        self, name: str, module: nn.Module, *, is_tight: Callable[[], bool], log: dict[str, str]
+    ) -> None:
+        super().__init__(name, module)
+        self.is_tight, self.log = is_tight, log
+
+    def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.log[self.recipe.name] = RECOMPUTE if self.is_tight() else KEEP
+        if self.log[self.recipe.name] == RECOMPUTE:
+            return self.framed(args, kwargs, hold=Held)[0]
+        return self.recipe.run(*args, **kwargs)
 
 
 class AppliedPlacement:
-    """A model that follows a placement.
+    """A model that follows a placement, until ``remove`` (or the end of a ``with`` block).
 
     Attributes:
-        placement: what it follows.
         units: the backbone's units in forward order.
     """
 
-    def __init__(self, placement: Placement, units: tuple[str, ...]) -> None:
-        self.placement = placement
+    def __init__(self, *, policy: str, units: tuple[str, ...]) -> None:
         self.units = units
+        self._policy = policy
         self._calls: list[_Call] = []
+        self._decisions: dict[str, str] = {}
+
+    @property
+    def placement(self) -> Placement:
+        """What the model follows; for the adaptive rule, what it decided in the last forward."""
+        return Placement(policy=self._policy, decisions=self._decisions)
 
     def remove(self) -> None:
         """Give every module its own forward back."""
@@ -465,30 +206,108 @@ def apply_placement(
         InputError: the placement names a unit the model lacks, or asks for what cannot be.
     """
     backbone = backbone_of(model)
-    known = tuple(units) if units is not None else find_units(backbone)
-    _check(placement.decisions, known, backbone)
-    applied = AppliedPlacement(placement, known)
-    chain = _Table()
-    for name in known:
+    known = find_units(backbone) if units is None else tuple(units)
+    _check(placement, known, backbone)
+    applied = AppliedPlacement(policy=placement.policy, units=known)
+    applied._decisions = dict(placement.decisions)
+    chain = _Chain()
+    for name, after in zip(known, (*known[1:], None), strict=True):
+        parts = [key for key in placement.decisions if key.startswith(f"{name}/")]
         decision = placement.decision(name)
         module = backbone.get_submodule(name)
         if decision in (RECOMPUTE, SEGMENT):
-            source = chain if decision == SEGMENT else None
-            applied._calls.append(_Recomputed(name, module, source=source, target=chain))
+            next_reads = after is not None and placement.decision(after) == SEGMENT
+            reads, announces = decision == SEGMENT, next_reads
+            applied._calls.append(
+                _Recomputed(
+                    name,
+                    module,
+                    reads=chain if reads else None,
+                    announces=chain if announces else None,
+                )
+            )
+        elif decision == CHEAP or parts:
+            unit = _Scoped(name, module, decision=decision)
+            applied._calls.append(unit)
+            for key in parts:
+                part = module.get_submodule(key.partition("/")[2])
+                applied._calls.append(
+                    _Part(key, part, decision=placement.decision(key), scope=unit.scope)
+                )
     return applied
 
 
-def _check(decisions: Mapping[str, str], units: tuple[str, ...], backbone: nn.Module) -> None:
-    for name, decision in decisions.items():
+def apply_adaptive(
+    model: nn.Module,
+    *,
+    budget_bytes: int,
+    live_bytes: Callable[[], int],
+    threshold: float = 0.5,
+    units: Sequence[str] | None = None,
+) -> AppliedPlacement:
+    """Make a model follow the paper's rule: recompute what is entered with the budget half used.
+
+    Source: ``inject_dynamic_checkpointing`` of the paper's code (facts/seeds.md section 1.2).
+
+    Args:
+        model: a backbone, or what a method made of it.
+        budget_bytes: the budget.
+        live_bytes: bytes allocated now (``torch.cuda.memory_allocated`` on CUDA).
+        threshold: share of the budget from which on units are recomputed.
+        units: the units the rule is asked for; found when not given.
+    """
+    backbone = backbone_of(model)
+    known = find_units(backbone) if units is None else tuple(units)
+    applied = AppliedPlacement(policy="adaptive", units=known)
+
+    def is_tight() -> bool:
+        return live_bytes() >= threshold * budget_bytes
+
+    for name in known:
+        module = backbone.get_submodule(name)
+        applied._calls.append(_Adaptive(name, module, is_tight=is_tight, log=applied._decisions))
+    return applied
+
+
+# --- refusing what cannot be ----------------------------------------------------------------------
+
+
+def _check(placement: Placement, units: tuple[str, ...], backbone: nn.Module) -> None:
+    for name, decision in placement.decisions.items():
         unit, _, part = name.partition("/")
         if unit not in units:
-            near = difflib.get_close_matches(unit, units, n=4, cutoff=0.5)
-            advice = f"did you mean {', '.join(near)}?" if near else "see `budgetplan profile`"
-            raise InputError(f"the placement names unit {unit!r}, which the model lacks; {advice}")
-        if decision == SEGMENT:
-            before = units[units.index(unit) - 1] if unit != units[0] else None
-            if part or before is None or decisions.get(before) not in (RECOMPUTE, SEGMENT):
-                raise InputError(
-                    f"unit {name!r} is a segment with the unit before it, "
-                    f"but {before!r} is not recomputed; use recompute for one of them"
-                )
+            raise _lacks("unit", unit, units)
+        if part:
+            _check_part(placement, unit, part, backbone.get_submodule(unit))
+        elif decision == SEGMENT:
+            _check_segment(placement.decisions, unit, units)
+
+
+def _check_part(placement: Placement, unit: str, part: str, module: nn.Module) -> None:
+    known = [name for name, _ in module.named_modules() if name]
+    if part not in known:
+        raise _lacks(f"part of {unit!r}", part, known)
+    whole, own = placement.decision(unit), placement.decision(f"{unit}/{part}")
+    if whole not in (KEEP, CHEAP) or own == SEGMENT:
+        raise InputError(
+            f"the placement asks for {own} of {unit}/{part} within {whole} of {unit}; "
+            "a part is recompute or cheap, within a unit that is keep or cheap"
+        )
+    for other in placement.decisions:
+        if other.startswith(f"{unit}/{part}."):
+            raise InputError(f"the placement names {unit}/{part} and {other} inside it; keep one")
+
+
+def _check_segment(decisions: Mapping[str, str], unit: str, units: tuple[str, ...]) -> None:
+    before = units[units.index(unit) - 1] if unit != units[0] else None
+    if before is None or decisions.get(before) not in (RECOMPUTE, SEGMENT):
+        raise InputError(
+            f"the placement makes {unit!r} a segment with the unit before it ({before}), "
+            "which is not recomputed; recompute both, or make it `recompute`"
+        )
+
+
+def _lacks(kind: str, name: str, known: Sequence[str]) -> InputError:
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    advice = f"did you mean {', '.join(near)}?" if near else "see `budgetplan profile`"
+    return InputError(f"the placement names {kind} {name!r}, which the model lacks; {advice}")

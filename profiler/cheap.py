@@ -1,0 +1,224 @@
+"""Drop what is cheap to recompute: the outputs of norms, activation functions, dropout and copies.
+
+While a scope is active, every call of a cheap torch function becomes a frame (profiler/frames.py),
+and what the rest of the unit saves of its output is a reading. Matmuls, convolutions, attention and
+scans are no cheap functions: they run once, and what they give stays.
+
+A frame frees memory only if its inputs are there anyway, which is known once the call was made. An
+input is *available* if somebody saved it already (LayerNorm and GELU save their own inputs), if it
+is itself the output of such a frame (BatchNorm, then ReLU, then dropout), if it is a parameter, or
+if it is small. Otherwise (a ReLU behind an addition, dropout behind a matmul) the frame is given
+up, and all stays as in the plain model.
+
+Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
+whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
+lower precision, the copy is recognised by its place in the autograd graph. In-place functions run
+in place the first time, as the model wants, and out of place when recomputed.
+
+A ViT block stores 16 D values per token; this drops the two norms' outputs (2 D) and GELU's (4 D).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from profiler.frames import Frame, Held, Reading, Recipe, Slot, Table, unpack
+
+_NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
+_ACTIVATIONS = {
+    *("celu", "elu", "exp", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
+    *("mish", "relu", "relu6", "rsqrt", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
+}
+_ARITHMETIC = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "pow", "__pow__", "square"}
+_DROPOUTS = {"alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d"}
+_SAVE_NOTHING = {
+    *("add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "neg", "__neg__"),
+    *("to", "float", "half", "bfloat16", "type_as", "contiguous", "reshape", "flatten", "clone"),
+    *("cat", "concat", "stack", "flip", "roll", "pad"),
+}
+_CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _SAVE_NOTHING
+
+_SMALL = 16
+"""What has at most 1/16 of its neighbour's values (a mean per token) is kept without asking."""
+
+
+@cache
+def _recipe(function: Callable[..., Any]) -> Recipe | None:
+    name = getattr(function, "__name__", "")
+    if name not in _CHEAP or function is torch.batch_norm:
+        return None
+    run = _batch_norm_again if name == "batch_norm" else function
+    return Recipe(name=name, run=run, stochastic=name in _DROPOUTS, is_function=True)
+
+
+def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
+    """``F.batch_norm`` that leaves the running statistics alone."""
+    names = (
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+    )
+    named = dict(zip(names, args, strict=False)) | kwargs | {"momentum": 0.0}
+    return nn.functional.batch_norm(**named)
+
+
+class Scope(TorchFunctionMode):
+    """What is known during one forward of a unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lazy = True
+        self._paused = False
+        self._table = Table()
+        self._kept: dict[int, tuple[Tensor, int]] = {}
+        self._frame: Frame | None = None
+        self._inputs: dict[int, tuple[int, int]] = {}
+
+    @contextlib.contextmanager
+    def active(self, *, lazy: bool) -> Iterator[None]:
+        """Follow one forward of the unit.
+
+        Args:
+            lazy: whether what is saved may be a reading; otherwise only parts read.
+        """
+        self._lazy = lazy
+        try:
+            with self, saved_tensors_hooks(self._pack, unpack):
+                yield
+        finally:
+            self._table.clear()
+            self._kept.clear()
+
+    @contextlib.contextmanager
+    def switched(self, *, lazy: bool, paused: bool = False) -> Iterator[None]:
+        """Treat a part of the unit differently.
+
+        Args:
+            lazy: as for ``active``.
+            paused: leave all calls alone, as inside a part that is one frame.
+        """
+        before = self._lazy, self._paused
+        self._lazy, self._paused = lazy, paused
+        try:
+            yield
+        finally:
+            self._lazy, self._paused = before
+
+    def hold(self, tensor: Tensor) -> object:
+        """Return what stands for a frame's input until a refill needs it."""
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        if self._is_kept(tensor):
+            return Held(tensor)
+        return self._table.find(tensor) or Held(tensor)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Frame the call if its function is cheap."""
+        kwargs = kwargs or {}
+        recipe = None if self._paused else _recipe(func)
+        if recipe is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        frame = Frame(recipe, args, kwargs, hold=self.hold)
+        if recipe.name in _SAVE_NOTHING and not self._is_available(frame):
+            return func(*args, **kwargs)
+        tensors = _each((*args, *kwargs.values()), Tensor)
+        self._inputs = {_address(t): (t._version, t.numel()) for t in tensors}
+        self._frame = frame
+        try:
+            output = func(*args, **kwargs)
+        finally:
+            self._frame = None
+        self._settle(frame, output, inplace=bool(kwargs.get("inplace")))
+        return output
+
+    def _settle(self, frame: Frame, output: object, *, inplace: bool) -> None:
+        """Decide whether the call is recomputed: known once it has saved what it saves."""
+        slots = [
+            (i, slot) for i, ref in enumerate(frame.slots) if isinstance(slot := ref(), Reading)
+        ]
+        if (
+            isinstance(output, Tensor)
+            and self._gives_new(output, inplace=inplace)
+            and (self._is_available(frame))
+        ):
+            for i, slot in slots:
+                frame.drop(i, slot, output)
+            frame.forget_unused_random_state()
+            self._table.add(output, frame)
+        else:
+            frame.give_up()
+            for _, slot in slots:
+                if slot.tensor is not None:
+                    self._keep(slot.tensor)
+
+    def _gives_new(self, output: Tensor, *, inplace: bool) -> bool:
+        """False for views of an input and for inputs that were modified behind our back."""
+        version, _ = self._inputs.get(_address(output), (None, 0))
+        return version is None or (inplace and version != output._version)
+
+    def _is_available(self, frame: Frame) -> bool:
+        """True if every input of the frame is there anyway when it is needed again."""
+        inputs = list(_each((*frame.args, *frame.kwargs.values()), Held | Reading))
+        largest = max((i.shape.numel() for i in inputs), default=0)
+        return all(
+            isinstance(i, Reading)
+            or self._is_kept(i.tensor, i.version)
+            or i.shape.numel() * _SMALL <= largest
+            for i in inputs
+        )
+
+    # --- what is saved
+
+    def _pack(self, tensor: Tensor) -> Tensor | Slot:
+        if self._frame is not None and self._lazy and self._is_internal(tensor):
+            return self._frame.pack_filled(tensor)
+        if self._frame is not None:
+            self._frame.skip_slot()
+        if self._is_kept(tensor):
+            return tensor.detach()
+        reading = self._table.find(tensor) if self._lazy else None
+        return self._keep(tensor) if reading is None else reading
+
+    def _is_internal(self, tensor: Tensor) -> bool:
+        """True for what a cheap call saves of its own making, if it is worth dropping."""
+        version, _ = self._inputs.get(_address(tensor), (None, 0))
+        if self._is_kept(tensor):
+            return False
+        largest = max((numel for _, numel in self._inputs.values()), default=0)
+        return version != tensor._version and tensor.numel() * _SMALL > largest
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        kept = tensor.detach()
+        self._kept[_address(tensor)] = (kept, tensor._version)
+        return kept
+
+    def _is_kept(self, tensor: Tensor, version: int | None = None) -> bool:
+        entry = self._kept.get(_address(tensor))
+        return entry is not None and entry[1] == (tensor._version if version is None else version)
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _each(values: Iterable[object], kind: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, kind):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _each(value, kind)

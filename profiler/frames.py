@@ -1,0 +1,458 @@
+"""Calls that can be run again: what every checkpointing decision is made of.
+
+A *frame* is one call whose saved tensors and output can be had again by running the call again. It
+is non-reentrant checkpointing (pack and unpack hooks of autograd), so the graph, the gradients and
+everything that hangs on them are those of the plain model.
+
+    Recipe     what is called: a module's forward, or a torch function
+    Frame      one call: its inputs, random state and autocast state; ``refill`` runs it again
+    Slot       what autograd holds instead of a saved tensor; unpacking an empty one refills the
+               frame, which stops as soon as the last slot still alive is filled
+    Reading    a slot for (a view or a cast of) a frame's *output*, held by whoever saved it or took
+               it as input; so outputs of frames need not be kept either
+    Table      from storages to the frames that made them, to recognise such outputs
+
+What a recompute must not do: draw other random numbers (the generator is put back, if the first
+call moved it), update BatchNorm's statistics again (momentum 0, no counting), run in another
+autocast state. References go one way, from a tensor's users to what made it, so frames die with
+the graph.
+
+Source: Chen et al. 2016 (arXiv:1604.06174); ``torch.utils.checkpoint`` (use_reentrant=False), whose
+early stop and lifetimes of recomputed tensors hold here too; readings are what it lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+def recomputing() -> bool:
+    """True while a frame runs again for backward."""
+    return _recomputing.get()
+
+
+class _FilledError(Exception):
+    """Stops a recompute: every slot still alive is filled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a frame calls.
+
+    Attributes:
+        name: for messages.
+        run: the call.
+        stochastic: whether it may draw random numbers.
+        batch_norms: layers inside whose statistics a second run must not move.
+        is_function: a torch function, which needs no graph when only its output is wanted (a
+            module might choose other kernels without one).
+    """
+
+    name: str
+    run: Callable[..., Any]
+    stochastic: bool
+    batch_norms: tuple[_BatchNorm, ...] = ()
+    is_function: bool = False
+
+    @classmethod
+    def of_module(cls, name: str, module: nn.Module) -> Recipe:
+        """Return the recipe of a module's present forward."""
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+        tracking = tuple(norm for norm in norms if norm.running_mean is not None)
+        return cls(name=name, run=module.forward, stochastic=True, batch_norms=tracking)
+
+
+# --- what stands for a tensor ---------------------------------------------------------------------
+
+
+class Slot:
+    """What autograd holds in place of a saved tensor."""
+
+    __slots__ = ("__weakref__", "dtype", "frame", "shape", "tensor")
+
+    def __init__(self, frame: Frame, like: Tensor) -> None:
+        self.frame = frame
+        self.tensor: Tensor | None = None
+        self.shape, self.dtype = like.shape, like.dtype
+
+    def unpack(self) -> Tensor:
+        """Return the tensor, running the frame again if it is not there."""
+        if self.tensor is None:
+            self.frame.refill()
+        if self.tensor is None:
+            raise _changed(self.frame, "fewer tensors than its first forward")
+        return self.tensor
+
+    def fill(self, tensor: Tensor) -> None:
+        """Take a recomputed tensor."""
+        if tensor.shape != self.shape or tensor.dtype != self.dtype:
+            got, expected = (tuple(tensor.shape), tensor.dtype), (tuple(self.shape), self.dtype)
+            raise _changed(self.frame, f"{got} where its first forward saved {expected}")
+        self.tensor = tensor.detach()
+
+
+class Reading(Slot):
+    """A slot for a frame's output as somebody else sees it: a view, or a cast."""
+
+    __slots__ = ("geometry", "requires_grad")
+
+    def __init__(self, frame: Frame, like: Tensor) -> None:
+        super().__init__(frame, like)
+        self.geometry = (tuple(like.shape), tuple(like.stride()), int(like.storage_offset()))
+        self.requires_grad = like.requires_grad
+
+    def take(self) -> Tensor:
+        """Return the tensor and forget it: a frame's input is needed once per refill."""
+        tensor = self.unpack()
+        self.tensor = None
+        return tensor
+
+    def read(self, output: Tensor) -> None:
+        """Take this view or cast of a recomputed output."""
+        self.fill(output.detach().to(self.dtype).as_strided(*self.geometry))
+
+
+class Held:
+    """A frame's input that stays in memory."""
+
+    __slots__ = ("requires_grad", "shape", "tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.shape = tensor.detach(), tensor.shape
+        self.requires_grad = tensor.requires_grad
+        self.version = tensor._version
+
+    def take(self) -> Tensor:
+        """Return the tensor."""
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "the input of a recomputed unit was modified in place after its forward; "
+                "keep this unit, or switch its in-place operations off"
+            )
+        return self.tensor
+
+
+def unpack(packed: Slot | Tensor) -> Tensor:
+    """Unpack hook of everything here."""
+    return packed.unpack() if isinstance(packed, Slot) else packed
+
+
+def _never(_: object) -> Tensor:
+    raise RuntimeError("backward inside a recompute is not supported")
+
+
+def _changed(frame: Frame, what: str) -> RuntimeError:
+    return RuntimeError(
+        f"recomputing {frame.recipe.name} saved {what}; "
+        "its forward depends on something that changed in between, so keep this unit"
+    )
+
+
+# --- the frame ------------------------------------------------------------------------------------
+
+
+class Frame:
+    """One call that can be run again.
+
+    Args:
+        recipe: what is called.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        hold: what stands for an argument until it is needed again.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "args",
+        "autocast",
+        "kwargs",
+        "random",
+        "readings",
+        "recipe",
+        "slots",
+    )
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        *,
+        hold: Callable[[Tensor], object],
+    ) -> None:
+        self.recipe = recipe
+        self.args = [_each(value, hold) for value in args]
+        self.kwargs = {key: _each(value, hold) for key, value in kwargs.items()}
+        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+        self.autocast = _autocast_states(device)
+        self.random = _RandomState.before(args) if recipe.stochastic else None
+        self.slots: list[Callable[[], Slot | None]] = []
+        self.readings: list[weakref.ref[Reading]] = []
+
+    def pack(self, tensor: Tensor) -> Slot:
+        """Pack hook: drop the tensor."""
+        slot = Slot(self, tensor)
+        self.slots.append(weakref.ref(slot))
+        return slot
+
+    def pack_filled(self, tensor: Tensor) -> Slot:
+        """Pack hook: hold the tensor until it is known whether to drop it."""
+        slot = Reading(self, tensor)
+        slot.tensor = tensor.detach()
+        self.slots.append(weakref.ref(slot))
+        return slot
+
+    def skip_slot(self) -> None:
+        """Count a saved tensor that is no business of this frame."""
+        self.slots.append(_nothing)
+
+    def reading(self, like: Tensor) -> Reading:
+        """Return a reading of the output for somebody who sees it as this tensor."""
+        reading = Reading(self, like)
+        self.readings.append(weakref.ref(reading))
+        return reading
+
+    def drop(self, position: int, slot: Reading, output: Tensor) -> None:
+        """Empty a slot; one that holds the output itself (ReLU's) becomes a reading of it."""
+        assert slot.tensor is not None
+        if slot.tensor.untyped_storage()._cdata == output.untyped_storage()._cdata:
+            self.slots[position] = _nothing
+            self.readings.append(weakref.ref(slot))
+        slot.tensor = None
+
+    def give_up(self) -> None:
+        """Release the inputs: the slots keep what they hold, nothing will be run again."""
+        self.args, self.kwargs, self.random = [], {}, None
+
+    def forget_unused_random_state(self) -> None:
+        """Drop the random state if the call drew no number."""
+        if self.random is not None and not self.random.was_used():
+            self.random = None
+
+    def refill(self) -> None:
+        """Run the call again and fill every empty slot and reading that is still alive."""
+        wanted = [r for ref in self.readings if (r := ref()) is not None and r.tensor is None]
+        last = max((i for i, ref in enumerate(self.slots) if _is_empty(ref())), default=-1)
+        args = [_each(value, _retake) for value in self.args]
+        kwargs = {key: _each(value, _retake) for key, value in self.kwargs.items()}
+        if kwargs.get("inplace"):
+            kwargs["inplace"] = False
+        token = _recomputing.set(True)
+        try:
+            with self._first_state():
+                output = self._run(args, kwargs, last=last, output_wanted=bool(wanted))
+        finally:
+            _recomputing.reset(token)
+        for reading in wanted:
+            reading.read(output)
+
+    def _run(
+        self, args: list[Any], kwargs: dict[str, Any], *, last: int, output_wanted: bool
+    ) -> Tensor:
+        if self.recipe.is_function and last < 0:
+            with torch.no_grad():
+                output: Tensor = self.recipe.run(*args, **kwargs)
+                return output
+        position = -1
+
+        def refilled(tensor: Tensor) -> None:
+            nonlocal position
+            position += 1
+            slot = self.slots[position]() if position < len(self.slots) else None
+            if slot is not None and slot.tensor is None:
+                slot.fill(tensor)
+            if position >= last and not output_wanted:
+                raise _FilledError
+
+        with contextlib.suppress(_FilledError), torch.enable_grad():
+            with saved_tensors_hooks(refilled, _never):
+                output = self.recipe.run(*args, **kwargs)
+            return output.detach()
+        return torch.empty(0)
+
+    @contextlib.contextmanager
+    def _first_state(self) -> Iterator[None]:
+        """Put autocast, the random generators and BatchNorm back as they were."""
+        with contextlib.ExitStack() as stack:
+            for device_type, enabled, dtype, cache in self.autocast:
+                if enabled or torch.is_autocast_enabled(device_type):
+                    stack.enter_context(
+                        torch.autocast(device_type, dtype, enabled, cache_enabled=cache)
+                    )
+            if self.random is not None:
+                stack.enter_context(self.random.restored())
+            if self.recipe.batch_norms:
+                stack.enter_context(_frozen_statistics(self.recipe.batch_norms))
+            yield
+
+
+def _nothing() -> None:
+    return None
+
+
+def _is_empty(slot: Slot | None) -> bool:
+    return slot is not None and slot.tensor is None
+
+
+def _each(value: object, change: Callable[[Any], object]) -> object:
+    """Apply a change to the tensors (or what stands for them) of an argument."""
+    if isinstance(value, list | tuple):
+        return [_each(item, change) for item in value]
+    return change(value) if isinstance(value, Tensor | Held | Reading) else value
+
+
+def _retake(value: Tensor | Held | Reading) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    tensor = value.take().detach()
+    return tensor.requires_grad_() if value.requires_grad else tensor
+
+
+# --- recognising outputs --------------------------------------------------------------------------
+
+_VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "TransposeBackward0")
+_CAST = "ToCopyBackward0"
+
+
+class _Made:
+    """A frame's output, recognised by its storage or by the autograd node that made it."""
+
+    __slots__ = ("dense", "frame", "node", "storage", "version")
+
+    def __init__(self, output: Tensor, frame: Frame) -> None:
+        self.frame = frame
+        storage = output.untyped_storage()
+        # Held weakly: the storage can be freed, and its address is not used again meanwhile.
+        self.storage = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self.version = output._version
+        self.node = output.grad_fn
+        self.dense = output.numel() * output.element_size() == storage.nbytes()
+
+
+class Table:
+    """Which frame made which storage."""
+
+    __slots__ = ("by_node", "by_storage")
+
+    def __init__(self) -> None:
+        self.by_storage: dict[int, _Made] = {}
+        self.by_node: dict[object, _Made] = {}
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        self.by_storage.clear()
+        self.by_node.clear()
+
+    def add(self, output: Tensor, frame: Frame) -> None:
+        """Remember a frame's output."""
+        made = _Made(output, frame)
+        self.by_storage[output.untyped_storage()._cdata] = made
+        if made.node is not None and made.dense:
+            self.by_node[made.node] = made
+
+    def find(self, tensor: Tensor) -> Reading | None:
+        """Return a reading if the tensor is a frame's unmodified output, a view or a cast of it."""
+        made = self.by_storage.get(tensor.untyped_storage()._cdata)
+        if made is not None and made.version == tensor._version:
+            return made.frame.reading(tensor)
+        made = self._cast_from(tensor)
+        return None if made is None else made.frame.reading(tensor)
+
+    def _cast_from(self, tensor: Tensor) -> _Made | None:
+        """Autocast hands a consumer a copy in lower precision; its graph says of what."""
+        node = tensor.grad_fn
+        if node is None or not self.by_node:
+            return None
+        if node.name() in _VIEWS:
+            node = node.next_functions[0][0]
+        if node is None or node.name() != _CAST:
+            return None
+        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+        return self.by_node.get(node.next_functions[0][0]) if whole else None
+
+
+# --- state a recompute must restore ---------------------------------------------------------------
+
+
+def _autocast_states(device: torch.device) -> list[tuple[str, bool, torch.dtype, bool]]:
+    cache = torch.is_autocast_cache_enabled()
+    return [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), cache)
+        for kind in {"cpu", device.type} - {"meta"}
+    ]
+
+
+class _RandomState:
+    """The random generators of the CPU and of the input's device at one moment."""
+
+    __slots__ = ("cpu", "device", "state")
+
+    def __init__(self, device: torch.device) -> None:
+        self.cpu = torch.get_rng_state()
+        self.device = device
+        self.state: Tensor | None = None
+        if device.type != "cpu":
+            self.state = torch.get_device_module(device).get_rng_state(device)
+
+    @classmethod
+    def before(cls, args: Sequence[object]) -> _RandomState | None:
+        """Return the state before a call on these arguments; fake tensors draw no numbers."""
+        tensor = next((a for a in args if isinstance(a, Tensor)), None)
+        if tensor is None or tensor.is_meta or isinstance(tensor, FakeTensor):
+            return None
+        return cls(tensor.device)
+
+    def was_used(self) -> bool:
+        """True if a generator has moved since."""
+        now = _RandomState(self.device)
+        pairs = [(self.cpu, now.cpu), (self.state, now.state)]
+        return any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Put the generators back to this moment, and afterwards to where they were."""
+        now = _RandomState(self.device)
+        self._set()
+        try:
+            yield
+        finally:
+            now._set()
+
+    def _set(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.state is not None:
+            torch.get_device_module(self.device).set_rng_state(self.state, self.device)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let BatchNorm normalise by the batch without moving its running statistics.
+
+    Momentum 0 rather than absent statistics: the tensors that are saved must be the same ones.
+    """
+    before = [(n, n.momentum, n._buffers.get("num_batches_tracked")) for n in batch_norms]
+    try:
+        for norm, _, counter in before:
+            norm.momentum = 0.0
+            if counter is not None:
+                norm._buffers["num_batches_tracked"] = None
+        yield
+    finally:
+        for norm, momentum, counter in before:
+            norm.momentum = momentum
+            if counter is not None:
+                norm._buffers["num_batches_tracked"] = counter
