@@ -1,7 +1,7 @@
 """MambaVision: convolutional stages, then stages of Mamba mixers followed by self-attention.
 
-Written from the published description (Hatamizadeh & Kautz, arXiv 2407.08083, sections 3.1, 3.2, the
-model cards and configuration files of huggingface.co/nvidia/MambaVision-*); none of the authors'
+Written from the published description (Hatamizadeh & Kautz, arXiv 2407.08083, section 3, the model
+cards and configuration files of huggingface.co/nvidia/MambaVision-*); none of the authors'
 code is used (NVIDIA Source Code License-NC).
 
     stem      two 3x3 convolutions of stride 2, to `stem_dim` and to `dim`, with BatchNorm and ReLU
@@ -23,8 +23,7 @@ MambaVision-T (a table of its layers and a conversion script, neither the author
 `patch_embed.conv_down.N`, `levels.i.blocks.j`, `conv1`, `norm1`, `downsample.reduction.0`,
 `mixer.in_proj`, `x_proj`, `dt_proj`, `out_proj`, `mlp.fc1`, `fc2`; facts/seeds.md 6.2 gives
 `conv1d_x` and `conv1d_z`. Not verified against a file (none can be reached from here): `A_log`, `D`
-(Mamba's names), `gamma_1` and `gamma_2` of the scaled variants (B, L, L2), BatchNorm eps 1e-4 in the
-stem, and `crop_pct`. The checkpoints of huggingface.co prefix every name by `model.`.
+(Mamba's names), X The checkpoints of huggingface.co prefix every name by `model.`.
 """
 
 from __future__ import annotations

@@ -44,13 +44,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
@@ -450,3 +451,30 @@ def _(  # noqa: PLR0917
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _backward_results(steps, rates, b, wanted)
+
+
+# --- arithmetic, for FlopCounterMode and profiler.flops -------------------------------------------
+
+
+@register_flop_formula(torch.ops.budgetplan.selective_scan)
+def scan_forward_flops(
+    steps_shape: Sequence[int], drive_shape: Any, rates_shape: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Seven per state: exponent, exp, input, recurrence (2), output (2)."""
+    return 7 * math.prod(steps_shape) * rates_shape[0]
+
+
+@register_flop_formula(torch.ops.budgetplan.selective_scan_backward)
+def scan_backward_flops(
+    grad_shape: Any,
+    steps_shape: Sequence[int],
+    drive_shape: Any,
+    rates_shape: Sequence[int],
+    *rest: Any,
+    **__: Any,
+) -> int:
+    """Five per state for the states again, two for each gradient, six for the adjoint."""
+    want_steps, want_drive, want_rates, want_b, want_c = rest[-1]
+    adjoint = want_steps or want_drive or want_rates or want_b
+    per_state = 5 + 2 * sum((want_steps, want_drive, want_rates, want_b, want_c)) + 6 * adjoint
+    return int(per_state * math.prod(steps_shape) * rates_shape[0])
