@@ -43,7 +43,6 @@ import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from profiler.errors import UsageError
 from profiler.units import MIB, format_bytes
@@ -61,8 +60,8 @@ ROUNDUP_INTERVALS = 16  # AllocatorConfig.cpp kRoundUpPowerOfTwoIntervals: from 
 # being larger than any mapped range matters here.
 EXPANDABLE_RESERVE_BYTES = 1 << 42
 
-EventKind = Literal["malloc", "free", "empty_cache", "reset_peak"]
-Event = tuple[EventKind, int, int]
+
+Event = tuple[str, int, int]  # kind, key, bytes
 
 
 class SimulatedOutOfMemory(Exception):  # noqa: N818 - named after what it simulates
@@ -216,6 +215,8 @@ def _parse_divisions(value: str) -> tuple[int, ...]:
     """AllocatorConfig.cpp `parseRoundUpPower2Divisions`: ``4`` or ``[64:8,256:4,>:1]``."""
     name = "roundup_power2_divisions"
     if not value.startswith("["):
+        if value == "0":
+            _refuse(name, value, "a power of two")
         return (_number(name, value),) * ROUNDUP_INTERVALS
     divisions = [0] * ROUNDUP_INTERVALS
     last = -1
@@ -227,7 +228,7 @@ def _parse_divisions(value: str) -> tuple[int, ...]:
             continue
         bound = _number(name, boundary)
         if bound < 1 or bound & (bound - 1):
-            _refuse(name, entry, "given for powers of two")
+            _refuse(name, entry, "a list whose bounds are powers of two")
         index = min(bound.bit_length() - 1, ROUNDUP_INTERVALS - 1)
         if last < 0:
             divisions[:index] = [count] * index
