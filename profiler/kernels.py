@@ -1,0 +1,116 @@
+"""What the target's kernels do that a replay on fake CPU tensors would not show.
+
+*CPU*: kernels take memory inside one operation: oneDNN reorders a convolution's operands into
+blocked copies, mixed-dtype arithmetic casts an operand, bf16 matmuls and attention have scratch
+space. What exactly depends on processor, library and thread count, so it is probed: each distinct
+operation runs once on zeros under the allocator's own recording. This is done at two small
+batches and extended linearly, operation by operation, so that its cost does not grow with the
+batch. With it a replayed peak equals the CPU allocator's to the byte in most cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._pytree import tree_map
+
+from profiler.cpu_allocator import memory_events, peak_and_growth
+
+PROBE_BATCHES = (2, 4)
+"""Batches at which operations are really run; larger ones are extended from these."""
+
+
+class KernelBytes:
+    """Tells, operation by operation, the peak of live bytes inside it (0: only its outputs)."""
+
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return the operation's own peak, outputs included, or 0 when that is all there is."""
+        return 0
+
+
+@dataclass(slots=True)
+class Probe(KernelBytes):
+    """Runs each distinct operation once and remembers the sequence."""
+
+    sequence: list[int] = field(default_factory=list)
+
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Probe the operation, or recall it."""
+        nbytes = 0 if _harmless(func, args) else _probed_peak(func, args, kwargs)
+        self.sequence.append(nbytes)
+        return nbytes
+
+
+@dataclass(slots=True)
+class Extended(KernelBytes):
+    """Extends the sequences of two probed replays to another batch."""
+
+    low: list[int]
+    high: list[int]
+    batch: int
+    position: int = 0
+
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return the extension for the next operation of the step."""
+        index, self.position = self.position, self.position + 1
+        if index >= min(len(self.low), len(self.high)):
+            return 0
+        small, large = PROBE_BATCHES
+        slope = (self.high[index] - self.low[index]) / (large - small)
+        return max(0, round(self.low[index] + slope * (self.batch - small)))
+
+
+_peaks: dict[tuple[str, str], int] = {}
+
+
+def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
+    """True for elementwise operations on one dtype, and for those that only make a tensor."""
+    if "empty" in func.__name__ or func._schema.name.endswith("_"):
+        return True
+    dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
+    return torch.Tag.pointwise in func.tags and len(dtypes) <= 1
+
+
+def _probed_peak(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    described = str(tree_map(_describe, (args, kwargs)))
+    key = (str(func), f"{torch.get_num_threads()} {described}")
+    if key not in _peaks:
+        with unset_fake_temporarily(), torch.no_grad():
+            _peaks[key] = _run_once(func, *tree_map(_zeros, (args, kwargs)))
+    return _peaks[key]
+
+
+def _run_once(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    held: list[Any] = []
+    try:
+        func(*args, **kwargs)  # a library's first call may allocate what it then keeps
+        peak, growth = peak_and_growth(memory_events(lambda: held.append(func(*args, **kwargs))))
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return 0  # not defined on zeros: nothing is known, nothing is added
+    return peak if peak > growth else 0
+
+
+def _describe(arg: Any) -> Any:
+    if isinstance(arg, Tensor):
+        return f"{tuple(arg.shape)}{arg.dtype}{arg.stride()}"
+    return arg
+
+
+def _zeros(arg: Any) -> Any:
+    if not isinstance(arg, Tensor):
+        return arg
+    elements = arg.untyped_storage().nbytes() // arg.element_size()
+    flat = torch.zeros(elements, dtype=arg.dtype)
+    return flat.as_strided(arg.shape, arg.stride(), arg.storage_offset())
+
+
+@contextmanager
+def kernels_of(target: str) -> Iterator[None]:
+    """Imitate the target's choice of kernels while a replay runs."""
+    yield

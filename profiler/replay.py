@@ -1,0 +1,461 @@
+"""Replay: one training step on fake tensors, with every storage's birth and death recorded.
+
+No weight and no activation is ever allocated: parameters are made on ``meta``, turned into fake
+CPU tensors (a CUDA build of PyTorch without a GPU cannot run backward on fake CUDA tensors), and
+the step of ``profiler.step`` runs on them. A ``TorchDispatchMode`` sees each operation after
+autograd has split it, so the saved tensors, the checkpoint's recomputation and the optimizer's
+temporaries are the real ones. Storages die by reference counting exactly as in a real run.
+
+What a dispatch mode cannot see is memory that a kernel takes and gives back inside one operation;
+``profiler.kernels`` knows that for the target's kernels.
+
+The cost grows with the number of operations, not with the batch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from profiler.assembly import Assembly, assemble
+from profiler.checkpointing import apply_placement, recomputing
+from profiler.event_log import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    OPTIMIZER,
+    PHASES,
+    RECOMPUTE,
+    SETUP,
+    EventLog,
+    Mark,
+    OperationRecord,
+)
+from profiler.flops import elementwise_flops, operation_flops
+from profiler.kernels import PROBE_BATCHES, Extended, KernelBytes, Probe, kernels_of
+from profiler.methods.base import backbone_of
+from profiler.records import OWNERS
+from profiler.step import Batch, TrainingStep, make_optimizer
+from profiler.workload import Candidate
+
+if TYPE_CHECKING:
+    from profiler.workload import Workload
+
+_OWNER = {name: code for code, name in enumerate(OWNERS)}
+_UNKNOWN = -1
+
+
+class Recorder(TorchDispatchMode):
+    """Follows every storage born under it.
+
+    Args:
+        unit_names: of the backbone, for the marks.
+        kernel_bytes: what the target's kernels take inside an operation.
+        as_published: count FLOPs as arXiv 2507.23536 did.
+    """
+
+    def __init__(
+        self,
+        unit_names: tuple[str, ...],
+        *,
+        kernel_bytes: KernelBytes | None = None,
+        as_published: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unit_names = unit_names
+        self.kernel_bytes = kernel_bytes
+        self.as_published = as_published
+        self.phase = SETUP
+        self.unit = -1
+        self.tick = 0
+        self.marks: list[Mark] = []
+        self.operations: list[OperationRecord] = []
+        self._names: dict[str, int] = {"(given)": 0}
+        self._is_view: dict[Any, bool] = {}
+        self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
+        # one row per storage: nbytes, birth, death, owner, phase, unit, operation
+        self.rows: list[list[int]] = []
+        self.warming_up = False
+        self._warm: set[int] = set()
+
+    # -- storages ----------------------------------------------------------------------------
+
+    def adopt(self, tensor: Tensor, owner: int = _UNKNOWN, operation: int = 0) -> None:
+        """Follow a tensor's storage from now on, unless it is followed already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        nbytes = storage.nbytes()
+        if nbytes == 0:
+            return
+        row = self._birth(nbytes, owner, operation)
+
+        def died(_: object) -> None:
+            del self._alive[key]
+            self._death(row)
+
+        self._alive[key] = (weakref.ref(storage, died), row)
+
+    def _birth(self, nbytes: int, owner: int, operation: int) -> int:
+        row = len(self.rows)
+        self.tick += 1
+        self.rows.append([nbytes, self.tick, -1, owner, self.phase, self.unit, operation])
+        if self.warming_up:
+            self._warm.add(row)
+        return row
+
+    def _death(self, row: int) -> None:
+        self.tick += 1
+        self.rows[row][2] = self.tick
+
+    def own(self, tensor: Tensor, owner: int) -> None:
+        """Say whose a storage is."""
+        entry = self._alive.get(tensor.untyped_storage()._cdata)
+        if entry is not None:
+            self.rows[entry[1]][3] = owner
+
+    # -- operations --------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation and follow what it made."""
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        view = self._is_view.get(func)
+        if view is None:
+            view = self._is_view[func] = _only_views(func)
+        if view:
+            return out
+        if self.phase == BACKWARD and recomputing():
+            self.phase = RECOMPUTE
+            self._record(func, args, kwargs, out)
+            self.phase = BACKWARD
+        else:
+            self._record(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name = str(func)
+        operation = self._names.setdefault(name, len(self._names))
+        if self.kernel_bytes is not None and self.phase != OPTIMIZER:
+            inside = self.kernel_bytes.inside(func, args, kwargs)
+            if inside:
+                self._death(self._birth(inside, _OWNER["temporary"], operation))
+        moved = _follow(self, out, operation)
+        if self.warming_up:
+            return
+        flops = operation_flops(func, args, kwargs, out, as_published=self.as_published)
+        if flops == 0 and self.phase == OPTIMIZER:
+            flops = elementwise_flops(out)
+        moved += _tensor_bytes(args)
+        if moved or flops:
+            self.operations.append(
+                OperationRecord(phase=self.phase, unit=self.unit, flops=flops, moved_bytes=moved)
+            )
+
+    # -- marks -------------------------------------------------------------------------------
+
+    def mark(self, kind: str, value: int) -> None:
+        """Note a moment."""
+        self.marks.append(Mark(self.tick, kind, value))
+
+    @contextmanager
+    def in_phase(self, name: str) -> Iterator[None]:
+        """Mark a phase of the step (what ``TrainingStep`` calls)."""
+        self.phase = PHASES.index(name)
+        self.unit = -1
+        self.mark("phase", self.phase)
+        yield
+
+    @contextmanager
+    def warm_up(self) -> Iterator[None]:
+        """Let the optimizer make its state; what dies inside never happened."""
+        self.warming_up, self.phase = True, OPTIMIZER
+        yield
+        self.warming_up = False
+
+    # -- result ------------------------------------------------------------------------------
+
+    def log(self) -> EventLog:
+        """Return what was recorded, steady state: optimizer state is there from the start."""
+        ticks = self.tick
+        table = np.array(self.rows, dtype=np.int64).reshape(-1, 7)
+        warm = np.zeros(len(table), dtype=bool)
+        warm[list(self._warm)] = True
+        survived = table[:, 2] < 0
+        keep = ~(warm & ~survived)
+        table[warm & survived, 1] = 0
+        table[warm & survived, 3] = _OWNER["optimizer"]
+        table[table[:, 4] == SETUP, 1] = 0
+        table[survived, 2] = ticks + 1
+        owner = _resolve_owners(table, self._end_of(FORWARD), ticks)
+        table, owner = table[keep], owner[keep]
+        return EventLog(
+            nbytes=table[:, 0],
+            birth=table[:, 1],
+            death=table[:, 2],
+            owner=owner,
+            phase=table[:, 4],
+            unit=table[:, 5],
+            operation=table[:, 6],
+            operation_names=tuple(self._names),
+            ticks=ticks,
+            marks=tuple(self.marks),
+            units=self.unit_names,
+            operations=tuple(self.operations),
+        )
+
+    def _end_of(self, phase: int) -> list[tuple[int, int]]:
+        """Return (start tick, end tick) of every run of a phase."""
+        phases = [m for m in self.marks if m.kind == "phase"]
+        ends = [*[m.tick for m in phases[1:]], self.tick]
+        return [(m.tick, end) for m, end in zip(phases, ends, strict=True) if m.value == phase]
+
+
+def _resolve_owners(table: Any, forwards: list[tuple[int, int]], ticks: int) -> Any:
+    """Give an owner to what nobody claimed, by when it was born and when it died."""
+    owner = table[:, 3].copy()
+    born, died, phase = table[:, 1], table[:, 2], table[:, 4]
+    unknown = owner == _UNKNOWN
+    owner[unknown] = _OWNER["temporary"]
+    owner[unknown & (phase == INPUT)] = _OWNER["input"]
+    for start, end in forwards:
+        inside = unknown & (phase == FORWARD) & (born > start) & (born <= end)
+        owner[inside & (died > end)] = _OWNER["activation"]
+    # what a recomputation made and backward then used
+    owner[unknown & (phase == RECOMPUTE)] = _OWNER["activation"]
+    owner[unknown & (phase == OPTIMIZER) & (died > ticks)] = _OWNER["optimizer"]
+    return owner
+
+
+def _only_views(func: Any) -> bool:
+    """True for operations whose results all alias an input without writing to it."""
+    returns = func._schema.returns
+    return bool(returns) and all(
+        r.alias_info is not None and not r.alias_info.is_write for r in returns
+    )
+
+
+def _follow(recorder: Recorder, out: Any, operation: int) -> int:
+    """Adopt every tensor of a result and return their bytes."""
+    if isinstance(out, Tensor):
+        recorder.adopt(out, operation=operation)
+        return out.numel() * out.element_size()
+    if isinstance(out, tuple | list):
+        return sum(_follow(recorder, item, operation) for item in out)
+    return 0
+
+
+def _tensor_bytes(args: Any) -> int:
+    total = 0
+    for item in args:
+        if isinstance(item, Tensor):
+            total += item.numel() * item.element_size()
+        elif isinstance(item, tuple | list):
+            total += _tensor_bytes(item)
+    return total
+
+
+# -- replaying a candidate ---------------------------------------------------------------------
+
+
+def replay(
+    candidate: Candidate,
+    *,
+    target: str = "cuda",
+    optimizer: bool = True,
+    as_published: bool = False,
+) -> EventLog:
+    """Replay one steady training step of a candidate.
+
+    Args:
+        candidate: what to replay.
+        target: ``cuda`` or ``cpu``: whose kernels and optimizer defaults are imitated.
+        optimizer: False leaves the optimizer's state and step out (the search adds them, since
+            they depend neither on batch nor on placement).
+        as_published: count FLOPs as arXiv 2507.23536 did.
+
+    Raises:
+        UsageError: the method does not work on the backbone.
+        InputError: the placement names a unit the backbone lacks.
+    """
+    # two micro-batches already show the steady state of accumulation
+    accumulation = min(candidate.workload.accumulation, 2)
+    workload = candidate.workload.replace(accumulation=accumulation)
+    candidate = Candidate(workload=workload, placement=candidate.placement)
+    inside = _cpu_kernels(candidate) if target == "cpu" else None
+    return _replay(candidate, target, inside, optimizer=optimizer, as_published=as_published)
+
+
+def _cpu_kernels(candidate: Candidate) -> KernelBytes:
+    batch = candidate.workload.micro_batch
+    if batch <= max(PROBE_BATCHES):
+        return Probe()
+    low, high = (_probed_sequence(candidate, small) for small in PROBE_BATCHES)
+    return Extended(low=low, high=high, batch=batch)
+
+
+def _probed_sequence(candidate: Candidate, batch: int) -> list[int]:
+    probe = Probe()
+    small = Candidate(
+        workload=candidate.workload.replace(micro_batch=batch), placement=candidate.placement
+    )
+    _replay(small, "cpu", probe, optimizer=False, as_published=False)
+    return probe.sequence
+
+
+def _replay(
+    candidate: Candidate,
+    target: str,
+    inside: KernelBytes | None,
+    *,
+    optimizer: bool,
+    as_published: bool,
+) -> EventLog:
+    assembly = assemble(candidate.workload, device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True), kernels_of(target):
+        to_fake(assembly.model)
+        apply_placement(assembly.model, candidate.placement, units=assembly.units)
+        recorder = Recorder(assembly.units, kernel_bytes=inside, as_published=as_published)
+        return _record_step(
+            recorder, assembly, candidate.workload, target=target, optimizer=optimizer
+        )
+
+
+def _record_step(
+    recorder: Recorder, assembly: Assembly, workload: Workload, *, target: str, optimizer: bool
+) -> EventLog:
+    model = assembly.model
+    update = make_optimizer(model, workload, method=assembly.method, foreach=target == "cuda")
+    step = TrainingStep(model, update, workload, method=assembly.method, mark=recorder.in_phase)
+    if step.scaler is not None:
+        step.scaler = _FakeScaler("cpu")
+    with recorder, _unit_marks(recorder, model), _gradient_marks(recorder, model):
+        for parameter in model.parameters():
+            recorder.adopt(parameter, _OWNER["parameter"])
+        for buffer in model.buffers():
+            recorder.adopt(buffer, _OWNER["buffer"])
+        fetch = _fake_batch(workload)
+        for _ in range(workload.accumulation):
+            step._micro_batch(fetch)
+        if optimizer:
+            with recorder.warm_up():
+                step.update()
+            step.finish()
+    # the model and the optimizer are still alive here: what they hold did not die in the step
+    return recorder.log()
+
+
+class _FakeScaler(torch.amp.GradScaler):
+    """A gradient scaler that never asks a tensor for its value."""
+
+    def _maybe_opt_step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        return optimizer.step()
+
+    def update(self, new_scale: Any = None) -> None:
+        for state in self._per_optimizer_states.values():
+            state["stage"] = torch.amp.grad_scaler.OptState.READY
+
+
+def _fake_batch(workload: Workload) -> Callable[[], Batch]:
+    shape = (workload.micro_batch, 3, workload.image_size, workload.image_size)
+
+    def fetch() -> Batch:
+        return torch.empty(shape), torch.empty(shape[0], dtype=torch.long)
+
+    return fetch
+
+
+def to_fake(model: nn.Module) -> None:
+    """Turn every parameter and buffer on ``meta`` into a fake CPU tensor (call in fake mode)."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    made[id(tensor)] = _fake_like(tensor)
+                table[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
+def _fake_like(tensor: Tensor) -> Tensor:
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    if not isinstance(tensor, nn.Parameter):
+        return fake
+    return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+
+
+@contextmanager
+def _gradient_marks(recorder: Recorder, model: nn.Module) -> Iterator[None]:
+    def accumulated(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            recorder.own(parameter.grad, _OWNER["gradient"])
+
+    handles = [
+        p.register_post_accumulate_grad_hook(accumulated)
+        for p in model.parameters()
+        if p.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _unit_marks(recorder: Recorder, model: nn.Module) -> Iterator[None]:
+    """Mark when a unit's forward begins and ends, and when its backward begins."""
+    backbone = backbone_of(model)
+    handles = []
+    for index, name in enumerate(recorder.unit_names):
+        module = backbone.get_submodule(name)
+        handles += [
+            module.register_forward_pre_hook(_enter(recorder, index)),
+            module.register_forward_hook(_leave(recorder, index)),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(recorder: Recorder, index: int) -> Callable[..., None]:
+    def enter(*_: object) -> None:
+        recorder.unit = index
+        recorder.mark("enter", index)
+
+    return enter
+
+
+def _leave(recorder: Recorder, index: int) -> Callable[..., None]:
+    def begin_backward(_: Tensor) -> None:
+        recorder.unit = index
+        recorder.mark("backward", index)
+
+    def leave(_module: nn.Module, _args: object, out: object) -> None:
+        recorder.mark("exit", index)
+        recorder.unit = -1
+        tensor = out[0] if isinstance(out, tuple | list) else out
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            tensor.register_hook(begin_backward)
+
+    return leave

@@ -1,0 +1,182 @@
+"""Run one function in a process of its own, under a hard memory cap.
+
+The function is named ``package.module:function``; it gets one JSON object and returns another.
+It may report progress. The parent turns every way of dying into one error of ``profiler.errors``.
+
+On CUDA the cap is the caching allocator's (``set_per_process_memory_fraction``, set by the function
+itself through :func:`cap_cuda_memory`). On a CPU it is the kernel's ``RLIMIT_DATA`` on what the
+process may allocate beyond what its imports took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from profiler.errors import DeviceError, InputError, MeasurementError, OutOfMemoryError, UsageError
+from profiler.units import MIB
+
+Progress = Callable[[str, float], None]
+_SLACK_BYTES = 256 * MIB
+"""Thread stacks, arenas and library scratch space that belong to no tensor."""
+_ERRORS: Mapping[str, type[Exception]] = {
+    "UsageError": UsageError,
+    "InputError": InputError,
+    "DeviceError": DeviceError,
+    "MeasurementError": MeasurementError,
+}
+
+
+def run_in_process(
+    function: str,
+    request: Mapping[str, Any],
+    *,
+    cap_bytes: int | None = None,
+    timeout_seconds: float = 3600,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Call ``function(request, progress)`` in a fresh interpreter and return its result.
+
+    Args:
+        function: ``package.module:function``.
+        request: JSON data.
+        cap_bytes: hard limit on memory; None for no limit.
+        timeout_seconds: after which the process is killed.
+        on_progress: called with (what it does, fraction done).
+
+    Raises:
+        OutOfMemoryError: the cap was exceeded.
+        MeasurementError: it died in another way, or took too long.
+    """
+    with tempfile.TemporaryFile("w+") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "profiler.sandbox", function, str(cap_bytes or 0)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            env=os.environ | {"KINETO_LOG_LEVEL": "99"},
+        )
+        try:
+            answer = _converse(process, request, on_progress, timeout_seconds)
+        finally:
+            process.kill()
+            process.wait()
+        if answer is None:
+            complaints.seek(0)
+            raise _death(process.returncode, complaints.read(), cap_bytes)
+    if "error" in answer:
+        raise _relayed(answer, cap_bytes)
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+def _converse(
+    process: subprocess.Popen[str],
+    request: Mapping[str, Any],
+    on_progress: Progress | None,
+    timeout_seconds: float,
+) -> dict[str, Any] | None:
+    """Send the request, pass progress on, return the last message (None when it died)."""
+    import threading
+
+    assert process.stdin is not None and process.stdout is not None
+    watchdog = threading.Timer(timeout_seconds, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        json.dump(dict(request), process.stdin)
+        process.stdin.close()
+        for line in process.stdout:
+            message = json.loads(line)
+            if "progress" in message:
+                if on_progress is not None:
+                    on_progress(message["progress"], float(message["fraction"]))
+            else:
+                process.wait()
+                return dict(message)
+    except (BrokenPipeError, json.JSONDecodeError):
+        return None
+    finally:
+        watchdog.cancel()
+    process.wait()
+    return None
+
+
+def _relayed(answer: Mapping[str, Any], cap_bytes: int | None) -> Exception:
+    if answer["error"] == "OutOfMemoryError":
+        return OutOfMemoryError(cap_bytes=cap_bytes or 0, detail=str(answer["message"]))
+    kind = _ERRORS.get(str(answer["error"]), MeasurementError)
+    return kind(str(answer["message"]))
+
+
+def _death(code: int | None, complaints: str, cap_bytes: int | None) -> Exception:
+    if cap_bytes and (code in (-9, -11, -6) or "bad_alloc" in complaints):
+        return OutOfMemoryError(cap_bytes=cap_bytes, detail=f"the process died with code {code}")
+    last = complaints.strip().splitlines()[-1] if complaints.strip() else "it said nothing"
+    return MeasurementError(f"the run died with code {code}: {last}")
+
+
+def cap_cuda_memory(cap_bytes: int) -> None:
+    """Cap what PyTorch's CUDA allocator may reserve in this process."""
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total))
+
+
+def _cap_host_memory(cap_bytes: int) -> None:
+    import resource
+
+    used = 0
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmData:"):
+                used = int(line.split()[1]) * 1024
+    limit = used + cap_bytes + _SLACK_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception is an allocator's refusal."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text or "bad_alloc" in text
+
+
+def _serve(function: str, cap_bytes: int) -> None:
+    """The child: read the request, run, answer in JSON lines on the original stdout."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # prints of libraries stay out of the channel
+
+    def send(message: Mapping[str, Any]) -> None:
+        channel.write(json.dumps(dict(message)) + "\n")
+        channel.flush()
+
+    request = json.load(sys.stdin)
+    module, _, name = function.partition(":")
+    try:
+        import torch
+
+        run = getattr(import_module(module), name)
+        if cap_bytes and sys.platform == "linux" and request.get("device", "cpu") == "cpu":
+            torch.zeros(1)
+            _cap_host_memory(cap_bytes)
+        result = run(request, lambda text, done: send({"progress": text, "fraction": done}))
+    except Exception as error:
+        kind = "OutOfMemoryError" if is_out_of_memory(error) else type(error).__name__
+        message = str(error).strip().splitlines()
+        send({"error": kind, "message": message[0] if message else type(error).__name__})
+    else:
+        send({"result": result})
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], int(sys.argv[2]))
