@@ -6,7 +6,7 @@ structure of the network everywhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -51,6 +51,24 @@ def freeze_statistics(model: nn.Module) -> None:
 
 def _stay(self: nn.Module, mode: bool = True) -> nn.Module:
     return self
+
+
+def norm_layers(model: nn.Module) -> list[str]:
+    """Return the names of the normalisation layers that have weights, of whatever library."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower() and "weight" in module._parameters
+    ]
+
+
+def parameters_of(model: nn.Module, modules: Iterable[str]) -> set[str]:
+    """Return the names of all parameters inside these modules."""
+    return {
+        f"{name}.{key}" if name else key
+        for name in modules
+        for key, _ in model.get_submodule(name).named_parameters()
+    }
 
 
 @contextmanager
@@ -116,6 +134,11 @@ def _in_features(model: nn.Module, name: str) -> int:
     return int(model.get_submodule(name).in_features)  # type: ignore[arg-type]
 
 
+def is_vision_transformer(model: nn.Module) -> bool:
+    """True for timm's ``VisionTransformer`` and what derives from it (DeiT, DINOv2, SigLIP)."""
+    return any(cls.__name__ == "VisionTransformer" for cls in type(model).__mro__)
+
+
 def grouped_convolutions(model: nn.Module) -> list[str]:
     """Return the names of the depthwise and grouped convolutions."""
     return [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
@@ -127,7 +150,7 @@ def _default_suffixes(model: nn.Module, linear: list[str]) -> tuple[str, ...] | 
         return ("in_proj", "out_proj", "fc1", "fc2", "qkv", "proj")
     if "dt_proj" in ends:  # Vim
         return ("in_proj", "x_proj", "dt_proj", "out_proj")
-    if any(cls.__name__ == "VisionTransformer" for cls in type(model).__mro__):
+    if is_vision_transformer(model):
         return ("qkv", "fc1", "fc2")
     return None
 

@@ -6,6 +6,8 @@ Beside the plain names there are two families of names: ``partial_K`` (the last 
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from importlib import import_module
 
 from profiler.errors import UnknownNameError
@@ -81,6 +83,74 @@ _TABLE = (
         implementation="galore:GaLore",
         default_rank=8,
     ),
+    MethodInfo(
+        name="adaptformer",
+        family="addition",
+        summary="a bottleneck beside every MLP (or Mamba mixer)",
+        source="arXiv 2205.13535",
+        implementation="additions:AdaptFormer",
+        default_rank=8,
+        rank_means="bottleneck width",
+    ),
+    MethodInfo(
+        name="vpt_shallow",
+        family="addition",
+        summary="prompt tokens in front of the first block",
+        source="arXiv 2203.12119",
+        implementation="prompts:VisualPrompts",
+        default_rank=50,
+        rank_means="prompt tokens",
+    ),
+    MethodInfo(
+        name="vpt_deep",
+        family="addition",
+        summary="prompt tokens in front of every block",
+        source="arXiv 2203.12119",
+        implementation="prompts:DeepVisualPrompts",
+        default_rank=10,
+        rank_means="prompt tokens a block",
+    ),
+    MethodInfo(
+        name="prefix",
+        family="addition",
+        summary="learned keys and values in every attention",
+        source="arXiv 2101.00190",
+        implementation="prompts:Prefix",
+        default_rank=20,
+        rank_means="keys and values a block",
+    ),
+    MethodInfo(
+        name="side",
+        family="addition",
+        summary="a narrow ladder beside the backbone, no backward through it",
+        source="arXiv 2206.06522",
+        implementation="side:Side",
+        default_rank=8,
+        rank_means="reduction of the width",
+    ),
+    MethodInfo(
+        name="ssf",
+        family="reparameter",
+        summary="a scale and a shift after every operation",
+        source="arXiv 2210.08823",
+        implementation="additions:ScaleShift",
+    ),
+    MethodInfo(
+        name="ln_tune",
+        family="partial",
+        summary="normalisation layers and the classifier learn",
+        source="arXiv 2402.02242, LN-tune",
+        implementation="partial:LnTune",
+    ),
+    MethodInfo(
+        name="partial_k",
+        family="partial",
+        summary="the last k units learn, and what follows them",
+        source="arXiv 2203.12119, Partial-k",
+        implementation="partial:PartialK",
+        default_rank=1,
+        rank_means="units",
+    ),
 )
 
 _FAMILIES = ("partial_K", "peft:NAME")
@@ -107,7 +177,7 @@ def get_method(name: str) -> Method:
     Raises:
         UnknownNameError: no such method; carries near names.
     """
-    for info in _TABLE:
+    for info in (*_TABLE, *_family_member(name)):
         if info.name == name:
             return _load(info)
     raise UnknownNameError(
@@ -116,6 +186,25 @@ def get_method(name: str) -> Method:
         known=[*method_names(), *_FAMILIES],
         hint="`budgetplan methods` lists them",
     )
+
+
+def _family_member(name: str) -> tuple[MethodInfo, ...]:
+    """Return the entry of a name that belongs to one of the families."""
+    if re.fullmatch(r"partial_[1-9]\d*", name):
+        generic = next(info for info in _TABLE if info.name == "partial_k")
+        summary = generic.summary.replace("k units", f"{name[8:]} units")
+        return (replace(generic, name=name, default_rank=None, summary=summary),)
+    if name.startswith("peft:"):
+        return (
+            MethodInfo(
+                name=name,
+                family="reparameter",
+                summary=f"peft's {name[5:]}",
+                source="peft",
+                implementation="peft_named:PeftNamed",
+            ),
+        )
+    return ()
 
 
 def _load(info: MethodInfo) -> Method:

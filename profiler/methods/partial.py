@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from profiler.methods.anatomy import BatchNorm, learn_only
+from profiler.backbones.discovery import find_units
+from profiler.methods.anatomy import BatchNorm, learn_only, norm_layers, parameters_of
 from profiler.methods.base import Method
 from profiler.workload import Workload
 
@@ -39,7 +40,7 @@ class BatchNormHead(Method):
         """Let BatchNorm and the classifier learn."""
         self.raise_refusal(model, workload)
         norms = [name for name, module in model.named_modules() if isinstance(module, BatchNorm)]
-        learn_only(model, _parameters_of(model, norms))
+        learn_only(model, parameters_of(model, norms))
         return model
 
 
@@ -56,9 +57,48 @@ class BitFit(Method):
         return model
 
 
-def _parameters_of(model: nn.Module, modules: list[str]) -> set[str]:
-    return {
-        f"{name}.{key}" if name else key
-        for name in modules
-        for key, _ in model.get_submodule(name).named_parameters()
-    }
+class LnTune(Method):
+    """Scale and shift of every normalisation layer learn; BatchNorm's statistics with them.
+
+    peft's ``LN_TUNING`` does the same on a copy of each layer (``peft:ln_tuning``).
+    """
+
+    def refusal(self, model: nn.Module, workload: Workload) -> str | None:
+        """Refuse backbones without normalisation."""
+        return None if norm_layers(model) else f"{type(model).__name__} has no normalisation layer"
+
+    def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
+        """Let normalisation and the classifier learn."""
+        self.raise_refusal(model, workload)
+        learn_only(model, parameters_of(model, norm_layers(model)))
+        return model
+
+
+class PartialK(Method):
+    """The last k units learn, and all that follows them (final norm, classifier).
+
+    ``partial_k`` takes k from the rank; ``partial_3`` means three. Nothing before those units is
+    saved for backward. Counting what follows in is what VPT's code does ("partial-1").
+    """
+
+    def units_to_train(self, workload: Workload) -> int:
+        """Return k."""
+        fixed = self.name.removeprefix("partial_")
+        return int(fixed) if fixed.isdigit() else self.rank(workload)
+
+    def refusal(self, model: nn.Module, workload: Workload) -> str | None:
+        """Refuse a k above the number of units."""
+        units = find_units(model)
+        wanted = self.units_to_train(workload)
+        if wanted <= len(units):
+            return None
+        return f"{wanted} units were to learn and {type(model).__name__} has {len(units)}"
+
+    def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
+        """Let the last units learn."""
+        self.raise_refusal(model, workload)
+        first = find_units(model)[-self.units_to_train(workload)] + "."
+        names = [name for name, _ in model.named_parameters()]
+        start = next(i for i, name in enumerate(names) if name.startswith(first))
+        learn_only(model, set(names[start:]))
+        return model

@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from profiler.backbones.mambavision import MambaVision
+from profiler.backbones.vim import Vim
 from profiler.methods import Method
 from profiler.step import TrainingStep, make_optimizer
 from profiler.workload import Workload
@@ -28,7 +30,9 @@ def vit() -> nn.Module:
 
 
 def resnet() -> nn.Module:
-    return timm.create_model("resnet10t", num_classes=CLASSES, zero_init_last=False)
+    return timm.create_model(
+        "resnet10t", channels=(8, 16, 32, 32), num_classes=CLASSES, zero_init_last=False
+    )
 
 
 def mobilenet() -> nn.Module:
@@ -46,11 +50,29 @@ def tiny_vit() -> nn.Module:
     )
 
 
+def vim() -> nn.Module:
+    return Vim(dim=32, depth=2, img_size=SIZE, num_classes=CLASSES)
+
+
+def mambavision() -> nn.Module:
+    return MambaVision(
+        dim=16,
+        stem_dim=8,
+        depths=(1, 1, 2, 2),
+        heads=(1, 1, 2, 2),
+        windows=(8, 8, 4, 2),
+        img_size=SIZE,
+        num_classes=CLASSES,
+    )
+
+
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "vit": vit,
     "tiny_vit": tiny_vit,
     "resnet": resnet,
     "mobilenet": mobilenet,
+    "vim": vim,
+    "mambavision": mambavision,
 }
 
 

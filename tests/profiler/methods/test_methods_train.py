@@ -11,16 +11,18 @@ import torch
 from profiler.methods import get_method
 from profiler.methods.base import Method
 
-PAIRS = [
-    (m, b)
-    for m in ("full", "head", "bitfit", "lora", "dora", "adalora", "galore")
-    for b in small.BACKBONES
-] + [
-    ("bn_head", "resnet"),
-    ("bn_head", "mobilenet"),
-    ("bn_head", "tiny_vit"),
-    ("qlora", "vit"),
-    ("qlora", "tiny_vit"),
+EVERYWHERE = ("full", "head", "bitfit", "lora", "dora", "adalora", "galore", "ssf", "ln_tune")
+EVERYWHERE += ("partial_2", "side")
+ONLY_ON = {
+    "bn_head": ("tiny_vit", "resnet", "mobilenet", "mambavision"),
+    "qlora": ("vit", "tiny_vit", "vim", "mambavision"),
+    "adaptformer": ("vit", "tiny_vit", "vim", "mambavision"),
+    "vpt_shallow": ("vit", "vim"),
+    "vpt_deep": ("vit", "vim"),
+    "prefix": ("vit", "mambavision"),
+}
+PAIRS = [(method, backbone) for method in EVERYWHERE for backbone in small.BACKBONES] + [
+    (method, backbone) for method, backbones in ONLY_ON.items() for backbone in backbones
 ]
 
 

@@ -1,0 +1,135 @@
+"""``peft:NAME``: any adapter of peft that works on a vision backbone.
+
+The config is built from what every adapter of that kind shares: target modules, the classifier in
+``modules_to_save``, and rank, alpha and dropout where the config has them and the user gave them
+(peft's own defaults otherwise). Prompt methods of language models are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+
+from profiler.errors import UnknownNameError, UsageError
+from profiler.methods.anatomy import classifier_names, norm_layers, target_modules
+from profiler.methods.base import MethodInfo
+from profiler.methods.lowrank import PeftMethod
+from profiler.workload import Workload
+
+PREFIX = "peft:"
+
+
+class PeftNamed(PeftMethod):
+    """One of peft's adapters by its name in ``peft.PeftType``."""
+
+    def __init__(self, info: MethodInfo) -> None:
+        super().__init__(info)
+        known = {kind.value.lower(): kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+        self.kind = self.name.removeprefix(PREFIX).lower()
+        if self.kind not in known:
+            raise UnknownNameError(
+                kind="method", name=self.name, known=[PREFIX + name for name in known]
+            )
+        self.config_class: type[Any] = PEFT_TYPE_TO_CONFIG_MAPPING[known[self.kind]]
+        self.options = {field.name for field in fields(self.config_class)}
+
+    def resolve(self, workload: Workload) -> Workload:
+        """Leave the rank to peft unless it was given."""
+        if workload.rank is not None and "r" not in self.options:
+            raise UsageError(f"{self.name} has no rank, got rank {workload.rank}")
+        return workload
+
+    def refusal(self, model: nn.Module, workload: Workload) -> str | None:
+        """Refuse what does not adapt layers."""
+        if {"target_modules", "modules_to_save"} <= self.options:
+            return None
+        return "it works on the token embeddings of language models, not on layers"
+
+    def config(self, model: nn.Module, workload: Workload) -> Any:
+        """Build the config from what the adapter has options for."""
+        targets = _targets(self.kind, model, workload)
+        wanted: dict[str, Any] = {
+            "target_modules": targets,
+            "modules_to_save": classifier_names(model),
+        }
+        if workload.rank is not None:
+            wanted["r"] = workload.rank
+            if "oft_block_size" in self.options:
+                wanted["oft_block_size"] = 0  # peft takes the rank or the block size, not both
+        for value, names in (
+            (workload.alpha, ("lora_alpha", "alpha")),
+            (workload.dropout or None, ("lora_dropout", "module_dropout")),
+        ):
+            option = next((name for name in names if name in self.options), None)
+            if value is not None and option is not None:
+                wanted[option] = value
+        for option, derive in _DERIVED.items():
+            if option in self.options:
+                wanted[option] = derive(model, targets)
+        return self.config_class(**wanted)
+
+    def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
+        """Wrap the model by peft.
+
+        Raises:
+            UsageError: peft refuses this backbone, these targets, or weights without values.
+        """
+        self.raise_refusal(model, workload)
+        self.resolve(workload)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Unsupported layer type")  # LN_TUNING
+                wrapped = self.wrap(model, self.config(model, workload))
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"{self.name} is not possible here: peft says {reason}") from error
+        hidden = _hidden_meta_tensor(wrapped)
+        if hidden:
+            raise UsageError(
+                f"{self.name} cannot be profiled without weights: its {hidden} is neither "
+                "parameter nor buffer"
+            )
+        return wrapped
+
+
+def _targets(kind: str, model: nn.Module, workload: Workload) -> list[str]:
+    if kind == "ln_tuning" and workload.targets is None:
+        return norm_layers(model)
+    return target_modules(model, workload.targets)
+
+
+def _feedforward(model: nn.Module, targets: list[str]) -> list[str]:
+    """IA3 scales the input of these layers, and the output of the others."""
+    return [name for name in targets if name.endswith("fc2")]
+
+
+def _common_width(model: Any, targets: list[str]) -> int:
+    """Return the largest block that divides all inputs and outputs."""
+    shapes = [model.get_submodule(name).weight.shape for name in targets]
+    return math.gcd(*(int(side) for shape in shapes for side in shape[:2]))
+
+
+_DERIVED: dict[str, Callable[[nn.Module, list[str]], Any]] = {
+    "feedforward_modules": _feedforward,
+    "block_size": _common_width,  # C3A
+    "vector_length": _common_width,  # VB-LoRA
+}
+
+
+def _hidden_meta_tensor(model: nn.Module) -> str | None:
+    """Return the name of an attribute that holds a meta tensor outside parameters and buffers."""
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if name.startswith("_"):
+                continue
+            held = value.values() if isinstance(value, dict) else [value]
+            if any(isinstance(item, torch.Tensor) and item.is_meta for item in held):
+                return name
+    return None
