@@ -64,7 +64,7 @@ def parts_of(model: nn.Module, unit: str) -> tuple[str, ...]:
 
 def _tower(module: nn.Module, *, prefix: str) -> Iterator[str]:
     """Yield the units of a module that holds chains at some depth, up to its last chain."""
-    if _is_chain(module) or any(_is_chain(child) for child in module.children() if prefix):
+    if _is_chain(module):
         yield from _stage(module, prefix=prefix)
         return
     children = list(module.named_children())
