@@ -37,3 +37,33 @@ def peak_and_growth(events: list[int]) -> tuple[int, int]:
         live += nbytes
         peak = max(peak, live)
     return peak, live
+
+
+def peak_during(prepare: Callable[[], object], step: Callable[[], object]) -> int:
+    """Return the highest live bytes during ``step``, counting what ``prepare`` left alive.
+
+    Both run under one recording, so that nothing has to be added from other accounts. Storages
+    that were born before ``prepare`` are not counted.
+    """
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        prepare()
+        with record_function("budgetplan.step"):
+            step()
+    events = recording.profiler.kineto_results.events()
+    window = next(e for e in events if e.name() == "budgetplan.step")
+    changes = [
+        (e.start_ns(), e.nbytes())
+        for e in events
+        if e.name() == "[memory]" and e.device_type().name == "CPU"
+    ]
+    changes.sort(key=lambda change: change[0])
+    live = peak = 0
+    for moment, nbytes in changes:
+        if moment > window.end_ns():
+            break
+        before, live = live, live + nbytes
+        if moment >= window.start_ns():
+            peak = max(peak, before, live)
+    return peak

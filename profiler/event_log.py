@@ -7,7 +7,7 @@ else (peak, owners, units, timeline, the allocator's input) is computed from thi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,7 @@ class EventLog:
         ticks: length of the step.
         marks: in order of time.
         units: unit names.
+        boundary_bytes: [units] bytes of each unit's output, 0 for a unit that was not called.
         operations: every operation that computed or moved something, in order.
     """
 
@@ -82,7 +83,13 @@ class EventLog:
     ticks: int
     marks: tuple[Mark, ...]
     units: tuple[str, ...]
+    boundary_bytes: tuple[int, ...]
     operations: tuple[OperationRecord, ...]
+
+    def rounded(self, multiple: int) -> EventLog:
+        """Return the log with every size rounded up, as an allocator rounds."""
+        sizes = -(-self.nbytes // multiple) * multiple
+        return replace(self, nbytes=sizes)
 
     def live_bytes(self, *, select: npt.NDArray[np.bool_] | None = None) -> Ints:
         """Return [ticks + 1] live bytes after each tick, of all or of the selected storages."""

@@ -10,7 +10,7 @@ batch. With it a replayed peak equals the CPU allocator's to the byte in most ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any

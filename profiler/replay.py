@@ -69,7 +69,7 @@ class Recorder(TorchDispatchMode):
         kernel_bytes: KernelBytes | None = None,
         as_published: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.unit_names = unit_names
         self.kernel_bytes = kernel_bytes
         self.as_published = as_published
@@ -78,6 +78,7 @@ class Recorder(TorchDispatchMode):
         self.tick = 0
         self.marks: list[Mark] = []
         self.operations: list[OperationRecord] = []
+        self.boundary_bytes = [0] * len(unit_names)
         self._names: dict[str, int] = {"(given)": 0}
         self._is_view: dict[Any, bool] = {}
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
@@ -218,6 +219,7 @@ class Recorder(TorchDispatchMode):
             ticks=ticks,
             marks=tuple(self.marks),
             units=self.unit_names,
+            boundary_bytes=tuple(self.boundary_bytes),
             operations=tuple(self.operations),
         )
 
@@ -357,6 +359,7 @@ def _record_step(
         if optimizer:
             with recorder.warm_up():
                 step.update()
+                assembly.method.before_zero_grad(model, global_step=0)
             step.finish()
     # the model and the optimizer are still alive here: what they hold did not die in the step
     return recorder.log()
@@ -455,7 +458,10 @@ def _leave(recorder: Recorder, index: int) -> Callable[..., None]:
         recorder.mark("exit", index)
         recorder.unit = -1
         tensor = out[0] if isinstance(out, tuple | list) else out
-        if isinstance(tensor, Tensor) and tensor.requires_grad:
+        if not isinstance(tensor, Tensor):
+            return
+        recorder.boundary_bytes[index] = tensor.numel() * tensor.element_size()
+        if tensor.requires_grad:
             tensor.register_hook(begin_backward)
 
     return leave

@@ -142,7 +142,7 @@ class TrainingStep:
                     loss = loss / self.workload.accumulation
             del logits
         with self.mark("backward"):
-            (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
         return loss.detach()
 
     def finish(self) -> None:

@@ -39,7 +39,7 @@ ALIASES: Mapping[str, str] = {
 }
 """Short names of the design, beside every timm name."""
 
-_OWN_MODULES: tuple[str, ...] = ()
+_OWN_MODULES = ("vim", "mambavision")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +184,7 @@ def classifier_name(model: nn.Module) -> str:
     head = getter() if callable(getter) else None
     for name, module in model.named_modules():
         if module is head:
-            return name
+            return str(name)
     raise UsageError(f"{type(model).__name__} has no classifier that could be trained")
 
 

@@ -1,0 +1,279 @@
+"""The replayed rung: one replay of a candidate, read as bytes, FLOPs, seconds on a device."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from profiler.allocator import AllocatorSettings, CachingAllocator
+from profiler.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
+from profiler.hardware import CPU, DeviceSpec, context_bytes, lookup, workspace_bytes
+from profiler.records import (
+    REPLAYED,
+    DeviceLabel,
+    Flops,
+    Memory,
+    OwnerBytes,
+    Parameters,
+    Report,
+    UnitReport,
+)
+from profiler.replay import replay
+from profiler.roofline import Rates, rates
+from profiler.workload import Candidate, Workload
+
+BLOCK_BYTES = 512
+"""The caching allocator's smallest block: kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp."""
+
+
+def device_spec(name: str) -> DeviceSpec:
+    """Return the device to plan for: ``cpu`` or a name of the sourced table.
+
+    Raises:
+        UnknownNameError: no such device.
+    """
+    return CPU if name == "cpu" else lookup(name)
+
+
+def device_label(name: str, note: str = "") -> DeviceLabel:
+    """Return what a report says of its device."""
+    spec = device_spec(name)
+    return DeviceLabel(
+        name=spec.name,
+        full_name=spec.full_name,
+        kind="cuda" if spec.is_cuda else "cpu",
+        memory_bytes=spec.memory_bytes,
+        note=note,
+    )
+
+
+def predict(
+    candidate: Candidate,
+    *,
+    device: str,
+    settings: AllocatorSettings | None = None,
+    as_published: bool = False,
+) -> Report:
+    """Replay a candidate and report it on a device.
+
+    Args:
+        candidate: what to predict.
+        device: ``cpu`` or a name of the sourced table.
+        settings: of the CUDA caching allocator; None for PyTorch's defaults.
+        as_published: count FLOPs as arXiv 2507.23536 did (groups left out of weight gradients).
+
+    Raises:
+        UnknownNameError: no such device or model.
+        UsageError: the method does not work on the backbone.
+        InputError: the placement names a unit the backbone lacks.
+    """
+    spec = device_spec(device)
+    target = "cuda" if spec.is_cuda else "cpu"
+    log = replay(candidate, target=target, as_published=as_published)
+    return report_of(candidate, log, spec=spec, settings=settings)
+
+
+def report_of(
+    candidate: Candidate,
+    log: EventLog,
+    *,
+    spec: DeviceSpec,
+    settings: AllocatorSettings | None = None,
+) -> Report:
+    """Read a log as a report on a device."""
+    workload = candidate.workload
+    roofline = rates(spec, precision=workload.precision)
+    notes: list[str] = []
+    if spec.is_cuda:
+        log = log.rounded(BLOCK_BYTES)
+        memory = _cuda_memory(log, spec, settings or AllocatorSettings(), notes)
+    else:
+        memory = _host_memory(log)
+    seconds = None
+    if roofline is not None:
+        seconds = step_seconds(log, roofline, workload)
+        notes.append(f"time is a roofline: {roofline.source}")
+    joules = None
+    if seconds is not None and roofline is not None and roofline.watts is not None:
+        joules = seconds * roofline.watts
+        notes.append("energy is that time at the board power, uncalibrated")
+    return Report(
+        candidate=candidate,
+        device=device_label(spec.name),
+        rung=REPLAYED,
+        memory=memory,
+        flops=step_flops(log, workload),
+        step_seconds=seconds,
+        energy_joules=joules,
+        parameters=count_parameters(workload),
+        units=unit_reports(log, candidate, roofline),
+        notes=tuple(notes),
+    )
+
+
+def _host_memory(log: EventLog) -> Memory:
+    return Memory(
+        peak_bytes=log.peak_bytes,
+        reserved_bytes=None,
+        device_bytes=log.peak_bytes,
+        at_peak=log.owners_at(log.peak_tick),
+        max_by_group=log.max_by_owner(),
+    )
+
+
+def _cuda_memory(
+    log: EventLog, spec: DeviceSpec, settings: AllocatorSettings, notes: list[str]
+) -> Memory:
+    workspace, _ = workspace_bytes(spec)
+    context, source = context_bytes(spec)
+    notes.append(f"CUDA context {source.partition(':')[0]}")
+    allocator = CachingAllocator(settings)
+    allocator.malloc(-1, workspace)
+    run_steps(allocator, log, steps=2)
+    at_peak, highest = log.owners_at(log.peak_tick), log.max_by_owner()
+    return Memory(
+        peak_bytes=log.peak_bytes + workspace,
+        reserved_bytes=allocator.peak_reserved_bytes,
+        device_bytes=allocator.peak_reserved_bytes + context,
+        at_peak=_with_temporary(at_peak, workspace),
+        max_by_group=_with_temporary(highest, workspace),
+    )
+
+
+def _with_temporary(owners: OwnerBytes, extra: int) -> OwnerBytes:
+    values = {name: getattr(owners, name) for name in OwnerBytes.__dataclass_fields__}
+    return OwnerBytes(**(values | {"temporary": owners.temporary + extra}))
+
+
+def run_steps(allocator: CachingAllocator, log: EventLog, *, steps: int) -> None:
+    """Feed a log to an allocator several times: what is given stays, what a step makes goes."""
+    given = {i for i, birth in enumerate(log.birth.tolist()) if birth == 0}
+    events = [e for e in log.allocator_events() if e[1] not in given or e[0] == "free"]
+    for index in sorted(given):
+        allocator.malloc(index, int(log.nbytes[index]))
+    freed_given = {key for kind, key, _ in events if kind == "free"} & given
+    for _ in range(steps):
+        alive: set[int] = set()
+        for kind, key, nbytes in events:
+            if key in freed_given:
+                continue
+            if kind == "malloc":
+                allocator.malloc(key, nbytes)
+                alive.add(key)
+            else:
+                allocator.free(key)
+                alive.discard(key)
+        for key in alive:
+            allocator.free(key)
+
+
+def step_flops(log: EventLog, workload: Workload) -> Flops:
+    """Return the FLOPs of a whole optimizer step (a replay shows at most two micro-batches)."""
+    shown = min(workload.accumulation, 2)
+    times = workload.accumulation / shown
+    return Flops(
+        forward=round(log.flops(FORWARD) * times),
+        backward=round(log.flops(BACKWARD) * times),
+        recompute=round(log.flops(RECOMPUTE) * times),
+        optimizer=log.flops(OPTIMIZER),
+    )
+
+
+def step_seconds(log: EventLog, roofline: Rates, workload: Workload) -> float:
+    """Return the roofline time of a whole optimizer step."""
+    shown = min(workload.accumulation, 2)
+    each = [op for op in log.operations if op.phase in (INPUT, FORWARD, BACKWARD, RECOMPUTE)]
+    update = [op for op in log.operations if op.phase == OPTIMIZER]
+    return roofline.total_seconds(each) * workload.accumulation / shown + roofline.total_seconds(
+        update
+    )
+
+
+def unit_reports(
+    log: EventLog, candidate: Candidate, roofline: Rates | None
+) -> tuple[UnitReport, ...]:
+    """Return one row per unit, of the first micro-batch."""
+    shown = min(candidate.workload.accumulation, 2)
+    live = log.live_bytes()
+    spans = unit_spans(log)
+    rows = []
+    for index, name in enumerate(log.units):
+        span = spans.get(index)
+        if span is None:
+            continue
+        own = [op for op in log.operations if op.unit == index]
+        forward = [op for op in own if op.phase == FORWARD]
+        again = [op for op in own if op.phase == RECOMPUTE]
+        back = [op for op in own if op.phase == BACKWARD]
+        working = None
+        if span.backward is not None:
+            start, end = span.backward
+            working = int(live[start : end + 1].max() - live[start])
+        rows.append(
+            UnitReport(
+                name=name,
+                decision=candidate.placement.decision(name),
+                stored_bytes=int(live[span.exit] - live[span.enter]),
+                boundary_bytes=log.boundary_bytes[index],
+                working_bytes=working,
+                forward_flops=sum(op.flops for op in forward) // shown,
+                backward_flops=sum(op.flops for op in back) // shown,
+                recompute_flops=sum(op.flops for op in again) // shown,
+                forward_seconds=roofline.total_seconds(forward) / shown if roofline else None,
+                recompute_seconds=roofline.total_seconds(again) / shown if roofline else None,
+            )
+        )
+    return tuple(rows)
+
+
+class UnitSpan:
+    """Ticks at which a unit runs in the first micro-batch."""
+
+    __slots__ = ("backward", "enter", "exit")
+
+    def __init__(self, enter: int) -> None:
+        self.enter = enter
+        self.exit = enter
+        self.backward: tuple[int, int] | None = None
+
+
+def unit_spans(log: EventLog) -> dict[int, UnitSpan]:
+    """Return the first forward and the first backward of every unit that ran, by its index."""
+    spans: dict[int, UnitSpan] = {}
+    open_backward: int | None = None
+    for mark in log.marks:
+        ends_backward = mark.kind in {"backward", "phase"}
+        if ends_backward and open_backward is not None:
+            start, _ = spans[open_backward].backward or (mark.tick, 0)
+            spans[open_backward].backward = (start, mark.tick)
+            open_backward = None
+        if mark.kind == "enter":
+            spans.setdefault(mark.value, UnitSpan(mark.tick))
+        elif mark.kind == "exit" and spans[mark.value].exit == spans[mark.value].enter:
+            spans[mark.value].exit = mark.tick
+        elif mark.kind == "backward" and spans[mark.value].backward is None:
+            spans[mark.value].backward = (mark.tick, log.ticks)
+            open_backward = mark.value
+    return spans
+
+
+@cache
+def count_parameters(workload: Workload) -> Parameters:
+    """Count a workload's parameters without allocating them."""
+    from profiler.assembly import assemble
+
+    model = assemble(workload.replace(micro_batch=1, accumulation=1), device="meta").model
+    sizes = [(_elements(p), p.requires_grad) for p in model.parameters()]
+    return Parameters(
+        total=sum(n for n, _ in sizes), trainable=sum(n for n, learns in sizes if learns)
+    )
+
+
+def _elements(parameter: object) -> int:
+    """Return the number of weights; a packed 4-bit tensor holds two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None and getattr(state, "shape", None) is not None:
+        count = 1
+        for side in state.shape:
+            count *= int(side)
+        return count
+    return int(parameter.numel())  # type: ignore[attr-defined]
