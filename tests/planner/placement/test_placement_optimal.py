@@ -10,6 +10,7 @@ from scipy.sparse import coo_array
 from toy_chains import (
     all_choices,
     brute_force,
+    brute_force_by_doubling,
     option,
     random_chain,
     told_step_by_step,
@@ -33,9 +34,9 @@ from profiler.placement import KEEP, RECOMPUTE
 MORE = int(os.environ.get("PLACEMENT_MORE", "1"))
 
 
-def check_against_all_placements(rng, chain, *, segments=True):
+def check_against_all_placements(rng, chain, *, segments=True, everything=None):
     """Solve budgets at, just below and between the peaks that there are."""
-    peaks, seconds = brute_force(chain, segments=segments)
+    peaks, seconds = everything or brute_force(chain, segments=segments)
     exact = rng.choice(peaks, 2)
     between = rng.integers(peaks.min() - 1, peaks.max() + 2, 2)
     for budget in (*exact, *(exact - 1), *between):
@@ -76,11 +77,13 @@ def test_equals_brute_force_where_bounds_decide(monkeypatch, joinable):
         check_against_all_placements(rng, chain)
 
 
-def test_equals_brute_force_on_twelve_units():
+def test_equals_brute_force_on_twelve_units_of_three_options():
     rng = np.random.default_rng(3)
-    for _ in range(MORE):
-        chain = random_chain(rng, 12, 3, full=True)
-        check_against_all_placements(rng, chain)
+    for real in (False, True) * 5 * MORE:
+        chain = random_chain(rng, 12, 3, full=True, real=real)
+        everything = brute_force_by_doubling(chain)
+        assert len(everything[0]) == 3**12
+        check_against_all_placements(rng, chain, everything=everything)
 
 
 def test_long_menus_with_parts():

@@ -76,6 +76,19 @@ def brute_force(chain, *, segments=True):
     return peak_bytes_many(chain, rows), unit_seconds_many(chain, rows).sum(axis=1)
 
 
+def brute_force_by_doubling(chain):
+    """Peak and seconds of every choice without segments, each prefix extended by each option."""
+    live, peak = np.array([chain.static_bytes]), np.array([chain.floor_bytes])
+    seconds = np.zeros(1)
+    for i, unit in enumerate(chain.units):
+        later = sum(u.gradient_bytes for u in chain.units[i + 1 :])
+        need = [max(o.forward_bytes, later + o.backward_bytes) for o in unit.options]
+        peak = np.concatenate([np.maximum(peak, live + here) for here in need])
+        seconds = np.concatenate([seconds + o.recompute_seconds for o in unit.options])
+        live = np.concatenate([live + o.stored_bytes for o in unit.options])
+    return peak, seconds
+
+
 def told_step_by_step(chain: Chain, choice: Choice) -> tuple[int, float]:
     """Peak and seconds, by walking through the step and keeping the books."""
     units, n = chain.units, len(chain.units)
