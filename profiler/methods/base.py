@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profiler.errors import UsageError
 
@@ -122,6 +122,17 @@ class Method(ABC):
 
     def before_zero_grad(self, model: nn.Module, *, global_step: int) -> None:
         """Run after the optimizer step while gradients are still there (AdaLoRA's allocator)."""
+        return None
+
+    def training_state(self, model: nn.Module) -> dict[str, Any]:
+        """Return what a schedule carries from step to step, as tensors and plain data.
+
+        Parameters, buffers and the optimizer's state are the trainer's business.
+        """
+        return {}
+
+    def restore_training_state(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """Take back what ``training_state`` returned, after ``on_training_start``."""
         return None
 
     def save(self, model: nn.Module, directory: Path) -> None:
