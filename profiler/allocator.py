@@ -9,9 +9,11 @@ Pieces: `AllocatorSettings` (what ``PYTORCH_CUDA_ALLOC_CONF`` says), `CachingAll
 `replay` (a whole stream of events to an `AllocatorReport`).
 
 Source of the rules: pytorch ``c10/cuda/CUDACachingAllocator.cpp``, struct
-``DeviceCachingAllocator``, as stored at commit 001074d25084 (algorithm); constants and options:
-``c10/core/AllocatorConfig.h`` and ``.cpp`` of the installed torch 2.15, which turned the constant
-``kLargeBuffer`` (20 MiB) into the option ``large_segment_size_mb``.
+``DeviceCachingAllocator``, read at commit 001074d25084 and again in a copy of 2026, which has
+``large_segment_size()`` and ``try_mempool_fallback`` (the rules below are the same in both);
+constants and options: ``c10/core/AllocatorConfig.h`` of the installed torch 2.15 and the ``.cpp``
+beside it. 2.15 turned the constant ``kLargeBuffer`` (20 MiB) into the option
+``large_segment_size_mb``.
 
     rule                                                   function of the source
     sizes are multiples of 512 B                           round_size
@@ -585,25 +587,19 @@ class CachingAllocator:
 
         Source: `release_available_cached_blocks`: one that is large enough, else the largest ones.
         """
-        if self.settings.max_split_size_bytes is None:
+        if self.settings.max_split_size_bytes is None or self.settings.expandable_segments:
             return False
         wanted = max(size, self._max_split)
         index = bisect_left(pool.free, (wanted,))
         if index < len(pool.free):
-            self._release_unless_expandable(pool.free[index][2])
+            self._release(pool.free[index][2])
             return True
         released = 0
-        for found, _, block in reversed(list(pool.free)):
-            if released >= wanted or found < self._max_split:
-                break
-            released += self._release_unless_expandable(block)
+        while released < wanted and pool.free and pool.free[-1][0] >= self._max_split:
+            largest = pool.free[-1][2]
+            released += largest.size
+            self._release(largest)
         return released >= wanted
-
-    def _release_unless_expandable(self, block: _Block) -> int:
-        if block.segment is not None:
-            return 0
-        self._release(block)
-        return block.size
 
     def _collect_garbage(self) -> None:
         """Give back large blocks of at least average age (`garbage_collect_cached_blocks`)."""
@@ -611,7 +607,7 @@ class CachingAllocator:
         threshold = int(self.settings.garbage_collection_threshold * self.limit_bytes)
         target = self.reserved_bytes - threshold
         pool = self._large
-        kept = [block for _, _, block in pool.free if not block.is_split and block.segment is None]
+        kept = [block for _, _, block in pool.free if not block.is_split]
         while target > 0 and kept:
             average = sum(pool.searches - block.born for block in kept) / len(kept)
             old = [block for block in kept if pool.searches - block.born >= average]

@@ -565,18 +565,17 @@ class Naive:
 
     def release_oversize(self, size: int, small: bool) -> bool:
         bound = self.settings.max_split_size_bytes
-        if bound is None:
+        if bound is None or self.settings.expandable_segments:
             return False
         wanted = max(size, bound)
         enough = [b for b in self.free_blocks(small) if b[0] >= wanted]
         if enough:
-            if self.segments[enough[0][1]].page is None:
-                self.drop_unused([enough[0][1]])
+            self.drop_unused([enough[0][1]])
             return True
         gone: list[int] = []
         released = 0
         for block, number, _ in reversed(self.free_blocks(small)):
-            if released < wanted and block >= bound and self.segments[number].page is None:
+            if released < wanted and block >= bound:
                 gone.append(number)
                 released += block
         self.drop_unused(gone)
