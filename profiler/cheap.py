@@ -10,12 +10,21 @@ is itself the output of such a frame (BatchNorm, then ReLU, then dropout), if it
 if it is small. Otherwise (a ReLU behind an addition, dropout behind a matmul) the frame is given
 up, and all stays as in the plain model.
 
+Under autocast the copies of the weights are dropped too: they are as cheap as copies get, and a
+plain model keeps two bytes for every weight until backward.
+
 Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
 whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
 lower precision, the copy is recognised by its place in the autograd graph. In-place functions run
 in place the first time, as the model wants, and out of place when recomputed.
 
 A ViT block stores 16 D values per token; this drops the two norms' outputs (2 D) and GELU's (4 D).
+
+Tried and lost: torch's selective checkpointing (``create_selective_checkpoint_contexts``) that saves
+what matmuls, convolutions and attention return. On ViT-S blocks in float32 it stores 11.0 D where
+this stores 10.0 D (it must keep the unit's input and every matmul's output, saved by somebody or
+not), and takes 1.02 to 1.07 of the plain step's time where this takes 0.97 to 1.01 (one CPU core,
+batch 8 and 1, best of several). In bfloat16 both store the same.
 """
 
 from __future__ import annotations
@@ -30,7 +39,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from profiler.frames import Frame, Held, Reading, Recipe, Slot, Table, unpack
+from profiler.frames import Frame, Held, Reading, Recipe, Slot, Table, cast_from, unpack
 
 _NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
 _ACTIVATIONS = {
@@ -73,6 +82,12 @@ def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
     )
     named = dict(zip(names, args, strict=False)) | kwargs | {"momentum": 0.0}
     return nn.functional.batch_norm(**named)
+
+
+_LAYERS = {"linear", "conv1d", "conv2d", "conv3d"}
+_CAST_WEIGHT = Recipe(
+    name="cast of a weight", run=torch.Tensor.to, stochastic=False, is_function=True
+)
 
 
 class Scope(TorchFunctionMode):
@@ -130,8 +145,12 @@ class Scope(TorchFunctionMode):
     ) -> Any:
         """Frame the call if its function is cheap."""
         kwargs = kwargs or {}
-        recipe = None if self._paused else _recipe(func)
-        if recipe is None or not torch.is_grad_enabled():
+        if self._paused or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if getattr(func, "__name__", "") in _LAYERS:
+            return func(*(self._cast_if_frozen(arg) for arg in args), **kwargs)
+        recipe = _recipe(func)
+        if recipe is None:
             return func(*args, **kwargs)
         frame = Frame(recipe, args, kwargs, hold=self.hold)
         if recipe.name in _SAVE_NOTHING and not self._is_available(frame):
@@ -145,6 +164,21 @@ class Scope(TorchFunctionMode):
             self._frame = None
         self._settle(frame, output, inplace=bool(kwargs.get("inplace")))
         return output
+
+    def _cast_if_frozen(self, weight: Any) -> Any:
+        """Do what autocast would do to a frozen weight: the graph would not tell of this copy."""
+        if not self._lazy or not isinstance(weight, nn.Parameter) or weight.requires_grad:
+            return weight
+        device_type = weight.device.type
+        if weight.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
+            return weight
+        frame = self._weight_frame(weight, torch.get_autocast_dtype(device_type))
+        cast: Tensor = frame.recipe.run(weight, *frame.args[1:])
+        self._table.add(cast, frame)
+        return cast
+
+    def _weight_frame(self, weight: nn.Parameter, dtype: torch.dtype) -> Frame:
+        return Frame(_CAST_WEIGHT, (weight, dtype), {}, hold=self.hold)
 
     def _settle(self, frame: Frame, output: object, *, inplace: bool) -> None:
         """Decide whether the call is recomputed: known once it has saved what it saves."""
@@ -191,8 +225,16 @@ class Scope(TorchFunctionMode):
             self._frame.skip_slot()
         if self._is_kept(tensor):
             return tensor.detach()
-        reading = self._table.find(tensor) if self._lazy else None
+        reading = self._read(tensor) if self._lazy else None
         return self._keep(tensor) if reading is None else reading
+
+    def _read(self, tensor: Tensor) -> Reading | None:
+        reading = self._table.find(tensor)
+        if reading is None and tensor.dtype in (torch.bfloat16, torch.float16):
+            weight = getattr(cast_from(tensor), "variable", None)
+            if isinstance(weight, nn.Parameter):
+                return self._weight_frame(weight, tensor.dtype).reading(tensor)
+        return reading
 
     def _is_internal(self, tensor: Tensor) -> bool:
         """True for what a cheap call saves of its own making, if it is worth dropping."""

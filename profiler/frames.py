@@ -290,8 +290,10 @@ class Frame:
         with contextlib.ExitStack() as stack:
             for device_type, enabled, dtype, cache in self.autocast:
                 if enabled or torch.is_autocast_enabled(device_type):
+                    # A function may run without a graph: what it casts must not be cached.
+                    cached = cache and not self.recipe.is_function
                     stack.enter_context(
-                        torch.autocast(device_type, dtype, enabled, cache_enabled=cache)
+                        torch.autocast(device_type, dtype, enabled, cache_enabled=cached)
                     )
             if self.random is not None:
                 stack.enter_context(self.random.restored())
@@ -324,7 +326,7 @@ def _retake(value: Tensor | Held | Reading) -> Tensor:
 
 # --- recognising outputs --------------------------------------------------------------------------
 
-_VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "TransposeBackward0")
+_VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "TransposeBackward0", "TBackward0")
 _CAST = "ToCopyBackward0"
 
 
@@ -337,7 +339,7 @@ class _Made:
         self.frame = frame
         storage = output.untyped_storage()
         # Held weakly: the storage can be freed, and its address is not used again meanwhile.
-        self.storage = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self.storage = StorageWeakRef(storage)
         self.version = output._version
         self.node = output.grad_fn
         self.dense = output.numel() * output.element_size() == storage.nbytes()
@@ -367,22 +369,23 @@ class Table:
     def find(self, tensor: Tensor) -> Reading | None:
         """Return a reading if the tensor is a frame's unmodified output, a view or a cast of it."""
         made = self.by_storage.get(tensor.untyped_storage()._cdata)
-        if made is not None and made.version == tensor._version:
-            return made.frame.reading(tensor)
-        made = self._cast_from(tensor)
+        if made is None or made.version != tensor._version:
+            made = self.by_node.get(cast_from(tensor))
         return None if made is None else made.frame.reading(tensor)
 
-    def _cast_from(self, tensor: Tensor) -> _Made | None:
-        """Autocast hands a consumer a copy in lower precision; its graph says of what."""
-        node = tensor.grad_fn
-        if node is None or not self.by_node:
-            return None
-        if node.name() in _VIEWS:
-            node = node.next_functions[0][0]
-        if node is None or node.name() != _CAST:
-            return None
-        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-        return self.by_node.get(node.next_functions[0][0]) if whole else None
+
+def cast_from(tensor: Tensor) -> Any:
+    """Return the autograd node whose output this is a copy of in another precision, or None.
+
+    Autocast hands such copies to matmuls and convolutions; only the graph tells of what.
+    """
+    node = tensor.grad_fn
+    if node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+    if node is None or node.name() != _CAST:
+        return None
+    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    return node.next_functions[0][0] if whole else None
 
 
 # --- state a recompute must restore ---------------------------------------------------------------

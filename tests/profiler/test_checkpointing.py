@@ -1,0 +1,586 @@
+"""A model that follows a placement computes what the plain model computes, and stores less.
+
+The oracle is the plain model: outputs, every gradient, every buffer and the random generator's
+state must be equal to the bit (CPU kernels on one thread are deterministic). Bytes are counted by
+following every storage a forward creates (`Live`), not by what the code under test says it drops.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from profiler.backbones.discovery import find_units, parts_of
+from profiler.backbones.mambavision import MambaVision
+from profiler.backbones.vim import Vim
+from profiler.checkpointing import apply_adaptive, apply_placement, recomputing
+from profiler.errors import InputError
+from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, SEGMENT, Placement
+
+CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(name: str, **kwargs: object) -> nn.Module:
+    return timm.create_model(name, num_classes=CLASSES, **kwargs)
+
+
+VIT = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 2}
+
+MODELS = {
+    "vit": lambda: tiny("vit_tiny_patch16_224", **VIT, drop_path_rate=0.3, proj_drop_rate=0.2),
+    "dinov2": lambda: tiny("vit_small_patch14_dinov2", **VIT, drop_path_rate=0.2),
+    "resnet": lambda: tiny("resnet18", channels=(8, 16, 16, 32), drop_path_rate=0.2),
+    "mobilenetv2": lambda: tiny("mobilenetv2_035", drop_rate=0.2, drop_path_rate=0.2),
+    "mobilenetv3": lambda: tiny("mobilenetv3_small_050", drop_path_rate=0.2),
+    "tiny_vit": lambda: tiny(
+        "tiny_vit_5m_224",
+        depths=(1, 1, 1, 1),
+        embed_dims=(16, 32, 32, 32),
+        num_heads=(1, 2, 2, 2),
+        drop_path_rate=0.2,
+    ),
+    "convnext": lambda: tiny(
+        "convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 16, 32), drop_path_rate=0.2
+    ),
+    "swin": lambda: tiny(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        depths=(2, 2),
+        embed_dim=16,
+        num_heads=(2, 2),
+        drop_path_rate=0.2,
+    ),
+    "vim": lambda: Vim(dim=32, depth=3, img_size=32, num_classes=CLASSES, drop_path_rate=0.2),
+    "mambavision": lambda: MambaVision(
+        dim=8,
+        stem_dim=8,
+        depths=(1, 1, 2, 2),
+        heads=(1, 1, 2, 2),
+        windows=(4, 4, 2, 1),
+        img_size=32,
+        num_classes=CLASSES,
+        drop_path_rate=0.2,
+    ),
+}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    return MODELS[name]().train()
+
+
+def images(edge: int = 32, batch: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 3, edge, edge, generator=torch.Generator().manual_seed(2))
+
+
+def everywhere(decision: str, model: nn.Module) -> Placement:
+    """One decision for all units; `parts` recomputes all branches, `mixed` cycles through all."""
+    units = find_units(model)
+    if decision == SEGMENT:
+        decisions = {u: SEGMENT if i else RECOMPUTE for i, u in enumerate(units)}
+    elif decision == "parts":
+        decisions = {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)}
+    elif decision == "cheap parts":
+        decisions = {f"{u}/{p}": CHEAP for u in units for p in parts_of(model, u)}
+    elif decision == "mixed":
+        cycle = (CHEAP, RECOMPUTE, SEGMENT, KEEP)
+        decisions = {u: cycle[i % len(cycle)] for i, u in enumerate(units)}
+        for unit in [u for u in units if decisions[u] == CHEAP and parts_of(model, u)]:
+            decisions[f"{unit}/{parts_of(model, unit)[-1]}"] = RECOMPUTE
+    else:
+        decisions = dict.fromkeys(units, decision)
+    return Placement(policy="test", decisions=decisions)
+
+
+def train_step(model: nn.Module, *, autocast: bool = False, steps: int = 1, edge: int = 32) -> dict:
+    """Everything a training step leaves behind."""
+    torch.manual_seed(3)
+    model.zero_grad(set_to_none=True)
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(images(edge))
+            loss = F.cross_entropy(output.float(), torch.arange(4) % CLASSES)
+        loss.backward()
+    left = {"output": output.detach(), "random": torch.get_rng_state()}
+    left |= {f"grad {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return left | {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
+
+
+def assert_same(got: dict, expected: dict) -> None:
+    assert got.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(got[name], expected[name])]
+    assert not different, different
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages created under the mode that are still alive."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.peak = 0
+        own = [*model.parameters(), *model.buffers()]
+        self.seen = {t.untyped_storage()._cdata for t in own}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.follow(tensor.untyped_storage())
+        return out
+
+    def follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.seen:
+            self.seen.add(key)
+            self.bytes += storage.nbytes()
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self.forget, key, storage.nbytes())
+
+    def forget(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.bytes -= size
+
+
+def stored_bytes(model: nn.Module, x: torch.Tensor, *, autocast: bool = False) -> int:
+    """What a forward leaves in memory for backward (output included)."""
+    with Live(model) as live:
+        live.seen.add(x.untyped_storage()._cdata)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(x)
+        stored = live.bytes
+        del output
+    return stored
+
+
+# --- equal outputs, gradients, buffers, random state ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
+    model = build(name)
+    state = copy.deepcopy(model.state_dict())
+    expected = train_step(model, autocast=autocast)
+    for decision in (RECOMPUTE, SEGMENT, CHEAP, "parts", "cheap parts", "mixed"):
+        model.load_state_dict(state)
+        placement = everywhere(decision, model)
+        with apply_placement(model, placement):
+            assert_same(train_step(model, autocast=autocast), expected)
+
+
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "mixed"])
+def test_accumulated_gradients_and_batch_statistics_are_equal(decision):
+    plain = build("resnet")
+    placed = copy.deepcopy(plain)
+    expected = train_step(plain, steps=3)
+    apply_placement(placed, everywhere(decision, placed))
+    assert_same(train_step(placed, steps=3), expected)
+    assert int(placed.bn1.num_batches_tracked) == 3
+    assert int(placed.layer2[0].bn1.num_batches_tracked) == 3
+
+
+def test_cumulative_batch_statistics_are_not_moved_twice():
+    plain = build("resnet")
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    placed = copy.deepcopy(plain)
+    apply_placement(placed, everywhere(RECOMPUTE, placed))
+    assert_same(train_step(placed, steps=2), train_step(plain, steps=2))
+    assert placed.layer1[0].bn1.momentum is None
+
+
+def test_in_place_activations_behind_batch_norm_can_be_dropped():
+    class Block(nn.Module):
+        def __init__(self, activation: nn.Module) -> None:
+            super().__init__()
+            self.conv1, self.bn, self.act = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), activation
+            self.conv2 = nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.conv2(self.act(self.bn(self.conv1(x))))
+
+    for activation in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.ELU, nn.Mish, nn.LeakyReLU):
+        torch.manual_seed(0)
+        block = Block(activation(inplace=True))
+        x = torch.randn(2, 4, 9, 9, requires_grad=True)
+        plain = nn.Sequential(block)
+        placed = copy.deepcopy(plain)
+        apply_placement(placed, Placement(decisions={"0": CHEAP}), units=["0"])
+        grads = []
+        for model in (plain, placed):
+            (grad,) = torch.autograd.grad(model(x).square().sum(), x)
+            grads.append(grad)
+        assert torch.equal(*grads), activation
+        assert stored_bytes(placed, x) < 0.75 * stored_bytes(plain, x), activation
+
+
+# --- what methods make of a model -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def peft():
+    return pytest.importorskip("peft")
+
+
+def with_adapters(peft, model: nn.Module, kind: str) -> nn.Module:
+    common = {"target_modules": ["qkv", "fc1", "fc2"], "modules_to_save": ["head"]}
+    if kind == "adalora":
+        config = peft.AdaLoraConfig(
+            **common, init_r=4, target_r=2, lora_dropout=0.1, total_step=10, tinit=1, tfinal=2
+        )
+    else:
+        config = peft.LoraConfig(**common, r=4, lora_dropout=0.1, use_dora=kind == "dora")
+    torch.manual_seed(4)
+    wrapped = peft.get_peft_model(model, config)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name or "lora_E" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return wrapped.train()
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "adalora"])
+def test_adapters_train_the_same(peft, kind, autocast):
+    model = with_adapters(peft, build("vit"), kind)
+    expected = train_step(model, autocast=autocast)
+    assert any("lora_A" in name for name in expected)
+    base = model.get_base_model()
+    for decision in (RECOMPUTE, SEGMENT, CHEAP, "parts", "mixed"):
+        with apply_placement(model, everywhere(decision, base)):
+            assert_same(train_step(model, autocast=autocast), expected)
+
+
+def test_adalora_changes_its_ranks_under_a_placement(peft):
+    plain = with_adapters(peft, build("vit"), "adalora")
+    placed = copy.deepcopy(plain)
+    apply_placement(placed, everywhere("mixed", placed.get_base_model()))
+    for model in (plain, placed):
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for step in range(1, 9):
+            train_step(model)
+            optimizer.step()
+            model.base_model.update_and_allocate(step)
+    assert_same(train_step(placed), train_step(plain))
+    ranks = [int((p != 0).sum()) for n, p in placed.named_parameters() if "lora_E" in n]
+    assert min(ranks) < 4
+
+
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "mixed"])
+def test_four_bit_layers_train_the_same(peft, decision):
+    bnb = pytest.importorskip("bitsandbytes")
+    model = build("vit")
+    for block in model.blocks:
+        for owner, name in ((block.attn, "qkv"), (block.mlp, "fc1"), (block.mlp, "fc2")):
+            linear = getattr(owner, name)
+            four_bit = bnb.nn.Linear4bit(
+                linear.in_features, linear.out_features, compute_dtype=torch.float32
+            )
+            four_bit.load_state_dict(linear.state_dict())
+            setattr(owner, name, four_bit.to("cpu"))
+    model = with_adapters(peft, model, "lora")
+    expected = train_step(model)
+    with apply_placement(model, everywhere(decision, model.get_base_model())):
+        assert_same(train_step(model), expected)
+
+
+# --- what is stored -------------------------------------------------------------------------------
+
+
+def one_vit_block(batch: int = 8, width: int = 64) -> tuple[nn.Module, torch.Tensor, int]:
+    """A block without dropout, its input, and the bytes of one D-wide value per token."""
+    torch.manual_seed(5)
+    block = timm.models.vision_transformer.Block(width, num_heads=2, qkv_bias=True)
+    x = torch.randn(batch, 50, width, requires_grad=True)
+    return nn.Sequential(block), x, batch * 50 * width * 4
+
+
+@pytest.mark.parametrize(
+    ("decisions", "values"),
+    [
+        # x is the caller's; norm1, qkv (3), attention, x2, norm2, fc1 (4), GELU (4), output
+        ({}, 16.0),
+        # without the norms (2) and GELU (4)
+        ({"0": CHEAP}, 10.0),
+        # the output alone
+        ({"0": RECOMPUTE}, 1.0),
+        # norm1, qkv, attention stay; of the MLP x2 stays
+        ({"0/mlp": RECOMPUTE}, 7.0),
+        # the MLP branch stays whole
+        ({"0/attn": RECOMPUTE}, 11.0),
+        ({"0/attn": RECOMPUTE, "0/mlp": RECOMPUTE}, 2.0),
+        # norm2 and GELU go, norm1 stays
+        ({"0/mlp": CHEAP}, 11.0),
+        ({"0": CHEAP, "0/mlp": RECOMPUTE}, 6.0),
+    ],
+    ids=str,
+)
+def test_bytes_of_a_vit_block_are_those_of_the_arithmetic(decisions, values):
+    model, x, unit_bytes = one_vit_block()
+    apply_placement(model, Placement(decisions=decisions), units=["0"])
+    # Log-sum-exp of attention, means and deviations of the norms: a few values a token.
+    assert stored_bytes(model, x) / unit_bytes == pytest.approx(values, abs=0.15)
+
+
+def test_autocast_copies_of_cheap_outputs_are_dropped_too():
+    model, x, unit_bytes = one_vit_block(batch=64)
+    plain = stored_bytes(model, x, autocast=True)
+    apply_placement(model, Placement(decisions={"0": CHEAP}), units=["0"])
+    # Two norms (D) and GELU (4 D), each saved as bfloat16, and the weights' copies.
+    copies = 2 * sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    freed = plain - stored_bytes(model, x, autocast=True) - copies
+    assert freed / unit_bytes == pytest.approx(3.0, abs=0.01)
+
+
+def test_autocast_copies_of_frozen_weights_are_dropped_too(peft):
+    model = build("vit")
+    plain = with_adapters(peft, model, "lora")
+    x = images(batch=1)
+    stored = stored_bytes(plain, x, autocast=True)
+    apply_placement(plain, everywhere(CHEAP, model))
+    frozen = sum(p.numel() for n, p in plain.named_parameters() if "base_layer.weight" in n)
+    assert stored - stored_bytes(plain, x, autocast=True) > 2 * frozen
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recompute_stores_what_torch_checkpoint_stores(name):
+    model, x = build(name), images()
+    plain = stored_bytes(model, x)
+    placed = copy.deepcopy(model)
+    apply_placement(placed, everywhere(RECOMPUTE, placed))
+    for unit in find_units(model):
+        module = model.get_submodule(unit)
+        module.forward = lambda *a, f=module.forward: checkpoint(f, *a, use_reentrant=False)
+    ours, theirs = stored_bytes(placed, x), stored_bytes(model, x)
+    # Theirs also keeps a state of the random generator for every unit.
+    assert ours <= theirs < plain
+
+
+def test_a_segment_stores_one_boundary_and_runs_forward_once_more():
+    model = nn.Sequential(*(one_vit_block()[0][0] for _ in range(4)))
+    x = one_vit_block()[1]
+    boundary = x.numel() * 4
+    units = ["0", "1", "2", "3"]
+    decisions = dict.fromkeys(units, SEGMENT) | {"0": RECOMPUTE}
+    apply_placement(model, Placement(decisions=decisions), units=units)
+    calls: Counter[tuple[str, bool]] = Counter()
+    for unit in units:
+        model.get_submodule(unit).mlp.fc1.register_forward_hook(
+            lambda *_, unit=unit: calls.update([(unit, recomputing())])
+        )
+    assert stored_bytes(model, x) == pytest.approx(boundary, rel=0.01)
+    calls.clear()
+    model(x).sum().backward()
+    assert calls == Counter({(u, again): 1 for u in units for again in (False, True)})
+
+
+def test_recomputed_tensors_are_freed_as_backward_goes():
+    model = nn.Sequential(*(one_vit_block()[0][0] for _ in range(6)))
+    x = one_vit_block()[1]
+    units = [str(i) for i in range(6)]
+    peaks = {}
+    for decision in (KEEP, CHEAP, RECOMPUTE):
+        with (
+            apply_placement(
+                model, Placement(decisions=dict.fromkeys(units, decision)), units=units
+            ),
+            Live(model) as live,
+        ):
+            model(x).sum().backward()
+            peaks[decision] = live.peak
+        model.zero_grad(set_to_none=True)
+    assert peaks[RECOMPUTE] < 0.45 * peaks[KEEP]
+    assert peaks[CHEAP] < 0.80 * peaks[KEEP]
+
+
+def test_nothing_is_left_after_backward():
+    model, x = build("swin"), images()
+    for decision in (SEGMENT, CHEAP, "mixed"):
+        with apply_placement(model, everywhere(decision, model)), Live(model) as live:
+            live.seen.add(x.untyped_storage()._cdata)
+            model(x).sum().backward()
+            model.zero_grad(set_to_none=True)
+            assert live.bytes == 0
+
+
+# --- when nothing is to be recomputed -------------------------------------------------------------
+
+
+def count_recomputed(model: nn.Module) -> list[str]:
+    seen: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda *_, name=name: seen.append(name) if recomputing() else None
+        )
+    return seen
+
+
+def test_a_frozen_prefix_costs_nothing():
+    model = build("vit")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("blocks.2", "head")))
+    for decision in (RECOMPUTE, SEGMENT):
+        placed = copy.deepcopy(model)
+        seen = count_recomputed(placed)
+        apply_placement(placed, everywhere(decision, placed))
+        assert_same(train_step(placed), train_step(model))
+        assert seen
+        assert all(name.startswith("blocks.2") for name in seen)
+
+
+def test_without_gradients_forwards_are_plain():
+    model = build("vit").eval()
+    x = images()
+    with torch.no_grad():
+        expected = model(x)
+        for decision in (RECOMPUTE, CHEAP, "mixed"):
+            with apply_placement(model, everywhere(decision, model)):
+                assert torch.equal(model(x), expected)
+
+
+# --- applying and removing ------------------------------------------------------------------------
+
+
+def test_remove_restores_the_model():
+    model = build("tiny_vit")
+    before = {name: (type(m), dict(m.__dict__)) for name, m in model.named_modules()}
+    names = list(model.state_dict())
+    applied = apply_placement(model, everywhere("mixed", model))
+    assert list(model.state_dict()) == names
+    assert all(type(m) is before[name][0] for name, m in model.named_modules())
+    assert any("forward" in m.__dict__ for m in model.modules())
+    applied.remove()
+    assert {name: (type(m), dict(m.__dict__)) for name, m in model.named_modules()} == before
+
+
+def test_a_copy_of_a_placed_model_stands_alone():
+    model = build("vit")
+    apply_placement(model, everywhere("mixed", model))
+    clone = copy.deepcopy(model)
+    expected = train_step(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_same(train_step(clone), expected)
+
+
+def test_placements_that_do_not_fit_are_refused():
+    model = build("vit")
+    for decisions, message in [
+        ({"blocks.12": RECOMPUTE}, r"unit 'blocks.12'.*did you mean.*blocks.1"),
+        ({"layers.0": CHEAP}, r"unit 'layers.0', which the model lacks"),
+        ({"blocks.1/mpl": RECOMPUTE}, r"part of 'blocks.1' 'mpl'.*did you mean mlp"),
+        ({"blocks.1": SEGMENT}, r"'blocks.1' a segment .*blocks.0.*not recomputed"),
+        ({"blocks.0": SEGMENT}, r"'blocks.0' a segment"),
+        ({"blocks.1": RECOMPUTE, "blocks.1/mlp": CHEAP}, "within recompute of blocks.1"),
+        ({"blocks.0/mlp": SEGMENT}, "asks for segment of blocks.0/mlp"),
+        ({"blocks.0/mlp": CHEAP, "blocks.0/mlp.act": CHEAP}, "keep one"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            apply_placement(model, Placement(decisions=decisions))
+    assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+def test_none_changes_nothing():
+    model = build("vit")
+    apply_placement(model, NONE)
+    assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+def test_a_unit_that_modifies_its_input_is_reported():
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.second(self.first(x.mul_(2)).relu())
+
+    model = nn.Sequential(nn.Linear(4, 4), InPlace())
+    apply_placement(model, Placement(decisions={"1": RECOMPUTE}), units=["1"])
+    with pytest.raises(RuntimeError, match="modified in place"):
+        model(torch.randn(2, 4)).sum().backward()
+
+
+def test_a_forward_that_changes_between_the_passes_is_reported():
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.calls = nn.Linear(4, 4), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.linear(x if self.calls > 1 else x.exp().sin())
+
+    model = nn.Sequential(Fickle())
+    apply_placement(model, Placement(decisions={"0": RECOMPUTE}), units=["0"])
+    with pytest.raises(RuntimeError, match="depends on something that changed"):
+        model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "vim"])
+def test_fake_tensors_follow_a_placement(name):
+    model = build(name)
+    placements = [everywhere(d, model) for d in (RECOMPUTE, SEGMENT, CHEAP, "mixed")]
+    units = find_units(model)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in model.modules():
+            for key, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(mode.from_tensor(parameter.detach()))
+            for key, buffer in list(module._buffers.items()):
+                if buffer is not None:
+                    module._buffers[key] = mode.from_tensor(buffer)
+        for placement in placements:
+            with apply_placement(model, placement, units=units):
+                model(torch.randn(2, 3, 32, 32)).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+# --- the adaptive rule ----------------------------------------------------------------------------
+
+
+def test_adaptive_recomputes_what_is_entered_above_the_threshold():
+    model = build("vit")
+    expected = train_step(model)
+    live = iter([100, 499, 500, 900, 100, 100])
+    applied = apply_adaptive(model, budget_bytes=1000, live_bytes=lambda: next(live))
+    assert_same(train_step(model), expected)
+    assert dict(applied.placement.decisions) == {"blocks.2": RECOMPUTE}
+    train_step(model)
+    assert dict(applied.placement.decisions) == {"blocks.0": RECOMPUTE}
+    assert applied.placement.policy == "adaptive"
+    applied.remove()
+    assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+def test_adaptive_asks_only_while_training():
+    model = build("vit")
+
+    def never() -> int:
+        raise AssertionError("asked without gradients")
+
+    apply_adaptive(model, budget_bytes=1, live_bytes=never)
+    with torch.no_grad():
+        model(images())
