@@ -1,0 +1,66 @@
+"""A cost model in closed form: what a search is held against by enumeration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from profiler.errors import InfeasibleError, UsageError
+from profiler.placement import Placement
+from profiler.workload import Candidate, Workload
+
+MB = 10**6
+WEIGHTS = {"full": 100, "head": 5, "bitfit": 10}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToyQuick:
+    peak_bytes: int
+    device_bytes: int
+    step_seconds: float | None
+    energy_joules: float | None
+
+
+@dataclass(slots=True, kw_only=True)
+class ToyCosts:
+    """Memory = states + activations a micro-batch; joules rise as micro-batches shrink."""
+
+    watts: float | None = 100.0
+    refuses: str = ""
+    prepared: list[Workload] = field(default_factory=list)
+    priced: list[Candidate] = field(default_factory=list)
+
+    def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> None:
+        if workload.method == self.refuses:
+            raise UsageError(f"{workload.method} is refused")
+        self.prepared.append(workload)
+
+    def quick(self, candidate: Candidate) -> ToyQuick:
+        self.priced.append(candidate)
+        load = candidate.workload
+        learned = WEIGHTS.get(load.method, 0) + 2 * (load.rank or 0)
+        kept = 10 if candidate.placement.is_none else 2
+        size = (2 if load.precision == "fp32" else 1) * load.micro_batch * kept
+        states = {"adamw": 3, "sgd": 2}[load.optimizer] * learned
+        again = 1.0 if candidate.placement.is_none else 1.3
+        seconds = again * (1 + 0.1 * load.accumulation) * (1 + learned / 100)
+        need = (200 + states + size) * MB
+        return ToyQuick(
+            peak_bytes=need - 50 * MB,
+            device_bytes=need,
+            step_seconds=seconds,
+            energy_joules=None if self.watts is None else seconds * self.watts,
+        )
+
+    def place(self, workload: Workload, policy: str, budget_bytes: int) -> Placement:
+        static = Placement(policy=policy, decisions={"block": "recompute"})
+        if policy == "none":
+            return Placement()
+        if policy == "optimal":
+            plain = Candidate(workload=workload)
+            if self.quick(plain).device_bytes <= budget_bytes:
+                return Placement(policy=policy)
+            least = self.quick(Candidate(workload=workload, placement=static)).device_bytes
+            if least > budget_bytes:
+                raise InfeasibleError(budget_bytes=budget_bytes, smallest_bytes=least)
+        return static
