@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import peft
 import torch
@@ -31,6 +33,8 @@ PAPER_STEPS = 10 * 782
 """AdaLoRA in the code of arXiv 2607.02158: init 12 for target 8, 10 epochs of 782 steps."""
 
 RANKS_ARE_FINAL = "ranks_are_final"
+IMPORTANCE_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
+"""What peft's rank allocator remembers of earlier steps."""
 
 
 class PeftMethod(Method):
@@ -81,6 +85,18 @@ class PeftMethod(Method):
             )
 
 
+def exact_targets(model: nn.Module, names: list[str]) -> list[str] | str:
+    """Say to peft that these modules are meant and no other.
+
+    Peft reads a list as suffixes, so that ``norm`` at the top takes ``patch_embed.norm`` with it;
+    only a pattern is matched as a whole. The list is kept where it says the same.
+    """
+    chosen, suffixes = set(names), tuple(f".{name}" for name in names)
+    if any(n.endswith(suffixes) and n not in chosen for n, _ in model.named_modules()):
+        return "|".join(re.escape(name) for name in names)
+    return names
+
+
 class Lora(PeftMethod):
     """LoRA; ``workload.dropout`` is its dropout and ``workload.scaling`` its alpha."""
 
@@ -95,7 +111,7 @@ class Lora(PeftMethod):
             "r": workload.rank,
             "lora_alpha": workload.scaling,
             "lora_dropout": workload.dropout,
-            "target_modules": target_modules(model, workload.targets),
+            "target_modules": exact_targets(model, target_modules(model, workload.targets)),
             "modules_to_save": classifier_names(model),
         }
 
@@ -127,6 +143,13 @@ class AdaLora(Lora):
             **rank_schedule(PAPER_STEPS),
         )
 
+    def wrap(self, model: nn.Module, config: Any) -> nn.Module:
+        """Let peft put its adapters in, with an allocator that updates its averages in place."""
+        wrapped = super().wrap(model, config)
+        allocator = cast(Any, wrapped).base_model.rankallocator
+        allocator.update_ipt = MethodType(_update_importance, allocator)
+        return wrapped
+
     def on_training_start(self, model: nn.Module, *, total_steps: int) -> None:
         """Fit the schedule to the length of the run."""
         config = _adapter_config(model)
@@ -138,13 +161,21 @@ class AdaLora(Lora):
         """Update the importance of every rank and cut when it is time."""
         if getattr(model, RANKS_ARE_FINAL, False):
             return
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name and parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                # a step skipped by the gradient scaler leaves infinities; peft would average them
-                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-        model.base_model.update_and_allocate(global_step)  # type: ignore[union-attr, operator]
+        cast(Any, model).base_model.update_and_allocate(global_step)
+
+    def training_state(self, model: nn.Module) -> dict[str, Any]:
+        """Return the averaged importances and the ranks as they are cut now."""
+        allocator = cast(Any, model).base_model.rankallocator
+        averages = {name: dict(getattr(allocator, name)) for name in IMPORTANCE_AVERAGES}
+        return averages | {"rank_pattern": _adapter_config(model).rank_pattern}
+
+    def restore_training_state(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """Put importances and ranks back."""
+        allocator = cast(Any, model).base_model.rankallocator
+        device = next(model.parameters()).device
+        for name in IMPORTANCE_AVERAGES:
+            setattr(allocator, name, {key: v.to(device) for key, v in state[name].items()})
+        _adapter_config(model).rank_pattern = state["rank_pattern"]
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write the adapter with its ranks; a layer may have lost them all."""
@@ -164,6 +195,29 @@ class AdaLora(Lora):
             _adapter_config(model).rank_pattern = pattern
             setattr(model, RANKS_ARE_FINAL, True)
         super().load(model, directory)
+
+
+def _update_importance(self: Any, model: nn.Module) -> None:
+    """Update the importance as peft's allocator does, in place (AdaLoRA, equations 8 to 10).
+
+    Two averages are kept for each element p of an adapter, of its sensitivity |p * grad| and of
+    that sensitivity's deviation from its average.
+    """
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            continue
+        if name not in self.exp_avg_ipt:
+            self.exp_avg_ipt[name] = torch.zeros_like(parameter)
+            self.exp_avg_unc[name] = torch.zeros_like(parameter)
+        if parameter.grad is None:  # a layer that was not called
+            continue
+        average, deviation = self.exp_avg_ipt[name], self.exp_avg_unc[name]
+        with torch.no_grad():
+            sensitivity = (parameter * parameter.grad).abs_()
+            # a step that the gradient scaler skips has infinite gradients
+            sensitivity.nan_to_num_(0.0, 0.0, 0.0)
+            average.mul_(self.beta1).add_(sensitivity, alpha=1 - self.beta1)
+            deviation.mul_(self.beta2).add_(sensitivity.sub_(average).abs_(), alpha=1 - self.beta2)
 
 
 def rank_schedule(total_steps: int) -> dict[str, int]:

@@ -20,7 +20,7 @@ from torch import nn
 from profiler.errors import UnknownNameError, UsageError
 from profiler.methods.anatomy import classifier_names, norm_layers, target_modules
 from profiler.methods.base import MethodInfo
-from profiler.methods.lowrank import PeftMethod
+from profiler.methods.lowrank import PeftMethod, exact_targets
 from profiler.workload import Workload
 
 PREFIX = "peft:"
@@ -56,7 +56,7 @@ class PeftNamed(PeftMethod):
         """Build the config from what the adapter has options for."""
         targets = _targets(self.kind, model, workload)
         wanted: dict[str, Any] = {
-            "target_modules": targets,
+            "target_modules": exact_targets(model, targets),
             "modules_to_save": classifier_names(model),
         }
         if workload.rank is not None:

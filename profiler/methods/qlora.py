@@ -88,8 +88,10 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
         self.shape = (layer.out_features, layer.in_features)
         self.training = layer.training
         packed, tensors = _quantised(layer.weight.detach())
-        self.weight = Params4bit(
-            packed, requires_grad=False, quant_type="nf4", bnb_quantized=True, module=None
+        self.weight: nn.Parameter = (
+            nn.Parameter(packed, requires_grad=False)
+            if isinstance(packed, FakeTensor)  # cannot be of two tensor classes
+            else Params4bit(packed, quant_type="nf4", bnb_quantized=True)
         )
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -98,10 +100,11 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Write the keys of ``Linear4bit``; on meta or fake weights those that have values."""
-        real = self.weight.device.type != "meta" and not isinstance(self.weight.data, FakeTensor)
-        self.weight.quant_state = self.quantisation_state() if real else None
+        real = not self.weight.is_meta and not isinstance(self.weight.data, FakeTensor)
+        weight: Any = self.weight
+        weight.quant_state = self.quantisation_state() if real else None
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        self.weight.quant_state = None
+        weight.quant_state = None  # a copy of the layer on another device must not keep it
 
     def quantisation_state(self) -> bnb.QuantState:
         """Return the state as bitsandbytes' functions take it (no copies)."""
