@@ -20,7 +20,7 @@ in place the first time, as the model wants, and out of place when recomputed.
 
 A ViT block stores 16 D values per token; this drops the two norms' outputs (2 D) and GELU's (4 D).
 
-Tried and lost: torch's selective checkpointing (``create_selective_checkpoint_contexts``) that saves
+Tried and lost: torch's selective checkpointing (``create_selective_checkpoint_contexts``) saving
 what matmuls, convolutions and attention return. On ViT-S blocks in float32 it stores 11.0 D where
 this stores 10.0 D (it must keep the unit's input and every matmul's output, saved by somebody or
 not), and takes 1.02 to 1.07 of the plain step's time where this takes 0.97 to 1.01 (one CPU core,
@@ -65,7 +65,7 @@ def _recipe(function: Callable[..., Any]) -> Recipe | None:
     if name not in _CHEAP or function is torch.batch_norm:
         return None
     run = _batch_norm_again if name == "batch_norm" else function
-    return Recipe(name=name, run=run, stochastic=name in _DROPOUTS, is_function=True)
+    return Recipe(name=name, run=run, stochastic=name in _DROPOUTS)
 
 
 def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
@@ -85,9 +85,7 @@ def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
 
 
 _LAYERS = {"linear", "conv1d", "conv2d", "conv3d"}
-_CAST_WEIGHT = Recipe(
-    name="cast of a weight", run=torch.Tensor.to, stochastic=False, is_function=True
-)
+_CAST_WEIGHT = Recipe(name="cast of a weight", run=torch.Tensor.to, stochastic=False)
 
 
 class Scope(TorchFunctionMode):

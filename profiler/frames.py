@@ -58,15 +58,12 @@ class Recipe:
         run: the call.
         stochastic: whether it may draw random numbers.
         batch_norms: layers inside whose statistics a second run must not move.
-        is_function: a torch function, which needs no graph when only its output is wanted (a
-            module might choose other kernels without one).
     """
 
     name: str
     run: Callable[..., Any]
     stochastic: bool
     batch_norms: tuple[_BatchNorm, ...] = ()
-    is_function: bool = False
 
     @classmethod
     def of_module(cls, name: str, module: nn.Module) -> Recipe:
@@ -263,10 +260,7 @@ class Frame:
     def _run(
         self, args: list[Any], kwargs: dict[str, Any], *, last: int, output_wanted: bool
     ) -> Tensor:
-        if self.recipe.is_function and last < 0:
-            with torch.no_grad():
-                output: Tensor = self.recipe.run(*args, **kwargs)
-                return output
+        """Run with a graph even for an output alone: kernels may depend on it."""
         position = -1
 
         def refilled(tensor: Tensor) -> None:
@@ -280,7 +274,7 @@ class Frame:
 
         with contextlib.suppress(_FilledError), torch.enable_grad():
             with saved_tensors_hooks(refilled, _never):
-                output = self.recipe.run(*args, **kwargs)
+                output: Tensor = self.recipe.run(*args, **kwargs)
             return output.detach()
         return torch.empty(0)
 
@@ -290,10 +284,8 @@ class Frame:
         with contextlib.ExitStack() as stack:
             for device_type, enabled, dtype, cache in self.autocast:
                 if enabled or torch.is_autocast_enabled(device_type):
-                    # A function may run without a graph: what it casts must not be cached.
-                    cached = cache and not self.recipe.is_function
                     stack.enter_context(
-                        torch.autocast(device_type, dtype, enabled, cache_enabled=cached)
+                        torch.autocast(device_type, dtype, enabled, cache_enabled=cache)
                     )
             if self.random is not None:
                 stack.enter_context(self.random.restored())

@@ -459,6 +459,41 @@ def test_without_gradients_forwards_are_plain():
                 assert torch.equal(model(x), expected)
 
 
+def test_backward_twice_through_a_kept_graph():
+    plain = build("vit").eval()
+    placed = copy.deepcopy(plain)
+    apply_placement(placed, everywhere("mixed", placed))
+    for model in (plain, placed):
+        loss = model(images()).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    for (name, ours), theirs in zip(placed.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
+
+
+@pytest.mark.parametrize("in_recompute", [False, True], ids=["forward", "recompute"])
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "parts"])
+def test_a_failure_inside_a_unit_leaves_nothing_behind(decision, in_recompute):
+    model = build("vit")
+    expected = train_step(model)
+    placed = copy.deepcopy(model)
+    apply_placement(placed, everywhere(decision, placed))
+
+    def fail(*_: object) -> None:
+        if recomputing() == in_recompute:
+            raise MemoryError
+
+    handle = placed.blocks[1].mlp.act.register_forward_hook(fail)
+    if in_recompute and decision == CHEAP:
+        placed(images()).sum().backward()  # functions are run again, not modules
+    else:
+        with pytest.raises(MemoryError):
+            placed(images()).sum().backward()
+    handle.remove()
+    assert not recomputing()
+    assert_same(train_step(placed), expected)
+
+
 # --- applying and removing ------------------------------------------------------------------------
 
 
