@@ -12,8 +12,8 @@ every l. A move with cap c = budget - need allows S <= c only. The minimum of D 
 
 so that ``D_stop(l) = min over moves of (seconds + l stored + that)``, and the mirror image for E.
 All on a grid of slopes: any grid gives valid bounds, and those of the edges of the units' convex
-menus contain the best one where a single constraint binds. Bound of a path through a move: the largest over l
-of D_start(l) + seconds + l stored + E_stop(l).
+menus contain the best one where a single constraint binds. A path through a move takes at least
+the largest over l of D_start(l) + seconds + l stored + E_stop(l).
 
 Symbols: n positions, q slopes (``SLOPES``), k moves at a position: O(n k q) time.
 Source: Lagrangian relaxation of the multiple-choice knapsack, Kellerer, Pferschy and Pisinger,
