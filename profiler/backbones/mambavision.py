@@ -125,8 +125,8 @@ class MambaVisionMixer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, length, dim] -> the same."""
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        # Channels last, and once: the projection and the scan share this copy.
-        u = F.silu(self.conv1d_x(x)).transpose(1, 2).contiguous()
+        # Channels last from here on: the projections and the scan then copy nothing.
+        u = F.silu(self.conv1d_x(x).transpose(1, 2).contiguous())
         z = F.silu(self.conv1d_z(z)).transpose(1, 2)
         low_rank, b, c = self.x_proj(u).split([self.step_rank, STATES, STATES], dim=-1)
         y = selective_scan(

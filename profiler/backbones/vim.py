@@ -78,25 +78,26 @@ class VimMixer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, length, dim] -> the same."""
         length = tokens.shape[1]
-        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        x = x.transpose(1, 2)
         conv_f, conv_b = self.conv1d(x)[..., :length], self.conv1d_b(x.flip(-1))[..., :length]
-        # Channels last, and once: the projections and the scan share this copy.
-        u = F.silu(torch.cat([conv_f, conv_b], dim=1)).transpose(1, 2).contiguous()
+        # Channels last from here on: the projections, the gate and the scan then copy nothing.
+        u = F.silu(torch.cat([conv_f.transpose(1, 2), conv_b.transpose(1, 2)], dim=-1))
         u_f, u_b = u.chunk(2, dim=-1)
         steps_f, b_f, c_f = self._selection(u_f, self.x_proj, self.dt_proj)
         steps_b, b_b, c_b = self._selection(u_b, self.x_proj_b, self.dt_proj_b)
+        # The mean of the directions: halving C and D halves their sum, at the size of C and D.
         y = selective_scan(
             u.transpose(1, 2),
             torch.cat([steps_f, steps_b], dim=-1).transpose(1, 2),
             -torch.exp(torch.cat([self.A_log, self.A_b_log]).float()),
             torch.stack([b_f, b_b], dim=1).transpose(2, 3),
-            torch.stack([c_f, c_b], dim=1).transpose(2, 3),
-            torch.cat([self.D, self.D_b]).float(),
+            torch.stack([c_f, c_b], dim=1).transpose(2, 3) * 0.5,
+            torch.cat([self.D, self.D_b]).float() * 0.5,
             delta_softplus=True,
         )
-        y_f, y_b = y.chunk(2, dim=1)
-        gated = ((y_f + y_b.flip(-1)) * 0.5 * F.silu(z)).transpose(1, 2)
-        mixed: Tensor = self.out_proj(gated)
+        y_f, y_b = y.transpose(1, 2).chunk(2, dim=-1)
+        mixed: Tensor = self.out_proj((y_f + y_b.flip(1)) * F.silu(z))
         return mixed
 
     def _selection(
