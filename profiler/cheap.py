@@ -30,6 +30,7 @@ batch 8 and 1, best of several). In bfloat16 both store the same.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -48,12 +49,16 @@ _ACTIVATIONS = {
 }
 _ARITHMETIC = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "pow", "__pow__", "square"}
 _DROPOUTS = {"alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d"}
-_SAVE_NOTHING = {
+_COPIES_AND_SUMS = {
     *("add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "neg", "__neg__"),
     *("to", "float", "half", "bfloat16", "type_as", "contiguous", "reshape", "flatten", "clone"),
     *("cat", "concat", "stack", "flip", "roll", "pad"),
 }
-_CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _SAVE_NOTHING
+_LAYERS = {"linear", "conv1d", "conv2d", "conv3d"}
+_BATCH_NORM_ARGUMENTS = tuple(inspect.signature(nn.functional.batch_norm).parameters)
+_CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _COPIES_AND_SUMS
+_SAVE_NO_INPUT = _COPIES_AND_SUMS | _DROPOUTS | {"exp", "relu", "rsqrt", "sigmoid", "tanh"}
+"""Their inputs must be available beforehand: what they save is a mask, their output, or nothing."""
 
 _SMALL = 16
 """What has at most 1/16 of its neighbour's values (a mean per token) is kept without asking."""
@@ -62,7 +67,7 @@ _SMALL = 16
 @cache
 def _recipe(function: Callable[..., Any]) -> Recipe | None:
     name = getattr(function, "__name__", "")
-    if name not in _CHEAP or function is torch.batch_norm:
+    if name not in _CHEAP | _LAYERS or function is torch.batch_norm:
         return None
     run = _batch_norm_again if name == "batch_norm" else function
     return Recipe(name=name, run=run, stochastic=name in _DROPOUTS)
@@ -70,21 +75,10 @@ def _recipe(function: Callable[..., Any]) -> Recipe | None:
 
 def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
     """``F.batch_norm`` that leaves the running statistics alone."""
-    names = (
-        "input",
-        "running_mean",
-        "running_var",
-        "weight",
-        "bias",
-        "training",
-        "momentum",
-        "eps",
-    )
-    named = dict(zip(names, args, strict=False)) | kwargs | {"momentum": 0.0}
+    named = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs | {"momentum": 0.0}
     return nn.functional.batch_norm(**named)
 
 
-_LAYERS = {"linear", "conv1d", "conv2d", "conv3d"}
 _CAST_WEIGHT = Recipe(name="cast of a weight", run=torch.Tensor.to, stochastic=False)
 
 
@@ -143,19 +137,16 @@ class Scope(TorchFunctionMode):
     ) -> Any:
         """Frame the call if its function is cheap."""
         kwargs = kwargs or {}
-        if self._paused or not torch.is_grad_enabled():
+        recipe = None if self._paused else _recipe(func)
+        if recipe is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if getattr(func, "__name__", "") in _LAYERS:
+        if recipe.name in _LAYERS:
             return func(*(self._cast_if_frozen(arg) for arg in args), **kwargs)
-        recipe = _recipe(func)
-        if recipe is None:
+        tensors = list(_each((*args, *kwargs.values()), Tensor))
+        if recipe.name in _SAVE_NO_INPUT and not all(map(self._is_there, tensors)):
             return func(*args, **kwargs)
-        frame = Frame(recipe, args, kwargs, hold=self.hold)
-        if recipe.name in _SAVE_NOTHING and not self._is_available(frame):
-            return func(*args, **kwargs)
-        tensors = _each((*args, *kwargs.values()), Tensor)
         self._inputs = {_address(t): (t._version, t.numel()) for t in tensors}
-        self._frame = frame
+        self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold)
         try:
             output = func(*args, **kwargs)
         finally:
@@ -186,7 +177,7 @@ class Scope(TorchFunctionMode):
         if (
             isinstance(output, Tensor)
             and self._gives_new(output, inplace=inplace)
-            and (self._is_available(frame))
+            and self._is_available(frame)
         ):
             for i, slot in slots:
                 frame.drop(i, slot, output)
@@ -202,6 +193,10 @@ class Scope(TorchFunctionMode):
         """False for views of an input and for inputs that were modified behind our back."""
         version, _ = self._inputs.get(_address(output), (None, 0))
         return version is None or (inplace and version != output._version)
+
+    def _is_there(self, tensor: Tensor) -> bool:
+        """True if an input that the call itself will not save is available."""
+        return isinstance(tensor, nn.Parameter) or self._is_kept(tensor) or tensor in self._table
 
     def _is_available(self, frame: Frame) -> bool:
         """True if every input of the frame is there anyway when it is needed again."""
@@ -237,10 +232,9 @@ class Scope(TorchFunctionMode):
     def _is_internal(self, tensor: Tensor) -> bool:
         """True for what a cheap call saves of its own making, if it is worth dropping."""
         version, _ = self._inputs.get(_address(tensor), (None, 0))
-        if self._is_kept(tensor):
-            return False
         largest = max((numel for _, numel in self._inputs.values()), default=0)
-        return version != tensor._version and tensor.numel() * _SMALL > largest
+        is_new = version != tensor._version and not self._is_kept(tensor)
+        return is_new and tensor.numel() * _SMALL > largest
 
     def _keep(self, tensor: Tensor) -> Tensor:
         kept = tensor.detach()

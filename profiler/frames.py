@@ -194,8 +194,7 @@ class Frame:
         self.recipe = recipe
         self.args = [_each(value, hold) for value in args]
         self.kwargs = {key: _each(value, hold) for key, value in kwargs.items()}
-        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-        self.autocast = _autocast_states(device)
+        self.autocast = _autocast_states(args)
         self.random = _RandomState.before(args) if recipe.stochastic else None
         self.slots: list[Callable[[], Slot | None]] = []
         self.readings: list[weakref.ref[Reading]] = []
@@ -282,11 +281,9 @@ class Frame:
     def _first_state(self) -> Iterator[None]:
         """Put autocast, the random generators and BatchNorm back as they were."""
         with contextlib.ExitStack() as stack:
-            for device_type, enabled, dtype, cache in self.autocast:
-                if enabled or torch.is_autocast_enabled(device_type):
-                    stack.enter_context(
-                        torch.autocast(device_type, dtype, enabled, cache_enabled=cache)
-                    )
+            for kind, dtype in self.autocast.items():
+                if dtype is not None or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled=dtype is not None))
             if self.random is not None:
                 stack.enter_context(self.random.restored())
             if self.recipe.batch_norms:
@@ -351,6 +348,10 @@ class Table:
         self.by_storage.clear()
         self.by_node.clear()
 
+    def __contains__(self, tensor: Tensor) -> bool:
+        made = self.by_storage.get(tensor.untyped_storage()._cdata)
+        return made is not None and made.version == tensor._version
+
     def add(self, output: Tensor, frame: Frame) -> None:
         """Remember a frame's output."""
         made = _Made(output, frame)
@@ -383,12 +384,14 @@ def cast_from(tensor: Tensor) -> Any:
 # --- state a recompute must restore ---------------------------------------------------------------
 
 
-def _autocast_states(device: torch.device) -> list[tuple[str, bool, torch.dtype, bool]]:
-    cache = torch.is_autocast_cache_enabled()
-    return [
-        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), cache)
-        for kind in {"cpu", device.type} - {"meta"}
-    ]
+def _autocast_states(args: Sequence[object]) -> dict[str, torch.dtype | None]:
+    """Return autocast's precision on the CPU and on the arguments' device, None where it is off."""
+    kinds = {"cpu": None} | {a.device.type: None for a in args if isinstance(a, Tensor)}
+    kinds.pop("meta", None)
+    return {
+        kind: torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        for kind in kinds
+    }
 
 
 class _RandomState:
