@@ -282,6 +282,7 @@ def replay(
     *,
     target: str = "cuda",
     optimizer: bool = True,
+    inside_kernels: bool = True,
     as_published: bool = False,
 ) -> EventLog:
     """Replay one steady training step of a candidate.
@@ -291,6 +292,7 @@ def replay(
         target: ``cuda`` or ``cpu``: whose kernels and optimizer defaults are imitated.
         optimizer: False leaves the optimizer's state and step out (the search adds them, since
             they depend neither on batch nor on placement).
+        inside_kernels: on ``cpu``, add what kernels hold inside one operation.
         as_published: count FLOPs as arXiv 2507.23536 did.
 
     Raises:
@@ -301,8 +303,35 @@ def replay(
     accumulation = min(candidate.workload.accumulation, 2)
     workload = candidate.workload.replace(accumulation=accumulation)
     candidate = Candidate(workload=workload, placement=candidate.placement)
-    inside = _cpu_kernels(candidate) if target == "cpu" else None
+    inside = _cpu_kernels(candidate) if target == "cpu" and inside_kernels else None
     return _replay(candidate, target, inside, optimizer=optimizer, as_published=as_published)
+
+
+def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
+    """Replay the optimizer's part of a step alone: parameters, gradients, state, temporaries.
+
+    Args:
+        candidate: whose optimizer; its placement and batch do not matter.
+        target: ``cuda`` or ``cpu``.
+    """
+    workload = candidate.workload
+    assembly = assemble(workload, device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = assembly.model
+        to_fake(model)
+        recorder = Recorder(assembly.units)
+        update = make_optimizer(model, workload, method=assembly.method, foreach=target == "cuda")
+        step = TrainingStep(model, update, workload, method=assembly.method, mark=recorder.in_phase)
+        with recorder:
+            for parameter in model.parameters():
+                recorder.adopt(parameter, _OWNER["parameter"])
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+                    recorder.own(parameter.grad, _OWNER["gradient"])
+            with recorder.warm_up():
+                step.update()
+            step.finish()
+            return recorder.log()
 
 
 def _cpu_kernels(candidate: Candidate) -> KernelBytes:

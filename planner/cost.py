@@ -1,0 +1,575 @@
+"""The cost model: bytes, seconds and joules of any candidate, composed from a family's profile.
+
+``CostModel.quick`` is what the search calls: arithmetic on a few small arrays, once the family's
+profile is there (``prepare`` replays it, or finds it in the cache). ``predict`` is the same as a
+report; ``chain`` is the placement problem; ``place`` solves it by a policy.
+
+Every number is of the *composed* rung. ``profiler.predict`` replays a candidate to check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.placement import (
+    POLICIES,
+    Chain,
+    ChainUnit,
+    Option,
+    peak_bytes,
+    recompute_seconds,
+    to_choice,
+)
+from profiler.allocator import CachingAllocator
+from profiler.composition import (
+    AGAIN_PHASES,
+    STEP_PHASES,
+    OptionProfile,
+    UpdateProfile,
+    family_of,
+    profile_option,
+    profile_update,
+    terms,
+    uniform,
+)
+from profiler.errors import UsageError
+from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
+from profiler.hardware import context_bytes, workspace_bytes
+from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, SEGMENT, Placement
+from profiler.predict import count_parameters, device_label, device_spec, run_steps
+from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
+from profiler.roofline import Rates, rates
+from profiler.store import Store
+from profiler.workload import Candidate, Workload
+
+Floats = npt.NDArray[np.float64]
+Progress = Callable[[str, float], None]
+MENU = (KEEP, CHEAP, RECOMPUTE)
+"""Options that every unit has; parts of units come on top where the backbone has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quick:
+    """What a search needs of a candidate.
+
+    Attributes:
+        peak_bytes: live bytes at the peak.
+        reserved_bytes: what the allocator holds; None on a CPU.
+        device_bytes: what a budget is held against.
+        step_seconds: one optimizer step; None without rates.
+        energy_joules: likewise; None without a power.
+    """
+
+    peak_bytes: int
+    reserved_bytes: int | None
+    device_bytes: int
+    step_seconds: float | None
+    energy_joules: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """A family's profile at one micro-batch and rank: bytes and seconds per unit and option.
+
+    Attributes:
+        base: live bytes when the first forward begins, optimizer state included.
+        floor: highest live bytes of the optimizer's step.
+        stored: option to [units].
+        forward: option to [units].
+        backward: option to [units], for the accumulation at hand.
+        head: bytes above the last unit's exit, by option of the last unit.
+        gradients: [units] left behind by each unit's backward (zeros when they are there already).
+        again: option to [units] seconds of recomputation.
+        step_seconds: forward and backward of one micro-batch, nothing recomputed.
+        update_seconds: of the optimizer's step.
+    """
+
+    base: float
+    floor: float
+    stored: Mapping[str, Floats]
+    forward: Mapping[str, Floats]
+    backward: Mapping[str, Floats]
+    head: Mapping[str, float]
+    gradients: Floats
+    again: Mapping[str, Floats]
+    step_seconds: float | None
+    update_seconds: float
+
+
+class CostModel:
+    """Predicts candidates on one device.
+
+    Args:
+        device: ``cpu`` or a name of the sourced table.
+        store: where profiles are kept between runs; None keeps them in memory.
+    """
+
+    def __init__(self, device: str, store: Store | None = None) -> None:
+        self.spec = device_spec(device)
+        self.target = "cuda" if self.spec.is_cuda else "cpu"
+        self.store = store if store is not None else Store.in_memory()
+        self._options: dict[tuple[Workload, str], OptionProfile] = {}
+        self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
+        self._units: dict[Workload, tuple[str, ...]] = {}
+        self._numbers: dict[tuple[object, ...], Numbers] = {}
+        self._slack: dict[Workload, float] = {}
+
+    # -- profiles ----------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        workload: Workload,
+        on_progress: Progress | None = None,
+        *,
+        options: tuple[str, ...] = MENU,
+    ) -> None:
+        """Make sure that a family's profile is there: replays it unless it is stored."""
+        family = family_of(workload)
+        for done, option in enumerate(options):
+            if on_progress is not None:
+                what = f"profiling {workload.model} with {workload.method}, units {option}"
+                on_progress(what, done / len(options))
+            self._option(family, option)
+        self._update(family, workload.optimizer)
+
+    def units(self, workload: Workload) -> tuple[str, ...]:
+        """Return the names of the backbone's units."""
+        family = family_of(workload)
+        if family not in self._units:
+            from profiler.assembly import assemble
+
+            self._units[family] = assemble(family, device="meta").units
+        return self._units[family]
+
+    def _option(self, family: Workload, option: str) -> OptionProfile:
+        key = (family, option)
+        if key not in self._options:
+            self._options[key] = self.store.fetch(
+                OptionProfile,
+                ("option", family.to_json(), option, self.target),
+                lambda: self._replay_option(family, option),
+            )
+        return self._options[key]
+
+    def _replay_option(self, family: Workload, option: str) -> OptionProfile:
+        from profiler.replay import replay
+
+        placement = uniform(self.units(family), option)
+        # bytes inside CPU kernels are the replayed rung's business
+        replayer = partial(replay, target=self.target, optimizer=False, inside_kernels=False)
+        profile, _ = profile_option(family, placement, replayer)
+        return profile
+
+    def _update(self, family: Workload, optimizer: str) -> UpdateProfile:
+        key = (family, optimizer)
+        if key not in self._updates:
+            self._updates[key] = self.store.fetch(
+                UpdateProfile,
+                ("update", family.to_json(), optimizer, self.target),
+                lambda: self._replay_update(family, optimizer),
+            )
+        return self._updates[key]
+
+    def _replay_update(self, family: Workload, optimizer: str) -> UpdateProfile:
+        from profiler.replay import replay_update
+
+        return profile_update(family, optimizer, partial(replay_update, target=self.target))
+
+    # -- numbers -----------------------------------------------------------------------------
+
+    def numbers(self, workload: Workload, options: tuple[str, ...] = MENU) -> Numbers:
+        """Return the family's profile at a workload's micro-batch, rank and accumulation."""
+        family = family_of(workload)
+        accumulating = workload.accumulation > 1
+        key = (
+            family,
+            workload.micro_batch,
+            workload.rank,
+            accumulating,
+            workload.optimizer,
+            options,
+        )
+        if key not in self._numbers:
+            self._numbers[key] = self._evaluate(workload, family, options, accumulating)
+        return self._numbers[key]
+
+    def _evaluate(
+        self, workload: Workload, family: Workload, options: tuple[str, ...], accumulating: bool
+    ) -> Numbers:
+        point = terms(workload.micro_batch, workload.rank)
+        profiles = {option: self._option(family, option) for option in options}
+        kept = profiles[KEEP] if KEEP in profiles else self._option(family, KEEP)
+        update = self._update(family, workload.optimizer)
+        state = float(update.state @ point)
+        gradients = kept.gradients @ point
+        base = float(kept.base @ point) + state
+        inputs = workload.micro_batch * (3 * workload.image_size**2 * 4 + 8)
+        floor = base - inputs + float(gradients.sum()) + float(update.temporary @ point)
+        if accumulating:
+            base += float(gradients.sum())
+        roofline = rates(self.spec, precision=workload.precision)
+        return Numbers(
+            base=base,
+            floor=floor,
+            stored={o: p.stored @ point for o, p in profiles.items()},
+            forward={o: p.forward.at(point) for o, p in profiles.items()},
+            backward={
+                o: (p.accumulating if accumulating else p.backward).at(point)
+                for o, p in profiles.items()
+            },
+            head={o: float(p.head.at(point)[0]) for o, p in profiles.items()},
+            gradients=np.zeros_like(gradients) if accumulating else gradients,
+            again={o: _again_seconds(p, point, roofline) for o, p in profiles.items()},
+            step_seconds=_seconds(kept, point, roofline),
+            update_seconds=_update_seconds(update, point, roofline),
+        )
+
+    def _choice(self, workload: Workload, placement: Placement) -> list[str]:
+        names = self.units(workload)
+        chosen = []
+        for name in names:
+            decision = placement.decision(name)
+            parts = [u for u in placement.decisions if u.startswith(f"{name}/")]
+            if len(parts) > 1:
+                raise UsageError(f"several parts of unit {name!r}; replay decides")
+            chosen.append(f"part:{parts[0].removeprefix(f'{name}/')}" if parts else decision)
+        return chosen
+
+    def quick(self, candidate: Candidate) -> Quick:
+        """Predict a candidate, in microseconds once its family has been prepared."""
+        workload = candidate.workload
+        if candidate.placement.is_none:
+            numbers = self.numbers(workload, (KEEP,))
+            live = _peak_of_uniform(numbers, KEEP)
+            again = 0.0
+        elif SEGMENT in candidate.placement.decisions.values():
+            numbers = self.numbers(workload)
+            chain = self.chain(workload)
+            choice = to_choice(chain, candidate.placement)
+            live = float(peak_bytes(chain, choice) - workspace_bytes(self.spec)[0])
+            again = recompute_seconds(chain, choice)
+        else:
+            chosen = self._choice(workload, candidate.placement)
+            numbers = self.numbers(workload, tuple(dict.fromkeys([*MENU, *chosen])))
+            live, again = _peak_of_mixed(numbers, chosen)
+        return self._on_device(workload, max(live, numbers.floor), numbers, again)
+
+    def _on_device(self, workload: Workload, live: float, numbers: Numbers, again: float) -> Quick:
+        seconds = joules = None
+        if numbers.step_seconds is not None:
+            each = numbers.step_seconds + again
+            seconds = each * workload.accumulation + numbers.update_seconds
+            roofline = rates(self.spec, precision=workload.precision)
+            if roofline is not None and roofline.watts is not None:
+                joules = seconds * roofline.watts
+        if not self.spec.is_cuda:
+            peak = round(live)
+            return Quick(
+                peak_bytes=peak,
+                reserved_bytes=None,
+                device_bytes=peak,
+                step_seconds=seconds,
+                energy_joules=joules,
+            )
+        peak = round(live) + workspace_bytes(self.spec)[0]
+        reserved = round(peak * (1.0 + self.slack(workload)))
+        return Quick(
+            peak_bytes=peak,
+            reserved_bytes=reserved,
+            device_bytes=reserved + context_bytes(self.spec)[0],
+            step_seconds=seconds,
+            energy_joules=joules,
+        )
+
+    def slack(self, workload: Workload) -> float:
+        """Return what the caching allocator reserves above the peak, as a share of it.
+
+        Read once per family from the allocator's model fed with one replayed step; the replayed
+        rung computes it for the candidate itself.
+        """
+        family = family_of(workload)
+        if family not in self._slack:
+            self._slack[family] = self.store.fetch_number(
+                ("slack", family.to_json()), lambda: self._replay_slack(family)
+            )
+        return self._slack[family]
+
+    def _replay_slack(self, family: Workload) -> float:
+        from profiler.replay import replay
+
+        log: EventLog = replay(
+            Candidate(workload=family.replace(micro_batch=16)), target="cuda", optimizer=False
+        )
+        allocator = CachingAllocator()
+        run_steps(allocator, log, steps=2)
+        return allocator.peak_reserved_bytes / allocator.peak_allocated_bytes - 1.0
+
+    # -- reports -----------------------------------------------------------------------------
+
+    def predict(self, candidate: Candidate) -> Report:
+        """Predict a candidate, in full (at_peak and groups come from the replayed rung)."""
+        workload = candidate.workload
+        self.prepare(workload)
+        quick = self.quick(candidate)
+        chosen = self._choice(workload, candidate.placement)
+        # a segment's units are kept while they run: their own rows are those of `recompute`
+        chosen = [RECOMPUTE if option == SEGMENT else option for option in chosen]
+        options = tuple(dict.fromkeys([*MENU, *chosen]))
+        numbers = self.numbers(workload, options)
+        profiles = {o: self._option(family_of(workload), o) for o in options}
+        point = terms(workload.micro_batch, workload.rank)
+        return Report(
+            candidate=candidate,
+            device=device_label(self.spec.name),
+            rung=COMPOSED,
+            memory=Memory(
+                peak_bytes=quick.peak_bytes,
+                reserved_bytes=quick.reserved_bytes,
+                device_bytes=quick.device_bytes,
+            ),
+            flops=self._flops(workload, chosen, profiles, point),
+            step_seconds=quick.step_seconds,
+            energy_joules=quick.energy_joules,
+            parameters=count_parameters(workload),
+            units=_unit_reports(
+                self.units(workload),
+                chosen=chosen,
+                numbers=numbers,
+                profiles=profiles,
+                point=point,
+                roofline=rates(self.spec, precision=workload.precision),
+            ),
+            notes=("composed from the family's profile; time and energy are uncalibrated",),
+        )
+
+    def _flops(
+        self,
+        workload: Workload,
+        chosen: list[str],
+        profiles: Mapping[str, OptionProfile],
+        point: Floats,
+    ) -> Flops:
+        kept = profiles[KEEP].work
+        times = workload.accumulation
+        again = 0.0
+        for index, option in enumerate(chosen):
+            if option != KEEP:
+                work = profiles[option].work.of(*AGAIN_PHASES)
+                again += float((work.flops[work.unit == index] @ point).sum())
+        update = self._update(family_of(workload), workload.optimizer).work
+        return Flops(
+            forward=round(float((kept.of(FORWARD).flops @ point).sum()) * times),
+            backward=round(float((kept.of(BACKWARD).flops @ point).sum()) * times),
+            recompute=round(again * times),
+            optimizer=round(float((update.flops @ point).sum())),
+        )
+
+    # -- placement ---------------------------------------------------------------------------
+
+    def chain(self, workload: Workload, options: tuple[str, ...] = MENU) -> Chain:
+        """Return the placement problem of a workload."""
+        numbers = self.numbers(workload, options)
+        kept = self._option(family_of(workload), KEEP)
+        point = terms(workload.micro_batch, workload.rank)
+        boundary = kept.boundary @ point
+        workspace = workspace_bytes(self.spec)[0]
+        forward_seconds = _forward_seconds(
+            kept, point, rates(self.spec, precision=workload.precision)
+        )
+        pieces = [
+            ChainUnit(
+                name=name,
+                options=tuple(_chain_option(numbers, option, index) for option in options),
+                gradient_bytes=round(float(numbers.gradients[index])),
+                boundary_bytes=round(float(boundary[index])),
+                forward_seconds=float(forward_seconds[index]),
+            )
+            for index, name in enumerate(self.units(workload))
+        ]
+        head = Option(
+            decision=KEEP,
+            stored_bytes=0,
+            forward_bytes=_up(max(numbers.head[o] for o in (KEEP,))),
+            backward_bytes=0,
+            recompute_seconds=0.0,
+        )
+        pieces.append(ChainUnit(name=HEAD, options=(head,)))
+        return Chain(
+            units=tuple(pieces),
+            static_bytes=_up(numbers.base) + workspace,
+            floor_bytes=_up(numbers.floor) + workspace,
+        )
+
+    def live_budget(self, workload: Workload, budget_bytes: int) -> int:
+        """Return the live bytes that a budget on the device leaves."""
+        if not self.spec.is_cuda:
+            return budget_bytes
+        left = budget_bytes - context_bytes(self.spec)[0]
+        return max(1, int(left / (1.0 + self.slack(workload))))
+
+    def place(
+        self,
+        workload: Workload,
+        policy: str,
+        budget_bytes: int,
+        threshold: float = 0.5,
+    ) -> Placement:
+        """Decide a placement by a policy.
+
+        Args:
+            workload: whose units.
+            policy: a name of ``planner.placement.POLICIES``, or ``cheap``.
+            budget_bytes: device bytes; ``adaptive`` takes its threshold of the whole of them.
+            threshold: of ``adaptive``.
+
+        Raises:
+            InfeasibleError: no placement fits, in terms of live bytes.
+            UsageError: no such policy.
+        """
+        if policy in {"none", KEEP}:
+            return NONE
+        if policy == CHEAP:
+            units = self.units(workload)
+            return Placement(policy=CHEAP, decisions={unit: CHEAP for unit in units})
+        if policy not in POLICIES:
+            raise UsageError(
+                f"unknown checkpoint policy {policy!r}; use one of cheap, {', '.join(POLICIES)}"
+            )
+        chain = self.chain(workload)
+        parameters = {"threshold": threshold} if policy == "adaptive" else None
+        limit = budget_bytes if policy == "adaptive" else self.live_budget(workload, budget_bytes)
+        chosen = POLICIES[policy](chain, limit, parameters)
+        decisions = {u: d for u, d in chosen.decisions.items() if u != HEAD}
+        return Placement(policy=chosen.policy, decisions=decisions)
+
+
+HEAD = "(head and loss)"
+"""The last piece of every chain: classifier and loss, always kept."""
+
+
+def _up(value: float) -> int:
+    return int(np.ceil(value))
+
+
+def _chain_option(numbers: Numbers, option: str, index: int) -> Option:
+    part = option.removeprefix("part:")
+    return Option(
+        decision=KEEP if option.startswith("part:") else option,
+        stored_bytes=round(float(numbers.stored[option][index])),
+        forward_bytes=_up(float(numbers.forward[option][index])),
+        backward_bytes=max(0, _up(float(numbers.backward[option][index]))),
+        recompute_seconds=max(0.0, float(numbers.again[option][index])),
+        parts={part: RECOMPUTE} if option.startswith("part:") else {},
+    )
+
+
+def _peak_of_uniform(numbers: Numbers, option: str) -> float:
+    stored = numbers.stored[option]
+    return _peak(
+        numbers, stored, numbers.forward[option], numbers.backward[option], numbers.head[option]
+    )
+
+
+def _peak_of_mixed(numbers: Numbers, chosen: list[str]) -> tuple[float, float]:
+    """Return (peak bytes, recompute seconds) of one option per unit."""
+    stored, forward, backward, again = (
+        np.array([table[option][index] for index, option in enumerate(chosen)])
+        for table in (numbers.stored, numbers.forward, numbers.backward, numbers.again)
+    )
+    return _peak(numbers, stored, forward, backward, numbers.head[KEEP]), float(again.sum())
+
+
+def _peak(
+    numbers: Numbers, stored: Floats, forward: Floats, backward: Floats, head: float
+) -> float:
+    level = np.cumsum(stored)
+    before = level - stored
+    left = numbers.gradients
+    after = left.sum() - np.cumsum(left)
+    return numbers.base + float(
+        max(
+            (before + forward).max(),
+            level[-1] + head,
+            (before + after + backward).max(),
+        )
+    )
+
+
+def _seconds(profile: OptionProfile, point: Floats, roofline: Rates | None) -> float | None:
+    if roofline is None:
+        return None
+    work = profile.work.of(*STEP_PHASES, INPUT)
+    each = work.seconds(point, roofline.flops_per_second, roofline.bytes_per_second)
+    return float(each.sum())
+
+
+def _again_seconds(profile: OptionProfile, point: Floats, roofline: Rates | None) -> Floats:
+    """Return [units] seconds of recomputation; bytes stand in for seconds without rates."""
+    return _by_unit(profile, point, roofline, AGAIN_PHASES)
+
+
+def _forward_seconds(profile: OptionProfile, point: Floats, roofline: Rates | None) -> Floats:
+    return _by_unit(profile, point, roofline, (FORWARD,))
+
+
+def _by_unit(
+    profile: OptionProfile, point: Floats, roofline: Rates | None, phases: tuple[int, ...]
+) -> Floats:
+    work = profile.work.of(*phases)
+    # without rates, FLOPs rank the options: a nominal rate of one per picosecond and byte
+    flops, moved = (
+        (roofline.flops_per_second, roofline.bytes_per_second) if roofline else (1e12, 1e12)
+    )
+    each = work.seconds(point, flops, moved)
+    inside = work.unit >= 0
+    totals: Floats = np.bincount(
+        work.unit[inside], weights=each[inside], minlength=len(profile.stored)
+    )
+    return totals
+
+
+def _update_seconds(update: UpdateProfile, point: Floats, roofline: Rates | None) -> float:
+    if roofline is None:
+        return 0.0
+    each = update.work.seconds(point, roofline.flops_per_second, roofline.bytes_per_second)
+    return float(each.sum())
+
+
+def _unit_reports(
+    names: tuple[str, ...],
+    *,
+    chosen: list[str],
+    numbers: Numbers,
+    profiles: Mapping[str, OptionProfile],
+    point: Floats,
+    roofline: Rates | None,
+) -> tuple[UnitReport, ...]:
+    rows = []
+    forward_seconds = _forward_seconds(profiles[KEEP], point, roofline)
+    for index, (name, option) in enumerate(zip(names, chosen, strict=True)):
+        profile = profiles[option]
+
+        def flops(profile: OptionProfile, *phases: int, index: int = index) -> int:
+            work = profile.work.of(*phases)
+            return round(float((work.flops[work.unit == index] @ point).sum()))
+
+        rows.append(
+            UnitReport(
+                name=name,
+                decision=option,
+                stored_bytes=round(float(numbers.stored[option][index])),
+                boundary_bytes=round(float(profile.boundary[index] @ point)),
+                working_bytes=round(float(numbers.backward[option][index])),
+                forward_flops=flops(profiles[KEEP], FORWARD),
+                backward_flops=flops(profiles[KEEP], BACKWARD),
+                recompute_flops=flops(profile, *AGAIN_PHASES),
+                forward_seconds=float(forward_seconds[index]) if roofline else None,
+                recompute_seconds=float(numbers.again[option][index]) if roofline else None,
+            )
+        )
+    return tuple(rows)

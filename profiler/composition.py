@@ -1,0 +1,378 @@
+"""The profile of a family of workloads: what any micro-batch, rank and placement will need.
+
+A *family* is everything of a workload but micro-batch, accumulation, rank and optimizer. One
+replay per placement option at two micro-batches (and two ranks) gives, for every storage, its
+size as ``c0 + cB*B + cr*r + cBr*B*r``: the sequence of operations does not depend on either. Live
+bytes after every event are then such a polynomial too, and the peak of a unit's forward or
+backward is the upper envelope of few of them.
+
+    stored_i    growth of live bytes over unit i's forward (and the glue before it)
+    forward_i   envelope of live bytes during it, above its entry
+    backward_i  envelope during its backward, above static + what earlier units store + gradients
+                of later units
+
+Units are composed as a chain (``planner.placement.chain``): the option of one unit does not change
+another's numbers. Where a network is no chain (a skip connection across units), this is an
+approximation, and replay decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from profiler.event_log import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    OPTIMIZER,
+    RECOMPUTE,
+    EventLog,
+)
+from profiler.placement import KEEP, Placement
+from profiler.placement import RECOMPUTE as RECOMPUTE_UNIT
+from profiler.records import OWNERS
+from profiler.workload import Candidate, Workload
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+PROBE_BATCHES = (2, 4)
+PROBE_RANKS = (4, 8)
+_GRADIENT = OWNERS.index("gradient")
+_BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+_RANK_GRID = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def terms(batch: float, rank: float | None) -> Floats:
+    """Return [4] the monomials (1, B, r, B*r) at a point."""
+    r = rank or 0
+    return np.array([1.0, batch, r, batch * r])
+
+
+_GRID = np.stack([terms(b, r) for b in _BATCH_GRID for r in _RANK_GRID], axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """For each unit, the upper envelope of a few polynomials.
+
+    Attributes:
+        lines: [L, 4] coefficients, unit after unit; every unit has at least one line.
+        starts: [units] first line of each unit.
+    """
+
+    lines: Floats
+    starts: Ints
+
+    def at(self, point: Floats) -> Floats:
+        """Return [units] the envelope's value at a point."""
+        highest: Floats = np.maximum.reduceat(self.lines @ point, self.starts)
+        return highest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Operations of a part of the step, as polynomials.
+
+    Attributes:
+        flops: [operations, 4].
+        moved_bytes: [operations, 4].
+        unit: [operations] unit index, -1 outside.
+        phase: [operations] phase code.
+    """
+
+    flops: Floats
+    moved_bytes: Floats
+    unit: Ints
+    phase: Ints
+
+    def of(self, *phases: int) -> Work:
+        """Return the operations of some phases."""
+        chosen = np.isin(self.phase, phases)
+        return Work(
+            flops=self.flops[chosen],
+            moved_bytes=self.moved_bytes[chosen],
+            unit=self.unit[chosen],
+            phase=self.phase[chosen],
+        )
+
+    def seconds(self, point: Floats, flops_per_second: float, bytes_per_second: float) -> Floats:
+        """Return [operations] roofline seconds at a point."""
+        longest: Floats = np.maximum(
+            (self.flops @ point) / flops_per_second, (self.moved_bytes @ point) / bytes_per_second
+        )
+        return longest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionProfile:
+    """What the units need when all of them run under one option.
+
+    Attributes:
+        base: [4] live bytes when the first forward begins (parameters, buffers, inputs).
+        stored: [units, 4].
+        forward: envelope over each unit's forward.
+        backward: envelope over each unit's backward, in a step of one micro-batch.
+        accumulating: likewise when gradients of all units are there from the start.
+        head: envelope from the last unit's exit to the first backward, above that exit.
+        gradients: [units, 4] gradients that a unit's backward leaves.
+        boundary: [units, 4] bytes of the unit's output.
+        work: the operations.
+    """
+
+    base: Floats
+    stored: Floats
+    forward: Envelope
+    backward: Envelope
+    accumulating: Envelope
+    head: Envelope
+    gradients: Floats
+    boundary: Floats
+    work: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateProfile:
+    """What the optimizer needs.
+
+    Attributes:
+        state: [4] bytes that live through the whole step.
+        temporary: [4] highest extra bytes of the update, above parameters, gradients and state.
+        work: its operations.
+    """
+
+    state: Floats
+    temporary: Floats
+    work: Work
+
+
+def family_of(workload: Workload) -> Workload:
+    """Return the workload that stands for its family."""
+    return workload.replace(
+        micro_batch=PROBE_BATCHES[0],
+        accumulation=1,
+        optimizer="adamw",
+        rank=None if workload.rank is None else PROBE_RANKS[0],
+        alpha=None,
+        grad_clip=None,
+    )
+
+
+Replayer = Callable[[Candidate], EventLog]
+
+
+def profile_option(
+    family: Workload, placement: Placement, replayer: Replayer
+) -> tuple[OptionProfile, tuple[str, ...]]:
+    """Replay a family under one placement and return its polynomials and its unit names.
+
+    Raises:
+        ValueError: the replays do not line up (the network's operations depend on the batch).
+    """
+    logs = [
+        replayer(Candidate(workload=workload, placement=placement)) for workload in _probes(family)
+    ]
+    return _option_profile(logs), logs[0].units
+
+
+def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
+    """Replay the optimizer's step of a family."""
+    probes = [p.replace(optimizer=optimizer) for p in _probes(family)]
+    logs = [replayer(Candidate(workload=workload)) for workload in probes]
+    sizes = _coefficients([log.nbytes for log in logs])
+    log = logs[0]
+    state_code = OWNERS.index("optimizer")
+    state = sizes[(log.owner == state_code) & (log.birth == 0)].sum(axis=0)
+    live = _live(log, sizes)
+    envelope = _envelope([live - live[0]])
+    return UpdateProfile(state=state, temporary=_single(envelope), work=_work(logs).of(OPTIMIZER))
+
+
+def _probes(family: Workload) -> list[Workload]:
+    low, high = PROBE_BATCHES
+    probes = [family.replace(micro_batch=low), family.replace(micro_batch=high)]
+    if family.rank is not None:
+        probes.append(family.replace(micro_batch=low, rank=PROBE_RANKS[1]))
+    return probes
+
+
+def _coefficients(values: Sequence[npt.NDArray[np.int64]]) -> Floats:
+    """Fit c0 + cB*B + cr*r + cBr*B*r to values seen at (b1, r1), (b2, r1) and (b1, r2).
+
+    What changes with both is taken as proportional to their product (an adapter's activation), as
+    far as the numbers allow: three values cannot tell more.
+    """
+    if len({len(v) for v in values}) != 1:
+        raise ValueError("the replays have different numbers of storages")
+    (b1, b2), (r1, r2) = PROBE_BATCHES, PROBE_RANKS
+    low = values[0].astype(float)
+    by_batch = (values[1] - low) / (b2 - b1)
+    if len(values) == 2:
+        zero = np.zeros_like(low)
+        return np.stack([low - by_batch * b1, by_batch, zero, zero], axis=1)
+    by_rank = (values[2] - low) / (r2 - r1)
+    both = np.where((by_batch != 0) & (by_rank != 0), by_rank / b1, 0.0)
+    only_batch = by_batch - both * r1
+    only_rank = by_rank - both * b1
+    constant = low - only_batch * b1 - only_rank * r1 - both * b1 * r1
+    return np.stack([constant, only_batch, only_rank, both], axis=1)
+
+
+def _live(log: EventLog, sizes: Floats) -> Floats:
+    """Return [ticks + 1, 4] live bytes after each tick."""
+    delta = np.zeros((log.ticks + 2, 4))
+    np.add.at(delta, log.birth, sizes)
+    np.subtract.at(delta, log.death, sizes)
+    return np.cumsum(delta, axis=0)[: log.ticks + 1]
+
+
+def _envelope(runs: Sequence[Floats]) -> Envelope:
+    kept = []
+    for run in runs:
+        lines = run if len(run) else np.zeros((1, 4))
+        kept.append(lines[np.unique(np.argmax(lines @ _GRID, axis=0))])
+    starts = np.cumsum([0, *[len(lines) for lines in kept[:-1]]])
+    return Envelope(lines=np.concatenate(kept), starts=starts.astype(np.int64))
+
+
+def _single(envelope: Envelope) -> Floats:
+    """Return the one line of an envelope that is highest over the grid."""
+    highest: Floats = envelope.lines[np.argmax((envelope.lines @ _GRID).sum(axis=1))]
+    return highest
+
+
+def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
+    log = logs[0]
+    sizes = _coefficients([each.nbytes for each in logs])
+    live = _live(log, sizes)
+    moments = _Moments.of(log)
+    count = len(log.units)
+    exits = [moments.start, *moments.exits]
+    stored = np.stack([live[exits[i + 1]] - live[exits[i]] for i in range(count)])
+    forward = _envelope([live[exits[i] : exits[i + 1] + 1] - live[exits[i]] for i in range(count)])
+    turn = min([begin for begin, _ in moments.backwards.values()], default=log.ticks)
+    head = _envelope([live[exits[-1] : turn + 1] - live[exits[-1]]])
+    is_gradient = (log.owner == _GRADIENT) & (log.birth > moments.start)
+    gradients = np.zeros((count, 4))
+    for index, (begin, end) in moments.backwards.items():
+        born = is_gradient & (log.birth > begin) & (log.birth <= end)
+        gradients[index] = sizes[born].sum(axis=0)
+    gradients_live = _live_of(log, sizes, is_gradient)
+    passing = _live_of(log, sizes, is_gradient, death=_soon(log))
+    backward, accumulating = [], []
+    for index in range(count):
+        begin, end = moments.backwards.get(index, (0, -1))
+        span = slice(begin, end + 1)
+        before = live[exits[index]]
+        backward.append(live[span] - before - (gradients_live[begin] if end >= 0 else 0))
+        accumulating.append(live[span] - before - gradients_live[span] + passing[span])
+    return OptionProfile(
+        base=live[moments.start],
+        stored=stored,
+        forward=forward,
+        backward=_envelope(backward),
+        accumulating=_envelope(accumulating),
+        head=head,
+        gradients=gradients,
+        boundary=_coefficients([np.array(each.boundary_bytes) for each in logs]),
+        work=_work(logs),
+    )
+
+
+def _live_of(
+    log: EventLog, sizes: Floats, chosen: npt.NDArray[np.bool_], death: Ints | None = None
+) -> Floats:
+    delta = np.zeros((log.ticks + 2, 4))
+    np.add.at(delta, log.birth[chosen], sizes[chosen])
+    np.subtract.at(delta, (log.death if death is None else death)[chosen], sizes[chosen])
+    return np.cumsum(delta, axis=0)[: log.ticks + 1]
+
+
+def _soon(log: EventLog) -> Ints:
+    """Return when each storage would die if it were added to something at once.
+
+    That is at the next birth by another operation: autograd runs AccumulateGrad before it goes on.
+    """
+    order = np.argsort(log.birth, kind="stable")
+    death = log.death.copy()
+    following = log.ticks
+    for position in range(len(order) - 1, -1, -1):
+        index = order[position]
+        death[index] = min(death[index], following)
+        previous = order[position - 1] if position else index
+        if log.operation[previous] != log.operation[index]:
+            following = int(log.birth[index])
+    return death
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moments:
+    """Ticks of the first micro-batch: forward begins, each unit's exit, each unit's backward."""
+
+    start: int
+    exits: list[int]
+    backwards: dict[int, tuple[int, int]]
+
+    @classmethod
+    def of(cls, log: EventLog) -> _Moments:
+        start = next(m.tick for m in log.marks if m.kind == "phase" and m.value == FORWARD)
+        exits: dict[int, int] = {}
+        begins: list[tuple[int, int]] = []
+        for mark in log.marks:
+            if mark.kind == "exit":
+                exits.setdefault(mark.value, mark.tick)
+            elif mark.kind == "backward":
+                begins.append((mark.tick, mark.value))
+        ordered, last = [], start
+        for index in range(len(log.units)):  # a unit that was not called takes no time
+            last = max(last, exits.get(index, last))
+            ordered.append(last)
+        ends = [tick for tick, _ in begins[1:]] + [_end_of_backward(log)]
+        backwards: dict[int, tuple[int, int]] = {}
+        for (tick, index), end in zip(begins, ends, strict=True):
+            backwards.setdefault(index, (tick, end))
+        return cls(start=start, exits=ordered, backwards=backwards)
+
+
+def _end_of_backward(log: EventLog) -> int:
+    ends = [m.tick for m in log.marks if m.kind == "phase" and m.value == OPTIMIZER]
+    return ends[0] if ends else log.ticks
+
+
+def _work(logs: Sequence[EventLog]) -> Work:
+    counts = {len(log.operations) for log in logs}
+    if len(counts) != 1:
+        raise ValueError("the replays have different numbers of operations")
+    operations = logs[0].operations
+    flops = _coefficients([np.array([op.flops for op in log.operations]) for log in logs])
+    moved = _coefficients([np.array([op.moved_bytes for op in log.operations]) for log in logs])
+    return Work(
+        flops=flops,
+        moved_bytes=moved,
+        unit=np.array([op.unit for op in operations], dtype=np.int64),
+        phase=np.array([op.phase for op in operations], dtype=np.int64),
+    )
+
+
+STEP_PHASES = (INPUT, FORWARD, BACKWARD)
+AGAIN_PHASES = (RECOMPUTE,)
+
+
+def uniform(units: Sequence[str], option: str) -> Placement:
+    """Return the placement that gives every unit the same option.
+
+    An option is a decision, or ``part:NAME`` for a part of the unit that is recomputed.
+    """
+    if option == KEEP:
+        return Placement(policy=KEEP)
+    part = option.removeprefix("part:")
+    decisions: Mapping[str, str] = (
+        {f"{unit}/{part}": RECOMPUTE_UNIT for unit in units}
+        if option.startswith("part:")
+        else {unit: option for unit in units}
+    )
+    return Placement(policy=option, decisions=decisions)

@@ -1,0 +1,136 @@
+"""Profiles kept on disk between runs, under a hash of everything they depend on.
+
+A file is a NumPy ``.npz`` of plain arrays (never pickled objects), named by the SHA-256 of its key:
+what was profiled, the versions of PyTorch, timm and peft, and this schema. A damaged file is made
+anew. The folder is ``$BUDGETPLAN_CACHE``, else ``~/.cache/budgetplan/profiles``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+
+SCHEMA = 1
+"""Raise it whenever a profile's meaning changes."""
+
+_T = TypeVar("_T")
+
+
+class Store:
+    """A folder of profiles; without a folder, it forgets.
+
+    Args:
+        folder: where files are kept, or None.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    @classmethod
+    def in_memory(cls) -> Self:
+        """Return a store that keeps nothing."""
+        return cls(None)
+
+    @classmethod
+    def default(cls) -> Self:
+        """Return the user's store."""
+        given = os.environ.get("BUDGETPLAN_CACHE")
+        return cls(Path(given) if given else Path.home() / ".cache" / "budgetplan" / "profiles")
+
+    def fetch(self, kind: type[_T], key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
+        """Return the profile stored under a key, or make and store it.
+
+        Args:
+            kind: a dataclass of arrays and of dataclasses of arrays.
+            key: JSON data that says what it is a profile of.
+            make: makes it.
+        """
+        path = self._path(key)
+        if path is not None and path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    return _rebuild(kind, dict(arrays))
+            except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+                path.unlink(missing_ok=True)
+        made = make()
+        if path is not None:
+            _write(path, _flatten(made))
+        return made
+
+    def fetch_number(self, key: tuple[Any, ...], make: Callable[[], float]) -> float:
+        """Return the number stored under a key, or make and store it."""
+        path = self._path(key)
+        if path is not None and path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    return float(arrays["value"])
+            except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+                path.unlink(missing_ok=True)
+        value = make()
+        if path is not None:
+            _write(path, {"value": np.array(value)})
+        return value
+
+    def _path(self, key: tuple[Any, ...]) -> Path | None:
+        if self.folder is None:
+            return None
+        text = json.dumps([SCHEMA, _versions(), key], sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("torch", "timm", "peft", "bitsandbytes", "budgetplan"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _flatten(record: Any, prefix: str = "") -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    for spec in fields(record):
+        value = getattr(record, spec.name)
+        if is_dataclass(value):
+            arrays |= _flatten(value, f"{prefix}{spec.name}.")
+        else:
+            arrays[f"{prefix}{spec.name}"] = value
+    return arrays
+
+
+def _rebuild(kind: type[_T], arrays: dict[str, Any], prefix: str = "") -> _T:
+    from typing import get_type_hints
+
+    values = {}
+    for name, hint in get_type_hints(kind).items():
+        nested = is_dataclass(hint)
+        values[name] = (
+            _rebuild(hint, arrays, f"{prefix}{name}.")  # type: ignore[arg-type]
+            if nested
+            else arrays[f"{prefix}{name}"]
+        )
+    return kind(**values)
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    """Write whole or not at all; a folder that cannot be written to is no reason to fail."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, **arrays)
+        Path(file.name).replace(path)
+    except OSError:
+        return
