@@ -527,10 +527,10 @@ def _by_unit(
     )
     each = work.seconds(point, flops, moved)
     inside = work.unit >= 0
-    totals: Floats = np.bincount(
+    totals = np.bincount(
         work.unit[inside], weights=each[inside], minlength=len(profile.stored)
     )
-    return totals
+    return totals.astype(np.float64)
 
 
 def _update_seconds(update: UpdateProfile, point: Floats, roofline: Rates | None) -> float:

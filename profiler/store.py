@@ -118,7 +118,7 @@ def _rebuild(kind: type[_T], arrays: dict[str, Any], prefix: str = "") -> _T:
     for name, hint in get_type_hints(kind).items():
         nested = is_dataclass(hint)
         values[name] = (
-            _rebuild(hint, arrays, f"{prefix}{name}.")  # type: ignore[arg-type]
+            _rebuild(hint, arrays, f"{prefix}{name}.")
             if nested
             else arrays[f"{prefix}{name}"]
         )
