@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planner.data import ImageData
+from planner.plan import Accuracy, Plan, read_plan
+from planner.train import (
+    HISTORY_FILE,
+    MODEL_FOLDER,
+    PLAN_FILE,
+    TrainProgress,
+    TrainResult,
+    accuracy,
+    check_against_model,
+    check_data,
+    choose_learning_rate,
+    data_for,
+    tighter_placements,
+    train,
+)
+from profiler.assembly import assemble
+from profiler.backbones import WeightSource
+from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
+from profiler.placement import Placement
+from profiler.predict import count_parameters
+from profiler.records import COMPOSED, DeviceLabel, Memory, Report
+from profiler.workload import Candidate, Workload
+
+VIT = "vit_tiny_patch16_224"
+RANDOM = WeightSource(kind="random", detail="")
+
+
+def workload(**changes: Any) -> Workload:
+    base = Workload(
+        model=VIT, method="lora", rank=4, micro_batch=8, accumulation=2, image_size=32,
+        num_classes=10,
+    )  # fmt: skip
+    return base.replace(**changes)
+
+
+def make_plan(load: Workload, placement: Placement | None = None) -> Plan:
+    candidate = Candidate(workload=load, placement=placement or Placement())
+    return Plan(
+        candidate=candidate,
+        prediction=Report(
+            candidate=candidate,
+            device=DeviceLabel(name="cpu", full_name="CPU", kind="cpu"),
+            rung=COMPOSED,
+            memory=Memory(peak_bytes=1),
+            flops=None,
+            step_seconds=None,
+            energy_joules=None,
+            parameters=count_parameters(load),
+        ),
+        accuracy=Accuracy(value=None, source="not run", kind="none"),
+        budget_bytes=10**9,
+    )
+
+
+@cache
+def digits(image_size: int, *, train_images: int = 1437, held_out: int = 360) -> ImageData:
+    data = data_for(workload(image_size=image_size), "digits")
+    return replace(
+        data,
+        train=data.train.sample(train_images, seed=0),
+        held_out=data.held_out.sample(held_out, seed=0),
+    )
+
+
+def run(plan: Plan, output: Path, **changes: Any) -> TrainResult:
+    size = plan.candidate.workload.image_size
+    options: dict[str, Any] = {
+        "data": digits(size, train_images=40, held_out=20),
+        "epochs": 2,
+        "output": output,
+        "pretrained": False,
+    }
+    return train(plan, **(options | changes))
+
+
+def learned(output: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    (file,) = (output / MODEL_FOLDER).glob("*.safetensors")
+    return load_file(file)
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+# ---- learning ------------------------------------------------------------------------------------
+
+
+def test_training_learns_digits(tmp_path: Path) -> None:
+    load = workload(model="resnet18", method="full", rank=None, micro_batch=16, accumulation=1)
+    seen: list[TrainProgress] = []
+    data = digits(32, train_images=480, held_out=100)
+    result = run(make_plan(load), tmp_path, data=data, epochs=3, on_progress=seen.append)
+    assert result.accuracy > 0.5  # chance is 0.1
+    assert result.epochs[2].loss < 1 < result.epochs[0].loss
+    assert result.weights.kind == "random"
+    assert "random" in result.learning_rate.reason
+    assert [p.accuracy is not None for p in seen] == 3 * [*([False] * 30), True]
+    assert (seen[-1].epoch, seen[-1].step, seen[-1].accuracy) == (3, 30, result.accuracy)
+    history = json.loads((tmp_path / HISTORY_FILE).read_text())
+    assert history["accuracy"] == result.accuracy
+    assert history["data"]["name"] == "digits"
+    # what was saved is what was evaluated
+    again = assemble(load).model
+    again.load_state_dict(learned(tmp_path))
+    assert accuracy(again, data.held_out, batch_size=7) == result.accuracy
+
+
+def test_an_adapter_is_saved_in_pefts_own_format(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from profiler.backbones import build
+
+    plan = make_plan(workload(method="lora"))
+    result = run(plan, tmp_path)
+    torch.manual_seed(0)  # the frozen random weights of the training
+    base = build(VIT, num_classes=10, image_size=32)
+    again = PeftModel.from_pretrained(base, str(tmp_path / MODEL_FOLDER))
+    held_out = digits(32, train_images=40, held_out=20).held_out
+    assert accuracy(again, held_out, batch_size=8) == result.accuracy
+    assert read_plan(tmp_path / PLAN_FILE) == plan
+
+
+def test_accuracy_is_the_share_of_right_answers_and_leaves_the_mode() -> None:
+    held_out = digits(32, train_images=40, held_out=20).held_out
+
+    class Three(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            return nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
+
+    model = Three().train()
+    share = sum(label == 3 for label in held_out.labels) / len(held_out)
+    assert 0 < share < 1
+    assert accuracy(model, held_out, batch_size=7) == share
+    assert model.training
+
+
+# ---- resuming ------------------------------------------------------------------------------------
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "lora", "dropout": 0.3},
+        {"method": "adalora"},
+        {"method": "full", "rank": None, "optimizer": "sgd", "model": "resnet18"},
+        {"method": "bitfit", "rank": None, "optimizer": "adamw8bit", "precision": "bf16"},
+        {"method": "galore", "drop_path": 0.2},
+    ],
+    ids=lambda changes: str(changes["method"]),
+)
+def test_a_resumed_training_ends_as_an_uninterrupted_one(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    plan = make_plan(workload(**changes))
+    straight = run(plan, tmp_path / "straight", epochs=3)
+
+    def interrupt(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step) == (2, 2):
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        run(plan, tmp_path / "resumed", epochs=3, on_progress=interrupt)
+    resumed = run(plan, tmp_path / "resumed", epochs=3, resume=True)
+    assert same(learned(tmp_path / "resumed"), learned(tmp_path / "straight"))
+    pairs = zip(straight.epochs, resumed.epochs, strict=True)
+    assert all((a.loss, a.accuracy) == (b.loss, b.accuracy) for a, b in pairs)
+    names = sorted(p.name for p in (tmp_path / "resumed").iterdir())
+    assert names == ["checkpoint-0003", MODEL_FOLDER, PLAN_FILE, HISTORY_FILE]
+
+
+def test_a_resume_that_is_not_the_same_training_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    with pytest.raises(InputError, match="nothing to resume"):
+        run(plan, tmp_path, resume=True)
+    run(plan, tmp_path, epochs=1)
+    with pytest.raises(InputError, match="holds a training already"):
+        run(plan, tmp_path)
+    with pytest.raises(InputError, match="seed was 0, is now 1"):
+        run(plan, tmp_path, resume=True, seed=1)
+    with pytest.raises(InputError, match="learning rate"):
+        run(plan, tmp_path, resume=True, learning_rate=1.0)
+    with pytest.raises(InputError, match="candidate"):
+        run(make_plan(workload(dropout=0.1)), tmp_path, resume=True)
+    with pytest.raises(InputError, match="data"):
+        run(plan, tmp_path, resume=True, data=_other_data())
+    longer = run(plan, tmp_path, resume=True, epochs=2)
+    assert len(longer.epochs) == 2
+
+
+def _other_data() -> ImageData:
+    data = digits(32, train_images=40, held_out=20)
+    return replace(data, source=replace(data.source, fingerprint="another"))
+
+
+@pytest.mark.parametrize("name", ["state.pt", "learned.safetensors", "progress.json"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    plan = make_plan(workload())
+    run(plan, tmp_path, epochs=1)
+    (tmp_path / "checkpoint-0001" / name).write_bytes(b"\x80\x04damaged")
+    with pytest.raises(InputError) as caught:
+        run(plan, tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+class _Refusing:
+    """Refuses memory in chosen forwards of one unit, counting its calls."""
+
+    def __init__(self, refuse: set[int]) -> None:
+        self.refuse, self.calls = refuse, 0
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled() and module.training:
+            self.calls += 1
+            if self.calls in self.refuse:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def _hook_into_assemble(monkeypatch: pytest.MonkeyPatch, hook: Any) -> None:
+    def assembled(*args: Any, **kwargs: Any) -> Any:
+        made = assemble(*args, **kwargs)
+        if kwargs.get("device") != "meta":
+            made.backbone.blocks[-1].attn.register_forward_pre_hook(hook)
+        return made
+
+    monkeypatch.setattr("planner.train.assemble", assembled)
+
+
+def test_out_of_memory_steps_down_and_loses_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(workload(dropout=0.3))
+    untroubled = run(plan, tmp_path / "untroubled")
+    # the second micro-batch of the second step: gradients of the first are already there
+    _hook_into_assemble(monkeypatch, _Refusing({4}))
+    seen: list[TrainProgress] = []
+    result = run(plan, tmp_path / "troubled", on_progress=seen.append)
+    assert result.placement.policy == "first-k"
+    assert len(result.placement.decisions) == 6
+    assert len(result.step_downs) == 1
+    assert "step 2" in result.step_downs[0]
+    assert [bool(p.message) for p in seen].index(True) == 1
+    # recomputing changes nothing, and neither does a repeated step
+    assert same(learned(tmp_path / "troubled"), learned(tmp_path / "untroubled"))
+    assert [e.loss for e in result.epochs] == [e.loss for e in untroubled.epochs]
+    # a resumed training stays where it had stepped down to
+    monkeypatch.undo()
+    longer = run(plan, tmp_path / "troubled", resume=True, epochs=3)
+    assert longer.placement == result.placement
+    assert longer.step_downs == result.step_downs
+
+
+def test_training_ends_in_one_line_when_nothing_is_tighter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = _Refusing(set(range(3, 100)))
+    _hook_into_assemble(monkeypatch, refusing)
+    with pytest.raises(MeasurementError, match="smaller micro-batch"):
+        run(make_plan(workload()), tmp_path)
+    assert refusing.calls == 5  # two of the first step; then as planned, half, all
+
+
+def test_other_errors_are_not_taken_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(module: nn.Module, args: Any) -> None:
+        if module.training:
+            raise RuntimeError("shape mismatch")
+
+    _hook_into_assemble(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        run(make_plan(workload()), tmp_path)
+
+
+def test_tighter_placements_recompute_ever_more() -> None:
+    units = tuple("abcde")
+    half, full = tighter_placements(Placement(), units)
+    assert dict(half.decisions) == dict.fromkeys("abc", "recompute")
+    assert dict(full.decisions) == dict.fromkeys("abcde", "recompute")
+    assert tighter_placements(half, units) == (full,)
+    assert tighter_placements(full, units) == ()
+    mixed = Placement(decisions={"a/mlp": "cheap", "d": "recompute", "e": "segment"})
+    first, last = tighter_placements(mixed, (*units, "f"))
+    assert dict(first.decisions) == dict.fromkeys("abcd", "recompute") | {"e": "segment"}
+    assert dict(last.decisions) == {**first.decisions, "f": "recompute"}
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_held_against_the_model_it_names() -> None:
+    plan = make_plan(workload())
+    assert check_against_model(plan).units[0] == "blocks.0"
+
+    def with_load(**changes: Any) -> Plan:
+        candidate = replace(plan.candidate, workload=plan.candidate.workload.replace(**changes))
+        return replace(plan, candidate=candidate)
+
+    for changes, complaint in (
+        ({"model": "vit_tiny_patch16_225"}, "vit_tiny_patch16_224"),
+        ({"method": "loar"}, "lora"),
+        ({"method": "bn_head", "rank": None}, "BatchNorm"),
+        ({"rank": 5}, "parameters"),
+        ({"model": "vit_small_patch16_224"}, "has changed"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            check_against_model(with_load(**changes))
+    lacking = Placement(policy="static", decisions={"blocks.99": "recompute"})
+    with pytest.raises(InputError, match=r"blocks\.99"):
+        check_against_model(replace(plan, candidate=replace(plan.candidate, placement=lacking)))
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="7 classes, digits has 10"):
+        data_for(workload(num_classes=7), "digits")
+    with pytest.raises(InputError, match="takes 4096 images"):
+        data_for(workload(accumulation=512), "digits")
+    with pytest.raises(InputError, match="images of 32 px"):
+        check_data(digits(64), workload())
+    with pytest.raises(InputError, match="7 classes"):
+        run(make_plan(workload(num_classes=7)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_arguments_out_of_their_domain_are_refused(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    with pytest.raises(UsageError, match="epochs"):
+        run(plan, tmp_path, epochs=0)
+    with pytest.raises(UsageError, match="learning rate"):
+        run(plan, tmp_path, learning_rate=float("nan"))
+    with pytest.raises(UsageError, match="tpu"):
+        run(plan, tmp_path, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="no CUDA device"):
+            run(plan, tmp_path, device="cuda")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        run(plan, tmp_path / "file")
+
+
+def test_the_learning_rate_depends_on_the_weights() -> None:
+    full = workload(method="full", rank=None)
+    loaded = WeightSource(kind="pretrained", detail="")
+    assert choose_learning_rate(full, loaded).value == 1e-5
+    assert choose_learning_rate(full, RANDOM).value == 5e-4
+    assert choose_learning_rate(full.replace(optimizer="sgd"), RANDOM).value == 5e-3
+    assert choose_learning_rate(workload(), loaded).value == 5e-4
+    assert choose_learning_rate(full, RANDOM, given=0.1).at(0) == 0.1
+    rate = choose_learning_rate(full, RANDOM)
+    assert rate.at(0) == pytest.approx(5e-4 / 51)
+    assert rate.at(50) == rate.at(10_000) == 5e-4
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="learning-rate"):
+        run(make_plan(workload(method="full", rank=None)), tmp_path, learning_rate=1e30)
