@@ -331,7 +331,8 @@ class _Moments:
         for index in range(len(log.units)):  # a unit that was not called takes no time
             last = max(last, exits.get(index, last))
             ordered.append(last)
-        ends = [tick for tick, _ in begins[1:]] + [_end_of_backward(log)]
+        # no unit runs backward where only the classifier learns
+        ends = [*(tick for tick, _ in begins), _end_of_backward(log)][1:]
         backwards: dict[int, tuple[int, int]] = {}
         for (tick, index), end in zip(begins, ends, strict=True):
             backwards.setdefault(index, (tick, end))
