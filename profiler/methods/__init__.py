@@ -3,6 +3,8 @@
 Importing this package imports neither torch nor peft; ``get_method`` and ``all_methods`` do.
 """
 
+import logging
+
 from profiler.methods.base import Method, MethodInfo, backbone_of
 from profiler.methods.catalogue import all_methods, get_method, method_infos, method_names
 
@@ -15,3 +17,6 @@ __all__ = [
     "method_infos",
     "method_names",
 ]
+
+# bitsandbytes looks for a CPU inference kernel on a hub, which nothing here calls, and complains
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

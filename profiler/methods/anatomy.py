@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from profiler.backbones import classifier_name
@@ -75,10 +75,43 @@ def parameters_of(model: nn.Module, modules: Iterable[str]) -> set[str]:
 def where_weights_are(model: nn.Module) -> Iterator[None]:
     """Create tensors on the device of the weights; fake ones when the weights are fake."""
     weight = next(model.parameters())
-    inner = weight.data  # a parameter around a fake tensor is fake itself in some torch versions
-    fake = inner if isinstance(inner, FakeTensor) else None
+    fake = weight.data if isinstance(weight.data, FakeTensor) else None
     with fake.fake_mode if fake is not None else nullcontext(), torch.device(weight.device):
         yield
+
+
+@contextmanager
+def on_meta_if_fake(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Keep a model with fake weights on ``meta`` for a while: fakes cannot be copied or moved.
+
+    Yields a list; what is put into it (a wrapper around the model) gets fake weights at the end.
+    """
+    weight = next(model.parameters())
+    outermost = [model]
+    if not isinstance(weight.data, FakeTensor):
+        yield outermost
+        return
+    mode, device = weight.data.fake_mode, weight.device
+    _remake(model, device=torch.device("meta"))
+    yield outermost
+    with mode:
+        _remake(outermost[-1], device=device)
+
+
+def _remake(model: nn.Module, *, device: torch.device) -> None:
+    """Replace every tensor of a model by an empty one on another device."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, old in table.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype, device=device)
+                    if isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=old.requires_grad)
+                    made[id(old)] = new
+                table[name] = made[id(old)]  # type: ignore[assignment]
 
 
 def target_modules(model: nn.Module, targets: tuple[str, ...] | None) -> list[str]:

@@ -6,6 +6,8 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any, cast
@@ -16,11 +18,13 @@ from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
 
-from profiler.errors import InputError
+from profiler.errors import InputError, UsageError
 from profiler.methods.anatomy import (
+    BatchNorm,
     classifier_names,
     freeze_statistics,
     grouped_convolutions,
+    on_meta_if_fake,
     target_modules,
     where_weights_are,
 )
@@ -49,21 +53,39 @@ class PeftMethod(Method):
         return self.wrap(model, self.config(model, workload))
 
     def wrap(self, model: nn.Module, config: Any) -> nn.Module:
-        """Put peft's adapters into the model, beside the weights they adapt."""
-        with where_weights_are(model):
-            wrapped: nn.Module = peft.get_peft_model(model, config)
+        """Put peft's adapters into the model, beside the weights they adapt.
+
+        Raises:
+            UsageError: peft refuses this backbone or these targets.
+        """
+        with on_meta_if_fake(model) as outermost:
+            with where_weights_are(model), self.refusals_of_peft():
+                wrapped: nn.Module = peft.get_peft_model(model, config)
+            outermost.append(wrapped)
         freeze_statistics(wrapped)
         return wrapped
 
+    @contextmanager
+    def refusals_of_peft(self) -> Iterator[None]:
+        """Turn what peft raises at bad input into one line for the user."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"{self.name} is not possible here: peft says {reason}") from error
+
     def notes(self, model: nn.Module, workload: Workload) -> list[str]:
-        """Say which convolutions are left out."""
+        """Say which convolutions are left out, and what becomes of BatchNorm."""
+        notes = []
         left_out = grouped_convolutions(model)
-        if not left_out:
-            return []
-        return [
-            f"{len(left_out)} grouped (depthwise) convolutions are left as they are: "
-            "peft refuses ranks that the groups do not divide"
-        ]
+        if left_out:
+            notes.append(
+                f"{len(left_out)} grouped (depthwise) convolutions are left as they are: "
+                "peft refuses ranks that the groups do not divide"
+            )
+        if any(isinstance(module, BatchNorm) for module in model.modules()):
+            notes.append("BatchNorm's running statistics stay those of the pretrained backbone")
+        return notes
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write the adapter as ``PeftModel.from_pretrained`` reads it."""
@@ -142,6 +164,14 @@ class AdaLora(Lora):
             total_step=PAPER_STEPS,
             **rank_schedule(PAPER_STEPS),
         )
+
+    def notes(self, model: nn.Module, workload: Workload) -> list[str]:
+        """Say what peft's AdaLoRA leaves out on models that return no loss of their own."""
+        return [
+            *super().notes(model, workload),
+            "AdaLoRA's orthogonality penalty is not in the loss: peft adds it only to models that "
+            "return their loss, so neither the code of arXiv 2607.02158 has it",
+        ]
 
     def wrap(self, model: nn.Module, config: Any) -> nn.Module:
         """Let peft put its adapters in, with an allocator that updates its averages in place."""

@@ -83,13 +83,9 @@ class PeftNamed(PeftMethod):
         """
         self.raise_refusal(model, workload)
         self.resolve(workload)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Unsupported layer type")  # LN_TUNING
-                wrapped = self.wrap(model, self.config(model, workload))
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"{self.name} is not possible here: peft says {reason}") from error
+        with warnings.catch_warnings(), self.refusals_of_peft():
+            warnings.filterwarnings("ignore", message="Unsupported layer type")  # LN_TUNING
+            wrapped = self.wrap(model, self.config(model, workload))
         hidden = _hidden_meta_tensor(wrapped)
         if hidden:
             raise UsageError(

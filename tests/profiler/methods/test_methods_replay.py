@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import small_backbones as small
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiler.assembly import assemble
 from profiler.cpu_allocator import memory_events, peak_and_growth
-from profiler.methods import method_names
+from profiler.methods import get_method, method_names
 from profiler.methods.qlora import FourBitLinear
-from profiler.replay import replay
+from profiler.replay import replay, to_fake
 from profiler.step import Batch, TrainingStep, make_optimizer
 from profiler.workload import Candidate, Workload
 
@@ -78,3 +80,18 @@ def test_meta_weights_of_qlora_have_the_bytes_of_real_ones() -> None:
     }
     assert layers["cpu"] == layers["meta"]
     assert len(layers["cpu"]) > 6
+
+
+@pytest.mark.parametrize("name", WITHOUT_BATCHNORM)
+def test_methods_apply_to_fake_weights(name: str) -> None:
+    load = small.workload(name)
+    with torch.device("meta"):
+        model = small.vit()
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        to_fake(model)
+        method = get_method(name)
+        model = method.apply(model, load)
+        assert all(isinstance(p.data, FakeTensor) for p in model.parameters())
+        assert {p.device.type for p in model.parameters()} == {"cpu"}
+        step = TrainingStep(model, make_optimizer(model, load, method=method), load, method=method)
+        step.run([lambda: (torch.randn(2, 3, 64, 64), torch.zeros(2, dtype=torch.long))])
