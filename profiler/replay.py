@@ -322,6 +322,9 @@ def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
         recorder = Recorder(assembly.units)
         update = make_optimizer(model, workload, method=assembly.method, foreach=target == "cuda")
         step = TrainingStep(model, update, workload, method=assembly.method, mark=recorder.in_phase)
+        if step.scaler is not None:
+            step.scaler = _FakeScaler("cpu")
+            step.scaler.scale(torch.ones(()))  # a scaler exists from the first backward on
         with recorder:
             for parameter in model.parameters():
                 recorder.adopt(parameter, _OWNER["parameter"])
