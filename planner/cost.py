@@ -30,14 +30,17 @@ from profiler.composition import (
     AGAIN_PHASES,
     STEP_PHASES,
     OptionProfile,
+    Parts,
     UpdateProfile,
+    decisions_of,
     family_of,
+    part_options,
     profile_option,
     profile_update,
     terms,
     uniform,
 )
-from profiler.errors import UsageError
+from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
 from profiler.hardware import context_bytes, workspace_bytes
 from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, SEGMENT, Placement
@@ -50,7 +53,7 @@ from profiler.workload import Candidate, Workload
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[str, float], None]
 MENU = (KEEP, CHEAP, RECOMPUTE)
-"""Options that every unit has; parts of units come on top where the backbone has them."""
+"""Options that every unit has; its branches add more (``profiler.composition.part_options``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +110,27 @@ class CostModel:
     Args:
         device: ``cpu`` or a name of the sourced table.
         store: where profiles are kept between runs; None keeps them in memory.
+        roofline: rates to use instead of the data sheet's (measured or calibrated ones).
     """
 
-    def __init__(self, device: str, store: Store | None = None) -> None:
+    def __init__(
+        self, device: str, store: Store | None = None, *, roofline: Rates | None = None
+    ) -> None:
         self.spec = device_spec(device)
+        self._roofline = roofline
         self.target = "cuda" if self.spec.is_cuda else "cpu"
         self.store = store if store is not None else Store.in_memory()
         self._options: dict[tuple[Workload, str], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
-        self._units: dict[Workload, tuple[str, ...]] = {}
+        self._anatomy: dict[Workload, Parts] = {}
         self._numbers: dict[tuple[object, ...], Numbers] = {}
         self._slack: dict[Workload, float] = {}
+
+    def rates(self, workload: Workload) -> Rates | None:
+        """Return the arithmetic and memory rates that times are computed from."""
+        if self._roofline is not None:
+            return self._roofline
+        return rates(self.spec, precision=workload.precision)
 
     # -- profiles ----------------------------------------------------------------------------
 
@@ -139,12 +152,22 @@ class CostModel:
 
     def units(self, workload: Workload) -> tuple[str, ...]:
         """Return the names of the backbone's units."""
-        family = family_of(workload)
-        if family not in self._units:
-            from profiler.assembly import assemble
+        return tuple(self.parts(workload))
 
-            self._units[family] = assemble(family, device="meta").units
-        return self._units[family]
+    def parts(self, workload: Workload) -> Parts:
+        """Return every unit's branches that can be checkpointed alone."""
+        family = family_of(workload)
+        if family not in self._anatomy:
+            from profiler.assembly import assemble
+            from profiler.backbones.discovery import parts_of
+
+            built = assemble(family, device="meta")
+            self._anatomy[family] = {u: parts_of(built.backbone, u) for u in built.units}
+        return self._anatomy[family]
+
+    def menu(self, workload: Workload) -> tuple[str, ...]:
+        """Return every option of the backbone's units."""
+        return (*MENU, *part_options(self.parts(workload)))
 
     def _option(self, family: Workload, option: str) -> OptionProfile:
         key = (family, option)
@@ -159,7 +182,7 @@ class CostModel:
     def _replay_option(self, family: Workload, option: str) -> OptionProfile:
         from profiler.replay import replay
 
-        placement = uniform(self.units(family), option)
+        placement = uniform(self.units(family), option, self.parts(family))
         # bytes inside CPU kernels are the replayed rung's business
         replayer = partial(replay, target=self.target, optimizer=False, inside_kernels=False)
         profile, _ = profile_option(family, placement, replayer)
@@ -212,7 +235,7 @@ class CostModel:
         floor = base - inputs + float(gradients.sum()) + float(update.temporary @ point)
         if accumulating:
             base += float(gradients.sum())
-        roofline = rates(self.spec, precision=workload.precision)
+        roofline = self.rates(workload)
         return Numbers(
             base=base,
             floor=floor,
@@ -230,14 +253,21 @@ class CostModel:
         )
 
     def _choice(self, workload: Workload, placement: Placement) -> list[str]:
-        names = self.units(workload)
+        """Return the option of each unit, in forward order."""
+        said: dict[str, dict[str, str]] = {}
+        for name, decision in placement.decisions.items():
+            said.setdefault(name.partition("/")[0], {})[name] = decision
+        parts = self.parts(workload)
+        options = (*MENU, SEGMENT, *part_options(parts))
         chosen = []
-        for name in names:
-            decision = placement.decision(name)
-            parts = [u for u in placement.decisions if u.startswith(f"{name}/")]
-            if len(parts) > 1:
-                raise UsageError(f"several parts of unit {name!r}; replay decides")
-            chosen.append(f"part:{parts[0].removeprefix(f'{name}/')}" if parts else decision)
+        for unit in parts:
+            own = said.pop(unit, {})
+            option = next((o for o in options if decisions_of(unit, o, parts) == own), None)
+            if option is None:
+                raise UsageError(f"the decisions on unit {unit!r} are not composed; replay decides")
+            chosen.append(option)
+        if said:
+            raise InputError(f"the placement names unit {next(iter(said))!r}, which is not there")
         return chosen
 
     def quick(self, candidate: Candidate) -> Quick:
@@ -248,7 +278,7 @@ class CostModel:
             live = _peak_of_uniform(numbers, KEEP)
             again = 0.0
         elif SEGMENT in candidate.placement.decisions.values():
-            numbers = self.numbers(workload)
+            numbers = self.numbers(workload, (KEEP,))
             chain = self.chain(workload)
             choice = to_choice(chain, candidate.placement)
             live = float(peak_bytes(chain, choice) - workspace_bytes(self.spec)[0])
@@ -264,7 +294,7 @@ class CostModel:
         if numbers.step_seconds is not None:
             each = numbers.step_seconds + again
             seconds = each * workload.accumulation + numbers.update_seconds
-            roofline = rates(self.spec, precision=workload.precision)
+            roofline = self.rates(workload)
             if roofline is not None and roofline.watts is not None:
                 joules = seconds * roofline.watts
         if not self.spec.is_cuda:
@@ -342,7 +372,7 @@ class CostModel:
                 numbers=numbers,
                 profiles=profiles,
                 point=point,
-                roofline=rates(self.spec, precision=workload.precision),
+                roofline=self.rates(workload),
             ),
             notes=("composed from the family's profile; time and energy are uncalibrated",),
         )
@@ -371,20 +401,24 @@ class CostModel:
 
     # -- placement ---------------------------------------------------------------------------
 
-    def chain(self, workload: Workload, options: tuple[str, ...] = MENU) -> Chain:
-        """Return the placement problem of a workload."""
+    def chain(self, workload: Workload, options: tuple[str, ...] | None = None) -> Chain:
+        """Return the placement problem of a workload, over its whole menu unless told otherwise."""
+        options = self.menu(workload) if options is None else options
+        parts = self.parts(workload)
         numbers = self.numbers(workload, options)
         kept = self._option(family_of(workload), KEEP)
         point = terms(workload.micro_batch, workload.rank)
         boundary = kept.boundary @ point
         workspace = workspace_bytes(self.spec)[0]
-        forward_seconds = _forward_seconds(
-            kept, point, rates(self.spec, precision=workload.precision)
-        )
+        forward_seconds = _forward_seconds(kept, point, self.rates(workload))
         pieces = [
             ChainUnit(
                 name=name,
-                options=tuple(_chain_option(numbers, option, index) for option in options),
+                options=tuple(
+                    _chain_option(numbers, option, index, decisions_of(name, option, parts))
+                    for option in options
+                    if option == KEEP or decisions_of(name, option, parts)
+                ),
                 gradient_bytes=round(float(numbers.gradients[index])),
                 boundary_bytes=round(float(boundary[index])),
                 forward_seconds=float(forward_seconds[index]),
@@ -456,15 +490,17 @@ def _up(value: float) -> int:
     return int(np.ceil(value))
 
 
-def _chain_option(numbers: Numbers, option: str, index: int) -> Option:
-    part = option.removeprefix("part:")
+def _chain_option(
+    numbers: Numbers, option: str, index: int, decisions: Mapping[str, str]
+) -> Option:
+    by_part = option.startswith("parts:")
     return Option(
-        decision=KEEP if option.startswith("part:") else option,
+        decision=KEEP if by_part else option,
         stored_bytes=round(float(numbers.stored[option][index])),
         forward_bytes=_up(float(numbers.forward[option][index])),
         backward_bytes=max(0, _up(float(numbers.backward[option][index]))),
         recompute_seconds=max(0.0, float(numbers.again[option][index])),
-        parts={part: RECOMPUTE} if option.startswith("part:") else {},
+        parts={u.partition("/")[2]: d for u, d in decisions.items()} if by_part else {},
     )
 
 
@@ -527,9 +563,7 @@ def _by_unit(
     )
     each = work.seconds(point, flops, moved)
     inside = work.unit >= 0
-    totals = np.bincount(
-        work.unit[inside], weights=each[inside], minlength=len(profile.stored)
-    )
+    totals = np.bincount(work.unit[inside], weights=each[inside], minlength=len(profile.stored))
     return totals.astype(np.float64)
 
 

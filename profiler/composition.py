@@ -32,7 +32,7 @@ from profiler.event_log import (
     RECOMPUTE,
     EventLog,
 )
-from profiler.placement import KEEP, Placement
+from profiler.placement import CHEAP, KEEP, Placement
 from profiler.placement import RECOMPUTE as RECOMPUTE_UNIT
 from profiler.records import OWNERS
 from profiler.workload import Candidate, Workload
@@ -363,17 +363,38 @@ STEP_PHASES = (INPUT, FORWARD, BACKWARD)
 AGAIN_PHASES = (RECOMPUTE,)
 
 
-def uniform(units: Sequence[str], option: str) -> Placement:
-    """Return the placement that gives every unit the same option.
+Parts = Mapping[str, tuple[str, ...]]
 
-    An option is a decision, or ``part:NAME`` for a part of the unit that is recomputed.
+
+def decisions_of(unit: str, option: str, parts: Parts) -> dict[str, str]:
+    """Return what a placement says of one unit under an option.
+
+    An option is a decision for the whole unit, or ``parts:N`` (its N-th branch is recomputed, the
+    others drop what is cheap), or ``parts:all`` (every branch is recomputed, and what joins them
+    stays). A unit without such branches has no such option.
     """
     if option == KEEP:
-        return Placement(policy=KEEP)
-    part = option.removeprefix("part:")
-    decisions: Mapping[str, str] = (
-        {f"{unit}/{part}": RECOMPUTE_UNIT for unit in units}
-        if option.startswith("part:")
-        else {unit: option for unit in units}
-    )
+        return {}
+    if not option.startswith("parts:"):
+        return {unit: option}
+    names, which = parts.get(unit, ()), option.removeprefix("parts:")
+    if len(names) < 2 or (which != "all" and int(which) > len(names)):
+        return {}
+    return {
+        f"{unit}/{name}": RECOMPUTE_UNIT if which == "all" or int(which) == n else CHEAP
+        for n, name in enumerate(names, start=1)
+    }
+
+
+def part_options(parts: Parts) -> tuple[str, ...]:
+    """Return the options that the backbone's branches add to the menu."""
+    most = max((len(names) for names in parts.values() if len(names) > 1), default=0)
+    return (*(f"parts:{n}" for n in range(1, most + 1)), "parts:all") if most else ()
+
+
+def uniform(units: Sequence[str], option: str, parts: Parts) -> Placement:
+    """Return the placement that gives every unit the same option, as far as it has it."""
+    decisions: dict[str, str] = {}
+    for unit in units:
+        decisions |= decisions_of(unit, option, parts)
     return Placement(policy=option, decisions=decisions)
