@@ -251,6 +251,43 @@ def default_storage(study_name: str) -> str:
     return f"sqlite:///{STUDY_FOLDER / study_name}.db"
 
 
+def newest_storage() -> str:
+    """Return the URL of the newest file in ``studies/``.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted(STUDY_FOLDER.glob("*.db"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise InputError(f"there is no study in {STUDY_FOLDER}/; name one with --storage")
+    return f"sqlite:///{files[-1]}"
+
+
+def serve_dashboard(url: str, *, host: str, port: int) -> None:
+    """Show a storage in a browser until interrupted.
+
+    Raises:
+        InputError: the storage cannot be used.
+        UsageError: the address is taken.
+    """
+    import optuna
+    from optuna_dashboard import run_server
+    from sqlalchemy.exc import SQLAlchemyError
+
+    _check_file(url)
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        raise InputError(f"{path} does not exist; `budgetplan recommend` makes studies")
+    try:
+        storage = optuna.storages.get_storage(url)
+    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+        raise _unusable(url, error) from error
+    try:
+        run_server(storage, host=host, port=port)
+    except OSError as error:
+        raise UsageError(f"cannot serve at {host}:{port} ({error.strerror or error})") from error
+
+
 # ---- one run -------------------------------------------------------------------------------------
 
 

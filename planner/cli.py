@@ -1,0 +1,612 @@
+"""The command line: parse, call, print. What a command does is in the module it calls.
+
+Exit codes: 0 done, 2 usage, 3 nothing fits the budget, 4 bad input file or data, 5 device not
+available, 6 a measurement failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.options import (
+    INTERRUPTED,
+    SIZES,
+    Commands,
+    candidate_of,
+    console,
+    cost_model,
+    data_option,
+    device_option,
+    does_not_fit,
+    find_target,
+    json_option,
+    pretrained_option,
+    print_json,
+    progress_bar,
+    seed_option,
+    size_option,
+    weights_option,
+    workload_options,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from planner.pipeline import Request
+    from planner.train import TrainProgress
+    from profiler.records import Report
+    from profiler.workload import Candidate
+
+EPILOG = (
+    "Exit codes: 0 done, 2 usage, 3 nothing fits the budget, 4 bad input, 5 no such device here, "
+    "6 a measurement failed, 130 interrupted."
+)
+TRIALS = 200
+VALIDATIONS = 3
+
+
+@click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="budgetplan")
+def cli() -> None:
+    """What should I run on a small GPU? Plans the fine-tuning of vision models.
+
+    Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes.
+    """
+
+
+# ---- recommend -----------------------------------------------------------------------------------
+
+
+@cli.command(epilog=SIZES)
+@size_option("--vram", required=True, text="The budget, the CUDA context included, e.g. 2GB.")
+@click.option("--model", required=True, help="A timm name or an alias of `budgetplan models`.")
+@data_option
+@device_option
+@click.option("--no-validate", is_flag=True, help="Skip the real runs; nothing is measured.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=VALIDATIONS,
+    show_default=True,
+    help="How many candidates are really run.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of a real run. [default: few]")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=TRIALS,
+    show_default=True,
+    help="Of the search, those of a continued study included.",
+)
+@seed_option
+@click.option("--study", help="Name of the study; an existing one is continued.")
+@click.option("--storage", help="SQLAlchemy URL. [default: sqlite:///studies/NAME.db]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("plans"),
+    show_default=True,
+    help="Folder of the plan files.",
+)
+@click.option(
+    "--methods",
+    help="Methods to search, separated by commas, or all. [default: full, "
+    "head, bn_head, bitfit, lora, as far as the backbone allows]",
+)
+@click.option(
+    "--effective-batch",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Images in an optimizer step; micro-batches are its divisors.",
+)
+@click.option("--precisions", help="Separated by commas. [default: fp32 and what the device has]")
+@click.option(
+    "--optimizers",
+    default="adamw,sgd",
+    show_default=True,
+    help="Separated by commas; also adamw8bit.",
+)
+@click.option(
+    "--checkpoints",
+    default="none,static,optimal",
+    show_default=True,
+    help="Policies, separated by commas; also adaptive.",
+)
+@click.option("--image-size", type=click.IntRange(min=1), help="[default: the model's own]")
+@click.option("--stop-when-flat", is_flag=True, help="End the search when the front stands still.")
+@weights_option
+@pretrained_option
+@json_option
+def recommend(**options: Any) -> None:
+    """Answer what to run in a budget: search, check, measure, write plan files."""
+    from planner.pipeline import recommend as answer
+    from planner.report import show_recommendation
+
+    with progress_bar(silent=options["as_json"]) as notify:
+        notify("start", "loading the model's structure", 0.0)
+        request = _request(options)
+        try:
+            result = answer(request, notify=notify)
+        except KeyboardInterrupt:
+            where = f" --storage {request.storage}" if request.storage else ""
+            click.echo(
+                f"budgetplan: stopped; the same command with --study {request.study}{where} "
+                "goes on",
+                err=True,
+            )
+            raise click.exceptions.Exit(INTERRUPTED) from None
+    if options["as_json"]:
+        print_json(result.to_json())
+    else:
+        show_recommendation(result, console())
+
+
+def _request(options: Mapping[str, Any]) -> Request:
+    """Return what the options ask; refuses before anything is computed."""
+    from planner.front import HypervolumeStagnation
+    from planner.pipeline import Request, classes_of, study_name
+    from planner.space import (
+        DEFAULT_METHODS,
+        Space,
+        divisors,
+        method_choice,
+        parse_methods,
+        precisions_for,
+        working_methods,
+    )
+    from profiler import backbones
+    from profiler.errors import UsageError
+    from profiler.predict import device_spec
+    from profiler.workload import Workload
+
+    target = find_target(options["device"])
+    model = backbones.resolve(options["model"])
+    image_size = options["image_size"] or backbones.native_image_size(model)
+    base = Workload(
+        model=model,
+        image_size=image_size,
+        num_classes=classes_of(options["data"], image_size=image_size),
+    )
+    asked = options["methods"]
+    names = parse_methods(asked) if asked else list(DEFAULT_METHODS)
+    working, refused = working_methods(base, names)
+    if not working:
+        name, reason = next(iter(refused.items()))
+        raise UsageError(f"no method is left for {model}: {name}: {reason}")
+    spec = device_spec(target.label.name)
+    space = Space(
+        base=base,
+        methods=tuple(method_choice(name) for name in working),
+        micro_batches=divisors(options["effective_batch"]),
+        effective_batch=options["effective_batch"],
+        precisions=_listed(options["precisions"]) or precisions_for(spec),
+        optimizers=_listed(options["optimizers"]),
+        checkpoints=_listed(options["checkpoints"]),
+    )
+    return Request(
+        space=space,
+        budget_bytes=options["vram"],
+        device=target.label,
+        runs_on=target.runs_on,
+        data=options["data"],
+        trials=options["trials"],
+        seed=options["seed"],
+        study=options["study"] or study_name(options["model"], target.label, options["vram"]),
+        storage=options["storage"],
+        validations=0 if options["no_validate"] else options["top"],
+        steps=options["steps"],
+        weights=options["weights"],
+        pretrained=options["pretrained"],
+        stop=HypervolumeStagnation() if options["stop_when_flat"] else None,
+        out=options["out"],
+        refused=refused if asked else {},
+    )
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+# ---- one workload --------------------------------------------------------------------------------
+
+
+@cli.command(epilog=SIZES)
+@workload_options
+@click.option(
+    "--rung",
+    type=click.Choice(["composed", "replayed"]),
+    default="replayed",
+    show_default=True,
+    help="How far to check: composed is faster, replayed exact.",
+)
+def predict(rung: str, **options: Any) -> None:
+    """Predict memory, time and energy of one training step; nothing is run.
+
+    With --vram the exit code is 3 when it does not fit.
+    """
+    from planner.report import show_report
+
+    target = find_target(options["device"])
+    with progress_bar(silent=options["as_json"]) as notify:
+        notify("predict", "building the workload", 0.0)
+        candidate = candidate_of(options, device=target.label.name)
+        notify("predict", "replaying" if rung == "replayed" else "profiling", 0.3)
+        report = replace(_predicted(candidate, target.label.name, rung), device=target.label)
+    if options["as_json"]:
+        print_json(report.to_json())
+    else:
+        show_report(report, console(), budget_bytes=options["vram"])
+    if options["vram"] is not None:
+        _hold_against(report, options)
+
+
+def _predicted(candidate: Candidate, device: str, rung: str) -> Report:
+    if rung == "composed":
+        return cost_model(device).predict(candidate)
+    from profiler.predict import predict as replay
+
+    return replay(candidate, device=device)
+
+
+def _hold_against(report: Report, options: Mapping[str, Any]) -> None:
+    from planner.advice import change_that_fits, needed_bytes, round_up
+
+    need = needed_bytes(report)
+    if need > options["vram"]:
+        cost = cost_model(report.device.name)
+        raise does_not_fit(
+            round_up(need),
+            budget_bytes=options["vram"],
+            advice=change_that_fits(report.candidate, cost, options["vram"]),
+        )
+
+
+@cli.command(epilog=SIZES)
+@workload_options
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps."
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Steps before anything is read.",
+)
+def measure(steps: int, warmup: int, **options: Any) -> None:
+    """Really run one workload in a process of its own; --vram is its hard memory cap."""
+    from planner.report import show_report
+    from profiler.measure import measure as run
+
+    target = find_target(options["device"])
+    device = _runs_here(options["device"], target.label.name, target.runs_on)
+    with progress_bar(silent=options["as_json"]) as notify:
+        notify("measure", "building the workload", 0.0)
+        candidate = candidate_of(options, device=device)
+        report = run(
+            candidate,
+            device=device,
+            cap_bytes=options["vram"],
+            steps=steps,
+            warmup=warmup,
+            on_progress=lambda text, done: notify("measure", text, done),
+        )
+    if options["device"] == "auto" and device == "cpu":
+        note = "no GPU was found here, so it was run on the CPU"
+        report = replace(report, device=replace(report.device, note=note))
+    if options["as_json"]:
+        print_json(report.to_json())
+    else:
+        show_report(report, console(), budget_bytes=options["vram"])
+
+
+def _runs_here(asked: str, name: str, runs_on: str) -> str:
+    """Return where a real run takes place; a GPU that was named must be here."""
+    from profiler.errors import DeviceError
+
+    if asked == "auto" or runs_on == name:
+        return runs_on
+    raise DeviceError(f"{name} is not in this machine; use --device cpu, or predict for it")
+
+
+@cli.command(epilog=SIZES)
+@workload_options
+def profile(**options: Any) -> None:
+    """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
+    from planner.report import show_profile
+    from profiler.predict import predict as replay
+
+    target = find_target(options["device"])
+    with progress_bar(silent=options["as_json"]) as notify:
+        notify("profile", "building the workload", 0.0)
+        candidate = candidate_of(options, device=target.label.name)
+        notify("profile", "replaying one step", 0.3)
+        report = replay(candidate, device=target.label.name)
+    report = replace(report, device=target.label)
+    if options["as_json"]:
+        print_json(report.to_json())
+    else:
+        show_profile(report, console())
+
+
+# ---- plans ---------------------------------------------------------------------------------------
+
+plan_argument = click.argument("plan", type=click.Path(path_type=Path))
+
+
+@cli.command()
+@plan_argument
+@json_option
+def show(plan: Path, as_json: bool) -> None:
+    """Print a plan file."""
+    from planner.plan import read_plan
+    from planner.report import show_plan
+
+    content = read_plan(plan)
+    if as_json:
+        print_json(content.to_json())
+    else:
+        show_plan(content, console())
+
+
+@cli.command()
+@plan_argument
+@click.option("--data", help="[default: the plan's]")
+@device_option
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of the run. [default: few]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the plan with its measurement to this file.",
+)
+@seed_option
+@weights_option
+@pretrained_option
+@json_option
+def validate(plan: Path, **options: Any) -> None:
+    """Really run a plan for a few steps under its budget, and hold it against its prediction."""
+    from planner.pipeline import validate_plan
+    from planner.plan import read_plan, write_plan
+    from planner.report import show_plan
+
+    content = read_plan(plan)
+    target = find_target(content.prediction.device.name)
+    if options["device"] != "auto":
+        asked = find_target(options["device"])
+        runs_on = _runs_here(options["device"], asked.label.name, asked.runs_on)
+    else:
+        runs_on = target.runs_on
+    with progress_bar(silent=options["as_json"]) as notify:
+        checked = validate_plan(
+            content,
+            runs_on=runs_on,
+            data=options["data"],
+            steps=options["steps"],
+            seed=options["seed"],
+            weights=options["weights"],
+            pretrained=options["pretrained"],
+            notify=notify,
+        )
+    if options["out"] is not None:
+        write_plan(checked, options["out"])
+    if options["as_json"]:
+        print_json(checked.to_json())
+    else:
+        show_plan(checked, console())
+
+
+@cli.command()
+@plan_argument
+@click.option("--data", help="digits, cifar100, dtd or a folder. [default: the plan's]")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the result. [default: trained/ and the plan's name]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to train; auto takes a GPU if there is one.",
+)
+@click.option("--learning-rate", type=float, help="[default: by method and weights]")
+@seed_option
+@weights_option
+@pretrained_option
+@json_option
+def train(plan: Path, **options: Any) -> None:
+    """Train exactly what a plan says and save what was learned."""
+    from planner.plan import read_plan
+
+    content = read_plan(plan)
+    output = options["out"] or Path("trained") / plan.stem
+    data = options["data"] or str(content.provenance.get("data", "digits"))
+    with progress_bar(silent=options["as_json"]) as notify:
+        notify("train", "building the model", 0.0)
+        from planner.train import train as run
+
+        try:
+            result = run(
+                content,
+                data=data,
+                epochs=options["epochs"],
+                output=output,
+                resume=options["resume"],
+                device=_training_device(options["device"]),
+                weights=options["weights"],
+                pretrained=options["pretrained"],
+                learning_rate=options["learning_rate"],
+                seed=options["seed"],
+                on_progress=lambda step: _tell(step, notify, quiet=options["as_json"]),
+            )
+        except KeyboardInterrupt:
+            click.echo("budgetplan: stopped; the same command with --resume goes on", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+    if options["as_json"]:
+        print_json(result.to_json() | {"output": str(output)})
+        return
+    weights = f"{result.weights.kind} weights"
+    click.echo(f"{100 * result.accuracy:.2f} % of held-out {data} images right, {weights}")
+    click.echo(f"saved in {output}/")
+
+
+def _training_device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tell(step: TrainProgress, notify: Any, *, quiet: bool) -> None:
+    """Show a step on the bar and print an epoch's accuracy on a line of its own."""
+    done = (step.epoch - 1 + step.step / max(1, step.steps)) / step.epochs
+    notify("train", f"epoch {step.epoch} of {step.epochs}, loss {step.loss:.3f}", done)
+    if step.message:
+        click.echo(step.message, err=True)
+    if step.accuracy is not None:
+        line = (
+            f"epoch {step.epoch} of {step.epochs}: loss {step.loss:.4f}, "
+            f"accuracy {100 * step.accuracy:.2f} %"
+        )
+        click.echo(line, err=quiet)
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--accuracy", type=float, required=True, help="Top-1, in percent.")
+@click.option("--parameters", type=float, help="Of the model.")
+@click.option("--macs", type=float, help="Multiply-accumulates of one inference.")
+@click.option("--flops", type=float, help="Floating-point operations of one inference.")
+@click.option("--inference-seconds", type=float, help="For the whole test set.")
+@click.option("--inference-watts", type=float, help="Average over that time.")
+@click.option("--inference-peak-mib", type=float, help="Peak memory of inference, MiB.")
+@click.option("--energy-joules", type=float, help="Of the whole run.")
+@json_option
+def score(accuracy: float, as_json: bool, **numbers: float | None) -> None:
+    """Compute NetScore, its variants, SAM and PPT from numbers."""
+    from planner.netscore import scores
+    from planner.report import score_columns, show_table
+
+    result = scores(accuracy_percent=accuracy, **numbers)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show_table(score_columns(result), console())
+
+
+# ---- lists ---------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("pattern", default="")
+@json_option
+def models(pattern: str, as_json: bool) -> None:
+    """List backbones whose name contains PATTERN; without one, the aliases."""
+    from planner.report import show_table
+    from profiler.backbones import ALIASES, model_names
+
+    aliases = {a: m for a, m in sorted(ALIASES.items()) if pattern in a or pattern in m}
+    if as_json:
+        names = model_names(pattern)
+        print_json({"schema": "budgetplan.models/1", "models": names, "aliases": aliases})
+        return
+    if pattern:
+        for name in model_names(pattern):
+            click.echo(name)
+        return
+    show_table(_pairs("alias", "model", list(aliases.items())), console())
+    click.echo(f"\n  and {len(model_names())} names; `budgetplan models PATTERN` lists them")
+
+
+def _pairs(first: str, second: str, rows: Sequence[tuple[str, str]]) -> list[Any]:
+    from planner.report import Column
+
+    return [
+        Column(header=first, cells=[a for a, _ in rows], justify="left"),
+        Column(header=second, cells=[b for _, b in rows], justify="left"),
+    ]
+
+
+@cli.command()
+@click.option("--model", help="Say of each method whether it works on this backbone.")
+@json_option
+def methods(model: str | None, as_json: bool) -> None:
+    """List the fine-tuning methods."""
+    from planner.report import method_columns, show_table
+    from profiler.methods import method_infos
+
+    infos = method_infos()
+    refused = {} if model is None else _refused(model, [info.name for info in infos])
+    if as_json:
+        rows = [asdict(info) | {"refused": refused.get(info.name)} for info in infos]
+        print_json({"schema": "budgetplan.methods/1", "methods": rows})
+    else:
+        show_table(method_columns(infos, refused), console())
+
+
+def _refused(model: str, names: list[str]) -> dict[str, str]:
+    from planner.space import working_methods
+    from profiler import backbones
+    from profiler.workload import Workload
+
+    canonical = backbones.resolve(model)
+    size = backbones.native_image_size(canonical)
+    return working_methods(Workload(model=canonical, image_size=size), names)[1]
+
+
+@cli.command()
+@json_option
+def devices(as_json: bool) -> None:
+    """List the devices one can plan for, and the GPU of this machine."""
+    from planner.report import device_columns, show_table
+    from profiler.device import detect_gpu
+    from profiler.hardware import DEVICES
+
+    gpu = detect_gpu()
+    here = None if gpu is None else gpu.spec.name
+    if as_json:
+        rows = [asdict(spec) for spec in DEVICES.values()]
+        print_json({"schema": "budgetplan.devices/1", "devices": rows, "here": here})
+    else:
+        show_table(device_columns(tuple(DEVICES.values()), here=here), console())
+
+
+# ---- dashboard -----------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--storage", help="SQLAlchemy URL. [default: the newest file in studies/]")
+@click.option("--host", default="localhost", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@json_option
+def dashboard(storage: str | None, host: str, port: int, as_json: bool) -> None:
+    """Show studies in a browser (optuna-dashboard)."""
+    from planner.search import newest_storage, serve_dashboard
+
+    url = storage or newest_storage()
+    address = f"http://{host}:{port}/"
+    if as_json:
+        print_json({"schema": "budgetplan.dashboard/1", "storage": url, "address": address})
+    else:
+        click.echo(f"{url} at {address} (Ctrl-C ends it)")
+    serve_dashboard(url, host=host, port=port)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="budgetplan")
+
+
+if __name__ == "__main__":
+    main()

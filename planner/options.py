@@ -1,0 +1,407 @@
+"""What the commands share: sizes, the options of a workload, devices, progress, one-line errors.
+
+Only click is imported here; torch, timm and rich come in when a command runs, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from profiler.errors import BudgetplanError, InfeasibleError, UsageError
+from profiler.units import parse_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.cost import CostModel
+    from planner.pipeline import Notify
+    from profiler.records import DeviceLabel
+    from profiler.workload import Candidate, Workload
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+STUDY_DEVICE = "rtx-2060-super"
+BUDGET_FREE = ("none", "static", "cheap", "chen", "every-K", "first-K", "last-K")
+BUDGETED = ("adaptive", "optimal", "rotor")
+SIZES = "Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes."
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+class _Refusal(click.ClickException):
+    """One of our errors as click prints it: one line, and the exit code of the contract."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.__dict__["exit_code"] = exit_code  # a class variable in click's type hints
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"budgetplan: {self.message}", err=True)
+
+
+class Commands(click.Group):
+    """A group whose commands end with one line and the right exit code, whatever happens."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("budgetplan: stopped", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except BudgetplanError as error:
+            if os.environ.get("BUDGETPLAN_DEBUG"):
+                raise
+            raise _Refusal(str(error), exit_code=error.exit_code) from error
+        except Exception as error:
+            if os.environ.get("BUDGETPLAN_DEBUG"):
+                raise
+            text = f"internal error, please report it: {type(error).__name__}: {error}"
+            raise _Refusal(text, exit_code=1) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; an unknown one gets near names."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.5)
+            advice = f"did you mean {' or '.join(near)}?" if near else "see budgetplan --help"
+            raise click.UsageError(f"unknown command {args[0]!r}; {advice}", ctx) from None
+
+
+# ---- kinds of values -----------------------------------------------------------------------------
+
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+    _TextType = click.ParamType[str]
+else:  # generic in the newest click only
+    _IntType = _TextType = click.ParamType
+
+
+class Size(_IntType):
+    """A number of bytes: 2GB, 2GiB, 2048MiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Checkpoint(_TextType):
+    """A policy: none, static, cheap, chen, every-2, first-3, last-3, adaptive, optimal, rotor."""
+
+    name = "POLICY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the policy as written, if there is such a one."""
+        counted = re.fullmatch(r"(every|first|last)-(\d+)", value)
+        if counted is None and value not in (*BUDGET_FREE[:4], *BUDGETED):
+            known = ", ".join((*BUDGET_FREE, *BUDGETED))
+            self.fail(f"{value!r} is no policy; use one of {known}", param, ctx)
+        return str(value)
+
+
+def size_option(name: str, *, required: bool = False, text: str) -> Callable[[Command], Command]:
+    """Return an option that takes a size."""
+    return click.option(name, type=Size(), required=required, help=text)
+
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="What to plan for: auto (this machine's GPU, else the RTX 2060 SUPER), cpu, or a name of "
+    "`budgetplan devices`.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object; all else goes to stderr."
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of weights: safetensors, or a torch state dict. [default: pretrained through timm]",
+)
+pretrained_option = click.option(
+    "--pretrained/--no-pretrained",
+    default=True,
+    help="Whether to try timm's weights. [default: pretrained]",
+)
+data_option = click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    help="digits, cifar100, dtd, or a folder of class folders.",
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Of everything random.")
+
+
+_WORKLOAD_OPTIONS = (
+    click.option("--model", required=True, help="A timm name or an alias of `budgetplan models`."),
+    click.option("--method", required=True, help="One of `budgetplan methods`."),
+    click.option("--rank", type=click.IntRange(min=1), help="[default: the method's own]"),
+    click.option("--alpha", type=float, help="LoRA's scaling numerator. [default: 2 x rank]"),
+    click.option("--dropout", type=float, default=0.0, help="On the adapter's input."),
+    click.option("--targets", help="Module-name suffixes to adapt, separated by commas."),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), required=True, help="Images in a micro-batch."
+    ),
+    click.option(
+        "--accumulate",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Micro-batches in an optimizer step.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="bf16 and fp16 are autocast.",
+    ),
+    click.option(
+        "--optimizer",
+        type=click.Choice(["adamw", "sgd", "adamw8bit"]),
+        default="adamw",
+        show_default=True,
+    ),
+    click.option("--image-size", type=click.IntRange(min=1), help="[default: the model's own]"),
+    click.option("--num-classes", type=click.IntRange(min=1), default=1000, show_default=True),
+    click.option(
+        "--checkpoint",
+        type=Checkpoint(),
+        default="none",
+        show_default=True,
+        help=f"{', '.join(BUDGET_FREE)}; with --vram also {', '.join(BUDGETED)}.",
+    ),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(min=0, min_open=True),
+        default=0.5,
+        show_default=True,
+        help="Of adaptive: the share of the budget at which it starts to recompute.",
+    ),
+    size_option("--vram", text="The budget, the CUDA context included."),
+    device_option,
+    json_option,
+)
+
+
+def workload_options(command: Command) -> Command:
+    """Add every option that says what is run, where, and how it is printed."""
+    for option in reversed(_WORKLOAD_OPTIONS):
+        command = option(command)
+    return command
+
+
+# ---- from options to what is run -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A device as chosen.
+
+    Attributes:
+        label: what is planned for, with the reason if it was not named.
+        runs_on: where a real run takes place: the same GPU if it is in this machine, else the CPU.
+    """
+
+    label: DeviceLabel
+    runs_on: str
+
+
+def find_target(name: str) -> Target:
+    """Return the device for ``--device``.
+
+    Raises:
+        UnknownNameError: no such device in the table.
+    """
+    from dataclasses import replace
+
+    from profiler.device import detect_gpu
+    from profiler.hardware import DEVICES
+    from profiler.predict import device_label
+
+    gpu = detect_gpu()
+    here = gpu.spec.name if gpu is not None else None
+    if name != "auto":
+        label = device_label(name)
+        return Target(label=label, runs_on=label.name if label.name == here else "cpu")
+    if here in DEVICES and here is not None:
+        return Target(label=device_label(here, "this machine's GPU"), runs_on=here)
+    label = device_label(STUDY_DEVICE)
+    reason = "no GPU was found here" if gpu is None else f"{gpu.nvml_name} is not in the table"
+    note = f"{reason}, so this is for an {label.full_name.removeprefix('NVIDIA ')}"
+    return Target(label=replace(label, note=f"{note}; --device names another"), runs_on="cpu")
+
+
+def workload_of(options: Mapping[str, Any]) -> Workload:
+    """Return the workload that the options of a command spell.
+
+    Raises:
+        UsageError: a name or a value that makes no sense.
+    """
+    from profiler import backbones
+    from profiler.methods import get_method
+    from profiler.workload import Workload
+
+    model = backbones.resolve(options["model"])
+    targets = options.get("targets")
+    load = Workload(
+        model=model,
+        method=options["method"],
+        rank=options.get("rank"),
+        alpha=options.get("alpha"),
+        dropout=options.get("dropout", 0.0),
+        targets=None if targets is None else tuple(t.strip() for t in targets.split(",") if t),
+        micro_batch=options["batch_size"],
+        accumulation=options["accumulate"],
+        precision=options["precision"],
+        optimizer=options["optimizer"],
+        image_size=options.get("image_size") or backbones.native_image_size(model),
+        num_classes=options["num_classes"],
+    )
+    return get_method(load.method).resolve(load)
+
+
+def candidate_of(options: Mapping[str, Any], *, device: str) -> Candidate:
+    """Return the workload with the placement that ``--checkpoint`` asks for.
+
+    Raises:
+        UsageError: a policy that needs a budget and has none.
+        InfeasibleError: an exact policy, and nothing fits.
+    """
+    from profiler.workload import Candidate
+
+    checkpoint = options["checkpoint"]
+    if checkpoint in BUDGETED and options["vram"] is None:
+        raise UsageError(f"--checkpoint {checkpoint} needs a budget; give it with --vram")
+    load = workload_of(options)
+    if checkpoint in BUDGETED:
+        placement = _place_in_budget(load, device, options)
+    else:
+        placement = _place_without_budget(load, checkpoint)
+    return Candidate(workload=load, placement=placement)
+
+
+def _place_in_budget(load: Workload, device: str, options: Mapping[str, Any]) -> Any:
+    from planner.advice import device_bytes_of, round_up
+
+    cost = cost_model(device)
+    cost.prepare(load)
+    try:
+        return cost.place(
+            load, options["checkpoint"], options["vram"], threshold=options["threshold"]
+        )
+    except InfeasibleError as error:
+        smallest = device_bytes_of(error, load, cost)
+        raise InfeasibleError(
+            budget_bytes=options["vram"],
+            smallest_bytes=None if smallest is None else round_up(smallest),
+            advice="a smaller --batch-size frees activations, a method that trains less the rest",
+        ) from error
+
+
+def cost_model(device: str) -> CostModel:
+    """Return the cost model of a device."""
+    from planner.cost import CostModel
+    from profiler.store import Store
+
+    return CostModel(device, Store.default())
+
+
+def _place_without_budget(load: Workload, checkpoint: str) -> Any:
+    """Let a policy decide that only asks which units there are."""
+    from planner.placement import POLICIES, Chain, ChainUnit, Option
+    from profiler.assembly import assemble
+    from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, Placement
+
+    if checkpoint == "none":
+        return NONE
+    names = assemble(load.replace(micro_batch=1, accumulation=1), device="meta").units
+    if not names:
+        raise UsageError(f"{load.model} has no units that can be recomputed")
+    if checkpoint == "cheap":
+        return Placement(policy="cheap", decisions=dict.fromkeys(names, CHEAP))
+    menu = tuple(
+        Option(decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0)
+        for d in (KEEP, RECOMPUTE)
+    )
+    chain = Chain(units=tuple(ChainUnit(name=n, options=menu, boundary_bytes=0) for n in names))
+    policy, _, count = checkpoint.rpartition("-")
+    if count.isdigit():
+        return POLICIES[f"{policy}-k"](chain, 1, {"k": int(count)})
+    return POLICIES[checkpoint](chain, 1)
+
+
+# ---- output --------------------------------------------------------------------------------------
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print the one object on stdout."""
+    click.echo(json.dumps(dict(data), indent=1, allow_nan=False))
+
+
+def console() -> Console:
+    """Return stdout for tables."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def progress_bar(*, silent: bool) -> Iterator[Notify]:
+    """Show what is being done on stderr; silent with ``--json`` or where stderr is no terminal."""
+    if silent or not sys.stderr.isatty():
+        yield lambda stage, text, fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.fields[stage]:>8}"),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def notify(stage: str, text: str, fraction: float) -> None:
+            if stage not in tasks:
+                for done in tasks.values():
+                    bar.update(done, completed=1.0, visible=False)
+                tasks[stage] = bar.add_task(text, total=1.0, stage=stage)
+            bar.update(tasks[stage], description=text, completed=fraction)
+
+        yield notify
+
+
+def does_not_fit(need_bytes: int, *, budget_bytes: int, advice: str) -> InfeasibleError:
+    """Return the error for one candidate that exceeds a budget."""
+    return InfeasibleError(budget_bytes=budget_bytes, smallest_bytes=need_bytes, advice=advice)

@@ -1,0 +1,562 @@
+"""From a question to an answer: what should I run in this budget?
+
+    recommend   profile -> search -> front -> replay -> validate -> score -> choose -> plans
+
+Each stage checks the one before: what the search composed is replayed, what was replayed is really
+run. A candidate that exceeds the budget at any stage is dropped, and the answer says so.
+
+Without a GPU of the planned kind the real run is on the CPU. Its measured peak is then held against
+the replay of the same candidate *for the CPU*, which is what can be compared; what the GPU needs
+stays a prediction, under that name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.accuracy import AccuracyEstimate, estimate
+from planner.advice import Baseline, baselines, needed_bytes, nothing_fits
+from planner.data import load_data
+from planner.front import BestScore, HypervolumeStagnation, KneePoint, spread
+from planner.netscore import Scores, scores, train_score
+from planner.plan import Accuracy, Plan, plan_file_name, versions, write_plan
+from planner.search import OBJECTIVES, Evaluation, Problem, SearchResult, search
+from planner.space import Space
+from profiler.errors import MeasurementError, OutOfMemoryError
+from profiler.records import DeviceLabel, Report
+from profiler.store import Store
+from profiler.units import MIB, format_bytes, format_joules, format_seconds
+from profiler.workload import Candidate
+
+if TYPE_CHECKING:
+    from planner.cost import CostModel
+    from planner.validate import Validation
+
+SCHEMA = "budgetplan.recommendation/1"
+FRONT_SIZE = 8
+"""Candidates shown, replayed and written: as many as a person compares."""
+CLASSES = {"digits": 10, "cifar100": 100, "dtd": 47}
+CHANCE_MARGIN = 2.0
+"""A short run whose accuracy is not twice that of guessing says nothing of the final one."""
+
+Notify = Callable[[str, str, float], None]
+
+
+# ---- what is asked and answered ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked.
+
+    Attributes:
+        space: what may be chosen.
+        budget_bytes: of device memory, the CUDA context included.
+        device: what is planned for.
+        runs_on: where validation runs: ``cpu``, or the same GPU in this machine.
+        data: data set name or folder.
+        trials: of the search.
+        seed: of the search and of short runs.
+        study: name of the study.
+        storage: URL, or None for a file under ``studies/``.
+        validations: how many candidates are really run; 0 for none.
+        steps: of a short run; None for as many as validation thinks right.
+        weights: file of weights.
+        pretrained: whether to try timm's hub.
+        stop: rule to end the search early.
+        out: folder of the plan files.
+        refused: methods that were left out, and why.
+    """
+
+    space: Space
+    budget_bytes: int
+    device: DeviceLabel
+    runs_on: str
+    data: str
+    trials: int
+    seed: int
+    study: str
+    storage: str | None = None
+    validations: int = 3
+    steps: int | None = None
+    weights: Path | None = None
+    pretrained: bool = True
+    stop: HypervolumeStagnation | None = None
+    out: Path = Path("plans")
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One candidate of the answer.
+
+    Attributes:
+        plan: what goes into the file.
+        file: where it was written.
+        evaluation: what the search said of it.
+        expected: accuracy after a whole training, where published numbers allow one.
+        host_prediction: the replay for the CPU, when the real run was there.
+    """
+
+    plan: Plan
+    file: Path
+    evaluation: Evaluation
+    expected: AccuracyEstimate
+    host_prediction: Report | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The answer.
+
+    Attributes:
+        request: the question.
+        study: name of the study.
+        storage: URL of the study.
+        trials: of the search.
+        seconds: the whole took.
+        front: candidates that passed, from most to least accurate as expected.
+        recommended: index into ``front``.
+        reason: why that one, one sentence.
+        baselines: the paper's defaults, by name.
+        dropped: a sentence for every candidate that a later stage refused.
+        notes: what the reader must know.
+    """
+
+    request: Request
+    study: str
+    storage: str
+    trials: int
+    seconds: float
+    front: tuple[Entry, ...]
+    recommended: int
+    reason: str
+    baselines: Mapping[str, Baseline]
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract's object."""
+        return {
+            "schema": SCHEMA,
+            "budget_bytes": self.request.budget_bytes,
+            "device": self.front[0].plan.prediction.to_json()["device"],
+            "study": self.study,
+            "storage": self.storage,
+            "trials": self.trials,
+            "seconds": self.seconds,
+            "front": [entry.plan.to_json() for entry in self.front],
+            "plan_files": [str(entry.file) for entry in self.front],
+            "recommended": self.recommended,
+            "reason": self.reason,
+            "baselines": {name: b.to_json() for name, b in self.baselines.items()},
+            "dropped": list(self.dropped),
+            "notes": list(self.notes),
+        }
+
+
+# ---- the flow ------------------------------------------------------------------------------------
+
+
+def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommendation:
+    """Answer a request and write its plan files.
+
+    Args:
+        request: the question.
+        notify: called with (stage, what it does, fraction of the stage done).
+
+    Raises:
+        InfeasibleError: nothing fits; names the smallest budget that would, and what helps most.
+        InputError: the study, the weights or the data cannot be used.
+        MeasurementError: every real run failed.
+    """
+    from planner.cost import CostModel
+
+    began = time.perf_counter()
+    cost = CostModel(request.device.name, Store.default())
+    found = _search(request, cost, notify)
+    front = found.front(request.budget_bytes)
+    replayed, dropped = _replay(request, front, notify)
+    if not replayed:
+        raise nothing_fits(
+            request.space,
+            cost,
+            budget_bytes=request.budget_bytes,
+            device=request.device.name,
+            found=[evaluation.candidate for evaluation in found.evaluations],
+        )
+    checked, failed = _validate(request, replayed, notify)
+    entries = [_entry(request, found, row) for row in checked]
+    recommended, reason = choose(entries)
+    for entry in entries:
+        write_plan(entry.plan, entry.file)
+    return Recommendation(
+        request=request,
+        study=found.study,
+        storage=found.storage,
+        trials=found.trials,
+        seconds=time.perf_counter() - began,
+        front=tuple(entries),
+        recommended=recommended,
+        reason=reason,
+        baselines=baselines(request.space, cost, request.budget_bytes),
+        dropped=(*dropped, *failed),
+        notes=_notes(request, found, checked),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A candidate on its way through the stages."""
+
+    evaluation: Evaluation
+    prediction: Report
+    host_prediction: Report | None = None
+    validation: Validation | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.evaluation.candidate
+
+
+# ---- the question --------------------------------------------------------------------------------
+
+
+def classes_of(data: str, *, image_size: int) -> int:
+    """Return the width of the classifier for some data, without downloading any.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    if data in CLASSES:
+        return CLASSES[data]
+    flat = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return load_data(data, image_size=image_size, mean=flat[0], std=flat[1]).num_classes
+
+
+def study_name(model: str, device: DeviceLabel, budget_bytes: int) -> str:
+    """Return a name for a new study: readable, and another one each second."""
+    budget = format_bytes(budget_bytes).replace(" ", "")
+    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return f"{model.replace('/', '_')}-{device.name}-{budget}-{moment}"
+
+
+# ---- search --------------------------------------------------------------------------------------
+
+
+def problem_of(request: Request) -> Problem:
+    """Return what is searched."""
+    return Problem(
+        space=request.space,
+        device=request.device.name,
+        budget_bytes=request.budget_bytes,
+        data=request.data,
+        pretrained=request.pretrained or request.weights is not None,
+    )
+
+
+def _search(request: Request, cost: CostModel, notify: Notify) -> SearchResult:
+    done = 0.0
+
+    def on_trial(trials: int, total: int) -> None:
+        nonlocal done
+        done = trials / total
+        notify("search", f"trial {trials} of {total}", done)
+
+    return search(
+        problem_of(request),
+        cost,
+        trials=request.trials,
+        seed=request.seed,
+        study_name=request.study,
+        storage=request.storage,
+        stop=request.stop,
+        on_trial=on_trial,
+        on_profile=lambda text, _: notify("search", text, done),
+    )
+
+
+# ---- replay --------------------------------------------------------------------------------------
+
+
+def _replay(
+    request: Request, front: Sequence[Evaluation], notify: Notify
+) -> tuple[list[_Row], list[str]]:
+    """Replay a diverse part of the front; return what still fits, and why the rest does not."""
+    from profiler.predict import predict
+
+    waiting = list(front)
+    passed: list[_Row] = []
+    dropped: list[str] = []
+    while waiting and len(passed) < FRONT_SIZE:
+        chosen = _diverse(waiting, FRONT_SIZE - len(passed))
+        for evaluation in chosen:
+            waiting.remove(evaluation)
+            notify("replay", describe(evaluation.candidate), len(passed) / FRONT_SIZE)
+            report = predict(evaluation.candidate, device=request.device.name)
+            report = replace(report, device=request.device)
+            need = needed_bytes(report)
+            if need <= request.budget_bytes:
+                passed.append(_Row(evaluation=evaluation, prediction=report))
+            else:
+                dropped.append(
+                    f"{describe(evaluation.candidate)}: composed "
+                    f"{format_bytes(evaluation.device_bytes)}, but its replay needs "
+                    f"{format_bytes(need)}"
+                )
+        if len(dropped) >= 2 * FRONT_SIZE:
+            break
+    passed.sort(key=lambda row: (-row.evaluation.score, needed_bytes(row.prediction)))
+    return passed, dropped
+
+
+def _diverse(front: Sequence[Evaluation], count: int) -> list[Evaluation]:
+    points = [e.objectives for e in front]
+    return [front[i] for i in spread(points, k=count, directions=OBJECTIVES)]
+
+
+# ---- validation ----------------------------------------------------------------------------------
+
+
+def _validate(
+    request: Request, rows: Sequence[_Row], notify: Notify
+) -> tuple[list[_Row], list[str]]:
+    """Really run the best few; return all rows that were not refused, and why others were."""
+    if request.validations == 0:
+        return list(rows), []
+    kept, failed, validated = list(rows), [], 0
+    last: MeasurementError | None = None
+    waiting = list(rows)
+    while waiting and validated < request.validations:
+        for evaluation in _diverse(
+            [row.evaluation for row in waiting], request.validations - validated
+        ):
+            row = next(r for r in waiting if r.evaluation is evaluation)
+            waiting.remove(row)
+            try:
+                kept[kept.index(row)] = _really_run(request, row, validated, notify)
+                validated += 1
+            except MeasurementError as error:
+                kept.remove(row)
+                failed.append(f"{describe(row.candidate)}: {error}")
+                last = error
+    if last is not None and validated == 0:
+        raise last
+    return kept, failed
+
+
+def _really_run(request: Request, row: _Row, index: int, notify: Notify) -> _Row:
+    from planner.validate import validate
+    from profiler.predict import predict
+
+    title = f"{index + 1} of {request.validations}: {describe(row.candidate)}"
+
+    def on_progress(text: str, fraction: float) -> None:
+        notify("validate", f"{title}: {text}", (index + fraction) / request.validations)
+
+    on_progress("replaying for the CPU", 0.0)
+    host = predict(row.candidate, device="cpu") if request.runs_on == "cpu" else None
+    validation = validate(
+        row.candidate,
+        device=request.runs_on,
+        budget_bytes=request.budget_bytes,
+        data=request.data,
+        seed=request.seed,
+        weights=request.weights,
+        pretrained=request.pretrained,
+        on_progress=on_progress,
+        **({} if request.steps is None else {"steps": request.steps}),
+    )
+    used = needed_bytes(validation.report)
+    if host is None and used > request.budget_bytes:
+        raise OutOfMemoryError(
+            cap_bytes=request.budget_bytes, detail=f"it used {format_bytes(used)}"
+        )
+    return replace(row, validation=validation, host_prediction=host)
+
+
+# ---- score and answer ----------------------------------------------------------------------------
+
+
+def _entry(request: Request, found: SearchResult, row: _Row) -> Entry:
+    load = row.candidate.workload
+    expected = estimate(
+        model=load.model,
+        method=load.method,
+        data=request.data,
+        rank=load.rank,
+        pretrained=_has_weights(request, row),
+    )
+    accuracy = _accuracy(expected, row.validation)
+    plan = Plan(
+        candidate=row.candidate,
+        prediction=row.prediction,
+        measurement=None if row.validation is None else row.validation.report,
+        scores=_scores(accuracy, row),
+        accuracy=accuracy,
+        budget_bytes=request.budget_bytes,
+        provenance=_provenance(request, found, row, expected),
+    )
+    return Entry(
+        plan=plan,
+        file=request.out / plan_file_name(row.candidate),
+        evaluation=row.evaluation,
+        expected=expected,
+        host_prediction=row.host_prediction,
+    )
+
+
+def _has_weights(request: Request, row: _Row) -> bool:
+    if row.validation is not None:
+        return row.validation.weights.kind != "random"
+    return request.pretrained or request.weights is not None
+
+
+def _accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accuracy:
+    if validation is not None:
+        return validation.accuracy
+    if expected.value is None:
+        return Accuracy(value=None, source=expected.reason, kind="none")
+    source = f"{expected.reason} ({expected.source})"
+    return Accuracy(value=expected.value, source=source, kind=str(expected.kind))
+
+
+def _scores(accuracy: Accuracy, row: _Row) -> Scores | None:
+    """Return the scores that the known numbers allow; None below 1 %, where there are none."""
+    if accuracy.value is None or accuracy.value <= 0.01:
+        return None
+    flops, run = row.prediction.flops, row.validation
+    forward = None if flops is None else flops.forward / row.candidate.workload.effective_batch
+    peak = None if run is None else run.inference_peak_bytes
+    return scores(
+        accuracy_percent=100 * accuracy.value,
+        parameters=row.prediction.parameters.total,
+        macs=None if forward is None else forward / 2,
+        flops=forward,
+        inference_seconds=None if run is None else run.inference_seconds,
+        inference_peak_mib=None if peak is None else peak / MIB,
+        trainable_parameters=row.prediction.parameters.trainable,
+    )
+
+
+def choose(entries: Sequence[Entry]) -> tuple[int, str]:
+    """Return the entry to recommend and one sentence that says why.
+
+    Only what was really run is eligible, if anything was. Where every eligible entry has an
+    expected accuracy the best training score wins; else where short runs beat guessing clearly, the
+    same with what they measured; else the knee of the front.
+    """
+    pool = [i for i, e in enumerate(entries) if e.plan.measurement is not None]
+    pool = pool or list(range(len(entries)))
+    what = "really run" if entries[pool[0]].plan.measurement is not None else "replayed"
+    points = [entries[i].evaluation.objectives for i in pool]
+    for basis, values in _accuracies([entries[i] for i in pool]):
+        ranking = [
+            train_score(
+                accuracy_percent=100 * value,
+                train_peak_bytes=needed_bytes(entries[i].plan.prediction),
+                step_joules=entries[i].plan.prediction.energy_joules,
+            )
+            for i, value in zip(pool, values, strict=True)
+        ]
+        best = BestScore(scores=ranking).choose(points, directions=OBJECTIVES)
+        how = f"best {basis} for its memory and energy among the {len(pool)} {what}"
+        return pool[best], _because(entries[pool[best]], how)
+    knee = KneePoint().choose(points, directions=OBJECTIVES)
+    how = (
+        f"best balance of expected accuracy order, cost and memory among the {len(pool)} {what} "
+        "(no accuracy is known that could decide)"
+    )
+    return pool[knee], _because(entries[pool[knee]], how)
+
+
+def _accuracies(pool: Sequence[Entry]) -> Iterator[tuple[str, list[float]]]:
+    """Yield what may decide, most trusted first: a name and a fraction for every entry."""
+    expected = [e.expected.value for e in pool if e.expected.value is not None]
+    if len(expected) == len(pool):
+        yield "published or derived accuracy", expected
+    measured = [
+        e.plan.accuracy.value
+        for e in pool
+        if e.plan.accuracy.kind == "measured" and e.plan.accuracy.value is not None
+    ]
+    if len(measured) == len(pool):
+        chance = 1 / pool[0].plan.candidate.workload.num_classes
+        if max(measured) >= CHANCE_MARGIN * chance and min(measured) > 0.01:
+            yield "accuracy after a short run", measured
+
+
+def _because(entry: Entry, how: str) -> str:
+    prediction = entry.plan.prediction
+    cost = format_joules(prediction.energy_joules)
+    if prediction.energy_joules is None:
+        cost = format_seconds(prediction.step_seconds)
+    return (
+        f"{describe(entry.plan.candidate)}: {how}; it is predicted to need "
+        f"{format_bytes(needed_bytes(prediction))} of {format_bytes(entry.plan.budget_bytes)} "
+        f"and {cost} a step."
+    )
+
+
+def describe(candidate: Candidate) -> str:
+    """Say in a few words what a candidate runs."""
+    load, placement = candidate.workload, candidate.placement
+    method = load.method if load.rank is None else f"{load.method} r{load.rank}"
+    text = f"{method}, {load.micro_batch}x{load.accumulation}, {load.precision}, {load.optimizer}"
+    return text if placement.is_none else f"{text}, {placement.policy} checkpointing"
+
+
+def _provenance(
+    request: Request, found: SearchResult, row: _Row, expected: AccuracyEstimate
+) -> dict[str, Any]:
+    run = row.validation
+    weights = "not loaded, nothing was run" if run is None else run.weights.kind
+    return {
+        "versions": versions(),
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "study": found.study,
+        "storage": found.storage,
+        "seed": request.seed,
+        "data": request.data,
+        "weights": {"kind": weights, "detail": "" if run is None else run.weights.detail},
+        "expected_accuracy": expected.to_json(),
+        "composed": {
+            "device_bytes": row.evaluation.device_bytes,
+            "peak_bytes": row.evaluation.peak_bytes,
+            "step_seconds": row.evaluation.step_seconds,
+            "energy_joules": row.evaluation.energy_joules,
+        },
+        "host_prediction": (
+            None
+            if row.host_prediction is None
+            else {"peak_bytes": row.host_prediction.memory.peak_bytes}
+        ),
+        "origin": list(row.prediction.notes),
+    }
+
+
+def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple[str, ...]:
+    notes = []
+    if request.device.note:
+        notes.append(request.device.note)
+    if found.stopped is not None:
+        notes.append(f"the search ended early: {found.stopped}")
+    if found.cost_unit == "seconds":
+        notes.append("the power of this device is not known: time stands for energy")
+    notes += [f"{name} was left out: {reason}" for name, reason in request.refused.items()]
+    runs = [row.validation for row in rows if row.validation is not None]
+    if request.runs_on == "cpu" and runs and request.device.kind != "cpu":
+        notes.append(
+            "there is no such GPU here: runs were on the CPU, and the GPU's memory, time and "
+            "energy are predicted"
+        )
+    if any(run.weights.kind == "random" for run in runs):
+        notes.append("the weights were random: no accuracy here is that of a pretrained model")
+    seen = [note for row in rows for note in row.prediction.notes]
+    return (*notes, *dict.fromkeys(seen))
