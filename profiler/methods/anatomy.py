@@ -80,6 +80,12 @@ def where_weights_are(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def has_values(model: nn.Module) -> bool:
+    """False when the weights are on ``meta`` or fake."""
+    weight = next(model.parameters())
+    return not (weight.is_meta or isinstance(weight.data, FakeTensor))
+
+
 @contextmanager
 def on_meta_if_fake(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Keep a model with fake weights on ``meta`` for a while: fakes cannot be copied or moved.

@@ -18,12 +18,15 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from profiler.errors import UnknownNameError, UsageError
-from profiler.methods.anatomy import classifier_names, norm_layers, target_modules
+from profiler.methods.anatomy import classifier_names, has_values, norm_layers, target_modules
 from profiler.methods.base import MethodInfo
 from profiler.methods.lowrank import PeftMethod, exact_targets
 from profiler.workload import Workload
 
 PREFIX = "peft:"
+OURS = {"adalora": "its schedule needs the length of the training; use the method adalora"}
+READ_VALUES = ("loha", "lokr", "vblora")
+"""Their forward reads a number out of a tensor (peft 0.21), and fake tensors hold none."""
 
 
 class PeftNamed(PeftMethod):
@@ -47,7 +50,11 @@ class PeftNamed(PeftMethod):
         return workload
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
-        """Refuse what does not adapt layers."""
+        """Refuse what does not adapt layers, or cannot be profiled without weights."""
+        if self.kind in OURS:
+            return OURS[self.kind]
+        if self.kind in READ_VALUES and not has_values(model):
+            return "it cannot be profiled without weights: peft's forward reads values of tensors"
         if {"target_modules", "modules_to_save"} <= self.options:
             return None
         return "it works on the token embeddings of language models, not on layers"
@@ -85,6 +92,7 @@ class PeftNamed(PeftMethod):
         self.resolve(workload)
         with warnings.catch_warnings(), self.refusals_of_peft():
             warnings.filterwarnings("ignore", message="Unsupported layer type")  # LN_TUNING
+            warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # it adjusts it
             wrapped = self.wrap(model, self.config(model, workload))
         hidden = _hidden_meta_tensor(wrapped)
         if hidden:

@@ -121,5 +121,9 @@ def test_named_adapters_of_peft_train(name: str, tmp_path: Path) -> None:
 def test_adapters_for_language_models_are_refused() -> None:
     with pytest.raises(UsageError, match="language models"):
         get_method("peft:p_tuning").apply(small.make("vit"), small.workload("peft:p_tuning"))
+    with pytest.raises(UsageError, match="use the method adalora"):
+        get_method("peft:adalora").apply(small.make("vit"), small.workload("peft:adalora"))
+    with torch.device("meta"), pytest.raises(UsageError, match="profiled without weights"):
+        get_method("peft:lokr").apply(small.vit(), small.workload("peft:lokr"))
     with pytest.raises(UnknownNameError, match="peft:loha"):
         get_method("peft:loah")
