@@ -82,6 +82,23 @@ def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
 _CAST_WEIGHT = Recipe(name="cast of a weight", run=torch.Tensor.to, stochastic=False)
 
 
+def _weight_frame(weight: Tensor, dtype: torch.dtype) -> Frame:
+    return Frame(_CAST_WEIGHT, (weight, dtype), {}, hold=lambda kept: kept)
+
+
+def weight_cast(weight: Tensor) -> tuple[Tensor, Frame | None]:
+    """Do what autocast would do to a weight, and say which frame can do it again.
+
+    Returns:
+        The copy and its frame; the weight itself and None where autocast leaves it alone.
+    """
+    device_type = weight.device.type
+    if weight.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
+        return weight, None
+    frame = _weight_frame(weight, torch.get_autocast_dtype(device_type))
+    return weight.to(torch.get_autocast_dtype(device_type)), frame
+
+
 class Scope(TorchFunctionMode):
     """What is known during one forward of a unit."""
 
@@ -158,16 +175,10 @@ class Scope(TorchFunctionMode):
         """Do what autocast would do to a frozen weight: the graph would not tell of this copy."""
         if not self._lazy or not isinstance(weight, nn.Parameter) or weight.requires_grad:
             return weight
-        device_type = weight.device.type
-        if weight.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
-            return weight
-        frame = self._weight_frame(weight, torch.get_autocast_dtype(device_type))
-        cast: Tensor = frame.recipe.run(weight, *frame.args[1:])
-        self._table.add(cast, frame)
+        cast, frame = weight_cast(weight)
+        if frame is not None:
+            self._table.add(cast, frame)
         return cast
-
-    def _weight_frame(self, weight: nn.Parameter, dtype: torch.dtype) -> Frame:
-        return Frame(_CAST_WEIGHT, (weight, dtype), {}, hold=self.hold)
 
     def _settle(self, frame: Frame, output: object, *, inplace: bool) -> None:
         """Decide whether the call is recomputed: known once it has saved what it saves."""
@@ -226,7 +237,7 @@ class Scope(TorchFunctionMode):
         if reading is None and tensor.dtype in (torch.bfloat16, torch.float16):
             weight = getattr(cast_from(tensor), "variable", None)
             if isinstance(weight, nn.Parameter):
-                return self._weight_frame(weight, tensor.dtype).reading(tensor)
+                return _weight_frame(weight, tensor.dtype).reading(tensor)
         return reading
 
     def _is_internal(self, tensor: Tensor) -> bool:

@@ -16,6 +16,8 @@ Every decision is made of *frames* (profiler/frames.py), calls that can be run a
     adaptive   the paper's rule: on entering a unit, recompute it if live bytes have reached the
                threshold (facts/seeds.md section 1.2)
 
+Under adapters a recomputed unit runs all but its last frozen layer: nobody needs that output again.
+
 Nothing is framed when gradients are off, and a call that saves nothing (frozen, nothing before it
 learns) costs nothing. Modules keep class, name and state: only the instance's ``forward`` changes.
 
@@ -30,13 +32,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
 
 from profiler.backbones.discovery import find_units
-from profiler.cheap import Scope
+from profiler.cheap import Scope, weight_cast
 from profiler.errors import InputError
-from profiler.frames import Frame, Held, Recipe, Table, recomputing, unpack
+from profiler.frames import Frame, Held, Recipe, Table, recomputing, running_frame
 from profiler.methods.base import backbone_of
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, SEGMENT, Placement
 
@@ -70,10 +73,7 @@ class _Call:
     ) -> tuple[Any, Frame]:
         """Run the module as one frame."""
         frame = Frame(self.recipe, args, kwargs, hold=hold)
-        with saved_tensors_hooks(frame.pack, unpack):
-            output = self.recipe.run(*args, **kwargs)
-        frame.forget_unused_random_state()
-        return output, frame
+        return frame.run_first(args, kwargs), frame
 
 
 class _Chain:
@@ -161,6 +161,53 @@ class _Adaptive(_Call):
         return self.recipe.run(*args, **kwargs)
 
 
+class _FrozenLayer(_Call):
+    """The layer under an adapter: where it is the last one, a refill does without it."""
+
+    def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        frame = running_frame()
+        weights = list(self.module.parameters())
+        if frame is None or any(weight.requires_grad for weight in weights):
+            return self.recipe.run(*args, **kwargs)
+        known: dict[int, Frame | None] = {w.untyped_storage()._cdata: None for w in weights}
+        layer = self.recipe.run
+        if type(self.module) is nn.Linear:
+            # As autocast would do; but its copy could not be recognised.
+            cast, made_by = weight_cast(self.module.weight)
+            known[cast.untyped_storage()._cdata] = made_by
+            layer = _linear_with(cast, self.module.bias)
+        return frame.run_frozen(layer, args, kwargs, weights=known)
+
+
+def _linear_with(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.linear(x, weight, bias)
+
+
+class _Trusted(_Call):
+    """An adapter or a dropout: what it saves without a graph is its own, not the frozen layer's."""
+
+    def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        frame = running_frame()
+        if frame is None:
+            return self.recipe.run(*args, **kwargs)
+        before, frame.trusted = frame.trusted, True
+        try:
+            return self.recipe.run(*args, **kwargs)
+        finally:
+            frame.trusted = before
+
+
+def _adapters_in(name: str, module: nn.Module) -> list[_Call]:
+    """Replace the forwards that let a frame do without its last frozen layer."""
+    layers = [(m, getattr(m, "base_layer", None)) for m in module.modules()]
+    frozen = [(m, layer) for m, layer in layers if isinstance(layer, nn.Module)]
+    if not frozen:
+        return []
+    dropouts = [m for m in module.modules() if isinstance(m, nn.Dropout | DropPath)]
+    calls: list[_Call] = [_FrozenLayer(name, layer) for _, layer in frozen]
+    return calls + [_Trusted(name, m) for m in (*(m for m, _ in frozen), *dropouts)]
+
+
 class AppliedPlacement:
     """A model that follows a placement, until ``remove`` (or the end of a ``with`` block).
 
@@ -178,6 +225,9 @@ class AppliedPlacement:
     def placement(self) -> Placement:
         """What the model follows; for the adaptive rule, what it decided in the last forward."""
         return Placement(policy=self._policy, decisions=self._decisions)
+
+    def _recompute(self, call: _Call) -> None:
+        self._calls += [*_adapters_in(call.recipe.name, call.module), call]
 
     def remove(self) -> None:
         """Give every module its own forward back."""
@@ -212,28 +262,24 @@ def apply_placement(
     applied._decisions = dict(placement.decisions)
     chain = _Chain()
     for name, after in zip(known, (*known[1:], None), strict=True):
+        decision, module = placement.decision(name), backbone.get_submodule(name)
         parts = [key for key in placement.decisions if key.startswith(f"{name}/")]
-        decision = placement.decision(name)
-        module = backbone.get_submodule(name)
         if decision in (RECOMPUTE, SEGMENT):
-            next_reads = after is not None and placement.decision(after) == SEGMENT
-            reads, announces = decision == SEGMENT, next_reads
-            applied._calls.append(
-                _Recomputed(
-                    name,
-                    module,
-                    reads=chain if reads else None,
-                    announces=chain if announces else None,
-                )
-            )
+            reads = chain if decision == SEGMENT else None
+            read = after is not None and placement.decision(after) == SEGMENT
+            unit = _Recomputed(name, module, reads=reads, announces=chain if read else None)
+            applied._recompute(unit)
         elif decision == CHEAP or parts:
-            unit = _Scoped(name, module, decision=decision)
-            applied._calls.append(unit)
+            scoped = _Scoped(name, module, decision=decision)
+            applied._calls.append(scoped)
             for key in parts:
-                part = module.get_submodule(key.partition("/")[2])
-                applied._calls.append(
-                    _Part(key, part, decision=placement.decision(key), scope=unit.scope)
-                )
+                branch = module.get_submodule(key.partition("/")[2])
+                own = placement.decision(key)
+                part = _Part(key, branch, decision=own, scope=scoped.scope)
+                if own == RECOMPUTE:
+                    applied._recompute(part)
+                else:
+                    applied._calls.append(part)
     return applied
 
 
@@ -265,7 +311,7 @@ def apply_adaptive(
 
     for name in known:
         module = backbone.get_submodule(name)
-        applied._calls.append(_Adaptive(name, module, is_tight=is_tight, log=applied._decisions))
+        applied._recompute(_Adaptive(name, module, is_tight=is_tight, log=applied._decisions))
     return applied
 
 

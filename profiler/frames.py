@@ -12,6 +12,10 @@ everything that hangs on them are those of the plain model.
                it as input; so outputs of frames need not be kept either
     Table      from storages to the frames that made them, to recognise such outputs
 
+    Spare      the last frozen layer of a call, if nothing saved after it depends on its output: a
+               refill that does not want the call's output does not run it (the adapter's last
+               layer: LoRA runs the frozen layer first, so stopping early comes too late for it)
+
 What a recompute must not do: draw other random numbers (the generator is put back, if the first
 call moved it), update BatchNorm's statistics again (momentum 0, no counting), run in another
 autocast state. References go one way, from a tensor's users to what made it, so frames die with
@@ -38,11 +42,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
+_running: ContextVar[Frame | None] = ContextVar("running", default=None)
 
 
 def recomputing() -> bool:
     """True while a frame runs again for backward."""
     return _recomputing.get()
+
+
+def running_frame() -> Frame | None:
+    """Return the frame whose call is running, for the first time or again."""
+    return _running.get()
 
 
 class _FilledError(Exception):
@@ -177,10 +187,14 @@ class Frame:
         "args",
         "autocast",
         "kwargs",
+        "position",
         "random",
         "readings",
         "recipe",
         "slots",
+        "span",
+        "spare",
+        "trusted",
     )
 
     def __init__(
@@ -198,9 +212,35 @@ class Frame:
         self.random = _RandomState.before(args) if recipe.stochastic else None
         self.slots: list[Callable[[], Slot | None]] = []
         self.readings: list[weakref.ref[Reading]] = []
+        self.position = -1
+        self.spare: Spare | None = None
+        self.span: dict[int, Frame | None] | None = None
+        self.trusted = False
 
-    def pack(self, tensor: Tensor) -> Slot:
+    def run_first(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run the call for the first time, dropping what it saves."""
+        token = _running.set(self)
+        try:
+            with saved_tensors_hooks(self.pack, unpack):
+                output = self.recipe.run(*args, **kwargs)
+        finally:
+            _running.reset(token)
+            if self.spare is not None:
+                self.spare.node = None  # the graph holds slots, these hold the frame
+        self.forget_unused_random_state()
+        return output
+
+    def pack(self, tensor: Tensor) -> Slot | Tensor:
         """Pack hook: drop the tensor."""
+        if self.span is not None:
+            address = tensor.untyped_storage()._cdata
+            if address in self.span:
+                self.skip_slot()
+                cast = self.span[address]
+                return tensor.detach() if cast is None else cast.reading(tensor)
+            self.span = None
+        elif self.spare is not None and self.spare.leads_to(tensor, trusted=self.trusted):
+            self.spare = None
         slot = Slot(self, tensor)
         self.slots.append(weakref.ref(slot))
         return slot
@@ -215,6 +255,40 @@ class Frame:
     def skip_slot(self) -> None:
         """Count a saved tensor that is no business of this frame."""
         self.slots.append(_nothing)
+
+    def run_frozen(
+        self,
+        layer: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        *,
+        weights: dict[int, Frame | None],
+    ) -> Any:
+        """Run a frozen layer inside the call, unless it is the spare one and this is a refill.
+
+        Args:
+            layer: the layer.
+            args: its arguments.
+            kwargs: its keyword arguments.
+            weights: storages it may save without being needed for that: its weights, or casts of
+                them with the frame of the cast.
+        """
+        if recomputing():
+            if self.spare is None or self.position + 1 != self.spare.start or self._wants_output():
+                return layer(*args, **kwargs)
+            self.position = self.spare.stop - 1
+            return self.spare.stand_in()
+        self.spare, self.span, start = None, weights, len(self.slots)
+        try:
+            output = layer(*args, **kwargs)
+            if self.span is not None and isinstance(output, Tensor) and output.grad_fn is not None:
+                self.spare = Spare(output, start=start, stop=len(self.slots))
+        finally:
+            self.span = None
+        return output
+
+    def _wants_output(self) -> bool:
+        return any(_is_empty(ref()) for ref in self.readings)
 
     def reading(self, like: Tensor) -> Reading:
         """Return a reading of the output for somebody who sees it as this tensor."""
@@ -247,12 +321,13 @@ class Frame:
         kwargs = {key: _each(value, _retake) for key, value in self.kwargs.items()}
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
-        token = _recomputing.set(True)
+        again, running = _recomputing.set(True), _running.set(self)
         try:
             with self._first_state():
                 output = self._run(args, kwargs, last=last, output_wanted=bool(wanted))
         finally:
-            _recomputing.reset(token)
+            _recomputing.reset(again)
+            _running.reset(running)
         for reading in wanted:
             reading.read(output)
 
@@ -260,15 +335,14 @@ class Frame:
         self, args: list[Any], kwargs: dict[str, Any], *, last: int, output_wanted: bool
     ) -> Tensor:
         """Run with a graph even for an output alone: kernels may depend on it."""
-        position = -1
+        self.position = -1
 
         def refilled(tensor: Tensor) -> None:
-            nonlocal position
-            position += 1
-            slot = self.slots[position]() if position < len(self.slots) else None
+            self.position += 1
+            slot = self.slots[self.position]() if self.position < len(self.slots) else None
             if slot is not None and slot.tensor is None:
                 slot.fill(tensor)
-            if position >= last and not output_wanted:
+            if self.position >= last and not output_wanted:
                 raise _FilledError
 
         with contextlib.suppress(_FilledError), torch.enable_grad():
@@ -311,6 +385,48 @@ def _retake(value: Tensor | Held | Reading) -> Tensor:
         return value
     tensor = value.take().detach()
     return tensor.requires_grad_() if value.requires_grad else tensor
+
+
+class Spare:
+    """A frozen layer's call, as long as nothing saved after it depends on its output.
+
+    Args:
+        output: what it returned.
+        start: position of the first tensor it saved.
+        stop: position after the last.
+    """
+
+    __slots__ = ("like", "node", "start", "stop")
+
+    def __init__(self, output: Tensor, *, start: int, stop: int) -> None:
+        self.node = output.grad_fn
+        self.like = (tuple(output.shape), output.dtype, output.device)
+        self.start, self.stop = start, stop
+
+    def leads_to(self, tensor: Tensor, *, trusted: bool) -> bool:
+        """True unless a saved tensor is known not to depend on the output.
+
+        What has no graph could depend on it (a mask), except where the caller knows better.
+        """
+        assert self.node is not None
+        if tensor.grad_fn is None:
+            return not (trusted or tensor.requires_grad or isinstance(tensor, nn.Parameter))
+        oldest = self.node._sequence_nr()
+        pending, seen = [tensor.grad_fn], set()
+        while pending:
+            node = pending.pop()
+            if node is self.node:
+                return True
+            # A node that depends on another was made after it.
+            if node not in seen and node._sequence_nr() > oldest:
+                seen.add(node)
+                pending += [before for before, _ in node.next_functions if before is not None]
+        return False
+
+    def stand_in(self) -> Tensor:
+        """Return something of the output's shape: nobody will look at its values."""
+        shape, dtype, device = self.like
+        return torch.empty(shape, dtype=dtype, device=device)
 
 
 # --- recognising outputs --------------------------------------------------------------------------

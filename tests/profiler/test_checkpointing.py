@@ -305,6 +305,50 @@ def test_four_bit_layers_train_the_same(peft, decision):
         assert_same(train_step(model), expected)
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products by the shape of the weight, first runs and recomputes apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[tuple[bool, tuple[int, ...]]] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
+            self.count[recomputing(), tuple(args[-1].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+@pytest.mark.parametrize("kind", ["lora", "adalora"])
+def test_the_last_frozen_layer_of_a_unit_is_not_recomputed(peft, kind, autocast):
+    model = with_adapters(peft, build("vit"), kind)
+    expected = train_step(model, autocast=autocast)
+    width, hidden = 48, 4 * 48
+    for decision in (RECOMPUTE, "parts"):
+        with apply_placement(model, everywhere(decision, model.get_base_model())):
+            with Products() as products:
+                assert_same(train_step(model, autocast=autocast), expected)
+            assert products.count[False, (hidden, width)] >= 3
+            assert products.count[True, (hidden, width)] == 0
+            assert products.count[True, (width, hidden)] == 3
+
+
+def test_a_frozen_layer_that_is_needed_again_is_recomputed(peft):
+    model = build("dinov2")
+    for block in model.blocks:
+        nn.init.uniform_(block.ls2.gamma)
+    model = with_adapters(peft, model, "lora")
+    for name, parameter in model.named_parameters():
+        if name.endswith("ls2.gamma"):
+            parameter.requires_grad_(True)  # its gradient needs the MLP's output
+    expected = train_step(model)
+    assert any(name.endswith("ls2.gamma") for name in expected)
+    with apply_placement(model, everywhere(RECOMPUTE, model.get_base_model())):
+        with Products() as products:
+            assert_same(train_step(model), expected)
+        assert products.count[True, (4 * 48, 48)] == 3
+
+
 # --- what is stored -------------------------------------------------------------------------------
 
 
