@@ -23,8 +23,8 @@ Pieces:
 Why operators (`torch.library.custom_op`) that are handed their scratch: the loops allocate nothing
 of their own, so a recorder on fake tensors sees one operator and every byte of it instead of
 hundreds of operators, and a policy that recomputes the cheap parts of a unit can name the scan and
-keep it. Inside, one in-place `addcmul_` per position is the whole recurrence: about 280 kernel
-launches forward and 600 backward for 197 positions, however many sequences and directions are
+keep it. Inside, one in-place `addcmul_` per position is the whole recurrence: for 197 positions
+about 280 kernel launches forward and 900 backward, however many sequences and directions are
 stacked.
 
 Cost: time O(batch * length * inner * state), stored O(batch * length / chunk * inner * state),
@@ -35,8 +35,11 @@ Tried and lost (one core, AVX-512, Vim-S at batch 4, both directions: 19.4 M ele
     doubling inside the chunk (Hillis-Steele): 8 passes of 2 to 3 ms for the 4 ms of the recurrence;
     sub-chunks side by side, their carries fixed up afterwards: three more passes, and 14 launches
         instead of 16 per chunk of 16;
-    batched matmul for the sums over channels: 11 ms against 2 ms for multiply and sum;
+    batched matmul for the sums over channels: 21 ms against 3 ms for multiply and sum (with the
+        operands exchanged 1.5 ms, but only for one sequence at a time);
     a sum over batch and positions at once for the gradient of A: 60 ms against 2 ms in two steps;
+    one position at a time on tensors that fit the second-level cache: the same time on a CPU, and
+        five times the launches;
     exp of positive cumulative sums (a cumsum instead of the recurrence): overflows in float32.
 """
 
@@ -64,7 +67,7 @@ WORKSPACE_BYTES = 64 * 2**20
 
 CACHE_BYTES = 2 * 2**20
 """On a CPU only so many sequences are taken at once that one buffer of the scratch stays below
-this: measured at Vim-S, 71 ms of one core per layer at 1.7 MB a buffer, 101 ms at 6.7 MB. The scratch
+this: measured at Vim-S, 71 ms of a core per layer at 1.7 MB a buffer, 101 ms at 6.7 MB. The scratch
 itself is the same on every device, so that a replay on fake CPU tensors holds for a GPU."""
 
 FORWARD_BUFFERS, BACKWARD_BUFFERS = 2, 3

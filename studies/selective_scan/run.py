@@ -1,0 +1,220 @@
+"""How much faster and lighter is our selective scan than a loop over tokens under autograd?
+
+    python -m studies.selective_scan.run [--repeats 3] [--threads 1] [--depth 24]
+
+One training step (forward, cross entropy, backward) of Vim-S, batch 4, 224 px, float32, on the CPU,
+with the same model and weights; only `selective_scan` is exchanged. Times alternate between the
+two. Bytes are those of PyTorch's CPU allocator (profiler.cpu_allocator).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+# Waiting threads sleep: on a shared machine spinning ones steal the time that is measured.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from profiler.backbones import vim
+from profiler.cpu_allocator import memory_events, peak_and_growth
+
+BATCH, IMAGE_SIZE, CLASSES = 4, 224, 100
+
+
+def token_loop(  # noqa: PLR0917
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor,  # noqa: N803
+    *,
+    delta_softplus: bool,
+) -> Tensor:
+    """The recurrence as the paper's authors fall back to: per direction, per token, autograd.
+
+    The arithmetic of their fallback (github.com/JokerOneK/cifar100_vits16_repro @165ba922,
+    src/train_mamba_textures.py): decay, drive, state, output and skip of each token in turn.
+    """
+    assert delta_softplus
+    inner, outputs = u.shape[1] // B.shape[1], []
+    for group in range(B.shape[1]):
+        channels = slice(group * inner, (group + 1) * inner)
+        here, skip = u[:, channels], D[channels]
+        step, rates = F.softplus(delta[:, channels]), A[channels].unsqueeze(0)
+        h = here.new_zeros(here.shape[0], inner, A.shape[1])
+        tokens = []
+        for t in range(here.shape[2]):
+            step_t, u_t = step[:, :, t].unsqueeze(-1), here[:, :, t]
+            decay = torch.exp(step_t * rates)
+            drive = step_t * B[:, group, :, t].unsqueeze(1)
+            h = h * decay + u_t.unsqueeze(-1) * drive
+            tokens.append((h * C[:, group, :, t].unsqueeze(1)).sum(-1) + skip * u_t)
+        outputs.append(torch.stack(tokens, dim=-1))
+    return torch.cat(outputs, dim=1)
+
+
+def no_scan(  # noqa: PLR0917
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor,  # noqa: N803
+    **_: Any,
+) -> Tensor:
+    """Not a scan: a product, so that the rest of the step can be timed."""
+    return u * delta * (A.sum() + B.sum() + C.sum() + D.sum())
+
+
+SCANS: dict[str, Callable[..., Tensor]] = {
+    "chunked": vim.selective_scan,
+    "loop": token_loop,
+    "none": no_scan,
+}
+REAL = ("chunked", "loop")
+
+
+@contextmanager
+def scan_exchanged(name: str) -> Iterator[None]:
+    vim.selective_scan = SCANS[name]
+    try:
+        yield
+    finally:
+        vim.selective_scan = SCANS["chunked"]
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), labels)
+
+
+def step_seconds(run: Callable[[], None]) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
+
+def gradients(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def measure(depth: int, repeats: int, threads: list[int]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = vim.vim_small(depth=depth, num_classes=CLASSES)
+    images = torch.randn(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE)
+    labels = torch.arange(BATCH)
+    losses, grads, memory, times = {}, {}, {}, []
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        loss_of(model, images, labels).backward()
+
+    # [The same numbers?]
+    for name in REAL:
+        with scan_exchanged(name):
+            step()
+            losses[name] = loss_of(model, images, labels).item()
+        grads[name] = gradients(model)
+    difference = (grads["chunked"] - grads["loop"]).norm() / grads["loop"].norm()
+
+    # [Time, alternating; the first round warms up]
+    for count in threads:
+        torch.set_num_threads(count)
+        trials: dict[str, list[dict[str, float]]] = {name: [] for name in SCANS}
+        for round_ in range(repeats + 1):
+            for name in SCANS:
+                with scan_exchanged(name):
+                    seconds = step_seconds(step)
+                print(count, name, {k: round(v, 2) for k, v in seconds.items()}, flush=True)
+                if round_:
+                    trials[name].append(seconds)
+        times.append({"threads": count, "trials": trials, "loop_over_chunked": time_ratios(trials)})
+
+    # [Bytes]
+    for name in REAL:
+        with scan_exchanged(name):
+            model.zero_grad(set_to_none=True)
+            peak, growth = peak_and_growth(memory_events(step))
+            kept: list[Tensor] = []
+            forward = memory_events(lambda kept=kept: kept.append(loss_of(model, images, labels)))
+            stored = peak_and_growth(forward)[1]
+            del kept
+        memory[name] = {"peak_bytes": peak, "gradient_bytes": growth, "stored_bytes": stored}
+        print(name, memory[name], flush=True)
+
+    return {
+        "loss": losses,
+        "gradient_relative_difference": difference.item(),
+        "times": times,
+        "memory": memory,
+        "loop_over_chunked_bytes": byte_ratios(memory),
+    }
+
+
+def time_ratios(trials: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    """Medians of the loop's step over the chunked one's: the step, and what the scan adds to it."""
+    ratios = {}
+    for key in ("wall_seconds", "cpu_seconds"):
+        middle = {name: statistics.median(trial[key] for trial in trials[name]) for name in SCANS}
+        ratios[key] = middle["loop"] / middle["chunked"]
+        scan = {name: middle[name] - middle["none"] for name in REAL}
+        ratios[f"scan_alone_{key}"] = scan["loop"] / scan["chunked"]
+    return ratios
+
+
+def byte_ratios(memory: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Bytes stored by the forward pass, and the peak of the step without the gradients."""
+    above = {name: m["peak_bytes"] - m["gradient_bytes"] for name, m in memory.items()}
+    return {
+        "stored_bytes": memory["loop"]["stored_bytes"] / memory["chunked"]["stored_bytes"],
+        "peak_without_gradients": above["loop"] / above["chunked"],
+    }
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--depth", type=int, default=vim.DEPTH)
+    arguments = parser.parse_args()
+    results = {
+        "schema": "budgetplan.study.selective_scan/1",
+        "date": date.today().isoformat(),
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "load_average_before": os.getloadavg()[0],
+        "workload": {
+            "model": "vim_small_patch16_224",
+            "depth": arguments.depth,
+            "batch": BATCH,
+            "image_size": IMAGE_SIZE,
+            "precision": "fp32",
+        },
+        **measure(arguments.depth, arguments.repeats, arguments.threads),
+        "load_average_after": os.getloadavg()[0],
+    }
+    if arguments.depth == vim.DEPTH:
+        path = Path(__file__).with_name("results.json")
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
