@@ -86,7 +86,8 @@ class Numbers:
         forward: option to [units].
         backward: option to [units], for the accumulation at hand.
         head: bytes above the last unit's exit, by option of the last unit.
-        gradients: [units] left behind by each unit's backward (zeros when they are there already).
+        gradients: [units + 1] left behind by each unit's backward, the head's last (zeros when they
+            are there already).
         again: option to [units] seconds of recomputation.
         step_seconds: forward and backward of one micro-batch, nothing recomputed.
         update_seconds: of the optimizer's step.
@@ -432,7 +433,8 @@ class CostModel:
             backward_bytes=0,
             recompute_seconds=0.0,
         )
-        pieces.append(ChainUnit(name=HEAD, options=(head,)))
+        left_by_head = round(float(numbers.gradients[-1]))
+        pieces.append(ChainUnit(name=HEAD, options=(head,), gradient_bytes=left_by_head))
         return Chain(
             units=tuple(pieces),
             static_bytes=_up(numbers.base) + workspace,
@@ -526,7 +528,7 @@ def _peak(
     level = np.cumsum(stored)
     before = level - stored
     left = numbers.gradients
-    after = left.sum() - np.cumsum(left)
+    after = left.sum() - np.cumsum(left)[:-1]
     return numbers.base + float(
         max(
             (before + forward).max(),

@@ -119,7 +119,7 @@ class OptionProfile:
         backward: envelope over each unit's backward, in a step of one micro-batch.
         accumulating: likewise when gradients of all units are there from the start.
         head: envelope from the last unit's exit to the first backward, above that exit.
-        gradients: [units, 4] gradients that a unit's backward leaves.
+        gradients: [units + 1, 4] gradients that each unit's backward leaves, the head's last.
         boundary: [units, 4] bytes of the unit's output.
         work: the operations.
     """
@@ -257,7 +257,8 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
     turn = min([begin for begin, _ in moments.backwards.values()], default=log.ticks)
     head = _envelope([live[exits[-1] : turn + 1] - live[exits[-1]]])
     is_gradient = (log.owner == _GRADIENT) & (log.birth > moments.start)
-    gradients = np.zeros((count, 4))
+    gradients = np.zeros((count + 1, 4))
+    gradients[count] = sizes[is_gradient & (log.birth <= turn)].sum(axis=0)
     for index, (begin, end) in moments.backwards.items():
         born = is_gradient & (log.birth > begin) & (log.birth <= end)
         gradients[index] = sizes[born].sum(axis=0)
