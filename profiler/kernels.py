@@ -6,6 +6,9 @@ space. What exactly depends on processor, library and thread count, so it is pro
 operation runs once on zeros under the allocator's own recording. This is done at two small
 batches and extended linearly, operation by operation, so that its cost does not grow with the
 batch. With it a replayed peak equals the CPU allocator's to the byte in most cases.
+
+*CUDA*: other kernels save other things, and autocast has other lists (profiler/cuda_kernels.py,
+profiler/cuda_autocast.py). Nothing is probed, all of it is read from PyTorch's source.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,17 +24,20 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
 from profiler.cpu_allocator import memory_events, peak_and_growth
+from profiler.cuda_kernels import Capability, imitate_cuda
 
 PROBE_BATCHES = (2, 4)
 """Batches at which operations are really run; larger ones are extended from these."""
+TURING: Capability = (7, 5)
+"""Compute capability of the RTX 2060 SUPER, the card of arXiv 2607.02158."""
 
 
-class KernelBytes:
+class KernelBytes(Protocol):
     """Tells, operation by operation, the peak of live bytes inside it (0: only its outputs)."""
 
     def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Return the operation's own peak, outputs included, or 0 when that is all there is."""
-        return 0
+        ...
 
 
 @dataclass(slots=True)
@@ -111,6 +117,15 @@ def _zeros(arg: Any) -> Any:
 
 
 @contextmanager
-def kernels_of(target: str) -> Iterator[None]:
-    """Imitate the target's choice of kernels while a replay runs."""
-    yield
+def kernels_of(target: str, *, capability: Capability = TURING) -> Iterator[None]:
+    """Imitate the target's choice of kernels while a replay runs.
+
+    Args:
+        target: ``cuda`` or ``cpu``.
+        capability: compute capability of the CUDA device.
+    """
+    if target != "cuda":
+        yield
+        return
+    with imitate_cuda(capability):
+        yield

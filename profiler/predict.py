@@ -7,6 +7,7 @@ from functools import cache
 from profiler.allocator import AllocatorSettings, CachingAllocator
 from profiler.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
 from profiler.hardware import CPU, DeviceSpec, context_bytes, lookup, workspace_bytes
+from profiler.kernels import TURING
 from profiler.records import (
     REPLAYED,
     DeviceLabel,
@@ -68,7 +69,12 @@ def predict(
     """
     spec = device_spec(device)
     target = "cuda" if spec.is_cuda else "cpu"
-    log = replay(candidate, target=target, as_published=as_published)
+    log = replay(
+        candidate,
+        target=target,
+        capability=spec.compute_capability or TURING,
+        as_published=as_published,
+    )
     return report_of(candidate, log, spec=spec, settings=settings)
 
 

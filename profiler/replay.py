@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.assembly import Assembly, assemble
 from profiler.checkpointing import apply_placement, recomputing
+from profiler.cuda_kernels import Capability, CudaKernels
 from profiler.event_log import (
     BACKWARD,
     FORWARD,
@@ -40,13 +41,15 @@ from profiler.event_log import (
     OperationRecord,
 )
 from profiler.flops import elementwise_flops, operation_flops
-from profiler.kernels import PROBE_BATCHES, Extended, KernelBytes, Probe, kernels_of
+from profiler.kernels import PROBE_BATCHES, TURING, Extended, KernelBytes, Probe, kernels_of
 from profiler.methods.base import backbone_of
 from profiler.records import OWNERS
 from profiler.step import Batch, TrainingStep, make_optimizer
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from profiler.workload import Workload
 
 _OWNER = {name: code for code, name in enumerate(OWNERS)}
@@ -58,6 +61,7 @@ class Recorder(TorchDispatchMode):
 
     Args:
         unit_names: of the backbone, for the marks.
+        batch: the micro-batch, to tell activations from weights in an operation's traffic.
         kernel_bytes: what the target's kernels take inside an operation.
         as_published: count FLOPs as arXiv 2507.23536 did.
     """
@@ -66,11 +70,13 @@ class Recorder(TorchDispatchMode):
         self,
         unit_names: tuple[str, ...],
         *,
+        batch: int = 1,
         kernel_bytes: KernelBytes | None = None,
         as_published: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.unit_names = unit_names
+        self.batch = batch
         self.kernel_bytes = kernel_bytes
         self.as_published = as_published
         self.phase = SETUP
@@ -124,6 +130,12 @@ class Recorder(TorchDispatchMode):
         if entry is not None:
             self.rows[entry[1]][3] = owner
 
+    def forget(self, tensor: Tensor) -> None:
+        """Leave out a storage that does not live on the target."""
+        entry = self._alive.get(tensor.untyped_storage()._cdata)
+        if entry is not None:
+            self.rows[entry[1]][0] = 0
+
     # -- operations --------------------------------------------------------------------------
 
     def __torch_dispatch__(
@@ -158,17 +170,40 @@ class Recorder(TorchDispatchMode):
             inside = self.kernel_bytes.inside(func, args, kwargs)
             if inside:
                 self._death(self._birth(inside, _OWNER["temporary"], operation))
-        moved = _follow(self, out, operation)
+        _follow(self, out, operation)
         if self.warming_up:
             return
         flops = operation_flops(func, args, kwargs, out, as_published=self.as_published)
         if flops == 0 and self.phase == OPTIMIZER:
             flops = elementwise_flops(out)
-        moved += _tensor_bytes(args)
-        if moved or flops:
+        moved, batched = self._traffic(args)
+        written, batched_written = self._traffic((out,))
+        if moved or written or flops:
             self.operations.append(
-                OperationRecord(phase=self.phase, unit=self.unit, flops=flops, moved_bytes=moved)
+                OperationRecord(
+                    phase=self.phase,
+                    unit=self.unit,
+                    flops=flops,
+                    moved_bytes=moved + written,
+                    batched_bytes=batched + batched_written,
+                )
             )
+
+    def _traffic(self, values: Any) -> tuple[int, int]:
+        """Return the bytes of all tensors, and of those that have the batch as a factor."""
+        moved = batched = 0
+        for item in values:
+            if isinstance(item, Tensor):
+                elements = item.numel()
+                nbytes = elements * item.element_size()
+                moved += nbytes
+                if elements % self.batch == 0:
+                    batched += nbytes
+            elif isinstance(item, tuple | list):
+                inner, inner_batched = self._traffic(item)
+                moved += inner
+                batched += inner_batched
+        return moved, batched
 
     # -- marks -------------------------------------------------------------------------------
 
@@ -200,7 +235,7 @@ class Recorder(TorchDispatchMode):
         warm = np.zeros(len(table), dtype=bool)
         warm[list(self._warm)] = True
         survived = table[:, 2] < 0
-        keep = ~(warm & ~survived)
+        keep = ~(warm & ~survived) & (table[:, 0] > 0)
         table[warm & survived, 1] = 0
         table[warm & survived, 3] = _OWNER["optimizer"]
         table[table[:, 4] == SETUP, 1] = 0
@@ -254,24 +289,13 @@ def _only_views(func: Any) -> bool:
     )
 
 
-def _follow(recorder: Recorder, out: Any, operation: int) -> int:
-    """Adopt every tensor of a result and return their bytes."""
+def _follow(recorder: Recorder, out: Any, operation: int) -> None:
+    """Adopt every tensor of a result."""
     if isinstance(out, Tensor):
         recorder.adopt(out, operation=operation)
-        return out.numel() * out.element_size()
-    if isinstance(out, tuple | list):
-        return sum(_follow(recorder, item, operation) for item in out)
-    return 0
-
-
-def _tensor_bytes(args: Any) -> int:
-    total = 0
-    for item in args:
-        if isinstance(item, Tensor):
-            total += item.numel() * item.element_size()
-        elif isinstance(item, tuple | list):
-            total += _tensor_bytes(item)
-    return total
+    elif isinstance(out, tuple | list):
+        for item in out:
+            _follow(recorder, item, operation)
 
 
 # -- replaying a candidate ---------------------------------------------------------------------
@@ -281,6 +305,7 @@ def replay(
     candidate: Candidate,
     *,
     target: str = "cuda",
+    capability: Capability = TURING,
     optimizer: bool = True,
     inside_kernels: bool = True,
     as_published: bool = False,
@@ -290,9 +315,10 @@ def replay(
     Args:
         candidate: what to replay.
         target: ``cuda`` or ``cpu``: whose kernels and optimizer defaults are imitated.
+        capability: compute capability of the CUDA device: it decides which attention runs.
         optimizer: False leaves the optimizer's state and step out (the search adds them, since
             they depend neither on batch nor on placement).
-        inside_kernels: on ``cpu``, add what kernels hold inside one operation.
+        inside_kernels: add what kernels hold inside one operation.
         as_published: count FLOPs as arXiv 2507.23536 did.
 
     Raises:
@@ -303,8 +329,17 @@ def replay(
     accumulation = min(candidate.workload.accumulation, 2)
     workload = candidate.workload.replace(accumulation=accumulation)
     candidate = Candidate(workload=workload, placement=candidate.placement)
-    inside = _cpu_kernels(candidate) if target == "cpu" and inside_kernels else None
-    return _replay(candidate, target, inside, optimizer=optimizer, as_published=as_published)
+    inside: KernelBytes | None = None
+    if inside_kernels:
+        inside = CudaKernels(capability) if target == "cuda" else _cpu_kernels(candidate)
+    return _replay(
+        candidate,
+        target,
+        inside,
+        capability=capability,
+        optimizer=optimizer,
+        as_published=as_published,
+    )
 
 
 def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
@@ -319,9 +354,16 @@ def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = assembly.model
         to_fake(model)
-        recorder = Recorder(assembly.units)
+        recorder = Recorder(assembly.units, batch=workload.micro_batch)
         update = make_optimizer(model, workload, method=assembly.method, foreach=target == "cuda")
-        step = TrainingStep(model, update, workload, method=assembly.method, mark=recorder.in_phase)
+        step = TrainingStep(
+            model,
+            update,
+            workload,
+            method=assembly.method,
+            foreach=target == "cuda",
+            mark=recorder.in_phase,
+        )
         if step.scaler is not None:
             step.scaler = _FakeScaler("cpu")
             step.scaler.scale(torch.ones(()))  # a scaler exists from the first backward on
@@ -333,6 +375,8 @@ def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
                     recorder.own(parameter.grad, _OWNER["gradient"])
             with recorder.warm_up():
                 step.update()
+            if target == "cuda":
+                _forget_host_state(recorder, update)
             step.finish()
             return recorder.log()
 
@@ -359,14 +403,23 @@ def _replay(
     target: str,
     inside: KernelBytes | None,
     *,
+    capability: Capability = TURING,
     optimizer: bool,
     as_published: bool,
 ) -> EventLog:
     assembly = assemble(candidate.workload, device="meta")
-    with FakeTensorMode(allow_non_fake_inputs=True), kernels_of(target):
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        kernels_of(target, capability=capability),
+    ):
         to_fake(assembly.model)
         apply_placement(assembly.model, candidate.placement, units=assembly.units)
-        recorder = Recorder(assembly.units, kernel_bytes=inside, as_published=as_published)
+        recorder = Recorder(
+            assembly.units,
+            batch=candidate.workload.micro_batch,
+            kernel_bytes=inside,
+            as_published=as_published,
+        )
         return _record_step(
             recorder, assembly, candidate.workload, target=target, optimizer=optimizer
         )
@@ -377,7 +430,14 @@ def _record_step(
 ) -> EventLog:
     model = assembly.model
     update = make_optimizer(model, workload, method=assembly.method, foreach=target == "cuda")
-    step = TrainingStep(model, update, workload, method=assembly.method, mark=recorder.in_phase)
+    step = TrainingStep(
+        model,
+        update,
+        workload,
+        method=assembly.method,
+        foreach=target == "cuda",
+        mark=recorder.in_phase,
+    )
     if step.scaler is not None:
         step.scaler = _FakeScaler("cpu")
     with recorder, _unit_marks(recorder, model), _gradient_marks(recorder, model):
@@ -392,9 +452,22 @@ def _record_step(
             with recorder.warm_up():
                 step.update()
                 assembly.method.before_zero_grad(model, global_step=0)
+            if target == "cuda":
+                _forget_host_state(recorder, update)
             step.finish()
     # the model and the optimizer are still alive here: what they hold did not die in the step
     return recorder.log()
+
+
+def _forget_host_state(recorder: Recorder, optimizer: Optimizer) -> None:
+    """Leave out the step counters: PyTorch keeps them on the host unless an update is capturable.
+
+    Source: ``_init_group``, torch/optim/adamw.py.
+    """
+    for state in optimizer.state.values():
+        counter = state.get("step")
+        if isinstance(counter, Tensor):
+            recorder.forget(counter)
 
 
 class _FakeScaler(torch.amp.GradScaler):

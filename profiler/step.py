@@ -91,6 +91,7 @@ class TrainingStep:
         workload: gives precision, accumulation and clipping.
         method: its hooks run around the optimizer step.
         device_type: ``cpu`` or ``cuda``, for autocast.
+        foreach: clip gradients in one operation; None for PyTorch's default on the device.
         mark: called with the name of each phase, returns a context manager around it.
         label_smoothing: of the cross entropy.
     """
@@ -103,6 +104,7 @@ class TrainingStep:
         *,
         method: Method | None = None,
         device_type: str = "cpu",
+        foreach: bool | None = None,
         mark: PhaseMarker = _no_marker,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -111,6 +113,7 @@ class TrainingStep:
         self.workload = workload
         self.method = method
         self.device_type = device_type
+        self.foreach = device_type == "cuda" if foreach is None else foreach
         self.mark = mark
         self.label_smoothing = label_smoothing
         self.global_step = 0
@@ -163,7 +166,7 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(
                 trainable_parameters(self.model),
                 clip,
-                foreach=self.device_type == "cuda",
+                foreach=self.foreach,
             )
         if self.scaler is None:
             self.optimizer.step()
