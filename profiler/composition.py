@@ -1,8 +1,9 @@
 """The profile of a family of workloads: what any micro-batch, rank and placement will need.
 
 A *family* is everything of a workload but micro-batch, accumulation, rank and optimizer. One
-replay per placement option at two micro-batches (and two ranks) gives, for every storage, its
-size as ``c0 + cB*B + cr*r + cBr*B*r``: the sequence of operations does not depend on either. Live
+replay per placement option (two for a method with a rank) gives, for every storage, its size as
+``c0 + cB*B + cr*r + cBr*B*r``: the sequence of operations does not depend on either, and at a
+micro-batch that is a large prime a size is a multiple of it exactly when the batch is in it. Live
 bytes after every event are then such a polynomial too, and the peak of a unit's forward or
 backward is the upper envelope of few of them.
 
@@ -40,7 +41,8 @@ from profiler.workload import Candidate, Workload
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-PROBE_BATCHES = (2, 4)
+PROBE_BATCH = 1009
+"""A prime: what it divides has the batch as a factor (see ``_coefficients``)."""
 PROBE_RANKS = (4, 8)
 _GRADIENT = OWNERS.index("gradient")
 _BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
@@ -153,7 +155,7 @@ class UpdateProfile:
 def family_of(workload: Workload) -> Workload:
     """Return the workload that stands for its family."""
     return workload.replace(
-        micro_batch=PROBE_BATCHES[0],
+        micro_batch=PROBE_BATCH,
         accumulation=1,
         optimizer="adamw",
         rank=None if workload.rank is None else PROBE_RANKS[0],
@@ -193,33 +195,34 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
 
 
 def _probes(family: Workload) -> list[Workload]:
-    low, high = PROBE_BATCHES
-    probes = [family.replace(micro_batch=low), family.replace(micro_batch=high)]
-    if family.rank is not None:
-        probes.append(family.replace(micro_batch=low, rank=PROBE_RANKS[1]))
-    return probes
+    if family.rank is None:
+        return [family]
+    return [family, family.replace(rank=PROBE_RANKS[1])]
 
 
 def _coefficients(values: Sequence[npt.NDArray[np.int64]]) -> Floats:
-    """Fit c0 + cB*B + cr*r + cBr*B*r to values seen at (b1, r1), (b2, r1) and (b1, r2).
+    """Read c0 + cB*B + cr*r + cBr*B*r off values seen at (p, r1) and, where given, (p, r2).
 
-    What changes with both is taken as proportional to their product (an adapter's activation), as
-    far as the numbers allow: three values cannot tell more.
+    The micro-batch p is a prime that no other dimension has: a value is a multiple of it exactly
+    when the batch is a factor of it, so one replay tells both parts apart.
     """
     if len({len(v) for v in values}) != 1:
-        raise ValueError("the replays have different numbers of storages")
-    (b1, b2), (r1, r2) = PROBE_BATCHES, PROBE_RANKS
-    low = values[0].astype(float)
-    by_batch = (values[1] - low) / (b2 - b1)
-    if len(values) == 2:
-        zero = np.zeros_like(low)
-        return np.stack([low - by_batch * b1, by_batch, zero, zero], axis=1)
-    by_rank = (values[2] - low) / (r2 - r1)
-    both = np.where((by_batch != 0) & (by_rank != 0), by_rank / b1, 0.0)
-    only_batch = by_batch - both * r1
-    only_rank = by_rank - both * b1
-    constant = low - only_batch * b1 - only_rank * r1 - both * b1 * r1
-    return np.stack([constant, only_batch, only_rank, both], axis=1)
+        raise ValueError("the replays have different numbers of storages or operations")
+    prime, (low, high) = PROBE_BATCH, PROBE_RANKS
+    first = values[0].astype(float)
+    by_rank = (values[1] - first) / (high - low) if len(values) > 1 else np.zeros_like(first)
+    rest = first - by_rank * low
+    batched = values[0] % prime == 0
+    zero = np.zeros_like(first)
+    return np.stack(
+        [
+            np.where(batched, zero, rest),
+            np.where(batched, rest / prime, zero),
+            np.where(batched, zero, by_rank),
+            np.where(batched, by_rank / prime, zero),
+        ],
+        axis=1,
+    )
 
 
 def _live(log: EventLog, sizes: Floats) -> Floats:
@@ -351,7 +354,10 @@ def _work(logs: Sequence[EventLog]) -> Work:
         raise ValueError("the replays have different numbers of operations")
     operations = logs[0].operations
     flops = _coefficients([np.array([op.flops for op in log.operations]) for log in logs])
-    moved = _coefficients([np.array([op.moved_bytes for op in log.operations]) for log in logs])
+    # an operation moves weights and activations alike: the two parts are told apart at the source
+    batched = [np.array([op.batched_bytes for op in log.operations]) for log in logs]
+    fixed = [np.array([op.moved_bytes - op.batched_bytes for op in log.operations]) for log in logs]
+    moved = _coefficients(batched) + _coefficients(fixed)
     return Work(
         flops=flops,
         moved_bytes=moved,

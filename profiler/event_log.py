@@ -44,12 +44,14 @@ class OperationRecord:
         unit: index of the unit it belongs to, -1 outside.
         flops: 0 for work that only moves bytes.
         moved_bytes: inputs read plus outputs written.
+        batched_bytes: the part of them in tensors whose size is a multiple of the micro-batch.
     """
 
     phase: int
     unit: int
     flops: int
     moved_bytes: int
+    batched_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
