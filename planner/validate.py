@@ -1,0 +1,508 @@
+"""Really run a candidate: a few training steps on real images, then held-out images.
+
+In a process of its own under a hard memory cap: the parent (``validate``) asks, the child
+(``run_validation``) answers in JSON. What is trained is what ``planner.train`` would train. Peak,
+time and energy of a step are read as in ``profiler.measure``.
+
+On a CPU, time is what is short, so:
+
+- with accumulation, the first step takes one micro-batch and the others at most two (the second
+  already has the gradients of the first beside it, so the peak is that of any number of them);
+  the step's time is scaled up, and the report says so;
+- steps end when their time is used up. The first two are always done: the second is the steady one
+  whose memory is recorded, from before the model was built;
+- the held-out images are a sample whose size follows from the time of one batch.
+
+Images are decoded beforehand, a limited number of them, so that neither time nor memory of decoding
+is counted; what is timed copies them, as a loader's batch is copied to a device. Accuracy after a
+few steps says that training works, not how good the model gets: it always comes with the number of
+steps and the weights. Time and memory of inference are of the same model without its optimizer.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.plan import Accuracy
+from profiler.backbones import WeightSource
+from profiler.errors import MeasurementError, UsageError
+from profiler.measure import measure_on_cuda, report_measurement
+from profiler.records import Report
+from profiler.sandbox import Progress, run_in_process
+from profiler.units import MIB, format_bytes
+from profiler.workload import Candidate, Workload
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from planner.data import ImageData, ImageSet
+    from profiler.assembly import Assembly
+    from profiler.step import Batch, TrainingStep
+
+DEFAULT_STEPS = 6
+TRAINING_SECONDS = 40.0
+"""For the steps on a CPU; at least two are done whatever they take."""
+HELD_OUT_SECONDS = 15.0
+HELD_OUT_IMAGES = {"cpu": 256, "cuda": 2048}
+POOL_BYTES = 96 * MIB
+"""Decoded images kept beside the run; the sandbox's slack must hold them."""
+WARM_UP_STEPS = 2
+TOLERANCE = 0.02
+"""Above this a measured peak is called higher than predicted; replay aims at 0.005 on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What a real run showed.
+
+    Attributes:
+        report: peak, time and energy of a step, of rung ``measured``.
+        accuracy: on held-out images after these few steps.
+        accuracy_images: how many there were.
+        weights: where the backbone's weights came from.
+        data: the data source as plain data.
+        losses: one for each step done.
+        inference_seconds: for the whole held-out set, scaled up from ``accuracy_images``.
+        inference_peak_bytes: peak of one evaluated batch; the model included, no optimizer.
+        inference_watts: average power while evaluating; None where it cannot be read.
+        notes: what was cut short.
+    """
+
+    report: Report
+    accuracy: Accuracy
+    accuracy_images: int
+    weights: WeightSource
+    data: Mapping[str, Any]
+    losses: tuple[float, ...]
+    inference_seconds: float
+    inference_peak_bytes: int
+    inference_watts: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def findings(self, prediction: Report, *, budget_bytes: int) -> tuple[str, ...]:
+        """Say in a sentence each what was not as expected.
+
+        Args:
+            prediction: of the same candidate on the device that it was run on.
+            budget_bytes: the budget.
+        """
+        found = []
+        peak, expected = self.report.memory.peak_bytes, prediction.memory.peak_bytes
+        if peak > (1 + TOLERANCE) * expected:
+            found.append(
+                f"measured peak of {format_bytes(peak)} is {peak / expected - 1:.1%} above the "
+                f"predicted {format_bytes(expected)}"
+            )
+        used = self.report.memory.device_bytes or peak
+        if used > budget_bytes:
+            found.append(
+                f"the run used {format_bytes(used)}, more than the budget of "
+                f"{format_bytes(budget_bytes)}"
+            )
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "report": self.report.to_json(),
+            "accuracy": self.accuracy.to_json(),
+            "accuracy_images": self.accuracy_images,
+            "weights": {"kind": self.weights.kind, "detail": self.weights.detail},
+            "data": dict(self.data),
+            "losses": list(self.losses),
+            "inference_seconds": self.inference_seconds,
+            "inference_peak_bytes": self.inference_peak_bytes,
+            "inference_watts": self.inference_watts,
+            "notes": list(self.notes),
+        }
+
+
+def validate(
+    candidate: Candidate,
+    *,
+    device: str,
+    budget_bytes: int | None,
+    data: str,
+    steps: int = DEFAULT_STEPS,
+    seed: int = 0,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    training_seconds: float = TRAINING_SECONDS,
+    held_out_seconds: float = HELD_OUT_SECONDS,
+    on_progress: Progress | None = None,
+) -> Validation:
+    """Really run a candidate for a few steps and evaluate it.
+
+    Args:
+        candidate: what to run.
+        device: ``cpu``, ``cuda``, or the name of this machine's GPU in the table.
+        budget_bytes: hard limit on memory; None for no limit.
+        data: what ``planner.data`` loads.
+        steps: training steps; fewer are done on a CPU when their time is used up.
+        seed: of new weights, dropout and the choice of images.
+        weights: a file of weights.
+        pretrained: try timm's hub when no file is given.
+        training_seconds: for the steps on a CPU.
+        held_out_seconds: for the evaluation.
+        on_progress: called with (what it does, fraction done).
+
+    Raises:
+        OutOfMemoryError: the budget was exceeded.
+        InputError: the data cannot be read or does not fit.
+        DeviceError: no such device here.
+        MeasurementError: the run failed in another way.
+    """
+    if steps < 2:
+        raise UsageError(f"a validation needs at least two steps, got {steps!r}")
+    request = {
+        "candidate": candidate.to_json(),
+        "device": "cpu" if device == "cpu" else "cuda",
+        "cap_bytes": budget_bytes,
+        "data": data,
+        "steps": steps,
+        "seed": seed,
+        "weights": None if weights is None else str(weights),
+        "pretrained": pretrained,
+        "training_seconds": training_seconds,
+        "held_out_seconds": held_out_seconds,
+    }
+    seen = run_in_process(
+        "planner.validate:run_validation", request, cap_bytes=budget_bytes, on_progress=on_progress
+    )
+    source = WeightSource(**seen["weights"])
+    return Validation(
+        report=report_measurement(candidate, seen, device=device),
+        accuracy=Accuracy(
+            value=seen["accuracy"], source=_accuracy_source(seen, source), kind="measured"
+        ),
+        accuracy_images=seen["accuracy_images"],
+        weights=source,
+        data=seen["data"],
+        losses=tuple(seen["losses"]),
+        inference_seconds=seen["inference_seconds"],
+        inference_peak_bytes=seen["inference_peak_bytes"],
+        inference_watts=seen["inference_watts"],
+        notes=tuple(seen["notes"]),
+    )
+
+
+def _accuracy_source(seen: Mapping[str, Any], weights: WeightSource) -> str:
+    return (
+        f"measured on {seen['accuracy_images']} held-out images of {seen['data']['name']} "
+        f"after {len(seen['losses'])} steps, {weights.kind} weights"
+    )
+
+
+# ---- the child -----------------------------------------------------------------------------------
+
+
+def run_validation(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Run in the child process: load, train, evaluate."""
+    import torch
+
+    from planner.train import data_for, device_type
+
+    candidate, device = Candidate.from_json(request["candidate"]), str(request["device"])
+    kind = device_type(device)
+    progress("loading images", 0.0)
+    images = data_for(candidate.workload, str(request["data"]))
+    if kind == "cuda" and request["cap_bytes"]:
+        _cap_beside_context(int(request["cap_bytes"]))
+    torch.manual_seed(int(request["seed"]))
+    run = _Run(request, candidate, images, device=device)
+    trained = run.on_cuda(progress) if kind == "cuda" else run.on_host(progress)
+    run.forget_training()
+    progress("evaluating held-out images", 0.75)
+    return trained | run.evaluate()
+
+
+def _cap_beside_context(budget_bytes: int) -> None:
+    """Cap the allocator at what the budget leaves beside this GPU's context."""
+    from profiler.device import open_gpu
+    from profiler.errors import DeviceError
+    from profiler.hardware import context_bytes
+    from profiler.sandbox import cap_cuda_memory
+
+    try:
+        context, _ = context_bytes(open_gpu().spec)
+    except DeviceError:
+        context = 0
+    cap_cuda_memory(max(MIB, budget_bytes - context))
+
+
+class _Run:
+    """A candidate on real images."""
+
+    def __init__(
+        self, request: Mapping[str, Any], candidate: Candidate, images: ImageData, *, device: str
+    ) -> None:
+        self.request, self.candidate, self.device, self.data = request, candidate, device, images
+        self.workload = candidate.workload
+        if device == "cpu":
+            self.workload = self.workload.replace(accumulation=min(2, self.workload.accumulation))
+        self.losses: list[float] = []
+        self.notes: list[str] = []
+        self._assembly: Assembly | None = None
+        self._step: TrainingStep | None = None
+        self._pool = _decode(images.train, self.workload, request)
+        self._source = cycle(self._pool)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def build(self) -> TrainingStep:
+        """Make the model and its training step, exactly as training does."""
+        from planner.train import Session, choose_learning_rate
+        from profiler.assembly import assemble
+
+        request = self.request
+        weights = request["weights"]
+        assembly = assemble(
+            self.workload,
+            weights=None if weights is None else Path(weights),
+            pretrained=bool(request["pretrained"]),
+        )
+        assembly.model.to(self.device).train()
+        session = Session(
+            workload=self.workload,
+            placement=self.candidate.placement,
+            assembly=assembly,
+            device=self.device,
+            rate=choose_learning_rate(self.workload, assembly.weights),
+            total_steps=int(request["steps"]),
+        )
+        self._assembly, self._step = assembly, session.step
+        return session.step
+
+    def train_step(self, micro_batches: int) -> float:
+        """Run one step and return its seconds."""
+        assert self._step is not None
+        started = time.perf_counter()
+        loss = float(self._step.run([self._fetch] * micro_batches))
+        seconds = time.perf_counter() - started
+        # the step takes the mean over all of its micro-batches, done or not
+        self.note_loss(loss * self.workload.accumulation / micro_batches)
+        return seconds
+
+    def note_loss(self, loss: float) -> None:
+        """Keep a loss; what is not finite ends the run."""
+        if not math.isfinite(loss):
+            raise MeasurementError(
+                f"the loss is {loss} after {len(self.losses)} steps in "
+                f"{self.workload.precision}; use another precision or learning rate"
+            )
+        self.losses.append(loss)
+
+    def _fetch(self) -> Batch:
+        images, labels = next(self._source)
+        if self.device == "cpu":
+            return images.clone(), labels.clone()
+        return images.to(self.device), labels.to(self.device)
+
+    def on_host(self, progress: Progress) -> dict[str, Any]:
+        """Record the memory of the second step, from before the model; time it and others."""
+        from profiler.cpu_allocator import peak_during
+        from profiler.measure import environment
+
+        wanted, limit = int(self.request["steps"]), float(self.request["training_seconds"])
+        started = time.perf_counter()
+        recorded: list[float] = []
+
+        def prepare() -> None:
+            progress("building the model", 0.05)
+            self.build()
+            progress(f"step 1 of {wanted}", 0.1)
+            self.train_step(1)
+
+        def steady() -> None:
+            progress(f"step 2 of {wanted}, recording memory", 0.2)
+            recorded.append(self.train_step(self.workload.accumulation))
+
+        peak = peak_during(prepare, steady)
+        seconds: list[float] = []
+        while len(self.losses) < wanted:
+            elapsed, last = time.perf_counter() - started, (seconds or recorded)[-1]
+            if elapsed + last > limit:
+                self.notes.append(
+                    f"{len(self.losses)} of {wanted} steps were done in the {limit:g} s there were"
+                )
+                break
+            done = len(self.losses)
+            progress(f"step {done + 1} of {wanted}", 0.2 + 0.5 * done / wanted)
+            seconds.append(self.train_step(self.workload.accumulation))
+        if not seconds:
+            self.notes.append("the only timed step is the one whose memory was recorded")
+        scale = self.candidate.workload.accumulation / self.workload.accumulation
+        if scale > 1:
+            self.notes.append(
+                f"step time is {scale:g} times that of {self.workload.accumulation} micro-batches"
+            )
+        return {
+            "peak_bytes": peak,
+            "reserved_bytes": None,
+            "device_bytes": peak,
+            "step_seconds": [scale * s for s in seconds or recorded],
+            "energy_joules": None,
+            "device_name": "cpu",
+            "environment": environment(),
+        }
+
+    def on_cuda(self, progress: Progress) -> dict[str, Any]:
+        """Read peaks, time and energy of the steps after two of warm-up."""
+        from profiler.measure import environment
+
+        fetches: list[Callable[[], Batch]] = [self._fetch] * self.workload.accumulation
+        seen = measure_on_cuda(
+            lambda: (_listened(self.build(), self.note_loss), fetches),
+            steps=max(1, int(self.request["steps"]) - WARM_UP_STEPS),
+            warmup=WARM_UP_STEPS,
+            progress=lambda text, done: progress(text, 0.75 * done),
+        )
+        self.notes += seen.pop("notes")
+        return seen | {"environment": environment()}
+
+    # -- inference -------------------------------------------------------------------------------
+
+    def forget_training(self) -> None:
+        """Drop optimizer, gradients and images: what inference needs is the model."""
+        self._step, self._pool, self._source = None, [], iter(())  # type: ignore[assignment]
+        gc.collect()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return accuracy, time and peak over a sample of the held-out images."""
+        assert self._assembly is not None
+        model, held_out = self._assembly.model, self.data.held_out
+        most = min(HELD_OUT_IMAGES[self.device], len(held_out))
+        batch_size = min(self.workload.micro_batch, most)
+        first = held_out.sample(batch_size, seed=int(self.request["seed"]))
+        peak, one_batch = self._inference_peak(model, first)
+        count = max(
+            batch_size, int(batch_size * float(self.request["held_out_seconds"]) / one_batch)
+        )
+        sample = held_out.sample(min(most, count), seed=int(self.request["seed"]))
+        right, seconds, joules = self._classify(model, sample, batch_size)
+        if len(sample) < len(held_out):
+            self.notes.append(
+                f"inference time is scaled up from {len(sample)} to {len(held_out)} images"
+            )
+        return {
+            "accuracy": right / len(sample),
+            "accuracy_images": len(sample),
+            "inference_seconds": seconds * len(held_out) / len(sample),
+            "inference_peak_bytes": peak,
+            "inference_watts": None if joules is None else joules / seconds,
+            "weights": {
+                "kind": self._assembly.weights.kind,
+                "detail": self._assembly.weights.detail,
+            },
+            "data": self.data.source.to_json(),
+            "losses": self.losses,
+            "notes": self.notes,
+        }
+
+    def _inference_peak(self, model: nn.Module, images: ImageSet) -> tuple[int, float]:
+        """Return the peak of evaluating one batch, and its seconds."""
+        import torch
+
+        from profiler.cpu_allocator import memory_events, peak_and_growth
+
+        ((pixels, _),) = _batches(images, len(images))
+        started = time.perf_counter()
+        if self.device == "cpu":
+            events = memory_events(lambda: self._predict(model, pixels.clone()))
+            peak = peak_and_growth(events)[0] + _model_bytes(model)
+            return peak, time.perf_counter() - started
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self._predict(model, pixels.to(self.device))
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated(), time.perf_counter() - started
+
+    def _classify(
+        self, model: nn.Module, images: ImageSet, batch_size: int
+    ) -> tuple[int, float, float | None]:
+        """Return how many were right, the seconds that took without decoding, and the joules."""
+        from profiler.measure import energy_of
+
+        right, seconds = 0, 0.0
+
+        def one(pixels: Tensor, labels: Tensor) -> None:
+            nonlocal right, seconds
+            started = time.perf_counter()
+            predicted = self._predict(model, pixels.to(self.device)).cpu()
+            seconds += time.perf_counter() - started
+            right += int((predicted == labels).sum())
+
+        if self.device == "cpu":
+            for pixels, labels in _batches(images, batch_size):
+                one(pixels, labels)
+            return right, seconds, None
+        decoded = list(_batches(images, batch_size))  # so that the window is inference alone
+
+        def everything() -> None:
+            for pixels, labels in decoded:
+                one(pixels, labels)
+
+        joules, _ = energy_of(everything)
+        return right, seconds, joules
+
+    def _predict(self, model: nn.Module, images: Tensor) -> Tensor:
+        import torch
+
+        from planner.train import autocast
+
+        model.eval()
+        with torch.no_grad(), autocast(self.workload.precision, self.device):
+            predicted: Tensor = model(images).argmax(dim=1)
+        return predicted
+
+
+def _listened(step: TrainingStep, listen: Callable[[float], None]) -> TrainingStep:
+    """Have every loss of a step told."""
+    run = step.run
+
+    def told(batches: Any) -> Tensor:
+        loss = run(batches)
+        listen(float(loss))
+        return loss
+
+    step.run = told  # type: ignore[method-assign]
+    return step
+
+
+def _decode(images: ImageSet, workload: Workload, request: Mapping[str, Any]) -> list[Batch]:
+    """Return micro-batches of decoded images: those of all steps, or as many as may be kept."""
+    from planner.data import loader
+
+    wanted = workload.accumulation * int(request["steps"])
+    image_bytes = 3 * workload.image_size**2 * 4
+    affordable = max(1, POOL_BYTES // (image_bytes * workload.micro_batch))
+    batches = loader(
+        images,
+        batch_size=workload.micro_batch,
+        shuffle=True,
+        seed=int(request["seed"]),
+        drop_last=True,
+    )
+    return [(x, y) for x, y in islice(iter(batches), min(wanted, affordable))]
+
+
+def _batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
+    from planner.data import loader
+
+    yield from loader(images, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
+
+
+def _model_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers, shared storages once."""
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in (*model.parameters(), *model.buffers())
+    }
+    return sum(storages.values())
