@@ -7,6 +7,7 @@ added), and what a library allocates behind the allocator's back is not seen.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -43,10 +44,12 @@ def peak_during(prepare: Callable[[], object], step: Callable[[], object]) -> in
     """Return the highest live bytes during ``step``, counting what ``prepare`` left alive.
 
     Both run under one recording, so that nothing has to be added from other accounts. Storages
-    that were born before ``prepare`` are not counted.
+    that were born before ``prepare`` are not counted, so garbage is collected first: what died
+    under the recording would be taken off.
     """
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
         prepare()
         with record_function("budgetplan.step"):

@@ -72,15 +72,46 @@ class Extended(KernelBytes):
         return max(0, round(self.low[index] + slope * (self.batch - small)))
 
 
+def real_sizes(func: Any, args: tuple[Any, ...], out: Any) -> tuple[tuple[Tensor, int], ...]:
+    """Return the results whose storage is larger than fake tensors say, with their real bytes.
+
+    *col2im* makes its result as large as its input and shrinks it without giving memory back
+    (aten/src/ATen/native/Col2Im.cpp, cuda/Col2Im.cu). *Normalisation* of 16-bit values by 32-bit
+    weights keeps mean and deviation in 32 bits (native/Normalization.cpp, layer_norm.cpp,
+    group_norm.cpp; on CUDA always, acc_type).
+    """
+    packet = func._overloadpacket
+    if packet is torch.ops.aten.col2im:
+        return ((out, max(_storage_bytes(out), args[0].numel() * args[0].element_size())),)
+    if packet in _NORMS and out[0].element_size() == 2:
+        statistics = (t for t in out[1:3] if t.element_size() == 2)
+        return tuple((t, 2 * _storage_bytes(t)) for t in statistics)
+    return ()
+
+
+_NORMS = (
+    torch.ops.aten.native_batch_norm,
+    torch.ops.aten._native_batch_norm_legit,
+    torch.ops.aten._batch_norm_with_update,
+    torch.ops.aten.native_layer_norm,
+    torch.ops.aten.native_group_norm,
+)
+
+
+def _storage_bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
 _peaks: dict[tuple[str, str], int] = {}
 
 
 def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
     """True for elementwise operations on one dtype, and for those that only make a tensor."""
-    if "empty" in func.__name__ or func._schema.name.endswith("_"):
+    if "empty" in func.__name__:
         return True
     dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
-    return torch.Tag.pointwise in func.tags and len(dtypes) <= 1
+    elementwise = torch.Tag.pointwise in func.tags or func._schema.name.endswith("_")
+    return elementwise and len(dtypes) <= 1
 
 
 def _probed_peak(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -41,7 +41,15 @@ from profiler.event_log import (
     OperationRecord,
 )
 from profiler.flops import elementwise_flops, operation_flops
-from profiler.kernels import PROBE_BATCHES, TURING, Extended, KernelBytes, Probe, kernels_of
+from profiler.kernels import (
+    PROBE_BATCHES,
+    TURING,
+    Extended,
+    KernelBytes,
+    Probe,
+    kernels_of,
+    real_sizes,
+)
 from profiler.methods.base import backbone_of
 from profiler.records import OWNERS
 from profiler.step import Batch, TrainingStep, make_optimizer
@@ -95,13 +103,19 @@ class Recorder(TorchDispatchMode):
 
     # -- storages ----------------------------------------------------------------------------
 
-    def adopt(self, tensor: Tensor, owner: int = _UNKNOWN, operation: int = 0) -> None:
+    def adopt(
+        self,
+        tensor: Tensor,
+        owner: int = _UNKNOWN,
+        operation: int = 0,
+        nbytes: int | None = None,
+    ) -> None:
         """Follow a tensor's storage from now on, unless it is followed already."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
             return
-        nbytes = storage.nbytes()
+        nbytes = storage.nbytes() if nbytes is None else nbytes
         if nbytes == 0:
             return
         row = self._birth(nbytes, owner, operation)
@@ -170,6 +184,8 @@ class Recorder(TorchDispatchMode):
             inside = self.kernel_bytes.inside(func, args, kwargs)
             if inside:
                 self._death(self._birth(inside, _OWNER["temporary"], operation))
+        for tensor, nbytes in real_sizes(func, args, out):
+            self.adopt(tensor, operation=operation, nbytes=nbytes)
         _follow(self, out, operation)
         if self.warming_up:
             return
@@ -375,6 +391,7 @@ def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
                     recorder.own(parameter.grad, _OWNER["gradient"])
             with recorder.warm_up():
                 step.update()
+                assembly.method.before_zero_grad(model, global_step=0)
             if target == "cuda":
                 _forget_host_state(recorder, update)
             step.finish()
