@@ -120,6 +120,7 @@ class CostModel:
         self.spec = device_spec(device)
         self._roofline = roofline
         self.target = "cuda" if self.spec.is_cuda else "cpu"
+        self._capability = self.spec.compute_capability or (0, 0)
         self.store = store if store is not None else Store.in_memory()
         self._options: dict[tuple[Workload, str], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
@@ -175,7 +176,7 @@ class CostModel:
         if key not in self._options:
             self._options[key] = self.store.fetch(
                 OptionProfile,
-                ("option", family.to_json(), option, self.target),
+                ("option", family.to_json(), option, self.target, self._capability),
                 lambda: self._replay_option(family, option),
             )
         return self._options[key]
@@ -184,8 +185,14 @@ class CostModel:
         from profiler.replay import replay
 
         placement = uniform(self.units(family), option, self.parts(family))
-        # bytes inside CPU kernels are the replayed rung's business
-        replayer = partial(replay, target=self.target, optimizer=False, inside_kernels=False)
+        replayer = partial(
+            replay,
+            target=self.target,
+            capability=self._capability,
+            optimizer=False,
+            # bytes inside CPU kernels have to be probed: the replayed rung's business
+            inside_kernels=self.spec.is_cuda,
+        )
         profile, _ = profile_option(family, placement, replayer)
         return profile
 
@@ -326,7 +333,7 @@ class CostModel:
         family = family_of(workload)
         if family not in self._slack:
             self._slack[family] = self.store.fetch_number(
-                ("slack", family.to_json()), lambda: self._replay_slack(family)
+                ("slack", family.to_json(), self._capability), lambda: self._replay_slack(family)
             )
         return self._slack[family]
 
@@ -334,7 +341,10 @@ class CostModel:
         from profiler.replay import replay
 
         log: EventLog = replay(
-            Candidate(workload=family.replace(micro_batch=16)), target="cuda", optimizer=False
+            Candidate(workload=family.replace(micro_batch=16)),
+            target="cuda",
+            capability=self._capability,
+            optimizer=False,
         )
         allocator = CachingAllocator()
         run_steps(allocator, log, steps=2)

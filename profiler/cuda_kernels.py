@@ -92,8 +92,28 @@ def _rms_norm(
     if weight is not None and weight.dtype != image.dtype:
         normed = _aten.rms_norm.default.decompose(image, shape, weight, eps)
     else:
-        normed = _aten._fused_rms_norm(image, shape, weight, eps)[0]
+        normed = _FusedRmsNorm.apply(image, weight, len(shape))
     return normed
+
+
+class _FusedRmsNorm(torch.autograd.Function):
+    """Allocates and saves what the fused kernel does; its CPU namesake is a composition."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor | None, dims: int) -> Tensor:
+        rows = image.shape[:-dims] + (1,) * dims
+        ctx.save_for_backward(image, weight, image.new_empty(rows, dtype=torch.float32))
+        return torch.empty_like(image)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        image, weight, _ = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            torch.empty_like(image) if wanted[0] else None,
+            torch.empty_like(weight) if wanted[1] else None,
+            None,
+        )
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -150,24 +170,37 @@ def choose_attention(
     capability: Capability,
 ) -> str:
     """Return which kernel CUDA takes, by its own order of preference."""
-    dense = all(t.dim() == 4 and t.stride(-1) == 1 and t.numel() > 0 for t in (query, key, value))
-    if not dense:
+    tensors = (query, key, value)
+    dense = all(t.dim() == 4 and t.stride(-1) == 1 and t.numel() > 0 for t in tensors)
+    if not dense or (mask is not None and mask.stride(-1) != 1):
         return MATH
     heads = (query.shape[-1], key.shape[-1], value.shape[-1])
     low_precision = query.dtype in _HALF and capability >= _OLDEST_FLASH
     prefers_cudnn = capability[0] in (9, 10)
-    if low_precision and prefers_cudnn and _cudnn_takes(heads, key, dropout):
+    if low_precision and prefers_cudnn and _cudnn_takes(query, key, mask, heads, dropout=dropout):
         return CUDNN
     if low_precision and mask is None and _flash_takes(heads, dropout, learns, capability):
         return FLASH
-    if _efficient_takes(heads, query.dtype, mask, capability):
+    if _efficient_takes(heads, query.dtype, capability):
         return EFFICIENT
     return MATH
 
 
-def _cudnn_takes(heads: tuple[int, ...], key: Tensor, dropout: float) -> bool:
+def _cudnn_takes(
+    query: Tensor, key: Tensor, mask: Tensor | None, heads: tuple[int, ...], *, dropout: float
+) -> bool:
     fits = all(head <= _CUDNN_HEAD and head % 8 == 0 for head in heads)
-    return fits and key.shape[2] != 1 and dropout * 16 == int(dropout * 16)
+    if not fits or key.shape[2] == 1 or dropout * 16 != int(dropout * 16):
+        return False
+    return mask is None or _cudnn_takes_mask(mask, (*query.shape[:3], key.shape[2]))
+
+
+def _cudnn_takes_mask(mask: Tensor, full: tuple[int, ...]) -> bool:
+    """``check_attn_mask_shape`` of sdp_utils_cpp.h."""
+    if mask.requires_grad or mask.dim() not in (2, 4):
+        return False
+    ends = zip(mask.shape, full[-mask.dim() :], strict=True)
+    return all(size in (1, whole) for size, whole in ends)
 
 
 def _flash_takes(
@@ -182,14 +215,10 @@ def _flash_takes(
     return head <= 192 or (dropout == 0 and head > 224)
 
 
-def _efficient_takes(
-    heads: tuple[int, ...], dtype: torch.dtype, mask: Tensor | None, capability: Capability
-) -> bool:
+def _efficient_takes(heads: tuple[int, ...], dtype: torch.dtype, capability: Capability) -> bool:
     if dtype not in (torch.float32, *_HALF) or capability < (5, 0):
         return False
     if dtype == torch.bfloat16 and capability < _OLDEST_FLASH:
-        return False
-    if mask is not None and mask.stride(-1) != 1:
         return False
     alignment = _gemm_alignment(dtype in _HALF, capability)
     return heads[0] == heads[1] and all(head % alignment == 0 for head in heads)

@@ -132,6 +132,8 @@ def _cuda_memory(
     workspace, _ = workspace_bytes(spec)
     context, source = context_bytes(spec)
     notes.append(f"CUDA context {source.partition(':')[0]}")
+    if any("convolution" in name for name in log.operation_names):
+        notes.append("cuDNN picks convolution workspaces at run time; they are not included")
     allocator = CachingAllocator(settings)
     allocator.malloc(-1, workspace)
     run_steps(allocator, log, steps=2)
