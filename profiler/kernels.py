@@ -13,14 +13,16 @@ profiler/cuda_autocast.py). Nothing is probed, all of it is read from PyTorch's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from profiler.cpu_allocator import memory_events, peak_and_growth
@@ -48,6 +50,8 @@ class Probe(KernelBytes):
 
     def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Probe the operation, or recall it."""
+        if func is _ADD and _in_attention.get():
+            func = torch.ops.aten.add_.Tensor
         nbytes = 0 if _harmless(func, args) else _probed_peak(func, args, kwargs)
         self.sequence.append(nbytes)
         return nbytes
@@ -103,6 +107,8 @@ def _storage_bytes(tensor: Tensor) -> int:
 
 
 _peaks: dict[tuple[str, str], int] = {}
+_in_attention: ContextVar[bool] = ContextVar("in_attention", default=False)
+_ADD = torch.ops.aten.add.Tensor
 
 
 def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
@@ -155,8 +161,24 @@ def kernels_of(target: str, *, capability: Capability = TURING) -> Iterator[None
         target: ``cuda`` or ``cpu``.
         capability: compute capability of the CUDA device.
     """
-    if target != "cuda":
+    with imitate_cuda(capability) if target == "cuda" else _AttentionWatch():
         yield
-        return
-    with imitate_cuda(capability):
-        yield
+
+
+class _AttentionWatch(TorchFunctionMode):
+    """Knows when attention runs: its mask is added in place, but not to fake tensors.
+
+    Source: ``_scaled_dot_product_attention_math``, aten/src/ATen/native/transformers/attention.cpp.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function, remembering whether it is attention."""
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        token = _in_attention.set(True)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            _in_attention.reset(token)
