@@ -409,8 +409,7 @@ class Session:
     def run(self, source: Iterator[Batch]) -> float:
         """Run one step on the next images and return its loss, stepping down if memory runs out."""
         images = _StepImages(source, count=self.step.workload.accumulation, device=self.device)
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = self.rate.at(self.step.global_step)
+        self.set_rate()
         states = random_states()
         while True:
             refusal = self._attempt(images)
@@ -418,6 +417,11 @@ class Session:
                 return refusal
             self._step_down(refusal)
             set_random_states(states)
+
+    def set_rate(self) -> None:
+        """Give the optimizer the learning rate of the next step."""
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = self.rate.at(self.step.global_step)
 
     def _attempt(self, images: _StepImages) -> float | str:
         """Return the loss, or what the allocator said (the error itself holds activations)."""

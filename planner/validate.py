@@ -24,7 +24,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from planner.data import ImageData, ImageSet
+    from planner.train import Session
     from profiler.assembly import Assembly
     from profiler.step import Batch, TrainingStep
 
@@ -277,21 +278,30 @@ class _Run:
             rate=choose_learning_rate(self.workload, assembly.weights),
             total_steps=int(request["steps"]),
         )
-        self._assembly, self._step = assembly, session.step
+        self._assembly, self._step = assembly, self._listened(session)
+        return self._step
+
+    def _listened(self, session: Session) -> TrainingStep:
+        """Have every step set its learning rate and tell its loss, as a training does."""
+        run = session.step.run
+
+        def told(batches: Sequence[Callable[[], Batch]]) -> Tensor:
+            session.set_rate()
+            loss = run(batches)
+            # the step takes the mean over all of its micro-batches, done or not
+            self._note_loss(float(loss) * self.workload.accumulation / len(batches))
+            return loss
+
+        session.step.run = told  # type: ignore[method-assign, assignment]
         return session.step
 
-    def train_step(self, micro_batches: int) -> float:
-        """Run one step and return its seconds."""
+    def _timed_step(self, micro_batches: int) -> float:
         assert self._step is not None
         started = time.perf_counter()
-        loss = float(self._step.run([self._fetch] * micro_batches))
-        seconds = time.perf_counter() - started
-        # the step takes the mean over all of its micro-batches, done or not
-        self.note_loss(loss * self.workload.accumulation / micro_batches)
-        return seconds
+        self._step.run([self._fetch] * micro_batches)
+        return time.perf_counter() - started
 
-    def note_loss(self, loss: float) -> None:
-        """Keep a loss; what is not finite ends the run."""
+    def _note_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise MeasurementError(
                 f"the loss is {loss} after {len(self.losses)} steps in "
@@ -318,11 +328,11 @@ class _Run:
             progress("building the model", 0.05)
             self.build()
             progress(f"step 1 of {wanted}", 0.1)
-            self.train_step(1)
+            self._timed_step(1)
 
         def steady() -> None:
             progress(f"step 2 of {wanted}, recording memory", 0.2)
-            recorded.append(self.train_step(self.workload.accumulation))
+            recorded.append(self._timed_step(self.workload.accumulation))
 
         peak = peak_during(prepare, steady)
         seconds: list[float] = []
@@ -335,7 +345,7 @@ class _Run:
                 break
             done = len(self.losses)
             progress(f"step {done + 1} of {wanted}", 0.2 + 0.5 * done / wanted)
-            seconds.append(self.train_step(self.workload.accumulation))
+            seconds.append(self._timed_step(self.workload.accumulation))
         if not seconds:
             self.notes.append("the only timed step is the one whose memory was recorded")
         scale = self.candidate.workload.accumulation / self.workload.accumulation
@@ -359,7 +369,7 @@ class _Run:
 
         fetches: list[Callable[[], Batch]] = [self._fetch] * self.workload.accumulation
         seen = measure_on_cuda(
-            lambda: (_listened(self.build(), self.note_loss), fetches),
+            lambda: (self.build(), fetches),
             steps=max(1, int(self.request["steps"]) - WARM_UP_STEPS),
             warmup=WARM_UP_STEPS,
             progress=lambda text, done: progress(text, 0.75 * done),
@@ -461,19 +471,6 @@ class _Run:
         with torch.no_grad(), autocast(self.workload.precision, self.device):
             predicted: Tensor = model(images).argmax(dim=1)
         return predicted
-
-
-def _listened(step: TrainingStep, listen: Callable[[float], None]) -> TrainingStep:
-    """Have every loss of a step told."""
-    run = step.run
-
-    def told(batches: Any) -> Tensor:
-        loss = run(batches)
-        listen(float(loss))
-        return loss
-
-    step.run = told  # type: ignore[method-assign]
-    return step
 
 
 def _decode(images: ImageSet, workload: Workload, request: Mapping[str, Any]) -> list[Batch]:

@@ -68,6 +68,8 @@ def run_in_process(
         finally:
             process.kill()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         if answer is None:
             complaints.seek(0)
             raise _death(process.returncode, complaints.read(), cap_bytes)
