@@ -197,6 +197,7 @@ class CostModel:
         return profile
 
     def _update(self, family: Workload, optimizer: str) -> UpdateProfile:
+        family = family.replace(precision="fp32")  # parameters and state are fp32 in any case
         key = (family, optimizer)
         if key not in self._updates:
             self._updates[key] = self.store.fetch(
@@ -464,6 +465,8 @@ class CostModel:
         policy: str,
         budget_bytes: int,
         threshold: float = 0.5,
+        *,
+        options: tuple[str, ...] = MENU,
     ) -> Placement:
         """Decide a placement by a policy.
 
@@ -472,6 +475,8 @@ class CostModel:
             policy: a name of ``planner.placement.POLICIES``, or ``cheap``.
             budget_bytes: device bytes; ``adaptive`` takes its threshold of the whole of them.
             threshold: of ``adaptive``.
+            options: what a unit may do; ``menu`` lists all of it. The search does with the three
+                that every unit has, since each costs a replay of the family.
 
         Raises:
             InfeasibleError: no placement fits, in terms of live bytes.
@@ -486,7 +491,7 @@ class CostModel:
             raise UsageError(
                 f"unknown checkpoint policy {policy!r}; use one of cheap, {', '.join(POLICIES)}"
             )
-        chain = self.chain(workload)
+        chain = self.chain(workload, options)
         parameters = {"threshold": threshold} if policy == "adaptive" else None
         limit = budget_bytes if policy == "adaptive" else self.live_budget(workload, budget_bytes)
         chosen = POLICIES[policy](chain, limit, parameters)
@@ -496,6 +501,12 @@ class CostModel:
 
 HEAD = "(head and loss)"
 """The last piece of every chain: classifier and loss, always kept."""
+
+
+NOMINAL = Rates(
+    flops_per_second=1e12, bytes_per_second=1e12, watts=None, source="to rank options by"
+)
+"""Stands in where nothing is known of a device's speed: only the order of options counts."""
 
 
 def _up(value: float) -> int:
@@ -552,7 +563,7 @@ def _seconds(profile: OptionProfile, point: Floats, roofline: Rates | None) -> f
     if roofline is None:
         return None
     work = profile.work.of(*STEP_PHASES, INPUT)
-    each = work.seconds(point, roofline.flops_per_second, roofline.bytes_per_second)
+    each = work.seconds(point, roofline)
     return float(each.sum())
 
 
@@ -569,11 +580,7 @@ def _by_unit(
     profile: OptionProfile, point: Floats, roofline: Rates | None, phases: tuple[int, ...]
 ) -> Floats:
     work = profile.work.of(*phases)
-    # without rates, FLOPs rank the options: a nominal rate of one per picosecond and byte
-    flops, moved = (
-        (roofline.flops_per_second, roofline.bytes_per_second) if roofline else (1e12, 1e12)
-    )
-    each = work.seconds(point, flops, moved)
+    each = work.seconds(point, roofline or NOMINAL)
     inside = work.unit >= 0
     totals = np.bincount(work.unit[inside], weights=each[inside], minlength=len(profile.stored))
     return totals.astype(np.float64)
@@ -582,7 +589,7 @@ def _by_unit(
 def _update_seconds(update: UpdateProfile, point: Floats, roofline: Rates | None) -> float:
     if roofline is None:
         return 0.0
-    each = update.work.seconds(point, roofline.flops_per_second, roofline.bytes_per_second)
+    each = update.work.seconds(point, roofline)
     return float(each.sum())
 
 

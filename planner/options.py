@@ -315,7 +315,11 @@ def _place_in_budget(load: Workload, device: str, options: Mapping[str, Any]) ->
     cost.prepare(load)
     try:
         return cost.place(
-            load, options["checkpoint"], options["vram"], threshold=options["threshold"]
+            load,
+            options["checkpoint"],
+            options["vram"],
+            threshold=options["threshold"],
+            options=cost.menu(load),
         )
     except InfeasibleError as error:
         smallest = device_bytes_of(error, load, cost)

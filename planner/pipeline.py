@@ -181,7 +181,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     cost = CostModel(request.device.name, Store.default())
     found = _search(request, cost, notify)
     front = found.front(request.budget_bytes)
-    replayed, dropped = _replay(request, front, notify)
+    replayed, dropped = _replay(request, front, cost, notify)
     if not replayed:
         raise nothing_fits(
             request.space,
@@ -286,7 +286,7 @@ def _search(request: Request, cost: CostModel, notify: Notify) -> SearchResult:
 
 
 def _replay(
-    request: Request, front: Sequence[Evaluation], notify: Notify
+    request: Request, front: Sequence[Evaluation], cost: CostModel, notify: Notify
 ) -> tuple[list[_Row], list[str]]:
     """Replay a diverse part of the front; return what still fits, and why the rest does not."""
     from profiler.predict import predict
@@ -296,9 +296,10 @@ def _replay(
     dropped: list[str] = []
     while waiting and len(passed) < FRONT_SIZE:
         chosen = _diverse(waiting, FRONT_SIZE - len(passed))
-        for evaluation in chosen:
-            waiting.remove(evaluation)
-            notify("replay", describe(evaluation.candidate), len(passed) / FRONT_SIZE)
+        for found in chosen:
+            waiting.remove(found)
+            notify("replay", describe(found.candidate), len(passed) / FRONT_SIZE)
+            evaluation = _refined(request, found, cost)
             report = predict(evaluation.candidate, device=request.device.name)
             report = replace(report, device=request.device)
             need = needed_bytes(report)
@@ -314,6 +315,16 @@ def _replay(
             break
     passed.sort(key=lambda row: (-row.evaluation.score, needed_bytes(row.prediction)))
     return passed, dropped
+
+
+def _refined(request: Request, evaluation: Evaluation, cost: CostModel) -> Evaluation:
+    """Place once more with every option of the units, where the search placed by the short menu."""
+    candidate = evaluation.candidate
+    if candidate.placement.policy != "optimal" or candidate.placement.is_none:
+        return evaluation
+    load = candidate.workload
+    placement = cost.place(load, "optimal", request.budget_bytes, options=cost.menu(load))
+    return replace(evaluation, candidate=Candidate(workload=load, placement=placement))
 
 
 def _diverse(front: Sequence[Evaluation], count: int) -> list[Evaluation]:

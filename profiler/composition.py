@@ -36,6 +36,7 @@ from profiler.event_log import (
 from profiler.placement import CHEAP, KEEP, Placement
 from profiler.placement import RECOMPUTE as RECOMPUTE_UNIT
 from profiler.records import OWNERS
+from profiler.roofline import Rates
 from profiler.workload import Candidate, Workload
 
 Floats = npt.NDArray[np.float64]
@@ -102,11 +103,11 @@ class Work:
             phase=self.phase[chosen],
         )
 
-    def seconds(self, point: Floats, flops_per_second: float, bytes_per_second: float) -> Floats:
+    def seconds(self, point: Floats, roofline: Rates) -> Floats:
         """Return [operations] roofline seconds at a point."""
-        longest: Floats = np.maximum(
-            (self.flops @ point) / flops_per_second, (self.moved_bytes @ point) / bytes_per_second
-        )
+        arithmetic = (self.flops @ point) / roofline.flops_per_second
+        traffic = (self.moved_bytes @ point) / roofline.bytes_per_second
+        longest: Floats = np.maximum(np.maximum(arithmetic, traffic), roofline.launch_seconds)
         return longest
 
 

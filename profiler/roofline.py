@@ -1,9 +1,9 @@
 """Time and energy from a device's data sheet: the roofline, uncalibrated.
 
 Each operation takes the longer of its arithmetic at the peak rate and its traffic at the peak
-bandwidth (Williams, Waterman, Patterson, CACM 2009). Launch overhead, caches and the kernels'
-efficiency are left out, so the time is a lower bound; ``planner.calibrate`` can scale it from
-measured runs. Energy is that time at the board power, so it is no bound at all: a label says so.
+bandwidth (Williams, Waterman, Patterson, CACM 2009), and at least the time it takes to launch.
+Caches and the kernels' efficiency are left out, so large operations take longer than this says.
+Energy is that time at the board power, so it is no bound at all: a label says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from functools import cache
 from profiler.event_log import OperationRecord
 from profiler.hardware import DeviceSpec
 
+LAUNCH_SECONDS = 5e-6
+"""Assumed: what one eager operation takes before its kernel runs. Published figures go from 5 to 25
+microseconds of host work an operation
+(https://jiahuanglin.xyz/all_lessons/gpu_kernel_serving/18_pytorch_to_kernel.html); the low end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
@@ -25,16 +30,19 @@ class Rates:
         bytes_per_second: peak memory bandwidth.
         watts: board power, None when not known.
         source: where the two rates come from.
+        launch_seconds: the least an operation takes, however small.
     """
 
     flops_per_second: float
     bytes_per_second: float
     watts: float | None
     source: str
+    launch_seconds: float = 0.0
 
     def seconds(self, flops: float, moved_bytes: float) -> float:
         """Return the roofline time of one operation."""
-        return max(flops / self.flops_per_second, moved_bytes / self.bytes_per_second)
+        arithmetic = flops / self.flops_per_second
+        return max(arithmetic, moved_bytes / self.bytes_per_second, self.launch_seconds)
 
     def total_seconds(self, operations: Iterable[OperationRecord]) -> float:
         """Return the sum over operations, one after the other."""
@@ -58,6 +66,7 @@ def rates(spec: DeviceSpec, *, precision: str) -> Rates | None:
         bytes_per_second=spec.memory_bandwidth_bytes_per_second,
         watts=spec.tdp_watts,
         source="data sheet, uncalibrated",
+        launch_seconds=LAUNCH_SECONDS,
     )
 
 
