@@ -40,7 +40,7 @@ from profiler.event_log import (
     Mark,
     OperationRecord,
 )
-from profiler.flops import elementwise_flops, operation_flops
+from profiler.flops import elementwise_flops, operation_flops, published_flops
 from profiler.kernels import (
     PROBE_BATCHES,
     TURING,
@@ -189,9 +189,7 @@ class Recorder(TorchDispatchMode):
         _follow(self, out, operation)
         if self.warming_up:
             return
-        flops = operation_flops(func, args, kwargs, out, as_published=self.as_published)
-        if flops == 0 and self.phase == OPTIMIZER:
-            flops = elementwise_flops(out)
+        flops = self._flops(func, args, kwargs, out)
         moved, batched = self._traffic(args)
         written, batched_written = self._traffic((out,))
         if moved or written or flops:
@@ -220,6 +218,12 @@ class Recorder(TorchDispatchMode):
                 moved += inner
                 batched += inner_batched
         return moved, batched
+
+    def _flops(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+        if self.as_published:
+            return published_flops(func, args, out)
+        flops = operation_flops(func, args, kwargs, out)
+        return elementwise_flops(out) if flops == 0 and self.phase == OPTIMIZER else flops
 
     # -- marks -------------------------------------------------------------------------------
 
@@ -424,7 +428,38 @@ def _replay(
     optimizer: bool,
     as_published: bool,
 ) -> EventLog:
-    assembly = assemble(candidate.workload, device="meta")
+    return replay_assembled(
+        assemble(candidate.workload, device="meta"),
+        candidate,
+        target=target,
+        inside=inside,
+        capability=capability,
+        optimizer=optimizer,
+        as_published=as_published,
+    )
+
+
+def replay_assembled(
+    assembly: Assembly,
+    candidate: Candidate,
+    *,
+    target: str,
+    inside: KernelBytes | None = None,
+    capability: Capability = TURING,
+    optimizer: bool = True,
+    as_published: bool = False,
+) -> EventLog:
+    """Replay one steady training step of a model on ``meta``, which turns fake by it.
+
+    Args:
+        assembly: the model and its method.
+        candidate: its workload and placement.
+        target: ``cuda`` or ``cpu``.
+        inside: what kernels hold inside one operation; None for nothing.
+        capability: compute capability of the CUDA device.
+        optimizer: False leaves the optimizer's state and step out.
+        as_published: count FLOPs as arXiv 2507.23536 did.
+    """
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         kernels_of(target, capability=capability),
