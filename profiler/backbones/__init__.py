@@ -212,14 +212,57 @@ def load_weights(
     return _load_pretrained(model, canonical)
 
 
+def can_load_pretrained(name: str) -> bool:
+    """Say whether timm's weights of a backbone are here already or can be fetched."""
+    canonical = resolve(name)
+    if canonical in _own_models():
+        return False
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(canonical, allow_unregistered=True)
+    if config is None or not config.has_weights:
+        return False
+    if config.file or hub_is_reachable():
+        return True
+    files = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
+    repository = config.hf_hub_id
+    return repository is not None and any(
+        isinstance(try_to_load_from_cache(repository, file), str) for file in files
+    )
+
+
+@cache
+def hub_is_reachable() -> bool:
+    """Say whether the hub answers; without a network its client retries for a minute."""
+    import os
+    import socket
+    from urllib.parse import urlsplit
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True  # only the proxy can tell
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def _load_pretrained(model: nn.Module, canonical: str) -> WeightSource:
     import logging
 
+    from huggingface_hub import constants
     from timm.models import load_pretrained
 
     config = getattr(model, "pretrained_cfg", None) or {}
     if not (config.get("url") or config.get("hf_hub_id") or config.get("file")):
         return WeightSource(kind="random", detail=f"timm knows no weights for {canonical}")
+    constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or not hub_is_reachable()
     logger = logging.getLogger("timm")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
