@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 from planner.plan import Accuracy
 from profiler.backbones import WeightSource
-from profiler.errors import MeasurementError, UsageError
+from profiler.errors import DeviceError, MeasurementError, UsageError
 from profiler.measure import measure_on_cuda, report_measurement
 from profiler.records import Report
-from profiler.sandbox import Progress, run_in_process
+from profiler.sandbox import Progress, cap_cuda_memory, cap_host_memory, run_in_process
 from profiler.units import MIB, format_bytes
 from profiler.workload import Candidate, Workload
 
@@ -166,6 +166,7 @@ def validate(
         "candidate": candidate.to_json(),
         "device": "cpu" if device == "cpu" else "cuda",
         "cap_bytes": budget_bytes,
+        "caps_itself": True,
         "data": data,
         "steps": steps,
         "seed": seed,
@@ -214,23 +215,24 @@ def run_validation(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     kind = device_type(device)
     progress("loading images", 0.0)
     images = data_for(candidate.workload, str(request["data"]))
-    if kind == "cuda" and request["cap_bytes"]:
-        _cap_beside_context(int(request["cap_bytes"]))
-    torch.manual_seed(int(request["seed"]))
     run = _Run(request, candidate, images, device=device)
+    if request["cap_bytes"]:
+        _cap(int(request["cap_bytes"]), kind)
+    torch.manual_seed(int(request["seed"]))
     trained = run.on_cuda(progress) if kind == "cuda" else run.on_host(progress)
     run.forget_training()
     progress("evaluating held-out images", 0.75)
     return trained | run.evaluate()
 
 
-def _cap_beside_context(budget_bytes: int) -> None:
-    """Cap the allocator at what the budget leaves beside this GPU's context."""
+def _cap(budget_bytes: int, kind: str) -> None:
+    """Cap what may be allocated from now on; on CUDA, what the budget leaves beside the context."""
     from profiler.device import open_gpu
-    from profiler.errors import DeviceError
     from profiler.hardware import context_bytes
-    from profiler.sandbox import cap_cuda_memory
 
+    if kind == "cpu":
+        cap_host_memory(budget_bytes)
+        return
     try:
         context, _ = context_bytes(open_gpu().spec)
     except DeviceError:
