@@ -13,7 +13,7 @@ profiler/cuda_autocast.py). Nothing is probed, all of it is read from PyTorch's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.overrides import TorchFunctionMode
+from torch.library import Library
 from torch.utils._pytree import tree_map
 
 from profiler.cpu_allocator import memory_events, peak_and_growth
@@ -109,6 +109,7 @@ def _storage_bytes(tensor: Tensor) -> int:
 _peaks: dict[tuple[str, str], int] = {}
 _in_attention: ContextVar[bool] = ContextVar("in_attention", default=False)
 _ADD = torch.ops.aten.add.Tensor
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
@@ -161,24 +162,29 @@ def kernels_of(target: str, *, capability: Capability = TURING) -> Iterator[None
         target: ``cuda`` or ``cpu``.
         capability: compute capability of the CUDA device.
     """
-    with imitate_cuda(capability) if target == "cuda" else _AttentionWatch():
+    with imitate_cuda(capability) if target == "cuda" else _watch_attention():
         yield
 
 
-class _AttentionWatch(TorchFunctionMode):
-    """Knows when attention runs: its mask is added in place, but not to fake tensors.
+@contextmanager
+def _watch_attention() -> Iterator[None]:
+    """Know when attention runs: its mask is added in place, but not to fake tensors.
 
     Source: ``_scaled_dot_product_attention_math``, aten/src/ATen/native/transformers/attention.cpp.
     """
+    attention = torch.ops.aten.scaled_dot_product_attention.default
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """Call the function, remembering whether it is attention."""
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
         token = _in_attention.set(True)
         try:
-            return func(*args, **(kwargs or {}))
+            out: Tensor = attention._op_dk(_COMPOSITE, *args, **kwargs)
         finally:
             _in_attention.reset(token)
+        return out
+
+    library = Library("aten", "IMPL")
+    try:
+        library.impl("scaled_dot_product_attention", watched, "AutogradCPU")
+        yield
+    finally:
+        library._destroy()

@@ -498,8 +498,7 @@ def _record_step(
         for buffer in model.buffers():
             recorder.adopt(buffer, _OWNER["buffer"])
         fetch = _fake_batch(workload)
-        for _ in range(workload.accumulation):
-            step._micro_batch(fetch)
+        loss = step.accumulate([fetch] * workload.accumulation)
         if optimizer:
             with recorder.warm_up():
                 step.update()
@@ -507,8 +506,10 @@ def _record_step(
             if target == "cuda":
                 _forget_host_state(recorder, update)
             step.finish()
-    # the model and the optimizer are still alive here: what they hold did not die in the step
-    return recorder.log()
+    # the model, the optimizer and the loss are still alive here: what they hold did not die
+    log = recorder.log()
+    del loss
+    return log
 
 
 def _forget_host_state(recorder: Recorder, optimizer: Optimizer) -> None:

@@ -125,13 +125,18 @@ class TrainingStep:
         Args:
             batches: ``accumulation`` functions, each making one micro-batch on the device.
         """
+        total = self.accumulate(batches)
+        self.finish()
+        return total
+
+    def accumulate(self, batches: Iterable[Callable[[], Batch]]) -> Tensor:
+        """Run every micro-batch forward and backward and return the mean loss."""
         total: Tensor | None = None
         for fetch in batches:
             loss = self._micro_batch(fetch)
             total = loss if total is None else total + loss
         if total is None:
             raise ValueError("a step needs at least one micro-batch")
-        self.finish()
         return total
 
     def _micro_batch(self, fetch: Callable[[], Batch]) -> Tensor:

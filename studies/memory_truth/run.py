@@ -1,0 +1,307 @@
+"""Does a replayed peak equal what the CPU allocator does in a real training step?
+
+    python studies/memory_truth/run.py [--backbones vit_s,resnet18] [--cheap] [--summary]
+
+Every cell is a candidate: backbone x method x placement x precision x optimizer x micro-batch, some
+with accumulation, gradient clipping, dropout or stochastic depth. The grid is drawn with a seed so
+that every (backbone, method), (backbone, placement), (backbone, precision) and (backbone, optimizer)
+pair occurs. A cell's *real* peak is ``profiler.cpu_allocator.peak_during`` of one steady step: the
+model is built and warmed up under the same recording (with one image: optimizer state does not
+depend on the batch), so every byte is the allocator's own. *Replayed* is
+``profiler.replay.replay(target="cpu")``.
+
+One process per backbone. Lines go to ``cells.jsonl``; cells that are there already are skipped, so a
+run can be stopped and continued. A cell that a method refuses is kept with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from profiler.methods.catalogue import method_names
+from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.workload import Candidate, Workload
+
+HERE = Path(__file__).parent
+CELLS, RESULTS = HERE / "cells.jsonl", HERE / "results.json"
+SEED = 20260727
+THREADS = 2
+
+BACKBONES = {
+    "resnet18": 16,
+    "mobilenetv2": 16,
+    "mobilenetv3": 16,
+    "vit_s": 16,
+    "dinov2_s": 8,
+    "swin_t": 8,
+    "tiny_vit": 8,
+    "convnext_t": 8,
+    "vim_s": 2,
+    "mambavision_t": 4,
+}
+"""Backbone and the largest micro-batch of the grid (time and memory of the machine)."""
+METHODS = (*method_names(), "peft:oft", "peft:hra")
+PLACEMENTS = ("none", "static", "cheap", "alternate")
+PRECISIONS = ("fp32", "bf16")
+OPTIMIZERS = ("adamw", "sgd")
+EXTRAS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"accumulation": 2},
+    {"grad_clip": 1.0},
+    {"drop_path": 0.1},
+    {"accumulation": 3, "grad_clip": 1.0},
+)
+
+
+# -- the grid ------------------------------------------------------------------------------------
+
+
+def grid() -> list[tuple[Workload, str]]:
+    """Return every (workload, placement name) of the study, in the order they are run."""
+    return [cell for backbone in BACKBONES for cell in _cells_of(backbone)]
+
+
+def _cells_of(backbone: str) -> Iterator[tuple[Workload, str]]:
+    rng = random.Random(f"{SEED} {backbone}")
+    placements, precisions = _deal(PLACEMENTS, rng), _deal(PRECISIONS, rng)
+    optimizers, extras = _deal(OPTIMIZERS, rng), _deal(EXTRAS, rng)
+    small = _deal(tuple(b for b in (1, 1, 2, 3, 4) if b <= BACKBONES[backbone]), rng)
+    for method in METHODS:
+        yield _cell(backbone, method, next(small), placements, precisions, optimizers, extras)
+    # every placement with every precision, at batches beyond the probed ones
+    large = _deal(tuple(b for b in (2, 4, 6, 8, 16) if b <= BACKBONES[backbone]), rng)
+    methods = _deal(("full", "lora", "bitfit", "full", "head"), rng)
+    for placement in PLACEMENTS:
+        for precision in PRECISIONS:
+            yield _cell(
+                backbone,
+                next(methods),
+                next(large),
+                iter([placement]),
+                iter([precision]),
+                optimizers,
+                extras,
+            )
+
+
+def _cell(
+    backbone: str,
+    method: str,
+    batch: int,
+    placements: Iterator[str],
+    precisions: Iterator[str],
+    optimizers: Iterator[str],
+    extras: Iterator[dict[str, Any]],
+) -> tuple[Workload, str]:
+    # GaLore is an AdamW of its own and refuses others
+    optimizer = "adamw" if method == "galore" else next(optimizers)
+    changes = dict(next(extras))
+    if method in {"lora", "dora", "qlora"} and "drop_path" in changes:
+        changes["dropout"] = 0.1
+    workload = Workload(
+        model=backbone,
+        method=method,
+        micro_batch=batch,
+        precision=next(precisions),
+        optimizer=optimizer,
+        num_classes=100,
+        **changes,
+    )
+    return workload, next(placements)
+
+
+def _deal(values: tuple[Any, ...], rng: random.Random) -> Iterator[Any]:
+    """Yield the values again and again, each round in another order."""
+    while True:
+        yield from rng.sample(values, len(values))
+
+
+def placement_of(name: str, units: tuple[str, ...]) -> Placement:
+    """Return the placement of that name for a backbone's units."""
+    decision = CHEAP if name == "cheap" else RECOMPUTE
+    chosen = {"none": (), "alternate": units[::2]}.get(name, units)
+    return Placement(policy=KEEP if name == "none" else name, decisions=dict.fromkeys(chosen, decision))
+
+
+def name_of(workload: Workload, placement: str) -> str:
+    """Return what a cell is called."""
+    parts = [workload.model, workload.method, placement, workload.precision, workload.optimizer]
+    parts.append(f"b{workload.micro_batch}")
+    for field, mark in (("accumulation", "x"), ("grad_clip", "clip"), ("dropout", "dropout")):
+        if getattr(workload, field) not in (None, 1, 0.0):
+            parts.append(f"{mark}{getattr(workload, field)}")
+    if workload.drop_path:
+        parts.append(f"droppath{workload.drop_path}")
+    return " ".join(parts)
+
+
+# -- one cell ------------------------------------------------------------------------------------
+
+
+def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
+    """Replay one candidate, really run it, and return both peaks."""
+    from profiler.assembly import assemble
+    from profiler.errors import UsageError
+    from profiler.replay import replay
+
+    name = name_of(workload, placement_name)
+    row: dict[str, Any] = {
+        "cell": name,
+        "workload": workload.to_json(),
+        "placement": placement_name,
+    }
+    try:
+        units = assemble(workload, device="meta").units
+    except UsageError as error:
+        return row | {"refused": str(error)}
+    candidate = Candidate(workload=workload, placement=placement_of(placement_name, units))
+    start = time.perf_counter()
+    log = replay(candidate, target="cpu")
+    middle = time.perf_counter()
+    real = real_peak(candidate)
+    end = time.perf_counter()
+    difference = log.peak_bytes - real
+    return row | {
+        "replayed_bytes": log.peak_bytes,
+        "real_bytes": real,
+        "difference_bytes": difference,
+        "relative": difference / real,
+        "replay_seconds": round(middle - start, 2),
+        "real_seconds": round(end - middle, 2),
+    }
+
+
+def real_peak(candidate: Candidate) -> int:
+    """Return the CPU allocator's peak over one steady step of a real model."""
+    import torch
+
+    from profiler.cpu_allocator import peak_during
+    from profiler.measure import build_step
+
+    torch.manual_seed(0)
+    made: list[Any] = []
+
+    def prepare() -> None:
+        step, batches = build_step(candidate, device="cpu")
+        made.extend((step, batches))
+        size = candidate.workload.image_size
+
+        def one_image() -> Any:
+            return torch.rand(1, 3, size, size), torch.zeros(1, dtype=torch.long)
+
+        step.run([one_image])
+
+    return peak_during(prepare, lambda: made[0].run(made[1]))
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def done_cells() -> dict[str, dict[str, Any]]:
+    """Return what ``cells.jsonl`` holds, by cell; the last line of a cell counts."""
+    if not CELLS.is_file():
+        return {}
+    rows = [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
+    return {row["cell"]: row for row in rows}
+
+
+def run_backbone(backbone: str, *, cheap: bool) -> None:
+    """Run what is left of one backbone's cells, in this process."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    done = done_cells()
+    for workload, placement in _cells_of(backbone):
+        name = name_of(workload, placement)
+        if name in done or (cheap and workload.micro_batch > 2):
+            continue
+        try:
+            row = run_cell(workload, placement)
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            row = {"cell": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"}
+        print(f"{row.get('relative', float('nan')):+.5%}  {name}", flush=True)
+        if "failed" not in row:
+            with CELLS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def summary() -> dict[str, Any]:
+    """Read the cells and return the distribution."""
+    from profiler.measure import environment
+
+    rows = done_cells()
+    wanted = {name_of(*cell): cell for cell in grid()}
+    known = [rows[name] for name in wanted if name in rows]
+    ran = [row for row in known if "relative" in row]
+    errors = sorted(abs(row["relative"]) for row in ran)
+    return {
+        "schema": "budgetplan.study.memory_truth/1",
+        "environment": environment() | {"threads": THREADS, "sources": _sources()},
+        "cells": len(ran),
+        "refused": [{"cell": r["cell"], "reason": r["refused"]} for r in known if "refused" in r],
+        "missing": [name for name in wanted if name not in rows],
+        "median_relative": statistics.median(errors),
+        "largest_relative": errors[-1],
+        "exact_cells": sum(row["difference_bytes"] == 0 for row in ran),
+        "within_0.1_percent": sum(e <= 0.001 for e in errors),
+        "within_0.5_percent": sum(e <= 0.005 for e in errors),
+        "worst": [
+            {"cell": r["cell"], "relative": r["relative"]}
+            for r in sorted(ran, key=lambda r: -abs(r["relative"]))[:10]
+        ],
+        "rows": ran,
+    }
+
+
+def _sources() -> str:
+    """Return a hash of the code that was compared, so that a reader can tell if it changed."""
+    import profiler
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(profiler.__path__[0]).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def main() -> None:
+    """Run what is left, one process per backbone, then summarise."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbones", default=",".join(BACKBONES))
+    parser.add_argument("--cheap", action="store_true", help="only micro-batches 1 and 2")
+    parser.add_argument("--summary", action="store_true", help="only write results.json")
+    parser.add_argument("--here", action="store_true", help="run in this process")
+    options = parser.parse_args()
+    names = options.backbones.split(",")
+    if not options.summary:
+        for backbone in names:
+            if options.here:
+                run_backbone(backbone, cheap=options.cheap)
+                continue
+            command = [sys.executable, __file__, "--backbones", backbone, "--here"]
+            subprocess.run([*command, *(["--cheap"] if options.cheap else [])], check=False)
+    if not options.here:
+        results = summary()
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print({k: v for k, v in results.items() if k not in {"rows", "refused", "missing"}})
+
+
+if __name__ == "__main__":
+    main()
