@@ -149,7 +149,7 @@ def recommend(**options: Any) -> None:
 def _request(options: Mapping[str, Any]) -> Request:
     """Return what the options ask; refuses before anything is computed."""
     from planner.front import HypervolumeStagnation
-    from planner.pipeline import Request, classes_of, study_name
+    from planner.pipeline import RealRun, Request, classes_of, study_name
     from planner.space import (
         DEFAULT_METHODS,
         Space,
@@ -192,20 +192,34 @@ def _request(options: Mapping[str, Any]) -> Request:
         space=space,
         budget_bytes=options["vram"],
         device=target.label,
-        runs_on=target.runs_on,
-        data=options["data"],
-        trials=options["trials"],
-        seed=options["seed"],
+        run=RealRun(
+            device=target.runs_on,
+            data=options["data"],
+            steps=options["steps"],
+            seed=options["seed"],
+            weights=options["weights"],
+            pretrained=options["pretrained"],
+        ),
         study=options["study"] or study_name(options["model"], target.label, options["vram"]),
+        trials=options["trials"],
         storage=options["storage"],
         validations=0 if options["no_validate"] else options["top"],
-        steps=options["steps"],
-        weights=options["weights"],
-        pretrained=options["pretrained"],
+        has_weights=_has_weights(model, options),
         stop=HypervolumeStagnation() if options["stop_when_flat"] else None,
         out=options["out"],
         refused=refused if asked else {},
     )
+
+
+def _has_weights(model: str, options: Mapping[str, Any]) -> bool:
+    """Say whether the backbone will have pretrained weights; without a run nothing is asked."""
+    from profiler import backbones
+
+    if options["weights"] is not None:
+        return True
+    if not options["pretrained"]:
+        return False
+    return bool(options["no_validate"]) or backbones.can_load_pretrained(model)
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
@@ -370,7 +384,7 @@ def show(plan: Path, as_json: bool) -> None:
 @json_option
 def validate(plan: Path, **options: Any) -> None:
     """Really run a plan for a few steps under its budget, and hold it against its prediction."""
-    from planner.pipeline import validate_plan
+    from planner.pipeline import RealRun, validate_plan
     from planner.plan import read_plan, write_plan
     from planner.report import show_plan
 
@@ -382,16 +396,15 @@ def validate(plan: Path, **options: Any) -> None:
     else:
         runs_on = target.runs_on
     with progress_bar(silent=options["as_json"]) as notify:
-        checked = validate_plan(
-            content,
-            runs_on=runs_on,
-            data=options["data"],
+        run = RealRun(
+            device=runs_on,
+            data=options["data"] or str(content.provenance.get("data", "digits")),
             steps=options["steps"],
             seed=options["seed"],
             weights=options["weights"],
             pretrained=options["pretrained"],
-            notify=notify,
         )
+        checked = validate_plan(content, run=run, notify=notify)
     if options["out"] is not None:
         write_plan(checked, options["out"])
     if options["as_json"]:

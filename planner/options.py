@@ -255,8 +255,8 @@ def find_target(name: str) -> Target:
         return Target(label=device_label(here, "this machine's GPU"), runs_on=here)
     label = device_label(STUDY_DEVICE)
     reason = "no GPU was found here" if gpu is None else f"{gpu.nvml_name} is not in the table"
-    note = f"{reason}, so this is for an {label.full_name.removeprefix('NVIDIA ')}"
-    return Target(label=replace(label, note=f"{note}; --device names another"), runs_on="cpu")
+    note = f"{reason}, so this is for the study's RTX 2060 SUPER; --device names another"
+    return Target(label=replace(label, note=note), runs_on="cpu")
 
 
 def workload_of(options: Mapping[str, Any]) -> Workload:

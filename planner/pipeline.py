@@ -12,6 +12,7 @@ stays a prediction, under that name.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,8 @@ SCHEMA = "budgetplan.recommendation/1"
 FRONT_SIZE = 8
 """Candidates shown, replayed and written: as many as a person compares."""
 CLASSES = {"digits": 10, "cifar100": 100, "dtd": 47}
+HOST_MARGIN = 1.05
+"""Of the replayed peak: the cap of a run on the CPU in a GPU's stead."""
 CHANCE_MARGIN = 2.0
 """A short run whose accuracy is not twice that of guessing says nothing of the final one."""
 
@@ -51,6 +54,27 @@ Notify = Callable[[str, str, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RealRun:
+    """How candidates are really run.
+
+    Attributes:
+        device: ``cpu``, or the planned GPU when it is in this machine.
+        data: data set name or folder.
+        steps: of a run; None for as many as validation thinks right.
+        seed: of new weights, images and the search.
+        weights: file of weights.
+        pretrained: whether to try timm's hub.
+    """
+
+    device: str
+    data: str
+    steps: int | None = None
+    seed: int = 0
+    weights: Path | None = None
+    pretrained: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What is asked.
 
@@ -58,16 +82,12 @@ class Request:
         space: what may be chosen.
         budget_bytes: of device memory, the CUDA context included.
         device: what is planned for.
-        runs_on: where validation runs: ``cpu``, or the same GPU in this machine.
-        data: data set name or folder.
+        run: how candidates are really run.
+        validations: how many are; 0 for none.
+        has_weights: whether the backbone has its pretrained weights, here or where it will run.
         trials: of the search.
-        seed: of the search and of short runs.
         study: name of the study.
         storage: URL, or None for a file under ``studies/``.
-        validations: how many candidates are really run; 0 for none.
-        steps: of a short run; None for as many as validation thinks right.
-        weights: file of weights.
-        pretrained: whether to try timm's hub.
         stop: rule to end the search early.
         out: folder of the plan files.
         refused: methods that were left out, and why.
@@ -76,16 +96,12 @@ class Request:
     space: Space
     budget_bytes: int
     device: DeviceLabel
-    runs_on: str
-    data: str
-    trials: int
-    seed: int
+    run: RealRun
     study: str
+    trials: int
     storage: str | None = None
     validations: int = 3
-    steps: int | None = None
-    weights: Path | None = None
-    pretrained: bool = True
+    has_weights: bool = True
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -242,7 +258,7 @@ def classes_of(data: str, *, image_size: int) -> int:
 
 def study_name(model: str, device: DeviceLabel, budget_bytes: int) -> str:
     """Return a name for a new study: readable, and another one each second."""
-    budget = format_bytes(budget_bytes).replace(" ", "")
+    budget = f"{budget_bytes / 1e6:.0f}MB"
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     return f"{model.replace('/', '_')}-{device.name}-{budget}-{moment}"
 
@@ -256,8 +272,8 @@ def problem_of(request: Request) -> Problem:
         space=request.space,
         device=request.device.name,
         budget_bytes=request.budget_bytes,
-        data=request.data,
-        pretrained=request.pretrained or request.weights is not None,
+        data=request.run.data,
+        pretrained=request.has_weights,
     )
 
 
@@ -273,7 +289,7 @@ def _search(request: Request, cost: CostModel, notify: Notify) -> SearchResult:
         problem_of(request),
         cost,
         trials=request.trials,
-        seed=request.seed,
+        seed=request.run.seed,
         study_name=request.study,
         storage=request.storage,
         stop=request.stop,
@@ -363,33 +379,83 @@ def _validate(
 
 
 def _really_run(request: Request, row: _Row, index: int, notify: Notify) -> _Row:
-    from planner.validate import validate
+    title = f"{index + 1} of {request.validations}: {describe(row.candidate)}"
+    host, validation = run_for_real(
+        row.candidate,
+        prediction=row.prediction,
+        budget_bytes=request.budget_bytes,
+        run=request.run,
+        on_progress=lambda text, fraction: notify(
+            "validate", f"{title}: {text}", (index + fraction) / request.validations
+        ),
+    )
+    return replace(row, validation=validation, host_prediction=host)
+
+
+def run_for_real(
+    candidate: Candidate,
+    *,
+    prediction: Report,
+    budget_bytes: int,
+    run: RealRun,
+    on_progress: Callable[[str, float], None],
+) -> tuple[Report | None, Validation]:
+    """Run a candidate for a few steps; on the CPU in a GPU's stead, with a replay for the CPU.
+
+    Raises:
+        OutOfMemoryError: it needs more than the budget.
+        MeasurementError: it failed in another way.
+    """
+    from planner.validate import DEFAULT_STEPS, validate
     from profiler.predict import predict
 
-    title = f"{index + 1} of {request.validations}: {describe(row.candidate)}"
-
-    def on_progress(text: str, fraction: float) -> None:
-        notify("validate", f"{title}: {text}", (index + fraction) / request.validations)
-
-    on_progress("replaying for the CPU", 0.0)
-    host = predict(row.candidate, device="cpu") if request.runs_on == "cpu" else None
+    host, cap_bytes = None, budget_bytes
+    if run.device == "cpu" and prediction.device.kind != "cpu":
+        on_progress("replaying for the CPU", 0.0)
+        host = predict(candidate, device="cpu")
+        # the budget is the GPU's: on the CPU other kernels need more or less
+        cap_bytes = max(budget_bytes, math.ceil(HOST_MARGIN * host.memory.peak_bytes))
     validation = validate(
-        row.candidate,
-        device=request.runs_on,
-        budget_bytes=request.budget_bytes,
-        data=request.data,
-        seed=request.seed,
-        weights=request.weights,
-        pretrained=request.pretrained,
+        candidate,
+        device=run.device,
+        budget_bytes=cap_bytes,
+        data=run.data,
+        steps=run.steps or DEFAULT_STEPS,
+        seed=run.seed,
+        weights=run.weights,
+        pretrained=run.pretrained,
         on_progress=on_progress,
-        **({} if request.steps is None else {"steps": request.steps}),
     )
     used = needed_bytes(validation.report)
-    if host is None and used > request.budget_bytes:
-        raise OutOfMemoryError(
-            cap_bytes=request.budget_bytes, detail=f"it used {format_bytes(used)}"
-        )
-    return replace(row, validation=validation, host_prediction=host)
+    if host is None and used > budget_bytes:
+        raise OutOfMemoryError(cap_bytes=budget_bytes, detail=f"it used {format_bytes(used)}")
+    return host, validation
+
+
+def validate_plan(plan: Plan, *, run: RealRun, notify: Notify) -> Plan:
+    """Really run a plan and return it with what was measured.
+
+    Raises:
+        InputError: the plan no longer fits its model, or the data cannot be used.
+        OutOfMemoryError: it needs more than its budget.
+    """
+    from planner.train import check_against_model
+
+    check_against_model(plan)
+    host, validation = run_for_real(
+        plan.candidate,
+        prediction=plan.prediction,
+        budget_bytes=plan.budget_bytes,
+        run=run,
+        on_progress=lambda text, fraction: notify("validate", text, fraction),
+    )
+    return replace(
+        plan,
+        measurement=validation.report,
+        accuracy=validation.accuracy,
+        scores=_scores(validation.accuracy, plan.prediction, validation),
+        provenance={**plan.provenance, **_seen(validation, host)},
+    )
 
 
 # ---- score and answer ----------------------------------------------------------------------------
@@ -400,16 +466,18 @@ def _entry(request: Request, found: SearchResult, row: _Row) -> Entry:
     expected = estimate(
         model=load.model,
         method=load.method,
-        data=request.data,
+        data=request.run.data,
         rank=load.rank,
-        pretrained=_has_weights(request, row),
+        pretrained=request.has_weights,
     )
+    if expected.kind == "published" and load.optimizer == "sgd":
+        expected = replace(expected, kind="prior", reason=f"{expected.reason}, but with AdamW")
     accuracy = _accuracy(expected, row.validation)
     plan = Plan(
         candidate=row.candidate,
         prediction=row.prediction,
         measurement=None if row.validation is None else row.validation.report,
-        scores=_scores(accuracy, row),
+        scores=_scores(accuracy, row.prediction, row.validation),
         accuracy=accuracy,
         budget_bytes=request.budget_bytes,
         provenance=_provenance(request, found, row, expected),
@@ -423,12 +491,6 @@ def _entry(request: Request, found: SearchResult, row: _Row) -> Entry:
     )
 
 
-def _has_weights(request: Request, row: _Row) -> bool:
-    if row.validation is not None:
-        return row.validation.weights.kind != "random"
-    return request.pretrained or request.weights is not None
-
-
 def _accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accuracy:
     if validation is not None:
         return validation.accuracy
@@ -438,21 +500,25 @@ def _accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accu
     return Accuracy(value=expected.value, source=source, kind=str(expected.kind))
 
 
-def _scores(accuracy: Accuracy, row: _Row) -> Scores | None:
+def _scores(accuracy: Accuracy, prediction: Report, validation: Validation | None) -> Scores | None:
     """Return the scores that the known numbers allow; None below 1 %, where there are none."""
     if accuracy.value is None or accuracy.value <= 0.01:
         return None
-    flops, run = row.prediction.flops, row.validation
-    forward = None if flops is None else flops.forward / row.candidate.workload.effective_batch
-    peak = None if run is None else run.inference_peak_bytes
+    flops, images = prediction.flops, prediction.candidate.workload.effective_batch
+    forward = None if flops is None else flops.forward / images
+    seconds = watts = peak_mib = None
+    if validation is not None:
+        seconds, watts = validation.inference_seconds, validation.inference_watts
+        peak_mib = validation.inference_peak_bytes / MIB
     return scores(
         accuracy_percent=100 * accuracy.value,
-        parameters=row.prediction.parameters.total,
+        parameters=prediction.parameters.total,
         macs=None if forward is None else forward / 2,
         flops=forward,
-        inference_seconds=None if run is None else run.inference_seconds,
-        inference_peak_mib=None if peak is None else peak / MIB,
-        trainable_parameters=row.prediction.parameters.trainable,
+        inference_seconds=seconds,
+        inference_watts=watts,
+        inference_peak_mib=peak_mib,
+        trainable_parameters=prediction.parameters.trainable,
     )
 
 
@@ -526,16 +592,13 @@ def describe(candidate: Candidate) -> str:
 def _provenance(
     request: Request, found: SearchResult, row: _Row, expected: AccuracyEstimate
 ) -> dict[str, Any]:
-    run = row.validation
-    weights = "not loaded, nothing was run" if run is None else run.weights.kind
     return {
         "versions": versions(),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "study": found.study,
         "storage": found.storage,
-        "seed": request.seed,
-        "data": request.data,
-        "weights": {"kind": weights, "detail": "" if run is None else run.weights.detail},
+        "seed": request.run.seed,
+        "data": request.run.data,
         "expected_accuracy": expected.to_json(),
         "composed": {
             "device_bytes": row.evaluation.device_bytes,
@@ -543,12 +606,27 @@ def _provenance(
             "step_seconds": row.evaluation.step_seconds,
             "energy_joules": row.evaluation.energy_joules,
         },
-        "host_prediction": (
-            None
-            if row.host_prediction is None
-            else {"peak_bytes": row.host_prediction.memory.peak_bytes}
-        ),
         "origin": list(row.prediction.notes),
+        **_seen(row.validation, row.host_prediction),
+    }
+
+
+def _seen(validation: Validation | None, host: Report | None) -> dict[str, Any]:
+    """Return where the numbers of a real run come from."""
+    if validation is None:
+        return {"weights": {"kind": "none", "detail": "nothing was run"}}
+    peak = None if host is None else {"peak_bytes": host.memory.peak_bytes}
+    return {
+        "weights": {"kind": validation.weights.kind, "detail": validation.weights.detail},
+        "run": {
+            "images": dict(validation.data),
+            "losses": list(validation.losses),
+            "accuracy_images": validation.accuracy_images,
+            "inference_seconds": validation.inference_seconds,
+            "inference_peak_bytes": validation.inference_peak_bytes,
+            "notes": list(validation.notes),
+        },
+        "host_prediction": peak,
     }
 
 
@@ -561,13 +639,28 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
     if found.cost_unit == "seconds":
         notes.append("the power of this device is not known: time stands for energy")
     notes += [f"{name} was left out: {reason}" for name, reason in request.refused.items()]
-    runs = [row.validation for row in rows if row.validation is not None]
-    if request.runs_on == "cpu" and runs and request.device.kind != "cpu":
+    ran = [row for row in rows if row.validation is not None]
+    if any(row.host_prediction is not None for row in ran):
         notes.append(
-            "there is no such GPU here: runs were on the CPU, and the GPU's memory, time and "
-            "energy are predicted"
+            "the runs were on the CPU, as there is no such GPU here: memory, time and energy on "
+            "the GPU are predicted"
         )
-    if any(run.weights.kind == "random" for run in runs):
-        notes.append("the weights were random: no accuracy here is that of a pretrained model")
+    if ran and not request.has_weights:
+        notes.append(
+            "pretrained weights cannot be loaded here: candidates are ordered and run with random "
+            "weights, and no accuracy is that of a pretrained model"
+        )
+    for row in ran:
+        notes += _findings(request, row)
     seen = [note for row in rows for note in row.prediction.notes]
     return (*notes, *dict.fromkeys(seen))
+
+
+def _findings(request: Request, row: _Row) -> list[str]:
+    assert row.validation is not None
+    compared = row.host_prediction or row.prediction
+    # a run on the CPU in a GPU's stead is not held against the GPU's budget
+    needed = needed_bytes(row.validation.report)
+    budget = request.budget_bytes if row.host_prediction is None else needed
+    found = row.validation.findings(compared, budget_bytes=budget)
+    return [f"{describe(row.candidate)}: {text}" for text in found]

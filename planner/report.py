@@ -121,7 +121,11 @@ class Page:
         for index, part in enumerate(parts):
             if index:
                 self._console.print()
-            self._console.print(Padding(part, (0, 0, 0, INDENT)))
+            self._console.print(Padding(part, (0, 0, 0, INDENT), expand=False))
+
+    def line(self, text: str) -> None:
+        """Print a line that may be copied: it is not wrapped."""
+        self._console.print(Text(f"{' ' * INDENT}{text}"), soft_wrap=True)
 
     def sentences(self, lines: Iterable[str], *, style: str = "") -> None:
         """Print each as a wrapped paragraph with a dash."""
@@ -188,14 +192,14 @@ def show_recommendation(answer: Recommendation, console: Console) -> None:
     device = answer.front[0].plan.prediction.device
     load = answer.front[0].plan.candidate.workload
     page.heading(
-        f"{load.model} on {request.data}, {load.image_size} px, in "
+        f"{load.model} on {request.run.data}, {load.image_size} px, in "
         f"{format_bytes(request.budget_bytes)} of {device.full_name}"
     )
     chosen = {answer.recommended: "green"}
     page.block(*tables(front_columns(answer), keys=2, width=page.width, styles=chosen))
     page.heading("Recommended")
     page.block(Text(answer.reason, style="green"))
-    page.block(Text(f"budgetplan train {answer.front[answer.recommended].file}"))
+    page.line(f"budgetplan train {answer.front[answer.recommended].file}")
     if answer.baselines:
         page.heading("The paper's defaults here (batch 32, fp32, AdamW)")
         page.block(*tables(baseline_columns(answer.baselines), keys=1, width=page.width))
@@ -207,11 +211,10 @@ def show_recommendation(answer: Recommendation, console: Console) -> None:
 
 
 def _closing(answer: Recommendation) -> Iterator[str]:
-    folder = answer.request.out
-    yield f"a plan file for each row is in {folder}/; `budgetplan show PLAN` prints it"
+    yield f"a plan file for each row is in {answer.request.out}/; `budgetplan show PLAN` prints it"
     yield (
-        f"{answer.trials} trials in {format_seconds(answer.seconds)} are study {answer.study} "
-        f"in {answer.storage}; `budgetplan dashboard --storage {answer.storage}` shows it"
+        f"{answer.trials} trials, {format_seconds(answer.seconds)} in all; study {answer.study}: "
+        "`recommend --study` goes on with it, `budgetplan dashboard` shows it"
     )
 
 
