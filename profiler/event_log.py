@@ -61,7 +61,7 @@ class EventLog:
     Attributes:
         nbytes: [storages] size of each.
         birth: [storages] tick; storages that outlive the step on both sides are born at 0.
-        death: [storages] tick, or ``ticks`` for those alive at the end.
+        death: [storages] tick, or ``ticks + 1`` for those alive at the end.
         owner: [storages] index into ``OWNERS``.
         phase: [storages] phase of birth.
         unit: [storages] unit of birth, -1 outside units.
@@ -128,7 +128,7 @@ class EventLog:
     def allocator_events(self) -> Iterator[tuple[str, int, int]]:
         """Yield ("malloc" | "free", storage index, bytes) in order of time."""
         births = zip(self.birth.tolist(), range(len(self.birth)), strict=True)
-        deaths = ((int(t), -1 - i) for i, t in enumerate(self.death) if t < self.ticks)
+        deaths = ((int(t), -1 - i) for i, t in enumerate(self.death) if t <= self.ticks)
         for _, code in sorted([*births, *deaths], key=lambda event: event[0]):
             if code >= 0:
                 yield "malloc", code, int(self.nbytes[code])
