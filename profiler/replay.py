@@ -302,7 +302,12 @@ def _resolve_owners(table: Any, forwards: list[tuple[int, int]], ticks: int) -> 
 
 
 def _only_views(func: Any) -> bool:
-    """True for operations whose results all alias an input without writing to it."""
+    """True for operations whose results all alias an input without writing to it.
+
+    ``_unsafe_view`` is one of them whose schema keeps quiet about it.
+    """
+    if func is torch.ops.aten._unsafe_view.default:
+        return True
     returns = func._schema.returns
     return bool(returns) and all(
         r.alias_info is not None and not r.alias_info.is_write for r in returns
