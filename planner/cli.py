@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from planner.pipeline import Request
     from planner.train import TrainProgress
+    from profiler.event_log import EventLog
     from profiler.records import Report
     from profiler.workload import Candidate
 
@@ -330,22 +331,53 @@ def _runs_here(asked: str, name: str, runs_on: str) -> str:
 
 @cli.command(epilog=SIZES)
 @workload_options
-def profile(**options: Any) -> None:
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw live bytes over the step to this .png or .html file.",
+)
+def profile(plot: Path | None, **options: Any) -> None:
     """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
     from planner.report import show_profile
-    from profiler.predict import predict as replay
+    from profiler.predict import device_spec, replay_on, report_of
+    from profiler.timeline import check_suffix
 
+    if plot is not None:
+        check_suffix(plot)
     target = find_target(options["device"])
     with progress_bar(silent=options["as_json"]) as notify:
         notify("profile", "building the workload", 0.0)
         candidate = candidate_of(options, device=target.label.name)
         notify("profile", "replaying one step", 0.3)
-        report = replay(candidate, device=target.label.name)
+        log = replay_on(candidate, device=target.label.name)
+        report = report_of(candidate, log, spec=device_spec(target.label.name))
+        if plot is not None:
+            notify("profile", f"drawing {plot}", 0.9)
+            _draw(log, plot, candidate, target.label.name)
     report = replace(report, device=target.label)
     if options["as_json"]:
         print_json(report.to_json())
     else:
         show_profile(report, console())
+
+
+def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:
+    """Draw a replayed step; on CUDA in the allocator's blocks."""
+    from profiler.hardware import workspace_bytes
+    from profiler.predict import BLOCK_BYTES, device_spec
+    from profiler.timeline import save_timeline
+    from profiler.units import format_bytes
+
+    load, spec, caption = candidate.workload, device_spec(device), ""
+    if spec.is_cuda:
+        log = log.rounded(BLOCK_BYTES)
+        caption = f"Without the cuBLAS workspace of {format_bytes(workspace_bytes(spec)[0])}."
+    rank = "" if load.rank is None else f" rank {load.rank}"
+    title = (
+        f"{load.model}, {load.method}{rank}, batch {load.micro_batch}, {load.precision},"
+        f" checkpointing {candidate.placement.policy}, {device}"
+    )
+    save_timeline(log, path, title=title, caption=caption)
 
 
 # ---- plans ---------------------------------------------------------------------------------------
@@ -552,10 +584,47 @@ def _pairs(first: str, second: str, rows: Sequence[tuple[str, str]]) -> list[Any
 
 
 @cli.command()
+@click.argument("name", required=False)
 @click.option("--model", help="Say of each method whether it works on this backbone.")
+@click.option("--matrix", is_flag=True, help="Every method on every backbone it was tried on.")
 @json_option
-def methods(model: str | None, as_json: bool) -> None:
-    """List the fine-tuning methods."""
+def methods(name: str | None, model: str | None, matrix: bool, as_json: bool) -> None:
+    """List the fine-tuning methods, or say what the one called NAME does."""
+    from profiler.errors import UsageError
+
+    if matrix and (name or model):
+        raise UsageError("--matrix shows every method and backbone; leave NAME and --model out")
+    if matrix:
+        _show_matrix(as_json=as_json)
+    elif name is not None:
+        _show_method(name, model, as_json=as_json)
+    else:
+        _list_methods(model, as_json=as_json)
+
+
+def _show_matrix(*, as_json: bool) -> None:
+    from planner.method_matrix import load_matrix
+    from planner.report import show_matrix
+
+    known = load_matrix()
+    if as_json:
+        print_json(known.to_json())
+    else:
+        show_matrix(known, console())
+
+
+def _show_method(name: str, model: str | None, *, as_json: bool) -> None:
+    from planner.method_facts import method_facts
+    from planner.report import show_method
+
+    facts = method_facts(name, model=model)
+    if as_json:
+        print_json(facts.to_json())
+    else:
+        show_method(facts, console())
+
+
+def _list_methods(model: str | None, *, as_json: bool) -> None:
     from planner.report import method_columns, show_table
     from profiler.methods import method_infos
 

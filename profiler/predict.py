@@ -67,15 +67,25 @@ def predict(
         UsageError: the method does not work on the backbone.
         InputError: the placement names a unit the backbone lacks.
     """
+    log = replay_on(candidate, device=device, as_published=as_published)
+    return report_of(candidate, log, spec=device_spec(device), settings=settings)
+
+
+def replay_on(candidate: Candidate, *, device: str, as_published: bool = False) -> EventLog:
+    """Replay a candidate with the kernels of a device.
+
+    Args:
+        candidate: what to replay.
+        device: ``cpu`` or a name of the sourced table.
+        as_published: count FLOPs as arXiv 2507.23536 did.
+    """
     spec = device_spec(device)
-    target = "cuda" if spec.is_cuda else "cpu"
-    log = replay(
+    return replay(
         candidate,
-        target=target,
+        target="cuda" if spec.is_cuda else "cpu",
         capability=spec.compute_capability or TURING,
         as_published=as_published,
     )
-    return report_of(candidate, log, spec=spec, settings=settings)
 
 
 def report_of(
