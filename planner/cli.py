@@ -230,6 +230,15 @@ def _listed(text: str | None) -> tuple[str, ...]:
 # ---- one workload --------------------------------------------------------------------------------
 
 
+flops_option = click.option(
+    "--flops",
+    type=click.Choice(["correct", "as-published"]),
+    default="correct",
+    show_default=True,
+    help="as-published counts as arXiv 2507.23536 did: groups left out of weight gradients.",
+)
+
+
 @cli.command(epilog=SIZES)
 @workload_options
 @click.option(
@@ -239,7 +248,8 @@ def _listed(text: str | None) -> tuple[str, ...]:
     show_default=True,
     help="How far to check: composed is faster, replayed exact.",
 )
-def predict(rung: str, **options: Any) -> None:
+@flops_option
+def predict(rung: str, flops: str, **options: Any) -> None:
     """Predict memory, time and energy of one training step; nothing is run.
 
     With --vram the exit code is 3 when it does not fit.
@@ -251,7 +261,8 @@ def predict(rung: str, **options: Any) -> None:
         notify("predict", "building the workload", 0.0)
         candidate = candidate_of(options, device=target.label.name)
         notify("predict", "replaying" if rung == "replayed" else "profiling", 0.3)
-        report = replace(_predicted(candidate, target.label.name, rung), device=target.label)
+        report = _predicted(candidate, target.label.name, rung, as_published=flops != "correct")
+        report = replace(report, device=target.label)
     if options["as_json"]:
         print_json(report.to_json())
     else:
@@ -260,12 +271,16 @@ def predict(rung: str, **options: Any) -> None:
         _hold_against(report, options)
 
 
-def _predicted(candidate: Candidate, device: str, rung: str) -> Report:
+def _predicted(candidate: Candidate, device: str, rung: str, *, as_published: bool) -> Report:
+    from profiler.errors import UsageError
+
     if rung == "composed":
+        if as_published:
+            raise UsageError("--flops as-published is counted by a replay; use --rung replayed")
         return cost_model(device).predict(candidate)
     from profiler.predict import predict as replay
 
-    return replay(candidate, device=device)
+    return replay(candidate, device=device, as_published=as_published)
 
 
 def _hold_against(report: Report, options: Mapping[str, Any]) -> None:
@@ -336,9 +351,11 @@ def _runs_here(asked: str, name: str, runs_on: str) -> str:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw live bytes over the step to this .png or .html file.",
 )
-def profile(plot: Path | None, **options: Any) -> None:
+@click.option("--placement", is_flag=True, help="Say of each unit what is kept, and why.")
+@flops_option
+def profile(plot: Path | None, placement: bool, flops: str, **options: Any) -> None:
     """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
-    from planner.report import show_profile
+    from planner.report import show_placement, show_profile
     from profiler.predict import device_spec, replay_on, report_of
     from profiler.timeline import check_suffix
 
@@ -349,16 +366,22 @@ def profile(plot: Path | None, **options: Any) -> None:
         notify("profile", "building the workload", 0.0)
         candidate = candidate_of(options, device=target.label.name)
         notify("profile", "replaying one step", 0.3)
-        log = replay_on(candidate, device=target.label.name)
+        log = replay_on(candidate, device=target.label.name, as_published=flops != "correct")
         report = report_of(candidate, log, spec=device_spec(target.label.name))
         if plot is not None:
             notify("profile", f"drawing {plot}", 0.9)
             _draw(log, plot, candidate, target.label.name)
+        if placement:
+            notify("profile", "profiling what each unit may do", 0.95)
+            rows = cost_model(target.label.name).explain(candidate)
     report = replace(report, device=target.label)
     if options["as_json"]:
-        print_json(report.to_json())
-    else:
-        show_profile(report, console())
+        why = {"placement_rows": [asdict(row) for row in rows]} if placement else {}
+        print_json(report.to_json() | why)
+        return
+    show_profile(report, console())
+    if placement:
+        show_placement(rows, console())
 
 
 def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:

@@ -21,6 +21,8 @@ from planner.placement import (
     Chain,
     ChainUnit,
     Option,
+    Row,
+    explain,
     peak_bytes,
     recompute_seconds,
     to_choice,
@@ -451,6 +453,11 @@ class CostModel:
             static_bytes=_up(numbers.base) + workspace,
             floor_bytes=_up(numbers.floor) + workspace,
         )
+
+    def explain(self, candidate: Candidate) -> tuple[Row, ...]:
+        """Return unit by unit what a placement keeps, frees and costs."""
+        chain = self.chain(candidate.workload)
+        return explain(chain, to_choice(chain, candidate.placement))
 
     def live_budget(self, workload: Workload, budget_bytes: int) -> int:
         """Return the live bytes that a budget on the device leaves."""

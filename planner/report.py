@@ -28,7 +28,10 @@ from profiler.units import format_bytes, format_count, format_joules, format_sec
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
+    from planner.method_facts import MethodFacts
+    from planner.method_matrix import MethodMatrix
     from planner.pipeline import Entry, Recommendation
+    from planner.placement import Row
     from profiler.hardware import DeviceSpec
     from profiler.methods import MethodInfo
 
@@ -451,6 +454,41 @@ def unit_columns(units: Sequence[UnitReport]) -> list[Column]:
     ]
 
 
+def show_placement(rows: Sequence[Row], console: Console) -> None:
+    """Print why each unit is kept or recomputed: what that frees and what it costs."""
+    page = Page(console)
+    page.heading("Placement, composed")
+    page.block(*tables(placement_columns(rows), keys=2, width=page.width))
+    peaks = [f"{row.unit} ({row.binding})" for row in rows if row.binding is not None]
+    page.sentences(
+        [
+            f"the peak is set by {', '.join(peaks)}"
+            if peaks
+            else "the peak is set by the optimizer's step, which no placement changes",
+            "freed and price are against keeping the unit",
+        ]
+    )
+
+
+def placement_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of a placement table."""
+    return [
+        Column(header="unit", cells=[r.unit for r in rows], justify="left"),
+        Column(header="decision", cells=[r.decision for r in rows], justify="left"),
+        Column(header="stored", cells=[format_bytes(r.stored_bytes) for r in rows]),
+        Column(header="freed", cells=[format_bytes(r.freed_bytes or None) for r in rows]),
+        Column(
+            header="recompute\npredicted",
+            cells=[format_seconds(r.recompute_seconds or None) for r in rows],
+        ),
+        Column(
+            header="price\nper MiB", cells=[format_seconds(r.seconds_per_freed_mib) for r in rows]
+        ),
+        Column(header="live,\nforward", cells=[format_bytes(r.forward_bytes) for r in rows]),
+        Column(header="live,\nbackward", cells=[format_bytes(r.backward_bytes) for r in rows]),
+    ]
+
+
 # ---- plans ---------------------------------------------------------------------------------------
 
 
@@ -593,6 +631,71 @@ def method_columns(infos: Sequence[MethodInfo], refused: Mapping[str, str]) -> l
             justify="left",
         ),
     ]
+
+
+def show_matrix(matrix: MethodMatrix, console: Console) -> None:
+    """Print which method works on which backbone, and why not."""
+    page = Page(console)
+    columns = [
+        Column(header="method", cells=matrix.methods, justify="left"),
+        *(
+            Column(header=SHORT_NAMES.get(name, name), cells=matrix.column(name), justify="left")
+            for name in matrix.backbones
+        ),
+    ]
+    page.block(*tables(columns, keys=1, width=page.width))
+    page.heading("Not possible (-)")
+    page.sentences(str(reason) for reason in matrix.reasons())
+    page.heading("Columns")
+    page.block(Text(", ".join(_in_full(matrix))))
+
+
+SHORT_NAMES = {
+    "vit_s": "vit\ns",
+    "tiny_vit": "tiny\nvit",
+    "tiny_vit_5m": "t-vit\n5m",
+    "resnet18": "res\n18",
+    "mobilenetv2": "mob\nv2",
+    "mobilenetv3": "mob\nv3",
+    "dinov2_s": "dino\ns",
+    "siglip_b": "sig\nlip",
+    "vim_s": "vim\ns",
+    "mambavision_t": "mam\nvis",
+    "convnext_t": "conv\nnext",
+    "swin_t": "swin\nt",
+}
+"""Backbones over columns that leave room for twelve of them in 80 columns."""
+
+
+def _in_full(matrix: MethodMatrix) -> Iterator[str]:
+    for name, model in matrix.backbones.items():
+        yield f"{SHORT_NAMES.get(name, name).replace(chr(10), ' ')} is {model}"
+
+
+def show_method(facts: MethodFacts, console: Console) -> None:
+    """Print one method, and what it does on a backbone."""
+    page = Page(console)
+    info = facts.info
+    page.heading(f"{info.name}: {info.summary}")
+    page.block(_facts(_method_facts(facts)))
+    if facts.notes:
+        page.heading("Notes")
+        page.sentences(facts.notes)
+
+
+def _method_facts(facts: MethodFacts) -> Iterator[tuple[str, str]]:
+    info = facts.info
+    yield "family", info.family
+    yield "source", info.source
+    if info.default_rank is not None:
+        yield "default", f"{info.default_rank} {info.rank_means}"
+    if facts.model is None:
+        return
+    yield "on", facts.model
+    yield "works", "yes" if facts.refused is None else f"no: {facts.refused}"
+    yield "learn there", ", ".join(f"{count} {name}" for name, count in facts.layers.items())
+    if facts.trainable_parameters is not None:
+        yield "parameters", f"{format_count(facts.trainable_parameters)} learn"
 
 
 def device_columns(specs: Sequence[DeviceSpec], *, here: str | None) -> list[Column]:
