@@ -7,7 +7,6 @@ from functools import cache
 from profiler.allocator import AllocatorSettings, CachingAllocator
 from profiler.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
 from profiler.hardware import CPU, DeviceSpec, context_bytes, lookup, workspace_bytes
-from profiler.kernels import TURING
 from profiler.records import (
     REPLAYED,
     DeviceLabel,
@@ -18,7 +17,6 @@ from profiler.records import (
     Report,
     UnitReport,
 )
-from profiler.replay import replay
 from profiler.roofline import Rates, rates
 from profiler.workload import Candidate, Workload
 
@@ -79,6 +77,9 @@ def replay_on(candidate: Candidate, *, device: str, as_published: bool = False) 
         device: ``cpu`` or a name of the sourced table.
         as_published: count FLOPs as arXiv 2507.23536 did.
     """
+    from profiler.kernels import TURING
+    from profiler.replay import replay
+
     spec = device_spec(device)
     return replay(
         candidate,

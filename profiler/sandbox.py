@@ -96,7 +96,13 @@ def _converse(
     import threading
 
     assert process.stdin is not None and process.stdout is not None
-    watchdog = threading.Timer(timeout_seconds, process.kill)
+    timed_out = threading.Event()
+
+    def stop() -> None:
+        timed_out.set()
+        process.kill()
+
+    watchdog = threading.Timer(timeout_seconds, stop)
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -111,10 +117,12 @@ def _converse(
                 process.wait()
                 return dict(message)
     except (BrokenPipeError, json.JSONDecodeError):
-        return None
+        process.kill()
     finally:
         watchdog.cancel()
     process.wait()
+    if timed_out.is_set():
+        raise MeasurementError(f"the run was stopped: it took more than {timeout_seconds:g} s")
     return None
 
 
@@ -163,6 +171,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "out of memory" in text or "bad_alloc" in text
 
 
+def _kind_of(error: Exception) -> str:
+    """Return the nearest class the parent knows."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((name for name in names if name in _ERRORS), names[0])
+
+
 def _serve(function: str, cap_bytes: int) -> None:
     """The child: read the request, run, answer in JSON lines on the original stdout."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -184,7 +198,7 @@ def _serve(function: str, cap_bytes: int) -> None:
             cap_host_memory(cap_bytes)
         result = run(request, lambda text, done: send({"progress": text, "fraction": done}))
     except Exception as error:
-        kind = "OutOfMemoryError" if is_out_of_memory(error) else type(error).__name__
+        kind = "OutOfMemoryError" if is_out_of_memory(error) else _kind_of(error)
         message = str(error).strip().splitlines()
         send({"error": kind, "message": message[0] if message else type(error).__name__})
     else:

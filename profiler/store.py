@@ -59,7 +59,7 @@ class Store:
         path = self._path(key)
         if path is not None and path.is_file():
             try:
-                with np.load(path, allow_pickle=False) as arrays:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     return _rebuild(kind, dict(arrays))
             except (OSError, ValueError, KeyError, BadZipFile, EOFError):
                 path.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class Store:
         path = self._path(key)
         if path is not None and path.is_file():
             try:
-                with np.load(path, allow_pickle=False) as arrays:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     return float(arrays["value"])
             except (OSError, ValueError, KeyError, BadZipFile, EOFError):
                 path.unlink(missing_ok=True)
@@ -118,9 +118,7 @@ def _rebuild(kind: type[_T], arrays: dict[str, Any], prefix: str = "") -> _T:
     for name, hint in get_type_hints(kind).items():
         nested = is_dataclass(hint)
         values[name] = (
-            _rebuild(hint, arrays, f"{prefix}{name}.")
-            if nested
-            else arrays[f"{prefix}{name}"]
+            _rebuild(hint, arrays, f"{prefix}{name}.") if nested else arrays[f"{prefix}{name}"]
         )
     return kind(**values)
 

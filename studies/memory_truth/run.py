@@ -54,7 +54,7 @@ BACKBONES = {
     "mambavision_t": 4,
 }
 """Backbone and the largest micro-batch of the grid (time and memory of the machine)."""
-METHODS = (*method_names(), "peft:oft", "peft:hra")
+METHODS = (*method_names(), "peft:oft", "peft:vera")
 PLACEMENTS = ("none", "static", "cheap", "alternate")
 PRECISIONS = ("fp32", "bf16")
 OPTIMIZERS = ("adamw", "sgd")

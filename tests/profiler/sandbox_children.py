@@ -1,0 +1,51 @@
+"""What the children of test_sandbox.py run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from profiler.errors import UnknownNameError
+
+
+def run(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    return ACTIONS[request["action"]](request, progress)
+
+
+def report(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    print("a library that talks on stdout", flush=True)
+    progress("half way", 0.5)
+    progress("done", 1.0)
+    return {"pid": os.getpid(), "number": request["number"] + 1}
+
+
+def unknown(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    raise UnknownNameError(kind="model", name="vit_z", known=["vit_s"])
+
+
+def fail(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    raise RuntimeError("something broke\nand here is a long explanation")
+
+
+def die(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+    return {}
+
+
+def allocate(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    import torch
+
+    held = []
+    for index in range(request["blocks"]):
+        held.append(torch.zeros(request["block_bytes"], dtype=torch.uint8))
+        progress("allocating", index / request["blocks"])
+    return {"held_bytes": sum(block.nbytes for block in held)}
+
+
+ACTIONS = {f.__name__: f for f in (report, unknown, fail, die, allocate)}

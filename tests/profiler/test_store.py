@@ -1,0 +1,161 @@
+"""Profiles on disk: what comes back, what is made anew, what is never read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from profiler import store as store_module
+from profiler.composition import Envelope, Floats
+from profiler.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    sizes: Floats
+    envelope: Envelope
+
+
+def profile(value: float = 1.0) -> Profile:
+    return Profile(
+        sizes=np.array([value, 2.0]),
+        envelope=Envelope(lines=np.arange(8.0).reshape(2, 4), starts=np.array([0, 1])),
+    )
+
+
+class Maker:
+    """Makes a profile and counts how often it had to."""
+
+    def __init__(self, made: Any = None) -> None:
+        self.made = profile() if made is None else made
+        self.calls = 0
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        return self.made
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.npz")
+    return path
+
+
+def test_the_second_fetch_makes_nothing(tmp_path: Path) -> None:
+    make = Maker()
+    first = Store(tmp_path).fetch(Profile, ("a", 1), make)
+    again = Store(tmp_path).fetch(Profile, ("a", 1), make)
+    assert make.calls == 1
+    assert first is make.made
+    np.testing.assert_array_equal(again.sizes, first.sizes)
+    np.testing.assert_array_equal(again.envelope.lines, first.envelope.lines)
+    np.testing.assert_array_equal(again.envelope.starts, first.envelope.starts)
+    assert again.envelope.starts.dtype == first.envelope.starts.dtype
+
+
+def test_numbers_come_back_exactly(tmp_path: Path) -> None:
+    make = Maker(0.1 + 0.2)
+    assert Store(tmp_path).fetch_number(("n",), make) == 0.1 + 0.2
+    assert Store(tmp_path).fetch_number(("n",), make) == 0.1 + 0.2
+    assert make.calls == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(store_module, "SCHEMA", store_module.SCHEMA + 1),
+        lambda patch: patch.setattr(store_module, "_versions", lambda: {"torch": "another"}),
+    ],
+    ids=["schema", "versions"],
+)
+def test_another_schema_or_version_is_another_profile(
+    change: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Maker()
+    Store(tmp_path).fetch(Profile, ("a",), make)
+    change(monkeypatch)
+    Store(tmp_path).fetch(Profile, ("a",), make)
+    assert make.calls == 2
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_another_key_is_another_profile(tmp_path: Path) -> None:
+    make = Maker()
+    for key in (("a", {"rank": 4}), ("a", {"rank": 8}), ("a", {"rank": None})):
+        Store(tmp_path).fetch(Profile, key, make)
+    assert make.calls == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not a zip file"),
+        lambda path: path.write_bytes(path.read_bytes()[:200]),
+        lambda path: np.savez(path, sizes=np.zeros(2)),  # a part is missing
+    ],
+    ids=["empty", "not an archive", "cut short", "incomplete"],
+)
+def test_a_damaged_file_is_made_anew(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    Store(tmp_path).fetch(Profile, ("a",), Maker())
+    damage(only_file(tmp_path))
+    make = Maker(profile(5.0))
+    assert Store(tmp_path).fetch(Profile, ("a",), make).sizes[0] == 5.0
+    assert make.calls == 1
+    assert Store(tmp_path).fetch(Profile, ("a",), make).sizes[0] == 5.0
+    assert make.calls == 1
+
+
+class Trap:
+    """Unpickling it leaves a trace."""
+
+    touched: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Trap.touched,))
+
+
+def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
+    folder, Trap.touched = tmp_path / "store", tmp_path / "touched"
+    Store(folder).fetch(Profile, ("a",), Maker())
+    path = only_file(folder)
+    with np.load(path) as arrays:
+        stolen = dict(arrays)
+    np.savez(path, **{**stolen, "sizes": np.array([Trap(), Trap()], dtype=object)})
+    make = Maker(profile(7.0))
+    assert Store(folder).fetch(Profile, ("a",), make).sizes[0] == 7.0
+    assert make.calls == 1
+    assert not Trap.touched.exists()
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    make = Maker()
+    for _ in range(2):
+        Store.in_memory().fetch(Profile, ("a",), make)
+    assert make.calls == 2
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("in the way")
+    make = Maker()
+    assert Store(occupied / "below").fetch(Profile, ("a",), make) is make.made
+
+
+def test_no_part_of_a_file_is_left_behind(tmp_path: Path) -> None:
+    Store(tmp_path).fetch(Profile, ("a",), Maker())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
+def test_the_default_folder_is_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
+    assert Store.default().folder == tmp_path
+    monkeypatch.delenv("BUDGETPLAN_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store.default().folder == tmp_path / ".cache" / "budgetplan" / "profiles"
