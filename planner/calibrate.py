@@ -42,7 +42,7 @@ from profiler.workload import Workload
 
 SCHEMA = "budgetplan.calibration/1"
 ROUNDS = 20
-PULL = 1e-3
+PULL = 1e-5
 """Weight of factors being 1, against relative errors of the runs (whose mean weighs 1)."""
 SMALLEST_FACTOR = 1e-2
 FEWEST_RUNS = 4
