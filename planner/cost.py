@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from planner.placement import (
     POLICIES,
@@ -27,6 +26,7 @@ from planner.placement import (
     recompute_seconds,
     to_choice,
 )
+from planner.tables import Choice, Floats, Numbers, Tables
 from profiler.allocator import CachingAllocator
 from profiler.composition import (
     AGAIN_PHASES,
@@ -52,8 +52,9 @@ from profiler.roofline import Rates, rates
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 
-Floats = npt.NDArray[np.float64]
 Progress = Callable[[str, float], None]
+_MOST_CHOICES = 100_000
+"""Placements of a family that are remembered; beyond, all are forgotten."""
 MENU = (KEEP, CHEAP, RECOMPUTE)
 """Options that every unit has; its branches add more (``profiler.composition.part_options``)."""
 
@@ -77,34 +78,27 @@ class Quick:
     energy_joules: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
-    """A family's profile at one micro-batch and rank: bytes and seconds per unit and option.
+@dataclass(slots=True, kw_only=True)
+class _Ready:
+    """What ``quick`` has worked out for a workload.
 
     Attributes:
-        base: live bytes when the first forward begins, optimizer state included.
-        floor: highest live bytes of the optimizer's step.
-        stored: option to [units].
-        forward: option to [units].
-        backward: option to [units], for the accumulation at hand.
-        head: bytes above the last unit's exit, by option of the last unit.
-        gradients: [units + 1] left behind by each unit's backward, the head's last (zeros when they
-            are there already).
-        again: option to [units] seconds of recomputation.
-        step_seconds: forward and backward of one micro-batch, nothing recomputed.
-        update_seconds: of the optimizer's step.
+        numbers: of the options seen so far.
+        tables: likewise, by options.
+        choices: placements as indices, shared by the family.
+        watts: power of the rates, None when not known.
+        workspace_bytes: of the device.
+        reserved_factor: what the allocator reserves, as a multiple of the peak; None on a CPU.
+        context_bytes: of the device.
     """
 
-    base: float
-    floor: float
-    stored: Mapping[str, Floats]
-    forward: Mapping[str, Floats]
-    backward: Mapping[str, Floats]
-    head: Mapping[str, float]
-    gradients: Floats
-    again: Mapping[str, Floats]
-    step_seconds: float | None
-    update_seconds: float
+    numbers: Numbers
+    tables: dict[tuple[str, ...], Tables]
+    choices: dict[Placement, Choice]
+    watts: float | None
+    workspace_bytes: int
+    reserved_factor: float | None
+    context_bytes: int
 
 
 class CostModel:
@@ -129,6 +123,9 @@ class CostModel:
         self._anatomy: dict[Workload, Parts] = {}
         self._numbers: dict[tuple[object, ...], Numbers] = {}
         self._slack: dict[Workload, float] = {}
+        self._ready: dict[Workload, _Ready] = {}
+        self._choices: dict[Workload, dict[Placement, Choice]] = {}
+        self._chains: dict[tuple[Workload, tuple[str, ...]], Chain] = {}
 
     def rates(self, workload: Workload) -> Rates | None:
         """Return the arithmetic and memory rates that times are computed from."""
@@ -283,49 +280,60 @@ class CostModel:
 
     def quick(self, candidate: Candidate) -> Quick:
         """Predict a candidate, in microseconds once its family has been prepared."""
-        workload = candidate.workload
-        if candidate.placement.is_none:
-            numbers = self.numbers(workload, (KEEP,))
-            live = _peak_of_uniform(numbers, KEEP)
-            again = 0.0
-        elif SEGMENT in candidate.placement.decisions.values():
-            numbers = self.numbers(workload, (KEEP,))
-            chain = self.chain(workload)
-            choice = to_choice(chain, candidate.placement)
-            live = float(peak_bytes(chain, choice) - workspace_bytes(self.spec)[0])
-            again = recompute_seconds(chain, choice)
+        workload, placement = candidate.workload, candidate.placement
+        ready = self._ready.get(workload)
+        if ready is None:
+            ready = self._ready[workload] = self._make_ready(workload)
+        if not placement.decisions:
+            live, again = ready.tables[(KEEP,)].kept_bytes, 0.0
+        elif SEGMENT in placement.decisions.values():
+            live, again = self._with_segments(candidate)
         else:
-            chosen = self._choice(workload, candidate.placement)
-            numbers = self.numbers(workload, tuple(dict.fromkeys([*MENU, *chosen])))
-            live, again = _peak_of_mixed(numbers, chosen)
-        return self._on_device(workload, max(live, numbers.floor), numbers, again)
+            choice = ready.choices.get(placement)
+            if choice is None:
+                choice = self._intern(workload, placement, ready.choices)
+            tables = ready.tables.get(choice.options)
+            if tables is None:
+                numbers = self.numbers(workload, choice.options)
+                tables = ready.tables[choice.options] = Tables.of(numbers, choice.options)
+            live, again = tables.at(choice)
+        return _quick(ready, live, again, accumulation=workload.accumulation)
 
-    def _on_device(self, workload: Workload, live: float, numbers: Numbers, again: float) -> Quick:
-        seconds = joules = None
-        if numbers.step_seconds is not None:
-            each = numbers.step_seconds + again
-            seconds = each * workload.accumulation + numbers.update_seconds
-            roofline = self.rates(workload)
-            if roofline is not None and roofline.watts is not None:
-                joules = seconds * roofline.watts
-        if not self.spec.is_cuda:
-            peak = round(live)
-            return Quick(
-                peak_bytes=peak,
-                reserved_bytes=None,
-                device_bytes=peak,
-                step_seconds=seconds,
-                energy_joules=joules,
-            )
-        peak = round(live) + workspace_bytes(self.spec)[0]
-        reserved = round(peak * (1.0 + self.slack(workload)))
-        return Quick(
-            peak_bytes=peak,
-            reserved_bytes=reserved,
-            device_bytes=reserved + context_bytes(self.spec)[0],
-            step_seconds=seconds,
-            energy_joules=joules,
+    def _make_ready(self, workload: Workload) -> _Ready:
+        numbers = self.numbers(workload, (KEEP,))
+        roofline = self.rates(workload)
+        is_cuda = self.spec.is_cuda
+        return _Ready(
+            numbers=numbers,
+            tables={(KEEP,): Tables.of(numbers, (KEEP,))},
+            choices=self._choices.setdefault(family_of(workload), {}),
+            watts=roofline.watts if roofline is not None else None,
+            workspace_bytes=workspace_bytes(self.spec)[0] if is_cuda else 0,
+            reserved_factor=1.0 + self.slack(workload) if is_cuda else None,
+            context_bytes=context_bytes(self.spec)[0] if is_cuda else 0,
         )
+
+    def _intern(
+        self, workload: Workload, placement: Placement, choices: dict[Placement, Choice]
+    ) -> Choice:
+        chosen = self._choice(workload, placement)
+        options = tuple(dict.fromkeys([*MENU, *chosen]))
+        if len(choices) >= _MOST_CHOICES:
+            choices.clear()
+        choice = choices[placement] = Choice.of(chosen, options)
+        return choice
+
+    def _with_segments(self, candidate: Candidate) -> tuple[float, float]:
+        """Return (peak bytes, recompute seconds) of a placement with segments of several units."""
+        workload = candidate.workload
+        has_parts = any("/" in name for name in candidate.placement.decisions)
+        key = (workload, self.menu(workload) if has_parts else MENU)
+        if key not in self._chains:
+            self._chains[key] = self.chain(*key)
+        chain = self._chains[key]
+        choice = to_choice(chain, candidate.placement)
+        live = float(peak_bytes(chain, choice) - workspace_bytes(self.spec)[0])
+        return live, recompute_seconds(chain, choice)
 
     def slack(self, workload: Workload) -> float:
         """Return what the caching allocator reserves above the peak, as a share of it.
@@ -534,35 +542,21 @@ def _chain_option(
     )
 
 
-def _peak_of_uniform(numbers: Numbers, option: str) -> float:
-    stored = numbers.stored[option]
-    return _peak(
-        numbers, stored, numbers.forward[option], numbers.backward[option], numbers.head[option]
-    )
-
-
-def _peak_of_mixed(numbers: Numbers, chosen: list[str]) -> tuple[float, float]:
-    """Return (peak bytes, recompute seconds) of one option per unit."""
-    stored, forward, backward, again = (
-        np.array([table[option][index] for index, option in enumerate(chosen)])
-        for table in (numbers.stored, numbers.forward, numbers.backward, numbers.again)
-    )
-    return _peak(numbers, stored, forward, backward, numbers.head[KEEP]), float(again.sum())
-
-
-def _peak(
-    numbers: Numbers, stored: Floats, forward: Floats, backward: Floats, head: float
-) -> float:
-    level = np.cumsum(stored)
-    before = level - stored
-    left = numbers.gradients
-    after = left.sum() - np.cumsum(left)[:-1]
-    return numbers.base + float(
-        max(
-            (before + forward).max(),
-            level[-1] + head,
-            (before + after + backward).max(),
-        )
+def _quick(ready: _Ready, live: float, again: float, *, accumulation: int) -> Quick:
+    seconds = joules = None
+    numbers = ready.numbers
+    if numbers.step_seconds is not None:
+        seconds = (numbers.step_seconds + again) * accumulation + numbers.update_seconds
+        if ready.watts is not None:
+            joules = seconds * ready.watts
+    peak = round(live) + ready.workspace_bytes
+    reserved = None if ready.reserved_factor is None else round(peak * ready.reserved_factor)
+    return Quick(
+        peak_bytes=peak,
+        reserved_bytes=reserved,
+        device_bytes=(peak if reserved is None else reserved) + ready.context_bytes,
+        step_seconds=seconds,
+        energy_joules=joules,
     )
 
 
