@@ -164,7 +164,7 @@ def _smallest_budget(candidate: Candidate, cost: CostModel, device: str) -> tupl
 def round_up(size: int) -> int:
     """Round up to the last digit that is printed, so that the printed size is enough."""
     step = GIB / 100 if size >= 0.9995 * GIB else MIB
-    return math.ceil(math.ceil(size / step) * step)
+    return math.floor(math.ceil(size / step) * step)
 
 
 def _advice(best: Report, budget_bytes: int, space: Space) -> str:

@@ -46,6 +46,9 @@ EPILOG = (
     "Exit codes: 0 done, 2 usage, 3 nothing fits the budget, 4 bad input, 5 no such device here, "
     "6 a measurement failed, 130 interrupted."
 )
+FP16_ON_CPU = (
+    "runs on the CPU would take too long; --no-validate, or --precisions fp32,fp16, searches it"
+)
 TRIALS = 200
 VALIDATIONS = 3
 
@@ -150,7 +153,7 @@ def recommend(**options: Any) -> None:
 def _request(options: Mapping[str, Any]) -> Request:
     """Return what the options ask; refuses before anything is computed."""
     from planner.front import HypervolumeStagnation
-    from planner.pipeline import RealRun, Request, classes_of, study_name
+    from planner.pipeline import RealRun, Request, check_weights, classes_of, study_name
     from planner.space import (
         DEFAULT_METHODS,
         Space,
@@ -173,6 +176,8 @@ def _request(options: Mapping[str, Any]) -> Request:
         image_size=image_size,
         num_classes=classes_of(options["data"], image_size=image_size),
     )
+    if options["weights"] is not None:
+        check_weights(base, options["weights"])
     asked = options["methods"]
     names = parse_methods(asked) if asked else list(DEFAULT_METHODS)
     working, refused = working_methods(base, names)
@@ -180,12 +185,15 @@ def _request(options: Mapping[str, Any]) -> Request:
         name, reason = next(iter(refused.items()))
         raise UsageError(f"no method is left for {model}: {name}: {reason}")
     spec = device_spec(target.label.name)
+    on_cpu = target.runs_on == "cpu" and not options["no_validate"]
+    precisions = precisions_for(spec, checked_on_cpu=on_cpu)
+    left_out = {p: FP16_ON_CPU for p in precisions_for(spec) if p not in precisions}
     space = Space(
         base=base,
         methods=tuple(method_choice(name) for name in working),
         micro_batches=divisors(options["effective_batch"]),
         effective_batch=options["effective_batch"],
-        precisions=_listed(options["precisions"]) or precisions_for(spec),
+        precisions=_listed(options["precisions"]) or precisions,
         optimizers=_listed(options["optimizers"]),
         checkpoints=_listed(options["checkpoints"]),
     )
@@ -208,7 +216,7 @@ def _request(options: Mapping[str, Any]) -> Request:
         has_weights=_has_weights(model, options),
         stop=HypervolumeStagnation() if options["stop_when_flat"] else None,
         out=options["out"],
-        refused=refused if asked else {},
+        left_out=(refused if asked else {}) | ({} if options["precisions"] else left_out),
     )
 
 
@@ -701,11 +709,14 @@ def dashboard(storage: str | None, host: str, port: int, as_json: bool) -> None:
 
     url = storage or newest_storage()
     address = f"http://{host}:{port}/"
-    if as_json:
-        print_json({"schema": "budgetplan.dashboard/1", "storage": url, "address": address})
-    else:
-        click.echo(f"{url} at {address} (Ctrl-C ends it)")
-    serve_dashboard(url, host=host, port=port)
+
+    def announce() -> None:
+        if as_json:
+            print_json({"schema": "budgetplan.dashboard/1", "storage": url, "address": address})
+        else:
+            click.echo(f"{url} at {address} (Ctrl-C ends it)")
+
+    serve_dashboard(url, host=host, port=port, on_ready=announce)
 
 
 def main() -> None:

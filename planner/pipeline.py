@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from profiler.errors import MeasurementError, OutOfMemoryError
 from profiler.records import DeviceLabel, Report
 from profiler.store import Store
 from profiler.units import MIB, format_bytes, format_joules, format_seconds
-from profiler.workload import Candidate
+from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from planner.cost import CostModel
@@ -90,7 +91,7 @@ class Request:
         storage: URL, or None for a file under ``studies/``.
         stop: rule to end the search early.
         out: folder of the plan files.
-        refused: methods that were left out, and why.
+        left_out: methods and precisions that are not searched, and why.
     """
 
     space: Space
@@ -104,7 +105,7 @@ class Request:
     has_weights: bool = True
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
-    refused: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +255,23 @@ def classes_of(data: str, *, image_size: int) -> int:
         return CLASSES[data]
     flat = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return load_data(data, image_size=image_size, mean=flat[0], std=flat[1]).num_classes
+
+
+def check_weights(base: Workload, weights: Path) -> None:
+    """Refuse a file of weights before anything is computed.
+
+    Raises:
+        InputError: it cannot be read, or holds another model's weights.
+    """
+    from profiler import backbones
+
+    model = backbones.build(
+        base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
+    )
+    with warnings.catch_warnings():
+        # loading into a model that allocates nothing copies nothing, and torch says so
+        warnings.simplefilter("ignore", UserWarning)
+        backbones.load_weights(model, base.model, weights=weights, pretrained=False)
 
 
 def study_name(model: str, device: DeviceLabel, budget_bytes: int) -> str:
@@ -638,7 +656,7 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
         notes.append(f"the search ended early: {found.stopped}")
     if found.cost_unit == "seconds":
         notes.append("the power of this device is not known: time stands for energy")
-    notes += [f"{name} was left out: {reason}" for name, reason in request.refused.items()]
+    notes += [f"{name} was left out: {reason}" for name, reason in request.left_out.items()]
     ran = [row for row in rows if row.validation is not None]
     if any(row.host_prediction is not None for row in ran):
         notes.append(

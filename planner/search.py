@@ -267,8 +267,16 @@ def newest_storage() -> str:
     return f"sqlite:///{files[-1]}"
 
 
-def serve_dashboard(url: str, *, host: str, port: int) -> None:
+def serve_dashboard(
+    url: str, *, host: str, port: int, on_ready: Callable[[], None] = lambda: None
+) -> None:
     """Show a storage in a browser until interrupted.
+
+    Args:
+        url: of the storage.
+        host: to listen at.
+        port: likewise.
+        on_ready: called when the storage is open.
 
     Raises:
         InputError: the storage cannot be used.
@@ -278,14 +286,15 @@ def serve_dashboard(url: str, *, host: str, port: int) -> None:
     from optuna_dashboard import run_server
     from sqlalchemy.exc import SQLAlchemyError
 
-    _check_file(url)
     path = sqlite_path(url)
     if path is not None and not path.exists():
         raise InputError(f"{path} does not exist; `budgetplan recommend` makes studies")
+    _check_file(url)
     try:
         storage = optuna.storages.get_storage(url)
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
         raise _unusable(url, error) from error
+    on_ready()
     try:
         run_server(storage, host=host, port=port)
     except OSError as error:
