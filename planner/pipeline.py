@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +24,16 @@ from typing import TYPE_CHECKING, Any
 from planner.accuracy import AccuracyEstimate, estimate
 from planner.advice import Baseline, baselines, needed_bytes, nothing_fits
 from planner.data import load_data
-from planner.front import BestScore, HypervolumeStagnation, KneePoint, spread
+from planner.front import (
+    BestScore,
+    HypervolumeStagnation,
+    hypervolume,
+    reference_point,
+    spread,
+)
 from planner.netscore import Scores, scores, train_score
 from planner.plan import Accuracy, Plan, plan_file_name, versions, write_plan
-from planner.search import OBJECTIVES, Evaluation, Problem, SearchResult, search
+from planner.search import OBJECTIVES, SGD_STEP, Evaluation, Problem, SearchResult, search
 from planner.space import Space
 from profiler.errors import MeasurementError, OutOfMemoryError
 from profiler.records import DeviceLabel, Report
@@ -45,8 +51,12 @@ FRONT_SIZE = 8
 CLASSES = {"digits": 10, "cifar100": 100, "dtd": 47}
 HOST_MARGIN = 1.05
 """Of the replayed peak: the cap of a run on the CPU in a GPU's stead."""
-CHANCE_MARGIN = 2.0
-"""A short run whose accuracy is not twice that of guessing says nothing of the final one."""
+TELLING_STEPS = 50
+TELLING_IMAGES = 200
+"""Below these an accuracy shows that training works, and cannot tell candidates apart: with 200
+images its standard error is up to 3.5 %."""
+EQUAL_SCORES = SGD_STEP / 2
+"""Relative scores closer than that are called equal."""
 
 Notify = Callable[[str, str, float], None]
 
@@ -207,7 +217,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
             device=request.device.name,
             found=[evaluation.candidate for evaluation in found.evaluations],
         )
-    checked, failed = _validate(request, replayed, notify)
+    checked, failed = _validate(request, found, replayed, notify)
     entries = [_entry(request, found, row) for row in checked]
     recommended, reason = choose(entries)
     for entry in entries:
@@ -370,30 +380,42 @@ def _diverse(front: Sequence[Evaluation], count: int) -> list[Evaluation]:
 
 
 def _validate(
-    request: Request, rows: Sequence[_Row], notify: Notify
+    request: Request, found: SearchResult, rows: Sequence[_Row], notify: Notify
 ) -> tuple[list[_Row], list[str]]:
     """Really run the best few; return all rows that were not refused, and why others were."""
-    if request.validations == 0:
-        return list(rows), []
     kept, failed, validated = list(rows), [], 0
-    last: MeasurementError | None = None
     waiting = list(rows)
+    last: MeasurementError | None = None
     while waiting and validated < request.validations:
-        for evaluation in _diverse(
-            [row.evaluation for row in waiting], request.validations - validated
-        ):
-            row = next(r for r in waiting if r.evaluation is evaluation)
-            waiting.remove(row)
-            try:
-                kept[kept.index(row)] = _really_run(request, row, validated, notify)
-                validated += 1
-            except MeasurementError as error:
-                kept.remove(row)
-                failed.append(f"{describe(row.candidate)}: {error}")
-                last = error
+        row = _most_wanted(request, found, waiting, [r for r in kept if r.validation is not None])
+        waiting.remove(row)
+        try:
+            kept[kept.index(row)] = _really_run(request, row, validated, notify)
+            validated += 1
+        except MeasurementError as error:
+            kept.remove(row)
+            failed.append(f"{describe(row.candidate)}: {error}")
+            last = error
     if last is not None and validated == 0:
         raise last
     return kept, failed
+
+
+def _most_wanted(
+    request: Request, found: SearchResult, waiting: Sequence[_Row], done: Sequence[_Row]
+) -> _Row:
+    """Return what to run next: what would be recommended, then what adds most to the front."""
+    if not done:
+        return waiting[choose([_entry(request, found, row) for row in waiting])[0]]
+    points = [row.evaluation.objectives for row in (*done, *waiting)]
+    corner = reference_point(points, directions=OBJECTIVES)
+    known = [row.evaluation.objectives for row in done]
+
+    def gain(row: _Row) -> float:
+        more = [*known, row.evaluation.objectives]
+        return hypervolume(more, reference=corner, directions=OBJECTIVES)
+
+    return max(waiting, key=gain)
 
 
 def _really_run(request: Request, row: _Row, index: int, notify: Notify) -> _Row:
@@ -544,47 +566,60 @@ def choose(entries: Sequence[Entry]) -> tuple[int, str]:
     """Return the entry to recommend and one sentence that says why.
 
     Only what was really run is eligible, if anything was. Where every eligible entry has an
-    expected accuracy the best training score wins; else where short runs beat guessing clearly, the
-    same with what they measured; else the knee of the front.
+    accuracy that means something (measured in a long enough run, or expected from published
+    numbers) the best training score wins. Else the highest in the order of expected accuracy does,
+    and among its equals the cheapest: memory within the budget is no cost.
     """
     pool = [i for i, e in enumerate(entries) if e.plan.measurement is not None]
     pool = pool or list(range(len(entries)))
-    what = "really run" if entries[pool[0]].plan.measurement is not None else "replayed"
-    points = [entries[i].evaluation.objectives for i in pool]
-    for basis, values in _accuracies([entries[i] for i in pool]):
+    chosen = [entries[i] for i in pool]
+    among = "really run" if chosen[0].plan.measurement is not None else "replayed"
+    basis, values = _known_accuracies(chosen)
+    if values:
         ranking = [
             train_score(
                 accuracy_percent=100 * value,
-                train_peak_bytes=needed_bytes(entries[i].plan.prediction),
-                step_joules=entries[i].plan.prediction.energy_joules,
+                train_peak_bytes=needed_bytes(entry.plan.prediction),
+                step_joules=entry.plan.prediction.energy_joules,
             )
-            for i, value in zip(pool, values, strict=True)
+            for entry, value in zip(chosen, values, strict=True)
         ]
+        points = [entry.evaluation.objectives for entry in chosen]
         best = BestScore(scores=ranking).choose(points, directions=OBJECTIVES)
-        how = f"best {basis} for its memory and energy among the {len(pool)} {what}"
-        return pool[best], _because(entries[pool[best]], how)
-    knee = KneePoint().choose(points, directions=OBJECTIVES)
-    how = (
-        f"best balance of expected accuracy order, cost and memory among the {len(pool)} {what} "
-        "(no accuracy is known that could decide)"
-    )
-    return pool[knee], _because(entries[pool[knee]], how)
+        how = f"best {basis} for its memory and energy among the {len(pool)} {among}"
+    else:
+        best = _highest(chosen)
+        how = (
+            f"expected to be the most accurate of the {len(pool)} {among}, and the cheapest such "
+            "(an order of methods; no accuracy is known here)"
+        )
+    return pool[best], _because(chosen[best], how)
 
 
-def _accuracies(pool: Sequence[Entry]) -> Iterator[tuple[str, list[float]]]:
-    """Yield what may decide, most trusted first: a name and a fraction for every entry."""
-    expected = [e.expected.value for e in pool if e.expected.value is not None]
-    if len(expected) == len(pool):
-        yield "published or derived accuracy", expected
-    measured = [
-        e.plan.accuracy.value
-        for e in pool
-        if e.plan.accuracy.kind == "measured" and e.plan.accuracy.value is not None
-    ]
-    if len(measured) == len(pool):
-        chance = 1 / pool[0].plan.candidate.workload.num_classes
-        if max(measured) >= CHANCE_MARGIN * chance and min(measured) > 0.01:
-            yield "accuracy after a short run", measured
+def _highest(entries: Sequence[Entry]) -> int:
+    highest = max(entry.evaluation.score for entry in entries)
+    equals = [i for i, e in enumerate(entries) if e.evaluation.score > highest - EQUAL_SCORES]
+    return min(equals, key=lambda i: entries[i].evaluation.cost)
+
+
+def _known_accuracies(entries: Sequence[Entry]) -> tuple[str, list[float]]:
+    """Return what the accuracies are and a fraction for every entry, or none at all."""
+    measured = [v for v in (_long_run_accuracy(entry) for entry in entries) if v is not None]
+    if len(measured) == len(entries):
+        return "measured accuracy", measured
+    expected = [e.expected.value for e in entries if e.expected.value is not None]
+    if len(expected) == len(entries):
+        return "published or derived accuracy", expected
+    return "", []
+
+
+def _long_run_accuracy(entry: Entry) -> float | None:
+    """Return the measured accuracy of a run that was long enough to tell candidates apart."""
+    seen, value = entry.plan.provenance.get("run"), entry.plan.accuracy.value
+    if seen is None or value is None or value <= 0.01:
+        return None
+    is_long = len(seen["losses"]) >= TELLING_STEPS and seen["accuracy_images"] >= TELLING_IMAGES
+    return value if is_long else None
 
 
 def _because(entry: Entry, how: str) -> str:

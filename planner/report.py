@@ -196,7 +196,7 @@ def show_recommendation(answer: Recommendation, console: Console) -> None:
     load = answer.front[0].plan.candidate.workload
     page.heading(
         f"{load.model} on {request.run.data}, {load.image_size} px, in "
-        f"{format_bytes(request.budget_bytes)} of {device.full_name}"
+        f"{format_bytes(request.budget_bytes)} of {device.name}"
     )
     chosen = {answer.recommended: "green"}
     page.block(*tables(front_columns(answer), keys=2, width=page.width, styles=chosen))

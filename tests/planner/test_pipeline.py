@@ -274,10 +274,40 @@ def test_without_runs_all_are_eligible(answered: Recommendation) -> None:
     assert "2 replayed" in reason
 
 
-def test_without_any_accuracy_the_knee_is_chosen_and_says_so(answered: Recommendation) -> None:
-    entries = entries_with(answered, expected=(None, 0.9), measured=(True, True))
-    _, reason = choose(entries)
-    assert "no accuracy is known that could decide" in reason
+def scored(entry: Entry, *, score: float, cost: float) -> Entry:
+    return replace(entry, evaluation=replace(entry.evaluation, score=score, cost=cost))
+
+
+def test_without_any_accuracy_the_order_of_methods_decides_and_says_so(
+    answered: Recommendation,
+) -> None:
+    entries = entries_with(answered, expected=(None, 0.9, None, None), measured=(True,) * 4)
+    scores_and_costs = ((1.0, 9.0), (0.2, 1.0), (0.97, 5.0), (0.9, 1.0))
+    ranked = [
+        scored(entry, score=score, cost=cost)
+        for entry, (score, cost) in zip(entries, scores_and_costs, strict=True)
+    ]
+    index, reason = choose(ranked)
+    assert index == 2
+    assert "no accuracy is known here" in reason
+
+
+def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> None:
+    def ran(entry: Entry, *, value: float, steps: int) -> Entry:
+        seen = {"losses": [1.0] * steps, "accuracy_images": 256}
+        plan = replace(
+            entry.plan,
+            accuracy=Accuracy(value=value, source="measured", kind="measured"),
+            provenance={**entry.plan.provenance, "run": seen},
+        )
+        return replace(entry, plan=plan)
+
+    entries = entries_with(answered, expected=(0.9, 0.8), measured=(True, True))
+    long = [ran(e, value=v, steps=60) for e, v in zip(entries, (0.5, 0.7), strict=True)]
+    assert choose(long)[0] == 1
+    assert "best measured accuracy" in choose(long)[1]
+    short = [ran(e, value=v, steps=6) for e, v in zip(entries, (0.5, 0.7), strict=True)]
+    assert choose(short)[0] == 0
 
 
 # ---- small pieces --------------------------------------------------------------------------------
