@@ -7,8 +7,9 @@ micro-batch that is a large prime a size is a multiple of it exactly when the ba
 bytes after every event are then such a polynomial too, and the peak of a unit's forward or
 backward is the upper envelope of few of them.
 
-    stored_i    growth of live bytes over unit i's forward (and the glue before it)
-    forward_i   envelope of live bytes during it, above its entry
+    stored_i    growth of lasting bytes over unit i's forward (and the glue before it); lasting is
+                what is still there when backward begins
+    forward_i   envelope of live bytes during it, above the lasting ones at its entry
     backward_i  envelope during its backward, above static + what earlier units store + gradients
                 of later units
 
@@ -256,10 +257,12 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
     moments = _Moments.of(log)
     count = len(log.units)
     exits = [moments.start, *moments.exits]
-    stored = np.stack([live[exits[i + 1]] - live[exits[i]] for i in range(count)])
-    forward = _envelope([live[exits[i] : exits[i + 1] + 1] - live[exits[i]] for i in range(count)])
+    lasting = _live_of(log, sizes, log.death > _start_of(log, BACKWARD))
+    level = lasting[exits] - lasting[moments.start] + live[moments.start]
+    stored = np.diff(level, axis=0)
+    forward = _envelope([live[exits[i] : exits[i + 1] + 1] - level[i] for i in range(count)])
     turn = min([begin for begin, _ in moments.backwards.values()], default=log.ticks)
-    head = _envelope([live[exits[-1] : turn + 1] - live[exits[-1]]])
+    head = _envelope([live[exits[-1] : turn + 1] - level[-1]])
     is_gradient = (log.owner == _GRADIENT) & (log.birth > moments.start)
     gradients = np.zeros((count + 1, 4))
     gradients[count] = sizes[is_gradient & (log.birth <= turn)].sum(axis=0)
@@ -272,7 +275,7 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
     for index in range(count):
         begin, end = moments.backwards.get(index, (0, -1))
         span = slice(begin, end + 1)
-        before = live[exits[index]]
+        before = level[index]
         backward.append(live[span] - before - (gradients_live[begin] if end >= 0 else 0))
         accumulating.append(live[span] - before - gradients_live[span] + passing[span])
     return OptionProfile(
@@ -324,7 +327,7 @@ class _Moments:
 
     @classmethod
     def of(cls, log: EventLog) -> _Moments:
-        start = next(m.tick for m in log.marks if m.kind == "phase" and m.value == FORWARD)
+        start = _start_of(log, FORWARD)
         exits: dict[int, int] = {}
         begins: list[tuple[int, int]] = []
         for mark in log.marks:
@@ -342,6 +345,10 @@ class _Moments:
         for (tick, index), end in zip(begins, ends, strict=True):
             backwards.setdefault(index, (tick, end))
         return cls(start=start, exits=ordered, backwards=backwards)
+
+
+def _start_of(log: EventLog, phase: int) -> int:
+    return next(m.tick for m in log.marks if m.kind == "phase" and m.value == phase)
 
 
 def _end_of_backward(log: EventLog) -> int:
