@@ -292,37 +292,37 @@ class CudaKernels:
     def __init__(self, capability: Capability) -> None:
         self.capability = capability
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Return the operation's own peak, outputs included, or 0 when that is all there is."""
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+        """Return the blocks at the operation's own peak, outputs included; none for no more."""
         packet = func._overloadpacket
         if packet is _aten._scaled_dot_product_efficient_attention_backward:
             return self._efficient_backward(*args)
         if packet is _aten._scaled_dot_product_flash_attention_backward:
             return self._flash_backward(*args)
-        return 0
+        return ()
 
     def _efficient_backward(
         self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, *rest: Any
-    ) -> int:
-        gradients = sum(_bytes(t) for t in (query, key, value))
+    ) -> tuple[int, ...]:
+        blocks = [_bytes(t) for t in (query, key, value)]
         if bias is not None and rest[5][3]:
-            gradients += bias.shape[:-1].numel() * _up(bias.shape[-1], 16) * bias.element_size()
+            columns = _up(bias.shape[-1], 16)
+            blocks.append(bias.shape[:-1].numel() * columns * bias.element_size())
         batch, heads, rows, head = query.shape
         delta = batch * heads * rows * _DELTA_BYTES
         product = grad.numel() * 4 if query.dtype == torch.float32 else 0
         height, width = _tile(head)
         tiles = ceil(rows / height) * ceil(head / width)
         accumulators = batch * heads * tiles * (height * width * 4 + _LOCK_BYTES)
-        return gradients + delta + max(product, accumulators)
+        return (*blocks, delta, max(product, accumulators))
 
     def _flash_backward(
         self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
-    ) -> int:
-        gradients = sum(_bytes(t) for t in (query, key, value))
+    ) -> tuple[int, ...]:
+        blocks = [_bytes(t) for t in (query, key, value)]
         batch, heads, rows, head = query.shape
-        rows = _up(rows, 128)
-        head = _up(head, 32) if head <= 192 else 256
-        return gradients + batch * heads * rows * (head + 1) * 4
+        sums = batch * heads * _up(rows, 128) * 4
+        return (*blocks, sums * (_up(head, 32) if head <= 192 else 256), sums)
 
 
 def _tile(head: int) -> tuple[int, int]:

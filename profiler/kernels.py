@@ -35,10 +35,10 @@ TURING: Capability = (7, 5)
 
 
 class KernelBytes(Protocol):
-    """Tells, operation by operation, the peak of live bytes inside it (0: only its outputs)."""
+    """Tells, operation by operation, what is live at the peak inside it."""
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Return the operation's own peak, outputs included, or 0 when that is all there is."""
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+        """Return the blocks at the operation's own peak, outputs included; none for no more."""
         ...
 
 
@@ -48,13 +48,13 @@ class Probe(KernelBytes):
 
     sequence: list[int] = field(default_factory=list)
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
         """Probe the operation, or recall it."""
         if func is _ADD and _in_attention.get():
             func = torch.ops.aten.add_.Tensor
         nbytes = 0 if _harmless(func, args) else _probed_peak(func, args, kwargs)
         self.sequence.append(nbytes)
-        return nbytes
+        return (nbytes,) if nbytes else ()
 
 
 @dataclass(slots=True)
@@ -66,14 +66,15 @@ class Extended(KernelBytes):
     batch: int
     position: int = 0
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
         """Return the extension for the next operation of the step."""
         index, self.position = self.position, self.position + 1
         if index >= min(len(self.low), len(self.high)):
-            return 0
+            return ()
         small, large = PROBE_BATCHES
         slope = (self.high[index] - self.low[index]) / (large - small)
-        return max(0, round(self.low[index] + slope * (self.batch - small)))
+        nbytes = round(self.low[index] + slope * (self.batch - small))
+        return (nbytes,) if nbytes > 0 else ()
 
 
 def real_sizes(func: Any, args: tuple[Any, ...], out: Any) -> tuple[tuple[Tensor, int], ...]:

@@ -182,8 +182,8 @@ class Recorder(TorchDispatchMode):
         operation = self._names.setdefault(name, len(self._names))
         if self.kernel_bytes is not None and self.phase != OPTIMIZER:
             inside = self.kernel_bytes.inside(func, args, kwargs)
-            if inside:
-                self._death(self._birth(inside, _OWNER["temporary"], operation))
+            for row in [self._birth(n, _OWNER["temporary"], operation) for n in inside]:
+                self._death(row)
         for tensor, nbytes in real_sizes(func, args, out):
             self.adopt(tensor, operation=operation, nbytes=nbytes)
         _follow(self, out, operation)
