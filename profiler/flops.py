@@ -22,6 +22,14 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward
+_AS_ON_CUDA = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
 
 
 def convolution_backward_flops(
@@ -55,6 +63,8 @@ def _formula(packet: Any) -> Callable[..., int] | None:
     if packet is _CONVOLUTION_BACKWARD:
         return None
     formula: Callable[..., int] | None = flop_registry.get(packet)
+    if formula is None and packet in _AS_ON_CUDA:  # 2.11 has none for the CPU's, 2.15 has
+        formula = flop_registry.get(_AS_ON_CUDA[packet])
     return formula
 
 
