@@ -101,7 +101,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def test_training_learns_digits(tmp_path: Path) -> None:
-    load = workload(model="resnet18", method="full", rank=None, micro_batch=16, accumulation=1)
+    load = workload(model="resnet10t", method="full", rank=None, micro_batch=16, accumulation=1)
     seen: list[TrainProgress] = []
     data = digits(32, train_images=480, held_out=100)
     result = run(make_plan(load), tmp_path, data=data, epochs=3, on_progress=seen.append)
