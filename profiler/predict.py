@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING, cast
 
 from profiler.allocator import AllocatorSettings, CachingAllocator
 from profiler.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
@@ -19,6 +20,9 @@ from profiler.records import (
 )
 from profiler.roofline import Rates, rates
 from profiler.workload import Candidate, Workload
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BLOCK_BYTES = 512
 """The caching allocator's smallest block: kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp."""
@@ -281,18 +285,20 @@ def count_parameters(workload: Workload) -> Parameters:
     from profiler.assembly import assemble
 
     model = assemble(workload.replace(micro_batch=1, accumulation=1), device="meta").model
-    sizes = [(_elements(p), p.requires_grad) for p in model.parameters()]
+    sizes = {
+        id(parameter): (_elements(module, parameter), parameter.requires_grad)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    }
     return Parameters(
-        total=sum(n for n, _ in sizes), trainable=sum(n for n, learns in sizes if learns)
+        total=sum(n for n, _ in sizes.values()),
+        trainable=sum(n for n, learns in sizes.values() if learns),
     )
 
 
-def _elements(parameter: object) -> int:
-    """Return the number of weights; a packed 4-bit tensor holds two in a byte."""
-    state = getattr(parameter, "quant_state", None)
-    if state is not None and getattr(state, "shape", None) is not None:
-        count = 1
-        for side in state.shape:
-            count *= int(side)
-        return count
-    return int(parameter.numel())  # type: ignore[attr-defined]
+def _elements(module: nn.Module, parameter: Tensor) -> int:
+    """Return the number of weights; a packed 4-bit weight holds two in a byte."""
+    if parameter.is_floating_point():
+        return parameter.numel()
+    rows, columns = cast("tuple[int, int]", module.shape)
+    return rows * columns
