@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from planner.validate import Validation
 
 SCHEMA = "budgetplan.recommendation/1"
-FRONT_SIZE = 8
+FRONT_SIZE = 6
 """Candidates shown, replayed and written: as many as a person compares."""
 CLASSES = {"digits": 10, "cifar100": 100, "dtd": 47}
 HOST_MARGIN = 1.05
