@@ -2,6 +2,7 @@
 
     nothing_fits   the error with the smallest budget that would fit and the change that helps most
     change_that_fits   the same for one candidate
+    place_checked      a placement within a budget by its replay, not only by composed bytes
     extremes       the candidates that need least: one image at a time, everything recomputed
     baselines      full fine-tuning (and LoRA) as arXiv 2607.02158's code runs them
 
@@ -31,6 +32,8 @@ PAPER_THRESHOLD = 0.5
 PAPER_METHODS = ("full", "lora")
 PAPER_RANK = 8
 PAPER_POLICIES = ("none", "static", "adaptive")
+PLACEMENTS = 4
+"""Of one workload, until its replay fits."""
 REPLAYS = 3
 """Of the extremes, how many are replayed: composed numbers are within a few percent."""
 
@@ -112,6 +115,42 @@ def _smallest_of(load: Workload, policies: Sequence[str], cost: CostModel) -> It
                 yield Candidate(workload=load, placement=cost.place(load, policy, needed))
 
 
+def place_checked(
+    load: Workload,
+    policy: str,
+    cost: CostModel,
+    *,
+    device: str,
+    budget_bytes: int,
+    options: tuple[str, ...],
+) -> Report:
+    """Place by a policy that respects a budget until the replay respects it too.
+
+    The policy counts composed bytes. What a replay needs more, it is given less of, a few times;
+    the last report is returned whether it fits or not.
+
+    Raises:
+        InfeasibleError: by composed bytes already nothing fits.
+    """
+    from profiler.predict import predict
+
+    given, report = budget_bytes, None
+    for _ in range(PLACEMENTS):
+        try:
+            placement = cost.place(load, policy, given, options=options)
+        except InfeasibleError:
+            if report is None:
+                raise
+            return report
+        report = predict(Candidate(workload=load, placement=placement), device=device)
+        excess = needed_bytes(report) - budget_bytes
+        if excess <= 0:
+            return report
+        given -= max(excess, budget_bytes // 100)
+    assert report is not None
+    return report
+
+
 def device_bytes_of(error: InfeasibleError, load: Workload, cost: CostModel) -> int | None:
     """Return what a placement's smallest budget, which is of live bytes, is on the device."""
     if error.smallest_bytes is None:
@@ -187,24 +226,31 @@ def _advice(best: Report, budget_bytes: int, space: Space) -> str:
     return f"{how}, mostly weights ({format_bytes(states)}); a smaller backbone helps most"
 
 
-def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: int) -> str:
+def change_that_fits(
+    candidate: Candidate, cost: CostModel, *, device: str, budget_bytes: int
+) -> str:
     """Return the first of a few changes of one candidate that makes it fit, least cost first."""
     load = candidate.workload
-    cost.prepare(load)
-    with suppress(InfeasibleError):
-        cost.place(load, "optimal", budget_bytes)
-        return "with --checkpoint optimal this workload fits"
-    size = load.micro_batch // 2
+    size = load.micro_batch
     while size:
         smaller = load.replace(
             micro_batch=size, accumulation=math.ceil(load.effective_batch / size)
         )
-        for policy, flag in (("none", ""), ("optimal", " --checkpoint optimal")):
-            with suppress(InfeasibleError):
-                placement = cost.place(smaller, policy, budget_bytes)
-                quick = cost.quick(Candidate(workload=smaller, placement=placement))
-                if quick.device_bytes <= budget_bytes:
-                    batch = f"--batch-size {size} --accumulate {smaller.accumulation}"
-                    return f"{batch}{flag} makes it fit"
+        batch = f"--batch-size {size} --accumulate {smaller.accumulation}"
+        cost.prepare(smaller)
+        with suppress(InfeasibleError):
+            report = place_checked(
+                smaller,
+                "optimal",
+                cost,
+                device=device,
+                budget_bytes=budget_bytes,
+                options=cost.menu(smaller),
+            )
+            if needed_bytes(report) <= budget_bytes:
+                kept = report.candidate.placement.is_none
+                changes = [batch] * (size != load.micro_batch)
+                changes += ["--checkpoint optimal"] * (not kept)
+                return f"{' '.join(changes) or '--checkpoint none'} makes it fit"
         size //= 2
     return "no smaller micro-batch fits either; a method that trains less helps most"

@@ -300,7 +300,9 @@ def _hold_against(report: Report, options: Mapping[str, Any]) -> None:
         raise does_not_fit(
             round_up(need),
             budget_bytes=options["vram"],
-            advice=change_that_fits(report.candidate, cost, options["vram"]),
+            advice=change_that_fits(
+                report.candidate, cost, device=report.device.name, budget_bytes=options["vram"]
+            ),
         )
 
 

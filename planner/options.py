@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from planner.cost import CostModel
     from planner.pipeline import Notify
+    from profiler.placement import Placement
     from profiler.records import DeviceLabel
     from profiler.workload import Candidate, Workload
 
@@ -308,26 +309,25 @@ def candidate_of(options: Mapping[str, Any], *, device: str) -> Candidate:
     return Candidate(workload=load, placement=placement)
 
 
-def _place_in_budget(load: Workload, device: str, options: Mapping[str, Any]) -> Any:
-    from planner.advice import device_bytes_of, round_up
+def _place_in_budget(load: Workload, device: str, options: Mapping[str, Any]) -> Placement:
+    from planner.advice import device_bytes_of, place_checked, round_up
 
-    cost = cost_model(device)
+    cost, policy, budget = cost_model(device), options["checkpoint"], options["vram"]
     cost.prepare(load)
+    if policy == "adaptive":  # a rule, not a promise to fit
+        return cost.place(load, policy, budget, threshold=options["threshold"])
     try:
-        return cost.place(
-            load,
-            options["checkpoint"],
-            options["vram"],
-            threshold=options["threshold"],
-            options=cost.menu(load),
+        report = place_checked(
+            load, policy, cost, device=device, budget_bytes=budget, options=cost.menu(load)
         )
     except InfeasibleError as error:
         smallest = device_bytes_of(error, load, cost)
         raise InfeasibleError(
-            budget_bytes=options["vram"],
+            budget_bytes=budget,
             smallest_bytes=None if smallest is None else round_up(smallest),
             advice="a smaller --batch-size frees activations, a method that trains less the rest",
         ) from error
+    return report.candidate.placement
 
 
 def cost_model(device: str) -> CostModel:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.accuracy import AccuracyEstimate, estimate
-from planner.advice import Baseline, baselines, needed_bytes, nothing_fits
+from planner.advice import Baseline, baselines, needed_bytes, nothing_fits, place_checked
 from planner.data import load_data
 from planner.front import (
     BestScore,
@@ -333,8 +333,6 @@ def _replay(
     request: Request, front: Sequence[Evaluation], cost: CostModel, notify: Notify
 ) -> tuple[list[_Row], list[str]]:
     """Replay a diverse part of the front; return what still fits, and why the rest does not."""
-    from profiler.predict import predict
-
     waiting = list(front)
     passed: list[_Row] = []
     dropped: list[str] = []
@@ -343,17 +341,16 @@ def _replay(
         for found in chosen:
             waiting.remove(found)
             notify("replay", describe(found.candidate), len(passed) / FRONT_SIZE)
-            evaluation = _refined(request, found, cost)
-            report = predict(evaluation.candidate, device=request.device.name)
-            report = replace(report, device=request.device)
+            report = _replayed(request, found.candidate, cost)
             need = needed_bytes(report)
             if need <= request.budget_bytes:
-                passed.append(_Row(evaluation=evaluation, prediction=report))
+                # a placement made again has the same score and much the same cost
+                placed = replace(found, candidate=report.candidate)
+                passed.append(_Row(evaluation=placed, prediction=report))
             else:
                 dropped.append(
-                    f"{describe(evaluation.candidate)}: composed "
-                    f"{format_bytes(evaluation.device_bytes)}, but its replay needs "
-                    f"{format_bytes(need)}"
+                    f"{describe(found.candidate)}: composed "
+                    f"{format_bytes(found.device_bytes)}, but its replay needs {format_bytes(need)}"
                 )
         if len(dropped) >= 2 * FRONT_SIZE:
             break
@@ -361,14 +358,26 @@ def _replay(
     return passed, dropped
 
 
-def _refined(request: Request, evaluation: Evaluation, cost: CostModel) -> Evaluation:
-    """Place once more with every option of the units, where the search placed by the short menu."""
-    candidate = evaluation.candidate
+def _replayed(request: Request, candidate: Candidate, cost: CostModel) -> Report:
+    """Replay a candidate; an optimal placement is made again, with every option of the units.
+
+    The search places by the short menu, which costs fewer replays.
+    """
+    from profiler.predict import predict
+
+    load, device = candidate.workload, request.device.name
     if candidate.placement.policy != "optimal" or candidate.placement.is_none:
-        return evaluation
-    load = candidate.workload
-    placement = cost.place(load, "optimal", request.budget_bytes, options=cost.menu(load))
-    return replace(evaluation, candidate=Candidate(workload=load, placement=placement))
+        report = predict(candidate, device=device)
+    else:
+        report = place_checked(
+            load,
+            "optimal",
+            cost,
+            device=device,
+            budget_bytes=request.budget_bytes,
+            options=cost.menu(load),
+        )
+    return replace(report, device=request.device)
 
 
 def _diverse(front: Sequence[Evaluation], count: int) -> list[Evaluation]:

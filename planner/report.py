@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, RenderableType
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Justify = Literal["left", "right"]
 INDENT = 2
+SENTENCE = 28
+"""Columns that a cell which wraps gets at least."""
 
 
 # ---- tables that fit -----------------------------------------------------------------------------
@@ -44,11 +46,19 @@ INDENT = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column: its header may have two lines; an empty one (all ``-``) is not shown."""
+    """A column: its header may have two lines; an empty one (all ``-``) is not shown.
+
+    Attributes:
+        header: of one or two lines.
+        cells: one a row.
+        justify: numbers right, words left.
+        wraps: whether a cell may take several lines, for sentences.
+    """
 
     header: str
     cells: Sequence[str]
     justify: Justify = "right"
+    wraps: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -81,7 +91,12 @@ def _table(columns: Sequence[Column], styles: Mapping[int, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(
-            Text(column.header), justify=column.justify, no_wrap=True, vertical="bottom"
+            Text(column.header),
+            justify=column.justify,
+            no_wrap=not column.wraps,
+            overflow="fold",
+            # only headers have several lines, unless a cell wraps
+            vertical="top" if any(c.wraps for c in columns) else "bottom",
         )
     for index, cells in enumerate(zip(*(c.cells for c in columns), strict=True)):
         table.add_row(*(Text(cell) for cell in cells), style=styles.get(index, ""))
@@ -89,8 +104,12 @@ def _table(columns: Sequence[Column], styles: Mapping[int, str]) -> Table:
 
 
 def _width(columns: Sequence[Column]) -> int:
+    """Return the width that columns need, those that wrap in a narrow shape."""
     console = Console(width=10_000)
-    return Measurement.get(console, console.options, _table(columns, {})).maximum + INDENT
+    narrow = [
+        replace(c, cells=[cell[:SENTENCE] for cell in c.cells]) if c.wraps else c for c in columns
+    ]
+    return Measurement.get(console, console.options, _table(narrow, {})).maximum + INDENT
 
 
 def _facts(rows: Iterable[tuple[str, str]]) -> Table:
@@ -338,7 +357,7 @@ def baseline_columns(baselines: Mapping[str, Baseline]) -> list[Column]:
 def show_report(report: Report, console: Console, *, budget_bytes: int | None = None) -> None:
     """Print a prediction or a measurement."""
     page = Page(console)
-    page.heading(f"{report.candidate.workload.model}, {report.rung} for {report.device.full_name}")
+    page.heading(f"{report.candidate.workload.model}, {report.rung} for {report.device.name}")
     page.block(_facts(_report_facts(report, budget_bytes)))
     owners = owner_columns(report)
     if owners:
@@ -413,12 +432,16 @@ def show_profile(report: Report, console: Console) -> None:
     page = Page(console)
     page.heading(
         f"{report.candidate.workload.model}, {method_of(report.candidate)}: one micro-batch of "
-        f"{report.candidate.workload.micro_batch}, unit by unit, for {report.device.full_name}"
+        f"{report.candidate.workload.micro_batch} for {report.device.name}"
     )
     if not report.units:
         page.block("this backbone has no checkpointable units")
     else:
-        page.block(*tables(unit_columns(report.units), keys=1, width=page.width))
+        page.block(
+            *tables(
+                unit_columns(report.units, report.candidate.placement), keys=1, width=page.width
+            )
+        )
     page.heading("The whole step")
     page.block(_facts(_report_facts(report, None)))
     owners = owner_columns(report)
@@ -430,16 +453,22 @@ def show_profile(report: Report, console: Console) -> None:
         page.sentences(notes)
 
 
-def unit_columns(units: Sequence[UnitReport]) -> list[Column]:
+def decision_of(unit: str, placement: Placement) -> str:
+    """Return what is done with a unit, its parts included: ``recompute mlp``."""
+    parts: dict[str, list[str]] = {}
+    for name, decision in placement.decisions.items():
+        if name.startswith(f"{unit}/"):
+            parts.setdefault(decision, []).append(name.removeprefix(f"{unit}/"))
+    said = [f"{decision} {' '.join(names)}" for decision, names in sorted(parts.items())]
+    return ", ".join(said) or placement.decision(unit)
+
+
+def unit_columns(units: Sequence[UnitReport], placement: Placement) -> list[Column]:
     """Return the columns of a profile."""
-    decided = any(unit.decision != "keep" for unit in units)
+    decisions = ["-" if placement.is_none else decision_of(u.name, placement) for u in units]
     return [
         Column(header="unit", cells=[u.name for u in units], justify="left"),
-        Column(
-            header="decision",
-            cells=[u.decision if decided else "-" for u in units],
-            justify="left",
-        ),
+        Column(header="decision", cells=decisions, justify="left"),
         Column(header="stored", cells=[format_bytes(u.stored_bytes) for u in units]),
         Column(header="boundary", cells=[format_bytes(u.boundary_bytes) for u in units]),
         Column(header="working", cells=[format_bytes(u.working_bytes) for u in units]),
@@ -621,7 +650,12 @@ def method_columns(infos: Sequence[MethodInfo], refused: Mapping[str, str]) -> l
             ],
             justify="left",
         ),
-        Column(header="what learns", cells=[info.summary for info in infos], justify="left"),
+        Column(
+            header="what learns",
+            cells=[info.summary for info in infos],
+            justify="left",
+            wraps=True,
+        ),
         Column(
             header="works",
             cells=[
@@ -629,6 +663,7 @@ def method_columns(infos: Sequence[MethodInfo], refused: Mapping[str, str]) -> l
                 for info in infos
             ],
             justify="left",
+            wraps=True,
         ),
     ]
 
@@ -661,10 +696,8 @@ SHORT_NAMES = {
     "siglip_b": "sig\nlip",
     "vim_s": "vim\ns",
     "mambavision_t": "mam\nvis",
-    "convnext_t": "conv\nnext",
-    "swin_t": "swin\nt",
 }
-"""Backbones over columns that leave room for twelve of them in 80 columns."""
+"""Backbones over columns that leave room for all of them in 80 columns."""
 
 
 def _in_full(matrix: MethodMatrix) -> Iterator[str]:

@@ -18,6 +18,7 @@ from planner.report import (
     show_report,
     show_table,
     tables,
+    unit_columns,
 )
 from profiler.errors import InputError
 from profiler.placement import Placement
@@ -176,6 +177,24 @@ def test_a_budget_is_said_to_fit_or_not() -> None:
     assert "fits a budget of" in fits
     tight = printed(lambda c: show_report(report(), c, budget_bytes=1020 * MIB - 1), width=80)
     assert "does not fit a budget of" in tight
+
+
+def test_parts_of_a_unit_are_named_in_its_decision() -> None:
+    decisions = unit_columns(UNITS, CANDIDATE.placement)[1].cells
+    assert list(decisions[:5]) == ["recompute", "recompute", "recompute", "recompute mlp", "keep"]
+
+
+def test_a_sentence_wraps_and_is_never_cut() -> None:
+    long = "a sentence of many words that goes on and on beyond the width of any narrow terminal"
+    columns = [
+        Column(header="name", cells=["adaptformer"], justify="left"),
+        Column(header="default", cells=["8 bottleneck width"], justify="left"),
+        Column(header="meaning", cells=[long], justify="left", wraps=True),
+    ]
+    text = printed(lambda console: show_table(columns, console), width=60)
+    assert "…" not in text
+    assert all(word in text for word in long.split())
+    assert len(tables(columns, keys=1, width=80)) == 1
 
 
 def test_difference() -> None:
