@@ -9,8 +9,9 @@ Every number is of the *composed* rung. ``profiler.predict`` replays a candidate
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -447,6 +448,7 @@ class CostModel:
             )
             for index, name in enumerate(self.units(workload))
         ]
+        pieces = _where_segments_run_on(pieces)
         head = Option(
             decision=KEEP,
             stored_bytes=0,
@@ -522,6 +524,21 @@ NOMINAL = Rates(
     flops_per_second=1e12, bytes_per_second=1e12, watts=None, source="to rank options by"
 )
 """Stands in where nothing is known of a device's speed: only the order of options counts."""
+
+
+def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:
+    """Say where a segment frees what lies between two units: within one loop over both.
+
+    What a Sequential is called with stays in its caller's variable until it returns. Nor is it
+    freed if the unit before saves more than its output (what it was entered with, at the start).
+    """
+    told = units[:1]
+    for before, unit in itertools.pairwise(units):
+        plain, output = before.plain(RECOMPUTE), before.boundary_bytes or 0
+        only_output = plain is not None and before.options[plain].stored_bytes <= output * 1.01
+        one_loop = before.name.rpartition(".")[0] == unit.name.rpartition(".")[0]
+        told.append(replace(unit, continues=one_loop and only_output))
+    return told
 
 
 def _up(value: float) -> int:

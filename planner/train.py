@@ -61,7 +61,7 @@ SCHEMA = "budgetplan.training/1"
 PLAN_FILE, HISTORY_FILE, MODEL_FOLDER = "plan.json", "training.json", "model"
 RANDOM_WEIGHTS_RATE = 5e-4
 """AdamW's rate for random weights, whatever the method: DeiT's for a batch of 512 (2012.12877)."""
-WARM_UP_STEPS = 50
+WARM_UP_STEPS = 10
 """Steps of linear warm-up with random weights."""
 
 

@@ -7,9 +7,9 @@ micro-batch that is a large prime a size is a multiple of it exactly when the ba
 bytes after every event are then such a polynomial too, and the peak of a unit's forward or
 backward is the upper envelope of few of them.
 
-    stored_i    growth of lasting bytes over unit i's forward (and the glue before it); lasting is
-                what is still there when backward begins
-    forward_i   envelope of live bytes during it, above the lasting ones at its entry
+    stored_i    growth over unit i's forward (and the glue before it) of what it leaves behind: its
+                output, and what is still there when backward begins
+    forward_i   envelope of live bytes during it, above what units before it left
     backward_i  envelope during its backward, above static + what earlier units store + gradients
                 of later units
 
@@ -257,8 +257,7 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
     moments = _Moments.of(log)
     count = len(log.units)
     exits = [moments.start, *moments.exits]
-    lasting = _live_of(log, sizes, log.death > _start_of(log, BACKWARD))
-    level = lasting[exits] - lasting[moments.start] + live[moments.start]
+    level = live[moments.start] + _levels(log, sizes, moments)
     stored = np.diff(level, axis=0)
     forward = _envelope([live[exits[i] : exits[i + 1] + 1] - level[i] for i in range(count)])
     turn = min([begin for begin, _ in moments.backwards.values()], default=log.ticks)
@@ -291,6 +290,22 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
     )
 
 
+def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
+    """Return [units + 1, 4] bytes that each unit leaves behind, above those at the start.
+
+    That is what is still there when backward begins, and the unit's own output: whether that lasts
+    is for the next unit to say. Not what others hold meanwhile (a caller's variable).
+    """
+    backward = _start_of(log, BACKWARD)
+    lasting = _live_of(log, sizes, log.death > backward)
+    level: Floats = lasting[[moments.start, *moments.exits]] - lasting[moments.start]
+    for index, (enter, leave) in enumerate(zip(moments.enters, moments.exits, strict=True)):
+        own = (log.birth > enter) & (log.birth <= leave)
+        passing = (log.death > leave) & (log.death <= backward)
+        level[index + 1] += sizes[own & passing].sum(axis=0)
+    return level
+
+
 def _live_of(
     log: EventLog, sizes: Floats, chosen: npt.NDArray[np.bool_], death: Ints | None = None
 ) -> Floats:
@@ -319,19 +334,23 @@ def _soon(log: EventLog) -> Ints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Moments:
-    """Ticks of the first micro-batch: forward begins, each unit's exit, each unit's backward."""
+    """Ticks of the first micro-batch: forward begins, each unit's forward, each unit's backward."""
 
     start: int
+    enters: list[int]
     exits: list[int]
     backwards: dict[int, tuple[int, int]]
 
     @classmethod
     def of(cls, log: EventLog) -> _Moments:
         start = _start_of(log, FORWARD)
+        enters: dict[int, int] = {}
         exits: dict[int, int] = {}
         begins: list[tuple[int, int]] = []
         for mark in log.marks:
-            if mark.kind == "exit":
+            if mark.kind == "enter":
+                enters.setdefault(mark.value, mark.tick)
+            elif mark.kind == "exit":
                 exits.setdefault(mark.value, mark.tick)
             elif mark.kind == "backward":
                 begins.append((mark.tick, mark.value))
@@ -344,7 +363,8 @@ class _Moments:
         backwards: dict[int, tuple[int, int]] = {}
         for (tick, index), end in zip(begins, ends, strict=True):
             backwards.setdefault(index, (tick, end))
-        return cls(start=start, exits=ordered, backwards=backwards)
+        entered = [enters.get(index, leave) for index, leave in enumerate(ordered)]
+        return cls(start=start, enters=entered, exits=ordered, backwards=backwards)
 
 
 def _start_of(log: EventLog, phase: int) -> int:

@@ -22,6 +22,7 @@ compares them with what this build of PyTorch has registered for CUDA.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,13 @@ _EXCLUDED = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 def imitate_cuda_autocast(library: Library) -> None:
     """Give AutocastCPU the rules of CUDA, until the library is destroyed."""
+    with warnings.catch_warnings():
+        # torch 2.8 says once that a kernel is replaced; that is what is wanted here
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        _register(library)
+
+
+def _register(library: Library) -> None:
     on_cpu = _registered("AutocastCPU")
     for name in on_cpu - {*LOWER, *CASTING}:
         library.impl(name, fallthrough_kernel, KEY)

@@ -17,12 +17,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.assembly import Assembly, assemble
@@ -162,8 +163,9 @@ class Recorder(TorchDispatchMode):
         """Run the operation and follow what it made."""
         kwargs = kwargs or {}
         if func.namespace == "prim":
-            return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+            known = func is _DEVICE and isinstance(args[0], FakeTensor)
+            return args[0].fake_device if known else func(*args, **kwargs)
+        out = _update(func, args, kwargs) if self.phase == OPTIMIZER else func(*args, **kwargs)
         view = self._is_view.get(func)
         if view is None:
             view = self._is_view[func] = _only_views(func)
@@ -299,6 +301,36 @@ def _resolve_owners(table: Any, forwards: list[tuple[int, int]], ticks: int) -> 
     owner[unknown & (phase == RECOMPUTE)] = _OWNER["activation"]
     owner[unknown & (phase == OPTIMIZER) & (died > ticks)] = _OWNER["optimizer"]
     return owner
+
+
+def _update(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation of the optimizer, which are many and mostly in place, as cheaply as can be.
+
+    In-place arithmetic changes no size, so on fake tensors it need not run. The step counters are
+    numbers: they are left real, and so is what is done to them.
+    """
+    first = args[0] if args else None
+    if isinstance(first, list | tuple):
+        first = first[0] if first else None
+    if isinstance(first, FakeTensor):
+        if first.dim() and _is_arithmetic_in_place(func):
+            return args[0] if func._schema.returns else None
+    elif isinstance(first, Tensor) and not any(isinstance(a, FakeTensor) for a in args):
+        with torch._C._DisableTorchDispatch():
+            return func(*args, **kwargs)
+    return func(*args, **kwargs)
+
+
+@cache
+def _is_arithmetic_in_place(func: Any) -> bool:
+    name = func._schema.name.partition("::")[2]
+    if not name.endswith("_"):
+        return False
+    return name.startswith("_foreach_") or torch.Tag.pointwise in func.tags or name in _FILLS
+
+
+_DEVICE = torch.ops.prim.device.default
+_FILLS = {"zero_", "fill_", "copy_"}
 
 
 def _only_views(func: Any) -> bool:

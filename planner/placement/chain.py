@@ -108,6 +108,8 @@ class ChainUnit:
         gradient_bytes: parameter gradients that its backward leaves behind.
         boundary_bytes: its output alone; None where not known (it then joins no segment).
         forward_seconds: its complete forward; None where not known.
+        continues: whether a segment may run on from the unit before into this one. False where
+            something else holds what lies between, so that joining would not free it.
     """
 
     name: str
@@ -115,6 +117,7 @@ class ChainUnit:
     gradient_bytes: int = 0
     boundary_bytes: int | None = None
     forward_seconds: float | None = None
+    continues: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", tuple(self.options))
@@ -180,6 +183,7 @@ class Table:
         keep: [n] index of the plain ``keep`` option, 0 where there is none.
         recompute: [n] index of the plain ``recompute`` option, 0 where there is none.
         can_join: [n] bool.
+        continues: [n] bool.
         boundary: [n] bytes of the output, 0 where not known.
         forward_seconds: [n] complete forward, the recompute option's seconds where not known.
         gradients_after: [n] gradients left by all later units.
@@ -193,6 +197,7 @@ class Table:
     keep: Ints
     recompute: Ints
     can_join: Mask
+    continues: Mask
     boundary: Ints
     forward_seconds: Floats
     gradients_after: Ints
@@ -226,6 +231,7 @@ def tabulate(chain: Chain) -> Table:
         keep=np.array([unit.plain(KEEP) or 0 for unit in units]),
         recompute=recompute,
         can_join=np.array([unit.can_join for unit in units]),
+        continues=np.array([unit.continues for unit in units]),
         boundary=np.array([unit.boundary_bytes or 0 for unit in units], np.int64),
         forward_seconds=np.array(complete, np.float64),
         gradients_after=gradients.sum() - np.cumsum(gradients),
@@ -319,7 +325,7 @@ def check_choice(chain: Chain, choice: Sequence[int]) -> Ints:
 
 def _check_joined(chain: Chain, choice: Sequence[int], i: int) -> None:
     unit = chain.units[i]
-    if i == 0 or not unit.can_join or not chain.units[i - 1].can_join:
+    if not (i and unit.continues and unit.can_join and chain.units[i - 1].can_join):
         raise InputError(f"unit {unit.name!r} cannot join a segment with the unit before it")
     if choice[i - 1] not in {JOINED, chain.units[i - 1].plain(RECOMPUTE)}:
         raise InputError(

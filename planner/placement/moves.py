@@ -121,7 +121,8 @@ def _segment_moves(chain: Chain, t: Table) -> Iterator[_Columns]:
     highest = [entered[start], rerun[start], backward[start]]  # over the units of each segment
     for length in range(2, len(chain.units) + 1):
         longer = start + length - 1 < len(rows)
-        longer[longer] = t.can_join[start[longer] + length - 1]
+        last = start[longer] + length - 1
+        longer[longer] = t.can_join[last] & t.continues[last]
         start, highest = start[longer], [h[longer] for h in highest]
         if not len(start):
             return

@@ -68,6 +68,7 @@ def chen_sqrt(chain: Chain, segments: int | None = None) -> Placement:
     length = max(1, len(joinable) // _positive(count))
     for place, i in enumerate(joinable[: length * (count - 1)]):
         starts = place % length == 0 or joinable[place - 1] != i - 1
+        starts = starts or not chain.units[i].continues
         choice[i] = _recompute_index(chain.units[i]) if starts else JOINED
     return to_placement(chain, choice, policy="chen")
 
@@ -257,6 +258,7 @@ def _whole_only(unit: ChainUnit) -> ChainUnit:
         gradient_bytes=unit.gradient_bytes,
         boundary_bytes=unit.boundary_bytes,
         forward_seconds=unit.forward_seconds,
+        continues=unit.continues,
     )
 
 

@@ -205,18 +205,26 @@ def largest_fitting(reserved_bytes: Callable[[int], int], *, cap_bytes: int, mos
     """Return the largest micro-batch up to `most` that reserves at most `cap_bytes`; 0 for none.
 
     Reserved bytes are taken to grow with the batch; where rounding breaks that by a little, the
-    answer still fits.
+    answer still fits. They grow about linearly, so every other look is where the line through the
+    two ends crosses the cap; the others halve what is left.
     """
-    if reserved_bytes(1) > cap_bytes:
+    sizes = {1: reserved_bytes(1)}
+    if sizes[1] > cap_bytes:
         return 0
-    low, high = 1, 2
-    while high <= most and reserved_bytes(high) <= cap_bytes:
-        low, high = high, 2 * high
-    high = min(high, most + 1)
+    low, high = 1, min(8, most)
+    while sizes.setdefault(high, reserved_bytes(high)) <= cap_bytes:
+        if high == most:
+            return most
+        low, high = high, min(4 * high, most)
+    halve = False
     while high - low > 1:
-        middle = (low + high) // 2
-        if reserved_bytes(middle) <= cap_bytes:
-            low = middle
+        slope = (sizes[high] - sizes[low]) / (high - low)
+        crossing = low + int((cap_bytes - sizes[low]) / slope)
+        look = (low + high) // 2 if halve else min(max(crossing, low + 1), high - 1)
+        sizes[look] = reserved_bytes(look)
+        if sizes[look] <= cap_bytes:
+            low = look
         else:
-            high = middle
+            high = look
+        halve = not halve
     return low

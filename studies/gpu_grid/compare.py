@@ -101,8 +101,8 @@ def find_brim(path: Path, *, device: str) -> None:
         found = [b for b in (batch, batch + max(1, batch // 16)) if 0 < b <= 512]
         cells += [cell(b) for b in found]
         print(family.name, {b: f"{look(b) / MIB:.0f} MiB" for b in found}, flush=True)
-    data = {"device": device, "cap_bytes": CAP_BYTES, "cells": [c.to_json() for c in cells]}
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        data = {"device": device, "cap_bytes": CAP_BYTES, "cells": [c.to_json() for c in cells]}
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 # -- comparing -----------------------------------------------------------------------------------

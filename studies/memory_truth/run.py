@@ -135,7 +135,9 @@ def placement_of(name: str, units: tuple[str, ...]) -> Placement:
     """Return the placement of that name for a backbone's units."""
     decision = CHEAP if name == "cheap" else RECOMPUTE
     chosen = {"none": (), "alternate": units[::2]}.get(name, units)
-    return Placement(policy=KEEP if name == "none" else name, decisions=dict.fromkeys(chosen, decision))
+    return Placement(
+        policy=KEEP if name == "none" else name, decisions=dict.fromkeys(chosen, decision)
+    )
 
 
 def name_of(workload: Workload, placement: str) -> str:

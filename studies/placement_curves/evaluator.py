@@ -1,13 +1,16 @@
-"""One evaluator for every placement, ours and the peers': PyTorch's own estimators on fake tensors.
+"""One evaluator for every placement, ours and the peers': fake tensors, PyTorch's own time estimate.
 
 Peak: live tensor bytes of one forward and backward (no optimizer state), from budgetplan's replay,
 cross-checked against ``torch.distributed._tools.MemTracker``. Time: the A100 roofline of
 ``torch.distributed._tools.RuntimeEstimator`` with ``prim.device`` queries not billed as traffic
-(facts/peers.md B2), which is neither trained on nor known to the planner.
+(facts/peers.md B2), which is not the planner's own. A peer changes the model itself (``alter``)
+instead of handing in a placement.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from contextlib import contextmanager
 
 import torch
@@ -19,14 +22,22 @@ from torch.utils import _runtime_estimation
 
 from profiler.assembly import assemble
 from profiler.checkpointing import apply_placement
-from profiler.replay import replay, to_fake
+from profiler.replay import replay_assembled, to_fake
+from profiler.roofline import Rates
 from profiler.workload import Candidate
 
 _runtime_estimation._IGNORE_OPS.add(torch.ops.prim.device)
 
+EVALUATOR_RATES = Rates(
+    flops_per_second=29.25e12,
+    bytes_per_second=2.04e12,
+    watts=None,
+    source="what RuntimeEstimator bills an A100 in fp32: 1.5 x 19.5 TFLOP/s and 2.04 TB/s",
+)
+
 
 @contextmanager
-def _pretended_accelerator():
+def pretended_accelerator():
     """RuntimeEstimator refuses to start without one, though it then reads a data sheet only."""
     original = torch.accelerator.is_available
     torch.accelerator.is_available = lambda: True
@@ -36,47 +47,53 @@ def _pretended_accelerator():
         torch.accelerator.is_available = original
 
 
-def _make_fake(assembly, candidate):
-    to_fake(assembly.model)
-    apply_placement(assembly.model, candidate.placement, units=assembly.units)
-    return assembly.model
+def altered(candidate: Candidate, alter=None):
+    """Return the assembly on ``meta``, changed by a peer if there is one."""
+    assembly = assemble(candidate.workload, device="meta")
+    if alter is not None:
+        alter(assembly.backbone)
+    return assembly
 
 
-def _one_pass(model, workload):
+def one_pass(model, workload) -> None:
+    """Run every micro-batch of a step forward and backward."""
     size = workload.image_size
-    images = torch.empty(workload.micro_batch, 3, size, size)
-    labels = torch.empty(workload.micro_batch, dtype=torch.long)
-    F.cross_entropy(model(images), labels).backward()
+    for _ in range(workload.accumulation):
+        images = torch.empty(workload.micro_batch, 3, size, size)
+        labels = torch.empty(workload.micro_batch, dtype=torch.long)
+        F.cross_entropy(model(images), labels).backward()
 
 
-def step_milliseconds(candidate: Candidate, prepare=None) -> float:
-    """A100 roofline of one forward and backward; ``prepare`` may wrap the model otherwise."""
-    assembly = assemble(candidate.workload, device="meta")
-    with FakeTensorMode(allow_non_fake_inputs=True), _pretended_accelerator():
-        model = _make_fake(assembly, candidate)
-        if prepare is not None:
-            prepare(model)
+def step_milliseconds(candidate: Candidate, alter=None) -> float:
+    """A100 roofline of the forwards and backwards of one step."""
+    assembly = altered(candidate, alter)
+    with FakeTensorMode(allow_non_fake_inputs=True), pretended_accelerator():
+        to_fake(assembly.model)
+        apply_placement(assembly.model, candidate.placement, units=assembly.units)
         estimator = RuntimeEstimator(gpu_type="NVIDIA A100")
-        with estimator(estimate_mode_type="operator-level-cost-model"):
-            _one_pass(model, candidate.workload)
-        return estimator.total_runtime
+        with contextlib.redirect_stdout(io.StringIO()):
+            with estimator(estimate_mode_type="operator-level-cost-model"):
+                one_pass(assembly.model, candidate.workload)
+        return float(estimator.total_runtime)
 
 
-def live_peak_bytes(candidate: Candidate) -> int:
-    """Peak of live bytes of one forward and backward, from budgetplan's recorder."""
-    return replay(candidate, target="cpu", optimizer=False, inside_kernels=False).peak_bytes
+def live_peak_bytes(candidate: Candidate, alter=None) -> int:
+    """Peak of live bytes of the forwards and backwards of one step, from budgetplan's recorder."""
+    workload = candidate.workload
+    shown = workload.replace(accumulation=min(workload.accumulation, 2))
+    short = Candidate(workload=shown, placement=candidate.placement)
+    return replay_assembled(altered(short, alter), short, target="cpu", optimizer=False).peak_bytes
 
 
-def tracked_peak_bytes(candidate: Candidate, prepare=None) -> int:
+def tracked_peak_bytes(candidate: Candidate, alter=None) -> int:
     """The same from PyTorch's MemTracker."""
-    assembly = assemble(candidate.workload, device="meta")
+    assembly = altered(candidate, alter)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = _make_fake(assembly, candidate)
-        if prepare is not None:
-            prepare(model)
+        to_fake(assembly.model)
+        apply_placement(assembly.model, candidate.placement, units=assembly.units)
         tracker = MemTracker()
-        tracker.track_external(model)
+        tracker.track_external(assembly.model)
         with tracker:
-            _one_pass(model, candidate.workload)
+            one_pass(assembly.model, candidate.workload)
         peak = tracker.get_tracker_snapshot("peak")
     return int(next(iter(peak.values()))["Total"])

@@ -34,7 +34,7 @@ from profiler.cpu_allocator import memory_events, peak_and_growth
 BATCH, IMAGE_SIZE, CLASSES = 4, 224, 100
 
 
-def token_loop(  # noqa: PLR0917
+def token_loop(
     u: Tensor,
     delta: Tensor,
     A: Tensor,  # noqa: N803
@@ -67,7 +67,7 @@ def token_loop(  # noqa: PLR0917
     return torch.cat(outputs, dim=1)
 
 
-def no_scan(  # noqa: PLR0917
+def no_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,  # noqa: N803

@@ -370,8 +370,8 @@ def test_the_learning_rate_depends_on_the_weights() -> None:
     assert choose_learning_rate(workload(), loaded).value == 5e-4
     assert choose_learning_rate(full, RANDOM, given=0.1).at(0) == 0.1
     rate = choose_learning_rate(full, RANDOM)
-    assert rate.at(0) == pytest.approx(5e-4 / 51)
-    assert rate.at(50) == rate.at(10_000) == 5e-4
+    assert rate.at(0) == pytest.approx(5e-4 / 11)
+    assert rate.at(10) == rate.at(10_000) == 5e-4
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     fed = [(first[0][:FEW_IMAGES], first[1][:FEW_IMAGES]), first, *islice(batches, 2)]
     for index in range(4):
         for group in optimizer.param_groups:
-            group["lr"] = 5e-4 * (index + 1) / 51
+            group["lr"] = 5e-4 * (index + 1) / 11
         losses.append(float(step.run([lambda: fed.pop(0)])))
     assert seen["losses"] == pytest.approx(losses, rel=1e-4)
     held_out = data.held_out.sample(256, seed=0)

@@ -302,7 +302,9 @@ def test_result_precision_under_autocast(call, expected):
 def test_lists_are_those_of_this_build():
     registered = torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")
     ours = (name for name in registered if name.startswith("aten::"))
-    names = {name.removeprefix("aten::") for name in ours}
+    aten = {name.removeprefix("aten::") for name in ours}
+    # the overloads of named tensors are gone since torch 2.11
+    names = {name for name in aten if "imname" not in name and ".names_" not in name}
     # cuDNN's own operations are not called on the CPU; binary_cross_entropy is refused outright
     beyond = {
         "_cudnn_rnn",

@@ -1,0 +1,259 @@
+"""Do composed peaks equal replayed ones, and how many predictions a second are there?
+
+    python studies/composed/run.py [--backbones vit_s,resnet18] [--summary] [--speed]
+
+For every backbone and method that go together, a few candidates with micro-batch up to 256, rank up
+to 64, accumulation, both precisions and five kinds of placement are composed by
+``planner.cost.CostModel`` and replayed by ``profiler.replay``. Families are profiled at micro-batch
+1009 and ranks 4 and 8, so every cell is away from where the profile was taken. Targets: an RTX 2060
+SUPER, and a CPU; on the CPU what kernels take inside one operation is probed by the replayed rung
+and not composed, so both sides leave it out (studies/memory_truth says how much that is).
+
+One process per backbone; lines go to ``cells.jsonl``, cells that are there are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from planner.cost import CostModel
+from profiler.errors import UsageError
+from profiler.hardware import workspace_bytes
+from profiler.methods.catalogue import get_method, method_names
+from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.store import Store
+from profiler.workload import Candidate, Workload
+
+HERE = Path(__file__).parent
+CELLS, RESULTS = HERE / "cells.jsonl", HERE / "results.json"
+SEED = 20260727
+DEVICES = {"cuda": "rtx-2060-super", "cpu": "cpu"}
+BACKBONES = (
+    *("vit_s", "resnet18", "mobilenetv2", "mobilenetv3", "tiny_vit", "convnext_t", "swin_t"),
+    *("dinov2_s", "vim_s", "mambavision_t"),
+)
+METHODS = (*method_names(), "partial_3")
+BATCHES = (1, 3, 5, 8, 16, 32, 64, 128, 256)
+RANKS = (1, 2, 6, 16, 32, 64)
+PLACEMENTS = ("none", "static", "cheap", "alternate", "mixed")
+CELLS_PER_FAMILY = 4
+
+
+def families(backbone: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (method, precision, target), every method once and the common ones on both targets."""
+    rng = random.Random(f"{SEED} {backbone}")
+    for method in METHODS:
+        precision, target = rng.choice(("fp32", "bf16")), rng.choice(tuple(DEVICES))
+        yield method, precision, target
+        if method in {"full", "lora", "bitfit"}:
+            yield method, "fp32", "cuda" if target == "cpu" else "cpu"
+
+
+def cells_of(
+    backbone: str, method: str, precision: str, target: str, units: tuple[str, ...]
+) -> Iterator[tuple[Workload, str, Placement]]:
+    """Yield (workload, kind of placement, placement) of one family."""
+    rng = random.Random(f"{SEED} {backbone} {method} {precision} {target}")
+    kinds = rng.sample(PLACEMENTS, CELLS_PER_FAMILY)
+    for kind in kinds:
+        has_rank = get_method(method).default_rank is not None and method != "partial_k"
+        workload = Workload(
+            model=backbone,
+            method=method,
+            rank=rng.choice(RANKS) if has_rank else None,
+            micro_batch=rng.choice(BATCHES),
+            accumulation=rng.choice((1, 1, 4)),
+            precision=precision,
+            optimizer="adamw" if method == "galore" else rng.choice(("adamw", "sgd")),
+            num_classes=100,
+        )
+        yield workload, kind, placement_of(kind, units, rng)
+
+
+def placement_of(kind: str, units: tuple[str, ...], rng: random.Random) -> Placement:
+    """Return a placement of that kind."""
+    decisions = {
+        "none": {},
+        "static": dict.fromkeys(units, RECOMPUTE),
+        "cheap": dict.fromkeys(units, CHEAP),
+        "alternate": dict.fromkeys(units[::2], RECOMPUTE),
+        "mixed": {unit: rng.choice((KEEP, CHEAP, RECOMPUTE)) for unit in units},
+    }
+    return Placement(policy=kind, decisions=decisions[kind])
+
+
+def run_backbone(backbone: str) -> None:
+    """Run what is left of one backbone's cells, in this process."""
+    done = done_cells()
+    for method, precision, target in families(backbone):
+        family = f"{backbone} {method} {precision} {target}"
+        if f"{family} end" in done:
+            continue
+        try:
+            rows = list(run_family(backbone, method, precision, target))
+        except UsageError as error:
+            rows = [{"cell": family, "refused": str(error)}]
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            print(f"FAILED {family}: {error}", flush=True)
+            continue
+        rows.append({"cell": f"{family} end"})
+        with CELLS.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def run_family(backbone: str, method: str, precision: str, target: str) -> Iterator[dict[str, Any]]:
+    """Profile a family, then compose and replay its cells."""
+    from profiler.replay import replay
+
+    model = CostModel(DEVICES[target], Store.in_memory())
+    base = Workload(model=backbone, method=method, precision=precision, num_classes=100)
+    units = model.units(get_method(method).resolve(base))
+    for workload, kind, placement in cells_of(backbone, method, precision, target, units):
+        candidate = Candidate(workload=workload, placement=placement)
+        model.prepare(workload)
+        start = time.perf_counter()
+        composed = model.quick(candidate).peak_bytes
+        middle = time.perf_counter()
+        log = replay(
+            candidate,
+            target=target,
+            capability=model.spec.compute_capability or (0, 0),
+            inside_kernels=target == "cuda",
+        )
+        end = time.perf_counter()
+        workspace = workspace_bytes(model.spec)[0] if target == "cuda" else 0
+        replayed = log.peak_bytes + workspace
+        relative = (composed - replayed) / replayed
+        name = (
+            f"{backbone} {method} r{workload.rank} {kind} {precision} {workload.optimizer} "
+            f"b{workload.micro_batch} x{workload.accumulation} {target}"
+        )
+        print(f"{relative:+.4%}  {name}", flush=True)
+        yield {
+            "cell": name,
+            "workload": workload.to_json(),
+            "placement": placement.to_json(),
+            "target": target,
+            "composed_bytes": composed,
+            "replayed_bytes": replayed,
+            "relative": relative,
+            "first_quick_seconds": round(middle - start, 6),
+            "replay_seconds": round(end - middle, 3),
+        }
+
+
+def done_cells() -> dict[str, dict[str, Any]]:
+    """Return what ``cells.jsonl`` holds, by cell."""
+    if not CELLS.is_file():
+        return {}
+    rows = [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
+    return {row["cell"]: row for row in rows}
+
+
+# -- speed ---------------------------------------------------------------------------------------
+
+
+def speed() -> dict[str, float]:
+    """Return predictions per second of one process on candidates as a search draws them."""
+    model = CostModel(DEVICES["cuda"], Store.in_memory())
+    base = Workload(model="vit_s", method="lora", rank=8, num_classes=100)
+    model.prepare(base)
+    units = model.units(base)
+    rng = random.Random(SEED)
+    found = {}
+    for kind, several in (("none", False), ("mixed", True)):
+        placements = [placement_of(kind, units, rng) for _ in range(500 if several else 1)]
+        candidates = [
+            Candidate(
+                workload=base.replace(
+                    micro_batch=rng.choice(BATCHES), rank=rng.choice(RANKS), accumulation=a
+                ),
+                placement=rng.choice(placements),
+            )
+            for a in (1, 4)
+            for _ in range(5000)
+        ]
+        for candidate in candidates:  # interns workloads and placements
+            model.quick(candidate)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            for candidate in candidates:
+                model.quick(candidate)
+            times.append(time.perf_counter() - start)
+        found[f"{kind}_per_second_median"] = len(candidates) / statistics.median(times)
+        found[f"{kind}_per_second_best"] = len(candidates) / min(times)
+    fresh = [placement_of("mixed", units, rng) for _ in range(5000)]
+    start = time.perf_counter()
+    for placement in fresh:
+        model.quick(Candidate(workload=base, placement=placement))
+    found["never_seen_placement_per_second"] = len(fresh) / (time.perf_counter() - start)
+    return found
+
+
+def summary() -> dict[str, Any]:
+    """Read the cells and return the distribution."""
+    from profiler.measure import environment
+
+    rows = done_cells().values()
+    ran = [row for row in rows if "relative" in row]
+    errors = sorted(abs(row["relative"]) for row in ran)
+    return {
+        "schema": "budgetplan.study.composed/1",
+        "environment": environment(),
+        "cells": len(ran),
+        "refused": [
+            {"family": row["cell"], "reason": row["refused"]} for row in rows if "refused" in row
+        ],
+        "median_relative": statistics.median(errors),
+        "within_0.1_percent": sum(e <= 0.001 for e in errors) / len(errors),
+        "within_1_percent": sum(e <= 0.01 for e in errors) / len(errors),
+        "largest_relative": errors[-1],
+        "worst": [
+            {"cell": row["cell"], "relative": row["relative"]}
+            for row in sorted(ran, key=lambda row: -abs(row["relative"]))[:15]
+        ],
+        "rows": ran,
+    }
+
+
+def main() -> None:
+    """Run what is left, one process per backbone, then summarise."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbones", default=",".join(BACKBONES))
+    parser.add_argument("--summary", action="store_true", help="only write results.json")
+    parser.add_argument("--speed", action="store_true", help="only measure the speed")
+    parser.add_argument("--here", action="store_true", help="run in this process")
+    options = parser.parse_args()
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    if not (options.summary or options.speed):
+        for backbone in options.backbones.split(","):
+            if options.here:
+                run_backbone(backbone)
+            else:
+                command = [sys.executable, __file__, "--backbones", backbone, "--here"]
+                subprocess.run(command, check=False)
+    if options.here:
+        return
+    results = {"speed": speed() if options.speed else before.get("speed")} | summary()
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({k: v for k, v in results.items() if k not in {"rows", "refused"}}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

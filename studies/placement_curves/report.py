@@ -1,0 +1,121 @@
+"""Draw the curves, write ``results.json`` and print the tables of the README."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import matplotlib as mpl
+import rows
+
+from profiler.measure import environment
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+Row = dict[str, Any]
+STYLES = {
+    "optimal": ("C0", "o-"),
+    "optimal + micro-batches": ("C9", "s--"),
+    "micro-batches": ("C9", "s"),
+    "cheap": ("C2", "D"),
+    "static": ("black", "X"),
+    "adaptive": ("C3", "v-"),
+    "first-k": ("C1", "^-"),
+    "every-k": ("C4", "P"),
+    "chen": ("C5", "*"),
+    "timm set_grad_checkpointing": ("C6", "+"),
+    "sac_ilp": ("C7", "x-"),
+    "bound, fractional": ("0.6", ":"),
+}
+
+
+def _overheads(group: list[Row]) -> list[Row]:
+    """Return the rows that were judged, with their peak and time relative to `none`."""
+    base = next((r for r in group if r["policy"] == "none"), None)
+    if base is None:
+        return []
+    judged = []
+    for row in group:
+        if "error" in row or row["policy"] == "none":
+            continue
+        added = row.get("added_milliseconds")
+        if added is None:
+            added = row["milliseconds"] - base["milliseconds"]
+        judged.append(
+            row
+            | {
+                "peak_share": row["peak_bytes"] / base["peak_bytes"],
+                "added_share": added / base["milliseconds"],
+            }
+        )
+    return judged
+
+
+def _draw(axis, title: str, judged: list[Row]) -> None:
+    for policy, (colour, style) in STYLES.items():
+        points = sorted(
+            (r["peak_share"] * 100, r["added_share"] * 100) for r in judged if r["policy"] == policy
+        )
+        if points:
+            axis.plot(*zip(*points, strict=True), style, color=colour, label=policy, ms=5, lw=1.2)
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel("peak, % of keeping everything", fontsize=8)
+    axis.set_ylabel("added step time, %", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+
+
+def _host_curves() -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows.read("host"):
+        shares = {
+            "peak_share": row["peak_bytes"] / row["none_peak_bytes"],
+            "added_share": row["ratio"] - 1,
+        }
+        found.setdefault(row["workload_name"], []).append(row | shares)
+    return found
+
+
+def write() -> None:
+    """Write ``curves.png`` and ``results.json``."""
+    evaluated = {
+        f"{model}, {method}": _overheads(group)
+        for (model, method, _), group in rows.curves(rows.read("evaluator"))
+    }
+    evaluated = {title: judged for title, judged in evaluated.items() if len(judged) > 4}
+    host = {f"CPU, measured: {name}": found for name, found in _host_curves().items()}
+    panels = evaluated | host
+    columns = 3
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(13, 3.7 * lines), squeeze=False)
+    for axis, (title, judged) in zip(axes.flat, panels.items(), strict=False):
+        _draw(axis, title, judged)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    handles = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=6, fontsize=8)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(rows.HERE / "curves.png", dpi=90)
+    result = {
+        "schema": "budgetplan.study/placement_curves/1",
+        "environment": environment(),
+        "evaluator": rows.read("evaluator"),
+        "host": rows.read("host"),
+    }
+    (rows.HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    for title, judged in panels.items():
+        print(f"\n## {title}")
+        for row in judged:
+            budget = row.get("budget_bytes")
+            claim = row.get("predicted_bytes") or row.get("claimed_bytes")
+            print(
+                f"{row['policy']:28s} {row['setting']:32s} peak {row['peak_share']:6.1%}"
+                f" time {row['added_share']:+7.2%}"
+                + (f" / budget {row['peak_bytes'] / budget:.4f}" if budget else "")
+                + (f" / claimed {row['peak_bytes'] / claim:.4f}" if claim else "")
+            )
