@@ -116,7 +116,8 @@ class Recorder(TorchDispatchMode):
         key = storage._cdata
         if key in self._alive:
             return
-        nbytes = storage.nbytes() if nbytes is None else nbytes
+        if nbytes is None:
+            nbytes = max(storage.nbytes(), _padded_bytes(tensor))
         if nbytes == 0:
             return
         row = self._birth(nbytes, owner, operation)
@@ -331,6 +332,13 @@ def _is_arithmetic_in_place(func: Any) -> bool:
 
 _DEVICE = torch.ops.prim.device.default
 _FILLS = {"zero_", "fill_", "copy_"}
+
+
+def _padded_bytes(tensor: Tensor) -> int:
+    """Return what a tensor with padded rows is a slice of: the padding behind its last row too."""
+    if tensor.dim() == 0 or tensor.storage_offset():
+        return 0
+    return tensor.shape[0] * tensor.stride(0) * tensor.element_size()
 
 
 def _only_views(func: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_packaged_outcomes_are_those_of_the_study() -> None:
 
 def test_matrix_is_one_table_in_80_columns() -> None:
     matrix = load_matrix()
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=StringIO())
     show_matrix(matrix, console)
     lines = console.export_text().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
