@@ -236,6 +236,55 @@ def test_a_gpu_that_is_not_here_cannot_measure() -> None:
     assert "is not in this machine" in line
 
 
+# ---- recommend -----------------------------------------------------------------------------------
+
+ASK = ("recommend", "--model", "test_vit", "--image-size", "32", "--methods", "head",
+       "--effective-batch", "2", "--precisions", "fp32", "--no-validate", "--trials", "4")  # fmt: skip
+
+
+def test_recommend_writes_a_plan_that_show_reads() -> None:
+    data = answer(*ASK, "--vram", "2GB", "--study", "small")
+    assert data["schema"] == "budgetplan.recommendation/1"
+    assert data["budget_bytes"] == 2 * 10**9
+    assert data["study"] == "small"
+    assert Path("studies/small.db").is_file()
+    assert all(plan["measurement"] is None for plan in data["front"])
+    shown = answer("show", data["plan_files"][data["recommended"]])
+    assert shown == data["front"][data["recommended"]]
+    again = call(*ASK, "--vram", "2GB", "--study", "small")
+    assert again.exit_code == 0
+    assert "Recommended" in again.stdout
+    assert "another problem" in refused(4, *ASK, "--vram", "3GB", "--study", "small")
+
+
+def test_recommend_in_too_little_names_what_would_do() -> None:
+    line = refused(3, *ASK, "--vram", "1MiB")
+    assert "the smallest budget that would is" in line
+    assert not Path("plans").exists()
+
+
+def test_an_interrupted_search_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("planner.search._Run.one_trial", interrupted)
+    result = call(*ASK, "--vram", "2GB", "--study", "mine")
+    assert result.exit_code == 130
+    assert result.stderr == "budgetplan: stopped; the same command with --study mine goes on\n"
+
+
+def test_an_error_of_ours_is_one_line_and_a_traceback_only_when_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("what\nnow")
+
+    monkeypatch.setattr("planner.search._Run.one_trial", broken)
+    assert "RuntimeError: what now" in refused(1, *ASK, "--vram", "2GB")
+    monkeypatch.setenv("BUDGETPLAN_DEBUG", "1")
+    assert isinstance(call(*ASK, "--vram", "2GB").exception, RuntimeError)
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
