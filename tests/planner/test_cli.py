@@ -238,8 +238,22 @@ def test_a_gpu_that_is_not_here_cannot_measure() -> None:
 
 # ---- recommend -----------------------------------------------------------------------------------
 
-ASK = ("recommend", "--model", "test_vit", "--image-size", "32", "--methods", "head",
-       "--effective-batch", "2", "--precisions", "fp32", "--no-validate", "--trials", "4")  # fmt: skip
+ASK = (
+    "recommend",
+    "--model",
+    "test_vit",
+    "--image-size",
+    "32",
+    "--methods",
+    "head",
+    "--effective-batch",
+    "2",
+    "--precisions",
+    "fp32",
+    "--no-validate",
+    "--trials",
+    "4",
+)
 
 
 def test_recommend_writes_a_plan_that_show_reads() -> None:
