@@ -28,7 +28,7 @@ about 280 kernel launches forward and 900 backward, however many sequences and d
 stacked.
 
 Cost: time O(batch * length * inner * state), stored O(batch * length / chunk * inner * state),
-scratch at most `WORKSPACE_BYTES` or one sequence.
+scratch `WORKSPACE_BYTES` or one sequence.
 
 Tried and lost (one core, AVX-512, Vim-S at batch 4, both directions: 19.4 M elements per layer):
     torch.exp for the decays: 16 ms against 5 ms of exp2 with the rates scaled beforehand;
@@ -62,8 +62,10 @@ CHUNK_POSITIONS = 16
 """Positions between stored states: their storage then equals one [batch, length, inner] activation
 at sixteen states."""
 
-WORKSPACE_BYTES = 64 * 2**20
-"""Cap of the scratch; sequences beyond it are taken in turns."""
+WORKSPACE_BYTES = 32 * 2**20
+"""Scratch of a scan, in whole sequences and at least one; those beyond it are taken in turns. The
+batch does not change it: bytes of a step then are linear in the batch, which
+`profiler.composition` reads off a single replay."""
 
 CACHE_BYTES = 2 * 2**20
 """On a CPU only so many sequences are taken at once that one buffer of the scratch stays below
@@ -257,7 +259,7 @@ def _chunk_size(length: int) -> int:
 
 
 def scan_workspace(steps: Tensor, *, states: int, buffers: int) -> Tensor:
-    """Scratch [buffers, rows, chunk + 1, state, inner]: as many sequences as the cap allows.
+    """Scratch [buffers, rows, chunk + 1, state, inner]: for as many sequences as go into it.
 
     The position past the chunk holds what is carried from chunk to chunk.
 
@@ -266,10 +268,10 @@ def scan_workspace(steps: Tensor, *, states: int, buffers: int) -> Tensor:
         states: states per channel.
         buffers: how many arrays of that shape the caller needs.
     """
-    batch, length, inner = steps.shape
+    _, length, inner = steps.shape
     chunk = _chunk_size(length)
     row_bytes = buffers * (chunk + 1) * states * inner * steps.element_size()
-    rows = min(batch, max(1, WORKSPACE_BYTES // row_bytes))
+    rows = max(1, WORKSPACE_BYTES // row_bytes)
     return steps.new_empty(buffers, rows, chunk + 1, states, inner)
 
 

@@ -6,7 +6,13 @@ Importing this package imports neither torch nor peft; ``get_method`` and ``all_
 import logging
 
 from profiler.methods.base import Method, MethodInfo, backbone_of
-from profiler.methods.catalogue import all_methods, get_method, method_infos, method_names
+from profiler.methods.catalogue import (
+    all_methods,
+    get_method,
+    method_infos,
+    method_names,
+    with_rank_in_name,
+)
 
 __all__ = [
     "Method",
@@ -16,6 +22,7 @@ __all__ = [
     "get_method",
     "method_infos",
     "method_names",
+    "with_rank_in_name",
 ]
 
 # bitsandbytes looks for a CPU inference kernel on a hub, which nothing here calls, and complains

@@ -188,6 +188,17 @@ def get_method(name: str) -> Method:
     )
 
 
+def with_rank_in_name(name: str, rank: int | None) -> str | None:
+    """Return ``partial_3`` for ``partial_k`` and 3, or None where the rank is but a width.
+
+    A width changes the sizes of tensors; k changes which operations there are.
+    """
+    info = next((info for info in _TABLE if info.name == name), None)
+    if info is None or info.rank_means != "units":
+        return None
+    return name.removesuffix("k") + str(rank or info.default_rank)
+
+
 def _family_member(name: str) -> tuple[MethodInfo, ...]:
     """Return the entry of a name that belongs to one of the families."""
     if re.fullmatch(r"partial_[1-9]\d*", name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from profiler.backbones.discovery import find_units
+from profiler.backbones.discovery import find_blocks
 from profiler.methods.anatomy import BatchNorm, learn_only, norm_layers, parameters_of
 from profiler.methods.base import Method
 from profiler.workload import Workload
@@ -88,7 +88,7 @@ class PartialK(Method):
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
         """Refuse a k above the number of units."""
-        units = find_units(model)
+        units = find_blocks(model)
         wanted = self.units_to_train(workload)
         if wanted <= len(units):
             return None
@@ -97,7 +97,7 @@ class PartialK(Method):
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
         """Let the last units learn."""
         self.raise_refusal(model, workload)
-        first = find_units(model)[-self.units_to_train(workload)] + "."
+        first = find_blocks(model)[-self.units_to_train(workload)] + "."
         names = [name for name, _ in model.named_parameters()]
         start = next(i for i, name in enumerate(names) if name.startswith(first))
         learn_only(model, set(names[start:]))

@@ -26,7 +26,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from profiler.backbones.discovery import find_units
+from profiler.backbones.discovery import find_blocks
 from profiler.methods.anatomy import (
     classifier_names,
     learn_only,
@@ -46,7 +46,7 @@ class Side(Method):
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
         """Refuse backbones whose units cannot be told apart."""
-        if len(find_units(model)) >= 2:
+        if len(find_blocks(model)) >= 2:
             return None
         return f"{type(model).__name__} has no sequence of units to climb beside"
 
@@ -57,7 +57,7 @@ class Side(Method):
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
         """Add the ladder."""
         self.raise_refusal(model, workload)
-        units = find_units(model)
+        units = find_blocks(model)
         with where_weights_are(model):
             shapes = _unit_shapes(model, units, size=workload.image_size)
             final_norm = next((n for n in FINAL_NORMS if n in model._modules), None)

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from profiler.backbones.discovery import find_units, parts_of
+from profiler.backbones.discovery import find_blocks, find_units, modules_of, parts_of
 from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.errors import UnknownNameError
@@ -25,17 +25,28 @@ TIMM = [
             *("stages.3.downsample", "stages.3.blocks.0", "stages.3.blocks.1"),
         ],
     ),
-    ("resnet18", 64, [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]),
+    (
+        "resnet18",
+        64,
+        ["conv1+bn1+act1+maxpool", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1))],
+    ),
     ("resnet50d", 64, None),
     (
         "mobilenetv2_100",
         64,
-        [f"blocks.{i}.{j}" for i, n in enumerate((1, 2, 3, 4, 3, 3, 1)) for j in range(n)],
+        [
+            "conv_stem+bn1",
+            *(f"blocks.{i}.{j}" for i, n in enumerate((1, 2, 3, 4, 3, 3, 1)) for j in range(n)),
+            "conv_head+bn2",
+        ],
     ),
     (
         "mobilenetv3_small_100",
         64,
-        [f"blocks.{i}.{j}" for i, n in enumerate((1, 2, 3, 2, 3, 1)) for j in range(n)],
+        [
+            "conv_stem+bn1",
+            *(f"blocks.{i}.{j}" for i, n in enumerate((1, 2, 3, 2, 3, 1)) for j in range(n)),
+        ],
     ),
     (
         "convnext_atto",
@@ -59,7 +70,7 @@ TIMM = [
     ("fastvit_t8", 64, None),
     ("edgenext_xx_small", 64, None),
     ("eva02_tiny_patch14_224", 224, None),
-    ("regnetx_002", 64, ["s1", "s2", "s3", "s4"]),
+    ("regnetx_002", 64, ["stem", "s1", "s2", "s3", "s4"]),
 ]
 
 
@@ -90,8 +101,8 @@ def check_against_a_forward(model: nn.Module, units: tuple[str, ...], edge: int)
         return hook
 
     for name in units:
-        model.get_submodule(name).register_forward_pre_hook(before(name))
-        model.get_submodule(name).register_forward_hook(after(name))
+        modules_of(model, name)[0].register_forward_pre_hook(before(name))
+        modules_of(model, name)[-1].register_forward_hook(after(name))
     with torch.no_grad():
         model(torch.empty(1, 3, edge, edge, device="meta"))
     assert tuple(ran) == units
@@ -139,20 +150,88 @@ def test_most_parameters_of_convolutional_backbones_are_in_units():
     for name in ("tiny_vit_5m_224", "mobilenetv2_100", "convnext_atto", "resnet18"):
         model = on_meta(lambda name=name: timm.create_model(name, num_classes=0))
         inside = sum(
-            p.numel() for u in find_units(model) for p in model.get_submodule(u).parameters()
+            p.numel()
+            for unit in find_units(model)
+            for module in modules_of(model, unit)
+            for p in module.parameters()
         )
         assert inside > 0.75 * sum(p.numel() for p in model.parameters()), name
 
 
+class Siblings(nn.Module):
+    """A stem and a neck of loose layers around blocks; ``use`` says how forward joins them."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.use = use
+        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.blocks = nn.Sequential(*(self.block() for _ in range(2)))
+        self.neck, self.neck_norm = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+        self.pool, self.squeeze = nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 6, 1)
+        self.squeeze_norm = nn.BatchNorm2d(6)
+
+    @staticmethod
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)))[0]
+
+    def forward(self, x):
+        convolved = self.conv(x)
+        x = self.norm(convolved * 2 if self.use == "between" else convolved)
+        if self.use == "beside":
+            return self.blocks(self.act(x)).mean() + convolved.mean()
+        if self.use == "as argument":
+            x = self.act(input=x)
+        elif self.use == "again":
+            x = self.act(self.act(x))
+        else:
+            x = self.act(x)
+        x = self.neck_norm(self.neck(self.blocks(x)))
+        return self.squeeze_norm(self.squeeze(self.pool(x)))
+
+
+@pytest.mark.parametrize(
+    ("use", "runs"),
+    [
+        ("in a row", ["conv+norm+act", "neck+neck_norm"]),
+        ("between", ["neck+neck_norm"]),  # norm and act alone hold no weight
+        ("beside", []),
+        ("as argument", ["conv+norm", "neck+neck_norm"]),
+        ("again", ["conv+norm", "neck+neck_norm"]),
+    ],
+)
+def test_a_run_is_called_in_a_row_and_seen_by_nobody_else(use, runs):
+    model = Siblings(use).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    units = find_units(model)
+    assert [unit for unit in units if unit not in find_blocks(model)] == runs
+    if use == "in a row":
+        assert units == ("conv+norm+act", "blocks.0", "blocks.1", "neck+neck_norm")
+    # looking leaves weights, statistics, mode and hooks alone
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.norm.training
+    assert not model.conv._forward_hooks
+
+
+def test_a_forward_that_meta_tensors_cannot_run_has_no_runs():
+    model = Siblings("in a row")
+    model.act = nn.Module()
+    model.act.forward = lambda x: x * float(x.sum())
+    assert find_units(model) == find_blocks(model)
+
+
 def test_lora_changes_no_unit_and_no_part():
     peft = pytest.importorskip("peft")
-    for name in ("vit_tiny_patch16_224", "tiny_vit_5m_224"):
+    linear = ["qkv", "fc1", "fc2", "proj"]
+    for name, targets in (
+        ("vit_tiny_patch16_224", linear),
+        ("tiny_vit_5m_224", [*linear, "conv1.conv", "conv3.conv"]),
+        ("resnet18", ["conv1"]),
+        ("mobilenetv2_035", ["conv_stem", "conv_head"]),
+    ):
         plain = timm.create_model(name, num_classes=3)
         units = find_units(plain)
         parts = [parts_of(plain, unit) for unit in units]
-        config = peft.LoraConfig(
-            target_modules=["qkv", "fc1", "fc2", "proj", "conv1.conv", "conv3.conv"]
-        )
+        config = peft.LoraConfig(target_modules=targets)
         wrapped = peft.get_peft_model(plain, config).get_base_model()
         assert find_units(wrapped) == units
         assert [parts_of(wrapped, unit) for unit in units] == parts
@@ -168,11 +247,13 @@ def test_parts_are_the_branches():
     assert parts_of(convnext, "stages.0.blocks.0") == ("mlp",)
     assert parts_of(mobile, "blocks.1.0") == ()
     assert parts_of(resnet, "layer2.0") == ()
+    assert parts_of(resnet, "conv1+bn1+act1+maxpool") == ()
 
 
 def test_override_is_taken_and_checked():
     with torch.device("meta"):
         model = timm.create_model("resnet18")
     assert find_units(model, override=["layer1", "layer2"]) == ("layer1", "layer2")
+    assert find_units(model, override=["conv1+bn1", "layer1"]) == ("conv1+bn1", "layer1")
     with pytest.raises(UnknownNameError, match=r"unknown unit 'layer9'.*layer1"):
         find_units(model, override=["layer9"])

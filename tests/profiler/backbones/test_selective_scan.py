@@ -136,13 +136,22 @@ def test_sequences_taken_in_turns_give_the_same(monkeypatch):
     inputs = random_inputs(batch=5)
     y, grads = gradients(selective_scan, inputs)
     steps = inputs["delta"].transpose(1, 2)
-    row_bytes = scan_workspace(steps[:1], states=3, buffers=BACKWARD_BUFFERS).nbytes
+    monkeypatch.setattr(module, "WORKSPACE_BYTES", 1)  # one sequence at the least
+    row_bytes = scan_workspace(steps, states=3, buffers=BACKWARD_BUFFERS).nbytes
     monkeypatch.setattr(module, "WORKSPACE_BYTES", 2 * row_bytes)
     assert scan_workspace(steps, states=3, buffers=BACKWARD_BUFFERS).shape[1] == 2
     y_turns, grads_turns = gradients(selective_scan, inputs)
     torch.testing.assert_close(y_turns, y, rtol=0, atol=0)
     for name in NAMES:
         torch.testing.assert_close(grads_turns[name], grads[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_scratch_is_the_same_for_any_batch():
+    shapes = {
+        scan_workspace(torch.empty(batch, 40, 8), states=3, buffers=FORWARD_BUFFERS).shape
+        for batch in (1, 2, 100_000)
+    }
+    assert len(shapes) == 1
 
 
 @pytest.mark.parametrize("trained", [("C",), ("A",), ("u",), ("B", "D"), ("delta_bias",), ("z",)])
