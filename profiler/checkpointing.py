@@ -20,6 +20,8 @@ Under adapters a recomputed unit runs all but its last frozen layer: nobody need
 
 Nothing is framed when gradients are off, and a call that saves nothing (frozen, nothing before it
 learns) costs nothing. Modules keep class, name and state: only the instance's ``forward`` changes.
+A unit that is a run of siblings is called through its first module: that one runs them all, hooks
+included, and the others hand on what they are given.
 
 Limits: a unit must not modify its own input in place (refilling raises), and tensors that a custom
 autograd function hides from ``save_for_backward`` (bitsandbytes: its quantised weight) stay.
@@ -28,6 +30,7 @@ autograd function hides from ``save_for_backward`` (bitsandbytes: its quantised 
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +39,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from profiler.backbones.discovery import find_units
+from profiler.backbones.discovery import find_units, modules_of
 from profiler.cheap import Scope, weight_cast
 from profiler.errors import InputError
 from profiler.frames import Frame, Held, Recipe, Table, recomputing, running_frame
@@ -74,6 +77,55 @@ class _Call:
         """Run the module as one frame."""
         frame = Frame(self.recipe, args, kwargs, hold=hold)
         return frame.run_first(args, kwargs), frame
+
+
+class _Run(nn.Module):
+    """Siblings that the model calls in a row, as one module that no model holds.
+
+    Args:
+        members: in forward order.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.output: Callable[[], Tensor | None] = _nothing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the members one after the other, each with its hooks."""
+        for member in self.members:
+            x = type(member)._call_impl(member, x)
+        return x
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Stand in for the first member: run them all."""
+        output: Tensor = self(x)
+        self.output = weakref.ref(output)
+        return output
+
+    def hand_on(self, x: Tensor) -> Tensor:
+        """Stand in for another member: its work is done."""
+        if self.output() is not x:
+            raise RuntimeError(
+                "a unit of several modules was not called as one run; keep this unit"
+            )
+        return x
+
+    def install(self) -> None:
+        """Put the members' calls, hooks and all, under the run."""
+        for member in self.members:
+            # in the instance, as `forward` is elsewhere: nn.Module.__call__ asks there
+            member.__dict__["_call_impl"] = self.hand_on
+        self.members[0].__dict__["_call_impl"] = self.enter
+
+    def remove(self) -> None:
+        """Give the members their own calls back."""
+        for member in self.members:
+            del member.__dict__["_call_impl"]
+
+
+def _nothing() -> None:
+    return None
 
 
 class _Chain:
@@ -219,12 +271,23 @@ class AppliedPlacement:
         self.units = units
         self._policy = policy
         self._calls: list[_Call] = []
+        self._runs: list[_Run] = []
         self._decisions: dict[str, str] = {}
 
     @property
     def placement(self) -> Placement:
         """What the model follows; for the adaptive rule, what it decided in the last forward."""
         return Placement(policy=self._policy, decisions=self._decisions)
+
+    def _module(self, backbone: nn.Module, unit: str) -> nn.Module:
+        """Return the module whose forward is the unit's."""
+        members = modules_of(backbone, unit)
+        if len(members) == 1:
+            return members[0]
+        run = _Run(members)
+        run.install()
+        self._runs.append(run)
+        return run
 
     def _recompute(self, call: _Call) -> None:
         self._calls += [*_adapters_in(call.recipe.name, call.module), call]
@@ -233,7 +296,10 @@ class AppliedPlacement:
         """Give every module its own forward back."""
         for call in reversed(self._calls):
             call.remove()
+        for run in self._runs:
+            run.remove()
         self._calls.clear()
+        self._runs.clear()
 
     def __enter__(self) -> AppliedPlacement:
         return self
@@ -262,14 +328,17 @@ def apply_placement(
     applied._decisions = dict(placement.decisions)
     chain = _Chain()
     for name, after in zip(known, (*known[1:], None), strict=True):
-        decision, module = placement.decision(name), backbone.get_submodule(name)
+        decision = placement.decision(name)
         parts = [key for key in placement.decisions if key.startswith(f"{name}/")]
+        if decision == KEEP and not parts:
+            continue
+        module = applied._module(backbone, name)
         if decision in (RECOMPUTE, SEGMENT):
             reads = chain if decision == SEGMENT else None
             read = after is not None and placement.decision(after) == SEGMENT
             unit = _Recomputed(name, module, reads=reads, announces=chain if read else None)
             applied._recompute(unit)
-        elif decision == CHEAP or parts:
+        else:
             scoped = _Scoped(name, module, decision=decision)
             applied._calls.append(scoped)
             for key in parts:
@@ -310,7 +379,7 @@ def apply_adaptive(
         return live_bytes() >= threshold * budget_bytes
 
     for name in known:
-        module = backbone.get_submodule(name)
+        module = applied._module(backbone, name)
         applied._recompute(_Adaptive(name, module, is_tight=is_tight, log=applied._decisions))
     return applied
 
@@ -324,13 +393,15 @@ def _check(placement: Placement, units: tuple[str, ...], backbone: nn.Module) ->
         if unit not in units:
             raise _lacks("unit", unit, units)
         if part:
-            _check_part(placement, unit, part, backbone.get_submodule(unit))
+            _check_part(placement, unit, part, modules_of(backbone, unit))
         elif decision == SEGMENT:
             _check_segment(placement.decisions, unit, units)
 
 
-def _check_part(placement: Placement, unit: str, part: str, module: nn.Module) -> None:
-    known = [name for name, _ in module.named_modules() if name]
+def _check_part(placement: Placement, unit: str, part: str, modules: tuple[nn.Module, ...]) -> None:
+    # a run has no parts: its modules are not the model's child of one name
+    inner = modules[0].named_modules() if len(modules) == 1 else ()
+    known = [name for name, _ in inner if name]
     if part not in known:
         raise _lacks(f"part of {unit!r}", part, known)
     whole, own = placement.decision(unit), placement.decision(f"{unit}/{part}")

@@ -9,19 +9,24 @@ backward is the upper envelope of few of them.
 
     stored_i    growth over unit i's forward (and the glue before it) of what it leaves behind: its
                 output, and what is still there when backward begins
-    forward_i   envelope of live bytes during it, above what units before it left
+    forward_i   envelope of live bytes during it, above what units before it left and cached
     backward_i  envelope during its backward, above static + what earlier units store + gradients
                 of later units
 
+    cached_i    what unit i's forward leaves until the last unit has run, but not to backward:
+                autocast's copies of weights, where no saved tensor is one
+
 Units are composed as a chain (``planner.placement.chain``): the option of one unit does not change
-another's numbers. Where a network is no chain (a skip connection across units), this is an
-approximation, and replay decides.
+another's numbers. Where it would, a number is what it is beside the neighbour that costs most: a
+unit's input may be saved by itself alone, and go while it runs backward, or by the unit before it
+too (ResNet's ReLU saves its result), and stay. Where a network is no chain (a skip connection
+across units), this is an approximation, and replay decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +39,7 @@ from profiler.event_log import (
     RECOMPUTE,
     EventLog,
 )
+from profiler.methods import with_rank_in_name
 from profiler.placement import CHEAP, KEEP, Placement
 from profiler.placement import RECOMPUTE as RECOMPUTE_UNIT
 from profiler.records import OWNERS
@@ -46,7 +52,10 @@ Ints = npt.NDArray[np.int64]
 PROBE_BATCH = 1009
 """A prime: what it divides has the batch as a factor (see ``_coefficients``)."""
 PROBE_RANKS = (4, 8)
+RANK_IS_A_DIVISOR = frozenset({"side"})
+"""Methods of whose rank no size is a polynomial: every rank is a family of its own."""
 _GRADIENT = OWNERS.index("gradient")
+_SUM = "aten.add.Tensor"
 _BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 _RANK_GRID = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -119,6 +128,7 @@ class OptionProfile:
     Attributes:
         base: [4] live bytes when the first forward begins (parameters, buffers, inputs).
         stored: [units, 4].
+        cached: [units, 4].
         forward: envelope over each unit's forward.
         backward: envelope over each unit's backward, in a step of one micro-batch.
         accumulating: likewise when gradients of all units are there from the start.
@@ -130,6 +140,7 @@ class OptionProfile:
 
     base: Floats
     stored: Floats
+    cached: Floats
     forward: Envelope
     backward: Envelope
     accumulating: Envelope
@@ -137,6 +148,11 @@ class OptionProfile:
     gradients: Floats
     boundary: Floats
     work: Work
+
+    @property
+    def learns_in_units(self) -> bool:
+        """Whether any unit runs backward."""
+        return bool(self.backward.lines.any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,14 +172,23 @@ class UpdateProfile:
 
 def family_of(workload: Workload) -> Workload:
     """Return the workload that stands for its family."""
+    named = with_rank_in_name(workload.method, workload.rank)
+    if named is not None:
+        workload = workload.replace(method=named, rank=None)
     return workload.replace(
         micro_batch=PROBE_BATCH,
         accumulation=1,
         optimizer="adamw",
-        rank=None if workload.rank is None else PROBE_RANKS[0],
+        rank=_family_rank(workload),
         alpha=None,
         grad_clip=None,
     )
+
+
+def _family_rank(workload: Workload) -> int | None:
+    if workload.rank is None or workload.method in RANK_IS_A_DIVISOR:
+        return workload.rank
+    return PROBE_RANKS[0]
 
 
 Replayer = Callable[[Candidate], EventLog]
@@ -171,8 +196,8 @@ Replayer = Callable[[Candidate], EventLog]
 
 def profile_option(
     family: Workload, placement: Placement, replayer: Replayer
-) -> tuple[OptionProfile, tuple[str, ...]]:
-    """Replay a family under one placement and return its polynomials and its unit names.
+) -> tuple[OptionProfile, list[EventLog]]:
+    """Replay a family under one placement and return its polynomials and what they were read off.
 
     Raises:
         ValueError: the replays do not line up (the network's operations depend on the batch).
@@ -180,7 +205,7 @@ def profile_option(
     logs = [
         replayer(Candidate(workload=workload, placement=placement)) for workload in _probes(family)
     ]
-    return _option_profile(logs), logs[0].units
+    return _option_profile(logs), logs
 
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
@@ -196,8 +221,14 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
     return UpdateProfile(state=state, temporary=_single(envelope), work=_work(logs).of(OPTIMIZER))
 
 
+def at_micro_batch(log: EventLog, micro_batch: int) -> EventLog:
+    """Return a family's log as it would be at another micro-batch: only sizes differ."""
+    sizes = _coefficients([log.nbytes]) @ terms(micro_batch, None)
+    return replace(log, nbytes=np.rint(sizes).astype(np.int64))
+
+
 def _probes(family: Workload) -> list[Workload]:
-    if family.rank is None:
+    if family.rank is None or family.method in RANK_IS_A_DIVISOR:
         return [family]
     return [family, family.replace(rank=PROBE_RANKS[1])]
 
@@ -259,9 +290,10 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
     exits = [moments.start, *moments.exits]
     level = live[moments.start] + _levels(log, sizes, moments)
     stored = np.diff(level, axis=0)
-    forward = _envelope([live[exits[i] : exits[i + 1] + 1] - level[i] for i in range(count)])
+    there = level + _cached(log, sizes, moments)
+    forward = _envelope([live[exits[i] : exits[i + 1] + 1] - there[i] for i in range(count)])
     turn = min([begin for begin, _ in moments.backwards.values()], default=log.ticks)
-    head = _envelope([live[exits[-1] : turn + 1] - level[-1]])
+    head = _envelope([live[exits[-1] : turn + 1] - there[-1]])
     is_gradient = (log.owner == _GRADIENT) & (log.birth > moments.start)
     gradients = np.zeros((count + 1, 4))
     gradients[count] = sizes[is_gradient & (log.birth <= turn)].sum(axis=0)
@@ -274,12 +306,13 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
     for index in range(count):
         begin, end = moments.backwards.get(index, (0, -1))
         span = slice(begin, end + 1)
-        before = level[index]
-        backward.append(live[span] - before - (gradients_live[begin] if end >= 0 else 0))
-        accumulating.append(live[span] - before - gradients_live[span] + passing[span])
+        above = live[span] - level[index] + _freed(log, sizes, moments, index)[span]
+        backward.append(above - (gradients_live[begin] if end >= 0 else 0))
+        accumulating.append(above - gradients_live[span] + passing[span])
     return OptionProfile(
         base=live[moments.start],
         stored=stored,
+        cached=np.diff(there - level, axis=0),
         forward=forward,
         backward=_envelope(backward),
         accumulating=_envelope(accumulating),
@@ -299,11 +332,31 @@ def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
     backward = _start_of(log, BACKWARD)
     lasting = _live_of(log, sizes, log.death > backward)
     level: Floats = lasting[[moments.start, *moments.exits]] - lasting[moments.start]
+    has_batch = sizes[:, [1, 3]].any(axis=1)
     for index, (enter, leave) in enumerate(zip(moments.enters, moments.exits, strict=True)):
         own = (log.birth > enter) & (log.birth <= leave)
         passing = (log.death > leave) & (log.death <= backward)
-        level[index + 1] += sizes[own & passing].sum(axis=0)
+        level[index + 1] += sizes[own & passing & has_batch].sum(axis=0)
     return level
+
+
+def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
+    """Return [units + 1, 4] bytes that units up to each have cached: there is no batch in them."""
+    last, backward = moments.exits[-1], _start_of(log, BACKWARD)
+    passing = (log.birth > moments.start) & (log.death > last) & (log.death <= backward)
+    cached = passing & ~sizes[:, [1, 3]].any(axis=1)
+    there: Floats = _live_of(log, sizes, cached)[[moments.start, *moments.exits]]
+    return there
+
+
+def _freed(log: EventLog, sizes: Floats, moments: _Moments, index: int) -> Floats:
+    """Return [ticks + 1, 4] what backward has freed of what the units before one had left."""
+    before = moments.exits[index - 1] if index else moments.start
+    left = (log.birth > moments.start) & (log.birth <= before)
+    freed = left & (log.death > _start_of(log, BACKWARD)) & (log.death <= log.ticks)
+    delta = np.zeros((log.ticks + 2, 4))
+    np.add.at(delta, log.death[freed], sizes[freed])
+    return np.cumsum(delta, axis=0)[: log.ticks + 1]
 
 
 def _live_of(
@@ -318,8 +371,10 @@ def _live_of(
 def _soon(log: EventLog) -> Ints:
     """Return when each storage would die if it were added to something at once.
 
-    That is at the next birth by another operation: autograd runs AccumulateGrad before it goes on.
+    That is at the next birth by another operation: autograd runs AccumulateGrad before it goes on,
+    but first adds the gradients of an input that two have read.
     """
+    sums = [code for code, name in enumerate(log.operation_names) if name == _SUM]
     order = np.argsort(log.birth, kind="stable")
     death = log.death.copy()
     following = log.ticks
@@ -327,7 +382,8 @@ def _soon(log: EventLog) -> Ints:
         index = order[position]
         death[index] = min(death[index], following)
         previous = order[position - 1] if position else index
-        if log.operation[previous] != log.operation[index]:
+        operation = log.operation[index]
+        if log.operation[previous] != operation and operation not in sums:
             following = int(log.birth[index])
     return death
 

@@ -292,7 +292,14 @@ class CudaKernels:
     def __init__(self, capability: Capability) -> None:
         self.capability = capability
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    def inside(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        live_bytes: int = 0,
+    ) -> tuple[int, ...]:
         """Return the blocks at the operation's own peak, outputs included; none for no more."""
         packet = func._overloadpacket
         if packet is _aten._scaled_dot_product_efficient_attention_backward:

@@ -43,7 +43,10 @@ class UnknownNameError(UsageError):
     """
 
     def __init__(self, *, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        self.near = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
+        names = list(dict.fromkeys(known))
+        longer = sorted((each for each in names if name and each.startswith(name)), key=len)
+        similar = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+        self.near = list(dict.fromkeys([*longer, *similar]))[:4]
         advice = f"did you mean {', '.join(self.near)}?" if self.near else hint
         super().__init__(f"unknown {kind} {name!r}" + (f"; {advice}" if advice else ""))
 

@@ -4,8 +4,9 @@
 blocked copies, mixed-dtype arithmetic casts an operand, bf16 matmuls and attention have scratch
 space. What exactly depends on processor, library and thread count, so it is probed: each distinct
 operation runs once on zeros under the allocator's own recording. This is done at two small
-batches and extended linearly, operation by operation, so that its cost does not grow with the
-batch. With it a replayed peak equals the CPU allocator's to the byte in most cases.
+batches and extended linearly, operation by operation. Libraries choose other algorithms and other
+blocks at other sizes, so that may be far off: the few operations that could make the peak are run
+at the real batch. With it a replayed peak equals the CPU allocator's to the byte in most cases.
 
 *CUDA*: other kernels save other things, and autocast has other lists (profiler/cuda_kernels.py,
 profiler/cuda_autocast.py). Nothing is probed, all of it is read from PyTorch's source.
@@ -29,7 +30,10 @@ from profiler.cpu_allocator import memory_events, peak_and_growth
 from profiler.cuda_kernels import Capability, imitate_cuda
 
 PROBE_BATCHES = (2, 4)
-"""Batches at which operations are really run; larger ones are extended from these."""
+"""Batches at which every operation is really run; larger ones are extended from these."""
+_MOST_OFF = 2.0
+"""How many times its linear extension an operation may take: the largest of the truth study's
+convolutions, where oneDNN goes over to blocked copies, took 1.43 times (batches 2 and 4 to 16)."""
 TURING: Capability = (7, 5)
 """Compute capability of the RTX 2060 SUPER, the card of arXiv 2607.02158."""
 
@@ -37,44 +41,86 @@ TURING: Capability = (7, 5)
 class KernelBytes(Protocol):
     """Tells, operation by operation, what is live at the peak inside it."""
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-        """Return the blocks at the operation's own peak, outputs included; none for no more."""
+    def inside(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, live_bytes: int
+    ) -> tuple[int, ...]:
+        """Return the blocks at the operation's own peak, outputs included; none for no more.
+
+        Args:
+            func: the operation.
+            args: its arguments.
+            kwargs: its keyword arguments.
+            live_bytes: live when it is called.
+        """
         ...
 
 
 @dataclass(slots=True)
 class Probe(KernelBytes):
-    """Runs each distinct operation once and remembers the sequence."""
+    """Runs each distinct operation once and remembers the sequence.
 
-    sequence: list[int] = field(default_factory=list)
+    Attributes:
+        live: bytes when each operation is called.
+        taken: bytes inside it, 0 for no more than its results.
+    """
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    live: list[int] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
+
+    def inside(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, live_bytes: int
+    ) -> tuple[int, ...]:
         """Probe the operation, or recall it."""
-        if func is _ADD and _in_attention.get():
-            func = torch.ops.aten.add_.Tensor
-        nbytes = 0 if _harmless(func, args) else _probed_peak(func, args, kwargs)
-        self.sequence.append(nbytes)
+        nbytes = probed_bytes(func, args, kwargs)
+        self.live.append(live_bytes)
+        self.taken.append(nbytes)
         return (nbytes,) if nbytes else ()
 
 
-@dataclass(slots=True)
 class Extended(KernelBytes):
-    """Extends the sequences of two probed replays to another batch."""
+    """Extends the sequences of two probed replays to another batch.
 
-    low: list[int]
-    high: list[int]
-    batch: int
-    position: int = 0
+    Live bytes are linear in the batch, so it is known beforehand which operations could make the
+    peak: those few are probed at the batch itself.
 
-    def inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-        """Return the extension for the next operation of the step."""
-        index, self.position = self.position, self.position + 1
-        if index >= min(len(self.low), len(self.high)):
+    Args:
+        low: what was seen at the smaller of ``PROBE_BATCHES``.
+        high: at the larger.
+        batch: the micro-batch to extend to.
+    """
+
+    def __init__(self, low: Probe, high: Probe, *, batch: int) -> None:
+        live = _extend(low.live, high.live, batch)
+        self._taken = _extend(low.taken, high.taken, batch)
+        highest = max(live, default=0)
+        self._decides = [
+            taken > 0 and before + _MOST_OFF * taken > highest
+            for before, taken in zip(live, self._taken, strict=True)
+        ]
+        self._position = 0
+
+    def inside(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        live_bytes: int,
+    ) -> tuple[int, ...]:
+        """Return what the next operation of the step takes."""
+        index, self._position = self._position, self._position + 1
+        if index >= len(self._taken):
             return ()
-        small, large = PROBE_BATCHES
-        slope = (self.high[index] - self.low[index]) / (large - small)
-        nbytes = round(self.low[index] + slope * (self.batch - small))
+        decides = self._decides[index]
+        nbytes = probed_bytes(func, args, kwargs) if decides else self._taken[index]
         return (nbytes,) if nbytes > 0 else ()
+
+
+def _extend(low: list[int], high: list[int], batch: int) -> list[int]:
+    """Draw the line through two values, operation by operation, up to a batch."""
+    small, large = PROBE_BATCHES
+    further = (batch - small) / (large - small)
+    return [round(a + (b - a) * further) for a, b in zip(low, high, strict=False)]
 
 
 def real_sizes(func: Any, args: tuple[Any, ...], out: Any) -> tuple[tuple[Tensor, int], ...]:
@@ -122,7 +168,15 @@ def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
     return elementwise and len(dtypes) <= 1
 
 
-def _probed_peak(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def probed_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return what is live at an operation's own peak on this CPU, 0 if no more than its results.
+
+    It is run on zeros, once for each shape.
+    """
+    if func is _ADD and _in_attention.get():
+        func = torch.ops.aten.add_.Tensor
+    if _harmless(func, args):
+        return 0
     described = str(tree_map(_describe, (args, kwargs)))
     key = (str(func), f"{torch.get_num_threads()} {described}")
     if key not in _peaks:

@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.assembly import Assembly, assemble
+from profiler.backbones.discovery import modules_of
 from profiler.checkpointing import apply_placement, recomputing
 from profiler.cuda_kernels import Capability, CudaKernels
 from profiler.event_log import (
@@ -91,6 +92,8 @@ class Recorder(TorchDispatchMode):
         self.phase = SETUP
         self.unit = -1
         self.tick = 0
+        self.live_bytes = 0
+        self._left = -1
         self.marks: list[Mark] = []
         self.operations: list[OperationRecord] = []
         self.boundary_bytes = [0] * len(unit_names)
@@ -129,8 +132,10 @@ class Recorder(TorchDispatchMode):
         self._alive[key] = (weakref.ref(storage, died), row)
 
     def _birth(self, nbytes: int, owner: int, operation: int) -> int:
+        self._mark_exit()
         row = len(self.rows)
         self.tick += 1
+        self.live_bytes += nbytes
         self.rows.append([nbytes, self.tick, -1, owner, self.phase, self.unit, operation])
         if self.warming_up:
             self._warm.add(row)
@@ -138,6 +143,7 @@ class Recorder(TorchDispatchMode):
 
     def _death(self, row: int) -> None:
         self.tick += 1
+        self.live_bytes -= self.rows[row][0]
         self.rows[row][2] = self.tick
 
     def own(self, tensor: Tensor, owner: int) -> None:
@@ -150,6 +156,7 @@ class Recorder(TorchDispatchMode):
         """Leave out a storage that does not live on the target."""
         entry = self._alive.get(tensor.untyped_storage()._cdata)
         if entry is not None:
+            self.live_bytes -= self.rows[entry[1]][0]
             self.rows[entry[1]][0] = 0
 
     # -- operations --------------------------------------------------------------------------
@@ -184,7 +191,7 @@ class Recorder(TorchDispatchMode):
         name = str(func)
         operation = self._names.setdefault(name, len(self._names))
         if self.kernel_bytes is not None and self.phase != OPTIMIZER:
-            inside = self.kernel_bytes.inside(func, args, kwargs)
+            inside = self.kernel_bytes.inside(func, args, kwargs, live_bytes=self.live_bytes)
             for row in [self._birth(n, _OWNER["temporary"], operation) for n in inside]:
                 self._death(row)
         for tensor, nbytes in real_sizes(func, args, out):
@@ -232,7 +239,22 @@ class Recorder(TorchDispatchMode):
 
     def mark(self, kind: str, value: int) -> None:
         """Note a moment."""
+        self._mark_exit()
         self.marks.append(Mark(self.tick, kind, value))
+
+    def leave(self, unit: int, *, is_run: bool) -> None:
+        """Note a unit's exit; a run's with what happens next.
+
+        In the hook of a run's last module, its caller still holds what is inside the run.
+        """
+        self.unit, self._left = -1, unit
+        if not is_run:
+            self._mark_exit()
+
+    def _mark_exit(self) -> None:
+        if self._left >= 0:
+            self.marks.append(Mark(self.tick, "exit", self._left))
+            self._left = -1
 
     @contextmanager
     def in_phase(self, name: str) -> Iterator[None]:
@@ -451,17 +473,17 @@ def _cpu_kernels(candidate: Candidate) -> KernelBytes:
     batch = candidate.workload.micro_batch
     if batch <= max(PROBE_BATCHES):
         return Probe()
-    low, high = (_probed_sequence(candidate, small) for small in PROBE_BATCHES)
-    return Extended(low=low, high=high, batch=batch)
+    low, high = (_probed(candidate, small) for small in PROBE_BATCHES)
+    return Extended(low, high, batch=batch)
 
 
-def _probed_sequence(candidate: Candidate, batch: int) -> list[int]:
+def _probed(candidate: Candidate, batch: int) -> Probe:
     probe = Probe()
     small = Candidate(
         workload=candidate.workload.replace(micro_batch=batch), placement=candidate.placement
     )
     _replay(small, "cpu", probe, optimizer=False, as_published=False)
-    return probe.sequence
+    return probe
 
 
 def _replay(
@@ -632,10 +654,10 @@ def _unit_marks(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     backbone = backbone_of(model)
     handles = []
     for index, name in enumerate(recorder.unit_names):
-        module = backbone.get_submodule(name)
+        modules = modules_of(backbone, name)
         handles += [
-            module.register_forward_pre_hook(_enter(recorder, index)),
-            module.register_forward_hook(_leave(recorder, index)),
+            modules[0].register_forward_pre_hook(_enter(recorder, index)),
+            modules[-1].register_forward_hook(_leave(recorder, index, is_run=len(modules) > 1)),
         ]
     try:
         yield
@@ -646,20 +668,23 @@ def _unit_marks(recorder: Recorder, model: nn.Module) -> Iterator[None]:
 
 def _enter(recorder: Recorder, index: int) -> Callable[..., None]:
     def enter(*_: object) -> None:
+        if recomputing():  # the hooks of a run's modules are called again with it
+            return
         recorder.unit = index
         recorder.mark("enter", index)
 
     return enter
 
 
-def _leave(recorder: Recorder, index: int) -> Callable[..., None]:
+def _leave(recorder: Recorder, index: int, *, is_run: bool) -> Callable[..., None]:
     def begin_backward(_: Tensor) -> None:
         recorder.unit = index
         recorder.mark("backward", index)
 
     def leave(_module: nn.Module, _args: object, out: object) -> None:
-        recorder.mark("exit", index)
-        recorder.unit = -1
+        if recomputing():
+            return
+        recorder.leave(index, is_run=is_run)
         tensor = out[0] if isinstance(out, tuple | list) else out
         if not isinstance(tensor, Tensor):
             return

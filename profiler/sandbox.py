@@ -163,12 +163,20 @@ def cap_host_memory(cap_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
+_REFUSALS = (
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, when it finds no room for a kernel or its scratch
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception is an allocator's refusal."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
-    return "can't allocate memory" in text or "out of memory" in text or "bad_alloc" in text
+    return any(sign in text for sign in _REFUSALS)
 
 
 def _kind_of(error: Exception) -> str:

@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-SCHEMA = 3
+SCHEMA = 7
 """Raise it whenever a profile's meaning changes."""
 
 _T = TypeVar("_T")
@@ -81,6 +81,11 @@ class Store:
         if path is not None:
             _write(path, {"value": np.array(value)})
         return value
+
+    def holds(self, key: tuple[Any, ...]) -> bool:
+        """Return whether something is stored under a key."""
+        path = self._path(key)
+        return path is not None and path.is_file()
 
     def _path(self, key: tuple[Any, ...]) -> Path | None:
         if self.folder is None:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from profiler.backbones.discovery import find_units, parts_of
+from profiler.backbones.discovery import find_units, modules_of, parts_of
 from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.checkpointing import apply_adaptive, apply_placement, recomputing
@@ -236,6 +236,90 @@ def test_in_place_activations_behind_batch_norm_can_be_dropped():
         assert stored_bytes(placed, x) < 0.75 * stored_bytes(plain, x), activation
 
 
+# --- runs of siblings -----------------------------------------------------------------------------
+
+RUNS = {
+    "resnet": ("conv1+bn1+act1+maxpool",),
+    "mobilenetv2": ("conv_stem+bn1", "conv_head+bn2"),
+    "mobilenetv3": ("conv_stem+bn1",),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("decision", [RECOMPUTE, CHEAP])
+def test_a_run_computes_the_same_and_is_undone(name, decision):
+    model = build(name)
+    state, keys = copy.deepcopy(model.state_dict()), list(model.state_dict())
+    expected = train_step(model, steps=2)
+    model.load_state_dict(state)
+    placement = Placement(decisions=dict.fromkeys(RUNS[name], decision))
+    with apply_placement(model, placement) as applied:
+        assert set(RUNS[name]) < set(applied.units)
+        assert_same(train_step(copy.deepcopy(model), steps=2), expected)
+        assert_same(train_step(model, steps=2), expected)
+        assert list(model.state_dict()) == keys
+        with torch.no_grad():
+            placed = model.eval()(images())
+    assert torch.equal(model(images()), placed)
+    assert not any({"forward", "_call_impl"} & vars(module).keys() for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "kept", "freed"),
+    [
+        # what the convolution and ReLU (in place) give, and the pool's indices (8 bytes each)
+        ("resnet", "conv1+bn1+act1+maxpool", 64 * 8 * 8, 2 * 64 * 16 * 16 + 2 * 64 * 8 * 8),
+        # what the convolution gives, and the copy that ReLU6 saves of its input
+        ("mobilenetv2", "conv_stem+bn1", 16 * 16 * 16, 2 * 16 * 16 * 16),
+    ],
+)
+def test_a_recomputed_run_keeps_its_output_alone(name, run, kept, freed):
+    model, x = build(name), images()
+    model.bn1.register_forward_pre_hook(lambda *_: None)  # hooks inside are part of the run
+    outputs: list[torch.Tensor] = []
+    modules_of(model, run)[-1].register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    plain = stored_bytes(model, x)
+    assert outputs.pop().numel() == len(x) * kept
+    with apply_placement(model, Placement(decisions={run: RECOMPUTE})):
+        assert plain - stored_bytes(model, x) == pytest.approx(4 * len(x) * freed, rel=0.01)
+
+
+def test_hooks_that_change_what_passes_inside_a_run_still_do():
+    model = build("resnet")
+    model.conv1.scale = nn.Parameter(torch.full((64, 1, 1), 1.5))
+    model.conv1.register_forward_hook(lambda conv, _args, out: out * conv.scale)
+    expected = train_step(model)
+    for decision in (RECOMPUTE, CHEAP):
+        model.bn1.reset_running_stats()
+        with apply_placement(model, Placement(decisions={RUNS["resnet"][0]: decision})):
+            got = train_step(model)
+        assert torch.equal(got["grad conv1.scale"], expected["grad conv1.scale"])
+        assert torch.equal(got["output"], expected["output"])
+
+
+def test_adapters_inside_a_run_train_the_same(peft):
+    for name, stem in (("resnet", "conv1"), ("mobilenetv2", "conv_stem")):
+        config = peft.LoraConfig(target_modules=[f"{stem}$", stem], r=2, lora_dropout=0.1)
+        model = peft.get_peft_model(build(name), config).train()
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                nn.init.normal_(parameter, std=0.1)
+        state = copy.deepcopy(model.state_dict())
+        expected = train_step(model)
+        assert any(stem in key for key in expected if key.startswith("grad"))
+        model.load_state_dict(state)
+        with apply_placement(model, Placement(decisions={RUNS[name][0]: RECOMPUTE})):
+            assert_same(train_step(model), expected)
+
+
+def test_a_run_that_is_called_otherwise_is_refused():
+    model = build("resnet")
+    apply_placement(model, Placement(decisions={RUNS["resnet"][0]: RECOMPUTE}))
+    x = model.conv1(images())
+    with pytest.raises(RuntimeError, match="not called as one run"):
+        model.bn1(x * 2)
+
+
 # --- what methods make of a model -----------------------------------------------------------------
 
 
@@ -414,8 +498,11 @@ def test_recompute_stores_what_torch_checkpoint_stores(name):
     placed = copy.deepcopy(model)
     apply_placement(placed, everywhere(RECOMPUTE, placed))
     for unit in find_units(model):
-        module = model.get_submodule(unit)
-        module.forward = lambda *a, f=module.forward: checkpoint(f, *a, use_reentrant=False)
+        first, *others = modules_of(model, unit)
+        whole = nn.Sequential(*(copy.copy(module) for module in (first, *others)))
+        first.forward = lambda *a, f=whole.forward: checkpoint(f, *a, use_reentrant=False)
+        for module in others:
+            module.forward = lambda x: x
     ours, theirs = stored_bytes(placed, x), stored_bytes(model, x)
     # Theirs also keeps a state of the random generator for every unit.
     assert ours <= theirs < plain
