@@ -32,8 +32,8 @@ PAPER_THRESHOLD = 0.5
 PAPER_METHODS = ("full", "lora")
 PAPER_RANK = 8
 PAPER_POLICIES = ("none", "static", "adaptive")
-PLACEMENTS = 4
-"""Of one workload, until its replay fits."""
+PLACEMENTS = 5
+"""Of one workload, until its replay fits; the last is the one that needs least."""
 REPLAYS = 3
 """Of the extremes, how many are replayed: composed numbers are within a few percent."""
 
@@ -127,28 +127,30 @@ def place_checked(
     """Place by a policy that respects a budget until the replay respects it too.
 
     The policy counts composed bytes. What a replay needs more, it is given less of, a few times;
-    the last report is returned whether it fits or not.
+    at last the placement that needs least is tried. The report that needs least is returned if
+    none fits: what is returned has been replayed, and the caller compares.
 
     Raises:
-        InfeasibleError: by composed bytes already nothing fits.
+        InfeasibleError: nothing fits, and the policy does not know what would.
     """
     from profiler.predict import predict
 
-    given, report = budget_bytes, None
-    for _ in range(PLACEMENTS):
+    given, reports = budget_bytes, list[Report]()
+    for attempt in range(1, PLACEMENTS + 1):
+        is_last = attempt == PLACEMENTS
         try:
-            placement = cost.place(load, policy, given, options=options)
-        except InfeasibleError:
-            if report is None:
+            placement = cost.place(load, policy, 1 if is_last else given, options=options)
+        except InfeasibleError as error:
+            smallest = device_bytes_of(error, load, cost)
+            if smallest is None:
                 raise
-            return report
-        report = predict(Candidate(workload=load, placement=placement), device=device)
-        excess = needed_bytes(report) - budget_bytes
-        if excess <= 0:
-            return report
+            placement, is_last = cost.place(load, policy, smallest, options=options), True
+        reports.append(predict(Candidate(workload=load, placement=placement), device=device))
+        excess = needed_bytes(reports[-1]) - budget_bytes
+        if excess <= 0 or is_last:
+            break
         given -= max(excess, budget_bytes // 100)
-    assert report is not None
-    return report
+    return min(reports, key=needed_bytes)
 
 
 def device_bytes_of(error: InfeasibleError, load: Workload, cost: CostModel) -> int | None:

@@ -35,6 +35,7 @@ from profiler.composition import (
     OptionProfile,
     Parts,
     UpdateProfile,
+    at_micro_batch,
     decisions_of,
     family_of,
     part_options,
@@ -56,6 +57,8 @@ from profiler.workload import Candidate, Workload
 Progress = Callable[[str, float], None]
 _MOST_CHOICES = 100_000
 """Placements of a family that are remembered; beyond, all are forgotten."""
+SLACK_BATCH = 16
+"""Micro-batch at which the allocator's reserve is read."""
 MENU = (KEEP, CHEAP, RECOMPUTE)
 """Options that every unit has; its branches add more (``profiler.composition.part_options``)."""
 
@@ -152,6 +155,12 @@ class CostModel:
             self._option(family, option)
         self._update(family, workload.optimizer)
 
+    def is_prepared(self, workload: Workload) -> bool:
+        """Return whether the store holds all that ``prepare`` makes."""
+        family = family_of(workload)
+        keys = [self._option_key(family, option) for option in MENU]
+        return all(map(self.store.holds, [*keys, self._update_key(family, workload.optimizer)]))
+
     def units(self, workload: Workload) -> tuple[str, ...]:
         """Return the names of the backbone's units."""
         return tuple(self.parts(workload))
@@ -176,34 +185,45 @@ class CostModel:
         if key not in self._options:
             self._options[key] = self.store.fetch(
                 OptionProfile,
-                ("option", family.to_json(), option, self.target, self._capability),
+                self._option_key(family, option),
                 lambda: self._replay_option(family, option),
             )
         return self._options[key]
 
+    def _option_key(self, family: Workload, option: str) -> tuple[object, ...]:
+        return "option", family.to_json(), option, self.target, self._capability
+
+    def _update_key(self, family: Workload, optimizer: str) -> tuple[object, ...]:
+        return "update", _in_fp32(family).to_json(), optimizer, self.target
+
     def _replay_option(self, family: Workload, option: str) -> OptionProfile:
+        if option != KEEP and not self._option(family, KEEP).learns_in_units:
+            return self._option(family, KEEP)  # without a backward nothing is stored or recomputed
+        placement = uniform(self.units(family), option, self.parts(family))
+        profile, logs = profile_option(family, placement, self._replay)
+        if option == KEEP and self.spec.is_cuda:
+            self._slack[family] = self._fetch_slack(family, lambda: logs[0])
+        return profile
+
+    def _replay(self, candidate: Candidate) -> EventLog:
         from profiler.replay import replay
 
-        placement = uniform(self.units(family), option, self.parts(family))
-        replayer = partial(
-            replay,
+        return replay(
+            candidate,
             target=self.target,
             capability=self._capability,
             optimizer=False,
             # bytes inside CPU kernels have to be probed: the replayed rung's business
             inside_kernels=self.spec.is_cuda,
         )
-        profile, _ = profile_option(family, placement, replayer)
-        return profile
 
     def _update(self, family: Workload, optimizer: str) -> UpdateProfile:
-        family = family.replace(precision="fp32")  # parameters and state are fp32 in any case
-        key = (family, optimizer)
+        key = (_in_fp32(family), optimizer)
         if key not in self._updates:
             self._updates[key] = self.store.fetch(
                 UpdateProfile,
-                ("update", family.to_json(), optimizer, self.target),
-                lambda: self._replay_update(family, optimizer),
+                self._update_key(family, optimizer),
+                lambda: self._replay_update(*key),
             )
         return self._updates[key]
 
@@ -249,6 +269,7 @@ class CostModel:
             base=base,
             floor=floor,
             stored={o: p.stored @ point for o, p in profiles.items()},
+            cached={o: p.cached @ point for o, p in profiles.items()},
             forward={o: p.forward.at(point) for o, p in profiles.items()},
             backward={
                 o: (p.accumulating if accumulating else p.backward).at(point)
@@ -344,23 +365,18 @@ class CostModel:
         """
         family = family_of(workload)
         if family not in self._slack:
-            self._slack[family] = self.store.fetch_number(
-                ("slack", family.to_json(), self._capability), lambda: self._replay_slack(family)
+            self._slack[family] = self._fetch_slack(
+                family, lambda: self._replay(Candidate(workload=family))
             )
         return self._slack[family]
 
-    def _replay_slack(self, family: Workload) -> float:
-        from profiler.replay import replay
+    def _fetch_slack(self, family: Workload, log: Callable[[], EventLog]) -> float:
+        def read() -> float:
+            allocator = CachingAllocator()
+            run_steps(allocator, at_micro_batch(log(), SLACK_BATCH), steps=2)
+            return allocator.peak_reserved_bytes / allocator.peak_allocated_bytes - 1.0
 
-        log: EventLog = replay(
-            Candidate(workload=family.replace(micro_batch=16)),
-            target="cuda",
-            capability=self._capability,
-            optimizer=False,
-        )
-        allocator = CachingAllocator()
-        run_steps(allocator, log, steps=2)
-        return allocator.peak_reserved_bytes / allocator.peak_allocated_bytes - 1.0
+        return self.store.fetch_number(("slack", family.to_json(), self._capability), read)
 
     # -- reports -----------------------------------------------------------------------------
 
@@ -432,13 +448,22 @@ class CostModel:
         kept = self._option(family_of(workload), KEEP)
         point = terms(workload.micro_batch, workload.rank)
         boundary = kept.boundary @ point
+        # the chain has no word for what is cached: as if every unit before cached the most it can
+        most = np.max([numbers.cached[option] for option in options], axis=0)
+        cached = np.cumsum([0.0, *most])
         workspace = workspace_bytes(self.spec)[0]
         forward_seconds = _forward_seconds(kept, point, self.rates(workload))
         pieces = [
             ChainUnit(
                 name=name,
                 options=tuple(
-                    _chain_option(numbers, option, index, decisions_of(name, option, parts))
+                    _chain_option(
+                        numbers,
+                        option,
+                        index,
+                        decisions_of(name, option, parts),
+                        cached=float(cached[index]),
+                    )
                     for option in options
                     if option == KEEP or decisions_of(name, option, parts)
                 ),
@@ -452,7 +477,7 @@ class CostModel:
         head = Option(
             decision=KEEP,
             stored_bytes=0,
-            forward_bytes=_up(max(numbers.head[o] for o in (KEEP,))),
+            forward_bytes=_up(numbers.head[KEEP] + float(cached[-1])),
             backward_bytes=0,
             recompute_seconds=0.0,
         )
@@ -526,6 +551,11 @@ NOMINAL = Rates(
 """Stands in where nothing is known of a device's speed: only the order of options counts."""
 
 
+def _in_fp32(family: Workload) -> Workload:
+    """Return the family whose update is the same: parameters and state are fp32 in any case."""
+    return family.replace(precision="fp32")
+
+
 def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:
     """Say where a segment frees what lies between two units: within one loop over both.
 
@@ -546,13 +576,13 @@ def _up(value: float) -> int:
 
 
 def _chain_option(
-    numbers: Numbers, option: str, index: int, decisions: Mapping[str, str]
+    numbers: Numbers, option: str, index: int, decisions: Mapping[str, str], *, cached: float
 ) -> Option:
     by_part = option.startswith("parts:")
     return Option(
         decision=KEEP if by_part else option,
         stored_bytes=round(float(numbers.stored[option][index])),
-        forward_bytes=_up(float(numbers.forward[option][index])),
+        forward_bytes=_up(float(numbers.forward[option][index]) + cached),
         backward_bytes=max(0, _up(float(numbers.backward[option][index]))),
         recompute_seconds=max(0.0, float(numbers.again[option][index])),
         parts={u.partition("/")[2]: d for u, d in decisions.items()} if by_part else {},

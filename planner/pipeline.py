@@ -29,7 +29,6 @@ from planner.front import (
     HypervolumeStagnation,
     hypervolume,
     reference_point,
-    spread,
 )
 from planner.netscore import Scores, scores, train_score
 from planner.plan import Accuracy, Plan, plan_file_name, versions, write_plan
@@ -217,7 +216,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
             device=request.device.name,
             found=[evaluation.candidate for evaluation in found.evaluations],
         )
-    checked, failed = _validate(request, found, replayed, notify)
+    checked, failed = _validate(request, replayed, notify)
     entries = [_entry(request, found, row) for row in checked]
     recommended, reason = choose(entries)
     for entry in entries:
@@ -301,11 +300,19 @@ def problem_of(request: Request) -> Problem:
         device=request.device.name,
         budget_bytes=request.budget_bytes,
         data=request.run.data,
-        pretrained=request.has_weights,
+        # a plan is for fine-tuning: weights that cannot be loaded here do not change the order
+        pretrained=request.run.pretrained or request.run.weights is not None,
     )
 
 
 def _search(request: Request, cost: CostModel, notify: Notify) -> SearchResult:
+    from planner.prefetch import prefetch
+
+    prefetch(
+        cost,
+        request.space.workloads(),
+        on_progress=lambda text, fraction: notify("profile", text, fraction),
+    )
     done = 0.0
 
     def on_trial(trials: int, total: int) -> None:
@@ -332,30 +339,45 @@ def _search(request: Request, cost: CostModel, notify: Notify) -> SearchResult:
 def _replay(
     request: Request, front: Sequence[Evaluation], cost: CostModel, notify: Notify
 ) -> tuple[list[_Row], list[str]]:
-    """Replay a diverse part of the front; return what still fits, and why the rest does not."""
+    """Replay what would be recommended and what adds most to it; return what fits, and why not."""
     waiting = list(front)
     passed: list[_Row] = []
     dropped: list[str] = []
-    while waiting and len(passed) < FRONT_SIZE:
-        chosen = _diverse(waiting, FRONT_SIZE - len(passed))
-        for found in chosen:
-            waiting.remove(found)
-            notify("replay", describe(found.candidate), len(passed) / FRONT_SIZE)
-            report = _replayed(request, found.candidate, cost)
-            need = needed_bytes(report)
-            if need <= request.budget_bytes:
-                # a placement made again has the same score and much the same cost
-                placed = replace(found, candidate=report.candidate)
-                passed.append(_Row(evaluation=placed, prediction=report))
-            else:
-                dropped.append(
-                    f"{describe(found.candidate)}: composed "
-                    f"{format_bytes(found.device_bytes)}, but its replay needs {format_bytes(need)}"
-                )
-        if len(dropped) >= 2 * FRONT_SIZE:
-            break
+    ahead = _replay_ahead(request, front, cost, notify)
+    while waiting and len(passed) < FRONT_SIZE and len(dropped) < 2 * FRONT_SIZE:
+        found = waiting.pop(_most_wanted(request, waiting, [row.evaluation for row in passed]))
+        notify("replay", describe(found.candidate), len(passed) / FRONT_SIZE)
+        report = ahead.get(found.candidate) or _replayed(request, found.candidate, cost)
+        need = needed_bytes(report)
+        if need <= request.budget_bytes:
+            # a placement made again has the same score and much the same cost
+            placed = replace(found, candidate=report.candidate)
+            passed.append(_Row(evaluation=placed, prediction=report))
+        else:
+            dropped.append(
+                f"{describe(found.candidate)}: composed "
+                f"{format_bytes(found.device_bytes)}, but its replay needs {format_bytes(need)}"
+            )
     passed.sort(key=lambda row: (-row.evaluation.score, needed_bytes(row.prediction)))
     return passed, dropped
+
+
+def _replay_ahead(
+    request: Request, front: Sequence[Evaluation], cost: CostModel, notify: Notify
+) -> dict[Candidate, Report]:
+    """Replay, in parallel, what will be asked for if all of it fits."""
+    from planner.forked import forked
+
+    waiting, wanted = list(front), list[Evaluation]()
+    while waiting and len(wanted) < FRONT_SIZE:
+        wanted.append(waiting.pop(_most_wanted(request, waiting, wanted)))
+    candidates = [found.candidate for found in wanted]
+    reports = forked(
+        lambda candidate: _replayed(request, candidate, cost),
+        candidates,
+        lambda candidate, done: notify("replay", describe(candidate), done),
+    )
+    return {candidates[index]: report for index, report in reports.items()}
 
 
 def _replayed(request: Request, candidate: Candidate, cost: CostModel) -> Report:
@@ -380,24 +402,39 @@ def _replayed(request: Request, candidate: Candidate, cost: CostModel) -> Report
     return replace(report, device=request.device)
 
 
-def _diverse(front: Sequence[Evaluation], count: int) -> list[Evaluation]:
-    points = [e.objectives for e in front]
-    return [front[i] for i in spread(points, k=count, directions=OBJECTIVES)]
+def _most_wanted(
+    request: Request, waiting: Sequence[Evaluation], done: Sequence[Evaluation]
+) -> int:
+    """Return what to check next: what would be recommended, then what adds most to the front."""
+    if not done:
+        expected = [_expected(request, found).value for found in waiting]
+        values = [value for value in expected if value is not None]
+        spent = [(found.device_bytes, found.energy_joules) for found in waiting]
+        return _best(waiting, values if len(values) == len(waiting) else [], spent)
+    points = [found.objectives for found in (*done, *waiting)]
+    corner = reference_point(points, directions=OBJECTIVES)
+    known = [found.objectives for found in done]
+
+    def gain(index: int) -> float:
+        more = [*known, waiting[index].objectives]
+        return hypervolume(more, reference=corner, directions=OBJECTIVES)
+
+    return max(range(len(waiting)), key=gain)
 
 
 # ---- validation ----------------------------------------------------------------------------------
 
 
 def _validate(
-    request: Request, found: SearchResult, rows: Sequence[_Row], notify: Notify
+    request: Request, rows: Sequence[_Row], notify: Notify
 ) -> tuple[list[_Row], list[str]]:
     """Really run the best few; return all rows that were not refused, and why others were."""
     kept, failed, validated = list(rows), [], 0
     waiting = list(rows)
     last: MeasurementError | None = None
     while waiting and validated < request.validations:
-        row = _most_wanted(request, found, waiting, [r for r in kept if r.validation is not None])
-        waiting.remove(row)
+        done = [row.evaluation for row in kept if row.validation is not None]
+        row = waiting.pop(_most_wanted(request, [r.evaluation for r in waiting], done))
         try:
             kept[kept.index(row)] = _really_run(request, row, validated, notify)
             validated += 1
@@ -408,23 +445,6 @@ def _validate(
     if last is not None and validated == 0:
         raise last
     return kept, failed
-
-
-def _most_wanted(
-    request: Request, found: SearchResult, waiting: Sequence[_Row], done: Sequence[_Row]
-) -> _Row:
-    """Return what to run next: what would be recommended, then what adds most to the front."""
-    if not done:
-        return waiting[choose([_entry(request, found, row) for row in waiting])[0]]
-    points = [row.evaluation.objectives for row in (*done, *waiting)]
-    corner = reference_point(points, directions=OBJECTIVES)
-    known = [row.evaluation.objectives for row in done]
-
-    def gain(row: _Row) -> float:
-        more = [*known, row.evaluation.objectives]
-        return hypervolume(more, reference=corner, directions=OBJECTIVES)
-
-    return max(waiting, key=gain)
 
 
 def _really_run(request: Request, row: _Row, index: int, notify: Notify) -> _Row:
@@ -511,16 +531,7 @@ def validate_plan(plan: Plan, *, run: RealRun, notify: Notify) -> Plan:
 
 
 def _entry(request: Request, found: SearchResult, row: _Row) -> Entry:
-    load = row.candidate.workload
-    expected = estimate(
-        model=load.model,
-        method=load.method,
-        data=request.run.data,
-        rank=load.rank,
-        pretrained=request.has_weights,
-    )
-    if expected.kind == "published" and load.optimizer == "sgd":
-        expected = replace(expected, kind="prior", reason=f"{expected.reason}, but with AdamW")
+    expected = _expected(request, row.evaluation)
     accuracy = _accuracy(expected, row.validation)
     plan = Plan(
         candidate=row.candidate,
@@ -538,6 +549,21 @@ def _entry(request: Request, found: SearchResult, row: _Row) -> Entry:
         expected=expected,
         host_prediction=row.host_prediction,
     )
+
+
+def _expected(request: Request, found: Evaluation) -> AccuracyEstimate:
+    """Return the accuracy after a whole training, where published numbers allow one."""
+    load = found.candidate.workload
+    expected = estimate(
+        model=load.model,
+        method=load.method,
+        data=request.run.data,
+        rank=load.rank,
+        pretrained=request.has_weights,
+    )
+    if expected.kind == "published" and load.optimizer == "sgd":
+        return replace(expected, kind="prior", reason=f"{expected.reason}, but with AdamW")
+    return expected
 
 
 def _accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accuracy:
@@ -584,31 +610,41 @@ def choose(entries: Sequence[Entry]) -> tuple[int, str]:
     chosen = [entries[i] for i in pool]
     among = "really run" if chosen[0].plan.measurement is not None else "replayed"
     basis, values = _known_accuracies(chosen)
-    if values:
-        ranking = [
-            train_score(
-                accuracy_percent=100 * value,
-                train_peak_bytes=needed_bytes(entry.plan.prediction),
-                step_joules=entry.plan.prediction.energy_joules,
-            )
-            for entry, value in zip(chosen, values, strict=True)
-        ]
-        points = [entry.evaluation.objectives for entry in chosen]
-        best = BestScore(scores=ranking).choose(points, directions=OBJECTIVES)
-        how = f"best {basis} for its memory and energy among the {len(pool)} {among}"
-    else:
-        best = _highest(chosen)
-        how = (
-            f"expected to be the most accurate of the {len(pool)} {among}, and the cheapest such "
-            "(an order of methods; no accuracy is known here)"
-        )
+    predictions = [entry.plan.prediction for entry in chosen]
+    spent = [(needed_bytes(report), report.energy_joules) for report in predictions]
+    best = _best([entry.evaluation for entry in chosen], values, spent)
+    how = (
+        f"best {basis} for its memory and energy among the {len(pool)} {among}"
+        if values
+        else f"expected to be the most accurate of the {len(pool)} {among}, and the cheapest such "
+        "(an order of methods; no accuracy is known here)"
+    )
     return pool[best], _because(chosen[best], how)
 
 
-def _highest(entries: Sequence[Entry]) -> int:
-    highest = max(entry.evaluation.score for entry in entries)
-    equals = [i for i, e in enumerate(entries) if e.evaluation.score > highest - EQUAL_SCORES]
-    return min(equals, key=lambda i: entries[i].evaluation.cost)
+def _best(
+    found: Sequence[Evaluation],
+    accuracies: Sequence[float],
+    spent: Sequence[tuple[int, float | None]],
+) -> int:
+    """Return the index of the best.
+
+    Args:
+        found: to choose from.
+        accuracies: fraction of each; empty where they are not all known.
+        spent: bytes of each, and joules of its step.
+    """
+    if not accuracies:
+        highest = max(one.score for one in found)
+        equals = [i for i, one in enumerate(found) if one.score > highest - EQUAL_SCORES]
+        return min(equals, key=lambda i: found[i].cost)
+    ranking = [
+        train_score(accuracy_percent=100 * value, train_peak_bytes=size, step_joules=joules)
+        for value, (size, joules) in zip(accuracies, spent, strict=True)
+    ]
+    return BestScore(scores=ranking).choose(
+        [one.objectives for one in found], directions=OBJECTIVES
+    )
 
 
 def _known_accuracies(entries: Sequence[Entry]) -> tuple[str, list[float]]:
@@ -686,6 +722,7 @@ def _seen(validation: Validation | None, host: Report | None) -> dict[str, Any]:
             "accuracy_images": validation.accuracy_images,
             "inference_seconds": validation.inference_seconds,
             "inference_peak_bytes": validation.inference_peak_bytes,
+            "inference_watts": validation.inference_watts,
             "notes": list(validation.notes),
         },
         "host_prediction": peak,
@@ -709,8 +746,15 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
         )
     if ran and not request.has_weights:
         notes.append(
-            "pretrained weights cannot be loaded here: candidates are ordered and run with random "
-            "weights, and no accuracy is that of a pretrained model"
+            "the runs began with random weights"
+            + (", as no pretrained ones can be loaded here" if request.run.pretrained else "")
+            + ": no accuracy is that of a pretrained model"
+        )
+    steps = [len(row.validation.losses) for row in ran if row.validation is not None]
+    if steps and max(steps) < TELLING_STEPS:
+        notes.append(
+            f"an accuracy after {min(steps)} to {max(steps)} steps, and the NetScores made of it, "
+            "say that training works, not how good a model gets"
         )
     for row in ran:
         notes += _findings(request, row)

@@ -45,6 +45,7 @@ from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial, Trial
 
 T = TypeVar("T", bound=str | int)
@@ -569,7 +570,7 @@ def _open(problem: Problem, name: str, url: str) -> Study:
     try:
         study = optuna.create_study(
             study_name=name,
-            storage=url,
+            storage=_storage(url),
             directions=[d.replace("ise", "ize") for d in OBJECTIVES],  # type: ignore[misc]
             load_if_exists=True,
         )
@@ -583,6 +584,25 @@ def _open(problem: Problem, name: str, url: str) -> Study:
         raise _unusable(url, error) from error
     _check_same(problem, known.get(PROBLEM), name)
     return study
+
+
+class _Unhurried(sqlite3.Connection):
+    """Leaves it to the system when to write to the disk.
+
+    To wait for the disk takes longer than a trial. A process that is killed loses nothing by it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA synchronous=OFF")
+
+
+def _storage(url: str) -> RDBStorage | str:
+    from optuna.storages import RDBStorage
+
+    if sqlite_path(url) is None:
+        return url
+    return RDBStorage(url, engine_kwargs={"connect_args": {"factory": _Unhurried}})
 
 
 def _unusable(url: str, error: Exception) -> InputError:

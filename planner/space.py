@@ -13,13 +13,16 @@ statistics are those of a micro-batch). Every dimension is finite; ``Space.choic
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from profiler.errors import UnknownNameError, UsageError
 from profiler.hardware import DeviceSpec
 from profiler.methods import method_infos, method_names
 from profiler.workload import Workload
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T", bound=str | int)
 
@@ -145,6 +148,12 @@ class Space:
             else:
                 yield answers
 
+    def workloads(self) -> Iterator[Workload]:
+        """Yield the workload of every point, whatever its checkpointing."""
+        plain = replace(self, checkpoints=self.checkpoints[:1])
+        for answers in plain.choices():
+            yield plain.draw(_Recorder(answers)).workload
+
     def baselines(self) -> list[dict[str, Any]]:
         """Return points a search starts with: each method plainly, and at its cheapest.
 
@@ -234,27 +243,48 @@ def method_choice(name: str, ranks: tuple[int, ...] = RANKS) -> MethodChoice:
     return Ranked(name=name, ranks=tuple(sorted({*ranks, default})), default=default)
 
 
+def on_backbone(choice: MethodChoice, base: Workload) -> MethodChoice:
+    """Leave out the ranks that a method refuses on the backbone: more units than it has.
+
+    Raises:
+        UnknownNameError: no such method or model.
+    """
+    from profiler.methods import get_method
+
+    if isinstance(choice, Plain):
+        return choice
+    method, model = get_method(choice.name), _on_meta(base)
+    load = base.replace(method=choice.name)
+    fitting = [r for r in choice.ranks if method.refusal(model, load.replace(rank=r)) is None]
+    return replace(choice, ranks=tuple(fitting) or choice.ranks)
+
+
 def working_methods(workload: Workload, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the methods that work on the backbone, and of the others why they do not.
 
     Raises:
         UnknownNameError: no such method or model.
     """
-    from profiler import backbones
     from profiler.methods import get_method
 
-    model = backbones.build(
-        workload.model,
-        num_classes=workload.num_classes,
-        image_size=workload.image_size,
-        device="meta",
-    )
+    model = _on_meta(workload)
     refused = {}
     for name in names:
         reason = get_method(name).refusal(model, workload.replace(method=name))
         if reason is not None:
             refused[name] = reason
     return [name for name in names if name not in refused], refused
+
+
+def _on_meta(workload: Workload) -> nn.Module:
+    from profiler import backbones
+
+    return backbones.build(
+        workload.model,
+        num_classes=workload.num_classes,
+        image_size=workload.image_size,
+        device="meta",
+    )
 
 
 def parse_methods(text: str) -> list[str]:

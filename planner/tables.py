@@ -1,12 +1,14 @@
 """A workload's numbers as arrays, so that a candidate's peak is a few operations on them.
 
-With one option per unit, ``stored_i`` bytes are left by unit i's forward, ``forward_i`` and
-``backward_i`` are the most it needs while it runs, and ``after_i`` are the gradients that are there
-when its backward begins (those of the units behind it and of the head):
+With one option per unit, unit i's forward leaves ``stored_i`` bytes, and ``cached_i`` until the
+last forward is over; ``forward_i`` and ``backward_i`` are the most it needs while it runs, and
+``after_i`` are the gradients that are there when its backward begins (those of the units behind it
+and of the head):
 
     before_i = stored_1 + ... + stored_{i-1}
-    peak = base + max( before_i + max(forward_i, after_i + backward_i) for all i,
-                       stored_1 + ... + stored_n + head )
+    there_i  = before_i + cached_1 + ... + cached_{i-1}
+    peak = base + max( max(there_i + forward_i, before_i + after_i + backward_i) for all i,
+                       there_{n+1} + head )
 
 What depends on the unit and its option alone is worked out once; a candidate takes a running sum
 and a maximum over its units.
@@ -15,7 +17,7 @@ and a maximum over its units.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -35,6 +37,7 @@ class Numbers:
         base: live bytes when the first forward begins, optimizer state included.
         floor: highest live bytes of the optimizer's step.
         stored: option to [units].
+        cached: option to [units].
         forward: option to [units].
         backward: option to [units], for the accumulation at hand.
         head: bytes above the last unit's exit, by option of the last unit.
@@ -48,6 +51,7 @@ class Numbers:
     base: float
     floor: float
     stored: Mapping[str, Floats]
+    cached: Mapping[str, Floats]
     forward: Mapping[str, Floats]
     backward: Mapping[str, Floats]
     head: Mapping[str, float]
@@ -84,6 +88,8 @@ class Tables:
         stored: [options * units] bytes.
         excess: likewise, the most that is needed above what earlier units store, less what the unit
             itself stores: a running sum of ``stored`` is all that has to be added.
+        caching: the same two of the forward alone, with what is cached among what is stored; None
+            where no option caches anything (``excess`` is then of the forward too).
         again: likewise, seconds of recomputation.
         base: live bytes when the first forward begins.
         floor: highest live bytes of the optimizer's step.
@@ -93,6 +99,7 @@ class Tables:
 
     stored: Floats
     excess: Floats
+    caching: tuple[Floats, Floats] | None
     again: Floats
     base: float
     floor: float
@@ -105,31 +112,35 @@ class Tables:
         assert options[0] == KEEP
         left = numbers.gradients
         after = left.sum() - np.cumsum(left)[:-1]
-        stored, forward, backward, again = (
-            np.stack([table[option] for option in options])
-            for table in (numbers.stored, numbers.forward, numbers.backward, numbers.again)
-        )
-        excess = np.maximum(forward, after + backward) - stored
-        head = numbers.head[KEEP]
-        kept = peak_above(stored[0], excess[0], head)
-        return cls(
+
+        def stacked(table: Mapping[str, Floats]) -> Floats:
+            return np.stack([table[option] for option in options])
+
+        stored, cached = stacked(numbers.stored), stacked(numbers.cached)
+        forward, backward = stacked(numbers.forward), stacked(numbers.backward) + after
+        there = stored + cached
+        caches = bool(cached.any())
+        tables = cls(
             stored=stored.ravel(),
-            excess=excess.ravel(),
-            again=again.ravel(),
+            excess=((backward if caches else np.maximum(forward, backward)) - stored).ravel(),
+            caching=(there.ravel(), (forward - there).ravel()) if caches else None,
+            again=stacked(numbers.again).ravel(),
             base=numbers.base,
             floor=numbers.floor,
-            head=head,
-            kept_bytes=max(numbers.base + kept, numbers.floor),
+            head=numbers.head[KEEP],
+            kept_bytes=0.0,
         )
+        kept, _ = tables.at(Choice.of([KEEP] * len(after), options))
+        return replace(tables, kept_bytes=kept)
 
     def at(self, choice: Choice) -> tuple[float, float]:
         """Return (peak bytes, recompute seconds) of one option per unit."""
         flat = choice.flat
-        above = peak_above(self.stored.take(flat), self.excess.take(flat), self.head)
+        level = self.stored.take(flat).cumsum()
+        highest = float((level + self.excess.take(flat)).max())
+        if self.caching is not None:
+            there, excess = self.caching
+            level = there.take(flat).cumsum()
+            highest = max(highest, float((level + excess.take(flat)).max()))
+        above = max(highest, float(level[-1]) + self.head)
         return max(self.base + above, self.floor), float(self.again.take(flat).sum())
-
-
-def peak_above(stored: Floats, excess: Floats, head: float) -> float:
-    """Return the peak above the base from [units] stored and excess bytes."""
-    level = stored.cumsum()
-    return max(float((level + excess).max()), float(level[-1]) + head)

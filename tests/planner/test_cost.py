@@ -6,11 +6,13 @@ from functools import cache
 
 import pytest
 
-from planner.cost import CostModel
+from planner.cost import SLACK_BATCH, CostModel
 from planner.placement import POLICIES
+from profiler.allocator import CachingAllocator
+from profiler.composition import PROBE_RANKS
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import CHEAP, KEEP, Placement
-from profiler.predict import step_seconds
+from profiler.predict import run_steps, step_seconds
 from profiler.replay import replay
 from profiler.roofline import Rates
 from profiler.store import Store
@@ -22,6 +24,8 @@ CONV = Workload(model="test_resnet", micro_batch=16, image_size=160, num_classes
 WORKLOADS = (VIT, CONV, VIT.replace(method="lora", rank=6), VIT.replace(accumulation=2))
 NAMES = ("vit", "resnet", "vit-lora", "vit-two-micro-batches")
 EACH_WORKLOAD = pytest.mark.parametrize("workload", WORKLOADS, ids=NAMES)
+BF16 = VIT.replace(precision="bf16")
+EACH_AND_BF16 = pytest.mark.parametrize("workload", (*WORKLOADS, BF16), ids=(*NAMES, "vit-bf16"))
 
 
 @cache
@@ -44,26 +48,24 @@ def replayed(candidate: Candidate) -> int:
     return replay(candidate, target="cpu", inside_kernels=False).peak_bytes
 
 
-@EACH_WORKLOAD
+@EACH_AND_BF16
 @pytest.mark.parametrize("policy", ["cheap", *POLICIES])
 def test_the_composed_peak_of_every_policy_is_the_replayed_one(
     workload: Workload, policy: str
 ) -> None:
-    if workload is CONV and policy in {"every-k", "last-k"}:
-        pytest.xfail("a ResNet unit kept behind a recomputed one: composed 1.0 to 1.5 % too low")
     budget = (kept(workload) + smallest(workload)) // 2
     placement = model().place(workload, policy, budget)
     candidate = Candidate(workload=workload, placement=placement)
-    assert model().quick(candidate).peak_bytes == pytest.approx(replayed(candidate), rel=0.005)
+    relative = model().quick(candidate).peak_bytes / replayed(candidate) - 1
+    # autocast's copies of weights are counted in full where units are joined
+    assert -0.0005 < relative < (0.015 if workload is BF16 else 0.005)
 
 
-@EACH_WORKLOAD
+@EACH_AND_BF16
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
 def test_optimal_over_the_whole_menu_stays_within_its_budget_when_replayed(
     workload: Workload, share: float
 ) -> None:
-    if workload is CONV and share == 0.0:
-        pytest.xfail("the smallest ResNet budget is composed 1.3 % too low; a replay finds it")
     options = model().menu(workload)
     low = smallest(workload, options=options)
     budget = round(low + share * (kept(workload) - low))
@@ -130,3 +132,25 @@ def test_an_unknown_policy_is_refused_and_keep_means_none() -> None:
     with pytest.raises(UsageError, match="unknown checkpoint policy"):
         model().place(VIT, "magic", 10**9)
     assert model().place(VIT, KEEP, 1).is_none
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "head"])
+def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: str) -> None:
+    small = Workload(model="test_vit", image_size=32, method=method)
+    rank = PROBE_RANKS[0] if method == "lora" else None
+    load = small.replace(rank=rank, micro_batch=SLACK_BATCH)
+    priced = CostModel("rtx-2060-super")
+    allocator = CachingAllocator()
+    capability = priced.spec.compute_capability
+    assert capability is not None
+    log = replay(Candidate(workload=load), capability=capability, optimizer=False)
+    run_steps(allocator, log, steps=2)
+    expected = allocator.peak_reserved_bytes / allocator.peak_allocated_bytes - 1
+    assert priced.slack(load) == expected
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_the_number_of_units_that_learn_makes_a_family_of_its_own(units: int) -> None:
+    load = VIT.replace(method="partial_k", rank=units)
+    candidate = Candidate(workload=load)
+    assert model().quick(candidate).peak_bytes == pytest.approx(replayed(candidate), rel=0.0005)

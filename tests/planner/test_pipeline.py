@@ -13,6 +13,7 @@ import pytest
 import planner.validate
 from planner.accuracy import AccuracyEstimate
 from planner.advice import needed_bytes, round_up
+from planner.netscore import scores as netscore
 from planner.pipeline import (
     Entry,
     RealRun,
@@ -85,6 +86,19 @@ def test_everything_on_the_front_was_replayed_and_fits(answered: Recommendation)
         assert needed_bytes(entry.plan.prediction) <= answered.request.budget_bytes
 
 
+def test_a_short_front_keeps_what_would_be_recommended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.pipeline.FRONT_SIZE", 1)
+    answer = recommend(request(tmp_path, validations=0))
+    study = optuna.load_study(study_name="small", storage=answer.storage)
+    fitting = [t.values for t in study.trials if t.constraints["budget"] <= 0]
+    best = max(score for score, _, _ in fitting)
+    (entry,) = answer.front
+    assert entry.evaluation.score == best
+    assert entry.evaluation.cost == min(cost for score, cost, _ in fitting if score == best)
+
+
 def test_as_many_as_asked_were_really_run_and_the_recommended_is_one(
     answered: Recommendation,
 ) -> None:
@@ -152,6 +166,33 @@ def test_the_reason_names_the_choice_and_its_numbers(answered: Recommendation) -
     chosen = answered.front[answered.recommended].plan
     assert answered.reason.startswith(describe(chosen.candidate))
     assert format_bytes(needed_bytes(chosen.prediction)) in answered.reason
+
+
+def test_ns_e_needs_the_power_of_inference(
+    answered: Recommendation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = [e.plan for e in answered.front if e.plan.scores is not None]
+    assert ran
+    assert all(p.scores is not None and p.scores.ns_e is None for p in ran)  # no sensor on a CPU
+    really = planner.validate.validate
+    monkeypatch.setattr(
+        planner.validate,
+        "validate",
+        lambda *args, **options: replace(really(*args, **options), inference_watts=150.0),
+    )
+    checked = validate_plan(ran[0], run=RUN, notify=lambda *_: None)
+    seen, scored = checked.provenance["run"], checked.scores
+    assert seen["inference_watts"] == 150.0
+    assert scored is not None
+    assert checked.accuracy.value is not None
+    assert (
+        scored.ns_e
+        == netscore(
+            accuracy_percent=100 * checked.accuracy.value,
+            inference_seconds=seen["inference_seconds"],
+            inference_watts=150.0,
+        ).ns_e
+    )
 
 
 def test_the_study_is_there(answered: Recommendation) -> None:

@@ -20,6 +20,7 @@ from planner.space import (
     Space,
     divisors,
     method_choice,
+    on_backbone,
     parse_methods,
     precisions_for,
     working_methods,
@@ -347,3 +348,11 @@ def test_a_password_of_a_storage_is_not_shown() -> None:
 def test_a_name_must_be_a_file_name(name: str) -> None:
     with pytest.raises(UsageError):
         run(trials=1, name=name)
+
+
+def test_partial_k_trains_no_more_units_than_there_are() -> None:
+    base = Workload(model="test_vit", image_size=32)
+    choice = on_backbone(method_choice("partial_k"), base)
+    assert isinstance(choice, Ranked)
+    assert choice.ranks == (1, 2, 4)  # of its six blocks
+    assert on_backbone(method_choice("lora"), base) == method_choice("lora")

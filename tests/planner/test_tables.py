@@ -11,7 +11,7 @@ from profiler.placement import CHEAP, KEEP, RECOMPUTE
 OPTIONS = (KEEP, CHEAP, RECOMPUTE)
 
 
-def random_numbers(units: int, seed: int, *, floor: float = 0.0) -> Numbers:
+def random_numbers(units: int, seed: int, *, floor: float = 0.0, caches: bool = False) -> Numbers:
     rng = np.random.default_rng(seed)
 
     def table() -> dict[str, np.ndarray]:
@@ -21,6 +21,7 @@ def random_numbers(units: int, seed: int, *, floor: float = 0.0) -> Numbers:
         base=float(rng.integers(0, 5000)),
         floor=floor,
         stored=table(),
+        cached=table() if caches else dict.fromkeys(OPTIONS, np.zeros(units)),
         forward=table(),
         backward=table(),
         head={KEEP: float(rng.integers(0, 3000))},
@@ -34,10 +35,12 @@ def random_numbers(units: int, seed: int, *, floor: float = 0.0) -> Numbers:
 def played(numbers: Numbers, chosen: list[str]) -> float:
     """Walk through forward and backward and note the highest level."""
     level = peak = numbers.base
+    cached = 0.0
     for index, option in enumerate(chosen):
-        peak = max(peak, level + numbers.forward[option][index])
+        peak = max(peak, level + cached + numbers.forward[option][index])
         level += numbers.stored[option][index]
-    peak = max(peak, level + numbers.head[KEEP])
+        cached += numbers.cached[option][index]
+    peak = max(peak, level + cached + numbers.head[KEEP])
     gradients = numbers.gradients[-1]
     for index in reversed(range(len(chosen))):
         level -= numbers.stored[chosen[index]][index]
@@ -46,11 +49,12 @@ def played(numbers: Numbers, chosen: list[str]) -> float:
     return max(peak, numbers.floor)
 
 
+@pytest.mark.parametrize("caches", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_peak_is_that_of_the_step_played_out(seed: int) -> None:
+def test_peak_is_that_of_the_step_played_out(seed: int, *, caches: bool) -> None:
     rng = np.random.default_rng(100 + seed)
     units = int(rng.integers(1, 9))
-    numbers = random_numbers(units, seed)
+    numbers = random_numbers(units, seed, caches=caches)
     tables = Tables.of(numbers, OPTIONS)
     for _ in range(20):
         chosen = [str(option) for option in rng.choice(OPTIONS, units)]

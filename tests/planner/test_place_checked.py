@@ -1,0 +1,85 @@
+"""What `optimal` says fits must fit when replayed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from planner.advice import needed_bytes, place_checked
+from planner.cost import CostModel
+from planner.options import _place_in_budget
+from profiler.errors import InfeasibleError
+from profiler.placement import NONE, Placement
+from profiler.predict import predict
+from profiler.records import Report
+from profiler.store import Store
+from profiler.workload import Candidate, Workload
+
+CONVOLUTIONS = Workload(model="mobilenetv2_035", micro_batch=8, image_size=64, num_classes=10)
+# two images: what CPU kernels take is then seen in the replay itself, which is quicker
+ON_CPU = CONVOLUTIONS.replace(micro_batch=2, image_size=160)
+TOKENS = Workload(
+    model="test_vit", method="lora", rank=4, micro_batch=8, image_size=160, num_classes=10
+)
+
+
+def need(load: Workload, placement: Placement, device: str) -> int:
+    return needed_bytes(predict(Candidate(workload=load, placement=placement), device=device))
+
+
+@pytest.mark.parametrize(
+    ("load", "device"),
+    [
+        (ON_CPU, "cpu"),
+        (CONVOLUTIONS, "rtx-2060-super"),
+        (CONVOLUTIONS.replace(model="resnet10t", micro_batch=64), "rtx-2060-super"),
+        (TOKENS, "rtx-2060-super"),
+    ],
+    ids=lambda value: getattr(value, "model", value),
+)
+def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, device: str) -> None:
+    cost = CostModel(device, Store.in_memory())
+    menu = cost.menu(load)
+
+    def placed(budget: int) -> Report:
+        return place_checked(
+            load, "optimal", cost, device=device, budget_bytes=budget, options=menu
+        )
+
+    least, most = needed_bytes(placed(1)), need(load, NONE, device)
+    assert least < most
+    for budget in np.linspace(least, most, 3).astype(int).tolist():
+        report = placed(budget)
+        assert needed_bytes(report) <= budget
+        assert needed_bytes(report) == need(load, report.candidate.placement, device)
+
+
+def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
+    class Optimist(CostModel):
+        """Believes that a budget leaves more than it does."""
+
+        def live_budget(self, workload: Workload, budget_bytes: int) -> int:
+            return int(1.2 * super().live_budget(workload, budget_bytes))
+
+    load = ON_CPU
+    cost = Optimist("cpu", Store.in_memory())
+    budget = int(0.8 * need(load, NONE, "cpu"))
+    first = cost.place(load, "optimal", budget)
+    assert need(load, first, "cpu") > budget
+    report = place_checked(
+        load, "optimal", cost, device="cpu", budget_bytes=budget, options=cost.menu(load)
+    )
+    assert needed_bytes(report) <= budget
+
+
+def test_what_does_not_fit_by_its_replay_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ON_CPU
+    cost = CostModel("cpu", Store.in_memory())
+    monkeypatch.setattr("planner.options.cost_model", lambda _device: cost)
+    asked = {"checkpoint": "optimal", "threshold": 0.5, "vram": 2**20}
+    with pytest.raises(InfeasibleError) as caught:
+        _place_in_budget(load, "cpu", asked)
+    smallest = caught.value.smallest_bytes
+    assert smallest is not None
+    placement = _place_in_budget(load, "cpu", asked | {"vram": smallest})
+    assert need(load, placement, "cpu") <= smallest
