@@ -150,6 +150,9 @@ def recommend(**options: Any) -> None:
         show_recommendation(result, console())
 
 
+UNASKED = {"every other method": "--methods all searches those too that work on the model"}
+
+
 def _request(options: Mapping[str, Any]) -> Request:
     """Return what the options ask; refuses before anything is computed."""
     from planner.front import HypervolumeStagnation
@@ -159,6 +162,7 @@ def _request(options: Mapping[str, Any]) -> Request:
         Space,
         divisors,
         method_choice,
+        on_backbone,
         parse_methods,
         precisions_for,
         working_methods,
@@ -190,7 +194,7 @@ def _request(options: Mapping[str, Any]) -> Request:
     left_out = {p: FP16_ON_CPU for p in precisions_for(spec) if p not in precisions}
     space = Space(
         base=base,
-        methods=tuple(method_choice(name) for name in working),
+        methods=tuple(on_backbone(method_choice(name), base) for name in working),
         micro_batches=divisors(options["effective_batch"]),
         effective_batch=options["effective_batch"],
         precisions=_listed(options["precisions"]) or precisions,
@@ -216,7 +220,7 @@ def _request(options: Mapping[str, Any]) -> Request:
         has_weights=_has_weights(model, options),
         stop=HypervolumeStagnation() if options["stop_when_flat"] else None,
         out=options["out"],
-        left_out=(refused if asked else {}) | ({} if options["precisions"] else left_out),
+        left_out=(refused if asked else UNASKED) | ({} if options["precisions"] else left_out),
     )
 
 
@@ -482,6 +486,14 @@ def validate(plan: Path, **options: Any) -> None:
 @plan_argument
 @click.option("--data", help="digits, cifar100, dtd or a folder. [default: the plan's]")
 @click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="Optimizer steps in all, in place of --epochs."
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End after the step under way when this run has taken so long; --resume goes on.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
 @click.option(
     "--out",
@@ -509,6 +521,7 @@ def train(plan: Path, **options: Any) -> None:
     data = options["data"] or str(content.provenance.get("data", "digits"))
     with progress_bar(silent=options["as_json"]) as notify:
         notify("train", "building the model", 0.0)
+        from planner.train import latest_checkpoint
         from planner.train import train as run
 
         try:
@@ -516,6 +529,8 @@ def train(plan: Path, **options: Any) -> None:
                 content,
                 data=data,
                 epochs=options["epochs"],
+                steps=options["steps"],
+                minutes=options["minutes"],
                 output=output,
                 resume=options["resume"],
                 device=_training_device(options["device"]),
@@ -526,7 +541,10 @@ def train(plan: Path, **options: Any) -> None:
                 on_progress=lambda step: _tell(step, notify, quiet=options["as_json"]),
             )
         except KeyboardInterrupt:
-            click.echo("budgetplan: stopped; the same command with --resume goes on", err=True)
+            goes_on = "the same command with --resume goes on"
+            if latest_checkpoint(output) is None:
+                goes_on = "it was too early for a checkpoint: nothing is kept"
+            click.echo(f"budgetplan: stopped; {goes_on}", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
     if options["as_json"]:
         print_json(result.to_json() | {"output": str(output)})
@@ -544,16 +562,17 @@ def _training_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _tell(step: TrainProgress, notify: Any, *, quiet: bool) -> None:
-    """Show a step on the bar and print an epoch's accuracy on a line of its own."""
-    done = (step.epoch - 1 + step.step / max(1, step.steps)) / step.epochs
-    notify("train", f"epoch {step.epoch} of {step.epochs}, loss {step.loss:.3f}", done)
-    if step.message:
-        click.echo(step.message, err=True)
-    if step.accuracy is not None:
+def _tell(at: TrainProgress, notify: Any, *, quiet: bool) -> None:
+    """Show a step on the bar and print a reading on a line of its own."""
+    notify("train", f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}", at.done)
+    if at.message:
+        click.echo(at.message, err=True)
+    if at.reading is not None:
+        seen = at.reading
         line = (
-            f"epoch {step.epoch} of {step.epochs}: loss {step.loss:.4f}, "
-            f"accuracy {100 * step.accuracy:.2f} %"
+            f"{seen.seconds / 60:.1f} min, step {seen.step} ({at.step} of {at.steps} in epoch "
+            f"{at.epoch}): loss {seen.loss:.3f}, {100 * seen.accuracy:.1f} % of {seen.images} "
+            "held-out images right"
         )
         click.echo(line, err=quiet)
 

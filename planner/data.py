@@ -31,6 +31,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -225,11 +226,13 @@ def loader(
     drop_last: bool,
     num_workers: int = 0,
     epoch: int = 0,
+    skip: int = 0,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Return batches of (images [B, 3, S, S], labels [B]) that depend on the arguments alone.
 
     Each pass over the loader is the next epoch, with another order and other augmentations;
-    ``epoch`` says which one the first pass is, so that a resumed training sees what it would have.
+    ``epoch`` says which one the first pass is and ``skip`` how many of its images are left out, so
+    that a resumed training sees what it would have.
 
     Raises:
         UsageError: a batch size of no sense, or larger than the data set with ``drop_last``.
@@ -248,7 +251,7 @@ def loader(
     batches: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
-        sampler=_Draws(len(dataset), shuffle=shuffle, seed=seed, epoch=epoch),
+        sampler=_Draws(len(dataset), shuffle=shuffle, seed=seed, epoch=epoch, skip=skip),
         drop_last=drop_last,
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(seed),
@@ -259,20 +262,22 @@ def loader(
 class _Draws:
     """Yields (index, number of the augmentation) for each image of an epoch."""
 
-    def __init__(self, length: int, *, shuffle: bool, seed: int, epoch: int) -> None:
-        self._length, self._shuffle, self._seed, self._epoch = length, shuffle, seed, epoch
+    def __init__(self, length: int, *, shuffle: bool, seed: int, epoch: int, skip: int) -> None:
+        self._length, self._shuffle, self._seed = length, shuffle, seed
+        self._epoch, self._skip = epoch, skip
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = random.Random(f"{self._seed}/{self._epoch}")
-        self._epoch += 1
         order = list(range(self._length))
         if self._shuffle:
             rng.shuffle(order)
-        for index in order:
-            yield index, rng.getrandbits(32)
+        draws = ((index, rng.getrandbits(32)) for index in order)
+        skipped = self._skip
+        self._epoch, self._skip = self._epoch + 1, 0
+        return islice(draws, skipped, None)
 
 
 # ---- transforms --------------------------------------------------------------------------------

@@ -310,23 +310,21 @@ def candidate_of(options: Mapping[str, Any], *, device: str) -> Candidate:
 
 
 def _place_in_budget(load: Workload, device: str, options: Mapping[str, Any]) -> Placement:
-    from planner.advice import device_bytes_of, place_checked, round_up
+    from planner.advice import needed_bytes, place_checked, round_up
 
     cost, policy, budget = cost_model(device), options["checkpoint"], options["vram"]
     cost.prepare(load)
     if policy == "adaptive":  # a rule, not a promise to fit
         return cost.place(load, policy, budget, threshold=options["threshold"])
-    try:
-        report = place_checked(
-            load, policy, cost, device=device, budget_bytes=budget, options=cost.menu(load)
-        )
-    except InfeasibleError as error:
-        smallest = device_bytes_of(error, load, cost)
+    report = place_checked(
+        load, policy, cost, device=device, budget_bytes=budget, options=cost.menu(load)
+    )
+    if needed_bytes(report) > budget:
         raise InfeasibleError(
             budget_bytes=budget,
-            smallest_bytes=None if smallest is None else round_up(smallest),
+            smallest_bytes=round_up(needed_bytes(report)),
             advice="a smaller --batch-size frees activations, a method that trains less the rest",
-        ) from error
+        )
     return report.candidate.placement
 
 

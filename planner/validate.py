@@ -57,6 +57,8 @@ POOL_BYTES = 96 * MIB
 """Decoded images kept beside the run; the sandbox's slack must hold them."""
 WARM_UP_STEPS = 2
 """On CUDA."""
+POWER_SECONDS = 2.0
+"""Of inference on a GPU: twenty periods of the energy counter (``profiler.device``)."""
 FEW_IMAGES = 4
 """BatchNorm needs two."""
 INFERENCE_BATCH = 32
@@ -283,7 +285,7 @@ class _Run:
             placement=self.candidate.placement,
             assembly=assembly,
             device=self.device,
-            rate=choose_learning_rate(self.workload, assembly.weights),
+            rate=choose_learning_rate(self.workload, assembly),
             total_steps=int(request["steps"]),
         )
         self._assembly, self._step = assembly, self._listened(session)
@@ -419,7 +421,7 @@ class _Run:
             batch_size, int(batch_size * float(self.request["held_out_seconds"]) / one_batch)
         )
         sample = held_out.sample(min(most, count), seed=int(self.request["seed"]))
-        right, seconds, joules = self._classify(model, sample, batch_size)
+        right, seconds, watts = self._classify(model, sample, batch_size)
         if len(sample) < len(held_out):
             self.notes.append(
                 f"inference time is scaled up from {len(sample)} to {len(held_out)} images"
@@ -429,7 +431,7 @@ class _Run:
             "accuracy_images": len(sample),
             "inference_seconds": seconds * len(held_out) / len(sample),
             "inference_peak_bytes": peak,
-            "inference_watts": None if joules is None else joules / seconds,
+            "inference_watts": watts,
             "weights": {
                 "kind": self._assembly.weights.kind,
                 "detail": self._assembly.weights.detail,
@@ -460,9 +462,7 @@ class _Run:
     def _classify(
         self, model: nn.Module, images: ImageSet, batch_size: int
     ) -> tuple[int, float, float | None]:
-        """Return how many were right, the seconds that took without decoding, and the joules."""
-        from profiler.measure import energy_of
-
+        """Return how many were right, the seconds that took without decoding, and the watts."""
         right, seconds = 0, 0.0
 
         def one(pixels: Tensor, labels: Tensor) -> None:
@@ -477,13 +477,11 @@ class _Run:
                 one(pixels, labels)
             return right, seconds, None
         decoded = list(_batches(images, batch_size))  # so that the window is inference alone
-
-        def everything() -> None:
-            for pixels, labels in decoded:
-                one(pixels, labels)
-
-        joules, _ = energy_of(everything)
-        return right, seconds, joules
+        for pixels, labels in decoded:
+            one(pixels, labels)
+        again = cycle(decoded)
+        watts = power_of(lambda: self._predict(model, next(again)[0].to(self.device)).cpu())
+        return right, seconds, watts
 
     def _predict(self, model: nn.Module, images: Tensor) -> Tensor:
         import torch
@@ -494,6 +492,25 @@ class _Run:
         with torch.no_grad(), autocast(self.workload.precision, self.device):
             predicted: Tensor = model(images).argmax(dim=1)
         return predicted
+
+
+def power_of(work: Callable[[], object]) -> float | None:
+    """Return the average power of this machine's GPU in watts while something is repeated.
+
+    None where it cannot be read. One pass over few images is shorter than the sensor's period.
+    """
+    from profiler.measure import energy_of
+
+    started, seconds = time.perf_counter(), 0.0
+
+    def repeat() -> None:
+        nonlocal seconds
+        while seconds < POWER_SECONDS:
+            work()
+            seconds = time.perf_counter() - started
+
+    joules, _ = energy_of(repeat)
+    return None if joules is None else joules / seconds
 
 
 def _decode(images: ImageSet, workload: Workload, request: Mapping[str, Any]) -> list[Batch]:

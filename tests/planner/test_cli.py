@@ -109,6 +109,11 @@ def test_an_unknown_model_has_near_names() -> None:
     )
 
 
+def test_the_beginning_of_a_name_is_near_it() -> None:
+    line = refused(2, "predict", "--model", "vit_smal", "--method", "full", "--batch-size", "1")
+    assert "did you mean vit_small_" in line
+
+
 def test_an_unknown_method_has_near_names() -> None:
     assert "did you mean lora" in refused(2, "predict", *SMALL, "--method", "lorra")
 
@@ -239,20 +244,8 @@ def test_a_gpu_that_is_not_here_cannot_measure() -> None:
 # ---- recommend -----------------------------------------------------------------------------------
 
 ASK = (
-    "recommend",
-    "--model",
-    "test_vit",
-    "--image-size",
-    "32",
-    "--methods",
-    "head",
-    "--effective-batch",
-    "2",
-    "--precisions",
-    "fp32",
-    "--no-validate",
-    "--trials",
-    "4",
+    *("recommend", "--model", "test_vit", "--image-size", "32", "--methods", "head"),
+    *("--effective-batch", "2", "--precisions", "fp32", "--no-validate", "--trials", "4"),
 )
 
 

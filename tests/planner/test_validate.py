@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -10,7 +11,14 @@ import pytest
 import torch
 
 from planner.train import accuracy, data_for
-from planner.validate import FEW_IMAGES, Validation, _model_bytes, run_validation, validate
+from planner.validate import (
+    FEW_IMAGES,
+    Validation,
+    _model_bytes,
+    power_of,
+    run_validation,
+    validate,
+)
 from profiler.assembly import assemble
 from profiler.errors import InputError, OutOfMemoryError, UsageError
 from profiler.placement import Placement
@@ -84,14 +92,14 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     data = data_for(load, "digits")
     torch.manual_seed(0)
     model = assemble(load).model
-    optimizer = make_optimizer(model, load, learning_rate=5e-4)
+    optimizer = make_optimizer(model, load, learning_rate=1e-3)
     step, losses = TrainingStep(model, optimizer, load), []
     batches = iter(loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
     first = next(batches)
     fed = [(first[0][:FEW_IMAGES], first[1][:FEW_IMAGES]), first, *islice(batches, 2)]
     for index in range(4):
         for group in optimizer.param_groups:
-            group["lr"] = 5e-4 * (index + 1) / 11
+            group["lr"] = 1e-3 * (index + 1) / 11
         losses.append(float(step.run([lambda: fed.pop(0)])))
     assert seen["losses"] == pytest.approx(losses, rel=1e-4)
     held_out = data.held_out.sample(256, seed=0)
@@ -167,6 +175,25 @@ def test_on_a_gpu_peak_and_energy_are_read() -> None:
     assert memory.peak_bytes <= memory.reserved_bytes < memory.device_bytes < 4 * 2**30
     assert all(math.isfinite(loss) for loss in seen.losses)
     assert seen.inference_peak_bytes < memory.peak_bytes
+
+
+def test_power_is_energy_over_the_time_of_many_repetitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("planner.validate.POWER_SECONDS", 0.05)
+    calls: list[float] = []
+
+    def hundred_watts(run: Any) -> tuple[float | None, str | None]:
+        started = time.perf_counter()
+        run()
+        return 100 * (time.perf_counter() - started), None
+
+    monkeypatch.setattr("profiler.measure.energy_of", hundred_watts)
+    watts = power_of(lambda: calls.append(time.sleep(0.01) or 0.0))
+    assert len(calls) > 1
+    assert watts == pytest.approx(100, rel=0.1)
+    monkeypatch.setattr("profiler.measure.energy_of", lambda run: (run(), (None, "no sensor"))[1])
+    assert power_of(lambda: None) is None
 
 
 def test_recomputing_lowers_the_measured_peak() -> None:
