@@ -1,6 +1,6 @@
 """Does a replayed peak equal what the CPU allocator does in a real training step?
 
-    python studies/memory_truth/run.py [--backbones vit_s,resnet18] [--cheap] [--summary]
+    python studies/memory_truth/run.py [--backbones vit_s,resnet18] [--cheap] [--again] [--summary]
 
 Every cell is a candidate: backbone x method x placement x precision x optimizer x micro-batch, some
 with accumulation, gradient clipping, dropout or stochastic depth. The grid is drawn with a seed so
@@ -11,7 +11,9 @@ depend on the batch), so every byte is the allocator's own. *Replayed* is
 ``profiler.replay.replay(target="cpu")``.
 
 One process per backbone. Lines go to ``cells.jsonl``; cells that are there already are skipped, so a
-run can be stopped and continued. A cell that a method refuses is kept with its reason.
+run can be stopped and continued. A cell that a method refuses or that fails is kept with its reason;
+what failed is tried again. After a change of the replay, ``--again`` replays what has been measured
+and keeps the measurements.
 """
 
 from __future__ import annotations
@@ -188,6 +190,25 @@ def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
     }
 
 
+def replay_again(row: dict[str, Any]) -> dict[str, Any]:
+    """Replay a measured cell with today's code; what was measured stays."""
+    from profiler.assembly import assemble
+    from profiler.replay import replay
+
+    workload = Workload.from_json(row["workload"])
+    placement = placement_of(row["placement"], assemble(workload, device="meta").units)
+    start = time.perf_counter()
+    log = replay(Candidate(workload=workload, placement=placement), target="cpu")
+    seconds = time.perf_counter() - start
+    difference = log.peak_bytes - row["real_bytes"]
+    return row | {
+        "replayed_bytes": log.peak_bytes,
+        "difference_bytes": difference,
+        "relative": difference / row["real_bytes"],
+        "replay_seconds": round(seconds, 2),
+    }
+
+
 def real_peak(candidate: Candidate) -> int:
     """Return the CPU allocator's peak over one steady step of a real model."""
     import torch
@@ -222,27 +243,35 @@ def done_cells() -> dict[str, dict[str, Any]]:
     return {row["cell"]: row for row in rows}
 
 
-def run_backbone(backbone: str, *, cheap: bool) -> None:
-    """Run what is left of one backbone's cells, in this process."""
+def run_backbone(backbone: str, *, cheap: bool, again: bool) -> None:
+    """Run what is left of one backbone's cells, in this process.
+
+    Args:
+        backbone: its name.
+        cheap: only micro-batches 1 and 2.
+        again: replay the measured cells anew instead.
+    """
     import torch
 
     torch.set_num_threads(THREADS)
     done = done_cells()
     for workload, placement in _cells_of(backbone):
         name = name_of(workload, placement)
-        if name in done or (cheap and workload.micro_batch > 2):
+        known = done.get(name, {})
+        if again != ("real_bytes" in known) or "refused" in known:
+            continue
+        if cheap and workload.micro_batch > 2:
             continue
         try:
-            row = run_cell(workload, placement)
+            row = replay_again(known) if again else run_cell(workload, placement)
         except Exception as error:
             import traceback
 
             traceback.print_exc()
             row = {"cell": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"}
         print(f"{row.get('relative', float('nan')):+.5%}  {name}", flush=True)
-        if "failed" not in row:
-            with CELLS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        with CELLS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def summary() -> dict[str, Any]:
@@ -259,6 +288,7 @@ def summary() -> dict[str, Any]:
         "environment": environment() | {"threads": THREADS, "sources": _sources()},
         "cells": len(ran),
         "refused": [{"cell": r["cell"], "reason": r["refused"]} for r in known if "refused" in r],
+        "failed": [{"cell": r["cell"], "reason": r["failed"]} for r in known if "failed" in r],
         "missing": [name for name in wanted if name not in rows],
         "median_relative": statistics.median(errors),
         "largest_relative": errors[-1],
@@ -288,6 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument("--cheap", action="store_true", help="only micro-batches 1 and 2")
+    parser.add_argument("--again", action="store_true", help="replay the measured cells anew")
     parser.add_argument("--summary", action="store_true", help="only write results.json")
     parser.add_argument("--here", action="store_true", help="run in this process")
     options = parser.parse_args()
@@ -295,14 +326,17 @@ def main() -> None:
     if not options.summary:
         for backbone in names:
             if options.here:
-                run_backbone(backbone, cheap=options.cheap)
+                run_backbone(backbone, cheap=options.cheap, again=options.again)
                 continue
             command = [sys.executable, __file__, "--backbones", backbone, "--here"]
-            subprocess.run([*command, *(["--cheap"] if options.cheap else [])], check=False)
+            flags = {"--cheap": options.cheap, "--again": options.again}
+            subprocess.run([*command, *(f for f, on in flags.items() if on)], check=False)
     if not options.here:
         results = summary()
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print({k: v for k, v in results.items() if k not in {"rows", "refused", "missing"}})
+        print(
+            {k: v for k, v in results.items() if k not in {"rows", "refused", "failed", "missing"}}
+        )
 
 
 if __name__ == "__main__":

@@ -237,9 +237,9 @@ def _inside(model: nn.Module, chosen: Callable[[nn.Module], bool]) -> set[str]:
 
 def _from_last_unit_on(model: nn.Module, workload: Workload) -> set[str]:
     """Return the parameters of all modules that run first when or after the last unit does."""
-    from profiler.backbones.discovery import find_units
+    from profiler.backbones.discovery import find_blocks
 
-    last = model.get_submodule(find_units(model)[-1])
+    last = model.get_submodule(find_blocks(model)[-1])
     entered: list[nn.Module] = []
     handles = [
         module.register_forward_pre_hook(lambda module, _: entered.append(module))

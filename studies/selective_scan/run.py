@@ -1,6 +1,6 @@
 """How much faster and lighter is our selective scan than a loop over tokens under autograd?
 
-    python -m studies.selective_scan.run [--repeats 3] [--threads 1] [--depth 24]
+    python -m studies.selective_scan.run [--repeats 3] [--threads 1] [--depth 24] [--out results.json]
 
 One training step (forward, cross entropy, backward) of Vim-S, batch 4, 224 px, float32, on the CPU,
 with the same model and weights; only `selective_scan` is exchanged. Times alternate between the
@@ -20,9 +20,6 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-# Waiting threads sleep: on a shared machine spinning ones steal the time that is measured.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +191,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--depth", type=int, default=vim.DEPTH)
+    parser.add_argument("--out", default="results.json", help="a file name, in this folder")
     arguments = parser.parse_args()
     results = {
         "schema": "budgetplan.study.selective_scan/1",
@@ -212,7 +210,7 @@ def main() -> None:
         "load_average_after": os.getloadavg()[0],
     }
     if arguments.depth == vim.DEPTH:
-        path = Path(__file__).with_name("results.json")
+        path = Path(__file__).with_name(arguments.out)
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

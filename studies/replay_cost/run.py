@@ -1,0 +1,142 @@
+"""What does a warm replay cost, in seconds and in memory of the host?
+
+    python studies/replay_cost/run.py [--repeats 5]
+
+Wall seconds of ``profiler.replay.replay`` (forward, backward, AdamW; target CUDA), the model's
+construction included, after one replay that loads what is loaded once:
+
+    batch   ViT-S at micro-batch 1 to 256: must not matter
+    depth   ViT-S, ViT-B, ViT-L (24 blocks) and ViT-S with 24 and 48 blocks: linear in operations
+    host    peak resident memory of a process that replays ViT-g/14 (1.1 thousand million weights,
+            4.5 GB in float32), in a process of its own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from profiler.assembly import Assembly, assemble
+from profiler.backbones import WeightSource
+from profiler.backbones.discovery import find_units
+from profiler.measure import environment
+from profiler.methods import get_method
+from profiler.predict import count_parameters
+from profiler.replay import replay, replay_assembled
+from profiler.workload import Candidate, Workload
+
+HERE = Path(__file__).parent
+BATCHES = (1, 4, 16, 64, 256)
+MODELS = ("vit_s", "vit_b", "vit_large_patch16_224")
+DEPTHS = (12, 24, 48)
+HUGE = "vit_giant_patch14_dinov2"
+
+
+def deeper(workload: Workload, depth: int) -> Assembly:
+    """Return ViT-S with another number of blocks, on meta."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        backbone = timm.create_model("vit_small_patch16_224", depth=depth, num_classes=1000)
+    backbone.train()
+    method = get_method("full")
+    return Assembly(
+        model=method.apply(backbone, workload),
+        method=method,
+        units=find_units(backbone),
+        weights=WeightSource(kind="random", detail="shapes only"),
+    )
+
+
+def timed(candidate: Candidate, repeats: int, *, depth: int | None = None) -> dict[str, Any]:
+    """Return seconds of warm replays and the number of operations."""
+    seconds, operations = [], 0
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        if depth is None:
+            log = replay(candidate, target="cuda")
+        else:
+            assembly = deeper(candidate.workload, depth)
+            log = replay_assembled(assembly, candidate, target="cuda")
+        if repeat:
+            seconds.append(round(time.perf_counter() - start, 4))
+        operations = len(log.operations)
+    return {
+        "model": candidate.workload.model,
+        "depth": depth,
+        "micro_batch": candidate.workload.micro_batch,
+        "operations": operations,
+        "storages": len(log.nbytes),
+        "seconds": seconds,
+        "median_seconds": statistics.median(seconds),
+        "peak_bytes": log.peak_bytes,
+    }
+
+
+def host() -> dict[str, Any]:
+    """Replay the huge model and return this process's peak resident memory."""
+    import torch
+
+    workload = Workload(model=HUGE, micro_batch=8)
+    assemble(Workload(model="vit_t"), device="meta")
+    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    start = time.perf_counter()
+    log = replay(Candidate(workload=workload), target="cuda")
+    return {
+        "model": HUGE,
+        "parameters": count_parameters(workload).total,
+        "replayed_peak_bytes": log.peak_bytes,
+        "seconds": round(time.perf_counter() - start, 3),
+        "resident_bytes_before": imports,
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "torch": str(torch.__version__),
+    }
+
+
+def main() -> None:
+    """Measure all three and write results.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--host", action="store_true", help="only the huge model, in this process")
+    options = parser.parse_args()
+    if options.host:
+        print(json.dumps(host()))
+        return
+    load_before = os.getloadavg()
+    small = Workload(model="vit_s", micro_batch=32)
+    by_batch = [
+        timed(Candidate(workload=small.replace(micro_batch=b)), options.repeats) for b in BATCHES
+    ]
+    by_model = [timed(Candidate(workload=small.replace(model=m)), options.repeats) for m in MODELS]
+    by_depth = [timed(Candidate(workload=small), options.repeats, depth=d) for d in DEPTHS]
+    child = subprocess.run(
+        [sys.executable, __file__, "--host"], capture_output=True, text=True, check=True
+    )
+    results = {
+        "schema": "budgetplan.study.replay_cost/1",
+        "environment": environment() | {"load_before": load_before, "load_after": os.getloadavg()},
+        "batch": by_batch,
+        "models": by_model,
+        "depth": by_depth,
+        "host": json.loads(child.stdout.splitlines()[-1]),
+    }
+    text = json.dumps(results, indent=1) + "\n"
+    (HERE / "results.json").write_text(text, encoding="utf-8")
+    for row in (*by_batch, *by_model, *by_depth):
+        print({k: v for k, v in row.items() if k != "seconds"})
+    print(results["host"])
+
+
+if __name__ == "__main__":
+    main()
