@@ -49,6 +49,10 @@ EPILOG = (
 FP16_ON_CPU = (
     "runs on the CPU would take too long; --no-validate, or --precisions fp32,fp16, searches it"
 )
+FP16_TRAINING_ON_CPU = (
+    "budgetplan: this plan trains in fp16, made for a GPU; on this CPU a step can take minutes. "
+    "To train here, make the plan with `recommend --device cpu`, or --precisions fp32."
+)
 TRIALS = 200
 VALIDATIONS = 3
 
@@ -519,6 +523,9 @@ def train(plan: Path, **options: Any) -> None:
     content = read_plan(plan)
     output = options["out"] or Path("trained") / plan.stem
     data = options["data"] or str(content.provenance.get("data", "digits"))
+    device = _training_device(options["device"])
+    if device == "cpu" and content.candidate.workload.precision == "fp16":
+        click.echo(FP16_TRAINING_ON_CPU, err=True)
     with progress_bar(silent=options["as_json"]) as notify:
         notify("train", "building the model", 0.0)
         from planner.train import latest_checkpoint
@@ -533,7 +540,7 @@ def train(plan: Path, **options: Any) -> None:
                 minutes=options["minutes"],
                 output=output,
                 resume=options["resume"],
-                device=_training_device(options["device"]),
+                device=device,
                 weights=options["weights"],
                 pretrained=options["pretrained"],
                 learning_rate=options["learning_rate"],

@@ -264,6 +264,15 @@ def test_recommend_writes_a_plan_that_show_reads() -> None:
     assert "another problem" in refused(4, *ASK, "--vram", "3GB", "--study", "small")
 
 
+def test_training_in_fp16_on_a_cpu_is_warned_of() -> None:
+    asked = [word.replace("fp32", "fp16") for word in ASK]
+    plan = answer(*asked, "--vram", "2GB")["plan_files"][0]
+    result = call("train", plan, "--device", "cpu", "--steps", "1", "--no-pretrained")
+    assert result.exit_code == 0, result.stderr
+    assert "this plan trains in fp16" in result.stderr
+    assert "held-out digits images right, random weights" in result.stdout
+
+
 def test_recommend_in_too_little_names_what_would_do() -> None:
     line = refused(3, *ASK, "--vram", "1MiB")
     assert "the smallest budget that would is" in line
