@@ -176,6 +176,10 @@ class CostModel:
             self._anatomy[family] = {u: parts_of(built.backbone, u) for u in built.units}
         return self._anatomy[family]
 
+    def learns_in_units(self, workload: Workload) -> bool:
+        """Say whether backward runs through the units at all; a linear probe's does not."""
+        return self._option(family_of(workload), KEEP).learns_in_units
+
     def menu(self, workload: Workload) -> tuple[str, ...]:
         """Return every option of the backbone's units."""
         return (*MENU, *part_options(self.parts(workload)))

@@ -753,13 +753,18 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
     steps = [len(row.validation.losses) for row in ran if row.validation is not None]
     if steps and max(steps) < TELLING_STEPS:
         notes.append(
-            f"an accuracy after {min(steps)} to {max(steps)} steps, and the NetScores made of it, "
+            f"an accuracy after {_span(steps)} steps, and the NetScores made of it, "
             "say that training works, not how good a model gets"
         )
     for row in ran:
         notes += _findings(request, row)
     seen = [note for row in rows for note in row.prediction.notes]
     return (*notes, *dict.fromkeys(seen))
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _findings(request: Request, row: _Row) -> list[str]:

@@ -91,6 +91,9 @@ class Pricer(Protocol):
     def quick(self, candidate: Candidate) -> Quick:
         """Price a candidate in microseconds."""
 
+    def learns_in_units(self, workload: Workload) -> bool:
+        """Say whether backward runs through the units at all."""
+
     def place(self, workload: Workload, policy: str, budget_bytes: int) -> Placement:
         """Let a policy decide."""
 
@@ -418,6 +421,8 @@ class _Run:
         )
 
     def _place(self, choice: Choice) -> Placement:
+        if not self.cost.learns_in_units(choice.workload):
+            return NONE  # without a backward through the units there is nothing to recompute
         budget = self.problem.budget_bytes
         try:
             placed = self.cost.place(choice.workload, choice.checkpoint, budget)

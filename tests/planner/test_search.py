@@ -296,6 +296,17 @@ def test_a_study_of_another_problem_is_refused(change: dict[str, Any], said: str
         run(problem=replace(PROBLEM, **change), trials=2)
 
 
+def test_a_linear_probe_has_nothing_to_recompute(
+    exhausted: tuple[ToyCosts, SearchResult],
+) -> None:
+    placed = {
+        method: {not e.candidate.placement.is_none for e in exhausted[1].evaluations
+                 if e.candidate.workload.method == method}
+        for method in ("head", "full")
+    }  # fmt: skip
+    assert placed == {"head": {False}, "full": {False, True}}
+
+
 def test_a_study_of_somebody_else_is_refused() -> None:
     Path("studies").mkdir()
     study = optuna.create_study(study_name="toy", storage="sqlite:///studies/toy.db")

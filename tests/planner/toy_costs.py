@@ -52,6 +52,10 @@ class ToyCosts:
             energy_joules=None if self.watts is None else seconds * self.watts,
         )
 
+    def learns_in_units(self, workload: Workload) -> bool:
+        """Say whether backward runs through the units."""
+        return workload.method != "head"
+
     def place(self, workload: Workload, policy: str, budget_bytes: int) -> Placement:
         static = Placement(policy=policy, decisions={"block": "recompute"})
         if policy == "none":
