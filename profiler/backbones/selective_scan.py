@@ -271,7 +271,7 @@ def scan_workspace(inputs: Tensor, *, states: int, buffers: int) -> Tensor:
 def _scratch(
     workspace: Tensor, rows: int, *, chunk: int, states: int, groups: int
 ) -> tuple[Tensor, Tensor]:
-    """Its arrays [buffers, rows, chunk + 1, state, ...], its vectors [VECTORS, rows, chunk, ...]."""
+    """Its arrays [buffers, rows, chunk + 1, state, ...] and vectors [VECTORS, rows, chunk, ...]."""
     vectors = VECTORS * chunk
     split = _by_group(workspace[:rows], groups).split(
         [workspace.shape[1] - vectors, vectors], dim=1
