@@ -249,6 +249,8 @@ def environment() -> dict[str, str | int]:
     import timm
     import torch
 
+    from profiler.backbones.scan_kernel import describe_kernel
+
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -256,6 +258,7 @@ def environment() -> dict[str, str | int]:
         "machine": platform.machine(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "selective_scan": describe_kernel(),
         "cuda": str(torch.version.cuda) if torch.cuda.is_available() else "none",
     }
 

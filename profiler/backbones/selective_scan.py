@@ -56,6 +56,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from profiler.backbones.scan_kernel import ScanKernel, scan_kernel
+
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
 CHUNK_POSITIONS = 16
@@ -72,7 +74,7 @@ CACHE_BYTES = 2 * 2**20
 this: measured at Vim-S, 71 ms of a core per layer at 1.7 MB a buffer, 101 ms at 6.7 MB. The scratch
 itself is the same on every device, so that a replay on fake CPU tensors holds for a GPU."""
 
-FORWARD_BUFFERS, BACKWARD_BUFFERS = 2, 3
+FORWARD_BUFFERS, BACKWARD_BUFFERS, VECTORS = 2, 3, 3
 
 
 def selective_scan(  # noqa: PLR0917 - mamba_ssm's signature
@@ -127,11 +129,7 @@ def _mamba_kernel_scan(*arguments: Any) -> Tensor:
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """The scan with its skip; saves its inputs and one state per chunk.
-
-    Of the step sizes it saves the biased softplus, not what they come from, when both take the
-    same bytes: d softplus(x) / dx = 1 - exp(-softplus(x)).
-    """
+    """The scan with its softplus and its skip; saves its inputs and one state per chunk."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes by position
@@ -147,66 +145,56 @@ class _SelectiveScan(torch.autograd.Function):
         grad_enabled: bool,
     ) -> Tensor:
         keep_states = grad_enabled and any(ctx.needs_input_grad)
-        steps = _steps(delta, delta_bias, softplus=delta_softplus)
-        inputs = _time_major(u, steps.dtype)
+        biased = _biased(delta, delta_bias)
+        inputs = _time_major(u, biased.dtype)
         y, states = scan_forward_op(
-            steps,
-            steps * inputs,
-            _rates(A, steps.dtype),
-            _grouped(B, steps.dtype),
-            _grouped(C, steps.dtype),
-            scan_workspace(steps, states=A.shape[1], buffers=FORWARD_BUFFERS),
+            inputs,
+            biased,
+            _rates(A, biased.dtype),
+            _grouped(B, biased.dtype),
+            _grouped(C, biased.dtype),
+            _skip(D, inputs),
+            scan_workspace(inputs, states=A.shape[1], buffers=FORWARD_BUFFERS),
+            delta_softplus,
             keep_states,
         )
-        if D is not None:
-            y.addcmul_(inputs, D.to(y.dtype))
         if keep_states:
             ctx.delta_softplus, ctx.delta_dtype = delta_softplus, delta.dtype
-            kept_steps = steps if delta.dtype == steps.dtype else delta
-            ctx.save_for_backward(u, kept_steps, A, B, C, D, delta_bias, states)
+            # The sum with the bias is kept where it takes the bytes of what it comes from.
+            ctx.delta_is_biased = delta_bias is not None and delta.dtype == biased.dtype
+            kept_delta = biased.transpose(1, 2) if ctx.delta_is_biased else delta
+            ctx.save_for_backward(u, kept_delta, A, B, C, D, delta_bias, states)
         result: Tensor = y.transpose(1, 2).to(u.dtype)
         return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        u, steps, A, B, C, D, delta_bias, states = ctx.saved_tensors  # noqa: N806
+        u, delta, A, B, C, D, delta_bias, states = ctx.saved_tensors  # noqa: N806
         need_u, need_delta, need_a, need_b, need_c, need_d, need_bias = ctx.needs_input_grad[:7]
-        need_steps = need_delta or need_bias
-
-        # [Inputs of the scan again]
-        if ctx.delta_dtype != _compute_dtype(ctx.delta_dtype):
-            steps = _steps(steps, delta_bias, softplus=ctx.delta_softplus)
-        grad_y, inputs = _time_major(grad_y, steps.dtype), _time_major(u, steps.dtype)
-        d_steps, d_drive, d_rates, d_b, d_c = scan_backward_op(
-            grad_y,
-            steps,
-            steps * inputs,
-            _rates(A, steps.dtype),
-            _grouped(B, steps.dtype),
-            _grouped(C, steps.dtype),
+        biased = _biased(delta, None if ctx.delta_is_biased else delta_bias)
+        inputs = _time_major(u, biased.dtype)
+        d_inputs, d_biased, d_rates, d_b, d_c, d_skip = scan_backward_op(
+            _time_major(grad_y, biased.dtype),
+            inputs,
+            biased,
+            _rates(A, biased.dtype),
+            _grouped(B, biased.dtype),
+            _grouped(C, biased.dtype),
+            _skip(D, inputs),
             states,
-            scan_workspace(steps, states=A.shape[1], buffers=BACKWARD_BUFFERS),
-            [need_steps, need_u or need_steps, need_a, need_b, need_c],
+            scan_workspace(inputs, states=A.shape[1], buffers=BACKWARD_BUFFERS),
+            ctx.delta_softplus,
+            [need_u, need_delta or need_bias, need_a, need_b, need_c, need_d],
         )
-
-        # [Back through drive = steps * inputs, skip, softplus, bias and the layouts]
-        if need_steps:
-            d_steps.addcmul_(d_drive, inputs)
-            if ctx.delta_softplus:
-                d_steps.mul_(torch.expm1(-steps).neg_())
-        if need_u:
-            d_drive.mul_(steps)
-            if D is not None:
-                d_drive.addcmul_(grad_y, D.to(grad_y.dtype))
         return (
-            d_drive.transpose(1, 2).to(u.dtype) if need_u else None,
-            d_steps.transpose(1, 2).to(ctx.delta_dtype) if need_delta else None,
+            d_inputs.transpose(1, 2).to(u.dtype) if need_u else None,
+            d_biased.transpose(1, 2).to(ctx.delta_dtype) if need_delta else None,
             (d_rates.t() * LOG2_E).to(A.dtype) if need_a else None,
             _ungrouped(d_b, like=B) if need_b else None,
             _ungrouped(d_c, like=C) if need_c else None,
-            (grad_y * inputs).sum((0, 1)).to(D.dtype) if need_d else None,
-            d_steps.sum((0, 1)).to(delta_bias.dtype) if need_bias else None,
+            d_skip.to(D.dtype) if need_d else None,
+            d_biased.sum((0, 1)).to(delta_bias.dtype) if need_bias else None,
             None,
             None,
         )
@@ -222,11 +210,9 @@ def _time_major(x: Tensor, dtype: torch.dtype) -> Tensor:
     return y
 
 
-def _steps(delta: Tensor, bias: Tensor | None, *, softplus: bool) -> Tensor:
+def _biased(delta: Tensor, bias: Tensor | None) -> Tensor:
     raw = _time_major(delta, _compute_dtype(delta.dtype))
-    if bias is not None:
-        raw = raw + bias.to(raw.dtype)
-    return F.softplus(raw) if softplus else raw
+    return raw if bias is None else raw + bias.to(raw.dtype)
 
 
 def _rates(A: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: N803
@@ -245,6 +231,12 @@ def _ungrouped(grad: Tensor, *, like: Tensor) -> Tensor:
     return grad.squeeze(1) if like.dim() == 3 else grad
 
 
+def _skip(D: Tensor | None, inputs: Tensor) -> Tensor:  # noqa: N803
+    if D is None:
+        return inputs.new_zeros(inputs.shape[2])
+    return D.to(inputs.dtype).contiguous()
+
+
 # --- chunks -----------------------------------------------------------------------------------
 
 
@@ -258,33 +250,47 @@ def _chunk_size(length: int) -> int:
     return -(-length // max(1, round(length / CHUNK_POSITIONS)))
 
 
-def scan_workspace(steps: Tensor, *, states: int, buffers: int) -> Tensor:
-    """Scratch [buffers, rows, chunk + 1, state, inner]: for as many sequences as go into it.
+def scan_workspace(inputs: Tensor, *, states: int, buffers: int) -> Tensor:
+    """Scratch [rows, positions, inner] for as many sequences as go into it.
 
-    The position past the chunk holds what is carried from chunk to chunk.
+    For every sequence it holds `buffers` arrays [chunk + 1, state, inner], whose position past the
+    chunk holds what is carried from chunk to chunk, and `VECTORS` arrays [chunk, inner].
 
     Args:
-        steps: any tensor [batch, length, inner] of the scan's dtype and device.
+        inputs: any tensor [batch, length, inner] of the scan's dtype and device.
         states: states per channel.
-        buffers: how many arrays of that shape the caller needs.
+        buffers: how many large arrays the caller needs.
     """
-    _, length, inner = steps.shape
+    _, length, inner = inputs.shape
     chunk = _chunk_size(length)
-    row_bytes = buffers * (chunk + 1) * states * inner * steps.element_size()
-    rows = max(1, WORKSPACE_BYTES // row_bytes)
-    return steps.new_empty(buffers, rows, chunk + 1, states, inner)
+    positions = buffers * (chunk + 1) * states + VECTORS * chunk
+    rows = max(1, WORKSPACE_BYTES // (positions * inner * inputs.element_size()))
+    return inputs.new_empty(rows, positions, inner)
 
 
-def _blocks(batch: int, workspace: Tensor) -> Iterator[slice]:
-    rows = workspace.shape[1]
+def _scratch(
+    workspace: Tensor, rows: int, *, chunk: int, states: int, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Its arrays [buffers, rows, chunk + 1, state, ...] and vectors [VECTORS, rows, chunk, ...]."""
+    vectors = VECTORS * chunk
+    split = _by_group(workspace[:rows], groups).split(
+        [workspace.shape[1] - vectors, vectors], dim=1
+    )
+    large = split[0].unflatten(1, (-1, chunk + 1, states))
+    return large.movedim(1, 0), split[1].unflatten(1, (VECTORS, chunk)).movedim(1, 0)
+
+
+def _blocks(batch: int, workspace: Tensor, *, buffer_positions: int) -> Iterator[slice]:
+    rows = workspace.shape[0]
     if workspace.device.type == "cpu":
-        rows = min(rows, max(1, CACHE_BYTES // workspace[0, 0].nbytes))
+        buffer_bytes = buffer_positions * workspace.shape[2] * workspace.element_size()
+        rows = min(rows, max(1, CACHE_BYTES // buffer_bytes))
     return (slice(start, min(start + rows, batch)) for start in range(0, batch, rows))
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
-    """[..., inner] -> [..., groups, inner / groups], a view."""
-    return x.view(*x.shape[:-1], groups, x.shape[-1] // groups)
+    """[..., inner] -> [..., groups, inner / groups], a view; an empty tensor stays as it is."""
+    return x.unflatten(-1, (groups, -1)) if x.numel() else x
 
 
 def _recur(state: Tensor, decay: Tensor, start: Tensor) -> None:
@@ -307,125 +313,223 @@ def _recur_back(adjoint: Tensor, decay: Tensor, grad: Tensor, c: Tensor, after: 
         after = factor.mul_(now)
 
 
+def _steps(delta: Tensor, out: Tensor, *, softplus: bool) -> Tensor:
+    return torch.ops.aten.softplus.out(delta, out=out) if softplus else out.copy_(delta)
+
+
+# --- the two operators -----------------------------------------------------------------------
+
+
 @torch.library.custom_op("budgetplan::selective_scan", mutates_args={"workspace"})
 def scan_forward_op(  # noqa: PLR0917 - operators take positions
-    steps: Tensor,
-    drive: Tensor,
+    u: Tensor,
+    delta: Tensor,
     rates: Tensor,
     b: Tensor,
     c: Tensor,
+    skip: Tensor,
     workspace: Tensor,
+    softplus: bool,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """The chunk loop of the forward pass; allocates only what it returns.
 
     Args:
-        steps: step sizes [batch, length, inner].
-        drive: steps times inputs, like `steps`.
+        u: inputs [batch, length, inner].
+        delta: step sizes like `u`, before softplus if that is asked for.
         rates: A transposed, times log2(e) [state, inner].
         b: input weights [batch, length, state, groups].
         c: output weights, like `b`.
+        skip: D [inner].
         workspace: of `scan_workspace` with `FORWARD_BUFFERS`; its contents are garbage afterwards.
+        softplus: whether the step sizes are softplus(delta).
         keep_states: whether the second result is filled; else it is empty.
 
     Returns:
-        outputs like `steps`, and the state at each chunk's start [chunks, batch, state, inner].
+        outputs like `u`, and the state at each chunk's start [chunks, batch, state, inner].
     """
-    y, states = _forward_results(steps, rates, keep_states=keep_states)
-    groups = b.shape[3]
-    rates, y_groups = _by_group(rates, groups), _by_group(y, groups)
-    steps, drive = _by_group(steps, groups), _by_group(drive, groups)
-    for rows in _blocks(len(steps), workspace):
-        factor_buffer, state_buffer = _by_group(workspace[:, : rows.stop - rows.start], groups)
-        carry = state_buffer[:, -1].zero_()
-        for k, (start, stop) in enumerate(chunk_bounds(steps.shape[1])):
-            at = (rows, slice(start, stop))
-            factor, state = factor_buffer[:, : stop - start], state_buffer[:, : stop - start]
-            if keep_states:
-                _by_group(states[k, rows], groups).copy_(carry)
-            torch.mul(steps[at].unsqueeze(2), rates, out=factor).exp2_()
-            torch.mul(drive[at].unsqueeze(2), b[at].unsqueeze(-1), out=state)
-            _recur(state, factor, carry)
-            carry.copy_(state[:, -1])
-            torch.sum(state.mul_(c[at].unsqueeze(-1)), 2, out=y_groups[at])
+    y, states = _forward_results(u, rates, keep_states=keep_states)
+    chunk = _chunk_size(u.shape[1])
+    if (kernel := _kernel_for(u)) and (
+        sizes := kernel.sizes(u, b, workspace, chunk=chunk, softplus=softplus, backward=False)
+    ):
+        kernel.forward(sizes, u, delta, rates, b, c, skip, y, states, workspace)
+    else:
+        _forward_loops(u, delta, rates, b, c, skip, workspace, y, states, softplus=softplus)
     return y, states
 
 
-def _forward_results(steps: Tensor, rates: Tensor, *, keep_states: bool) -> tuple[Tensor, Tensor]:
-    batch, length, _ = steps.shape
+def _kernel_for(u: Tensor) -> ScanKernel | None:
+    return scan_kernel() if u.device.type == "cpu" and u.dtype == torch.float32 else None
+
+
+def _forward_loops(  # noqa: PLR0917
+    u: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    workspace: Tensor,
+    y: Tensor,
+    states: Tensor,
+    *,
+    softplus: bool,
+) -> None:
+    bounds, groups = chunk_bounds(u.shape[1]), b.shape[3]
+    chunk, n = _chunk_size(u.shape[1]), rates.shape[0]
+    u, delta, rates, skip, y, states = (
+        _by_group(x, groups) for x in (u, delta, rates, skip, y, states)
+    )
+    for rows in _blocks(len(u), workspace, buffer_positions=(chunk + 1) * n):
+        buffers, vectors = _scratch(
+            workspace, rows.stop - rows.start, chunk=chunk, states=n, groups=groups
+        )
+        carry = buffers[1, :, -1].zero_()
+        for k, (start, stop) in enumerate(bounds):
+            at = (rows, slice(start, stop))
+            factor, state = buffers[:, :, : stop - start]
+            steps, drive, _ = vectors[:, :, : stop - start]
+            if states.numel():
+                states[k, rows].copy_(carry)
+            _steps(delta[at], steps, softplus=softplus)
+            torch.mul(steps, u[at], out=drive)
+            torch.mul(steps.unsqueeze(2), rates, out=factor).exp2_()
+            torch.mul(drive.unsqueeze(2), b[at].unsqueeze(-1), out=state)
+            _recur(state, factor, carry)
+            carry.copy_(state[:, -1])
+            torch.sum(state.mul_(c[at].unsqueeze(-1)), 2, out=y[at])
+            y[at].addcmul_(u[at], skip)
+
+
+def _forward_results(u: Tensor, rates: Tensor, *, keep_states: bool) -> tuple[Tensor, Tensor]:
+    batch, length, _ = u.shape
     chunks = len(chunk_bounds(length)) if keep_states else 0
-    return torch.empty_like(steps), steps.new_empty(chunks, batch, *rates.shape)
+    return torch.empty_like(u), u.new_empty(chunks, batch, *rates.shape)
 
 
 @scan_forward_op.register_fake
 def _(  # noqa: PLR0917
-    steps: Tensor,
-    drive: Tensor,
+    u: Tensor,
+    delta: Tensor,
     rates: Tensor,
     b: Tensor,
     c: Tensor,
+    skip: Tensor,
     workspace: Tensor,
+    softplus: bool,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _forward_results(steps, rates, keep_states=keep_states)
+    return _forward_results(u, rates, keep_states=keep_states)
 
 
 @torch.library.custom_op("budgetplan::selective_scan_backward", mutates_args={"workspace"})
 def scan_backward_op(  # noqa: PLR0917
     grad_y: Tensor,
-    steps: Tensor,
-    drive: Tensor,
+    u: Tensor,
+    delta: Tensor,
     rates: Tensor,
     b: Tensor,
     c: Tensor,
+    skip: Tensor,
     states: Tensor,
     workspace: Tensor,
+    softplus: bool,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The chunk loop of the backward pass; allocates only what it returns.
 
     Args:
         grad_y: gradient of the outputs [batch, length, inner].
-        steps: as in the forward pass, and so on to `c`.
-        drive: same.
+        u: as in the forward pass, and so on to `skip`.
+        delta: same.
         rates: same.
         b: same.
         c: same.
+        skip: same.
         states: the stored states of the forward pass.
         workspace: of `scan_workspace` with `BACKWARD_BUFFERS`.
+        softplus: as in the forward pass.
         wanted: which of the results are computed; the others are empty.
 
     Returns:
-        gradients of steps (through the decay only), drive, rates, b and c.
+        gradients of u, delta, rates (times 1 / ln 2 of its exponent), b, c and skip.
     """
-    results = _backward_results(steps, rates, b, wanted)
-    d_steps, d_drive, d_rates, d_b, d_c = results
-    want_steps, want_drive, want_rates, want_b, want_c = wanted
-    groups = b.shape[3]
-    rates, steps, drive, grad_y = (_by_group(x, groups) for x in (rates, steps, drive, grad_y))
-    d_steps_groups, d_drive_groups, d_rates_groups = (
-        _by_group(x, groups) for x in (d_steps, d_drive, d_rates.zero_())
+    results = _backward_results(u, rates, b, wanted)
+    chunk = _chunk_size(u.shape[1])
+    if (kernel := _kernel_for(u)) and (
+        sizes := kernel.sizes(u, b, workspace, chunk=chunk, softplus=softplus, backward=True)
+    ):
+        kernel.backward(sizes, grad_y, u, delta, rates, b, c, skip, states, *results, workspace)
+    else:
+        _backward_loops(
+            grad_y,
+            u,
+            delta,
+            rates,
+            b,
+            c,
+            skip,
+            states,
+            workspace,
+            results,
+            wanted,
+            softplus=softplus,
+        )
+    return results
+
+
+def _backward_loops(  # noqa: PLR0912, PLR0915, PLR0917 - one loop, in headed blocks
+    grad_y: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    states: Tensor,
+    workspace: Tensor,
+    results: Sequence[Tensor],
+    wanted: Sequence[bool],
+    *,
+    softplus: bool,
+) -> None:
+    want_u, want_delta, want_rates, want_b, want_c, want_skip = wanted
+    bounds, groups = chunk_bounds(u.shape[1]), b.shape[3]
+    chunk, n = _chunk_size(u.shape[1]), rates.shape[0]
+    grad_y, u, delta, rates, skip, states = (
+        _by_group(x, groups) for x in (grad_y, u, delta, rates, skip, states)
     )
-    bounds = chunk_bounds(steps.shape[1])
-    for rows in _blocks(len(steps), workspace):
-        buffers = _by_group(workspace[:, : rows.stop - rows.start], groups)
+    d_b, d_c = results[3], results[4]
+    d_u, d_delta, d_rates, d_skip = (_by_group(results[i], groups) for i in (0, 1, 2, 5))
+    d_rates.zero_(), d_skip.zero_()
+    for rows in _blocks(len(u), workspace, buffer_positions=(chunk + 1) * n):
+        buffers, vectors = _scratch(
+            workspace, rows.stop - rows.start, chunk=chunk, states=n, groups=groups
+        )
         # decay[t] * adjoint[t] at the first position t of the chunk that comes after.
         carry, d_rates_here, d_rates_sum = buffers[:, :, -1]
         carry.zero_(), d_rates_sum.zero_()
         for k, (start, stop) in reversed(list(enumerate(bounds))):
             at = (rows, slice(start, stop))
             factor, state, adjoint = buffers[:, :, : stop - start]
-            before = _by_group(states[k, rows], groups)
-            steps_at, drive_at = steps[at].unsqueeze(2), drive[at].unsqueeze(2)
+            steps, drive, d_steps = vectors[:, :, : stop - start]
+            before = states[k, rows]
             b_at, c_at, grad_at = b[at].unsqueeze(-1), c[at].unsqueeze(-1), grad_y[at].unsqueeze(2)
 
             # [States of this chunk again]
-            torch.mul(steps_at, rates, out=factor).exp2_()
-            torch.mul(drive_at, b_at, out=state)
+            _steps(delta[at], steps, softplus=softplus)
+            torch.mul(steps, u[at], out=drive)
+            torch.mul(steps.unsqueeze(2), rates, out=factor).exp2_()
+            torch.mul(drive.unsqueeze(2), b_at, out=state)
             _recur(state, factor, before)
             if want_c:
                 torch.sum(torch.mul(state, grad_at, out=adjoint), -1, out=d_c[at])
-            if not (want_steps or want_drive or want_rates or want_b):
+            if want_skip:
+                total = adjoint[:, 0, 0]
+                torch.sum(torch.mul(u[at], grad_y[at], out=d_steps), 1, out=total)
+                d_skip.add_(torch.sum(total, 0, out=d_steps[0, 0]))
+            if not (want_u or want_delta or want_rates or want_b):
                 continue
 
             # [Adjoint states; `factor` times them]
@@ -433,46 +537,56 @@ def scan_backward_op(  # noqa: PLR0917
             carry.copy_(factor[:, 0])
 
             # [Gradient of the exponent, in `factor`; from here on `state` is scratch]
-            if want_steps or want_rates:
+            if want_delta or want_rates:
                 factor[:, 0].mul_(before)
                 factor[:, 1:].mul_(state[:, :-1])
-            if want_steps:
-                torch.sum(torch.mul(factor, rates, out=state), 2, out=d_steps_groups[at])
+            if want_delta:
+                torch.sum(torch.mul(factor, rates, out=state), 2, out=d_steps)
             if want_rates:
-                d_rates_sum.add_(torch.sum(factor.mul_(steps_at), 1, out=d_rates_here))
-            if want_drive:
-                torch.sum(torch.mul(adjoint, b_at, out=state), 2, out=d_drive_groups[at])
+                d_rates_sum.add_(torch.sum(factor.mul_(steps.unsqueeze(2)), 1, out=d_rates_here))
             if want_b:
-                torch.sum(torch.mul(adjoint, drive_at, out=state), -1, out=d_b[at])
+                torch.sum(torch.mul(adjoint, drive.unsqueeze(2), out=state), -1, out=d_b[at])
+
+            # [Gradient of drive = steps * u, in `drive`, and of what it is made of]
+            if want_u or want_delta:
+                torch.sum(torch.mul(adjoint, b_at, out=state), 2, out=drive)
+            if want_u:
+                torch.mul(drive, steps, out=d_u[at]).addcmul_(grad_y[at], skip)
+            if want_delta:
+                d_steps.mul_(LN_2).addcmul_(drive, u[at])
+                if softplus:
+                    torch.sigmoid(delta[at], out=steps)
+                    d_steps.mul_(steps)
+                d_delta[at].copy_(d_steps)
         if want_rates:
-            d_rates_groups.add_(torch.sum(d_rates_sum, 0, out=d_rates_here[0]), alpha=LN_2)
-    d_steps.mul_(LN_2)
-    return results
+            d_rates.add_(torch.sum(d_rates_sum, 0, out=d_rates_here[0]), alpha=LN_2)
 
 
 def _backward_results(
-    steps: Tensor, rates: Tensor, b: Tensor, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shapes = (steps.shape, steps.shape, rates.shape, b.shape, b.shape)
+    u: Tensor, rates: Tensor, b: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shapes = (u.shape, u.shape, rates.shape, b.shape, b.shape, u.shape[2:])
     empty = [
-        steps.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True)
+        u.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True)
     ]
-    return empty[0], empty[1], empty[2], empty[3], empty[4]
+    return empty[0], empty[1], empty[2], empty[3], empty[4], empty[5]
 
 
 @scan_backward_op.register_fake
 def _(  # noqa: PLR0917
     grad_y: Tensor,
-    steps: Tensor,
-    drive: Tensor,
+    u: Tensor,
+    delta: Tensor,
     rates: Tensor,
     b: Tensor,
     c: Tensor,
+    skip: Tensor,
     states: Tensor,
     workspace: Tensor,
+    softplus: bool,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _backward_results(steps, rates, b, wanted)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _backward_results(u, rates, b, wanted)
 
 
 # --- arithmetic, for FlopCounterMode and profiler.flops -------------------------------------------
@@ -480,23 +594,24 @@ def _(  # noqa: PLR0917
 
 @register_flop_formula(torch.ops.budgetplan.selective_scan)
 def scan_forward_flops(
-    steps_shape: Sequence[int], drive_shape: Any, rates_shape: Sequence[int], *_: Any, **__: Any
+    u_shape: Sequence[int], delta_shape: Any, rates_shape: Sequence[int], *_: Any, **__: Any
 ) -> int:
     """Seven per state: exponent, exp, input, recurrence (2), output (2)."""
-    return 7 * math.prod(steps_shape) * rates_shape[0]
+    return 7 * math.prod(u_shape) * rates_shape[0]
 
 
 @register_flop_formula(torch.ops.budgetplan.selective_scan_backward)
 def scan_backward_flops(
     grad_shape: Any,
-    steps_shape: Sequence[int],
-    drive_shape: Any,
+    u_shape: Sequence[int],
+    delta_shape: Any,
     rates_shape: Sequence[int],
     *rest: Any,
     **__: Any,
 ) -> int:
     """Five per state for the states again, two for each gradient, six for the adjoint."""
-    want_steps, want_drive, want_rates, want_b, want_c = rest[-1]
-    adjoint = want_steps or want_drive or want_rates or want_b
-    per_state = 5 + 2 * sum((want_steps, want_drive, want_rates, want_b, want_c)) + 6 * adjoint
-    return int(per_state * math.prod(steps_shape) * rates_shape[0])
+    want_u, want_delta, want_rates, want_b, want_c, _ = rest[-1]
+    want_drive = want_u or want_delta
+    adjoint = want_drive or want_rates or want_b
+    per_state = 5 + 2 * sum((want_delta, want_drive, want_rates, want_b, want_c)) + 6 * adjoint
+    return int(per_state * math.prod(u_shape) * rates_shape[0])

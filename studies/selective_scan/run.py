@@ -3,8 +3,8 @@
     python -m studies.selective_scan.run [--repeats 3] [--threads 1] [--depth 24] [--out results.json]
 
 One training step (forward, cross entropy, backward) of Vim-S, batch 4, 224 px, float32, on the CPU,
-with the same model and weights; only `selective_scan` is exchanged. Times alternate between the
-two. Bytes are those of PyTorch's CPU allocator (profiler.cpu_allocator).
+with the same model and weights; only `selective_scan` is exchanged (`chunked` is ours with its
+compiled kernel, `uncompiled` ours in PyTorch alone). Times alternate between them. Bytes are those of PyTorch's CPU allocator (profiler.cpu_allocator).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from profiler.backbones import vim
+from profiler.backbones import selective_scan, vim
+from profiler.backbones.scan_kernel import describe_kernel, scan_kernel
 from profiler.cpu_allocator import memory_events, peak_and_growth
 
 BATCH, IMAGE_SIZE, CLASSES = 4, 224, 100
@@ -79,18 +80,22 @@ def no_scan(
 
 SCANS: dict[str, Callable[..., Tensor]] = {
     "chunked": vim.selective_scan,
+    "uncompiled": vim.selective_scan,
     "loop": token_loop,
     "none": no_scan,
 }
-REAL = ("chunked", "loop")
+REAL = ("chunked", "uncompiled", "loop")
 
 
 @contextmanager
 def scan_exchanged(name: str) -> Iterator[None]:
     vim.selective_scan = SCANS[name]
+    if name == "uncompiled":
+        selective_scan.scan_kernel = lambda: None
     try:
         yield
     finally:
+        selective_scan.scan_kernel = scan_kernel
         vim.selective_scan = SCANS["chunked"]
 
 
@@ -125,7 +130,12 @@ def measure(depth: int, repeats: int, threads: list[int]) -> dict[str, Any]:
             step()
             losses[name] = loss_of(model, images, labels).item()
         grads[name] = gradients(model)
-    difference = (grads["chunked"] - grads["loop"]).norm() / grads["loop"].norm()
+    differences = {
+        name: ((grads[name] - grads["loop"]).norm() / grads["loop"].norm()).item()
+        for name in REAL
+        if name != "loop"
+    }
+    print(losses, differences, describe_kernel(), flush=True)
 
     # [Time, alternating; the first round warms up]
     for count in threads:
@@ -138,7 +148,7 @@ def measure(depth: int, repeats: int, threads: list[int]) -> dict[str, Any]:
                 print(count, name, {k: round(v, 2) for k, v in seconds.items()}, flush=True)
                 if round_:
                     trials[name].append(seconds)
-        times.append({"threads": count, "trials": trials, "loop_over_chunked": time_ratios(trials)})
+        times.append({"threads": count, "trials": trials, "loop_over": time_ratios(trials)})
 
     # [Bytes]
     for name in REAL:
@@ -154,21 +164,27 @@ def measure(depth: int, repeats: int, threads: list[int]) -> dict[str, Any]:
 
     return {
         "loss": losses,
-        "gradient_relative_difference": difference.item(),
+        "kernel": describe_kernel(),
+        "gradient_relative_difference": differences,
         "times": times,
         "memory": memory,
         "loop_over_chunked_bytes": byte_ratios(memory),
     }
 
 
-def time_ratios(trials: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    """Medians of the loop's step over the chunked one's: the step, and what the scan adds to it."""
-    ratios = {}
+def time_ratios(trials: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Medians of the loop's step over ours: the step, what the scan adds to it, and by rounds."""
+    ratios: dict[str, dict[str, float]] = {"chunked": {}, "uncompiled": {}}
     for key in ("wall_seconds", "cpu_seconds"):
         middle = {name: statistics.median(trial[key] for trial in trials[name]) for name in SCANS}
-        ratios[key] = middle["loop"] / middle["chunked"]
-        scan = {name: middle[name] - middle["none"] for name in REAL}
-        ratios[f"scan_alone_{key}"] = scan["loop"] / scan["chunked"]
+        for name, ratio in ratios.items():
+            rounds = zip(trials["loop"], trials[name], strict=True)
+            ratio[key] = middle["loop"] / middle[name]
+            ratio[f"median_of_rounds_{key}"] = statistics.median(
+                loop[key] / ours[key] for loop, ours in rounds
+            )
+            scan = {name: middle[name] - middle["none"] for name in REAL}
+            ratio[f"scan_alone_{key}"] = scan["loop"] / scan[name]
     return ratios
 
 

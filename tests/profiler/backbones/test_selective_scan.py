@@ -139,7 +139,7 @@ def test_sequences_taken_in_turns_give_the_same(monkeypatch):
     monkeypatch.setattr(module, "WORKSPACE_BYTES", 1)  # one sequence at the least
     row_bytes = scan_workspace(steps, states=3, buffers=BACKWARD_BUFFERS).nbytes
     monkeypatch.setattr(module, "WORKSPACE_BYTES", 2 * row_bytes)
-    assert scan_workspace(steps, states=3, buffers=BACKWARD_BUFFERS).shape[1] == 2
+    assert scan_workspace(steps, states=3, buffers=BACKWARD_BUFFERS).shape[0] == 2
     y_turns, grads_turns = gradients(selective_scan, inputs)
     torch.testing.assert_close(y_turns, y, rtol=0, atol=0)
     for name in NAMES:
@@ -209,13 +209,14 @@ def test_the_operators_allocate_nothing_but_their_results():
         return sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
 
     scratch = scan_workspace(steps, states=16, buffers=FORWARD_BUFFERS)
-    y, states = scan_forward_op(steps, steps, rates, b, b, scratch, True)
-    forward = allocated(lambda: scan_forward_op(steps, steps, rates, b, b, scratch, True))
+    arguments = (steps, steps, rates, b, b, steps[0, 0], scratch, True, True)
+    y, states = scan_forward_op(*arguments)
+    forward = allocated(lambda: scan_forward_op(*arguments))
     assert forward == y.nbytes + states.nbytes
     scratch = scan_workspace(steps, states=16, buffers=BACKWARD_BUFFERS)
-    arguments = (steps, steps, steps, rates, b, b, states, scratch, [True] * 5)
-    results = scan_backward_op(*arguments)
-    beyond = allocated(lambda: scan_backward_op(*arguments)) - sum(x.nbytes for x in results)
+    backward = (*(steps,) * 3, rates, b, b, steps[0, 0], states, scratch, True, [True] * 6)
+    results = scan_backward_op(*backward)
+    beyond = allocated(lambda: scan_backward_op(*backward)) - sum(x.nbytes for x in results)
     assert 0 <= beyond <= 16  # a Python number wrapped as a tensor
 
 
