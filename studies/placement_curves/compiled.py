@@ -12,19 +12,16 @@ evaluator that judges everybody. Two curves:
   ``aot_eager_decomp_partition``. Inductor would fuse the many pointwise operators, nobody does here,
   so its time is set against its own graph at a budget of 1.
 
-The knapsack is PyTorch's default (``dp``, on FLOPs). ``optimal`` is then judged at each peak that the
-first curve reaches.
+The knapsack is PyTorch's default (``dp``, on FLOPs).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 
 import rows
 import torch
-from evaluate import Problem, judged, optimal_within
 from evaluator import altered, live_peak_bytes, step_milliseconds
 from torch import nn
 from torch._dynamo.backends.debugging import boxed_nop
@@ -88,16 +85,13 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def run(models: list[str]) -> None:
-    """Judge every budget, and ours at the peaks found."""
+    """Judge every budget."""
     for policy in SHARES:
         for model in models or MODELS:
-            workload = Workload(model=model, micro_batch=64)
-            _judge_peer(workload, policy)
-            if policy == PLAIN:
-                _judge_ours(workload)
+            _judge(Workload(model=model, micro_batch=64), policy)
 
 
-def _judge_peer(workload: Workload, policy: str) -> None:
+def _judge(workload: Workload, policy: str) -> None:
     known = rows.done("evaluator")
     candidate = Candidate(workload=workload)
     for share in SHARES[policy]:
@@ -120,22 +114,3 @@ def _judge_peer(workload: Workload, policy: str) -> None:
             row["error"] = repr(error)[:300]
         rows.append("evaluator", row)
         print(row, flush=True)
-
-
-def _judge_ours(workload: Workload) -> None:
-    found = [r for r in rows.read("evaluator") if r["model"] == workload.model]
-    known = {rows.key_of(r) for r in found}
-    problem: Problem | None = None
-    peers = [r for r in found if r["policy"] == PLAIN and "peak_bytes" in r]
-    for peak, group in itertools.groupby(peers, key=lambda row: row["peak_bytes"]):
-        peer = list(group)[-1]
-        if peak >= max(row["peak_bytes"] for row in peers):  # that of keeping everything
-            continue
-        setting = f"in the peak of {PLAIN} {peer['setting']}"
-        if (workload.model, "full", None, "optimal", setting) in known:
-            continue
-        problem = problem or Problem(workload)
-        point = optimal_within(problem, peak, setting)
-        if point is not None:
-            rows.append("evaluator", judged(point))
-            print(workload.model, setting, flush=True)

@@ -4,6 +4,7 @@
     python studies/placement_curves/run.py bound
     PYTHONPATH=$PYTHONPATH:PEERS python studies/placement_curves/run.py sac [MODEL ...]
     python studies/placement_curves/run.py compiled [MODEL ...]
+    python studies/placement_curves/run.py matched [MODEL ...]
     python studies/placement_curves/run.py host [MODEL ...]
     python studies/placement_curves/run.py report
 
@@ -65,7 +66,9 @@ def _judge(judged, point) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["evaluate", "bound", "sac", "compiled", "host", "report"])
+    parser.add_argument(
+        "part", choices=["evaluate", "bound", "sac", "compiled", "matched", "host", "report"]
+    )
     parser.add_argument("models", nargs="*")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
     given = parser.parse_args()
@@ -81,6 +84,10 @@ def main() -> None:
         run(given.models)
     elif given.part == "compiled":
         from compiled import run
+
+        run(given.models)
+    elif given.part == "matched":
+        from matched import run
 
         run(given.models)
     elif given.part == "host":
