@@ -99,23 +99,32 @@ def _point(
     )
 
 
+def optimal_within(problem: Problem, budget_bytes: int, setting: str) -> Point | None:
+    """Return our best placement within a budget, None if there is none."""
+    chain = problem.chain(problem.workload)
+    found = solve(chain, budget_bytes)
+    if found.placement is None:
+        return None
+    return _point(
+        chain,
+        problem.workload,
+        "optimal",
+        setting,
+        found.placement,
+        budget_bytes=budget_bytes,
+        bound_seconds=found.bound_seconds,
+    )
+
+
 def our_points(problem: Problem) -> Iterator[Point]:
     """Yield every policy of ours."""
     workload, full = problem.workload, problem.kept_bytes
     chain = problem.chain(workload)
     yield _point(chain, workload, "none", "", NONE)
     for share in problem.budgets:
-        found = solve(chain, int(share * full))
-        if found.placement is not None:
-            yield _point(
-                chain,
-                workload,
-                "optimal",
-                f"{share:.0%}",
-                found.placement,
-                budget_bytes=int(share * full),
-                bound_seconds=found.bound_seconds,
-            )
+        point = optimal_within(problem, int(share * full), f"{share:.0%}")
+        if point is not None:
+            yield point
     units = problem.model.units(workload)
     cheap = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
     yield _point(chain, workload, "cheap", "", cheap)

@@ -19,6 +19,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed._tools.runtime_estimator import RuntimeEstimator
 from torch.nn import functional as F
 from torch.utils import _runtime_estimation
+from torch.utils.flop_counter import flop_registry
 
 from profiler.assembly import assemble
 from profiler.checkpointing import apply_placement
@@ -27,6 +28,15 @@ from profiler.roofline import Rates
 from profiler.workload import Candidate
 
 _runtime_estimation._IGNORE_OPS.add(torch.ops.prim.device)
+# torch 2.14 bills the CPU's flash attention no FLOPs, 2.15 as many as CUDA's
+_ATEN = torch.ops.aten
+for cpu, cuda in {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ),
+}.items():
+    flop_registry.setdefault(cpu, flop_registry[cuda])
 
 EVALUATOR_RATES = Rates(
     flops_per_second=29.25e12,

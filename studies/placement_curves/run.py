@@ -3,11 +3,13 @@
     python studies/placement_curves/run.py evaluate [MODEL ...] [--method full|lora]
     python studies/placement_curves/run.py bound
     PYTHONPATH=$PYTHONPATH:PEERS python studies/placement_curves/run.py sac [MODEL ...]
+    python studies/placement_curves/run.py compiled [MODEL ...]
+    python studies/placement_curves/run.py matched [MODEL ...]
     python studies/placement_curves/run.py host [MODEL ...]
     python studies/placement_curves/run.py report
 
-The first four append raw rows to ``*.jsonl`` and skip what is there; ``report`` draws the curves
-and writes ``results.json``.
+All but the last append raw rows to ``*.jsonl`` and skip what is there; ``report`` draws the
+curves and writes ``results.json``.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def _judge(judged, point) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["evaluate", "bound", "sac", "host", "report"])
+    parser.add_argument(
+        "part", choices=["evaluate", "bound", "sac", "compiled", "matched", "host", "report"]
+    )
     parser.add_argument("models", nargs="*")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
     given = parser.parse_args()
@@ -76,6 +80,14 @@ def main() -> None:
         run()
     elif given.part == "sac":
         from sac import run
+
+        run(given.models)
+    elif given.part == "compiled":
+        from compiled import run
+
+        run(given.models)
+    elif given.part == "matched":
+        from matched import run
 
         run(given.models)
     elif given.part == "host":
