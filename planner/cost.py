@@ -43,6 +43,7 @@ from profiler.composition import (
     profile_update,
     terms,
     uniform,
+    update_family_of,
 )
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
@@ -153,13 +154,13 @@ class CostModel:
                 what = f"profiling {workload.model} with {workload.method}, units {option}"
                 on_progress(what, done / len(options))
             self._option(family, option)
-        self._update(family, workload.optimizer)
+        self._update(workload)
 
     def is_prepared(self, workload: Workload) -> bool:
         """Return whether the store holds all that ``prepare`` makes."""
         family = family_of(workload)
         keys = [self._option_key(family, option) for option in MENU]
-        return all(map(self.store.holds, [*keys, self._update_key(family, workload.optimizer)]))
+        return all(map(self.store.holds, [*keys, self._update_key(workload)]))
 
     def units(self, workload: Workload) -> tuple[str, ...]:
         """Return the names of the backbone's units."""
@@ -193,8 +194,8 @@ class CostModel:
     def _option_key(self, family: Workload, option: str) -> tuple[object, ...]:
         return "option", family.to_json(), option, self.target, self._capability
 
-    def _update_key(self, family: Workload, optimizer: str) -> tuple[object, ...]:
-        return "update", _in_fp32(family).to_json(), optimizer, self.target
+    def _update_key(self, workload: Workload) -> tuple[object, ...]:
+        return "update", update_family_of(workload).to_json(), workload.optimizer, self.target
 
     def _replay_option(self, family: Workload, option: str) -> OptionProfile:
         if option != KEEP and not self._option(family, KEEP).learns_in_units:
@@ -217,13 +218,11 @@ class CostModel:
             inside_kernels=self.spec.is_cuda,
         )
 
-    def _update(self, family: Workload, optimizer: str) -> UpdateProfile:
-        key = (_in_fp32(family), optimizer)
+    def _update(self, workload: Workload) -> UpdateProfile:
+        key = (update_family_of(workload), workload.optimizer)
         if key not in self._updates:
             self._updates[key] = self.store.fetch(
-                UpdateProfile,
-                self._update_key(family, optimizer),
-                lambda: self._replay_update(*key),
+                UpdateProfile, self._update_key(workload), lambda: self._replay_update(*key)
             )
         return self._updates[key]
 
@@ -256,7 +255,7 @@ class CostModel:
         point = terms(workload.micro_batch, workload.rank)
         profiles = {option: self._option(family, option) for option in options}
         kept = profiles[KEEP] if KEEP in profiles else self._option(family, KEEP)
-        update = self._update(family, workload.optimizer)
+        update = self._update(workload)
         state = float(update.state @ point)
         gradients = kept.gradients @ point
         base = float(kept.base @ point) + state
@@ -430,7 +429,7 @@ class CostModel:
             if option != KEEP:
                 work = profiles[option].work.of(*AGAIN_PHASES)
                 again += float((work.flops[work.unit == index] @ point).sum())
-        update = self._update(family_of(workload), workload.optimizer).work
+        update = self._update(workload).work
         return Flops(
             forward=round(float((kept.of(FORWARD).flops @ point).sum()) * times),
             backward=round(float((kept.of(BACKWARD).flops @ point).sum()) * times),
@@ -549,11 +548,6 @@ NOMINAL = Rates(
     flops_per_second=1e12, bytes_per_second=1e12, watts=None, source="to rank options by"
 )
 """Stands in where nothing is known of a device's speed: only the order of options counts."""
-
-
-def _in_fp32(family: Workload) -> Workload:
-    """Return the family whose update is the same: parameters and state are fp32 in any case."""
-    return family.replace(precision="fp32")
 
 
 def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:

@@ -54,6 +54,9 @@ PROBE_BATCH = 1009
 PROBE_RANKS = (4, 8)
 RANK_IS_A_DIVISOR = frozenset({"side"})
 """Methods of whose rank no size is a polynomial: every rank is a family of its own."""
+RANK_OF_THE_UPDATE = frozenset({"galore"})
+"""Methods whose rank only their optimizer knows. There no size is a polynomial of it (GaLore leaves
+matrices alone that have no side above it), so the update of every rank is replayed by itself."""
 _GRADIENT = OWNERS.index("gradient")
 _SUM = "aten.add.Tensor"
 _BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
@@ -185,6 +188,19 @@ def family_of(workload: Workload) -> Workload:
     )
 
 
+def update_family_of(workload: Workload) -> Workload:
+    """Return the workload that stands for all of the same update.
+
+    Parameters and optimizer state are fp32 in any case.
+    """
+    family = family_of(workload).replace(precision="fp32")
+    return family.replace(rank=workload.rank) if _has_rank_in_update(workload) else family
+
+
+def _has_rank_in_update(workload: Workload) -> bool:
+    return workload.method in RANK_OF_THE_UPDATE and workload.rank is not None
+
+
 def _family_rank(workload: Workload) -> int | None:
     if workload.rank is None or workload.method in RANK_IS_A_DIVISOR:
         return workload.rank
@@ -209,7 +225,7 @@ def profile_option(
 
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
-    """Replay the optimizer's step of a family."""
+    """Replay the optimizer's step of a family (of ``update_family_of``)."""
     probes = [p.replace(optimizer=optimizer) for p in _probes(family)]
     logs = [replayer(Candidate(workload=workload)) for workload in probes]
     sizes = _coefficients([log.nbytes for log in logs])
@@ -228,7 +244,7 @@ def at_micro_batch(log: EventLog, micro_batch: int) -> EventLog:
 
 
 def _probes(family: Workload) -> list[Workload]:
-    if family.rank is None or family.method in RANK_IS_A_DIVISOR:
+    if family.rank is None or family.method in RANK_IS_A_DIVISOR | RANK_OF_THE_UPDATE:
         return [family]
     return [family, family.replace(rank=PROBE_RANKS[1])]
 
