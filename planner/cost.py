@@ -148,7 +148,7 @@ class CostModel:
         options: tuple[str, ...] = MENU,
     ) -> None:
         """Make sure that a family's profile is there: replays it unless it is stored."""
-        family = family_of(workload)
+        family = self.family(workload)
         for done, option in enumerate(options):
             if on_progress is not None:
                 what = f"profiling {workload.model} with {workload.method}, units {option}"
@@ -158,9 +158,17 @@ class CostModel:
 
     def is_prepared(self, workload: Workload) -> bool:
         """Return whether the store holds all that ``prepare`` makes."""
-        family = family_of(workload)
+        family = self.family(workload)
         keys = [self._option_key(family, option) for option in MENU]
         return all(map(self.store.holds, [*keys, self._update_key(workload)]))
+
+    def family(self, workload: Workload) -> Workload:
+        """Return the workload that stands for all that share a profile.
+
+        One image has its own on a CPU alone: on a GPU attention is one kernel, and the difference
+        is not worth the replays.
+        """
+        return family_of(workload, of_one_image=workload.micro_batch == 1 and not self.spec.is_cuda)
 
     def units(self, workload: Workload) -> tuple[str, ...]:
         """Return the names of the backbone's units."""
@@ -235,7 +243,7 @@ class CostModel:
 
     def numbers(self, workload: Workload, options: tuple[str, ...] = MENU) -> Numbers:
         """Return the family's profile at a workload's micro-batch, rank and accumulation."""
-        family = family_of(workload)
+        family = self.family(workload)
         accumulating = workload.accumulation > 1
         key = (
             family,
@@ -389,7 +397,7 @@ class CostModel:
         chosen = [RECOMPUTE if option == SEGMENT else option for option in chosen]
         options = tuple(dict.fromkeys([*MENU, *chosen]))
         numbers = self.numbers(workload, options)
-        profiles = {o: self._option(family_of(workload), o) for o in options}
+        profiles = {o: self._option(self.family(workload), o) for o in options}
         point = terms(workload.micro_batch, workload.rank)
         return Report(
             candidate=candidate,
@@ -444,7 +452,7 @@ class CostModel:
         options = self.menu(workload) if options is None else options
         parts = self.parts(workload)
         numbers = self.numbers(workload, options)
-        kept = self._option(family_of(workload), KEEP)
+        kept = self._option(self.family(workload), KEEP)
         point = terms(workload.micro_batch, workload.rank)
         boundary = kept.boundary @ point
         # the chain has no word for what is cached: as if every unit before cached the most it can

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from planner.cost import CostModel
 from planner.forked import forked
-from profiler.composition import family_of, update_family_of
+from profiler.composition import update_family_of
 from profiler.workload import Workload
 
 Progress = Callable[[str, float], None]
@@ -29,7 +29,7 @@ def prefetch(model: CostModel, workloads: Iterable[Workload], on_progress: Progr
     families: dict[Workload, dict[tuple[Workload, str], Workload]] = {}
     for workload in workloads:
         update = update_family_of(workload), workload.optimizer
-        families.setdefault(family_of(workload), {})[update] = workload
+        families.setdefault(model.family(workload), {})[update] = workload
     missing = [
         tuple(by_update.values())
         for by_update in families.values()

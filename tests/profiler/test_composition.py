@@ -57,6 +57,9 @@ CASES = [
     (workload(RESNET, "bn_head", micro_batch=24, accumulation=2), "none"),
     (workload(MOBILE, micro_batch=6, precision="bf16"), "mixed"),
     (workload("tiny_vit_5m", "bitfit", micro_batch=5), "second"),
+    # where one window is the whole map, one image's attention on a CPU copies less than two images'
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1), "none"),
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1, precision="bf16"), "second"),
     (workload(VIT, "side", rank=2, micro_batch=5), "none"),
     (workload(VIT, "side", rank=16, micro_batch=5), "static"),
     # GaLore projects no matrix of 64 rows at rank 64: its state does not grow with the rank
