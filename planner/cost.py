@@ -43,6 +43,7 @@ from profiler.composition import (
     profile_update,
     terms,
     uniform,
+    update_family_of,
 )
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
@@ -147,19 +148,27 @@ class CostModel:
         options: tuple[str, ...] = MENU,
     ) -> None:
         """Make sure that a family's profile is there: replays it unless it is stored."""
-        family = family_of(workload)
+        family = self.family(workload)
         for done, option in enumerate(options):
             if on_progress is not None:
                 what = f"profiling {workload.model} with {workload.method}, units {option}"
                 on_progress(what, done / len(options))
             self._option(family, option)
-        self._update(family, workload.optimizer)
+        self._update(workload)
 
     def is_prepared(self, workload: Workload) -> bool:
         """Return whether the store holds all that ``prepare`` makes."""
-        family = family_of(workload)
+        family = self.family(workload)
         keys = [self._option_key(family, option) for option in MENU]
-        return all(map(self.store.holds, [*keys, self._update_key(family, workload.optimizer)]))
+        return all(map(self.store.holds, [*keys, self._update_key(workload)]))
+
+    def family(self, workload: Workload) -> Workload:
+        """Return the workload that stands for all that share a profile.
+
+        One image has its own on a CPU alone: on a GPU attention is one kernel, and the difference
+        is not worth the replays.
+        """
+        return family_of(workload, of_one_image=workload.micro_batch == 1 and not self.spec.is_cuda)
 
     def units(self, workload: Workload) -> tuple[str, ...]:
         """Return the names of the backbone's units."""
@@ -197,8 +206,8 @@ class CostModel:
     def _option_key(self, family: Workload, option: str) -> tuple[object, ...]:
         return "option", family.to_json(), option, self.target, self._capability
 
-    def _update_key(self, family: Workload, optimizer: str) -> tuple[object, ...]:
-        return "update", _in_fp32(family).to_json(), optimizer, self.target
+    def _update_key(self, workload: Workload) -> tuple[object, ...]:
+        return "update", update_family_of(workload).to_json(), workload.optimizer, self.target
 
     def _replay_option(self, family: Workload, option: str) -> OptionProfile:
         if option != KEEP and not self._option(family, KEEP).learns_in_units:
@@ -221,13 +230,11 @@ class CostModel:
             inside_kernels=self.spec.is_cuda,
         )
 
-    def _update(self, family: Workload, optimizer: str) -> UpdateProfile:
-        key = (_in_fp32(family), optimizer)
+    def _update(self, workload: Workload) -> UpdateProfile:
+        key = (update_family_of(workload), workload.optimizer)
         if key not in self._updates:
             self._updates[key] = self.store.fetch(
-                UpdateProfile,
-                self._update_key(family, optimizer),
-                lambda: self._replay_update(*key),
+                UpdateProfile, self._update_key(workload), lambda: self._replay_update(*key)
             )
         return self._updates[key]
 
@@ -240,7 +247,7 @@ class CostModel:
 
     def numbers(self, workload: Workload, options: tuple[str, ...] = MENU) -> Numbers:
         """Return the family's profile at a workload's micro-batch, rank and accumulation."""
-        family = family_of(workload)
+        family = self.family(workload)
         accumulating = workload.accumulation > 1
         key = (
             family,
@@ -260,7 +267,7 @@ class CostModel:
         point = terms(workload.micro_batch, workload.rank)
         profiles = {option: self._option(family, option) for option in options}
         kept = profiles[KEEP] if KEEP in profiles else self._option(family, KEEP)
-        update = self._update(family, workload.optimizer)
+        update = self._update(workload)
         state = float(update.state @ point)
         gradients = kept.gradients @ point
         base = float(kept.base @ point) + state
@@ -394,7 +401,7 @@ class CostModel:
         chosen = [RECOMPUTE if option == SEGMENT else option for option in chosen]
         options = tuple(dict.fromkeys([*MENU, *chosen]))
         numbers = self.numbers(workload, options)
-        profiles = {o: self._option(family_of(workload), o) for o in options}
+        profiles = {o: self._option(self.family(workload), o) for o in options}
         point = terms(workload.micro_batch, workload.rank)
         return Report(
             candidate=candidate,
@@ -434,7 +441,7 @@ class CostModel:
             if option != KEEP:
                 work = profiles[option].work.of(*AGAIN_PHASES)
                 again += float((work.flops[work.unit == index] @ point).sum())
-        update = self._update(family_of(workload), workload.optimizer).work
+        update = self._update(workload).work
         return Flops(
             forward=round(float((kept.of(FORWARD).flops @ point).sum()) * times),
             backward=round(float((kept.of(BACKWARD).flops @ point).sum()) * times),
@@ -449,7 +456,7 @@ class CostModel:
         options = self.menu(workload) if options is None else options
         parts = self.parts(workload)
         numbers = self.numbers(workload, options)
-        kept = self._option(family_of(workload), KEEP)
+        kept = self._option(self.family(workload), KEEP)
         point = terms(workload.micro_batch, workload.rank)
         boundary = kept.boundary @ point
         # the chain has no word for what is cached: as if every unit before cached the most it can
@@ -553,11 +560,6 @@ NOMINAL = Rates(
     flops_per_second=1e12, bytes_per_second=1e12, watts=None, source="to rank options by"
 )
 """Stands in where nothing is known of a device's speed: only the order of options counts."""
-
-
-def _in_fp32(family: Workload) -> Workload:
-    """Return the family whose update is the same: parameters and state are fp32 in any case."""
-    return family.replace(precision="fp32")
 
 
 def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:

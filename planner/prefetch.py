@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from planner.cost import CostModel
 from planner.forked import forked
-from profiler.composition import family_of
+from profiler.composition import update_family_of
 from profiler.workload import Workload
 
 Progress = Callable[[str, float], None]
@@ -26,13 +26,14 @@ def prefetch(model: CostModel, workloads: Iterable[Workload], on_progress: Progr
     """
     if model.store.folder is None:
         return
-    families: dict[Workload, dict[str, Workload]] = {}
+    families: dict[Workload, dict[tuple[Workload, str], Workload]] = {}
     for workload in workloads:
-        families.setdefault(family_of(workload), {})[workload.optimizer] = workload
+        update = update_family_of(workload), workload.optimizer
+        families.setdefault(model.family(workload), {})[update] = workload
     missing = [
-        tuple(by_optimizer.values())
-        for by_optimizer in families.values()
-        if not all(map(model.is_prepared, by_optimizer.values()))
+        tuple(by_update.values())
+        for by_update in families.values()
+        if not all(map(model.is_prepared, by_update.values()))
     ]
     missing.sort(key=lambda family: family[0].rank is None)  # a rank doubles the replays
 

@@ -5,7 +5,8 @@ replay per placement option (two for a method with a rank) gives, for every stor
 ``c0 + cB*B + cr*r + cBr*B*r``: the sequence of operations does not depend on either, and at a
 micro-batch that is a large prime a size is a multiple of it exactly when the batch is in it. Live
 bytes after every event are then such a polynomial too, and the peak of a unit's forward or
-backward is the upper envelope of few of them.
+backward is the upper envelope of few of them. (One image on a CPU, and every rank of some methods,
+is a family of its own: ``family_of``.)
 
     stored_i    growth over unit i's forward (and the glue before it) of what it leaves behind: its
                 output, and what is still there when backward begins
@@ -54,8 +55,11 @@ PROBE_BATCH = 1009
 PROBE_RANKS = (4, 8)
 RANK_IS_A_DIVISOR = frozenset({"side"})
 """Methods of whose rank no size is a polynomial: every rank is a family of its own."""
+RANK_OF_THE_UPDATE = frozenset({"galore"})
+"""Methods whose rank only their optimizer knows. There no size is a polynomial of it (GaLore leaves
+matrices alone that have no side above it), so the update of every rank is replayed by itself."""
 _GRADIENT = OWNERS.index("gradient")
-_SUM = "aten.add.Tensor"
+_SUM, _CAST = "aten.add.Tensor", "aten._to_copy.default"
 _BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 _RANK_GRID = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -170,19 +174,39 @@ class UpdateProfile:
     work: Work
 
 
-def family_of(workload: Workload) -> Workload:
-    """Return the workload that stands for its family."""
+def family_of(workload: Workload, *, of_one_image: bool = False) -> Workload:
+    """Return the workload that stands for its family.
+
+    Args:
+        workload: any of the family.
+        of_one_image: whether it is the family of micro-batch 1 alone. A dimension of one is no
+            hindrance to a view, so operations may copy less there, or more (TinyViT's attention on
+            a CPU, where one window is the whole map: no copies of queries, keys and values).
+    """
     named = with_rank_in_name(workload.method, workload.rank)
     if named is not None:
         workload = workload.replace(method=named, rank=None)
     return workload.replace(
-        micro_batch=PROBE_BATCH,
+        micro_batch=1 if of_one_image else PROBE_BATCH,
         accumulation=1,
         optimizer="adamw",
         rank=_family_rank(workload),
         alpha=None,
         grad_clip=None,
     )
+
+
+def update_family_of(workload: Workload) -> Workload:
+    """Return the workload that stands for all of the same update.
+
+    Parameters and optimizer state are fp32 in any case.
+    """
+    family = family_of(workload).replace(precision="fp32")
+    return family.replace(rank=workload.rank) if _has_rank_in_update(workload) else family
+
+
+def _has_rank_in_update(workload: Workload) -> bool:
+    return workload.method in RANK_OF_THE_UPDATE and workload.rank is not None
 
 
 def _family_rank(workload: Workload) -> int | None:
@@ -209,7 +233,7 @@ def profile_option(
 
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
-    """Replay the optimizer's step of a family."""
+    """Replay the optimizer's step of a family (of ``update_family_of``)."""
     probes = [p.replace(optimizer=optimizer) for p in _probes(family)]
     logs = [replayer(Candidate(workload=workload)) for workload in probes]
     sizes = _coefficients([log.nbytes for log in logs])
@@ -228,7 +252,7 @@ def at_micro_batch(log: EventLog, micro_batch: int) -> EventLog:
 
 
 def _probes(family: Workload) -> list[Workload]:
-    if family.rank is None or family.method in RANK_IS_A_DIVISOR:
+    if family.rank is None or family.method in RANK_IS_A_DIVISOR | RANK_OF_THE_UPDATE:
         return [family]
     return [family, family.replace(rank=PROBE_RANKS[1])]
 
@@ -332,7 +356,7 @@ def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
     backward = _start_of(log, BACKWARD)
     lasting = _live_of(log, sizes, log.death > backward)
     level: Floats = lasting[[moments.start, *moments.exits]] - lasting[moments.start]
-    has_batch = sizes[:, [1, 3]].any(axis=1)
+    has_batch = _has_batch(log, sizes)
     for index, (enter, leave) in enumerate(zip(moments.enters, moments.exits, strict=True)):
         own = (log.birth > enter) & (log.birth <= leave)
         passing = (log.death > leave) & (log.death <= backward)
@@ -344,9 +368,19 @@ def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
     """Return [units + 1, 4] bytes that units up to each have cached: there is no batch in them."""
     last, backward = moments.exits[-1], _start_of(log, BACKWARD)
     passing = (log.birth > moments.start) & (log.death > last) & (log.death <= backward)
-    cached = passing & ~sizes[:, [1, 3]].any(axis=1)
+    cached = passing & ~_has_batch(log, sizes)
     there: Floats = _live_of(log, sizes, cached)[[moments.start, *moments.exits]]
     return there
+
+
+def _has_batch(log: EventLog, sizes: Floats) -> npt.NDArray[np.bool_]:
+    """Return [storages] whether the batch is a factor of it."""
+    batched = sizes[:, [1, 3]].any(axis=1)
+    if batched.any():
+        return batched
+    # of one image nothing tells, but all that units leave beside results are autocast's copies
+    copies = [code for code, name in enumerate(log.operation_names) if name == _CAST]
+    return ~np.isin(log.operation, copies)
 
 
 def _freed(log: EventLog, sizes: Floats, moments: _Moments, index: int) -> Floats:

@@ -1,6 +1,6 @@
 """Do composed peaks equal replayed ones, and how many predictions a second are there?
 
-    python studies/composed/run.py [--backbones vit_s,resnet18] [--summary] [--speed]
+    python studies/composed/run.py [--backbones vit_s,resnet18] [--minutes 30] [--summary] [--speed]
 
 For every backbone and method that go together, a few candidates with micro-batch up to 256, rank up
 to 64, accumulation, both precisions and five kinds of placement are composed by
@@ -9,24 +9,28 @@ to 64, accumulation, both precisions and five kinds of placement are composed by
 SUPER, and a CPU; on the CPU what kernels take inside one operation is probed by the replayed rung
 and not composed, so both sides leave it out (studies/memory_truth says how much that is).
 
-One process per backbone; lines go to ``cells.jsonl``, cells that are there are skipped.
+Families of the backbones are taken in turns, so that a run that ends early has seen all of them.
+Lines go to ``cells.jsonl``, each with the PyTorch it was seen on; families that are there are
+skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
 
 from planner.cost import CostModel
 from profiler.errors import UsageError
@@ -94,10 +98,23 @@ def placement_of(kind: str, units: tuple[str, ...], rng: random.Random) -> Place
     return Placement(policy=kind, decisions=decisions[kind])
 
 
-def run_backbone(backbone: str) -> None:
-    """Run what is left of one backbone's cells, in this process."""
+def in_turns(backbones: list[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (backbone, method, precision, target), one family of each backbone after another."""
+    queues = []
+    for backbone in backbones:
+        queue = list(families(backbone))
+        random.Random(f"{SEED} {backbone} order").shuffle(queue)
+        queues.append([(backbone, *family) for family in queue])
+    for turn in itertools.zip_longest(*queues):
+        yield from (family for family in turn if family is not None)
+
+
+def run_families(backbones: list[str], *, until: float) -> None:
+    """Run what is left of the backbones' cells; no family is begun after a time."""
     done = done_cells()
-    for method, precision, target in families(backbone):
+    for backbone, method, precision, target in in_turns(backbones):
+        if time.monotonic() > until:
+            return
         family = f"{backbone} {method} {precision} {target}"
         if f"{family} end" in done:
             continue
@@ -154,6 +171,7 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
             "relative": relative,
             "first_quick_seconds": round(middle - start, 6),
             "replay_seconds": round(end - middle, 3),
+            "torch": torch.__version__,
         }
 
 
@@ -233,23 +251,17 @@ def summary() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is left, one process per backbone, then summarise."""
+    """Run what is left, then summarise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument("--summary", action="store_true", help="only write results.json")
     parser.add_argument("--speed", action="store_true", help="only measure the speed")
-    parser.add_argument("--here", action="store_true", help="run in this process")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no family after")
     options = parser.parse_args()
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if not (options.summary or options.speed):
-        for backbone in options.backbones.split(","):
-            if options.here:
-                run_backbone(backbone)
-            else:
-                command = [sys.executable, __file__, "--backbones", backbone, "--here"]
-                subprocess.run(command, check=False)
-    if options.here:
-        return
+        until = time.monotonic() + 60 * options.minutes
+        run_families(options.backbones.split(","), until=until)
     results = {"speed": speed() if options.speed else before.get("speed")} | summary()
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({k: v for k, v in results.items() if k not in {"rows", "refused"}}, indent=1))

@@ -10,7 +10,7 @@ from profiler.replay import replay
 from profiler.workload import Candidate, Workload
 
 DEVICES = {"cpu": "cpu", "cuda": "rtx-2060-super"}
-VIT, RESNET, MOBILE = "test_vit", "resnet18", "mobilenetv2"
+VIT, RESNET, MOBILE, MAMBA = "test_vit", "resnet18", "mobilenetv2", "mambavision_t"
 
 
 def workload(model: str, method: str = "full", **changes: object) -> Workload:
@@ -57,8 +57,15 @@ CASES = [
     (workload(RESNET, "bn_head", micro_batch=24, accumulation=2), "none"),
     (workload(MOBILE, micro_batch=6, precision="bf16"), "mixed"),
     (workload("tiny_vit_5m", "bitfit", micro_batch=5), "second"),
+    # where one window is the whole map, one image's attention on a CPU copies less than two images'
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1), "none"),
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1, precision="bf16"), "second"),
     (workload(VIT, "side", rank=2, micro_batch=5), "none"),
     (workload(VIT, "side", rank=16, micro_batch=5), "static"),
+    # GaLore projects no matrix of 64 rows at rank 64: its state does not grow with the rank
+    (workload(VIT, "galore", rank=64, micro_batch=1), "none"),
+    # at few images the scratch of the selective scan is what the peak is made of
+    (workload(MAMBA, "bitfit", micro_batch=1), "static"),
 ]
 TOLERANCE = 0.001
 
