@@ -375,12 +375,13 @@ def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
 
 def _has_batch(log: EventLog, sizes: Floats) -> npt.NDArray[np.bool_]:
     """Return [storages] whether the batch is a factor of it."""
-    batched = sizes[:, [1, 3]].any(axis=1)
+    batched: npt.NDArray[np.bool_] = sizes[:, [1, 3]].any(axis=1)
     if batched.any():
         return batched
     # of one image nothing tells, but all that units leave beside results are autocast's copies
     copies = [code for code, name in enumerate(log.operation_names) if name == _CAST]
-    return ~np.isin(log.operation, copies)
+    one_image: npt.NDArray[np.bool_] = ~np.isin(log.operation, copies)
+    return one_image
 
 
 def _freed(log: EventLog, sizes: Floats, moments: _Moments, index: int) -> Floats:
