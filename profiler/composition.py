@@ -375,7 +375,7 @@ def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
 
 def _has_batch(log: EventLog, sizes: Floats) -> npt.NDArray[np.bool_]:
     """Return [storages] whether the batch is a factor of it."""
-    batched: npt.NDArray[np.bool_] = sizes[:, [1, 3]].any(axis=1)
+    batched: npt.NDArray[np.bool_] = (sizes[:, 1] != 0) | (sizes[:, 3] != 0)
     if batched.any():
         return batched
     # of one image nothing tells, but all that units leave beside results are autocast's copies
