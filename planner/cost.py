@@ -228,6 +228,7 @@ class CostModel:
             optimizer=False,
             # bytes inside CPU kernels have to be probed: the replayed rung's business
             inside_kernels=self.spec.is_cuda,
+            abridged=True,
         )
 
     def _update(self, workload: Workload) -> UpdateProfile:

@@ -60,6 +60,7 @@ def forked(
 
 def _begin(function: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    gc.set_threshold(50_000)  # a replay makes many objects and little garbage
     _functions[:] = [function]
 
 

@@ -15,7 +15,7 @@ The cost grows with the number of operations, not with the batch.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from profiler.abridged import Row, expand, pass_on, rows_of
 from profiler.assembly import Assembly, assemble
 from profiler.backbones.discovery import modules_of
 from profiler.checkpointing import apply_placement, recomputing
@@ -396,6 +397,7 @@ def replay(
     optimizer: bool = True,
     inside_kernels: bool = True,
     as_published: bool = False,
+    abridged: bool = False,
 ) -> EventLog:
     """Replay one steady training step of a candidate.
 
@@ -407,6 +409,8 @@ def replay(
             they depend neither on batch nor on placement).
         inside_kernels: add what kernels hold inside one operation.
         as_published: count FLOPs as arXiv 2507.23536 did.
+        abridged: of units that are alike run three, as far as the rest can be told from them
+            (``profiler.abridged``); of one micro-batch, without the optimizer.
 
     Raises:
         UsageError: the method does not work on the backbone.
@@ -419,6 +423,10 @@ def replay(
     inside: KernelBytes | None = None
     if inside_kernels:
         inside = CudaKernels(capability) if target == "cuda" else _cpu_kernels(candidate)
+    if abridged and accumulation == 1 and not optimizer:
+        told = _replay_abridged(candidate, target, inside, capability, as_published=as_published)
+        if told is not None:
+            return told
     return _replay(
         candidate,
         target,
@@ -506,6 +514,32 @@ def _replay(
     )
 
 
+def _replay_abridged(
+    candidate: Candidate,
+    target: str,
+    inside: KernelBytes | None,
+    capability: Capability,
+    *,
+    as_published: bool,
+) -> EventLog | None:
+    """Replay a step with fewer units; None if there is nothing to leave out, or nothing to tell."""
+    assembly = assemble(candidate.workload, device="meta")
+    rows = rows_of(assembly.backbone, assembly.units, candidate.placement)
+    if not rows:
+        return None
+    log = replay_assembled(
+        assembly,
+        candidate,
+        target=target,
+        inside=inside,
+        capability=capability,
+        optimizer=False,
+        as_published=as_published,
+        idle=rows,
+    )
+    return expand(log, rows)
+
+
 def replay_assembled(
     assembly: Assembly,
     candidate: Candidate,
@@ -515,6 +549,7 @@ def replay_assembled(
     capability: Capability = TURING,
     optimizer: bool = True,
     as_published: bool = False,
+    idle: Sequence[Row] = (),
 ) -> EventLog:
     """Replay one steady training step of a model on ``meta``, which turns fake by it.
 
@@ -526,6 +561,7 @@ def replay_assembled(
         capability: compute capability of the CUDA device.
         optimizer: False leaves the optimizer's state and step out.
         as_published: count FLOPs as arXiv 2507.23536 did.
+        idle: rows of units of which only some run.
     """
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -533,6 +569,7 @@ def replay_assembled(
     ):
         to_fake(assembly.model)
         apply_placement(assembly.model, candidate.placement, units=assembly.units)
+        pass_on(assembly.backbone, assembly.units, idle)
         recorder = Recorder(
             assembly.units,
             batch=candidate.workload.micro_batch,
