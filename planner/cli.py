@@ -102,8 +102,9 @@ def cli() -> None:
 )
 @click.option(
     "--methods",
-    help="Methods to search, separated by commas, or all. [default: full, "
-    "head, bn_head, bitfit, lora, as far as the backbone allows]",
+    default="all",
+    show_default=True,
+    help="Methods to search, separated by commas; all are those that work on the backbone.",
 )
 @click.option(
     "--effective-batch",
@@ -154,15 +155,11 @@ def recommend(**options: Any) -> None:
         show_recommendation(result, console())
 
 
-UNASKED = {"every other method": "--methods all searches those too that work on the model"}
-
-
 def _request(options: Mapping[str, Any]) -> Request:
     """Return what the options ask; refuses before anything is computed."""
     from planner.front import HypervolumeStagnation
     from planner.pipeline import RealRun, Request, check_weights, classes_of, study_name
     from planner.space import (
-        DEFAULT_METHODS,
         Space,
         divisors,
         method_choice,
@@ -186,9 +183,7 @@ def _request(options: Mapping[str, Any]) -> Request:
     )
     if options["weights"] is not None:
         check_weights(base, options["weights"])
-    asked = options["methods"]
-    names = parse_methods(asked) if asked else list(DEFAULT_METHODS)
-    working, refused = working_methods(base, names)
+    working, refused = working_methods(base, parse_methods(options["methods"]))
     if not working:
         name, reason = next(iter(refused.items()))
         raise UsageError(f"no method is left for {model}: {name}: {reason}")
@@ -224,7 +219,7 @@ def _request(options: Mapping[str, Any]) -> Request:
         has_weights=_has_weights(model, options),
         stop=HypervolumeStagnation() if options["stop_when_flat"] else None,
         out=options["out"],
-        left_out=(refused if asked else UNASKED) | ({} if options["precisions"] else left_out),
+        left_out=refused | ({} if options["precisions"] else left_out),
     )
 
 

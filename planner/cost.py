@@ -48,7 +48,7 @@ from profiler.composition import (
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
 from profiler.hardware import context_bytes, workspace_bytes
-from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import count_parameters, device_label, device_spec, run_steps
 from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
 from profiler.roofline import Rates, rates
@@ -61,7 +61,8 @@ _MOST_CHOICES = 100_000
 SLACK_BATCH = 16
 """Micro-batch at which the allocator's reserve is read."""
 MENU = (KEEP, CHEAP, RECOMPUTE)
-"""Options that every unit has; its branches add more (``profiler.composition.part_options``)."""
+"""Options that every unit has; its branches add more (``profiler.composition.part_options``), and
+depthwise convolutions one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,7 @@ class CostModel:
         self._options: dict[tuple[Workload, str], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._anatomy: dict[Workload, Parts] = {}
+        self._depthwise: set[Workload] = set()
         self._numbers: dict[tuple[object, ...], Numbers] = {}
         self._slack: dict[Workload, float] = {}
         self._ready: dict[Workload, _Ready] = {}
@@ -179,10 +181,12 @@ class CostModel:
         family = family_of(workload)
         if family not in self._anatomy:
             from profiler.assembly import assemble
-            from profiler.backbones.discovery import parts_of
+            from profiler.backbones.discovery import has_depthwise, parts_of
 
             built = assemble(family, device="meta")
             self._anatomy[family] = {u: parts_of(built.backbone, u) for u in built.units}
+            if any(has_depthwise(built.backbone, unit) for unit in built.units):
+                self._depthwise.add(family)
         return self._anatomy[family]
 
     def learns_in_units(self, workload: Workload) -> bool:
@@ -191,7 +195,9 @@ class CostModel:
 
     def menu(self, workload: Workload) -> tuple[str, ...]:
         """Return every option of the backbone's units."""
-        return (*MENU, *part_options(self.parts(workload)))
+        parts = self.parts(workload)
+        light = (LIGHT,) if family_of(workload) in self._depthwise else ()
+        return (*MENU, *light, *part_options(parts))
 
     def _option(self, family: Workload, option: str) -> OptionProfile:
         key = (family, option)
@@ -300,7 +306,7 @@ class CostModel:
         for name, decision in placement.decisions.items():
             said.setdefault(name.partition("/")[0], {})[name] = decision
         parts = self.parts(workload)
-        options = (*MENU, SEGMENT, *part_options(parts))
+        options = (*MENU, LIGHT, SEGMENT, *part_options(parts))
         chosen = []
         for unit in parts:
             own = said.pop(unit, {})
@@ -526,7 +532,7 @@ class CostModel:
 
         Args:
             workload: whose units.
-            policy: a name of ``planner.placement.POLICIES``, or ``cheap``.
+            policy: a name of ``planner.placement.POLICIES``, or ``cheap`` or ``light``.
             budget_bytes: device bytes; ``adaptive`` takes its threshold of the whole of them.
             threshold: of ``adaptive``.
             options: what a unit may do; ``menu`` lists all of it. The search does with the three
@@ -538,12 +544,13 @@ class CostModel:
         """
         if policy in {"none", KEEP}:
             return NONE
-        if policy == CHEAP:
+        if policy in {CHEAP, LIGHT}:
             units = self.units(workload)
-            return Placement(policy=CHEAP, decisions={unit: CHEAP for unit in units})
+            return Placement(policy=policy, decisions=dict.fromkeys(units, policy))
         if policy not in POLICIES:
             raise UsageError(
-                f"unknown checkpoint policy {policy!r}; use one of cheap, {', '.join(POLICIES)}"
+                f"unknown checkpoint policy {policy!r}; "
+                f"use one of cheap, light, {', '.join(POLICIES)}"
             )
         chain = self.chain(workload, options)
         parameters = {"threshold": threshold} if policy == "adaptive" else None

@@ -35,7 +35,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STUDY_DEVICE = "rtx-2060-super"
-BUDGET_FREE = ("none", "static", "cheap", "chen", "every-K", "first-K", "last-K")
+BUDGET_FREE = ("none", "static", "cheap", "light", "chen", "every-K", "first-K", "last-K")
 BUDGETED = ("adaptive", "optimal", "rotor")
 SIZES = "Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes."
 
@@ -113,14 +113,14 @@ class Size(_IntType):
 
 
 class Checkpoint(_TextType):
-    """A policy: none, static, cheap, chen, every-2, first-3, last-3, adaptive, optimal, rotor."""
+    """A policy: one of ``BUDGET_FREE``, with a number for K, or of ``BUDGETED``."""
 
     name = "POLICY"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the policy as written, if there is such a one."""
         counted = re.fullmatch(r"(every|first|last)-(\d+)", value)
-        if counted is None and value not in (*BUDGET_FREE[:4], *BUDGETED):
+        if counted is None and value not in (*BUDGET_FREE[:5], *BUDGETED):
             known = ", ".join((*BUDGET_FREE, *BUDGETED))
             self.fail(f"{value!r} is no policy; use one of {known}", param, ctx)
         return str(value)
@@ -340,15 +340,15 @@ def _place_without_budget(load: Workload, checkpoint: str) -> Any:
     """Let a policy decide that only asks which units there are."""
     from planner.placement import POLICIES, Chain, ChainUnit, Option
     from profiler.assembly import assemble
-    from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, Placement
+    from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, Placement
 
     if checkpoint == "none":
         return NONE
     names = assemble(load.replace(micro_batch=1, accumulation=1), device="meta").units
     if not names:
         raise UsageError(f"{load.model} has no units that can be recomputed")
-    if checkpoint == "cheap":
-        return Placement(policy="cheap", decisions=dict.fromkeys(names, CHEAP))
+    if checkpoint in (CHEAP, LIGHT):
+        return Placement(policy=checkpoint, decisions=dict.fromkeys(names, checkpoint))
     menu = tuple(
         Option(decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0)
         for d in (KEEP, RECOMPUTE)

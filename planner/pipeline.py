@@ -737,7 +737,7 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
         notes.append(f"the search ended early: {found.stopped}")
     if found.cost_unit == "seconds":
         notes.append("the power of this device is not known: time stands for energy")
-    notes += [f"{name} was left out: {reason}" for name, reason in request.left_out.items()]
+    notes += _left_out(request.left_out)
     ran = [row for row in rows if row.validation is not None]
     if any(row.host_prediction is not None for row in ran):
         notes.append(
@@ -760,6 +760,17 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
         notes += _findings(request, row)
     seen = [note for row in rows for note in row.prediction.notes]
     return (*notes, *dict.fromkeys(seen))
+
+
+def _left_out(reasons: Mapping[str, str]) -> list[str]:
+    """Return a line for every reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{', '.join(each)} {'was' if len(each) == 1 else 'were'} left out: {reason}"
+        for reason, each in names.items()
+    ]
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -28,7 +28,6 @@ T = TypeVar("T", bound=str | int)
 
 EFFECTIVE_BATCH = 32  # arXiv 2607.02158 trains with batches of 32
 RANKS = (2, 4, 8, 16, 32, 64)
-DEFAULT_METHODS = ("full", "head", "bn_head", "bitfit", "lora")
 DEFAULT_CHECKPOINTS = ("none", "static", "optimal")
 DEFAULT_OPTIMIZERS = ("adamw", "sgd")
 BF16_CAPABILITY = (8, 0)  # Ampere; before it PyTorch emulates bfloat16

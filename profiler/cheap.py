@@ -13,6 +13,9 @@ up, and all stays as in the plain model.
 Under autocast the copies of the weights are dropped too: they are as cheap as copies get, and a
 plain model keeps two bytes for every weight until backward.
 
+A *light* scope counts depthwise convolutions among the cheap calls: k*k multiplications for every
+value of their output, where the pointwise convolutions beside them do hundreds.
+
 Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
 whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
 lower precision, the copy is recognised by its place in the autograd graph. In-place functions run
@@ -56,12 +59,20 @@ _COPIES_AND_SUMS = {
 }
 _LAYERS = {"linear", "conv1d", "conv2d", "conv3d"}
 _BATCH_NORM_ARGUMENTS = tuple(inspect.signature(nn.functional.batch_norm).parameters)
+_CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _COPIES_AND_SUMS
 _SAVE_NO_INPUT = _COPIES_AND_SUMS | _DROPOUTS | {"exp", "relu", "rsqrt", "sigmoid", "tanh"}
 """Their inputs must be available beforehand: what they save is a mask, their output, or nothing."""
 
 _SMALL = 16
 """What has at most 1/16 of its neighbour's values (a mean per token) is kept without asking."""
+
+
+def _is_depthwise(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Say whether a call of ``F.conv2d`` or its like with these arguments is depthwise."""
+    named = dict(zip(_CONVOLUTION_ARGUMENTS, args, strict=False)) | kwargs
+    weight: Tensor = named["weight"]  # [outputs, inputs / groups, ...]
+    return named.get("groups", 1) > 1 and weight.shape[1] == 1
 
 
 @cache
@@ -100,10 +111,15 @@ def weight_cast(weight: Tensor) -> tuple[Tensor, Frame | None]:
 
 
 class Scope(TorchFunctionMode):
-    """What is known during one forward of a unit."""
+    """What is known during one forward of a unit.
 
-    def __init__(self) -> None:
+    Args:
+        light: whether depthwise convolutions are cheap.
+    """
+
+    def __init__(self, *, light: bool = False) -> None:
         super().__init__()
+        self._light = light
         self._lazy = True
         self._paused = False
         self._table = Table()
@@ -158,7 +174,9 @@ class Scope(TorchFunctionMode):
         if recipe is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if recipe.name in _LAYERS:
-            return func(*(self._cast_if_frozen(arg) for arg in args), **kwargs)
+            args = tuple(self._cast_if_frozen(arg) for arg in args)
+            if not self._is_light(recipe, args, kwargs):
+                return func(*args, **kwargs)
         tensors = list(_each((*args, *kwargs.values()), Tensor))
         if recipe.name in _SAVE_NO_INPUT and not all(map(self._is_there, tensors)):
             return func(*args, **kwargs)
@@ -170,6 +188,10 @@ class Scope(TorchFunctionMode):
             self._frame = None
         self._settle(frame, output, inplace=bool(kwargs.get("inplace")))
         return output
+
+    def _is_light(self, recipe: Recipe, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        is_convolution = self._light and self._lazy and recipe.name != "linear"
+        return is_convolution and _is_depthwise(args, kwargs)
 
     def _cast_if_frozen(self, weight: Any) -> Any:
         """Do what autocast would do to a frozen weight: the graph would not tell of this copy."""

@@ -9,6 +9,7 @@ Every decision is made of *frames* (profiler/frames.py), calls that can be run a
                before saved nothing (a frozen prefix), the input is kept instead
     cheap      norms, activation functions, dropout and copies inside the unit are frames
                (profiler/cheap.py); what the rest of the unit saves of their outputs are readings
+    light      as cheap, with depthwise convolutions among the frames
     unit/part  the branch is a frame that reads its input from the norm in front of it, so the
                norm's output goes too. What stays: the residual stream, and the branch's output
                where something outside the branch saves it (a trainable LayerScale).
@@ -44,7 +45,7 @@ from profiler.cheap import Scope, weight_cast
 from profiler.errors import InputError
 from profiler.frames import Frame, Held, Recipe, Table, recomputing, running_frame
 from profiler.methods.base import backbone_of
-from profiler.placement import CHEAP, KEEP, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, SEGMENT, Placement
 
 __all__ = ["AppliedPlacement", "apply_adaptive", "apply_placement", "recomputing"]
 
@@ -174,8 +175,8 @@ class _Scoped(_Call):
 
     def __init__(self, name: str, module: nn.Module, *, decision: str) -> None:
         super().__init__(name, module)
-        self.scope = Scope()
-        self.lazy = decision == CHEAP
+        self.scope = Scope(light=decision == LIGHT)
+        self.lazy = decision in (CHEAP, LIGHT)
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self.scope.active(lazy=self.lazy):
@@ -405,7 +406,7 @@ def _check_part(placement: Placement, unit: str, part: str, modules: tuple[nn.Mo
     if part not in known:
         raise _lacks(f"part of {unit!r}", part, known)
     whole, own = placement.decision(unit), placement.decision(f"{unit}/{part}")
-    if whole not in (KEEP, CHEAP) or own == SEGMENT:
+    if whole not in (KEEP, CHEAP) or own in (LIGHT, SEGMENT):
         raise InputError(
             f"the placement asks for {own} of {unit}/{part} within {whole} of {unit}; "
             "a part is recompute or cheap, within a unit that is keep or cheap"

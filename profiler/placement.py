@@ -5,6 +5,8 @@ Decisions, from most memory and no recompute to least memory and most recompute:
     keep       the unit's activations stay, as without checkpointing
     cheap      outputs that are cheap to recompute (normalisation, activation functions, dropout)
                are dropped; outputs of matmuls, convolutions and scans stay
+    light      as cheap, and what depthwise convolutions give is dropped too: they do few operations
+               for the size of their output
     recompute  only the unit's input stays; its whole forward runs again in backward
     segment    as recompute, and its input does not stay either: it is recomputed from the unit
                before it, which must be ``recompute`` or ``segment`` (segments of several units,
@@ -26,9 +28,10 @@ from profiler.errors import InputError
 
 KEEP = "keep"
 CHEAP = "cheap"
+LIGHT = "light"
 RECOMPUTE = "recompute"
 SEGMENT = "segment"
-DECISIONS = (KEEP, CHEAP, RECOMPUTE, SEGMENT)
+DECISIONS = (KEEP, CHEAP, LIGHT, RECOMPUTE, SEGMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import InputError
-from profiler.placement import CHEAP, KEEP, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, SEGMENT, Placement
 from profiler.units import MIB
 
 JOINED = -1
@@ -70,10 +70,11 @@ class Option:
     parts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.decision not in {KEEP, CHEAP, RECOMPUTE}:
+        if self.decision not in {KEEP, CHEAP, LIGHT, RECOMPUTE}:
             raise InputError(
                 f"an option cannot have decision {self.decision!r}; "
-                f"use {KEEP}, {CHEAP} or {RECOMPUTE} (segments are made of {RECOMPUTE} options)"
+                f"use {KEEP}, {CHEAP}, {LIGHT} or {RECOMPUTE} "
+                f"(segments are made of {RECOMPUTE} options)"
             )
         if not (math.isfinite(self.recompute_seconds) and self.recompute_seconds >= 0):
             raise InputError(

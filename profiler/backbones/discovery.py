@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd as _Convolution
 from torch.overrides import TorchFunctionMode
 
 from profiler.errors import UnknownNameError
@@ -87,6 +88,12 @@ def parts_of(model: nn.Module, unit: str) -> tuple[str, ...]:
     if len(children) < 2:
         return ()
     return tuple(name for name, child in children if _weights(child) > 1 and name != "se")
+
+
+def has_depthwise(model: nn.Module, unit: str) -> bool:
+    """True for a unit with a convolution that treats every channel by itself."""
+    layers = (layer for module in modules_of(model, unit) for layer in module.modules())
+    return any(isinstance(x, _Convolution) and x.groups == x.in_channels > 1 for x in layers)
 
 
 def _tower(module: nn.Module, *, prefix: str) -> Iterator[str]:

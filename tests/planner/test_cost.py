@@ -11,7 +11,7 @@ from planner.placement import POLICIES
 from profiler.allocator import CachingAllocator
 from profiler.composition import PROBE_RANKS
 from profiler.errors import InfeasibleError, InputError, UsageError
-from profiler.placement import CHEAP, KEEP, Placement
+from profiler.placement import CHEAP, KEEP, LIGHT, Placement
 from profiler.predict import run_steps, step_seconds
 from profiler.replay import replay
 from profiler.roofline import Rates
@@ -73,6 +73,22 @@ def test_optimal_over_the_whole_menu_stays_within_its_budget_when_replayed(
     candidate = Candidate(workload=workload, placement=placement)
     assert model().quick(candidate).peak_bytes <= budget
     assert replayed(candidate) <= budget * 1.0005
+
+
+def test_light_is_on_the_menu_where_there_are_depthwise_convolutions() -> None:
+    for workload in (VIT, VIT.replace(model="resnet18")):
+        assert LIGHT not in model().menu(workload)
+    mobile = VIT.replace(model="mobilenetv2_100")
+    menu = model().menu(mobile)
+    assert LIGHT in menu
+    light, cheap = (model().place(mobile, policy, 1) for policy in (LIGHT, CHEAP))
+    peaks = [
+        model().quick(Candidate(workload=mobile, placement=p)).peak_bytes for p in (light, cheap)
+    ]
+    assert peaks[0] < 0.95 * peaks[1]
+    assert peaks[0] == pytest.approx(
+        replayed(Candidate(workload=mobile, placement=light)), rel=0.005
+    )
 
 
 @EACH_WORKLOAD

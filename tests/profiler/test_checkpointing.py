@@ -26,7 +26,7 @@ from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.checkpointing import apply_adaptive, apply_placement, recomputing
 from profiler.errors import InputError
-from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 
 CLASSES = 5
 
@@ -182,14 +182,14 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
     model = build(name)
     state = copy.deepcopy(model.state_dict())
     expected = train_step(model, autocast=autocast)
-    for decision in (RECOMPUTE, SEGMENT, CHEAP, "parts", "cheap parts", "mixed"):
+    for decision in (RECOMPUTE, SEGMENT, CHEAP, LIGHT, "parts", "cheap parts", "mixed"):
         model.load_state_dict(state)
         placement = everywhere(decision, model)
         with apply_placement(model, placement):
             assert_same(train_step(model, autocast=autocast), expected)
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "mixed"])
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, "mixed"])
 def test_accumulated_gradients_and_batch_statistics_are_equal(decision):
     plain = build("resnet")
     placed = copy.deepcopy(plain)
@@ -471,6 +471,34 @@ def test_bytes_of_a_vit_block_are_those_of_the_arithmetic(decisions, values):
     assert stored_bytes(model, x) / unit_bytes == pytest.approx(values, abs=0.15)
 
 
+@pytest.mark.parametrize(
+    ("decision", "frozen", "values"),
+    [
+        # three convolutions' outputs (4, 4, 1), the norms' of them that ReLU6 reads (4, 4), what
+        # ReLU6 gives (4, 4), and the sum (1); the last norm's output is nobody's to save
+        (KEEP, False, 26.0),
+        # the convolutions' outputs, and the sum
+        (CHEAP, False, 10.0),
+        (CHEAP, True, 10.0),
+        # without the depthwise convolution's
+        (LIGHT, False, 6.0),
+        (LIGHT, True, 6.0),
+        (RECOMPUTE, False, 1.0),
+    ],
+)
+def test_bytes_of_an_inverted_residual_are_those_of_the_arithmetic(decision, frozen, values):
+    torch.manual_seed(5)
+    block = timm.models._efficientnet_blocks.InvertedResidual(
+        8, 8, exp_ratio=4.0, act_layer=nn.ReLU6
+    )
+    for parameter in block.parameters():
+        parameter.requires_grad_(not frozen)
+    x = torch.randn(4, 8, 16, 16, requires_grad=True)
+    model = nn.Sequential(block)
+    apply_placement(model, Placement(decisions={"0": decision}), units=["0"])
+    assert stored_bytes(model, x) / (x.numel() * 4) == pytest.approx(values, abs=0.15)
+
+
 def test_autocast_copies_of_cheap_outputs_are_dropped_too():
     model, x, unit_bytes = one_vit_block(batch=64)
     plain = stored_bytes(model, x, autocast=True)
@@ -661,6 +689,7 @@ def test_placements_that_do_not_fit_are_refused():
         ({"blocks.0": SEGMENT}, r"'blocks.0' a segment"),
         ({"blocks.1": RECOMPUTE, "blocks.1/mlp": CHEAP}, "within recompute of blocks.1"),
         ({"blocks.0/mlp": SEGMENT}, "asks for segment of blocks.0/mlp"),
+        ({"blocks.0/mlp": LIGHT}, "asks for light of blocks.0/mlp"),
         ({"blocks.0/mlp": CHEAP, "blocks.0/mlp.act": CHEAP}, "keep one"),
     ]:
         with pytest.raises(InputError, match=message):
