@@ -424,9 +424,26 @@ class Spare:
         return False
 
     def stand_in(self) -> Tensor:
-        """Return something of the output's shape: nobody will look at its values."""
-        shape, dtype, device = self.like
+        """Return something of the output's shape: nobody will look at its values.
+
+        It has a graph as the output had: what saves tensors only then must do so again.
+        """
+        standing: Tensor = _StandIn.apply(torch.empty(0, requires_grad=True), *self.like)
+        return standing
+
+
+class _StandIn(torch.autograd.Function):
+    """Uninitialised memory with a graph that leads nowhere."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError("backward inside a recompute is not supported")
 
 
 # --- recognising outputs --------------------------------------------------------------------------

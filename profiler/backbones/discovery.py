@@ -299,10 +299,6 @@ def _has_positions(features: Tensor) -> bool:
 
 def _calls(model: nn.Module, names: Sequence[str]) -> list[_Call]:
     """Run one forward on ``meta`` and return the calls of some modules in order."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    _, height, width = config.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     trace, handles = _Trace(), []
     for name in names:
         module = model.get_submodule(name)
@@ -313,16 +309,27 @@ def _calls(model: nn.Module, names: Sequence[str]) -> list[_Call]:
         ]
     try:
         with torch.no_grad(), trace:
-            # BatchNorm wants two images
-            trace.use(
-                [functional_call(model, shapes, torch.empty(2, 3, height, width, device="meta"))]
-            )
-    except Exception:  # whatever a forward may do that meta tensors, or images of this size, cannot
+            trace.use([run_on_meta(model)])
+    except Exception:  # not on meta
         return []
     finally:
         for handle in handles:
             handle.remove()
     return trace.calls
+
+
+def run_on_meta(model: nn.Module) -> Any:
+    """Run a model's forward on shapes alone, at the image size it was trained at.
+
+    Raises:
+        Exception: whatever the forward may do that meta tensors, or images of this size, cannot.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    _, height, width = config.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    # BatchNorm wants two images
+    return functional_call(model, shapes, torch.empty(2, 3, height, width, device="meta"))
 
 
 def _enter(trace: _Trace, name: str, _: object, args: Any, kwargs: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
+from profiler.backbones.discovery import run_on_meta
 from profiler.errors import UnknownNameError, UsageError
 from profiler.methods.anatomy import classifier_names, has_values, norm_layers, target_modules
 from profiler.methods.base import MethodInfo
@@ -55,9 +56,16 @@ class PeftNamed(PeftMethod):
             return OURS[self.kind]
         if self.kind in READ_VALUES and not has_values(model):
             return "it cannot be profiled without weights: peft's forward reads values of tensors"
-        if {"target_modules", "modules_to_save"} <= self.options:
-            return None
-        return "it works on the token embeddings of language models, not on layers"
+        if not {"target_modules", "modules_to_save"} <= self.options:
+            return "it works on the token embeddings of language models, not on layers"
+        if self.kind == "oft":
+            layer = _linear_on_maps(model, target_modules(model, workload.targets))
+            if layer is not None:
+                return (
+                    f"peft takes an input of four dimensions for a convolution's, and {layer} is a "
+                    "linear layer with such an input"
+                )
+        return None
 
     def config(self, model: nn.Module, workload: Workload) -> Any:
         """Build the config from what the adapter has options for."""
@@ -107,6 +115,30 @@ def _targets(kind: str, model: nn.Module, workload: Workload) -> list[str]:
     if kind == "ln_tuning" and workload.targets is None:
         return norm_layers(model)
     return target_modules(model, workload.targets)
+
+
+def _linear_on_maps(model: nn.Module, targets: list[str]) -> str | None:
+    """Return a linear layer among some that is called with [batch, height, width, channels]."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, args: found.append(name) if args[0].dim() == 4 else None
+
+    layers = {name: model.get_submodule(name) for name in targets}
+    handles = [
+        layer.register_forward_pre_hook(note(name))
+        for name, layer in layers.items()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            run_on_meta(model)
+    except Exception:  # peft will say what it cannot do
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
 
 
 def _feedforward(model: nn.Module, targets: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from evaluator import EVALUATOR_RATES, live_peak_bytes, step_milliseconds, track
 from planner.cost import HEAD, CostModel
 from planner.placement import Chain, peak_bytes, recompute_seconds, solve, to_choice
 from planner.placement.policies import POLICIES
-from profiler.placement import CHEAP, NONE, Placement
+from profiler.placement import CHEAP, LIGHT, NONE, Placement
 from profiler.predict import count_parameters
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
@@ -126,8 +126,9 @@ def our_points(problem: Problem) -> Iterator[Point]:
         if point is not None:
             yield point
     units = problem.model.units(workload)
-    cheap = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
-    yield _point(chain, workload, "cheap", "", cheap)
+    for policy in [p for p in problem.model.menu(workload) if p in (CHEAP, LIGHT)]:
+        uniform = Placement(policy=policy, decisions=dict.fromkeys(units, policy))
+        yield _point(chain, workload, policy, "", uniform)
     count = len(units)
     yield _point(chain, workload, "static", "", POLICIES["static"](chain, full))
     for tau in THRESHOLDS:

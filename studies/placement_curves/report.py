@@ -21,6 +21,7 @@ STYLES = {
     "optimal + micro-batches": ("C9", "s--"),
     "micro-batches": ("C9", "s"),
     "cheap": ("C2", "D"),
+    "light": ("C2", "d"),
     "static": ("black", "X"),
     "adaptive": ("C3", "v-"),
     "first-k": ("C1", "^-"),

@@ -417,6 +417,21 @@ def test_the_last_frozen_layer_of_a_unit_is_not_recomputed(peft, kind, autocast)
             assert products.count[True, (width, hidden)] == 3
 
 
+def test_what_follows_the_last_frozen_layer_saves_as_before_though_all_goes_through_it(peft):
+    # OFT turns the layer's input, so only the frozen layer's own output leads to the adapter;
+    # LayerScale behind it saves its scale only for something that has a graph
+    config = peft.OFTConfig(target_modules=["qkv", "fc1", "fc2"], r=0, oft_block_size=12)
+    torch.manual_seed(4)
+    model = peft.get_peft_model(build("dinov2"), config).train()
+    expected = train_step(model)
+    assert any("oft_R" in name for name in expected)
+    for decision in (RECOMPUTE, "parts"):
+        with apply_placement(model, everywhere(decision, model.get_base_model())):
+            with Products() as products:
+                assert_same(train_step(model), expected)
+            assert products.count[True, (4 * 48, 48)] == 0
+
+
 def test_a_frozen_layer_that_is_needed_again_is_recomputed(peft):
     model = build("dinov2")
     for block in model.blocks:

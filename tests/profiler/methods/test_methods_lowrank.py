@@ -10,9 +10,11 @@ import small_backbones as small
 import torch
 from peft.tuners.adalora.layer import RankAllocator
 
+from profiler import backbones
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.methods import get_method
 from profiler.methods.lowrank import rank_schedule
+from profiler.workload import Workload
 
 
 # peft 0.21 takes AdaLoRA's rank_pattern for LoRA's when it checks names
@@ -116,6 +118,16 @@ def test_named_adapters_of_peft_train(name: str, tmp_path: Path) -> None:
     method.save(model, tmp_path)
     plain = peft.PeftModel.from_pretrained(small.make("vit"), str(tmp_path))
     torch.testing.assert_close(small.outputs(plain), small.outputs(model))
+
+
+def test_oft_is_refused_where_peft_would_take_a_map_for_a_convolution_s() -> None:
+    swin = backbones.build("swin_tiny_patch4_window7_224", num_classes=10, device="meta")
+    load = Workload(model="swin_tiny_patch4_window7_224", method="peft:oft")
+    reason = get_method("peft:oft").refusal(swin, load)
+    assert reason is not None
+    assert "downsample.reduction is a linear layer with such an input" in reason
+    vit = backbones.build("vit_tiny_patch16_224", num_classes=10, device="meta")
+    assert get_method("peft:oft").refusal(vit, load) is None
 
 
 def test_adapters_for_language_models_are_refused() -> None:
