@@ -121,12 +121,14 @@ def test_named_adapters_of_peft_train(name: str, tmp_path: Path) -> None:
 
 
 def test_oft_is_refused_where_peft_would_take_a_map_for_a_convolution_s() -> None:
-    swin = backbones.build("swin_tiny_patch4_window7_224", num_classes=10, device="meta")
+    swin = backbones.build(
+        "swin_tiny_patch4_window7_224", num_classes=10, image_size=224, device="meta"
+    )
     load = Workload(model="swin_tiny_patch4_window7_224", method="peft:oft")
     reason = get_method("peft:oft").refusal(swin, load)
     assert reason is not None
     assert "downsample.reduction is a linear layer with such an input" in reason
-    vit = backbones.build("vit_tiny_patch16_224", num_classes=10, device="meta")
+    vit = backbones.build("vit_tiny_patch16_224", num_classes=10, image_size=224, device="meta")
     assert get_method("peft:oft").refusal(vit, load) is None
 
 
