@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.options import (
+    BUDGET_FREE,
+    BUDGETED,
     INTERRUPTED,
     SIZES,
+    Checkpoint,
     Commands,
     candidate_of,
     console,
@@ -24,11 +27,13 @@ from planner.options import (
     does_not_fit,
     find_target,
     json_option,
+    place,
     pretrained_option,
     print_json,
     progress_bar,
     seed_option,
     size_option,
+    threshold_option,
     weights_option,
     workload_options,
 )
@@ -36,7 +41,9 @@ from planner.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from planner.adaptive import AdaptiveRule
     from planner.pipeline import Request
+    from planner.plan import Plan
     from planner.train import TrainProgress
     from profiler.event_log import EventLog
     from profiler.records import Report
@@ -507,6 +514,14 @@ def validate(plan: Path, **options: Any) -> None:
     help="Where to train; auto takes a GPU if there is one.",
 )
 @click.option("--learning-rate", type=float, help="[default: by method and weights]")
+@click.option(
+    "--checkpoint",
+    type=Checkpoint(),
+    help="Recompute by this policy and not as the plan says; adaptive decides while training. "
+    f"One of {', '.join((*BUDGET_FREE, *BUDGETED))}.",
+)
+@size_option("--vram", text="The budget of --checkpoint. [default: the plan's]")
+@threshold_option
 @seed_option
 @weights_option
 @pretrained_option
@@ -515,7 +530,7 @@ def train(plan: Path, **options: Any) -> None:
     """Train exactly what a plan says and save what was learned."""
     from planner.plan import read_plan
 
-    content = read_plan(plan)
+    content, rule = _placed_otherwise(read_plan(plan), options)
     output = options["out"] or Path("trained") / plan.stem
     data = options["data"] or str(content.provenance.get("data", "digits"))
     device = _training_device(options["device"])
@@ -540,6 +555,7 @@ def train(plan: Path, **options: Any) -> None:
                 pretrained=options["pretrained"],
                 learning_rate=options["learning_rate"],
                 seed=options["seed"],
+                rule=rule,
                 on_progress=lambda step: _tell(step, notify, quiet=options["as_json"]),
             )
         except KeyboardInterrupt:
@@ -554,6 +570,28 @@ def train(plan: Path, **options: Any) -> None:
     weights = f"{result.weights.kind} weights"
     click.echo(f"{100 * result.accuracy:.2f} % of held-out {data} images right, {weights}")
     click.echo(f"saved in {output}/")
+
+
+def _placed_otherwise(plan: Plan, options: Mapping[str, Any]) -> tuple[Plan, AdaptiveRule | None]:
+    """Return the plan with the placement asked for, or the rule that places in its stead."""
+    from planner.adaptive import AdaptiveRule
+    from planner.plan import with_placement
+    from profiler.errors import UsageError
+    from profiler.predict import predict as replay
+    from profiler.workload import Candidate
+
+    policy, budget = options["checkpoint"], options["vram"] or plan.budget_bytes
+    if policy is None:
+        if options["vram"] is not None:
+            raise UsageError("--vram is the budget of --checkpoint; give a policy too")
+        return plan, None
+    if policy == "adaptive":
+        return plan, AdaptiveRule(budget_bytes=budget, threshold=options["threshold"])
+    device = plan.prediction.device.name
+    load = plan.candidate.workload
+    placement = place(load, policy, device=device, budget=budget)
+    report = replay(Candidate(workload=load, placement=placement), device=device)
+    return with_placement(plan, report, budget_bytes=budget), None
 
 
 def _training_device(name: str) -> str:

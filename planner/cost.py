@@ -178,7 +178,7 @@ class CostModel:
 
     def parts(self, workload: Workload) -> Parts:
         """Return every unit's branches that can be checkpointed alone."""
-        family = family_of(workload)
+        family = _same_modules(workload)
         if family not in self._anatomy:
             from profiler.assembly import assemble
             from profiler.backbones.discovery import has_depthwise, parts_of
@@ -196,7 +196,7 @@ class CostModel:
     def menu(self, workload: Workload) -> tuple[str, ...]:
         """Return every option of the backbone's units."""
         parts = self.parts(workload)
-        light = (LIGHT,) if family_of(workload) in self._depthwise else ()
+        light = (LIGHT,) if _same_modules(workload) in self._depthwise else ()
         return (*MENU, *light, *part_options(parts))
 
     def _option(self, family: Workload, option: str) -> OptionProfile:
@@ -568,6 +568,11 @@ NOMINAL = Rates(
     flops_per_second=1e12, bytes_per_second=1e12, watts=None, source="to rank options by"
 )
 """Stands in where nothing is known of a device's speed: only the order of options counts."""
+
+
+def _same_modules(workload: Workload) -> Workload:
+    """Return the workload that stands for all whose model has the same modules."""
+    return family_of(workload).replace(precision="fp32")
 
 
 def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:

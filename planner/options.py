@@ -160,6 +160,13 @@ data_option = click.option(
 seed_option = click.option("--seed", default=0, show_default=True, help="Of everything random.")
 
 
+threshold_option = click.option(
+    "--threshold",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Of adaptive: the share of the budget at which it starts to recompute.",
+)
 _WORKLOAD_OPTIONS = (
     click.option("--model", required=True, help="A timm name or an alias of `budgetplan models`."),
     click.option("--method", required=True, help="One of `budgetplan methods`."),
@@ -199,13 +206,7 @@ _WORKLOAD_OPTIONS = (
         show_default=True,
         help=f"{', '.join(BUDGET_FREE)}; with --vram also {', '.join(BUDGETED)}.",
     ),
-    click.option(
-        "--threshold",
-        type=click.FloatRange(min=0, min_open=True),
-        default=0.5,
-        show_default=True,
-        help="Of adaptive: the share of the budget at which it starts to recompute.",
-    ),
+    threshold_option,
     size_option("--vram", text="The budget, the CUDA context included."),
     device_option,
     json_option,
@@ -298,24 +299,44 @@ def candidate_of(options: Mapping[str, Any], *, device: str) -> Candidate:
     """
     from profiler.workload import Candidate
 
-    checkpoint = options["checkpoint"]
-    if checkpoint in BUDGETED and options["vram"] is None:
-        raise UsageError(f"--checkpoint {checkpoint} needs a budget; give it with --vram")
+    if options["checkpoint"] in BUDGETED and options["vram"] is None:
+        raise UsageError(
+            f"--checkpoint {options['checkpoint']} needs a budget; give it with --vram"
+        )
     load = workload_of(options)
-    if checkpoint in BUDGETED:
-        placement = _place_in_budget(load, device, options)
-    else:
-        placement = _place_without_budget(load, checkpoint)
+    placement = place(
+        load,
+        options["checkpoint"],
+        device=device,
+        budget=options["vram"],
+        threshold=options["threshold"],
+    )
     return Candidate(workload=load, placement=placement)
 
 
-def _place_in_budget(load: Workload, device: str, options: Mapping[str, Any]) -> Placement:
+def place(
+    load: Workload, policy: str, *, device: str, budget: int, threshold: float = 0.5
+) -> Placement:
+    """Return the placement that a ``--checkpoint`` stands for.
+
+    Args:
+        load: whose units.
+        policy: one of ``BUDGET_FREE``, with a number for K, or of ``BUDGETED``.
+        device: what is planned for.
+        budget: in bytes, for the second kind.
+        threshold: of ``adaptive``.
+
+    Raises:
+        InfeasibleError: an exact policy, and nothing fits.
+    """
+    if policy not in BUDGETED:
+        return _place_without_budget(load, policy)
     from planner.advice import needed_bytes, place_checked, round_up
 
-    cost, policy, budget = cost_model(device), options["checkpoint"], options["vram"]
+    cost = cost_model(device)
     cost.prepare(load)
     if policy == "adaptive":  # a rule, not a promise to fit
-        return cost.place(load, policy, budget, threshold=options["threshold"])
+        return cost.place(load, policy, budget, threshold=threshold)
     report = place_checked(
         load, policy, cost, device=device, budget_bytes=budget, options=cost.menu(load)
     )
@@ -336,7 +357,7 @@ def cost_model(device: str) -> CostModel:
     return CostModel(device, Store.default())
 
 
-def _place_without_budget(load: Workload, checkpoint: str) -> Any:
+def _place_without_budget(load: Workload, checkpoint: str) -> Placement:
     """Let a policy decide that only asks which units there are."""
     from planner.placement import POLICIES, Chain, ChainUnit, Option
     from profiler.assembly import assemble

@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -181,6 +181,26 @@ def _object(part: str, data: object) -> dict[str, Any]:
 def _is_number(value: object) -> bool:
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def with_placement(plan: Plan, prediction: Report, *, budget_bytes: int) -> Plan:
+    """Return a plan for the same workload under another placement, of which nothing was measured.
+
+    Args:
+        plan: whose workload.
+        prediction: of the candidate with the other placement.
+        budget_bytes: what it was placed in.
+    """
+    return replace(
+        plan,
+        candidate=prediction.candidate,
+        prediction=prediction,
+        measurement=None,
+        scores=None,
+        accuracy=Accuracy(value=None, source="the placement was changed", kind="none"),
+        budget_bytes=budget_bytes,
+        provenance={**plan.provenance, "placement": "not the one of the plan it was made from"},
+    )
 
 
 # ---- files ---------------------------------------------------------------------------------------

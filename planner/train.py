@@ -27,6 +27,9 @@ images and from the same random state, under a tighter placement of the same mod
 (``planner.stepdown``); the training stays there. Limitations: BatchNorm's running statistics see
 the images of such a step twice, and an optimizer that runs out of memory while it updates cannot be
 repeated and ends the training.
+
+*The adaptive rule.* Given one (``planner.adaptive``), units are not placed as the plan says: the
+rule decides at every entry. Once memory has run out, a fixed placement takes its place.
 """
 
 from __future__ import annotations
@@ -43,12 +46,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from planner.adaptive import AdaptiveRule, memory_in_use
 from planner.data import ImageData, ImageSet, load_data, loader
 from planner.plan import Plan, read_json, versions, write_json, write_plan
 from planner.stepdown import tighter_placements
 from profiler.assembly import Assembly, assemble
 from profiler.backbones import WeightSource, normalisation
-from profiler.checkpointing import AppliedPlacement, apply_placement
+from profiler.checkpointing import AppliedPlacement, apply_adaptive, apply_placement
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.methods.learned import load_learned, save_learned
 from profiler.placement import Placement
@@ -385,6 +389,8 @@ class Session:
         total_steps: length of the training.
         tighter: placements to step down to, in order; found when not given.
         cost: to be asked for them.
+        rule: decides in place of ``placement``, until memory runs out.
+        in_use: what the rule looks at.
     """
 
     def __init__(
@@ -398,6 +404,8 @@ class Session:
         total_steps: int,
         tighter: Iterable[Placement] | None = None,
         cost: CostModel | None = None,
+        rule: AdaptiveRule | None = None,
+        in_use: Callable[[], int] | None = None,
     ) -> None:
         self.assembly, self.device, self.rate = assembly, device, rate
         self.model = assembly.model
@@ -421,9 +429,22 @@ class Session:
         self.step_downs: list[str] = []
         self._phase = ""
         self._cost = cost
-        self._tighter = self._below(placement) if tighter is None else iter(tighter)
-        self.placement = placement
-        self._applied = self._apply(placement)
+        self._tighter = None if tighter is None else iter(tighter)
+        if rule is None:
+            self._applied = self._apply(placement)
+        else:
+            self._applied = apply_adaptive(
+                self.model,
+                budget_bytes=rule.budget_bytes,
+                threshold=rule.threshold,
+                live_bytes=in_use or memory_in_use(device),
+                units=assembly.units,
+            )
+
+    @property
+    def placement(self) -> Placement:
+        """What the model follows; under a rule, what that decided last."""
+        return self._applied.placement
 
     def close(self) -> None:
         """Give the model its own forward back."""
@@ -468,18 +489,20 @@ class Session:
         return nullcontext()
 
     def _step_down(self, reason: str) -> None:
+        before = self.placement
         self._applied.remove()
         self.step.optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if self.step.device_type == "cuda":
             torch.cuda.empty_cache()
-        before, found = self.placement, next(self._tighter, None)
+        if self._tighter is None:
+            self._tighter = self._below(before)
+        found = next(self._tighter, None)
         if found is None:
             raise MeasurementError(
                 f"memory ran out with placement {before.policy!r}, the tightest there is "
                 f"({reason}); make a plan with a smaller micro-batch"
             )
-        self.placement = found
         self._applied = self._apply(found)
         self.step_downs.append(
             f"step {self.step.global_step + 1}: memory ran out under placement "
@@ -517,10 +540,10 @@ class Session:
         self.step.global_step = int(state["global_step"])
         self.step_downs = [str(text) for text in state["step_downs"]]
         placement = Placement.from_json(state["placement"])
-        if placement != self.placement:
+        by_rule = self.placement.policy == placement.policy == "adaptive"
+        if placement != self.placement and not by_rule:
             self._applied.remove()
             self._tighter = self._below(placement)
-            self.placement = placement
             self._applied = self._apply(placement)
         set_random_states(state["random"])
 
@@ -606,13 +629,13 @@ def _load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any]
     progress = read_json(folder / "progress.json", kind="checkpoint")
     try:
         saved, course = progress["identity"], _Course.from_json(progress)
-        differing = [key for key in identity if saved[key] != identity[key]]
-    except (KeyError, TypeError, ValueError) as error:
+        differing = [key for key in identity if saved.get(key) != identity[key]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder} is no checkpoint of budgetplan: {error!r}") from error
     if differing:
         key = differing[0]
         raise InputError(
-            f"cannot resume {folder.parent}: {key} was {_short(saved[key])}, "
+            f"cannot resume {folder.parent}: {key} was {_short(saved.get(key))}, "
             f"is now {_short(identity[key])}; train into another folder"
         )
     load_learned(session.model, folder, method=session.assembly.method.name)
@@ -647,6 +670,7 @@ def train(
     learning_rate: float | None = None,
     seed: int = 0,
     tighter: Sequence[Placement] | None = None,
+    rule: AdaptiveRule | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
     """Train what a plan says and save the result.
@@ -665,6 +689,7 @@ def train(
         learning_rate: None for ``choose_learning_rate``.
         seed: of new weights, dropout and the order of images.
         tighter: placements to step down to when memory runs out.
+        rule: decides what is recomputed, in place of the plan.
         on_progress: called after each step and at each reading.
 
     Raises:
@@ -683,6 +708,7 @@ def train(
     checkpoint = _check_output(output, resume=resume)
 
     torch.manual_seed(seed)
+    in_use = memory_in_use(device)
     assembly = assemble(workload, weights=weights, pretrained=pretrained)
     if kind == "cuda":
         _cap_to_budget(plan)
@@ -698,6 +724,8 @@ def train(
         total_steps=last_step,
         tighter=tighter,
         cost=_cost_model(plan, kind),
+        rule=rule,
+        in_use=in_use,
     )
     identity = {
         "candidate": plan.candidate.to_json(),
@@ -706,6 +734,7 @@ def train(
         "weights file": str(weights) if weights is not None else None,
         "seed": seed,
         "learning rate": rate.value,
+        "adaptive rule": None if rule is None else asdict(rule),
     }
     course = _Course() if checkpoint is None else _load_checkpoint(checkpoint, session, identity)
     write_plan(plan, output / PLAN_FILE)

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from planner.cli import cli
 from planner.options import Checkpoint, Size
+from planner.plan import read_plan
 from profiler.records import OWNERS
 
 COMMANDS = (
@@ -271,6 +272,20 @@ def test_training_in_fp16_on_a_cpu_is_warned_of() -> None:
     assert result.exit_code == 0, result.stderr
     assert "this plan trains in fp16" in result.stderr
     assert "held-out digits images right, random weights" in result.stdout
+
+
+def test_training_under_another_placement_than_the_plan_s() -> None:
+    asked = [word.replace("head", "bitfit") for word in ASK]
+    plan = answer(*asked, "--vram", "2GB")["plan_files"][0]
+    rest = ("--device", "cpu", "--steps", "1", "--no-pretrained")
+    for policy, budget in (("static", ()), ("adaptive", ()), ("optimal", ("--vram", "1GB"))):
+        out = ("--out", f"trained/{policy}")
+        data = answer("train", plan, *rest, *out, "--checkpoint", policy, *budget)
+        assert data["placement"]["policy"] == policy
+    assert read_plan(Path("trained/optimal/plan.json")).budget_bytes == 10**9
+    assert "give a policy too" in refused(2, "train", plan, *rest, "--vram", "1GB")
+    tight = ("--checkpoint", "optimal", "--vram", "1MiB")
+    assert "the smallest budget that would is" in refused(3, "train", plan, *rest, *tight)
 
 
 def test_recommend_in_too_little_names_what_would_do() -> None:

@@ -114,7 +114,8 @@ def test_a_real_refusal_is_stepped_down_from_and_no_step_is_lost(
         return run_in_process(f"{here.stem}:train_two_steps", request, cap_bytes=free_bytes or None)
 
     # all activations are 0.6 GiB; sandbox.cap_host_memory leaves 256 MiB above what it is told
-    tight, free = run(64 * MIB), run(0)
+    # (with 64 MiB the libraries' own scratch is refused at times, and they sum in another order)
+    tight, free = run(128 * MIB), run(0)
     assert free["step_downs"] == []
     assert tight["step_downs"]
     assert tight["policy"] == "optimal"

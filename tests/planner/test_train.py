@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from planner.adaptive import AdaptiveRule, memory_in_use
 from planner.data import ImageData
 from planner.plan import Accuracy, Plan, read_plan
 from planner.train import (
@@ -429,3 +430,49 @@ def test_the_learning_rate_depends_on_the_weights_and_on_what_learns() -> None:
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match="learning-rate"):
         run(make_plan(workload(method="full", rank=None)), tmp_path, learning_rate=1e30)
+
+
+# ---- another placement than the plan's -----------------------------------------------------------
+
+
+@pytest.fixture
+def _a_gigabyte_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    # this process has malloc's leftovers of other tests to use, and might not grow
+    monkeypatch.setattr("planner.train.memory_in_use", lambda _: lambda: 10**9)
+
+
+@pytest.mark.usefixtures("_a_gigabyte_in_use")
+def test_the_adaptive_rule_decides_while_training_and_changes_nothing_else(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    as_planned = run(plan, tmp_path / "plan")
+    never = AdaptiveRule(budget_bytes=2 * 10**9 + 1)
+    at_once = AdaptiveRule(budget_bytes=2 * 10**9)
+    kept = run(plan, tmp_path / "kept", rule=never)
+    recomputed = run(plan, tmp_path / "recomputed", rule=at_once)
+    assert kept.placement.policy == recomputed.placement.policy == "adaptive"
+    assert not kept.placement.decisions
+    assert recomputed.placement.decisions == STATIC.decisions
+    for name in ("kept", "recomputed"):
+        assert same(learned(tmp_path / name), learned(tmp_path / "plan"))
+    assert [e.loss for e in recomputed.epochs] == [e.loss for e in as_planned.epochs]
+
+
+@pytest.mark.usefixtures("_a_gigabyte_in_use")
+def test_a_training_by_the_adaptive_rule_is_resumed_by_it(tmp_path: Path) -> None:
+    plan, rule = make_plan(workload()), AdaptiveRule(budget_bytes=1)
+    run(plan, tmp_path / "whole", rule=rule)
+    run(plan, tmp_path / "parts", rule=rule, epochs=1)
+    with pytest.raises(InputError, match="adaptive rule was"):
+        run(plan, tmp_path / "parts", resume=True)
+    resumed = run(plan, tmp_path / "parts", rule=rule, resume=True)
+    assert resumed.placement.policy == "adaptive"
+    assert same(learned(tmp_path / "parts"), learned(tmp_path / "whole"))
+
+
+def test_memory_in_use_follows_what_is_allocated() -> None:
+    in_use = memory_in_use("cpu")
+    before = in_use()
+    held = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert before + 60 * 2**20 < in_use() < before + 80 * 2**20
+    del held
+    assert in_use() < before + 20 * 2**20
