@@ -31,6 +31,8 @@ from planner.tables import Choice, Floats, Numbers, Tables
 from profiler.allocator import CachingAllocator
 from profiler.composition import (
     AGAIN_PHASES,
+    BY_PART,
+    LIGHT_BESIDE,
     STEP_PHASES,
     OptionProfile,
     Parts,
@@ -196,8 +198,8 @@ class CostModel:
     def menu(self, workload: Workload) -> tuple[str, ...]:
         """Return every option of the backbone's units."""
         parts = self.parts(workload)
-        light = (LIGHT,) if _same_modules(workload) in self._depthwise else ()
-        return (*MENU, *light, *part_options(parts))
+        light = _same_modules(workload) in self._depthwise
+        return (*MENU, *([LIGHT] if light else []), *part_options(parts, light=light))
 
     def _option(self, family: Workload, option: str) -> OptionProfile:
         key = (family, option)
@@ -306,7 +308,8 @@ class CostModel:
         for name, decision in placement.decisions.items():
             said.setdefault(name.partition("/")[0], {})[name] = decision
         parts = self.parts(workload)
-        options = (*MENU, LIGHT, SEGMENT, *part_options(parts))
+        by_part = (*part_options(parts), *part_options(parts, light=True))
+        options = (*MENU, LIGHT, SEGMENT, *by_part)
         chosen = []
         for unit in parts:
             own = said.pop(unit, {})
@@ -597,14 +600,15 @@ def _up(value: float) -> int:
 def _chain_option(
     numbers: Numbers, option: str, index: int, decisions: Mapping[str, str], *, cached: float
 ) -> Option:
-    by_part = option.startswith("parts:")
+    by_part = BY_PART in option
+    beside = LIGHT if option.startswith(LIGHT_BESIDE) else KEEP
     return Option(
-        decision=KEEP if by_part else option,
+        decision=beside if by_part else option,
         stored_bytes=round(float(numbers.stored[option][index])),
         forward_bytes=_up(float(numbers.forward[option][index]) + cached),
         backward_bytes=max(0, _up(float(numbers.backward[option][index]))),
         recompute_seconds=max(0.0, float(numbers.again[option][index])),
-        parts={u.partition("/")[2]: d for u, d in decisions.items()} if by_part else {},
+        parts={u.partition("/")[2]: d for u, d in decisions.items() if "/" in u},
     )
 
 

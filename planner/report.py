@@ -22,7 +22,7 @@ from planner.advice import Baseline, needed_bytes
 from planner.netscore import Scores
 from planner.plan import Accuracy, Plan
 from profiler.errors import InputError
-from profiler.placement import SEGMENT, Placement
+from profiler.placement import KEEP, SEGMENT, Placement
 from profiler.records import MEASURED, OWNERS, Report, UnitReport
 from profiler.units import format_bytes, format_count, format_joules, format_seconds
 from profiler.workload import Candidate
@@ -454,13 +454,15 @@ def show_profile(report: Report, console: Console) -> None:
 
 
 def decision_of(unit: str, placement: Placement) -> str:
-    """Return what is done with a unit, its parts included: ``recompute mlp``."""
+    """Return what is done with a unit, its parts included: ``light, recompute mlp``."""
     parts: dict[str, list[str]] = {}
     for name, decision in placement.decisions.items():
         if name.startswith(f"{unit}/"):
             parts.setdefault(decision, []).append(name.removeprefix(f"{unit}/"))
-    said = [f"{decision} {' '.join(names)}" for decision, names in sorted(parts.items())]
-    return ", ".join(said) or placement.decision(unit)
+    beside = placement.decision(unit)
+    said = [beside] if beside != KEEP or not parts else []
+    said += [f"{decision} {' '.join(names)}" for decision, names in sorted(parts.items())]
+    return ", ".join(said)
 
 
 def unit_columns(units: Sequence[UnitReport], placement: Placement) -> list[Column]:

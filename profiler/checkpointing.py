@@ -406,10 +406,10 @@ def _check_part(placement: Placement, unit: str, part: str, modules: tuple[nn.Mo
     if part not in known:
         raise _lacks(f"part of {unit!r}", part, known)
     whole, own = placement.decision(unit), placement.decision(f"{unit}/{part}")
-    if whole not in (KEEP, CHEAP) or own in (LIGHT, SEGMENT):
+    if whole not in (KEEP, CHEAP, LIGHT) or own in (LIGHT, SEGMENT):
         raise InputError(
             f"the placement asks for {own} of {unit}/{part} within {whole} of {unit}; "
-            "a part is recompute or cheap, within a unit that is keep or cheap"
+            "a part is recompute or cheap, within a unit that is keep, cheap or light"
         )
     for other in placement.decisions:
         if other.startswith(f"{unit}/{part}."):

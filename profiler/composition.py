@@ -41,7 +41,7 @@ from profiler.event_log import (
     EventLog,
 )
 from profiler.methods import with_rank_in_name
-from profiler.placement import CHEAP, KEEP, Placement
+from profiler.placement import CHEAP, KEEP, LIGHT, Placement
 from profiler.placement import RECOMPUTE as RECOMPUTE_UNIT
 from profiler.records import OWNERS
 from profiler.roofline import Rates
@@ -490,6 +490,7 @@ AGAIN_PHASES = (RECOMPUTE,)
 
 
 Parts = Mapping[str, tuple[str, ...]]
+BY_PART, LIGHT_BESIDE = "parts:", f"{LIGHT}-"
 
 
 def decisions_of(unit: str, option: str, parts: Parts) -> dict[str, str]:
@@ -497,25 +498,36 @@ def decisions_of(unit: str, option: str, parts: Parts) -> dict[str, str]:
 
     An option is a decision for the whole unit, or ``parts:N`` (its N-th branch is recomputed, the
     others drop what is cheap), or ``parts:all`` (every branch is recomputed, and what joins them
-    stays). A unit without such branches has no such option.
+    stays). With ``light-`` in front the unit is light beside that branch, or beside all of them. A
+    unit without such branches has no such option.
     """
     if option == KEEP:
         return {}
-    if not option.startswith("parts:"):
+    beside, by_part, which = option.rpartition(BY_PART)
+    if not by_part:
         return {unit: option}
-    names, which = parts.get(unit, ()), option.removeprefix("parts:")
+    names = parts.get(unit, ())
     if len(names) < 2 or (which != "all" and int(which) > len(names)):
         return {}
+    if beside:
+        again = [name for n, name in enumerate(names, start=1) if which in ("all", str(n))]
+        return {unit: LIGHT} | {f"{unit}/{name}": RECOMPUTE_UNIT for name in again}
     return {
         f"{unit}/{name}": RECOMPUTE_UNIT if which == "all" or int(which) == n else CHEAP
         for n, name in enumerate(names, start=1)
     }
 
 
-def part_options(parts: Parts) -> tuple[str, ...]:
-    """Return the options that the backbone's branches add to the menu."""
+def part_options(parts: Parts, *, light: bool = False) -> tuple[str, ...]:
+    """Return the options that the backbone's branches add to the menu.
+
+    Args:
+        parts: of every unit.
+        light: whether there are depthwise convolutions, to be dropped beside a recomputed branch.
+    """
     most = max((len(names) for names in parts.values() if len(names) > 1), default=0)
-    return (*(f"parts:{n}" for n in range(1, most + 1)), "parts:all") if most else ()
+    which = [*range(1, most + 1), "all"] if most else []
+    return tuple(f"{LIGHT_BESIDE if light else ''}{BY_PART}{n}" for n in which)
 
 
 def uniform(units: Sequence[str], option: str, parts: Parts) -> Placement:

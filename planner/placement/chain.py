@@ -59,7 +59,8 @@ class Option:
         backward_bytes: highest live bytes while it runs backward, recompute included, above static
             bytes, what all earlier units store and the gradients that later units left.
         recompute_seconds: time added to the step by this option.
-        parts: decisions of sub-units, by name; ``decision`` is then ``keep``.
+        parts: decisions of sub-units, by name; ``decision`` is then what holds beside them:
+            ``keep``, ``cheap`` or ``light``.
     """
 
     decision: str
@@ -81,8 +82,8 @@ class Option:
                 f"recompute seconds must be zero or more, got {self.recompute_seconds}"
             )
         changed = {part: d for part, d in sorted(self.parts.items()) if d != KEEP}
-        if changed and self.decision != KEEP:
-            raise InputError(f"an option with parts must say {KEEP}, got {self.decision!r}")
+        if changed and self.decision == RECOMPUTE:
+            raise InputError(f"an option that says {RECOMPUTE} has no parts, got {dict(changed)}")
         object.__setattr__(self, "parts", MappingProxyType(changed))
 
     def __hash__(self) -> int:
@@ -91,7 +92,8 @@ class Option:
     @property
     def label(self) -> str:
         """The decision in words: ``keep``, or ``attn: cheap, mlp: recompute``."""
-        return ", ".join(f"{part}: {d}" for part, d in self.parts.items()) or self.decision
+        beside = [self.decision] if self.decision != KEEP or not self.parts else []
+        return ", ".join([*beside, *(f"{part}: {d}" for part, d in self.parts.items())])
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from planner.advice import needed_bytes, place_checked
 from planner.cost import CostModel
-from planner.options import _place_in_budget
+from planner.options import place
 from profiler.errors import InfeasibleError
 from profiler.placement import NONE, Placement
 from profiler.predict import predict
@@ -76,10 +76,9 @@ def test_what_does_not_fit_by_its_replay_is_refused(monkeypatch: pytest.MonkeyPa
     load = ON_CPU
     cost = CostModel("cpu", Store.in_memory())
     monkeypatch.setattr("planner.options.cost_model", lambda _device: cost)
-    asked = {"checkpoint": "optimal", "threshold": 0.5, "vram": 2**20}
     with pytest.raises(InfeasibleError) as caught:
-        _place_in_budget(load, "cpu", asked)
+        place(load, "optimal", device="cpu", budget=2**20)
     smallest = caught.value.smallest_bytes
     assert smallest is not None
-    placement = _place_in_budget(load, "cpu", asked | {"vram": smallest})
+    placement = place(load, "optimal", device="cpu", budget=smallest)
     assert need(load, placement, "cpu") <= smallest

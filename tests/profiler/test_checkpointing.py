@@ -102,6 +102,9 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
         decisions = {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)}
     elif decision == "cheap parts":
         decisions = {f"{u}/{p}": CHEAP for u in units for p in parts_of(model, u)}
+    elif decision == "light beside parts":
+        decisions = dict.fromkeys(units, LIGHT)
+        decisions |= {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)[:1]}
     elif decision == "mixed":
         cycle = (CHEAP, RECOMPUTE, SEGMENT, KEEP)
         decisions = {u: cycle[i % len(cycle)] for i, u in enumerate(units)}
@@ -182,7 +185,10 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
     model = build(name)
     state = copy.deepcopy(model.state_dict())
     expected = train_step(model, autocast=autocast)
-    for decision in (RECOMPUTE, SEGMENT, CHEAP, LIGHT, "parts", "cheap parts", "mixed"):
+    for decision in (
+        *(RECOMPUTE, SEGMENT, CHEAP, LIGHT),
+        *("parts", "cheap parts", "light beside parts", "mixed"),
+    ):
         model.load_state_dict(state)
         placement = everywhere(decision, model)
         with apply_placement(model, placement):
