@@ -18,10 +18,11 @@ from pathlib import Path
 import rows
 import torch
 
+from planner.adaptive import AdaptiveRule, memory_in_use
 from planner.cost import CostModel
 from planner.placement import Chain, peak_bytes, recompute_seconds, solve, to_choice
 from planner.placement.policies import POLICIES
-from profiler.checkpointing import apply_placement
+from profiler.checkpointing import apply_adaptive, apply_placement
 from profiler.cpu_allocator import peak_during
 from profiler.measure import Fetch, build_step
 from profiler.methods.base import backbone_of
@@ -73,25 +74,33 @@ class Policies:
         """Return ours, over the whole menu."""
         return solve(self.chain, budget).placement
 
-    def adaptive(self, budget: int) -> Placement:
-        """Return the adaptive rule with the threshold that suits it best.
+    def adaptive(self, budget: int) -> tuple[AdaptiveRule, Placement]:
+        """Return the adaptive rule with the threshold that suits it best, and what it foresees.
 
         That is the least recompute among those that fit, else the smallest peak.
         """
         caps = [self.full * share // 100 for share in range(1, 101)]
-        placed = {POLICIES["adaptive"](self.chain, cap, {"threshold": 1.0}) for cap in caps}
+        placed = {
+            POLICIES["adaptive"](self.chain, cap, {"threshold": 1.0}): AdaptiveRule(
+                budget_bytes=cap, threshold=1.0
+            )
+            for cap in caps
+        }
         fitting = [p for p in placed if self.peak(p) <= budget]
         if fitting:
-            return min(fitting, key=self.seconds)
-        return min(placed, key=lambda p: (self.peak(p), self.seconds(p)))
+            best = min(fitting, key=self.seconds)
+        else:
+            best = min(placed, key=lambda p: (self.peak(p), self.seconds(p)))
+        return placed[best], best
 
-    def all(self) -> Iterator[tuple[str, str, Placement, int | None]]:
-        """Yield (policy, setting, placement, budget)."""
+    def all(self) -> Iterator[tuple[str, str, Placement | AdaptiveRule, int | None]]:
+        """Yield (policy, setting, placement or rule, budget)."""
         yield "none", "", NONE, None
         for share in (0.57, 0.21):
-            placed = self.adaptive(int(share * self.full))
+            rule, placed = self.adaptive(int(share * self.full))
             budget = max(self.peak(placed), int(share * self.full))
             yield "adaptive", f"its best for {share:.0%}", placed, None
+            yield "adaptive at run time", f"its best for {share:.0%}", rule, None
             ours = self.optimal(budget)
             assert ours is not None
             yield "optimal", f"in adaptive's peak for {share:.0%}", ours, budget
@@ -123,6 +132,8 @@ class Session:
     def __init__(self, workload: Workload) -> None:
         torch.manual_seed(0)
         self.made: list[tuple[TrainingStep, list[Fetch]]] = []
+        self.decided: Placement | None = None
+        self.in_use = memory_in_use("cpu")
         self.none_peak = peak_during(lambda: self._build(workload), self.step)
         self.static = self.none_peak - self._above_start(NONE)
 
@@ -136,26 +147,35 @@ class Session:
         step.run(batches)
 
     @contextmanager
-    def following(self, placement: Placement) -> Iterator[None]:
+    def following(self, placement: Placement | AdaptiveRule) -> Iterator[None]:
         """Put a placement on, and take it off again."""
         model = self.made[0][0].model
         if placement is TIMM:
             backbone_of(model).set_grad_checkpointing(True)
             yield
             backbone_of(model).set_grad_checkpointing(False)
+        elif isinstance(placement, AdaptiveRule):
+            with apply_adaptive(
+                model,
+                budget_bytes=placement.budget_bytes,
+                threshold=placement.threshold,
+                live_bytes=self.in_use,
+            ) as applied:
+                yield
+                self.decided = applied.placement
         else:
             with apply_placement(model, placement):
                 yield
 
-    def _above_start(self, placement: Placement) -> int:
+    def _above_start(self, placement: Placement | AdaptiveRule) -> int:
         with self.following(placement):
             return peak_during(lambda: None, self.step)
 
-    def peak(self, placement: Placement) -> int:
+    def peak(self, placement: Placement | AdaptiveRule) -> int:
         """Return the CPU allocator's peak over one step."""
         return self.static + self._above_start(placement)
 
-    def seconds(self, placement: Placement) -> float:
+    def seconds(self, placement: Placement | AdaptiveRule) -> float:
         """Return the CPU seconds of one step."""
         with self.following(placement):
             start = time.process_time()
@@ -190,13 +210,15 @@ def _measure(name: str, workload: Workload) -> None:
             "ratios": ratios,
             "none_cpu_seconds": [a for a, _ in spent],
         }
-        if placement is not TIMM:
-            candidate = Candidate(workload=workload, placement=placement)
+        followed = session.decided if isinstance(placement, AdaptiveRule) else placement
+        if followed is not TIMM:
+            assert followed is not None
+            candidate = Candidate(workload=workload, placement=followed)
             row |= {
-                "composed_bytes": policies.peak(placement),
+                "composed_bytes": policies.peak(followed),
                 "predicted_bytes": predict(candidate, device="cpu").memory.peak_bytes,
-                "predicted_ratio": policies.ratio(placement),
-                "decisions": dict(placement.decisions),
+                "predicted_ratio": policies.ratio(followed),
+                "decisions": dict(followed.decisions),
             }
         rows.append("host", row)
         print(

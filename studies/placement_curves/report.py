@@ -85,7 +85,7 @@ def _order(item: tuple[tuple[object, ...], list[Row]]) -> tuple[bool, int]:
 def _print_rivals(title: str, judged: list[Row]) -> None:
     """Say which points of the others are not beaten by the quickest of ours that fits in their peak.
 
-    A hundredth of a point of added time and a thousandth of the peak count as equal.
+    A hundredth of a point of added time and a ten-thousandth of the peak count as equal.
     """
     ours = [r for r in judged if r["policy"] == "optimal"]
     others = [r for r in judged if r["policy"] in RIVALS]
