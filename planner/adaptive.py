@@ -10,8 +10,10 @@ kept by the time it begins to recompute may be too much.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +52,15 @@ def memory_in_use(device: str) -> Callable[[], int]:
     """
     if torch.device(device).type == "cuda":
         return lambda: torch.cuda.memory_allocated(device)
+    _give_back_free_memory()
     before = _resident_bytes()
     return lambda: max(0, _resident_bytes() - before)
+
+
+def _give_back_free_memory() -> None:
+    """Have malloc return what it keeps for later use, so that it is not used up unnoticed."""
+    with suppress(OSError, AttributeError):  # glibc's own
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident_bytes() -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.space import Ranked, Space
 from profiler.errors import InfeasibleError, UsageError
+from profiler.placement import CHEAP, LIGHT, Placement
 from profiler.records import Report
 from profiler.units import GIB, MIB, format_bytes
 from profiler.workload import Candidate, Workload
@@ -127,8 +128,9 @@ def place_checked(
     """Place by a policy that respects a budget until the replay respects it too.
 
     The policy counts composed bytes. What a replay needs more, it is given less of, a few times;
-    at last the placement that needs least is tried. The report that needs least is returned if
-    none fits: what is returned has been replayed, and the caller compares.
+    at last the placement that needs least is tried, and those that treat all units alike: they
+    leave the allocator fewer sizes to scatter. The report that needs least is returned if none
+    fits: what is returned has been replayed, and the caller compares.
 
     Raises:
         InfeasibleError: nothing fits, and the policy does not know what would.
@@ -150,7 +152,18 @@ def place_checked(
         if excess <= 0 or is_last:
             break
         given -= max(excess, budget_bytes // 100)
+    if needed_bytes(reports[-1]) > budget_bytes:
+        for placement in _uniform(load, cost, options):
+            reports.append(predict(Candidate(workload=load, placement=placement), device=device))
+            if needed_bytes(reports[-1]) <= budget_bytes:
+                break
     return min(reports, key=needed_bytes)
+
+
+def _uniform(load: Workload, cost: CostModel, options: tuple[str, ...]) -> Iterator[Placement]:
+    """Yield the placements that treat all units alike, the quickest first."""
+    for policy in (*(p for p in (CHEAP, LIGHT) if p in options), "static"):
+        yield cost.place(load, policy, 1)
 
 
 def device_bytes_of(error: InfeasibleError, load: Workload, cost: CostModel) -> int | None:

@@ -34,9 +34,10 @@ from profiler.workload import Candidate, Workload
 
 BUDGETS = (0.8, 0.6, 0.4, 0.3)
 WORKLOADS = {
-    "vit_s_lora": Workload(
-        model="vit_small_patch16_224", method="lora", rank=8, micro_batch=4, num_classes=100
+    "vit_s_lora_16": Workload(
+        model="vit_small_patch16_224", method="lora", rank=8, micro_batch=16, num_classes=100
     ),
+    "vit_s_16": Workload(model="vit_small_patch16_224", micro_batch=16, num_classes=100),
     "resnet18": Workload(model="resnet18", micro_batch=4, num_classes=100),
     "vit_s": Workload(model="vit_small_patch16_224", micro_batch=4, num_classes=100),
     "mobilenetv2": Workload(model="mobilenetv2_100", micro_batch=4, num_classes=100),

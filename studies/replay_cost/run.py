@@ -1,6 +1,6 @@
 """What does a warm replay cost, in seconds and in memory of the host?
 
-    python studies/replay_cost/run.py [--repeats 5]
+    python studies/replay_cost/run.py [--repeats 5] [--abridged]
 
 Wall seconds of ``profiler.replay.replay`` (forward, backward, AdamW; target CUDA), the model's
 construction included, after one replay that loads what is loaded once:
@@ -9,6 +9,11 @@ construction included, after one replay that loads what is loaded once:
     depth   ViT-S, ViT-B, ViT-L (24 blocks) and ViT-S with 24 and 48 blocks: linear in operations
     host    peak resident memory of a process that replays ViT-g/14 (1.1 thousand million weights,
             4.5 GB in float32), in a process of its own
+
+``--abridged`` asks another question and writes abridged.json: what is gained, and lost, by replaying
+three of a row of like units (``profiler.abridged``), as the search's profiles are made? Forward and
+backward only, whole and abridged in turn; *equal* says that every storage has the same size, birth
+and death.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import numpy as np
+
 from profiler.assembly import Assembly, assemble
 from profiler.backbones import WeightSource
 from profiler.backbones.discovery import find_units
@@ -40,6 +47,17 @@ BATCHES = (1, 4, 16, 64, 256)
 MODELS = ("vit_s", "vit_b", "vit_large_patch16_224")
 DEPTHS = (12, 24, 48)
 HUGE = "vit_giant_patch14_dinov2"
+ABRIDGED = (
+    ("vit_s", "full"),
+    ("vit_s", "lora"),
+    ("vit_large_patch16_224", "full"),
+    ("vim_s", "full"),
+    ("vim_s", "lora"),
+    ("convnext_tiny", "full"),
+    ("tiny_vit", "full"),
+    ("mambavision_t", "full"),
+)
+SCHEMA = "budgetplan.study.replay_cost/1"
 
 
 def deeper(workload: Workload, depth: int) -> Assembly:
@@ -84,6 +102,41 @@ def timed(candidate: Candidate, repeats: int, *, depth: int | None = None) -> di
     }
 
 
+def abridged(repeats: int) -> list[dict[str, Any]]:
+    """Return seconds of whole and of abridged replays, and whether their logs are equal."""
+    rows = []
+    for model, method in ABRIDGED:
+        rank = 8 if method == "lora" else None
+        candidate = Candidate(
+            workload=Workload(model=model, method=method, rank=rank, micro_batch=32)
+        )
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        logs = {}
+        for _ in range(repeats + 1):
+            for short, taken in seconds.items():
+                start = time.perf_counter()
+                logs[short] = replay(candidate, optimizer=False, abridged=short)
+                taken.append(round(time.perf_counter() - start, 4))
+        medians = {short: statistics.median(taken[1:]) for short, taken in seconds.items()}
+        names = ("nbytes", "birth", "death", "owner", "unit")
+        equal = all(
+            np.array_equal(getattr(logs[False], name), getattr(logs[True], name)) for name in names
+        )
+        rows.append(
+            {
+                "model": model,
+                "method": method,
+                "units": len(logs[False].units),
+                "whole_seconds": seconds[False][1:],
+                "abridged_seconds": seconds[True][1:],
+                "ratio": round(medians[False] / medians[True], 2),
+                "equal": equal,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
 def host() -> dict[str, Any]:
     """Replay the huge model and return this process's peak resident memory."""
     import torch
@@ -108,12 +161,19 @@ def main() -> None:
     """Measure all three and write results.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--abridged", action="store_true", help="only whole against abridged")
     parser.add_argument("--host", action="store_true", help="only the huge model, in this process")
     options = parser.parse_args()
     if options.host:
         print(json.dumps(host()))
         return
     load_before = os.getloadavg()
+    if options.abridged:
+        rows = abridged(options.repeats)
+        seen = environment() | {"load_before": load_before, "load_after": os.getloadavg()}
+        result = {"schema": f"{SCHEMA}/abridged", "environment": seen, "rows": rows}
+        (HERE / "abridged.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return
     small = Workload(model="vit_s", micro_batch=32)
     by_batch = [
         timed(Candidate(workload=small.replace(micro_batch=b)), options.repeats) for b in BATCHES
@@ -124,7 +184,7 @@ def main() -> None:
         [sys.executable, __file__, "--host"], capture_output=True, text=True, check=True
     )
     results = {
-        "schema": "budgetplan.study.replay_cost/1",
+        "schema": SCHEMA,
         "environment": environment() | {"load_before": load_before, "load_after": os.getloadavg()},
         "batch": by_batch,
         "models": by_model,

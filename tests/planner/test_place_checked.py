@@ -54,6 +54,22 @@ def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, de
         assert needed_bytes(report) == need(load, report.candidate.placement, device)
 
 
+def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
+    # the least live bytes are those of many kinds of decisions, and these fragment the most
+    load = Workload(model="tiny_vit_21m_224", micro_batch=32)
+    cost = CostModel("rtx-2060-super", Store.in_memory())
+    budget = need(load, cost.place(load, "static", 1), "rtx-2060-super")
+    report = place_checked(
+        load,
+        "optimal",
+        cost,
+        device="rtx-2060-super",
+        budget_bytes=budget,
+        options=cost.menu(load),
+    )
+    assert needed_bytes(report) <= budget
+
+
 def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
     class Optimist(CostModel):
         """Believes that a budget leaves more than it does."""
