@@ -749,6 +749,11 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
             "the runs began with random weights"
             + (", as no pretrained ones can be loaded here" if request.run.pretrained else "")
             + ": no accuracy is that of a pretrained model"
+            + (
+                "; the order of methods is for pretrained ones, --no-pretrained asks for the other"
+                if request.run.pretrained
+                else ""
+            )
         )
     steps = [len(row.validation.losses) for row in ran if row.validation is not None]
     if steps and max(steps) < TELLING_STEPS:
