@@ -414,6 +414,9 @@ def test_the_learning_rate_depends_on_the_weights_and_on_what_learns() -> None:
     assert choose_learning_rate(full, loaded).value == 1e-5
     assert choose_learning_rate(workload(), loaded).value == 5e-4
     assert choose_learning_rate(workload(), lora).value == 5e-4
+    beside = workload(method="prefix", rank=8)
+    assert choose_learning_rate(beside, lora).value == 2e-3
+    assert choose_learning_rate(beside, loaded).value == 5e-4
     # DeiT's 5e-4 for 512 images; a step of 32 has a sixteenth of them
     assert choose_learning_rate(full, lora).value == pytest.approx(5e-4 / 4)
     assert choose_learning_rate(full.replace(optimizer="sgd"), lora).value == pytest.approx(
