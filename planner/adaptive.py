@@ -11,15 +11,12 @@ kept by the time it begins to recompute may be too much.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from profiler.errors import UsageError
+from profiler.errors import DeviceError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,26 +40,42 @@ class AdaptiveRule:
 
 
 def memory_in_use(device: str) -> Callable[[], int]:
-    """Return a function that says how many bytes are in use.
+    """Return a function that says how many bytes are allocated.
 
     Args:
-        device: on CUDA, what PyTorch's allocator has given out. A CPU's keeps no count, so there it
-            is the process's resident memory, less what was resident before the call of this
-            function: call it before the model is built. What malloc keeps for later use counts.
+        device: on CUDA, PyTorch's allocator is asked. On a CPU it takes its memory from malloc, and
+            glibc's is asked what it has given out since the call of this function: call it before
+            the model is built.
+
+    Raises:
+        DeviceError: a CPU, and a C library that does not say.
     """
     if torch.device(device).type == "cuda":
         return lambda: torch.cuda.memory_allocated(device)
-    _give_back_free_memory()
-    before = _resident_bytes()
-    return lambda: max(0, _resident_bytes() - before)
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError) as error:
+        raise DeviceError(
+            "the adaptive rule asks malloc how much memory is in use, and this C library does not "
+            "say (glibc 2.33 does); use another --checkpoint"
+        ) from error
+    ask.restype = _Mallinfo2
+    before = ask().given_out
+    return lambda: max(0, ask().given_out - before)
 
 
-def _give_back_free_memory() -> None:
-    """Have malloc return what it keeps for later use, so that it is not used up unnoticed."""
-    with suppress(OSError, AttributeError):  # glibc's own
-        ctypes.CDLL(None).malloc_trim(0)
+class _Mallinfo2(ctypes.Structure):
+    """``struct mallinfo2`` of malloc.h: ten counts, of all arenas together."""
 
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    @property
+    def given_out(self) -> int:
+        """Bytes in use, in arenas and in mappings of their own."""
+        return int(self.uordblks + self.hblkhd)

@@ -35,7 +35,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STUDY_DEVICE = "rtx-2060-super"
-BUDGET_FREE = ("none", "static", "cheap", "light", "chen", "every-K", "first-K", "last-K")
+_UNCOUNTED = ("none", "static", "cheap", "light", "chen")
+BUDGET_FREE = (*_UNCOUNTED, "every-K", "first-K", "last-K")
 BUDGETED = ("adaptive", "optimal", "rotor")
 SIZES = "Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes."
 
@@ -120,7 +121,7 @@ class Checkpoint(_TextType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the policy as written, if there is such a one."""
         counted = re.fullmatch(r"(every|first|last)-(\d+)", value)
-        if counted is None and value not in (*BUDGET_FREE[:5], *BUDGETED):
+        if counted is None and value not in (*_UNCOUNTED, *BUDGETED):
             known = ", ".join((*BUDGET_FREE, *BUDGETED))
             self.fail(f"{value!r} is no policy; use one of {known}", param, ctx)
         return str(value)
@@ -299,10 +300,6 @@ def candidate_of(options: Mapping[str, Any], *, device: str) -> Candidate:
     """
     from profiler.workload import Candidate
 
-    if options["checkpoint"] in BUDGETED and options["vram"] is None:
-        raise UsageError(
-            f"--checkpoint {options['checkpoint']} needs a budget; give it with --vram"
-        )
     load = workload_of(options)
     placement = place(
         load,
@@ -315,7 +312,7 @@ def candidate_of(options: Mapping[str, Any], *, device: str) -> Candidate:
 
 
 def place(
-    load: Workload, policy: str, *, device: str, budget: int, threshold: float = 0.5
+    load: Workload, policy: str, *, device: str, budget: int | None, threshold: float = 0.5
 ) -> Placement:
     """Return the placement that a ``--checkpoint`` stands for.
 
@@ -327,10 +324,13 @@ def place(
         threshold: of ``adaptive``.
 
     Raises:
+        UsageError: a policy that needs a budget and has none.
         InfeasibleError: an exact policy, and nothing fits.
     """
     if policy not in BUDGETED:
         return _place_without_budget(load, policy)
+    if budget is None:
+        raise UsageError(f"--checkpoint {policy} needs a budget; give it with --vram")
     from planner.advice import needed_bytes, place_checked, round_up
 
     cost = cost_model(device)

@@ -718,7 +718,7 @@ def train(
     checkpoint = _check_output(output, resume=resume)
 
     torch.manual_seed(seed)
-    in_use = memory_in_use(device)
+    in_use = None if rule is None else memory_in_use(device)
     assembly = assemble(workload, weights=weights, pretrained=pretrained)
     if kind == "cuda":
         _cap_to_budget(plan)

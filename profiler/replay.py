@@ -17,7 +17,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -410,7 +410,7 @@ def replay(
         inside_kernels: add what kernels hold inside one operation.
         as_published: count FLOPs as arXiv 2507.23536 did.
         abridged: of units that are alike run three, as far as the rest can be told from them
-            (``profiler.abridged``); of one micro-batch, without the optimizer.
+            (``profiler.abridged``): of one micro-batch, without optimizer and CPU kernels.
 
     Raises:
         UsageError: the method does not work on the backbone.
@@ -423,18 +423,25 @@ def replay(
     inside: KernelBytes | None = None
     if inside_kernels:
         inside = CudaKernels(capability) if target == "cuda" else _cpu_kernels(candidate)
-    if abridged and accumulation == 1 and not optimizer:
-        told = _replay_abridged(candidate, target, inside, capability, as_published=as_published)
-        if told is not None:
-            return told
-    return _replay(
-        candidate,
-        target,
-        inside,
+    run = partial(
+        replay_assembled,
+        candidate=candidate,
+        target=target,
+        inside=inside,
         capability=capability,
         optimizer=optimizer,
         as_published=as_published,
     )
+    assembly = assemble(candidate.workload, device="meta")
+    # what CPU kernels take was probed in the order of a whole step
+    probed = inside_kernels and target == "cpu"
+    if abridged and not (accumulation > 1 or optimizer or probed):
+        rows = rows_of(assembly.backbone, assembly.units, candidate.placement)
+        told = expand(run(assembly, idle=rows), rows)
+        if told is not None:
+            return told
+        assembly = assemble(candidate.workload, device="meta")
+    return run(assembly)
 
 
 def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
@@ -490,54 +497,9 @@ def _probed(candidate: Candidate, batch: int) -> Probe:
     small = Candidate(
         workload=candidate.workload.replace(micro_batch=batch), placement=candidate.placement
     )
-    _replay(small, "cpu", probe, optimizer=False, as_published=False)
+    assembly = assemble(small.workload, device="meta")
+    replay_assembled(assembly, small, target="cpu", inside=probe, optimizer=False)
     return probe
-
-
-def _replay(
-    candidate: Candidate,
-    target: str,
-    inside: KernelBytes | None,
-    *,
-    capability: Capability = TURING,
-    optimizer: bool,
-    as_published: bool,
-) -> EventLog:
-    return replay_assembled(
-        assemble(candidate.workload, device="meta"),
-        candidate,
-        target=target,
-        inside=inside,
-        capability=capability,
-        optimizer=optimizer,
-        as_published=as_published,
-    )
-
-
-def _replay_abridged(
-    candidate: Candidate,
-    target: str,
-    inside: KernelBytes | None,
-    capability: Capability,
-    *,
-    as_published: bool,
-) -> EventLog | None:
-    """Replay a step with fewer units; None if there is nothing to leave out, or nothing to tell."""
-    assembly = assemble(candidate.workload, device="meta")
-    rows = rows_of(assembly.backbone, assembly.units, candidate.placement)
-    if not rows:
-        return None
-    log = replay_assembled(
-        assembly,
-        candidate,
-        target=target,
-        inside=inside,
-        capability=capability,
-        optimizer=False,
-        as_published=as_published,
-        idle=rows,
-    )
-    return expand(log, rows)
 
 
 def replay_assembled(
