@@ -406,7 +406,7 @@ def profile(plot: Path | None, placement: bool, flops: str, **options: Any) -> N
 
 def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:
     """Draw a replayed step; on CUDA in the allocator's blocks."""
-    from profiler.hardware import workspace_bytes
+    from profiler.hardware import workspaces_of
     from profiler.predict import BLOCK_BYTES, device_spec
     from profiler.timeline import save_timeline
     from profiler.units import format_bytes
@@ -414,7 +414,7 @@ def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:
     load, spec, caption = candidate.workload, device_spec(device), ""
     if spec.is_cuda:
         log = log.rounded(BLOCK_BYTES)
-        caption = f"Without the cuBLAS workspace of {format_bytes(workspace_bytes(spec)[0])}."
+        caption = f"Without the cuBLAS workspace of {format_bytes(sum(workspaces_of(spec)))}."
     rank = "" if load.rank is None else f" rank {load.rank}"
     title = (
         f"{load.model}, {load.method}{rank}, batch {load.micro_batch}, {load.precision},"

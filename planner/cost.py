@@ -49,7 +49,7 @@ from profiler.composition import (
 )
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
-from profiler.hardware import context_bytes, workspace_bytes
+from profiler.hardware import context_bytes, workspaces_of
 from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import count_parameters, device_label, device_spec, run_steps
 from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
@@ -351,7 +351,7 @@ class CostModel:
             tables={(KEEP,): Tables.of(numbers, (KEEP,))},
             choices=self._choices.setdefault(family_of(workload), {}),
             watts=roofline.watts if roofline is not None else None,
-            workspace_bytes=workspace_bytes(self.spec)[0] if is_cuda else 0,
+            workspace_bytes=sum(workspaces_of(self.spec)),
             reserved_factor=1.0 + self.slack(workload) if is_cuda else None,
             context_bytes=context_bytes(self.spec)[0] if is_cuda else 0,
         )
@@ -375,7 +375,7 @@ class CostModel:
             self._chains[key] = self.chain(*key)
         chain = self._chains[key]
         choice = to_choice(chain, candidate.placement)
-        live = float(peak_bytes(chain, choice) - workspace_bytes(self.spec)[0])
+        live = float(peak_bytes(chain, choice) - sum(workspaces_of(self.spec)))
         return live, recompute_seconds(chain, choice)
 
     def slack(self, workload: Workload) -> float:
@@ -472,7 +472,7 @@ class CostModel:
         # the chain has no word for what is cached: as if every unit before cached the most it can
         most = np.max([numbers.cached[option] for option in options], axis=0)
         cached = np.cumsum([0.0, *most])
-        workspace = workspace_bytes(self.spec)[0]
+        workspace = sum(workspaces_of(self.spec))
         forward_seconds = _forward_seconds(kept, point, self.rates(workload))
         pieces = [
             ChainUnit(

@@ -403,8 +403,12 @@ class CachingAllocator:
 
     # --- events ---
 
-    def malloc(self, key: int, nbytes: int) -> None:
+    def malloc(self, key: int, nbytes: int) -> int:
         """Serve a request; `key` names it until it is freed.
+
+        Returns:
+            The bytes of its block, which count as allocated: what is left of a block is only cut
+            off where it could serve another request (`should_split`).
 
         Raises:
             SimulatedOutOfMemory: it does not fit under the cap.
@@ -414,7 +418,7 @@ class CachingAllocator:
             raise ValueError(f"cannot malloc {nbytes} B as key {key}: it is live or negative")
         if nbytes == 0:  # NativeCachingAllocator::allocate hands out a null pointer
             self._live[key] = None
-            return
+            return 0
         if self._rounds_up:
             size = round_size(nbytes, self.settings)
         else:
@@ -426,6 +430,7 @@ class CachingAllocator:
         self._live[key] = block
         self.allocated_bytes += block.size
         self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        return block.size
 
     def free(self, key: int) -> None:
         """Put the block of `key` back into its pool, one with its free neighbours (`free_block`).

@@ -27,15 +27,13 @@ The same on both: layer_norm and group_norm (mean and 1/deviation, fp32), gelu (
 (NCHW) that saves what the native kernel saves, as its reserve space is for NHWC only
 (``getCudnnBatchNormMode``, aten/src/ATen/native/cudnn/BatchNorm.cpp).
 
-What kernels take and give back inside one operation is known for attention's backward, see
-``CudaKernels``. cuDNN's convolution workspaces are chosen at run time and are not known.
+What kernels take and give back inside one operation is in profiler/cuda_scratch.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil
 from typing import Any
 
 import torch
@@ -267,79 +265,3 @@ def _flash(
         query, key, value, dropout, causal, False, scale=scale
     )[0]
     return out[..., :head] if missing else out
-
-
-# --- inside kernels -------------------------------------------------------------------------------
-
-_DELTA_BYTES = 4
-_LOCK_BYTES = 16
-
-
-class CudaKernels:
-    """What CUDA kernels take and give back inside one operation (``KernelBytes`` for CUDA).
-
-    * memory-efficient attention, backward: delta [B, H, M] fp32; for fp32 operands it is made of a
-      product of the output's size; then accumulators of grad q in fp32, in tiles of ``_tile``. Not
-      counted: those of grad k and grad v for half precision with heads above 128.
-      Source: attention_backward.cu, mem_eff_attention/kernel_backward.h (``workspace_size``).
-    * flash attention, backward: grad q in fp32 [B, M to 128, H, head to 32] and the row sums
-      [B, H, M to 128] fp32. Source: flash_attn/flash_api.cpp (``mha_bwd``).
-
-    Args:
-        capability: the compute capability.
-    """
-
-    def __init__(self, capability: Capability) -> None:
-        self.capability = capability
-
-    def inside(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        live_bytes: int = 0,
-    ) -> tuple[int, ...]:
-        """Return the blocks at the operation's own peak, outputs included; none for no more."""
-        packet = func._overloadpacket
-        if packet is _aten._scaled_dot_product_efficient_attention_backward:
-            return self._efficient_backward(*args)
-        if packet is _aten._scaled_dot_product_flash_attention_backward:
-            return self._flash_backward(*args)
-        return ()
-
-    def _efficient_backward(
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, *rest: Any
-    ) -> tuple[int, ...]:
-        blocks = [_bytes(t) for t in (query, key, value)]
-        if bias is not None and rest[5][3]:
-            columns = _up(bias.shape[-1], 16)
-            blocks.append(bias.shape[:-1].numel() * columns * bias.element_size())
-        batch, heads, rows, head = query.shape
-        delta = batch * heads * rows * _DELTA_BYTES
-        product = grad.numel() * 4 if query.dtype == torch.float32 else 0
-        height, width = _tile(head)
-        tiles = ceil(rows / height) * ceil(head / width)
-        accumulators = batch * heads * tiles * (height * width * 4 + _LOCK_BYTES)
-        return (*blocks, delta, max(product, accumulators))
-
-    def _flash_backward(
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
-    ) -> tuple[int, ...]:
-        blocks = [_bytes(t) for t in (query, key, value)]
-        batch, heads, rows, head = query.shape
-        sums = batch * heads * _up(rows, 128) * 4
-        return (*blocks, sums * (_up(head, 32) if head <= 192 else 256), sums)
-
-
-def _tile(head: int) -> tuple[int, int]:
-    """Block of the backward kernel (kBlockSizeI, kBlockSizeJ), from kernels/cutlassB.h."""
-    return (64, 64) if head <= 64 else (128, 64)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

@@ -2,7 +2,7 @@
 
 Pieces: `DeviceSpec` (one row), `lookup` and `device_names` (by name), `match_nvml` (by what the
 driver calls it), and the bytes a CUDA process holds besides its tensors: `context_bytes`,
-`workspace_bytes`.
+`workspaces_of`.
 
 Conventions. Throughputs are peaks at the boost clock, dense (where a data sheet prints them "with
 sparsity" they are halved here). Tensor throughputs are those that accumulate in FP32, which is what
@@ -24,8 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import MappingProxyType
 
+from profiler.cuda_reduce import Multiprocessors
 from profiler.errors import UnknownNameError
 from profiler.units import GIB, KIB, MIB
 
@@ -363,6 +365,24 @@ def context_bytes(spec: DeviceSpec) -> tuple[int, str]:
     )
 
 
+_THREADS_PER_MULTIPROCESSOR = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536}
+_THREADS_PER_MULTIPROCESSOR_BY_MAJOR = {7: 2048, 8: 2048, 9: 2048, 10: 2048, 11: 1536, 12: 1536}
+ASSUMED_MULTIPROCESSORS = 34
+"""Of a GPU that is not in the table: those of the RTX 2060 SUPER, the card of arXiv 2607.02158."""
+
+
+def multiprocessors(spec: DeviceSpec) -> Multiprocessors:
+    """What runs on a GPU at once, on which the scratch of its reductions depends.
+
+    Threads: CUDA C++ Programming Guide, table of technical specifications per compute capability.
+    """
+    capability = spec.compute_capability or (7, 5)
+    threads = _THREADS_PER_MULTIPROCESSOR.get(capability) or (
+        _THREADS_PER_MULTIPROCESSOR_BY_MAJOR.get(capability[0], 2048)
+    )
+    return Multiprocessors(count=spec.sm_count or ASSUMED_MULTIPROCESSORS, threads=threads)
+
+
 CUBLAS_WORKSPACE_BYTES = 2 * 4096 * KIB + 8 * 16 * KIB
 """CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, the default before Hopper: 8.125 MiB."""
 HOPPER_CUBLAS_WORKSPACE_BYTES = 8 * 4096 * KIB
@@ -373,23 +393,26 @@ of the installed 2.15.0 answers."""
 CUDNN_WORKSPACE_BYTES: int | None = None
 """Not known: cuDNN chooses by kernel and shape, and PyTorch caps it only by what is free."""
 
-_WORKSPACE_SOURCE = (
-    "pytorch aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize"
-    " (https://github.com/pytorch/pytorch/pull/91564)"
-)
 
+def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tuple[int, ...]:
+    """Bytes of the workspaces that cuBLAS has of the caching allocator in a step.
 
-def workspace_bytes(spec: DeviceSpec) -> tuple[int, str]:
-    """The workspace a cuBLAS matrix product asks the caching allocator for, and its source.
-
-    Its lifetime changed. torch 2.15 takes it for one operation and frees it right after
+    Their lifetime changed. torch 2.15 takes one for one operation and frees it right after
     (https://github.com/pytorch/pytorch/pull/194311, `getCurrentCUDABlasHandleWithWorkspace` in
-    ATen/cuda/CUDAContextLight.h), so it is a temporary of every matrix product. Before, and with
-    ``TORCH_CUBLAS_WORKSPACE_CACHE=1``, the first product of a stream takes it and keeps it. A bias
-    folded into the product goes through cuBLASLt, which takes `CUBLASLT_WORKSPACE_BYTES` instead.
+    ATen/cuda/CUDAContextLight.h), so it is a temporary of every matrix product. Before, the first
+    product of a handle takes it and keeps it, and autograd's thread has a handle of its own: two
+    (torch 2.14.1's own code was seen to, studies/hollow_gpu). Sizes: ``parseChosenWorkspaceSize``,
+    aten/src/ATen/cuda/CublasHandlePool.cpp (https://github.com/pytorch/pytorch/pull/91564).
+
+    Args:
+        spec: the device.
+        torch_version: of the training; None for the installed one.
     """
     if spec.compute_capability is None:
-        return 0, "no cuBLAS on a processor"
+        return ()  # no cuBLAS on a processor
+    size = CUBLAS_WORKSPACE_BYTES
     if spec.compute_capability >= (9, 0):
-        return HOPPER_CUBLAS_WORKSPACE_BYTES, _WORKSPACE_SOURCE
-    return CUBLAS_WORKSPACE_BYTES, _WORKSPACE_SOURCE
+        size = HOPPER_CUBLAS_WORKSPACE_BYTES
+    major, minor = (torch_version or version("torch")).split(".")[:2]
+    handles = 1 if (int(major), int(minor)) >= (2, 15) else 2
+    return (size,) * handles

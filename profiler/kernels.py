@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_map
 
 from profiler.cpu_allocator import memory_events, peak_and_growth
 from profiler.cuda_kernels import Capability, imitate_cuda
+from profiler.cuda_reduce import Multiprocessors
 
 PROBE_BATCHES = (2, 4)
 """Batches at which every operation is really run; larger ones are extended from these."""
@@ -36,6 +37,7 @@ _MOST_OFF = 2.0
 convolutions, where oneDNN goes over to blocked copies, took 1.43 times (batches 2 and 4 to 16)."""
 TURING: Capability = (7, 5)
 """Compute capability of the RTX 2060 SUPER, the card of arXiv 2607.02158."""
+RTX_2060_SUPER = Multiprocessors(count=34, threads=1024)
 
 
 class KernelBytes(Protocol):

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from profiler.allocator import AllocatorSettings, CachingAllocator
 from profiler.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
-from profiler.hardware import CPU, DeviceSpec, context_bytes, lookup, workspace_bytes
+from profiler.hardware import (
+    CPU,
+    DeviceSpec,
+    context_bytes,
+    lookup,
+    multiprocessors,
+    workspaces_of,
+)
 from profiler.records import (
+    OWNERS,
     REPLAYED,
     DeviceLabel,
     Flops,
@@ -23,6 +36,9 @@ from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_STATE = OWNERS.index("optimizer")
+_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_addmm_activation)\.")
 
 BLOCK_BYTES = 512
 """The caching allocator's smallest block: kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp."""
@@ -89,6 +105,7 @@ def replay_on(candidate: Candidate, *, device: str, as_published: bool = False) 
         candidate,
         target="cuda" if spec.is_cuda else "cpu",
         capability=spec.compute_capability or TURING,
+        on=multiprocessors(spec),
         as_published=as_published,
     )
 
@@ -144,14 +161,14 @@ def _host_memory(log: EventLog) -> Memory:
 def _cuda_memory(
     log: EventLog, spec: DeviceSpec, settings: AllocatorSettings, notes: list[str]
 ) -> Memory:
-    workspace, _ = workspace_bytes(spec)
+    workspaces = workspaces_of(spec)
     context, source = context_bytes(spec)
     notes.append(f"CUDA context {source.partition(':')[0]}")
     if any("convolution" in name for name in log.operation_names):
         notes.append("cuDNN picks convolution workspaces at run time; they are not included")
     allocator = CachingAllocator(settings)
-    allocator.malloc(-1, workspace)
-    run_steps(allocator, log, steps=2)
+    log = run_steps(allocator, log, steps=3, workspaces=workspaces)
+    workspace = sum(workspaces)
     at_peak, highest = log.owners_at(log.peak_tick), log.max_by_owner()
     return Memory(
         peak_bytes=log.peak_bytes + workspace,
@@ -167,26 +184,65 @@ def _with_temporary(owners: OwnerBytes, extra: int) -> OwnerBytes:
     return OwnerBytes(**(values | {"temporary": owners.temporary + extra}))
 
 
-def run_steps(allocator: CachingAllocator, log: EventLog, *, steps: int) -> None:
-    """Feed a log to an allocator several times: what is given stays, what a step makes goes."""
-    given = {i for i, birth in enumerate(log.birth.tolist()) if birth == 0}
-    events = [e for e in log.allocator_events() if e[1] not in given or e[0] == "free"]
-    for index in sorted(given):
-        allocator.malloc(index, int(log.nbytes[index]))
-    freed_given = {key for kind, key, _ in events if kind == "free"} & given
-    for _ in range(steps):
+def run_steps(
+    allocator: CachingAllocator, log: EventLog, *, steps: int, workspaces: Sequence[int] = ()
+) -> EventLog:
+    """Feed a log to an allocator several times: what is given stays, what a step makes goes.
+
+    As in a training that begins, the first step makes the optimizer's state, and its first matrix
+    products, forward and backward, take the workspaces.
+
+    Args:
+        allocator: its state goes on.
+        log: of a steady step.
+        steps: how many.
+        workspaces: bytes of those of forward and backward, as far as there are any.
+
+    Returns:
+        The log of the last step, with the bytes of the block that every storage was given.
+    """
+    granted = log.nbytes.copy()
+    given = np.flatnonzero(log.birth == 0)
+    state = given[log.owner[given] == _STATE]
+    events = [e for e in log.allocator_events() if log.birth[e[1]] > 0]
+    once = _first_products(log, workspaces)
+    for index in given.tolist():
+        if log.owner[index] != _STATE:
+            granted[index] = allocator.malloc(index, int(log.nbytes[index]))
+    for step in range(steps):
         alive: set[int] = set()
         for kind, key, nbytes in events:
-            if key in freed_given:
-                continue
+            if step == 0 and len(state) and log.phase[key] == OPTIMIZER:
+                for index in state.tolist():
+                    granted[index] = allocator.malloc(index, int(log.nbytes[index]))
+                state = state[:0]
             if kind == "malloc":
-                allocator.malloc(key, nbytes)
+                granted[key] = allocator.malloc(key, nbytes)
+                if step == 0 and key in once:
+                    allocator.malloc(*once[key])
                 alive.add(key)
             else:
                 allocator.free(key)
                 alive.discard(key)
         for key in alive:
             allocator.free(key)
+        for index in state.tolist():  # an update that needs nothing but its state
+            granted[index] = allocator.malloc(index, int(log.nbytes[index]))
+        state = state[:0]
+    return replace(log, nbytes=granted)
+
+
+def _first_products(log: EventLog, workspaces: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Return what each workspace is taken with: a matrix product's storage, by its index."""
+    products = [i for i, name in enumerate(log.operation_names) if _PRODUCT.match(name)]
+    is_product = np.isin(log.operation, products) & (log.birth > 0)
+    back = (log.phase == BACKWARD) | (log.phase == RECOMPUTE)
+    taken = {}
+    for number, (nbytes, phases) in enumerate(zip(workspaces, (~back, back), strict=False), 1):
+        found = np.flatnonzero(is_product & phases)
+        at = found if len(found) else np.flatnonzero(log.birth > 0)
+        taken[int(at[np.argmin(log.birth[at])])] = (-number, nbytes)
+    return taken
 
 
 def step_flops(log: EventLog, workload: Workload) -> Flops:

@@ -30,7 +30,9 @@ from profiler.abridged import Row, expand, pass_on, rows_of
 from profiler.assembly import Assembly, assemble
 from profiler.backbones.discovery import modules_of
 from profiler.checkpointing import apply_placement, recomputing
-from profiler.cuda_kernels import Capability, CudaKernels
+from profiler.cuda_kernels import Capability
+from profiler.cuda_reduce import Multiprocessors
+from profiler.cuda_scratch import CudaKernels
 from profiler.event_log import (
     BACKWARD,
     FORWARD,
@@ -46,6 +48,7 @@ from profiler.event_log import (
 from profiler.flops import elementwise_flops, operation_flops, published_flops
 from profiler.kernels import (
     PROBE_BATCHES,
+    RTX_2060_SUPER,
     TURING,
     Extended,
     KernelBytes,
@@ -394,6 +397,7 @@ def replay(
     *,
     target: str = "cuda",
     capability: Capability = TURING,
+    on: Multiprocessors = RTX_2060_SUPER,
     optimizer: bool = True,
     inside_kernels: bool = True,
     as_published: bool = False,
@@ -405,6 +409,7 @@ def replay(
         candidate: what to replay.
         target: ``cuda`` or ``cpu``: whose kernels and optimizer defaults are imitated.
         capability: compute capability of the CUDA device: it decides which attention runs.
+        on: its multiprocessors: they decide how much scratch a reduction takes.
         optimizer: False leaves the optimizer's state and step out (the search adds them, since
             they depend neither on batch nor on placement).
         inside_kernels: add what kernels hold inside one operation.
@@ -422,7 +427,7 @@ def replay(
     candidate = Candidate(workload=workload, placement=candidate.placement)
     inside: KernelBytes | None = None
     if inside_kernels:
-        inside = CudaKernels(capability) if target == "cuda" else _cpu_kernels(candidate)
+        inside = CudaKernels(on) if target == "cuda" else _cpu_kernels(candidate)
     run = partial(
         replay_assembled,
         candidate=candidate,

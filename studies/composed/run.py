@@ -34,7 +34,7 @@ import torch
 
 from planner.cost import CostModel
 from profiler.errors import UsageError
-from profiler.hardware import workspace_bytes
+from profiler.hardware import workspaces_of
 from profiler.methods.catalogue import get_method, method_names
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
 from profiler.store import Store
@@ -153,7 +153,7 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
             inside_kernels=target == "cuda",
         )
         end = time.perf_counter()
-        workspace = workspace_bytes(model.spec)[0] if target == "cuda" else 0
+        workspace = sum(workspaces_of(model.spec))
         replayed = log.peak_bytes + workspace
         relative = (composed - replayed) / replayed
         name = (

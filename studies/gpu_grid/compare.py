@@ -34,9 +34,8 @@ from planner.calibrate import Run, calibrate, kind_of, work_of
 from profiler.allocator import AllocatorSettings, CachingAllocator, SimulatedOutOfMemory
 from profiler.errors import UsageError
 from profiler.event_log import EventLog
-from profiler.hardware import context_bytes, workspace_bytes
-from profiler.predict import BLOCK_BYTES, device_spec, report_of, run_steps
-from profiler.replay import replay
+from profiler.hardware import context_bytes, workspaces_of
+from profiler.predict import BLOCK_BYTES, device_spec, replay_on, report_of, run_steps
 from profiler.roofline import rates
 from profiler.units import MIB
 from profiler.workload import PRECISIONS, Candidate
@@ -55,7 +54,7 @@ def predict_row(data: Mapping[str, Any], *, device: str, allocator: str = "") ->
     """Replay a measured cell's candidate for a device, under the allocator's options."""
     candidate = Candidate.from_json(data)
     spec = device_spec(device)
-    log = replay(candidate, target="cuda", capability=spec.compute_capability or (0, 0))
+    log = replay_on(candidate, device=device)
     settings = AllocatorSettings.parse(allocator)
     report = report_of(candidate, log, spec=spec, settings=settings)
     log = log.rounded(BLOCK_BYTES)
@@ -63,18 +62,17 @@ def predict_row(data: Mapping[str, Any], *, device: str, allocator: str = "") ->
         "peak": report.memory.peak_bytes,
         "reserved": report.memory.reserved_bytes,
         "seconds": report.step_seconds,
-        "fits_cap": fits(log, settings, workspace=workspace_bytes(spec)[0]),
+        "fits_cap": fits(log, settings, workspaces=workspaces_of(spec)),
         "work": work_of(log.operations, candidate.workload),
         "sizes": Counter(int(n) for n, birth in zip(log.nbytes, log.birth, strict=True) if birth),
     }
 
 
-def fits(log: EventLog, settings: AllocatorSettings, *, workspace: int) -> bool:
+def fits(log: EventLog, settings: AllocatorSettings, *, workspaces: Sequence[int]) -> bool:
     """Tell whether the modelled allocator serves the step under the cap, releases and all."""
     allocator = CachingAllocator(settings, limit_bytes=CAP_BYTES)
     try:
-        allocator.malloc(-1, workspace)
-        run_steps(allocator, log, steps=2)
+        run_steps(allocator, log, steps=3, workspaces=workspaces)
     except SimulatedOutOfMemory:
         return False
     return True
@@ -130,7 +128,7 @@ def compare(
         "cells": cell_errors(rows),
         "cells_with_probed_workspace": None
         if workspace is None
-        else cell_errors(with_workspace(rows, workspace - workspace_bytes(spec)[0])),
+        else cell_errors(with_workspace(rows, workspace - sum(workspaces_of(spec)))),
         "expandable": cell_errors(expandable),
         "failed": [
             {"cell": r["cell"], "reason": r["failed"]}
@@ -138,7 +136,7 @@ def compare(
             if "failed" in r
         ],
         "promise": promise(rows),
-        "workspace": {"modelled": workspace_bytes(spec)[0], "probed": workspace},
+        "workspace": {"modelled": sum(workspaces_of(spec)), "probed": workspace},
         "context": context(parts, modelled=context_bytes(spec)[0]),
         "histories": histories(path.parent / "grid.traces.jsonl.gz", rows),
         "probes": probes,

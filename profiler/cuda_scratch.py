@@ -1,0 +1,254 @@
+"""What CUDA kernels take from the allocator and give back inside one operation.
+
+A replay sees results only. What an operation holds besides while it runs is decided by host code,
+which is repeated here, and checked operation by operation against torch's own CUDA code by
+studies/hollow_gpu. Known are:
+
+* sums and means, and the sum that is the gradient of a convolution's bias: partial results
+  (profiler/cuda_reduce.py);
+* convolutions: operands are copied into the layout the kernel wants, which is channels-last if the
+  image or the weight is. Source: ``cudnn_conv_suggest_memory_format`` (native/ConvUtils.h),
+  ``use_cudnn_depthwise`` and ``convolution_backward`` (native/Convolution.cpp). cuDNN's own
+  workspaces are chosen at run time and are not known;
+* layer norm: copies of operands that are not contiguous, and partial gradients of weight and bias.
+  Source: native/cuda/layer_norm_kernel.cu;
+* softmax, backward: the product of gradient and output (native/cuda/SoftMax.cu);
+* scattered sums: sorted indices (native/cuda/Indexing.cu);
+* roll over several dimensions: one after the other (native/cuda/TensorTransformations.cu);
+* memory-efficient attention, backward: delta [B, H, M] fp32; for fp32 operands it is made of a
+  product of the output's size; then accumulators of grad q in fp32, in tiles of ``_tile``. Not
+  counted: those of grad k and grad v for half precision with heads above 128.
+  Source: attention_backward.cu, mem_eff_attention/kernel_backward.h (``workspace_size``);
+* flash attention, backward: grad q in fp32 [B, M to 128, H, head to 32] and the row sums
+  [B, H, M to 128] fp32. Source: flash_attn/flash_api.cpp (``mha_bwd``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from profiler.cuda_reduce import Multiprocessors, reduction_of
+
+_aten = torch.ops.aten
+_HALF = (torch.float16, torch.bfloat16)
+_WIDE_LOADS = 4
+_WARP = 32
+_TALL_ROWS, _MOST_BLOCKS = 64 * 1024, 32 * 1024
+"""Of layer norm's gradients: with more rows they are summed in parts, by at most so many blocks."""
+_SORTING_COPIES = 5
+"""Of the indices that a scattered sum sorts; measured, with the sort's own scratch, 4 to 6."""
+_DELTA_BYTES = 4
+_LOCK_BYTES = 16
+
+Blocks = tuple[int, ...]
+
+
+class CudaKernels:
+    """The ``KernelBytes`` of a CUDA device.
+
+    Args:
+        multiprocessors: how much runs at once.
+    """
+
+    def __init__(self, multiprocessors: Multiprocessors) -> None:
+        self.multiprocessors = multiprocessors
+        self._rules: dict[Any, Callable[..., Blocks]] = {
+            _aten.sum: self._sum,
+            _aten.mean: self._mean,
+            _aten.convolution: _convolution,
+            _aten.convolution_backward: self._convolution_backward,
+            _aten.native_layer_norm: _layer_norm,
+            _aten.native_layer_norm_backward: self._layer_norm_backward,
+            _aten._softmax_backward_data: _softmax_backward,
+            _aten.roll: _roll,
+            _aten.index_put: _index_put,
+            _aten._scaled_dot_product_efficient_attention_backward: _efficient_backward,
+            _aten._scaled_dot_product_flash_attention_backward: _flash_backward,
+        }
+
+    def inside(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        live_bytes: int = 0,
+    ) -> Blocks:
+        """Return the blocks at the operation's own peak, outputs included; none for no more."""
+        rule = self._rules.get(func._overloadpacket)
+        return () if rule is None else rule(*args)
+
+    # --- reductions ---
+
+    def _sum(self, image: Tensor, dims: Sequence[int] | None = None, *_: Any) -> Blocks:
+        wide_loads = 2 * _WIDE_LOADS if image.dtype in _HALF else _WIDE_LOADS
+        return self._reduction(image, dims, wide_loads=wide_loads)
+
+    def _mean(self, image: Tensor, dims: Sequence[int] | None = None, *_: Any) -> Blocks:
+        return self._reduction(image, dims, wide_loads=_WIDE_LOADS)
+
+    def _reduction(self, image: Tensor, dims: Sequence[int] | None, *, wide_loads: int) -> Blocks:
+        """Return the result, the partial results and the counters."""
+        found = reduction_of(
+            image.shape,
+            image.stride(),
+            [dim % image.dim() for dim in dims or range(image.dim())],
+            offset=image.storage_offset(),
+            element_bytes=image.element_size(),
+            partial_bytes=max(4, image.element_size()),
+            wide_loads=wide_loads,
+        )
+        scratch = () if found is None else found.scratch_bytes(self.multiprocessors)
+        if found is None or not scratch:
+            return ()
+        return (found.outputs * image.element_size(), *scratch)
+
+    # --- convolutions ---
+
+    def _convolution_backward(  # noqa: PLR0917 - aten's own signature
+        self,
+        grad: Tensor,
+        image: Tensor,
+        weight: Tensor,
+        bias_sizes: Sequence[int] | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        transposed: bool,
+        output_padding: Sequence[int],
+        groups: int,
+        wanted: Sequence[bool],
+    ) -> Blocks:
+        layout = _layout(image, weight)
+        grads = [_bytes(t) for t, wants in zip((image, weight), wanted, strict=False) if wants]
+        copies = [_bytes(t) for t in (grad, image, weight) if not _lies(t, layout)]
+        stages: list[Blocks] = [(*grads[:1], *copies)]
+        if wanted[1]:
+            stages.append((*grads, *copies[: len(copies) - (not _lies(weight, layout))]))
+        if wanted[2]:
+            stages.append((*grads, *self._sum(grad, (0, *range(2, grad.dim())))))
+        return max(stages, key=sum)
+
+    # --- layer norm ---
+
+    def _layer_norm_backward(  # noqa: PLR0917 - aten's own signature
+        self,
+        grad: Tensor,
+        image: Tensor,
+        shape: Sequence[int],
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        wanted: Sequence[bool],
+    ) -> Blocks:
+        copies = [_bytes(t) for t in (grad, image) if not t.is_contiguous()]
+        width = prod(shape)
+        rows = image.numel() // width
+        learned = [wants and t is not None for t, wants in zip((weight, bias), wanted[1:], strict=True)]
+        partial: list[int] = []
+        tiled = rows > _TALL_ROWS and width // _WARP < self.multiprocessors.count // 2
+        if tiled and any(learned):
+            columns = -(-width // _WARP)
+            tall = min(_MOST_BLOCKS // columns, -(-rows // _WARP))
+            partial = [tall * width * image.element_size()] * sum(learned)
+            partial += self._reduction(
+                torch.empty(tall, width, dtype=image.dtype, device="meta"), [0], wide_loads=_WIDE_LOADS
+            )
+        made = [_bytes(image)] if wanted[0] else []
+        return (*made, *copies, *partial) if copies or partial else ()
+
+
+def _convolution(image: Tensor, weight: Tensor, *rest: Any) -> Blocks:
+    layout = _layout(image, weight)
+    copies = [_bytes(t) for t in (image, weight) if not _lies(t, layout)]
+    if not copies:
+        return ()
+    out = torch.ops.aten.convolution.default(image.to("meta"), weight.to("meta"), None, *rest[1:])
+    return (_bytes(out), *copies)
+
+
+def _layout(image: Tensor, weight: Tensor) -> torch.memory_format:
+    from torch._prims_common import suggest_memory_format
+
+    formats = {suggest_memory_format(t) for t in (image, weight)}
+    last = torch.channels_last
+    return last if last in formats else torch.contiguous_format
+
+
+def _lies(tensor: Tensor, layout: torch.memory_format) -> bool:
+    return tensor.is_contiguous(memory_format=layout)
+
+
+# --- normalisation, softmax, roll -----------------------------------------------------------------
+
+
+def _layer_norm(image: Tensor, shape: Sequence[int], *_: Any) -> Blocks:
+    if image.is_contiguous():
+        return ()
+    rows = image.numel() // prod(shape)
+    return (_bytes(image), rows * 4, rows * 4, _bytes(image))
+
+
+def _softmax_backward(grad: Tensor, *_: Any) -> Blocks:
+    return (_bytes(grad), _bytes(grad))
+
+
+def _roll(image: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Blocks:
+    return (_bytes(image), _bytes(image)) if len(dims) > 1 else ()
+
+
+def _index_put(
+    image: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Blocks:
+    if not accumulate:
+        return ()
+    copied = 0 if values.is_contiguous() else _bytes(values)
+    sorting = sum(index.numel() * 8 for index in indices if index is not None)
+    return (_bytes(image), copied, *(_SORTING_COPIES * (sorting,)))
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def _efficient_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, *rest: Any
+) -> Blocks:
+    blocks = [_bytes(t) for t in (query, key, value)]
+    if bias is not None and rest[5][3]:
+        columns = _up(bias.shape[-1], 16)
+        blocks.append(bias.shape[:-1].numel() * columns * bias.element_size())
+    batch, heads, rows, head = query.shape
+    delta = batch * heads * rows * _DELTA_BYTES
+    product = grad.numel() * 4 if query.dtype == torch.float32 else 0
+    height, width = _tile(head)
+    tiles = ceil(rows / height) * ceil(head / width)
+    accumulators = batch * heads * tiles * (height * width * 4 + _LOCK_BYTES)
+    return (*blocks, delta, max(product, accumulators))
+
+
+def _flash_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
+) -> Blocks:
+    blocks = [_bytes(t) for t in (query, key, value)]
+    batch, heads, rows, head = query.shape
+    sums = batch * heads * _up(rows, 128) * 4
+    return (*blocks, sums * (_up(head, 32) if head <= 192 else 256), sums)
+
+
+def _tile(head: int) -> tuple[int, int]:
+    """Block of the backward kernel (kBlockSizeI, kBlockSizeJ), from kernels/cutlassB.h."""
+    return (64, 64) if head <= 64 else (128, 64)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,379 @@
+// A CUDA device that is not there: enough of the CUDA runtime, the driver, cuBLAS and cuDNN for
+// torch's own CUDA code to run to the end of a training step. Kernels do nothing. Device memory is
+// address space without pages: whatever would read it on the host stops the process. What is real
+// is everything on the host's side: torch's dispatch, autograd, kernels' scratch as their host code
+// asks for it, and the caching allocator, whose requests end here.
+//
+// Loaded by LD_PRELOAD, so that these symbols are found before those of NVIDIA's libraries; and as
+// libcuda.so.1. Every other function torch imports from them is a stub that returns success
+// (stubs.c, written by build.py).
+//
+// Environment: HOLLOW_CAPABILITY ("8.6"), HOLLOW_SMS, HOLLOW_MEMORY_BYTES, HOLLOW_NAME.
+
+#define _GNU_SOURCE
+#define __CUDA_FP16_H__  // the half types are not needed, and their headers want a CUDA toolkit
+#define __CUDA_BF16_H__
+#include <cublasLt.h>
+#include <cublas_v2.h>
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <cudnn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <pthread.h>
+#include <sys/mman.h>
+
+#define ADDRESS_SPACE ((size_t)1 << 45)
+#define PAGE ((size_t)2 << 20)
+#define MAX_BLOCKS 65536
+
+static char *base;             // of the address space
+static size_t next_offset;     // addresses ascend and are never used again
+static size_t used_bytes, total_bytes;
+static struct { size_t offset, bytes; } blocks[MAX_BLOCKS];
+static int block_count;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static const char *setting(const char *name, const char *otherwise) {
+  const char *value = getenv(name);
+  return value && *value ? value : otherwise;
+}
+
+__attribute__((constructor)) static void make_device(void) {
+  total_bytes = strtoull(setting("HOLLOW_MEMORY_BYTES", "8589934592"), NULL, 10);
+  base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) abort();
+  base = (char *)(((uintptr_t)base + PAGE - 1) / PAGE * PAGE);
+}
+
+static int on_device(const void *pointer) {
+  return (char *)pointer >= base && (char *)pointer < base + ADDRESS_SPACE;
+}
+
+static void *reserve(size_t bytes) {
+  void *address = base + next_offset;
+  next_offset += (bytes + PAGE - 1) / PAGE * PAGE;
+  if (next_offset > ADDRESS_SPACE - PAGE) abort();
+  return address;
+}
+
+// --- memory ---------------------------------------------------------------------------------------
+
+cudaError_t cudaMalloc(void **pointer, size_t bytes) {
+  pthread_mutex_lock(&lock);
+  cudaError_t status = cudaErrorMemoryAllocation;
+  if (used_bytes + bytes <= total_bytes && block_count < MAX_BLOCKS) {
+    *pointer = reserve(bytes);
+    blocks[block_count].offset = (char *)*pointer - base;
+    blocks[block_count++].bytes = bytes;
+    used_bytes += bytes;
+    status = cudaSuccess;
+  }
+  pthread_mutex_unlock(&lock);
+  return status;
+}
+
+cudaError_t cudaFree(void *pointer) {
+  if (!pointer) return cudaSuccess;
+  pthread_mutex_lock(&lock);
+  cudaError_t status = cudaErrorInvalidValue;
+  for (int i = block_count - 1; i >= 0; i--) {
+    if (base + blocks[i].offset != (char *)pointer) continue;
+    used_bytes -= blocks[i].bytes;
+    blocks[i] = blocks[--block_count];
+    status = cudaSuccess;
+    break;
+  }
+  pthread_mutex_unlock(&lock);
+  return status;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
+  *free_bytes = total_bytes - used_bytes;
+  *total = total_bytes;
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **pointer, size_t bytes, unsigned int flags) {
+  *pointer = malloc(bytes ? bytes : 1);
+  return *pointer ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFreeHost(void *pointer) {
+  free(pointer);
+  return cudaSuccess;
+}
+
+// A copy to the host brings zeros: what is "on the device" has no value.
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  if (!on_device(to)) {
+    if (on_device(from)) memset(to, 0, bytes);
+    else memcpy(to, from, bytes);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, NULL);
+}
+
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *found, const void *pointer) {
+  memset(found, 0, sizeof *found);
+  found->type = on_device(pointer) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  found->devicePointer = on_device(pointer) ? (void *)pointer : NULL;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetSymbolAddress(void **pointer, const void *symbol) {
+  *pointer = base + ADDRESS_SPACE - 2 * PAGE;
+  return cudaSuccess;
+}
+
+// --- the device -----------------------------------------------------------------------------------
+
+static int capability(int part) {
+  int major = 8, minor = 6;
+  sscanf(setting("HOLLOW_CAPABILITY", "8.6"), "%d.%d", &major, &minor);
+  return part ? minor : major;
+}
+
+static int sm_count(void) { return atoi(setting("HOLLOW_SMS", "28")); }
+
+cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return cudaSuccess; }
+cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int *version) { *version = CUDART_VERSION; return cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int *version) { *version = CUDART_VERSION; return cudaSuccess; }
+const char *cudaGetErrorName(cudaError_t error) { return "hollow device"; }
+const char *cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorMemoryAllocation ? "out of memory" : "hollow device";
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *found, int device) {
+  memset(found, 0, sizeof *found);
+  snprintf(found->name, sizeof found->name, "%s", setting("HOLLOW_NAME", "hollow device"));
+  found->totalGlobalMem = total_bytes;
+  found->major = capability(0);
+  found->minor = capability(1);
+  found->multiProcessorCount = sm_count();
+  found->warpSize = 32;
+  found->maxThreadsPerBlock = 1024;
+  found->maxThreadsPerMultiProcessor = 1536;
+  found->maxBlocksPerMultiProcessor = 16;
+  found->sharedMemPerBlock = 48 << 10;
+  found->sharedMemPerBlockOptin = 99 << 10;
+  found->sharedMemPerMultiprocessor = 100 << 10;
+  found->regsPerBlock = found->regsPerMultiprocessor = 65536;
+  found->l2CacheSize = 4 << 20;
+  found->maxThreadsDim[0] = found->maxThreadsDim[1] = 1024;
+  found->maxThreadsDim[2] = 64;
+  found->maxGridSize[0] = 2147483647;
+  found->maxGridSize[1] = found->maxGridSize[2] = 65535;
+  found->textureAlignment = 512;
+  found->unifiedAddressing = 1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
+  struct cudaDeviceProp known;
+  cudaGetDeviceProperties(&known, device);
+  switch (attribute) {
+    case cudaDevAttrMaxThreadsPerBlock: *value = known.maxThreadsPerBlock; break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *value = known.sharedMemPerBlock; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = known.sharedMemPerBlockOptin; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = known.sharedMemPerMultiprocessor; break;
+    case cudaDevAttrWarpSize: *value = known.warpSize; break;
+    case cudaDevAttrMultiProcessorCount: *value = known.multiProcessorCount; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = known.maxThreadsPerMultiProcessor; break;
+    case cudaDevAttrMaxBlocksPerMultiprocessor: *value = known.maxBlocksPerMultiProcessor; break;
+    case cudaDevAttrMaxGridDimX: *value = known.maxGridSize[0]; break;
+    case cudaDevAttrMaxGridDimY: *value = known.maxGridSize[1]; break;
+    case cudaDevAttrMaxGridDimZ: *value = known.maxGridSize[2]; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = known.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = known.minor; break;
+    case cudaDevAttrMaxRegistersPerBlock: *value = known.regsPerBlock; break;
+    default: *value = 0;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char *text, int length, int device) {
+  snprintf(text, length, "0000:00:00.0");
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+  *least = *greatest = 0;
+  return cudaSuccess;
+}
+
+// --- streams, events, kernels ---------------------------------------------------------------------
+
+static char handles[1 << 16];  // what handles point at; never read
+static size_t next_handle;
+static void *handle(void) { return handles + (__sync_add_and_fetch(&next_handle, 16) & 0xfff0); }
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned f, int p) { *s = handle(); return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned f) { *s = handle(); return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned f) { *e = handle(); return cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t *e) { *e = handle(); return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms = 1; return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *status) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamGetPriority(cudaStream_t s, int *priority) { *priority = 0; return cudaSuccess; }
+
+void **__cudaRegisterFatBinary(void *binary) { return (void **)handle(); }
+
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *kernel) {
+  memset(found, 0, sizeof *found);
+  found->maxThreadsPerBlock = 1024;
+  found->numRegs = 32;
+  found->ptxVersion = found->binaryVersion = 10 * capability(0) + capability(1);
+  found->maxDynamicSharedSizeBytes = 48 << 10;
+  return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks_per_sm, const void *kernel,
+                                                                   int threads, size_t shared, unsigned f) {
+  *blocks_per_sm = threads > 0 && threads <= 1024 ? 1536 / threads : 1;
+  return cudaSuccess;
+}
+
+// --- the driver, for expandable segments ----------------------------------------------------------
+
+CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t bytes, size_t alignment, CUdeviceptr wanted,
+                             unsigned long long flags) {
+  pthread_mutex_lock(&lock);
+  *pointer = (CUdeviceptr)reserve(bytes);
+  pthread_mutex_unlock(&lock);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemCreate(CUmemGenericAllocationHandle *made, size_t bytes, const CUmemAllocationProp *p,
+                     unsigned long long flags) {
+  pthread_mutex_lock(&lock);
+  int fits = used_bytes + bytes <= total_bytes;
+  if (fits) used_bytes += bytes;
+  pthread_mutex_unlock(&lock);
+  *made = bytes;  // so that its release knows
+  return fits ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cuMemRelease(CUmemGenericAllocationHandle made) {
+  pthread_mutex_lock(&lock);
+  used_bytes -= made;
+  pthread_mutex_unlock(&lock);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGetErrorString(CUresult error, const char **text) {
+  *text = error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "hollow device";
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = 0; return CUDA_SUCCESS; }
+CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
+  *value = 0;
+  return CUDA_SUCCESS;
+}
+CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
+  *flags = 0;
+  *active = 1;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetCurrent(CUcontext *context) {
+  *context = (CUcontext)handles;
+  return CUDA_SUCCESS;
+}
+
+static CUresult succeed(void) { return CUDA_SUCCESS; }
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **found, unsigned version,
+                                             unsigned long long flags,
+                                             enum cudaDriverEntryPointQueryResult *status) {
+  static const struct { const char *name; void *function; } table[] = {
+      {"cuMemAddressReserve", cuMemAddressReserve}, {"cuMemCreate", cuMemCreate},
+      {"cuMemRelease", cuMemRelease}, {"cuGetErrorString", cuGetErrorString},
+      {"cuDeviceGet", cuDeviceGet}, {"cuDeviceGetAttribute", cuDeviceGetAttribute},
+      {"cuDevicePrimaryCtxGetState", cuDevicePrimaryCtxGetState},
+  };
+  *found = succeed;
+  for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+    if (!strcmp(name, table[i].name)) *found = table[i].function;
+  if (status) *status = cudaDriverEntryPointSuccess;
+  return cudaSuccess;
+}
+
+// --- cuBLAS ---------------------------------------------------------------------------------------
+
+cublasStatus_t cublasCreate_v2(cublasHandle_t *made) { *made = handle(); return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasGetMathMode(cublasHandle_t h, cublasMath_t *mode) { *mode = CUBLAS_DEFAULT_MATH; return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasGetPointerMode_v2(cublasHandle_t h, cublasPointerMode_t *mode) { *mode = CUBLAS_POINTER_MODE_HOST; return CUBLAS_STATUS_SUCCESS; }
+size_t cublasLtGetVersion(void) { return CUBLAS_VERSION; }
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *made, cublasComputeType_t c, cudaDataType_t t) { *made = handle(); return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *made) { *made = handle(); return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *made, cudaDataType t, uint64_t r, uint64_t c, int64_t ld) { *made = handle(); return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
+                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                                              cublasLtMatrixLayout_t e, cublasLtMatmulPreference_t p, int wanted,
+                                              cublasLtMatmulHeuristicResult_t found[], int *count) {
+  memset(found, 0, sizeof *found);
+  *count = 1;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+// --- cuDNN ----------------------------------------------------------------------------------------
+// Every engine it offers wants no workspace: what a real one takes depends on the engine it chooses.
+
+size_t cudnnGetVersion(void) { return CUDNN_VERSION; }
+size_t cudnnGetCudartVersion(void) { return CUDART_VERSION; }
+const char *cudnnGetErrorString(cudnnStatus_t status) { return "hollow device"; }
+cudnnStatus_t cudnnCreate(cudnnHandle_t *made) { *made = handle(); return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t *made) { *made = handle(); return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnCreateActivationDescriptor(cudnnActivationDescriptor_t *made) { *made = handle(); return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnGetProperty(libraryPropertyType kind, int *value) {
+  *value = kind == MAJOR_VERSION ? CUDNN_MAJOR : kind == MINOR_VERSION ? CUDNN_MINOR : CUDNN_PATCHLEVEL;
+  return CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(
+    cudnnHandle_t h, cudnnBatchNormMode_t m, cudnnBatchNormOps_t o, const cudnnTensorDescriptor_t x,
+    const cudnnTensorDescriptor_t z, const cudnnTensorDescriptor_t y, const cudnnTensorDescriptor_t d,
+    const cudnnActivationDescriptor_t a, size_t *bytes) { *bytes = 0; return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnGetBatchNormalizationBackwardExWorkspaceSize(
+    cudnnHandle_t h, cudnnBatchNormMode_t m, cudnnBatchNormOps_t o, const cudnnTensorDescriptor_t x,
+    const cudnnTensorDescriptor_t y, const cudnnTensorDescriptor_t dy, const cudnnTensorDescriptor_t dz,
+    const cudnnTensorDescriptor_t dx, const cudnnTensorDescriptor_t d, const cudnnActivationDescriptor_t a,
+    size_t *bytes) { *bytes = 0; return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnGetBatchNormalizationTrainingExReserveSpaceSize(
+    cudnnHandle_t h, cudnnBatchNormMode_t m, cudnnBatchNormOps_t o, const cudnnActivationDescriptor_t a,
+    const cudnnTensorDescriptor_t x, size_t *bytes) { *bytes = 0; return CUDNN_STATUS_SUCCESS; }
+
+cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t *made) {
+  *made = handle();
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const d, cudnnBackendAttributeName_t name,
+                                       cudnnBackendAttributeType_t type, int64_t wanted, int64_t *count,
+                                       void *values) {
+  int64_t found = 0;
+  switch (name) {
+    case CUDNN_ATTR_ENGINEHEUR_RESULTS: found = 1; break;  // one engine configuration
+    case CUDNN_ATTR_ENGINECFG_ENGINE: found = 1; break;
+    case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE:
+    case CUDNN_ATTR_ENGINE_GLOBAL_INDEX:
+    case CUDNN_ATTR_OPERATIONGRAPH_ENGINE_GLOBAL_COUNT:
+      if (values && wanted > 0) *(int64_t *)values = name == CUDNN_ATTR_OPERATIONGRAPH_ENGINE_GLOBAL_COUNT;
+      found = 1;
+      break;
+    default: break;
+  }
+  if (count) *count = found;
+  return CUDNN_STATUS_SUCCESS;
+}
