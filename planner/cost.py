@@ -49,7 +49,7 @@ from profiler.composition import (
 )
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
-from profiler.hardware import context_bytes, workspaces_of
+from profiler.hardware import context_bytes, multiprocessors, workspaces_of
 from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import count_parameters, device_label, device_spec, run_steps
 from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
@@ -86,6 +86,19 @@ class Quick:
     energy_joules: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slack:
+    """What the caching allocator makes of live bytes, as multiples of their peak.
+
+    Attributes:
+        allocated: in the blocks that tensors were given, which may be larger than they.
+        reserved: in its segments.
+    """
+
+    allocated: float
+    reserved: float
+
+
 @dataclass(slots=True, kw_only=True)
 class _Ready:
     """What ``quick`` has worked out for a workload.
@@ -96,7 +109,7 @@ class _Ready:
         choices: placements as indices, shared by the family.
         watts: power of the rates, None when not known.
         workspace_bytes: of the device.
-        reserved_factor: what the allocator reserves, as a multiple of the peak; None on a CPU.
+        slack: what the caching allocator makes of a peak; None on a CPU.
         context_bytes: of the device.
     """
 
@@ -105,7 +118,7 @@ class _Ready:
     choices: dict[Placement, Choice]
     watts: float | None
     workspace_bytes: int
-    reserved_factor: float | None
+    slack: Slack | None
     context_bytes: int
 
 
@@ -125,13 +138,14 @@ class CostModel:
         self._roofline = roofline
         self.target = "cuda" if self.spec.is_cuda else "cpu"
         self._capability = self.spec.compute_capability or (0, 0)
+        self._multiprocessors = multiprocessors(self.spec)
         self.store = store if store is not None else Store.in_memory()
         self._options: dict[tuple[Workload, str], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._anatomy: dict[Workload, Parts] = {}
         self._depthwise: set[Workload] = set()
         self._numbers: dict[tuple[object, ...], Numbers] = {}
-        self._slack: dict[Workload, float] = {}
+        self._slack: dict[Workload, Slack] = {}
         self._ready: dict[Workload, _Ready] = {}
         self._choices: dict[Workload, dict[Placement, Choice]] = {}
         self._chains: dict[tuple[Workload, tuple[str, ...]], Chain] = {}
@@ -212,7 +226,13 @@ class CostModel:
         return self._options[key]
 
     def _option_key(self, family: Workload, option: str) -> tuple[object, ...]:
-        return "option", family.to_json(), option, self.target, self._capability
+        return "option", family.to_json(), option, self.target, *self._kernels
+
+    @property
+    def _kernels(self) -> tuple[object, ...]:
+        """What of the device decides which kernels run and what they take."""
+        on = self._multiprocessors
+        return self._capability, on.count, on.threads
 
     def _update_key(self, workload: Workload) -> tuple[object, ...]:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self.target
@@ -221,7 +241,7 @@ class CostModel:
         if option != KEEP and not self._option(family, KEEP).learns_in_units:
             return self._option(family, KEEP)  # without a backward nothing is stored or recomputed
         placement = uniform(self.units(family), option, self.parts(family))
-        profile, logs = profile_option(family, placement, self._replay)
+        profile, logs = profile_option(family, placement, self._replay, self._multiprocessors)
         if option == KEEP and self.spec.is_cuda:
             self._slack[family] = self._fetch_slack(family, lambda: logs[0])
         return profile
@@ -233,6 +253,7 @@ class CostModel:
             candidate,
             target=self.target,
             capability=self._capability,
+            on=self._multiprocessors,
             optimizer=False,
             # bytes inside CPU kernels have to be probed: the replayed rung's business
             inside_kernels=self.spec.is_cuda,
@@ -278,6 +299,10 @@ class CostModel:
         kept = profiles[KEEP] if KEEP in profiles else self._option(family, KEEP)
         update = self._update(workload)
         state = float(update.state @ point)
+        sums = {
+            option: profile.partial_sums(workload.micro_batch, self._multiprocessors)
+            for option, profile in profiles.items()
+        }
         gradients = kept.gradients @ point
         base = float(kept.base @ point) + state
         inputs = workload.micro_batch * (3 * workload.image_size**2 * 4 + 8)
@@ -290,12 +315,12 @@ class CostModel:
             floor=floor,
             stored={o: p.stored @ point for o, p in profiles.items()},
             cached={o: p.cached @ point for o, p in profiles.items()},
-            forward={o: p.forward.at(point) for o, p in profiles.items()},
+            forward={o: p.forward.at(point, sums[o]) for o, p in profiles.items()},
             backward={
-                o: (p.accumulating if accumulating else p.backward).at(point)
+                o: (p.accumulating if accumulating else p.backward).at(point, sums[o])
                 for o, p in profiles.items()
             },
-            head={o: float(p.head.at(point)[0]) for o, p in profiles.items()},
+            head={o: float(p.head.at(point, sums[o])[0]) for o, p in profiles.items()},
             gradients=np.zeros_like(gradients) if accumulating else gradients,
             again={o: _again_seconds(p, point, roofline) for o, p in profiles.items()},
             step_seconds=_seconds(kept, point, roofline),
@@ -352,7 +377,7 @@ class CostModel:
             choices=self._choices.setdefault(family_of(workload), {}),
             watts=roofline.watts if roofline is not None else None,
             workspace_bytes=sum(workspaces_of(self.spec)),
-            reserved_factor=1.0 + self.slack(workload) if is_cuda else None,
+            slack=self.slack(workload) if is_cuda else None,
             context_bytes=context_bytes(self.spec)[0] if is_cuda else 0,
         )
 
@@ -378,8 +403,8 @@ class CostModel:
         live = float(peak_bytes(chain, choice) - sum(workspaces_of(self.spec)))
         return live, recompute_seconds(chain, choice)
 
-    def slack(self, workload: Workload) -> float:
-        """Return what the caching allocator reserves above the peak, as a share of it.
+    def slack(self, workload: Workload) -> Slack:
+        """Return what the caching allocator makes of a peak.
 
         Read once per family from the allocator's model fed with one replayed step; the replayed
         rung computes it for the candidate itself.
@@ -391,13 +416,21 @@ class CostModel:
             )
         return self._slack[family]
 
-    def _fetch_slack(self, family: Workload, log: Callable[[], EventLog]) -> float:
-        def read() -> float:
-            allocator = CachingAllocator()
-            run_steps(allocator, at_micro_batch(log(), SLACK_BATCH), steps=2)
-            return allocator.peak_reserved_bytes / allocator.peak_allocated_bytes - 1.0
+    def _fetch_slack(self, family: Workload, log: Callable[[], EventLog]) -> Slack:
+        workspaces = workspaces_of(self.spec)
 
-        return self.store.fetch_number(("slack", family.to_json(), self._capability), read)
+        def read() -> Slack:
+            allocator = CachingAllocator()
+            there = at_micro_batch(log(), SLACK_BATCH, self._multiprocessors)
+            run_steps(allocator, there, steps=2, workspaces=workspaces)
+            live = there.peak_bytes + sum(workspaces)
+            return Slack(
+                allocated=allocator.peak_allocated_bytes / live,
+                reserved=allocator.peak_reserved_bytes / live,
+            )
+
+        found = self.store.fetch(Slack, ("slack", family.to_json(), *self._kernels), read)
+        return Slack(allocated=float(found.allocated), reserved=float(found.reserved))
 
     # -- reports -----------------------------------------------------------------------------
 
@@ -520,7 +553,7 @@ class CostModel:
         if not self.spec.is_cuda:
             return budget_bytes
         left = budget_bytes - context_bytes(self.spec)[0]
-        return max(1, int(left / (1.0 + self.slack(workload))))
+        return max(1, int(left / self.slack(workload).reserved))
 
     def place(
         self,
@@ -619,8 +652,9 @@ def _quick(ready: _Ready, live: float, again: float, *, accumulation: int) -> Qu
         seconds = (numbers.step_seconds + again) * accumulation + numbers.update_seconds
         if ready.watts is not None:
             joules = seconds * ready.watts
-    peak = round(live) + ready.workspace_bytes
-    reserved = None if ready.reserved_factor is None else round(peak * ready.reserved_factor)
+    peak, reserved = round(live) + ready.workspace_bytes, None
+    if ready.slack is not None:
+        peak, reserved = round(peak * ready.slack.allocated), round(peak * ready.slack.reserved)
     return Quick(
         peak_bytes=peak,
         reserved_bytes=reserved,

@@ -191,6 +191,7 @@ def _expand_row(log: EventLog, row: Row) -> EventLog:
         phase=log.phase[source],
         unit=units[order],
         operation=log.operation[source],
+        reduction=log.reduction[source],
         ticks=log.ticks + time.added(log.ticks),
         marks=tuple(_marks(log, row, time)),
         operations=tuple(_operations(log, row)),

@@ -17,6 +17,10 @@ is a family of its own: ``family_of``.)
     cached_i    what unit i's forward leaves until the last unit has run, but not to backward:
                 autocast's copies of weights, where no saved tensor is one
 
+One thing is no polynomial: the buffers that CUDA's sums leave partial results in
+(profiler/cuda_reduce.py). A line that has one says of which reduction it is, and its bytes at a
+micro-batch are computed then. (Those of layer norm's gradients at very many rows are left out.)
+
 Units are composed as a chain (``planner.placement.chain``): the option of one unit does not change
 another's numbers. Where it would, a number is what it is beside the neighbour that costs most: a
 unit's input may be saved by itself alone, and go while it runs backward, or by the unit before it
@@ -27,11 +31,12 @@ across units), this is an approximation, and replay decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from profiler.cuda_reduce import Multiprocessors, Reduction
 from profiler.event_log import (
     BACKWARD,
     FORWARD,
@@ -79,15 +84,23 @@ class Envelope:
 
     Attributes:
         lines: [L, 4] coefficients, unit after unit; every unit has at least one line.
+        reduction: [L] of which reduction partial sums are there as well, -1 for none.
         starts: [units] first line of each unit.
     """
 
     lines: Floats
+    reduction: Ints
     starts: Ints
 
-    def at(self, point: Floats) -> Floats:
-        """Return [units] the envelope's value at a point."""
-        highest: Floats = np.maximum.reduceat(self.lines @ point, self.starts)
+    def at(self, point: Floats, partial_sums: Floats) -> Floats:
+        """Return [units] the envelope's value at a point.
+
+        Args:
+            point: the monomials.
+            partial_sums: [reductions + 1] bytes of each one's, and 0.
+        """
+        values = self.lines @ point + partial_sums[self.reduction]
+        highest: Floats = np.maximum.reduceat(values, self.starts)
         return highest
 
 
@@ -139,6 +152,7 @@ class OptionProfile:
         head: envelope from the last unit's exit to the first backward, above that exit.
         gradients: [units + 1, 4] gradients that each unit's backward leaves, the head's last.
         boundary: [units, 4] bytes of the unit's output.
+        reductions: [reductions, 6] fields of each ``Reduction``.
         work: the operations.
     """
 
@@ -151,7 +165,13 @@ class OptionProfile:
     head: Envelope
     gradients: Floats
     boundary: Floats
+    reductions: Ints
     work: Work
+
+    def partial_sums(self, micro_batch: int, on: Multiprocessors) -> Floats:
+        """Return [reductions + 1] bytes of each reduction's partial sums, and 0."""
+        known = [Reduction(*row) for row in self.reductions.tolist()]
+        return _partial_sums(known, micro_batch, on)
 
     @property
     def learns_in_units(self) -> bool:
@@ -219,9 +239,15 @@ Replayer = Callable[[Candidate], EventLog]
 
 
 def profile_option(
-    family: Workload, placement: Placement, replayer: Replayer
+    family: Workload, placement: Placement, replayer: Replayer, on: Multiprocessors
 ) -> tuple[OptionProfile, list[EventLog]]:
     """Replay a family under one placement and return its polynomials and what they were read off.
+
+    Args:
+        family: of ``family_of``.
+        placement: for all units.
+        replayer: makes the logs.
+        on: the device's multiprocessors.
 
     Raises:
         ValueError: the replays do not line up (the network's operations depend on the batch).
@@ -229,26 +255,48 @@ def profile_option(
     logs = [
         replayer(Candidate(workload=workload, placement=placement)) for workload in _probes(family)
     ]
-    return _option_profile(logs), logs
+    return _option_profile(logs, on), logs
 
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
     """Replay the optimizer's step of a family (of ``update_family_of``)."""
     probes = [p.replace(optimizer=optimizer) for p in _probes(family)]
     logs = [replayer(Candidate(workload=workload)) for workload in probes]
-    sizes = _coefficients([log.nbytes for log in logs])
+    sizes = _sizes(logs)
     log = logs[0]
     state_code = OWNERS.index("optimizer")
     state = sizes[(log.owner == state_code) & (log.birth == 0)].sum(axis=0)
     live = _live(log, sizes)
-    envelope = _envelope([live - live[0]])
-    return UpdateProfile(state=state, temporary=_single(envelope), work=_work(logs).of(OPTIMIZER))
+    temporary = live - live[0]
+    highest = temporary[np.argmax((temporary @ _GRID).sum(axis=1))]
+    return UpdateProfile(state=state, temporary=highest, work=_work(logs).of(OPTIMIZER))
 
 
-def at_micro_batch(log: EventLog, micro_batch: int) -> EventLog:
+def at_micro_batch(log: EventLog, micro_batch: int, on: Multiprocessors) -> EventLog:
     """Return a family's log as it would be at another micro-batch: only sizes differ."""
-    sizes = _coefficients([log.nbytes]) @ terms(micro_batch, None)
+    partial = _partial_sums(log.reductions, micro_batch, on)
+    sizes = _sizes([log]) @ terms(micro_batch, None) + partial[np.maximum(log.reduction, -1)]
     return replace(log, nbytes=np.rint(sizes).astype(np.int64))
+
+
+def _partial_sums(reductions: Sequence[Reduction], micro_batch: int, on: Multiprocessors) -> Floats:
+    """Return [reductions + 1] bytes of partial sums at a micro-batch, and 0 for what has none."""
+
+    def there(size: int) -> int:
+        return size // PROBE_BATCH * micro_batch if size % PROBE_BATCH == 0 else size
+
+    found = [0.0] * (len(reductions) + 1)
+    for index, seen in enumerate(reductions):
+        here = replace(seen, outputs=there(seen.outputs), inputs=there(seen.inputs))
+        found[index] = float(sum(here.scratch_bytes(on)[:1]))
+    return np.array(found)
+
+
+def _sizes(logs: Sequence[EventLog]) -> Floats:
+    """Return [storages, 4] coefficients, of partial sums none."""
+    sizes = _coefficients([log.nbytes for log in logs])
+    sizes[logs[0].reduction != -1] = 0.0
+    return sizes
 
 
 def _probes(family: Workload) -> list[Workload]:
@@ -290,34 +338,51 @@ def _live(log: EventLog, sizes: Floats) -> Floats:
     return np.cumsum(delta, axis=0)[: log.ticks + 1]
 
 
-def _envelope(runs: Sequence[Floats]) -> Envelope:
-    kept = []
-    for run in runs:
-        lines = run if len(run) else np.zeros((1, 4))
-        kept.append(lines[np.unique(np.argmax(lines @ _GRID, axis=0))])
-    starts = np.cumsum([0, *[len(lines) for lines in kept[:-1]]])
-    return Envelope(lines=np.concatenate(kept), starts=starts.astype(np.int64))
+class _Sums:
+    """Which reduction's partial sums are there after each tick, and their bytes over the grid."""
+
+    def __init__(self, log: EventLog, on: Multiprocessors) -> None:
+        self.at_tick = np.full(log.ticks + 1, -1)
+        buffers = np.flatnonzero(log.reduction >= 0)
+        for index in buffers.tolist():
+            self.at_tick[log.birth[index] : log.death[index]] = log.reduction[index]
+        each = [_partial_sums(log.reductions, batch, on) for batch in _BATCH_GRID]
+        self.on_grid = np.repeat(np.stack(each, axis=1), len(_RANK_GRID), axis=1)
+
+    def envelope(self, runs: Sequence[tuple[slice, Floats]]) -> Envelope:
+        """Return the envelope of units, each given by when it runs and its lines there."""
+        kept, reductions = [], []
+        for span, run in runs:
+            lines = run if len(run) else np.zeros((1, 4))
+            reduction = self.at_tick[span] if len(run) else np.array([-1])
+            values = lines @ _GRID + self.on_grid[reduction]
+            highest = np.unique(np.argmax(values, axis=0))
+            kept.append(lines[highest])
+            reductions.append(reduction[highest])
+        starts = np.cumsum([0, *[len(lines) for lines in kept[:-1]]])
+        return Envelope(
+            lines=np.concatenate(kept),
+            reduction=np.concatenate(reductions),
+            starts=starts.astype(np.int64),
+        )
 
 
-def _single(envelope: Envelope) -> Floats:
-    """Return the one line of an envelope that is highest over the grid."""
-    highest: Floats = envelope.lines[np.argmax((envelope.lines @ _GRID).sum(axis=1))]
-    return highest
-
-
-def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
+def _option_profile(logs: Sequence[EventLog], on: Multiprocessors) -> OptionProfile:
     log = logs[0]
-    sizes = _coefficients([each.nbytes for each in logs])
+    sizes = _sizes(logs)
     live = _live(log, sizes)
+    sums = _Sums(log, on)
     moments = _Moments.of(log)
     count = len(log.units)
     exits = [moments.start, *moments.exits]
     level = live[moments.start] + _levels(log, sizes, moments)
     stored = np.diff(level, axis=0)
     there = level + _cached(log, sizes, moments)
-    forward = _envelope([live[exits[i] : exits[i + 1] + 1] - there[i] for i in range(count)])
+    spans = [slice(exits[i], exits[i + 1] + 1) for i in range(count)]
+    forward = sums.envelope([(span, live[span] - there[i]) for i, span in enumerate(spans)])
     turn = min([begin for begin, _ in moments.backwards.values()], default=log.ticks)
-    head = _envelope([live[exits[-1] : turn + 1] - there[-1]])
+    ending = slice(exits[-1], turn + 1)
+    head = sums.envelope([(ending, live[ending] - there[-1])])
     is_gradient = (log.owner == _GRADIENT) & (log.birth > moments.start)
     gradients = np.zeros((count + 1, 4))
     gradients[count] = sizes[is_gradient & (log.birth <= turn)].sum(axis=0)
@@ -331,18 +396,19 @@ def _option_profile(logs: Sequence[EventLog]) -> OptionProfile:
         begin, end = moments.backwards.get(index, (0, -1))
         span = slice(begin, end + 1)
         above = live[span] - level[index] + _freed(log, sizes, moments, index)[span]
-        backward.append(above - (gradients_live[begin] if end >= 0 else 0))
-        accumulating.append(above - gradients_live[span] + passing[span])
+        backward.append((span, above - (gradients_live[begin] if end >= 0 else 0)))
+        accumulating.append((span, above - gradients_live[span] + passing[span]))
     return OptionProfile(
         base=live[moments.start],
         stored=stored,
         cached=np.diff(there - level, axis=0),
         forward=forward,
-        backward=_envelope(backward),
-        accumulating=_envelope(accumulating),
+        backward=sums.envelope(backward),
+        accumulating=sums.envelope(accumulating),
         head=head,
         gradients=gradients,
         boundary=_coefficients([np.array(each.boundary_bytes) for each in logs]),
+        reductions=np.array([astuple(r) for r in log.reductions], dtype=np.int64).reshape(-1, 6),
         work=_work(logs),
     )
 

@@ -37,7 +37,7 @@ class Multiprocessors:
     threads: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Reduction:
     """A reduction as ``TensorIterator`` sees it, dimensions reordered and coalesced.
 
@@ -84,6 +84,22 @@ class Reduction:
             return ()
         partials = self.outputs * blocks * (1 if self.along_rows else width * outputs_at_once)
         return self.partial_bytes * partials, _COUNTER_BYTES * columns
+
+
+class PartialSums(int):
+    """Bytes of a buffer of partial sums: no multiple of the batch, but known at every one.
+
+    Attributes:
+        reduction: whose; None where it is only known at the batch it was seen at.
+    """
+
+    reduction: Reduction | None
+
+    def __new__(cls, nbytes: int, reduction: Reduction | None = None) -> PartialSums:
+        """Make one."""
+        made = super().__new__(cls, nbytes)
+        made.reduction = reduction
+        return made
 
 
 def _power_of_two(number: int, most: int) -> int:

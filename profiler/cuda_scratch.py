@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiler.cuda_reduce import Multiprocessors, reduction_of
+from profiler.cuda_reduce import Multiprocessors, PartialSums, reduction_of
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -98,15 +98,18 @@ class CudaKernels:
             image.shape,
             image.stride(),
             [dim % image.dim() for dim in dims or range(image.dim())],
-            offset=image.storage_offset(),
+            offset=int(image.storage_offset()),
             element_bytes=image.element_size(),
             partial_bytes=max(4, image.element_size()),
             wide_loads=wide_loads,
         )
         scratch = () if found is None else found.scratch_bytes(self.multiprocessors)
-        if found is None or not scratch:
+        if found is None:
             return ()
-        return (found.outputs * image.element_size(), *scratch)
+        # where there is none at this batch, there may be at another
+        partial, counters = scratch or (0, 0)
+        result = found.outputs * image.element_size()
+        return (result, PartialSums(partial, found), PartialSums(counters))
 
     # --- convolutions ---
 
@@ -150,18 +153,19 @@ class CudaKernels:
         copies = [_bytes(t) for t in (grad, image) if not t.is_contiguous()]
         width = prod(shape)
         rows = image.numel() // width
-        learned = [wants and t is not None for t, wants in zip((weight, bias), wanted[1:], strict=True)]
+        learned = [
+            wants and t is not None for t, wants in zip((weight, bias), wanted[1:], strict=True)
+        ]
         partial: list[int] = []
         tiled = rows > _TALL_ROWS and width // _WARP < self.multiprocessors.count // 2
         if tiled and any(learned):
             columns = -(-width // _WARP)
             tall = min(_MOST_BLOCKS // columns, -(-rows // _WARP))
-            partial = [tall * width * image.element_size()] * sum(learned)
-            partial += self._reduction(
-                torch.empty(tall, width, dtype=image.dtype, device="meta"), [0], wide_loads=_WIDE_LOADS
-            )
+            tiles = torch.empty(tall, width, dtype=image.dtype, device="meta")
+            partial = [_bytes(tiles)] * sum(learned)
+            partial += self._reduction(tiles, [0], wide_loads=_WIDE_LOADS)
         made = [_bytes(image)] if wanted[0] else []
-        return (*made, *copies, *partial) if copies or partial else ()
+        return (*made, *copies, *map(PartialSums, partial)) if copies or partial else ()
 
 
 def _convolution(image: Tensor, weight: Tensor, *rest: Any) -> Blocks:
@@ -232,9 +236,7 @@ def _efficient_backward(
     return (*blocks, delta, max(product, accumulators))
 
 
-def _flash_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
-) -> Blocks:
+def _flash_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Blocks:
     blocks = [_bytes(t) for t in (query, key, value)]
     batch, heads, rows, head = query.shape
     sums = batch * heads * _up(rows, 128) * 4

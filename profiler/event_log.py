@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from profiler.cuda_reduce import Reduction
 from profiler.records import OWNERS, OwnerBytes
 
 Ints = npt.NDArray[np.int64]
@@ -66,6 +67,9 @@ class EventLog:
         phase: [storages] phase of birth.
         unit: [storages] unit of birth, -1 outside units.
         operation: [storages] index into ``operation_names``.
+        reduction: [storages] index into ``reductions`` of what is a buffer of partial sums; -2 for
+            one that is only known at this batch, -1 for all other storages.
+        reductions: all that partial sums are of.
         operation_names: aten names.
         ticks: length of the step.
         marks: in order of time.
@@ -81,6 +85,8 @@ class EventLog:
     phase: Ints
     unit: Ints
     operation: Ints
+    reduction: Ints
+    reductions: tuple[Reduction, ...]
     operation_names: tuple[str, ...]
     ticks: int
     marks: tuple[Mark, ...]

@@ -31,7 +31,7 @@ from profiler.assembly import Assembly, assemble
 from profiler.backbones.discovery import modules_of
 from profiler.checkpointing import apply_placement, recomputing
 from profiler.cuda_kernels import Capability
-from profiler.cuda_reduce import Multiprocessors
+from profiler.cuda_reduce import Multiprocessors, PartialSums, Reduction
 from profiler.cuda_scratch import CudaKernels
 from profiler.event_log import (
     BACKWARD,
@@ -104,8 +104,9 @@ class Recorder(TorchDispatchMode):
         self._names: dict[str, int] = {"(given)": 0}
         self._is_view: dict[Any, bool] = {}
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
-        # one row per storage: nbytes, birth, death, owner, phase, unit, operation
+        # one row per storage: nbytes, birth, death, owner, phase, unit, operation, reduction
         self.rows: list[list[int]] = []
+        self._reductions: dict[Reduction, int] = {}
         self.warming_up = False
         self._warm: set[int] = set()
 
@@ -140,7 +141,14 @@ class Recorder(TorchDispatchMode):
         row = len(self.rows)
         self.tick += 1
         self.live_bytes += nbytes
-        self.rows.append([nbytes, self.tick, -1, owner, self.phase, self.unit, operation])
+        reduction = -1
+        if isinstance(nbytes, PartialSums):
+            seen = nbytes.reduction
+            known = self._reductions
+            reduction = -2 if seen is None else known.setdefault(seen, len(known))
+        self.rows.append(
+            [int(nbytes), self.tick, -1, owner, self.phase, self.unit, operation, reduction]
+        )
         if self.warming_up:
             self._warm.add(row)
         return row
@@ -280,11 +288,11 @@ class Recorder(TorchDispatchMode):
     def log(self) -> EventLog:
         """Return what was recorded, steady state: optimizer state is there from the start."""
         ticks = self.tick
-        table = np.array(self.rows, dtype=np.int64).reshape(-1, 7)
+        table = np.array(self.rows, dtype=np.int64).reshape(-1, 8)
         warm = np.zeros(len(table), dtype=bool)
         warm[list(self._warm)] = True
         survived = table[:, 2] < 0
-        keep = ~(warm & ~survived) & (table[:, 0] > 0)
+        keep = ~(warm & ~survived) & ((table[:, 0] > 0) | (table[:, 7] != -1))
         table[warm & survived, 1] = 0
         table[warm & survived, 3] = _OWNER["optimizer"]
         table[table[:, 4] == SETUP, 1] = 0
@@ -299,6 +307,8 @@ class Recorder(TorchDispatchMode):
             phase=table[:, 4],
             unit=table[:, 5],
             operation=table[:, 6],
+            reduction=table[:, 7],
+            reductions=tuple(self._reductions),
             operation_names=tuple(self._names),
             ticks=ticks,
             marks=tuple(self.marks),

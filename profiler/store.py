@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-SCHEMA = 8
+SCHEMA = 9
 """Raise it whenever a profile's meaning changes."""
 
 _T = TypeVar("_T")
@@ -67,20 +67,6 @@ class Store:
         if path is not None:
             _write(path, _flatten(made))
         return made
-
-    def fetch_number(self, key: tuple[Any, ...], make: Callable[[], float]) -> float:
-        """Return the number stored under a key, or make and store it."""
-        path = self._path(key)
-        if path is not None and path.is_file():
-            try:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    return float(arrays["value"])
-            except (OSError, ValueError, KeyError, BadZipFile, EOFError):
-                path.unlink(missing_ok=True)
-        value = make()
-        if path is not None:
-            _write(path, {"value": np.array(value)})
-        return value
 
     def holds(self, key: tuple[Any, ...]) -> bool:
         """Return whether something is stored under a key."""

@@ -34,7 +34,7 @@ from planner.calibrate import Run, calibrate, kind_of, work_of
 from profiler.allocator import AllocatorSettings, CachingAllocator, SimulatedOutOfMemory
 from profiler.errors import UsageError
 from profiler.event_log import EventLog
-from profiler.hardware import context_bytes, workspaces_of
+from profiler.hardware import DeviceSpec, context_bytes, workspaces_of
 from profiler.predict import BLOCK_BYTES, device_spec, replay_on, report_of, run_steps
 from profiler.roofline import rates
 from profiler.units import MIB
@@ -119,7 +119,7 @@ def compare(
     rows = replayed(parts["grid"])
     expandable = replayed(parts.get("expandable", {}), allocator=EXPANDABLE)
     spec = device_spec(device)
-    probes = compare_probes(parts["grid"].get("probe", ()), spec.compute_capability or (0, 0))
+    probes = compare_probes(parts["grid"].get("probe", ()), spec)
     workspace = probed_workspace(parts["grid"].get("probe", ()))
     found = {
         "schema": SCHEMA,
@@ -349,7 +349,7 @@ def differing_sizes(trace: Mapping[str, Any], replayed: Mapping[int, int]) -> Ro
 # -- probes --------------------------------------------------------------------------------------
 
 
-def compare_probes(rows: Sequence[Row], capability: tuple[int, int]) -> list[Row]:
+def compare_probes(rows: Sequence[Row], spec: DeviceSpec) -> list[Row]:
     """Return measured and modelled bytes of every stage of every probe."""
     if not rows:
         return []
@@ -357,7 +357,7 @@ def compare_probes(rows: Sequence[Row], capability: tuple[int, int]) -> list[Row
 
     table = []
     for row in rows:
-        ours = replay_probe(row["probe"], capability)
+        ours = replay_probe(row["probe"], spec)
         for stage, modelled in ours.items():
             warm, cold = (row[state].get(stage) for state in ("warm", "cold"))
             if warm is not None:

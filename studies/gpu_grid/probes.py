@@ -16,11 +16,14 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from profiler.hardware import DeviceSpec
 
 BLOCK_BYTES = 512
 
@@ -282,17 +285,18 @@ def _measure(probe: Probe) -> dict[str, dict[str, int]]:
 # -- by our rules --------------------------------------------------------------------------------
 
 
-def replay_probe(name: str, capability: tuple[int, int]) -> dict[str, dict[str, int]]:
+def replay_probe(name: str, spec: DeviceSpec) -> dict[str, dict[str, int]]:
     """Return the same two numbers of every stage, from fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from profiler.cuda_kernels import CudaKernels
+    from profiler.cuda_scratch import CudaKernels
+    from profiler.hardware import multiprocessors
     from profiler.kernels import kernels_of
     from profiler.replay import Recorder
 
-    recorder = Recorder((), kernel_bytes=CudaKernels(capability))
+    recorder = Recorder((), kernel_bytes=CudaKernels(multiprocessors(spec)))
     windows: dict[str, tuple[int, int]] = {}
-    with FakeTensorMode(), kernels_of("cuda", capability=capability):
+    with FakeTensorMode(), kernels_of("cuda", capability=spec.compute_capability or (0, 0)):
         stages = PROBES[name]("cpu")
         with recorder:
             for stage in stages:

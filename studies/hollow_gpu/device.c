@@ -8,7 +8,8 @@
 // libcuda.so.1. Every other function torch imports from them is a stub that returns success
 // (stubs.c, written by build.py).
 //
-// Environment: HOLLOW_CAPABILITY ("8.6"), HOLLOW_SMS, HOLLOW_MEMORY_BYTES, HOLLOW_NAME.
+// Environment: HOLLOW_CAPABILITY ("8.6"), HOLLOW_SMS, HOLLOW_THREADS (of one of
+// them), HOLLOW_MEMORY_BYTES, HOLLOW_NAME.
 
 #define _GNU_SOURCE
 #define __CUDA_FP16_H__  // the half types are not needed, and their headers want a CUDA toolkit
@@ -160,7 +161,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *found, int device) {
   found->multiProcessorCount = sm_count();
   found->warpSize = 32;
   found->maxThreadsPerBlock = 1024;
-  found->maxThreadsPerMultiProcessor = 1536;
+  found->maxThreadsPerMultiProcessor = atoi(setting("HOLLOW_THREADS", "1536"));
   found->maxBlocksPerMultiProcessor = 16;
   found->sharedMemPerBlock = 48 << 10;
   found->sharedMemPerBlockOptin = 99 << 10;
@@ -240,7 +241,7 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks_per_sm, const void *kernel,
                                                                    int threads, size_t shared, unsigned f) {
-  *blocks_per_sm = threads > 0 && threads <= 1024 ? 1536 / threads : 1;
+  *blocks_per_sm = threads > 0 && threads <= 1024 ? 2048 / threads : 1;
   return cudaSuccess;
 }
 

@@ -6,11 +6,12 @@ from functools import cache
 
 import pytest
 
-from planner.cost import SLACK_BATCH, CostModel
+from planner.cost import SLACK_BATCH, CostModel, Slack
 from planner.placement import POLICIES
 from profiler.allocator import CachingAllocator
 from profiler.composition import PROBE_RANKS
 from profiler.errors import InfeasibleError, InputError, UsageError
+from profiler.hardware import workspaces_of
 from profiler.placement import CHEAP, KEEP, LIGHT, Placement
 from profiler.predict import run_steps, step_seconds
 from profiler.replay import replay
@@ -162,9 +163,13 @@ def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: s
     capability = priced.spec.compute_capability
     assert capability is not None
     log = replay(Candidate(workload=load), capability=capability, optimizer=False)
-    run_steps(allocator, log, steps=2)
-    expected = allocator.peak_reserved_bytes / allocator.peak_allocated_bytes - 1
-    assert priced.slack(load) == expected
+    workspaces = workspaces_of(priced.spec)
+    run_steps(allocator, log, steps=2, workspaces=workspaces)
+    live = log.peak_bytes + sum(workspaces)
+    assert priced.slack(load) == Slack(
+        allocated=allocator.peak_allocated_bytes / live,
+        reserved=allocator.peak_reserved_bytes / live,
+    )
 
 
 @pytest.mark.parametrize("units", [1, 3])

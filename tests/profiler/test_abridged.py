@@ -12,6 +12,7 @@ from profiler.assembly import assemble
 from profiler.backbones.discovery import parts_of
 from profiler.composition import profile_option, uniform
 from profiler.event_log import EventLog
+from profiler.kernels import RTX_2060_SUPER
 from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, Placement
 from profiler.replay import replay, replay_assembled
 from profiler.workload import Candidate, Workload
@@ -81,7 +82,12 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
     assert told is not None
     assert told.peak_bytes == true.peak_bytes
     profiles = [
-        profile_option(given.workload.replace(rank=None), given.placement, lambda _, log=log: log)
+        profile_option(
+            given.workload.replace(rank=None),
+            given.placement,
+            lambda _, log=log: log,
+            RTX_2060_SUPER,
+        )
         for log in (told, true)
     ]
     (first, _), (second, _) = profiles

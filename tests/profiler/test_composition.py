@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from planner.cost import CostModel
+from profiler.hardware import multiprocessors, workspaces_of
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.predict import device_spec
 from profiler.replay import replay
 from profiler.workload import Candidate, Workload
 
@@ -30,7 +32,8 @@ def composed(models: dict[str, CostModel], candidate: Candidate, target: str) ->
 
 
 def replayed(candidate: Candidate, target: str) -> int:
-    return replay(candidate, target=target, inside_kernels=target == "cuda").peak_bytes
+    on = multiprocessors(device_spec(DEVICES["cuda"]))
+    return replay(candidate, target=target, on=on, inside_kernels=target == "cuda").peak_bytes
 
 
 def placed(load: Workload, kind: str, units: tuple[str, ...]) -> Placement:
@@ -86,7 +89,6 @@ def test_composed_is_replayed(
     seen = replayed(candidate, target)
     predicted = model.quick(candidate).peak_bytes
     if target == "cuda":
-        from profiler.hardware import workspace_bytes
-
-        predicted -= workspace_bytes(model.spec)[0]
+        live = predicted / model.slack(load).allocated
+        predicted = round(live) - sum(workspaces_of(model.spec))
     assert predicted == pytest.approx(seen, rel=TOLERANCE)

@@ -51,6 +51,8 @@ def hand_made() -> EventLog:
         phase=zeros,
         unit=zeros - 1,
         operation=zeros,
+        reduction=zeros - 1,
+        reductions=(),
         operation_names=("(given)",),
         ticks=10,
         marks=(Mark(0, "phase", FORWARD), Mark(5, "phase", BACKWARD)),

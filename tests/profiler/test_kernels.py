@@ -18,10 +18,10 @@ from profiler.cuda_kernels import (
     EFFICIENT,
     FLASH,
     MATH,
-    CudaKernels,
     choose_attention,
 )
-from profiler.kernels import kernels_of
+from profiler.cuda_scratch import CudaKernels
+from profiler.kernels import RTX_2060_SUPER, kernels_of
 
 TURING, AMPERE, ADA, HOPPER = (7, 5), (8, 0), (8, 9), (9, 0)
 BATCH, HEADS, TOKENS, HEAD = 2, 6, 197, 64
@@ -174,7 +174,7 @@ def inside(dtype: torch.dtype, capability: tuple[int, int]) -> int:
     with kernels_of("cuda", capability=capability), Calls() as calls:
         out = F.scaled_dot_product_attention(*qkv(dtype))
         out.backward(torch.empty_like(out))
-    kernels = CudaKernels(capability)
+    kernels = CudaKernels(RTX_2060_SUPER)
     return max(
         sum(kernels.inside(packet.default, args, {}))
         for packet, args, _ in calls.seen

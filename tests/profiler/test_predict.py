@@ -7,7 +7,7 @@ import pytest
 from profiler.allocator import CachingAllocator
 from profiler.assembly import assemble
 from profiler.errors import UnknownNameError
-from profiler.hardware import context_bytes, lookup, workspace_bytes
+from profiler.hardware import context_bytes, lookup, workspaces_of
 from profiler.placement import RECOMPUTE, Placement
 from profiler.predict import (
     BLOCK_BYTES,
@@ -15,6 +15,7 @@ from profiler.predict import (
     device_label,
     device_spec,
     predict,
+    replay_on,
     report_of,
     run_steps,
     step_flops,
@@ -51,11 +52,12 @@ def test_on_a_cpu_device_bytes_are_the_peak() -> None:
 
 def test_on_a_card_workspace_and_context_come_on_top(on_card: Report) -> None:
     memory, spec = on_card.memory, lookup(CARD)
-    workspace, context = workspace_bytes(spec)[0], context_bytes(spec)[0]
-    capability = spec.compute_capability
-    assert capability is not None
-    log = replay(recomputed(LOAD), target="cuda", capability=capability).rounded(BLOCK_BYTES)
-    assert memory.peak_bytes == log.peak_bytes + workspace
+    workspaces, context = workspaces_of(spec), context_bytes(spec)[0]
+    log = replay_on(recomputed(LOAD), device=CARD)
+    allocator = CachingAllocator()
+    run_steps(allocator, log, steps=3, workspaces=workspaces)
+    assert memory.peak_bytes == allocator.peak_allocated_bytes
+    assert memory.peak_bytes >= log.rounded(BLOCK_BYTES).peak_bytes + sum(workspaces)
     assert memory.reserved_bytes is not None
     assert memory.reserved_bytes >= memory.peak_bytes
     assert memory.reserved_bytes % (2 << 20) == 0

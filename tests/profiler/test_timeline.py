@@ -52,6 +52,8 @@ def log() -> EventLog:
         phase=table[:, 4],
         unit=table[:, 5],
         operation=np.zeros(len(table), dtype=np.int64),
+        reduction=np.full(len(table), -1),
+        reductions=(),
         operation_names=("aten.made_up",),
         ticks=TICKS,
         marks=MARKS,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from planner.calibrate import Calibration
+from profiler.hardware import lookup
 from profiler.units import GIB, MIB
 from profiler.workload import Workload
 
@@ -200,7 +201,7 @@ def test_made_up_results_are_found_again(tmp_path: Path):
     book = Book(tmp_path / "grid.jsonl")
     book.write("environment", {"gpu": "made up", "device": "h200", "context_bytes": 1})
     workspace = 64 * MIB
-    stages = replay_probe("linear with bias", (9, 0))
+    stages = replay_probe("linear with bias", lookup("h200"))
     cold = {s: {k: v + workspace // 2 for k, v in stages[s].items()} for s in stages}
     book.write("probe", {"probe": "linear with bias", "cold": cold, "warm": stages})
     for batch in (1, 2, 3, 4):
