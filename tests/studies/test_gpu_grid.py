@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from planner.calibrate import Calibration
-from profiler.hardware import lookup
+from profiler.hardware import lookup, workspaces_of
 from profiler.units import GIB, MIB
 from profiler.workload import Workload
 
@@ -228,7 +228,8 @@ def test_made_up_results_are_found_again(tmp_path: Path):
     assert found["cells"]["reserved"]["worst"] == 0
     assert found["time"][0]["median"] == pytest.approx(3.0)
     assert found["failed"] == [{"cell": "broken", "reason": "RuntimeError: made up"}]
-    assert found["workspace"] == {"modelled": 32 * MIB, "probed": workspace}
+    modelled = sum(workspaces_of(lookup("h200")))
+    assert found["workspace"] == {"modelled": modelled, "probed": workspace}
     assert [p["kept_when_cold"] for p in found["probes"]] == [workspace // 2] * 2
     assert len(found["histories"]) == 4
     written = json.loads((tmp_path / "comparison.json").read_text())
