@@ -373,6 +373,10 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const d, cudnnBa
       if (values && wanted > 0) *(int64_t *)values = name == CUDNN_ATTR_OPERATIONGRAPH_ENGINE_GLOBAL_COUNT;
       found = 1;
       break;
+    case CUDNN_ATTR_ENGINECFG_SHARED_MEMORY_USED:
+      if (values && wanted > 0) *(int32_t *)values = 0;
+      found = 1;
+      break;
     default: break;
   }
   if (count) *count = found;

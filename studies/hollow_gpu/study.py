@@ -1,0 +1,244 @@
+"""Does the replay ask for what torch's own CUDA code asks for, and the model reserve what it does?
+
+    export PYTHONPATH=.:studies/gpu_grid
+    python studies/hollow_gpu/study.py cells --device rtx-2060-super --count 160
+    python studies/hollow_gpu/study.py operations --device rtx-3060 --count 60
+    python studies/hollow_gpu/study.py reductions --device rtx-3060 --count 3000
+    python studies/hollow_gpu/study.py report
+
+No GPU is needed, and none is used: see README.md. Rows are appended to
+``results/DEVICE.jsonl``; a run goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from build import build
+from cells import CAP_BYTES, Cell, brim_families, grid, largest_fitting
+from compare import predict_row
+from run import units_of
+
+from profiler.hardware import DeviceSpec, lookup, multiprocessors
+
+HERE = Path(__file__).resolve().parent
+
+RESULTS = HERE / "results"
+ROOT = HERE.parents[1]
+LIBRARIES = ROOT / ".hollow"
+MEMORY_BYTES = 80 << 30
+PROCESSES = 2
+AT_ONCE = 12
+"""Cells of a hollow process; a cell that kills one costs those behind it a new start."""
+LEFT_OUT = {"galore": "its projections come from cuSOLVER, of which there is none here"}
+Row = dict[str, Any]
+
+
+def environment(spec: DeviceSpec, allocator: str = "") -> dict[str, str]:
+    """Return the environment in which torch finds the hollow device."""
+    libraries = build(LIBRARIES)
+    capability = spec.compute_capability or (0, 0)
+    on = multiprocessors(spec)
+    return os.environ | {
+        "LD_PRELOAD": ":".join(map(str, libraries)),
+        "LD_LIBRARY_PATH": str(LIBRARIES),
+        "HOLLOW_NAME": f"hollow {spec.name}",
+        "HOLLOW_CAPABILITY": "{}.{}".format(*capability),
+        "HOLLOW_SMS": str(on.count),
+        "HOLLOW_THREADS": str(on.threads),
+        "HOLLOW_MEMORY_BYTES": str(MEMORY_BYTES),
+        "PYTORCH_CUDA_ALLOC_CONF": allocator,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE.parent / "gpu_grid")]),
+    }
+
+
+def ask(request: Row, spec: DeviceSpec, allocator: str = "") -> Iterator[Row]:
+    """Run a request on the hollow device and yield its rows."""
+    child = subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(HERE / "child.py")],
+        env=environment(spec, allocator),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child:
+        child.stdin.write(json.dumps(request) + "\n")
+        child.stdin.close()
+        for line in child.stdout:
+            yield json.loads(line)
+
+
+# -- cells -----------------------------------------------------------------------------------------
+
+
+def chosen(count: int, spec: DeviceSpec) -> list[Cell]:
+    """Return the first cells of the GPU grid, and those at the brim of 2 GiB on this device."""
+    cells = [cell for cell in grid() if cell.workload.method not in LEFT_OUT]
+    return cells[:count] + brim(spec)
+
+
+def brim(spec: DeviceSpec) -> list[Cell]:
+    """Return the largest micro-batches that are predicted to fit 2 GiB, and the next ones."""
+    path = RESULTS / f"{spec.name}.brim.json"
+    if not path.is_file():
+        with ProcessPoolExecutor(PROCESSES) as pool:
+            found = pool.map(partial(_brim_of, device=spec.name), brim_families())
+            cells = [cell for pair in found for cell in pair]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([cell.to_json() for cell in cells]) + "\n", encoding="utf-8")
+    return [Cell.from_json(data) for data in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _brim_of(family: Cell, *, device: str) -> list[Cell]:
+    units = units_of(family.workload.model, family.workload.image_size)
+
+    def cell(batch: int) -> Cell:
+        workload = family.workload.replace(micro_batch=batch)
+        return Cell(workload=workload, placement=family.placement, extra="brim")
+
+    def reserved(batch: int) -> int:
+        return int(predict_row(cell(batch).candidate(units).to_json(), device=device)["reserved"])
+
+    batch = largest_fitting(reserved, cap_bytes=CAP_BYTES, most=512)
+    return [cell(b) for b in (batch, batch + max(1, batch // 16)) if 0 < b <= 512]
+
+
+def run_cells(spec: DeviceSpec, *, count: int, allocator: str) -> None:
+    """Run what is not yet among the results, and predict it."""
+    name = spec.name + (".expandable" if "expandable" in allocator else "")
+    path = RESULTS / f"{name}.jsonl"
+    known = {row["cell"] for row in read(path)}
+    left = [cell for cell in chosen(count, spec) if cell.name not in known]
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        for first in range(0, len(left), AT_ONCE):
+            some = left[first : first + AT_ONCE]
+            predicted = pool.map(partial(_predicted, device=spec.name, allocator=allocator), some)
+            request = {"what": "cells", "cells": [cell.to_json() for cell in some]}
+            rows = {row["cell"]: row for row in ask(request, spec, allocator)}
+            with path.open("a", encoding="utf-8") as file:
+                for cell, ours in zip(some, predicted, strict=True):
+                    row = rows.get(cell.name, {"cell": cell.name, "failed": "the process died"})
+                    row.pop("data", None)
+                    file.write(json.dumps(row | {"predicted": ours}) + "\n")
+            print(f"{name}: {first + len(some)} of {len(left)}", flush=True)
+
+
+def _predicted(cell: Cell, *, device: str, allocator: str) -> Row:
+    units = units_of(cell.workload.model, cell.workload.image_size)
+    row = predict_row(cell.candidate(units).to_json(), device=device, allocator=allocator)
+    return {name: row[name] for name in ("peak", "reserved", "fits_cap")}
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a file of results, none if it is not there."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# -- summary ---------------------------------------------------------------------------------------
+
+
+def summary_of(rows: Sequence[Row]) -> Row:
+    """Return how far predictions and model are from what torch's own code did."""
+    seen = [row for row in rows if "peak" in row]
+    capped = [row for row in seen if "capped" in row]
+    return {
+        "cells": len(seen),
+        "failed": {row["cell"]: row["failed"] for row in rows if "failed" in row},
+        "allocator_model_differs": [r["cell"] for r in seen if r["ours"] != r["whole"]],
+        "peak": errors([(row["predicted"]["peak"], row["peak"], row["cell"]) for row in seen]),
+        "reserved": errors(
+            [(row["predicted"]["reserved"], row["reserved"], row["cell"]) for row in seen]
+        ),
+        "under_2_gib": {
+            "said fits, fitted": _count(capped, fits=True, ran_out=False),
+            "said fits, ran out": _names(capped, fits=True, ran_out=True),
+            "said no, ran out": _count(capped, fits=False, ran_out=True),
+            "said no, fitted": _names(capped, fits=False, ran_out=False),
+        },
+    }
+
+
+def errors(pairs: Sequence[tuple[int, int, str]]) -> Row:
+    """Return median and largest relative error, and the cells beyond 2 %."""
+    if not pairs:
+        return {}
+    off = sorted(((ours / real - 1, name) for ours, real, name in pairs), key=lambda e: -abs(e[0]))
+    sizes = [abs(error) for error, _ in off]
+    return {
+        "median": statistics.median(sizes),
+        "largest": off[0][0],
+        "exact": sum(size == 0 for size in sizes),
+        "within_2_percent": sum(size <= 0.02 for size in sizes),
+        "beyond_2_percent": {name: round(error, 4) for error, name in off if abs(error) > 0.02},
+    }
+
+
+def _names(rows: Sequence[Row], *, fits: bool, ran_out: bool) -> list[str]:
+    return [
+        row["cell"]
+        for row in rows
+        if row["predicted"]["fits_cap"] is fits
+        and bool(row["capped"].get("out_of_memory")) is ran_out
+    ]
+
+
+def _count(rows: Sequence[Row], *, fits: bool, ran_out: bool) -> int:
+    return len(_names(rows, fits=fits, ran_out=ran_out))
+
+
+def report() -> Row:
+    """Summarise every file of results."""
+    import torch
+
+    return {
+        "torch": str(torch.__version__),
+        "devices": {p.stem: summary_of(read(p)) for p in sorted(RESULTS.glob("*.jsonl"))},
+        "operations": {
+            p.name.partition(".")[0]: json.loads(p.read_text(encoding="utf-8"))
+            for p in sorted(RESULTS.glob("*.operations.json"))
+        },
+    }
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("cells", "operations", "reductions", "report"))
+    parser.add_argument("--device", default="rtx-2060-super")
+    parser.add_argument("--count", type=int, default=160)
+    parser.add_argument("--allocator", default="", help="PYTORCH_CUDA_ALLOC_CONF")
+    given = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    if given.what == "report":
+        text = json.dumps(report(), indent=1)
+        (HERE / "summary.json").write_text(text + "\n", encoding="utf-8")
+        print(text)
+        return
+    spec = lookup(given.device)
+    if given.what == "cells":
+        run_cells(spec, count=given.count, allocator=given.allocator)
+    elif given.what == "operations":
+        cells = [c.to_json() for c in chosen(given.count, spec)[: given.count]]
+        (row,) = ask({"what": "operations", "cells": cells}, spec)
+        path = RESULTS / f"{spec.name}.operations.json"
+        path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    else:
+        print(json.dumps(next(ask({"what": "reductions", "count": given.count}, spec)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
