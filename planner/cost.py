@@ -257,6 +257,7 @@ class CostModel:
             optimizer=False,
             # bytes inside CPU kernels have to be probed: the replayed rung's business
             inside_kernels=self.spec.is_cuda,
+            only_this_batch=False,
             abridged=True,
         )
 

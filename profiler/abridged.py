@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -116,7 +117,23 @@ def pass_on(backbone: nn.Module, units: Sequence[str], rows: Sequence[Row]) -> N
 
 
 def _hand_on(features: Tensor, *_: Any, **__: Any) -> Tensor:
-    return features.view_as(features)  # a node of its own in the graph, so that its hook has a turn
+    handed: Tensor = _HandOn.apply(features)
+    return handed
+
+
+class _HandOn(torch.autograd.Function):
+    """A node of its own in the graph, so that a hook has a turn; it hands on the gradient itself.
+
+    A view of it would not do: autograd adds in place only to what nobody else holds.
+    """
+
+    @staticmethod
+    def forward(_: Any, features: Tensor) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 # --- the log of the deep network ------------------------------------------------------------------

@@ -53,10 +53,13 @@ class CudaKernels:
 
     Args:
         multiprocessors: how much runs at once.
+        only_this_batch: leave out sums that need no scratch at the batch they are called with,
+            though they may at another; False for profiles (profiler/composition.py).
     """
 
-    def __init__(self, multiprocessors: Multiprocessors) -> None:
+    def __init__(self, multiprocessors: Multiprocessors, *, only_this_batch: bool = True) -> None:
         self.multiprocessors = multiprocessors
+        self.only_this_batch = only_this_batch
         self._rules: dict[Any, Callable[..., Blocks]] = {
             _aten.sum: self._sum,
             _aten.mean: self._mean,
@@ -106,7 +109,8 @@ class CudaKernels:
         scratch = () if found is None else found.scratch_bytes(self.multiprocessors)
         if found is None:
             return ()
-        # where there is none at this batch, there may be at another
+        if not scratch and self.only_this_batch:
+            return ()
         partial, counters = scratch or (0, 0)
         result = found.outputs * image.element_size()
         return (result, PartialSums(partial, found), PartialSums(counters))
@@ -135,7 +139,8 @@ class CudaKernels:
             stages.append((*grads, *copies[: len(copies) - (not _lies(weight, layout))]))
         if wanted[2]:
             stages.append((*grads, *self._sum(grad, (0, *range(2, grad.dim())))))
-        return max(stages, key=sum)
+        most = max(stages, key=sum)
+        return most if sum(most) > sum(grads) else ()
 
     # --- layer norm ---
 

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ class Recorder(TorchDispatchMode):
         self._reductions: dict[Reduction, int] = {}
         self.warming_up = False
         self._warm: set[int] = set()
+        _holders_of_a_sum()  # it runs autograd, which an operation under this mode cannot
 
     # -- storages ----------------------------------------------------------------------------
 
@@ -130,11 +131,22 @@ class Recorder(TorchDispatchMode):
             return
         row = self._birth(nbytes, owner, operation)
 
+        self._watch(storage, row)
+
+    def _watch(self, storage: torch.UntypedStorage, row: int) -> None:
+        key = storage._cdata
+
         def died(_: object) -> None:
-            del self._alive[key]
-            self._death(row)
+            if self._alive.pop(key, (None, -1))[1] == row:
+                self._death(row)
 
         self._alive[key] = (weakref.ref(storage, died), row)
+
+    def _take_over(self, tensor: Tensor, result: Tensor) -> None:
+        """Let a result live where a tensor does: it was written there."""
+        _, row = self._alive.pop(tensor.untyped_storage()._cdata, (None, -1))
+        if row >= 0:
+            self._watch(result.untyped_storage(), row)
 
     def _birth(self, nbytes: int, owner: int, operation: int) -> int:
         self._mark_exit()
@@ -185,7 +197,10 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "prim":
             known = func is _DEVICE and isinstance(args[0], FakeTensor)
             return args[0].fake_device if known else func(*args, **kwargs)
+        summed = _summed_in_place(args) if func is _ADD and self.phase == BACKWARD else None
         out = _update(func, args, kwargs) if self.phase == OPTIMIZER else func(*args, **kwargs)
+        if summed is not None:
+            self._take_over(summed, out)
         view = self._is_view.get(func)
         if view is None:
             view = self._is_view[func] = _only_views(func)
@@ -366,6 +381,49 @@ def _is_arithmetic_in_place(func: Any) -> bool:
     return name.startswith("_foreach_") or torch.Tag.pointwise in func.tags or name in _FILLS
 
 
+def _summed_in_place(args: tuple[Any, ...]) -> Tensor | None:
+    """Return the gradient that autograd adds another to in place, where it would on real tensors.
+
+    It does so where nobody else holds it, and never for fake tensors (``can_accumulate_inplace``,
+    torch/csrc/autograd/input_buffer.cpp).
+    """
+    if torch.is_grad_enabled() or not all(isinstance(a, FakeTensor) for a in args):
+        return None
+    for tensor in args:
+        if _holders(tensor) == _holders_of_a_sum() and _is_dense(tensor):
+            return cast("Tensor", tensor)
+    return None
+
+
+def _holders(tensor: Tensor) -> tuple[int, int]:
+    """Return how many hold a tensor, and its storage."""
+    storage = tensor.untyped_storage()
+    return tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)
+
+
+@cache
+def _holders_of_a_sum() -> tuple[int, int]:
+    """Return the holders of a gradient that nobody has but autograd, when it adds another to it."""
+    seen: list[tuple[int, int]] = []
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if func is _ADD and not torch.is_grad_enabled():
+                seen.append(_holders(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), torch.enable_grad():
+        leaf = torch.empty(2, requires_grad=True)
+        read_twice = leaf * 2
+        out = read_twice.sin() * read_twice.cos()
+        with Look():
+            torch.autograd.grad(out.sum(), leaf)
+    return seen[0]
+
+
+_ADD, _is_dense = torch.ops.aten.add.Tensor, torch.ops.aten.is_non_overlapping_and_dense
 _DEVICE = torch.ops.prim.device.default
 _FILLS = {"zero_", "fill_", "copy_"}
 
@@ -410,6 +468,7 @@ def replay(
     on: Multiprocessors = RTX_2060_SUPER,
     optimizer: bool = True,
     inside_kernels: bool = True,
+    only_this_batch: bool = True,
     as_published: bool = False,
     abridged: bool = False,
 ) -> EventLog:
@@ -423,6 +482,8 @@ def replay(
         optimizer: False leaves the optimizer's state and step out (the search adds them, since
             they depend neither on batch nor on placement).
         inside_kernels: add what kernels hold inside one operation.
+        only_this_batch: False also notes what kernels hold at other batches alone, of no bytes here
+            (for ``profiler.composition``).
         as_published: count FLOPs as arXiv 2507.23536 did.
         abridged: of units that are alike run three, as far as the rest can be told from them
             (``profiler.abridged``): of one micro-batch, without optimizer and CPU kernels.
@@ -437,7 +498,11 @@ def replay(
     candidate = Candidate(workload=workload, placement=candidate.placement)
     inside: KernelBytes | None = None
     if inside_kernels:
-        inside = CudaKernels(on) if target == "cuda" else _cpu_kernels(candidate)
+        inside = (
+            CudaKernels(on, only_this_batch=only_this_batch)
+            if target == "cuda"
+            else _cpu_kernels(candidate)
+        )
     run = partial(
         replay_assembled,
         candidate=candidate,
