@@ -398,7 +398,7 @@ def _summed_in_place(args: tuple[Any, ...]) -> Tensor | None:
 def _holders(tensor: Tensor) -> tuple[int, int]:
     """Return how many hold a tensor, and its storage."""
     storage = tensor.untyped_storage()
-    return tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)
+    return tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
 
 
 @cache
@@ -418,7 +418,7 @@ def _holders_of_a_sum() -> tuple[int, int]:
         leaf = torch.empty(2, requires_grad=True)
         read_twice = leaf * 2
         out = read_twice.sin() * read_twice.cos()
-        with Look():
+        with Look():  # type: ignore[no-untyped-call]
             torch.autograd.grad(out.sum(), leaf)
     return seen[0]
 
