@@ -28,7 +28,7 @@ from planner.placement import (
     to_choice,
 )
 from planner.tables import Choice, Floats, Numbers, Tables
-from profiler.allocator import CachingAllocator
+from profiler.allocator import AllocatorSettings, CachingAllocator, configuration
 from profiler.composition import (
     AGAIN_PHASES,
     BY_PART,
@@ -421,7 +421,7 @@ class CostModel:
         workspaces = workspaces_of(self.spec)
 
         def read() -> Slack:
-            allocator = CachingAllocator()
+            allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
             there = at_micro_batch(log(), SLACK_BATCH, self._multiprocessors)
             run_steps(allocator, there, steps=2, workspaces=workspaces)
             live = there.peak_bytes + sum(workspaces)
@@ -430,7 +430,8 @@ class CostModel:
                 reserved=allocator.peak_reserved_bytes / live,
             )
 
-        found = self.store.fetch(Slack, ("slack", family.to_json(), *self._kernels), read)
+        key = ("slack", family.to_json(), *self._kernels, configuration())
+        found = self.store.fetch(Slack, key, read)
         return Slack(allocated=float(found.allocated), reserved=float(found.reserved))
 
     # -- reports -----------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from planner.adaptive import AdaptiveRule, memory_in_use
 from planner.data import ImageData, ImageSet, load_data, loader
 from planner.plan import Plan, read_json, versions, write_json, write_plan
 from planner.stepdown import tighter_placements
+from profiler.allocator import configure
 from profiler.assembly import Assembly, assemble
 from profiler.backbones import WeightSource, normalisation
 from profiler.checkpointing import AppliedPlacement, apply_adaptive, apply_placement
@@ -721,6 +722,7 @@ def train(
     in_use = None if rule is None else memory_in_use(device)
     assembly = assemble(workload, weights=weights, pretrained=pretrained)
     if kind == "cuda":
+        configure(os.environ)
         _cap_to_budget(plan)
     assembly.model.to(device).train()
     rate = choose_learning_rate(workload, assembly, given=learning_rate)

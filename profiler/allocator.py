@@ -5,8 +5,9 @@ tensors: sizes are rounded, small and large requests live in separate pools, mem
 the driver in segments and only given back when it runs out. This module replays those rules on a
 stream of events, without a GPU and without torch.
 
-Pieces: `AllocatorSettings` (what ``PYTORCH_CUDA_ALLOC_CONF`` says), `CachingAllocator` (the state),
-`replay` (a whole stream of events to an `AllocatorReport`).
+Pieces: `AllocatorSettings` (what ``PYTORCH_CUDA_ALLOC_CONF`` says), `configuration` (what it says
+here, or is made to say), `CachingAllocator` (the state), `replay` (a whole stream of events to an
+`AllocatorReport`).
 
 Source of the rules: pytorch ``c10/cuda/CUDACachingAllocator.cpp``, struct
 ``DeviceCachingAllocator``, read at commit 001074d25084 and again in a copy of 2026, which has
@@ -40,10 +41,11 @@ Complexity: O(log n) comparisons and one O(n) memory move per event, n free bloc
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, fields
 
 from profiler.errors import UsageError
@@ -158,6 +160,25 @@ class AllocatorSettings:
             elif not _WITHOUT_EFFECT.match(name):
                 _refuse(name, value, f"one of {', '.join(_known_options())}, or backend:native")
         return cls(**found)  # type: ignore[arg-type]
+
+
+_CONFIGURED_BY = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+DEFAULT_CONFIGURATION = "expandable_segments:True"
+"""What is planned for and trained under where the environment says nothing else. Segments of fixed
+size are left with holes: ResNet-18 at batch 128 reserved 2.8 GiB for a peak of 1.7, and 1.7 with
+segments that grow (studies/hollow_gpu)."""
+
+
+def configuration() -> str:
+    """Return the allocator's options: the environment's, else ``DEFAULT_CONFIGURATION``."""
+    given = (os.environ.get(name) for name in _CONFIGURED_BY)
+    return next((text for text in given if text), DEFAULT_CONFIGURATION)
+
+
+def configure(environment: MutableMapping[str, str]) -> None:
+    """Write the options where PyTorch reads them, before it uses CUDA for the first time."""
+    if not any(environment.get(name) for name in _CONFIGURED_BY):
+        environment[_CONFIGURED_BY[-1]] = DEFAULT_CONFIGURATION
 
 
 _MEBIBYTE_OPTIONS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from profiler.allocator import AllocatorSettings, CachingAllocator
+from profiler.allocator import AllocatorSettings, CachingAllocator, configuration
 from profiler.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
 from profiler.hardware import (
     CPU,
@@ -77,7 +77,7 @@ def predict(
     Args:
         candidate: what to predict.
         device: ``cpu`` or a name of the sourced table.
-        settings: of the CUDA caching allocator; None for PyTorch's defaults.
+        settings: of the CUDA caching allocator; None for those of `configuration`.
         as_published: count FLOPs as arXiv 2507.23536 did (groups left out of weight gradients).
 
     Raises:
@@ -123,7 +123,12 @@ def report_of(
     notes: list[str] = []
     if spec.is_cuda:
         log = log.rounded(BLOCK_BYTES)
-        memory = _cuda_memory(log, spec, settings or AllocatorSettings(), notes)
+        if settings is None:
+            settings = AllocatorSettings.parse(configuration())
+            notes.append(
+                f"reserved bytes are those of {configuration()}, under which it is trained"
+            )
+        memory = _cuda_memory(log, spec, settings, notes)
     else:
         memory = _host_memory(log)
     seconds = None

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from profiler.allocator import configure
 from profiler.errors import DeviceError, InputError, MeasurementError, OutOfMemoryError, UsageError
 from profiler.units import MIB
 
@@ -68,7 +69,7 @@ def run_in_process(
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
-            env=os.environ | _ENVIRONMENT,
+            env=_environment(),
         )
         try:
             answer = _converse(process, request, on_progress, timeout_seconds)
@@ -84,6 +85,12 @@ def run_in_process(
         raise _relayed(answer, cap_bytes)
     result: dict[str, Any] = answer["result"]
     return result
+
+
+def _environment() -> dict[str, str]:
+    environment = os.environ | _ENVIRONMENT
+    configure(environment)
+    return environment
 
 
 def _converse(

@@ -29,6 +29,7 @@ from cells import CAP_BYTES, Cell, brim_families, grid, largest_fitting
 from compare import predict_row
 from run import units_of
 
+from profiler.allocator import DEFAULT_CONFIGURATION
 from profiler.hardware import DeviceSpec, lookup, multiprocessors
 
 HERE = Path(__file__).resolve().parent
@@ -109,7 +110,9 @@ def _brim_of(family: Cell, *, device: str) -> list[Cell]:
         return Cell(workload=workload, placement=family.placement, extra="brim")
 
     def reserved(batch: int) -> int:
-        return int(predict_row(cell(batch).candidate(units).to_json(), device=device)["reserved"])
+        data = cell(batch).candidate(units).to_json()
+        found = predict_row(data, device=device, allocator=DEFAULT_CONFIGURATION)
+        return int(found["reserved"])
 
     batch = largest_fitting(reserved, cap_bytes=CAP_BYTES, most=512)
     return [cell(b) for b in (batch, batch + max(1, batch // 16)) if 0 < b <= 512]
@@ -117,7 +120,7 @@ def _brim_of(family: Cell, *, device: str) -> list[Cell]:
 
 def run_cells(spec: DeviceSpec, *, count: int, allocator: str) -> None:
     """Run what is not yet among the results, and predict it."""
-    name = spec.name + (".expandable" if "expandable" in allocator else "")
+    name = spec.name + ("" if allocator == DEFAULT_CONFIGURATION else ".native")
     path = RESULTS / f"{name}.jsonl"
     known = {row["cell"] for row in read(path)}
     left = [cell for cell in chosen(count, spec) if cell.name not in known]
@@ -220,7 +223,7 @@ def main() -> None:
     parser.add_argument("what", choices=("cells", "operations", "reductions", "report"))
     parser.add_argument("--device", default="rtx-2060-super")
     parser.add_argument("--count", type=int, default=160)
-    parser.add_argument("--allocator", default="", help="PYTORCH_CUDA_ALLOC_CONF")
+    parser.add_argument("--allocator", default=DEFAULT_CONFIGURATION)
     given = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     if given.what == "report":

@@ -8,7 +8,7 @@ import pytest
 
 from planner.cost import SLACK_BATCH, CostModel, Slack
 from planner.placement import POLICIES
-from profiler.allocator import CachingAllocator
+from profiler.allocator import AllocatorSettings, CachingAllocator, configuration
 from profiler.composition import PROBE_RANKS
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.hardware import workspaces_of
@@ -159,7 +159,7 @@ def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: s
     rank = PROBE_RANKS[0] if method == "lora" else None
     load = small.replace(rank=rank, micro_batch=SLACK_BATCH)
     priced = CostModel("rtx-2060-super")
-    allocator = CachingAllocator()
+    allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     capability = priced.spec.compute_capability
     assert capability is not None
     log = replay(Candidate(workload=load), capability=capability, optimizer=False)

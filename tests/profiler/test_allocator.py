@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from profiler.allocator import (
+    DEFAULT_CONFIGURATION,
     AllocatorSettings,
     CachingAllocator,
     Event,
     SimulatedOutOfMemory,
+    configuration,
+    configure,
     replay,
     round_size,
     segment_size,
@@ -745,3 +748,26 @@ def test_report_sums_up_a_replay() -> None:
     assert report.fragmentation_bytes == 19 * MIB - 512
     assert report.num_alloc_retries == 0
     assert [segment.is_small for segment in report.segments] == [False, True]
+
+
+# --- configuration
+
+
+def test_the_environment_goes_before_our_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert configuration() == DEFAULT_CONFIGURATION
+    assert AllocatorSettings.parse(configuration()).expandable_segments
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    assert configuration() == "max_split_size_mb:64"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    assert configuration() == "backend:native"
+
+
+def test_only_an_environment_that_says_nothing_is_written_to() -> None:
+    silent: dict[str, str] = {}
+    configure(silent)
+    assert list(silent.values()) == [DEFAULT_CONFIGURATION]
+    said = {"PYTORCH_ALLOC_CONF": "backend:native"}
+    configure(said)
+    assert said == {"PYTORCH_ALLOC_CONF": "backend:native"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.allocator import CachingAllocator
+from profiler.allocator import AllocatorSettings, CachingAllocator, configuration
 from profiler.assembly import assemble
 from profiler.errors import UnknownNameError
 from profiler.hardware import context_bytes, lookup, workspaces_of
@@ -54,7 +54,7 @@ def test_on_a_card_workspace_and_context_come_on_top(on_card: Report) -> None:
     memory, spec = on_card.memory, lookup(CARD)
     workspaces, context = workspaces_of(spec), context_bytes(spec)[0]
     log = replay_on(recomputed(LOAD), device=CARD)
-    allocator = CachingAllocator()
+    allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     run_steps(allocator, log, steps=3, workspaces=workspaces)
     assert memory.peak_bytes == allocator.peak_allocated_bytes
     assert memory.peak_bytes >= log.rounded(BLOCK_BYTES).peak_bytes + sum(workspaces)
