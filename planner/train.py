@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
