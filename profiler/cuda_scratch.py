@@ -57,6 +57,8 @@ class CudaKernels:
             though they may at another; False for profiles (profiler/composition.py).
     """
 
+    beside_results = True
+
     def __init__(self, multiprocessors: Multiprocessors, *, only_this_batch: bool = True) -> None:
         self.multiprocessors = multiprocessors
         self.only_this_batch = only_this_batch
@@ -82,7 +84,7 @@ class CudaKernels:
         *,
         live_bytes: int = 0,
     ) -> Blocks:
-        """Return the blocks at the operation's own peak, outputs included; none for no more."""
+        """Return the blocks that it holds beside its results."""
         rule = self._rules.get(func._overloadpacket)
         return () if rule is None else rule(*args)
 
@@ -96,7 +98,7 @@ class CudaKernels:
         return self._reduction(image, dims, wide_loads=_WIDE_LOADS)
 
     def _reduction(self, image: Tensor, dims: Sequence[int] | None, *, wide_loads: int) -> Blocks:
-        """Return the result, the partial results and the counters."""
+        """Return the partial results and the counters."""
         found = reduction_of(
             image.shape,
             image.stride(),
@@ -111,9 +113,9 @@ class CudaKernels:
             return ()
         if not scratch and self.only_this_batch:
             return ()
+        # where there is none at this batch, there may be at another
         partial, counters = scratch or (0, 0)
-        result = found.outputs * image.element_size()
-        return (result, PartialSums(partial, found), PartialSums(counters))
+        return (PartialSums(partial, found), PartialSums(counters))
 
     # --- convolutions ---
 
@@ -132,15 +134,12 @@ class CudaKernels:
         wanted: Sequence[bool],
     ) -> Blocks:
         layout = _layout(image, weight)
-        grads = [_bytes(t) for t, wants in zip((image, weight), wanted, strict=False) if wants]
-        copies = [_bytes(t) for t in (grad, image, weight) if not _lies(t, layout)]
-        stages: list[Blocks] = [(*grads[:1], *copies)]
-        if wanted[1]:
-            stages.append((*grads, *copies[: len(copies) - (not _lies(weight, layout))]))
-        if wanted[2]:
-            stages.append((*grads, *self._sum(grad, (0, *range(2, grad.dim())))))
-        most = max(stages, key=sum)
-        return most if sum(most) > sum(grads) else ()
+        copies = [0 if _lies(t, layout) else _bytes(t) for t in (grad, image, weight)]
+        # first for the image's gradient, when the weight's is not there yet
+        early = sum(copies) - (_bytes(weight) if wanted[1] else 0)
+        in_kernels = max(early, copies[0] + copies[1] if wanted[1] else 0)
+        in_sum = self._sum(grad, (0, *range(2, grad.dim()))) if wanted[2] else ()
+        return in_sum if sum(in_sum) > in_kernels else (max(0, in_kernels),)
 
     # --- layer norm ---
 
@@ -169,17 +168,12 @@ class CudaKernels:
             tiles = torch.empty(tall, width, dtype=image.dtype, device="meta")
             partial = [_bytes(tiles)] * sum(learned)
             partial += self._reduction(tiles, [0], wide_loads=_WIDE_LOADS)
-        made = [_bytes(image)] if wanted[0] else []
-        return (*made, *copies, *map(PartialSums, partial)) if copies or partial else ()
+        return (*copies, *map(PartialSums, partial))
 
 
-def _convolution(image: Tensor, weight: Tensor, *rest: Any) -> Blocks:
+def _convolution(image: Tensor, weight: Tensor, *_: Any) -> Blocks:
     layout = _layout(image, weight)
-    copies = [_bytes(t) for t in (image, weight) if not _lies(t, layout)]
-    if not copies:
-        return ()
-    out = torch.ops.aten.convolution.default(image.to("meta"), weight.to("meta"), None, *rest[1:])
-    return (_bytes(out), *copies)
+    return tuple(_bytes(t) for t in (image, weight) if not _lies(t, layout))
 
 
 def _layout(image: Tensor, weight: Tensor) -> torch.memory_format:
@@ -197,19 +191,16 @@ def _lies(tensor: Tensor, layout: torch.memory_format) -> bool:
 # --- normalisation, softmax, roll -----------------------------------------------------------------
 
 
-def _layer_norm(image: Tensor, shape: Sequence[int], *_: Any) -> Blocks:
-    if image.is_contiguous():
-        return ()
-    rows = image.numel() // prod(shape)
-    return (_bytes(image), rows * 4, rows * 4, _bytes(image))
+def _layer_norm(image: Tensor, *_: Any) -> Blocks:
+    return () if image.is_contiguous() else (_bytes(image),)
 
 
 def _softmax_backward(grad: Tensor, *_: Any) -> Blocks:
-    return (_bytes(grad), _bytes(grad))
+    return (_bytes(grad),)
 
 
 def _roll(image: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Blocks:
-    return (_bytes(image), _bytes(image)) if len(dims) > 1 else ()
+    return (_bytes(image),) if len(dims) > 1 else ()
 
 
 def _index_put(
@@ -219,33 +210,26 @@ def _index_put(
         return ()
     copied = 0 if values.is_contiguous() else _bytes(values)
     sorting = sum(index.numel() * 8 for index in indices if index is not None)
-    return (_bytes(image), copied, *(_SORTING_COPIES * (sorting,)))
+    return (copied, *(_SORTING_COPIES * (sorting,)))
 
 
 # --- attention ------------------------------------------------------------------------------------
 
 
-def _efficient_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, *rest: Any
-) -> Blocks:
-    blocks = [_bytes(t) for t in (query, key, value)]
-    if bias is not None and rest[5][3]:
-        columns = _up(bias.shape[-1], 16)
-        blocks.append(bias.shape[:-1].numel() * columns * bias.element_size())
+def _efficient_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
     batch, heads, rows, head = query.shape
     delta = batch * heads * rows * _DELTA_BYTES
     product = grad.numel() * 4 if query.dtype == torch.float32 else 0
     height, width = _tile(head)
     tiles = ceil(rows / height) * ceil(head / width)
     accumulators = batch * heads * tiles * (height * width * 4 + _LOCK_BYTES)
-    return (*blocks, delta, max(product, accumulators))
+    return (delta, max(product, accumulators))
 
 
-def _flash_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Blocks:
-    blocks = [_bytes(t) for t in (query, key, value)]
+def _flash_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
     batch, heads, rows, head = query.shape
     sums = batch * heads * _up(rows, 128) * 4
-    return (*blocks, sums * (_up(head, 32) if head <= 192 else 256), sums)
+    return (sums * (_up(head, 32) if head <= 192 else 256), sums)
 
 
 def _tile(head: int) -> tuple[int, int]:

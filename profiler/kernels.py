@@ -41,12 +41,19 @@ RTX_2060_SUPER = Multiprocessors(count=34, threads=1024)
 
 
 class KernelBytes(Protocol):
-    """Tells, operation by operation, what is live at the peak inside it."""
+    """Tells, operation by operation, what is live at the peak inside it.
+
+    Attributes:
+        beside_results: whether the blocks are there beside the operation's results, or are all
+            that it holds at its peak, before its results are there.
+    """
+
+    beside_results: bool
 
     def inside(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, live_bytes: int
     ) -> tuple[int, ...]:
-        """Return the blocks at the operation's own peak, outputs included; none for no more.
+        """Return the blocks; none for no more than the results.
 
         Args:
             func: the operation.
@@ -66,6 +73,7 @@ class Probe(KernelBytes):
         taken: bytes inside it, 0 for no more than its results.
     """
 
+    beside_results: bool = False
     live: list[int] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
 
@@ -90,6 +98,8 @@ class Extended(KernelBytes):
         high: at the larger.
         batch: the micro-batch to extend to.
     """
+
+    beside_results = False
 
     def __init__(self, low: Probe, high: Probe, *, batch: int) -> None:
         live = _extend(low.live, high.live, batch)

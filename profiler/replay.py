@@ -217,13 +217,18 @@ class Recorder(TorchDispatchMode):
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         name = str(func)
         operation = self._names.setdefault(name, len(self._names))
+        scratch: list[int] = []
         if self.kernel_bytes is not None and self.phase != OPTIMIZER:
             inside = self.kernel_bytes.inside(func, args, kwargs, live_bytes=self.live_bytes)
-            for row in [self._birth(n, _OWNER["temporary"], operation) for n in inside]:
-                self._death(row)
+            scratch = [self._birth(n, _OWNER["temporary"], operation) for n in inside]
+            if not self.kernel_bytes.beside_results:
+                while scratch:
+                    self._death(scratch.pop(0))
         for tensor, nbytes in real_sizes(func, args, out):
             self.adopt(tensor, operation=operation, nbytes=nbytes)
         _follow(self, out, operation)
+        for row in scratch:
+            self._death(row)
         if self.warming_up:
             return
         flops = self._flops(func, args, kwargs, out)

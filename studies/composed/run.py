@@ -33,10 +33,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from planner.cost import CostModel
+from profiler.allocator import AllocatorSettings, CachingAllocator, configuration
 from profiler.errors import UsageError
-from profiler.hardware import workspaces_of
+from profiler.event_log import EventLog
+from profiler.hardware import DeviceSpec, multiprocessors, workspaces_of
 from profiler.methods.catalogue import get_method, method_names
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.predict import run_steps
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 
@@ -150,11 +153,11 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
             candidate,
             target=target,
             capability=model.spec.compute_capability or (0, 0),
+            on=multiprocessors(model.spec),
             inside_kernels=target == "cuda",
         )
         end = time.perf_counter()
-        workspace = sum(workspaces_of(model.spec))
-        replayed = log.peak_bytes + workspace
+        replayed = _allocated_peak(log, model.spec) if target == "cuda" else log.peak_bytes
         relative = (composed - replayed) / replayed
         name = (
             f"{backbone} {method} r{workload.rank} {kind} {precision} {workload.optimizer} "
@@ -173,6 +176,13 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
             "replay_seconds": round(end - middle, 3),
             "torch": torch.__version__,
         }
+
+
+def _allocated_peak(log: EventLog, spec: DeviceSpec) -> int:
+    """Return the highest that the modelled CUDA allocator has given out in a steady step."""
+    allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
+    run_steps(allocator, log, steps=2, workspaces=workspaces_of(spec))
+    return allocator.peak_allocated_bytes
 
 
 def done_cells() -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@
     python studies/hollow_gpu/study.py cells --device rtx-2060-super --count 160
     python studies/hollow_gpu/study.py operations --device rtx-3060 --count 60
     python studies/hollow_gpu/study.py reductions --device rtx-3060 --count 3000
+    python studies/hollow_gpu/study.py again            predict all of that anew
     python studies/hollow_gpu/study.py report
 
 No GPU is needed, and none is used: see README.md. Rows are appended to
@@ -138,6 +139,19 @@ def run_cells(spec: DeviceSpec, *, count: int, allocator: str) -> None:
             print(f"{name}: {first + len(some)} of {len(left)}", flush=True)
 
 
+def predict_again(path: Path) -> None:
+    """Predict every row of a file anew; what the hollow GPU did stays."""
+    device, _, native = path.stem.partition(".")
+    rows = read(path)
+    cells = {cell.name: cell for cell in chosen(len(grid()), lookup(device))}
+    allocator = "backend:native" if native else DEFAULT_CONFIGURATION
+    predict = partial(_predicted, device=device, allocator=allocator)
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        found = pool.map(predict, [cells[row["cell"]] for row in rows])
+        lines = [json.dumps(row | {"predicted": f}) for row, f in zip(rows, found, strict=True)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _predicted(cell: Cell, *, device: str, allocator: str) -> Row:
     units = units_of(cell.workload.model, cell.workload.image_size)
     row = predict_row(cell.candidate(units).to_json(), device=device, allocator=allocator)
@@ -220,7 +234,7 @@ def report() -> Row:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("cells", "operations", "reductions", "report"))
+    parser.add_argument("what", choices=("cells", "again", "operations", "reductions", "report"))
     parser.add_argument("--device", default="rtx-2060-super")
     parser.add_argument("--count", type=int, default=160)
     parser.add_argument("--allocator", default=DEFAULT_CONFIGURATION)
@@ -230,6 +244,10 @@ def main() -> None:
         text = json.dumps(report(), indent=1)
         (HERE / "summary.json").write_text(text + "\n", encoding="utf-8")
         print(text)
+        return
+    if given.what == "again":
+        for path in sorted(RESULTS.glob("*.jsonl")):
+            predict_again(path)
         return
     spec = lookup(given.device)
     if given.what == "cells":
