@@ -59,7 +59,10 @@ def forked(
 
 
 def _begin(function: Callable[[Any], Any]) -> None:
+    import torch
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    torch.set_num_threads(1)  # OpenMP's threads are not there after a fork, and waited for
     gc.set_threshold(50_000)  # a replay makes many objects and little garbage
     _functions[:] = [function]
 

@@ -365,9 +365,15 @@ def _replay(
 def _replay_ahead(
     request: Request, front: Sequence[Evaluation], cost: CostModel, notify: Notify
 ) -> dict[Candidate, Report]:
-    """Replay, in parallel, what will be asked for if all of it fits."""
+    """Replay, in parallel, what will be asked for if all of it fits.
+
+    Not for a CPU: its kernels are really run there to see what they take, on threads of OpenMP,
+    which a forked process waits for in vain.
+    """
     from planner.forked import forked
 
+    if not cost.spec.is_cuda:
+        return {}
     waiting, wanted = list(front), list[Evaluation]()
     while waiting and len(wanted) < FRONT_SIZE:
         wanted.append(waiting.pop(_most_wanted(request, waiting, wanted)))

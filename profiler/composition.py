@@ -63,6 +63,8 @@ RANK_IS_A_DIVISOR = frozenset({"side"})
 RANK_OF_THE_UPDATE = frozenset({"galore"})
 """Methods whose rank only their optimizer knows. There no size is a polynomial of it (GaLore leaves
 matrices alone that have no side above it), so the update of every rank is replayed by itself."""
+BLOCKWISE = frozenset({"adamw8bit"})
+"""Optimizers whose state is in blocks, and in another precision for small matrices."""
 _GRADIENT = OWNERS.index("gradient")
 _SUM, _CAST = "aten.add.Tensor", "aten._to_copy.default"
 _BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
@@ -222,11 +224,13 @@ def update_family_of(workload: Workload) -> Workload:
     Parameters and optimizer state are fp32 in any case.
     """
     family = family_of(workload).replace(precision="fp32")
-    return family.replace(rank=workload.rank) if _has_rank_in_update(workload) else family
+    if workload.rank is None or not _is_of_one_rank(workload.method, workload.optimizer):
+        return family
+    return family.replace(rank=workload.rank)
 
 
-def _has_rank_in_update(workload: Workload) -> bool:
-    return workload.method in RANK_OF_THE_UPDATE and workload.rank is not None
+def _is_of_one_rank(method: str, optimizer: str) -> bool:
+    return method in RANK_OF_THE_UPDATE or optimizer in BLOCKWISE
 
 
 def _family_rank(workload: Workload) -> int | None:
@@ -260,7 +264,8 @@ def profile_option(
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
     """Replay the optimizer's step of a family (of ``update_family_of``)."""
-    probes = [p.replace(optimizer=optimizer) for p in _probes(family)]
+    probes = [family] if _is_of_one_rank(family.method, optimizer) else _probes(family)
+    probes = [probe.replace(optimizer=optimizer) for probe in probes]
     logs = [replayer(Candidate(workload=workload)) for workload in probes]
     sizes = _sizes(logs)
     log = logs[0]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.abridged import Row, expand, pass_on, rows_of
@@ -64,6 +64,7 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from profiler.methods.base import Method
     from profiler.workload import Workload
 
 _OWNER = {name: code for code, name in enumerate(OWNERS)}
@@ -428,6 +429,7 @@ def _holders_of_a_sum() -> tuple[int, int]:
     return seen[0]
 
 
+_BOOK_LENGTH = 256
 _ADD, _is_dense = torch.ops.aten.add.Tensor, torch.ops.aten.is_non_overlapping_and_dense
 _DEVICE = torch.ops.prim.device.default
 _FILLS = {"zero_", "fill_", "copy_"}
@@ -542,7 +544,7 @@ def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
         model = assembly.model
         to_fake(model)
         recorder = Recorder(assembly.units, batch=workload.micro_batch)
-        update = make_optimizer(model, workload, method=assembly.method, foreach=target == "cuda")
+        update = _make_update(model, workload, assembly.method, target=target)
         step = TrainingStep(
             model,
             update,
@@ -632,7 +634,7 @@ def _record_step(
     recorder: Recorder, assembly: Assembly, workload: Workload, *, target: str, optimizer: bool
 ) -> EventLog:
     model = assembly.model
-    update = make_optimizer(model, workload, method=assembly.method, foreach=target == "cuda")
+    update = _make_update(model, workload, assembly.method, target=target)
     step = TrainingStep(
         model,
         update,
@@ -661,6 +663,26 @@ def _record_step(
     log = recorder.log()
     del loss
     return log
+
+
+def _make_update(model: nn.Module, workload: Workload, method: Method, *, target: str) -> Optimizer:
+    """Make the optimizer; the code books of an 8-bit one are numbers, which fake tensors have not.
+
+    Source: ``Optimizer8bit.fill_qmap``, bitsandbytes/optim/optimizer.py.
+    """
+    make = partial(make_optimizer, model, workload, method=method, foreach=target == "cuda")
+    if workload.optimizer != "adamw8bit":
+        return make()
+    with unset_fake_temporarily():
+        update: Any = make()
+    books = list(getattr(update, "name2qmap", ()))
+
+    def fill() -> None:  # called when the first state is made
+        update.name2qmap.update({book: torch.zeros(_BOOK_LENGTH) for book in books})
+
+    update.name2qmap, update.fill_qmap = {}, fill
+    made: Optimizer = update
+    return made
 
 
 def _forget_host_state(recorder: Recorder, optimizer: Optimizer) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from planner.forked import forked
 
@@ -19,6 +20,20 @@ def test_results_come_from_other_processes_by_index() -> None:
     assert os.getpid() not in {process for _, process in results.values()}
     assert sorted(item for item, _ in seen) == [3, 4, 5]
     assert seen[-1][1] == 1.0
+
+
+@several_cores
+@pytest.mark.timeout(60)
+def test_threads_of_the_parent_are_not_waited_for() -> None:
+    square = torch.ones(512, 512)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (square @ square).sum()  # OpenMP's threads are there now, and will not be after the fork
+        results = forked(lambda n: float((n * square @ square).sum()), [1, 2], lambda *_: None)
+    finally:
+        torch.set_num_threads(before)
+    assert results == {0: 512.0**3, 1: 2 * 512.0**3}
 
 
 @several_cores

@@ -46,6 +46,21 @@ def test_measured_in_a_process_equals_predicted() -> None:
     assert seen == sorted(seen)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_an_eight_bit_optimizers_state_is_predicted(method: str) -> None:
+    load = SMALL.workload.replace(method=method, optimizer="adamw8bit")
+    eight_bit, plain = (
+        Candidate(workload=load.replace(optimizer=name)) for name in ("adamw8bit", "adamw")
+    )
+    predicted = predict(eight_bit, device="cpu").memory
+    measured = measure(eight_bit, device="cpu", steps=1, warmup=1).memory
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.001)
+    of_plain = predict(plain, device="cpu").memory
+    assert predicted.max_by_group is not None
+    assert of_plain.max_by_group is not None
+    assert predicted.max_by_group.optimizer < of_plain.max_by_group.optimizer
+
+
 def test_a_run_beyond_its_cap_is_out_of_memory() -> None:
     # 1.2 GB of weights alone
     load = SMALL.workload.replace(model="vit_large_patch16_224")
