@@ -219,7 +219,10 @@ class Recorder(TorchDispatchMode):
         name = str(func)
         operation = self._names.setdefault(name, len(self._names))
         scratch: list[int] = []
-        if self.kernel_bytes is not None and self.phase != OPTIMIZER:
+        # an update is in place, but for bitsandbytes' on a CPU, which unpacks its state
+        if self.kernel_bytes is not None and (
+            self.phase != OPTIMIZER or (func.namespace == "bitsandbytes" and not self.warming_up)
+        ):
             inside = self.kernel_bytes.inside(func, args, kwargs, live_bytes=self.live_bytes)
             scratch = [self._birth(n, _OWNER["temporary"], operation) for n in inside]
             if not self.kernel_bytes.beside_results:
