@@ -638,6 +638,11 @@ def score(accuracy: float, as_json: bool, **numbers: float | None) -> None:
     result = scores(accuracy_percent=accuracy, **numbers)
     if as_json:
         print_json(result.to_json())
+    elif all(value is None for value in result.to_json().values()):
+        raise click.UsageError(
+            "an accuracy alone gives no score: NetScore needs --parameters and --macs, NS-M"
+            " --inference-seconds, --inference-watts and --inference-peak-mib, SAM --energy-joules"
+        )
     else:
         show_table(score_columns(result), console())
 
@@ -659,7 +664,10 @@ def models(pattern: str, as_json: bool) -> None:
         print_json({"schema": "budgetplan.models/1", "models": names, "aliases": aliases})
         return
     if pattern:
-        for name in model_names(pattern):
+        names = model_names(pattern)
+        if not names:
+            raise click.UsageError(f"no backbone's name contains {pattern!r}")
+        for name in names:
             click.echo(name)
         return
     show_table(_pairs("alias", "model", list(aliases.items())), console())

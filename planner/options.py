@@ -158,7 +158,13 @@ data_option = click.option(
     show_default=True,
     help="digits, cifar100, dtd, or a folder of class folders.",
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Of everything random.")
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of everything random.",
+)
 
 
 threshold_option = click.option(
@@ -427,4 +433,9 @@ def progress_bar(*, silent: bool) -> Iterator[Notify]:
 
 def does_not_fit(need_bytes: int, *, budget_bytes: int, advice: str) -> InfeasibleError:
     """Return the error for one candidate that exceeds a budget."""
-    return InfeasibleError(budget_bytes=budget_bytes, smallest_bytes=need_bytes, advice=advice)
+    return InfeasibleError(
+        budget_bytes=budget_bytes,
+        smallest_bytes=need_bytes,
+        advice=advice,
+        subject="it does not fit",
+    )

@@ -31,7 +31,7 @@ from planner.front import (
     reference_point,
 )
 from planner.netscore import Scores, scores, train_score
-from planner.plan import Accuracy, Plan, plan_file_name, versions, write_plan
+from planner.plan import Accuracy, Plan, check_folder, plan_file_name, versions, write_plan
 from planner.search import OBJECTIVES, SGD_STEP, Evaluation, Problem, SearchResult, search
 from planner.space import Space
 from profiler.errors import MeasurementError, OutOfMemoryError
@@ -204,6 +204,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     from planner.cost import CostModel
 
     began = time.perf_counter()
+    check_folder(request.out)
     cost = CostModel(request.device.name, Store.default())
     found = _search(request, cost, notify)
     front = found.front(request.budget_bytes)
@@ -622,10 +623,16 @@ def choose(entries: Sequence[Entry]) -> tuple[int, str]:
     how = (
         f"best {basis} for its memory and energy among the {len(pool)} {among}"
         if values
-        else f"expected to be the most accurate of the {len(pool)} {among}, and the cheapest such "
-        "(an order of methods; no accuracy is known here)"
+        else f"none of the {len(pool)} {among} is expected to be more accurate (by published "
+        "comparisons of methods; no accuracy is known here), and of those this is the cheapest"
     )
     return pool[best], _because(chosen[best], how)
+
+
+def expected_order(entries: Sequence[Entry]) -> list[int]:
+    """Return each entry's place by expected accuracy; 1 for all that equal the best."""
+    scores = [entry.evaluation.score for entry in entries]
+    return [1 + sum(other > score + EQUAL_SCORES for other in scores) for score in scores]
 
 
 def _best(
@@ -739,6 +746,11 @@ def _notes(request: Request, found: SearchResult, rows: Sequence[_Row]) -> tuple
     notes = []
     if request.device.note:
         notes.append(request.device.note)
+    device, room = request.device, request.device.memory_bytes
+    if room is not None and request.budget_bytes > room:
+        notes.append(
+            f"the budget is more than the {format_bytes(room)} that {device.full_name} has"
+        )
     if found.stopped is not None:
         notes.append(f"the search ended early: {found.stopped}")
     if found.cost_unit == "seconds":

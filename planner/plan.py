@@ -16,6 +16,7 @@ import math
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
@@ -239,6 +240,20 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_folder(path: Path) -> None:
+    """Make a folder, or see that files can be written into it, before long work depends on it.
+
+    Raises:
+        InputError: they cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return
+    except OSError as error:
+        raise InputError(f"cannot write into {path}: {error.strerror or error}") from error
+
+
 def read_plan(path: Path) -> Plan:
     """Read a plan file that anybody may have written.
 
@@ -272,10 +287,26 @@ def read_json(path: Path, *, kind: str) -> Any:
         limit = format_bytes(MAX_FILE_BYTES)
         raise InputError(f"{kind} file {path} is larger than {limit}; it is no {kind}")
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        data = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        _refuse_control_characters(data)
+        return data
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{kind} file {path} is not JSON ({reason})") from error
+
+
+def _refuse_control_characters(data: object) -> None:
+    """Refuse text that would steer the terminal it is shown on."""
+    if isinstance(data, str):
+        if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in data):
+            raise ValueError(f"control characters in {data[:40]!r}")
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            _refuse_control_characters(key)
+            _refuse_control_characters(value)
+    elif isinstance(data, list):
+        for value in data:
+            _refuse_control_characters(value)
 
 
 def _refuse_constant(name: str) -> NoReturn:

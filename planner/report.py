@@ -233,6 +233,11 @@ def show_recommendation(answer: Recommendation, console: Console) -> None:
 
 
 def _closing(answer: Recommendation) -> Iterator[str]:
+    yield (
+        "expected order: of accuracy, 1 for the best and for all that published comparisons do not"
+        " tell from it; * is recommended; batch: micro-batch x accumulation; r: the rank, of"
+        " adapters the width, of prompts and prefixes their number, of side networks a divisor"
+    )
     yield f"a plan file for each row is in {answer.request.out}/; `budgetplan show PLAN` prints it"
     yield (
         f"{answer.trials} trials, {format_seconds(answer.seconds)} in all; study {answer.study}: "
@@ -242,6 +247,8 @@ def _closing(answer: Recommendation) -> Iterator[str]:
 
 def front_columns(answer: Recommendation) -> list[Column]:
     """Return the columns of the front, the recommended row starred."""
+    from planner.pipeline import expected_order
+
     entries = answer.front
     plans = [entry.plan for entry in entries]
     on_host = any(entry.host_prediction is not None for entry in entries)
@@ -267,6 +274,7 @@ def front_columns(answer: Recommendation) -> list[Column]:
         ),
         *_cost_columns(plans, on_host=on_host),
         *(_host_columns(entries) if on_host else ()),
+        Column(header="expected\norder", cells=[str(place) for place in expected_order(entries)]),
         Column(header="accuracy", cells=[accuracy_of(p.accuracy) for p in plans]),
         Column(header="NetScore", cells=[netscore_of(p.scores, "netscore") for p in plans]),
         Column(header="NS-M", cells=[netscore_of(p.scores, "ns_m") for p in plans]),

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from planner.placement import POLICIES
 from profiler.errors import UnknownNameError, UsageError
 from profiler.hardware import DeviceSpec
 from profiler.methods import method_infos, method_names
@@ -111,6 +112,10 @@ class Space:
         for name in ("methods", "micro_batches", "precisions", "optimizers", "checkpoints"):
             if not getattr(self, name):
                 raise UsageError(f"the search needs at least one of {name.replace('_', '-')}")
+        for name in self.checkpoints:
+            if name != "none" and name not in POLICIES:
+                known = ", ".join(["none", *sorted(POLICIES)])
+                raise UsageError(f"unknown checkpoint policy {name!r}; use some of {known}")
         for size in self.micro_batches:
             if self.effective_batch % size:
                 raise UsageError(

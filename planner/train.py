@@ -38,8 +38,11 @@ import gc
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -778,6 +781,32 @@ def train(
     return result
 
 
+class _Interrupt:
+    """Remembers that somebody pressed Ctrl-C; the second time it goes through at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def _interrupts() -> Iterator[_Interrupt]:
+    """Catch interrupts, where this is the thread that gets them."""
+    interrupt = _Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Training:
     """Goes from step to step, with readings and checkpoints in between.
 
@@ -812,11 +841,23 @@ class _Training:
         self._before = course.seconds
         self._started = time.perf_counter()
         self._read_at = course.seconds
+        self._interrupt = _Interrupt()
 
     def run(self) -> None:
-        """Train to the end, or until the time is up."""
-        while not self._is_over:
-            self._epoch()
+        """Train to the end, or until the time is up.
+
+        An interrupt lets the step under way come to its end, which is then kept.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        with _interrupts() as self._interrupt:
+            while not self._is_over:
+                self._epoch()
+        if self._interrupt.asked:
+            if self._course.steps:
+                self._save()
+            raise KeyboardInterrupt
         seen = self._course.readings
         if not seen or seen[-1].step < self._session.step.global_step:
             self._read(self._images.held_out)
@@ -824,7 +865,7 @@ class _Training:
 
     @property
     def _is_over(self) -> bool:
-        if self._session.step.global_step >= self._last_step:
+        if self._interrupt.asked or self._session.step.global_step >= self._last_step:
             return True
         # no step of this run has been taken while the course stands where it stood
         return self._limit is not None and self._course.seconds - self._before >= self._limit

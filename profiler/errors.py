@@ -58,15 +58,23 @@ class InfeasibleError(BudgetplanError):
         budget_bytes: what was asked for.
         smallest_bytes: the smallest budget that would do, or None when it is not known.
         advice: the change that helps most, as one clause.
+        subject: what does not fit.
     """
 
     exit_code = 3
 
-    def __init__(self, *, budget_bytes: int, smallest_bytes: int | None, advice: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        budget_bytes: int,
+        smallest_bytes: int | None,
+        advice: str = "",
+        subject: str = "nothing fits",
+    ) -> None:
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
         self.advice = advice
-        text = f"nothing fits a budget of {format_bytes(budget_bytes)}"
+        text = f"{subject} a budget of {format_bytes(budget_bytes)}"
         if smallest_bytes is not None:
             text += f"; the smallest budget that would is {format_bytes(smallest_bytes)}"
         super().__init__(text + (f"; {advice}" if advice else ""))

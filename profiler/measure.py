@@ -17,10 +17,14 @@ from profiler.errors import DeviceError, UsageError
 from profiler.predict import count_parameters, device_label
 from profiler.records import MEASURED, DeviceLabel, Memory, Report
 from profiler.sandbox import Progress, cap_cuda_memory, run_in_process
+from profiler.units import format_seconds
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from profiler.step import Batch, TrainingStep
+
+_UNSTEADY = 2.0
+"""How many times the shortest step the longest of a run may take before the report says so."""
 
 Fetch = Callable[[], "Batch"]
 
@@ -71,7 +75,12 @@ def report_measurement(candidate: Candidate, seen: Mapping[str, Any], *, device:
         if device == "cuda"
         else device_label(device)
     )
-    seconds = seen["step_seconds"]
+    seconds, notes = seen["step_seconds"], list(seen["notes"])
+    if seconds and max(seconds) > _UNSTEADY * min(seconds):
+        notes.append(
+            f"the steps took from {format_seconds(min(seconds))} to {format_seconds(max(seconds))}:"
+            " other work on this machine is in these times"
+        )
     return Report(
         candidate=candidate,
         device=label,
@@ -85,7 +94,7 @@ def report_measurement(candidate: Candidate, seen: Mapping[str, Any], *, device:
         step_seconds=statistics.median(seconds) if seconds else None,
         energy_joules=seen["energy_joules"],
         parameters=count_parameters(candidate.workload),
-        notes=tuple(seen["notes"]),
+        notes=tuple(notes),
         details={"step_seconds": seconds, "environment": seen["environment"]},
     )
 

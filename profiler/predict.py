@@ -32,6 +32,7 @@ from profiler.records import (
     UnitReport,
 )
 from profiler.roofline import Rates, rates
+from profiler.units import format_bytes
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def report_of(
         memory = _cuda_memory(log, spec, settings, notes)
     else:
         memory = _host_memory(log)
+    if spec.memory_bytes is not None and (memory.device_bytes or 0) > spec.memory_bytes:
+        notes.append(f"more than the {format_bytes(spec.memory_bytes)} of {spec.full_name}")
     seconds = None
     if roofline is not None:
         seconds = step_seconds(log, roofline, workload)

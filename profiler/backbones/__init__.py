@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -285,7 +286,7 @@ def _load_pretrained(model: nn.Module, canonical: str) -> WeightSource:
             model, num_classes=getattr(width, "out_features", 0), in_chans=3, strict=False
         )
     except Exception as error:  # whatever a hub client raises offline: the reason is kept
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "no answer"
+        reason = textwrap.shorten(str(error), 160, placeholder=" ...") or "no answer"
         return WeightSource(kind="random", detail=f"{type(error).__name__}: {reason}")
     finally:
         logger.setLevel(before)
