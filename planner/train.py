@@ -52,7 +52,7 @@ import torch
 
 from planner.adaptive import AdaptiveRule, memory_in_use
 from planner.data import ImageData, ImageSet, load_data, loader
-from planner.plan import Plan, read_json, versions, write_json, write_plan
+from planner.plan import Plan, read_json, read_plan, versions, write_json, write_plan
 from planner.stepdown import tighter_placements
 from profiler.allocator import configure
 from profiler.assembly import Assembly, assemble
@@ -217,6 +217,31 @@ class TrainResult:
 
 
 # ---- checks before anything is run ---------------------------------------------------------------
+
+
+def load_trained(
+    output: Path, *, weights: Path | None = None, pretrained: bool = True, seed: int = 0
+) -> nn.Module:
+    """Return the model that a training left in its folder, ready to classify.
+
+    It is called with images [batch, 3, size, size] as ``planner.data`` prepares them, and returns
+    logits [batch, classes].
+
+    Args:
+        output: the folder.
+        weights: the file of weights that the training was given, if it was.
+        pretrained: whether the training might fetch weights.
+        seed: of the training; random weights under an adapter are made of it.
+
+    Raises:
+        InputError: the folder holds no training, or one of another model.
+    """
+    plan = read_plan(output / PLAN_FILE)
+    check_against_model(plan)
+    torch.manual_seed(seed)
+    assembly = assemble(plan.candidate.workload, weights=weights, pretrained=pretrained)
+    assembly.method.load(assembly.model, output / MODEL_FOLDER)
+    return assembly.model.eval()
 
 
 def check_against_model(plan: Plan) -> Assembly:

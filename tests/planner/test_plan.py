@@ -16,6 +16,7 @@ from planner.plan import (
     SCHEMA,
     Accuracy,
     Plan,
+    check_folder,
     plan_file_name,
     read_plan,
     versions,
@@ -220,3 +221,17 @@ def test_file_names_are_safe_readable_and_unique() -> None:
 def test_plans_need_no_torch() -> None:
     code = "import sys, planner.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_text_that_would_steer_a_terminal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"schema": "budgetplan.plan/1", "provenance": {"study": "\\u001b[2J"}}')
+    with pytest.raises(InputError, match="control characters"):
+        read_plan(path)
+
+
+def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write into"):
+        check_folder(tmp_path / "file" / "below")

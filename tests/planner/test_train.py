@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from planner.train import (
     check_data,
     choose_learning_rate,
     data_for,
+    latest_checkpoint,
+    load_trained,
     train,
 )
 from profiler.assembly import assemble
@@ -144,6 +147,36 @@ def test_an_adapter_is_saved_in_pefts_own_format(tmp_path: Path) -> None:
     held_out = digits(32, train_images=40, held_out=20).held_out
     assert accuracy(again, held_out, batch_size=8) == result.accuracy
     assert read_plan(tmp_path / PLAN_FILE) == plan
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "bitfit"])
+def test_what_was_trained_is_loaded_from_its_folder(tmp_path: Path, method: str) -> None:
+    plan = make_plan(workload(method=method, rank=4 if method == "lora" else None))
+    result = run(plan, tmp_path)
+    model = load_trained(tmp_path)
+    assert not model.training
+    held_out = digits(32, train_images=40, held_out=20).held_out
+    assert accuracy(model, held_out, batch_size=8) == result.accuracy
+
+
+def test_an_interrupt_keeps_the_step_under_way(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    straight = run(plan, tmp_path / "straight", epochs=2)
+
+    def interrupt(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step) == (1, 2) and progress.reading is None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "stopped", epochs=2, on_progress=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    kept = latest_checkpoint(tmp_path / "stopped")
+    assert kept is not None
+    assert kept.name == "checkpoint-2"
+    resumed = run(plan, tmp_path / "stopped", epochs=2, resume=True)
+    assert resumed.accuracy == straight.accuracy
+    assert same(learned(tmp_path / "stopped"), learned(tmp_path / "straight"))
 
 
 def test_accuracy_is_the_share_of_right_answers_and_leaves_the_mode() -> None:
