@@ -134,12 +134,11 @@ class CudaKernels:
         wanted: Sequence[bool],
     ) -> Blocks:
         layout = _layout(image, weight)
-        copies = [0 if _lies(t, layout) else _bytes(t) for t in (grad, image, weight)]
-        # first for the image's gradient, when the weight's is not there yet
-        early = sum(copies) - (_bytes(weight) if wanted[1] else 0)
-        in_kernels = max(early, copies[0] + copies[1] if wanted[1] else 0)
+        # the weight's copy is gone, or its place is the gradient's, when that of the weight is made
+        operands = (grad, image) if wanted[1] else (grad, image, weight)
+        copies = tuple(_bytes(t) for t in operands if not _lies(t, layout))
         in_sum = self._sum(grad, (0, *range(2, grad.dim()))) if wanted[2] else ()
-        return in_sum if sum(in_sum) > in_kernels else (max(0, in_kernels),)
+        return in_sum if sum(in_sum) > sum(copies) else copies
 
     # --- layer norm ---
 

@@ -67,6 +67,9 @@ CASES = [
     (workload(VIT, "side", rank=16, micro_batch=5), "static"),
     # blocks of 256, and matrices of fewer than 4096 weights in fp32: no polynomial of the rank
     (workload(VIT, "lora", rank=7, optimizer="adamw8bit"), "static"),
+    # operands of convolutions and layer norms that are copied
+    (workload("convnext_atto", "ln_tune", micro_batch=5), "none"),
+    (workload("convnext_atto", micro_batch=12), "second"),
     # GaLore projects no matrix of 64 rows at rank 64: its state does not grow with the rank
     (workload(VIT, "galore", rank=64, micro_batch=1), "none"),
     # at few images the scratch of the selective scan is what the peak is made of
