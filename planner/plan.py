@@ -241,14 +241,14 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Make a folder, or see that files can be written into it, before long work depends on it.
+    """See that a folder can be made and written into, before long work depends on it.
 
     Raises:
-        InputError: they cannot.
+        InputError: it cannot.
     """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryDirectory(dir=there):
             return
     except OSError as error:
         raise InputError(f"cannot write into {path}: {error.strerror or error}") from error

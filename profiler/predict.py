@@ -213,6 +213,8 @@ def run_steps(
     given = np.flatnonzero(log.birth == 0)
     state = given[log.owner[given] == _STATE]
     events = [e for e in log.allocator_events() if log.birth[e[1]] > 0]
+    updates = [m.tick for m in log.marks if m.kind == "phase" and m.value == OPTIMIZER]
+    update = max(updates, default=log.ticks)
     once = _first_products(log, workspaces)
     for index in given.tolist():
         if log.owner[index] != _STATE:
@@ -220,7 +222,8 @@ def run_steps(
     for step in range(steps):
         alive: set[int] = set()
         for kind, key, nbytes in events:
-            if step == 0 and len(state) and log.phase[key] == OPTIMIZER:
+            tick = log.birth[key] if kind == "malloc" else log.death[key]
+            if step == 0 and len(state) and tick > update:
                 for index in state.tolist():
                     granted[index] = allocator.malloc(index, int(log.nbytes[index]))
                 state = state[:0]

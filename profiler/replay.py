@@ -649,10 +649,9 @@ def _record_step(
     if step.scaler is not None:
         step.scaler = _FakeScaler("cpu")
     with recorder, _unit_marks(recorder, model), _gradient_marks(recorder, model):
-        for parameter in model.parameters():
-            recorder.adopt(parameter, _OWNER["parameter"])
-        for buffer in model.buffers():
-            recorder.adopt(buffer, _OWNER["buffer"])
+        for tensor in _as_they_move(model):
+            is_parameter = isinstance(tensor, nn.Parameter)
+            recorder.adopt(tensor, _OWNER["parameter" if is_parameter else "buffer"])
         fetch = _fake_batch(workload)
         loss = step.accumulate([fetch] * workload.accumulation)
         if optimizer:
@@ -666,6 +665,14 @@ def _record_step(
     log = recorder.log()
     del loss
     return log
+
+
+def _as_they_move(module: nn.Module) -> Iterator[Tensor]:
+    """Yield parameters and buffers in the order in which ``to`` moves them (``Module._apply``)."""
+    for child in module.children():
+        yield from _as_they_move(child)
+    for table in (module._parameters, module._buffers):
+        yield from (tensor for tensor in table.values() if tensor is not None)
 
 
 def _make_update(model: nn.Module, workload: Workload, method: Method, *, target: str) -> Optimizer:

@@ -232,6 +232,7 @@ def test_text_that_would_steer_a_terminal_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> None:
     check_folder(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write into"):
         check_folder(tmp_path / "file" / "below")
