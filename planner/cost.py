@@ -28,7 +28,12 @@ from planner.placement import (
     to_choice,
 )
 from planner.tables import Choice, Floats, Numbers, Tables
-from profiler.allocator import AllocatorSettings, CachingAllocator, configuration
+from profiler.allocator import (
+    LARGE_SEGMENT_BYTES,
+    AllocatorSettings,
+    CachingAllocator,
+    configuration,
+)
 from profiler.composition import (
     AGAIN_PHASES,
     BY_PART,
@@ -60,6 +65,7 @@ from profiler.workload import Candidate, Workload
 Progress = Callable[[str, float], None]
 _MOST_CHOICES = 100_000
 """Placements of a family that are remembered; beyond, all are forgotten."""
+HALF_SEGMENT_BYTES = LARGE_SEGMENT_BYTES // 2
 SLACK_BATCH = 16
 """Micro-batch at which the allocator's reserve is read."""
 MENU = (KEEP, CHEAP, RECOMPUTE)
@@ -88,15 +94,23 @@ class Quick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slack:
-    """What the caching allocator makes of live bytes, as multiples of their peak.
+    """What the caching allocator makes of live bytes.
 
     Attributes:
-        allocated: in the blocks that tensors were given, which may be larger than they.
-        reserved: in its segments.
+        allocated: in the blocks that tensors were given, which may be larger than they: a multiple.
+        reserved: in its segments: a multiple, beside half a segment that is not filled.
     """
 
     allocated: float
     reserved: float
+
+    def reserved_bytes(self, live_bytes: float) -> int:
+        """Return what is reserved for a peak."""
+        return round(live_bytes * self.reserved) + HALF_SEGMENT_BYTES
+
+    def live_bytes(self, reserved_bytes: int) -> int:
+        """Return the peak that so much is reserved for."""
+        return int((reserved_bytes - HALF_SEGMENT_BYTES) / self.reserved)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -427,7 +441,7 @@ class CostModel:
             live = there.peak_bytes + sum(workspaces)
             return Slack(
                 allocated=allocator.peak_allocated_bytes / live,
-                reserved=allocator.peak_reserved_bytes / live,
+                reserved=max(1.0, (allocator.peak_reserved_bytes - HALF_SEGMENT_BYTES) / live),
             )
 
         key = ("slack", family.to_json(), *self._kernels, configuration())
@@ -555,7 +569,7 @@ class CostModel:
         if not self.spec.is_cuda:
             return budget_bytes
         left = budget_bytes - context_bytes(self.spec)[0]
-        return max(1, int(left / self.slack(workload).reserved))
+        return max(1, self.slack(workload).live_bytes(left))
 
     def place(
         self,
@@ -656,7 +670,8 @@ def _quick(ready: _Ready, live: float, again: float, *, accumulation: int) -> Qu
             joules = seconds * ready.watts
     peak, reserved = round(live) + ready.workspace_bytes, None
     if ready.slack is not None:
-        peak, reserved = round(peak * ready.slack.allocated), round(peak * ready.slack.reserved)
+        reserved = ready.slack.reserved_bytes(peak)
+        peak = round(peak * ready.slack.allocated)
     return Quick(
         peak_bytes=peak,
         reserved_bytes=reserved,
