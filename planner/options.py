@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ STUDY_DEVICE = "rtx-2060-super"
 _UNCOUNTED = ("none", "static", "cheap", "light", "chen")
 BUDGET_FREE = (*_UNCOUNTED, "every-K", "first-K", "last-K")
 BUDGETED = ("adaptive", "optimal", "rotor")
+SECONDS_BETWEEN_LINES = 20
 SIZES = "Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes."
 
 
@@ -404,9 +406,16 @@ def console() -> Console:
 
 @contextmanager
 def progress_bar(*, silent: bool) -> Iterator[Notify]:
-    """Show what is being done on stderr; silent with ``--json`` or where stderr is no terminal."""
-    if silent or not sys.stderr.isatty():
+    """Show what is being done on stderr: a bar, or now and then a line where it is no terminal.
+
+    Args:
+        silent: show nothing.
+    """
+    if silent:
         yield lambda stage, text, fraction: None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -429,6 +438,19 @@ def progress_bar(*, silent: bool) -> Iterator[Notify]:
             bar.update(tasks[stage], description=text, completed=fraction)
 
         yield notify
+
+
+class _Lines:
+    """Writes what is being done, once in ``SECONDS_BETWEEN_LINES``."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, stage: str, text: str, fraction: float) -> None:
+        now = time.monotonic()
+        if now - self._told >= SECONDS_BETWEEN_LINES:
+            click.echo(f"budgetplan: {stage}: {text}, {fraction:.0%}", err=True)
+            self._told = now
 
 
 def does_not_fit(need_bytes: int, *, budget_bytes: int, advice: str) -> InfeasibleError:
