@@ -95,7 +95,7 @@ def follow(history: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def run_cells(cells: list[Cell]) -> None:
-    """Run cells, those near the cap again under it."""
+    """Run cells, those near the cap again under it; a failure ends it, as its tensors may stay."""
     for cell in cells:
         row: Row = {"cell": cell.name, "extra": cell.extra, "data": cell.to_json()}
         try:
@@ -106,6 +106,8 @@ def run_cells(cells: list[Cell]) -> None:
         except (RuntimeError, NotImplementedError) as error:
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         emit(row)
+        if "failed" in row:
+            return
 
 
 # -- single operations -----------------------------------------------------------------------------

@@ -129,14 +129,24 @@ def run_cells(spec: DeviceSpec, *, count: int, allocator: str) -> None:
         for first in range(0, len(left), AT_ONCE):
             some = left[first : first + AT_ONCE]
             predicted = pool.map(partial(_predicted, device=spec.name, allocator=allocator), some)
-            request = {"what": "cells", "cells": [cell.to_json() for cell in some]}
-            rows = {row["cell"]: row for row in ask(request, spec, allocator)}
+            rows = {row["cell"]: row for row in run_all(some, spec, allocator)}
             with path.open("a", encoding="utf-8") as file:
                 for cell, ours in zip(some, predicted, strict=True):
-                    row = rows.get(cell.name, {"cell": cell.name, "failed": "the process died"})
+                    row = rows[cell.name]
                     row.pop("data", None)
                     file.write(json.dumps(row | {"predicted": ours}) + "\n")
             print(f"{name}: {first + len(some)} of {len(left)}", flush=True)
+
+
+def run_all(cells: Sequence[Cell], spec: DeviceSpec, allocator: str) -> Iterator[Row]:
+    """Run cells on the hollow device, in a new process after each that failed."""
+    left = list(cells)
+    while left:
+        rows = list(ask({"what": "cells", "cells": [c.to_json() for c in left]}, spec, allocator))
+        yield from rows
+        left = left[len(rows) :]
+        if not rows or (left and "failed" not in rows[-1]):
+            yield {"cell": left.pop(0).name, "failed": "the process died"}
 
 
 def predict_again(path: Path) -> None:
