@@ -1,6 +1,6 @@
 """What runs on the hollow GPU: training steps and single operations, in a process of its own.
 
-Started by study.py with the environment of `build.environment`; writes JSON lines to its output.
+Started by study.py with the environment of `study.environment`; writes JSON lines to its output.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 //
 // Loaded by LD_PRELOAD, so that these symbols are found before those of NVIDIA's libraries; and as
 // libcuda.so.1. Every other function torch imports from them is a stub that returns success
-// (stubs.c, written by build.py).
+// (stubs.c, written by hollow_device.py).
 //
 // Environment: HOLLOW_CAPABILITY ("8.6"), HOLLOW_SMS, HOLLOW_THREADS (of one of
 // them), HOLLOW_MEMORY_BYTES, HOLLOW_NAME.

@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from build import build
 from cells import CAP_BYTES, Cell, brim_families, grid, largest_fitting
 from compare import predict_row
+from hollow_device import build
 from run import units_of
 
 from profiler.allocator import DEFAULT_CONFIGURATION
