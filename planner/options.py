@@ -138,8 +138,8 @@ device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
-    help="What to plan for: auto (this machine's GPU, else the RTX 2060 SUPER), cpu, or a name of "
-    "`budgetplan devices`.",
+    help="What to plan for, or to run on: auto (this machine's GPU, else the RTX 2060 SUPER), cpu, or "
+    "a name of `budgetplan devices`.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; all else goes to stderr."
@@ -256,16 +256,23 @@ def find_target(name: str) -> Target:
     from profiler.device import detect_gpu
     from profiler.hardware import DEVICES
     from profiler.predict import device_label
+    from profiler.store import Store
+    from profiler.unlisted_gpu import adopt_gpu
 
     gpu = detect_gpu()
     here = gpu.spec.name if gpu is not None else None
+    reason = "no GPU was found here"
+    if gpu is not None and here not in DEVICES and name in ("auto", here):
+        try:
+            adopt_gpu(gpu.spec, Store.default())
+        except BudgetplanError as error:
+            here, reason = None, f"{gpu.nvml_name} is not in the table, and {error}"
     if name != "auto":
         label = device_label(name)
         return Target(label=label, runs_on=label.name if label.name == here else "cpu")
-    if here in DEVICES and here is not None:
+    if here is not None:
         return Target(label=device_label(here, "this machine's GPU"), runs_on=here)
     label = device_label(STUDY_DEVICE)
-    reason = "no GPU was found here" if gpu is None else f"{gpu.nvml_name} is not in the table"
     note = f"{reason}, so this is for the study's RTX 2060 SUPER; --device names another"
     return Target(label=replace(label, note=note), runs_on="cpu")
 

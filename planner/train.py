@@ -58,7 +58,13 @@ from profiler.allocator import configure
 from profiler.assembly import Assembly, assemble
 from profiler.backbones import WeightSource, normalisation
 from profiler.checkpointing import AppliedPlacement, apply_adaptive, apply_placement
-from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
+from profiler.errors import (
+    DeviceError,
+    InputError,
+    MeasurementError,
+    UnknownNameError,
+    UsageError,
+)
 from profiler.methods.learned import load_learned, save_learned
 from profiler.placement import Placement
 from profiler.sandbox import cap_cuda_memory, is_out_of_memory
@@ -1009,7 +1015,12 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
     planned = plan.prediction.device
     if kind == "cpu":
         return CostModel("cpu", Store.default())
-    return CostModel(planned.name, Store.default()) if planned.kind == "cuda" else None
+    if planned.kind != "cuda":
+        return None
+    try:
+        return CostModel(planned.name, Store.default())
+    except UnknownNameError:  # another machine's GPU, that the table lacks
+        return None
 
 
 def _cap_to_budget(plan: Plan) -> None:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import re
 import threading
 import time
 import warnings
@@ -40,7 +39,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from profiler.errors import DeviceError, InputError
-from profiler.hardware import DeviceSpec, match_nvml
+from profiler.hardware import DeviceSpec, match_nvml, short_name
 
 COUNTER_PERIOD_SECONDS = 0.1  # ml.energy, see above
 POLL_SECONDS = 0.05  # half the period at which NVML's power reading changes
@@ -222,7 +221,7 @@ def _spec_of(gpu: Gpu) -> DeviceSpec:
         return known
     capability = gpu.compute_capability
     return DeviceSpec(
-        name=re.sub(r"[^a-z0-9]+", "-", gpu.nvml_name.lower()).strip("-"),
+        name=short_name(gpu.nvml_name),
         full_name=gpu.nvml_name,
         architecture=_ARCHITECTURES.get(capability, _ARCHITECTURES_BY_MAJOR.get(capability[0])),
         compute_capability=capability,

@@ -22,6 +22,7 @@ NVIDIA's PDFs were not all at hand; then the row names the page its numbers were
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -286,6 +287,11 @@ _ROWS = (
 DEVICES: Mapping[str, DeviceSpec] = MappingProxyType({row.name: row for row in (*_ROWS, CPU)})
 
 
+TIMED = "matmul and copy timed on this GPU"
+"""The source of a GPU that the table lacks (profiler/unlisted_gpu.py)."""
+_adopted: dict[str, DeviceSpec] = {}
+
+
 # --- by name --------------------------------------------------------------------------------------
 
 
@@ -294,14 +300,26 @@ def device_names() -> tuple[str, ...]:
     return tuple(sorted(DEVICES))
 
 
+def short_name(name: str) -> str:
+    """Return what `--device` would call a GPU: ``NVIDIA GeForce RTX 3060`` is ``rtx-3060``."""
+    short = re.sub(r"[^a-z0-9]+", "-", name.strip().lower()).strip("-")
+    return short.removeprefix("nvidia-").removeprefix("geforce-").removeprefix("tesla-")
+
+
+def adopt(spec: DeviceSpec) -> None:
+    """Let `lookup` find a GPU of this machine that the table lacks."""
+    _adopted[short_name(spec.name)] = spec
+
+
 def lookup(name: str) -> DeviceSpec:
     """Find a device by its name; case, blanks and underscores do not matter.
 
     Raises:
         UnknownNameError: no such device; it carries near names.
     """
-    wanted = name.strip().lower().replace(" ", "-").replace("_", "-")
-    wanted = wanted.removeprefix("nvidia-").removeprefix("geforce-").removeprefix("tesla-")
+    wanted = short_name(name)
+    if wanted in _adopted:
+        return _adopted[wanted]
     if wanted not in DEVICES:
         raise UnknownNameError(
             kind="device", name=name, known=DEVICES, hint="`budgetplan devices` lists them"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from profiler.event_log import OperationRecord
-from profiler.hardware import DeviceSpec
+from profiler.hardware import TIMED, DeviceSpec
 
 LAUNCH_SECONDS = 5e-6
 """Assumed: what one eager operation takes before its kernel runs. Published figures go from 5 to 25
@@ -65,7 +65,7 @@ def rates(spec: DeviceSpec, *, precision: str) -> Rates | None:
         flops_per_second=flops,
         bytes_per_second=spec.memory_bandwidth_bytes_per_second,
         watts=spec.tdp_watts,
-        source="data sheet, uncalibrated",
+        source=TIMED if spec.source == TIMED else "data sheet, uncalibrated",
         launch_seconds=LAUNCH_SECONDS,
     )
 

@@ -240,7 +240,7 @@ def test_a_gpu_outside_the_table_has_no_invented_numbers() -> None:
         origin=MADE_UP,
     )
     spec = gpu.spec
-    assert (spec.name, spec.architecture) == ("nvidia-geforce-rtx-5090", "blackwell")
+    assert (spec.name, spec.architecture) == ("rtx-5090", "blackwell")
     assert (spec.memory_bytes, spec.compute_capability) == (32 * GIB, (12, 0))
     assert (spec.fp32_flops, spec.memory_bandwidth_bytes_per_second, spec.tdp_watts) == (None,) * 3
 
