@@ -138,8 +138,8 @@ device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
-    help="What to plan for, or to run on: auto (this machine's GPU, else the RTX 2060 SUPER), cpu, or "
-    "a name of `budgetplan devices`.",
+    help="What to plan for, or to run on: auto (this machine's GPU, else the RTX 2060 SUPER), cpu, "
+    "or a name of `budgetplan devices`.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; all else goes to stderr."
