@@ -406,8 +406,8 @@ def _summed_in_place(args: tuple[Any, ...]) -> Tensor | None:
 
 def _holders(tensor: Tensor) -> tuple[int, int]:
     """Return how many hold a tensor, and its storage."""
-    storage = tensor.untyped_storage()
-    return tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+    use_count = getattr(tensor, "_use_count", int)  # older versions of PyTorch do not tell
+    return use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 @cache
