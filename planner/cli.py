@@ -414,7 +414,7 @@ def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:
     load, spec, caption = candidate.workload, device_spec(device), ""
     if spec.is_cuda:
         log = log.rounded(BLOCK_BYTES)
-        caption = f"Without the cuBLAS workspace of {format_bytes(sum(workspaces_of(spec)))}."
+        caption = f"Without {format_bytes(sum(workspaces_of(spec)))} of cuBLAS' workspaces."
     rank = "" if load.rank is None else f" rank {load.rank}"
     title = (
         f"{load.model}, {load.method}{rank}, batch {load.micro_batch}, {load.precision},"

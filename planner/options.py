@@ -254,7 +254,7 @@ def find_target(name: str) -> Target:
     from dataclasses import replace
 
     from profiler.device import detect_gpu
-    from profiler.hardware import DEVICES
+    from profiler.hardware import DEVICES, short_name
     from profiler.predict import device_label
     from profiler.store import Store
     from profiler.unlisted_gpu import adopt_gpu
@@ -262,7 +262,7 @@ def find_target(name: str) -> Target:
     gpu = detect_gpu()
     here = gpu.spec.name if gpu is not None else None
     reason = "no GPU was found here"
-    if gpu is not None and here not in DEVICES and name in ("auto", here):
+    if gpu is not None and here not in DEVICES and short_name(name) in ("auto", here):
         try:
             adopt_gpu(gpu.spec, Store.default())
         except BudgetplanError as error:

@@ -166,6 +166,12 @@ class Recommendation:
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def expected_order(self) -> list[int]:
+        """Each row's place by expected accuracy; 1 for all that equal the best."""
+        scores = [entry.evaluation.score for entry in self.front]
+        return [1 + sum(other > score + EQUAL_SCORES for other in scores) for score in scores]
+
     def to_json(self) -> dict[str, Any]:
         """Return the contract's object."""
         return {
@@ -627,12 +633,6 @@ def choose(entries: Sequence[Entry]) -> tuple[int, str]:
         "comparisons of methods; no accuracy is known here), and of those this is the cheapest"
     )
     return pool[best], _because(chosen[best], how)
-
-
-def expected_order(entries: Sequence[Entry]) -> list[int]:
-    """Return each entry's place by expected accuracy; 1 for all that equal the best."""
-    scores = [entry.evaluation.score for entry in entries]
-    return [1 + sum(other > score + EQUAL_SCORES for other in scores) for score in scores]
 
 
 def _best(

@@ -247,8 +247,6 @@ def _closing(answer: Recommendation) -> Iterator[str]:
 
 def front_columns(answer: Recommendation) -> list[Column]:
     """Return the columns of the front, the recommended row starred."""
-    from planner.pipeline import expected_order
-
     entries = answer.front
     plans = [entry.plan for entry in entries]
     on_host = any(entry.host_prediction is not None for entry in entries)
@@ -274,7 +272,7 @@ def front_columns(answer: Recommendation) -> list[Column]:
         ),
         *_cost_columns(plans, on_host=on_host),
         *(_host_columns(entries) if on_host else ()),
-        Column(header="expected\norder", cells=[str(place) for place in expected_order(entries)]),
+        Column(header="expected\norder", cells=[str(place) for place in answer.expected_order]),
         Column(header="accuracy", cells=[accuracy_of(p.accuracy) for p in plans]),
         Column(header="NetScore", cells=[netscore_of(p.scores, "netscore") for p in plans]),
         Column(header="NS-M", cells=[netscore_of(p.scores, "ns_m") for p in plans]),

@@ -154,7 +154,7 @@ class OptionProfile:
         head: envelope from the last unit's exit to the first backward, above that exit.
         gradients: [units + 1, 4] gradients that each unit's backward leaves, the head's last.
         boundary: [units, 4] bytes of the unit's output.
-        reductions: [reductions, 6] fields of each ``Reduction``.
+        reductions: [reductions, 5] fields of each ``Reduction``.
         work: the operations.
     """
 
@@ -413,7 +413,7 @@ def _option_profile(logs: Sequence[EventLog], on: Multiprocessors) -> OptionProf
         head=head,
         gradients=gradients,
         boundary=_coefficients([np.array(each.boundary_bytes) for each in logs]),
-        reductions=np.array([astuple(r) for r in log.reductions], dtype=np.int64).reshape(-1, 6),
+        reductions=np.array([astuple(r) for r in log.reductions], dtype=np.int64).reshape(-1, 5),
         work=_work(logs),
     )
 

@@ -44,7 +44,6 @@ class Reduction:
     Attributes:
         outputs: number of results.
         inputs: values that go into each.
-        element_bytes: of an input.
         partial_bytes: of a partial result.
         along_rows: whether the fastest dimension is a reduced one.
         vector: outputs that a thread makes at once, or inputs that it reads at once.
@@ -52,7 +51,6 @@ class Reduction:
 
     outputs: int
     inputs: int
-    element_bytes: int
     partial_bytes: int
     along_rows: bool
     vector: int
@@ -113,7 +111,6 @@ def reduction_of(
     reduced: Sequence[int],
     *,
     offset: int,
-    element_bytes: int,
     partial_bytes: int,
     wide_loads: int,
 ) -> Reduction | None:
@@ -124,7 +121,6 @@ def reduction_of(
         strides: of the input, in elements.
         reduced: its dimensions that are summed over.
         offset: of its first element in its storage.
-        element_bytes: of an input.
         partial_bytes: of a partial result.
         wide_loads: inputs that a thread reads at once if they lie side by side.
     """
@@ -152,7 +148,6 @@ def reduction_of(
     return Reduction(
         outputs=outputs,
         inputs=inputs,
-        element_bytes=element_bytes,
         partial_bytes=partial_bytes,
         along_rows=along_rows,
         vector=vector,

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from profiler.cuda_reduce import Multiprocessors, PartialSums, reduction_of
 
@@ -104,13 +105,12 @@ class CudaKernels:
             image.stride(),
             [dim % image.dim() for dim in dims or range(image.dim())],
             offset=int(image.storage_offset()),
-            element_bytes=image.element_size(),
             partial_bytes=max(4, image.element_size()),
             wide_loads=wide_loads,
         )
-        scratch = () if found is None else found.scratch_bytes(self.multiprocessors)
         if found is None:
             return ()
+        scratch = found.scratch_bytes(self.multiprocessors)
         if not scratch and self.only_this_batch:
             return ()
         # where there is none at this batch, there may be at another
@@ -176,8 +176,6 @@ def _convolution(image: Tensor, weight: Tensor, *_: Any) -> Blocks:
 
 
 def _layout(image: Tensor, weight: Tensor) -> torch.memory_format:
-    from torch._prims_common import suggest_memory_format
-
     formats = {suggest_memory_format(t) for t in (image, weight)}
     last = torch.channels_last
     return last if last in formats else torch.contiguous_format

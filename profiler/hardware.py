@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from types import MappingProxyType
 
@@ -412,6 +413,11 @@ CUDNN_WORKSPACE_BYTES: int | None = None
 """Not known: cuDNN chooses by kernel and shape, and PyTorch caps it only by what is free."""
 
 
+@cache
+def _installed_torch() -> str:
+    return version("torch")  # looks for a file every time
+
+
 def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tuple[int, ...]:
     """Bytes of the workspaces that cuBLAS has of the caching allocator in a step.
 
@@ -431,6 +437,6 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     size = CUBLAS_WORKSPACE_BYTES
     if spec.compute_capability >= (9, 0):
         size = HOPPER_CUBLAS_WORKSPACE_BYTES
-    major, minor = (torch_version or version("torch")).split(".")[:2]
+    major, minor = (torch_version or _installed_torch()).split(".")[:2]
     handles = 1 if (int(major), int(minor)) >= (2, 15) else 2
     return (size,) * handles

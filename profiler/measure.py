@@ -79,7 +79,7 @@ def report_measurement(candidate: Candidate, seen: Mapping[str, Any], *, device:
     if seconds and max(seconds) > _UNSTEADY * min(seconds):
         notes.append(
             f"the steps took from {format_seconds(min(seconds))} to {format_seconds(max(seconds))}:"
-            " other work on this machine is in these times"
+            " the machine was busy, or not yet warm"
         )
     return Report(
         candidate=candidate,

@@ -133,7 +133,9 @@ def report_of(
     else:
         memory = _host_memory(log)
     if spec.memory_bytes is not None and (memory.device_bytes or 0) > spec.memory_bytes:
-        notes.append(f"more than the {format_bytes(spec.memory_bytes)} of {spec.full_name}")
+        notes.append(
+            f"it needs more than the {format_bytes(spec.memory_bytes)} of {spec.full_name}"
+        )
     seconds = None
     if roofline is not None:
         seconds = step_seconds(log, roofline, workload)

@@ -30,13 +30,15 @@ class Timed:
 
     Attributes:
         fp32_flops: of a matrix product.
-        half_flops: of one in fp16.
+        fp16_flops: of one in fp16.
+        bf16_flops: of one in bf16, which GPUs before Ampere do not have and imitate.
         bytes_per_second: of a copy, read and written.
         sm_count: streaming multiprocessors.
     """
 
     fp32_flops: float
-    half_flops: float
+    fp16_flops: float
+    bf16_flops: float
     bytes_per_second: float
     sm_count: float
 
@@ -62,8 +64,8 @@ def adopt_gpu(spec: DeviceSpec, store: Store) -> DeviceSpec:
     timed = replace(
         spec,
         fp32_flops=float(seen.fp32_flops),
-        fp16_tensor_flops=float(seen.half_flops),
-        bf16_tensor_flops=float(seen.half_flops) if has_bf16 else None,
+        fp16_tensor_flops=float(seen.fp16_flops),
+        bf16_tensor_flops=float(seen.bf16_flops) if has_bf16 else None,
         memory_bandwidth_bytes_per_second=float(seen.bytes_per_second),
         sm_count=int(seen.sm_count),
         source=TIMED,
@@ -89,14 +91,15 @@ def time_rates(_: Mapping[str, Any], progress: Progress) -> dict[str, float]:
 
     progress("timing this GPU", 0.0)
     products = {}
-    for dtype in (torch.float32, torch.float16):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         left = torch.ones(SIDE, SIDE, device="cuda", dtype=dtype)
         products[dtype] = best(partial(torch.matmul, left, left), 2.0 * SIDE**3)
     source = torch.empty(SIDE, SIDE, device="cuda")
     target = torch.empty_like(source)
     return {
         "fp32_flops": products[torch.float32],
-        "half_flops": products[torch.float16],
+        "fp16_flops": products[torch.float16],
+        "bf16_flops": products[torch.bfloat16],
         "bytes_per_second": best(lambda: target.copy_(source), 2.0 * SIDE**2 * 4),
         "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
     }

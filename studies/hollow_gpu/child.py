@@ -172,7 +172,6 @@ def run_reductions(count: int) -> None:
             image.stride(),
             dims,
             offset=int(image.storage_offset()),
-            element_bytes=image.element_size(),
             partial_bytes=4,
             wide_loads=wide_loads,
         )

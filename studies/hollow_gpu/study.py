@@ -227,6 +227,17 @@ def _count(rows: Sequence[Row], *, fits: bool, ran_out: bool) -> int:
     return len(_names(rows, fits=fits, ran_out=ran_out))
 
 
+def native_over_expandable(device: str) -> Row:
+    """Return by how much more is really reserved in segments of fixed size, over the same cells."""
+    expandable, native = (
+        {row["cell"]: row["reserved"] for row in read(RESULTS / name) if "reserved" in row}
+        for name in (f"{device}.jsonl", f"{device}.native.jsonl")
+    )
+    ratios = [native[cell] / expandable[cell] for cell in native.keys() & expandable.keys()]
+    found = {"smallest": min(ratios), "median": statistics.median(ratios), "largest": max(ratios)}
+    return {"cells": len(ratios)} | found
+
+
 def report() -> Row:
     """Summarise every file of results."""
     import torch
@@ -234,6 +245,7 @@ def report() -> Row:
     return {
         "torch": str(torch.__version__),
         "devices": {p.stem: summary_of(read(p)) for p in sorted(RESULTS.glob("*.jsonl"))},
+        "reserved_native_over_expandable": native_over_expandable("rtx-2060-super"),
         "operations": {
             p.name.partition(".")[0]: json.loads(p.read_text(encoding="utf-8"))
             for p in sorted(RESULTS.glob("*.operations.json"))
@@ -268,7 +280,9 @@ def main() -> None:
         path = RESULTS / f"{spec.name}.operations.json"
         path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     else:
-        print(json.dumps(next(ask({"what": "reductions", "count": given.count}, spec)), indent=1))
+        (row,) = ask({"what": "reductions", "count": given.count}, spec)
+        path = RESULTS / f"{spec.name}.reductions.json"
+        path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ RTX_3060 = Multiprocessors(count=28, threads=1536)
 H200 = Multiprocessors(count=132, threads=2048)
 
 
-def rows(tokens: int, width: int, *, element_bytes: int = 4) -> Reduction:
+def rows(tokens: int, width: int) -> Reduction:
     """The sum over the rows of a matrix: the gradient of a bias."""
     found = reduction_of(
         (tokens, width),
         (width, 1),
         (0,),
         offset=0,
-        element_bytes=element_bytes,
         partial_bytes=4,
         wide_loads=4,
     )
@@ -45,10 +44,8 @@ def test_few_rows_are_not_spread() -> None:
 
 
 def test_a_sum_along_rows_leaves_one_number_a_block() -> None:
-    found = reduction_of(
-        (2, 1 << 20), (1 << 20, 1), (1,), offset=0, element_bytes=4, partial_bytes=4, wide_loads=4
-    )
-    assert found == Reduction(2, 1 << 20, 4, 4, along_rows=True, vector=4)
+    found = reduction_of((2, 1 << 20), (1 << 20, 1), (1,), offset=0, partial_bytes=4, wide_loads=4)
+    assert found == Reduction(2, 1 << 20, 4, along_rows=True, vector=4)
     # 512 threads along the row, 2048 values each; 84 blocks run at once, 2 columns (one a row)
     assert found.scratch_bytes(RTX_3060) == (2 * 42 * 4, 8)
 
@@ -71,9 +68,7 @@ def test_which_way_the_memory_lies(
     inputs: int,
     along_rows: bool,
 ) -> None:
-    found = reduction_of(
-        shape, strides, reduced, offset=0, element_bytes=4, partial_bytes=4, wide_loads=4
-    )
+    found = reduction_of(shape, strides, reduced, offset=0, partial_bytes=4, wide_loads=4)
     assert found is not None
     assert (found.outputs, found.inputs, found.along_rows) == (outputs, inputs, along_rows)
 
@@ -81,17 +76,13 @@ def test_which_way_the_memory_lies(
 def test_an_odd_width_or_offset_is_loaded_one_by_one() -> None:
     assert rows(100, 192).vector == 4
     assert rows(100, 190).vector == 2
-    moved = reduction_of(
-        (100, 192), (192, 1), (0,), offset=1, element_bytes=4, partial_bytes=4, wide_loads=4
-    )
+    moved = reduction_of((100, 192), (192, 1), (0,), offset=1, partial_bytes=4, wide_loads=4)
     assert moved is not None
     assert moved.vector == 1
 
 
 def test_nothing_is_reduced_of_an_empty_tensor() -> None:
-    empty = reduction_of(
-        (0, 3), (3, 1), (0,), offset=0, element_bytes=4, partial_bytes=4, wide_loads=4
-    )
+    empty = reduction_of((0, 3), (3, 1), (0,), offset=0, partial_bytes=4, wide_loads=4)
     assert empty is None
 
 

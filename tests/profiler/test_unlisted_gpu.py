@@ -19,7 +19,13 @@ from profiler.roofline import rates
 from profiler.units import GIB
 from profiler.workload import Candidate, Workload
 
-SEEN = {"fp32_flops": 2e12, "half_flops": 4e12, "bytes_per_second": 6e10, "sm_count": 14}
+SEEN = {
+    "fp32_flops": 2e12,
+    "fp16_flops": 4e12,
+    "bf16_flops": 1e12,
+    "bytes_per_second": 6e10,
+    "sm_count": 14,
+}
 
 
 class SmallGpu:
