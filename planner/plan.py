@@ -288,25 +288,25 @@ def read_json(path: Path, *, kind: str) -> Any:
         raise InputError(f"{kind} file {path} is larger than {limit}; it is no {kind}")
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        _refuse_control_characters(data)
+        _refuse_control_characters(data, f"{kind} file {path}")
         return data
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{kind} file {path} is not JSON ({reason})") from error
 
 
-def _refuse_control_characters(data: object) -> None:
+def _refuse_control_characters(data: object, where: str) -> None:
     """Refuse text that would steer the terminal it is shown on."""
     if isinstance(data, str):
         if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in data):
-            raise ValueError(f"control characters in {data[:40]!r}")
+            raise InputError(f"{where} has control characters in {data[:40]!r}")
     elif isinstance(data, Mapping):
         for key, value in data.items():
-            _refuse_control_characters(key)
-            _refuse_control_characters(value)
+            _refuse_control_characters(key, where)
+            _refuse_control_characters(value, where)
     elif isinstance(data, list):
         for value in data:
-            _refuse_control_characters(value)
+            _refuse_control_characters(value, where)
 
 
 def _refuse_constant(name: str) -> NoReturn:
