@@ -36,25 +36,20 @@ from profiler.allocator import (
 )
 from profiler.composition import (
     AGAIN_PHASES,
-    BY_PART,
-    LIGHT_BESIDE,
     STEP_PHASES,
     OptionProfile,
-    Parts,
     UpdateProfile,
     at_micro_batch,
-    decisions_of,
     family_of,
-    part_options,
     profile_option,
     profile_update,
     terms,
-    uniform,
     update_family_of,
 )
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
 from profiler.hardware import context_bytes, multiprocessors, workspaces_of
+from profiler.menu import MENU, Anatomies, decisions_of, finer_options, menu_of, uniform
 from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import count_parameters, device_label, device_spec, run_steps
 from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
@@ -68,9 +63,6 @@ _MOST_CHOICES = 100_000
 HALF_SEGMENT_BYTES = LARGE_SEGMENT_BYTES // 2
 SLACK_BATCH = 16
 """Micro-batch at which the allocator's reserve is read."""
-MENU = (KEEP, CHEAP, RECOMPUTE)
-"""Options that every unit has; its branches add more (``profiler.composition.part_options``), and
-depthwise convolutions one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +148,7 @@ class CostModel:
         self.store = store if store is not None else Store.in_memory()
         self._options: dict[tuple[Workload, str], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
-        self._anatomy: dict[Workload, Parts] = {}
-        self._depthwise: set[Workload] = set()
+        self._anatomies: dict[Workload, Anatomies] = {}
         self._numbers: dict[tuple[object, ...], Numbers] = {}
         self._slack: dict[Workload, Slack] = {}
         self._ready: dict[Workload, _Ready] = {}
@@ -204,20 +195,18 @@ class CostModel:
 
     def units(self, workload: Workload) -> tuple[str, ...]:
         """Return the names of the backbone's units."""
-        return tuple(self.parts(workload))
+        return tuple(self.anatomies(workload))
 
-    def parts(self, workload: Workload) -> Parts:
-        """Return every unit's branches that can be checkpointed alone."""
+    def anatomies(self, workload: Workload) -> Anatomies:
+        """Return what of every unit can be decided apart."""
         family = _same_modules(workload)
-        if family not in self._anatomy:
+        if family not in self._anatomies:
             from profiler.assembly import assemble
-            from profiler.backbones.discovery import has_depthwise, parts_of
+            from profiler.backbones.discovery import anatomy_of
 
             built = assemble(family, device="meta")
-            self._anatomy[family] = {u: parts_of(built.backbone, u) for u in built.units}
-            if any(has_depthwise(built.backbone, unit) for unit in built.units):
-                self._depthwise.add(family)
-        return self._anatomy[family]
+            self._anatomies[family] = {u: anatomy_of(built.backbone, u) for u in built.units}
+        return self._anatomies[family]
 
     def learns_in_units(self, workload: Workload) -> bool:
         """Say whether backward runs through the units at all; a linear probe's does not."""
@@ -225,9 +214,7 @@ class CostModel:
 
     def menu(self, workload: Workload) -> tuple[str, ...]:
         """Return every option of the backbone's units."""
-        parts = self.parts(workload)
-        light = _same_modules(workload) in self._depthwise
-        return (*MENU, *([LIGHT] if light else []), *part_options(parts, light=light))
+        return menu_of(self.anatomies(workload))
 
     def _option(self, family: Workload, option: str) -> OptionProfile:
         key = (family, option)
@@ -254,7 +241,7 @@ class CostModel:
     def _replay_option(self, family: Workload, option: str) -> OptionProfile:
         if option != KEEP and not self._option(family, KEEP).learns_in_units:
             return self._option(family, KEEP)  # without a backward nothing is stored or recomputed
-        placement = uniform(self.units(family), option, self.parts(family))
+        placement = uniform(option, self.anatomies(family))
         profile, logs = profile_option(family, placement, self._replay, self._multiprocessors)
         if option == KEEP and self.spec.is_cuda:
             self._slack[family] = self._fetch_slack(family, lambda: logs[0])
@@ -347,13 +334,13 @@ class CostModel:
         said: dict[str, dict[str, str]] = {}
         for name, decision in placement.decisions.items():
             said.setdefault(name.partition("/")[0], {})[name] = decision
-        parts = self.parts(workload)
-        by_part = (*part_options(parts), *part_options(parts, light=True))
-        options = (*MENU, LIGHT, SEGMENT, *by_part)
+        anatomies = self.anatomies(workload)
+        finer = (finer_options(anatomies, light=light) for light in (False, True))
+        options = (*MENU, LIGHT, SEGMENT, *itertools.chain(*finer))
         chosen = []
-        for unit in parts:
+        for unit, anatomy in anatomies.items():
             own = said.pop(unit, {})
-            option = next((o for o in options if decisions_of(unit, o, parts) == own), None)
+            option = next((o for o in options if decisions_of(unit, o, anatomy) == own), None)
             if option is None:
                 raise UsageError(f"the decisions on unit {unit!r} are not composed; replay decides")
             chosen.append(option)
@@ -513,7 +500,6 @@ class CostModel:
     def chain(self, workload: Workload, options: tuple[str, ...] | None = None) -> Chain:
         """Return the placement problem of a workload, over its whole menu unless told otherwise."""
         options = self.menu(workload) if options is None else options
-        parts = self.parts(workload)
         numbers = self.numbers(workload, options)
         kept = self._option(self.family(workload), KEEP)
         point = terms(workload.micro_batch, workload.rank)
@@ -531,17 +517,17 @@ class CostModel:
                         numbers,
                         option,
                         index,
-                        decisions_of(name, option, parts),
+                        said,
                         cached=float(cached[index]),
                     )
                     for option in options
-                    if option == KEEP or decisions_of(name, option, parts)
+                    if (said := decisions_of(name, option, anatomy)) or option == KEEP
                 ),
                 gradient_bytes=round(float(numbers.gradients[index])),
                 boundary_bytes=round(float(boundary[index])),
                 forward_seconds=float(forward_seconds[index]),
             )
-            for index, name in enumerate(self.units(workload))
+            for index, (name, anatomy) in enumerate(self.anatomies(workload).items())
         ]
         pieces = _where_segments_run_on(pieces)
         head = Option(
@@ -649,10 +635,8 @@ def _up(value: float) -> int:
 def _chain_option(
     numbers: Numbers, option: str, index: int, decisions: Mapping[str, str], *, cached: float
 ) -> Option:
-    by_part = BY_PART in option
-    beside = LIGHT if option.startswith(LIGHT_BESIDE) else KEEP
     return Option(
-        decision=beside if by_part else option,
+        decision=next((d for name, d in decisions.items() if "/" not in name), KEEP),
         stored_bytes=round(float(numbers.stored[option][index])),
         forward_bytes=_up(float(numbers.forward[option][index]) + cached),
         backward_bytes=max(0, _up(float(numbers.backward[option][index]))),

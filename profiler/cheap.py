@@ -14,7 +14,8 @@ Under autocast the copies of the weights are dropped too: they are as cheap as c
 plain model keeps two bytes for every weight until backward.
 
 A *light* scope counts depthwise convolutions among the cheap calls: k*k multiplications for every
-value of their output, where the pointwise convolutions beside them do hundreds.
+value of their output, where the pointwise convolutions beside them do hundreds. Any other layer
+can be *dropped* by name: then its matmul or convolution is a frame like the cheap ones.
 
 Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
 whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
@@ -120,12 +121,18 @@ class Scope(TorchFunctionMode):
     def __init__(self, *, light: bool = False) -> None:
         super().__init__()
         self._light = light
+        self._dropped: list[nn.Module] = []
+        self._dropped_weights: set[int] = set()
         self._lazy = True
         self._paused = False
         self._table = Table()
         self._kept: dict[int, tuple[Tensor, int]] = {}
         self._frame: Frame | None = None
         self._inputs: dict[int, tuple[int, int]] = {}
+
+    def drop(self, layer: nn.Module) -> None:
+        """Count what a layer calls among the cheap calls."""
+        self._dropped.append(layer)
 
     @contextlib.contextmanager
     def active(self, *, lazy: bool) -> Iterator[None]:
@@ -135,6 +142,7 @@ class Scope(TorchFunctionMode):
             lazy: whether what is saved may be a reading; otherwise only parts read.
         """
         self._lazy = lazy
+        self._dropped_weights = {id(p) for layer in self._dropped for p in layer.parameters()}
         try:
             with self, saved_tensors_hooks(self._pack, unpack):
                 yield
@@ -174,8 +182,9 @@ class Scope(TorchFunctionMode):
         if recipe is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if recipe.name in _LAYERS:
+            is_dropped = self._is_dropped(args, kwargs)
             args = tuple(self._cast_if_frozen(arg) for arg in args)
-            if not self._is_light(recipe, args, kwargs):
+            if not is_dropped and not self._is_light(recipe, args, kwargs):
                 return func(*args, **kwargs)
         tensors = list(_each((*args, *kwargs.values()), Tensor))
         if recipe.name in _SAVE_NO_INPUT and not all(map(self._is_there, tensors)):
@@ -192,6 +201,10 @@ class Scope(TorchFunctionMode):
     def _is_light(self, recipe: Recipe, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         is_convolution = self._light and self._lazy and recipe.name != "linear"
         return is_convolution and _is_depthwise(args, kwargs)
+
+    def _is_dropped(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        tensors = (*args, *kwargs.values())
+        return self._lazy and any(id(tensor) in self._dropped_weights for tensor in tensors)
 
     def _cast_if_frozen(self, weight: Any) -> Any:
         """Do what autocast would do to a frozen weight: the graph would not tell of this copy."""

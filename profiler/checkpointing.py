@@ -14,6 +14,8 @@ Every decision is made of *frames* (profiler/frames.py), calls that can be run a
                norm's output goes too. What stays: the residual stream, and the branch's output
                where something outside the branch saves it (a trainable LayerScale).
                ``unit/part: cheap`` confines ``cheap`` to the branch and the norm in front of it
+    unit/layer recompute of a single layer beside cheap or light: its matmul or convolution is a
+               frame among the cheap ones, so that its output goes
     adaptive   the paper's rule: on entering a unit, recompute it if live bytes have reached the
                threshold (facts/seeds.md section 1.2)
 
@@ -40,7 +42,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from profiler.backbones.discovery import find_units, modules_of
+from profiler.backbones.discovery import find_units, is_layer, modules_of
 from profiler.cheap import Scope, weight_cast
 from profiler.errors import InputError
 from profiler.frames import Frame, Held, Recipe, Table, recomputing, running_frame
@@ -345,6 +347,9 @@ def apply_placement(
             for key in parts:
                 branch = module.get_submodule(key.partition("/")[2])
                 own = placement.decision(key)
+                if own == RECOMPUTE and decision != KEEP and is_layer(branch):
+                    scoped.scope.drop(branch)
+                    continue
                 part = _Part(key, branch, decision=own, scope=scoped.scope)
                 if own == RECOMPUTE:
                     applied._recompute(part)

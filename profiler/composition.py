@@ -30,7 +30,7 @@ across units), this is an approximation, and replay decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -46,8 +46,7 @@ from profiler.event_log import (
     EventLog,
 )
 from profiler.methods import with_rank_in_name
-from profiler.placement import CHEAP, KEEP, LIGHT, Placement
-from profiler.placement import RECOMPUTE as RECOMPUTE_UNIT
+from profiler.placement import Placement
 from profiler.records import OWNERS
 from profiler.roofline import Rates
 from profiler.workload import Candidate, Workload
@@ -558,52 +557,3 @@ def _work(logs: Sequence[EventLog]) -> Work:
 
 STEP_PHASES = (INPUT, FORWARD, BACKWARD)
 AGAIN_PHASES = (RECOMPUTE,)
-
-
-Parts = Mapping[str, tuple[str, ...]]
-BY_PART, LIGHT_BESIDE = "parts:", f"{LIGHT}-"
-
-
-def decisions_of(unit: str, option: str, parts: Parts) -> dict[str, str]:
-    """Return what a placement says of one unit under an option.
-
-    An option is a decision for the whole unit, or ``parts:N`` (its N-th branch is recomputed, the
-    others drop what is cheap), or ``parts:all`` (every branch is recomputed, and what joins them
-    stays). With ``light-`` in front the unit is light beside that branch, or beside all of them. A
-    unit without such branches has no such option.
-    """
-    if option == KEEP:
-        return {}
-    beside, by_part, which = option.rpartition(BY_PART)
-    if not by_part:
-        return {unit: option}
-    names = parts.get(unit, ())
-    if len(names) < 2 or (which != "all" and int(which) > len(names)):
-        return {}
-    if beside:
-        again = [name for n, name in enumerate(names, start=1) if which in ("all", str(n))]
-        return {unit: LIGHT} | {f"{unit}/{name}": RECOMPUTE_UNIT for name in again}
-    return {
-        f"{unit}/{name}": RECOMPUTE_UNIT if which == "all" or int(which) == n else CHEAP
-        for n, name in enumerate(names, start=1)
-    }
-
-
-def part_options(parts: Parts, *, light: bool = False) -> tuple[str, ...]:
-    """Return the options that the backbone's branches add to the menu.
-
-    Args:
-        parts: of every unit.
-        light: whether there are depthwise convolutions, to be dropped beside a recomputed branch.
-    """
-    most = max((len(names) for names in parts.values() if len(names) > 1), default=0)
-    which = [*range(1, most + 1), "all"] if most else []
-    return tuple(f"{LIGHT_BESIDE if light else ''}{BY_PART}{n}" for n in which)
-
-
-def uniform(units: Sequence[str], option: str, parts: Parts) -> Placement:
-    """Return the placement that gives every unit the same option, as far as it has it."""
-    decisions: dict[str, str] = {}
-    for unit in units:
-        decisions |= decisions_of(unit, option, parts)
-    return Placement(policy=option, decisions=decisions)

@@ -12,8 +12,9 @@ Decisions, from most memory and no recompute to least memory and most recompute:
                before it, which must be ``recompute`` or ``segment`` (segments of several units,
                as in Chen et al. 2016, arXiv:1604.06174)
 
-A unit may also be split: a decision for a *sub-unit* is named ``unit/part`` (``blocks.3/mlp``)
-and then the unit itself has decision ``keep`` (the finer entry wins).
+A unit may also be split: a decision for a *sub-unit* is named ``unit/part`` (``blocks.3/mlp``, or
+a single layer: ``blocks.3/mlp.fc1``), and the unit's own, ``keep``, ``cheap`` or ``light``, holds
+beside it (the finer entry wins).
 Units not named are kept. This module knows nothing of torch: a placement is data.
 """
 

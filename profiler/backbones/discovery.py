@@ -26,6 +26,7 @@ backbone whose forward does not run on ``meta`` has no runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ from torch.nn.modules.conv import _ConvNd as _Convolution
 from torch.overrides import TorchFunctionMode
 
 from profiler.errors import UnknownNameError
+from profiler.menu import Anatomy
 
 JOINT = "+"
 """Between the names of a run's modules."""
@@ -90,10 +92,62 @@ def parts_of(model: nn.Module, unit: str) -> tuple[str, ...]:
     return tuple(name for name, child in children if _weights(child) > 1 and name != "se")
 
 
-def has_depthwise(model: nn.Module, unit: str) -> bool:
-    """True for a unit with a convolution that treats every channel by itself."""
+def layers_of(model: nn.Module, unit: str) -> tuple[str, ...]:
+    """Return the names, within a unit, of the layers whose outputs are worth dropping.
+
+    These are its matmuls and convolutions but the depthwise ones, in the order of multiplications
+    for a value of their output (in forward order where equal), without the last of that order: to
+    drop all of them is nearly to recompute the unit. Gates (``se``) have no outputs worth a word.
+    """
+    if JOINT in unit:
+        return ()
+    found = [
+        (multiplications, name)
+        for name, module in _outermost_named(model.get_submodule(unit))
+        if is_layer(module) and "se" not in name.split(".")
+        if not _is_depthwise(layer := _wrapped(module))
+        if (multiplications := _multiplications(layer))
+    ]
+    return tuple(name for _, name in sorted(found, key=lambda pair: pair[0])[:-1])
+
+
+def is_layer(module: nn.Module) -> bool:
+    """True for one matmul or convolution, peft's adapters around it included.
+
+    Quantised ones are none: what they call is not known to be run again as it was.
+    """
+    layer = _wrapped(module)
+    exact = all(parameter.dtype.is_floating_point for parameter in layer.parameters())
+    return isinstance(layer, nn.Linear | _Convolution) and exact
+
+
+def anatomy_of(model: nn.Module, unit: str) -> Anatomy:
+    """Return what of a unit can be decided apart."""
     layers = (layer for module in modules_of(model, unit) for layer in module.modules())
-    return any(isinstance(x, _Convolution) and x.groups == x.in_channels > 1 for x in layers)
+    return Anatomy(
+        branches=parts_of(model, unit),
+        layers=layers_of(model, unit),
+        has_depthwise=any(map(_is_depthwise, layers)),
+    )
+
+
+def _wrapped(module: nn.Module) -> nn.Module:
+    """Return the layer that peft wrapped, or the module itself."""
+    layer = getattr(module, "base_layer", module)
+    return layer if isinstance(layer, nn.Module) else module
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """True for a convolution that treats every channel by itself."""
+    return isinstance(module, _Convolution) and module.groups == module.in_channels > 1
+
+
+def _multiplications(layer: nn.Module) -> int:
+    """Return how many a value of its output takes."""
+    if isinstance(layer, _Convolution):
+        return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features
 
 
 def _tower(module: nn.Module, *, prefix: str) -> Iterator[str]:
@@ -157,10 +211,14 @@ def _weights(module: nn.Module) -> int:
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:
     """Yield a module and its descendants, but nothing inside a layer that peft wrapped."""
-    yield module
+    return (inner for _, inner in _outermost_named(module))
+
+
+def _outermost_named(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    yield name, module
     if not hasattr(module, "base_layer"):
-        for child in module.children():
-            yield from _outermost(child)
+        for own, child in module.named_children():
+            yield from _outermost_named(child, f"{name}.{own}".lstrip("."))
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from functools import partial
 
 import rows
 import torch
+from evaluate import MODELS
 from evaluator import altered, live_peak_bytes, step_milliseconds
 from torch import nn
 from torch._dynamo.backends.debugging import boxed_nop
@@ -40,7 +41,6 @@ SHARES = {
     PLAIN: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0),
     DECOMPOSED: (1.0, 0.8, 0.6, 0.4, 0.2, 0.0),
 }
-MODELS = ("vit_small_patch16_224", "resnet18", "mobilenetv2_100", "tiny_vit_21m_224")
 
 
 def traced(share: float, workload: Workload, policy: str) -> Callable[..., torch.Tensor]:
@@ -84,11 +84,13 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def run(models: list[str]) -> None:
+def run(models: list[str], method: str) -> None:
     """Judge every budget."""
+    rank = 8 if method == "lora" else None
     for policy in SHARES:
         for model in models or MODELS:
-            _judge(Workload(model=model, micro_batch=64), policy)
+            work = Workload(model=model, method=method, rank=rank, micro_batch=MODELS[model])
+            _judge(work, policy)
 
 
 def _judge(workload: Workload, policy: str) -> None:
@@ -97,8 +99,8 @@ def _judge(workload: Workload, policy: str) -> None:
     for share in SHARES[policy]:
         row: dict[str, object] = {
             "model": workload.model,
-            "method": "full",
-            "rank": None,
+            "method": workload.method,
+            "rank": workload.rank,
             "micro_batch": workload.micro_batch,
             "accumulation": 1,
             "policy": policy,

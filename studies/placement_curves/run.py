@@ -3,7 +3,7 @@
     python studies/placement_curves/run.py evaluate [MODEL ...] [--method full|lora]
     python studies/placement_curves/run.py bound
     PYTHONPATH=$PYTHONPATH:PEERS python studies/placement_curves/run.py sac [MODEL ...]
-    python studies/placement_curves/run.py compiled [MODEL ...]
+    python studies/placement_curves/run.py compiled [MODEL ...] [--method full|lora]
     python studies/placement_curves/run.py matched [MODEL ...]
     python studies/placement_curves/run.py host [MODEL ...]
     python studies/placement_curves/run.py report
@@ -85,7 +85,7 @@ def main() -> None:
     elif given.part == "compiled":
         from compiled import run
 
-        run(given.models)
+        run(given.models, given.method)
     elif given.part == "matched":
         from matched import run
 

@@ -83,7 +83,7 @@ def test_light_is_on_the_menu_where_there_are_depthwise_convolutions() -> None:
     menu = model().menu(mobile)
     assert LIGHT in menu
     tiny = VIT.replace(model="tiny_vit_5m_224", image_size=224)
-    assert model().menu(tiny)[-2:] == ("light-parts:2", "light-parts:all")
+    assert {"light-parts:2", "light-parts:all", "light-layers:3"} <= {*model().menu(tiny)}
     light, cheap = (model().place(mobile, policy, 1) for policy in (LIGHT, CHEAP))
     peaks = [
         model().quick(Candidate(workload=mobile, placement=p)).peak_bytes for p in (light, cheap)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.cost import MENU, CostModel
+from planner.cost import CostModel
 from planner.prefetch import prefetch
+from profiler.menu import MENU
 from profiler.store import Store
 from profiler.workload import Workload
 

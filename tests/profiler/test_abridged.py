@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from profiler.abridged import Row, expand, pass_on, rows_of
 from profiler.assembly import assemble
-from profiler.backbones.discovery import parts_of
-from profiler.composition import profile_option, uniform
+from profiler.backbones.discovery import anatomy_of
+from profiler.composition import profile_option
 from profiler.event_log import EventLog
 from profiler.kernels import RTX_2060_SUPER
+from profiler.menu import uniform
 from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, Placement
 from profiler.replay import replay, replay_assembled
 from profiler.workload import Candidate, Workload
@@ -23,8 +24,8 @@ def candidate(model: str, method: str, option: str = KEEP, **changes: object) ->
     load = Workload(model=model, method=method, rank=rank, num_classes=10, micro_batch=4)
     load = load.replace(**changes)
     assembly = assemble(load, device="meta")
-    parts = {unit: parts_of(assembly.backbone, unit) for unit in assembly.units}
-    return Candidate(workload=load, placement=uniform(assembly.units, option, parts))
+    anatomies = {unit: anatomy_of(assembly.backbone, unit) for unit in assembly.units}
+    return Candidate(workload=load, placement=uniform(option, anatomies))
 
 
 def abridged(given: Candidate) -> EventLog | None:
@@ -46,13 +47,14 @@ CASES = [
     (VIT, "full", RECOMPUTE),
     (VIT, "full", "parts:1"),
     (VIT, "full", "parts:all"),
+    (VIT, "lora", "layers:2"),
     (VIT, "lora", RECOMPUTE),
     (VIT, "adalora", CHEAP),
     (VIT, "qlora", KEEP),
     (VIT, "head", KEEP),
     (VIT, "partial_k", KEEP),
     ("convnext_atto", "full", CHEAP),
-    ("tiny_vit_5m_224", "lora", CHEAP),
+    ("tiny_vit_5m_224", "lora", "light-layers:1"),
     ("vim_t", "bitfit", RECOMPUTE),
     ("mambavision_t", "full", CHEAP),
 ]

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from profiler.backbones.discovery import find_units, modules_of, parts_of
+from profiler.backbones.discovery import find_units, layers_of, modules_of, parts_of
 from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.checkpointing import apply_adaptive, apply_placement, recomputing
@@ -102,6 +102,9 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
         decisions = {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)}
     elif decision == "cheap parts":
         decisions = {f"{u}/{p}": CHEAP for u in units for p in parts_of(model, u)}
+    elif decision in ("layers", "light beside layers"):
+        decisions = dict.fromkeys(units, CHEAP if decision == "layers" else LIGHT)
+        decisions |= {f"{u}/{n}": RECOMPUTE for u in units for n in layers_of(model, u)}
     elif decision == "light beside parts":
         decisions = dict.fromkeys(units, LIGHT)
         decisions |= {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)[:1]}
@@ -187,7 +190,7 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
     expected = train_step(model, autocast=autocast)
     for decision in (
         *(RECOMPUTE, SEGMENT, CHEAP, LIGHT),
-        *("parts", "cheap parts", "light beside parts", "mixed"),
+        *("parts", "cheap parts", "light beside parts", "layers", "light beside layers", "mixed"),
     ):
         model.load_state_dict(state)
         placement = everywhere(decision, model)
@@ -195,7 +198,7 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
             assert_same(train_step(model, autocast=autocast), expected)
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, "mixed"])
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, "layers", "mixed"])
 def test_accumulated_gradients_and_batch_statistics_are_equal(decision):
     plain = build("resnet")
     placed = copy.deepcopy(plain)
@@ -357,7 +360,7 @@ def test_adapters_train_the_same(peft, kind, autocast):
     expected = train_step(model, autocast=autocast)
     assert any("lora_A" in name for name in expected)
     base = model.get_base_model()
-    for decision in (RECOMPUTE, SEGMENT, CHEAP, "parts", "mixed"):
+    for decision in (RECOMPUTE, SEGMENT, CHEAP, "parts", "layers", "mixed"):
         with apply_placement(model, everywhere(decision, base)):
             assert_same(train_step(model, autocast=autocast), expected)
 
@@ -377,7 +380,7 @@ def test_adalora_changes_its_ranks_under_a_placement(peft):
     assert min(ranks) < 4
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "mixed"])
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "layers", "mixed"])
 def test_four_bit_layers_train_the_same(peft, decision):
     bnb = pytest.importorskip("bitsandbytes")
     model = build("vit")
@@ -457,6 +460,9 @@ def test_a_frozen_layer_that_is_needed_again_is_recomputed(peft):
 # --- what is stored -------------------------------------------------------------------------------
 
 
+VIT_LAYERS = ("0/attn.qkv", "0/attn.proj", "0/mlp.fc1")
+
+
 def one_vit_block(batch: int = 8, width: int = 64) -> tuple[nn.Module, torch.Tensor, int]:
     """A block without dropout, its input, and the bytes of one D-wide value per token."""
     torch.manual_seed(5)
@@ -482,6 +488,13 @@ def one_vit_block(batch: int = 8, width: int = 64) -> tuple[nn.Module, torch.Ten
         # norm2 and GELU go, norm1 stays
         ({"0/mlp": CHEAP}, 11.0),
         ({"0": CHEAP, "0/mlp": RECOMPUTE}, 6.0),
+        # of what cheap leaves (qkv, attention, x2, fc1, output): without qkv; and without x2, which
+        # is a sum of proj's output; and without fc1, though its input is made of x2
+        ({"0": CHEAP, "0/attn.qkv": RECOMPUTE}, 7.0),
+        ({"0": CHEAP, "0/attn.qkv": RECOMPUTE, "0/attn.proj": RECOMPUTE}, 6.0),
+        ({"0": CHEAP} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 2.0),
+        # nobody saves what the last layer gives
+        ({"0": CHEAP, "0/mlp.fc2": RECOMPUTE}, 10.0),
     ],
     ids=str,
 )
@@ -504,6 +517,9 @@ def test_bytes_of_a_vit_block_are_those_of_the_arithmetic(decisions, values):
         # without the depthwise convolution's
         (LIGHT, False, 6.0),
         (LIGHT, True, 6.0),
+        # what the projection gives, and the sum
+        ("light, conv_pw", False, 2.0),
+        ("light, conv_pw", True, 2.0),
         (RECOMPUTE, False, 1.0),
     ],
 )
@@ -516,7 +532,9 @@ def test_bytes_of_an_inverted_residual_are_those_of_the_arithmetic(decision, fro
         parameter.requires_grad_(not frozen)
     x = torch.randn(4, 8, 16, 16, requires_grad=True)
     model = nn.Sequential(block)
-    apply_placement(model, Placement(decisions={"0": decision}), units=["0"])
+    whole, _, layer = decision.partition(", ")
+    decisions = {"0": whole} | ({f"0/{layer}": RECOMPUTE} if layer else {})
+    apply_placement(model, Placement(decisions=decisions), units=["0"])
     assert stored_bytes(model, x) / (x.numel() * 4) == pytest.approx(values, abs=0.15)
 
 

@@ -5,7 +5,14 @@ import timm
 import torch
 from torch import nn
 
-from profiler.backbones.discovery import find_blocks, find_units, modules_of, parts_of
+from profiler.backbones.discovery import (
+    anatomy_of,
+    find_blocks,
+    find_units,
+    layers_of,
+    modules_of,
+    parts_of,
+)
 from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.errors import UnknownNameError
@@ -219,7 +226,7 @@ def test_a_forward_that_meta_tensors_cannot_run_has_no_runs():
     assert find_units(model) == find_blocks(model)
 
 
-def test_lora_changes_no_unit_and_no_part():
+def test_lora_changes_no_unit_and_no_anatomy():
     peft = pytest.importorskip("peft")
     linear = ["qkv", "fc1", "fc2", "proj"]
     for name, targets in (
@@ -230,11 +237,11 @@ def test_lora_changes_no_unit_and_no_part():
     ):
         plain = timm.create_model(name, num_classes=3)
         units = find_units(plain)
-        parts = [parts_of(plain, unit) for unit in units]
+        anatomies = [anatomy_of(plain, unit) for unit in units]
         config = peft.LoraConfig(target_modules=targets)
         wrapped = peft.get_peft_model(plain, config).get_base_model()
         assert find_units(wrapped) == units
-        assert [parts_of(wrapped, unit) for unit in units] == parts
+        assert [anatomy_of(wrapped, unit) for unit in units] == anatomies
 
 
 def test_parts_are_the_branches():
@@ -248,6 +255,25 @@ def test_parts_are_the_branches():
     assert parts_of(mobile, "blocks.1.0") == ()
     assert parts_of(resnet, "layer2.0") == ()
     assert parts_of(resnet, "conv1+bn1+act1+maxpool") == ()
+
+
+def test_layers_are_in_the_order_of_what_a_value_costs_without_the_costliest():
+    with torch.device("meta"):
+        vit = timm.create_model("vit_tiny_patch16_224", depth=1)
+        bottleneck = timm.create_model("resnet50", layers=(1, 1, 1, 1))
+        basic = timm.create_model("resnet18")
+        mobile = timm.create_model("mobilenetv3_small_100")
+        norm_first = timm.create_model("convnext_atto")
+    # 192 each, and 768 for fc2
+    assert layers_of(vit, "blocks.0") == ("attn.qkv", "attn.proj", "mlp.fc1")
+    # 128 values in for the expansion, 256 for the reduction and the shortcut, 9 x 128 between
+    assert layers_of(bottleneck, "layer2.0") == ("conv3", "conv1", "downsample.0")
+    assert layers_of(basic, "layer2.1") == ("conv1",)  # as dear as conv2, and before it
+    # neither the depthwise convolution nor the gate
+    assert layers_of(mobile, "blocks.1.0") == ("conv_pw",)
+    assert anatomy_of(mobile, "blocks.1.0").has_depthwise
+    assert layers_of(norm_first, "stages.0.blocks.0") == ("mlp.fc1",)
+    assert layers_of(basic, "conv1+bn1+act1+maxpool") == ()
 
 
 def test_override_is_taken_and_checked():
