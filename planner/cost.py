@@ -50,7 +50,7 @@ from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
 from profiler.hardware import context_bytes, multiprocessors, workspaces_of
 from profiler.menu import MENU, Anatomies, decisions_of, finer_options, menu_of, uniform
-from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import count_parameters, device_label, device_spec, run_steps
 from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
 from profiler.roofline import Rates, rates
@@ -336,7 +336,7 @@ class CostModel:
             said.setdefault(name.partition("/")[0], {})[name] = decision
         anatomies = self.anatomies(workload)
         finer = (finer_options(anatomies, light=light) for light in (False, True))
-        options = (*MENU, LIGHT, SEGMENT, *itertools.chain(*finer))
+        options = (*MENU, LIGHT, LEAN, SEGMENT, *itertools.chain(*finer))
         chosen = []
         for unit, anatomy in anatomies.items():
             own = said.pop(unit, {})
@@ -570,7 +570,7 @@ class CostModel:
 
         Args:
             workload: whose units.
-            policy: a name of ``planner.placement.POLICIES``, or ``cheap`` or ``light``.
+            policy: a name of ``planner.placement.POLICIES``, or ``cheap``, ``light`` or ``lean``.
             budget_bytes: device bytes; ``adaptive`` takes its threshold of the whole of them.
             threshold: of ``adaptive``.
             options: what a unit may do; ``menu`` lists all of it. The search does with the three
@@ -582,13 +582,13 @@ class CostModel:
         """
         if policy in {"none", KEEP}:
             return NONE
-        if policy in {CHEAP, LIGHT}:
+        if policy in {CHEAP, LIGHT, LEAN}:
             units = self.units(workload)
             return Placement(policy=policy, decisions=dict.fromkeys(units, policy))
         if policy not in POLICIES:
             raise UsageError(
                 f"unknown checkpoint policy {policy!r}; "
-                f"use one of cheap, light, {', '.join(POLICIES)}"
+                f"use one of cheap, light, lean, {', '.join(POLICIES)}"
             )
         chain = self.chain(workload, options)
         parameters = {"threshold": threshold} if policy == "adaptive" else None

@@ -36,7 +36,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STUDY_DEVICE = "rtx-2060-super"
-_UNCOUNTED = ("none", "static", "cheap", "light", "chen")
+_UNCOUNTED = ("none", "static", "cheap", "light", "lean", "chen")
 BUDGET_FREE = (*_UNCOUNTED, "every-K", "first-K", "last-K")
 BUDGETED = ("adaptive", "optimal", "rotor")
 SECONDS_BETWEEN_LINES = 20
@@ -376,14 +376,14 @@ def _place_without_budget(load: Workload, checkpoint: str) -> Placement:
     """Let a policy decide that only asks which units there are."""
     from planner.placement import POLICIES, Chain, ChainUnit, Option
     from profiler.assembly import assemble
-    from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, Placement
+    from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, Placement
 
     if checkpoint == "none":
         return NONE
     names = assemble(load.replace(micro_batch=1, accumulation=1), device="meta").units
     if not names:
         raise UsageError(f"{load.model} has no units that can be recomputed")
-    if checkpoint in (CHEAP, LIGHT):
+    if checkpoint in (CHEAP, LIGHT, LEAN):
         return Placement(policy=checkpoint, decisions=dict.fromkeys(names, checkpoint))
     menu = tuple(
         Option(decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0)

@@ -15,7 +15,9 @@ plain model keeps two bytes for every weight until backward.
 
 A *light* scope counts depthwise convolutions among the cheap calls: k*k multiplications for every
 value of their output, where the pointwise convolutions beside them do hundreds. Any other layer
-can be *dropped* by name: then its matmul or convolution is a frame like the cheap ones.
+can be *dropped* by name: then its matmul or convolution is a frame like the cheap ones. In a *lean*
+scope the cheap ones are lean frames: a unit whose layers are dropped is not there as a whole when it
+runs backward, as one that is recomputed is.
 
 Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
 whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
@@ -116,11 +118,12 @@ class Scope(TorchFunctionMode):
 
     Args:
         light: whether depthwise convolutions are cheap.
+        lean: whether what is cheap is run again for every use.
     """
 
-    def __init__(self, *, light: bool = False) -> None:
+    def __init__(self, *, light: bool = False, lean: bool = False) -> None:
         super().__init__()
-        self._light = light
+        self._light, self._lean = light, lean
         self._dropped: list[nn.Module] = []
         self._dropped_weights: set[int] = set()
         self._lazy = True
@@ -190,7 +193,8 @@ class Scope(TorchFunctionMode):
         if recipe.name in _SAVE_NO_INPUT and not all(map(self._is_there, tensors)):
             return func(*args, **kwargs)
         self._inputs = {_address(t): (t._version, t.numel()) for t in tensors}
-        self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold)
+        lean = self._lean and recipe.name not in _LAYERS
+        self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold, lean=lean)
         try:
             output = func(*args, **kwargs)
         finally:

@@ -10,6 +10,8 @@ Every decision is made of *frames* (profiler/frames.py), calls that can be run a
     cheap      norms, activation functions, dropout and copies inside the unit are frames
                (profiler/cheap.py); what the rest of the unit saves of their outputs are readings
     light      as cheap, with depthwise convolutions among the frames
+    lean       as light, with all layers among the frames whose outputs are worth it, and frames of
+               what is cheap that run again rather than leave anything in memory
     unit/part  the branch is a frame that reads its input from the norm in front of it, so the
                norm's output goes too. What stays: the residual stream, and the branch's output
                where something outside the branch saves it (a trainable LayerScale).
@@ -42,12 +44,12 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from profiler.backbones.discovery import find_units, is_layer, modules_of
+from profiler.backbones.discovery import find_units, is_layer, layers_of, modules_of
 from profiler.cheap import Scope, weight_cast
 from profiler.errors import InputError
 from profiler.frames import Frame, Held, Recipe, Table, recomputing, running_frame
 from profiler.methods.base import backbone_of
-from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
 
 __all__ = ["AppliedPlacement", "apply_adaptive", "apply_placement", "recomputing"]
 
@@ -177,8 +179,8 @@ class _Scoped(_Call):
 
     def __init__(self, name: str, module: nn.Module, *, decision: str) -> None:
         super().__init__(name, module)
-        self.scope = Scope(light=decision == LIGHT)
-        self.lazy = decision in (CHEAP, LIGHT)
+        self.scope = Scope(light=decision in (LIGHT, LEAN), lean=decision == LEAN)
+        self.lazy = decision in (CHEAP, LIGHT, LEAN)
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self.scope.active(lazy=self.lazy):
@@ -344,6 +346,8 @@ def apply_placement(
         else:
             scoped = _Scoped(name, module, decision=decision)
             applied._calls.append(scoped)
+            for layer in layers_of(backbone, name) if decision == LEAN else ():
+                scoped.scope.drop(module.get_submodule(layer))
             for key in parts:
                 branch = module.get_submodule(key.partition("/")[2])
                 own = placement.decision(key)

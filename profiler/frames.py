@@ -12,6 +12,11 @@ everything that hangs on them are those of the plain model.
                it as input; so outputs of frames need not be kept either
     Table      from storages to the frames that made them, to recognise such outputs
 
+A frame that is refilled gives everything that is wanted of it, which is then there until it is
+used. A *lean* frame gives as little as it can and runs again for the next who asks: to another
+lean frame only what that one asked for, to anything else all of its output, and what it saved for
+its own backward not before that comes.
+
     Spare      the last frozen layer of a call, if nothing saved after it depends on its output: a
                refill that does not want the call's output does not run it (the adapter's last
                layer: LoRA runs the frozen layer first, so stopping early comes too late for it)
@@ -99,7 +104,7 @@ class Slot:
     def unpack(self) -> Tensor:
         """Return the tensor, running the frame again if it is not there."""
         if self.tensor is None:
-            self.frame.refill()
+            self.frame.refill(self)
         if self.tensor is None:
             raise _changed(self.frame, "fewer tensors than its first forward")
         return self.tensor
@@ -122,11 +127,29 @@ class Reading(Slot):
         self.geometry = (tuple(like.shape), tuple(like.stride()), int(like.storage_offset()))
         self.requires_grad = like.requires_grad
 
-    def take(self) -> Tensor:
-        """Return the tensor and forget it: a frame's input is needed once per refill."""
-        tensor = self.unpack()
-        self.tensor = None
+    def unpack(self) -> Tensor:
+        """Return the tensor: another reading's if one is there, else the frame runs again."""
+        return self._seen_elsewhere() if self.tensor is None else self.tensor
+
+    def take(self, *, alone: bool) -> Tensor:
+        """Return the tensor and forget it: a frame's input is needed once per refill.
+
+        Args:
+            alone: whether a lean frame shall give nobody else their readings.
+        """
+        if self.tensor is None:
+            self._seen_elsewhere(alone=alone)
+        tensor, self.tensor = self.tensor, None
+        assert tensor is not None
         return tensor
+
+    def _seen_elsewhere(self, *, alone: bool = False) -> Tensor:
+        for other in self.frame.filled_readings():
+            if other.dtype == self.dtype and other.tensor is not None:
+                self.tensor = other.tensor.as_strided(*self.geometry)
+                return self.tensor
+        self.frame.refill(self, alone=alone)
+        return super().unpack()
 
     def read(self, output: Tensor) -> None:
         """Take this view or cast of a recomputed output."""
@@ -143,7 +166,7 @@ class Held:
         self.requires_grad = tensor.requires_grad
         self.version = tensor._version
 
-    def take(self) -> Tensor:
+    def take(self, *, alone: bool) -> Tensor:
         """Return the tensor."""
         if self.tensor._version != self.version:
             raise RuntimeError(
@@ -180,6 +203,7 @@ class Frame:
         args: its arguments.
         kwargs: its keyword arguments.
         hold: what stands for an argument until it is needed again.
+        lean: whether it is rather run again than leave anything in memory.
     """
 
     __slots__ = (
@@ -187,6 +211,7 @@ class Frame:
         "args",
         "autocast",
         "kwargs",
+        "lean",
         "position",
         "random",
         "readings",
@@ -204,8 +229,10 @@ class Frame:
         kwargs: dict[str, Any],
         *,
         hold: Callable[[Tensor], object],
+        lean: bool = False,
     ) -> None:
         self.recipe = recipe
+        self.lean = lean
         self.args = [_each(value, hold) for value in args]
         self.kwargs = {key: _each(value, hold) for key, value in kwargs.items()}
         self.autocast = _autocast_states(args)
@@ -313,18 +340,34 @@ class Frame:
         if self.random is not None and not self.random.was_used():
             self.random = None
 
-    def refill(self) -> None:
-        """Run the call again and fill every empty slot and reading that is still alive."""
+    def filled_readings(self) -> Iterator[Reading]:
+        """Yield the readings whose tensor is there."""
+        for ref in self.readings:
+            reading = ref()
+            if reading is not None and reading.tensor is not None:
+                yield reading
+
+    def refill(self, asked: Slot, *, alone: bool = False) -> None:
+        """Run the call again and fill every empty slot and reading that is still alive.
+
+        Args:
+            asked: who needs it. Of a lean frame slots are filled for a slot, readings for one.
+            alone: of a lean frame: fill that reading only.
+        """
         wanted = [r for ref in self.readings if (r := ref()) is not None and r.tensor is None]
-        last = max((i for i, ref in enumerate(self.slots) if _is_empty(ref())), default=-1)
-        args = [_each(value, _retake) for value in self.args]
-        kwargs = {key: _each(value, _retake) for key, value in self.kwargs.items()}
+        empty = {i for i, ref in enumerate(self.slots) if _is_empty(ref())}
+        if self.lean:
+            is_reading = any(asked is reading for reading in wanted)
+            wanted = [r for r in wanted if is_reading and (r is asked or not alone)]
+            empty = set() if is_reading else empty
+        args = [_each(value, self._retake) for value in self.args]
+        kwargs = {key: _each(value, self._retake) for key, value in self.kwargs.items()}
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
         again, running = _recomputing.set(True), _running.set(self)
         try:
             with self._first_state():
-                output = self._run(args, kwargs, last=last, output_wanted=bool(wanted))
+                output = self._run(args, kwargs, empty=empty, output_wanted=bool(wanted))
         finally:
             _recomputing.reset(again)
             _running.reset(running)
@@ -332,14 +375,14 @@ class Frame:
             reading.read(output)
 
     def _run(
-        self, args: list[Any], kwargs: dict[str, Any], *, last: int, output_wanted: bool
+        self, args: list[Any], kwargs: dict[str, Any], *, empty: set[int], output_wanted: bool
     ) -> Tensor:
         """Run with a graph even for an output alone: kernels may depend on it."""
-        self.position = -1
+        self.position, last = -1, max(empty, default=-1)
 
         def refilled(tensor: Tensor) -> None:
             self.position += 1
-            slot = self.slots[self.position]() if self.position < len(self.slots) else None
+            slot = self.slots[self.position]() if self.position in empty else None
             if slot is not None and slot.tensor is None:
                 slot.fill(tensor)
             if self.position >= last and not output_wanted:
@@ -350,6 +393,12 @@ class Frame:
                 output: Tensor = self.recipe.run(*args, **kwargs)
             return output.detach()
         return torch.empty(0)
+
+    def _retake(self, value: Tensor | Held | Reading) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        tensor = value.take(alone=self.lean).detach()
+        return tensor.requires_grad_() if value.requires_grad else tensor
 
     @contextlib.contextmanager
     def _first_state(self) -> Iterator[None]:
@@ -378,13 +427,6 @@ def _each(value: object, change: Callable[[Any], object]) -> object:
     if isinstance(value, list | tuple):
         return [_each(item, change) for item in value]
     return change(value) if isinstance(value, Tensor | Held | Reading) else value
-
-
-def _retake(value: Tensor | Held | Reading) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    tensor = value.take().detach()
-    return tensor.requires_grad_() if value.requires_grad else tensor
 
 
 class Spare:

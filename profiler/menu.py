@@ -2,7 +2,7 @@
 
 An option is a word, since it is replayed, stored and drawn in one piece:
 
-    keep, cheap, light, recompute, segment   a decision for the whole unit (profiler/placement.py)
+    keep, cheap, light, lean, recompute, segment   a decision for the whole unit (profiler/placement.py)
     parts:N      the N-th branch is recomputed, the others drop what is cheap
     parts:all    every branch is recomputed, and what joins them stays
     layers:N     cheap, and the outputs of N layers go too: the N that are cheapest to run again
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, Placement
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, Placement
 
 MENU = (KEEP, CHEAP, RECOMPUTE)
 """Options that every unit has; its anatomy adds more."""
@@ -49,7 +49,7 @@ def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
     """Return every option that units of a backbone have."""
     is_light = any(unit.has_depthwise for unit in anatomies.values())
     finer = finer_options(anatomies, light=is_light)
-    return (*MENU, *([LIGHT] if is_light else []), *finer)
+    return (*MENU, *([LIGHT] if is_light else []), LEAN, *finer)
 
 
 def finer_options(anatomies: Anatomies, *, light: bool) -> tuple[str, ...]:

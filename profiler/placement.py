@@ -7,6 +7,8 @@ Decisions, from most memory and no recompute to least memory and most recompute:
                are dropped; outputs of matmuls, convolutions and scans stay
     light      as cheap, and what depthwise convolutions give is dropped too: they do few operations
                for the size of their output
+    lean       as light, and what all layers give is dropped too but the costliest's. What is cheap
+               is recomputed for every use, so that little of the unit is there at any time
     recompute  only the unit's input stays; its whole forward runs again in backward
     segment    as recompute, and its input does not stay either: it is recomputed from the unit
                before it, which must be ``recompute`` or ``segment`` (segments of several units,
@@ -30,9 +32,10 @@ from profiler.errors import InputError
 KEEP = "keep"
 CHEAP = "cheap"
 LIGHT = "light"
+LEAN = "lean"
 RECOMPUTE = "recompute"
 SEGMENT = "segment"
-DECISIONS = (KEEP, CHEAP, LIGHT, RECOMPUTE, SEGMENT)
+DECISIONS = (KEEP, CHEAP, LIGHT, LEAN, RECOMPUTE, SEGMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

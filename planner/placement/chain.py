@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import InputError
-from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
 from profiler.units import MIB
 
 JOINED = -1
@@ -71,10 +71,10 @@ class Option:
     parts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.decision not in {KEEP, CHEAP, LIGHT, RECOMPUTE}:
+        if self.decision not in {KEEP, CHEAP, LIGHT, LEAN, RECOMPUTE}:
             raise InputError(
                 f"an option cannot have decision {self.decision!r}; "
-                f"use {KEEP}, {CHEAP}, {LIGHT} or {RECOMPUTE} "
+                f"use {KEEP}, {CHEAP}, {LIGHT}, {LEAN} or {RECOMPUTE} "
                 f"(segments are made of {RECOMPUTE} options)"
             )
         if not (math.isfinite(self.recompute_seconds) and self.recompute_seconds >= 0):
@@ -82,8 +82,10 @@ class Option:
                 f"recompute seconds must be zero or more, got {self.recompute_seconds}"
             )
         changed = {part: d for part, d in sorted(self.parts.items()) if d != KEEP}
-        if changed and self.decision == RECOMPUTE:
-            raise InputError(f"an option that says {RECOMPUTE} has no parts, got {dict(changed)}")
+        if changed and self.decision in {LEAN, RECOMPUTE}:
+            raise InputError(
+                f"an option that says {self.decision} has no parts, got {dict(changed)}"
+            )
         object.__setattr__(self, "parts", MappingProxyType(changed))
 
     def __hash__(self) -> int:

@@ -26,7 +26,7 @@ from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.checkpointing import apply_adaptive, apply_placement, recomputing
 from profiler.errors import InputError
-from profiler.placement import CHEAP, KEEP, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 
 CLASSES = 5
 
@@ -189,7 +189,7 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
     state = copy.deepcopy(model.state_dict())
     expected = train_step(model, autocast=autocast)
     for decision in (
-        *(RECOMPUTE, SEGMENT, CHEAP, LIGHT),
+        *(RECOMPUTE, SEGMENT, CHEAP, LIGHT, LEAN),
         *("parts", "cheap parts", "light beside parts", "layers", "light beside layers", "mixed"),
     ):
         model.load_state_dict(state)
@@ -198,7 +198,7 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
             assert_same(train_step(model, autocast=autocast), expected)
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, "layers", "mixed"])
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, LEAN, "mixed"])
 def test_accumulated_gradients_and_batch_statistics_are_equal(decision):
     plain = build("resnet")
     placed = copy.deepcopy(plain)
@@ -360,7 +360,7 @@ def test_adapters_train_the_same(peft, kind, autocast):
     expected = train_step(model, autocast=autocast)
     assert any("lora_A" in name for name in expected)
     base = model.get_base_model()
-    for decision in (RECOMPUTE, SEGMENT, CHEAP, "parts", "layers", "mixed"):
+    for decision in (RECOMPUTE, SEGMENT, CHEAP, LEAN, "parts", "layers", "mixed"):
         with apply_placement(model, everywhere(decision, base)):
             assert_same(train_step(model, autocast=autocast), expected)
 
@@ -380,7 +380,7 @@ def test_adalora_changes_its_ranks_under_a_placement(peft):
     assert min(ranks) < 4
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "layers", "mixed"])
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LEAN, "mixed"])
 def test_four_bit_layers_train_the_same(peft, decision):
     bnb = pytest.importorskip("bitsandbytes")
     model = build("vit")
@@ -520,6 +520,7 @@ def test_bytes_of_a_vit_block_are_those_of_the_arithmetic(decisions, values):
         # what the projection gives, and the sum
         ("light, conv_pw", False, 2.0),
         ("light, conv_pw", True, 2.0),
+        (LEAN, False, 2.0),
         (RECOMPUTE, False, 1.0),
     ],
 )

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from profiler.menu import MENU, Anatomy, decisions_of, menu_of, uniform
-from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE
 
 BLOCK = Anatomy(branches=("attn", "mlp"), layers=("qkv", "fc1"))
 DEPTHWISE = Anatomy(layers=("expand",), has_depthwise=True)
 
 
 def test_the_menu_is_what_any_unit_has():
-    assert menu_of({"a": Anatomy()}) == MENU
+    assert menu_of({"a": Anatomy()}) == (*MENU, LEAN)
     by_branch = ("parts:1", "parts:2", "parts:all")
-    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (*MENU, *by_branch, "layers:1", "layers:2")
-    assert menu_of({"a": DEPTHWISE}) == (*MENU, LIGHT, "light-layers:1")
+    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (
+        *MENU,
+        LEAN,
+        *by_branch,
+        "layers:1",
+        "layers:2",
+    )
+    assert menu_of({"a": DEPTHWISE}) == (*MENU, LIGHT, LEAN, "light-layers:1")
     # one branch alone is no option
-    assert menu_of({"a": Anatomy(branches=("mlp",))}) == MENU
+    assert menu_of({"a": Anatomy(branches=("mlp",))}) == (*MENU, LEAN)
 
 
 def test_options_say_what_is_dropped():
