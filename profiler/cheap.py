@@ -15,9 +15,9 @@ plain model keeps two bytes for every weight until backward.
 
 A *light* scope counts depthwise convolutions among the cheap calls: k*k multiplications for every
 value of their output, where the pointwise convolutions beside them do hundreds. Any other layer
-can be *dropped* by name: then its matmul or convolution is a frame like the cheap ones. In a *lean*
-scope the cheap ones are lean frames: a unit whose layers are dropped is not there as a whole when it
-runs backward, as one that is recomputed is.
+can be *dropped* by name: then its matmul or convolution is a frame like the cheap ones. In a
+*lean* scope the cheap ones are lean frames: where its layers are dropped too, a unit running
+backward is at no time there as a whole, as one that is recomputed is.
 
 Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
 whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in

@@ -2,7 +2,7 @@
 
 An option is a word, since it is replayed, stored and drawn in one piece:
 
-    keep, cheap, light, lean, recompute, segment   a decision for the whole unit (profiler/placement.py)
+    a decision   for the whole unit (profiler/placement.py)
     parts:N      the N-th branch is recomputed, the others drop what is cheap
     parts:all    every branch is recomputed, and what joins them stays
     layers:N     cheap, and the outputs of N layers go too: the N that are cheapest to run again

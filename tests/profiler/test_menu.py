@@ -11,14 +11,8 @@ DEPTHWISE = Anatomy(layers=("expand",), has_depthwise=True)
 
 def test_the_menu_is_what_any_unit_has():
     assert menu_of({"a": Anatomy()}) == (*MENU, LEAN)
-    by_branch = ("parts:1", "parts:2", "parts:all")
-    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (
-        *MENU,
-        LEAN,
-        *by_branch,
-        "layers:1",
-        "layers:2",
-    )
+    finer = ("parts:1", "parts:2", "parts:all", "layers:1", "layers:2")
+    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (*MENU, LEAN, *finer)
     assert menu_of({"a": DEPTHWISE}) == (*MENU, LIGHT, LEAN, "light-layers:1")
     # one branch alone is no option
     assert menu_of({"a": Anatomy(branches=("mlp",))}) == (*MENU, LEAN)
