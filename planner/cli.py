@@ -401,7 +401,7 @@ def profile(plot: Path | None, placement: bool, flops: str, **options: Any) -> N
         return
     show_profile(report, console())
     if placement:
-        show_placement(rows, console())
+        show_placement(rows, candidate.placement, console())
 
 
 def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:

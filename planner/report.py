@@ -22,7 +22,7 @@ from planner.advice import Baseline, needed_bytes
 from planner.netscore import Scores
 from planner.plan import Accuracy, Plan
 from profiler.errors import InputError
-from profiler.placement import KEEP, SEGMENT, Placement
+from profiler.placement import KEEP, Placement
 from profiler.records import MEASURED, OWNERS, Report, UnitReport
 from profiler.units import format_bytes, format_count, format_joules, format_seconds
 from profiler.workload import Candidate
@@ -39,6 +39,8 @@ Justify = Literal["left", "right"]
 INDENT = 2
 SENTENCE = 28
 """Columns that a cell which wraps gets at least."""
+MOST_PARTS_NAMED = 3
+"""Parts that a unit's decision names; of the others it says how many."""
 
 
 # ---- tables that fit -----------------------------------------------------------------------------
@@ -175,10 +177,12 @@ def batch_of(candidate: Candidate) -> str:
 
 
 def placement_of(placement: Placement, units: int | None = None) -> str:
-    """Return the policy and what it does: ``optimal: 3 recompute, 2 cheap of 12``."""
+    """Return the policy and what it does: ``optimal: 2 cheap, 1 in parts, 3 recompute of 12``."""
     if placement.is_none:
         return "none" if placement.policy == "none" else f"{placement.policy}: nothing"
-    counts = Counter("segment" if d == SEGMENT else d for d in placement.decisions.values())
+    split = {name.partition("/")[0] for name in placement.decisions if "/" in name}
+    whole = {u: d for u, d in placement.decisions.items() if "/" not in u and u not in split}
+    counts = Counter(whole.values()) + Counter({"in parts": len(split)})
     said = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
     return f"{placement.policy}: {said}" + (f" of {units}" if units else "")
 
@@ -460,15 +464,23 @@ def show_profile(report: Report, console: Console) -> None:
 
 
 def decision_of(unit: str, placement: Placement) -> str:
-    """Return what is done with a unit, its parts included: ``light, recompute mlp``."""
+    """Return what is done with a unit, its parts included: ``light, recompute qkv proj fc1``."""
     parts: dict[str, list[str]] = {}
     for name, decision in placement.decisions.items():
         if name.startswith(f"{unit}/"):
             parts.setdefault(decision, []).append(name.removeprefix(f"{unit}/"))
     beside = placement.decision(unit)
     said = [beside] if beside != KEEP or not parts else []
-    said += [f"{decision} {' '.join(names)}" for decision, names in sorted(parts.items())]
+    said += [f"{decision} {_shortened(names)}" for decision, names in sorted(parts.items())]
     return ", ".join(said)
+
+
+def _shortened(parts: Sequence[str]) -> str:
+    """Return what parts are called within theirs, and no more of them than a table has room for."""
+    last = [part.rpartition(".")[2] for part in parts]
+    names = last if len({*last}) == len(last) else list(parts)
+    more = len(names) - MOST_PARTS_NAMED
+    return " ".join(names if more <= 0 else [*names[:MOST_PARTS_NAMED], f"+{more}"])
 
 
 def unit_columns(units: Sequence[UnitReport], placement: Placement) -> list[Column]:
@@ -491,11 +503,11 @@ def unit_columns(units: Sequence[UnitReport], placement: Placement) -> list[Colu
     ]
 
 
-def show_placement(rows: Sequence[Row], console: Console) -> None:
+def show_placement(rows: Sequence[Row], placement: Placement, console: Console) -> None:
     """Print why each unit is kept or recomputed: what that frees and what it costs."""
     page = Page(console)
     page.heading("Placement, composed")
-    page.block(*tables(placement_columns(rows), keys=2, width=page.width))
+    page.block(*tables(placement_columns(rows, placement), keys=2, width=page.width))
     peaks = [f"{row.unit} ({row.binding})" for row in rows if row.binding is not None]
     page.sentences(
         [
@@ -507,11 +519,12 @@ def show_placement(rows: Sequence[Row], console: Console) -> None:
     )
 
 
-def placement_columns(rows: Sequence[Row]) -> list[Column]:
+def placement_columns(rows: Sequence[Row], placement: Placement) -> list[Column]:
     """Return the columns of a placement table."""
+    decisions = [decision_of(r.unit, placement) for r in rows]
     return [
         Column(header="unit", cells=[r.unit for r in rows], justify="left"),
-        Column(header="decision", cells=[r.decision for r in rows], justify="left"),
+        Column(header="decision", cells=decisions, justify="left"),
         Column(header="stored", cells=[format_bytes(r.stored_bytes) for r in rows]),
         Column(header="freed", cells=[format_bytes(r.freed_bytes or None) for r in rows]),
         Column(

@@ -29,6 +29,11 @@ from torch._dynamo.backends.debugging import boxed_nop
 from torch._functorch import config
 from torch._functorch.aot_autograd import aot_function
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import detect_fake_mode
+from torch._inductor.fx_passes.post_grad import decompose_auto_functionalized
+from torch._inductor.fx_passes.reinplace import reinplace_inplaceable_ops
+from torch._inductor.fx_utils import FakeTensorUpdater
+from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
@@ -63,8 +68,8 @@ def traced(share: float, workload: Workload, policy: str) -> Callable[..., torch
 
     compiled = aot_function(
         forward,
-        fw_compiler=boxed_nop,
-        bw_compiler=boxed_nop,
+        fw_compiler=_as_it_is,
+        bw_compiler=_as_it_is,
         partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
         decompositions=decompositions,
     )
@@ -73,6 +78,15 @@ def traced(share: float, workload: Workload, policy: str) -> Callable[..., torch
         to_fake(backbone)
         compiled(_tensors(backbone), torch.empty(workload.micro_batch, 3, size, size))
     return compiled
+
+
+def _as_it_is(graph: torch.fx.GraphModule, inputs: list[object]) -> Callable[..., object]:
+    """Run a graph's operators one by one; custom ones in place again, as Inductor has them."""
+    with V.set_fake_mode(detect_fake_mode(inputs)):
+        reinplace_inplaceable_ops(FakeTensorUpdater(graph), graph.graph)
+        decompose_auto_functionalized(graph.graph)
+    graph.recompile()
+    return boxed_nop(graph, inputs)
 
 
 def budgeted(compiled: Callable[..., torch.Tensor], backbone: nn.Module) -> None:

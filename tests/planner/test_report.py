@@ -10,6 +10,7 @@ from planner.netscore import scores
 from planner.plan import Accuracy, Plan
 from planner.report import (
     Column,
+    decision_of,
     difference,
     placement_of,
     score_columns,
@@ -182,6 +183,13 @@ def test_a_budget_is_said_to_fit_or_not() -> None:
 def test_parts_of_a_unit_are_named_in_its_decision() -> None:
     decisions = unit_columns(UNITS, CANDIDATE.placement)[1].cells
     assert list(decisions[:5]) == ["recompute", "recompute", "recompute", "recompute mlp", "keep"]
+    layers = dict.fromkeys(("b/attn.qkv", "b/attn.proj", "b/mlp.fc1"), "recompute")
+    assert decision_of("b", Placement(decisions={"b": "light"} | layers)) == (
+        "light, recompute proj qkv fc1"
+    )
+    assert decision_of("b", Placement(decisions=layers | {"b/mlp.proj": "recompute"})) == (
+        "recompute attn.proj attn.qkv mlp.fc1 +1"
+    )
 
 
 def test_a_sentence_wraps_and_is_never_cut() -> None:
@@ -207,7 +215,7 @@ def test_difference() -> None:
 def test_placement_in_words() -> None:
     assert placement_of(Placement()) == "none"
     assert placement_of(Placement(policy="adaptive")) == "adaptive: nothing"
-    assert placement_of(CANDIDATE.placement) == "optimal: 4 recompute"
+    assert placement_of(CANDIDATE.placement) == "optimal: 1 in parts, 3 recompute"
 
 
 def test_an_empty_list_is_an_error_not_a_blank() -> None:
