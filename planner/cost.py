@@ -49,7 +49,7 @@ from profiler.composition import (
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
 from profiler.hardware import context_bytes, multiprocessors, workspaces_of
-from profiler.menu import MENU, Anatomies, decisions_of, finer_options, menu_of, uniform
+from profiler.menu import MENU, Anatomies, decisions_of, menu_of, option_of, uniform
 from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import count_parameters, device_label, device_spec, run_steps
 from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
@@ -334,13 +334,9 @@ class CostModel:
         said: dict[str, dict[str, str]] = {}
         for name, decision in placement.decisions.items():
             said.setdefault(name.partition("/")[0], {})[name] = decision
-        anatomies = self.anatomies(workload)
-        finer = (finer_options(anatomies, light=light) for light in (False, True))
-        options = (*MENU, LIGHT, LEAN, SEGMENT, *itertools.chain(*finer))
         chosen = []
-        for unit, anatomy in anatomies.items():
-            own = said.pop(unit, {})
-            option = next((o for o in options if decisions_of(unit, o, anatomy) == own), None)
+        for unit, anatomy in self.anatomies(workload).items():
+            option = option_of(unit, said.pop(unit, {}), anatomy)
             if option is None:
                 raise UsageError(f"the decisions on unit {unit!r} are not composed; replay decides")
             chosen.append(option)

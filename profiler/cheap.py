@@ -13,9 +13,11 @@ up, and all stays as in the plain model.
 Under autocast the copies of the weights are dropped too: they are as cheap as copies get, and a
 plain model keeps two bytes for every weight until backward.
 
-A *light* scope counts depthwise convolutions among the cheap calls: k*k multiplications for every
-value of their output, where the pointwise convolutions beside them do hundreds. Any other layer
-can be *dropped* by name: then its matmul or convolution is a frame like the cheap ones. In a
+A *light* scope counts what mixes no channels among the cheap calls. A depthwise convolution does
+k*k multiplications for every value of its output, where the pointwise ones beside it do hundreds;
+attention does two for every token that is looked at (98 in a window of 7 x 7, 394 in a ViT at 224
+pixels), as one function or as products of activations. Any other layer can be *dropped* by name:
+then its matmul or convolution is a frame like the cheap ones. In a
 *lean* scope the cheap ones are lean frames: where its layers are dropped too, a unit running
 backward is at no time there as a whole, as one that is recomputed is.
 
@@ -51,7 +53,8 @@ from profiler.frames import Frame, Held, Reading, Recipe, Slot, Table, cast_from
 _NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
 _ACTIVATIONS = {
     *("celu", "elu", "exp", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
-    *("mish", "relu", "relu6", "rsqrt", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
+    *("mish", "relu", "relu6", "rsqrt", "selu", "sigmoid", "silu", "softmax", "softplus"),
+    *("softsign", "tanh"),
 }
 _ARITHMETIC = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "pow", "__pow__", "square"}
 _DROPOUTS = {"alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d"}
@@ -60,11 +63,16 @@ _COPIES_AND_SUMS = {
     *("to", "float", "half", "bfloat16", "type_as", "contiguous", "reshape", "flatten", "clone"),
     *("cat", "concat", "stack", "flip", "roll", "pad"),
 }
-_LAYERS = {"linear", "conv1d", "conv2d", "conv3d"}
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_ATTENTION = "scaled_dot_product_attention"
+_PRODUCTS = {"matmul", "__matmul__", "bmm"}
+_LAYERS = _CONVOLUTIONS | _PRODUCTS | {"linear", _ATTENTION}
 _BATCH_NORM_ARGUMENTS = tuple(inspect.signature(nn.functional.batch_norm).parameters)
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _COPIES_AND_SUMS
-_SAVE_NO_INPUT = _COPIES_AND_SUMS | _DROPOUTS | {"exp", "relu", "rsqrt", "sigmoid", "tanh"}
+_SAVE_NO_INPUT = (
+    _COPIES_AND_SUMS | _DROPOUTS | {"exp", "relu", "rsqrt", "sigmoid", "softmax", "tanh"}
+)
 """Their inputs must be available beforehand: what they save is a mask, their output, or nothing."""
 
 _SMALL = 16
@@ -84,7 +92,7 @@ def _recipe(function: Callable[..., Any]) -> Recipe | None:
     if name not in _CHEAP | _LAYERS or function is torch.batch_norm:
         return None
     run = _batch_norm_again if name == "batch_norm" else function
-    return Recipe(name=name, run=run, stochastic=name in _DROPOUTS)
+    return Recipe(name=name, run=run, stochastic=name in _DROPOUTS or name == _ATTENTION)
 
 
 def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
@@ -117,7 +125,7 @@ class Scope(TorchFunctionMode):
     """What is known during one forward of a unit.
 
     Args:
-        light: whether depthwise convolutions are cheap.
+        light: whether depthwise convolutions and attention are cheap.
         lean: whether what is cheap is run again for every use.
     """
 
@@ -155,18 +163,18 @@ class Scope(TorchFunctionMode):
 
     @contextlib.contextmanager
     def switched(self, *, lazy: bool, paused: bool = False) -> Iterator[None]:
-        """Treat a part of the unit differently.
+        """Treat a part of the unit differently: there nothing is light.
 
         Args:
             lazy: as for ``active``.
             paused: leave all calls alone, as inside a part that is one frame.
         """
-        before = self._lazy, self._paused
-        self._lazy, self._paused = lazy, paused
+        before = self._lazy, self._paused, self._light
+        self._lazy, self._paused, self._light = lazy, paused, False
         try:
             yield
         finally:
-            self._lazy, self._paused = before
+            self._lazy, self._paused, self._light = before
 
     def hold(self, tensor: Tensor) -> object:
         """Return what stands for a frame's input until a refill needs it."""
@@ -203,8 +211,13 @@ class Scope(TorchFunctionMode):
         return output
 
     def _is_light(self, recipe: Recipe, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        is_convolution = self._light and self._lazy and recipe.name != "linear"
-        return is_convolution and _is_depthwise(args, kwargs)
+        if not (self._light and self._lazy):
+            return False
+        if recipe.name in _CONVOLUTIONS:
+            return _is_depthwise(args, kwargs)
+        if recipe.name in _PRODUCTS:
+            return not any(_each((*args, *kwargs.values()), nn.Parameter))
+        return recipe.name == _ATTENTION
 
     def _is_dropped(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         tensors = (*args, *kwargs.values())
@@ -227,7 +240,7 @@ class Scope(TorchFunctionMode):
         if (
             isinstance(output, Tensor)
             and self._gives_new(output, inplace=inplace)
-            and self._is_available(frame)
+            and (self._is_available(frame) or self._holds(frame))
         ):
             for i, slot in slots:
                 frame.drop(i, slot, output)
@@ -259,6 +272,17 @@ class Scope(TorchFunctionMode):
             for i in inputs
         )
 
+    def _holds(self, frame: Frame) -> bool:
+        """Keep the inputs of a product that has saved copies of them instead: they are as large.
+
+        So does attention where there is a bias that learns: it runs in operators of its own.
+        """
+        if frame.recipe.name not in _PRODUCTS | {_ATTENTION}:
+            return False
+        for held in _each((*frame.args, *frame.kwargs.values()), Held):
+            self._kept.setdefault(_address(held.tensor), (held.tensor, held.version))
+        return True
+
     # --- what is saved
 
     def _pack(self, tensor: Tensor) -> Tensor | Slot:
@@ -284,7 +308,10 @@ class Scope(TorchFunctionMode):
         version, _ = self._inputs.get(_address(tensor), (None, 0))
         largest = max((numel for _, numel in self._inputs.values()), default=0)
         is_new = version != tensor._version and not self._is_kept(tensor)
-        return is_new and tensor.numel() * _SMALL > largest
+        assert self._frame is not None
+        # attention's few values for a token: it runs again in any case
+        is_large = tensor.numel() * _SMALL > largest or self._frame.recipe.name == _ATTENTION
+        return is_new and is_large
 
     def _keep(self, tensor: Tensor) -> Tensor:
         kept = tensor.detach()

@@ -9,13 +9,14 @@ Every decision is made of *frames* (profiler/frames.py), calls that can be run a
                before saved nothing (a frozen prefix), the input is kept instead
     cheap      norms, activation functions, dropout and copies inside the unit are frames
                (profiler/cheap.py); what the rest of the unit saves of their outputs are readings
-    light      as cheap, with depthwise convolutions among the frames
+    light      as cheap, with depthwise convolutions and attention among the frames
     lean       as light, with all layers among the frames whose outputs are worth it, and frames of
                what is cheap that run again rather than leave anything in memory
     unit/part  the branch is a frame that reads its input from the norm in front of it, so the
                norm's output goes too. What stays: the residual stream, and the branch's output
                where something outside the branch saves it (a trainable LayerScale).
-               ``unit/part: cheap`` confines ``cheap`` to the branch and the norm in front of it
+               ``unit/part: cheap`` confines ``cheap`` to the branch and the norm in front of it;
+               within a unit that is light, it says what is not
     unit/layer recompute of a single layer beside cheap or light: its matmul or convolution is a
                frame among the cheap ones, so that its output goes
     adaptive   the paper's rule: on entering a unit, recompute it if live bytes have reached the
@@ -421,7 +422,8 @@ def _check_part(placement: Placement, unit: str, part: str, modules: tuple[nn.Mo
             "a part is recompute or cheap, within a unit that is keep, cheap or light"
         )
     for other in placement.decisions:
-        if other.startswith(f"{unit}/{part}."):
+        is_layer = placement.decision(other) == RECOMPUTE and own == CHEAP and whole != KEEP
+        if other.startswith(f"{unit}/{part}.") and not is_layer:
             raise InputError(f"the placement names {unit}/{part} and {other} inside it; keep one")
 
 

@@ -3,12 +3,14 @@
 An option is a word, since it is replayed, stored and drawn in one piece:
 
     a decision   for the whole unit (profiler/placement.py)
+    depthwise    light, but attention is no more than cheap
     parts:N      the N-th branch is recomputed, the others drop what is cheap
     parts:all    every branch is recomputed, and what joins them stays
     layers:N     cheap, and the outputs of N layers go too: the N that are cheapest to run again
 
-With ``light-`` in front the unit is light beside those branches or layers. ``light`` options stand
-in for the plain ones in a backbone with depthwise convolutions.
+In a unit with depthwise convolutions, branches and layers are beside ``depthwise`` and not beside
+``cheap``: nothing is cheaper to drop. With ``light-`` in front, layers are beside ``light``.
+Attention over all of an image is about as dear as a layer, so there is either.
 
 Layers are taken in the order of multiplications for a value of their output, which is the time
 that a freed byte costs. The costliest is left out: with it that would be nearly ``recompute``.
@@ -16,14 +18,15 @@ that a freed byte costs. The costliest is left out: with it that would be nearly
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, Placement
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
 
 MENU = (KEEP, CHEAP, RECOMPUTE)
 """Options that every unit has; its anatomy adds more."""
-_PARTS, _LAYERS, _BESIDE = "parts:", "layers:", f"{LIGHT}-"
+DEPTHWISE = "depthwise"
+_PARTS, _LAYERS, _BESIDE_LIGHT = "parts:", "layers:", f"{LIGHT}-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +36,13 @@ class Anatomy:
     Attributes:
         branches: worth checkpointing alone (an attention, an MLP).
         layers: whose outputs may be dropped, cheapest to run again first; no depthwise ones.
+        attention: the module that is it, None where there is none.
         has_depthwise: whether there are depthwise convolutions.
     """
 
     branches: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    attention: str | None = None
     has_depthwise: bool = False
 
 
@@ -47,19 +52,27 @@ Anatomies = Mapping[str, Anatomy]
 
 def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
     """Return every option that units of a backbone have."""
-    is_light = any(unit.has_depthwise for unit in anatomies.values())
-    finer = finer_options(anatomies, light=is_light)
-    return (*MENU, *([LIGHT] if is_light else []), LEAN, *finer)
+    units = anatomies.values()
+    branches = [len(unit.branches) for unit in units if len(unit.branches) > 1]
+    most_layers = max((len(unit.layers) for unit in units), default=0)
+    layers = [f"{_LAYERS}{n}" for n in range(1, most_layers + 1)]
+    has_attention = any(unit.attention is not None for unit in units)
+    has_depthwise = any(unit.has_depthwise for unit in units)
+    return (
+        *MENU,
+        *([DEPTHWISE] if has_attention and has_depthwise else []),
+        *([LIGHT] if has_attention or has_depthwise else []),
+        LEAN,
+        *(f"{_PARTS}{n}" for n in ([*range(1, max(branches) + 1), "all"] if branches else [])),
+        *layers,
+        *(f"{_BESIDE_LIGHT}{option}" for option in layers if has_attention),
+    )
 
 
-def finer_options(anatomies: Anatomies, *, light: bool) -> tuple[str, ...]:
-    """Return the options that decide on branches and layers, beside cheap or beside light."""
-    branches = [len(unit.branches) for unit in anatomies.values() if len(unit.branches) > 1]
-    layers = [len(unit.layers) for unit in anatomies.values()]
-    which = [*range(1, max(branches) + 1), "all"] if branches else []
-    options = [f"{_PARTS}{n}" for n in which]
-    options += [f"{_LAYERS}{n}" for n in range(1, max(layers, default=0) + 1)]
-    return tuple(f"{_BESIDE if light else ''}{option}" for option in options)
+def option_of(unit: str, decisions: Mapping[str, str], anatomy: Anatomy) -> str | None:
+    """Return the option that says this of a unit, None if there is no such option."""
+    options = (KEEP, CHEAP, LIGHT, LEAN, RECOMPUTE, SEGMENT, *menu_of({unit: anatomy}))
+    return next((o for o in options if decisions_of(unit, o, anatomy) == decisions), None)
 
 
 def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:
@@ -72,24 +85,36 @@ def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:
     """
     if option == KEEP:
         return {}
-    plain = option.removeprefix(_BESIDE)
-    beside = CHEAP if plain == option else LIGHT
+    plain = option.removeprefix(_BESIDE_LIGHT)
+    beside = _depthwise(unit, anatomy) if plain == option else {unit: LIGHT}
+    if option == DEPTHWISE:
+        return beside if anatomy.has_depthwise and anatomy.attention is not None else {}
     if plain.startswith(_LAYERS):
         count = int(plain.removeprefix(_LAYERS))
-        if count > len(anatomy.layers):
+        if count > len(anatomy.layers) or (plain != option and anatomy.attention is None):
             return {}
-        return {unit: beside} | {f"{unit}/{n}": RECOMPUTE for n in anatomy.layers[:count]}
+        return beside | {f"{unit}/{layer}": RECOMPUTE for layer in anatomy.layers[:count]}
     if plain.startswith(_PARTS):
-        return _by_branch(unit, plain.removeprefix(_PARTS), beside, anatomy.branches)
+        return _by_branch(unit, plain.removeprefix(_PARTS), beside, anatomy)
     return {unit: option}
 
 
-def _by_branch(unit: str, which: str, beside: str, branches: Sequence[str]) -> dict[str, str]:
+def _depthwise(unit: str, anatomy: Anatomy) -> dict[str, str]:
+    if not anatomy.has_depthwise:
+        return {unit: CHEAP}
+    attention = {} if anatomy.attention is None else {f"{unit}/{anatomy.attention}": CHEAP}
+    return {unit: LIGHT} | attention
+
+
+def _by_branch(unit: str, which: str, beside: dict[str, str], anatomy: Anatomy) -> dict[str, str]:
+    branches = anatomy.branches
     if len(branches) < 2 or (which != "all" and int(which) > len(branches)):
         return {}
     again = branches if which == "all" else (branches[int(which) - 1],)
-    if beside == LIGHT:
-        return {unit: LIGHT} | {f"{unit}/{name}": RECOMPUTE for name in again}
+    if anatomy.has_depthwise:
+        inside = tuple(f"{unit}/{name}." for name in again)
+        apart = {name: decision for name, decision in beside.items() if not name.startswith(inside)}
+        return apart | {f"{unit}/{name}": RECOMPUTE for name in again}
     return {f"{unit}/{name}": RECOMPUTE if name in again else CHEAP for name in branches}
 
 

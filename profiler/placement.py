@@ -5,8 +5,8 @@ Decisions, from most memory and no recompute to least memory and most recompute:
     keep       the unit's activations stay, as without checkpointing
     cheap      outputs that are cheap to recompute (normalisation, activation functions, dropout)
                are dropped; outputs of matmuls, convolutions and scans stay
-    light      as cheap, and what depthwise convolutions give is dropped too: they do few operations
-               for the size of their output
+    light      as cheap, and what depthwise convolutions and attention give is dropped too: they do
+               few operations for the size of their output. Queries, keys and values stay
     lean       as light, and what all layers give is dropped too but the costliest's. What is cheap
                is recomputed for every use, so that little of the unit is there at any time
     recompute  only the unit's input stays; its whole forward runs again in backward
@@ -16,7 +16,7 @@ Decisions, from most memory and no recompute to least memory and most recompute:
 
 A unit may also be split: a decision for a *sub-unit* is named ``unit/part`` (``blocks.3/mlp``, or
 a single layer: ``blocks.3/mlp.fc1``), and the unit's own, ``keep``, ``cheap`` or ``light``, holds
-beside it (the finer entry wins).
+beside it (the finer entry wins; a layer may be named inside a branch that is ``cheap``).
 Units not named are kept. This module knows nothing of torch: a placement is data.
 """
 

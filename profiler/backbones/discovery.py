@@ -123,12 +123,21 @@ def is_layer(module: nn.Module) -> bool:
 
 def anatomy_of(model: nn.Module, unit: str) -> Anatomy:
     """Return what of a unit can be decided apart."""
-    layers = (layer for module in modules_of(model, unit) for layer in module.modules())
+    inside = [inner for module in modules_of(model, unit) for inner in module.modules()]
     return Anatomy(
         branches=parts_of(model, unit),
         layers=layers_of(model, unit),
-        has_depthwise=any(map(_is_depthwise, layers)),
+        attention=_attention_in(model, unit),
+        has_depthwise=any(map(_is_depthwise, inside)),
     )
+
+
+def _attention_in(model: nn.Module, unit: str) -> str | None:
+    """Return the name, within a unit, of the module that is its attention by name."""
+    if JOINT in unit:
+        return None
+    inside = model.get_submodule(unit).named_modules()
+    return next((n for n, m in inside if n and "Attention" in type(m).__name__), None)
 
 
 def _wrapped(module: nn.Module) -> nn.Module:

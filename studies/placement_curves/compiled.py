@@ -29,12 +29,11 @@ from torch._dynamo.backends.debugging import boxed_nop
 from torch._functorch import config
 from torch._functorch.aot_autograd import aot_function
 from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._guards import detect_fake_mode
 from torch._inductor.fx_passes.post_grad import decompose_auto_functionalized
 from torch._inductor.fx_passes.reinplace import reinplace_inplaceable_ops
 from torch._inductor.fx_utils import FakeTensorUpdater
 from torch._inductor.virtualized import V
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 
 from profiler.replay import to_fake
@@ -82,7 +81,8 @@ def traced(share: float, workload: Workload, policy: str) -> Callable[..., torch
 
 def _as_it_is(graph: torch.fx.GraphModule, inputs: list[object]) -> Callable[..., object]:
     """Run a graph's operators one by one; custom ones in place again, as Inductor has them."""
-    with V.set_fake_mode(detect_fake_mode(inputs)):
+    mode = next(each.fake_mode for each in inputs if isinstance(each, FakeTensor))
+    with V.set_fake_mode(mode):
         reinplace_inplaceable_ops(FakeTensorUpdater(graph), graph.graph)
         decompose_auto_functionalized(graph.graph)
     graph.recompile()

@@ -76,14 +76,14 @@ def test_optimal_over_the_whole_menu_stays_within_its_budget_when_replayed(
     assert replayed(candidate) <= budget * 1.0005
 
 
-def test_light_is_on_the_menu_where_there_are_depthwise_convolutions() -> None:
-    for workload in (VIT, VIT.replace(model="resnet18")):
-        assert LIGHT not in model().menu(workload)
+def test_light_is_on_the_menu_where_there_are_depthwise_convolutions_or_attention() -> None:
+    assert LIGHT not in model().menu(VIT.replace(model="resnet18"))
+    assert LIGHT in model().menu(VIT)
     mobile = VIT.replace(model="mobilenetv2_100")
     menu = model().menu(mobile)
     assert LIGHT in menu
     tiny = VIT.replace(model="tiny_vit_5m_224", image_size=224)
-    assert {"light-parts:2", "light-parts:all", "light-layers:3"} <= {*model().menu(tiny)}
+    assert {"depthwise", "parts:all", "light-layers:3"} <= {*model().menu(tiny)}
     light, cheap = (model().place(mobile, policy, 1) for policy in (LIGHT, CHEAP))
     peaks = [
         model().quick(Candidate(workload=mobile, placement=p)).peak_bytes for p in (light, cheap)

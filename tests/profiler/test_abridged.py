@@ -54,7 +54,7 @@ CASES = [
     (VIT, "head", KEEP),
     (VIT, "partial_k", KEEP),
     ("convnext_atto", "full", CHEAP),
-    ("tiny_vit_5m_224", "lora", "light-layers:1"),
+    ("tiny_vit_5m_224", "lora", "layers:1"),
     ("vim_t", "bitfit", RECOMPUTE),
     ("mambavision_t", "full", CHEAP),
 ]

@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from profiler.backbones.discovery import find_units, layers_of, modules_of, parts_of
+from profiler.backbones.discovery import anatomy_of, find_units, layers_of, modules_of, parts_of
 from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.checkpointing import apply_adaptive, apply_placement, recomputing
 from profiler.errors import InputError
+from profiler.menu import menu_of, uniform
 from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 
 CLASSES = 5
@@ -46,7 +47,9 @@ def tiny(name: str, **kwargs: object) -> nn.Module:
 VIT = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 2}
 
 MODELS = {
-    "vit": lambda: tiny("vit_tiny_patch16_224", **VIT, drop_path_rate=0.3, proj_drop_rate=0.2),
+    "vit": lambda: tiny(
+        "vit_tiny_patch16_224", **VIT, drop_path_rate=0.3, proj_drop_rate=0.2, attn_drop_rate=0.1
+    ),
     "dinov2": lambda: tiny("vit_small_patch14_dinov2", **VIT, drop_path_rate=0.2),
     "resnet": lambda: tiny("resnet18", channels=(8, 16, 16, 32), drop_path_rate=0.2),
     "mobilenetv2": lambda: tiny("mobilenetv2_035", drop_rate=0.2, drop_path_rate=0.2),
@@ -96,6 +99,7 @@ def images(edge: int = 32, batch: int = 4) -> torch.Tensor:
 def everywhere(decision: str, model: nn.Module) -> Placement:
     """One decision for all units; `parts` recomputes all branches, `mixed` cycles through all."""
     units = find_units(model)
+    anatomies = {unit: anatomy_of(model, unit) for unit in units}
     if decision == SEGMENT:
         decisions = {u: SEGMENT if i else RECOMPUTE for i, u in enumerate(units)}
     elif decision == "parts":
@@ -105,6 +109,8 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
     elif decision in ("layers", "light beside layers"):
         decisions = dict.fromkeys(units, CHEAP if decision == "layers" else LIGHT)
         decisions |= {f"{u}/{n}": RECOMPUTE for u in units for n in layers_of(model, u)}
+    elif decision in menu_of(anatomies):
+        return uniform(decision, anatomies)
     elif decision == "light beside parts":
         decisions = dict.fromkeys(units, LIGHT)
         decisions |= {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)[:1]}
@@ -188,10 +194,9 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
     model = build(name)
     state = copy.deepcopy(model.state_dict())
     expected = train_step(model, autocast=autocast)
-    for decision in (
-        *(RECOMPUTE, SEGMENT, CHEAP, LIGHT, LEAN),
-        *("parts", "cheap parts", "light beside parts", "layers", "light beside layers", "mixed"),
-    ):
+    anatomies = {unit: anatomy_of(model, unit) for unit in find_units(model)}
+    composed = {"parts", "cheap parts", "light beside parts", "layers", "light beside layers"}
+    for decision in sorted({SEGMENT, "mixed", *composed, *menu_of(anatomies)}):
         model.load_state_dict(state)
         placement = everywhere(decision, model)
         with apply_placement(model, placement):
@@ -493,6 +498,10 @@ def one_vit_block(batch: int = 8, width: int = 64) -> tuple[nn.Module, torch.Ten
         ({"0": CHEAP, "0/attn.qkv": RECOMPUTE}, 7.0),
         ({"0": CHEAP, "0/attn.qkv": RECOMPUTE, "0/attn.proj": RECOMPUTE}, 6.0),
         ({"0": CHEAP} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 2.0),
+        # attention, and its log-sum-exp, which the tolerance hides
+        ({"0": LIGHT}, 9.0),
+        ({"0": LIGHT} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 1.0),
+        ({"0": LEAN}, 1.0),
         # nobody saves what the last layer gives
         ({"0": CHEAP, "0/mlp.fc2": RECOMPUTE}, 10.0),
     ],

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from profiler.menu import MENU, Anatomy, decisions_of, menu_of, uniform
+import pytest
+
+from profiler.menu import MENU, Anatomy, decisions_of, menu_of, option_of, uniform
 from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE
 
-BLOCK = Anatomy(branches=("attn", "mlp"), layers=("qkv", "fc1"))
-DEPTHWISE = Anatomy(layers=("expand",), has_depthwise=True)
+BLOCK = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv", "mlp.fc1"), attention="attn")
+BOTH = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv",), attention="attn", has_depthwise=True)
+MOBILE = Anatomy(layers=("expand",), has_depthwise=True)
+PARTS = ("parts:1", "parts:2", "parts:all")
 
 
 def test_the_menu_is_what_any_unit_has():
     assert menu_of({"a": Anatomy()}) == (*MENU, LEAN)
-    finer = ("parts:1", "parts:2", "parts:all", "layers:1", "layers:2")
-    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (*MENU, LEAN, *finer)
-    assert menu_of({"a": DEPTHWISE}) == (*MENU, LIGHT, LEAN, "light-layers:1")
+    layers = ("layers:1", "layers:2", "light-layers:1", "light-layers:2")
+    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (*MENU, LIGHT, LEAN, *PARTS, *layers)
+    assert menu_of({"a": MOBILE}) == (*MENU, LIGHT, LEAN, "layers:1")
+    assert menu_of({"a": BOTH}) == (
+        *(*MENU, "depthwise", LIGHT, LEAN),
+        *(*PARTS, "layers:1", "light-layers:1"),
+    )
     # one branch alone is no option
     assert menu_of({"a": Anatomy(branches=("mlp",))}) == (*MENU, LEAN)
 
@@ -22,19 +30,47 @@ def test_options_say_what_is_dropped():
     said = {
         KEEP: {},
         CHEAP: {"a": CHEAP},
+        LIGHT: {"a": LIGHT},
         "parts:1": {"a/attn": RECOMPUTE, "a/mlp": CHEAP},
         "parts:2": {"a/attn": CHEAP, "a/mlp": RECOMPUTE},
         "parts:all": {"a/attn": RECOMPUTE, "a/mlp": RECOMPUTE},
-        "light-parts:1": {"a": LIGHT, "a/attn": RECOMPUTE},
-        "layers:1": {"a": CHEAP, "a/qkv": RECOMPUTE},
-        "layers:2": {"a": CHEAP, "a/qkv": RECOMPUTE, "a/fc1": RECOMPUTE},
-        "light-layers:1": {"a": LIGHT, "a/qkv": RECOMPUTE},
+        "layers:1": {"a": CHEAP, "a/attn.qkv": RECOMPUTE},
+        "layers:2": {"a": CHEAP, "a/attn.qkv": RECOMPUTE, "a/mlp.fc1": RECOMPUTE},
+        "light-layers:1": {"a": LIGHT, "a/attn.qkv": RECOMPUTE},
         "parts:3": {},
         "layers:3": {},
+        "depthwise": {},
     }
     assert {option: decisions_of("a", option, BLOCK) for option in said} == said
 
 
+def test_beside_depthwise_convolutions_attention_is_dropped_or_not():
+    said = {
+        "depthwise": {"a": LIGHT, "a/attn": CHEAP},
+        LIGHT: {"a": LIGHT},
+        "layers:1": {"a": LIGHT, "a/attn": CHEAP, "a/attn.qkv": RECOMPUTE},
+        "light-layers:1": {"a": LIGHT, "a/attn.qkv": RECOMPUTE},
+        "parts:1": {"a": LIGHT, "a/attn": RECOMPUTE},
+        "parts:2": {"a": LIGHT, "a/attn": CHEAP, "a/mlp": RECOMPUTE},
+    }
+    assert {option: decisions_of("a", option, BOTH) for option in said} == said
+    assert decisions_of("a", "light-layers:1", MOBILE) == {}
+
+
+def test_attention_deep_inside_a_recomputed_branch_has_no_decision_of_its_own():
+    deep = Anatomy(branches=("mix", "mlp"), attention="mix.attn", has_depthwise=True)
+    assert decisions_of("a", "parts:1", deep) == {"a": LIGHT, "a/mix": RECOMPUTE}
+
+
+@pytest.mark.parametrize("anatomy", [BLOCK, BOTH, MOBILE, Anatomy()])
+def test_an_option_is_known_by_its_decisions(anatomy):
+    menu = menu_of({"a": anatomy})
+    said = [decisions_of("a", option, anatomy) for option in menu]
+    assert [option_of("a", decisions, anatomy) for decisions in said] == list(menu)
+    assert len({tuple(decisions.items()) for decisions in said}) == len(said)
+    assert option_of("a", {"a/attn": CHEAP}, anatomy) is None
+
+
 def test_a_unit_without_the_option_is_kept():
-    placement = uniform("light-layers:2", {"a": BLOCK, "b": DEPTHWISE})
-    assert dict(placement.decisions) == {"a": LIGHT, "a/qkv": RECOMPUTE, "a/fc1": RECOMPUTE}
+    placement = uniform("light-layers:1", {"a": BLOCK, "b": MOBILE})
+    assert dict(placement.decisions) == {"a": LIGHT, "a/attn.qkv": RECOMPUTE}
