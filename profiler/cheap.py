@@ -286,8 +286,11 @@ class Scope(TorchFunctionMode):
     # --- what is saved
 
     def _pack(self, tensor: Tensor) -> Tensor | Slot:
-        if self._frame is not None and self._lazy and self._is_internal(tensor):
-            return self._frame.pack_filled(tensor)
+        if self._frame is not None and self._lazy and self._is_new(tensor):
+            if self._is_large(tensor):
+                return self._frame.pack_filled(tensor)
+            if not self._frame.lean:
+                return self._frame.pack_passenger(tensor)
         if self._frame is not None:
             self._frame.skip_slot()
         if self._is_kept(tensor):
@@ -303,15 +306,16 @@ class Scope(TorchFunctionMode):
                 return _weight_frame(weight, tensor.dtype).reading(tensor)
         return reading
 
-    def _is_internal(self, tensor: Tensor) -> bool:
-        """True for what a cheap call saves of its own making, if it is worth dropping."""
+    def _is_new(self, tensor: Tensor) -> bool:
+        """True for what a cheap call saves of its own making."""
         version, _ = self._inputs.get(_address(tensor), (None, 0))
-        largest = max((numel for _, numel in self._inputs.values()), default=0)
-        is_new = version != tensor._version and not self._is_kept(tensor)
+        return version != tensor._version and not self._is_kept(tensor)
+
+    def _is_large(self, tensor: Tensor) -> bool:
+        """True if that is worth dropping; attention runs again in any case."""
         assert self._frame is not None
-        # attention's few values for a token: it runs again in any case
-        is_large = tensor.numel() * _SMALL > largest or self._frame.recipe.name == _ATTENTION
-        return is_new and is_large
+        largest = max((numel for _, numel in self._inputs.values()), default=0)
+        return tensor.numel() * _SMALL > largest or self._frame.recipe.name == _ATTENTION
 
     def _keep(self, tensor: Tensor) -> Tensor:
         kept = tensor.detach()

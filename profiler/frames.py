@@ -212,6 +212,7 @@ class Frame:
         "autocast",
         "kwargs",
         "lean",
+        "passengers",
         "position",
         "random",
         "readings",
@@ -239,6 +240,7 @@ class Frame:
         self.random = _RandomState.before(args) if recipe.stochastic else None
         self.slots: list[Callable[[], Slot | None]] = []
         self.readings: list[weakref.ref[Reading]] = []
+        self.passengers: list[weakref.ref[Slot]] = []
         self.position = -1
         self.spare: Spare | None = None
         self.span: dict[int, Frame | None] | None = None
@@ -277,6 +279,18 @@ class Frame:
         slot = Reading(self, tensor)
         slot.tensor = tensor.detach()
         self.slots.append(weakref.ref(slot))
+        return slot
+
+    def pack_passenger(self, tensor: Tensor) -> Slot:
+        """Pack hook: hold a small tensor until somebody saves the output.
+
+        Whoever does runs backward first, and what was small comes back together with the output.
+        Before that, dropping it would cost a run of its own.
+        """
+        slot = Slot(self, tensor)
+        slot.tensor = tensor.detach()
+        self.slots.append(weakref.ref(slot))
+        self.passengers.append(weakref.ref(slot))
         return slot
 
     def skip_slot(self) -> None:
@@ -321,6 +335,11 @@ class Frame:
         """Return a reading of the output for somebody who sees it as this tensor."""
         reading = Reading(self, like)
         self.readings.append(weakref.ref(reading))
+        for ref in self.passengers:
+            slot = ref()
+            if slot is not None:
+                slot.tensor = None
+        self.passengers.clear()
         return reading
 
     def drop(self, position: int, slot: Reading, output: Tensor) -> None:
