@@ -201,8 +201,8 @@ class Scope(TorchFunctionMode):
         if recipe.name in _SAVE_NO_INPUT and not all(map(self._is_there, tensors)):
             return func(*args, **kwargs)
         self._inputs = {_address(t): (t._version, t.numel()) for t in tensors}
-        lean = self._lean and recipe.name not in _LAYERS
-        self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold, lean=lean)
+        self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold)
+        frame.lean = self._lean and not self._is_dear(frame)
         try:
             output = func(*args, **kwargs)
         finally:
@@ -218,6 +218,16 @@ class Scope(TorchFunctionMode):
         if recipe.name in _PRODUCTS:
             return not any(_each((*args, *kwargs.values()), nn.Parameter))
         return recipe.name == _ATTENTION
+
+    def _is_dear(self, frame: Frame) -> bool:
+        """True for a layer, and for what reads a dear output that it does not keep for itself.
+
+        An adapter's sum: run again for every use, it would run the frozen layer again.
+        """
+        read = _each((*frame.args, *frame.kwargs.values()), Reading)
+        keeps_no_input = frame.recipe.name in _SAVE_NO_INPUT | _ARITHMETIC
+        is_layer = frame.recipe.name in _LAYERS
+        return is_layer or (keeps_no_input and any(not reading.frame.lean for reading in read))
 
     def _is_dropped(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         tensors = (*args, *kwargs.values())
@@ -300,7 +310,9 @@ class Scope(TorchFunctionMode):
 
     def _read(self, tensor: Tensor) -> Reading | None:
         reading = self._table.find(tensor)
-        if reading is None and tensor.dtype in (torch.bfloat16, torch.float16):
+        if reading is not None:
+            reading.frame.drop_passengers()
+        elif tensor.dtype in (torch.bfloat16, torch.float16):
             weight = getattr(cast_from(tensor), "variable", None)
             if isinstance(weight, nn.Parameter):
                 return _weight_frame(weight, tensor.dtype).reading(tensor)

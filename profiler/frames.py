@@ -203,6 +203,8 @@ class Frame:
         args: its arguments.
         kwargs: its keyword arguments.
         hold: what stands for an argument until it is needed again.
+
+    Attributes:
         lean: whether it is rather run again than leave anything in memory.
     """
 
@@ -230,10 +232,9 @@ class Frame:
         kwargs: dict[str, Any],
         *,
         hold: Callable[[Tensor], object],
-        lean: bool = False,
     ) -> None:
         self.recipe = recipe
-        self.lean = lean
+        self.lean = False
         self.args = [_each(value, hold) for value in args]
         self.kwargs = {key: _each(value, hold) for key, value in kwargs.items()}
         self.autocast = _autocast_states(args)
@@ -282,11 +283,7 @@ class Frame:
         return slot
 
     def pack_passenger(self, tensor: Tensor) -> Slot:
-        """Pack hook: hold a small tensor until somebody saves the output.
-
-        Whoever does runs backward first, and what was small comes back together with the output.
-        Before that, dropping it would cost a run of its own.
-        """
+        """Pack hook: hold what is small for the time being: it is not worth a run of its own."""
         slot = Slot(self, tensor)
         slot.tensor = tensor.detach()
         self.slots.append(weakref.ref(slot))
@@ -335,12 +332,15 @@ class Frame:
         """Return a reading of the output for somebody who sees it as this tensor."""
         reading = Reading(self, like)
         self.readings.append(weakref.ref(reading))
+        return reading
+
+    def drop_passengers(self) -> None:
+        """Drop what is small too: autograd has saved the output, so it will be asked for first."""
         for ref in self.passengers:
             slot = ref()
             if slot is not None:
                 slot.tensor = None
         self.passengers.clear()
-        return reading
 
     def drop(self, position: int, slot: Reading, output: Tensor) -> None:
         """Empty a slot; one that holds the output itself (ReLU's) becomes a reading of it."""

@@ -13,7 +13,7 @@ from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD
 from profiler.event_log import RECOMPUTE as RECOMPUTE_PHASE
 from profiler.measure import build_step
-from profiler.placement import CHEAP, LIGHT, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import unit_spans
 from profiler.replay import replay, replay_update
 from profiler.workload import Candidate, Workload
@@ -71,6 +71,9 @@ CASES = [
     (workload(MOBILE, "full", precision="bf16", micro_batch=1), CHEAP),
     (workload(MOBILE), LIGHT),
     (workload("tiny_vit_5m_224", "lora", precision="bf16"), LIGHT),
+    (workload(MOBILE), LEAN),
+    (workload(TINY, "lora", rank=4), LEAN),
+    (workload("tiny_vit_5m_224", "lora", precision="bf16"), LEAN),
     # relative position biases: the math attention in bf16, again in backward
     (workload("tiny_vit_5m", "bitfit", precision="bf16"), RECOMPUTE),
 ]
