@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from planner.space import Ranked, Space
 from profiler.errors import InfeasibleError, UsageError
-from profiler.placement import CHEAP, LEAN, LIGHT, Placement
+from profiler.menu import LEAN_LAYERS
+from profiler.placement import CHEAP, LIGHT, Placement
 from profiler.records import Report
 from profiler.units import GIB, MIB, format_bytes
 from profiler.workload import Candidate, Workload
@@ -162,7 +163,7 @@ def place_checked(
 
 def _uniform(load: Workload, cost: CostModel, options: tuple[str, ...]) -> Iterator[Placement]:
     """Yield the placements that treat all units alike, the quickest first."""
-    for policy in (*(p for p in (CHEAP, LIGHT, LEAN) if p in options), "static"):
+    for policy in (*(p for p in (CHEAP, LIGHT, LEAN_LAYERS) if p in options), "static"):
         yield cost.place(load, policy, 1)
 
 

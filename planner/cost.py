@@ -49,7 +49,7 @@ from profiler.composition import (
 from profiler.errors import InputError, UsageError
 from profiler.event_log import BACKWARD, FORWARD, INPUT, EventLog
 from profiler.hardware import context_bytes, multiprocessors, workspaces_of
-from profiler.menu import MENU, Anatomies, decisions_of, menu_of, option_of, uniform
+from profiler.menu import LEAN_LAYERS, MENU, Anatomies, decisions_of, menu_of, option_of, uniform
 from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 from profiler.predict import count_parameters, device_label, device_spec, run_steps
 from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
@@ -566,7 +566,8 @@ class CostModel:
 
         Args:
             workload: whose units.
-            policy: a name of ``planner.placement.POLICIES``, or ``cheap``, ``light`` or ``lean``.
+            policy: a name of ``planner.placement.POLICIES``, or ``cheap``, ``light``, ``lean`` or
+                ``lean-layers`` for all units.
             budget_bytes: device bytes; ``adaptive`` takes its threshold of the whole of them.
             threshold: of ``adaptive``.
             options: what a unit may do; ``menu`` lists all of it. The search does with the three
@@ -578,9 +579,8 @@ class CostModel:
         """
         if policy in {"none", KEEP}:
             return NONE
-        if policy in {CHEAP, LIGHT, LEAN}:
-            units = self.units(workload)
-            return Placement(policy=policy, decisions=dict.fromkeys(units, policy))
+        if policy in {CHEAP, LIGHT, LEAN, LEAN_LAYERS}:
+            return uniform(policy, self.anatomies(workload))
         if policy not in POLICIES:
             raise UsageError(
                 f"unknown checkpoint policy {policy!r}; "

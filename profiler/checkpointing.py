@@ -10,15 +10,15 @@ Every decision is made of *frames* (profiler/frames.py), calls that can be run a
     cheap      norms, activation functions, dropout and copies inside the unit are frames
                (profiler/cheap.py); what the rest of the unit saves of their outputs are readings
     light      as cheap, with depthwise convolutions and attention among the frames
-    lean       as light, with all layers among the frames whose outputs are worth it, and frames of
-               what is cheap that run again rather than leave anything in memory
+    lean       as light, and the frames of what is cheap run again rather than leave anything in
+               memory
     unit/part  the branch is a frame that reads its input from the norm in front of it, so the
                norm's output goes too. What stays: the residual stream, and the branch's output
                where something outside the branch saves it (a trainable LayerScale).
                ``unit/part: cheap`` confines ``cheap`` to the branch and the norm in front of it;
                within a unit that is light, it says what is not
-    unit/layer recompute of a single layer beside cheap or light: its matmul or convolution is a
-               frame among the cheap ones, so that its output goes
+    unit/layer recompute of a single layer beside cheap, light or lean: its matmul or convolution is
+               a frame among the cheap ones, so that its output goes
     adaptive   the paper's rule: on entering a unit, recompute it if live bytes have reached the
                threshold (facts/seeds.md section 1.2)
 
@@ -45,7 +45,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from profiler.backbones.discovery import find_units, is_layer, layers_of, modules_of
+from profiler.backbones.discovery import find_units, is_layer, modules_of
 from profiler.cheap import Scope, weight_cast
 from profiler.errors import InputError
 from profiler.frames import Frame, Held, Recipe, Table, recomputing, running_frame
@@ -347,8 +347,6 @@ def apply_placement(
         else:
             scoped = _Scoped(name, module, decision=decision)
             applied._calls.append(scoped)
-            for layer in layers_of(backbone, name) if decision == LEAN else ():
-                scoped.scope.drop(module.get_submodule(layer))
             for key in parts:
                 branch = module.get_submodule(key.partition("/")[2])
                 own = placement.decision(key)
@@ -416,10 +414,10 @@ def _check_part(placement: Placement, unit: str, part: str, modules: tuple[nn.Mo
     if part not in known:
         raise _lacks(f"part of {unit!r}", part, known)
     whole, own = placement.decision(unit), placement.decision(f"{unit}/{part}")
-    if whole not in (KEEP, CHEAP, LIGHT) or own in (LIGHT, SEGMENT):
+    if whole in (RECOMPUTE, SEGMENT) or own not in (CHEAP, RECOMPUTE):
         raise InputError(
             f"the placement asks for {own} of {unit}/{part} within {whole} of {unit}; "
-            "a part is recompute or cheap, within a unit that is keep, cheap or light"
+            "a part is recompute or cheap, within a unit that is neither recompute nor segment"
         )
     for other in placement.decisions:
         is_layer = placement.decision(other) == RECOMPUTE and own == CHEAP and whole != KEEP

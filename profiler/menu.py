@@ -7,6 +7,7 @@ An option is a word, since it is replayed, stored and drawn in one piece:
     parts:N      the N-th branch is recomputed, the others drop what is cheap
     parts:all    every branch is recomputed, and what joins them stays
     layers:N     cheap, and the outputs of N layers go too: the N that are cheapest to run again
+    lean-layers  lean, and the outputs of all these layers go too
 
 In a unit with depthwise convolutions, branches and layers are beside ``depthwise`` and not beside
 ``cheap``: nothing is cheaper to drop. With ``light-`` in front, layers are beside ``light``.
@@ -25,7 +26,7 @@ from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Pla
 
 MENU = (KEEP, CHEAP, RECOMPUTE)
 """Options that every unit has; its anatomy adds more."""
-DEPTHWISE = "depthwise"
+DEPTHWISE, LEAN_LAYERS = "depthwise", "lean-layers"
 _PARTS, _LAYERS, _BESIDE_LIGHT = "parts:", "layers:", f"{LIGHT}-"
 
 
@@ -63,6 +64,7 @@ def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
         *([DEPTHWISE] if has_attention and has_depthwise else []),
         *([LIGHT] if has_attention or has_depthwise else []),
         LEAN,
+        *([LEAN_LAYERS] if layers else []),
         *(f"{_PARTS}{n}" for n in ([*range(1, max(branches) + 1), "all"] if branches else [])),
         *layers,
         *(f"{_BESIDE_LIGHT}{option}" for option in layers if has_attention),
@@ -83,20 +85,28 @@ def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:
         option: of the menu.
         anatomy: of the unit.
     """
-    if option == KEEP:
-        return {}
     plain = option.removeprefix(_BESIDE_LIGHT)
     beside = _depthwise(unit, anatomy) if plain == option else {unit: LIGHT}
+    if option == KEEP:
+        return {}
     if option == DEPTHWISE:
         return beside if anatomy.has_depthwise and anatomy.attention is not None else {}
+    if option == LEAN_LAYERS:
+        return _by_layer(unit, len(anatomy.layers), {unit: LEAN}, anatomy)
     if plain.startswith(_LAYERS):
-        count = int(plain.removeprefix(_LAYERS))
-        if count > len(anatomy.layers) or (plain != option and anatomy.attention is None):
-            return {}
-        return beside | {f"{unit}/{layer}": RECOMPUTE for layer in anatomy.layers[:count]}
+        is_other = plain == option or anatomy.attention is not None
+        count = int(plain.removeprefix(_LAYERS)) if is_other else 0
+        return _by_layer(unit, count, beside, anatomy)
     if plain.startswith(_PARTS):
         return _by_branch(unit, plain.removeprefix(_PARTS), beside, anatomy)
     return {unit: option}
+
+
+def _by_layer(unit: str, count: int, beside: dict[str, str], anatomy: Anatomy) -> dict[str, str]:
+    dropped = anatomy.layers[:count]
+    if not dropped or count > len(anatomy.layers):
+        return {}
+    return beside | {f"{unit}/{layer}": RECOMPUTE for layer in dropped}
 
 
 def _depthwise(unit: str, anatomy: Anatomy) -> dict[str, str]:

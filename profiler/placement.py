@@ -7,16 +7,16 @@ Decisions, from most memory and no recompute to least memory and most recompute:
                are dropped; outputs of matmuls, convolutions and scans stay
     light      as cheap, and what depthwise convolutions and attention give is dropped too: they do
                few operations for the size of their output. Queries, keys and values stay
-    lean       as light, and what all layers give is dropped too but the costliest's. What is cheap
-               is recomputed for every use, so that little of the unit is there at any time
+    lean       as light, and what is cheap is recomputed for every use, so that less of the unit is
+               there at any time while it runs backward
     recompute  only the unit's input stays; its whole forward runs again in backward
     segment    as recompute, and its input does not stay either: it is recomputed from the unit
                before it, which must be ``recompute`` or ``segment`` (segments of several units,
                as in Chen et al. 2016, arXiv:1604.06174)
 
 A unit may also be split: a decision for a *sub-unit* is named ``unit/part`` (``blocks.3/mlp``, or
-a single layer: ``blocks.3/mlp.fc1``), and the unit's own, ``keep``, ``cheap`` or ``light``, holds
-beside it (the finer entry wins; a layer may be named inside a branch that is ``cheap``).
+a single layer: ``blocks.3/mlp.fc1``), and the unit's own holds beside it, unless that is
+``recompute`` or ``segment`` (the finer entry wins; a layer may be named inside a ``cheap`` branch).
 Units not named are kept. This module knows nothing of torch: a placement is data.
 """
 

@@ -59,8 +59,8 @@ class Option:
         backward_bytes: highest live bytes while it runs backward, recompute included, above static
             bytes, what all earlier units store and the gradients that later units left.
         recompute_seconds: time added to the step by this option.
-        parts: decisions of sub-units, by name; ``decision`` is then what holds beside them:
-            ``keep``, ``cheap`` or ``light``.
+        parts: decisions of sub-units, by name; ``decision`` is then what holds beside them, and not
+            ``recompute``.
     """
 
     decision: str
@@ -82,10 +82,8 @@ class Option:
                 f"recompute seconds must be zero or more, got {self.recompute_seconds}"
             )
         changed = {part: d for part, d in sorted(self.parts.items()) if d != KEEP}
-        if changed and self.decision in {LEAN, RECOMPUTE}:
-            raise InputError(
-                f"an option that says {self.decision} has no parts, got {dict(changed)}"
-            )
+        if changed and self.decision == RECOMPUTE:
+            raise InputError(f"an option that says {RECOMPUTE} has no parts, got {dict(changed)}")
         object.__setattr__(self, "parts", MappingProxyType(changed))
 
     def __hash__(self) -> int:

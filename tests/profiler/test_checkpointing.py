@@ -26,7 +26,7 @@ from profiler.backbones.mambavision import MambaVision
 from profiler.backbones.vim import Vim
 from profiler.checkpointing import apply_adaptive, apply_placement, recomputing
 from profiler.errors import InputError
-from profiler.menu import menu_of, uniform
+from profiler.menu import LEAN_LAYERS, menu_of, uniform
 from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
 
 CLASSES = 5
@@ -203,7 +203,7 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
             assert_same(train_step(model, autocast=autocast), expected)
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, LEAN, "mixed"])
+@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, LEAN_LAYERS, "mixed"])
 def test_accumulated_gradients_and_batch_statistics_are_equal(decision):
     plain = build("resnet")
     placed = copy.deepcopy(plain)
@@ -365,7 +365,7 @@ def test_adapters_train_the_same(peft, kind, autocast):
     expected = train_step(model, autocast=autocast)
     assert any("lora_A" in name for name in expected)
     base = model.get_base_model()
-    for decision in (RECOMPUTE, SEGMENT, CHEAP, LEAN, "parts", "layers", "mixed"):
+    for decision in (RECOMPUTE, SEGMENT, CHEAP, LEAN_LAYERS, "parts", "layers", "mixed"):
         with apply_placement(model, everywhere(decision, base)):
             assert_same(train_step(model, autocast=autocast), expected)
 
@@ -501,7 +501,8 @@ def one_vit_block(batch: int = 8, width: int = 64) -> tuple[nn.Module, torch.Ten
         # attention, and its log-sum-exp, which the tolerance hides
         ({"0": LIGHT}, 9.0),
         ({"0": LIGHT} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 1.0),
-        ({"0": LEAN}, 1.0),
+        ({"0": LEAN}, 9.0),
+        ({"0": LEAN} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 1.0),
         # nobody saves what the last layer gives
         ({"0": CHEAP, "0/mlp.fc2": RECOMPUTE}, 10.0),
     ],
@@ -529,7 +530,8 @@ def test_bytes_of_a_vit_block_are_those_of_the_arithmetic(decisions, values):
         # what the projection gives, and the sum
         ("light, conv_pw", False, 2.0),
         ("light, conv_pw", True, 2.0),
-        (LEAN, False, 2.0),
+        (LEAN, False, 6.0),
+        ("lean, conv_pw", False, 2.0),
         (RECOMPUTE, False, 1.0),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.menu import MENU, Anatomy, decisions_of, menu_of, option_of, uniform
+from profiler.menu import LEAN_LAYERS, MENU, Anatomy, decisions_of, menu_of, option_of, uniform
 from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE
 
 BLOCK = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv", "mlp.fc1"), attention="attn")
@@ -16,10 +16,17 @@ PARTS = ("parts:1", "parts:2", "parts:all")
 def test_the_menu_is_what_any_unit_has():
     assert menu_of({"a": Anatomy()}) == (*MENU, LEAN)
     layers = ("layers:1", "layers:2", "light-layers:1", "light-layers:2")
-    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (*MENU, LIGHT, LEAN, *PARTS, *layers)
-    assert menu_of({"a": MOBILE}) == (*MENU, LIGHT, LEAN, "layers:1")
+    assert menu_of({"a": BLOCK, "b": Anatomy()}) == (
+        *MENU,
+        LIGHT,
+        LEAN,
+        LEAN_LAYERS,
+        *PARTS,
+        *layers,
+    )
+    assert menu_of({"a": MOBILE}) == (*MENU, LIGHT, LEAN, LEAN_LAYERS, "layers:1")
     assert menu_of({"a": BOTH}) == (
-        *(*MENU, "depthwise", LIGHT, LEAN),
+        *(*MENU, "depthwise", LIGHT, LEAN, LEAN_LAYERS),
         *(*PARTS, "layers:1", "light-layers:1"),
     )
     # one branch alone is no option
@@ -37,6 +44,7 @@ def test_options_say_what_is_dropped():
         "layers:1": {"a": CHEAP, "a/attn.qkv": RECOMPUTE},
         "layers:2": {"a": CHEAP, "a/attn.qkv": RECOMPUTE, "a/mlp.fc1": RECOMPUTE},
         "light-layers:1": {"a": LIGHT, "a/attn.qkv": RECOMPUTE},
+        LEAN_LAYERS: {"a": LEAN, "a/attn.qkv": RECOMPUTE, "a/mlp.fc1": RECOMPUTE},
         "parts:3": {},
         "layers:3": {},
         "depthwise": {},
