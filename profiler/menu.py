@@ -4,6 +4,7 @@ An option is a word, since it is replayed, stored and drawn in one piece:
 
     a decision   for the whole unit (profiler/placement.py)
     depthwise    light, but attention is no more than cheap
+    only:N       the N-th branch drops what is cheap, the rest of the unit is kept
     parts:N      the N-th branch is recomputed, the others drop what is cheap
     parts:all    every branch is recomputed, and what joins them stays
     layers:N     cheap, and the outputs of N layers go too: the N that are cheapest to run again
@@ -27,7 +28,7 @@ from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Pla
 MENU = (KEEP, CHEAP, RECOMPUTE)
 """Options that every unit has; its anatomy adds more."""
 DEPTHWISE, LEAN_LAYERS = "depthwise", "lean-layers"
-_PARTS, _LAYERS, _BESIDE_LIGHT = "parts:", "layers:", f"{LIGHT}-"
+_ONLY, _PARTS, _LAYERS, _BESIDE_LIGHT = "only:", "parts:", "layers:", f"{LIGHT}-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,8 @@ Anatomies = Mapping[str, Anatomy]
 def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
     """Return every option that units of a backbone have."""
     units = anatomies.values()
-    branches = [len(unit.branches) for unit in units if len(unit.branches) > 1]
+    most_branches = max((len(unit.branches) for unit in units if len(unit.branches) > 1), default=0)
+    branches = [*range(1, most_branches + 1)]
     most_layers = max((len(unit.layers) for unit in units), default=0)
     layers = [f"{_LAYERS}{n}" for n in range(1, most_layers + 1)]
     has_attention = any(unit.attention is not None for unit in units)
@@ -65,7 +67,8 @@ def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
         *([LIGHT] if has_attention or has_depthwise else []),
         LEAN,
         *([LEAN_LAYERS] if layers else []),
-        *(f"{_PARTS}{n}" for n in ([*range(1, max(branches) + 1), "all"] if branches else [])),
+        *(f"{_ONLY}{n}" for n in branches),
+        *(f"{_PARTS}{n}" for n in ([*branches, "all"] if branches else [])),
         *layers,
         *(f"{_BESIDE_LIGHT}{option}" for option in layers if has_attention),
     )
@@ -97,8 +100,8 @@ def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:
         is_other = plain == option or anatomy.attention is not None
         count = int(plain.removeprefix(_LAYERS)) if is_other else 0
         return _by_layer(unit, count, beside, anatomy)
-    if plain.startswith(_PARTS):
-        return _by_branch(unit, plain.removeprefix(_PARTS), beside, anatomy)
+    if plain.startswith((_ONLY, _PARTS)):
+        return _by_branch(unit, plain, beside, anatomy)
     return {unit: option}
 
 
@@ -116,16 +119,18 @@ def _depthwise(unit: str, anatomy: Anatomy) -> dict[str, str]:
     return {unit: LIGHT} | attention
 
 
-def _by_branch(unit: str, which: str, beside: dict[str, str], anatomy: Anatomy) -> dict[str, str]:
-    branches = anatomy.branches
+def _by_branch(unit: str, option: str, beside: dict[str, str], anatomy: Anatomy) -> dict[str, str]:
+    branches, (family, _, which) = anatomy.branches, option.partition(":")
     if len(branches) < 2 or (which != "all" and int(which) > len(branches)):
         return {}
-    again = branches if which == "all" else (branches[int(which) - 1],)
+    chosen = branches if which == "all" else (branches[int(which) - 1],)
+    if f"{family}:" == _ONLY:
+        return {f"{unit}/{name}": CHEAP for name in chosen}
     if anatomy.has_depthwise:
-        inside = tuple(f"{unit}/{name}." for name in again)
+        inside = tuple(f"{unit}/{name}." for name in chosen)
         apart = {name: decision for name, decision in beside.items() if not name.startswith(inside)}
-        return apart | {f"{unit}/{name}": RECOMPUTE for name in again}
-    return {f"{unit}/{name}": RECOMPUTE if name in again else CHEAP for name in branches}
+        return apart | {f"{unit}/{name}": RECOMPUTE for name in chosen}
+    return {f"{unit}/{name}": RECOMPUTE if name in chosen else CHEAP for name in branches}
 
 
 def uniform(option: str, anatomies: Anatomies) -> Placement:

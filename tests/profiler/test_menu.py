@@ -10,7 +10,7 @@ from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE
 BLOCK = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv", "mlp.fc1"), attention="attn")
 BOTH = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv",), attention="attn", has_depthwise=True)
 MOBILE = Anatomy(layers=("expand",), has_depthwise=True)
-PARTS = ("parts:1", "parts:2", "parts:all")
+PARTS = ("only:1", "only:2", "parts:1", "parts:2", "parts:all")
 
 
 def test_the_menu_is_what_any_unit_has():
@@ -38,6 +38,7 @@ def test_options_say_what_is_dropped():
         KEEP: {},
         CHEAP: {"a": CHEAP},
         LIGHT: {"a": LIGHT},
+        "only:2": {"a/mlp": CHEAP},
         "parts:1": {"a/attn": RECOMPUTE, "a/mlp": CHEAP},
         "parts:2": {"a/attn": CHEAP, "a/mlp": RECOMPUTE},
         "parts:all": {"a/attn": RECOMPUTE, "a/mlp": RECOMPUTE},
@@ -76,7 +77,7 @@ def test_an_option_is_known_by_its_decisions(anatomy):
     said = [decisions_of("a", option, anatomy) for option in menu]
     assert [option_of("a", decisions, anatomy) for decisions in said] == list(menu)
     assert len({tuple(decisions.items()) for decisions in said}) == len(said)
-    assert option_of("a", {"a/attn": CHEAP}, anatomy) is None
+    assert option_of("a", {"a/attn.qkv": CHEAP}, anatomy) is None
 
 
 def test_a_unit_without_the_option_is_kept():
