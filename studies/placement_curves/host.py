@@ -43,7 +43,7 @@ WORKLOADS = {
     "mobilenetv2": Workload(model="mobilenetv2_100", micro_batch=4, num_classes=100),
     "tiny_vit": Workload(model="tiny_vit_21m_224", micro_batch=2, num_classes=100),
 }
-ROUNDS = 2
+ROUNDS = 4
 
 
 class Policies:
