@@ -5,7 +5,8 @@
     PYTHONPATH=$PYTHONPATH:PEERS python studies/placement_curves/run.py sac [MODEL ...]
     python studies/placement_curves/run.py compiled [MODEL ...] [--method full|lora]
     python studies/placement_curves/run.py matched [MODEL ...]
-    python studies/placement_curves/run.py host [MODEL ...]
+    python studies/placement_curves/run.py host [WORKLOAD ...]
+    python studies/placement_curves/run.py paired [WORKLOAD ...]
     python studies/placement_curves/run.py report
 
 All but the last append raw rows to ``*.jsonl`` and skip what is there; ``report`` draws the
@@ -67,7 +68,8 @@ def _judge(judged, point) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "part", choices=["evaluate", "bound", "sac", "compiled", "matched", "host", "report"]
+        "part",
+        choices=["evaluate", "bound", "sac", "compiled", "matched", "host", "paired", "report"],
     )
     parser.add_argument("models", nargs="*")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
@@ -92,6 +94,10 @@ def main() -> None:
         run(given.models)
     elif given.part == "host":
         from host import run
+
+        run(given.models)
+    elif given.part == "paired":
+        from paired import run
 
         run(given.models)
     else:
