@@ -146,6 +146,7 @@ def write() -> None:
         "environment": environment(),
         "evaluator": rows.read("evaluator"),
         "host": rows.read("host"),
+        "paired": rows.read("paired"),
     }
     (rows.HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     for title, judged in evaluated.items():
