@@ -42,6 +42,8 @@ WORKLOADS = {
     "vit_s": Workload(model="vit_small_patch16_224", micro_batch=4, num_classes=100),
     "mobilenetv2": Workload(model="mobilenetv2_100", micro_batch=4, num_classes=100),
     "tiny_vit": Workload(model="tiny_vit_21m_224", micro_batch=2, num_classes=100),
+    "vim_s": Workload(model="vim_small_patch16_224", micro_batch=2, num_classes=100),
+    "mambavision_t": Workload(model="mambavision_t", micro_batch=4, num_classes=100),
 }
 ROUNDS = 4
 

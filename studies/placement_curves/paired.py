@@ -12,7 +12,15 @@ from host import WORKLOADS, Policies, Session
 
 from profiler.placement import NONE
 
-ROUNDS = {"mobilenetv2": 14, "vit_s_16": 7, "vit_s_lora_16": 6}
+ROUNDS = {
+    "mobilenetv2": 14,
+    "vit_s_16": 7,
+    "vit_s_lora_16": 6,
+    "tiny_vit": 8,
+    "resnet18": 14,
+    "vim_s": 6,
+    "mambavision_t": 8,
+}
 SHARE = 0.57
 
 
