@@ -139,7 +139,7 @@ def test_recomputing_a_linear_layer_is_billed_without_its_reshape() -> None:
 
 def test_a_decision_that_no_option_says_is_refused() -> None:
     unit = model().units(VIT)[0]
-    odd = Placement(policy="x", decisions={f"{unit}/mlp": CHEAP})
+    odd = Placement(policy="x", decisions={f"{unit}/attn.qkv": CHEAP})
     with pytest.raises(UsageError, match="not composed"):
         model().quick(Candidate(workload=VIT, placement=odd))
     unknown = Placement(policy="x", decisions={"nowhere": CHEAP})
