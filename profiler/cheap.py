@@ -17,9 +17,9 @@ A *light* scope counts what mixes no channels among the cheap calls. A depthwise
 k*k multiplications for every value of its output, where the pointwise ones beside it do hundreds;
 attention does two for every token that is looked at (98 in a window of 7 x 7, 394 in a ViT at 224
 pixels), as one function or as products of activations. Any other layer can be *dropped* by name:
-then its matmul or convolution is a frame like the cheap ones. In a
-*lean* scope the cheap ones are lean frames: where its layers are dropped too, a unit running
-backward is at no time there as a whole, as one that is recomputed is.
+then its matmul or convolution is a frame like the cheap ones. In a *lean* scope the cheap ones are
+lean frames: where its layers are dropped too, a unit running backward is at no time there as a
+whole, as one that is recomputed is.
 
 Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
 whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
@@ -66,7 +66,7 @@ _COPIES_AND_SUMS = {
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _ATTENTION = "scaled_dot_product_attention"
 _PRODUCTS = {"matmul", "__matmul__", "bmm"}
-_LAYERS = _CONVOLUTIONS | _PRODUCTS | {"linear", _ATTENTION}
+_MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | {"linear", _ATTENTION}
 _BATCH_NORM_ARGUMENTS = tuple(inspect.signature(nn.functional.batch_norm).parameters)
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _COPIES_AND_SUMS
@@ -89,7 +89,7 @@ def _is_depthwise(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
 @cache
 def _recipe(function: Callable[..., Any]) -> Recipe | None:
     name = getattr(function, "__name__", "")
-    if name not in _CHEAP | _LAYERS or function is torch.batch_norm:
+    if name not in _CHEAP | _MULTIPLYING or function is torch.batch_norm:
         return None
     run = _batch_norm_again if name == "batch_norm" else function
     return Recipe(name=name, run=run, stochastic=name in _DROPOUTS or name == _ATTENTION)
@@ -153,6 +153,7 @@ class Scope(TorchFunctionMode):
             lazy: whether what is saved may be a reading; otherwise only parts read.
         """
         self._lazy = lazy
+        # asked anew: a weight may have been replaced since
         self._dropped_weights = {id(p) for layer in self._dropped for p in layer.parameters()}
         try:
             with self, saved_tensors_hooks(self._pack, unpack):
@@ -192,13 +193,13 @@ class Scope(TorchFunctionMode):
         recipe = None if self._paused else _recipe(func)
         if recipe is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if recipe.name in _LAYERS:
+        if recipe.name in _MULTIPLYING:
             is_dropped = self._is_dropped(args, kwargs)
             args = tuple(self._cast_if_frozen(arg) for arg in args)
             if not is_dropped and not self._is_light(recipe, args, kwargs):
                 return func(*args, **kwargs)
         tensors = list(_each((*args, *kwargs.values()), Tensor))
-        if recipe.name in _SAVE_NO_INPUT and not all(map(self._is_there, tensors)):
+        if recipe.name in _SAVE_NO_INPUT and not self._are_there(tensors):
             return func(*args, **kwargs)
         self._inputs = {_address(t): (t._version, t.numel()) for t in tensors}
         self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold)
@@ -226,7 +227,7 @@ class Scope(TorchFunctionMode):
         """
         read = _each((*frame.args, *frame.kwargs.values()), Reading)
         keeps_no_input = frame.recipe.name in _SAVE_NO_INPUT | _ARITHMETIC
-        is_layer = frame.recipe.name in _LAYERS
+        is_layer = frame.recipe.name in _MULTIPLYING
         return is_layer or (keeps_no_input and any(not reading.frame.lean for reading in read))
 
     def _is_dropped(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -250,7 +251,7 @@ class Scope(TorchFunctionMode):
         if (
             isinstance(output, Tensor)
             and self._gives_new(output, inplace=inplace)
-            and (self._is_available(frame) or self._holds(frame))
+            and (self._is_available(frame) or self._keep_inputs(frame))
         ):
             for i, slot in slots:
                 frame.drop(i, slot, output)
@@ -267,9 +268,16 @@ class Scope(TorchFunctionMode):
         version, _ = self._inputs.get(_address(output), (None, 0))
         return version is None or (inplace and version != output._version)
 
-    def _is_there(self, tensor: Tensor) -> bool:
-        """True if an input that the call itself will not save is available."""
-        return isinstance(tensor, nn.Parameter) or self._is_kept(tensor) or tensor in self._table
+    def _are_there(self, tensors: Sequence[Tensor]) -> bool:
+        """True if inputs that the call itself will not save are available, or small."""
+        largest = max((tensor.numel() for tensor in tensors), default=0)
+        return all(
+            isinstance(tensor, nn.Parameter)
+            or self._is_kept(tensor)
+            or tensor in self._table
+            or tensor.numel() * _SMALL <= largest
+            for tensor in tensors
+        )
 
     def _is_available(self, frame: Frame) -> bool:
         """True if every input of the frame is there anyway when it is needed again."""
@@ -282,7 +290,7 @@ class Scope(TorchFunctionMode):
             for i in inputs
         )
 
-    def _holds(self, frame: Frame) -> bool:
+    def _keep_inputs(self, frame: Frame) -> bool:
         """Keep the inputs of a product that has saved copies of them instead: they are as large.
 
         So does attention where there is a bias that learns: it runs in operators of its own.

@@ -12,14 +12,14 @@ everything that hangs on them are those of the plain model.
                it as input; so outputs of frames need not be kept either
     Table      from storages to the frames that made them, to recognise such outputs
 
+    Spare      the last frozen layer of a call, if nothing saved after it depends on its output: a
+               refill that does not want the call's output does not run it (the adapter's last
+               layer: LoRA runs the frozen layer first, so stopping early comes too late for it)
+
 A frame that is refilled gives everything that is wanted of it, which is then there until it is
 used. A *lean* frame gives as little as it can and runs again for the next who asks: to another
 lean frame only what that one asked for, to anything else all of its output, and what it saved for
 its own backward not before that comes.
-
-    Spare      the last frozen layer of a call, if nothing saved after it depends on its output: a
-               refill that does not want the call's output does not run it (the adapter's last
-               layer: LoRA runs the frozen layer first, so stopping early comes too late for it)
 
 What a recompute must not do: draw other random numbers (the generator is put back, if the first
 call moved it), update BatchNorm's statistics again (momentum 0, no counting), run in another
@@ -101,13 +101,20 @@ class Slot:
         self.tensor: Tensor | None = None
         self.shape, self.dtype = like.shape, like.dtype
 
-    def unpack(self) -> Tensor:
-        """Return the tensor, running the frame again if it is not there."""
+    def unpack(self, *, alone: bool = False) -> Tensor:
+        """Return the tensor, running the frame again if it is not there.
+
+        Args:
+            alone: whether a lean frame shall give nobody else their readings.
+        """
         if self.tensor is None:
-            self.frame.refill(self)
+            self._bring_back(alone=alone)
         if self.tensor is None:
             raise _changed(self.frame, "fewer tensors than its first forward")
         return self.tensor
+
+    def _bring_back(self, *, alone: bool) -> None:
+        self.frame.refill(self, alone=alone)
 
     def fill(self, tensor: Tensor) -> None:
         """Take a recomputed tensor."""
@@ -127,29 +134,18 @@ class Reading(Slot):
         self.geometry = (tuple(like.shape), tuple(like.stride()), int(like.storage_offset()))
         self.requires_grad = like.requires_grad
 
-    def unpack(self) -> Tensor:
-        """Return the tensor: another reading's if one is there, else the frame runs again."""
-        return self._seen_elsewhere() if self.tensor is None else self.tensor
-
     def take(self, *, alone: bool) -> Tensor:
-        """Return the tensor and forget it: a frame's input is needed once per refill.
-
-        Args:
-            alone: whether a lean frame shall give nobody else their readings.
-        """
-        if self.tensor is None:
-            self._seen_elsewhere(alone=alone)
-        tensor, self.tensor = self.tensor, None
-        assert tensor is not None
+        """Return the tensor and forget it: a frame's input is needed once per refill."""
+        tensor = self.unpack(alone=alone)
+        self.tensor = None
         return tensor
 
-    def _seen_elsewhere(self, *, alone: bool = False) -> Tensor:
+    def _bring_back(self, *, alone: bool) -> None:
         for other in self.frame.filled_readings():
-            if other.dtype == self.dtype and other.tensor is not None:
+            if other.tensor is not None and other.dtype == self.dtype:
                 self.tensor = other.tensor.as_strided(*self.geometry)
-                return self.tensor
-        self.frame.refill(self, alone=alone)
-        return super().unpack()
+                return
+        super()._bring_back(alone=alone)
 
     def read(self, output: Tensor) -> None:
         """Take this view or cast of a recomputed output."""
@@ -366,7 +362,7 @@ class Frame:
             if reading is not None and reading.tensor is not None:
                 yield reading
 
-    def refill(self, asked: Slot, *, alone: bool = False) -> None:
+    def refill(self, asked: Slot, *, alone: bool) -> None:
         """Run the call again and fill every empty slot and reading that is still alive.
 
         Args:

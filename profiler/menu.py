@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, Placement
 
 MENU = (KEEP, CHEAP, RECOMPUTE)
 """Options that every unit has; its anatomy adds more."""
@@ -76,8 +76,11 @@ def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
 
 def option_of(unit: str, decisions: Mapping[str, str], anatomy: Anatomy) -> str | None:
     """Return the option that says this of a unit, None if there is no such option."""
-    options = (KEEP, CHEAP, LIGHT, LEAN, RECOMPUTE, SEGMENT, *menu_of({unit: anatomy}))
-    return next((o for o in options if decisions_of(unit, o, anatomy) == decisions), None)
+    whole = decisions.get(unit, KEEP)
+    if len(decisions) == (whole != KEEP):  # the search asks for these thousands of times a second
+        return whole
+    menu = menu_of({unit: anatomy})
+    return next((o for o in menu if decisions_of(unit, o, anatomy) == decisions), None)
 
 
 def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:

@@ -550,6 +550,66 @@ def test_bytes_of_an_inverted_residual_are_those_of_the_arithmetic(decision, fro
     assert stored_bytes(model, x) / (x.numel() * 4) == pytest.approx(values, abs=0.15)
 
 
+class Convolutions(TorchDispatchMode):
+    """Counts those of one shape of weight, first runs and recomputes apart."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.shape = weight.shape
+        self.count: Counter[bool] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default and args[1].shape == self.shape:
+            self.count[recomputing()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+def test_a_lean_unit_is_never_there_as_a_whole_and_runs_its_layers_once(peft, adapters):
+    torch.manual_seed(5)
+    block = timm.models._efficientnet_blocks.InvertedResidual(
+        8, 8, exp_ratio=4.0, act_layer=nn.ReLU6
+    )
+    model = nn.Sequential(block)
+    if adapters:
+        config = peft.LoraConfig(target_modules=["conv_pw"], r=2)
+        model = peft.get_peft_model(model, config).get_base_model()
+    expand = block.conv_pw.base_layer if adapters else block.conv_pw
+    peaks = {}
+    for whole in (LIGHT, LEAN, RECOMPUTE):
+        layer = {} if whole == RECOMPUTE else {"0/conv_pw": RECOMPUTE}
+        x = torch.randn(4, 8, 32, 32, requires_grad=True)
+        placement = Placement(decisions={"0": whole} | layer)
+        with (
+            apply_placement(model, placement, units=["0"]),
+            Live(model) as live,
+            Convolutions(expand.weight) as convolutions,
+        ):
+            model(x).sum().backward()
+        peaks[whole] = live.peak / (x.numel() * 4)
+        assert convolutions.count == {False: 1, True: 1}
+        model.zero_grad(set_to_none=True)
+    # at the least the input of one activation function, four values for one of the block's input
+    assert peaks[LEAN] < peaks[LIGHT] - 3.5
+    assert peaks[LEAN] < peaks[RECOMPUTE] - 3.5
+
+
+@pytest.mark.parametrize("name", ["tiny_vit", "swin"])
+def test_attention_in_operators_of_its_own_is_dropped_too(name):
+    model = build(name)
+    units = [u for u in find_units(model) if anatomy_of(model, u).attention]
+    x = images()
+    stored = {}
+    for decision in (CHEAP, LIGHT):
+        # beside light, attention as if it were cheap: only depthwise convolutions differ
+        beside = {f"{u}/attn": CHEAP for u in units} if decision == CHEAP else {}
+        decisions = dict.fromkeys(units, LIGHT) | beside
+        with apply_placement(model, Placement(decisions=decisions)):
+            torch.manual_seed(3)
+            stored[decision] = stored_bytes(model, x)
+    assert stored[LIGHT] < stored[CHEAP]
+
+
 def test_autocast_copies_of_cheap_outputs_are_dropped_too():
     model, x, unit_bytes = one_vit_block(batch=64)
     plain = stored_bytes(model, x, autocast=True)
