@@ -296,7 +296,8 @@ class AppliedPlacement:
         return run
 
     def _recompute(self, call: _Call) -> None:
-        self._calls += [*_adapters_in(call.recipe.name, call.module), call]
+        # in the order of installation: an adapter may be the very module of the call
+        self._calls += [call, *_adapters_in(call.recipe.name, call.module)]
 
     def remove(self) -> None:
         """Give every module its own forward back."""

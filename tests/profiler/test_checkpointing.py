@@ -403,6 +403,22 @@ def test_four_bit_layers_train_the_same(peft, decision):
         assert_same(train_step(model), expected)
 
 
+def test_a_wrapped_quantised_layer_alone_is_recomputed_and_given_back(peft):
+    bnb = pytest.importorskip("bitsandbytes")
+    model = build("vit")
+    fc1 = model.blocks[1].mlp.fc1
+    four_bit = bnb.nn.Linear4bit(fc1.in_features, fc1.out_features, compute_dtype=torch.float32)
+    four_bit.load_state_dict(fc1.state_dict())
+    model.blocks[1].mlp.fc1 = four_bit.to("cpu")
+    model = with_adapters(peft, model, "lora")
+    expected = train_step(model)
+    decisions = {"blocks.1": LEAN, "blocks.1/mlp.fc1": RECOMPUTE, "blocks.2/attn.qkv": RECOMPUTE}
+    with apply_placement(model, Placement(decisions=decisions)):
+        assert_same(train_step(model), expected)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert_same(train_step(model), expected)
+
+
 class Products(TorchDispatchMode):
     """Counts matrix products by the shape of the weight, first runs and recomputes apart."""
 
