@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from planner.space import Ranked, Space
 from profiler.errors import InfeasibleError, UsageError
 from profiler.menu import LEAN_LAYERS
-from profiler.placement import CHEAP, LIGHT, Placement
+from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, Placement
 from profiler.records import Report
 from profiler.units import GIB, MIB, format_bytes
 from profiler.workload import Candidate, Workload
@@ -36,6 +36,9 @@ PAPER_RANK = 8
 PAPER_POLICIES = ("none", "static", "adaptive")
 PLACEMENTS = 5
 """Of one workload, until its replay fits; the last is the one that needs least."""
+HALVINGS = 2
+"""Between a budget that gave what fits and one that gave what does not."""
+WHOLE_UNITS = (KEEP, RECOMPUTE)
 REPLAYS = 3
 """Of the extremes, how many are replayed: composed numbers are within a few percent."""
 
@@ -128,43 +131,66 @@ def place_checked(
 ) -> Report:
     """Place by a policy that respects a budget until the replay respects it too.
 
-    The policy counts composed bytes. What a replay needs more, it is given less of, a few times;
-    at last the placement that needs least is tried, and those that treat all units alike: they
-    leave the allocator fewer sizes to scatter. The report that needs least is returned if none
-    fits: what is returned has been replayed, and the caller compares.
+    The policy counts composed bytes. What a replay needs more, it is given less of, twice that the
+    next time, and so on until a placement fits or needs the least there is; half-way back is then
+    tried for a quicker one. If nothing fits: whole units alone, and what treats all units alike.
+    The less is recomputed inside a backward, the less CPU kernels take there that is not composed,
+    and the fewer sizes an allocator has to place. What is returned has been replayed: the quickest
+    that fits, or what needs least, and the caller compares.
 
     Raises:
         InfeasibleError: nothing fits, and the policy does not know what would.
     """
     from profiler.predict import predict
 
-    given, reports = budget_bytes, list[Report]()
-    for attempt in range(1, PLACEMENTS + 1):
-        is_last = attempt == PLACEMENTS
-        try:
-            placement = cost.place(load, policy, 1 if is_last else given, options=options)
-        except InfeasibleError as error:
-            smallest = device_bytes_of(error, load, cost)
-            if smallest is None:
-                raise
-            placement, is_last = cost.place(load, policy, smallest, options=options), True
-        reports.append(predict(Candidate(workload=load, placement=placement), device=device))
-        excess = needed_bytes(reports[-1]) - budget_bytes
-        if excess <= 0 or is_last:
-            break
-        given -= max(excess, budget_bytes // 100)
-    if needed_bytes(reports[-1]) > budget_bytes:
-        for placement in _uniform(load, cost, options):
-            reports.append(predict(Candidate(workload=load, placement=placement), device=device))
-            if needed_bytes(reports[-1]) <= budget_bytes:
+    reports: dict[Placement, Report] = {}
+
+    def excess(placement: Placement) -> int:
+        if placement not in reports:
+            candidate = Candidate(workload=load, placement=placement)
+            reports[placement] = predict(candidate, device=device)
+        return needed_bytes(reports[placement]) - budget_bytes
+
+    for menu in (options, WHOLE_UNITS):
+        given, too_much = budget_bytes, budget_bytes
+        for attempt in range(PLACEMENTS):
+            is_last = attempt == PLACEMENTS - 1
+            try:
+                placement = cost.place(load, policy, 1 if is_last else given, options=menu)
+            except InfeasibleError as error:
+                smallest = device_bytes_of(error, load, cost)
+                if smallest is None:
+                    raise
+                given, is_last = smallest, True
+                placement = cost.place(load, policy, given, options=menu)
+            over = excess(placement)
+            if over <= 0 or is_last:
                 break
-    return min(reports, key=needed_bytes)
+            too_much = given
+            given -= max(over, budget_bytes // 100) * 2**attempt
+        if over <= 0:
+            for _ in range(HALVINGS if given < budget_bytes else 0):
+                middle = (given + too_much) // 2
+                over = excess(cost.place(load, policy, middle, options=menu))
+                given, too_much = (given, middle) if over > 0 else (middle, too_much)
+            break
+    else:
+        for placement in _uniform(load, cost, options):
+            if excess(placement) <= 0:
+                break
+    return min(reports.values(), key=lambda report: _preference(report, budget_bytes))
 
 
 def _uniform(load: Workload, cost: CostModel, options: tuple[str, ...]) -> Iterator[Placement]:
     """Yield the placements that treat all units alike, the quickest first."""
     for policy in (*(p for p in (CHEAP, LIGHT, LEAN_LAYERS) if p in options), "static"):
         yield cost.place(load, policy, 1)
+
+
+def _preference(report: Report, budget_bytes: int) -> tuple[int, float]:
+    """Order reports: the quickest of those that fit, else what needs least."""
+    over = max(0, needed_bytes(report) - budget_bytes)
+    return over, (report.step_seconds or 0.0)
 
 
 def device_bytes_of(error: InfeasibleError, load: Workload, cost: CostModel) -> int | None:

@@ -1,81 +1,165 @@
-"""Part B: real steps on this machine's CPU, one thread.
+"""Part B: real steps on this machine's CPU, one thread, every policy in turns.
 
 One model, whose placement is put on and taken off again, so that every policy trains the same
-weights. Peak: the CPU allocator's own account. Time: CPU seconds of the process (the machine is
-shared, so wall clock says little), each step between two of `none`, divided by their mean.
+weights. Peak: the CPU allocator's own account. Time: CPU seconds of the process; every arm takes
+one step a round, in an order of its own each round, so that a busy machine is busy for all of them
+and no arm always finds the heap as the same other one left it. The heap is never given back to
+the system (``STEADY``): page faults would otherwise be most of the differences.
 """
 
 from __future__ import annotations
 
-import itertools
-import statistics
+import os
+import random
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import FunctionType
 
 import rows
 import torch
+from torch._functorch import config as compile_config
 
 from planner.adaptive import AdaptiveRule, memory_in_use
+from planner.advice import place_checked
 from planner.cost import CostModel
-from planner.placement import Chain, peak_bytes, recompute_seconds, solve, to_choice
+from planner.placement import peak_bytes, recompute_seconds, to_choice
 from planner.placement.policies import POLICIES
 from profiler.checkpointing import apply_adaptive, apply_placement
 from profiler.cpu_allocator import peak_during
+from profiler.errors import InfeasibleError
 from profiler.measure import Fetch, build_step
 from profiler.methods.base import backbone_of
-from profiler.placement import CHEAP, NONE, Placement
+from profiler.placement import CHEAP, LIGHT, NONE, Placement
 from profiler.predict import predict
 from profiler.step import TrainingStep
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 
+STEADY = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+OPERATING_POINTS = (0.57, 0.21)
+"""Of the peak of keeping everything: the paper's 43 % and "as much as 79 %" less."""
 BUDGETS = (0.8, 0.6, 0.4, 0.3)
-WORKLOADS = {
-    "vit_s_lora_16": Workload(
-        model="vit_small_patch16_224", method="lora", rank=8, micro_batch=16, num_classes=100
-    ),
-    "vit_s_16": Workload(model="vit_small_patch16_224", micro_batch=16, num_classes=100),
-    "resnet18": Workload(model="resnet18", micro_batch=4, num_classes=100),
-    "vit_s": Workload(model="vit_small_patch16_224", micro_batch=4, num_classes=100),
-    "mobilenetv2": Workload(model="mobilenetv2_100", micro_batch=4, num_classes=100),
-    "tiny_vit": Workload(model="tiny_vit_21m_224", micro_batch=2, num_classes=100),
-    "vim_s": Workload(model="vim_small_patch16_224", micro_batch=2, num_classes=100),
-    "mambavision_t": Workload(model="mambavision_t", micro_batch=4, num_classes=100),
+COMPILE_BUDGETS = (1.0, 0.7, 0.4, 0.1)
+SLACK = 1.001
+"""Of the rule's peak: a few bytes can decide over a whole convolution."""
+ROUNDS = 5
+MICRO_BATCHES = {
+    "vit_small_patch16_224": 16,
+    "tiny_vit_21m_224": 8,
+    "resnet18": 16,
+    "mobilenetv2_100": 16,
+    "vim_small_patch16_224": 4,
+    "mambavision_t": 8,
 }
-ROUNDS = 4
+LORA = {"method": "lora", "rank": 8}
+WORKLOADS = {
+    f"{model}, {method}, batch {size}": Workload(
+        model=model, micro_batch=size, num_classes=100, **(LORA if method == "lora" else {})
+    )
+    for method in ("full", "lora")
+    for model, size in MICRO_BATCHES.items()
+}
+BATCH_NORM = {"resnet18", "mobilenetv2_100", "tiny_vit_21m_224", "mambavision_t"}
+"""Micro-batches would change what these are trained to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way of running the step.
+
+    Attributes:
+        policy: the curve it belongs to.
+        setting: where on the curve.
+        placement: what is followed; None for peers, which bring their own.
+        rule: decides at run time instead.
+        peer: puts a peer on, and takes it off again.
+        accumulation: number of micro-batches that the batch is split into.
+        budget_bytes: what it had to respect, None if it knows no budget.
+    """
+
+    policy: str
+    setting: str = ""
+    placement: Placement | None = None
+    rule: AdaptiveRule | None = None
+    peer: Callable[[torch.nn.Module], AbstractContextManager[None]] | None = None
+    accumulation: int = 1
+    budget_bytes: int | None = None
 
 
 class Policies:
-    """Every policy's placement for one workload."""
+    """Every policy's arms for one workload."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self.model = CostModel("cpu", Store(Path(tempfile.gettempdir()) / "placement_curves"))
-        self.chain: Chain = self.model.chain(workload)
-        self.full = self.peak(NONE)
-        self.count = len(self.model.units(workload))
+        self.cost = CostModel("cpu", Store(Path(tempfile.gettempdir()) / "placement_curves"))
+        self.chain = self.cost.chain(workload)
+        self.full = self.predicted(NONE)
 
-    def peak(self, placement: Placement) -> int:
+    def predicted(self, placement: Placement, accumulation: int = 1) -> int:
+        """Return the replayed peak."""
+        candidate = Candidate(workload=self.split(accumulation), placement=placement)
+        return predict(candidate, device="cpu").memory.peak_bytes
+
+    def split(self, accumulation: int) -> Workload:
+        """Return the workload in so many micro-batches."""
+        size = self.workload.micro_batch // accumulation
+        return self.workload.replace(micro_batch=size, accumulation=accumulation)
+
+    def composed(self, placement: Placement) -> int:
         """Return the composed peak."""
         return peak_bytes(self.chain, to_choice(self.chain, placement))
 
-    def seconds(self, placement: Placement) -> float:
-        """Return the composed recompute time."""
-        return recompute_seconds(self.chain, to_choice(self.chain, placement))
-
-    def ratio(self, placement: Placement) -> float:
-        """Return the composed step time over that of `none`."""
-        numbers = self.model.numbers(self.workload)
+    def step_seconds(self, placement: Placement, accumulation: int = 1) -> float:
+        """Return the composed step time."""
+        work = self.split(accumulation)
+        chain, numbers = self.cost.chain(work), self.cost.numbers(work)
         assert numbers.step_seconds is not None
-        whole = numbers.step_seconds + numbers.update_seconds
-        return 1 + self.seconds(placement) / whole
+        once = numbers.step_seconds + recompute_seconds(chain, to_choice(chain, placement))
+        return accumulation * once + numbers.update_seconds
 
-    def optimal(self, budget: int) -> Placement | None:
-        """Return ours, over the whole menu."""
-        return solve(self.chain, budget).placement
+    def optimal(self, budget: int, accumulation: int = 1) -> Placement | None:
+        """Return what the commands would place; None where nothing fits."""
+        work = self.split(accumulation)
+        try:
+            report = place_checked(
+                work,
+                "optimal",
+                self.cost,
+                device="cpu",
+                budget_bytes=budget,
+                options=self.cost.menu(work),
+            )
+        except InfeasibleError:
+            return None
+        fits = report.memory.peak_bytes <= budget
+        return report.candidate.placement if fits else None
+
+    def micro_batched(self, budget: int, setting: str) -> Iterator[Arm]:
+        """Yield the quickest of all splits, each with the placement that then is best."""
+        if self.workload.model in BATCH_NORM:
+            return
+        best: tuple[float, Placement, int] | None = None
+        for k in (k for k in (1, 2, 4, 8, 16) if k <= self.workload.micro_batch):
+            found = self.optimal(budget, k)
+            if found is not None:
+                seconds = self.step_seconds(found, k)
+                if best is None or seconds < best[0]:
+                    best = (seconds, found, k)
+        if best is not None and best[2] > 1:
+            _, placement, k = best
+            yield Arm(
+                policy="optimal + micro-batches",
+                setting=f"{setting}: {self.workload.micro_batch // k}x{k}",
+                placement=placement,
+                accumulation=k,
+                budget_bytes=budget,
+            )
 
     def adaptive(self, budget: int) -> tuple[AdaptiveRule, Placement]:
         """Return the adaptive rule with the threshold that suits it best, and what it foresees.
@@ -89,48 +173,105 @@ class Policies:
             )
             for cap in caps
         }
-        fitting = [p for p in placed if self.peak(p) <= budget]
+        fitting = [p for p in placed if self.composed(p) <= budget]
         if fitting:
-            best = min(fitting, key=self.seconds)
+            best = min(fitting, key=self.step_seconds)
         else:
-            best = min(placed, key=lambda p: (self.peak(p), self.seconds(p)))
+            best = min(placed, key=lambda p: (self.composed(p), self.step_seconds(p)))
         return placed[best], best
 
-    def all(self) -> Iterator[tuple[str, str, Placement | AdaptiveRule, int | None]]:
-        """Yield (policy, setting, placement or rule, budget)."""
-        yield "none", "", NONE, None
-        for share in (0.57, 0.21):
-            rule, placed = self.adaptive(int(share * self.full))
-            budget = max(self.peak(placed), int(share * self.full))
-            yield "adaptive", f"its best for {share:.0%}", placed, None
-            yield "adaptive at run time", f"its best for {share:.0%}", rule, None
-            ours = self.optimal(budget)
-            assert ours is not None
-            yield "optimal", f"in adaptive's peak for {share:.0%}", ours, budget
-        units = self.model.units(self.workload)
-        yield "cheap", "", Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP)), None
+    def arms(self) -> Iterator[Arm]:
+        """Yield all of them, `none` first."""
+        yield Arm(policy="none", placement=NONE)
+        for share in OPERATING_POINTS:
+            yield from self._beside_adaptive(share)
+        units = self.cost.units(self.workload)
+        for each in [m for m in self.cost.menu(self.workload) if m in (CHEAP, LIGHT)]:
+            uniform = Placement(policy=each, decisions=dict.fromkeys(units, each))
+            yield Arm(policy=each, placement=uniform)
         for share in BUDGETS:
-            found = self.optimal(int(share * self.full))
+            budget = int(share * self.full)
+            found = self.optimal(budget)
             if found is not None:
-                yield "optimal", f"{share:.0%}", found, int(share * self.full)
-        yield "static", "", POLICIES["static"](self.chain, self.full), None
-        half = round(self.count / 2)
-        yield "first-k", f"k={half}", POLICIES["first-k"](self.chain, 0, {"k": half}), None
-        yield "timm set_grad_checkpointing", "", TIMM, None
+                yield Arm(
+                    policy="optimal", setting=f"{share:.0%}", placement=found, budget_bytes=budget
+                )
+            yield from self.micro_batched(budget, f"{share:.0%}")
+        for policy, options in {
+            "static": {},
+            "chen": {},
+            "every-k": {"k": 2},
+            "first-k": {"k": round(len(units) / 2)},
+        }.items():
+            yield Arm(
+                policy=policy,
+                setting=", ".join(f"{k}={v}" for k, v in options.items()),
+                placement=POLICIES[policy](self.chain, self.full, options),
+            )
+        yield Arm(policy="timm set_grad_checkpointing", peer=timm_checkpointing)
+        if self.workload.method == "full":
+            for share in COMPILE_BUDGETS:
+                peer = CompiledPeer(share)
+                yield Arm(policy="torch.compile budget", setting=f"{share:.0%}", peer=peer)
+
+    def _beside_adaptive(self, share: float) -> Iterator[Arm]:
+        rule, foreseen = self.adaptive(int(share * self.full))
+        budget = max(int(self.predicted(foreseen) * SLACK), int(share * self.full))
+        setting = f"its best for {share:.0%}"
+        yield Arm(policy="adaptive", setting=setting, placement=foreseen)
+        yield Arm(policy="adaptive at run time", setting=setting, rule=rule)
+        setting = f"in adaptive's peak for {share:.0%}"
+        ours = self.optimal(budget)
+        assert ours is not None
+        yield Arm(policy="optimal", setting=setting, placement=ours, budget_bytes=budget)
+        rotor = POLICIES["rotor"](self.chain, max(self.composed(foreseen), int(share * self.full)))
+        yield Arm(policy="rotor", setting=setting, placement=rotor)
+        yield from self.micro_batched(budget, setting)
 
 
-TIMM = Placement(policy="timm set_grad_checkpointing", decisions={"everything": "recompute"})
+@contextmanager
+def timm_checkpointing(model: torch.nn.Module) -> Iterator[None]:
+    """Switch timm's own checkpointing on."""
+    backbone_of(model).set_grad_checkpointing(True)
+    yield
+    backbone_of(model).set_grad_checkpointing(False)
 
 
-def run(names: list[str]) -> None:
-    """Measure what is not measured yet."""
-    torch.set_num_threads(1)
-    for name in names or WORKLOADS:
-        _measure(name, WORKLOADS[name])
+class CompiledPeer:
+    """torch.compile with Inductor under an ``activation_memory_budget``.
+
+    Dynamo remembers what it compiled by the code object it compiled, so each budget has its own.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.compiled: Callable[..., torch.Tensor] | None = None
+
+    @contextmanager
+    def __call__(self, model: torch.nn.Module) -> Iterator[None]:
+        """Put it on, and take it off again."""
+        if self.compiled is None:
+            eager = model.forward
+
+            def forward(images: torch.Tensor) -> torch.Tensor:
+                return eager(images)
+
+            own = FunctionType(
+                forward.__code__.replace(co_name=f"forward_within_{self.share:.2f}"),
+                globals(),
+                closure=forward.__closure__,
+            )
+            self.compiled = torch.compile(own, fullgraph=True)
+        model.forward = self.compiled
+        try:
+            with compile_config.patch(activation_memory_budget=self.share):
+                yield
+        finally:
+            del model.forward
 
 
 class Session:
-    """One model that trains step after step, under one placement after the other."""
+    """One model that trains step after step, each under the arm that is asked for."""
 
     def __init__(self, workload: Workload) -> None:
         torch.manual_seed(0)
@@ -138,7 +279,7 @@ class Session:
         self.decided: Placement | None = None
         self.in_use = memory_in_use("cpu")
         self.none_peak = peak_during(lambda: self._build(workload), self.step)
-        self.static = self.none_peak - self._above_start(NONE)
+        self.static = self.none_peak - self._above_start(Arm(policy="none", placement=NONE))
 
     def _build(self, workload: Workload) -> None:
         self.made.append(build_step(Candidate(workload=workload), device="cpu"))
@@ -150,86 +291,102 @@ class Session:
         step.run(batches)
 
     @contextmanager
-    def following(self, placement: Placement | AdaptiveRule) -> Iterator[None]:
-        """Put a placement on, and take it off again."""
+    def following(self, arm: Arm) -> Iterator[None]:
+        """Put a placement or a peer on, and take it off again."""
         model = self.made[0][0].model
-        if placement is TIMM:
-            backbone_of(model).set_grad_checkpointing(True)
-            yield
-            backbone_of(model).set_grad_checkpointing(False)
-        elif isinstance(placement, AdaptiveRule):
+        if arm.peer is not None:
+            with arm.peer(model):
+                yield
+        elif arm.rule is not None:
             with apply_adaptive(
                 model,
-                budget_bytes=placement.budget_bytes,
-                threshold=placement.threshold,
+                budget_bytes=arm.rule.budget_bytes,
+                threshold=arm.rule.threshold,
                 live_bytes=self.in_use,
             ) as applied:
                 yield
                 self.decided = applied.placement
         else:
-            with apply_placement(model, placement):
+            assert arm.placement is not None
+            with apply_placement(model, arm.placement):
                 yield
 
-    def _above_start(self, placement: Placement | AdaptiveRule) -> int:
-        with self.following(placement):
+    def _above_start(self, arm: Arm) -> int:
+        with self.following(arm):
+            self.step()  # a peer may compile, the optimizer may make its state
             return peak_during(lambda: None, self.step)
 
-    def peak(self, placement: Placement | AdaptiveRule) -> int:
+    def peak(self, arm: Arm) -> int:
         """Return the CPU allocator's peak over one step."""
-        return self.static + self._above_start(placement)
+        return self.static + self._above_start(arm)
 
-    def seconds(self, placement: Placement | AdaptiveRule) -> float:
+    def seconds(self, arm: Arm) -> float:
         """Return the CPU seconds of one step."""
-        with self.following(placement):
+        with self.following(arm):
             start = time.process_time()
             self.step()
             return time.process_time() - start
 
 
-def _measure(name: str, workload: Workload) -> None:
-    known = {(r["workload_name"], r["policy"], r["setting"]) for r in rows.read("host")}
+def run(names: list[str]) -> None:
+    """Measure the workloads that are not measured yet."""
+    if any(os.environ.get(name) is None for name in STEADY):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | STEADY)
+    torch.set_num_threads(1)
+    known = {row["workload_name"] for row in rows.read("host")}
+    for name in [n for n in WORKLOADS if not names or any(n.startswith(each) for each in names)]:
+        if name not in known:
+            for row in _measured(name, WORKLOADS[name]):
+                rows.append("host", row)
+
+
+def _measured(name: str, workload: Workload) -> list[dict[str, object]]:
     policies = Policies(workload)
-    left = [e for e in policies.all() if (name, e[0], e[1]) not in known]
-    if not left:
-        return
-    session = Session(workload)
-    for policy, setting, placement, budget in left:
-        peak = session.peak(placement)
-        spent = [(session.seconds(NONE), session.seconds(placement)) for _ in range(ROUNDS)]
-        spent.append((session.seconds(NONE), spent[-1][1]))
-        ratios = [2 * b / (a + c) for (a, b), (c, _) in itertools.pairwise(spent)]
-        row = {
+    arms = list(policies.arms())
+    session_of = cache(lambda k: Session(policies.split(k)))
+    peaks, decided, failed = [], [], {}
+    for i, arm in enumerate(arms):
+        session = session_of(arm.accumulation)
+        try:
+            peaks.append(session.peak(arm))
+        except Exception as error:
+            if not isinstance(arm.peer, CompiledPeer):
+                raise
+            peaks.append(None)
+            failed[i] = repr(error)[:300]
+        decided.append(session.decided if arm.rule is not None else arm.placement)
+        share = "failed" if peaks[-1] is None else f"{peaks[-1] / peaks[0]:.1%}"
+        print(name, arm.policy, arm.setting, share, flush=True)
+    spent: list[list[float]] = [[] for _ in arms]
+    for round_index in range(ROUNDS):
+        order = [i for i in range(len(arms)) if i not in failed]
+        random.Random(round_index).shuffle(order)
+        for i in order:
+            spent[i].append(session_of(arms[i].accumulation).seconds(arms[i]))
+    found = []
+    for i, (arm, peak, placement) in enumerate(zip(arms, peaks, decided, strict=True)):
+        row: dict[str, object] = {
             "workload_name": name,
             "model": workload.model,
             "method": workload.method,
             "rank": workload.rank,
-            "micro_batch": workload.micro_batch,
-            "policy": policy,
-            "setting": setting,
-            "budget_bytes": budget,
-            "peak_bytes": peak,
-            "none_peak_bytes": session.none_peak,
-            "ratio": statistics.median(ratios),
-            "ratios": ratios,
-            "none_cpu_seconds": [a for a, _ in spent],
+            "micro_batch": workload.micro_batch // arm.accumulation,
+            "accumulation": arm.accumulation,
+            "policy": arm.policy,
+            "setting": arm.setting,
+            "budget_bytes": arm.budget_bytes,
         }
-        followed = session.decided if isinstance(placement, AdaptiveRule) else placement
-        if followed is not TIMM:
-            assert followed is not None
-            candidate = Candidate(workload=workload, placement=followed)
+        if i in failed:
+            found.append(row | {"error": failed[i]})
+            continue
+        row |= {"peak_bytes": peak, "cpu_seconds": spent[i]}
+        if placement is not None:
+            none_seconds = policies.step_seconds(NONE)
             row |= {
-                "composed_bytes": policies.peak(followed),
-                "predicted_bytes": predict(candidate, device="cpu").memory.peak_bytes,
-                "predicted_ratio": policies.ratio(followed),
-                "decisions": dict(followed.decisions),
+                "predicted_bytes": policies.predicted(placement, arm.accumulation),
+                "predicted_ratio": policies.step_seconds(placement, arm.accumulation)
+                / none_seconds,
+                "decisions": dict(placement.decisions),
             }
-        rows.append("host", row)
-        print(
-            name,
-            policy,
-            setting,
-            f"{peak / session.none_peak:.1%}",
-            f"x{row['ratio']:.3f}",
-            f"of predicted {peak / row.get('predicted_bytes', peak):.4f}",
-            flush=True,
-        )
+        found.append(row)
+    return found

@@ -6,7 +6,6 @@
     python studies/placement_curves/run.py compiled [MODEL ...] [--method full|lora]
     python studies/placement_curves/run.py matched [MODEL ...]
     python studies/placement_curves/run.py host [WORKLOAD ...]
-    python studies/placement_curves/run.py paired [WORKLOAD ...]
     python studies/placement_curves/run.py report
 
 All but the last append raw rows to ``*.jsonl`` and skip what is there; ``report`` draws the
@@ -69,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "part",
-        choices=["evaluate", "bound", "sac", "compiled", "matched", "host", "paired", "report"],
+        choices=["evaluate", "bound", "sac", "compiled", "matched", "host", "report"],
     )
     parser.add_argument("models", nargs="*")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
@@ -94,10 +93,6 @@ def main() -> None:
         run(given.models)
     elif given.part == "host":
         from host import run
-
-        run(given.models)
-    elif given.part == "paired":
-        from paired import run
 
         run(given.models)
     else:
