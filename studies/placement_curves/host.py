@@ -50,20 +50,33 @@ SLACK = 1.001
 """Of the rule's peak: a few bytes can decide over a whole convolution."""
 ROUNDS = 5
 MICRO_BATCHES = {
-    "vit_small_patch16_224": 16,
-    "tiny_vit_21m_224": 8,
-    "resnet18": 16,
-    "mobilenetv2_100": 16,
-    "vim_small_patch16_224": 4,
-    "mambavision_t": 8,
+    "full": {
+        "vit_small_patch16_224": 16,
+        "mobilenetv2_100": 16,
+        "resnet18": 16,
+        "tiny_vit_21m_224": 4,
+        "vim_small_patch16_224": 2,
+        "mambavision_t": 4,
+    },
+    "lora": {
+        "vit_small_patch16_224": 8,
+        "mobilenetv2_100": 16,
+        "resnet18": 16,
+        "tiny_vit_21m_224": 4,
+        "vim_small_patch16_224": 2,
+        "mambavision_t": 4,
+    },
 }
-LORA = {"method": "lora", "rank": 8}
 WORKLOADS = {
     f"{model}, {method}, batch {size}": Workload(
-        model=model, micro_batch=size, num_classes=100, **(LORA if method == "lora" else {})
+        model=model,
+        method=method,
+        rank=8 if method == "lora" else None,
+        micro_batch=size,
+        num_classes=100,
     )
-    for method in ("full", "lora")
-    for model, size in MICRO_BATCHES.items()
+    for method, sizes in MICRO_BATCHES.items()
+    for model, size in sizes.items()
 }
 BATCH_NORM = {"resnet18", "mobilenetv2_100", "tiny_vit_21m_224", "mambavision_t"}
 """Micro-batches would change what these are trained to."""
@@ -100,6 +113,7 @@ class Policies:
         self.cost = CostModel("cpu", Store(Path(tempfile.gettempdir()) / "placement_curves"))
         self.chain = self.cost.chain(workload)
         self.full = self.predicted(NONE)
+        self.optimal = cache(self._optimal)
 
     def predicted(self, placement: Placement, accumulation: int = 1) -> int:
         """Return the replayed peak."""
@@ -123,7 +137,7 @@ class Policies:
         once = numbers.step_seconds + recompute_seconds(chain, to_choice(chain, placement))
         return accumulation * once + numbers.update_seconds
 
-    def optimal(self, budget: int, accumulation: int = 1) -> Placement | None:
+    def _optimal(self, budget: int, accumulation: int = 1) -> Placement | None:
         """Return what the commands would place; None where nothing fits."""
         work = self.split(accumulation)
         try:
@@ -145,7 +159,7 @@ class Policies:
         if self.workload.model in BATCH_NORM:
             return
         best: tuple[float, Placement, int] | None = None
-        for k in (k for k in (1, 2, 4, 8, 16) if k <= self.workload.micro_batch):
+        for k in (k for k in (1, 2, 4) if k <= self.workload.micro_batch):
             found = self.optimal(budget, k)
             if found is not None:
                 seconds = self.step_seconds(found, k)
@@ -183,8 +197,11 @@ class Policies:
     def arms(self) -> Iterator[Arm]:
         """Yield all of them, `none` first."""
         yield Arm(policy="none", placement=NONE)
-        for share in OPERATING_POINTS:
-            yield from self._beside_adaptive(share)
+        foreseen = {
+            self.adaptive(int(share * self.full)): share for share in OPERATING_POINTS[::-1]
+        }
+        for (rule, placement), share in reversed(foreseen.items()):
+            yield from self._beside_adaptive(rule, placement, share)
         units = self.cost.units(self.workload)
         for each in [m for m in self.cost.menu(self.workload) if m in (CHEAP, LIGHT)]:
             uniform = Placement(policy=each, decisions=dict.fromkeys(units, each))
@@ -214,8 +231,9 @@ class Policies:
                 peer = CompiledPeer(share)
                 yield Arm(policy="torch.compile budget", setting=f"{share:.0%}", peer=peer)
 
-    def _beside_adaptive(self, share: float) -> Iterator[Arm]:
-        rule, foreseen = self.adaptive(int(share * self.full))
+    def _beside_adaptive(
+        self, rule: AdaptiveRule, foreseen: Placement, share: float
+    ) -> Iterator[Arm]:
         budget = max(int(self.predicted(foreseen) * SLACK), int(share * self.full))
         setting = f"its best for {share:.0%}"
         yield Arm(policy="adaptive", setting=setting, placement=foreseen)
@@ -334,8 +352,9 @@ def run(names: list[str]) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | STEADY)
     torch.set_num_threads(1)
     known = {row["workload_name"] for row in rows.read("host")}
-    for name in [n for n in WORKLOADS if not names or any(n.startswith(each) for each in names)]:
-        if name not in known:
+    for name in WORKLOADS:
+        wanted = not names or any(name.startswith(each) for each in names)
+        if wanted and name not in known:
             for row in _measured(name, WORKLOADS[name]):
                 rows.append("host", row)
 

@@ -70,6 +70,24 @@ def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
     assert needed_bytes(report) <= budget
 
 
+def test_whole_units_are_tried_before_all_of_them_are_recomputed() -> None:
+    # in the peak of `static` the whole menu does not fit: CPU kernels take more in its backward
+    load = Workload(model="resnet18", micro_batch=4)
+    cost = CostModel("cpu", Store.in_memory())
+    static = predict(
+        Candidate(workload=load, placement=cost.place(load, "static", 1)), device="cpu"
+    )
+    budget = needed_bytes(static)
+    first = cost.place(load, "optimal", budget, options=cost.menu(load))
+    assert need(load, first, "cpu") > budget
+    report = place_checked(
+        load, "optimal", cost, device="cpu", budget_bytes=budget, options=cost.menu(load)
+    )
+    assert needed_bytes(report) <= budget
+    assert report.flops is not None and static.flops is not None
+    assert report.flops.recompute < static.flops.recompute / 2
+
+
 def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
     class Optimist(CostModel):
         """Believes that a budget leaves more than it does."""
