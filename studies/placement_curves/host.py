@@ -197,11 +197,12 @@ class Policies:
     def arms(self) -> Iterator[Arm]:
         """Yield all of them, `none` first."""
         yield Arm(policy="none", placement=NONE)
-        foreseen = {
-            self.adaptive(int(share * self.full)): share for share in OPERATING_POINTS[::-1]
-        }
-        for (rule, placement), share in reversed(foreseen.items()):
-            yield from self._beside_adaptive(rule, placement, share)
+        points: dict[Placement, tuple[AdaptiveRule, float]] = {}
+        for share in OPERATING_POINTS:
+            rule, foreseen = self.adaptive(int(share * self.full))
+            points.setdefault(foreseen, (rule, share))
+        for foreseen, (rule, share) in points.items():
+            yield from self._beside_adaptive(rule, foreseen, share)
         units = self.cost.units(self.workload)
         for each in [m for m in self.cost.menu(self.workload) if m in (CHEAP, LIGHT)]:
             uniform = Placement(policy=each, decisions=dict.fromkeys(units, each))
@@ -352,10 +353,10 @@ def run(names: list[str]) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | STEADY)
     torch.set_num_threads(1)
     known = {row["workload_name"] for row in rows.read("host")}
-    for name in WORKLOADS:
+    for name, workload in WORKLOADS.items():
         wanted = not names or any(name.startswith(each) for each in names)
         if wanted and name not in known:
-            for row in _measured(name, WORKLOADS[name]):
+            for row in _measured(name, workload):
                 rows.append("host", row)
 
 
