@@ -6,6 +6,7 @@ available, 6 a measurement failed, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -500,7 +501,11 @@ def validate(plan: Path, **options: Any) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="End after the step under way when this run has taken so long; --resume goes on.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the last checkpoint in --out; the placement may be another than before.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -557,6 +562,7 @@ def train(plan: Path, **options: Any) -> None:
                 seed=options["seed"],
                 rule=rule,
                 on_progress=lambda step: _tell(step, notify, quiet=options["as_json"]),
+                on_interrupt=_say_that_it_stops,
             )
         except KeyboardInterrupt:
             goes_on = "the same command with --resume goes on"
@@ -600,6 +606,12 @@ def _training_device(name: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _say_that_it_stops() -> None:
+    """Write around Python's buffers, which the signal may have come in the middle of."""
+    line = "\nbudgetplan: stopping after this step; Ctrl-C again stops at once\n"
+    os.write(2, line.encode())
 
 
 def _tell(at: TrainProgress, notify: Any, *, quiet: bool) -> None:

@@ -473,6 +473,7 @@ class Session:
             mark=self._mark,
         )
         self.step_downs: list[str] = []
+        self._asked = placement
         self._phase = ""
         self._cost = cost
         self._tighter = None if tighter is None else iter(tighter)
@@ -573,6 +574,7 @@ class Session:
             "method": self.assembly.method.training_state(self.model),
             "random": random_states(),
             "global_step": self.step.global_step,
+            "asked_placement": self._asked.to_json(),
             "placement": self.placement.to_json(),
             "step_downs": list(self.step_downs),
         }
@@ -585,13 +587,17 @@ class Session:
         self.assembly.method.restore_training_state(self.model, state["method"])
         self.step.global_step = int(state["global_step"])
         self.step_downs = [str(text) for text in state["step_downs"]]
-        placement = Placement.from_json(state["placement"])
+        if Placement.from_json(state["asked_placement"]) == self._asked:
+            self._follow(Placement.from_json(state["placement"]))
+        # else it is asked for another now, which changes nothing of what is learned
+        set_random_states(state["random"])
+
+    def _follow(self, placement: Placement) -> None:
         by_rule = self.placement.policy == placement.policy == "adaptive"
         if placement != self.placement and not by_rule:
             self._applied.remove()
             self._tighter = self._below(placement)
             self._applied = self._apply(placement)
-        set_random_states(state["random"])
 
 
 def random_states() -> dict[str, Any]:
@@ -679,10 +685,10 @@ def _load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder} is no checkpoint of budgetplan: {error!r}") from error
     if differing:
-        key = differing[0]
+        key, was, now = _difference(differing[0], saved.get(differing[0]), identity[differing[0]])
         raise InputError(
-            f"cannot resume {folder.parent}: {key} was {_short(saved.get(key))}, "
-            f"is now {_short(identity[key])}; train into another folder"
+            f"cannot resume {folder.parent}: {key} was {_short(was)}, "
+            f"is now {_short(now)}; train into another folder"
         )
     load_learned(session.model, folder, method=session.assembly.method.name)
     try:
@@ -691,6 +697,15 @@ def _load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any]
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{folder / 'state.pt'} cannot be read ({reason})") from error
     return course
+
+
+def _difference(key: str, was: object, now: object) -> tuple[str, object, object]:
+    """Return the innermost key that differs, and its two values."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for inner in [*now, *was]:
+            if was.get(inner) != now.get(inner):
+                return _difference(f"{key}'s {inner}", was.get(inner), now.get(inner))
+    return key, was, now
 
 
 def _short(value: object) -> str:
@@ -718,6 +733,7 @@ def train(
     tighter: Sequence[Placement] | None = None,
     rule: AdaptiveRule | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
+    on_interrupt: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Train what a plan says and save the result.
 
@@ -728,7 +744,7 @@ def train(
         output: folder for everything that is written.
         steps: optimizer steps in all, in place of ``epochs``.
         minutes: end after the step under way when this run has taken so long.
-        resume: go on from the folder's checkpoint.
+        resume: go on from the folder's checkpoint; the placement may be another than before.
         device: ``cpu`` or ``cuda``; on CUDA the allocator is capped at the plan's budget.
         weights: a file of weights.
         pretrained: try timm's hub when no file is given.
@@ -737,6 +753,7 @@ def train(
         tighter: placements to step down to when memory runs out.
         rule: decides what is recomputed, in place of the plan.
         on_progress: called after each step and at each reading.
+        on_interrupt: called, in the signal's handler, when a Ctrl-C has to wait for the step.
 
     Raises:
         InputError: the plan does not fit the model or the data, or there is nothing to resume.
@@ -775,7 +792,7 @@ def train(
         in_use=in_use,
     )
     identity = {
-        "candidate": plan.candidate.to_json(),
+        "workload": workload.to_json(),
         "data": images.source.fingerprint,
         "weights": assembly.weights.kind,
         "weights file": str(weights) if weights is not None else None,
@@ -794,6 +811,7 @@ def train(
         seed=seed,
         save=partial(_save_checkpoint, output, session, course, identity),
         tell=on_progress if on_progress is not None else _say_nothing,
+        interrupt=_Interrupt(on_interrupt),
     ).run()
     session.close()
 
@@ -815,25 +833,27 @@ def train(
 class _Interrupt:
     """Remembers that somebody pressed Ctrl-C; the second time it goes through at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None] | None = None) -> None:
         self.asked = False
+        self._tell = tell
 
     def __call__(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if self._tell is not None:
+            self._tell()
 
 
 @contextmanager
-def _interrupts() -> Iterator[_Interrupt]:
+def _caught_by(interrupt: _Interrupt) -> Iterator[None]:
     """Catch interrupts, where this is the thread that gets them."""
-    interrupt = _Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        yield
         return
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield interrupt
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -850,6 +870,7 @@ class _Training:
         seed: of the order of images.
         save: writes a checkpoint.
         tell: called after each step and at each reading.
+        interrupt: what remembers a Ctrl-C.
     """
 
     def __init__(
@@ -863,6 +884,7 @@ class _Training:
         seed: int,
         save: Callable[[], None],
         tell: Callable[[TrainProgress], None],
+        interrupt: _Interrupt,
     ) -> None:
         self._session, self._images, self._course = session, images, course
         self._last_step, self._limit, self._seed = last_step, seconds, seed
@@ -872,7 +894,7 @@ class _Training:
         self._before = course.seconds
         self._started = time.perf_counter()
         self._read_at = course.seconds
-        self._interrupt = _Interrupt()
+        self._interrupt = interrupt
 
     def run(self) -> None:
         """Train to the end, or until the time is up.
@@ -882,7 +904,7 @@ class _Training:
         Raises:
             KeyboardInterrupt: it was interrupted.
         """
-        with _interrupts() as self._interrupt:
+        with _caught_by(self._interrupt):
             while not self._is_over:
                 self._epoch()
         if self._interrupt.asked:

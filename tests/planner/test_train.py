@@ -167,10 +167,18 @@ def test_an_interrupt_keeps_the_step_under_way(tmp_path: Path) -> None:
         if (progress.epoch, progress.step) == (1, 2) and progress.reading is None:
             signal.raise_signal(signal.SIGINT)
 
+    told: list[str] = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run(plan, tmp_path / "stopped", epochs=2, on_progress=interrupt)
+        run(
+            plan,
+            tmp_path / "stopped",
+            epochs=2,
+            on_progress=interrupt,
+            on_interrupt=lambda: told.append("it stops"),
+        )
     assert signal.getsignal(signal.SIGINT) is before
+    assert told == ["it stops"]
     kept = latest_checkpoint(tmp_path / "stopped")
     assert kept is not None
     assert kept.name == "checkpoint-2"
@@ -290,12 +298,22 @@ def test_a_resume_that_is_not_the_same_training_is_refused(tmp_path: Path) -> No
         run(plan, tmp_path, resume=True, seed=1)
     with pytest.raises(InputError, match="learning rate"):
         run(plan, tmp_path, resume=True, learning_rate=1.0)
-    with pytest.raises(InputError, match="candidate"):
+    with pytest.raises(InputError, match=r"workload.s dropout was 0\.0, is now 0\.1"):
         run(make_plan(workload(dropout=0.1)), tmp_path, resume=True)
     with pytest.raises(InputError, match="data"):
         run(plan, tmp_path, resume=True, data=_other_data())
     longer = run(plan, tmp_path, resume=True, epochs=2)
     assert len(longer.epochs) == 2
+
+
+def test_a_training_is_resumed_under_another_placement(tmp_path: Path) -> None:
+    kept = make_plan(workload())
+    recomputed = replace(kept, candidate=replace(kept.candidate, placement=STATIC))
+    run(kept, tmp_path / "whole", epochs=2)
+    run(kept, tmp_path / "parts", epochs=1)
+    resumed = run(recomputed, tmp_path / "parts", epochs=2, resume=True)
+    assert resumed.placement == STATIC
+    assert same(learned(tmp_path / "parts"), learned(tmp_path / "whole"))
 
 
 def _other_data() -> ImageData:
