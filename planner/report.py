@@ -477,10 +477,16 @@ def decision_of(unit: str, placement: Placement) -> str:
 
 def _shortened(parts: Sequence[str]) -> str:
     """Return what parts are called within theirs, and no more of them than a table has room for."""
-    last = [part.rpartition(".")[2] for part in parts]
+    last = [_last_word(part) for part in parts]
     names = last if len({*last}) == len(last) else list(parts)
     more = len(names) - MOST_PARTS_NAMED
     return " ".join(names if more <= 0 else [*names[:MOST_PARTS_NAMED], f"+{more}"])
+
+
+def _last_word(part: str) -> str:
+    """Return the last name of a dotted one, with the one before where it is but a number."""
+    names = part.split(".")
+    return ".".join(names[-2:] if names[-1].isdigit() else names[-1:])
 
 
 def unit_columns(units: Sequence[UnitReport], placement: Placement) -> list[Column]:

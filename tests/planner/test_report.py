@@ -187,6 +187,8 @@ def test_parts_of_a_unit_are_named_in_its_decision() -> None:
     assert decision_of("b", Placement(decisions={"b": "light"} | layers)) == (
         "light, recompute proj qkv fc1"
     )
+    numbered = {"b/downsample.0": "recompute"}
+    assert decision_of("b", Placement(decisions=numbered)) == "recompute downsample.0"
     assert decision_of("b", Placement(decisions=layers | {"b/mlp.proj": "recompute"})) == (
         "recompute attn.proj attn.qkv mlp.fc1 +1"
     )
