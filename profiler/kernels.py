@@ -35,6 +35,9 @@ PROBE_BATCHES = (2, 4)
 _MOST_OFF = 2.0
 """How many times its linear extension an operation may take: the largest of the truth study's
 convolutions, where oneDNN goes over to blocked copies, took 1.43 times (batches 2 and 4 to 16)."""
+_CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
+"""On one thread some are oneDNN's from 16 images on only (``use_mkldnn``, native/Convolution.cpp):
+a kernel that takes nothing at a small batch may copy all its operands there."""
 TURING: Capability = (7, 5)
 """Compute capability of the RTX 2060 SUPER, the card of arXiv 2607.02158."""
 RTX_2060_SUPER = Multiprocessors(count=34, threads=1024)
@@ -102,13 +105,9 @@ class Extended(KernelBytes):
     beside_results = False
 
     def __init__(self, low: Probe, high: Probe, *, batch: int) -> None:
-        live = _extend(low.live, high.live, batch)
+        self._live = _extend(low.live, high.live, batch)
         self._taken = _extend(low.taken, high.taken, batch)
-        highest = max(live, default=0)
-        self._decides = [
-            taken > 0 and before + _MOST_OFF * taken > highest
-            for before, taken in zip(live, self._taken, strict=True)
-        ]
+        self._highest = max(self._live, default=0)
         self._position = 0
 
     def inside(
@@ -123,8 +122,11 @@ class Extended(KernelBytes):
         index, self._position = self._position, self._position + 1
         if index >= len(self._taken):
             return ()
-        decides = self._decides[index]
-        nbytes = probed_bytes(func, args, kwargs) if decides else self._taken[index]
+        nbytes = most = self._taken[index]
+        if nbytes <= 0 and func._overloadpacket in _CONVOLUTIONS:
+            most = sum(_storage_bytes(t) for t in args if isinstance(t, Tensor))
+        if most > 0 and self._live[index] + _MOST_OFF * most > self._highest:
+            nbytes = probed_bytes(func, args, kwargs)
         return (nbytes,) if nbytes > 0 else ()
 
 

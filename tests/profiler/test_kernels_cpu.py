@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from profiler import kernels
 from profiler.assembly import assemble
 from profiler.kernels import PROBE_BATCHES, Extended, Probe
+from profiler.placement import Placement
 from profiler.replay import replay, replay_assembled
 from profiler.workload import Candidate, Workload
 
@@ -21,11 +24,11 @@ def seen(*operations: tuple[int, int]) -> Probe:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The operations that are really run; each then takes one byte."""
+    """First arguments of what is really run; each operation then takes one byte."""
     calls: list[object] = []
 
-    def probed(func: object, args: object, kwargs: object) -> int:
-        calls.append(func)
+    def probed(func: object, args: tuple[object, ...], kwargs: object) -> int:
+        calls.append(args[0])
         return 1
 
     monkeypatch.setattr(kernels, "probed_bytes", probed)
@@ -33,7 +36,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def taken(extended: Extended, count: int) -> list[tuple[int, ...]]:
-    return [extended.inside(index, (), {}, live_bytes=0) for index in range(count)]
+    return [extended.inside(ADD, (index,), {}, live_bytes=0) for index in range(count)]
 
 
 def test_what_cannot_make_the_peak_is_drawn_along_the_line(ran: list[object]) -> None:
@@ -54,6 +57,39 @@ def test_an_operation_that_the_small_steps_do_not_have_takes_nothing(ran: list[o
     extended = Extended(seen((0, 10)), seen((0, 10)), batch=8)
     assert taken(extended, 2)[1] == ()
     assert ran == [0]
+
+
+def test_a_convolution_that_took_nothing_is_run_where_copies_of_its_operands_would_decide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "probed_bytes", lambda *_: 7)
+    convolution = torch.ops.aten.convolution.default
+    operands = (torch.empty(8, 4, 4, 4), torch.empty(4, 4, 1, 1))  # 2048 and 64 bytes
+    for live, expected in ((10_000 - 2 * 2112 - 4, ()), (10_000 - 2 * 2112 + 4, (7,))):
+        probe = seen((live, 0), (10_000, 0))
+        extended = Extended(probe, probe, batch=16)
+        assert extended.inside(convolution, operands, {}, live_bytes=live) == expected
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_convolutions_that_go_over_to_onednn_at_16_images_are_seen() -> None:
+    """On one thread; without that the peak is 13 % too low."""
+    workload = Workload(model="test_efficientnet", micro_batch=16, image_size=64, num_classes=10)
+    assembly = assemble(workload, device="meta")
+    everything = dict.fromkeys(assembly.units, "recompute")
+    candidate = Candidate(
+        workload=workload, placement=Placement(policy="static", decisions=everything)
+    )
+    every = replay_assembled(assembly, candidate, target="cpu", inside=Probe())
+    assert replay(candidate, target="cpu").peak_bytes == every.peak_bytes
 
 
 @pytest.mark.parametrize(("model", "batch"), [("test_vit", 8), ("test_efficientnet", 16)])
