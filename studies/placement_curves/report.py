@@ -10,6 +10,7 @@ import matched
 import matplotlib as mpl
 import rows
 from evaluate import MODELS
+from host import SLACK as HOST_SLACK
 
 from profiler.measure import environment
 
@@ -85,19 +86,17 @@ def _order(item: tuple[tuple[object, ...], list[Row]]) -> tuple[bool, int]:
     return method != "full", [*MODELS].index(model)
 
 
-def _print_rivals(title: str, judged: list[Row]) -> None:
+def _print_rivals(title: str, judged: list[Row], *, slack: float = matched.SLACK) -> None:
     """Say which points of the others are not beaten by the quickest of ours that fits in their peak.
 
-    A hundredth of a point of added time and a ten-thousandth of the peak count as equal.
+    A hundredth of a point of added time counts as equal, and so much of the peak as ``slack`` says.
     """
     ours = [r for r in judged if r["policy"] == "optimal"]
     others = [r for r in judged if r["policy"] in RIVALS]
     above = 0
     print(f"\n## {title}: {len(others)} points of others")
     for row in others:
-        fitting = [
-            r["added_share"] for r in ours if r["peak_bytes"] <= row["peak_bytes"] * matched.SLACK
-        ]
+        fitting = [r["added_share"] for r in ours if r["peak_bytes"] <= row["peak_bytes"] * slack]
         best = min(fitting, default=float("inf"))
         if best > row["added_share"] + 1e-4:
             above += 1
@@ -140,19 +139,11 @@ def _against(seconds: list[float], base: Row) -> dict[str, float]:
     }
 
 
-def _print_operating_points(host: dict[str, list[Row]]) -> None:
-    """Print the README's table: at the rule's peak for 57 % and 21 %, what the others cost."""
+def _print_noise(host: dict[str, list[Row]]) -> None:
+    """Print how far the rounds of one arm lie apart: the median over arms of slowest over quickest."""
     for name, measured in host.items():
-        for share in ("57%", "21%"):
-            print(f"\n## {name}: {share}")
-            for row in measured:
-                if row["policy"] == "adaptive at run time" or share not in row["setting"]:
-                    continue
-                print(
-                    f"   {row['policy']:24s} peak {row['peak_share']:6.1%}"
-                    f" median {row['added_share']:+6.1%} least {row['added_share_least']:+6.1%}"
-                    f" predicted {row['predicted_ratio'] - 1:+6.1%} {row['setting']}"
-                )
+        spread = [max(row["cpu_seconds"]) / min(row["cpu_seconds"]) for row in measured]
+        print(f"\n## {name}: slowest over quickest round {statistics.median(spread):.2f}")
 
 
 def write() -> None:
@@ -190,7 +181,9 @@ def write() -> None:
     (rows.HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     for title, judged in evaluated.items():
         _print_rivals(title, judged)
-    _print_operating_points(measured)
+    for title, judged in host.items():
+        _print_rivals(title, judged, slack=HOST_SLACK)
+    _print_noise(measured)
     for title, judged in panels.items():
         print(f"\n## {title}")
         for row in judged:
@@ -199,6 +192,7 @@ def write() -> None:
             print(
                 f"{row['policy']:28s} {row['setting']:32s} peak {row['peak_share']:6.1%}"
                 f" time {row['added_share']:+7.2%}"
+                + (f" least {row['added_share_least']:+.1%}" if "added_share_least" in row else "")
                 + (f" / budget {row['peak_bytes'] / budget:.4f}" if budget else "")
                 + (f" / claimed {row['peak_bytes'] / claim:.4f}" if claim else "")
             )
