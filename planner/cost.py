@@ -159,7 +159,7 @@ class CostModel:
         """Return the arithmetic and memory rates that times are computed from."""
         if self._roofline is not None:
             return self._roofline
-        return rates(self.spec, precision=workload.precision)
+        return rates(self.spec, workload)
 
     # -- profiles ----------------------------------------------------------------------------
 

@@ -114,12 +114,16 @@ class Work:
         moved_bytes: [operations, 4].
         unit: [operations] unit index, -1 outside.
         phase: [operations] phase code.
+        kind: [operations] index into ``kinds``.
+        kinds: what the operations compute.
     """
 
     flops: Floats
     moved_bytes: Floats
     unit: Ints
     phase: Ints
+    kind: Ints
+    kinds: npt.NDArray[np.str_]
 
     def of(self, *phases: int) -> Work:
         """Return the operations of some phases."""
@@ -129,13 +133,17 @@ class Work:
             moved_bytes=self.moved_bytes[chosen],
             unit=self.unit[chosen],
             phase=self.phase[chosen],
+            kind=self.kind[chosen],
+            kinds=self.kinds,
         )
 
     def seconds(self, point: Floats, roofline: Rates) -> Floats:
         """Return [operations] roofline seconds at a point."""
         arithmetic = (self.flops @ point) / roofline.flops_per_second
         traffic = (self.moved_bytes @ point) / roofline.bytes_per_second
-        longest: Floats = np.maximum(np.maximum(arithmetic, traffic), roofline.launch_seconds)
+        slowness = np.array([roofline.slowness.get(kind, 1.0) for kind in self.kinds.tolist()])
+        bound = np.maximum(arithmetic, traffic) * slowness[self.kind]
+        longest: Floats = np.maximum(bound, roofline.launch_seconds)
         return longest
 
 
@@ -547,11 +555,14 @@ def _work(logs: Sequence[EventLog]) -> Work:
     batched = [np.array([op.batched_bytes for op in log.operations]) for log in logs]
     fixed = [np.array([op.moved_bytes - op.batched_bytes for op in log.operations]) for log in logs]
     moved = _coefficients(batched) + _coefficients(fixed)
+    kinds, kind = np.unique([op.kind for op in operations], return_inverse=True)
     return Work(
         flops=flops,
         moved_bytes=moved,
         unit=np.array([op.unit for op in operations], dtype=np.int64),
         phase=np.array([op.phase for op in operations], dtype=np.int64),
+        kind=kind.astype(np.int64),
+        kinds=kinds.astype(np.str_),
     )
 
 

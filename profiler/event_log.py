@@ -46,6 +46,8 @@ class OperationRecord:
         flops: 0 for work that only moves bytes.
         moved_bytes: inputs read plus outputs written.
         batched_bytes: the part of them in tensors whose size is a multiple of the micro-batch.
+        kind: what it computes, for rates of its own: the aten name, and of a convolution whether it
+            is depthwise or pointwise.
     """
 
     phase: int
@@ -53,6 +55,7 @@ class OperationRecord:
     flops: int
     moved_bytes: int
     batched_bytes: int = 0
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,11 +191,11 @@ def probed_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
         func = torch.ops.aten.add_.Tensor
     if _harmless(func, args):
         return 0
-    described = str(tree_map(_describe, (args, kwargs)))
+    described = str(tree_map(describe, (args, kwargs)))
     key = (str(func), f"{torch.get_num_threads()} {described}")
     if key not in _peaks:
         with unset_fake_temporarily(), torch.no_grad():
-            _peaks[key] = _run_once(func, *tree_map(_zeros, (args, kwargs)))
+            _peaks[key] = _run_once(func, *tree_map(zeros_like_it, (args, kwargs)))
     return _peaks[key]
 
 
@@ -209,13 +209,15 @@ def _run_once(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return peak if peak > growth else 0
 
 
-def _describe(arg: Any) -> Any:
+def describe(arg: Any) -> Any:
+    """Return what of an argument decides how an operation runs on it."""
     if isinstance(arg, Tensor):
         return f"{tuple(arg.shape)}{arg.dtype}{arg.stride()}"
     return arg
 
 
-def _zeros(arg: Any) -> Any:
+def zeros_like_it(arg: Any) -> Any:
+    """Return real zeros laid out as a fake tensor, and anything else as it is."""
     if not isinstance(arg, Tensor):
         return arg
     elements = arg.untyped_storage().nbytes() // arg.element_size()

@@ -120,7 +120,7 @@ def report_of(
 ) -> Report:
     """Read a log as a report on a device."""
     workload = candidate.workload
-    roofline = rates(spec, precision=workload.precision)
+    roofline = rates(spec, workload)
     notes: list[str] = []
     if spec.is_cuda:
         log = log.rounded(BLOCK_BYTES)

@@ -64,6 +64,7 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from profiler.cpu_rates import Stopwatch
     from profiler.methods.base import Method
     from profiler.workload import Workload
 
@@ -79,6 +80,7 @@ class Recorder(TorchDispatchMode):
         batch: the micro-batch, to tell activations from weights in an operation's traffic.
         kernel_bytes: what the target's kernels take inside an operation.
         as_published: count FLOPs as arXiv 2507.23536 did.
+        stopwatch: really runs and times what is replayed.
     """
 
     def __init__(
@@ -88,12 +90,14 @@ class Recorder(TorchDispatchMode):
         batch: int = 1,
         kernel_bytes: KernelBytes | None = None,
         as_published: bool = False,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.unit_names = unit_names
         self.batch = batch
         self.kernel_bytes = kernel_bytes
         self.as_published = as_published
+        self.stopwatch = stopwatch
         self.phase = SETUP
         self.unit = -1
         self.tick = 0
@@ -239,6 +243,10 @@ class Recorder(TorchDispatchMode):
         moved, batched = self._traffic(args)
         written, batched_written = self._traffic((out,))
         if moved or written or flops:
+            kind = _kind(func, args)
+            if self.stopwatch is not None:
+                total = moved + written
+                self.stopwatch.time(kind, func, args, kwargs, flops=flops, moved_bytes=total)
             self.operations.append(
                 OperationRecord(
                     phase=self.phase,
@@ -246,6 +254,7 @@ class Recorder(TorchDispatchMode):
                     flops=flops,
                     moved_bytes=moved + written,
                     batched_bytes=batched + batched_written,
+                    kind=kind,
                 )
             )
 
@@ -481,6 +490,7 @@ def replay(
     only_this_batch: bool = True,
     as_published: bool = False,
     abridged: bool = False,
+    stopwatch: Stopwatch | None = None,
 ) -> EventLog:
     """Replay one steady training step of a candidate.
 
@@ -497,6 +507,7 @@ def replay(
         as_published: count FLOPs as arXiv 2507.23536 did.
         abridged: of units that are alike run three, as far as the rest can be told from them
             (``profiler.abridged``): of one micro-batch, without optimizer and CPU kernels.
+        stopwatch: really runs and times each distinct operation (``profiler.cpu_rates``).
 
     Raises:
         UsageError: the method does not work on the backbone.
@@ -521,6 +532,7 @@ def replay(
         capability=capability,
         optimizer=optimizer,
         as_published=as_published,
+        stopwatch=stopwatch,
     )
     assembly = assemble(candidate.workload, device="meta")
     # what CPU kernels take was probed in the order of a whole step
@@ -602,6 +614,7 @@ def replay_assembled(
     optimizer: bool = True,
     as_published: bool = False,
     idle: Sequence[Row] = (),
+    stopwatch: Stopwatch | None = None,
 ) -> EventLog:
     """Replay one steady training step of a model on ``meta``, which turns fake by it.
 
@@ -614,6 +627,7 @@ def replay_assembled(
         optimizer: False leaves the optimizer's state and step out.
         as_published: count FLOPs as arXiv 2507.23536 did.
         idle: rows of units of which only some run.
+        stopwatch: really runs and times each distinct operation.
     """
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -627,6 +641,7 @@ def replay_assembled(
             batch=candidate.workload.micro_batch,
             kernel_bytes=inside,
             as_published=as_published,
+            stopwatch=stopwatch,
         )
         return _record_step(
             recorder, assembly, candidate.workload, target=target, optimizer=optimizer
@@ -665,6 +680,20 @@ def _record_step(
     log = recorder.log()
     del loss
     return log
+
+
+def _kind(func: Any, args: tuple[Any, ...]) -> str:
+    """Return what an operation computes (``OperationRecord.kind``)."""
+    name: str = func._schema.name
+    if func._overloadpacket is torch.ops.aten.convolution:
+        weight, groups = args[1], args[8]
+    elif func._overloadpacket is torch.ops.aten.convolution_backward:
+        weight, groups = args[2], args[9]
+    else:
+        return name
+    if groups > 1:
+        return f"{name}, depthwise"
+    return f"{name}, pointwise" if weight.shape[2:].numel() == 1 else name
 
 
 def _as_they_move(module: nn.Module) -> Iterator[Tensor]:

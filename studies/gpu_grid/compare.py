@@ -36,7 +36,7 @@ from profiler.errors import UsageError
 from profiler.event_log import EventLog
 from profiler.hardware import DeviceSpec, context_bytes, workspaces_of
 from profiler.predict import BLOCK_BYTES, device_spec, replay_on, report_of, run_steps
-from profiler.roofline import rates
+from profiler.roofline import published_rates
 from profiler.units import MIB
 from profiler.workload import PRECISIONS, Candidate
 
@@ -144,7 +144,7 @@ def compare(
         "fresh": parts.get("fresh", {}).get("fresh", []),
     }
     runs = [run_of(row) for row in rows]
-    base = {p: r for p in PRECISIONS if (r := rates(spec, precision=p)) is not None}
+    base = {p: r for p in PRECISIONS if (r := published_rates(spec, precision=p)) is not None}
     source = f"{len(runs)} cells of studies/gpu_grid, {environment['gpu']}"
     try:
         calibration = calibrate(runs, device=device, base=base, source=source)

@@ -15,7 +15,7 @@ from profiler import device, hardware, unlisted_gpu
 from profiler.errors import MeasurementError, UnknownNameError
 from profiler.hardware import TIMED, lookup, multiprocessors, short_name
 from profiler.predict import predict
-from profiler.roofline import rates
+from profiler.roofline import published_rates
 from profiler.units import GIB
 from profiler.workload import Candidate, Workload
 
@@ -64,7 +64,7 @@ def test_it_is_timed_once_and_planned_for(here: list[str]) -> None:
     assert here == ["profiler.unlisted_gpu:time_rates"]
     spec = lookup("MX450")
     assert (multiprocessors(spec).count, multiprocessors(spec).threads) == (14, 1024)
-    roofline = rates(spec, precision="fp16")
+    roofline = published_rates(spec, precision="fp16")
     assert roofline is not None
     assert (roofline.flops_per_second, roofline.watts, roofline.source) == (4e12, None, TIMED)
     load = Workload(model="test_vit", method="head", image_size=64, micro_batch=2)
