@@ -5,6 +5,7 @@
     PYTHONPATH=$PYTHONPATH:PEERS python studies/placement_curves/run.py sac [MODEL ...]
     python studies/placement_curves/run.py compiled [MODEL ...] [--method full|lora]
     python studies/placement_curves/run.py matched [MODEL ...]
+    python studies/placement_curves/run.py arms [WORKLOAD ...]
     python studies/placement_curves/run.py host [WORKLOAD ...]
     python studies/placement_curves/run.py report
 
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "part",
-        choices=["evaluate", "bound", "sac", "compiled", "matched", "host", "report"],
+        choices=["evaluate", "bound", "sac", "compiled", "matched", "arms", "host", "report"],
     )
     parser.add_argument("models", nargs="*")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
@@ -89,6 +90,10 @@ def main() -> None:
         run(given.models, given.method)
     elif given.part == "matched":
         from matched import run
+
+        run(given.models)
+    elif given.part == "arms":
+        from arms import run
 
         run(given.models)
     elif given.part == "host":
