@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from profiler.cuda_kernels import runs_on_cpu
 from profiler.frames import Frame, Held, Reading, Recipe, Slot, Table, cast_from, unpack
 
 _NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
@@ -101,6 +102,37 @@ def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
     return nn.functional.batch_norm(**named)
 
 
+def _normalised(statistics: list[Tensor | None], *args: Any, **kwargs: Any) -> Tensor | None:
+    """Return what ``F.batch_norm`` gave in training, from the statistics of that call.
+
+    The CPU's kernel computes ``x * alpha + (bias - mean * alpha)`` in either mode, alpha being the
+    weight over the deviation (``batch_norm_cpu_collect_linear_and_constant_terms``, native/cpu/
+    batch_norm_kernel.cpp): given as the weight beside a variance of one, the result is the same to
+    the bit, in a sixth of the time, since collecting statistics takes most of it.
+    """
+    named = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
+    weight: Tensor | None = named.get("weight")
+    if not named.get("training") or len(statistics) != 2:
+        return None
+    mean, inverse_deviation = statistics
+    if mean is None or inverse_deviation is None:
+        return None
+    if mean.dtype != torch.float32 or (weight is not None and weight.dtype != torch.float32):
+        return None
+    return nn.functional.batch_norm(
+        named["input"],
+        mean,
+        torch.ones_like(mean),
+        inverse_deviation if weight is None else inverse_deviation * weight.detach(),
+        named.get("bias"),
+        training=False,
+        eps=0.0,
+    ).detach()
+
+
+_BATCH_NORM_ON_CPU = Recipe(
+    name="batch_norm", run=_batch_norm_again, stochastic=False, from_saved=_normalised
+)
 _CAST_WEIGHT = Recipe(name="cast of a weight", run=torch.Tensor.to, stochastic=False)
 
 
@@ -201,6 +233,8 @@ class Scope(TorchFunctionMode):
         tensors = list(_each((*args, *kwargs.values()), Tensor))
         if recipe.name in _SAVE_NO_INPUT and not self._are_there(tensors):
             return func(*args, **kwargs)
+        if recipe.name == "batch_norm" and runs_on_cpu(tensors[0]):
+            recipe = _BATCH_NORM_ON_CPU
         self._inputs = {_address(t): (t._version, t.numel()) for t in tensors}
         self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold)
         frame.lean = self._lean and not self._is_dear(frame)
@@ -307,7 +341,7 @@ class Scope(TorchFunctionMode):
         if self._frame is not None and self._lazy and self._is_new(tensor):
             if self._is_large(tensor):
                 return self._frame.pack_filled(tensor)
-            if not self._frame.lean:
+            if not self._frame.lean or self._frame.recipe.from_saved is not None:
                 return self._frame.pack_passenger(tensor)
         if self._frame is not None:
             self._frame.skip_slot()

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -56,6 +57,14 @@ _FLASH_HEAD = 256
 _CUDNN_HEAD = 128
 
 
+_imitating: ContextVar[bool] = ContextVar("imitating", default=False)
+
+
+def runs_on_cpu(tensor: Tensor) -> bool:
+    """True unless a tensor is on a GPU, or stands for one that would be."""
+    return tensor.device.type == "cpu" and not _imitating.get()
+
+
 @contextmanager
 def imitate_cuda(capability: Capability) -> Iterator[None]:
     """Send attention, dropout, rms_norm and autocast where CUDA would send them."""
@@ -64,6 +73,7 @@ def imitate_cuda(capability: Capability) -> Iterator[None]:
         return scaled_dot_product_attention(*args, capability=capability, **kwargs)
 
     library = Library("aten", "IMPL")
+    token = _imitating.set(True)
     try:
         library.impl("scaled_dot_product_attention", attention, "AutogradCPU")
         library.impl("dropout", _dropout, "AutogradCPU")
@@ -71,6 +81,7 @@ def imitate_cuda(capability: Capability) -> Iterator[None]:
         imitate_cuda_autocast(library)
         yield
     finally:
+        _imitating.reset(token)
         library._destroy()
 
 

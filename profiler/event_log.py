@@ -47,7 +47,7 @@ class OperationRecord:
         moved_bytes: inputs read plus outputs written.
         batched_bytes: the part of them in tensors whose size is a multiple of the micro-batch.
         kind: what it computes, for rates of its own: the aten name, and of a convolution whether it
-            is depthwise or pointwise.
+            is depthwise or pointwise, of batch normalisation whether the statistics are given.
     """
 
     phase: int

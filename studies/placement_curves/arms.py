@@ -139,7 +139,14 @@ class Arms:
             yield policy, setting, POLICIES[policy](self.chain, self.full, options)
 
     def _arm(
-        self, block: str, policy: str, setting: str, placement: Placement, *, k: int = 1, **more: int
+        self,
+        block: str,
+        policy: str,
+        setting: str,
+        placement: Placement,
+        *,
+        k: int = 1,
+        **more: int,
     ) -> Arm:
         base = self.step_seconds(NONE)
         return {

@@ -7,6 +7,7 @@ following every storage a forward creates (`Live`), not by what the code under t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from collections import Counter
@@ -907,3 +908,56 @@ def test_adaptive_asks_only_while_training():
     apply_adaptive(model, budget_bytes=1, live_bytes=never)
     with torch.no_grad():
         model(images())
+
+
+# --- batch normalisation from saved statistics ----------------------------------------------------
+
+
+class NormedBlock(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.bn, self.conv2 = nn.Conv2d(4, 8, 3), norm, nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.conv2(torch.relu(self.bn(self.conv1(x))))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("decision", [CHEAP, LEAN])
+def test_a_norm_from_saved_statistics_is_the_same_to_the_bit(
+    channels_last, precision, affine, decision
+):
+    torch.manual_seed(0)
+    plain = nn.Sequential(NormedBlock(nn.BatchNorm2d(8, affine=affine)))
+    x = torch.randn(3, 4, 19, 19, requires_grad=True)
+    if channels_last:
+        plain = plain.to(memory_format=torch.channels_last)
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    placed = copy.deepcopy(plain)
+    apply_placement(placed, Placement(decisions={"0": decision}), units=["0"])
+    collected = []
+    for model in (plain, placed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision != torch.float32):
+            out = model(x)
+        with profile_operations() as names:
+            grads = torch.autograd.grad(out.float().square().sum(), [x, *model.parameters()])
+        collected.append([out, *grads, *model.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*collected, strict=True))
+    # the statistics are not collected a second time, though the norm does run again
+    assert [training for name, training in names if name == "native_batch_norm"] == [False]
+
+
+@contextlib.contextmanager
+def profile_operations():
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func._overloadpacket.__name__
+            seen.append((name, args[5] if name == "native_batch_norm" else None))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        yield seen
