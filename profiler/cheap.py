@@ -339,9 +339,10 @@ class Scope(TorchFunctionMode):
 
     def _pack(self, tensor: Tensor) -> Tensor | Slot:
         if self._frame is not None and self._lazy and self._is_new(tensor):
-            if self._is_large(tensor):
+            is_statistics = self._frame.recipe.from_saved is not None
+            if self._is_large(tensor) and not is_statistics:
                 return self._frame.pack_filled(tensor)
-            if not self._frame.lean or self._frame.recipe.from_saved is not None:
+            if is_statistics or not self._frame.lean:
                 return self._frame.pack_passenger(tensor)
         if self._frame is not None:
             self._frame.skip_slot()

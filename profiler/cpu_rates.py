@@ -31,7 +31,8 @@ from profiler.workload import Candidate, Workload
 TIMED_BATCH = 4
 """Of which operations are timed: most kinds' ratios are the same at 4 and at 16 images. One image
 has its own, where it is asked for."""
-_REPEATS = 3
+_LEAST_RUNS, _MOST_RUNS, _ENOUGH_SECONDS = 3, 50, 0.005
+"""Small operations run more often: where threads wait for a core, few runs are undisturbed."""
 _MOST_OF_LAUNCH = 5.0
 """An operation tells of its kind's rate if it takes so many times a launch."""
 _known: dict[str, Rates] = {}
@@ -120,16 +121,17 @@ def plain_cpu_rates() -> Rates:
         bytes_per_second=2.0 * source.numel() * 4 / _quickest(lambda: target.copy_(source)),
         watts=None,
         source="matmul and copy timed on this processor",
-        launch_seconds=_quickest(lambda: small + small, times=1000),
+        launch_seconds=_quickest(lambda: small + small),
     )
 
 
-def _quickest(run: Callable[[], object], *, times: int = 4) -> float:
-    fastest = float("inf")
-    for _ in range(times):
+def _quickest(run: Callable[[], object]) -> float:
+    fastest, spent, runs = float("inf"), 0.0, 0
+    while runs < _LEAST_RUNS or (spent < _ENOUGH_SECONDS and runs < _MOST_RUNS):
         start = time.perf_counter()
         run()
-        fastest = min(fastest, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        fastest, spent, runs = min(fastest, seconds), spent + seconds, runs + 1
     return fastest
 
 
@@ -176,6 +178,6 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         held: list[Tensor] = []
         try:
             held.append(func(*real, **named))  # a library's first call makes what it then keeps
-            return _quickest(lambda: func(*real, **named), times=_REPEATS)
+            return _quickest(lambda: func(*real, **named))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return 0.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from typing import Any
 
 import matched
 import matplotlib as mpl
 import rows
 from evaluate import MODELS
-from host import SLACK as HOST_SLACK
+from peers import COMPILED
 
 from profiler.measure import environment
 
@@ -26,7 +27,7 @@ STYLES = {
     "light": ("C2", "d"),
     "static": ("black", "X"),
     "adaptive": ("C3", "v-"),
-    "rotor": ("C1", "p"),
+    "rotor": ("0.35", "p"),
     "first-k": ("C1", "^-"),
     "every-k": ("C4", "P"),
     "chen": ("C5", "*"),
@@ -35,7 +36,6 @@ STYLES = {
     "torch.compile budget": ("C8", "h-"),
     "bound, fractional": ("0.6", ":"),
 }
-COMPILED = "torch.compile budget"
 RIVALS = STYLES.keys() - {*matched.OURS, "bound, fractional"}
 
 
@@ -86,17 +86,19 @@ def _order(item: tuple[tuple[object, ...], list[Row]]) -> tuple[bool, int]:
     return method != "full", [*MODELS].index(model)
 
 
-def _print_rivals(title: str, judged: list[Row], *, slack: float = matched.SLACK) -> None:
+def _print_rivals(title: str, judged: list[Row]) -> None:
     """Say which points of the others are not beaten by the quickest of ours that fits in their peak.
 
-    A hundredth of a point of added time counts as equal, and so much of the peak as ``slack`` says.
+    A hundredth of a point of added time counts as equal, and a ten-thousandth of the peak.
     """
     ours = [r for r in judged if r["policy"] == "optimal"]
     others = [r for r in judged if r["policy"] in RIVALS]
     above = 0
     print(f"\n## {title}: {len(others)} points of others")
     for row in others:
-        fitting = [r["added_share"] for r in ours if r["peak_bytes"] <= row["peak_bytes"] * slack]
+        fitting = [
+            r["added_share"] for r in ours if r["peak_bytes"] <= row["peak_bytes"] * matched.SLACK
+        ]
         best = min(fitting, default=float("inf"))
         if best > row["added_share"] + 1e-4:
             above += 1
@@ -130,20 +132,62 @@ def _host_curves() -> dict[str, list[Row]]:
     return found
 
 
-def _against(seconds: list[float], base: Row) -> dict[str, float]:
-    others = base["cpu_seconds"]
-    rounds = [a / b - 1 for a, b in zip(seconds, others, strict=True)]
-    return {
-        "added_share": statistics.median(rounds),
-        "added_share_least": min(seconds) / min(others) - 1,
-    }
+def _against(seconds: list[float], base: Row) -> Row:
+    rounds = [a / b - 1 for a, b in zip(seconds, base["cpu_seconds"], strict=True)]
+    return {"added_share": statistics.median(rounds), "added_shares": rounds}
 
 
-def _print_noise(host: dict[str, list[Row]]) -> None:
-    """Print how far the rounds of one arm lie apart: the median over arms of slowest over quickest."""
+def _print_pairs(title: str, measured: list[Row]) -> None:
+    """Print each other point beside ours in its peak, with the difference of their added times.
+
+    Of the differences of the rounds: the median, and the third from either end, between which the
+    true median lies with a probability of 93 % for 11 rounds. ``lower``, ``higher`` or ``level``
+    says where that interval lies.
+    """
+    print(f"\n## {title}")
+    blocks: dict[str, list[Row]] = {}
+    for row in measured:
+        blocks.setdefault(row["block"], []).append(row)
+    verdicts: Counter[str] = Counter()
+    for block in list(blocks.values())[1:]:
+        other = next(r for r in block if not r["policy"].startswith("optimal"))
+        line = f"{other['policy']:26s} {other['setting']:32s} {_point(other)}"
+        ours = [r for r in block if r is not other]
+        for row in ours:
+            pairs = zip(row["added_shares"], other["added_shares"], strict=True)
+            differences = sorted(a - b for a, b in pairs)
+            low, high = differences[2], differences[-3]
+            verdict = "level" if low <= 0 <= high else "lower" if high < 0 else "higher"
+            if row["policy"] == "optimal":
+                verdicts[verdict] += 1
+            line += (
+                f" | {row['policy']} {_point(row)}"
+                f" difference {100 * statistics.median(differences):+.1f}"
+                f" ({100 * low:+.1f} to {100 * high:+.1f}): {verdict}"
+            )
+        print(line + ("" if ours else " | none of ours timed: the same placement, or none fits"))
+    print("   " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+
+
+def _point(row: Row) -> str:
+    predicted = row.get("predicted_share")
+    said = "" if predicted is None else f" (predicted {predicted:+.1%})"
+    return f"{row['peak_share']:.1%} {row['added_share']:+.1%}{said}"
+
+
+def _print_truth(host: dict[str, list[Row]]) -> None:
+    """Print how measured peaks lie to predicted ones and to budgets, and how steady the rounds are."""
+    everything = [row for measured in host.values() for row in measured]
+    ratios = [r["peak_bytes"] / r["predicted_bytes"] for r in everything if "predicted_bytes" in r]
+    over = [r for r in everything if r["peak_bytes"] > r.get("budget_bytes", r["peak_bytes"])]
+    if ratios:
+        print(
+            f"\n## {len(ratios)} placements: measured over predicted peak {max(ratios):.5f} at most,"
+        )
+        print(f"   {min(ratios):.5f} at least; {len(over)} over their budget")
     for name, measured in host.items():
         spread = [max(row["cpu_seconds"]) / min(row["cpu_seconds"]) for row in measured]
-        print(f"\n## {name}: slowest over quickest round {statistics.median(spread):.2f}")
+        print(f"   {name}: slowest over quickest round {statistics.median(spread):.2f}")
 
 
 def write() -> None:
@@ -181,10 +225,10 @@ def write() -> None:
     (rows.HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     for title, judged in evaluated.items():
         _print_rivals(title, judged)
-    for title, judged in host.items():
-        _print_rivals(title, judged, slack=HOST_SLACK)
-    _print_noise(measured)
-    for title, judged in panels.items():
+    for title, found in host.items():
+        _print_pairs(title, found)
+    _print_truth(measured)
+    for title, judged in evaluated.items():
         print(f"\n## {title}")
         for row in judged:
             budget = row.get("budget_bytes")
@@ -192,7 +236,6 @@ def write() -> None:
             print(
                 f"{row['policy']:28s} {row['setting']:32s} peak {row['peak_share']:6.1%}"
                 f" time {row['added_share']:+7.2%}"
-                + (f" least {row['added_share_least']:+.1%}" if "added_share_least" in row else "")
                 + (f" / budget {row['peak_bytes'] / budget:.4f}" if budget else "")
                 + (f" / claimed {row['peak_bytes'] / claim:.4f}" if claim else "")
             )
