@@ -15,7 +15,7 @@ from typing import Any
 
 import rows
 import torch
-from peers import PEERS, peak_of_peer
+from peers import PEERS, PLAIN_COMPILED, peak_of_peer
 
 from planner.advice import place_checked
 from planner.cost import CostModel
@@ -32,13 +32,14 @@ OPERATING_POINTS = (0.57, 0.21)
 SLACK = 1.001
 """Of the other's peak: a few bytes can decide over a whole convolution."""
 MICRO_BATCHES = {
-    "vit_small_patch16_224": 8,
+    "vit_small_patch16_224": 16,
     "mobilenetv2_100": 16,
     "resnet18": 8,
     "tiny_vit_21m_224": 4,
     "vim_small_patch16_224": 2,
     "mambavision_t": 4,
 }
+LORA_MICRO_BATCHES = MICRO_BATCHES | {"vit_small_patch16_224": 8}
 WORKLOADS = {
     f"{model}, {method}, batch {size}": Workload(
         model=model,
@@ -47,8 +48,8 @@ WORKLOADS = {
         micro_batch=size,
         num_classes=100,
     )
-    for method in ("full", "lora")
-    for model, size in MICRO_BATCHES.items()
+    for method, sizes in (("full", MICRO_BATCHES), ("lora", LORA_MICRO_BATCHES))
+    for model, size in sizes.items()
 }
 BATCH_NORM = {"resnet18", "mobilenetv2_100", "tiny_vit_21m_224", "mambavision_t"}
 """Micro-batches would change what these are trained to."""
@@ -172,7 +173,7 @@ class Arms:
             block = f"{policy} {setting}".strip()
             yield self._arm(block, policy, setting, placement)
             yield from self._ours(block, self.predicted(placement), placement)
-        for peer in PEERS:
+        for peer in PEERS if self.workload.method == "full" else PEERS[:1]:
             arm = {"block": peer, "policy": peer.partition(":")[0], "setting": peer, "peer": peer}
             try:
                 peak = peak_of_peer(peer, self.workload)
@@ -180,7 +181,8 @@ class Arms:
                 yield arm | {"error": repr(error)[:300]}
                 continue
             yield arm
-            yield from self._ours(peer, peak, None)
+            if peak < self.full and peer != PLAIN_COMPILED:
+                yield from self._ours(peer, peak, None)
 
     def _changes(self, placement: Placement) -> bool:
         return any(decision == RECOMPUTE for decision in placement.decisions.values())

@@ -11,7 +11,7 @@ import matched
 import matplotlib as mpl
 import rows
 from evaluate import MODELS
-from peers import COMPILED
+from peers import COMPILED, PLAIN_COMPILED
 
 from profiler.measure import environment
 
@@ -66,7 +66,7 @@ def _draw(axis, title: str, judged: list[Row]) -> None:
         points = [
             (r["peak_share"] * 100, r["added_share"] * 100) for r in judged if r["policy"] == policy
         ]
-        if policy != "torch.compile budget":  # which is not monotone: in the order of its budgets
+        if policy != COMPILED:  # which is not monotone: in the order of its budgets
             points.sort()
         if points:
             size = 3.5 if policy == "optimal" else 5
@@ -122,7 +122,7 @@ def _host_curves() -> dict[str, list[Row]]:
     for name, group in groups.items():
         measured = [row for row in group if "error" not in row]
         base = measured[0]
-        compiled = next((r for r in measured if r["policy"] == COMPILED), base)
+        compiled = next((r for r in measured if r["block"] == PLAIN_COMPILED), base)
         found[name] = [
             row
             | _against(row["cpu_seconds"], (compiled if row["policy"] == COMPILED else base))
