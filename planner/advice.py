@@ -2,7 +2,6 @@
 
     nothing_fits   the error with the smallest budget that would fit and the change that helps most
     change_that_fits   the same for one candidate
-    place_checked      a placement within a budget by its replay, not only by composed bytes
     extremes       the candidates that need least: one image at a time, everything recomputed
     baselines      full fine-tuning (and LoRA) as arXiv 2607.02158's code runs them
 
@@ -17,10 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planner.checked import device_bytes_of, needed_bytes, place_checked
 from planner.space import Ranked, Space
 from profiler.errors import InfeasibleError, UsageError
-from profiler.menu import LEAN_LAYERS
-from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, Placement
 from profiler.records import Report
 from profiler.units import GIB, MIB, format_bytes
 from profiler.workload import Candidate, Workload
@@ -34,11 +32,6 @@ PAPER_THRESHOLD = 0.5
 PAPER_METHODS = ("full", "lora")
 PAPER_RANK = 8
 PAPER_POLICIES = ("none", "static", "adaptive")
-PLACEMENTS = 5
-"""Of one workload, until its replay fits; the last is the one that needs least."""
-HALVINGS = 2
-"""Between a budget that gave what fits and one that gave what does not."""
-WHOLE_UNITS = (KEEP, RECOMPUTE)
 REPLAYS = 3
 """Of the extremes, how many are replayed: composed numbers are within a few percent."""
 
@@ -60,12 +53,6 @@ class Baseline:
         data = self.prediction.to_json()
         del data["units"]
         return data | {"fits": self.fits}
-
-
-def needed_bytes(report: Report) -> int:
-    """Return what a budget is held against."""
-    memory = report.memory
-    return memory.peak_bytes if memory.device_bytes is None else memory.device_bytes
 
 
 def baselines(space: Space, cost: CostModel, budget_bytes: int) -> Mapping[str, Baseline]:
@@ -118,95 +105,6 @@ def _smallest_of(load: Workload, policies: Sequence[str], cost: CostModel) -> It
             needed = device_bytes_of(error, load, cost)
             if needed is not None:
                 yield Candidate(workload=load, placement=cost.place(load, policy, needed))
-
-
-def place_checked(
-    load: Workload,
-    policy: str,
-    cost: CostModel,
-    *,
-    device: str,
-    budget_bytes: int,
-    options: tuple[str, ...],
-) -> Report:
-    """Place by a policy that respects a budget until the replay respects it too.
-
-    The policy counts composed bytes. What a replay needs more, it is given less of, twice that the
-    next time, and so on until a placement fits or needs the least there is; half-way back is then
-    tried for a quicker one. If nothing fits: whole units alone, and what treats all units alike.
-    The less is recomputed inside a backward, the less CPU kernels take there that is not composed,
-    and the fewer sizes an allocator has to place. What is returned has been replayed: the quickest
-    that fits, or what needs least, and the caller compares.
-
-    Raises:
-        InfeasibleError: nothing fits, and the policy does not know what would.
-    """
-    from profiler.predict import predict
-
-    reports: dict[Placement, Report] = {}
-
-    def excess(placement: Placement) -> int:
-        if placement not in reports:
-            candidate = Candidate(workload=load, placement=placement)
-            reports[placement] = predict(candidate, device=device)
-        return needed_bytes(reports[placement]) - budget_bytes
-
-    for menu in (options, WHOLE_UNITS):
-        given, too_much = budget_bytes, budget_bytes
-        for attempt in range(PLACEMENTS):
-            is_last = attempt == PLACEMENTS - 1
-            try:
-                placement = cost.place(load, policy, 1 if is_last else given, options=menu)
-            except InfeasibleError as error:
-                smallest = device_bytes_of(error, load, cost)
-                if smallest is None:
-                    raise
-                given, is_last = smallest, True
-                placement = cost.place(load, policy, given, options=menu)
-            over = excess(placement)
-            if over <= 0 or is_last:
-                break
-            too_much = given
-            given -= max(over, budget_bytes // 100) * 2**attempt
-        if over <= 0:
-            for _ in range(HALVINGS if given < budget_bytes else 0):
-                middle = (given + too_much) // 2
-                over = excess(cost.place(load, policy, middle, options=menu))
-                given, too_much = (given, middle) if over > 0 else (middle, too_much)
-            break
-    else:
-        for placement in _uniform(load, cost, options):
-            if excess(placement) <= 0:
-                break
-    return min(reports.values(), key=lambda report: _preference(report, budget_bytes))
-
-
-def _uniform(load: Workload, cost: CostModel, options: tuple[str, ...]) -> Iterator[Placement]:
-    """Yield the placements that treat all units alike, the quickest first."""
-    for policy in (*(p for p in (CHEAP, LIGHT, LEAN_LAYERS) if p in options), "static"):
-        yield cost.place(load, policy, 1)
-
-
-def _preference(report: Report, budget_bytes: int) -> tuple[int, float]:
-    """Order reports: the quickest of those that fit, else what needs least."""
-    over = max(0, needed_bytes(report) - budget_bytes)
-    return over, (report.step_seconds or 0.0)
-
-
-def device_bytes_of(error: InfeasibleError, load: Workload, cost: CostModel) -> int | None:
-    """Return what a placement's smallest budget, which is of live bytes, is on the device."""
-    if error.smallest_bytes is None:
-        return None
-    low, high = 0, 1
-    while cost.live_budget(load, high) < error.smallest_bytes:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if cost.live_budget(load, middle) < error.smallest_bytes:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def nothing_fits(

@@ -303,7 +303,8 @@ def _predicted(candidate: Candidate, device: str, rung: str, *, as_published: bo
 
 
 def _hold_against(report: Report, options: Mapping[str, Any]) -> None:
-    from planner.advice import change_that_fits, needed_bytes, round_up
+    from planner.advice import change_that_fits, round_up
+    from planner.checked import needed_bytes
 
     need = needed_bytes(report)
     if need > options["vram"]:

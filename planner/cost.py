@@ -561,6 +561,7 @@ class CostModel:
         threshold: float = 0.5,
         *,
         options: tuple[str, ...] = MENU,
+        chain: Chain | None = None,
     ) -> Placement:
         """Decide a placement by a policy.
 
@@ -572,6 +573,7 @@ class CostModel:
             threshold: of ``adaptive``.
             options: what a unit may do; ``menu`` lists all of it. The search does with the three
                 that every unit has, since each costs a replay of the family.
+            chain: of the workload and these options, if something else is known of it.
 
         Raises:
             InfeasibleError: no placement fits, in terms of live bytes.
@@ -586,7 +588,7 @@ class CostModel:
                 f"unknown checkpoint policy {policy!r}; "
                 f"use one of cheap, light, lean, {', '.join(POLICIES)}"
             )
-        chain = self.chain(workload, options)
+        chain = chain or self.chain(workload, options)
         parameters = {"threshold": threshold} if policy == "adaptive" else None
         limit = budget_bytes if policy == "adaptive" else self.live_budget(workload, budget_bytes)
         chosen = POLICIES[policy](chain, limit, parameters)

@@ -346,7 +346,8 @@ def place(
         return _place_without_budget(load, policy)
     if budget is None:
         raise UsageError(f"--checkpoint {policy} needs a budget; give it with --vram")
-    from planner.advice import needed_bytes, place_checked, round_up
+    from planner.advice import round_up
+    from planner.checked import needed_bytes, place_checked
 
     cost = cost_model(device)
     cost.prepare(load)

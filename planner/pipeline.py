@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.accuracy import AccuracyEstimate, estimate
-from planner.advice import Baseline, baselines, needed_bytes, nothing_fits, place_checked
+from planner.advice import Baseline, baselines, nothing_fits
+from planner.checked import needed_bytes, place_checked
 from planner.data import load_data
 from planner.front import (
     BestScore,

@@ -18,7 +18,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from planner.advice import Baseline, needed_bytes
+from planner.advice import Baseline
+from planner.checked import needed_bytes
 from planner.netscore import Scores
 from planner.plan import Accuracy, Plan
 from profiler.errors import InputError

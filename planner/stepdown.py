@@ -51,7 +51,7 @@ def tighter_placements(
 
 def _optimal_below(candidate: Candidate, cost: CostModel) -> Iterator[Placement]:
     """Yield the placements of least time in shrinking budgets."""
-    from planner.advice import device_bytes_of
+    from planner.checked import device_bytes_of
 
     load = candidate.workload
     menu, size = cost.menu(load), cost.quick(candidate).device_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -346,6 +347,30 @@ def unit_spans(log: EventLog) -> dict[int, UnitSpan]:
             spans[mark.value].backward = (mark.tick, log.ticks)
             open_backward = mark.value
     return spans
+
+
+def highest_by_unit(log: EventLog) -> dict[int, tuple[int, int]]:
+    """Return the highest live bytes of each unit's forwards and backwards, by its index."""
+    live = log.live_bytes()
+    forward, backward = defaultdict[int, int](int), defaultdict[int, int](int)
+    entered: dict[int, int] = {}
+    running: tuple[int, int] | None = None
+    for mark in log.marks:
+        if running is not None and mark.kind in {"backward", "phase"}:
+            unit, start = running
+            backward[unit] = max(backward[unit], int(live[start : mark.tick + 1].max()))
+            running = None
+        if mark.kind == "enter":
+            entered[mark.value] = mark.tick
+        elif mark.kind == "exit" and mark.value in entered:
+            start = entered.pop(mark.value)
+            forward[mark.value] = max(forward[mark.value], int(live[start : mark.tick + 1].max()))
+        elif mark.kind == "backward":
+            running = mark.value, mark.tick
+    if running is not None:
+        unit, start = running
+        backward[unit] = max(backward[unit], int(live[start:].max()))
+    return {unit: (forward[unit], backward[unit]) for unit in forward if unit in backward}
 
 
 @cache

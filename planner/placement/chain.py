@@ -282,6 +282,12 @@ def live_bytes(chain: Chain, choices: Ints, table: Table | None = None) -> tuple
     return forward, np.where(last, np.maximum(backward, rerun), backward)
 
 
+def live_bytes_of(chain: Chain, choice: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return live bytes of one choice while each unit runs forward, and while it runs backward."""
+    forward, backward = live_bytes(chain, check_choice(chain, choice))
+    return forward[0].tolist(), backward[0].tolist()
+
+
 def peak_bytes_many(chain: Chain, choices: Ints) -> Ints:
     """Return the peak of every row of ``choices`` [m, n]."""
     forward, backward = live_bytes(chain, choices)

@@ -17,7 +17,7 @@ import rows
 import torch
 from peers import PEERS, PLAIN_COMPILED, peak_of_peer
 
-from planner.advice import place_checked
+from planner.checked import place_checked
 from planner.cost import CostModel
 from planner.placement import peak_bytes, recompute_seconds, to_choice
 from planner.placement.policies import POLICIES

@@ -12,7 +12,8 @@ import pytest
 
 import planner.validate
 from planner.accuracy import AccuracyEstimate
-from planner.advice import needed_bytes, round_up
+from planner.advice import round_up
+from planner.checked import needed_bytes
 from planner.netscore import scores as netscore
 from planner.pipeline import (
     Entry,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from planner.advice import needed_bytes, place_checked
+from planner.checked import Lessons, needed_bytes, place_checked
 from planner.cost import CostModel
 from planner.options import place
+from planner.placement import peak_bytes, to_choice
 from profiler.errors import InfeasibleError
 from profiler.placement import NONE, Placement
-from profiler.predict import predict
+from profiler.predict import highest_by_unit, predict, replay_on
 from profiler.records import Report
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
@@ -116,3 +117,54 @@ def test_what_does_not_fit_by_its_replay_is_refused(monkeypatch: pytest.MonkeyPa
     assert smallest is not None
     placement = place(load, "optimal", device="cpu", budget=smallest)
     assert need(load, placement, "cpu") <= smallest
+
+
+def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
+    # all is recomputed in `static`, and its peak is in the stem: elsewhere nothing need be
+    load = Workload(model="resnet18", method="lora", rank=8, micro_batch=4)
+    cost = CostModel("cpu", Store.in_memory())
+    static = predict(
+        Candidate(workload=load, placement=cost.place(load, "static", 1)), device="cpu"
+    )
+    budget = int(1.001 * needed_bytes(static))
+    report = place_checked(
+        load, "optimal", cost, device="cpu", budget_bytes=budget, options=cost.menu(load)
+    )
+    assert needed_bytes(report) <= budget
+    assert report.flops is not None and static.flops is not None
+    assert report.flops.recompute < static.flops.recompute / 3
+
+
+def test_with_its_lessons_the_chain_has_the_replayed_peak() -> None:
+    load = ON_CPU
+    cost = CostModel("cpu", Store.in_memory())
+    chain = cost.chain(load, cost.menu(load))
+    lessons = Lessons()
+    for policy in ("static", "cheap", "none"):
+        placement = cost.place(load, policy, 1)
+        log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
+        choice = to_choice(chain, placement)
+        lessons.learn(chain, choice, log)
+        assert peak_bytes(lessons.applied(chain), choice) == log.peak_bytes
+    # of an option that was not replayed: never less than composed
+    untold = cost.place(load, "every-k", 1)
+    choice = to_choice(chain, untold)
+    assert peak_bytes(lessons.applied(chain), choice) >= peak_bytes(chain, choice)
+
+
+def test_highest_by_unit_is_over_all_micro_batches() -> None:
+    load = TOKENS.replace(method="full", rank=None, accumulation=2)
+    log = replay_on(Candidate(workload=load), device="cpu")
+    once = replay_on(Candidate(workload=load.replace(accumulation=1)), device="cpu")
+    seen, first = highest_by_unit(log), highest_by_unit(once)
+    assert seen.keys() == first.keys() == set(range(len(log.units)))
+    live = log.live_bytes()
+    for unit, (forward, backward) in seen.items():
+        # by hand: the gradients of the first micro-batch are there in the second
+        entries = [m.tick for m in log.marks if m.kind == "enter" and m.value == unit]
+        exits = [m.tick for m in log.marks if m.kind == "exit" and m.value == unit]
+        assert len(entries) == len(exits) == 2
+        spans = zip(entries, exits, strict=True)
+        assert forward == max(int(live[a : b + 1].max()) for a, b in spans)
+        assert forward > first[unit][0]
+        assert backward >= first[unit][1]
