@@ -138,41 +138,42 @@ def _against(seconds: list[float], base: Row) -> Row:
 
 
 def _print_pairs(title: str, measured: list[Row]) -> None:
-    """Print each other point beside ours in its peak, with the difference of their added times.
+    """Print, as the README has it, each other point beside ours in its peak.
 
-    Of the differences of the rounds: the median, and the third from either end, between which the
-    true median lies with a probability of 93 % for 11 rounds. ``lower``, ``higher`` or ``level``
-    says where that interval lies.
+    Of the differences between their added times in a round: the median, and the third from either
+    end, between which the true median lies with a probability of 93 % for 11 rounds.
     """
-    print(f"\n## {title}")
+    print(f"\n## {title}\n")
+    print("| point of another | its peak, added time | `optimal` in it | difference, points |")
+    print("| --- | --- | --- | --- |")
     blocks: dict[str, list[Row]] = {}
     for row in measured:
         blocks.setdefault(row["block"], []).append(row)
     verdicts: Counter[str] = Counter()
-    for block in list(blocks.values())[1:]:
+    for name, block in [*blocks.items()][1:]:
         other = next(r for r in block if not r["policy"].startswith("optimal"))
-        line = f"{other['policy']:26s} {other['setting']:32s} {_point(other)}"
         ours = [r for r in block if r is not other]
+        if not ours:
+            print(f"| {name} | {_point(other)} | - | |")
         for row in ours:
             pairs = zip(row["added_shares"], other["added_shares"], strict=True)
-            differences = sorted(a - b for a, b in pairs)
-            low, high = differences[2], differences[-3]
+            differences = sorted(100 * (a - b) for a, b in pairs)
+            middle, low, high = statistics.median(differences), differences[2], differences[-3]
             verdict = "level" if low <= 0 <= high else "lower" if high < 0 else "higher"
-            if row["policy"] == "optimal":
+            batches = f", {row['accumulation']} micro-batches" if row["accumulation"] > 1 else ""
+            if not batches:
                 verdicts[verdict] += 1
-            line += (
-                f" | {row['policy']} {_point(row)}"
-                f" difference {100 * statistics.median(differences):+.1f}"
-                f" ({100 * low:+.1f} to {100 * high:+.1f}): {verdict}"
+            print(
+                f"| {name} | {_point(other)} | {_point(row)}{batches}"
+                f" | {middle:+.0f} ({low:+.0f} to {high:+.0f}) {verdict} |"
             )
-        print(line + ("" if ours else " | none of ours timed: the same placement, or none fits"))
-    print("   " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+    print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
 
 
 def _point(row: Row) -> str:
     predicted = row.get("predicted_share")
-    said = "" if predicted is None else f" (predicted {predicted:+.1%})"
-    return f"{row['peak_share']:.1%} {row['added_share']:+.1%}{said}"
+    said = "" if predicted is None else f" (predicted {100 * predicted:+.0f})"
+    return f"{100 * row['peak_share']:.1f} %, {100 * row['added_share']:+.0f} %{said}"
 
 
 def _print_truth(host: dict[str, list[Row]]) -> None:
