@@ -1,7 +1,14 @@
 """Settings of all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # pytest-xdist already keeps every core busy: a worker that takes two threads waits for itself
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+elif "BUDGETPLAN_CACHE" not in os.environ:
+    # nobody's own profiles are read or written; workers share what their parent made
+    os.environ["BUDGETPLAN_CACHE"] = tempfile.mkdtemp(prefix="budgetplan-tests-")
+    atexit.register(shutil.rmtree, os.environ["BUDGETPLAN_CACHE"], ignore_errors=True)
