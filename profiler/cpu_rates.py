@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
 from profiler.kernels import describe, zeros_like_it
+from profiler.measure import processor_name
 from profiler.placement import CHEAP, Placement
 from profiler.roofline import Rates
 from profiler.store import Store
@@ -35,7 +35,6 @@ _LEAST_RUNS, _MOST_RUNS, _ENOUGH_SECONDS = 3, 50, 0.005
 """Small operations run more often: where threads wait for a core, few runs are undisturbed."""
 _MOST_OF_LAUNCH = 5.0
 """An operation tells of its kind's rate if it takes so many times a launch."""
-_known: dict[str, Rates] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,25 +63,22 @@ def cpu_rates(workload: Workload) -> Rates:
         optimizer="adamw",
         grad_clip=None,
     )
-    key = ("cpu rates", family.to_json(), torch.get_num_threads(), _processor())
-    if str(key) not in _known:
-        timed = Store.default().fetch(Timed, key, lambda: _timed(family))
-        flops, nbytes, launch = timed.base.tolist()
-        _known[str(key)] = Rates(
-            flops_per_second=flops,
-            bytes_per_second=nbytes,
-            watts=None,
-            source="each kind of operation timed on this processor",
-            launch_seconds=launch,
-            slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
-        )
-    return _known[str(key)]
+    return _stored(family, torch.get_num_threads())
 
 
-def _processor() -> str:
-    from profiler.measure import environment
-
-    return str(environment()["processor"])
+@cache
+def _stored(family: Workload, threads: int) -> Rates:
+    key = ("cpu rates", family.to_json(), threads, processor_name())
+    timed = Store.default().fetch(Timed, key, lambda: _timed(family))
+    flops, nbytes, launch = timed.base.tolist()
+    return Rates(
+        flops_per_second=flops,
+        bytes_per_second=nbytes,
+        watts=None,
+        source="each kind of operation timed on this processor",
+        launch_seconds=launch,
+        slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
+    )
 
 
 def _timed(family: Workload) -> Timed:
@@ -175,9 +171,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
     """Return the seconds of an operation on zeros; 0 where it is not defined on them."""
     with unset_fake_temporarily(), torch.no_grad():
         real, named = tree_map(zeros_like_it, (args, dict(kwargs)))
-        held: list[Tensor] = []
         try:
-            held.append(func(*real, **named))  # a library's first call makes what it then keeps
+            func(*real, **named)  # a library's first call makes what it then keeps
             return _quickest(lambda: func(*real, **named))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return 0.0

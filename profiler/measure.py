@@ -265,14 +265,15 @@ def environment() -> dict[str, str | int]:
         "torch": str(torch.__version__),
         "timm": str(timm.__version__),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "selective_scan": describe_kernel(),
         "cuda": str(torch.version.cuda) if torch.cuda.is_available() else "none",
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Return what this machine calls its processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as info:
             for line in info:

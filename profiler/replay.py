@@ -689,7 +689,7 @@ def _kind(func: Any, args: tuple[Any, ...]) -> str:
         weight, groups = args[1], args[8]
     elif func._overloadpacket is torch.ops.aten.convolution_backward:
         weight, groups = args[2], args[9]
-    elif "batch_norm" in name and "backward" not in name and not args[5]:
+    elif func._overloadpacket is torch.ops.aten.native_batch_norm and not args[5]:
         return f"{name}, given statistics"
     else:
         return name

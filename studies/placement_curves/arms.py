@@ -15,7 +15,8 @@ from typing import Any
 
 import rows
 import torch
-from peers import PEERS, PLAIN_COMPILED, peak_of_peer
+from peers import PEERS, PLAIN_COMPILED
+from session import Session
 
 from planner.checked import place_checked
 from planner.cost import CostModel
@@ -58,6 +59,12 @@ Arm = dict[str, Any]
 ``peer``; ``budget_bytes``, ``predicted_bytes`` and ``predicted_share`` of added time."""
 
 
+def split(workload: Workload, accumulation: int) -> Workload:
+    """Return the workload in so many micro-batches."""
+    size = workload.micro_batch // accumulation
+    return workload.replace(micro_batch=size, accumulation=accumulation)
+
+
 class Arms:
     """Every policy's arms for one workload."""
 
@@ -70,13 +77,8 @@ class Arms:
         self.full = self.predicted(NONE)
         self.optimal = cache(self._optimal)
 
-    def split(self, accumulation: int) -> Workload:
-        """Return the workload in so many micro-batches."""
-        size = self.workload.micro_batch // accumulation
-        return self.workload.replace(micro_batch=size, accumulation=accumulation)
-
     def _predicted(self, placement: Placement, accumulation: int = 1) -> int:
-        candidate = Candidate(workload=self.split(accumulation), placement=placement)
+        candidate = Candidate(workload=split(self.workload, accumulation), placement=placement)
         return predict(candidate, device="cpu").memory.peak_bytes
 
     def composed(self, placement: Placement) -> int:
@@ -85,7 +87,7 @@ class Arms:
 
     def step_seconds(self, placement: Placement, accumulation: int = 1) -> float:
         """Return the composed step time."""
-        work = self.split(accumulation)
+        work = split(self.workload, accumulation)
         chain, numbers = self.cost.chain(work), self.cost.numbers(work)
         assert numbers.step_seconds is not None
         once = numbers.step_seconds + recompute_seconds(chain, to_choice(chain, placement))
@@ -93,7 +95,7 @@ class Arms:
 
     def _optimal(self, budget: int, accumulation: int = 1) -> Placement | None:
         """Return what the commands would place; None where nothing fits."""
-        work = self.split(accumulation)
+        work = split(self.workload, accumulation)
         try:
             report = place_checked(
                 work,
@@ -173,10 +175,11 @@ class Arms:
             block = f"{policy} {setting}".strip()
             yield self._arm(block, policy, setting, placement)
             yield from self._ours(block, self.predicted(placement), placement)
+        session = Session(self.workload)
         for peer in PEERS if self.workload.method == "full" else PEERS[:1]:
             arm = {"block": peer, "policy": peer.partition(":")[0], "setting": peer, "peer": peer}
             try:
-                peak = peak_of_peer(peer, self.workload)
+                peak = session.peak(arm)
             except Exception as error:
                 yield arm | {"error": repr(error)[:300]}
                 continue

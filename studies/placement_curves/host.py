@@ -12,71 +12,17 @@ from __future__ import annotations
 import os
 import random
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import rows
 import torch
-from arms import WORKLOADS, Arm
-from peers import peer_named
+from arms import WORKLOADS, Arm, split
+from session import Session
 
-from profiler.checkpointing import apply_placement
-from profiler.cpu_allocator import peak_during
-from profiler.measure import Fetch, build_step
-from profiler.placement import Placement
-from profiler.step import TrainingStep
-from profiler.workload import Candidate, Workload
+from profiler.workload import Workload
 
 STEADY = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 ROUNDS = 11
-
-
-class Session:
-    """One model that trains step after step, each under the arm that is asked for."""
-
-    def __init__(self, workload: Workload) -> None:
-        torch.manual_seed(0)
-        self.made: list[tuple[TrainingStep, list[Fetch]]] = []
-        self.peer = cache(peer_named)
-        built = peak_during(lambda: self._build(workload), self.step)
-        self.held = built - peak_during(lambda: None, self.step)
-
-    def _build(self, workload: Workload) -> None:
-        self.made.append(build_step(Candidate(workload=workload), device="cpu"))
-        self.step()
-
-    def step(self) -> None:
-        """Run one optimizer step."""
-        step, batches = self.made[0]
-        step.run(batches)
-
-    @contextmanager
-    def following(self, arm: Arm) -> Iterator[None]:
-        """Put a placement or a peer on, and take it off again."""
-        model = self.made[0][0].model
-        if "peer" in arm:
-            with self.peer(arm["peer"])(model):
-                yield
-        else:
-            placement = Placement(policy="custom", decisions=arm["decisions"])
-            with apply_placement(model, placement):
-                yield
-
-    def peak(self, arm: Arm) -> int:
-        """Return the CPU allocator's peak over one step."""
-        with self.following(arm):
-            if "peer" in arm:
-                self.step()  # it may compile
-            return self.held + peak_during(lambda: None, self.step)
-
-    def seconds(self, arm: Arm) -> float:
-        """Return the CPU seconds of one step."""
-        with self.following(arm):
-            start = time.process_time()
-            self.step()
-            return time.process_time() - start
 
 
 def run(names: list[str]) -> None:
@@ -94,11 +40,7 @@ def run(names: list[str]) -> None:
 
 
 def _measured(workload: Workload, arms: list[Arm]) -> list[Arm]:
-    def split(accumulation: int) -> Workload:
-        size = workload.micro_batch // accumulation
-        return workload.replace(micro_batch=size, accumulation=accumulation)
-
-    session_of = cache(lambda k: Session(split(k)))
+    session_of = cache(lambda k: Session(split(workload, k)))
     blocks: dict[str, list[Arm]] = {}
     for arm in arms:
         if "error" in arm:

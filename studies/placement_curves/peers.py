@@ -9,11 +9,7 @@ from types import FunctionType
 import torch
 from torch._functorch import config as compile_config
 
-from profiler.cpu_allocator import peak_during
-from profiler.measure import Fetch, build_step
 from profiler.methods.base import backbone_of
-from profiler.step import TrainingStep
-from profiler.workload import Candidate, Workload
 
 COMPILED = "torch.compile budget"
 TIMM = "timm set_grad_checkpointing"
@@ -72,22 +68,3 @@ def peer_named(name: str) -> Following:
     if name == TIMM:
         return timm_checkpointing
     return CompiledPeer(float(name.partition(": ")[2].rstrip("%")) / 100)
-
-
-def peak_of_peer(name: str, workload: Workload) -> int:
-    """Return the CPU allocator's peak of a steady step, the model and its optimizer in it."""
-    torch.manual_seed(0)
-    following = peer_named(name)
-    made: list[tuple[TrainingStep, list[Fetch]]] = []
-
-    def step() -> None:
-        made[0][0].run(made[0][1])
-
-    def prepare() -> None:
-        made.append(build_step(Candidate(workload=workload), device="cpu"))
-        step()
-
-    held = peak_during(prepare, step) - peak_during(lambda: None, step)
-    with following(made[0][0].model):
-        step()  # it may compile
-        return held + peak_during(lambda: None, step)

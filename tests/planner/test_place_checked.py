@@ -10,7 +10,7 @@ from planner.cost import CostModel
 from planner.options import place
 from planner.placement import peak_bytes, to_choice
 from profiler.errors import InfeasibleError
-from profiler.placement import NONE, Placement
+from profiler.placement import KEEP, NONE, RECOMPUTE, Placement
 from profiler.predict import highest_by_unit, predict, replay_on
 from profiler.records import Report
 from profiler.store import Store
@@ -28,6 +28,21 @@ def need(load: Workload, placement: Placement, device: str) -> int:
     return needed_bytes(predict(Candidate(workload=load, placement=placement), device=device))
 
 
+def checked(load: Workload, cost: CostModel, budget: int) -> Report:
+    return place_checked(
+        load,
+        "optimal",
+        cost,
+        device=cost.spec.name,
+        budget_bytes=budget,
+        options=cost.menu(load),
+    )
+
+
+def static_on_cpu(load: Workload, cost: CostModel) -> Report:
+    return predict(Candidate(workload=load, placement=cost.place(load, "static", 1)), device="cpu")
+
+
 @pytest.mark.parametrize(
     ("load", "device"),
     [
@@ -40,17 +55,10 @@ def need(load: Workload, placement: Placement, device: str) -> int:
 )
 def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, device: str) -> None:
     cost = CostModel(device, Store.in_memory())
-    menu = cost.menu(load)
-
-    def placed(budget: int) -> Report:
-        return place_checked(
-            load, "optimal", cost, device=device, budget_bytes=budget, options=menu
-        )
-
-    least, most = needed_bytes(placed(1)), need(load, NONE, device)
+    least, most = needed_bytes(checked(load, cost, 1)), need(load, NONE, device)
     assert least < most
     for budget in np.linspace(least, most, 3).astype(int).tolist():
-        report = placed(budget)
+        report = checked(load, cost, budget)
         assert needed_bytes(report) <= budget
         assert needed_bytes(report) == need(load, report.candidate.placement, device)
 
@@ -60,14 +68,7 @@ def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
     load = Workload(model="tiny_vit_21m_224", micro_batch=32)
     cost = CostModel("rtx-2060-super", Store.in_memory())
     budget = need(load, cost.place(load, "static", 1), "rtx-2060-super")
-    report = place_checked(
-        load,
-        "optimal",
-        cost,
-        device="rtx-2060-super",
-        budget_bytes=budget,
-        options=cost.menu(load),
-    )
+    report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
 
 
@@ -75,15 +76,11 @@ def test_whole_units_are_tried_before_all_of_them_are_recomputed() -> None:
     # in the peak of `static` the whole menu does not fit: CPU kernels take more in its backward
     load = Workload(model="resnet18", micro_batch=4)
     cost = CostModel("cpu", Store.in_memory())
-    static = predict(
-        Candidate(workload=load, placement=cost.place(load, "static", 1)), device="cpu"
-    )
+    static = static_on_cpu(load, cost)
     budget = needed_bytes(static)
     first = cost.place(load, "optimal", budget, options=cost.menu(load))
     assert need(load, first, "cpu") > budget
-    report = place_checked(
-        load, "optimal", cost, device="cpu", budget_bytes=budget, options=cost.menu(load)
-    )
+    report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
     assert report.flops is not None and static.flops is not None
     assert report.flops.recompute < static.flops.recompute / 2
@@ -101,9 +98,7 @@ def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
     budget = int(0.8 * need(load, NONE, "cpu"))
     first = cost.place(load, "optimal", budget)
     assert need(load, first, "cpu") > budget
-    report = place_checked(
-        load, "optimal", cost, device="cpu", budget_bytes=budget, options=cost.menu(load)
-    )
+    report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
 
 
@@ -123,13 +118,9 @@ def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
     # all is recomputed in `static`, and its peak is in the stem: elsewhere nothing need be
     load = Workload(model="resnet18", method="lora", rank=8, micro_batch=4)
     cost = CostModel("cpu", Store.in_memory())
-    static = predict(
-        Candidate(workload=load, placement=cost.place(load, "static", 1)), device="cpu"
-    )
+    static = static_on_cpu(load, cost)
     budget = int(1.001 * needed_bytes(static))
-    report = place_checked(
-        load, "optimal", cost, device="cpu", budget_bytes=budget, options=cost.menu(load)
-    )
+    report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
     assert report.flops is not None and static.flops is not None
     assert report.flops.recompute < static.flops.recompute / 3
@@ -146,10 +137,26 @@ def test_with_its_lessons_the_chain_has_the_replayed_peak() -> None:
         choice = to_choice(chain, placement)
         lessons.learn(chain, choice, log)
         assert peak_bytes(lessons.applied(chain), choice) == log.peak_bytes
-    # of an option that was not replayed: never less than composed
-    untold = cost.place(load, "every-k", 1)
-    choice = to_choice(chain, untold)
-    assert peak_bytes(lessons.applied(chain), choice) >= peak_bytes(chain, choice)
+
+
+def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
+    load = ON_CPU
+    cost = CostModel("cpu", Store.in_memory())
+    chain = cost.chain(load, cost.menu(load))
+    placement = cost.place(load, "static", 1)
+    log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
+    lessons = Lessons()
+    lessons.learn(chain, to_choice(chain, placement), log)
+    missing = []
+    for unit, told in zip(chain.units, lessons.applied(chain).units, strict=True):
+        recompute, keep = unit.plain(RECOMPUTE), unit.plain(KEEP)
+        if recompute is None or keep is None:
+            continue
+        before, after = unit.options, told.options
+        missing.append(after[recompute].backward_bytes - before[recompute].backward_bytes)
+        assumed = after[keep].backward_bytes - before[keep].backward_bytes
+        assert assumed == max(0, missing[-1])
+    assert max(missing) > 0
 
 
 def test_highest_by_unit_is_over_all_micro_batches() -> None:

@@ -27,7 +27,9 @@ MOBILENET = Workload(
 @pytest.fixture
 def _own_rates(tmp_path, monkeypatch):
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
-    monkeypatch.setattr(cpu_rates, "_known", {})
+    cpu_rates._stored.cache_clear()
+    yield
+    cpu_rates._stored.cache_clear()
 
 
 def test_an_operation_is_run_once_for_each_shape_and_counted_every_time():
@@ -70,7 +72,7 @@ def test_what_cannot_run_on_zeros_or_is_no_more_than_a_launch_tells_nothing():
 
 
 @pytest.mark.usefixtures("_own_rates")
-def test_rates_are_of_a_backbone_and_kept_on_disk(monkeypatch):
+def test_rates_are_of_a_backbone_and_kept_on_disk():
     first = cpu_rates.cpu_rates(MOBILENET)
     assert {
         "aten::native_batch_norm",
@@ -83,7 +85,7 @@ def test_rates_are_of_a_backbone_and_kept_on_disk(monkeypatch):
     assert all(value > 0 for value in first.slowness.values())
     lora = MOBILENET.replace(method="lora", rank=4, micro_batch=32, accumulation=2)
     assert cpu_rates.cpu_rates(lora) is first
-    monkeypatch.setattr(cpu_rates, "_known", {})
+    cpu_rates._stored.cache_clear()
     again = cpu_rates.cpu_rates(lora)
     assert again == first
     assert again is not first
