@@ -68,7 +68,13 @@ from profiler.errors import (
 from profiler.methods.learned import load_learned, save_learned
 from profiler.placement import Placement
 from profiler.sandbox import cap_cuda_memory, is_out_of_memory
-from profiler.step import Batch, TrainingStep, default_learning_rate, make_optimizer
+from profiler.step import (
+    Batch,
+    TrainingStep,
+    default_learning_rate,
+    make_optimizer,
+    settled_heap,
+)
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
@@ -904,7 +910,7 @@ class _Training:
         Raises:
             KeyboardInterrupt: it was interrupted.
         """
-        with _caught_by(self._interrupt):
+        with _caught_by(self._interrupt), settled_heap():
             while not self._is_over:
                 self._epoch()
         if self._interrupt.asked:

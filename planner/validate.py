@@ -218,6 +218,7 @@ def run_validation(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     import torch
 
     from planner.train import data_for, device_type
+    from profiler.step import settled_heap
 
     candidate, device = Candidate.from_json(request["candidate"]), str(request["device"])
     kind = device_type(device)
@@ -227,7 +228,8 @@ def run_validation(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     if request["cap_bytes"]:
         _cap(int(request["cap_bytes"]), kind)
     torch.manual_seed(int(request["seed"]))
-    trained = run.on_cuda(progress) if kind == "cuda" else run.on_host(progress)
+    with settled_heap():
+        trained = run.on_cuda(progress) if kind == "cuda" else run.on_host(progress)
     run.forget_training()
     progress("evaluating held-out images", 0.75)
     return trained | run.evaluate()

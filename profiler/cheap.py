@@ -71,6 +71,8 @@ _MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | {"linear", _ATTENTION}
 _BATCH_NORM_ARGUMENTS = tuple(inspect.signature(nn.functional.batch_norm).parameters)
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _COPIES_AND_SUMS
+_OUTPUT_SERVES = {"hardtanh", "relu6"}
+"""Their backward asks where the input was within bounds: there, and only there, is the output."""
 _SAVE_NO_INPUT = (
     _COPIES_AND_SUMS | _DROPOUTS | {"exp", "relu", "rsqrt", "sigmoid", "softmax", "tanh"}
 )
@@ -93,7 +95,12 @@ def _recipe(function: Callable[..., Any]) -> Recipe | None:
     if name not in _CHEAP | _MULTIPLYING or function is torch.batch_norm:
         return None
     run = _batch_norm_again if name == "batch_norm" else function
-    return Recipe(name=name, run=run, stochastic=name in _DROPOUTS or name == _ATTENTION)
+    return Recipe(
+        name=name,
+        run=run,
+        stochastic=name in _DROPOUTS or name == _ATTENTION,
+        output_serves=name in _OUTPUT_SERVES,
+    )
 
 
 def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
@@ -232,6 +239,8 @@ class Scope(TorchFunctionMode):
             if not is_dropped and not self._is_light(recipe, args, kwargs):
                 return func(*args, **kwargs)
         tensors = list(_each((*args, *kwargs.values()), Tensor))
+        if all(isinstance(tensor, nn.Parameter) for tensor in tensors):
+            return func(*args, **kwargs)  # as large for one image as for many
         if recipe.name in _SAVE_NO_INPUT and not self._are_there(tensors):
             return func(*args, **kwargs)
         if recipe.name == "batch_norm" and runs_on_cpu(tensors[0]):
@@ -316,7 +325,7 @@ class Scope(TorchFunctionMode):
 
     def _is_available(self, frame: Frame) -> bool:
         """True if every input of the frame is there anyway when it is needed again."""
-        inputs = list(_each((*frame.args, *frame.kwargs.values()), Held | Reading))
+        inputs = list(_each((*frame.args, *frame.kwargs.values()), _STANDING))
         largest = max((i.shape.numel() for i in inputs), default=0)
         return all(
             isinstance(i, Reading)
@@ -387,9 +396,13 @@ def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _each(values: Iterable[object], kind: Any) -> Iterator[Any]:
+_SEVERAL = (list, tuple)
+_STANDING = (Held, Reading)
+
+
+def _each(values: Iterable[object], kind: type | tuple[type, ...]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, kind):
             yield value
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, _SEVERAL):
             yield from _each(value, kind)

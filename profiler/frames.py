@@ -75,6 +75,8 @@ class Recipe:
         batch_norms: layers inside whose statistics a second run must not move.
         from_saved: gives the output alone from the passengers and the arguments, in less time than
             ``run``, or None.
+        output_serves: whether the call's backward does as well with the output as with the input
+            that it saves.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Recipe:
     stochastic: bool
     batch_norms: tuple[_BatchNorm, ...] = ()
     from_saved: Callable[..., Tensor | None] | None = None
+    output_serves: bool = False
 
     @classmethod
     def of_module(cls, name: str, module: nn.Module) -> Recipe:
@@ -134,7 +137,7 @@ class Reading(Slot):
 
     def __init__(self, frame: Frame, like: Tensor) -> None:
         super().__init__(frame, like)
-        self.geometry = (tuple(like.shape), tuple(like.stride()), int(like.storage_offset()))
+        self.geometry = (like.shape, like.stride(), like.storage_offset())
         self.requires_grad = like.requires_grad
 
     def take(self, *, alone: bool) -> Tensor:
@@ -152,7 +155,9 @@ class Reading(Slot):
 
     def read(self, output: Tensor) -> None:
         """Take this view or cast of a recomputed output."""
-        self.fill(output.detach().to(self.dtype).as_strided(*self.geometry))
+        if output.dtype != self.dtype:
+            output = output.to(self.dtype)
+        self.tensor = output.as_strided(*self.geometry)
 
 
 class Held:
@@ -346,7 +351,8 @@ class Frame:
     def drop(self, position: int, slot: Reading, output: Tensor) -> None:
         """Empty a slot; one that holds the output itself (ReLU's) becomes a reading of it."""
         assert slot.tensor is not None
-        if slot.tensor.untyped_storage()._cdata == output.untyped_storage()._cdata:
+        is_output = slot.tensor.untyped_storage()._cdata == output.untyped_storage()._cdata
+        if is_output or self.recipe.output_serves:
             self.slots[position] = _nothing
             self.readings.append(weakref.ref(slot))
         slot.tensor = None
@@ -383,7 +389,7 @@ class Frame:
         args = [_each(value, self._retake) for value in self.args]
         kwargs = {key: _each(value, self._retake) for key, value in self.kwargs.items()}
         if kwargs.get("inplace"):
-            kwargs["inplace"] = False
+            kwargs["inplace"] = not empty and self._owns_first(args)
         again, running = _recomputing.set(True), _running.set(self)
         try:
             with self._first_state():
@@ -403,6 +409,10 @@ class Frame:
             given = self.recipe.from_saved(kept, *args, **kwargs)
             if given is not None:
                 return given
+        if kwargs.get("inplace"):
+            with torch.no_grad():
+                changed: Tensor = self.recipe.run(*args, **kwargs)
+                return changed.detach()
         self.position, last = -1, max(empty, default=-1)
 
         def refilled(tensor: Tensor) -> None:
@@ -419,24 +429,40 @@ class Frame:
             return output.detach()
         return torch.empty(0)
 
+    def _owns_first(self, taken: Sequence[object]) -> bool:
+        """Say whether nobody else looks at what was taken for the first argument."""
+        value = self.args[0] if self.args else None
+        tensor = taken[0] if taken else None
+        return (
+            isinstance(value, Reading)
+            and isinstance(tensor, Tensor)
+            and not value.frame.shares(tensor)
+        )
+
+    def shares(self, tensor: Tensor) -> bool:
+        """Say whether somebody holds this recomputed tensor, or a view of it."""
+        address = tensor.untyped_storage()._cdata
+        refs: list[Callable[[], Slot | None]] = [*self.slots, *self.readings]
+        tensors = (slot.tensor for ref in refs if (slot := ref()) is not None)
+        return any(t is not None and t.untyped_storage()._cdata == address for t in tensors)
+
     def _retake(self, value: Tensor | Held | Reading) -> Tensor:
         if isinstance(value, Tensor):
             return value
         tensor = value.take(alone=self.lean).detach()
         return tensor.requires_grad_() if value.requires_grad else tensor
 
-    @contextlib.contextmanager
-    def _first_state(self) -> Iterator[None]:
+    def _first_state(self) -> contextlib.ExitStack:
         """Put autocast, the random generators and BatchNorm back as they were."""
-        with contextlib.ExitStack() as stack:
-            for kind, dtype in self.autocast.items():
-                if dtype is not None or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype, enabled=dtype is not None))
-            if self.random is not None:
-                stack.enter_context(self.random.restored())
-            if self.recipe.batch_norms:
-                stack.enter_context(_frozen_statistics(self.recipe.batch_norms))
-            yield
+        stack = contextlib.ExitStack()
+        for kind, dtype in self.autocast:
+            if dtype is not None or torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, dtype, enabled=dtype is not None))
+        if self.random is not None:
+            stack.enter_context(self.random.restored())
+        if self.recipe.batch_norms:
+            stack.enter_context(_frozen_statistics(self.recipe.batch_norms))
+        return stack
 
 
 def _nothing() -> None:
@@ -447,11 +473,15 @@ def _is_empty(slot: Slot | None) -> bool:
     return slot is not None and slot.tensor is None
 
 
+_STANDING = (Held, Reading, Tensor)
+_SEVERAL = (list, tuple)  # a union would be built anew at every call
+
+
 def _each(value: object, change: Callable[[Any], object]) -> object:
     """Apply a change to the tensors (or what stands for them) of an argument."""
-    if isinstance(value, list | tuple):
-        return [_each(item, change) for item in value]
-    return change(value) if isinstance(value, Tensor | Held | Reading) else value
+    if isinstance(value, _STANDING):
+        return change(value)
+    return [_each(item, change) for item in value] if isinstance(value, _SEVERAL) else value
 
 
 class Spare:
@@ -584,14 +614,15 @@ def cast_from(tensor: Tensor) -> Any:
 # --- state a recompute must restore ---------------------------------------------------------------
 
 
-def _autocast_states(args: Sequence[object]) -> dict[str, torch.dtype | None]:
+def _autocast_states(args: Sequence[object]) -> tuple[tuple[str, torch.dtype | None], ...]:
     """Return autocast's precision on the CPU and on the arguments' device, None where it is off."""
-    kinds = {"cpu": None} | {a.device.type: None for a in args if isinstance(a, Tensor)}
-    kinds.pop("meta", None)
-    return {
-        kind: torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        for kind in kinds
-    }
+    kinds = {"cpu"} | {a.device.type for a in args if isinstance(a, Tensor)}
+    kinds.discard("meta")
+    return tuple((kind, _autocast_state(kind)) for kind in kinds)
+
+
+def _autocast_state(kind: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class _RandomState:

@@ -103,6 +103,8 @@ def run_measurement(request: Mapping[str, Any], progress: Progress) -> dict[str,
     """Run in the child process: build, warm up, read the peak, time."""
     import torch
 
+    from profiler.step import settled_heap
+
     candidate = Candidate.from_json(request["candidate"])
     on_cuda = request["device"] == "cuda"
     if on_cuda and not torch.cuda.is_available():
@@ -111,12 +113,13 @@ def run_measurement(request: Mapping[str, Any], progress: Progress) -> dict[str,
         cap_cuda_memory(int(request["cap_bytes"]))
     torch.manual_seed(0)
     run = measure_on_cuda if on_cuda else measure_on_host
-    seen = run(
-        lambda: build_step(candidate, device=request["device"]),
-        steps=int(request["steps"]),
-        warmup=int(request["warmup"]),
-        progress=progress,
-    )
+    with settled_heap():
+        seen = run(
+            lambda: build_step(candidate, device=request["device"]),
+            steps=int(request["steps"]),
+            warmup=int(request["warmup"]),
+            progress=progress,
+        )
     return seen | {"environment": environment()}
 
 

@@ -6,6 +6,7 @@ clipping, optimizer step, ``zero_grad(set_to_none=True)``.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -80,6 +81,21 @@ def make_optimizer(
         eight_bit: Optimizer = AdamW8bit(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
         return eight_bit
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY, foreach=foreach)
+
+
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """Keep the garbage collector away from what is there already, for as long as steps are taken.
+
+    A placement makes thousands of objects that live until backward, which brings on collections of
+    everything that torch ever imported: 185 ms every tenth step of Vim-S.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class TrainingStep:

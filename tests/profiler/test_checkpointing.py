@@ -251,6 +251,41 @@ def test_in_place_activations_behind_batch_norm_can_be_dropped():
         assert stored_bytes(placed, x) < 0.75 * stored_bytes(plain, x), activation
 
 
+@pytest.mark.parametrize("decision", [CHEAP, LEAN])
+def test_a_recompute_is_in_place_unless_somebody_else_reads_its_input(decision):
+    class Block(nn.Module):
+        def __init__(self, *, shared: bool) -> None:
+            super().__init__()
+            self.conv1, self.bn = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)
+            self.conv2, self.conv3 = nn.Conv2d(8, 4, 3), nn.Conv2d(8, 4, 3)
+            self.shared = shared
+
+        def forward(self, x):
+            normed = self.bn(self.conv1(x))
+            beside = normed * 2 if self.shared else None
+            active = F.relu6(normed, inplace=True)
+            other = self.conv3(beside) if self.shared else 0
+            return other + self.conv2(active)
+
+    for shared in (False, True):
+        torch.manual_seed(0)
+        plain = nn.Sequential(Block(shared=shared))
+        placed = copy.deepcopy(plain)
+        apply_placement(placed, Placement(decisions={"0": decision}), units=["0"])
+        x = torch.randn(2, 4, 9, 9, requires_grad=True)
+        collected = []
+        for model in (plain, placed):
+            out = model(x)
+            with profile_operations() as names:
+                used = [x, *(p for n, p in model.named_parameters() if shared or "conv3" not in n)]
+                grads = torch.autograd.grad(out.square().sum(), used)
+            collected.append(grads)
+        assert all(torch.equal(a, b) for a, b in zip(*collected, strict=True))
+        ran = {name for name, _ in names} & {"hardtanh", "hardtanh_"}
+        # a lean norm runs once for each reader, and each then has its own
+        assert ran == ({"hardtanh"} if shared and decision == CHEAP else {"hardtanh_"})
+
+
 # --- runs of siblings -----------------------------------------------------------------------------
 
 RUNS = {
@@ -585,7 +620,7 @@ class Convolutions(TorchDispatchMode):
 def test_a_lean_unit_is_never_there_as_a_whole_and_runs_its_layers_once(peft, adapters):
     torch.manual_seed(5)
     block = timm.models._efficientnet_blocks.InvertedResidual(
-        8, 8, exp_ratio=4.0, act_layer=nn.ReLU6
+        8, 8, exp_ratio=4.0, act_layer=nn.GELU
     )
     model = nn.Sequential(block)
     if adapters:
