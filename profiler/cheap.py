@@ -49,7 +49,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from profiler.cuda_kernels import runs_on_cpu
-from profiler.frames import Frame, Held, Reading, Recipe, Slot, Table, cast_from, unpack
+from profiler.frames import SEVERAL, Frame, Held, Reading, Recipe, Slot, Table, cast_from, unpack
 
 _NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
 _ACTIVATIONS = {
@@ -308,9 +308,12 @@ class Scope(TorchFunctionMode):
                     self._keep(slot.tensor)
 
     def _gives_new(self, output: Tensor, *, inplace: bool) -> bool:
-        """False for views of an input and for inputs that were modified behind our back."""
+        """False for views of an input, and for inputs modified in part or behind our back."""
         version, _ = self._inputs.get(_address(output), (None, 0))
-        return version is None or (inplace and version != output._version)
+        if version is None:
+            return True
+        is_whole = output.numel() * output.element_size() == output.untyped_storage().nbytes()
+        return inplace and is_whole and version != output._version
 
     def _are_there(self, tensors: Sequence[Tensor]) -> bool:
         """True if inputs that the call itself will not save are available, or small."""
@@ -325,7 +328,7 @@ class Scope(TorchFunctionMode):
 
     def _is_available(self, frame: Frame) -> bool:
         """True if every input of the frame is there anyway when it is needed again."""
-        inputs = list(_each((*frame.args, *frame.kwargs.values()), _STANDING))
+        inputs = list(_each((*frame.args, *frame.kwargs.values()), (Held, Reading)))
         largest = max((i.shape.numel() for i in inputs), default=0)
         return all(
             isinstance(i, Reading)
@@ -396,13 +399,9 @@ def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-_SEVERAL = (list, tuple)
-_STANDING = (Held, Reading)
-
-
 def _each(values: Iterable[object], kind: type | tuple[type, ...]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, kind):
             yield value
-        elif isinstance(value, _SEVERAL):
+        elif isinstance(value, SEVERAL):
             yield from _each(value, kind)

@@ -474,14 +474,15 @@ def _is_empty(slot: Slot | None) -> bool:
 
 
 _STANDING = (Held, Reading, Tensor)
-_SEVERAL = (list, tuple)  # a union would be built anew at every call
+SEVERAL = (list, tuple)
+"""Of arguments. Written as a union it would be built anew at every call."""
 
 
 def _each(value: object, change: Callable[[Any], object]) -> object:
     """Apply a change to the tensors (or what stands for them) of an argument."""
     if isinstance(value, _STANDING):
         return change(value)
-    return [_each(item, change) for item in value] if isinstance(value, _SEVERAL) else value
+    return [_each(item, change) for item in value] if isinstance(value, SEVERAL) else value
 
 
 class Spare:

@@ -443,8 +443,12 @@ def _holders_of_a_sum() -> tuple[int, int]:
     return seen[0]
 
 
-_ALLOCATIONS = {"aten::empty", "aten::empty_like", "aten::empty_strided"} | {
-    *("aten::new_empty", "aten::new_empty_strided"),
+_ALLOCATIONS = {
+    "aten::empty",
+    "aten::empty_like",
+    "aten::empty_strided",
+    "aten::new_empty",
+    "aten::new_empty_strided",
 }
 """They move nothing."""
 _BOOK_LENGTH = 256

@@ -88,7 +88,7 @@ def settled_heap() -> Iterator[None]:
     """Keep the garbage collector away from what is there already, for as long as steps are taken.
 
     A placement makes thousands of objects that live until backward, which brings on collections of
-    everything that torch ever imported: 185 ms every tenth step of Vim-S.
+    everything that torch ever imported.
     """
     gc.collect()
     gc.freeze()

@@ -286,6 +286,32 @@ def test_a_recompute_is_in_place_unless_somebody_else_reads_its_input(decision):
         assert ran == ({"hardtanh"} if shared and decision == CHEAP else {"hardtanh_"})
 
 
+@pytest.mark.parametrize("decision", [CHEAP, LEAN])
+@pytest.mark.parametrize("activation", [F.relu, F.relu6, F.silu, F.hardswish])
+def test_a_part_that_is_modified_in_place_computes_the_same(activation, decision):
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)
+            self.conv2, self.conv3 = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            normed = self.bn(self.conv1(x))
+            active = activation(normed[:, 4:], inplace=True)
+            return self.conv2(active) + self.conv3(normed[:, :4])
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(Block())
+    placed = copy.deepcopy(plain)
+    apply_placement(placed, Placement(decisions={"0": decision}), units=["0"])
+    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+    grads = [
+        torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+        for model in (plain, placed)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 # --- runs of siblings -----------------------------------------------------------------------------
 
 RUNS = {
