@@ -16,6 +16,7 @@ from typing import Any
 import rows
 import torch
 from peers import PEERS, PLAIN_COMPILED
+from rule import OPERATING_POINTS, best_adaptive
 from session import Session
 
 from planner.checked import place_checked
@@ -28,8 +29,6 @@ from profiler.predict import predict
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 
-OPERATING_POINTS = (0.57, 0.21)
-"""Of the peak of keeping everything: the paper's 43 % and "as much as 79 %" less."""
 SLACK = 1.001
 """Of the other's peak: a few bytes can decide over a whole convolution."""
 MICRO_BATCHES = {
@@ -110,23 +109,11 @@ class Arms:
         fits = report.memory.peak_bytes <= budget
         return report.candidate.placement if fits else None
 
-    def adaptive(self, budget: int) -> Placement:
-        """Return the adaptive rule's with the threshold that suits it best.
-
-        That is the least recompute among those that fit, else the smallest peak.
-        """
-        caps = [self.full * share // 100 for share in range(1, 101)]
-        placed = {POLICIES["adaptive"](self.chain, cap, {"threshold": 1.0}) for cap in caps}
-        fitting = [p for p in placed if self.composed(p) <= budget]
-        if fitting:
-            return min(fitting, key=self.step_seconds)
-        return min(placed, key=lambda p: (self.composed(p), self.step_seconds(p)))
-
     def others(self) -> Iterator[tuple[str, str, Placement]]:
         """Yield policy, setting and placement of every point of the others."""
         for share in OPERATING_POINTS:
             budget = int(share * self.full)
-            rule = self.adaptive(budget)
+            rule = best_adaptive(self.chain, self.full, budget)
             yield "adaptive", f"its best for {share:.0%}", rule
             within = max(self.composed(rule), budget)
             rotor = POLICIES["rotor"](self.chain, within)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from evaluator import EVALUATOR_RATES, live_peak_bytes, step_milliseconds, tracked_peak_bytes
+from rule import OPERATING_POINTS, best_adaptive
 
 from planner.cost import HEAD, CostModel
 from planner.placement import Chain, peak_bytes, recompute_seconds, solve, to_choice
@@ -134,6 +135,9 @@ def our_points(problem: Problem) -> Iterator[Point]:
     for tau in THRESHOLDS:
         placed = POLICIES["adaptive"](chain, full, {"threshold": tau})
         yield _point(chain, workload, "adaptive", f"{tau:.0%} of none's peak", placed)
+    for share in OPERATING_POINTS:
+        placed = best_adaptive(chain, full, int(share * full))
+        yield _point(chain, workload, "adaptive", f"its best for {share:.0%}", placed)
     for k in sorted({max(1, round(count * share)) for share in (0.25, 0.5, 0.75)}):
         yield _point(
             chain, workload, "first-k", f"k={k}", POLICIES["first-k"](chain, full, {"k": k})

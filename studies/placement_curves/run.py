@@ -1,7 +1,7 @@
 """Curves of peak memory against added step time for every placement policy, ours and the peers'.
 
     python studies/placement_curves/run.py evaluate [MODEL ...] [--method full|lora]
-    python studies/placement_curves/run.py bound
+    python studies/placement_curves/run.py bound [MODEL ...]
     PYTHONPATH=$PYTHONPATH:PEERS python studies/placement_curves/run.py sac [MODEL ...]
     python studies/placement_curves/run.py compiled [MODEL ...] [--method full|lora]
     python studies/placement_curves/run.py matched [MODEL ...]
@@ -79,7 +79,7 @@ def main() -> None:
     elif given.part == "bound":
         from bound import run
 
-        run()
+        run(given.models)
     elif given.part == "sac":
         from sac import run
 
