@@ -116,6 +116,7 @@ class Work:
         phase: [operations] phase code.
         kind: [operations] index into ``kinds``.
         kinds: what the operations compute.
+        begins_refill: [operations] whether a frame begins to run again with it.
     """
 
     flops: Floats
@@ -124,6 +125,7 @@ class Work:
     phase: Ints
     kind: Ints
     kinds: npt.NDArray[np.str_]
+    begins_refill: npt.NDArray[np.bool_]
 
     def of(self, *phases: int) -> Work:
         """Return the operations of some phases."""
@@ -135,6 +137,7 @@ class Work:
             phase=self.phase[chosen],
             kind=self.kind[chosen],
             kinds=self.kinds,
+            begins_refill=self.begins_refill[chosen],
         )
 
     def seconds(self, point: Floats, roofline: Rates) -> Floats:
@@ -144,7 +147,7 @@ class Work:
         slowness = np.array([roofline.slowness.get(kind, 1.0) for kind in self.kinds.tolist()])
         bound = np.maximum(arithmetic, traffic) * slowness[self.kind]
         longest: Floats = np.maximum(bound, roofline.launch_seconds)
-        return longest
+        return longest + self.begins_refill * roofline.refill_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -563,6 +566,7 @@ def _work(logs: Sequence[EventLog]) -> Work:
         phase=np.array([op.phase for op in operations], dtype=np.int64),
         kind=kind.astype(np.int64),
         kinds=kinds.astype(np.str_),
+        begins_refill=np.array([op.begins_refill for op in operations], dtype=np.bool_),
     )
 
 

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
+from profiler.checkpointing import apply_placement
 from profiler.kernels import describe, zeros_like_it
 from profiler.measure import processor_name
 from profiler.placement import CHEAP, Placement
@@ -42,7 +44,7 @@ class Timed:
     """What was timed, as ``Store`` keeps it.
 
     Attributes:
-        base: [3] FLOP/s of a matmul, bytes/s of a copy, seconds of a launch.
+        base: [4] FLOP/s of a matmul, bytes/s of a copy, seconds of a launch and of a refill.
         kinds: [kinds] names.
         slowness: [kinds] times the roofline's seconds.
     """
@@ -70,7 +72,7 @@ def cpu_rates(workload: Workload) -> Rates:
 def _stored(family: Workload, threads: int) -> Rates:
     key = ("cpu rates", family.to_json(), threads, processor_name())
     timed = Store.default().fetch(Timed, key, lambda: _timed(family))
-    flops, nbytes, launch = timed.base.tolist()
+    flops, nbytes, launch, refill = timed.base.tolist()
     return Rates(
         flops_per_second=flops,
         bytes_per_second=nbytes,
@@ -78,6 +80,7 @@ def _stored(family: Workload, threads: int) -> Rates:
         source="each kind of operation timed on this processor",
         launch_seconds=launch,
         slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
+        refill_seconds=refill,
     )
 
 
@@ -99,7 +102,14 @@ def _timed(family: Workload) -> Timed:
     )
     found = stopwatch.slowness()
     return Timed(
-        base=np.array([base.flops_per_second, base.bytes_per_second, base.launch_seconds]),
+        base=np.array(
+            [
+                base.flops_per_second,
+                base.bytes_per_second,
+                base.launch_seconds,
+                refill_seconds(),
+            ]
+        ),
         kinds=np.array(list(found), dtype=np.str_),
         slowness=np.array(list(found.values()), dtype=np.float64),
     )
@@ -119,6 +129,41 @@ def plain_cpu_rates() -> Rates:
         source="matmul and copy timed on this processor",
         launch_seconds=_quickest(lambda: small + small),
     )
+
+
+@cache
+def refill_seconds() -> float:
+    """Measure what a frame costs besides its operations, a fifth of a second.
+
+    Its calls are watched in forward and it is run again in backward, all of that in Python: on
+    tensors of a few values that is nearly all that a unit takes longer which drops what is cheap.
+    """
+    units = [f"{i}" for i in range(8)]
+    model = nn.Sequential(*[_Toy() for _ in units])
+    refills = 2 * len(units)  # a norm and an activation function each
+
+    def step() -> None:
+        model(torch.zeros(1, 4, 8)).sum().backward()
+
+    plain = dropping = float("inf")
+    for _ in range(_LEAST_RUNS):
+        plain = min(plain, _quickest(step))
+        placement = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
+        with apply_placement(model, placement):
+            dropping = min(dropping, _quickest(step))
+    return max(dropping - plain, 0.0) / refills
+
+
+class _Toy(nn.Module):
+    """A residual MLP, with what PyTorch calls between the layers of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return x + y
 
 
 def _quickest(run: Callable[[], object]) -> float:

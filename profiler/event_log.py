@@ -48,6 +48,7 @@ class OperationRecord:
         batched_bytes: the part of them in tensors whose size is a multiple of the micro-batch.
         kind: what it computes, for rates of its own: the aten name, and of a convolution whether it
             is depthwise or pointwise, of batch normalisation whether the statistics are given.
+        begins_refill: whether it is the first of a frame that runs again.
     """
 
     phase: int
@@ -56,6 +57,7 @@ class OperationRecord:
     moved_bytes: int
     batched_bytes: int = 0
     kind: str = ""
+    begins_refill: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

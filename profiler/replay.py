@@ -46,6 +46,7 @@ from profiler.event_log import (
     OperationRecord,
 )
 from profiler.flops import elementwise_flops, operation_flops, published_flops
+from profiler.frames import Frame, running_frame
 from profiler.kernels import (
     PROBE_BATCHES,
     RTX_2060_SUPER,
@@ -70,6 +71,10 @@ if TYPE_CHECKING:
 
 _OWNER = {name: code for code, name in enumerate(OWNERS)}
 _UNKNOWN = -1
+
+
+def _no_frame() -> None:
+    return None
 
 
 class Recorder(TorchDispatchMode):
@@ -103,6 +108,7 @@ class Recorder(TorchDispatchMode):
         self.tick = 0
         self.live_bytes = 0
         self._left = -1
+        self._refilled: Callable[[], Frame | None] = _no_frame
         self.marks: list[Mark] = []
         self.operations: list[OperationRecord] = []
         self.boundary_bytes = [0] * len(unit_names)
@@ -246,6 +252,7 @@ class Recorder(TorchDispatchMode):
         written, batched_written = self._traffic((out,))
         if moved or written or flops:
             kind = _kind(func, args)
+            begins_refill = self._begins_refill()
             if self.stopwatch is not None:
                 total = moved + written
                 self.stopwatch.time(kind, func, args, kwargs, flops=flops, moved_bytes=total)
@@ -257,8 +264,16 @@ class Recorder(TorchDispatchMode):
                     moved_bytes=moved + written,
                     batched_bytes=batched + batched_written,
                     kind=kind,
+                    begins_refill=begins_refill,
                 )
             )
+
+    def _begins_refill(self) -> bool:
+        """Say whether another frame runs again than for the operation before."""
+        before = self._refilled()
+        now = running_frame() if self.phase == RECOMPUTE else None
+        self._refilled = _no_frame if now is None else weakref.ref(now)
+        return now is not None and now is not before
 
     def _traffic(self, values: Any) -> tuple[int, int]:
         """Return the bytes of all tensors, and of those that have the batch as a factor."""

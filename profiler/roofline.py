@@ -36,6 +36,8 @@ class Rates:
         launch_seconds: the least an operation takes, however small.
         slowness: by kind of operation, how many times its arithmetic or traffic it takes; 1 for
             those that are not listed.
+        refill_seconds: what it takes besides its operations that a frame runs again; nothing on a
+            GPU, which has enough to do meanwhile.
     """
 
     flops_per_second: float
@@ -44,6 +46,7 @@ class Rates:
     source: str
     launch_seconds: float = 0.0
     slowness: Mapping[str, float] = field(default_factory=dict)
+    refill_seconds: float = 0.0
 
     def seconds(self, flops: float, moved_bytes: float, kind: str = "") -> float:
         """Return the roofline time of one operation."""
@@ -52,7 +55,10 @@ class Rates:
 
     def total_seconds(self, operations: Iterable[OperationRecord]) -> float:
         """Return the sum over operations, one after the other."""
-        return sum(self.seconds(op.flops, op.moved_bytes, op.kind) for op in operations)
+        return sum(
+            self.seconds(op.flops, op.moved_bytes, op.kind) + op.begins_refill * self.refill_seconds
+            for op in operations
+        )
 
 
 def rates(spec: DeviceSpec, workload: Workload) -> Rates | None:

@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-SCHEMA = 14
+SCHEMA = 15
 """Raise it whenever a profile's meaning changes."""
 
 _T = TypeVar("_T")

@@ -12,8 +12,10 @@ from planner.cost import CostModel
 from planner.placement import recompute_seconds, to_choice
 from profiler import cpu_rates
 from profiler.cpu_rates import Stopwatch
-from profiler.event_log import RECOMPUTE
-from profiler.placement import CHEAP, LIGHT, Placement
+from profiler.event_log import RECOMPUTE as RECOMPUTED
+from profiler.frames import Frame
+from profiler.measure import build_step
+from profiler.placement import CHEAP, LEAN, LIGHT, RECOMPUTE, Placement
 from profiler.predict import predict, replay_on
 from profiler.roofline import Rates
 from profiler.workload import Candidate, Workload
@@ -102,18 +104,41 @@ def test_composed_and_replayed_times_use_the_same_rates(option):
     assert composed.step_seconds == pytest.approx(replayed.step_seconds, rel=0.01)
     # by hand, one operation after the other
     rates = cpu_rates.cpu_rates(MOBILENET)
-    again = [op for op in replay_on(candidate, device="cpu").operations if op.phase == RECOMPUTE]
+    again = [op for op in replay_on(candidate, device="cpu").operations if op.phase == RECOMPUTED]
     by_hand = sum(
         max(
             max(op.flops / rates.flops_per_second, op.moved_bytes / rates.bytes_per_second)
             * rates.slowness.get(op.kind, 1.0),
             rates.launch_seconds,
         )
+        + op.begins_refill * rates.refill_seconds
         for op in again
     )
+    assert rates.refill_seconds > 0
     chain = cost.chain(MOBILENET)
     assert recompute_seconds(chain, to_choice(chain, placement)) == pytest.approx(by_hand, rel=0.01)
     assert any(op.kind == "aten::native_batch_norm, given statistics" for op in again)
+
+
+@pytest.mark.parametrize("option", [CHEAP, LEAN, RECOMPUTE])
+def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch):
+    run_again = []
+
+    def counted(frame, *args, **kwargs):
+        run_again.append(frame.recipe.name)
+        return refill(frame, *args, **kwargs)
+
+    units = CostModel("cpu").units(MOBILENET)
+    placement = Placement(policy=option, decisions=dict.fromkeys(units, option))
+    candidate = Candidate(workload=MOBILENET, placement=placement)
+    log = replay_on(candidate, device="cpu")
+    step, batches = build_step(candidate, device="cpu")
+    refill = Frame.refill
+    monkeypatch.setattr(Frame, "refill", counted)
+    step.run(batches)
+    begun = [op for op in log.operations if op.begins_refill]
+    assert {op.phase for op in begun} == {RECOMPUTED}
+    assert len(begun) == len(run_again) > 0
 
 
 def test_a_gpu_has_no_kinds_and_collects_statistics_again():
@@ -121,6 +146,7 @@ def test_a_gpu_has_no_kinds_and_collects_statistics_again():
     rates = cost.rates(MOBILENET)
     assert rates is not None
     assert rates.slowness == {}
+    assert rates.refill_seconds == 0
     units = cost.units(MOBILENET)
     placement = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
     candidate = Candidate(workload=MOBILENET, placement=placement)
