@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 from planner.plan import Accuracy
 from profiler.backbones import WeightSource
 from profiler.errors import DeviceError, MeasurementError, UsageError
-from profiler.measure import measure_on_cuda, report_measurement
+from profiler.measure import cap_host_step, measure_on_cuda, report_measurement
 from profiler.records import Report
-from profiler.sandbox import Progress, cap_cuda_memory, cap_host_memory, run_in_process
+from profiler.sandbox import Progress, cap_cuda_memory, run_in_process
 from profiler.units import MIB, format_bytes
 from profiler.workload import Candidate, Workload
 
@@ -226,7 +226,7 @@ def run_validation(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     images = data_for(candidate.workload, str(request["data"]))
     run = _Run(request, candidate, images, device=device)
     if request["cap_bytes"]:
-        _cap(int(request["cap_bytes"]), kind)
+        _cap(int(request["cap_bytes"]), kind, candidate.workload)
     torch.manual_seed(int(request["seed"]))
     with settled_heap():
         trained = run.on_cuda(progress) if kind == "cuda" else run.on_host(progress)
@@ -235,13 +235,13 @@ def run_validation(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     return trained | run.evaluate()
 
 
-def _cap(budget_bytes: int, kind: str) -> None:
+def _cap(budget_bytes: int, kind: str, workload: Workload) -> None:
     """Cap what may be allocated from now on; on CUDA, what the budget leaves beside the context."""
     from profiler.device import open_gpu
     from profiler.hardware import context_bytes
 
     if kind == "cpu":
-        cap_host_memory(budget_bytes)
+        cap_host_step(workload, budget_bytes)
         return
     try:
         context, _ = context_bytes(open_gpu().spec)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from profiler.errors import DeviceError, UsageError
 from profiler.predict import count_parameters, device_label
 from profiler.records import MEASURED, DeviceLabel, Memory, Report
-from profiler.sandbox import Progress, cap_cuda_memory, run_in_process
+from profiler.sandbox import Progress, cap_cuda_memory, cap_host_memory, run_in_process
 from profiler.units import format_seconds
-from profiler.workload import Candidate
+from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from profiler.step import Batch, TrainingStep
@@ -59,6 +59,7 @@ def measure(
         "candidate": candidate.to_json(),
         "device": "cpu" if device == "cpu" else "cuda",
         "cap_bytes": cap_bytes,
+        "caps_itself": True,
         "steps": steps,
         "warmup": warmup,
     }
@@ -109,8 +110,11 @@ def run_measurement(request: Mapping[str, Any], progress: Progress) -> dict[str,
     on_cuda = request["device"] == "cuda"
     if on_cuda and not torch.cuda.is_available():
         raise DeviceError("there is no CUDA device in this machine; use --device cpu")
-    if on_cuda and request["cap_bytes"]:
-        cap_cuda_memory(int(request["cap_bytes"]))
+    if request["cap_bytes"]:
+        if on_cuda:
+            cap_cuda_memory(int(request["cap_bytes"]))
+        else:
+            cap_host_step(candidate.workload, int(request["cap_bytes"]))
     torch.manual_seed(0)
     run = measure_on_cuda if on_cuda else measure_on_host
     with settled_heap():
@@ -121,6 +125,17 @@ def run_measurement(request: Mapping[str, Any], progress: Progress) -> dict[str,
             progress=progress,
         )
     return seen | {"environment": environment()}
+
+
+def cap_host_step(workload: Workload, cap_bytes: int) -> None:
+    """Cap what a training step may allocate, all imports done before: timm's take 100 MiB."""
+    import torch
+
+    from profiler.assembly import assemble
+
+    assemble(workload, device="meta")
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    cap_host_memory(cap_bytes)
 
 
 def build_step(candidate: Candidate, *, device: str) -> tuple[TrainingStep, list[Fetch]]:

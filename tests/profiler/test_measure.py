@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from planner.cost import CostModel
 from profiler.cpu_allocator import peak_during
 from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.measure import (
@@ -66,6 +67,17 @@ def test_a_run_beyond_its_cap_is_out_of_memory() -> None:
     load = SMALL.workload.replace(model="vit_large_patch16_224")
     with pytest.raises(OutOfMemoryError, match=r"64\.0+ MiB"):
         measure(Candidate(workload=load), device="cpu", cap_bytes=64 * MIB)
+
+
+def test_a_placement_that_fits_is_measured_under_its_budget() -> None:
+    # convolutions take as much beside their tensors as imports do: the cap has room for one
+    load = Workload(model="mobilenetv2_100", method="full", micro_batch=8)
+    budget = 300 * MIB
+    placed = CostModel("cpu").place(load, "optimal", budget)
+    report = measure(
+        Candidate(workload=load, placement=placed), device="cpu", cap_bytes=budget, steps=1
+    )
+    assert report.memory.peak_bytes < budget
 
 
 def test_the_peak_is_that_of_a_steady_step() -> None:
