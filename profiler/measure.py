@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 from profiler.errors import DeviceError, UsageError
 from profiler.predict import count_parameters, device_label
 from profiler.records import MEASURED, DeviceLabel, Memory, Report
-from profiler.sandbox import Progress, cap_cuda_memory, cap_host_memory, run_in_process
+from profiler.sandbox import (
+    Progress,
+    cap_cuda_memory,
+    cap_host_memory,
+    lift_host_cap,
+    run_in_process,
+)
 from profiler.units import format_seconds
 from profiler.workload import Candidate, Workload
 
@@ -177,6 +183,7 @@ def measure_on_host(
     from profiler.cpu_allocator import peak_during
 
     made: list[tuple[TrainingStep, list[Fetch]]] = []
+    caps_again: list[Callable[[], None]] = []
 
     def prepare() -> None:
         progress("building the model", 0.0)
@@ -188,8 +195,10 @@ def measure_on_host(
     def one_step() -> None:
         progress("recording memory", 0.5)
         made[0][0].run(made[0][1])
+        caps_again.append(lift_host_cap())  # reading the recording takes as much as a small step
 
     peak = peak_during(prepare, one_step)
+    caps_again[0]()
     seconds = []
     for index in range(steps):
         progress("timing", 0.6 + 0.4 * index / steps)

@@ -161,13 +161,37 @@ def cap_host_memory(cap_bytes: int) -> None:
         return
     import resource
 
-    used = 0
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + cap_bytes + _SLACK_BYTES, hard))
+
+
+def lift_host_cap() -> Callable[[], None]:
+    """Lift the cap, if there is one, and return what puts it back.
+
+    It is put back higher by what was allocated meanwhile and is still there.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY:
+        return lambda: None
+    before = _data_bytes()
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+    def put_back() -> None:
+        grown = soft + max(0, _data_bytes() - before)
+        resource.setrlimit(resource.RLIMIT_DATA, (grown, hard))
+
+    return put_back
+
+
+def _data_bytes() -> int:
+    """Return what ``RLIMIT_DATA`` counts of this process."""
     with open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("VmData:"):
-                used = int(line.split()[1]) * 1024
-    limit = used + cap_bytes + _SLACK_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        kibibytes = next(line.split()[1] for line in status if line.startswith("VmData:"))
+    return int(kibibytes) * 1024
 
 
 _REFUSALS = (

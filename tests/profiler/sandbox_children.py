@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from profiler.errors import UnknownNameError
+from profiler.sandbox import lift_host_cap
 
 
 def run(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
@@ -48,4 +49,15 @@ def allocate(request: dict[str, Any], progress: Callable[[str, float], None]) ->
     return {"held_bytes": sum(block.nbytes for block in held)}
 
 
-ACTIONS = {f.__name__: f for f in (report, unknown, fail, die, allocate)}
+def lift(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    """Hold a block beyond the cap while it is lifted, then one more under the cap."""
+    import torch
+
+    put_back = lift_host_cap()
+    held = [torch.zeros(request["beyond_bytes"], dtype=torch.uint8)]
+    put_back()
+    held.append(torch.zeros(request["more_bytes"], dtype=torch.uint8))
+    return {"held_bytes": sum(block.nbytes for block in held)}
+
+
+ACTIONS = {f.__name__: f for f in (report, unknown, fail, die, allocate, lift)}

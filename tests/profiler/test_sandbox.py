@@ -67,6 +67,14 @@ def test_below_the_cap_all_is_well() -> None:
     assert run_in_process(CHILD, blocks, cap_bytes=192 * MIB)["held_bytes"] == 128 * MIB
 
 
+def test_a_lifted_cap_comes_back_above_what_was_taken_meanwhile() -> None:
+    cap, beyond = 64 * MIB, 1024 * MIB
+    within = {"action": "lift", "beyond_bytes": beyond, "more_bytes": cap}
+    assert run_in_process(CHILD, within, cap_bytes=cap)["held_bytes"] == beyond + cap
+    with pytest.raises(OutOfMemoryError):
+        run_in_process(CHILD, within | {"more_bytes": beyond}, cap_bytes=cap)
+
+
 def test_a_slow_child_is_stopped_and_that_is_no_lack_of_memory() -> None:
     with pytest.raises(MeasurementError, match=r"more than 0\.5 s") as caught:
         run_in_process(CHILD, {"action": "report"}, cap_bytes=MIB, timeout_seconds=0.5)
