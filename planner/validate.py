@@ -174,7 +174,6 @@ def validate(
         "candidate": candidate.to_json(),
         "device": "cpu" if device == "cpu" else "cuda",
         "cap_bytes": budget_bytes,
-        "caps_itself": True,
         "data": data,
         "steps": steps,
         "seed": seed,

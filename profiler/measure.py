@@ -65,7 +65,6 @@ def measure(
         "candidate": candidate.to_json(),
         "device": "cpu" if device == "cpu" else "cuda",
         "cap_bytes": cap_bytes,
-        "caps_itself": True,
         "steps": steps,
         "warmup": warmup,
     }

@@ -3,10 +3,9 @@
 The function is named ``package.module:function``; it gets one JSON object and returns another.
 It may report progress. The parent turns every way of dying into one error of ``profiler.errors``.
 
-On CUDA the cap is the caching allocator's (``set_per_process_memory_fraction``, set by the function
-itself through :func:`cap_cuda_memory`). On a CPU it is the kernel's ``RLIMIT_DATA`` on what the
-process may allocate beyond what it has when the cap is set: after its imports, or later where the
-request says ``caps_itself`` and the function calls :func:`cap_host_memory`.
+The function sets the cap itself, when it has what is not to be counted. On CUDA it is the caching
+allocator's (``set_per_process_memory_fraction``, :func:`cap_cuda_memory`), on a CPU the kernel's
+``RLIMIT_DATA`` on what the process may allocate from then on (:func:`cap_host_memory`).
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def run_in_process(
     Args:
         function: ``package.module:function``.
         request: JSON data.
-        cap_bytes: hard limit on memory; None for no limit.
+        cap_bytes: the cap that the function sets, for the message; None for no limit.
         timeout_seconds: after which the process is killed.
         on_progress: called with (what it does, fraction done).
 
@@ -64,7 +63,7 @@ def run_in_process(
     """
     with tempfile.TemporaryFile("w+") as complaints:
         process = subprocess.Popen(
-            [sys.executable, "-m", "profiler.sandbox", function, str(cap_bytes or 0)],
+            [sys.executable, "-m", "profiler.sandbox", function],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
@@ -216,7 +215,7 @@ def _kind_of(error: Exception) -> str:
     return next((name for name in names if name in _ERRORS), names[0])
 
 
-def _serve(function: str, cap_bytes: int) -> None:
+def _serve(function: str) -> None:
     """The child: read the request, run, answer in JSON lines on the original stdout."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # prints of libraries stay out of the channel
@@ -228,13 +227,7 @@ def _serve(function: str, cap_bytes: int) -> None:
     request = json.load(sys.stdin)
     module, _, name = function.partition(":")
     try:
-        import torch
-
         run = getattr(import_module(module), name)
-        on_host = request.get("device", "cpu") == "cpu"
-        if cap_bytes and on_host and not request.get("caps_itself"):
-            torch.zeros(1)
-            cap_host_memory(cap_bytes)
         result = run(request, lambda text, done: send({"progress": text, "fraction": done}))
     except Exception as error:
         kind = "OutOfMemoryError" if is_out_of_memory(error) else _kind_of(error)
@@ -245,4 +238,4 @@ def _serve(function: str, cap_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    _serve(sys.argv[1])

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from profiler.replay import to_fake
+from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
 POLICY = "bound, any operators"
@@ -161,6 +162,7 @@ class Bound:
         self.versions = list(self.maker)
         self.static_bytes = sum(trace.sizes[s] for s in trace.static)
         self.moments = self._moments(moments)
+        self._write_program()
 
     def _moments(self, count: int) -> list[int]:
         """Return the backward operators that need most, one in every stretch of them."""
@@ -179,9 +181,17 @@ class Bound:
 
     def least_milliseconds(self, budget: int) -> float | None:
         """Return the bound within a budget in bytes, None where nothing fits."""
+        limits = self._limits.copy()
+        limits[self._of_memory] += budget / MIB
+        found = linprog(
+            self._costs, A_ub=self._matrix, b_ub=limits, bounds=self._bounds, method="highs"
+        )
+        return float(found.fun) if found.status == 0 else None
+
+    def _write_program(self) -> None:
+        """Write down all but the budget: it is added to the limits of memory, which are in MiB."""
         reruns, tensors = len(self.forward), len(self.versions)
-        room = (budget - self.static_bytes) / 2**20
-        sizes = np.array([self._bytes(v) for v in self.versions]) / 2**20
+        sizes = np.array([self._bytes(v) for v in self.versions]) / MIB
         number = {v: k for k, v in enumerate(self.versions)}
         moments = [None, *self.moments]
         count = reruns + 2 * tensors * len(moments)
@@ -191,6 +201,7 @@ class Bound:
         most[:reruns] = np.inf
         entries: list[tuple[int, int, float]] = []
         limits: list[float] = []
+        of_memory: list[int] = []
 
         def at_most(limit: float, *terms: tuple[int, float]) -> None:
             entries.extend((len(limits), variable, factor) for variable, factor in terms)
@@ -215,14 +226,14 @@ class Bound:
                 at_most(-1, (live[v], -1), (later[v], -1))
             if m is not None:
                 least[[live[v] for v in self._read(m)]] = 1
-            gradients = 0 if m is None else self.backward[m].gradient_bytes / 2**20
-            at_most(room - gradients, *zip(live.values(), sizes, strict=True))
+            gradients = 0 if m is None else self.backward[m].gradient_bytes
+            of_memory.append(len(limits))
+            held = zip(live.values(), sizes, strict=True)
+            at_most(-(self.static_bytes + gradients) / MIB, *held)
         row, column, factor = zip(*entries, strict=True)
-        matrix = coo_array((factor, (row, column)), shape=(len(limits), count)).tocsr()
-        found = linprog(
-            costs, A_ub=matrix, b_ub=limits, bounds=np.stack([least, most], 1), method="highs"
-        )
-        return float(found.fun) if found.status == 0 else None
+        self._matrix = coo_array((factor, (row, column)), shape=(len(limits), count)).tocsr()
+        self._costs, self._bounds = costs, np.stack([least, most], 1)
+        self._limits, self._of_memory = np.array(limits), of_memory
 
 
 def run(models: list[str]) -> None:

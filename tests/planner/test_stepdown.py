@@ -110,7 +110,7 @@ def test_a_real_refusal_is_stepped_down_from_and_no_step_is_lost(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent), str(here.parents[2])]))
 
     def run(free_bytes: int) -> dict[str, Any]:
-        request = {"free_bytes": free_bytes, "caps_itself": True}
+        request = {"free_bytes": free_bytes}
         return run_in_process(f"{here.stem}:train_two_steps", request, cap_bytes=free_bytes or None)
 
     # all activations are 0.6 GiB; sandbox.cap_host_memory leaves 256 MiB above what it is told

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from profiler.errors import UnknownNameError
-from profiler.sandbox import lift_host_cap
+from profiler.sandbox import cap_host_memory, lift_host_cap
 
 
 def run(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
@@ -39,9 +39,15 @@ def die(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict
     return {}
 
 
+def wait(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
 def allocate(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
     import torch
 
+    cap_host_memory(request["cap_bytes"])
     held = []
     for index in range(request["blocks"]):
         held.append(torch.zeros(request["block_bytes"], dtype=torch.uint8))
@@ -53,6 +59,7 @@ def lift(request: dict[str, Any], progress: Callable[[str, float], None]) -> dic
     """Hold a block beyond the cap while it is lifted, then one more under the cap."""
     import torch
 
+    cap_host_memory(request["cap_bytes"])
     put_back = lift_host_cap()
     held = [torch.zeros(request["beyond_bytes"], dtype=torch.uint8)]
     put_back()
@@ -60,4 +67,4 @@ def lift(request: dict[str, Any], progress: Callable[[str, float], None]) -> dic
     return {"held_bytes": sum(block.nbytes for block in held)}
 
 
-ACTIONS = {f.__name__: f for f in (report, unknown, fail, die, allocate, lift)}
+ACTIONS = {f.__name__: f for f in (report, unknown, fail, die, wait, allocate, lift)}

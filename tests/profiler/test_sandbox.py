@@ -52,8 +52,8 @@ def test_a_killed_child_is_a_failed_measurement_with_its_last_words() -> None:
 
 
 def test_the_cap_is_enforced() -> None:
-    blocks = {"action": "allocate", "blocks": 12, "block_bytes": 64 * MIB}
     cap = 128 * MIB
+    blocks = {"action": "allocate", "blocks": 12, "block_bytes": 64 * MIB, "cap_bytes": cap}
     shares: list[float] = []
     with pytest.raises(OutOfMemoryError) as caught:
         run_in_process(CHILD, blocks, cap_bytes=cap, on_progress=lambda _, s: shares.append(s))
@@ -63,13 +63,14 @@ def test_the_cap_is_enforced() -> None:
 
 
 def test_below_the_cap_all_is_well() -> None:
-    blocks = {"action": "allocate", "blocks": 2, "block_bytes": 64 * MIB}
-    assert run_in_process(CHILD, blocks, cap_bytes=192 * MIB)["held_bytes"] == 128 * MIB
+    cap = 192 * MIB
+    blocks = {"action": "allocate", "blocks": 2, "block_bytes": 64 * MIB, "cap_bytes": cap}
+    assert run_in_process(CHILD, blocks, cap_bytes=cap)["held_bytes"] == 128 * MIB
 
 
 def test_a_lifted_cap_comes_back_above_what_was_taken_meanwhile() -> None:
     cap, beyond = 64 * MIB, 1024 * MIB
-    within = {"action": "lift", "beyond_bytes": beyond, "more_bytes": cap}
+    within = {"action": "lift", "beyond_bytes": beyond, "more_bytes": cap, "cap_bytes": cap}
     assert run_in_process(CHILD, within, cap_bytes=cap)["held_bytes"] == beyond + cap
     with pytest.raises(OutOfMemoryError):
         run_in_process(CHILD, within | {"more_bytes": beyond}, cap_bytes=cap)
@@ -77,5 +78,5 @@ def test_a_lifted_cap_comes_back_above_what_was_taken_meanwhile() -> None:
 
 def test_a_slow_child_is_stopped_and_that_is_no_lack_of_memory() -> None:
     with pytest.raises(MeasurementError, match=r"more than 0\.5 s") as caught:
-        run_in_process(CHILD, {"action": "report"}, cap_bytes=MIB, timeout_seconds=0.5)
+        run_in_process(CHILD, {"action": "wait"}, cap_bytes=MIB, timeout_seconds=0.5)
     assert not isinstance(caught.value, OutOfMemoryError)
