@@ -58,6 +58,7 @@ from profiler.kernels import (
     real_sizes,
 )
 from profiler.methods.base import backbone_of
+from profiler.operations import kind_of, only_allocates, only_views, what_is_read
 from profiler.records import OWNERS
 from profiler.step import Batch, TrainingStep, make_optimizer
 from profiler.workload import Candidate
@@ -214,7 +215,7 @@ class Recorder(TorchDispatchMode):
             self._take_over(summed, out)
         view = self._is_view.get(func)
         if view is None:
-            view = self._is_view[func] = _only_views(func)
+            view = self._is_view[func] = only_views(func)
         if view:
             return out
         if self.phase == BACKWARD and recomputing():
@@ -245,13 +246,13 @@ class Recorder(TorchDispatchMode):
             self._death(row)
         if self.warming_up:
             return
-        if func._schema.name in _ALLOCATIONS:
+        if only_allocates(func):
             return
         flops = self._flops(func, args, kwargs, out)
-        moved, batched = self._traffic(_read(func, args))
+        moved, batched = self._traffic(what_is_read(func, args))
         written, batched_written = self._traffic((out,))
         if moved or written or flops:
-            kind = _kind(func, args)
+            kind = kind_of(func, args)
             begins_refill = self._begins_refill()
             if self.stopwatch is not None:
                 total = moved + written
@@ -458,14 +459,6 @@ def _holders_of_a_sum() -> tuple[int, int]:
     return seen[0]
 
 
-_ALLOCATIONS = {
-    "aten::empty",
-    "aten::empty_like",
-    "aten::empty_strided",
-    "aten::new_empty",
-    "aten::new_empty_strided",
-}
-"""They move nothing."""
 _BOOK_LENGTH = 256
 _ADD, _is_dense = torch.ops.aten.add.Tensor, torch.ops.aten.is_non_overlapping_and_dense
 _DEVICE = torch.ops.prim.device.default
@@ -477,19 +470,6 @@ def _padded_bytes(tensor: Tensor) -> int:
     if tensor.dim() == 0 or tensor.storage_offset():
         return 0
     return tensor.shape[0] * tensor.stride(0) * tensor.element_size()
-
-
-def _only_views(func: Any) -> bool:
-    """True for operations whose results all alias an input without writing to it.
-
-    ``_unsafe_view`` is one of them whose schema keeps quiet about it.
-    """
-    if func is torch.ops.aten._unsafe_view.default:
-        return True
-    returns = func._schema.returns
-    return bool(returns) and all(
-        r.alias_info is not None and not r.alias_info.is_write for r in returns
-    )
 
 
 def _follow(recorder: Recorder, out: Any, operation: int) -> None:
@@ -705,30 +685,6 @@ def _record_step(
     log = recorder.log()
     del loss
     return log
-
-
-def _read(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what an operation reads: a scan's scratch is as large for one image as for many."""
-    if func.namespace != "budgetplan":
-        return args
-    named = zip(func._schema.arguments, args, strict=False)
-    return tuple(arg for declared, arg in named if declared.name != "workspace")
-
-
-def _kind(func: Any, args: tuple[Any, ...]) -> str:
-    """Return what an operation computes (``OperationRecord.kind``)."""
-    name: str = func._schema.name
-    if func._overloadpacket is torch.ops.aten.convolution:
-        weight, groups = args[1], args[8]
-    elif func._overloadpacket is torch.ops.aten.convolution_backward:
-        weight, groups = args[2], args[9]
-    elif func._overloadpacket is torch.ops.aten.native_batch_norm and not args[5]:
-        return f"{name}, given statistics"
-    else:
-        return name
-    if groups > 1:
-        return f"{name}, depthwise"
-    return f"{name}, pointwise" if weight.shape[2:].numel() == 1 else name
 
 
 def _as_they_move(module: nn.Module) -> Iterator[Tensor]:

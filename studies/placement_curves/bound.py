@@ -28,7 +28,7 @@ import rows
 import torch
 from evaluator import altered, pretended_accelerator
 from scipy.optimize import linprog
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.runtime_estimator import RuntimeEstimator
 from torch.nn import functional as F
@@ -102,6 +102,10 @@ class Tracer(RuntimeEstimator):
         storages = [self.storage(v) for v in tree_leaves(values) if isinstance(v, torch.Tensor)]
         return [(s, self.written.get(s, 0)) for s in dict.fromkeys(storages)]
 
+    def milliseconds(self, func, args, kwargs, out, *, estimated: float) -> float:
+        """Return what running the operator again takes."""
+        return estimated
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run the operator as the estimator does."""
         if func.namespace == "prim":
@@ -109,7 +113,7 @@ class Tracer(RuntimeEstimator):
         reads = self._versions((args, kwargs))
         before = self.total_runtime
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        taken = self.total_runtime - before
+        taken = self.milliseconds(func, args, kwargs, out, estimated=self.total_runtime - before)
         if func._schema.is_mutable:
             changed = [
                 value
@@ -132,15 +136,15 @@ class Tracer(RuntimeEstimator):
         return out
 
 
-def traced(workload: Workload) -> Trace:
+def traced(workload: Workload, tracer: Tracer | None = None) -> Trace:
     """Return the operators of one forward and backward that keep everything."""
+    tracer = tracer or Tracer()
     assembly = altered(Candidate(workload=workload))
     model, size = assembly.model, workload.image_size
     with FakeTensorMode(allow_non_fake_inputs=True), pretended_accelerator():
         to_fake(model)
         images = torch.empty(workload.micro_batch, 3, size, size)
         labels = torch.empty(workload.micro_batch, dtype=torch.long)
-        tracer = Tracer()
         for tensor in (*model.parameters(), *model.buffers(), images, labels):
             tracer.trace.static.add(tracer.storage(tensor))
         with contextlib.redirect_stdout(io.StringIO()):
@@ -149,6 +153,26 @@ def traced(workload: Workload) -> Trace:
                 tracer.backward = True
                 loss.backward()
     return tracer.trace
+
+
+Variables = dict[Version, int]
+"""Of each forward tensor, the number of a variable of the program."""
+
+
+class _Inequalities:
+    """Rows of a linear program: a weighted sum of variables is at most a limit."""
+
+    def __init__(self) -> None:
+        self.limits: list[float] = []
+        self._entries: list[tuple[int, int, float]] = []
+
+    def at_most(self, limit: float, *terms: tuple[int, float]) -> None:
+        self._entries.extend((len(self.limits), variable, factor) for variable, factor in terms)
+        self.limits.append(limit)
+
+    def matrix(self, variables: int) -> csr_array:
+        row, column, factor = zip(*self._entries, strict=True)
+        return coo_array((factor, (row, column)), shape=(len(self.limits), variables)).tocsr()
 
 
 class Bound:
@@ -160,7 +184,7 @@ class Bound:
         self.backward = [op for op in trace.operations if op.backward]
         self.maker = {v: i for i, op in enumerate(self.forward) for v in op.makes}
         self.versions = list(self.maker)
-        self.static_bytes = sum(trace.sizes[s] for s in trace.static)
+        self._static_bytes = sum(trace.sizes[s] for s in trace.static)
         self.moments = self._moments(moments)
         self._write_program()
 
@@ -189,51 +213,52 @@ class Bound:
         return float(found.fun) if found.status == 0 else None
 
     def _write_program(self) -> None:
-        """Write down all but the budget: it is added to the limits of memory, which are in MiB."""
+        """Write down all but the budget: it is added to the limits of memory."""
         reruns, tensors = len(self.forward), len(self.versions)
-        sizes = np.array([self._bytes(v) for v in self.versions]) / MIB
-        number = {v: k for k, v in enumerate(self.versions)}
+        number = {v: reruns + k for k, v in enumerate(self.versions)}
         moments = [None, *self.moments]
         count = reruns + 2 * tensors * len(moments)
-        costs = np.zeros(count)
-        costs[:reruns] = [op.milliseconds for op in self.forward]
+        self._costs = np.zeros(count)
+        self._costs[:reruns] = [op.milliseconds for op in self.forward]
         least, most = np.zeros(count), np.ones(count)
         most[:reruns] = np.inf
-        entries: list[tuple[int, int, float]] = []
-        limits: list[float] = []
-        of_memory: list[int] = []
-
-        def at_most(limit: float, *terms: tuple[int, float]) -> None:
-            entries.extend((len(limits), variable, factor) for variable, factor in terms)
-            limits.append(limit)
-
+        rows, self._of_memory = _Inequalities(), []
         for stage, m in enumerate(moments):
-            offset = reruns + 2 * tensors * stage
-            live = {v: offset + k for v, k in number.items()}
-            later = {v: offset + tensors + k for v, k in number.items()}
-            for v, operation in self.maker.items():
-                kept = reruns + number[v]
-                at_most(0, (later[v], 1), (operation, -1))
-                if m is not None:
-                    at_most(0, (live[v], 1), (kept, -1), (later[v], 1), (operation, -1))
-                for u in self.forward[operation].reads:
-                    if self.maker.get(u, operation) != operation:
-                        at_most(0, (later[v], 1), (live[u], -1), (later[u], -1))
-            read_later = set().union(
-                *map(self._read, range(0 if m is None else m, len(self.backward)))
-            )
-            for v in read_later:
-                at_most(-1, (live[v], -1), (later[v], -1))
+            live = {v: k + 2 * tensors * stage for v, k in number.items()}
+            later = {v: k + tensors for v, k in live.items()}
+            self._require_making(rows, live, later, kept=None if m is None else number)
+            self._require_reading(rows, live, later, since=m or 0)
             if m is not None:
                 least[[live[v] for v in self._read(m)]] = 1
-            gradients = 0 if m is None else self.backward[m].gradient_bytes
-            of_memory.append(len(limits))
-            held = zip(live.values(), sizes, strict=True)
-            at_most(-(self.static_bytes + gradients) / MIB, *held)
-        row, column, factor = zip(*entries, strict=True)
-        self._matrix = coo_array((factor, (row, column)), shape=(len(limits), count)).tocsr()
-        self._costs, self._bounds = costs, np.stack([least, most], 1)
-        self._limits, self._of_memory = np.array(limits), of_memory
+            self._of_memory.append(len(rows.limits))
+            self._require_room(rows, live, m)
+        self._matrix, self._limits = rows.matrix(count), np.array(rows.limits)
+        self._bounds = np.stack([least, most], 1)
+
+    def _require_making(
+        self, rows: _Inequalities, live: Variables, later: Variables, *, kept: Variables | None
+    ) -> None:
+        """What was or will be made again is paid for; what will be has its inputs then."""
+        for v, operation in self.maker.items():
+            rows.at_most(0, (later[v], 1), (operation, -1))
+            if kept is not None:
+                rows.at_most(0, (live[v], 1), (kept[v], -1), (later[v], 1), (operation, -1))
+            for u in self.forward[operation].reads:
+                if self.maker.get(u, operation) != operation:
+                    rows.at_most(0, (later[v], 1), (live[u], -1), (later[u], -1))
+
+    def _require_reading(
+        self, rows: _Inequalities, live: Variables, later: Variables, *, since: int
+    ) -> None:
+        """What is read from a moment on lives then or will be made again."""
+        for v in set().union(*map(self._read, range(since, len(self.backward)))):
+            rows.at_most(-1, (live[v], -1), (later[v], -1))
+
+    def _require_room(self, rows: _Inequalities, live: Variables, m: int | None) -> None:
+        """What lives fits into the budget (which is added later) beside all else that does, in MiB."""
+        gradients = 0 if m is None else self.backward[m].gradient_bytes
+        held = ((variable, self._bytes(v) / MIB) for v, variable in live.items())
+        rows.at_most(-(self._static_bytes + gradients) / MIB, *held)
 
 
 def run(models: list[str]) -> None:

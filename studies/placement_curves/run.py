@@ -7,6 +7,7 @@
     python studies/placement_curves/run.py matched [MODEL ...]
     python studies/placement_curves/run.py arms [WORKLOAD ...]
     python studies/placement_curves/run.py host [WORKLOAD ...]
+    python studies/placement_curves/run.py host_bound [WORKLOAD ...]
     python studies/placement_curves/run.py report
 
 All but the last append raw rows to ``*.jsonl`` and skip what is there; ``report`` draws the
@@ -69,7 +70,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "part",
-        choices=["evaluate", "bound", "sac", "compiled", "matched", "arms", "host", "report"],
+        choices=[
+            *("evaluate", "bound", "sac", "compiled", "matched"),
+            *("arms", "host", "host_bound", "report"),
+        ],
     )
     parser.add_argument("models", nargs="*")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
@@ -98,6 +102,10 @@ def main() -> None:
         run(given.models)
     elif given.part == "host":
         from host import run
+
+        run(given.models)
+    elif given.part == "host_bound":
+        from host_bound import run
 
         run(given.models)
     else:
