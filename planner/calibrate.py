@@ -59,7 +59,7 @@ class Run:
         backbone: its model; runs of one backbone are left out together.
         kind: what `kind_of` says of the backbone.
         precision: of the workload.
-        work: [operations, 3] FLOPs, moved bytes, times in one optimizer step.
+        work: [operations, 4] FLOPs, moved bytes, launches, times in one optimizer step.
         step_seconds: measured.
         energy_joules: measured, of one step; None where it was not.
     """
@@ -213,17 +213,21 @@ def _check(calibration: Calibration) -> None:
 
 
 def work_of(operations: Iterable[OperationRecord], workload: Workload) -> Floats:
-    """Return a replayed step as [operations, 3]; a replay shows at most two micro-batches."""
+    """Return a replayed step as [operations, 4]; a replay shows at most two micro-batches.
+
+    FLOPs, bytes moved, launches, and how often the step has it.
+    """
     shown = min(workload.accumulation, 2)
     rows = [
         (
             op.flops,
             op.moved_bytes,
+            op.launches,
             1.0 if op.phase == OPTIMIZER else workload.accumulation / shown,
         )
         for op in operations
     ]
-    return np.array(rows, dtype=np.float64).reshape(-1, 3)
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
 @cache
@@ -253,12 +257,12 @@ def _shares(work: Floats, rates: Rates) -> Floats:
         [
             work[:, 0] / rates.flops_per_second,
             work[:, 1] / rates.bytes_per_second,
-            np.full(len(work), rates.launch_seconds),
+            work[:, 2] * rates.launch_seconds,
         ],
         axis=1,
     )
     bound = times.argmax(axis=1)
-    longest = times.max(axis=1) * work[:, 2]
+    longest = times.max(axis=1) * work[:, 3]
     return np.bincount(bound, weights=longest, minlength=3).astype(np.float64)
 
 

@@ -16,7 +16,8 @@ plain model keeps two bytes for every weight until backward.
 A *light* scope counts what mixes no channels among the cheap calls. A depthwise convolution does
 k*k multiplications for every value of its output, where the pointwise ones beside it do hundreds;
 attention does two for every token that is looked at (98 in a window of 7 x 7, 394 in a ViT at 224
-pixels), as one function or as products of activations. Any other layer can be *dropped* by name:
+pixels), as one function or as products of activations; a scan does seven for each of its 16 states,
+and gives a state for every 16 tokens beside its output. Any other layer can be *dropped* by name:
 then its matmul or convolution is a frame like the cheap ones. In a *lean* scope the cheap ones are
 lean frames: where its layers are dropped too, a unit running backward is at no time there as a
 whole, as one that is recomputed is.
@@ -65,9 +66,9 @@ _COPIES_AND_SUMS = {
     *("cat", "concat", "stack", "flip", "roll", "pad"),
 }
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-_ATTENTION = "scaled_dot_product_attention"
+_ATTENTION, _SCAN = "scaled_dot_product_attention", "selective_scan"
 _PRODUCTS = {"matmul", "__matmul__", "bmm"}
-_MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | {"linear", _ATTENTION}
+_MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | {"linear", _ATTENTION, _SCAN}
 _BATCH_NORM_ARGUMENTS = tuple(inspect.signature(nn.functional.batch_norm).parameters)
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _COPIES_AND_SUMS
@@ -79,7 +80,8 @@ _SAVE_NO_INPUT = (
 """Their inputs must be available beforehand: what they save is a mask, their output, or nothing."""
 
 _SMALL = 16
-"""What has at most 1/16 of its neighbour's values (a mean per token) is kept without asking."""
+"""What has at most 1/16 of its neighbour's values (a mean per token), or of what is made of it, is
+kept without asking."""
 
 
 def _is_depthwise(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -165,7 +167,7 @@ class Scope(TorchFunctionMode):
     """What is known during one forward of a unit.
 
     Args:
-        light: whether depthwise convolutions and attention are cheap.
+        light: whether depthwise convolutions, attention and scans are cheap.
         lean: whether what is cheap is run again for every use.
     """
 
@@ -262,7 +264,7 @@ class Scope(TorchFunctionMode):
             return _is_depthwise(args, kwargs)
         if recipe.name in _PRODUCTS:
             return not any(_each((*args, *kwargs.values()), nn.Parameter))
-        return recipe.name == _ATTENTION
+        return recipe.name in (_ATTENTION, _SCAN)
 
     def _is_dear(self, frame: Frame) -> bool:
         """True for a layer, and for what reads a dear output that it does not keep for itself.
@@ -295,7 +297,7 @@ class Scope(TorchFunctionMode):
         if (
             isinstance(output, Tensor)
             and self._gives_new(output, inplace=inplace)
-            and (self._is_available(frame) or self._keep_inputs(frame))
+            and (self._is_available(frame, output) or self._keep_inputs(frame))
         ):
             for i, slot in slots:
                 frame.drop(i, slot, output)
@@ -326,10 +328,10 @@ class Scope(TorchFunctionMode):
             for tensor in tensors
         )
 
-    def _is_available(self, frame: Frame) -> bool:
-        """True if every input of the frame is there anyway when it is needed again."""
+    def _is_available(self, frame: Frame, output: Tensor) -> bool:
+        """True if every input of the frame is there anyway when it is needed again, or small."""
         inputs = list(_each((*frame.args, *frame.kwargs.values()), (Held, Reading)))
-        largest = max((i.shape.numel() for i in inputs), default=0)
+        largest = max(output.numel(), *(i.shape.numel() for i in inputs), 0)
         return all(
             isinstance(i, Reading)
             or self._is_kept(i.tensor, i.version)

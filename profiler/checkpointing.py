@@ -9,7 +9,7 @@ Every decision is made of *frames* (profiler/frames.py), calls that can be run a
                before saved nothing (a frozen prefix), the input is kept instead
     cheap      norms, activation functions, dropout and copies inside the unit are frames
                (profiler/cheap.py); what the rest of the unit saves of their outputs are readings
-    light      as cheap, with depthwise convolutions and attention among the frames
+    light      as cheap, with depthwise convolutions, attention and scans among the frames
     lean       as light, and the frames of what is cheap run again rather than leave anything in
                memory
     unit/part  the branch is a frame that reads its input from the norm in front of it, so the

@@ -112,6 +112,7 @@ class Work:
     Attributes:
         flops: [operations, 4].
         moved_bytes: [operations, 4].
+        launches: [operations, 4] kernels on a GPU.
         unit: [operations] unit index, -1 outside.
         phase: [operations] phase code.
         kind: [operations] index into ``kinds``.
@@ -121,6 +122,7 @@ class Work:
 
     flops: Floats
     moved_bytes: Floats
+    launches: Floats
     unit: Ints
     phase: Ints
     kind: Ints
@@ -133,6 +135,7 @@ class Work:
         return Work(
             flops=self.flops[chosen],
             moved_bytes=self.moved_bytes[chosen],
+            launches=self.launches[chosen],
             unit=self.unit[chosen],
             phase=self.phase[chosen],
             kind=self.kind[chosen],
@@ -146,7 +149,7 @@ class Work:
         traffic = (self.moved_bytes @ point) / roofline.bytes_per_second
         slowness = np.array([roofline.slowness.get(kind, 1.0) for kind in self.kinds.tolist()])
         bound = np.maximum(arithmetic, traffic) * slowness[self.kind]
-        longest: Floats = np.maximum(bound, roofline.launch_seconds)
+        longest: Floats = np.maximum(bound, (self.launches @ point) * roofline.launch_seconds)
         return longest + self.begins_refill * roofline.refill_seconds
 
 
@@ -558,10 +561,12 @@ def _work(logs: Sequence[EventLog]) -> Work:
     batched = [np.array([op.batched_bytes for op in log.operations]) for log in logs]
     fixed = [np.array([op.moved_bytes - op.batched_bytes for op in log.operations]) for log in logs]
     moved = _coefficients(batched) + _coefficients(fixed)
+    launches = [np.array([op.launches for op in log.operations]) for log in logs]
     kinds, kind = np.unique([op.kind for op in operations], return_inverse=True)
     return Work(
         flops=flops,
         moved_bytes=moved,
+        launches=_coefficients(launches),
         unit=np.array([op.unit for op in operations], dtype=np.int64),
         phase=np.array([op.phase for op in operations], dtype=np.int64),
         kind=kind.astype(np.int64),

@@ -49,6 +49,7 @@ class OperationRecord:
         kind: what it computes, for rates of its own: the aten name, and of a convolution whether it
             is depthwise or pointwise, of batch normalisation whether the statistics are given.
         begins_refill: whether it is the first of a frame that runs again.
+        launches: how many kernels it is on a GPU, if that is known to be more than one.
     """
 
     phase: int
@@ -58,6 +59,7 @@ class OperationRecord:
     batched_bytes: int = 0
     kind: str = ""
     begins_refill: bool = False
+    launches: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

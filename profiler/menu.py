@@ -3,7 +3,7 @@
 An option is a word, since it is replayed, stored and drawn in one piece:
 
     a decision   for the whole unit (profiler/placement.py)
-    depthwise    light, but attention is no more than cheap
+    depthwise    light, but attention (or a scan) is no more than cheap
     only:N       the N-th branch drops what is cheap, the rest of the unit is kept
     parts:N      the N-th branch is recomputed, the others drop what is cheap
     parts:all    every branch is recomputed, and what joins them stays
@@ -12,7 +12,7 @@ An option is a word, since it is replayed, stored and drawn in one piece:
 
 In a unit with depthwise convolutions, branches and layers are beside ``depthwise`` and not beside
 ``cheap``: nothing is cheaper to drop. With ``light-`` in front, layers are beside ``light``.
-Attention over all of an image is about as dear as a layer, so there is either.
+Attention over all of an image, or a scan, is about as dear as a layer, so there is either.
 
 Layers are taken in the order of multiplications for a value of their output, which is the time
 that a freed byte costs. The costliest is left out: with it that would be nearly ``recompute``.
@@ -38,13 +38,13 @@ class Anatomy:
     Attributes:
         branches: worth checkpointing alone (an attention, an MLP).
         layers: whose outputs may be dropped, cheapest to run again first; no depthwise ones.
-        attention: the module that is it, None where there is none.
+        token_mixer: the module that is its attention or its scan, None where there is none.
         has_depthwise: whether there are depthwise convolutions.
     """
 
     branches: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
-    attention: str | None = None
+    token_mixer: str | None = None
     has_depthwise: bool = False
 
 
@@ -59,18 +59,18 @@ def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
     branches = [*range(1, most_branches + 1)]
     most_layers = max((len(unit.layers) for unit in units), default=0)
     layers = [f"{_LAYERS}{n}" for n in range(1, most_layers + 1)]
-    has_attention = any(unit.attention is not None for unit in units)
+    has_mixer = any(unit.token_mixer is not None for unit in units)
     has_depthwise = any(unit.has_depthwise for unit in units)
     return (
         *MENU,
-        *([DEPTHWISE] if has_attention and has_depthwise else []),
-        *([LIGHT] if has_attention or has_depthwise else []),
+        *([DEPTHWISE] if has_mixer and has_depthwise else []),
+        *([LIGHT] if has_mixer or has_depthwise else []),
         LEAN,
         *([LEAN_LAYERS] if layers else []),
         *(f"{_ONLY}{n}" for n in branches),
         *(f"{_PARTS}{n}" for n in ([*branches, "all"] if branches else [])),
         *layers,
-        *(f"{_BESIDE_LIGHT}{option}" for option in layers if has_attention),
+        *(f"{_BESIDE_LIGHT}{option}" for option in layers if has_mixer),
     )
 
 
@@ -96,11 +96,11 @@ def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:
     if option == KEEP:
         return {}
     if option == DEPTHWISE:
-        return beside if anatomy.has_depthwise and anatomy.attention is not None else {}
+        return beside if anatomy.has_depthwise and anatomy.token_mixer is not None else {}
     if option == LEAN_LAYERS:
         return _by_layer(unit, len(anatomy.layers), {unit: LEAN}, anatomy)
     if plain.startswith(_LAYERS):
-        is_other = plain == option or anatomy.attention is not None
+        is_other = plain == option or anatomy.token_mixer is not None
         count = int(plain.removeprefix(_LAYERS)) if is_other else 0
         return _by_layer(unit, count, beside, anatomy)
     if plain.startswith((_ONLY, _PARTS)):
@@ -118,8 +118,8 @@ def _by_layer(unit: str, count: int, beside: dict[str, str], anatomy: Anatomy) -
 def _depthwise(unit: str, anatomy: Anatomy) -> dict[str, str]:
     if not anatomy.has_depthwise:
         return {unit: CHEAP}
-    attention = {} if anatomy.attention is None else {f"{unit}/{anatomy.attention}": CHEAP}
-    return {unit: LIGHT} | attention
+    mixer = {} if anatomy.token_mixer is None else {f"{unit}/{anatomy.token_mixer}": CHEAP}
+    return {unit: LIGHT} | mixer
 
 
 def _by_branch(unit: str, option: str, beside: dict[str, str], anatomy: Anatomy) -> dict[str, str]:

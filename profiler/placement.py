@@ -5,8 +5,8 @@ Decisions, from most memory and no recompute to least memory and most recompute:
     keep       the unit's activations stay, as without checkpointing
     cheap      outputs that are cheap to recompute (normalisation, activation functions, dropout)
                are dropped; outputs of matmuls, convolutions and scans stay
-    light      as cheap, and what depthwise convolutions and attention give is dropped too: they do
-               few operations for the size of their output. Queries, keys and values stay
+    light      as cheap, and what depthwise convolutions, attention and scans give is dropped too:
+               they do few operations for the size of their output. Queries, keys and values stay
     lean       as light, and what is cheap is recomputed for every use, so that less of the unit is
                there at any time while it runs backward
     recompute  only the unit's input stays; its whole forward runs again in backward

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from profiler.abridged import Row, expand, pass_on, rows_of
 from profiler.assembly import Assembly, assemble
 from profiler.backbones.discovery import modules_of
+from profiler.backbones.selective_scan import loop_work
 from profiler.checkpointing import apply_placement, recomputing
 from profiler.cuda_kernels import Capability
 from profiler.cuda_reduce import Multiprocessors, PartialSums, Reduction
@@ -87,6 +88,7 @@ class Recorder(TorchDispatchMode):
         kernel_bytes: what the target's kernels take inside an operation.
         as_published: count FLOPs as arXiv 2507.23536 did.
         stopwatch: really runs and times what is replayed.
+        in_loops: count a scan as the loops of operations that it is on a GPU.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Recorder(TorchDispatchMode):
         kernel_bytes: KernelBytes | None = None,
         as_published: bool = False,
         stopwatch: Stopwatch | None = None,
+        in_loops: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.unit_names = unit_names
@@ -104,6 +107,7 @@ class Recorder(TorchDispatchMode):
         self.kernel_bytes = kernel_bytes
         self.as_published = as_published
         self.stopwatch = stopwatch
+        self.in_loops = in_loops
         self.phase = SETUP
         self.unit = -1
         self.tick = 0
@@ -254,6 +258,10 @@ class Recorder(TorchDispatchMode):
         if moved or written or flops:
             kind = kind_of(func, args)
             begins_refill = self._begins_refill()
+            loops = loop_work(func, args) if self.in_loops else None
+            if loops is not None:
+                written += loops.moved_bytes
+                batched_written += loops.moved_bytes
             if self.stopwatch is not None:
                 total = moved + written
                 self.stopwatch.time(kind, func, args, kwargs, flops=flops, moved_bytes=total)
@@ -266,6 +274,7 @@ class Recorder(TorchDispatchMode):
                     batched_bytes=batched + batched_written,
                     kind=kind,
                     begins_refill=begins_refill,
+                    launches=1 if loops is None else loops.launches,
                 )
             )
 
@@ -647,6 +656,7 @@ def replay_assembled(
             kernel_bytes=inside,
             as_published=as_published,
             stopwatch=stopwatch,
+            in_loops=target == "cuda",
         )
         return _record_step(
             recorder, assembly, candidate.workload, target=target, optimizer=optimizer

@@ -48,15 +48,18 @@ class Rates:
     slowness: Mapping[str, float] = field(default_factory=dict)
     refill_seconds: float = 0.0
 
-    def seconds(self, flops: float, moved_bytes: float, kind: str = "") -> float:
+    def seconds(
+        self, flops: float, moved_bytes: float, kind: str = "", *, launches: int = 1
+    ) -> float:
         """Return the roofline time of one operation."""
         bound = max(flops / self.flops_per_second, moved_bytes / self.bytes_per_second)
-        return max(bound * self.slowness.get(kind, 1.0), self.launch_seconds)
+        return max(bound * self.slowness.get(kind, 1.0), launches * self.launch_seconds)
 
     def total_seconds(self, operations: Iterable[OperationRecord]) -> float:
         """Return the sum over operations, one after the other."""
         return sum(
-            self.seconds(op.flops, op.moved_bytes, op.kind) + op.begins_refill * self.refill_seconds
+            self.seconds(op.flops, op.moved_bytes, op.kind, launches=op.launches)
+            + op.begins_refill * self.refill_seconds
             for op in operations
         )
 

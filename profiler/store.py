@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-SCHEMA = 15
+SCHEMA = 16
 """Raise it whenever a profile's meaning changes."""
 
 _T = TypeVar("_T")

@@ -127,17 +127,21 @@ def anatomy_of(model: nn.Module, unit: str) -> Anatomy:
     return Anatomy(
         branches=parts_of(model, unit),
         layers=layers_of(model, unit),
-        attention=_attention_in(model, unit),
+        token_mixer=_token_mixer_in(model, unit),
         has_depthwise=any(map(_is_depthwise, inside)),
     )
 
 
-def _attention_in(model: nn.Module, unit: str) -> str | None:
-    """Return the name, within a unit, of the module that is its attention by name."""
+def _token_mixer_in(model: nn.Module, unit: str) -> str | None:
+    """Return the name, within a unit, of the module that is its attention or scan by class name."""
     if JOINT in unit:
         return None
     inside = model.get_submodule(unit).named_modules()
-    return next((n for n, m in inside if n and "Attention" in type(m).__name__), None)
+    return next((n for n, m in inside if n and _mixes_tokens(type(m).__name__)), None)
+
+
+def _mixes_tokens(class_name: str) -> bool:
+    return "Attention" in class_name or class_name == "SelectiveScan"
 
 
 def _wrapped(module: nn.Module) -> nn.Module:

@@ -44,7 +44,7 @@ from profiler.backbones.image_classifier import (
     linear_head,
     step_projection,
 )
-from profiler.backbones.selective_scan import selective_scan
+from profiler.backbones.selective_scan import SelectiveScan
 
 STATES = 8
 CONV_POSITIONS = 3
@@ -118,6 +118,7 @@ class MambaVisionMixer(nn.Module):
         self.dt_proj = step_projection(rank, half)
         self.A_log = decay_parameter(half, STATES)
         self.D = nn.Parameter(torch.ones(half))
+        self.scan = SelectiveScan()
         self.out_proj = nn.Linear(dim, dim, bias=False)
         self.conv1d_x = _same_conv(half)
         self.conv1d_z = _same_conv(half)
@@ -129,7 +130,7 @@ class MambaVisionMixer(nn.Module):
         u = F.silu(self.conv1d_x(x).transpose(1, 2).contiguous())
         z = F.silu(self.conv1d_z(z)).transpose(1, 2)
         low_rank, b, c = self.x_proj(u).split([self.step_rank, STATES, STATES], dim=-1)
-        y = selective_scan(
+        y = self.scan(
             u.transpose(1, 2),
             self.dt_proj(low_rank).transpose(1, 2),
             -torch.exp(self.A_log.float()),

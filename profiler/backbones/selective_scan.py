@@ -16,6 +16,7 @@ through it. All decays are exp of a negative number, so nothing overflows.
 
 Pieces:
     selective_scan                      mamba_ssm's shapes, and its CUDA kernel when installed
+    SelectiveScan                       the same as a module
     _SelectiveScan                      autograd: casts, softplus, which gradients are wanted
     scan_forward_op, scan_backward_op   the chunk loops, as two operators of the dispatcher
     scan_workspace                      the scratch that both write to
@@ -24,8 +25,8 @@ Why operators (`torch.library.custom_op`) that are handed their scratch: the loo
 of their own, so a recorder on fake tensors sees one operator and every byte of it instead of
 hundreds of operators, and a policy that recomputes the cheap parts of a unit can name the scan and
 keep it. Inside, one in-place `addcmul_` per position is the whole recurrence: for 197 positions
-about 280 kernel launches forward and 900 backward, however many sequences and directions are
-stacked.
+about 320 kernel launches forward and 960 backward (`loop_work` counts them), however many sequences
+and directions are stacked into the scratch.
 
 Cost: time O(batch * length * inner * state), stored O(batch * length / chunk * inner * state),
 scratch `WORKSPACE_BYTES` or one sequence.
@@ -47,16 +48,21 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
 from profiler.backbones.scan_kernel import ScanKernel, scan_kernel
+from profiler.operations import only_allocates, only_views
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
@@ -105,12 +111,27 @@ def selective_scan(  # noqa: PLR0917 - mamba_ssm's signature
     Returns:
         [batch, inner, length] in the dtype of `u`; inside it is float32 (float64 for float64).
     """
+    if has_torch_function((u, delta)):  # for who watches calls, as checkpointing does
+        return handle_torch_function(
+            selective_scan,
+            (u, delta),
+            *(u, delta, A, B, C, D, z, delta_bias),
+            delta_softplus=delta_softplus,
+        )
     if u.is_cuda and _has_mamba_kernel():
         return _mamba_kernel_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     y: Tensor = _SelectiveScan.apply(
         u, delta, A, B, C, D, delta_bias, delta_softplus, torch.is_grad_enabled()
     )
     return y if z is None else y * F.silu(z)
+
+
+class SelectiveScan(nn.Module):
+    """The scan as a named part of a model, of which a placement can say something."""
+
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        """Call ``selective_scan``."""
+        return selective_scan(*arguments, **named)
 
 
 @cache
@@ -615,3 +636,105 @@ def scan_backward_flops(
     adjoint = want_drive or want_rates or want_b
     per_state = 5 + 2 * sum((want_delta, want_drive, want_rates, want_b, want_c)) + 6 * adjoint
     return int(per_state * math.prod(u_shape) * rates_shape[0])
+
+
+# --- what the loops do beside that, on a device without a kernel for them -------------------------
+
+
+class LoopWork(NamedTuple):
+    """What an operator's loops do.
+
+    Attributes:
+        launches: operations in them, each a kernel on a GPU.
+        moved_bytes: what these read and write.
+    """
+
+    launches: int
+    moved_bytes: int
+
+
+def loop_work(func: Any, args: tuple[Any, ...]) -> LoopWork | None:
+    """Return what PyTorch's loops do inside one of the two operators; None for any other.
+
+    With mamba_ssm installed a scan on a GPU is one kernel of its own, and None too.
+
+    Args:
+        func: an operator.
+        args: its arguments, of which only shapes matter.
+    """
+    run = {
+        torch.ops.budgetplan.selective_scan.default: _run_forward_loops,
+        torch.ops.budgetplan.selective_scan_backward.default: _run_backward_loops,
+    }.get(func)
+    if run is None or _has_mamba_kernel():
+        return None
+    shapes = tuple((tuple(a.shape), a.dtype) if isinstance(a, Tensor) else a for a in args)
+    return _counted(run, tuple(tuple(a) if isinstance(a, list) else a for a in shapes))
+
+
+@cache
+def _counted(run: Callable[..., None], shapes: tuple[Any, ...]) -> LoopWork:
+    """Run loops on ``meta`` and add up their operations."""
+    count = _Count()
+    with unset_fake_temporarily(), torch.no_grad():
+        args = [
+            torch.empty(a[0], dtype=a[1], device="meta")
+            if isinstance(a, tuple) and a and isinstance(a[-1], torch.dtype)
+            else a
+            for a in shapes
+        ]
+        with count:
+            run(*args)
+    return LoopWork(count.launches, count.moved_bytes)
+
+
+class _Count(TorchDispatchMode):
+    """Adds up what is not a view."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launches = self.moved_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        if not only_views(func) and not only_allocates(func):
+            self.launches += 1
+            tensors = [t for t in tree_leaves((args, out)) if isinstance(t, Tensor)]
+            self.moved_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return out
+
+
+def _run_forward_loops(  # noqa: PLR0917
+    u: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    workspace: Tensor,
+    softplus: bool,
+    keep_states: bool,
+) -> None:
+    y, states = _forward_results(u, rates, keep_states=keep_states)
+    _forward_loops(u, delta, rates, b, c, skip, workspace, y, states, softplus=softplus)
+
+
+def _run_backward_loops(  # noqa: PLR0917
+    grad_y: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    states: Tensor,
+    workspace: Tensor,
+    softplus: bool,
+    wanted: Sequence[bool],
+) -> None:
+    results = _backward_results(u, rates, b, list(wanted))
+    given = (grad_y, u, delta, rates, b, c, skip, states, workspace)
+    _backward_loops(*given, results, wanted, softplus=softplus)

@@ -38,7 +38,7 @@ from profiler.backbones.image_classifier import (
     linear_head,
     step_projection,
 )
-from profiler.backbones.selective_scan import selective_scan
+from profiler.backbones.selective_scan import SelectiveScan
 from profiler.errors import InputError
 
 DEPTH = 24
@@ -71,6 +71,7 @@ class VimMixer(nn.Module):
         self.x_proj = nn.Linear(inner, rank + 2 * STATES, bias=False)
         self.x_proj_b = nn.Linear(inner, rank + 2 * STATES, bias=False)
         self.dt_proj, self.dt_proj_b = step_projection(rank, inner), step_projection(rank, inner)
+        self.scan = SelectiveScan()
         self.out_proj = nn.Linear(inner, dim, bias=False)
         with torch.no_grad():
             self.out_proj.weight.div_(math.sqrt(depth))
@@ -87,7 +88,7 @@ class VimMixer(nn.Module):
         steps_f, b_f, c_f = self._selection(u_f, self.x_proj, self.dt_proj)
         steps_b, b_b, c_b = self._selection(u_b, self.x_proj_b, self.dt_proj_b)
         # The mean of the directions: halving C and D halves their sum, at the size of C and D.
-        y = selective_scan(
+        y = self.scan(
             u.transpose(1, 2),
             torch.cat([steps_f, steps_b], dim=-1).transpose(1, 2),
             -torch.exp(torch.cat([self.A_log, self.A_b_log]).float()),

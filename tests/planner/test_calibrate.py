@@ -48,7 +48,7 @@ def run(backbone: str, seed: int, *, slower: float = 1.0, precision: str = "fp32
     flops = 10.0 ** rng.uniform(6, 9.7, 300) * (rng.random(300) < products)
     moved = 10.0 ** rng.uniform(3, 7 + 2 * rng.random(), 300)
     repeats = rng.integers(1, 3, 300)
-    work = np.stack([flops, moved, repeats], axis=1).astype(np.float64)
+    work = np.stack([flops, moved, np.ones(300), repeats], axis=1).astype(np.float64)
     seconds = seconds_of(work, TRUE) * slower
     return Run(
         backbone=backbone,
@@ -71,6 +71,7 @@ def test_seconds_are_the_rooflines():
     operations = [
         OperationRecord(phase=FORWARD, unit=0, flops=10**9, moved_bytes=10**6),
         OperationRecord(phase=BACKWARD, unit=0, flops=10**4, moved_bytes=10**9),
+        OperationRecord(phase=FORWARD, unit=0, flops=1, moved_bytes=1, launches=300),
         OperationRecord(phase=OPTIMIZER, unit=-1, flops=1, moved_bytes=1),
     ]
     work = work_of(operations, Workload(model="vit_t", accumulation=1))
@@ -83,7 +84,7 @@ def test_micro_batches_count_and_the_update_does_not():
         OperationRecord(phase=OPTIMIZER, unit=-1, flops=10**9, moved_bytes=0),
     ]
     work = work_of(operations, Workload(model="vit_t", accumulation=8))
-    assert work[:, 2].tolist() == [4.0, 1.0]  # a replay of eight shows two
+    assert work[:, 3].tolist() == [4.0, 1.0]  # a replay of eight shows two
 
 
 def test_known_factors_are_found():
@@ -129,7 +130,7 @@ def test_a_single_backbone_has_no_honest_error():
 
 
 def test_a_factor_that_nothing_speaks_of_stays_at_the_data_sheets():
-    copies = np.array([[0.0, 1e9, 1.0]])
+    copies = np.array([[0.0, 1e9, 1.0, 1.0]])
     runs = [
         Run(
             backbone=f"m{i}",

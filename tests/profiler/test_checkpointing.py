@@ -675,7 +675,7 @@ def test_a_lean_unit_is_never_there_as_a_whole_and_runs_its_layers_once(peft, ad
 @pytest.mark.parametrize("name", ["tiny_vit", "swin"])
 def test_attention_in_operators_of_its_own_is_dropped_too(name):
     model = build(name)
-    units = [u for u in find_units(model) if anatomy_of(model, u).attention]
+    units = [u for u in find_units(model) if anatomy_of(model, u).token_mixer]
     x = images()
     stored = {}
     for decision in (CHEAP, LIGHT):
@@ -686,6 +686,65 @@ def test_attention_in_operators_of_its_own_is_dropped_too(name):
             torch.manual_seed(3)
             stored[decision] = stored_bytes(model, x)
     assert stored[LIGHT] < stored[CHEAP]
+
+
+class Scans(TorchDispatchMode):
+    """Counts selective scans, first runs and recomputes apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[bool] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.budgetplan.selective_scan.default:
+            self.count[recomputing()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_light_unit_runs_its_scan_again_and_one_with_a_cheap_scan_does_not():
+    model, x = build("vim"), images()
+    units = find_units(model)
+    stored, again = {}, {}
+    for decision in (CHEAP, LIGHT):
+        beside = {f"{u}/mixer.scan": CHEAP for u in units} if decision == CHEAP else {}
+        placement = Placement(decisions=dict.fromkeys(units, LIGHT) | beside)
+        with apply_placement(model, placement):
+            stored[decision] = stored_bytes(model, x)
+            with Scans() as scans:
+                model(x).sum().backward()
+        assert scans.count[False] == len(units)
+        again[decision] = scans.count[True]
+    assert again == {CHEAP: 0, LIGHT: len(units)}
+    # 5 tokens of 64 channels in 2 directions: the sum of these, which the gate reads, and one state
+    # of 16 values a channel for the only chunk
+    tokens, channels, states = len(x) * 5, 64, len(x) * 2 * 64 * 16
+    assert stored[CHEAP] - stored[LIGHT] == len(units) * 4 * (tokens * channels + states)
+
+
+def test_a_dropped_layer_keeps_its_input_if_that_is_small():
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up, self.out = nn.Linear(64, 2), nn.Linear(2, 64), nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.out(F.gelu(self.up(self.down(x))))
+
+    torch.manual_seed(5)
+    model = nn.Sequential(Narrow())
+    model[0].up.requires_grad_(False)  # saves no input
+    x = torch.randn(32, 64)
+    expected = grads_of(model, x)
+    kept = stored_bytes(model, x)
+    with apply_placement(model, Placement(decisions={"0": CHEAP, "0/up": RECOMPUTE}), units=["0"]):
+        assert all(map(torch.equal, grads_of(model, x), expected))
+        # what `up` gives and GELU reads, and what GELU gives; the input of two channels comes in
+        assert kept - stored_bytes(model, x) == 2 * x.nbytes - 2 * len(x) * 4
+
+
+def grads_of(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    return torch.autograd.grad(model(x).square().sum(), wanted)
 
 
 def test_autocast_copies_of_cheap_outputs_are_dropped_too():

@@ -272,7 +272,7 @@ def test_layers_are_in_the_order_of_what_a_value_costs_without_the_costliest():
     # neither the depthwise convolution nor the gate
     assert layers_of(mobile, "blocks.1.0") == ("conv_pw",)
     assert anatomy_of(mobile, "blocks.1.0").has_depthwise
-    assert anatomy_of(vit, "blocks.0").attention == "attn"
+    assert anatomy_of(vit, "blocks.0").token_mixer == "attn"
     assert layers_of(norm_first, "stages.0.blocks.0") == ("mlp.fc1",)
     assert layers_of(basic, "conv1+bn1+act1+maxpool") == ()
 

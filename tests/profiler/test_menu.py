@@ -7,8 +7,10 @@ import pytest
 from profiler.menu import LEAN_LAYERS, MENU, Anatomy, decisions_of, menu_of, option_of, uniform
 from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE
 
-BLOCK = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv", "mlp.fc1"), attention="attn")
-BOTH = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv",), attention="attn", has_depthwise=True)
+BLOCK = Anatomy(branches=("attn", "mlp"), layers=("attn.qkv", "mlp.fc1"), token_mixer="attn")
+BOTH = Anatomy(
+    branches=("attn", "mlp"), layers=("attn.qkv",), token_mixer="attn", has_depthwise=True
+)
 MOBILE = Anatomy(layers=("expand",), has_depthwise=True)
 PARTS = ("only:1", "only:2", "parts:1", "parts:2", "parts:all")
 
@@ -67,7 +69,7 @@ def test_beside_depthwise_convolutions_attention_is_dropped_or_not():
 
 
 def test_attention_deep_inside_a_recomputed_branch_has_no_decision_of_its_own():
-    deep = Anatomy(branches=("mix", "mlp"), attention="mix.attn", has_depthwise=True)
+    deep = Anatomy(branches=("mix", "mlp"), token_mixer="mix.attn", has_depthwise=True)
     assert decisions_of("a", "parts:1", deep) == {"a": LIGHT, "a/mix": RECOMPUTE}
 
 

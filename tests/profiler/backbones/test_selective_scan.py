@@ -15,6 +15,7 @@ from profiler.backbones.selective_scan import (
     BACKWARD_BUFFERS,
     FORWARD_BUFFERS,
     chunk_bounds,
+    loop_work,
     scan_backward_op,
     scan_forward_op,
     scan_workspace,
@@ -218,6 +219,26 @@ def test_the_operators_allocate_nothing_but_their_results():
     results = scan_backward_op(*backward)
     beyond = allocated(lambda: scan_backward_op(*backward)) - sum(x.nbytes for x in results)
     assert 0 <= beyond <= 16  # a Python number wrapped as a tensor
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_the_work_of_the_loops_is_that_of_the_recurrence(turns, monkeypatch):
+    batch, length, inner, states = 4, 197, 8, 16
+    steps = torch.empty(batch, length, inner, device="meta")
+    rates, b = torch.empty(states, inner, device="meta"), torch.empty(batch, length, states, 1)
+    row_bytes = scan_workspace(steps[:1], states=states, buffers=FORWARD_BUFFERS)[:1].nbytes
+    monkeypatch.setattr(module, "WORKSPACE_BYTES", row_bytes * batch // turns)
+    scratch = scan_workspace(steps, states=states, buffers=FORWARD_BUFFERS)
+    skip = torch.empty(inner)
+    work = loop_work(
+        torch.ops.budgetplan.selective_scan.default,
+        (steps, steps, rates, b, b, skip, scratch, True, True),
+    )
+    # one for every position, ten for every chunk, one for the carry
+    assert work.launches == turns * (length + 10 * len(chunk_bounds(length)) + 1)
+    # the large arrays are passed over eleven times; what has no states comes on top
+    assert 11 < work.moved_bytes / (4 * batch * length * inner * states) < 13
+    assert loop_work(torch.ops.aten.mul.Tensor, (steps, steps)) is None
 
 
 def test_bfloat16_autocast_computes_in_float32_and_returns_bfloat16():
