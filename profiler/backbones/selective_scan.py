@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -660,31 +660,61 @@ def loop_work(func: Any, args: tuple[Any, ...]) -> LoopWork | None:
 
     Args:
         func: an operator.
-        args: its arguments, of which only shapes matter.
+        args: its arguments, of which only shapes and flags matter.
     """
-    run = {
-        torch.ops.budgetplan.selective_scan.default: _run_forward_loops,
-        torch.ops.budgetplan.selective_scan_backward.default: _run_backward_loops,
-    }.get(func)
-    if run is None or _has_mamba_kernel():
+    forward = func is torch.ops.budgetplan.selective_scan.default
+    backward = func is torch.ops.budgetplan.selective_scan_backward.default
+    if not (forward or backward) or _has_mamba_kernel():
         return None
-    shapes = tuple((tuple(a.shape), a.dtype) if isinstance(a, Tensor) else a for a in args)
-    return _counted(run, tuple(tuple(a) if isinstance(a, list) else a for a in shapes))
+    wanted = None if forward else tuple(args[-1])
+    inputs, _, rates, b, *_ = of_both = args if forward else args[1:]
+    workspace, softplus = of_both[6:8] if forward else of_both[7:9]
+    (batch, length, inner), groups = inputs.shape, b.shape[3]
+    few, more = (
+        _one_sequence(length, rates.shape[0], groups, channels, softplus=softplus, wanted=wanted)
+        for channels in (1, 2)
+    )
+    a_channel = more.moved_bytes - few.moved_bytes
+    floats = few.moved_bytes + a_channel * (inner // groups - 1)
+    return LoopWork(
+        launches=few.launches * -(-batch // workspace.shape[0]),
+        moved_bytes=batch * floats * inputs.element_size() // 4,
+    )
 
 
 @cache
-def _counted(run: Callable[..., None], shapes: tuple[Any, ...]) -> LoopWork:
-    """Run loops on ``meta`` and add up their operations."""
-    count = _Count()
+def _one_sequence(
+    length: int,
+    states: int,
+    groups: int,
+    channels: int,
+    *,
+    softplus: bool,
+    wanted: tuple[bool, ...] | None,
+) -> LoopWork:
+    """Run the loops on one float32 sequence of so few channels a group that it takes no time.
+
+    Args:
+        length: positions.
+        states: for every channel.
+        groups: of channels with weights of their own.
+        channels: in a group.
+        softplus: whether it is applied to the step sizes.
+        wanted: gradients of the backward pass; None for the forward pass.
+    """
     with unset_fake_temporarily(), torch.no_grad():
-        args = [
-            torch.empty(a[0], dtype=a[1], device="meta")
-            if isinstance(a, tuple) and a and isinstance(a[-1], torch.dtype)
-            else a
-            for a in shapes
-        ]
-        with count:
-            run(*args)
+        u = torch.zeros(1, length, groups * channels)
+        rates, b = torch.zeros(states, groups * channels), torch.zeros(1, length, states, groups)
+        y, kept = _forward_results(u, rates, keep_states=True)
+        buffers = FORWARD_BUFFERS if wanted is None else BACKWARD_BUFFERS
+        scratch = scan_workspace(u, states=states, buffers=buffers)
+        given = (u, u, rates, b, b, rates[0])
+        results = _backward_results(u, rates, b, list(wanted or ()) or [True] * 6)
+        with _Count() as count:
+            if wanted is None:
+                _forward_loops(*given, scratch, y, kept, softplus=softplus)
+            else:
+                _backward_loops(u, *given, kept, scratch, results, wanted, softplus=softplus)
     return LoopWork(count.launches, count.moved_bytes)
 
 
@@ -705,36 +735,3 @@ class _Count(TorchDispatchMode):
             tensors = [t for t in tree_leaves((args, out)) if isinstance(t, Tensor)]
             self.moved_bytes += sum(t.numel() * t.element_size() for t in tensors)
         return out
-
-
-def _run_forward_loops(  # noqa: PLR0917
-    u: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skip: Tensor,
-    workspace: Tensor,
-    softplus: bool,
-    keep_states: bool,
-) -> None:
-    y, states = _forward_results(u, rates, keep_states=keep_states)
-    _forward_loops(u, delta, rates, b, c, skip, workspace, y, states, softplus=softplus)
-
-
-def _run_backward_loops(  # noqa: PLR0917
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skip: Tensor,
-    states: Tensor,
-    workspace: Tensor,
-    softplus: bool,
-    wanted: Sequence[bool],
-) -> None:
-    results = _backward_results(u, rates, b, list(wanted))
-    given = (grad_y, u, delta, rates, b, c, skip, states, workspace)
-    _backward_loops(*given, results, wanted, softplus=softplus)

@@ -3,7 +3,7 @@
 Peak: live tensor bytes of one forward and backward (no optimizer state), from budgetplan's replay,
 cross-checked against ``torch.distributed._tools.MemTracker``. Time: the A100 roofline of
 ``torch.distributed._tools.RuntimeEstimator`` with ``prim.device`` queries not billed as traffic
-(facts/peers.md B2), which is not the planner's own. A peer changes the model itself (``alter``)
+(facts/peers.md B2), nor are allocations; it is not the planner's own. A peer changes the model itself (``alter``)
 instead of handing in a placement.
 """
 
@@ -28,6 +28,7 @@ from profiler.roofline import Rates
 from profiler.workload import Candidate
 
 _runtime_estimation._IGNORE_OPS.add(torch.ops.prim.device)
+_runtime_estimation._IGNORE_OPS.add(torch.ops.aten.new_empty)  # a scan's scratch: it moves nothing
 # torch 2.14 bills the CPU's flash attention no FLOPs, 2.15 as many as CUDA's
 _ATEN = torch.ops.aten
 for cpu, cuda in {
