@@ -16,11 +16,11 @@ plain model keeps two bytes for every weight until backward.
 A *light* scope counts what mixes no channels among the cheap calls. A depthwise convolution does
 k*k multiplications for every value of its output, where the pointwise ones beside it do hundreds;
 attention does two for every token that is looked at (98 in a window of 7 x 7, 394 in a ViT at 224
-pixels), as one function or as products of activations; a scan does seven for each of its 16 states,
-and gives a state for every 16 tokens beside its output. Any other layer can be *dropped* by name:
-then its matmul or convolution is a frame like the cheap ones. In a *lean* scope the cheap ones are
-lean frames: where its layers are dropped too, a unit running backward is at no time there as a
-whole, as one that is recomputed is.
+pixels), as one function or as products of activations; a scan does seven for each of its 8 or
+16 states, and gives a state for every 16 tokens beside its output. Any other layer can be *dropped*
+by name: then its matmul or convolution is a frame like the cheap ones. In a *lean* scope the cheap
+ones are lean frames: where its layers are dropped too, a unit running backward is at no time there
+as a whole, as one that is recomputed is.
 
 Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
 whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
@@ -331,7 +331,7 @@ class Scope(TorchFunctionMode):
     def _is_available(self, frame: Frame, output: Tensor) -> bool:
         """True if every input of the frame is there anyway when it is needed again, or small."""
         inputs = list(_each((*frame.args, *frame.kwargs.values()), (Held, Reading)))
-        largest = max(output.numel(), *(i.shape.numel() for i in inputs), 0)
+        largest = max([output.numel(), *(i.shape.numel() for i in inputs)])
         return all(
             isinstance(i, Reading)
             or self._is_kept(i.tensor, i.version)

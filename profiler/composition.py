@@ -112,7 +112,7 @@ class Work:
     Attributes:
         flops: [operations, 4].
         moved_bytes: [operations, 4].
-        launches: [operations, 4] kernels on a GPU.
+        launches: [operations] kernels on a GPU.
         unit: [operations] unit index, -1 outside.
         phase: [operations] phase code.
         kind: [operations] index into ``kinds``.
@@ -122,7 +122,7 @@ class Work:
 
     flops: Floats
     moved_bytes: Floats
-    launches: Floats
+    launches: Ints
     unit: Ints
     phase: Ints
     kind: Ints
@@ -149,7 +149,7 @@ class Work:
         traffic = (self.moved_bytes @ point) / roofline.bytes_per_second
         slowness = np.array([roofline.slowness.get(kind, 1.0) for kind in self.kinds.tolist()])
         bound = np.maximum(arithmetic, traffic) * slowness[self.kind]
-        longest: Floats = np.maximum(bound, (self.launches @ point) * roofline.launch_seconds)
+        longest: Floats = np.maximum(bound, self.launches * roofline.launch_seconds)
         return longest + self.begins_refill * roofline.refill_seconds
 
 
@@ -561,12 +561,11 @@ def _work(logs: Sequence[EventLog]) -> Work:
     batched = [np.array([op.batched_bytes for op in log.operations]) for log in logs]
     fixed = [np.array([op.moved_bytes - op.batched_bytes for op in log.operations]) for log in logs]
     moved = _coefficients(batched) + _coefficients(fixed)
-    launches = [np.array([op.launches for op in log.operations]) for log in logs]
     kinds, kind = np.unique([op.kind for op in operations], return_inverse=True)
     return Work(
         flops=flops,
         moved_bytes=moved,
-        launches=_coefficients(launches),
+        launches=np.array([op.launches for op in operations], dtype=np.int64),
         unit=np.array([op.unit for op in operations], dtype=np.int64),
         phase=np.array([op.phase for op in operations], dtype=np.int64),
         kind=kind.astype(np.int64),

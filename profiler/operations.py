@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 _ALLOCATIONS = {
     "aten::empty",
@@ -39,6 +41,11 @@ def what_is_read(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args
     named = zip(func._schema.arguments, args, strict=False)
     return tuple(arg for declared, arg in named if declared.name != "workspace")
+
+
+def bytes_in(values: Any) -> int:
+    """Return the bytes of all tensors among some values, nested as they may be."""
+    return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
 def kind_of(func: Any, args: tuple[Any, ...]) -> str:

@@ -141,6 +141,8 @@ def report_of(
     if roofline is not None:
         seconds = step_seconds(log, roofline, workload)
         notes.append(f"time is a roofline: {roofline.source}")
+        if any(op.launches > 1 for op in log.operations):
+            notes.append("scans are timed as PyTorch's own loops; mamba_ssm's kernel takes less")
     joules = None
     if seconds is not None and roofline is not None and roofline.watts is not None:
         joules = seconds * roofline.watts

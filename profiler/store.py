@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-SCHEMA = 16
+SCHEMA = 17
 """Raise it whenever a profile's meaning changes."""
 
 _T = TypeVar("_T")

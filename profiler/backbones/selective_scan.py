@@ -25,8 +25,8 @@ Why operators (`torch.library.custom_op`) that are handed their scratch: the loo
 of their own, so a recorder on fake tensors sees one operator and every byte of it instead of
 hundreds of operators, and a policy that recomputes the cheap parts of a unit can name the scan and
 keep it. Inside, one in-place `addcmul_` per position is the whole recurrence: for 197 positions
-about 320 kernel launches forward and 960 backward (`loop_work` counts them), however many sequences
-and directions are stacked into the scratch.
+about 320 kernel launches forward and 960 backward (`loop_work` counts them), for as many sequences
+and directions as the scratch holds.
 
 Cost: time O(batch * length * inner * state), stored O(batch * length / chunk * inner * state),
 scratch `WORKSPACE_BYTES` or one sequence.
@@ -58,11 +58,10 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
 from profiler.backbones.scan_kernel import ScanKernel, scan_kernel
-from profiler.operations import only_allocates, only_views
+from profiler.operations import bytes_in, only_allocates, only_views
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
@@ -638,15 +637,16 @@ def scan_backward_flops(
     return int(per_state * math.prod(u_shape) * rates_shape[0])
 
 
-# --- what the loops do beside that, on a device without a kernel for them -------------------------
+# --- what the loops do inside the operators, on a device without a kernel for them ----------------
 
 
 class LoopWork(NamedTuple):
     """What an operator's loops do.
 
     Attributes:
-        launches: operations in them, each a kernel on a GPU.
-        moved_bytes: what these read and write.
+        launches: operations, each a kernel on a GPU, of one turn. Where the scratch has no room for
+            the batch more turns follow, but then each operation moves as much as it can hold.
+        moved_bytes: what all of them read and write.
     """
 
     launches: int
@@ -656,30 +656,23 @@ class LoopWork(NamedTuple):
 def loop_work(func: Any, args: tuple[Any, ...]) -> LoopWork | None:
     """Return what PyTorch's loops do inside one of the two operators; None for any other.
 
-    With mamba_ssm installed a scan on a GPU is one kernel of its own, and None too.
-
     Args:
         func: an operator.
         args: its arguments, of which only shapes and flags matter.
     """
-    forward = func is torch.ops.budgetplan.selective_scan.default
-    backward = func is torch.ops.budgetplan.selective_scan_backward.default
-    if not (forward or backward) or _has_mamba_kernel():
+    if func.namespace != "budgetplan":
         return None
-    wanted = None if forward else tuple(args[-1])
-    inputs, _, rates, b, *_ = of_both = args if forward else args[1:]
-    workspace, softplus = of_both[6:8] if forward else of_both[7:9]
-    (batch, length, inner), groups = inputs.shape, b.shape[3]
+    given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=True)}
+    (batch, length, inner), (states, _) = given["u"].shape, given["rates"].shape
+    groups = given["b"].shape[3]
+    wanted = tuple(given["wanted"]) if "wanted" in given else None
     few, more = (
-        _one_sequence(length, rates.shape[0], groups, channels, softplus=softplus, wanted=wanted)
+        _one_sequence(length, states, groups, channels, softplus=given["softplus"], wanted=wanted)
         for channels in (1, 2)
     )
     a_channel = more.moved_bytes - few.moved_bytes
-    floats = few.moved_bytes + a_channel * (inner // groups - 1)
-    return LoopWork(
-        launches=few.launches * -(-batch // workspace.shape[0]),
-        moved_bytes=batch * floats * inputs.element_size() // 4,
-    )
+    a_sequence = few.moved_bytes + a_channel * (inner // groups - 1)
+    return LoopWork(few.launches, batch * a_sequence * given["u"].element_size() // 4)
 
 
 @cache
@@ -706,14 +699,16 @@ def _one_sequence(
         u = torch.zeros(1, length, groups * channels)
         rates, b = torch.zeros(states, groups * channels), torch.zeros(1, length, states, groups)
         y, kept = _forward_results(u, rates, keep_states=True)
-        buffers = FORWARD_BUFFERS if wanted is None else BACKWARD_BUFFERS
-        scratch = scan_workspace(u, states=states, buffers=buffers)
         given = (u, u, rates, b, b, rates[0])
-        results = _backward_results(u, rates, b, list(wanted or ()) or [True] * 6)
-        with _Count() as count:
-            if wanted is None:
+        count = _Count()
+        if wanted is None:
+            scratch = scan_workspace(u, states=states, buffers=FORWARD_BUFFERS)
+            with count:
                 _forward_loops(*given, scratch, y, kept, softplus=softplus)
-            else:
+        else:
+            scratch = scan_workspace(u, states=states, buffers=BACKWARD_BUFFERS)
+            results = _backward_results(u, rates, b, list(wanted))
+            with count:
                 _backward_loops(u, *given, kept, scratch, results, wanted, softplus=softplus)
     return LoopWork(count.launches, count.moved_bytes)
 
@@ -732,6 +727,5 @@ class _Count(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not only_views(func) and not only_allocates(func):
             self.launches += 1
-            tensors = [t for t in tree_leaves((args, out)) if isinstance(t, Tensor)]
-            self.moved_bytes += sum(t.numel() * t.element_size() for t in tensors)
+            self.moved_bytes += bytes_in((args, out))
         return out

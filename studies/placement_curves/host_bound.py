@@ -9,19 +9,15 @@ given, as a second run has them: both make the bound lower. MobileNetV2 is left 
 
 from __future__ import annotations
 
-from typing import Any
-
 import rows
 import torch
 from arms import SLACK, WORKLOADS, Arm, Arms
 from bound import SERVED_OTHERWISE, Bound, Tracer, traced
 from rule import OPERATING_POINTS, best_adaptive
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from profiler.cpu_rates import cpu_rates
 from profiler.flops import operation_flops
-from profiler.operations import kind_of, only_allocates, only_views, what_is_read
+from profiler.operations import bytes_in, kind_of, only_allocates, only_views, what_is_read
 from profiler.placement import NONE
 from profiler.predict import count_parameters
 from profiler.roofline import Rates
@@ -45,13 +41,9 @@ class CpuTracer(Tracer):
         if only_allocates(func) or only_views(func):
             return 0.0
         flops = operation_flops(func, args, kwargs, out)
-        moved = _nbytes(what_is_read(func, args)) + _nbytes(out)
+        moved = bytes_in(what_is_read(func, args)) + bytes_in(out)
         kind = kind_of(func, args)
         return 1e3 * self._rates.seconds(flops, moved, _GIVEN.get(kind, kind))
-
-
-def _nbytes(values: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
 def _row(name: str, workload: Workload) -> Arm:

@@ -628,16 +628,21 @@ def test_bytes_of_an_inverted_residual_are_those_of_the_arithmetic(decision, fro
     assert stored_bytes(model, x) / (x.numel() * 4) == pytest.approx(values, abs=0.15)
 
 
-class Convolutions(TorchDispatchMode):
-    """Counts those of one shape of weight, first runs and recomputes apart."""
+class Runs(TorchDispatchMode):
+    """Counts those of an operator, first runs and recomputes apart.
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    Args:
+        operator: whose.
+        weight: only those with a weight of its shape.
+    """
+
+    def __init__(self, operator: object, *, weight: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.shape = weight.shape
+        self.operator, self.weight = operator, weight
         self.count: Counter[bool] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution.default and args[1].shape == self.shape:
+        if func is self.operator and (self.weight is None or args[1].shape == self.weight.shape):
             self.count[recomputing()] += 1
         return func(*args, **(kwargs or {}))
 
@@ -661,7 +666,7 @@ def test_a_lean_unit_is_never_there_as_a_whole_and_runs_its_layers_once(peft, ad
         with (
             apply_placement(model, placement, units=["0"]),
             Live(model) as live,
-            Convolutions(expand.weight) as convolutions,
+            Runs(torch.ops.aten.convolution.default, weight=expand.weight) as convolutions,
         ):
             model(x).sum().backward()
         peaks[whole] = live.peak / (x.numel() * 4)
@@ -688,19 +693,6 @@ def test_attention_in_operators_of_its_own_is_dropped_too(name):
     assert stored[LIGHT] < stored[CHEAP]
 
 
-class Scans(TorchDispatchMode):
-    """Counts selective scans, first runs and recomputes apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[bool] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.budgetplan.selective_scan.default:
-            self.count[recomputing()] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_light_unit_runs_its_scan_again_and_one_with_a_cheap_scan_does_not():
     model, x = build("vim"), images()
     units = find_units(model)
@@ -710,7 +702,7 @@ def test_a_light_unit_runs_its_scan_again_and_one_with_a_cheap_scan_does_not():
         placement = Placement(decisions=dict.fromkeys(units, LIGHT) | beside)
         with apply_placement(model, placement):
             stored[decision] = stored_bytes(model, x)
-            with Scans() as scans:
+            with Runs(torch.ops.budgetplan.selective_scan.default) as scans:
                 model(x).sum().backward()
         assert scans.count[False] == len(units)
         again[decision] = scans.count[True]

@@ -22,6 +22,12 @@ from profiler.backbones.selective_scan import (
     selective_scan,
 )
 
+WORKING = {
+    *("add_", "addcmul", "addcmul_", "copy_", "exp2_", "mul", "mul_", "sigmoid", "softplus"),
+    *("sum", "zero_"),
+}
+"""What the loops are made of, beside views and allocations."""
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
@@ -234,11 +240,33 @@ def test_the_work_of_the_loops_is_that_of_the_recurrence(turns, monkeypatch):
         torch.ops.budgetplan.selective_scan.default,
         (steps, steps, rates, b, b, skip, scratch, True, True),
     )
-    # one for every position, ten for every chunk, one for the carry
-    assert work.launches == turns * (length + 10 * len(chunk_bounds(length)) + 1)
+    # of a turn: one for every position, ten for every chunk, one for the carry
+    assert work.launches == length + 10 * len(chunk_bounds(length)) + 1
     # the large arrays are passed over eleven times; what has no states comes on top
     assert 11 < work.moved_bytes / (4 * batch * length * inner * states) < 13
     assert loop_work(torch.ops.aten.mul.Tensor, (steps, steps)) is None
+
+
+@pytest.mark.parametrize("wanted", [[True] * 6, [True, True, False, True, True, False]])
+def test_the_work_of_the_loops_is_what_runs_where_there_is_no_kernel(wanted):
+    batch, length, inner, states, groups = 1, 40, 12, 3, 2
+    steps = torch.rand(batch, length, inner, dtype=torch.float64)  # which no kernel takes
+    rates, skip = -torch.rand(states, inner).double(), torch.rand(inner).double()
+    b = torch.rand(batch, length, states, groups).double()
+    scratch = scan_workspace(steps, states=states, buffers=FORWARD_BUFFERS)
+    forward = (steps, steps, rates, b, b, skip, scratch, True, True)
+    _, kept = scan_forward_op(*forward)
+    scratch = scan_workspace(steps, states=states, buffers=BACKWARD_BUFFERS)
+    backward = (steps, steps, steps, rates, b, b, skip, kept, scratch, True, wanted)
+    ops = torch.ops.budgetplan
+    for op, arguments in (
+        (ops.selective_scan.default, forward),
+        (ops.selective_scan_backward.default, backward),
+    ):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            op(*arguments)
+        ran = [event for event in profiler.events() if event.name.removeprefix("aten::") in WORKING]
+        assert loop_work(op, arguments).launches == len(ran)
 
 
 def test_bfloat16_autocast_computes_in_float32_and_returns_bfloat16():
