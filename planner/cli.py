@@ -377,7 +377,7 @@ def _runs_here(asked: str, name: str, runs_on: str) -> str:
 @flops_option
 def profile(plot: Path | None, placement: bool, flops: str, **options: Any) -> None:
     """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
-    from planner.report import show_placement, show_profile
+    from planner.report import show_profile
     from profiler.predict import device_spec, replay_on, report_of
     from profiler.timeline import check_suffix
 
@@ -393,17 +393,16 @@ def profile(plot: Path | None, placement: bool, flops: str, **options: Any) -> N
         if plot is not None:
             notify("profile", f"drawing {plot}", 0.9)
             _draw(log, plot, candidate, target.label.name)
+        rows = None
         if placement:
             notify("profile", "profiling what each unit may do", 0.95)
             rows = cost_model(target.label.name).explain(candidate)
     report = replace(report, device=target.label)
     if options["as_json"]:
-        why = {"placement_rows": [asdict(row) for row in rows]} if placement else {}
+        why = {} if rows is None else {"placement_rows": [asdict(row) for row in rows]}
         print_json(report.to_json() | why)
         return
-    show_profile(report, console())
-    if placement:
-        show_placement(rows, candidate.placement, console())
+    show_profile(report, console(), placement_rows=rows)
 
 
 def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:

@@ -438,9 +438,12 @@ def owner_columns(report: Report) -> list[Column]:
     ]
 
 
-def show_profile(report: Report, console: Console) -> None:
-    """Print the table of units."""
+def show_profile(
+    report: Report, console: Console, *, placement_rows: Sequence[Row] | None = None
+) -> None:
+    """Print the table of units, and with ``placement_rows`` why each does what it does."""
     page = Page(console)
+    placement = report.candidate.placement
     page.heading(
         f"{report.candidate.workload.model}, {method_of(report.candidate)}: one micro-batch of "
         f"{report.candidate.workload.micro_batch} for {report.device.name}"
@@ -448,11 +451,12 @@ def show_profile(report: Report, console: Console) -> None:
     if not report.units:
         page.block("this backbone has no checkpointable units")
     else:
-        page.block(
-            *tables(
-                unit_columns(report.units, report.candidate.placement), keys=1, width=page.width
-            )
+        columns = unit_columns(
+            report.units, placement, with_decisions=placement_rows is None and not placement.is_none
         )
+        page.block(*tables(columns, keys=1, width=page.width))
+    if placement_rows is not None:
+        _placement_section(placement_rows, placement, page)
     page.heading("The whole step")
     page.block(_facts(_report_facts(report, None)))
     owners = owner_columns(report)
@@ -490,12 +494,16 @@ def _last_word(part: str) -> str:
     return ".".join(names[-2:] if names[-1].isdigit() else names[-1:])
 
 
-def unit_columns(units: Sequence[UnitReport], placement: Placement) -> list[Column]:
+def unit_columns(
+    units: Sequence[UnitReport], placement: Placement, *, with_decisions: bool = True
+) -> list[Column]:
     """Return the columns of a profile."""
-    decisions = ["-" if placement.is_none else decision_of(u.name, placement) for u in units]
+    decisions = Column(
+        header="decision", cells=[decision_of(u.name, placement) for u in units], justify="left"
+    )
     return [
         Column(header="unit", cells=[u.name for u in units], justify="left"),
-        Column(header="decision", cells=decisions, justify="left"),
+        *([decisions] if with_decisions else []),
         Column(header="stored", cells=[format_bytes(u.stored_bytes) for u in units]),
         Column(header="boundary", cells=[format_bytes(u.boundary_bytes) for u in units]),
         Column(header="working", cells=[format_bytes(u.working_bytes) for u in units]),
@@ -510,9 +518,8 @@ def unit_columns(units: Sequence[UnitReport], placement: Placement) -> list[Colu
     ]
 
 
-def show_placement(rows: Sequence[Row], placement: Placement, console: Console) -> None:
+def _placement_section(rows: Sequence[Row], placement: Placement, page: Page) -> None:
     """Print why each unit is kept or recomputed: what that frees and what it costs."""
-    page = Page(console)
     page.heading("Placement, composed")
     page.block(*tables(placement_columns(rows, placement), keys=2, width=page.width))
     peaks = [f"{row.unit} ({row.binding})" for row in rows if row.binding is not None]

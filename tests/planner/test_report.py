@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from planner.netscore import scores
+from planner.placement import Row
 from planner.plan import Accuracy, Plan
 from planner.report import (
     Column,
@@ -63,6 +64,21 @@ UNITS = tuple(
     for i in range(12)
 )
 
+PLACED = tuple(
+    Row(
+        unit=unit.name,
+        decision=unit.decision,
+        stored_bytes=1_234_567,
+        freed_bytes=11_111_111,
+        recompute_seconds=0.000567,
+        seconds_per_freed_mib=0.0000535,
+        forward_bytes=123 * MIB,
+        backward_bytes=234 * MIB,
+        binding="backward" if unit is UNITS[-1] else None,
+    )
+    for unit in UNITS
+)
+
 
 def report(device: DeviceLabel = GPU, rung: str = "replayed", **changes: int) -> Report:
     return Report(
@@ -111,6 +127,7 @@ def printed(show: Callable[[Console], None], *, width: int) -> str:
 PAGES: dict[str, Callable[[Console], None]] = {
     "prediction": lambda console: show_report(report(), console, budget_bytes=2 * GIB),
     "profile": lambda console: show_profile(report(), console),
+    "placement": lambda console: show_profile(report(), console, placement_rows=PLACED),
     "plan": lambda console: show_plan(plan(report(CPU, "measured")), console),
     "scores": lambda console: show_table(
         score_columns(scores(accuracy_percent=90.0, parameters=22e6)), console
@@ -192,6 +209,14 @@ def test_parts_of_a_unit_are_named_in_its_decision() -> None:
     assert decision_of("b", Placement(decisions=layers | {"b/mlp.proj": "recompute"})) == (
         "recompute attn.proj attn.qkv mlp.fc1 +1"
     )
+
+
+def test_decisions_are_shown_once() -> None:
+    plain = printed(lambda c: show_profile(report(), c), width=160)
+    placed = printed(lambda c: show_profile(report(), c, placement_rows=PLACED), width=160)
+    assert plain.count("decision") == placed.count("decision") == 1
+    assert placed.index("Placement, composed") < placed.index("decision")
+    assert "the peak is set by blocks.11 (backward)" in placed
 
 
 def test_a_sentence_wraps_and_is_never_cut() -> None:
