@@ -11,7 +11,7 @@
     python studies/placement_curves/run.py report
 
 All but the last append raw rows to ``*.jsonl`` and skip what is there; ``report`` draws the
-curves and writes ``results.json``.
+curves and writes ``results.json`` and ``tables.md``.
 """
 
 from __future__ import annotations
