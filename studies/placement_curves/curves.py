@@ -6,7 +6,6 @@ import statistics
 from typing import Any
 
 import rows
-from bound import POLICY as BOUND
 from evaluate import MODELS
 from peers import COMPILED, PLAIN_COMPILED
 
@@ -22,12 +21,12 @@ NAMES = {
     "vim_small_patch16_224": "Vim-S",
     "mambavision_t": "MambaVision-T",
 }
-__all__ = ["BOUND", "Curves", "Row", "evaluated", "measured", "title"]
 
 
-def title(model: str, method: str, batch: int | str) -> str:
-    """Name a curve: the model, LoRA if it is that, and the batch."""
-    return f"{NAMES[model]}{', LoRA' if method == 'lora' else ''}, batch {batch}"
+def title(workload_name: str) -> str:
+    """Name a curve for people: the model, LoRA if it is that, and the batch."""
+    model, method, batch = workload_name.split(", ")
+    return f"{NAMES[model]}{', LoRA' if method == 'lora' else ''}, {batch}"
 
 
 def _place(model: str, method: str) -> tuple[bool, int]:
@@ -43,7 +42,7 @@ def evaluated() -> Curves:
         base = next((r for r in group if r["policy"] == "none"), None)
         if base is None:
             continue
-        found[title(model, method, base["micro_batch"])] = [
+        found[title(f"{model}, {method}, batch {base['micro_batch']}")] = [
             row
             | {
                 "peak_share": row["peak_bytes"] / base["peak_bytes"],
@@ -74,8 +73,7 @@ def measured() -> Curves:
         group = [row for row in groups[name] if "error" not in row]
         base = group[0]
         compiled = next((r for r in group if r["block"] == PLAIN_COMPILED), base)
-        model, method, batch = name.split(", ")
-        found[title(model, method, batch.removeprefix("batch "))] = [
+        found[title(name)] = [
             row
             | _against(row["cpu_seconds"], (compiled if row["policy"] == COMPILED else base))
             | {"peak_share": row["peak_bytes"] / base["peak_bytes"]}

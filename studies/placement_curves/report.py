@@ -1,4 +1,4 @@
-"""Draw the curves, write ``results.json`` and the tables of the README."""
+"""Draw the curves, write ``results.json`` and ``tables.md``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import curves
 import matplotlib as mpl
 import rows
 import tables
-from curves import BOUND, Row
+from bound import POLICY as BOUND
+from curves import Row
 from peers import COMPILED
 
 from profiler.measure import environment

@@ -8,15 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import matched
 import rows
-from curves import BOUND, Curves, Row, title
+from bound import POLICY as BOUND
+from compiled import DECOMPOSED
+from curves import Curves, Row, title
 from peers import COMPILED
 
-from profiler.units import MIB
-
 BUDGETS = ("80%", "60%", "40%", "30%", "20%")
-_OURS = {*matched.OURS, BOUND, "torch.compile budget, decomposed"}
+_OURS = {*matched.OURS, BOUND, DECOMPOSED}
 _WITHIN = 1e-4
 """Of added time that counts as equal: a hundredth of a point."""
+
+
+def _section(heading: str, *text: str) -> Iterator[str]:
+    yield from (heading, "", *([*text, ""] if text else []))
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -33,10 +37,10 @@ def _percent(share: float, *, digits: int = 1, signed: bool = True) -> str:
 
 def lines(evaluated: Curves, measured: Curves) -> Iterator[str]:
     """Yield the lines of ``tables.md``."""
-    yield "# Tables of placement_curves"
-    yield ""
-    yield "Written by `run.py report` from the raw rows; the README says what they mean."
-    yield ""
+    yield from _section(
+        "# Tables of placement_curves",
+        "Written by `run.py report` from the raw rows; the README says what they mean.",
+    )
     yield from _budgets(evaluated)
     yield from _rivals(evaluated)
     yield from _bounds(evaluated)
@@ -48,11 +52,11 @@ def lines(evaluated: Curves, measured: Curves) -> Iterator[str]:
 
 def _budgets(evaluated: Curves) -> Iterator[str]:
     """What each budget costs."""
-    yield "## Evaluator: what a budget costs"
-    yield ""
-    yield "Added time of `optimal` in so much of the peak of keeping everything, and in brackets what no"
-    yield "recomputation of whole operators can beat; a dash where no placement fits."
-    yield ""
+    yield from _section(
+        "## Evaluator: what a budget costs",
+        "Added time of `optimal` in so much of the peak of keeping everything, and in brackets what no",
+        "recomputation of whole operators can beat; a dash where no placement fits.",
+    )
 
     def cells(judged: list[Row]) -> Iterator[str]:
         found = {(r["policy"], r["setting"]): r["added_share"] for r in judged}
@@ -67,7 +71,10 @@ def _budgets(evaluated: Curves) -> Iterator[str]:
 
 
 def _others(judged: list[Row]) -> Iterable[Row]:
-    """Points of others that keep less than everything, of several settings that do the same one."""
+    """Return the points of others that keep less than everything, equal ones of a policy once.
+
+    torch.compile's budget of 100 % is its `none`.
+    """
     found = {}
     for row in judged:
         plain = (row["policy"], row["setting"]) == (COMPILED, "100%")
@@ -78,12 +85,11 @@ def _others(judged: list[Row]) -> Iterable[Row]:
 
 def _quicker(judged: list[Row]) -> Iterator[tuple[Row, float]]:
     """Yield the points of others that ours in their peak does not reach, and what ours adds."""
-    ours = [r for r in judged if r["policy"] == "optimal"]
     for row in _others(judged):
-        room = row["peak_bytes"] * matched.SLACK
-        best = min((r["added_share"] for r in ours if r["peak_bytes"] <= room), default=None)
-        if best is None or best > row["added_share"] + _WITHIN:
-            yield row, float("inf") if best is None else best
+        best = _best(judged, row)
+        ours = float("inf") if best is None else best["added_share"]
+        if ours > row["added_share"] + _WITHIN:
+            yield row, ours
 
 
 def _rivals(evaluated: Curves) -> Iterator[str]:
@@ -91,11 +97,11 @@ def _rivals(evaluated: Curves) -> Iterator[str]:
     compiled = Counter(
         r["policy"] == COMPILED for judged in evaluated.values() for r in _others(judged)
     )
-    yield "## Evaluator: points of others below ours"
-    yield ""
-    yield f"Of {compiled[False]} points of the other policies and {compiled[True]} of torch.compile's budget that keep less than"
-    yield "everything: those that are quicker than ours in the very same peak (and a ten-thousandth more)."
-    yield ""
+    yield from _section(
+        "## Evaluator: points of others below ours",
+        f"Of {compiled[False]} points of the other policies and {compiled[True]} of torch.compile's budget that keep less than",
+        "everything: those that are quicker than ours in the very same peak (and a ten-thousandth more).",
+    )
     below = (
         (
             name,
@@ -111,10 +117,10 @@ def _rivals(evaluated: Curves) -> Iterator[str]:
 
 def _bounds(evaluated: Curves) -> Iterator[str]:
     """How far ours is from the operator bound."""
-    yield "## Evaluator: above the operator bound"
-    yield ""
-    yield "What no recomputation of whole operators can beat in the same budget (`bound.py`), in points of added time."
-    yield ""
+    yield from _section(
+        "## Evaluator: above the operator bound",
+        "What no recomputation of whole operators can beat in the same budget (`bound.py`), in points of added time.",
+    )
 
     def cells(judged: list[Row]) -> list[str]:
         bounds = {r["setting"]: r["added_share"] for r in judged if r["policy"] == BOUND}
@@ -134,11 +140,11 @@ def _bounds(evaluated: Curves) -> Iterator[str]:
 
 def _operating_points(evaluated: Curves, measured: Curves) -> Iterator[str]:
     """The rule where it saves what the paper says, and ours within its peak."""
-    yield "## The paper's operating points"
-    yield ""
-    yield "The rule with the threshold that suits it best for 43 % and for 79 % less, or as near as it gets; `optimal` in"
-    yield "its peak, and what part of the rule's added time that is."
-    yield ""
+    yield from _section(
+        "## The paper's operating points",
+        "The rule with the threshold that suits it best for 43 % and for 79 % less, or as near as it gets; `optimal` in",
+        "its peak, and what part of the rule's added time that is.",
+    )
     rule = ("curve", "the rule's peak", "its added time")
     yield "Evaluator:"
     yield ""
@@ -167,8 +173,9 @@ def _rule(judged: list[Row]) -> list[Row]:
     return [r for r in judged if r["setting"].startswith("its best for")]
 
 
-def _best(judged: list[Row], rule: Row) -> Row | None:
-    room = rule["peak_bytes"] * matched.SLACK
+def _best(judged: list[Row], other: Row) -> Row | None:
+    """Return the quickest of ours in the very peak of another point."""
+    room = other["peak_bytes"] * matched.SLACK
     own = [r for r in judged if r["policy"] == "optimal" and r["peak_bytes"] <= room]
     return min(own, key=lambda r: r["added_share"], default=None)
 
@@ -191,18 +198,17 @@ def _part(rule: Row, ours: Row | None) -> tuple[str, str]:
 
 def _host_bounds() -> Iterator[str]:
     """What of the rule's predicted time ours and the bound are at 43 % less on the CPU."""
-    yield "## Predicted for the CPU, in the rule's peak at 43 % less"
-    yield ""
-    yield "The planner's rates of this processor, for the rule, for `optimal` without micro-batches and for the operator"
-    yield "bound (`host_bound.py`)."
-    yield ""
+    yield from _section(
+        "## Predicted for the CPU, in the rule's peak at 43 % less",
+        "The planner's rates of this processor, for the rule, for `optimal` without micro-batches and for the operator",
+        "bound (`host_bound.py`).",
+    )
 
     def line(row: Row) -> Iterator[str]:
-        model, method, batch = row["workload_name"].split(", ")
         rule, ours, bound = (
             row[f"{name}_share"] for name in ("rule_predicted", "optimal_predicted", "bound")
         )
-        yield title(model, method, batch.removeprefix("batch "))
+        yield title(row["workload_name"])
         yield from (_percent(share) for share in (rule, ours, bound))
         yield from (f"{share / rule:.2f}" for share in (ours, bound))
 
@@ -216,16 +222,16 @@ def _peaks(measured: Curves) -> Iterator[str]:
     """How measured peaks lie to predicted ones and to budgets, and how steady the rounds are."""
     everything = [row for found in measured.values() for row in found]
     ratios = [r["peak_bytes"] / r["predicted_bytes"] for r in everything if "predicted_bytes" in r]
-    over = [r for r in everything if r["peak_bytes"] > r.get("budget_bytes", r["peak_bytes"])]
-    yield "## Measured on the CPU: peaks"
-    yield ""
-    yield f"Of {len(ratios)} placements the measured peak is {min(ratios):.5f} to {max(ratios):.5f} of the predicted one;"
-    yield f"{len(over)} above their budget"
-    yield from (
-        f"({r['workload_name']}: by {(r['peak_bytes'] - r['budget_bytes']) / MIB:.4f} MiB)"
-        for r in over
+    over = [
+        f"{title(r['workload_name'])} by {r['peak_bytes'] - r['budget_bytes']} bytes"
+        for r in everything
+        if r["peak_bytes"] > r.get("budget_bytes", r["peak_bytes"])
+    ]
+    yield from _section(
+        "## Measured on the CPU: peaks",
+        f"Of {len(ratios)} placements the measured peak is {min(ratios):.5f} to {max(ratios):.5f} of the predicted one.",
+        f"Above the budget: {'; '.join(over) or 'none'}.",
     )
-    yield ""
     yield from _table(
         ("workload", "slowest over quickest round"),
         (
@@ -239,60 +245,68 @@ def _spread(row: Row) -> float:
     return max(row["cpu_seconds"]) / min(row["cpu_seconds"])
 
 
-def _verdict(ours: Row, other: Row) -> tuple[str, str]:
-    """Return a word for the difference of two arms, and the difference itself.
+def _difference(ours: Row, other: Row) -> tuple[float, float, float]:
+    """Return how many points more ours adds in a round: the median, and its bounds.
 
-    Of the differences of a round: the median, and the third from either end, between which the
-    true median lies with a probability of 93 % for 11 rounds.
+    They are the third from either end: between them the true median lies with a probability of
+    93 % for 11 rounds.
     """
     pairs = zip(ours["added_shares"], other["added_shares"], strict=True)
     differences = sorted(100 * (a - b) for a, b in pairs)
-    middle, low, high = statistics.median(differences), differences[2], differences[-3]
-    word = "level" if low <= 0 <= high else "lower" if high < 0 else "higher"
-    return word, f"{middle:+.0f} ({low:+.0f} to {high:+.0f}) {word}"
+    return statistics.median(differences), differences[2], differences[-3]
+
+
+def _verdict(ours: Row, other: Row) -> str:
+    _, low, high = _difference(ours, other)
+    return "level" if low <= 0 <= high else "lower" if high < 0 else "higher"
+
+
+def _blocks(found: list[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """Yield each point of another and ours beside it; `none`'s own block is left out."""
+    blocks: dict[str, list[Row]] = {}
+    for row in found:
+        blocks.setdefault(row["block"], []).append(row)
+    for block in [*blocks.values()][1:]:
+        other = next(r for r in block if not r["policy"].startswith("optimal"))
+        yield other, [r for r in block if r is not other]
 
 
 def _pairs(measured: Curves) -> Iterator[str]:
     """Each other point beside ours in its peak."""
-    yield "## Measured on the CPU: each point of others beside ours"
-    yield ""
-    yield "Peak: the CPU allocator's own account, of keeping everything. Time: CPU seconds added to those of keeping"
-    yield "everything in the same round, torch.compile's to its own budget of 100 %; the median of eleven rounds. Of the"
-    yield "difference also the third from either end: between these the true median lies with a probability of 93 %."
-    yield "A point that is missing had the same placement as another; a dash: ours has no placement there, or the same."
-    yield ""
-    tables: list[str] = []
-    verdicts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
-    for name, found in measured.items():
-        tables += [f"### {name}", ""]
-        tables += _table(
-            ("point", "its peak, added time", "`optimal` in it", "difference, points"),
-            _compared(found, verdicts),
-        )
-    for compiled, words in verdicts.items():
-        who = "torch.compile's budget" if compiled else "the eager policies"
+    yield from _section(
+        "## Measured on the CPU: each point of others beside ours",
+        "Peak: the CPU allocator's own account, of keeping everything. Time: CPU seconds added to those of keeping",
+        "everything in the same round, torch.compile's to its own budget of 100 %; the median of eleven rounds. Of the",
+        "difference also the third from either end: between these the true median lies with a probability of 93 %.",
+        "A point that is missing had the same placement as another; a dash: ours has no placement there, the same one,",
+        "or keeps everything.",
+    )
+    verdicts = {"the eager policies": Counter[str](), "torch.compile's budget": Counter[str]()}
+    for found in measured.values():
+        for other, ours in _blocks(found):
+            who = [*verdicts][other["policy"] == COMPILED]
+            verdicts[who].update(_verdict(r, other) for r in ours if r["accumulation"] == 1)
+    for who, words in verdicts.items():
         said = ", ".join(f"{words[word]} {word}" for word in ("lower", "level", "higher"))
         yield f"Ours without micro-batches against {who}: {said} of {words.total()}."
     yield ""
-    yield from tables
+    for name, found in measured.items():
+        yield from _section(f"### {name}")
+        yield from _table(
+            ("point", "its peak, added time", "`optimal` in it", "difference, points"),
+            (line for other, ours in _blocks(found) for line in _compared(other, ours)),
+        )
 
 
-def _compared(found: list[Row], verdicts: dict[bool, Counter[str]]) -> Iterator[tuple[str, ...]]:
-    blocks: dict[str, list[Row]] = {}
-    for row in found:
-        blocks.setdefault(row["block"], []).append(row)
-    for name, block in [*blocks.items()][1:]:
-        other = next(r for r in block if not r["policy"].startswith("optimal"))
-        if len(block) == 1:
-            yield name, _point(other), "-", ""
-        for row in (r for r in block if r is not other):
-            word, difference = _verdict(row, other)
-            batches = ""
-            if row["accumulation"] > 1:
-                batches = f", {row['accumulation']} micro-batches"
-            else:
-                verdicts[other["policy"] == COMPILED][word] += 1
-            yield name, _point(other), _point(row) + batches, difference
+def _compared(other: Row, ours: list[Row]) -> Iterator[tuple[str, ...]]:
+    if not ours:
+        yield other["block"], _point(other), "-", ""
+    for row in ours:
+        middle, low, high = _difference(row, other)
+        difference = f"{middle:+.0f} ({low:+.0f} to {high:+.0f}) {_verdict(row, other)}"
+        count = row["accumulation"]
+        batches = f", {count} micro-batches" if count > 1 else ""
+        yield other["block"], _point(other), _point(row) + batches, difference
 
 
 def _point(row: Row) -> str:
