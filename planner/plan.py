@@ -5,7 +5,7 @@
     plan_file_name   readable, the same for the same candidate, different for different ones
 
 No torch here: a plan is read, shown and compared by commands that need none. Whether its model
-still exists and still looks the same is asked by ``planner.train.check_against_model``.
+still exists and still looks the same is asked by ``planner.training.trained_model.check_against_model``.
 """
 
 from __future__ import annotations
@@ -13,30 +13,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, Self, get_args
+from typing import Any, Self, get_args
 
-from planner.accuracy import Kind as EstimateKind
-from planner.netscore import Scores
+from planner.json_files import read_json, write_json
+from planner.scoring.accuracy_prior import Kind as EstimateKind
+from planner.scoring.netscore import Scores
 from profiler.errors import InputError
 from profiler.records import MEASURED, Report
-from profiler.units import MIB, format_bytes
 from profiler.workload import Candidate
 
 SCHEMA = "budgetplan.plan/1"
-MAX_FILE_BYTES = 16 * MIB
-"""A plan of a 500-unit model with raw trials is below 1 MiB; more is not a plan."""
 
 KINDS = ("measured", *get_args(EstimateKind), "none")
+
 PACKAGES = ("budgetplan", "torch", "timm", "peft")
+
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -216,44 +213,6 @@ def write_plan(plan: Plan, path: Path) -> None:
     write_json(plan.to_json(), path)
 
 
-def write_json(data: Mapping[str, Any], path: Path) -> None:
-    """Write JSON data by way of a temporary file beside the target.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    text = json.dumps(dict(data), indent=1, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp's 0600 would keep the group out
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def check_folder(path: Path) -> None:
-    """See that a folder can be made and written into, before long work depends on it.
-
-    Raises:
-        InputError: it cannot.
-    """
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=there):
-            return
-    except OSError as error:
-        raise InputError(f"cannot write into {path}: {error.strerror or error}") from error
-
-
 def read_plan(path: Path) -> Plan:
     """Read a plan file that anybody may have written.
 
@@ -265,52 +224,6 @@ def read_plan(path: Path) -> Plan:
         return Plan.from_json(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def read_json(path: Path, *, kind: str) -> Any:
-    """Read a JSON file of limited size.
-
-    Raises:
-        InputError: missing, no regular file, too large or not JSON.
-    """
-    if not path.is_file():
-        what = (
-            "is a directory" if path.is_dir() else "is no file" if path.exists() else "is missing"
-        )
-        raise InputError(f"{kind} file {path} {what}")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {kind} file {path}: {error.strerror or error}") from error
-    if len(raw) > MAX_FILE_BYTES:
-        limit = format_bytes(MAX_FILE_BYTES)
-        raise InputError(f"{kind} file {path} is larger than {limit}; it is no {kind}")
-    try:
-        data = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        _refuse_control_characters(data, f"{kind} file {path}")
-        return data
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{kind} file {path} is not JSON ({reason})") from error
-
-
-def _refuse_control_characters(data: object, where: str) -> None:
-    """Refuse text that would steer the terminal it is shown on."""
-    if isinstance(data, str):
-        if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in data):
-            raise InputError(f"{where} has control characters in {data[:40]!r}")
-    elif isinstance(data, Mapping):
-        for key, value in data.items():
-            _refuse_control_characters(key, where)
-            _refuse_control_characters(value, where)
-    elif isinstance(data, list):
-        for value in data:
-            _refuse_control_characters(value, where)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def plan_file_name(candidate: Candidate) -> str:

@@ -23,7 +23,7 @@ class Workload:
 
     Attributes:
         model: backbone name as the registry knows it (a timm name or one of ours).
-        method: ``full``, ``head``, ``lora``, ... (see ``profiler.methods``).
+        method: ``full``, ``head``, ``lora``, ... (see ``profiler.models.methods``).
         rank: for low-rank methods; None where the method has none.
         alpha: LoRA scaling numerator; None means 2 x rank, as in arXiv 2607.02158.
         dropout: dropout on the adapter's input.

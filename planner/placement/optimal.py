@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.placement.bounds import Bounds, Unbounded
 from planner.placement.chain import (
     Chain,
     Choice,
@@ -30,8 +29,9 @@ from planner.placement.chain import (
     recompute_seconds,
     to_placement,
 )
-from planner.placement.labels import path_of, sweep_labels
-from planner.placement.moves import (
+from planner.placement.lower_bounds import Bounds, Unbounded
+from planner.placement.pareto_labels import path_of, sweep_labels
+from planner.placement.path_moves import (
     TOLERANCE,
     UNREACHABLE,
     Moves,

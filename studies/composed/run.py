@@ -4,7 +4,7 @@
 
 For every backbone and method that go together, a few candidates with micro-batch up to 256, rank up
 to 64, accumulation, both precisions and five kinds of placement are composed by
-``planner.cost.CostModel`` and replayed by ``profiler.replay``. Families are profiled at micro-batch
+``planner.cost.model.CostModel`` and replayed by ``profiler.replay.step_replay``. Families are profiled at micro-batch
 1009 and ranks 4 and 8, so every cell is away from where the profile was taken. Targets: an RTX 2060
 SUPER, and a CPU; on the CPU what kernels take inside one operation is probed by the replayed rung
 and not composed, so both sides leave it out (studies/memory_truth says how much that is).
@@ -32,14 +32,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from planner.cost import CostModel
-from profiler.allocator import AllocatorSettings, CachingAllocator, configuration
+from planner.cost.model import CostModel
+from profiler.device_rules.caching_allocator import (
+    AllocatorSettings,
+    CachingAllocator,
+    configuration,
+)
+from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
 from profiler.errors import UsageError
-from profiler.event_log import EventLog
-from profiler.hardware import DeviceSpec, multiprocessors, workspaces_of
-from profiler.methods.catalogue import get_method, method_names
+from profiler.models.methods.registry import get_method, method_names
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
-from profiler.predict import run_steps
+from profiler.prediction.allocator_steps import run_steps
+from profiler.replay.event_log import EventLog
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 
@@ -138,7 +142,7 @@ def run_families(backbones: list[str], *, until: float) -> None:
 
 def run_family(backbone: str, method: str, precision: str, target: str) -> Iterator[dict[str, Any]]:
     """Profile a family, then compose and replay its cells."""
-    from profiler.replay import replay
+    from profiler.replay.step_replay import replay
 
     model = CostModel(DEVICES[target], Store.in_memory())
     base = Workload(model=backbone, method=method, precision=precision, num_classes=100)
@@ -236,7 +240,7 @@ def speed() -> dict[str, float]:
 
 def summary() -> dict[str, Any]:
     """Read the cells and return the distribution."""
-    from profiler.measure import environment
+    from profiler.environment import environment
 
     rows = done_cells().values()
     ran = [row for row in rows if "relative" in row]

@@ -31,18 +31,18 @@ import peft
 import timm
 import torch
 
-from profiler import backbones
-from profiler.assembly import Assembly, assemble
-from profiler.backbones import WeightSource
-from profiler.backbones.discovery import find_units
-from profiler.event_log import BACKWARD, FORWARD, OPTIMIZER
-from profiler.methods import get_method
-from profiler.methods.anatomy import classifier_names
-from profiler.methods.galore import UPDATE_GAP, projected
-from profiler.methods.lowrank import Dora, Lora
-from profiler.predict import count_parameters
+from profiler.models import backbones
+from profiler.models.backbones import WeightSource
+from profiler.models.backbones.discovery import find_units
+from profiler.models.build import Assembly, assemble
+from profiler.models.methods import get_method
+from profiler.models.methods.galore import UPDATE_GAP, projected
+from profiler.models.methods.lowrank import Dora, Lora
+from profiler.models.methods.target_layers import classifier_names
+from profiler.models.parameter_count import count_parameters
 from profiler.records import OWNERS
-from profiler.replay import replay_assembled
+from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER
+from profiler.replay.step_replay import replay_assembled
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 

@@ -1,13 +1,13 @@
 """Hold predictions against what a GPU did: bytes, the 2 GiB promise, time, single operations.
 
 Needs no GPU. Every measured cell is replayed for the device it ran on. Written beside the results:
-``comparison.json`` (everything) and ``calibration.json`` (`planner.calibrate`); a summary is
+``comparison.json`` (everything) and ``calibration.json`` (`planner.cost.calibration`); a summary is
 printed. What is looked at:
 
     cells       replayed against measured peak and reserved bytes, signed, by every axis
     workspace   the same with cuBLAS' workspaces as the probes found them, to tell that error apart
     promise     was there a cell predicted to fit the cap that ran out?
-    histories   the allocator's own requests, fed to `profiler.allocator`: does the model reserve
+    histories   the allocator's own requests, fed to `profiler.device_rules.caching_allocator`: does the model reserve
                 what the real one did? And which sizes did a real step ask for that a replay did
                 not, and the other way round?
     probes      bytes inside and kept by single operations, measured and by our rules
@@ -30,13 +30,18 @@ import numpy as np
 from cells import CAP_BYTES, Cell, brim_families, largest_fitting
 from run import EXPANDABLE, units_of
 
-from planner.calibrate import Run, calibrate, kind_of, work_of
-from profiler.allocator import AllocatorSettings, CachingAllocator, SimulatedOutOfMemory
+from planner.cost.calibration import Run, calibrate, kind_of, work_of
+from profiler.device_rules.caching_allocator import (
+    AllocatorSettings,
+    CachingAllocator,
+    SimulatedOutOfMemory,
+)
+from profiler.devices.table import DeviceSpec, context_bytes, device_spec, workspaces_of
 from profiler.errors import UsageError
-from profiler.event_log import EventLog
-from profiler.hardware import DeviceSpec, context_bytes, workspaces_of
-from profiler.predict import BLOCK_BYTES, device_spec, replay_on, report_of, run_steps
-from profiler.roofline import published_rates
+from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
+from profiler.prediction.report import replay_on, report_of
+from profiler.replay.event_log import EventLog
+from profiler.timing.rates import published_rates
 from profiler.units import MIB
 from profiler.workload import PRECISIONS, Candidate
 

@@ -1,7 +1,7 @@
 """Single operations: what a kernel takes and keeps on CUDA, and what our rules say it does.
 
 A probe is a few *stages* (forward, backward, update). Each is run on the GPU between two readings
-of the allocator's statistics, and on fake tensors under `profiler.replay.Recorder` with CUDA's
+of the allocator's statistics, and on fake tensors under `profiler.replay.recorder.Recorder` with CUDA's
 rules. Both give the same two numbers: `inside`, the highest live bytes above the level at the
 stage's start, and `growth`, what is left at its end. On the GPU every probe runs twice: *cold*,
 after cuBLAS' workspaces were given back, and *warm*; what a stage keeps only when cold is a
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from profiler.hardware import DeviceSpec
+    from profiler.devices.table import DeviceSpec
 
 BLOCK_BYTES = 512
 
@@ -34,7 +34,7 @@ class Stage:
 
     Attributes:
         name: for the tables; one that begins with ``(`` is run, and not measured.
-        phase: of `profiler.step`.
+        phase: of `profiler.training_step`.
         run: does it; results must be kept by the probe.
     """
 
@@ -289,10 +289,10 @@ def replay_probe(name: str, spec: DeviceSpec) -> dict[str, dict[str, int]]:
     """Return the same two numbers of every stage, from fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from profiler.cuda_scratch import CudaKernels
-    from profiler.hardware import multiprocessors
-    from profiler.kernels import kernels_of
-    from profiler.replay import Recorder
+    from profiler.device_rules.cpu_kernels import kernels_of
+    from profiler.device_rules.cuda_scratch import CudaKernels
+    from profiler.devices.table import multiprocessors
+    from profiler.replay.recorder import Recorder
 
     recorder = Recorder((), kernel_bytes=CudaKernels(multiprocessors(spec)))
     windows: dict[str, tuple[int, int]] = {}

@@ -8,7 +8,7 @@
 The measuring run starts three processes one after the other and never touches the GPU itself, so
 that a crash of one loses little: ``grid`` (context, probes, then cell after cell until its time is
 up), ``expandable`` (the first cells again under expandable segments), ``fresh`` (a few cells, each
-through `profiler.measure` in a process of its own). Every finding is a JSON line on disk at once;
+through `profiler.running.measurement` in a process of its own). Every finding is a JSON line on disk at once;
 ``results.json`` is made of the lines at the end, or later with ``--collect DIR``.
 
 One cell: build, two steps to warm up, peaks reset, five timed steps, then the same step for
@@ -106,7 +106,7 @@ class Cuda(Machine):
     def __init__(self, used_before: int | None) -> None:
         import torch
 
-        from profiler.device import detect_gpu
+        from profiler.devices.nvml import detect_gpu
 
         self.torch = torch
         self.gpu = detect_gpu()
@@ -152,7 +152,7 @@ class Cuda(Machine):
 
     def measure_energy(self, run: Callable[[], None]) -> dict[str, Any]:
         """Run something and return its seconds and joules, by NVML."""
-        from profiler.device import EnergyMeter
+        from profiler.devices.nvml import EnergyMeter
 
         if self.gpu is None:
             return super().measure_energy(run)
@@ -174,8 +174,8 @@ class Cuda(Machine):
 @cache
 def units_of(model: str, image_size: int) -> tuple[str, ...]:
     """Return the backbone's units, which no method changes."""
-    from profiler import backbones
-    from profiler.backbones.discovery import find_units
+    from profiler.models import backbones
+    from profiler.models.backbones.discovery import find_units
 
     built = backbones.build(model, num_classes=10, image_size=image_size, device="meta")
     return find_units(built)
@@ -200,7 +200,7 @@ def measure_cell(cell: Cell, machine: Machine, *, traced: bool = False) -> dict[
 @contextmanager
 def _reporting(row: dict[str, Any], machine: Machine) -> Iterator[None]:
     """Start with an empty allocator and no cap, and turn an error into a field of the row."""
-    from profiler.sandbox import is_out_of_memory
+    from profiler.running.sandbox import is_out_of_memory
 
     machine.clear()
     try:
@@ -216,7 +216,7 @@ def _reporting(row: dict[str, Any], machine: Machine) -> Iterator[None]:
 def _measure(candidate: Candidate, machine: Machine, *, traced: bool) -> dict[str, Any]:
     import torch
 
-    from profiler.measure import build_step
+    from profiler.running.measurement import build_step
 
     torch.manual_seed(0)
     before = machine.memory()["allocated"]
@@ -266,7 +266,7 @@ def _energy(run: Callable[[], object], machine: Machine, step_seconds: float) ->
 def _run_under_cap(candidate: Candidate, machine: Machine) -> dict[str, Any]:
     import torch
 
-    from profiler.measure import build_step
+    from profiler.running.measurement import build_step
 
     torch.manual_seed(0)
     machine.cap(CAP_BYTES)
@@ -422,8 +422,8 @@ def _open_machine(book: Book, device: str) -> Machine:
     """Start the device, and write down what this run depends on."""
     import torch
 
-    from profiler.device import detect_gpu
-    from profiler.measure import environment
+    from profiler.devices.nvml import detect_gpu
+    from profiler.environment import environment
 
     if device == "cpu":
         book.write("environment", environment())
@@ -475,7 +475,7 @@ def _version(package: str) -> str | None:
 def run_fresh(book: Book, *, device: str, deadline: float, limit: int | None) -> None:
     """Measure a few cells the way the product does, each in a process of its own."""
     from profiler.errors import BudgetplanError
-    from profiler.measure import measure
+    from profiler.running.measurement import measure
 
     for asked, cap_bytes in FRESH[:limit]:
         if time.monotonic() > deadline:

@@ -18,10 +18,11 @@ from probes import clear_cuda
 from run import units_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.allocator import AllocatorSettings, CachingAllocator
-from profiler.cuda_reduce import Multiprocessors, reduction_of
-from profiler.cuda_scratch import CudaKernels
-from profiler.measure import build_step
+from profiler.device_rules.caching_allocator import AllocatorSettings, CachingAllocator
+from profiler.device_rules.cuda_reductions import reduction_of
+from profiler.device_rules.cuda_scratch import CudaKernels
+from profiler.devices.table import Multiprocessors
+from profiler.running.measurement import build_step
 
 STEPS = 3
 """The optimizer's state is made in the first; the third repeats the second."""
@@ -114,7 +115,7 @@ def run_cells(cells: list[Cell]) -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Holds what every operation takes inside itself against `profiler.cuda_scratch`."""
+    """Holds what every operation takes inside itself against `profiler.device_rules.cuda_scratch`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

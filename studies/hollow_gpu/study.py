@@ -30,8 +30,8 @@ from compare import predict_row
 from hollow_device import build
 from run import units_of
 
-from profiler.allocator import DEFAULT_CONFIGURATION
-from profiler.hardware import DeviceSpec, lookup, multiprocessors
+from profiler.device_rules.caching_allocator import DEFAULT_CONFIGURATION
+from profiler.devices.table import DeviceSpec, lookup, multiprocessors
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,10 +5,10 @@
 Every cell is a candidate: backbone x method x placement x precision x optimizer x micro-batch, some
 with accumulation, gradient clipping, dropout or stochastic depth. The grid is drawn with a seed so
 that every (backbone, method), (backbone, placement), (backbone, precision) and (backbone, optimizer)
-pair occurs. A cell's *real* peak is ``profiler.cpu_allocator.peak_during`` of one steady step: the
+pair occurs. A cell's *real* peak is ``profiler.device_rules.cpu_allocator.peak_during`` of one steady step: the
 model is built and warmed up under the same recording (with one image: optimizer state does not
 depend on the batch), so every byte is the allocator's own. *Replayed* is
-``profiler.replay.replay(target="cpu")``.
+``profiler.replay.step_replay.replay(target="cpu")``.
 
 One process per backbone. Lines go to ``cells.jsonl``; cells that are there already are skipped, so a
 run can be stopped and continued. A cell that a method refuses or that fails is kept with its reason;
@@ -34,7 +34,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from profiler.methods.catalogue import method_names
+from profiler.models.methods.registry import method_names
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
 from profiler.workload import Candidate, Workload
 
@@ -159,9 +159,9 @@ def name_of(workload: Workload, placement: str) -> str:
 
 def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
     """Replay one candidate, really run it, and return both peaks."""
-    from profiler.assembly import assemble
     from profiler.errors import UsageError
-    from profiler.replay import replay
+    from profiler.models.build import assemble
+    from profiler.replay.step_replay import replay
 
     name = name_of(workload, placement_name)
     row: dict[str, Any] = {
@@ -192,8 +192,8 @@ def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
 
 def replay_again(row: dict[str, Any]) -> dict[str, Any]:
     """Replay a measured cell with today's code; what was measured stays."""
-    from profiler.assembly import assemble
-    from profiler.replay import replay
+    from profiler.models.build import assemble
+    from profiler.replay.step_replay import replay
 
     workload = Workload.from_json(row["workload"])
     placement = placement_of(row["placement"], assemble(workload, device="meta").units)
@@ -213,8 +213,8 @@ def real_peak(candidate: Candidate) -> int:
     """Return the CPU allocator's peak over one steady step of a real model."""
     import torch
 
-    from profiler.cpu_allocator import peak_during
-    from profiler.measure import build_step
+    from profiler.device_rules.cpu_allocator import peak_during
+    from profiler.running.measurement import build_step
 
     torch.manual_seed(0)
     made: list[Any] = []
@@ -276,7 +276,7 @@ def run_backbone(backbone: str, *, cheap: bool, again: bool) -> None:
 
 def summary() -> dict[str, Any]:
     """Read the cells and return the distribution."""
-    from profiler.measure import environment
+    from profiler.environment import environment
 
     rows = done_cells()
     wanted = {name_of(*cell): cell for cell in grid()}

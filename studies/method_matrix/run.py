@@ -41,18 +41,18 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from profiler.methods.catalogue import method_names
+from profiler.models.methods.registry import method_names
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from profiler.methods import Method
+    from profiler.models.methods import Method
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CELLS, RESULTS, PAGE = HERE / "cells.jsonl", HERE / "results.json", HERE / "README.md"
-PACKAGED = ROOT / "planner" / "method_matrix.json"
+PACKAGED = ROOT / "planner" / "methods" / "method_matrix.json"
 FRONT_PAGE = ROOT / "README.md"
 
 BACKBONES = {
@@ -129,8 +129,8 @@ def _pristine(backbone: str) -> nn.Module:
     """Build a backbone once, before anything is recorded."""
     import torch
 
-    from profiler import backbones
-    from profiler.methods.anatomy import BatchNorm
+    from profiler.models import backbones
+    from profiler.models.methods.target_layers import BatchNorm
 
     torch.manual_seed(0)
     size = BACKBONES[backbone]
@@ -203,8 +203,8 @@ PEFT_METHODS = ("lora", "qlora", "dora", "adalora")
 
 def right_parameters(model: nn.Module, workload: Workload) -> set[str]:
     """Return the names of the parameters that the method's paper trains, and the classifier's."""
-    from profiler.methods import backbone_of
-    from profiler.methods.anatomy import BatchNorm, classifier_names
+    from profiler.models.methods import backbone_of
+    from profiler.models.methods.target_layers import BatchNorm, classifier_names
 
     names = {name for name, _ in model.named_parameters()}
     if workload.method in {"full", "galore"}:
@@ -237,7 +237,7 @@ def _inside(model: nn.Module, chosen: Callable[[nn.Module], bool]) -> set[str]:
 
 def _from_last_unit_on(model: nn.Module, workload: Workload) -> set[str]:
     """Return the parameters of all modules that run first when or after the last unit does."""
-    from profiler.backbones.discovery import find_blocks
+    from profiler.models.backbones.discovery import find_blocks
 
     last = model.get_submodule(find_blocks(model)[-1])
     entered: list[nn.Module] = []
@@ -260,8 +260,8 @@ def _from_last_unit_on(model: nn.Module, workload: Workload) -> set[str]:
 
 def run_pair(backbone: str, method_name: str) -> dict[str, Any]:
     """Refuse, or run a pair and return all that was seen."""
-    from profiler.assembly import assemble
     from profiler.errors import UsageError
+    from profiler.models.build import assemble
 
     row: dict[str, Any] = {"backbone": backbone, "method": method_name}
     workload = workload_of(backbone, method_name)
@@ -286,10 +286,10 @@ def run_pair(backbone: str, method_name: str) -> dict[str, Any]:
 
 def _train(workload: Workload, rate: float) -> dict[str, Any]:
     """Train four steps, the second under the allocator's recording, then save and load."""
-    from profiler.cpu_allocator import peak_during
-    from profiler.methods import get_method
-    from profiler.replay import replay
-    from profiler.step import TrainingStep, make_optimizer
+    from profiler.device_rules.cpu_allocator import peak_during
+    from profiler.models.methods import get_method
+    from profiler.replay.step_replay import replay
+    from profiler.training_step import TrainingStep, make_optimizer
 
     method, size = get_method(workload.method), workload.image_size
     _pristine(workload.model)
@@ -329,7 +329,7 @@ def _train(workload: Workload, rate: float) -> dict[str, Any]:
 def _what_moved(
     model: nn.Module, workload: Workload, before: dict[str, str], after: dict[str, str]
 ) -> dict[str, Any]:
-    from profiler.methods.learned import learned_tensors
+    from profiler.models.methods.save_load import learned_tensors
 
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     right = right_parameters(model, workload)
@@ -419,7 +419,7 @@ def write() -> None:
     Raises:
         SystemExit: pairs are missing.
     """
-    from planner.method_matrix import load_matrix, markdown
+    from planner.methods.matrix import load_matrix, markdown
 
     rows = done_pairs()
     pairs = [(backbone, method) for backbone in BACKBONES for method in method_names()]
@@ -437,7 +437,7 @@ def write() -> None:
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return all rows with what they were run on and how many became what."""
-    from profiler.measure import environment
+    from profiler.environment import environment
 
     ran = [row for row in rows if "relative" in row]
     counts = {key: sum(row["status"] == key for row in rows) for key in STATUSES}
@@ -466,8 +466,8 @@ def _day_of_the_runs() -> str:
 
 def packaged(results: dict[str, Any]) -> dict[str, Any]:
     """Return what ``budgetplan methods --matrix`` shows."""
-    from planner.method_matrix import MethodMatrix, Outcome
-    from profiler import backbones
+    from planner.methods.matrix import MethodMatrix, Outcome
+    from profiler.models import backbones
 
     classes = {
         name: type(

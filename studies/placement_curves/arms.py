@@ -19,13 +19,13 @@ from peers import PEERS, PLAIN_COMPILED
 from rule import OPERATING_POINTS, best_adaptive
 from session import Session
 
-from planner.checked import place_checked
-from planner.cost import CostModel
+from planner.cost.model import CostModel
+from planner.cost.place_within_budget import place_checked
 from planner.placement import peak_bytes, recompute_seconds, to_choice
 from planner.placement.policies import POLICIES
 from profiler.errors import InfeasibleError
 from profiler.placement import NONE, RECOMPUTE, Placement
-from profiler.predict import predict
+from profiler.prediction.report import predict
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 

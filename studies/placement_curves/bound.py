@@ -34,7 +34,7 @@ from torch.distributed._tools.runtime_estimator import RuntimeEstimator
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from profiler.replay import to_fake
+from profiler.replay.fake_model import to_fake
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
@@ -42,7 +42,7 @@ POLICY = "bound, any operators"
 MOMENTS = 24
 """Backward operators at which memory is asked for; twice as many changed nothing on ViT-S."""
 SERVED_OTHERWISE = {"mobilenetv2_100"}
-"""A dropped ReLU6 is had again in place, and its output serves its backward (``profiler.frames``)."""
+"""A dropped ReLU6 is had again in place, and its output serves its backward (``profiler.checkpointing.recompute``)."""
 Version = tuple[int, int]
 """A storage and how often it had been written to."""
 

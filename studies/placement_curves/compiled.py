@@ -36,7 +36,7 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 
-from profiler.replay import to_fake
+from profiler.replay.fake_model import to_fake
 from profiler.workload import Candidate, Workload
 
 PLAIN = "torch.compile budget"

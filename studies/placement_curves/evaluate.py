@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from evaluator import EVALUATOR_RATES, live_peak_bytes, step_milliseconds, tracked_peak_bytes
 from rule import OPERATING_POINTS, best_adaptive
 
-from planner.cost import HEAD, CostModel
+from planner.cost.model import HEAD, CostModel
 from planner.placement import Chain, peak_bytes, recompute_seconds, solve, to_choice
 from planner.placement.policies import POLICIES
+from profiler.models.parameter_count import count_parameters
 from profiler.placement import CHEAP, LIGHT, NONE, Placement
-from profiler.predict import count_parameters
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from torch.utils import _runtime_estimation
 from torch.utils.flop_counter import flop_registry
 
-from profiler.assembly import assemble
-from profiler.checkpointing import apply_placement
-from profiler.replay import replay_assembled, to_fake
-from profiler.roofline import Rates
+from profiler.checkpointing.apply import apply_placement
+from profiler.models.build import assemble
+from profiler.replay.fake_model import to_fake
+from profiler.replay.step_replay import replay_assembled
+from profiler.timing.roofline import Rates
 from profiler.workload import Candidate
 
 _runtime_estimation._IGNORE_OPS.add(torch.ops.prim.device)

@@ -19,7 +19,7 @@ import torch
 from arms import WORKLOADS, Arm, split
 from session import Session
 
-from profiler.step import settled_heap
+from profiler.training_step import settled_heap
 from profiler.workload import Workload
 
 STEADY = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}

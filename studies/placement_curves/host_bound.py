@@ -15,12 +15,12 @@ from arms import SLACK, WORKLOADS, Arm, Arms
 from bound import SERVED_OTHERWISE, Bound, Tracer, traced
 from rule import OPERATING_POINTS, best_adaptive
 
-from profiler.cpu_rates import cpu_rates
-from profiler.flops import operation_flops
+from profiler.models.parameter_count import count_parameters
 from profiler.operations import bytes_in, kind_of, only_allocates, only_views, what_is_read
 from profiler.placement import NONE
-from profiler.predict import count_parameters
-from profiler.roofline import Rates
+from profiler.replay.flops import operation_flops
+from profiler.timing.cpu_rates import cpu_rates
+from profiler.timing.roofline import Rates
 from profiler.workload import Workload
 
 SHARE, _ = OPERATING_POINTS

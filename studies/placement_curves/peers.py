@@ -9,7 +9,7 @@ from types import FunctionType
 import torch
 from torch._functorch import config as compile_config
 
-from profiler.methods.base import backbone_of
+from profiler.models.methods.base import backbone_of
 
 COMPILED = "torch.compile budget"
 TIMM = "timm set_grad_checkpointing"

@@ -12,7 +12,7 @@ from bound import POLICY as BOUND
 from curves import Row
 from peers import COMPILED
 
-from profiler.measure import environment
+from profiler.environment import environment
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

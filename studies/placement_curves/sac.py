@@ -28,7 +28,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from profiler.replay import to_fake
+from profiler.replay.fake_model import to_fake
 from profiler.workload import Candidate, Workload
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from peers import peer_named
 
-from profiler.checkpointing import apply_placement
-from profiler.cpu_allocator import peak_during
-from profiler.measure import Fetch, build_step
+from profiler.checkpointing.apply import apply_placement
+from profiler.device_rules.cpu_allocator import peak_during
 from profiler.placement import Placement
-from profiler.step import TrainingStep
+from profiler.running.measurement import Fetch, build_step
+from profiler.training_step import TrainingStep
 from profiler.workload import Candidate, Workload
 
 Arm = Mapping[str, Any]

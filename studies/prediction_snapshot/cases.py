@@ -18,7 +18,17 @@ METHODS = (
     "full", "head", "bitfit", "lora", "dora", "adalora", "qlora", "galore", "adaptformer",
     "vpt_shallow", "vpt_deep", "prefix", "side", "ssf", "ln_tune", "partial_k", "bn_head",
 )  # fmt: skip
-WITHOUT_BUDGET = ("none", "static", "cheap", "light", "lean", "chen", "every-3", "first-2", "last-2")
+WITHOUT_BUDGET = (
+    "none",
+    "static",
+    "cheap",
+    "light",
+    "lean",
+    "chen",
+    "every-3",
+    "first-2",
+    "last-2",
+)
 # On a CPU these depend on rates that are timed on the machine itself, so they are not drawn there.
 WITH_BUDGET = ("optimal", "adaptive", "rotor")
 PLAN = Path("plan.json")

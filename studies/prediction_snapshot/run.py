@@ -1,8 +1,8 @@
 """Record, or check, what 300 command lines answer (``--json``), so that a change shows what moved.
 
-    python studies/prediction_snapshot/run.py record FILE   # 300 answers
-    python studies/prediction_snapshot/run.py check [N]     # N of them (default: all) against the kept file
-    python studies/prediction_snapshot/run.py diff OLD NEW  # what differs between two records
+python studies/prediction_snapshot/run.py record FILE   # 300 answers
+python studies/prediction_snapshot/run.py check [N]     # N of them (default: all) against the kept file
+python studies/prediction_snapshot/run.py diff OLD NEW  # what differs between two records
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def answer(arguments: list[str]) -> dict[str, Any]:
     """Run one command in this process; return its exit code and its JSON object."""
     from click.testing import CliRunner
 
-    from planner.cli import cli
+    from planner.cli.commands import cli
 
     result = CliRunner().invoke(cli, [*arguments, "--json"])
     try:
@@ -136,7 +136,9 @@ def main() -> None:
     match sys.argv[1:]:
         case ["record", name]:
             rows = answers(cases())
-            text = json.dumps({"environment": environment(), "answers": rows}, separators=(",", ":"))
+            text = json.dumps(
+                {"environment": environment(), "answers": rows}, separators=(",", ":")
+            )
             Path(name).write_bytes(gzip.compress(text.encode(), mtime=0))
         case ["check", *count]:
             kept = load(KEPT)["answers"]

@@ -2,7 +2,7 @@
 
     python studies/replay_cost/run.py [--repeats 5] [--abridged]
 
-Wall seconds of ``profiler.replay.replay`` (forward, backward, AdamW; target CUDA), the model's
+Wall seconds of ``profiler.replay.step_replay.replay`` (forward, backward, AdamW; target CUDA), the model's
 construction included, after one replay that loads what is loaded once:
 
     batch   ViT-S at micro-batch 1 to 256: must not matter
@@ -11,7 +11,7 @@ construction included, after one replay that loads what is loaded once:
             4.5 GB in float32), in a process of its own
 
 ``--abridged`` asks another question and writes abridged.json: what is gained, and lost, by replaying
-three of a row of like units (``profiler.abridged``), as the search's profiles are made? Forward and
+three of a row of like units (``profiler.replay.repeated_units``), as the search's profiles are made? Forward and
 backward only, whole and abridged in turn; *equal* says that every storage has the same size, birth
 and death.
 """
@@ -33,13 +33,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 
-from profiler.assembly import Assembly, assemble
-from profiler.backbones import WeightSource
-from profiler.backbones.discovery import find_units
-from profiler.measure import environment
-from profiler.methods import get_method
-from profiler.predict import count_parameters
-from profiler.replay import replay, replay_assembled
+from profiler.environment import environment
+from profiler.models.backbones import WeightSource
+from profiler.models.backbones.discovery import find_units
+from profiler.models.build import Assembly, assemble
+from profiler.models.methods import get_method
+from profiler.models.parameter_count import count_parameters
+from profiler.replay.step_replay import replay, replay_assembled
 from profiler.workload import Candidate, Workload
 
 HERE = Path(__file__).parent

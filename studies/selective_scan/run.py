@@ -4,7 +4,7 @@
 
 One training step (forward, cross entropy, backward) of Vim-S, batch 4, 224 px, float32, on the CPU,
 with the same model and weights; only `selective_scan` is exchanged (`chunked` is ours with its
-compiled kernel, `uncompiled` ours in PyTorch alone). Times alternate between them. Bytes are those of PyTorch's CPU allocator (profiler.cpu_allocator).
+compiled kernel, `uncompiled` ours in PyTorch alone). Times alternate between them. Bytes are those of PyTorch's CPU allocator (profiler.device_rules.cpu_allocator).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from profiler.backbones import selective_scan, vim
-from profiler.backbones.scan_kernel import describe_kernel, scan_kernel
-from profiler.cpu_allocator import memory_events, peak_and_growth
+from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
+from profiler.models.backbones import selective_scan, vim
+from profiler.models.backbones.scan_kernel import describe_kernel, scan_kernel
 
 BATCH, IMAGE_SIZE, CLASSES = 4, 224, 100
 

@@ -10,18 +10,9 @@ from typing import Any
 
 import pytest
 
-from planner.netscore import scores
-from planner.plan import (
-    MAX_FILE_BYTES,
-    SCHEMA,
-    Accuracy,
-    Plan,
-    check_folder,
-    plan_file_name,
-    read_plan,
-    versions,
-    write_plan,
-)
+from planner.json_files import MAX_FILE_BYTES, check_folder
+from planner.plan import SCHEMA, Accuracy, Plan, plan_file_name, read_plan, versions, write_plan
+from planner.scoring.netscore import scores
 from profiler.errors import InputError
 from profiler.placement import Placement
 from profiler.records import (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from profiler.device import open_gpu
+from profiler.devices.nvml import open_gpu
+from profiler.devices.table import DEVICES
 from profiler.errors import OutOfMemoryError
-from profiler.hardware import DEVICES
-from profiler.measure import measure
 from profiler.placement import RECOMPUTE, Placement
-from profiler.predict import predict
+from profiler.prediction.report import predict
+from profiler.running.measurement import measure
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from profiler import store as store_module
-from profiler.composition import Envelope, Floats
+from profiler.prediction.parametric import Envelope, Floats
 from profiler.store import Store
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from planner.calibrate import Calibration
-from profiler.hardware import lookup, workspaces_of
+from planner.cost.calibration import Calibration
+from profiler.devices.table import lookup, workspaces_of
 from profiler.units import GIB, MIB
 from profiler.workload import Workload
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from profiler.hardware import lookup
+from profiler.devices.table import lookup
 from profiler.workload import Workload
 
 STUDIES = Path(__file__).parents[2] / "studies"

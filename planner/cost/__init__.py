@@ -1,0 +1,1 @@
+"""The cost model: composed predictions, placements within a budget, calibration."""

@@ -1,0 +1,88 @@
+"""The placement of a workload by the name of a policy, as every command accepts it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from profiler.errors import InfeasibleError, UsageError
+
+if TYPE_CHECKING:
+    from planner.cost.model import CostModel
+    from profiler.placement import Placement
+    from profiler.workload import Workload
+
+POLICIES_WITHOUT_COUNT = ("none", "static", "cheap", "light", "lean", "chen")
+
+BUDGET_FREE = (*POLICIES_WITHOUT_COUNT, "every-K", "first-K", "last-K")
+
+BUDGETED = ("adaptive", "optimal", "rotor")
+
+
+def place(
+    load: Workload, policy: str, *, device: str, budget: int | None, threshold: float = 0.5
+) -> Placement:
+    """Return the placement that a ``--checkpoint`` stands for.
+
+    Args:
+        load: whose units.
+        policy: one of ``BUDGET_FREE``, with a number for K, or of ``BUDGETED``.
+        device: what is planned for.
+        budget: in bytes, for the second kind.
+        threshold: of ``adaptive``.
+
+    Raises:
+        UsageError: a policy that needs a budget and has none.
+        InfeasibleError: an exact policy, and nothing fits.
+    """
+    if policy not in BUDGETED:
+        return _place_without_budget(load, policy)
+    if budget is None:
+        raise UsageError(f"--checkpoint {policy} needs a budget; give it with --vram")
+    from planner.cost.place_within_budget import needed_bytes, place_checked, round_up
+
+    cost = cost_model(device)
+    cost.prepare(load)
+    if policy == "adaptive":  # a rule, not a promise to fit
+        return cost.place(load, policy, budget, threshold=threshold)
+    report = place_checked(
+        load, policy, cost, device=device, budget_bytes=budget, options=cost.menu(load)
+    )
+    if needed_bytes(report) > budget:
+        raise InfeasibleError(
+            budget_bytes=budget,
+            smallest_bytes=round_up(needed_bytes(report)),
+            advice="a smaller --batch-size frees activations, a method that trains less the rest",
+        )
+    return report.candidate.placement
+
+
+def cost_model(device: str) -> CostModel:
+    """Return the cost model of a device."""
+    from planner.cost.model import CostModel
+    from profiler.store import Store
+
+    return CostModel(device, Store.default())
+
+
+def _place_without_budget(load: Workload, checkpoint: str) -> Placement:
+    """Let a policy decide that only asks which units there are."""
+    from planner.placement import POLICIES, Chain, ChainUnit, Option
+    from profiler.models.build import assemble
+    from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, Placement
+
+    if checkpoint == "none":
+        return NONE
+    names = assemble(load.replace(micro_batch=1, accumulation=1), device="meta").units
+    if not names:
+        raise UsageError(f"{load.model} has no units that can be recomputed")
+    if checkpoint in (CHEAP, LIGHT, LEAN):
+        return Placement(policy=checkpoint, decisions=dict.fromkeys(names, checkpoint))
+    menu = tuple(
+        Option(decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0)
+        for d in (KEEP, RECOMPUTE)
+    )
+    chain = Chain(units=tuple(ChainUnit(name=n, options=menu, boundary_bytes=0) for n in names))
+    policy, _, count = checkpoint.rpartition("-")
+    if count.isdigit():
+        return POLICIES[f"{policy}-k"](chain, 1, {"k": int(count)})
+    return POLICIES[checkpoint](chain, 1)

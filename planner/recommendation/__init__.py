@@ -1,0 +1,1 @@
+"""The recommendation: request, pipeline, choice, notes, and advice when nothing fits."""

@@ -1,0 +1,1 @@
+"""Scores of a configuration: expected accuracy, and the NetScore family."""

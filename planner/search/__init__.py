@@ -1,0 +1,1 @@
+"""The multi-objective search over methods, batches, precisions, optimizers and placements."""

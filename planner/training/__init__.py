@@ -1,0 +1,1 @@
+"""Training by a plan: data, the training loop, checkpoints, evaluation, short validation runs."""

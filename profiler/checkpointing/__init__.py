@@ -1,0 +1,1 @@
+"""Activation checkpointing: recompute whole units or parts of them in backward."""

@@ -1,0 +1,1 @@
+"""Devices: the sourced table of GPUs, and the GPU of this machine through NVML."""

@@ -1,0 +1,254 @@
+"""Vim (Vision Mamba): a plain stack of bidirectional Mamba mixers over image patches.
+
+Written from the architecture (Zhu et al., arXiv 2401.09417, algorithm 1; variant
+`..._bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2` of hustvl/Vim @dd0358a,
+Apache-2.0):
+
+    patches + class token in the middle + position embeddings
+    N times:  x = x + drop_path(mixer(RMSNorm(x)))
+    RMSNorm, class token, linear head
+
+    mixer:  x, z = in_proj(x);  y_dir = scan(silu(conv_dir(x)))  along the tokens, and against them
+            with weights of its own;  out_proj((y_forward + y_backward) / 2 * silu(z))
+
+The state dict has the names and shapes of the published checkpoints (under their key "model"), so
+`vim_s_midclstok_80p5acc.pth` loads strictly. The published blocks pass a pair (branch, residual)
+and add at the next block's start; here each layer takes and returns the one sum, in float32: the
+same numbers, and a single tensor at every unit's boundary. Two places differ in rounding under
+autocast: the bias of `dt_proj` is added by that layer (so that an adapter can replace it whole)
+instead of inside the scan, and the norm's result is not rounded before `in_proj` casts it.
+
+Both directions run as one scan of twice the channels, with two groups of B and C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed, trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from profiler.errors import InputError
+from profiler.models.backbones.image_classifier import (
+    ImageClassifier,
+    decay_parameter,
+    linear_head,
+    step_projection,
+)
+from profiler.models.backbones.selective_scan import SelectiveScan
+
+DEPTH = 24
+STATES = 16
+CONV_POSITIONS = 4
+EXPAND = 2
+CHANNELS_PER_STEP_RANK = 16
+NORM_EPS = 1e-5
+TOKEN_STD = 0.02
+
+
+class VimMixer(nn.Module):
+    """Bidirectional Mamba, version 2: projections in and out shared, all else per direction.
+
+    Args:
+        dim: width of the tokens.
+        depth: layers of the model, which scale the initial `out_proj` (1 / sqrt(depth)).
+    """
+
+    def __init__(self, dim: int, *, depth: int) -> None:
+        super().__init__()
+        inner, rank = EXPAND * dim, math.ceil(dim / CHANNELS_PER_STEP_RANK)
+        self.step_rank = rank
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.A_log = decay_parameter(inner, STATES)
+        self.A_b_log = decay_parameter(inner, STATES)
+        self.D = nn.Parameter(torch.ones(inner))
+        self.D_b = nn.Parameter(torch.ones(inner))
+        self.conv1d, self.conv1d_b = _causal_conv(inner), _causal_conv(inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * STATES, bias=False)
+        self.x_proj_b = nn.Linear(inner, rank + 2 * STATES, bias=False)
+        self.dt_proj, self.dt_proj_b = step_projection(rank, inner), step_projection(rank, inner)
+        self.scan = SelectiveScan()
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        with torch.no_grad():
+            self.out_proj.weight.div_(math.sqrt(depth))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, length, dim] -> the same."""
+        length = tokens.shape[1]
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        x = x.transpose(1, 2)
+        conv_f, conv_b = self.conv1d(x)[..., :length], self.conv1d_b(x.flip(-1))[..., :length]
+        # Channels last from here on: the projections, the gate and the scan then copy nothing.
+        u = F.silu(torch.cat([conv_f.transpose(1, 2), conv_b.transpose(1, 2)], dim=-1))
+        u_f, u_b = u.chunk(2, dim=-1)
+        steps_f, b_f, c_f = self._selection(u_f, self.x_proj, self.dt_proj)
+        steps_b, b_b, c_b = self._selection(u_b, self.x_proj_b, self.dt_proj_b)
+        # The mean of the directions: halving C and D halves their sum, at the size of C and D.
+        y = self.scan(
+            u.transpose(1, 2),
+            torch.cat([steps_f, steps_b], dim=-1).transpose(1, 2),
+            -torch.exp(torch.cat([self.A_log, self.A_b_log]).float()),
+            torch.stack([b_f, b_b], dim=1).transpose(2, 3),
+            torch.stack([c_f, c_b], dim=1).transpose(2, 3) * 0.5,
+            torch.cat([self.D, self.D_b]).float() * 0.5,
+            delta_softplus=True,
+        )
+        y_f, y_b = y.transpose(1, 2).chunk(2, dim=-1)
+        mixed: Tensor = self.out_proj((y_f + y_b.flip(1)) * F.silu(z))
+        return mixed
+
+    def _selection(
+        self, u: Tensor, x_proj: nn.Module, dt_proj: nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The input-dependent step sizes, B and C of one direction."""
+        low_rank, b, c = x_proj(u).split([self.step_rank, STATES, STATES], dim=-1)
+        return dt_proj(low_rank), b, c
+
+
+def _causal_conv(inner: int) -> nn.Conv1d:
+    return nn.Conv1d(inner, inner, CONV_POSITIONS, groups=inner, padding=CONV_POSITIONS - 1)
+
+
+class VimLayer(nn.Module):
+    """Norm, mixer, residual; the residual stream is float32."""
+
+    def __init__(self, dim: int, *, depth: int, drop_path_rate: float) -> None:
+        super().__init__()
+        self.mixer = VimMixer(dim, depth=depth)
+        self.norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, length, dim] float32 -> the same."""
+        mixed: Tensor = self.drop_path(self.mixer(self.norm(tokens)))
+        return tokens + mixed.to(tokens.dtype)
+
+
+class Vim(ImageClassifier):
+    """Vision Mamba classifier with the interface of a timm model.
+
+    Args:
+        dim: width of the tokens.
+        depth: layers.
+        img_size: height and width of the images, a multiple of `patch_size`.
+        patch_size: edge of a patch.
+        in_chans: channels of the images.
+        num_classes: outputs; 0 for features only.
+        drop_path_rate: stochastic depth of the last layer; earlier ones grow linearly from zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 384,
+        depth: int = DEPTH,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            num_features=dim,
+            img_size=img_size,
+            in_chans=in_chans,
+            crop_pct=0.875,  # DeiT's transforms, which hustvl/Vim evaluates with
+            first_conv="patch_embed.proj",
+        )
+        self.embed_dim, self.num_prefix_tokens = dim, 1
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches + 1, dim))
+        rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
+        self.layers = nn.ModuleList(
+            VimLayer(dim, depth=depth, drop_path_rate=rate) for rate in rates
+        )
+        self.norm_f = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.head = linear_head(dim, num_classes)
+        trunc_normal_(self.cls_token, std=TOKEN_STD)
+        trunc_normal_(self.pos_embed, std=TOKEN_STD)
+
+    @property
+    def middle(self) -> int:
+        """Position of the class token."""
+        return int(self.patch_embed.num_patches) // 2
+
+    def no_weight_decay(self) -> set[str]:
+        """The scan's own parameters and the embeddings."""
+        return super().no_weight_decay() | {"cls_token", "pos_embed"}
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[batch, channels, height, width] -> normalised tokens [batch, length, dim]."""
+        patches = self.patch_embed(images)
+        cls_token = self.cls_token.expand(len(patches), -1, -1).to(patches.dtype)
+        before, after = patches[:, : self.middle], patches[:, self.middle :]
+        x = (torch.cat([before, cls_token, after], dim=1) + self.pos_embed).float()
+        for layer in self.layers:
+            x = layer(x)
+        normed: Tensor = self.norm_f(x)
+        return normed
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens -> class token -> logits."""
+        pooled = features[:, self.middle]
+        return pooled if pre_logits else self.head(pooled)
+
+
+def load_vim_checkpoint(model: Vim, checkpoint: Mapping[str, Any]) -> None:
+    """Load a published checkpoint strictly; position embeddings are resized to the image size.
+
+    Args:
+        model: where to load it.
+        checkpoint: a state dict, or what `torch.load` returns of a published file ({"model": ...}).
+
+    Raises:
+        InputError: names or shapes do not match (a head for other classes included).
+    """
+    weights = dict(checkpoint.get("model", checkpoint))
+    if "pos_embed" in weights:
+        weights["pos_embed"] = _resized_positions(weights["pos_embed"], model=model)
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"the checkpoint does not fit this Vim: {detail[:300]}") from None
+
+
+def _resized_positions(positions: Tensor, *, model: Vim) -> Tensor:
+    """Bicubic resize of the grid; the class token's own embedding sits in the middle."""
+    if positions.shape == model.pos_embed.shape:
+        return positions
+    middle = (positions.shape[1] - 1) // 2
+    cls_position = positions[:, middle : middle + 1]
+    grid = torch.cat([positions[:, :middle], positions[:, middle + 1 :]], dim=1)
+    resized = resample_abs_pos_embed(
+        grid, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=0
+    )
+    return torch.cat([resized[:, : model.middle], cls_position, resized[:, model.middle :]], dim=1)
+
+
+def vim_tiny(**kwargs: Any) -> Vim:
+    """Vim-Ti: 7 M parameters."""
+    return Vim(**{"dim": 192, **kwargs})
+
+
+def vim_small(**kwargs: Any) -> Vim:
+    """Vim-S: 26 M parameters."""
+    return Vim(**{"dim": 384, **kwargs})
+
+
+def vim_base(**kwargs: Any) -> Vim:
+    """Vim-B: 98 M parameters."""
+    return Vim(**{"dim": 768, **kwargs})
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vim_tiny_patch16_224": vim_tiny,
+    "vim_small_patch16_224": vim_small,
+    "vim_base_patch16_224": vim_base,
+}

@@ -1,0 +1,29 @@
+"""Fine-tuning methods: ``get_method("lora").apply(model, workload)``.
+
+Importing this package imports neither torch nor peft; ``get_method`` and ``all_methods`` do.
+"""
+
+import logging
+
+from profiler.models.methods.base import Method, MethodInfo, backbone_of
+from profiler.models.methods.registry import (
+    all_methods,
+    get_method,
+    method_infos,
+    method_names,
+    with_rank_in_name,
+)
+
+__all__ = [
+    "Method",
+    "MethodInfo",
+    "all_methods",
+    "backbone_of",
+    "get_method",
+    "method_infos",
+    "method_names",
+    "with_rank_in_name",
+]
+
+# bitsandbytes looks for a CPU inference kernel on a hub, which nothing here calls, and complains
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,0 +1,74 @@
+"""Saving what a method learned: one safetensors file of the trainable tensors, and nothing else.
+
+Kept are the parameters that learn and the buffers of every module that itself owns one of them
+(the running statistics of a BatchNorm layer that trains). The rest is the backbone's, bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from profiler.errors import InputError
+
+FILE_NAME = "learned.safetensors"
+
+SCHEMA = "budgetplan.learned/1"
+
+
+def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that training changes, by their names in the model."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        own = dict(module.named_parameters(recurse=False))
+        learning = {key: value for key, value in own.items() if value.requires_grad}
+        tensors.update({prefix + key: value for key, value in learning.items()})
+        if learning and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            tensors.update({prefix + k: b for k, b in module.named_buffers(recurse=False)})
+    return tensors
+
+
+def save_learned(model: nn.Module, directory: Path, *, method: str) -> None:
+    """Write ``learned_tensors`` into a directory."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in learned_tensors(model).items()}
+    save_file(tensors, directory / FILE_NAME, metadata={"schema": SCHEMA, "method": method})
+
+
+def load_learned(model: nn.Module, directory: Path, *, method: str) -> None:
+    """Copy saved tensors into a model prepared by the same method.
+
+    Raises:
+        InputError: the file is missing, damaged, of another method or of another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{directory} holds no {FILE_NAME}; was it written by another method?")
+    wanted = learned_tensors(model)
+    try:
+        with safe_open(path, framework="pt") as file:
+            written_by = (file.metadata() or {}).get("method")
+            saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file ({error})") from error
+    if written_by != method:
+        raise InputError(f"{path} was written by method {written_by!r}, not by {method!r}")
+    for name in sorted(wanted.keys() ^ saved.keys()):
+        which = "lacks" if name in wanted else "has an unknown"
+        raise InputError(f"{path} does not fit the model: it {which} tensor {name!r}")
+    for name, tensor in wanted.items():
+        if tensor.shape != saved[name].shape:
+            raise InputError(
+                f"{path} does not fit the model: {name!r} has shape {tuple(saved[name].shape)}, "
+                f"the model wants {tuple(tensor.shape)}"
+            )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(saved[name])

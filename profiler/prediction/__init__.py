@@ -1,0 +1,1 @@
+"""Predictions: replayed reports, parametric profiles, and memory over the step."""

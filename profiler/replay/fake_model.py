@@ -1,0 +1,103 @@
+"""Model, optimizer, gradient scaler and batch on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from profiler.replay.recorder import Recorder
+from profiler.training_step import Batch, make_optimizer
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from profiler.models.methods.base import Method
+    from profiler.workload import Workload
+
+_BOOK_LENGTH = 256
+
+
+def tensors_in_move_order(module: nn.Module) -> Iterator[Tensor]:
+    """Yield parameters and buffers in the order in which ``to`` moves them (``Module._apply``)."""
+    for child in module.children():
+        yield from tensors_in_move_order(child)
+    for table in (module._parameters, module._buffers):
+        yield from (tensor for tensor in table.values() if tensor is not None)
+
+
+def make_fake_optimizer(
+    model: nn.Module, workload: Workload, method: Method, *, target: str
+) -> Optimizer:
+    """Make the optimizer; the code books of an 8-bit one are numbers, which fake tensors have not.
+
+    Source: ``Optimizer8bit.fill_qmap``, bitsandbytes/optim/optimizer.py.
+    """
+    make = partial(make_optimizer, model, workload, method=method, foreach=target == "cuda")
+    if workload.optimizer != "adamw8bit":
+        return make()
+    with unset_fake_temporarily():
+        update: Any = make()
+    books = list(getattr(update, "name2qmap", ()))
+
+    def fill() -> None:  # called when the first state is made
+        update.name2qmap.update({book: torch.zeros(_BOOK_LENGTH) for book in books})
+
+    update.name2qmap, update.fill_qmap = {}, fill
+    made: Optimizer = update
+    return made
+
+
+def forget_host_state(recorder: Recorder, optimizer: Optimizer) -> None:
+    """Leave out the step counters: PyTorch keeps them on the host unless an update is capturable.
+
+    Source: ``_init_group``, torch/optim/adamw.py.
+    """
+    for state in optimizer.state.values():
+        counter = state.get("step")
+        if isinstance(counter, Tensor):
+            recorder.forget(counter)
+
+
+class FakeScaler(torch.amp.GradScaler):
+    """A gradient scaler that never asks a tensor for its value."""
+
+    def _maybe_opt_step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        return optimizer.step()
+
+    def update(self, new_scale: Any = None) -> None:
+        for state in self._per_optimizer_states.values():
+            state["stage"] = torch.amp.grad_scaler.OptState.READY
+
+
+def fake_batch(workload: Workload) -> Callable[[], Batch]:
+    shape = (workload.micro_batch, 3, workload.image_size, workload.image_size)
+
+    def fetch() -> Batch:
+        return torch.empty(shape), torch.empty(shape[0], dtype=torch.long)
+
+    return fetch
+
+
+def to_fake(model: nn.Module) -> None:
+    """Turn every parameter and buffer on ``meta`` into a fake CPU tensor (call in fake mode)."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    made[id(tensor)] = _fake_like(tensor)
+                table[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
+def _fake_like(tensor: Tensor) -> Tensor:
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    if not isinstance(tensor, nn.Parameter):
+        return fake
+    return nn.Parameter(fake, requires_grad=tensor.requires_grad)

@@ -1,0 +1,1 @@
+"""Real runs in a process of their own under a memory cap."""

@@ -1,0 +1,1 @@
+"""Time of operations: the roofline and the rates that it needs."""

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from planner.cli.tables import (
+    Column,
+    decision_of,
+    difference,
+    placement_of,
+    score_columns,
+    show_plan,
+    show_profile,
+    show_report,
+    show_table,
+    tables,
+    unit_columns,
+)
+from planner.placement import Row
+from planner.plan import Accuracy, Plan
+from planner.scoring.netscore import scores
+from profiler.errors import InputError
+from profiler.placement import Placement
+from profiler.records import (
+    DeviceLabel,
+    Flops,
+    Memory,
+    OwnerBytes,
+    Parameters,
+    Report,
+    UnitReport,
+)
+from profiler.units import GIB, MIB
+from profiler.workload import Candidate, Workload
+
+WIDTHS = (60, 80, 160)
+GPU = DeviceLabel(name="rtx-2060-super", full_name="NVIDIA GeForce RTX 2060 SUPER", kind="cuda")
+CPU = DeviceLabel(name="cpu", full_name="the processor of this machine", kind="cpu")
+CANDIDATE = Candidate(
+    workload=Workload(
+        model="vit_small_patch16_224", method="lora", rank=8, micro_batch=8, accumulation=4
+    ),
+    placement=Placement(
+        policy="optimal",
+        decisions={f"blocks.{i}": "recompute" for i in range(3)} | {"blocks.3/mlp": "recompute"},
+    ),
+)
+UNITS = tuple(
+    UnitReport(
+        name=f"blocks.{i}",
+        decision=CANDIDATE.placement.decision(f"blocks.{i}"),
+        stored_bytes=12_345_678,
+        boundary_bytes=1_234_567,
+        working_bytes=23_456_789,
+        forward_flops=12_345_678_901,
+        backward_flops=2 * 12_345_678_901,
+        recompute_flops=0,
+        forward_seconds=0.001234,
+        recompute_seconds=0.000567,
+    )
+    for i in range(12)
+)
+
+PLACED = tuple(
+    Row(
+        unit=unit.name,
+        decision=unit.decision,
+        stored_bytes=1_234_567,
+        freed_bytes=11_111_111,
+        recompute_seconds=0.000567,
+        seconds_per_freed_mib=0.0000535,
+        forward_bytes=123 * MIB,
+        backward_bytes=234 * MIB,
+        binding="backward" if unit is UNITS[-1] else None,
+    )
+    for unit in UNITS
+)
+
+
+def report(device: DeviceLabel = GPU, rung: str = "replayed", **changes: int) -> Report:
+    return Report(
+        candidate=CANDIDATE,
+        device=device,
+        rung=rung,
+        memory=Memory(
+            peak_bytes=changes.get("peak_bytes", 700 * MIB),
+            reserved_bytes=None if device is CPU else 720 * MIB,
+            device_bytes=changes.get("device_bytes", 1020 * MIB),
+            at_peak=OwnerBytes(parameter=86 * MIB, activation=600 * MIB, temporary=14 * MIB),
+            max_by_group=OwnerBytes(parameter=86 * MIB, activation=610 * MIB, temporary=90 * MIB),
+        ),
+        flops=Flops(forward=10**12, backward=2 * 10**12, recompute=10**11),
+        step_seconds=0.1234,
+        energy_joules=None if device is CPU else 21.6,
+        parameters=Parameters(total=22_050_664, trainable=700_000),
+        units=UNITS,
+        notes=("time is a roofline: data sheet, uncalibrated",),
+    )
+
+
+def plan(measurement: Report | None) -> Plan:
+    return Plan(
+        candidate=CANDIDATE,
+        prediction=report(),
+        measurement=measurement,
+        scores=scores(accuracy_percent=87.5, parameters=22e6, macs=4.6e9),
+        accuracy=Accuracy(value=0.875, source="measured on 256 images", kind="measured"),
+        budget_bytes=2 * GIB,
+        provenance={
+            "study": "vit_s-2000MB",
+            "weights": {"kind": "random", "detail": "no network"},
+            "host_prediction": {"peak_bytes": 701 * MIB},
+        },
+    )
+
+
+def printed(show: Callable[[Console], None], *, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    show(console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+PAGES: dict[str, Callable[[Console], None]] = {
+    "prediction": lambda console: show_report(report(), console, budget_bytes=2 * GIB),
+    "profile": lambda console: show_profile(report(), console),
+    "placement": lambda console: show_profile(report(), console, placement_rows=PLACED),
+    "plan": lambda console: show_plan(plan(report(CPU, "measured")), console),
+    "scores": lambda console: show_table(
+        score_columns(scores(accuracy_percent=90.0, parameters=22e6)), console
+    ),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_is_wider_than_the_terminal_and_no_cell_is_cut(page: str, width: int) -> None:
+    text = printed(PAGES[page], width=width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_number_of_a_profile_is_there_at_any_width(width: int) -> None:
+    text = printed(PAGES["profile"], width=width)
+    for cell in ("blocks.11", "11.77 MiB", "1.18 MiB", "22.37 MiB", "12.3 G", "1.23 ms", "567 µs"):
+        assert cell in text
+
+
+def test_a_wide_terminal_gets_one_table_and_a_narrow_one_several() -> None:
+    columns = [
+        Column(header="row", cells=["a", "b"], justify="left"),
+        *(Column(header=f"number {i}", cells=["1.234 GiB", "-"]) for i in range(9)),
+    ]
+    assert len(tables(columns, keys=1, width=200)) == 1
+    narrow = tables(columns, keys=1, width=60)
+    assert len(narrow) > 1
+    assert all(table.columns[0].header.plain == "row" for table in narrow)  # type: ignore[union-attr]
+    shown = [str(column.header) for table in narrow for column in table.columns[1:]]
+    assert shown == [f"number {i}" for i in range(9)]
+
+
+def test_a_column_of_unknowns_is_left_out_but_never_a_key() -> None:
+    columns = [
+        Column(header="row", cells=["-"]),
+        Column(header="unknown", cells=["-"]),
+        Column(header="known", cells=["1"]),
+    ]
+    (table,) = tables(columns, keys=1, width=80)
+    assert [str(column.header) for column in table.columns] == ["row", "known"]
+
+
+def test_a_run_on_the_cpu_is_never_shown_as_the_gpu_s() -> None:
+    text = printed(
+        lambda c: show_plan(plan(report(CPU, "measured", peak_bytes=702 * MIB)), c), width=160
+    )
+    header = next(line for line in text.splitlines() if "replayed for" in line)
+    assert "measured on" in header
+    row = next(line for line in text.splitlines() if line.strip().startswith("peak"))
+    assert row.split() == ["peak", "700.0", "MiB", "701.0", "MiB", "702.0", "MiB"]
+
+
+def test_predicted_beside_measured_on_the_same_device() -> None:
+    measured = report(GPU, "measured", peak_bytes=707 * MIB)
+    text = printed(lambda c: show_plan(plan(measured), c), width=160)
+    row = next(line for line in text.splitlines() if line.strip().startswith("peak"))
+    assert row.split() == ["peak", "700.0", "MiB", "707.0", "MiB", "-0.99", "%"]
+
+
+def test_a_budget_is_said_to_fit_or_not() -> None:
+    fits = printed(lambda c: show_report(report(), c, budget_bytes=1020 * MIB), width=80)
+    assert "fits a budget of" in fits
+    tight = printed(lambda c: show_report(report(), c, budget_bytes=1020 * MIB - 1), width=80)
+    assert "does not fit a budget of" in tight
+
+
+def test_parts_of_a_unit_are_named_in_its_decision() -> None:
+    decisions = unit_columns(UNITS, CANDIDATE.placement)[1].cells
+    assert list(decisions[:5]) == ["recompute", "recompute", "recompute", "recompute mlp", "keep"]
+    layers = dict.fromkeys(("b/attn.qkv", "b/attn.proj", "b/mlp.fc1"), "recompute")
+    assert decision_of("b", Placement(decisions={"b": "light"} | layers)) == (
+        "light, recompute proj qkv fc1"
+    )
+    numbered = {"b/downsample.0": "recompute"}
+    assert decision_of("b", Placement(decisions=numbered)) == "recompute downsample.0"
+    assert decision_of("b", Placement(decisions=layers | {"b/mlp.proj": "recompute"})) == (
+        "recompute attn.proj attn.qkv mlp.fc1 +1"
+    )
+
+
+def test_decisions_are_shown_once() -> None:
+    plain = printed(lambda c: show_profile(report(), c), width=160)
+    placed = printed(lambda c: show_profile(report(), c, placement_rows=PLACED), width=160)
+    assert plain.count("decision") == placed.count("decision") == 1
+    assert placed.index("Placement, composed") < placed.index("decision")
+    assert "the peak is set by blocks.11 (backward)" in placed
+
+
+def test_a_sentence_wraps_and_is_never_cut() -> None:
+    long = "a sentence of many words that goes on and on beyond the width of any narrow terminal"
+    columns = [
+        Column(header="name", cells=["adaptformer"], justify="left"),
+        Column(header="default", cells=["8 bottleneck width"], justify="left"),
+        Column(header="meaning", cells=[long], justify="left", wraps=True),
+    ]
+    text = printed(lambda console: show_table(columns, console), width=60)
+    assert "…" not in text
+    assert all(word in text for word in long.split())
+    assert len(tables(columns, keys=1, width=80)) == 1
+
+
+def test_difference() -> None:
+    assert difference(101.0, 100.0) == "+1.00 %"
+    assert difference(None, 100.0) == "-"
+    assert difference(101.0, None) == "-"
+    assert difference(101.0, 0) == "-"
+
+
+def test_placement_in_words() -> None:
+    assert placement_of(Placement()) == "none"
+    assert placement_of(Placement(policy="adaptive")) == "adaptive: nothing"
+    assert placement_of(CANDIDATE.placement) == "optimal: 1 in parts, 3 recompute"
+
+
+def test_an_empty_list_is_an_error_not_a_blank() -> None:
+    with pytest.raises(InputError, match="nothing to list"):
+        show_table([], Console(file=io.StringIO()))

@@ -1,0 +1,178 @@
+"""What `optimal` says fits must fit when replayed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from planner.cost.model import CostModel
+from planner.cost.place_by_policy import place
+from planner.cost.place_within_budget import Lessons, needed_bytes, place_checked
+from planner.placement import peak_bytes, to_choice
+from profiler.errors import InfeasibleError
+from profiler.placement import KEEP, NONE, RECOMPUTE, Placement
+from profiler.prediction.report import predict, replay_on
+from profiler.records import Report
+from profiler.replay.unit_spans import highest_by_unit
+from profiler.store import Store
+from profiler.workload import Candidate, Workload
+
+CONVOLUTIONS = Workload(model="mobilenetv2_035", micro_batch=8, image_size=64, num_classes=10)
+# two images: what CPU kernels take is then seen in the replay itself, which is quicker
+ON_CPU = CONVOLUTIONS.replace(micro_batch=2, image_size=160)
+TOKENS = Workload(
+    model="test_vit", method="lora", rank=4, micro_batch=8, image_size=160, num_classes=10
+)
+
+
+def need(load: Workload, placement: Placement, device: str) -> int:
+    return needed_bytes(predict(Candidate(workload=load, placement=placement), device=device))
+
+
+def checked(load: Workload, cost: CostModel, budget: int) -> Report:
+    return place_checked(
+        load,
+        "optimal",
+        cost,
+        device=cost.spec.name,
+        budget_bytes=budget,
+        options=cost.menu(load),
+    )
+
+
+def static_on_cpu(load: Workload, cost: CostModel) -> Report:
+    return predict(Candidate(workload=load, placement=cost.place(load, "static", 1)), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("load", "device"),
+    [
+        (ON_CPU, "cpu"),
+        (CONVOLUTIONS, "rtx-2060-super"),
+        (CONVOLUTIONS.replace(model="resnet10t", micro_batch=64), "rtx-2060-super"),
+        (TOKENS, "rtx-2060-super"),
+    ],
+    ids=lambda value: getattr(value, "model", value),
+)
+def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, device: str) -> None:
+    cost = CostModel(device, Store.in_memory())
+    least, most = needed_bytes(checked(load, cost, 1)), need(load, NONE, device)
+    assert least < most
+    for budget in np.linspace(least, most, 3).astype(int).tolist():
+        report = checked(load, cost, budget)
+        assert needed_bytes(report) <= budget
+        assert needed_bytes(report) == need(load, report.candidate.placement, device)
+
+
+def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
+    # the least live bytes are those of many kinds of decisions, and these fragment the most
+    load = Workload(model="tiny_vit_21m_224", micro_batch=32)
+    cost = CostModel("rtx-2060-super", Store.in_memory())
+    budget = need(load, cost.place(load, "static", 1), "rtx-2060-super")
+    report = checked(load, cost, budget)
+    assert needed_bytes(report) <= budget
+
+
+def test_whole_units_are_tried_before_all_of_them_are_recomputed() -> None:
+    # in the peak of `static` the whole menu does not fit: CPU kernels take more in its backward
+    load = Workload(model="resnet18", micro_batch=4)
+    cost = CostModel("cpu", Store.in_memory())
+    static = static_on_cpu(load, cost)
+    budget = needed_bytes(static)
+    first = cost.place(load, "optimal", budget, options=cost.menu(load))
+    assert need(load, first, "cpu") > budget
+    report = checked(load, cost, budget)
+    assert needed_bytes(report) <= budget
+    assert report.flops is not None and static.flops is not None
+    assert report.flops.recompute < static.flops.recompute / 2
+
+
+def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
+    class Optimist(CostModel):
+        """Believes that a budget leaves more than it does."""
+
+        def live_budget(self, workload: Workload, budget_bytes: int) -> int:
+            return int(1.2 * super().live_budget(workload, budget_bytes))
+
+    load = ON_CPU
+    cost = Optimist("cpu", Store.in_memory())
+    budget = int(0.8 * need(load, NONE, "cpu"))
+    first = cost.place(load, "optimal", budget)
+    assert need(load, first, "cpu") > budget
+    report = checked(load, cost, budget)
+    assert needed_bytes(report) <= budget
+
+
+def test_what_does_not_fit_by_its_replay_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ON_CPU
+    cost = CostModel("cpu", Store.in_memory())
+    monkeypatch.setattr("planner.cost.place_by_policy.cost_model", lambda _device: cost)
+    with pytest.raises(InfeasibleError) as caught:
+        place(load, "optimal", device="cpu", budget=2**20)
+    smallest = caught.value.smallest_bytes
+    assert smallest is not None
+    placement = place(load, "optimal", device="cpu", budget=smallest)
+    assert need(load, placement, "cpu") <= smallest
+
+
+def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
+    # all is recomputed in `static`, and its peak is in the stem: elsewhere nothing need be
+    load = Workload(model="resnet18", method="lora", rank=8, micro_batch=4)
+    cost = CostModel("cpu", Store.in_memory())
+    static = static_on_cpu(load, cost)
+    budget = int(1.001 * needed_bytes(static))
+    report = checked(load, cost, budget)
+    assert needed_bytes(report) <= budget
+    assert report.flops is not None and static.flops is not None
+    assert report.flops.recompute < static.flops.recompute / 3
+
+
+def test_with_its_lessons_the_chain_has_the_replayed_peak() -> None:
+    load = ON_CPU
+    cost = CostModel("cpu", Store.in_memory())
+    chain = cost.chain(load, cost.menu(load))
+    lessons = Lessons()
+    for policy in ("static", "cheap", "none"):
+        placement = cost.place(load, policy, 1)
+        log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
+        choice = to_choice(chain, placement)
+        lessons.learn(chain, choice, log)
+        assert peak_bytes(lessons.applied(chain), choice) == log.peak_bytes
+
+
+def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
+    load = ON_CPU
+    cost = CostModel("cpu", Store.in_memory())
+    chain = cost.chain(load, cost.menu(load))
+    placement = cost.place(load, "static", 1)
+    log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
+    lessons = Lessons()
+    lessons.learn(chain, to_choice(chain, placement), log)
+    missing = []
+    for unit, told in zip(chain.units, lessons.applied(chain).units, strict=True):
+        recompute, keep = unit.plain(RECOMPUTE), unit.plain(KEEP)
+        if recompute is None or keep is None:
+            continue
+        before, after = unit.options, told.options
+        missing.append(after[recompute].backward_bytes - before[recompute].backward_bytes)
+        assumed = after[keep].backward_bytes - before[keep].backward_bytes
+        assert assumed == max(0, missing[-1])
+    assert max(missing) > 0
+
+
+def test_highest_by_unit_is_over_all_micro_batches() -> None:
+    load = TOKENS.replace(method="full", rank=None, accumulation=2)
+    log = replay_on(Candidate(workload=load), device="cpu")
+    once = replay_on(Candidate(workload=load.replace(accumulation=1)), device="cpu")
+    seen, first = highest_by_unit(log), highest_by_unit(once)
+    assert seen.keys() == first.keys() == set(range(len(log.units)))
+    live = log.live_bytes()
+    for unit, (forward, backward) in seen.items():
+        # by hand: the gradients of the first micro-batch are there in the second
+        entries = [m.tick for m in log.marks if m.kind == "enter" and m.value == unit]
+        exits = [m.tick for m in log.marks if m.kind == "exit" and m.value == unit]
+        assert len(entries) == len(exits) == 2
+        spans = zip(entries, exits, strict=True)
+        assert forward == max(int(live[a : b + 1].max()) for a, b in spans)
+        assert forward > first[unit][0]
+        assert backward >= first[unit][1]

@@ -1,0 +1,367 @@
+"""The whole flow on a small model: really searched, replayed, run and written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import planner.training.validation
+from planner.cost.place_within_budget import needed_bytes, round_up
+from planner.plan import Accuracy, Plan, read_plan
+from planner.recommendation.answer import Entry, Recommendation, describe
+from planner.recommendation.choose import choose
+from planner.recommendation.pipeline import recommend, validate_plan
+from planner.recommendation.request import RealRun, Request, classes_of, study_name
+from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.scoring.netscore import scores as netscore
+from planner.search.space import Plain, Ranked, Space
+from planner.training.validation import Validation
+from profiler.devices.table import device_label
+from profiler.errors import InfeasibleError, InputError, MeasurementError, OutOfMemoryError
+from profiler.records import COMPOSED, MEASURED, REPLAYED
+from profiler.units import GIB, MIB, format_bytes, parse_bytes
+from profiler.workload import Workload
+
+SPACE = Space(
+    base=Workload(model="test_vit", num_classes=10, image_size=32),
+    methods=(Plain(name="full"), Plain(name="head"), Ranked(name="lora", ranks=(2, 8), default=8)),
+    micro_batches=(2, 8),
+    effective_batch=8,
+    precisions=("fp32",),
+)
+RUN = RealRun(device="cpu", data="digits", steps=2, pretrained=False)
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles of the small model are made once for the whole module."""
+    folder = tmp_path_factory.getbasetemp() / "profiles"
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(folder))
+
+
+def request(folder: Path, **changes: Any) -> Request:
+    asked = Request(
+        space=SPACE,
+        budget_bytes=2 * GIB,
+        device=device_label("rtx-2060-super", "as the test says"),
+        run=RUN,
+        study="small",
+        trials=14,
+        storage=f"sqlite:///{folder / 'small.db'}",
+        validations=2,
+        has_weights=False,
+        out=folder / "plans",
+    )
+    return replace(asked, **changes)
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
+    folder = tmp_path_factory.mktemp("answered")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "profiles"))
+        return recommend(request(folder))
+
+
+# ---- the answer ----------------------------------------------------------------------------------
+
+
+def test_everything_on_the_front_was_replayed_and_fits(answered: Recommendation) -> None:
+    assert answered.front
+    for entry in answered.front:
+        assert entry.plan.prediction.rung == REPLAYED
+        assert needed_bytes(entry.plan.prediction) <= answered.request.budget_bytes
+
+
+def test_a_short_front_keeps_what_would_be_recommended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.recommendation.pipeline.FRONT_SIZE", 1)
+    answer = recommend(request(tmp_path, validations=0))
+    study = optuna.load_study(study_name="small", storage=answer.storage)
+    fitting = [t.values for t in study.trials if t.constraints["budget"] <= 0]
+    best = max(score for score, _, _ in fitting)
+    (entry,) = answer.front
+    assert entry.evaluation.score == best
+    assert entry.evaluation.cost == min(cost for score, cost, _ in fitting if score == best)
+
+
+def test_as_many_as_asked_were_really_run_and_the_recommended_is_one(
+    answered: Recommendation,
+) -> None:
+    run = [entry for entry in answered.front if entry.plan.measurement is not None]
+    assert len(run) == 2
+    assert answered.front[answered.recommended] in run
+    assert all(entry.plan.measurement.rung == MEASURED for entry in run if entry.plan.measurement)
+
+
+def test_a_run_on_the_cpu_is_as_its_replay_for_the_cpu_says(answered: Recommendation) -> None:
+    for entry in answered.front:
+        if entry.plan.measurement is None:
+            continue
+        assert entry.plan.measurement.device.name == "cpu"
+        assert entry.host_prediction is not None
+        seen = entry.plan.measurement.memory.peak_bytes
+        assert abs(entry.host_prediction.memory.peak_bytes / seen - 1) < 0.005
+
+
+def test_with_random_weights_every_accuracy_says_so(answered: Recommendation) -> None:
+    for entry in answered.front:
+        assert entry.expected.value is None
+        if entry.plan.accuracy.value is not None:
+            assert "random weights" in entry.plan.accuracy.source
+    assert any("random weights" in note for note in answered.notes)
+
+
+def test_plan_files_hold_the_plans(answered: Recommendation) -> None:
+    for entry in answered.front:
+        assert read_plan(entry.file).to_json() == json.loads(json.dumps(entry.plan.to_json()))
+    assert len({entry.file for entry in answered.front}) == len(answered.front)
+
+
+def test_the_json_is_the_contracts(answered: Recommendation) -> None:
+    data = json.loads(json.dumps(answered.to_json(), allow_nan=False))
+    assert data["schema"] == "budgetplan.recommendation/1"
+    assert data["budget_bytes"] == 2 * GIB
+    assert data["trials"] == 14
+    assert 0 <= data["recommended"] < len(data["front"])
+    for plan in data["front"]:
+        assert {
+            "candidate",
+            "prediction",
+            "measurement",
+            "scores",
+            "accuracy",
+            "provenance",
+        } <= set(plan)
+        assert {"value", "source"} <= set(plan["accuracy"])
+
+
+def test_baselines_are_the_papers_defaults_composed(answered: Recommendation) -> None:
+    assert set(answered.baselines) == {
+        "full", "full_static", "full_adaptive", "lora", "lora_static", "lora_adaptive",
+    }  # fmt: skip
+    for baseline in answered.baselines.values():
+        load = baseline.prediction.candidate.workload
+        assert baseline.prediction.rung == COMPOSED
+        assert (load.micro_batch, load.precision, load.optimizer) == (32, "fp32", "adamw")
+    peaks = {name: b.prediction.memory.peak_bytes for name, b in answered.baselines.items()}
+    assert peaks["full_static"] <= peaks["full"]
+
+
+def test_the_reason_names_the_choice_and_its_numbers(answered: Recommendation) -> None:
+    chosen = answered.front[answered.recommended].plan
+    assert answered.reason.startswith(describe(chosen.candidate))
+    assert format_bytes(needed_bytes(chosen.prediction)) in answered.reason
+
+
+def test_ns_e_needs_the_power_of_inference(
+    answered: Recommendation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = [e.plan for e in answered.front if e.plan.scores is not None]
+    assert ran
+    assert all(p.scores is not None and p.scores.ns_e is None for p in ran)  # no sensor on a CPU
+    really = planner.training.validation.validate
+    monkeypatch.setattr(
+        planner.training.validation,
+        "validate",
+        lambda *args, **options: replace(really(*args, **options), inference_watts=150.0),
+    )
+    checked = validate_plan(ran[0], run=RUN, notify=lambda *_: None)
+    seen, scored = checked.provenance["run"], checked.scores
+    assert seen["inference_watts"] == 150.0
+    assert scored is not None
+    assert checked.accuracy.value is not None
+    assert (
+        scored.ns_e
+        == netscore(
+            accuracy_percent=100 * checked.accuracy.value,
+            inference_seconds=seen["inference_seconds"],
+            inference_watts=150.0,
+        ).ns_e
+    )
+
+
+def test_the_study_is_there(answered: Recommendation) -> None:
+    study = optuna.load_study(study_name="small", storage=answered.storage)
+    assert len(study.trials) == 14
+    assert all("budget" in trial.constraints for trial in study.trials)
+
+
+def test_a_plan_can_be_run_again(answered: Recommendation) -> None:
+    plan = next(e.plan for e in answered.front if e.plan.measurement is None)
+    checked = validate_plan(plan, run=RUN, notify=lambda *_: None)
+    assert checked.measurement is not None
+    assert checked.candidate == plan.candidate
+    assert checked.accuracy.kind == "measured"
+    assert checked.provenance["host_prediction"]["peak_bytes"] > 0
+
+
+# ---- when it does not go well --------------------------------------------------------------------
+
+
+def test_the_smallest_budget_that_is_named_is_enough_and_little_less_is_not(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        recommend(request(tmp_path, budget_bytes=1 * MIB))
+    smallest = caught.value.smallest_bytes
+    assert smallest is not None
+    printed = str(caught.value).partition("the smallest budget that would is ")[2]
+    named = parse_bytes(printed.partition(";")[0].replace(" ", ""))
+    assert named >= smallest
+    assert not list(tmp_path.glob("plans/*"))
+    enough = request(tmp_path, budget_bytes=named, study="enough", validations=0)
+    assert recommend(enough).front
+    little = request(tmp_path, budget_bytes=int(0.97 * named), study="less", validations=0)
+    with pytest.raises(InfeasibleError):
+        recommend(little)
+
+
+def test_a_run_that_needs_too_much_is_dropped_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = planner.training.validation.validate
+    refused: list[str] = []
+
+    def first_is_too_large(candidate: Any, **options: Any) -> Validation:
+        if not refused:
+            refused.append(describe(candidate))
+            raise OutOfMemoryError(cap_bytes=options["budget_bytes"])
+        return really(candidate, **options)
+
+    monkeypatch.setattr(planner.training.validation, "validate", first_is_too_large)
+    answer = recommend(request(tmp_path, validations=1))
+    assert any(line.startswith(refused[0]) and "memory cap" in line for line in answer.dropped)
+    assert refused[0] not in [describe(e.plan.candidate) for e in answer.front]
+    assert answer.front[answer.recommended].plan.measurement is not None
+
+
+def test_when_every_run_fails_nothing_is_recommended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(candidate: Any, **options: Any) -> Validation:
+        raise MeasurementError("the run died")
+
+    monkeypatch.setattr(planner.training.validation, "validate", fails)
+    with pytest.raises(MeasurementError, match="the run died"):
+        recommend(request(tmp_path))
+    assert not (tmp_path / "plans").exists()
+
+
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    def interrupt(stage: str, text: str, fraction: float) -> None:
+        if text.startswith("trial 5"):
+            raise KeyboardInterrupt
+
+    asked = request(tmp_path, validations=0)
+    with pytest.raises(KeyboardInterrupt):
+        recommend(asked, notify=interrupt)
+    study = optuna.load_study(study_name="small", storage=asked.storage)
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 5
+    answer = recommend(asked)
+    assert answer.trials == 14
+    assert all(entry.plan.measurement is None for entry in answer.front)
+
+
+# ---- choosing ------------------------------------------------------------------------------------
+
+
+def entries_with(
+    answered: Recommendation, *, expected: tuple[float | None, ...], measured: tuple[bool, ...]
+) -> list[Entry]:
+    """Return entries that differ in their accuracy only."""
+    base = next(e for e in answered.front if e.plan.measurement is not None)
+
+    def entry(value: float | None, is_measured: bool) -> Entry:
+        estimate = AccuracyEstimate(
+            value=value, kind=None if value is None else "prior", source="", reason=""
+        )
+        plan: Plan = replace(
+            base.plan,
+            measurement=base.plan.measurement if is_measured else None,
+            accuracy=Accuracy(value=None, source="not known", kind="none"),
+        )
+        return replace(base, plan=plan, expected=estimate)
+
+    return [entry(v, m) for v, m in zip(expected, measured, strict=True)]
+
+
+def test_the_most_accurate_of_those_that_were_run_wins(answered: Recommendation) -> None:
+    entries = entries_with(answered, expected=(0.95, 0.80, 0.85), measured=(False, True, True))
+    index, reason = choose(entries)
+    assert index == 2
+    assert "best published or derived accuracy" in reason
+    assert "2 really run" in reason
+
+
+def test_without_runs_all_are_eligible(answered: Recommendation) -> None:
+    entries = entries_with(answered, expected=(0.95, 0.80), measured=(False, False))
+    index, reason = choose(entries)
+    assert index == 0
+    assert "2 replayed" in reason
+
+
+def scored(entry: Entry, *, score: float, cost: float) -> Entry:
+    return replace(entry, evaluation=replace(entry.evaluation, score=score, cost=cost))
+
+
+def test_without_any_accuracy_the_order_of_methods_decides_and_says_so(
+    answered: Recommendation,
+) -> None:
+    entries = entries_with(answered, expected=(None, 0.9, None, None), measured=(True,) * 4)
+    scores_and_costs = ((1.0, 9.0), (0.2, 1.0), (0.97, 5.0), (0.9, 1.0))
+    ranked = [
+        scored(entry, score=score, cost=cost)
+        for entry, (score, cost) in zip(entries, scores_and_costs, strict=True)
+    ]
+    index, reason = choose(ranked)
+    assert index == 2
+    assert "no accuracy is known here" in reason
+
+
+def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> None:
+    def ran(entry: Entry, *, value: float, steps: int) -> Entry:
+        seen = {"losses": [1.0] * steps, "accuracy_images": 256}
+        plan = replace(
+            entry.plan,
+            accuracy=Accuracy(value=value, source="measured", kind="measured"),
+            provenance={**entry.plan.provenance, "run": seen},
+        )
+        return replace(entry, plan=plan)
+
+    entries = entries_with(answered, expected=(0.9, 0.8), measured=(True, True))
+    long = [ran(e, value=v, steps=60) for e, v in zip(entries, (0.5, 0.7), strict=True)]
+    assert choose(long)[0] == 1
+    assert "best measured accuracy" in choose(long)[1]
+    short = [ran(e, value=v, steps=6) for e, v in zip(entries, (0.5, 0.7), strict=True)]
+    assert choose(short)[0] == 0
+
+
+# ---- small pieces --------------------------------------------------------------------------------
+
+
+def test_classes_without_a_download() -> None:
+    assert classes_of("digits", image_size=32) == 10
+    assert classes_of("cifar100", image_size=32) == 100
+    with pytest.raises(InputError):
+        classes_of("no/such/folder", image_size=32)
+
+
+def test_a_studys_name_is_a_file_name() -> None:
+    name = study_name("hf/some-model", device_label("t4"), 2 * 10**9)
+    assert name.startswith("hf_some-model-t4-2000MB-")
+    assert "/" not in name
+
+
+@pytest.mark.parametrize(
+    "size", [1, MIB, MIB + 1, 999 * MIB + 5, GIB - 1, GIB + 1, 3 * GIB + 12345]
+)
+def test_a_rounded_size_is_enough_as_printed(size: int) -> None:
+    printed = parse_bytes(format_bytes(round_up(size)).replace(" ", ""))
+    assert size <= printed <= size + max(MIB, GIB // 50)

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from toy_costs import MB, ToyCosts
+
+from planner.search.pareto import HypervolumeStagnation, non_dominated
+from planner.search.problem import OBJECTIVES, Problem, SearchResult
+from planner.search.space import (
+    Choice,
+    Plain,
+    Ranked,
+    Space,
+    divisors,
+    method_choice,
+    on_backbone,
+    parse_methods,
+    precisions_for,
+    working_methods,
+)
+from planner.search.study import _Run, search
+from profiler.devices.table import lookup
+from profiler.errors import InputError, UnknownNameError, UsageError
+from profiler.workload import Candidate, Workload
+
+SPACE = Space(
+    base=Workload(model="resnet18", num_classes=10, image_size=32),
+    methods=(Plain(name="full"), Plain(name="head"), Ranked(name="lora", ranks=(2, 8), default=8)),
+    micro_batches=(1, 4, 16),
+    effective_batch=16,
+    precisions=("fp32", "bf16"),
+)
+PROBLEM = Problem(space=SPACE, device="rtx-2060-super", budget_bytes=420 * MB)
+
+
+@pytest.fixture(scope="module")
+def exhausted(tmp_path_factory: pytest.TempPathFactory) -> tuple[ToyCosts, SearchResult]:
+    """One search of the whole space, slow enough to be made once."""
+    cost, file = ToyCosts(), tmp_path_factory.mktemp("exhausted") / "toy.db"
+    return cost, run(cost=cost, trials=10_000, storage=f"sqlite:///{file}")
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(
+    *,
+    problem: Problem = PROBLEM,
+    cost: ToyCosts | None = None,
+    trials: int = 20,
+    name: str = "toy",
+    **options: Any,
+) -> SearchResult:
+    costs = cost or ToyCosts()
+    return search(problem, costs, trials=trials, seed=0, study_name=name, **options)
+
+
+def answered(answers: dict[str, Any]) -> Callable[[str, Sequence[Any]], Any]:
+    return lambda name, options: answers[name]
+
+
+def stored(name: str = "toy") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///studies/{name}.db")
+
+
+# ---- the space -----------------------------------------------------------------------------------
+
+
+def test_choices_are_the_product_with_ranks_only_where_a_method_has_one() -> None:
+    choices = list(SPACE.choices())
+    assert len(choices) == (1 + 1 + 2) * 3 * 2 * 2 * 3
+    assert len({json.dumps(c, sort_keys=True) for c in choices}) == len(choices)
+    for answers in choices:
+        assert ("lora_rank" in answers) == (answers["method"] == "lora")
+
+
+def test_accumulation_keeps_the_effective_batch() -> None:
+    drawn = [SPACE.draw(answered(a)) for a in SPACE.choices()]
+    assert {choice.workload.effective_batch for choice in drawn} == {16}
+    assert {choice.workload.micro_batch for choice in drawn} == {1, 4, 16}
+
+
+def test_a_micro_batch_must_divide_the_effective_batch() -> None:
+    with pytest.raises(UsageError, match="does not divide the effective batch 16"):
+        replace(SPACE, micro_batches=(3,))
+
+
+def test_a_space_needs_a_method() -> None:
+    with pytest.raises(UsageError, match="at least one of methods"):
+        replace(SPACE, methods=())
+
+
+def test_baselines_hold_each_method_plain_and_cheapest() -> None:
+    plain, cheapest = SPACE.baselines()[2], SPACE.baselines()[5]
+    assert SPACE.draw(answered(plain)) == Choice(
+        workload=SPACE.base.replace(method="lora", rank=8, micro_batch=16),
+        checkpoint="none",
+    )
+    assert cheapest["lora_rank"] == 2
+    assert cheapest["micro_batch"] == 1
+    assert cheapest["precision"] == "bf16"
+
+
+def test_divisors() -> None:
+    assert divisors(12) == (1, 2, 3, 4, 6, 12)
+    assert divisors(1) == (1,)
+
+
+def test_half_precision_is_fp16_before_ampere() -> None:
+    assert precisions_for(lookup("rtx-2060-super")) == ("fp32", "fp16")
+    assert precisions_for(lookup("v100")) == ("fp32", "fp16")
+    assert precisions_for(lookup("v100"), checked_on_cpu=True) == ("fp32",)
+    assert precisions_for(lookup("l4"), checked_on_cpu=True) == ("fp32", "bf16")
+    assert precisions_for(lookup("a100-40gb")) == ("fp32", "bf16")
+    assert precisions_for(lookup("cpu")) == ("fp32", "bf16")
+
+
+def test_method_choice_has_the_methods_own_rank_among_the_others() -> None:
+    assert method_choice("full") == Plain(name="full")
+    prefix = method_choice("prefix", ranks=(4, 8))
+    assert isinstance(prefix, Ranked)
+    assert prefix.ranks == (4, 8, 20)
+
+
+def test_methods_that_do_not_work_on_a_backbone_are_left_out_with_the_reason() -> None:
+    load = Workload(model="vit_tiny_patch16_224", num_classes=10)
+    names, refused = working_methods(load, ["full", "bn_head", "head"])
+    assert names == ["full", "head"]
+    assert "no BatchNorm" in refused["bn_head"]
+
+
+def test_methods_by_name() -> None:
+    assert parse_methods("lora, full,lora") == ["lora", "full"]
+    assert "galore" in parse_methods("all")
+    with pytest.raises(UnknownNameError, match="did you mean lora"):
+        parse_methods("lorra")
+
+
+# ---- the search ----------------------------------------------------------------------------------
+
+
+def exhaustive_front() -> set[tuple[float, ...]]:
+    """Price every point, without a sampler, and filter."""
+    whole = _Run(PROBLEM, ToyCosts(), _Nowhere(), seed=0, on_profile=lambda *_: None)  # type: ignore[arg-type]
+    points = [whole._evaluate(SPACE.draw(answered(a)), a) for a in SPACE.choices()]
+    rows = [e.objectives for e in points]
+    violations = [e.device_bytes - PROBLEM.budget_bytes for e in points]
+    return {rows[i] for i in non_dominated(rows, directions=OBJECTIVES, violations=violations)}
+
+
+class _Nowhere:
+    user_attrs: dict[str, Any] = {}  # noqa: RUF012
+
+    def get_trials(self, *, deepcopy: bool) -> list[Any]:
+        return []
+
+    def set_user_attr(self, name: str, value: object) -> None:
+        return None
+
+    set_metric_names = print
+
+
+def test_an_exhausted_search_has_the_front_of_the_enumeration(
+    exhausted: tuple[ToyCosts, SearchResult],
+) -> None:
+    _, result = exhausted
+    size = len(list(SPACE.choices()))
+    assert result.trials == size
+    assert result.stopped is not None and "every point" in result.stopped
+    assert {e.objectives for e in result.front(PROBLEM.budget_bytes)} == exhaustive_front()
+
+
+def test_a_short_search_holds_the_baselines_and_repeats_nothing() -> None:
+    result = run(trials=40)
+    assert result.trials == len(result.evaluations) == 40
+    keys = [json.dumps(e.answers, sort_keys=True) for e in result.evaluations]
+    assert len(set(keys)) == 40
+    for answers in SPACE.baselines():
+        assert json.dumps(answers, sort_keys=True) in keys
+
+
+def test_equal_seeds_give_equal_searches() -> None:
+    first, second = run(name="a", trials=30), run(name="b", trials=30)
+    assert [e.answers for e in first.evaluations] == [e.answers for e in second.evaluations]
+
+
+def test_the_front_fits_and_lists_a_run_once(exhausted: tuple[ToyCosts, SearchResult]) -> None:
+    front = exhausted[1].front(PROBLEM.budget_bytes)
+    assert all(e.device_bytes <= PROBLEM.budget_bytes for e in front)
+    runs = [(e.candidate.workload, tuple(e.candidate.placement.decisions)) for e in front]
+    assert len(set(runs)) == len(runs)
+
+
+def test_every_trial_carries_the_budget_as_a_constraint_old_and_new() -> None:
+    result = run(trials=12)
+    for trial, evaluation in zip(stored().trials, result.evaluations, strict=True):
+        excess = float(evaluation.device_bytes - PROBLEM.budget_bytes)
+        assert trial.constraints["budget"] == excess
+        assert trial.system_attrs["constraints"] == [excess]
+        assert Candidate.from_json(trial.user_attrs["candidate"]) == evaluation.candidate
+        assert trial.values == list(evaluation.objectives)
+
+
+def test_the_study_says_what_it_is_of() -> None:
+    run(trials=1)
+    attributes = stored().user_attrs
+    assert attributes["model"] == "resnet18"
+    assert attributes["budget_bytes"] == PROBLEM.budget_bytes
+    assert attributes["cost_unit"] == "joules"
+    assert attributes["device"] == "rtx-2060-super"
+    assert "torch" in attributes["versions"]
+
+
+def test_without_power_the_cost_is_time_and_the_study_says_so() -> None:
+    result = run(cost=ToyCosts(watts=None), trials=3)
+    assert result.cost_unit == "seconds"
+    assert "seconds for 1000 images" in stored().metric_names
+    only = result.evaluations[0]
+    assert only.step_seconds is not None
+    assert only.cost == pytest.approx(only.step_seconds / 16 * 1000)
+
+
+def test_a_family_is_prepared_once(exhausted: tuple[ToyCosts, SearchResult]) -> None:
+    cost, _ = exhausted
+    families = [(w.method, w.rank, w.precision, w.optimizer) for w in cost.prepared]
+    assert len(set(families)) == len(families) == 4 * 2 * 2
+
+
+def test_a_method_that_fails_is_a_failed_trial_with_its_reason() -> None:
+    result = run(cost=ToyCosts(refuses="head"), trials=20)
+    assert result.trials == 20
+    assert all(e.candidate.workload.method != "head" for e in result.evaluations)
+    failed = [t for t in stored().trials if t.state == optuna.trial.TrialState.FAIL]
+    assert {t.user_attrs["reason"] for t in failed} == {"head is refused"}
+
+
+def test_a_flat_front_stops_the_search_when_asked() -> None:
+    result = run(trials=10_000, stop=HypervolumeStagnation(window=15, tolerance=0.02))
+    assert result.stopped == "the front did not grow in 15 trials"
+    assert result.trials < len(list(SPACE.choices()))
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def test_a_study_goes_on_to_the_number_of_trials_asked_for() -> None:
+    run(trials=15)
+    cost = ToyCosts()
+    result = run(cost=cost, trials=25)
+    assert result.trials == 25
+    assert len(stored().trials) == 25
+    assert len(cost.prepared) <= 16
+    keys = [json.dumps(e.answers, sort_keys=True) for e in result.evaluations]
+    assert len(set(keys)) == 25
+
+
+def test_a_finished_study_evaluates_nothing() -> None:
+    first = run(trials=15)
+    cost = ToyCosts()
+    again = run(cost=cost, trials=15)
+    assert cost.priced == []
+    assert again.evaluations == first.evaluations
+    assert again.cost_unit == first.cost_unit
+
+
+def test_an_interrupted_study_is_whole_and_goes_on() -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trials=20, on_trial=interrupt)
+    assert [t.state.name for t in stored().trials] == ["COMPLETE"] * 7
+    assert run(trials=20).trials == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget_bytes": 1}, "its budget bytes is 420000000, not 1"),
+        ({"device": "t4"}, "its device is 'rtx-2060-super', not 't4'"),
+        ({"space": replace(SPACE, effective_batch=32)}, "its effective batch differ"),
+    ],
+)
+def test_a_study_of_another_problem_is_refused(change: dict[str, Any], said: str) -> None:
+    run(trials=1)
+    with pytest.raises(InputError, match=said):
+        run(problem=replace(PROBLEM, **change), trials=2)
+
+
+def test_a_linear_probe_has_nothing_to_recompute(
+    exhausted: tuple[ToyCosts, SearchResult],
+) -> None:
+    placed = {
+        method: {not e.candidate.placement.is_none for e in exhausted[1].evaluations
+                 if e.candidate.workload.method == method}
+        for method in ("head", "full")
+    }  # fmt: skip
+    assert placed == {"head": {False}, "full": {False, True}}
+
+
+def test_a_study_of_somebody_else_is_refused() -> None:
+    Path("studies").mkdir()
+    study = optuna.create_study(study_name="toy", storage="sqlite:///studies/toy.db")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(InputError):
+        run(trials=1)
+
+
+def damaged() -> Iterator[tuple[str, bytes]]:
+    yield "text", b"this is no database, but long enough to look at" * 50
+    yield "truncated", b"SQLite format 3\0" + bytes(50)
+
+
+@pytest.mark.parametrize("content", [c for _, c in damaged()], ids=[n for n, _ in damaged()])
+def test_a_damaged_database_is_one_line(content: bytes) -> None:
+    Path("studies").mkdir()
+    Path("studies/toy.db").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        run(trials=1)
+    assert "studies/toy.db" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert Path("studies/toy.db").read_bytes() == content
+
+
+def test_a_foreign_database_is_left_as_it_is() -> None:
+    Path("studies").mkdir()
+    with sqlite3.connect("studies/toy.db") as database:
+        database.execute("CREATE TABLE recipes (name TEXT)")
+    database.close()
+    before = Path("studies/toy.db").read_bytes()
+    with pytest.raises(InputError, match="holds no Optuna studies"):
+        run(trials=1)
+    assert Path("studies/toy.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("url", ["toy.db", "nosuchdialect://host/db", "sqlite:////proc/no/toy.db"])
+def test_a_storage_of_no_use_is_one_line(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        run(trials=1, storage=url)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_password_of_a_storage_is_not_shown() -> None:
+    with pytest.raises(InputError) as caught:
+        run(trials=1, storage="nosuchdialect://me:secret@host/db")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".hidden"])
+def test_a_name_must_be_a_file_name(name: str) -> None:
+    with pytest.raises(UsageError):
+        run(trials=1, name=name)
+
+
+def test_partial_k_trains_no_more_units_than_there_are() -> None:
+    base = Workload(model="test_vit", image_size=32)
+    choice = on_backbone(method_choice("partial_k"), base)
+    assert isinstance(choice, Ranked)
+    assert choice.ranks == (1, 2, 4)  # of its six blocks
+    assert on_backbone(method_choice("lora"), base) == method_choice("lora")

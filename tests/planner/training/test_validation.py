@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from planner.training.evaluate import accuracy
+from planner.training.trained_model import data_for
+from planner.training.validation import (
+    FEW_IMAGES,
+    Validation,
+    _model_bytes,
+    power_of,
+    run_validation,
+    validate,
+)
+from profiler.errors import InputError, OutOfMemoryError, UsageError
+from profiler.models.build import assemble
+from profiler.placement import Placement
+from profiler.prediction.report import predict
+from profiler.records import MEASURED
+from profiler.training_step import TrainingStep, make_optimizer
+from profiler.units import MIB
+from profiler.workload import Candidate, Workload
+
+VIT = Workload(
+    model="vit_tiny_patch16_224", method="lora", rank=4, micro_batch=16, accumulation=4,
+    image_size=64, num_classes=10,
+)  # fmt: skip
+STATIC = Placement(policy="static", decisions={f"blocks.{i}": "recompute" for i in range(12)})
+RESNET = Workload(
+    model="resnet18", method="full", micro_batch=8, accumulation=1, image_size=64, num_classes=10
+)
+
+
+def run(candidate: Candidate, **changes: Any) -> Validation:
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "budget_bytes": 2**30,
+        "data": "digits",
+        "steps": 3,
+        "held_out_seconds": 0.0,
+        "pretrained": False,
+    }
+    return validate(candidate, **(options | changes))
+
+
+def in_this_process(candidate: Candidate, **changes: Any) -> dict[str, Any]:
+    request = {
+        "candidate": candidate.to_json(), "device": "cpu", "cap_bytes": None, "data": "digits",
+        "steps": 4, "seed": 0, "weights": None, "pretrained": False, "training_seconds": 60,
+        "held_out_seconds": 60,
+    }  # fmt: skip
+    return run_validation(request | changes, lambda text, done: None)
+
+
+def test_a_measured_peak_is_the_predicted_one() -> None:
+    said: list[tuple[str, float]] = []
+    candidate = Candidate(workload=VIT.replace(micro_batch=4), placement=STATIC)
+    seen = run(candidate, on_progress=lambda text, done: said.append((text, done)))
+    prediction = predict(candidate, device="cpu")
+    # the process has its own thread count, so kernels may differ a little
+    assert seen.report.memory.peak_bytes == pytest.approx(prediction.memory.peak_bytes, rel=0.005)
+    assert seen.findings(prediction, budget_bytes=2**30) == ()
+    assert seen.report.rung == MEASURED
+    assert seen.report.candidate == candidate
+    assert seen.report.parameters == prediction.parameters
+    assert seen.report.memory.reserved_bytes is None
+    assert seen.report.energy_joules is None
+    assert len(seen.losses) == 3
+    assert len(seen.report.details["step_seconds"]) == 1
+    assert any("2 times that of 2 micro-batches" in note for note in seen.notes)
+    assert seen.weights.kind == "random"
+    assert seen.accuracy.kind == "measured"
+    assert seen.accuracy.source.endswith("of digits after 3 steps, random weights")
+    assert 0 <= (seen.accuracy.value or 0) <= 1
+    assert [done for _, done in said] == sorted(done for _, done in said)
+    json.dumps(seen.to_json(), allow_nan=False)
+
+
+def test_what_a_run_shows_is_what_training_would_show() -> None:
+    """The same steps by hand, and the same held-out images."""
+    from planner.training.image_set import loader
+
+    load = RESNET.replace(micro_batch=16)
+    seen = in_this_process(Candidate(workload=load))
+    data = data_for(load, "digits")
+    torch.manual_seed(0)
+    model = assemble(load).model
+    optimizer = make_optimizer(model, load, learning_rate=1e-3)
+    step, losses = TrainingStep(model, optimizer, load), []
+    batches = iter(loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
+    first = next(batches)
+    fed = [(first[0][:FEW_IMAGES], first[1][:FEW_IMAGES]), first, *islice(batches, 2)]
+    for index in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (index + 1) / 11
+        losses.append(float(step.run([lambda: fed.pop(0)])))
+    assert seen["losses"] == pytest.approx(losses, rel=1e-4)
+    held_out = data.held_out.sample(256, seed=0)
+    assert seen["accuracy_images"] == 256
+    # one image may fall on the other side: threads order sums differently
+    assert seen["accuracy"] == pytest.approx(
+        accuracy(model, held_out, batch_size=16), abs=1.5 / 256
+    )
+
+
+def test_inference_needs_the_model_and_little_more() -> None:
+    full = in_this_process(Candidate(workload=RESNET), held_out_seconds=0.0)
+    held = _model_bytes(assemble(RESNET).model)
+    assert held == sum(t.nbytes for t in assemble(RESNET).model.state_dict().values())
+    # stem of 64 channels at 32x32, and its input
+    activations = RESNET.micro_batch * 4 * (64 * 32 * 32 + 3 * 64 * 64)
+    assert held + activations <= full["inference_peak_bytes"] < full["peak_bytes"] / 2
+    assert full["accuracy_images"] == RESNET.micro_batch
+    assert full["inference_seconds"] > 0
+    assert any("scaled up from 8 to" in note for note in full["notes"])
+
+
+def test_steps_end_when_their_time_is_up() -> None:
+    seen = in_this_process(Candidate(workload=RESNET), steps=50, training_seconds=0.0)
+    assert len(seen["losses"]) == 2
+    assert len(seen["step_seconds"]) == 1
+    assert any("2 of 50 steps" in note for note in seen["notes"])
+    assert any("recorded" in note for note in seen["notes"])
+
+
+def test_a_run_above_its_budget_is_stopped() -> None:
+    big = VIT.replace(method="full", rank=None, micro_batch=128, image_size=224)
+    with pytest.raises(OutOfMemoryError) as caught:
+        run(Candidate(workload=big), budget_bytes=64 * MIB)
+    assert caught.value.cap_bytes == 64 * MIB
+
+
+def test_a_run_within_its_predicted_peak_is_not_stopped() -> None:
+    candidate = Candidate(workload=RESNET)
+    prediction = predict(candidate, device="cpu")
+    seen = run(candidate, budget_bytes=prediction.memory.peak_bytes, steps=2)
+    peak = seen.report.memory.peak_bytes
+    assert peak <= 1.005 * prediction.memory.peak_bytes
+    # and what differs is said
+    low = replace(prediction, memory=replace(prediction.memory, peak_bytes=peak * 10 // 11))
+    (above,) = seen.findings(low, budget_bytes=peak)
+    assert "10.0% above" in above
+    (more,) = seen.findings(prediction, budget_bytes=peak - 1)
+    assert "more than the budget" in more
+
+
+def test_bad_requests_are_one_line() -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        run(Candidate(workload=VIT), data="/no/such/folder")  # and the process tells it
+    with pytest.raises(InputError, match="digits has 10"):
+        in_this_process(Candidate(workload=VIT.replace(num_classes=3)))
+    lacking = Placement(decisions={"blocks.77": "recompute"})
+    with pytest.raises(InputError, match=r"blocks\.77"):
+        in_this_process(Candidate(workload=VIT, placement=lacking))
+    with pytest.raises(UsageError, match="two steps"):
+        run(Candidate(workload=VIT), steps=1)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_peak_and_energy_are_read() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    load = VIT.replace(image_size=224)
+    seen = run(Candidate(workload=load, placement=STATIC), device="cuda", budget_bytes=4 * 2**30)
+    memory = seen.report.memory
+    assert memory.reserved_bytes is not None
+    assert memory.device_bytes is not None
+    assert memory.peak_bytes <= memory.reserved_bytes < memory.device_bytes < 4 * 2**30
+    assert all(math.isfinite(loss) for loss in seen.losses)
+    assert seen.inference_peak_bytes < memory.peak_bytes
+
+
+def test_power_is_energy_over_the_time_of_many_repetitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("planner.training.validation.POWER_SECONDS", 0.05)
+    calls: list[float] = []
+
+    def hundred_watts(run: Any) -> tuple[float | None, str | None]:
+        started = time.perf_counter()
+        run()
+        return 100 * (time.perf_counter() - started), None
+
+    monkeypatch.setattr("profiler.running.measurement.energy_of", hundred_watts)
+    watts = power_of(lambda: calls.append(time.sleep(0.01) or 0.0))
+    assert len(calls) > 1
+    assert watts == pytest.approx(100, rel=0.1)
+    monkeypatch.setattr(
+        "profiler.running.measurement.energy_of", lambda run: (run(), (None, "no sensor"))[1]
+    )
+    assert power_of(lambda: None) is None
+
+
+def test_recomputing_lowers_the_measured_peak() -> None:
+    load = VIT.replace(accumulation=1)
+    kept = in_this_process(Candidate(workload=load), steps=2)
+    recomputed = in_this_process(Candidate(workload=load, placement=STATIC), steps=2)
+    assert recomputed["peak_bytes"] < 0.8 * kept["peak_bytes"]
+    assert recomputed["losses"] == pytest.approx(kept["losses"], rel=1e-4)

@@ -1,0 +1,246 @@
+"""The device table against the data sheets' own numbers, and against the chips' arithmetic."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from profiler.devices.table import (
+    CPU,
+    CUBLASLT_WORKSPACE_BYTES,
+    DEVICES,
+    DeviceSpec,
+    context_bytes,
+    device_names,
+    lookup,
+    match_nvml,
+    workspaces_of,
+)
+from profiler.errors import UnknownNameError
+from profiler.units import GIB, MIB
+
+GPUS = [spec for spec in DEVICES.values() if spec.is_cuda]
+
+# name: GiB, GB/s, FP32, FP16, BF16, TF32 (dense TFLOPS), W, SMs: copied from the documents by hand
+DATA_SHEETS = {
+    "gtx-1650": (4, 128, 2.984, None, None, None, 75, 14),
+    "rtx-2060": (6, 336, 6.45, 25.8, None, None, 160, 30),
+    "rtx-2060-super": (8, 448, 7.18, 28.7, None, None, 175, 34),
+    "rtx-3050": (8, 224, 9.1, 18.2, 18.2, 9.1, 130, 20),
+    "rtx-3060": (12, 360, 12.74, 25.5, 25.5, 12.74, 170, 28),
+    "rtx-3090": (24, 936, 35.6, 71, 71, 35.6, 350, 82),
+    "rtx-4060": (8, 272, 15.11, 30.23, 30.23, 15.11, 115, 24),
+    "rtx-4090": (24, 1008, 82.6, 165.2, 165.2, 82.6, 450, 128),
+    "jetson-orin-nano": (8, 68, 1.28, 10, 10, 5, 15, 8),
+    "t4": (16, 320, 8.1, 65, None, None, 70, 40),
+    "v100": (16, 900, 15.7, 125, None, None, 300, 80),
+    "a100-40gb": (40, 1555, 19.5, 312, 312, 156, 400, 108),
+    "a100-80gb": (80, 2039, 19.5, 312, 312, 156, 400, 108),
+    "l4": (24, 300, 30.3, 121, 121, 60, 72, 58),
+    "h100": (80, 3350, 67, 989.4, 989.4, 494.7, 700, 132),
+    "h200": (141, 4800, 67, 989.4, 989.4, 494.7, 700, 132),
+}
+
+# boost clocks in MHz of the same documents
+BOOST_MHZ = {
+    "gtx-1650": 1665,
+    "rtx-2060": 1680,
+    "rtx-2060-super": 1650,
+    "rtx-3050": 1777,
+    "rtx-3060": 1777,
+    "rtx-3090": 1695,
+    "rtx-4060": 2460,
+    "rtx-4090": 2520,
+    "jetson-orin-nano": 625,
+    "t4": 1590,
+    "v100": 1530,
+    "a100-40gb": 1410,
+    "a100-80gb": 1410,
+    "l4": 2040,
+    "h100": 1980,
+    "h200": 1980,
+}
+
+
+def lanes(spec: DeviceSpec) -> int:
+    return 64 if spec.compute_capability in {(7, 0), (7, 5), (8, 0)} else 128
+
+
+def test_every_device_has_a_data_sheet_row_here() -> None:
+    assert set(DATA_SHEETS) == {spec.name for spec in GPUS} == set(BOOST_MHZ)
+
+
+@pytest.mark.parametrize("name", DATA_SHEETS)
+def test_absolute_values(name: str) -> None:
+    spec = lookup(name)
+    gib, bandwidth, fp32, fp16, bf16, tf32, watts, sms = DATA_SHEETS[name]
+    assert spec.memory_bytes == gib * GIB
+    assert spec.memory_bandwidth_bytes_per_second == bandwidth * 1e9
+    assert spec.fp32_flops == pytest.approx(fp32 * 1e12, rel=1e-12)
+    for got, printed in (
+        (spec.fp16_tensor_flops, fp16),
+        (spec.bf16_tensor_flops, bf16),
+        (spec.tf32_tensor_flops, tf32),
+    ):
+        assert got == (None if printed is None else pytest.approx(printed * 1e12, rel=1e-12))
+    assert (spec.tdp_watts, spec.sm_count) == (watts, sms)
+
+
+@pytest.mark.parametrize("spec", GPUS, ids=lambda spec: spec.name)
+def test_fp32_is_lanes_times_clock(spec: DeviceSpec) -> None:
+    assert spec.sm_count is not None
+    expected = spec.sm_count * lanes(spec) * 2 * BOOST_MHZ[spec.name] * 1e6
+    assert spec.fp32_flops == pytest.approx(expected, rel=0.01)
+
+
+# dense FP16 with FP32 accumulation, as a multiple of FP32, by family
+TENSOR_RATIO = {
+    "GeForce 7.5": 4,
+    "7.5": 8,
+    "7.0": 8,
+    "8.0": 16,
+    "8.7": 8,
+    "8.9": 4,
+    "GeForce 8.6": 2,
+    "GeForce 8.9": 2,
+    "9.0": 16,
+}
+
+
+@pytest.mark.parametrize("spec", GPUS, ids=lambda spec: spec.name)
+def test_tensor_throughput_is_dense_and_accumulates_in_fp32(spec: DeviceSpec) -> None:
+    if spec.fp16_tensor_flops is None:
+        assert spec.name == "gtx-1650"
+        return
+    assert spec.compute_capability is not None
+    assert spec.fp32_flops is not None
+    family = ".".join(map(str, spec.compute_capability))
+    if "GeForce" in spec.full_name:
+        family = f"GeForce {family}"
+    # Hopper's tensor clock is lower than its FP32 clock
+    tolerance = 0.09 if spec.architecture == "hopper" else 0.03
+    ratio = spec.fp16_tensor_flops / spec.fp32_flops
+    assert ratio == pytest.approx(TENSOR_RATIO[family], rel=tolerance)
+
+
+@pytest.mark.parametrize("spec", GPUS, ids=lambda spec: spec.name)
+def test_bfloat16_and_tf32_begin_with_ampere(spec: DeviceSpec) -> None:
+    assert spec.compute_capability is not None
+    ampere = spec.compute_capability >= (8, 0)
+    assert (spec.bf16_tensor_flops is not None) == ampere
+    assert (spec.tf32_tensor_flops is not None) == ampere
+    if ampere:
+        assert spec.bf16_tensor_flops == spec.fp16_tensor_flops
+        assert spec.tf32_tensor_flops == pytest.approx(spec.fp16_tensor_flops / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("v100", (7, 0)),
+        ("t4", (7, 5)),
+        ("rtx-2060-super", (7, 5)),
+        ("gtx-1650", (7, 5)),
+        ("a100-40gb", (8, 0)),
+        ("rtx-3060", (8, 6)),
+        ("jetson-orin-nano", (8, 7)),
+        ("rtx-4060", (8, 9)),
+        ("l4", (8, 9)),
+        ("h200", (9, 0)),
+    ],
+)
+def test_compute_capabilities(name: str, capability: tuple[int, int]) -> None:
+    assert lookup(name).compute_capability == capability
+
+
+def test_idle_power_only_where_somebody_measured_it() -> None:
+    assert {s.name: s.idle_watts for s in GPUS if s.idle_watts is not None} == {"rtx-2060": 10.4}
+
+
+@pytest.mark.parametrize("spec", GPUS, ids=lambda spec: spec.name)
+def test_every_row_names_a_document_with_an_address(spec: DeviceSpec) -> None:
+    assert re.search(r"https://\S+\.\S+", spec.source)
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rtx-2060-super", "RTX 2060 SUPER", "rtx_2060_super", "NVIDIA GeForce RTX 2060 SUPER"],
+)
+def test_lookup_is_lenient_about_spelling(name: str) -> None:
+    assert lookup(name).name == "rtx-2060-super"
+
+
+def test_lookup_of_an_unknown_name_offers_near_ones() -> None:
+    with pytest.raises(UnknownNameError, match="unknown device 'a100'") as caught:
+        lookup("a100")
+    assert {"a100-40gb", "a100-80gb"} <= set(caught.value.near)
+    with pytest.raises(UnknownNameError, match="budgetplan devices"):
+        lookup("zzzzzzzz")
+
+
+def test_device_names_are_sorted_and_all_found() -> None:
+    names = device_names()
+    assert list(names) == sorted(names)
+    assert "cpu" in names
+    assert all(lookup(name).name == name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("nvml_name", "name"),
+    [
+        ("NVIDIA GeForce RTX 2060 SUPER", "rtx-2060-super"),
+        ("GeForce RTX 2060 SUPER", "rtx-2060-super"),
+        ("NVIDIA GeForce RTX 2060", "rtx-2060"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GeForce RTX 2060 Mobile", None),
+        ("Quadro M1000M", None),
+    ],
+)
+def test_match_nvml(nvml_name: str, name: str | None) -> None:
+    found = match_nvml(nvml_name)
+    assert (found.name if found else None) == name
+
+
+def test_match_nvml_tells_sizes_apart() -> None:
+    assert match_nvml("NVIDIA GeForce RTX 3050", memory_bytes=8192 * MIB) is lookup("rtx-3050")
+    assert match_nvml("NVIDIA GeForce RTX 3050", memory_bytes=6144 * MIB) is None
+    # what NVML reports of an H200 (143771 MiB) and of a T4 with ECC on (15360 MiB)
+    assert match_nvml("NVIDIA H200", memory_bytes=143771 * MIB) is lookup("h200")
+    assert match_nvml("Tesla T4", memory_bytes=15360 * MIB) is lookup("t4")
+
+
+# --- besides the tensors --------------------------------------------------------------------------
+
+
+def test_context_is_measured_or_says_that_it_is_assumed() -> None:
+    assert context_bytes(lookup("t4")) == (147718144, context_bytes(lookup("t4"))[1])
+    assert context_bytes(lookup("t4"))[1].startswith("measured")
+    size, source = context_bytes(lookup("rtx-2060-super"))
+    assert size == 300 * MIB
+    assert source.startswith("assumed")
+    assert context_bytes(CPU)[0] == 0
+
+
+def test_cublas_workspaces() -> None:
+    # ":4096:2:16:8" in KiB, as torch.cuda.memory_snapshot() shows it: 8519680 bytes
+    # autograd's thread has a handle of its own, and before torch 2.15 every handle kept one
+    assert workspaces_of(lookup("rtx-2060-super"), torch_version="2.14.1+cu130") == (8519680,) * 2
+    assert workspaces_of(lookup("rtx-4090"), torch_version="2.15.0") == (8519680,)
+    assert workspaces_of(lookup("h200"), torch_version="2.11.0") == (32 * MIB,) * 2
+    assert workspaces_of(CPU) == ()
+    assert CUBLASLT_WORKSPACE_BYTES == 1048576
+
+
+def test_what_is_not_known_of_a_cpu_is_none() -> None:
+    assert not CPU.is_cuda
+    assert (CPU.memory_bytes, CPU.fp32_flops, CPU.tdp_watts) == (None, None, None)

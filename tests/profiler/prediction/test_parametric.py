@@ -1,0 +1,98 @@
+"""Composed peaks against replayed ones, away from the points where the profile was taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.cost.model import CostModel
+from profiler.devices.table import device_spec, multiprocessors, workspaces_of
+from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.replay.step_replay import replay
+from profiler.workload import Candidate, Workload
+
+DEVICES = {"cpu": "cpu", "cuda": "rtx-2060-super"}
+VIT, RESNET, MOBILE, MAMBA = "test_vit", "resnet18", "mobilenetv2", "mambavision_t"
+
+
+def workload(model: str, method: str = "full", **changes: object) -> Workload:
+    base = Workload(model=model, method=method, image_size=64, num_classes=10, micro_batch=3)
+    return base.replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, CostModel]:
+    return {target: CostModel(device) for target, device in DEVICES.items()}
+
+
+def composed(models: dict[str, CostModel], candidate: Candidate, target: str) -> int:
+    model = models[target]
+    workspace = model.predict(candidate).memory.peak_bytes if target == "cpu" else 0
+    return workspace or model.quick(candidate).peak_bytes
+
+
+def replayed(candidate: Candidate, target: str) -> int:
+    on = multiprocessors(device_spec(DEVICES["cuda"]))
+    return replay(candidate, target=target, on=on, inside_kernels=target == "cuda").peak_bytes
+
+
+def placed(load: Workload, kind: str, units: tuple[str, ...]) -> Placement:
+    options = {
+        "none": dict[str, str](),
+        "static": dict.fromkeys(units, RECOMPUTE),
+        "cheap": dict.fromkeys(units, CHEAP),
+        "second": dict.fromkeys(units[1::2], RECOMPUTE),
+        "mixed": {unit: (KEEP, CHEAP, RECOMPUTE)[index % 3] for index, unit in enumerate(units)},
+    }
+    return Placement(policy=kind, decisions=options[kind])
+
+
+CASES = [
+    (workload(VIT), "mixed"),
+    (workload(VIT, micro_batch=37), "none"),
+    (workload(VIT, micro_batch=37, accumulation=4), "static"),
+    (workload(VIT, "lora", rank=2), "mixed"),
+    (workload(VIT, "lora", rank=16, micro_batch=11, precision="bf16"), "second"),
+    (workload(VIT, "bitfit", micro_batch=7, optimizer="sgd"), "cheap"),
+    (workload(VIT, "head", micro_batch=20), "none"),
+    (workload(RESNET, micro_batch=9), "mixed"),
+    (workload(RESNET, micro_batch=9, accumulation=2), "second"),
+    (workload(RESNET, "bn_head", micro_batch=24, accumulation=2), "none"),
+    (workload(MOBILE, micro_batch=6, precision="bf16"), "mixed"),
+    (workload("tiny_vit_5m", "bitfit", micro_batch=5), "second"),
+    # where one window is the whole map, one image's attention on a CPU copies less than two images'
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1), "none"),
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1, precision="bf16"), "second"),
+    (workload(VIT, "side", rank=2, micro_batch=5), "none"),
+    (workload(VIT, "side", rank=16, micro_batch=5), "static"),
+    # blocks of 256, and matrices of fewer than 4096 weights in fp32: no polynomial of the rank
+    (workload(VIT, "lora", rank=7, optimizer="adamw8bit"), "static"),
+    # operands of convolutions and layer norms that are copied
+    (workload("convnext_atto", "ln_tune", micro_batch=5), "none"),
+    (workload("convnext_atto", micro_batch=12), "second"),
+    # GaLore projects no matrix of 64 rows at rank 64: its state does not grow with the rank
+    (workload(VIT, "galore", rank=64, micro_batch=1), "none"),
+    # at few images the scratch of the selective scan is what the peak is made of
+    (workload(MAMBA, "bitfit", micro_batch=1), "static"),
+]
+TOLERANCE = 0.001
+
+
+def name_of(case: object) -> str:
+    if not isinstance(case, Workload):
+        return str(case)
+    return f"{case.model}-{case.method}-{case.precision}-b{case.micro_batch}x{case.accumulation}"
+
+
+@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize(("load", "kind"), CASES, ids=name_of)
+def test_composed_is_replayed(
+    models: dict[str, CostModel], load: Workload, kind: str, target: str
+) -> None:
+    model = models[target]
+    candidate = Candidate(workload=load, placement=placed(load, kind, model.units(load)))
+    seen = replayed(candidate, target)
+    predicted = model.quick(candidate).peak_bytes
+    if target == "cuda":
+        live = predicted / model.slack(load).allocated
+        predicted = round(live) - sum(workspaces_of(model.spec))
+    assert predicted == pytest.approx(seen, rel=TOLERANCE)

@@ -1,0 +1,169 @@
+"""Reports of the replayed rung: they add up, and they say the same as the log they come from."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler.device_rules.caching_allocator import (
+    AllocatorSettings,
+    CachingAllocator,
+    configuration,
+)
+from profiler.devices.table import context_bytes, device_label, device_spec, lookup, workspaces_of
+from profiler.errors import UnknownNameError
+from profiler.models.build import assemble
+from profiler.models.parameter_count import count_parameters
+from profiler.placement import RECOMPUTE, Placement
+from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
+from profiler.prediction.report import predict, replay_on, report_of, step_flops, unit_reports
+from profiler.records import OWNERS, REPLAYED, Report
+from profiler.replay.step_replay import replay
+from profiler.workload import Candidate, Workload
+
+CARD = "rtx-2060-super"
+LOAD = Workload(model="test_vit", micro_batch=4, image_size=64, num_classes=10)
+
+
+def recomputed(load: Workload) -> Candidate:
+    units = assemble(load, device="meta").units
+    placement = Placement(policy="static", decisions=dict.fromkeys(units, RECOMPUTE))
+    return Candidate(workload=load, placement=placement)
+
+
+@pytest.fixture(scope="module")
+def on_card() -> Report:
+    return predict(recomputed(LOAD), device=CARD)
+
+
+def test_on_a_cpu_device_bytes_are_the_peak() -> None:
+    candidate = Candidate(workload=LOAD)
+    memory = predict(candidate, device="cpu").memory
+    log = replay(candidate, target="cpu")
+    assert memory.peak_bytes == memory.device_bytes == log.peak_bytes
+    assert memory.reserved_bytes is None
+    assert memory.at_peak is not None
+    assert memory.at_peak.total == memory.peak_bytes
+
+
+def test_on_a_card_workspace_and_context_come_on_top(on_card: Report) -> None:
+    memory, spec = on_card.memory, lookup(CARD)
+    workspaces, context = workspaces_of(spec), context_bytes(spec)[0]
+    log = replay_on(recomputed(LOAD), device=CARD)
+    allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
+    run_steps(allocator, log, steps=3, workspaces=workspaces)
+    assert memory.peak_bytes == allocator.peak_allocated_bytes
+    assert memory.peak_bytes >= log.rounded(BLOCK_BYTES).peak_bytes + sum(workspaces)
+    assert memory.reserved_bytes is not None
+    assert memory.reserved_bytes >= memory.peak_bytes
+    assert memory.reserved_bytes % (2 << 20) == 0
+    assert memory.device_bytes == memory.reserved_bytes + context
+
+
+def test_owners_add_up_to_the_peak_and_never_exceed_their_own_highest(on_card: Report) -> None:
+    at_peak, highest = on_card.memory.at_peak, on_card.memory.max_by_group
+    assert at_peak is not None
+    assert highest is not None
+    assert at_peak.total == on_card.memory.peak_bytes
+    for owner in OWNERS:
+        assert getattr(at_peak, owner) <= getattr(highest, owner)
+
+
+def test_units_tell_stored_boundary_and_decision(on_card: Report) -> None:
+    tokens, width = 1 + (64 // 16) ** 2, 64
+    output = LOAD.micro_batch * tokens * width * 4
+    log = replay(recomputed(LOAD), target="cuda").rounded(BLOCK_BYTES)
+    assert len(on_card.units) == len(log.units)
+    for unit in on_card.units:
+        assert unit.decision == RECOMPUTE
+        assert unit.boundary_bytes == output
+        # a recomputed unit stores what it gives, rounded to blocks
+        assert unit.stored_bytes == -(-output // BLOCK_BYTES) * BLOCK_BYTES
+        assert unit.working_bytes is not None
+        assert unit.working_bytes > unit.stored_bytes
+        assert 0 < unit.recompute_flops <= unit.forward_flops < unit.backward_flops
+
+
+def test_flops_of_a_vision_transformer_are_closed_form() -> None:
+    candidate = Candidate(workload=LOAD)
+    flops = step_flops(replay(candidate, target="cuda"), LOAD)
+    model = assemble(LOAD, device="meta").model
+    tokens = 1 + (64 // 16) ** 2
+    width, depth, classes = model.embed_dim, len(model.blocks), LOAD.num_classes
+    hidden = model.blocks[0].mlp.fc1.out_features
+    block = tokens * width * (4 * width + 2 * hidden) + 2 * tokens**2 * width
+    patches = (tokens - 1) * 3 * 16 * 16 * width
+    head = width * classes
+    assert flops.forward == 2 * LOAD.micro_batch * (depth * block + patches + head)
+    # twice the forward, but the image needs no gradient
+    products = 2 * 2 * LOAD.micro_batch * (depth * block + head)
+    assert flops.backward >= products + 2 * LOAD.micro_batch * patches
+    assert flops.recompute == 0
+
+
+def test_accumulation_multiplies_all_but_the_update() -> None:
+    one, four = (
+        predict(Candidate(workload=LOAD.replace(accumulation=n)), device=CARD) for n in (1, 4)
+    )
+    assert one.flops is not None
+    assert four.flops is not None
+    assert four.flops.forward == 4 * one.flops.forward
+    assert four.flops.backward == 4 * one.flops.backward
+    assert four.flops.optimizer == one.flops.optimizer
+    assert four.memory.peak_bytes >= one.memory.peak_bytes
+    assert [u.forward_flops for u in four.units] == [u.forward_flops for u in one.units]
+    assert one.step_seconds is not None
+    assert four.step_seconds is not None
+    assert one.step_seconds < four.step_seconds < 4 * one.step_seconds
+
+
+def test_a_report_survives_json(on_card: Report) -> None:
+    data = on_card.to_json()
+    assert Report.from_json(data) == on_card
+    assert data["schema"] == "budgetplan.prediction/1"
+    assert data["rung"] == REPLAYED
+    assert data["memory"]["device_bytes"] == on_card.memory.device_bytes
+
+
+def test_parameters_are_counted() -> None:
+    counts = count_parameters(LOAD.replace(method="lora", rank=4))
+    model = assemble(LOAD.replace(method="lora", rank=4)).model
+    assert counts.total == sum(p.numel() for p in model.parameters())
+    assert counts.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_four_bit_weights_count_as_weights() -> None:
+    plain, packed = (count_parameters(LOAD.replace(method=m, rank=4)) for m in ("lora", "qlora"))
+    assert packed.total == plain.total
+    assert packed.trainable == plain.trainable
+
+
+def test_steps_fed_to_the_allocator_leave_it_as_before() -> None:
+    log = replay(Candidate(workload=LOAD), target="cuda").rounded(BLOCK_BYTES)
+    once, often = CachingAllocator(), CachingAllocator()
+    run_steps(once, log, steps=1)
+    run_steps(often, log, steps=4)
+    assert once.peak_allocated_bytes == often.peak_allocated_bytes == log.peak_bytes
+    assert often.allocated_bytes == once.allocated_bytes == int(log.live_bytes()[0])
+
+
+def test_without_a_roofline_there_is_no_time() -> None:
+    candidate = Candidate(workload=LOAD)
+    log = replay(candidate, target="cuda")
+    assert all(row.forward_seconds is None for row in unit_reports(log, candidate, None))
+
+
+def test_devices_are_named() -> None:
+    assert device_label("cpu").kind == "cpu"
+    assert device_label(CARD).memory_bytes == lookup(CARD).memory_bytes
+    assert device_spec("cpu").is_cuda is False
+    with pytest.raises(UnknownNameError, match="rtx"):
+        predict(Candidate(workload=LOAD), device="rtx-2060-supper")
+
+
+def test_the_report_of_a_log_needs_no_second_replay() -> None:
+    candidate = Candidate(workload=LOAD)
+    log = replay(candidate, target="cpu")
+    assert (
+        report_of(candidate, log, spec=device_spec("cpu")).memory
+        == predict(candidate, device="cpu").memory
+    )

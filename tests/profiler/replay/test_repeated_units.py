@@ -1,0 +1,148 @@
+"""A step of which most units were left out, against one in which all of them ran."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiler.device_rules.cpu_kernels import RTX_2060_SUPER
+from profiler.models.backbones.discovery import anatomy_of
+from profiler.models.build import assemble
+from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, Placement
+from profiler.prediction.parametric import profile_option
+from profiler.replay.event_log import EventLog
+from profiler.replay.repeated_units import Row, expand, pass_on, rows_of
+from profiler.replay.step_replay import replay, replay_assembled
+from profiler.unit_options import uniform
+from profiler.workload import Candidate, Workload
+
+
+def candidate(model: str, method: str, option: str = KEEP, **changes: object) -> Candidate:
+    rank = 8 if method in ("lora", "adalora", "qlora") else None
+    load = Workload(model=model, method=method, rank=rank, num_classes=10, micro_batch=4)
+    load = load.replace(**changes)
+    assembly = assemble(load, device="meta")
+    anatomies = {unit: anatomy_of(assembly.backbone, unit) for unit in assembly.units}
+    return Candidate(workload=load, placement=uniform(option, anatomies))
+
+
+def abridged(given: Candidate) -> EventLog | None:
+    assembly = assemble(given.workload, device="meta")
+    rows = rows_of(assembly.backbone, assembly.units, given.placement)
+    assert rows
+    log = replay_assembled(assembly, given, target="cuda", optimizer=False, idle=rows)
+    return expand(log, rows)
+
+
+def whole(given: Candidate) -> EventLog:
+    return replay(given, optimizer=False, inside_kernels=False)
+
+
+VIT = "vit_tiny_patch16_224"
+CASES = [
+    (VIT, "full", KEEP),
+    (VIT, "full", CHEAP),
+    (VIT, "full", RECOMPUTE),
+    (VIT, "full", "parts:1"),
+    (VIT, "full", "parts:all"),
+    (VIT, "lora", "layers:2"),
+    (VIT, "lora", RECOMPUTE),
+    (VIT, "adalora", CHEAP),
+    (VIT, "qlora", KEEP),
+    (VIT, "head", KEEP),
+    (VIT, "partial_k", KEEP),
+    ("convnext_atto", "full", CHEAP),
+    ("tiny_vit_5m_224", "lora", "layers:1"),
+    ("vim_t", "bitfit", RECOMPUTE),
+    ("mambavision_t", "full", CHEAP),
+]
+
+
+@pytest.mark.parametrize(("model", "method", "option"), CASES)
+def test_the_log_is_that_of_a_whole_step(model: str, method: str, option: str) -> None:
+    given = candidate(model, method, option)
+    told, true = abridged(given), whole(given)
+    assert told is not None
+    for name in ("nbytes", "birth", "death", "owner", "phase", "unit"):
+        np.testing.assert_array_equal(getattr(told, name), getattr(true, name), err_msg=name)
+    named = [[log.operation_names[code] for code in log.operation] for log in (told, true)]
+    assert named[0] == named[1]
+    assert told.ticks == true.ticks
+    assert told.marks == true.marks
+    assert told.operations == true.operations
+    assert told.boundary_bytes == true.boundary_bytes
+
+
+@pytest.mark.parametrize("option", [KEEP, CHEAP, RECOMPUTE, "parts:all"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option: str) -> None:
+    # autocast's copies go in an order of its own, so the ticks may differ there
+    given = candidate(VIT, method, option, precision="bf16", micro_batch=1009)
+    told, true = abridged(given), whole(given)
+    assert told is not None
+    assert told.peak_bytes == true.peak_bytes
+    profiles = [
+        profile_option(
+            given.workload.replace(rank=None),
+            given.placement,
+            lambda _, log=log: log,
+            RTX_2060_SUPER,
+        )
+        for log in (told, true)
+    ]
+    (first, _), (second, _) = profiles
+    for name in ("base", "stored", "cached", "gradients", "boundary"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+    for name in ("forward", "backward", "accumulating", "head"):
+        np.testing.assert_array_equal(getattr(first, name).lines, getattr(second, name).lines)
+    for name in ("flops", "moved_bytes", "unit", "phase"):
+        np.testing.assert_array_equal(getattr(first.work, name), getattr(second.work, name))
+
+
+def rows(model: str, method: str = "full", placement: Placement = NONE) -> tuple[Row, ...]:
+    load = Workload(model=model, method=method, num_classes=10)
+    assembly = assemble(load, device="meta")
+    return rows_of(assembly.backbone, assembly.units, placement)
+
+
+def test_rows_are_units_that_are_alike() -> None:
+    assert rows(VIT) == (Row(0, 12),)
+    assert rows("vim_t") == (Row(0, 24),)
+    # ResNet-18's stages have two blocks each; three are too few to leave one out
+    assert rows("resnet18") == ()
+    assert [row.count for row in rows("convnext_tiny")] == [9]
+
+
+def test_a_row_ends_where_the_method_or_the_placement_changes() -> None:
+    assert rows(VIT, "partial_k")[0].count < 12
+    half = Placement(policy="test", decisions={f"blocks.{i}": RECOMPUTE for i in range(5)})
+    assert rows(VIT, placement=half) == (Row(0, 5), Row(5, 7))
+
+
+def test_a_unit_with_a_hook_is_like_no_other() -> None:
+    assembly = assemble(Workload(model=VIT, method="full", num_classes=10), device="meta")
+    assembly.backbone.get_submodule("blocks.4").register_forward_hook(lambda *_: None)
+    assert rows_of(assembly.backbone, assembly.units, NONE) == (Row(0, 4), Row(5, 7))
+
+
+def test_a_row_whose_idle_units_do_something_is_not_told() -> None:
+    given = candidate(VIT, "full")
+    assembly = assemble(given.workload, device="meta")
+
+    def double(_: nn.Module, __: object, out: Tensor) -> Tensor:
+        return out * 2
+
+    assembly.backbone.get_submodule("blocks.4").register_forward_hook(double)
+    row = Row(0, 12)
+    log = replay_assembled(assembly, given, target="cuda", optimizer=False, idle=[row])
+    assert expand(log, [row]) is None
+
+
+def test_idle_units_hand_on_what_they_are_given() -> None:
+    chain = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
+    pass_on(chain, tuple("01234"), [Row(0, 5)])
+    features = torch.randn(2, 3)
+    expected = chain[4](chain[1](chain[0](features)))
+    torch.testing.assert_close(chain(features), expected, rtol=0, atol=0)

@@ -1,0 +1,155 @@
+"""Real runs: their peak is the replayed one, their cap holds, their report says what it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planner.cost.model import CostModel
+from profiler.device_rules.cpu_allocator import peak_during
+from profiler.environment import environment
+from profiler.errors import DeviceError, OutOfMemoryError, UsageError
+from profiler.prediction.report import predict
+from profiler.records import MEASURED, Report
+from profiler.running.measurement import (
+    build_step,
+    measure,
+    measure_on_host,
+    report_measurement,
+    run_measurement,
+)
+from profiler.units import MIB
+from profiler.workload import Candidate, Workload
+
+SMALL = Candidate(
+    workload=Workload(model="test_vit", method="head", micro_batch=2, image_size=64, num_classes=10)
+)
+
+
+def silent(text: str, done: float) -> None:
+    pass
+
+
+def test_measured_in_a_process_equals_predicted() -> None:
+    seen: list[float] = []
+    report = measure(
+        SMALL, device="cpu", steps=3, warmup=1, on_progress=lambda _, done: seen.append(done)
+    )
+    predicted = predict(SMALL, device="cpu")
+    assert report.memory.peak_bytes == pytest.approx(predicted.memory.peak_bytes, abs=100)
+    assert report.rung == MEASURED
+    assert report.to_json()["schema"] == "budgetplan.measurement/1"
+    assert report.parameters == predicted.parameters
+    assert len(report.details["step_seconds"]) == 3
+    assert report.step_seconds == sorted(report.details["step_seconds"])[1]
+    assert report.flops is None
+    assert Report.from_json(report.to_json()) == report
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_an_eight_bit_optimizers_state_is_predicted(method: str) -> None:
+    load = SMALL.workload.replace(method=method, optimizer="adamw8bit")
+    eight_bit, plain = (
+        Candidate(workload=load.replace(optimizer=name)) for name in ("adamw8bit", "adamw")
+    )
+    predicted = predict(eight_bit, device="cpu").memory
+    measured = measure(eight_bit, device="cpu", steps=1, warmup=1).memory
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.001)
+    of_plain = predict(plain, device="cpu").memory
+    assert predicted.max_by_group is not None
+    assert of_plain.max_by_group is not None
+    assert predicted.max_by_group.optimizer < of_plain.max_by_group.optimizer
+
+
+def test_a_run_beyond_its_cap_is_out_of_memory() -> None:
+    # 1.2 GB of weights alone
+    load = SMALL.workload.replace(model="vit_large_patch16_224")
+    with pytest.raises(OutOfMemoryError, match=r"64\.0+ MiB"):
+        measure(Candidate(workload=load), device="cpu", cap_bytes=64 * MIB)
+
+
+def test_a_placement_that_fits_is_measured_under_its_budget() -> None:
+    # convolutions take as much beside their tensors as imports do: the cap has room for one
+    load = Workload(model="mobilenetv2_100", method="full", micro_batch=8)
+    budget = 300 * MIB
+    placed = CostModel("cpu").place(load, "optimal", budget)
+    report = measure(
+        Candidate(workload=load, placement=placed), device="cpu", cap_bytes=budget, steps=1
+    )
+    assert report.memory.peak_bytes < budget
+
+
+def test_the_peak_is_that_of_a_steady_step() -> None:
+    made = []
+
+    def prepare() -> None:
+        made.extend(build_step(SMALL, device="cpu"))
+        made[0].run(made[1])
+        made[0].run(made[1])
+
+    by_hand = peak_during(prepare, lambda: made[0].run(made[1]))
+    seen = measure_on_host(
+        lambda: build_step(SMALL, device="cpu"), steps=2, warmup=1, progress=silent
+    )
+    assert seen["peak_bytes"] == by_hand
+    assert len(seen["step_seconds"]) == 2
+    assert seen["energy_joules"] is None
+
+
+def test_the_recorded_peak_is_closed_form() -> None:
+    held: list[torch.Tensor] = []
+
+    def prepare() -> None:
+        held.append(torch.zeros(1000))  # 4000 bytes
+        del [torch.zeros(10**6)][0]
+
+    def step() -> None:
+        first = torch.zeros(500)  # 2000
+        del first
+        torch.zeros(750)  # 3000
+
+    outside = torch.zeros(10**6)
+    assert peak_during(prepare, step) == 4000 + 3000
+    assert outside.nbytes == 4 * 10**6
+
+
+def test_a_device_that_is_not_there() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    request = {
+        "candidate": SMALL.to_json(), "device": "cuda", "cap_bytes": None, "steps": 1, "warmup": 1,
+    }  # fmt: skip
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        run_measurement(request, silent)
+
+
+@pytest.mark.parametrize("counts", [{"steps": 0}, {"warmup": 0}])
+def test_a_measurement_needs_steps(counts: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="at least one"):
+        measure(SMALL, device="cpu", **counts)
+
+
+def test_what_a_process_sends_becomes_a_report() -> None:
+    seen = {
+        "peak_bytes": 10,
+        "reserved_bytes": 20,
+        "device_bytes": 30,
+        "step_seconds": [3.0, 1.0, 2.0],
+        "energy_joules": 5.0,
+        "device_name": "A Card",
+        "notes": ["a note"],
+        "environment": {"torch": "0"},
+    }
+    report = report_measurement(SMALL, seen, device="cuda")
+    assert (report.device.full_name, report.device.kind) == ("A Card", "cuda")
+    assert (report.memory.peak_bytes, report.memory.device_bytes) == (10, 30)
+    assert (report.step_seconds, report.energy_joules) == (2.0, 5.0)
+    assert report.memory.at_peak is None
+
+
+def test_the_environment_is_named() -> None:
+    found = environment()
+    assert found["torch"] == str(torch.__version__)
+    assert found["threads"] == torch.get_num_threads()
+    assert found["processor"]

@@ -1,0 +1,155 @@
+"""Rates of a processor by kind of operation. No speed is asserted: sleeping has a known one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from planner.cost.model import CostModel
+from planner.placement import recompute_seconds, to_choice
+from profiler.checkpointing.recompute import Frame
+from profiler.placement import CHEAP, LEAN, LIGHT, RECOMPUTE, Placement
+from profiler.prediction.report import predict, replay_on
+from profiler.replay.event_log import RECOMPUTE as RECOMPUTED
+from profiler.running.measurement import build_step
+from profiler.timing import cpu_rates
+from profiler.timing.cpu_rates import Stopwatch
+from profiler.timing.roofline import Rates
+from profiler.workload import Candidate, Workload
+
+PLAIN = Rates(flops_per_second=1e9, bytes_per_second=1e6, watts=None, source="made up")
+MOBILENET = Workload(
+    model="mobilenetv2_050", method="full", micro_batch=3, image_size=64, num_classes=5
+)
+
+
+@pytest.fixture
+def _own_rates(tmp_path, monkeypatch):
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
+    cpu_rates._stored.cache_clear()
+    yield
+    cpu_rates._stored.cache_clear()
+
+
+def test_an_operation_is_run_once_for_each_shape_and_counted_every_time():
+    calls = []
+
+    def sleeping(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape)
+        time.sleep(0.01 * len(x))
+        return x
+
+    stopwatch = Stopwatch(PLAIN)
+    with FakeTensorMode():
+        one, two = torch.empty(1, 3), torch.empty(2, 3)
+    for tensor, moved in ((one, 1000), (two, 3000), (two, 3000)):
+        stopwatch.time("sleep", sleeping, (tensor,), {}, flops=0, moved_bytes=moved)
+    assert len(calls) == 2 * (1 + 3)
+    # 10 + 20 + 20 ms asleep, where 1 + 3 + 3 ms were expected of the copies
+    assert 50 / 7 <= stopwatch.slowness()["sleep"] < 3 * 50 / 7
+
+
+def test_what_cannot_run_on_zeros_or_is_no_more_than_a_launch_tells_nothing():
+    def refuses(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not on zeros")
+
+    stopwatch = Stopwatch(PLAIN)
+    small = torch.empty(1)
+    stopwatch.time("refuses", refuses, (small,), {}, flops=0, moved_bytes=8)
+    slow_launch = Stopwatch(
+        Rates(
+            flops_per_second=1e9,
+            bytes_per_second=1e6,
+            watts=None,
+            source="made up",
+            launch_seconds=10.0,
+        )
+    )
+    slow_launch.time("add", torch.add, (small, small), {}, flops=0, moved_bytes=12)
+    assert stopwatch.slowness() == {}
+    assert slow_launch.slowness() == {}
+
+
+@pytest.mark.usefixtures("_own_rates")
+def test_rates_are_of_a_backbone_and_kept_on_disk():
+    first = cpu_rates.cpu_rates(MOBILENET)
+    assert {
+        "aten::native_batch_norm",
+        "aten::native_batch_norm, given statistics",
+        "aten::convolution",
+        "aten::convolution, depthwise",
+        "aten::convolution, pointwise",
+        "aten::convolution_backward, depthwise",
+    } <= first.slowness.keys()
+    assert all(value > 0 for value in first.slowness.values())
+    lora = MOBILENET.replace(method="lora", rank=4, micro_batch=32, accumulation=2)
+    assert cpu_rates.cpu_rates(lora) is first
+    cpu_rates._stored.cache_clear()
+    again = cpu_rates.cpu_rates(lora)
+    assert again == first
+    assert again is not first
+    assert cpu_rates.cpu_rates(MOBILENET.replace(micro_batch=1)) != first
+
+
+@pytest.mark.usefixtures("_own_rates")
+@pytest.mark.parametrize("option", [CHEAP, LIGHT])
+def test_composed_and_replayed_times_use_the_same_rates(option):
+    cost = CostModel("cpu")
+    placement = cost.place(MOBILENET, option, 1)
+    candidate = Candidate(workload=MOBILENET, placement=placement)
+    composed, replayed = cost.predict(candidate), predict(candidate, device="cpu")
+    assert composed.step_seconds == pytest.approx(replayed.step_seconds, rel=0.01)
+    # by hand, one operation after the other
+    rates = cpu_rates.cpu_rates(MOBILENET)
+    again = [op for op in replay_on(candidate, device="cpu").operations if op.phase == RECOMPUTED]
+    by_hand = sum(
+        max(
+            max(op.flops / rates.flops_per_second, op.moved_bytes / rates.bytes_per_second)
+            * rates.slowness.get(op.kind, 1.0),
+            rates.launch_seconds,
+        )
+        + op.begins_refill * rates.refill_seconds
+        for op in again
+    )
+    assert rates.refill_seconds > 0
+    chain = cost.chain(MOBILENET)
+    assert recompute_seconds(chain, to_choice(chain, placement)) == pytest.approx(by_hand, rel=0.01)
+    assert any(op.kind == "aten::native_batch_norm, given statistics" for op in again)
+
+
+@pytest.mark.parametrize("option", [CHEAP, LEAN, RECOMPUTE])
+def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch):
+    run_again = []
+
+    def counted(frame, *args, **kwargs):
+        run_again.append(frame.recipe.name)
+        return refill(frame, *args, **kwargs)
+
+    units = CostModel("cpu").units(MOBILENET)
+    placement = Placement(policy=option, decisions=dict.fromkeys(units, option))
+    candidate = Candidate(workload=MOBILENET, placement=placement)
+    log = replay_on(candidate, device="cpu")
+    step, batches = build_step(candidate, device="cpu")
+    refill = Frame.refill
+    monkeypatch.setattr(Frame, "refill", counted)
+    step.run(batches)
+    begun = [op for op in log.operations if op.begins_refill]
+    assert {op.phase for op in begun} == {RECOMPUTED}
+    assert len(begun) == len(run_again) > 0
+
+
+def test_a_gpu_has_no_kinds_and_collects_statistics_again():
+    cost = CostModel("rtx-3060")
+    rates = cost.rates(MOBILENET)
+    assert rates is not None
+    assert rates.slowness == {}
+    assert rates.refill_seconds == 0
+    units = cost.units(MOBILENET)
+    placement = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
+    candidate = Candidate(workload=MOBILENET, placement=placement)
+    kinds = {op.kind for op in replay_on(candidate, device="rtx-3060").operations}
+    assert "aten::native_batch_norm" in kinds
+    assert not any("given" in kind for kind in kinds)

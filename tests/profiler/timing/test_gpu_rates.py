@@ -1,0 +1,92 @@
+"""A GPU that the table lacks is planned for with what was timed on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.cli import options
+from planner.target_device import find_target
+from profiler.devices import nvml as device
+from profiler.devices import table as hardware
+from profiler.devices.table import TIMED, lookup, multiprocessors, short_name
+from profiler.errors import MeasurementError, UnknownNameError
+from profiler.prediction.report import predict
+from profiler.timing import gpu_rates as unlisted_gpu
+from profiler.timing.rates import published_rates
+from profiler.units import GIB
+from profiler.workload import Candidate, Workload
+
+SEEN = {
+    "fp32_flops": 2e12,
+    "fp16_flops": 4e12,
+    "bf16_flops": 1e12,
+    "bytes_per_second": 6e10,
+    "sm_count": 14,
+}
+
+
+class SmallGpu:
+    """What a driver says of a laptop's GPU."""
+
+    nvml_name = "NVIDIA GeForce MX450"
+    memory_bytes = 2 * GIB
+    compute_capability = (7, 5)
+
+    @property
+    def spec(self) -> hardware.DeviceSpec:
+        return device._spec_of(self)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """A machine with that GPU; yields what was run to time it."""
+    asked: list[str] = []
+
+    def run(function: str, request: Any, **_: Any) -> dict[str, float]:
+        asked.append(function)
+        return dict(SEEN)
+
+    monkeypatch.setattr(device, "detect_gpu", SmallGpu)
+    monkeypatch.setattr(unlisted_gpu, "run_in_process", run)
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
+    yield asked
+    hardware._adopted.clear()
+
+
+def test_it_is_timed_once_and_planned_for(here: list[str]) -> None:
+    target = find_target("auto")
+    assert (target.label.name, target.runs_on) == ("mx450", "mx450")
+    assert target.label.memory_bytes == 2 * GIB
+    find_target("mx450")
+    assert here == ["profiler.timing.gpu_rates:time_rates"]
+    spec = lookup("MX450")
+    assert (multiprocessors(spec).count, multiprocessors(spec).threads) == (14, 1024)
+    roofline = published_rates(spec, precision="fp16")
+    assert roofline is not None
+    assert (roofline.flops_per_second, roofline.watts, roofline.source) == (4e12, None, TIMED)
+    load = Workload(model="test_vit", method="head", image_size=64, micro_batch=2)
+    report = predict(Candidate(workload=load), device="mx450")
+    assert report.step_seconds is not None
+    assert report.energy_joules is None
+
+
+def test_where_timing_fails_the_answer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MeasurementError("the run died")
+
+    monkeypatch.setattr(unlisted_gpu, "run_in_process", fail)
+    target = find_target("auto")
+    assert (target.label.name, target.runs_on) == (options.STUDY_DEVICE, "cpu")
+    assert "MX450 is not in the table, and the run died" in target.label.note
+    with pytest.raises(UnknownNameError):
+        lookup("mx450")
+
+
+def test_names_are_as_the_table_has_them() -> None:
+    assert short_name("NVIDIA GeForce RTX 3060") == "rtx-3060"
+    assert short_name(replace(lookup("t4")).full_name.split(" (")[0]) == "t4"

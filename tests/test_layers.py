@@ -1,0 +1,176 @@
+"""The layers of the code base: who may import whom, and which package may import what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "profiler").rglob("*.py"), *(ROOT / "planner").rglob("*.py")])
+
+LAYERS = (
+    ("profiler.units", "profiler.operations", "profiler.store"),
+    ("profiler.errors",),
+    ("profiler.placement",),
+    ("profiler.workload", "profiler.unit_options"),
+    ("profiler.records",),
+    ("profiler.devices",),
+    ("profiler.device_rules",),
+    ("profiler.models",),
+    ("profiler.checkpointing",),
+    ("profiler.training_step", "profiler.environment"),
+    ("profiler.replay",),
+    ("profiler.running",),
+    ("profiler.timing",),
+    ("profiler.prediction",),
+    ("planner.json_files", "planner.parallel", "planner.target_device"),
+    ("planner.placement",),
+    ("planner.scoring", "planner.methods"),
+    ("planner.plan",),
+    ("planner.cost",),
+    ("planner.search",),
+    ("planner.training",),
+    ("planner.recommendation",),
+    ("planner.cli",),
+)
+"""From the bottom up. A module imports only from its own package and from rows above its own."""
+
+ONLY_IMPORTERS = {
+    "pynvml": ("profiler.devices",),
+    "timm": ("profiler.models",),
+    "peft": ("profiler.models",),
+    "bitsandbytes": ("profiler.models", "profiler.training_step"),
+    "optuna": ("planner.search",),
+    "optuna_dashboard": ("planner.search",),
+    "click": ("planner.cli",),
+    "rich": ("planner.cli",),
+    "matplotlib": ("profiler.prediction",),
+    "torchvision": ("planner.training",),
+}
+"""Heavy package to the packages of ours that may import it."""
+
+WITHOUT_TORCH = (
+    "profiler.units", "profiler.errors", "profiler.placement", "profiler.workload",
+    "profiler.unit_options", "profiler.records", "profiler.store", "profiler.devices.table",
+    "profiler.device_rules.caching_allocator", "profiler.replay.event_log",
+    "profiler.timing.roofline", "profiler.prediction.parametric", "profiler.running.sandbox",
+    "profiler.running.measurement", "profiler.models.methods", "profiler.prediction.report",
+    "planner", "planner.placement", "planner.scoring.netscore", "planner.scoring.accuracy_prior",
+    "planner.search.pareto", "planner.plan", "planner.cost.model",
+)  # fmt: skip
+"""Modules that a command may import before it is known that torch is needed."""
+HEAVY = ("torch", "timm", "peft", "optuna", "click", "rich", "bitsandbytes", "pynvml")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imported(path: Path) -> list[str]:
+    """Return every module that a file imports, those inside functions included."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            found += [name if name in MODULES else module for name in names]
+    return found
+
+
+def row_of(module: str) -> int | None:
+    """Return the number of a module's row, None for the two top-level packages themselves."""
+    for number, row in enumerate(LAYERS):
+        if any(module == name or module.startswith(f"{name}.") for name in row):
+            return number
+    return None
+
+
+def package_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def test_every_module_has_a_row() -> None:
+    assert [m for m in MODULES if row_of(m) is None] == ["planner", "profiler"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_to_lower_layers(module: str) -> None:
+    own = row_of(module)
+    for other in imported(MODULES[module]):
+        top = other.partition(".")[0]
+        assert top not in {"studies", "tests"}
+        if top not in {"planner", "profiler"} or package_of(other) == package_of(module):
+            continue
+        row = row_of(other)
+        assert own is None or row is None or row < own, f"{module} imports {other}"
+
+
+def test_there_is_no_import_cycle() -> None:
+    edges = {
+        module: {other for other in imported(path) if other in MODULES and other != module}
+        for module, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("heavy", ONLY_IMPORTERS)
+def test_a_heavy_package_is_imported_in_its_layers_only(heavy: str) -> None:
+    users = {
+        module
+        for module, path in MODULES.items()
+        if any(name.partition(".")[0] == heavy for name in imported(path))
+    }
+    allowed = ONLY_IMPORTERS[heavy]
+    assert users, f"nothing imports {heavy}: is it still a dependency?"
+    assert {m for m in users if not m.startswith(allowed)} == set()
+
+
+def test_no_module_is_called_utils_or_shadows_the_standard_library() -> None:
+    for path in SOURCES:
+        assert path.stem not in {"utils", "util", "helpers", "common"}
+        if path.stem not in {"__init__", "__main__"}:
+            assert path.stem not in sys.stdlib_module_names, f"{path} shadows a standard module"
+
+
+def test_a_folder_has_at_most_twenty_entries_at_the_top() -> None:
+    for top in ("profiler", "planner"):
+        entries = {
+            path.name
+            for path in (ROOT / top).iterdir()
+            if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__")
+        }
+        assert len(entries - {"__init__.py"}) <= 20
+
+
+def test_the_core_is_imported_without_heavy_packages() -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for name in {WITHOUT_TORCH!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded = [m for m in {HEAVY!r} if m in sys.modules]\n"
+        "    if loaded:\n"
+        "        sys.exit(f'{name} imports {loaded}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_every_module_has_a_docstring(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
