@@ -30,19 +30,22 @@ import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from planner.training.image_folder import from_files, read_folder
 from planner.training.image_set import (
     DataSource,
     ImageData,
     ImageShape,
-    Pixels,
     one_line,
     stratified_split,
     triple,
     whole,
 )
 from profiler.errors import InputError
+
+if TYPE_CHECKING:
+    from planner.training.image_set import Pixels
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
 
