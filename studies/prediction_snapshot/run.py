@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,11 @@ def answers(chosen: list[list[str]]) -> list[dict[str, Any]]:
             _write_plan()
             rows = []
             for number, case in enumerate(chosen):
+                start = time.perf_counter()
                 rows.append(answer(case))
-                if sys.stderr.isatty() or number % 20 == 0:
-                    print(f"{number + 1} of {len(chosen)}", file=sys.stderr, flush=True)
+                seconds = time.perf_counter() - start
+                place = f"{number + 1} of {len(chosen)}"
+                print(f"{place}: {seconds:.1f} s {' '.join(case)}", file=sys.stderr, flush=True)
             return rows
         finally:
             os.chdir(here)
