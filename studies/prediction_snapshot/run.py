@@ -35,7 +35,7 @@ def answer(arguments: list[str]) -> dict[str, Any]:
     """Run one command in this process; return its exit code and its JSON object."""
     from click.testing import CliRunner
 
-    from planner.cli.commands import cli
+    from planner.cli import cli
 
     result = CliRunner().invoke(cli, [*arguments, "--json"])
     try:
