@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NewType
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+
+LiveBytes = NewType("LiveBytes", int)
+"""Bytes of live tensors: ``torch.cuda.memory_allocated()`` before the allocator's rounding."""
+
+DeviceBytes = NewType("DeviceBytes", int)
+"""Bytes of device memory in use: reserved segments plus the CUDA context. A budget is in these."""
 
 _FACTORS = {
     "": 1, "b": 1,

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "profiler").rglob("*.py"), *(ROOT / "planner").rglob("*.py")])
 
 LAYERS = (
-    ("profiler.units", "profiler.operations", "profiler.store"),
+    ("profiler.units", "profiler.arrays", "profiler.operations", "profiler.store"),
     ("profiler.errors",),
     ("profiler.placement",),
     ("profiler.workload", "profiler.unit_options"),

@@ -31,7 +31,7 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from planner.methods.describe import MethodFacts
     from planner.methods.matrix import MethodMatrix
-    from planner.placement import Row
+    from planner.placement import PlacementRow
     from planner.recommendation.answer import Entry, Recommendation
     from profiler.devices.table import DeviceSpec
     from profiler.models.methods import MethodInfo
@@ -442,7 +442,7 @@ def owner_columns(report: Report) -> list[Column]:
 
 
 def show_profile(
-    report: Report, console: Console, *, placement_rows: Sequence[Row] | None = None
+    report: Report, console: Console, *, placement_rows: Sequence[PlacementRow] | None = None
 ) -> None:
     """Print the table of units, and with ``placement_rows`` why each does what it does."""
     page = Page(console)
@@ -521,7 +521,7 @@ def unit_columns(
     ]
 
 
-def _placement_section(rows: Sequence[Row], placement: Placement, page: Page) -> None:
+def _placement_section(rows: Sequence[PlacementRow], placement: Placement, page: Page) -> None:
     """Print why each unit is kept or recomputed: what that frees and what it costs."""
     page.heading("Placement, composed")
     page.block(*tables(placement_columns(rows, placement), keys=2, width=page.width))
@@ -536,7 +536,7 @@ def _placement_section(rows: Sequence[Row], placement: Placement, page: Page) ->
     )
 
 
-def placement_columns(rows: Sequence[Row], placement: Placement) -> list[Column]:
+def placement_columns(rows: Sequence[PlacementRow], placement: Placement) -> list[Column]:
     """Return the columns of a placement table."""
     decisions = [decision_of(r.unit, placement) for r in rows]
     return [

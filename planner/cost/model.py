@@ -4,7 +4,7 @@
 profile is there (``prepare`` replays it, or finds it in the cache). ``predict`` is the same as a
 report; ``chain`` is the placement problem; ``place`` solves it by a policy.
 
-Every number is of the *composed* rung. ``profiler.prediction.report`` replays a candidate to check it.
+Every number is of the *composed* rung; ``profiler.prediction.report`` replays a candidate.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from planner.cost.step_estimate import (
 from planner.placement import (
     POLICIES,
     Chain,
+    ChainOption,
     ChainUnit,
-    Option,
-    Row,
-    explain,
+    PlacementRow,
+    option_indices,
     peak_bytes,
+    placement_table,
     recompute_seconds,
-    to_choice,
 )
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
@@ -361,7 +361,7 @@ class CostModel:
         if key not in self._chains:
             self._chains[key] = self.chain(*key)
         chain = self._chains[key]
-        choice = to_choice(chain, candidate.placement)
+        choice = option_indices(chain, candidate.placement)
         live = float(peak_bytes(chain, choice) - sum(workspaces_of(self.spec)))
         return live, recompute_seconds(chain, choice)
 
@@ -490,7 +490,7 @@ class CostModel:
             for index, (name, anatomy) in enumerate(self.anatomies(workload).items())
         ]
         pieces = _where_segments_run_on(pieces)
-        head = Option(
+        head = ChainOption(
             decision=KEEP,
             stored_bytes=0,
             forward_bytes=round_up_to_half_segment(numbers.head[KEEP] + float(cached[-1])),
@@ -505,10 +505,10 @@ class CostModel:
             floor_bytes=round_up_to_half_segment(numbers.floor) + workspace,
         )
 
-    def explain(self, candidate: Candidate) -> tuple[Row, ...]:
+    def explain(self, candidate: Candidate) -> tuple[PlacementRow, ...]:
         """Return unit by unit what a placement keeps, frees and costs."""
         chain = self.chain(candidate.workload)
-        return explain(chain, to_choice(chain, candidate.placement))
+        return placement_table(chain, option_indices(chain, candidate.placement))
 
     def live_budget(self, workload: Workload, budget_bytes: int) -> int:
         """Return the live bytes that a budget on the device leaves."""
@@ -577,17 +577,17 @@ def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:
     """
     told = units[:1]
     for before, unit in itertools.pairwise(units):
-        plain, output = before.plain(RECOMPUTE), before.boundary_bytes or 0
+        plain, output = before.plain_index(RECOMPUTE), before.boundary_bytes or 0
         only_output = plain is not None and before.options[plain].stored_bytes <= output * 1.01
         one_loop = before.name.rpartition(".")[0] == unit.name.rpartition(".")[0]
-        told.append(replace(unit, continues=one_loop and only_output))
+        told.append(replace(unit, may_continue_segment=one_loop and only_output))
     return told
 
 
 def _chain_option(
     numbers: Numbers, option: str, index: int, decisions: Mapping[str, str], *, cached: float
-) -> Option:
-    return Option(
+) -> ChainOption:
+    return ChainOption(
         decision=next((d for name, d in decisions.items() if "/" not in name), KEEP),
         stored_bytes=round(float(numbers.stored[option][index])),
         forward_bytes=round_up_to_half_segment(float(numbers.forward[option][index]) + cached),

@@ -66,7 +66,7 @@ def cost_model(device: str) -> CostModel:
 
 def _place_without_budget(load: Workload, checkpoint: str) -> Placement:
     """Let a policy decide that only asks which units there are."""
-    from planner.placement import POLICIES, Chain, ChainUnit, Option
+    from planner.placement import POLICIES, Chain, ChainOption, ChainUnit
     from profiler.models.build import assemble
     from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, Placement
 
@@ -78,7 +78,9 @@ def _place_without_budget(load: Workload, checkpoint: str) -> Placement:
     if checkpoint in (CHEAP, LIGHT, LEAN):
         return Placement(policy=checkpoint, decisions=dict.fromkeys(names, checkpoint))
     menu = tuple(
-        Option(decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0)
+        ChainOption(
+            decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0
+        )
         for d in (KEEP, RECOMPUTE)
     )
     chain = Chain(units=tuple(ChainUnit(name=n, options=menu, boundary_bytes=0) for n in names))

@@ -11,8 +11,9 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.placement import peak_bytes, to_choice
-from planner.placement.chain import JOINED, Chain, ChainUnit, Choice, Option, live_bytes_of
+from planner.placement import option_indices, peak_bytes
+from planner.placement.chain import JOINED, Chain, ChainOption, ChainUnit, OptionIndices
+from planner.placement.chain_cost import unit_live_bytes
 from profiler.devices.table import device_spec
 from profiler.errors import InfeasibleError
 from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, Placement
@@ -52,9 +53,9 @@ class Lessons:
     def __init__(self) -> None:
         self._known: dict[str, dict[tuple[object, ...], tuple[int, int]]] = {}
 
-    def learn(self, chain: Chain, choice: Choice, log: EventLog) -> None:
+    def learn(self, chain: Chain, choice: OptionIndices, log: EventLog) -> None:
         """Compare a choice's replay with the chain, unit by unit; segments teach nothing."""
-        composed = live_bytes_of(chain, choice)
+        composed = unit_live_bytes(chain, choice)
         following = (*choice[1:], None)
         for index, seen in highest_by_unit(log).items():
             if JOINED in (choice[index], following[index]):
@@ -74,7 +75,7 @@ class Lessons:
             return unit
         assumed = tuple(max(0, min(found[i] for found in known.values())) for i in (0, 1))
 
-        def corrected(option: Option) -> Option:
+        def corrected(option: ChainOption) -> ChainOption:
             forward, backward = known.get(option.key, assumed)
             return replace(
                 option,
@@ -104,7 +105,7 @@ class _Search:
             log = replay_on(candidate, device=self.device)
             self.reports[placement] = report_of(candidate, log, spec=device_spec(self.device))
             if chain is not None and lessons is not None:
-                lessons.learn(chain, to_choice(chain, placement), log)
+                lessons.learn(chain, option_indices(chain, placement), log)
         return needed_bytes(self.reports[placement]) - self.budget_bytes
 
     def fits(self) -> bool:
@@ -147,7 +148,7 @@ class _Search:
         return self._place(smallest, chain)
 
     def _is_ruled_out(self, placement: Placement, chain: Chain, budget: int) -> bool:
-        peak = peak_bytes(chain, to_choice(chain, placement))
+        peak = peak_bytes(chain, option_indices(chain, placement))
         return peak > self.cost.live_budget(self.load, budget)
 
     def _place(self, budget: int, chain: Chain) -> Placement:

@@ -1,23 +1,34 @@
-"""Lower bounds of the time of a path under a budget, by Lagrangian duality.
+"""Lower bounds of the recompute time of a path under a budget, by Lagrangian duality.
 
-With S the bytes stored before position a, and l a slope in seconds per byte,
+Let S be the bytes stored before position a, and l >= 0 a price in seconds per byte. Two dual
+functions are computed on a grid of prices:
 
-    D_a(l) = min over paths to a of (seconds + l stored)
-    E_a(l) = min over S and paths from a on of (seconds - l S)
+    D_a(l) = min over paths from 0 to a      of (seconds + l * stored)
+    E_a(l) = min over S and paths from a on  of (seconds - l * S)
 
-bound the time before and after the position: at least D_a(l) - l S, and at least E_a(l) + l S, for
-every l. A move with cap c = budget - need allows S <= c only. The minimum of D under that is again
+For every l, a path with S bytes stored before a takes at least D_a(l) - l S before a and at least
+E_a(l) + l S from a on. A path through a move therefore takes at least
 
-    max over m >= l of D(m) - (m - l) c
+    max over l of  D_start(l) + seconds + l * stored + E_stop(l)
 
-so that ``D_stop(l) = min over moves of (seconds + l stored + that)``, and the mirror image for E.
-All on a grid of slopes: any grid gives valid bounds, and those of the edges of the units' convex
-menus contain the best one where a single constraint binds. A path through a move takes at least
-the largest over l of D_start(l) + seconds + l stored + E_stop(l).
+The budget enters through the moves: a move is feasible only if S <= c, where c = min(budget - need,
+budget - stored - least M after the move). The least value of seconds + l S over the paths to
+``start`` with S <= c is at least
 
-Symbols: n positions, q slopes (``SLOPES``), k moves at a position: O(n k q) time.
-Source: Lagrangian relaxation of the multiple-choice knapsack, Kellerer, Pferschy and Pisinger,
-Knapsack Problems (2004), chapter 11; here with a cap for every move in place of one capacity.
+    C(l) = max over m >= l of  D_start(m) - (m - l) * c
+
+because D_start(m) bounds seconds + m S, and (m - l) S <= (m - l) c. This gives the recursion
+``D_stop(l) = min over moves of (C(l) + seconds + l * stored)``; the one for E mirrors it.
+
+Every grid of prices gives valid bounds. The grid used here consists of the slopes of the convex
+hulls of the units' options (stored against seconds), which contain the optimal price if only one
+capacity binds.
+
+Symbols: n positions, k moves at a position, q prices (at most ``MAX_PRICES``).
+Cost: O(n k q) time, O(n k q) memory.
+Source: Lagrangian relaxation of the multiple-choice knapsack problem, Kellerer, Pferschy and
+Pisinger, Knapsack Problems (Springer 2004), chapter 11. Here each move has a capacity of its own
+instead of one capacity for the whole problem.
 """
 
 from __future__ import annotations
@@ -27,87 +38,115 @@ import math
 
 import numpy as np
 
-from planner.placement.chain import Floats, Ints
-from planner.placement.path_moves import UNREACHABLE, Moves, groups_by
+from planner.placement.path_moves import UNREACHABLE, PathMoves, groups_by
+from profiler.arrays import Floats, Ints
 
-SLOPES = 128
+MAX_PRICES = 128
+"""Size of the grid of prices."""
 
 
-class Unbounded:
-    """No budget and no bound: the sweep then finds the whole curve."""
+class NoBounds:
+    """Replaces ``DualBounds`` where no budget is given: limits nothing and bounds nothing."""
 
-    def __init__(self, moves: Moves) -> None:
+    def __init__(self, moves: PathMoves) -> None:
         self.limits = [UNREACHABLE] * moves.positions
 
-    def at(self, position: int, need: Ints) -> Floats:
-        """Return zero for every label."""
+    def seconds_before(self, position: int, need: Ints) -> Floats:
+        """Return [labels] zeros."""
         return np.zeros(len(need))
 
 
-class Bounds:
-    """Lower bounds under a budget, by the two dual functions on a grid of slopes.
+class DualBounds:
+    """Lower bounds of the recompute time under a budget.
+
+    Args:
+        moves: moves that lie on a feasible path.
+        heads: [positions] least S of each position.
+        tails: [positions] least M of each position.
+        budget: budget in live bytes.
 
     Attributes:
-        limits: for each position the largest M that some path before it allows.
-        through: for each move a lower bound of all feasible paths with it.
+        limits: [positions] largest M that the least S of the position allows.
+        through: [moves] lower bound of the time of every feasible path through the move.
     """
 
-    def __init__(self, moves: Moves, heads: list[int], tails: list[int], budget: int) -> None:
+    def __init__(self, moves: PathMoves, heads: list[int], tails: list[int], budget: int) -> None:
         self.limits = [budget - head for head in heads]
         self._budget = budget
-        self._slopes = slopes = _slopes(moves)
+        self._prices = prices = _price_grid(moves)
         room = budget - np.array(tails)[moves.stop] - moves.stored
         caps = np.minimum(budget - moves.need, room)[:, None] * 1.0
-        own = moves.seconds[:, None] + slopes * moves.stored[:, None]
-        self._before = _dual_before(moves, slopes, own, caps)
-        after = _dual_after(moves, slopes, own, caps + moves.stored[:, None])
+        own = moves.seconds[:, None] + prices * moves.stored[:, None]
+        self._before = _dual_before(moves, prices, own, caps)
+        after = _dual_after(moves, prices, own, caps + moves.stored[:, None])
         self.through: Floats = (self._before[moves.start] + after).max(axis=1)
-        # line k + 1 of a concave dual lies above line k for room below breaks[k], descending
+        # D is concave in the price, so max over l of D(l) - l * room is found by bisection: the
+        # line of price k + 1 lies above the line of price k exactly for room < breaks[k].
         reached = np.where(np.isfinite(self._before), self._before, 0.0)
-        self._breaks = -np.diff(reached, axis=1) / np.diff(slopes)
+        self._breaks = -np.diff(reached, axis=1) / np.diff(prices)
 
-    def at(self, position: int, need: Ints) -> Floats:
-        """Return the bound of the seconds before a position, for labels with these M."""
+    def seconds_before(self, position: int, need: Ints) -> Floats:
+        """Return [labels] a lower bound of the seconds of any feasible path to a position.
+
+        Args:
+            position: position of the labels.
+            need: [labels] M of the labels; a path fits one if it stores at most budget - M.
+        """
         room = (self._budget - need).astype(np.float64)
         line = np.searchsorted(self._breaks[position], -room)
-        bound: Floats = self._before[position][line] - self._slopes[line] * room
+        bound: Floats = self._before[position][line] - self._prices[line] * room
         return bound
 
 
-def _dual_before(moves: Moves, slopes: Floats, own: Floats, caps: Floats) -> Floats:
-    """Return D [positions, slopes]: least seconds + l * stored of the paths to a position."""
-    dual = np.full((moves.positions, len(slopes)), math.inf)
+def _dual_before(moves: PathMoves, prices: Floats, own: Floats, caps: Floats) -> Floats:
+    """Return D [positions, prices]: least seconds + l * stored over the paths to a position.
+
+    Args:
+        moves: the moves.
+        prices: [prices] ascending.
+        own: [moves, prices] seconds + l * stored of each move.
+        caps: [moves, 1] largest S before each move.
+    """
+    dual = np.full((moves.positions, len(prices)), math.inf)
     dual[0] = 0.0
     for stop, group in enumerate(groups_by(moves, moves.stop)):
         if len(group):
-            tilt = slopes * caps[group]
+            # C(l): a running maximum over all prices m >= l, taken from the end of the grid
+            tilt = prices * caps[group]
             below = dual[moves.start[group]] - tilt
             capped = np.maximum.accumulate(below[:, ::-1], axis=1)[:, ::-1] + tilt
             dual[stop] = (capped + own[group]).min(axis=0)
     return dual
 
 
-def _dual_after(moves: Moves, slopes: Floats, own: Floats, caps: Floats) -> Floats:
-    """Return [moves, slopes]: least seconds - l * S of the paths from S on that begin with a move.
+def _dual_after(moves: PathMoves, prices: Floats, own: Floats, caps: Floats) -> Floats:
+    """Return [moves, prices]: least seconds - l * S over paths that begin with the move.
 
-    As D, from the other end: a larger S is dearer, and a move allows T = S + stored <= cap.
+    The recursion of D from the other end. Here the term in S is negative, so the capacity bounds
+    the running maximum over prices m <= l; it limits T = S + stored, the bytes after the move.
+
+    Args:
+        moves: the moves.
+        prices: [prices] ascending.
+        own: [moves, prices] seconds + l * stored of each move.
+        caps: [moves, 1] largest T after each move.
     """
-    dual = np.full((moves.positions, len(slopes)), math.inf)
-    dual[-1] = np.where(slopes > 0, -math.inf, 0.0)
+    dual = np.full((moves.positions, len(prices)), math.inf)
+    dual[-1] = np.where(prices > 0, -math.inf, 0.0)
     passed = np.empty_like(own)
     groups = groups_by(moves, moves.start)
     for start in reversed(range(moves.positions - 1)):
         group = groups[start]
         if len(group):
-            tilt = slopes * caps[group]
+            tilt = prices * caps[group]
             capped = np.maximum.accumulate(dual[moves.stop[group]] + tilt, axis=1) - tilt
             passed[group] = capped + own[group]
             dual[start] = passed[group].min(axis=0)
     return passed
 
 
-def _slopes(moves: Moves) -> Floats:
-    """Return the grid of seconds per byte: the edges of each unit's convex menu, and zero."""
+def _price_grid(moves: PathMoves) -> Floats:
+    """Return the grid of prices: zero and the slopes of the convex hull of each unit's options."""
     edges = [0.0]
     single = moves.stop - moves.start == 1
     rows = zip(
@@ -116,31 +155,31 @@ def _slopes(moves: Moves) -> Floats:
         moves.seconds[single].tolist(),
         strict=True,
     )
-    menus: dict[int, list[tuple[int, float]]] = {}
+    by_unit: dict[int, list[tuple[int, float]]] = {}
     for start, stored, seconds in rows:
-        menus.setdefault(start, []).append((stored, seconds))
-    for menu in menus.values():
-        edges.extend(_hull_slopes(menu))
-    # steeper edges would bring more rounding error than bound
-    span = max(int(np.abs(moves.stored).max()), 1) * len(menus)
+        by_unit.setdefault(start, []).append((stored, seconds))
+    for options in by_unit.values():
+        edges.extend(_hull_slopes(options))
+    # a price so steep that l * S dwarfs all seconds adds more rounding error than bound
+    span = max(int(np.abs(moves.stored).max()), 1) * len(by_unit)
     steepest = 1e3 * float(moves.seconds.sum()) / span
     grid = np.unique(np.minimum(edges, steepest))
-    if len(grid) > SLOPES:
-        grid = grid[np.linspace(0, len(grid) - 1, SLOPES).round().astype(np.int64)]
+    if len(grid) > MAX_PRICES:
+        grid = grid[np.linspace(0, len(grid) - 1, MAX_PRICES).round().astype(np.int64)]
     return grid if len(grid) > 1 else np.array([0.0, 1.0 / span])
 
 
-def _hull_slopes(menu: list[tuple[int, float]]) -> list[float]:
-    """Return the falling slopes, as positive numbers, of the lower convex hull of a menu."""
+def _hull_slopes(options: list[tuple[int, float]]) -> list[float]:
+    """Return the falling slopes, as positive numbers, of the convex hull of (bytes, seconds)."""
     hull: list[tuple[int, float]] = []
-    for point in sorted(menu):
-        while len(hull) > 1 and _rate(hull[-2], point) >= _rate(hull[-2], hull[-1]):
+    for point in sorted(options):
+        while len(hull) > 1 and _slope(hull[-2], point) >= _slope(hull[-2], hull[-1]):
             hull.pop()
         if not hull or point[0] > hull[-1][0]:
             hull.append(point)
-    rates = [_rate(a, b) for a, b in itertools.pairwise(hull)]
+    rates = [_slope(a, b) for a, b in itertools.pairwise(hull)]
     return [rate for rate in rates if rate > 0]
 
 
-def _rate(a: tuple[int, float], b: tuple[int, float]) -> float:
+def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
     return (a[1] - b[1]) / (b[0] - a[0]) if b[0] > a[0] else -math.inf

@@ -1,18 +1,24 @@
-"""Pareto labels: every part of a path that could still be part of the best one.
+"""Label-setting dynamic programming: the Pareto front of M against seconds at every position.
 
-From the end of the chain towards its start, a part of a path is a label (M, C): its need as in
-``moves.py`` and its seconds. Putting a move in front gives
+A label stands for one path from a position to the end of the chain. It holds M (``path_moves``) and
+C, the recompute seconds of that path. A move in front of the path gives the label
 
-    M' = max(need, stored + M)        C' = C + seconds
+    M' = max(need, stored + M)        C' = seconds + C
 
-and both are monotone, so of two labels at a position the one that is no better in M and in C can
-be dropped: the dominance is exact, with any bytes and seconds. What is left at position 0 is the
-whole curve of peak against time. Identical units make few labels; arbitrary ones can make
-exponentially many, and then the bounds of ``bounds.py`` prune, and a sweep keeps no more than its
-width and remembers the least bound of what it dropped. Bytes are never rounded.
+at the start of the move. Both are monotone in M and C. If a label has no smaller M and no smaller C
+than another label at the same position, it can be dropped: whatever precedes it, the other label
+gives a path that is at least as good. This dominance is exact for any bytes and seconds; bytes are
+never rounded into buckets. The labels at position 0 are the whole curve of peak against time.
 
-L labels a position, k moves: O(n k L log L) time, O(n L) memory.
-Source: dynamic programming with lists, Kellerer, Pferschy and Pisinger (2004), section 3.4.
+Identical units produce few labels; arbitrary units can produce exponentially many. Two rules keep
+the lists short. A label is pruned if its seconds plus the lower bound of the path before it
+(``lower_bounds``) reach the best time known. If more labels than ``width`` remain, some are
+dropped, and the smallest bound among them is returned: no path lost with them is faster.
+
+Symbols: n positions, k moves at a position, L labels at a position (at most the width).
+Cost: O(n k L log L) time, O(n L) memory.
+Source: dynamic programming with lists, Kellerer, Pferschy and Pisinger, Knapsack Problems (2004),
+section 3.4; for paths with resource limits, Desrochers and Soumis, INFOR 26 (1988).
 """
 
 from __future__ import annotations
@@ -22,43 +28,64 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.placement.chain import Floats, Ints, Mask
-from planner.placement.lower_bounds import Bounds, Unbounded
-from planner.placement.path_moves import NO_NEED, TOLERANCE, Moves, groups_by
+from planner.placement.lower_bounds import DualBounds, NoBounds
+from planner.placement.path_moves import NO_NEED, SECONDS_TOLERANCE, PathMoves, groups_by
+from profiler.arrays import Floats, Ints, Mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """Pareto labels of one position, M ascending and C descending."""
+class ParetoLabels:
+    """Pareto labels at a position, M ascending and C descending, as arrays [labels].
+
+    Attributes:
+        need: M, the live bytes needed above the bytes stored before the position.
+        seconds: C, the recompute seconds from the position to the end.
+        parent: index of the rest of the path among the labels at the move's stop.
+        move: first move of the path.
+    """
 
     need: Ints
     seconds: Floats
-    parent: Ints  # index among the labels of the move's stop
+    parent: Ints
     move: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """Labels of every position, and the least bound of all labels that did not fit the width."""
+class LabelSweep:
+    """Result of one pass from the end of the chain to its start.
 
-    labels: list[Labels]
+    Attributes:
+        labels: Pareto labels of every position.
+        dropped_seconds: smallest lower bound among labels dropped for the width; infinite if none.
+    """
+
+    labels: list[ParetoLabels]
     dropped_seconds: float
 
 
 def sweep_labels(
-    moves: Moves, bounds: Bounds | Unbounded, *, width: int, best_seconds: float
-) -> Sweep:
-    """Extend labels from the end of the chain to its start, at most ``width`` a position."""
+    moves: PathMoves, bounds: DualBounds | NoBounds, *, width: int, best_seconds: float
+) -> LabelSweep:
+    """Extend labels from the end of the chain to its start.
+
+    Args:
+        moves: moves that paths may use.
+        bounds: limits of M and lower bounds of the time before a position.
+        width: largest number of labels kept at a position.
+        best_seconds: best time known; only labels that can improve on it are kept.
+    """
     none = np.zeros(0, np.int64)
-    labels = [Labels(need=none, seconds=np.zeros(0), parent=none, move=none)] * moves.positions
+    empty = ParetoLabels(need=none, seconds=np.zeros(0), parent=none, move=none)
+    labels = [empty] * moves.positions
     end = np.zeros(1, np.int64)
-    labels[-1] = Labels(need=np.array([NO_NEED]), seconds=np.zeros(1), parent=end, move=end)
+    labels[-1] = ParetoLabels(need=np.array([NO_NEED]), seconds=np.zeros(1), parent=end, move=end)
     starts = groups_by(moves, moves.start)
     dropped = math.inf
-    goal = best_seconds * (1 - TOLERANCE)
+    goal = best_seconds * (1 - SECONDS_TOLERANCE)
     for position in range(moves.positions - 2, -1, -1):
-        fresh = _pareto(_extend(moves, starts[position], labels, bounds.limits[position]))
-        bound = fresh.seconds + bounds.at(position, fresh.need)
+        longer = _prepend_moves(moves, starts[position], labels, bounds.limits[position])
+        fresh = _undominated_labels(longer)
+        bound = fresh.seconds + bounds.seconds_before(position, fresh.need)
         keep = bound < goal
         index = np.flatnonzero(keep)
         if len(index) > width:
@@ -66,23 +93,27 @@ def sweep_labels(
             dropped = min(dropped, float(bound[index[~chosen]].min()))
             index = index[chosen]
         labels[position] = _select(fresh, index)
-    return Sweep(labels=labels, dropped_seconds=dropped)
+    return LabelSweep(labels=labels, dropped_seconds=dropped)
 
 
-def _extend(moves: Moves, group: Ints, labels: list[Labels], limit: int) -> Labels:
-    """Put every move of the group in front of every label of its stop; keep M within the limit."""
-    pieces: list[Labels] = []
+def _prepend_moves(
+    moves: PathMoves, group: Ints, labels: list[ParetoLabels], limit: int
+) -> ParetoLabels:
+    """Put each move of a group before each label at its stop; return labels with M <= limit."""
+    pieces: list[ParetoLabels] = []
     for stop in np.unique(moves.stop[group]):
         ahead, same = labels[stop], group[moves.stop[group] == stop]
         need = np.maximum(moves.need[same, None], moves.stored[same, None] + ahead.need)
         seconds = moves.seconds[same, None] + ahead.seconds
         move, parent = np.nonzero(need <= limit)
         at = (move, parent)
-        pieces.append(Labels(need=need[at], seconds=seconds[at], parent=parent, move=same[move]))
+        pieces.append(
+            ParetoLabels(need=need[at], seconds=seconds[at], parent=parent, move=same[move])
+        )
     if len(pieces) == 1:
         return pieces[0]
     none = np.zeros(0, np.int64)
-    return Labels(
+    return ParetoLabels(
         need=np.concatenate([none, *(p.need for p in pieces)]),
         seconds=np.concatenate([np.zeros(0), *(p.seconds for p in pieces)]),
         parent=np.concatenate([none, *(p.parent for p in pieces)]),
@@ -90,7 +121,7 @@ def _extend(moves: Moves, group: Ints, labels: list[Labels], limit: int) -> Labe
     )
 
 
-def _pareto(labels: Labels) -> Labels:
+def _undominated_labels(labels: ParetoLabels) -> ParetoLabels:
     """Return the labels that no other dominates, M ascending and C descending."""
     order = np.argsort(labels.need, kind="stable")
     seconds = labels.seconds[order]
@@ -104,10 +135,12 @@ def _pareto(labels: Labels) -> Labels:
 
 
 def _narrow(need: Ints, bound: Floats, width: int) -> Mask:
-    """Choose at most ``width`` labels: half of least bound, half the best of equal ranges of M.
+    """Return a mask [labels] of at most ``width`` labels.
 
-    Where seconds are nearly proportional to bytes all bounds are alike, and the spread in M is
-    what lets some path come close to the budget.
+    Half of the width takes the labels of smallest bound; the other half takes the best label from
+    each of equally wide ranges of M. The second half matters if seconds are nearly proportional to
+    bytes: all bounds are then nearly equal, and only a spread of M lets a path end close to the
+    budget.
     """
     chosen = np.zeros(len(need), np.bool_)
     half = max(width // 2, 1)
@@ -121,8 +154,8 @@ def _narrow(need: Ints, bound: Floats, width: int) -> Mask:
     return chosen
 
 
-def _select(labels: Labels, index: Ints) -> Labels:
-    return Labels(
+def _select(labels: ParetoLabels, index: Ints) -> ParetoLabels:
+    return ParetoLabels(
         need=labels.need[index],
         seconds=labels.seconds[index],
         parent=labels.parent[index],
@@ -130,8 +163,8 @@ def _select(labels: Labels, index: Ints) -> Labels:
     )
 
 
-def path_of(moves: Moves, sweep: Sweep, index: int) -> list[int]:
-    """Return the moves that a label of position 0 stands for."""
+def path_of_label(moves: PathMoves, sweep: LabelSweep, index: int) -> list[int]:
+    """Return the moves of the path of a label at position 0."""
     path: list[int] = []
     position = 0
     while position < moves.positions - 1:

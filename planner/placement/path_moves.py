@@ -1,22 +1,26 @@
-"""The placement problem as paths of moves, and which of them fit.
+"""The placement problem as a path problem on a directed acyclic graph, and feasibility of a budget.
 
-The chain of ``chain.py`` is rewritten as *moves*. A move leads from position a (before unit a) to a
-later position: an option of unit a leads to a+1, a segment of units a..b leads to b+1. It has
+The nodes are *positions* 0..n: position a lies before unit a, position n at the end of the chain.
+The edges are called *moves*. An option of unit a is a move from a to a+1; a segment of the units
+a..b is a move from a to b+1. A placement is a path from 0 to n. A move has
 
-    stored   bytes it leaves for all that comes after it in forward
-    need     highest live bytes while it runs forward or backward, above the stored bytes of the
-             moves before it (static bytes and the gradients of later units are inside)
+    stored   bytes it stores for the rest of the forward
+    need     highest live bytes while it runs forward or backward, above the bytes stored by the
+             moves before it (static bytes and gradients of later units are included)
     seconds  recompute time
 
-A placement is a path of moves; its peak is the largest S + need, S the stored bytes before a move.
-The part of a path from position a on fits a budget exactly when S + M <= budget, with
+With S = bytes stored by the moves before a move, the peak of a path is the largest S + need. The
+part of a path from position a on fits a budget exactly if S + M <= budget, where
 
-    M = max(need, stored + M of the part from stop on)
+    M = max(need, stored + M of the rest of the path)
 
-M grows with the M after it, so the least M of every position follows in one pass from the end; the
-least M at position 0 is the smallest feasible peak, and the proof that less is infeasible. In the
-same way the least S of every position follows from the start, and with both a move that lies on no
-feasible path is recognised. Linear in the number of moves.
+M never decreases when the M of the rest increases. Therefore one pass from the end gives the least
+M of every position. The least M at position 0 is the smallest feasible peak, which also proves
+that every smaller budget is infeasible. One pass from the start gives the least S of every
+position. A move with least S + max(need, stored + least M) > budget lies on no feasible path.
+
+Cost: linear in the number of moves. Without segments there is one move per option; with segments
+there are up to n (n - 1) / 2 more.
 """
 
 from __future__ import annotations
@@ -26,32 +30,49 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.placement.chain import JOINED, Chain, Choice, Floats, Ints, Mask, Table, tabulate
+from planner.placement.chain import JOINED, Chain, OptionIndices
+from planner.placement.chain_cost import ChainArrays, chain_arrays
+from profiler.arrays import Floats, Ints, Mask
 
-# Relative gap below which two costs count as equal: sums of floats in another order differ by more
-# than the last bit, and profiled seconds carry three digits.
-TOLERANCE = 1e-9
+SECONDS_TOLERANCE = 1e-9
+"""Relative difference below which two recompute times count as equal.
 
-NO_NEED = -(1 << 60)  # M of the end of the chain
+Sums of the same floats in another order differ by more than the last bit, and profiled seconds are
+exact to about three digits only.
+"""
+
+NO_NEED = -(1 << 60)
+"""M at the end of the chain: no move follows."""
 
 UNREACHABLE = 1 << 60
+"""S or M of a position without a path; larger than any budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moves:
-    """All moves, sorted by start; arrays of one length."""
+class PathMoves:
+    """Moves sorted by start, as arrays [moves].
+
+    Attributes:
+        start: position before the move.
+        stop: position after the move.
+        option: option index of unit ``start``; a move over several units joins the others to it.
+        stored: bytes stored for the rest of the forward.
+        need: highest live bytes above the bytes stored before the move.
+        seconds: recompute seconds.
+        positions: number of positions, n + 1.
+    """
 
     start: Ints
     stop: Ints
-    option: Ints  # index in the menu of unit ``start``; a longer move joins the units after it
+    option: Ints
     stored: Ints
     need: Ints
     seconds: Floats
     positions: int
 
-    def pick(self, keep: Mask) -> Moves:
-        """Return the moves of the mask."""
-        return Moves(
+    def pick(self, keep: Mask) -> PathMoves:
+        """Return the moves selected by a mask [moves]."""
+        return PathMoves(
             start=self.start[keep],
             stop=self.stop[keep],
             option=self.option[keep],
@@ -62,16 +83,21 @@ class Moves:
         )
 
 
-def all_moves(chain: Chain, *, segments: bool) -> Moves:
-    """Return the moves of the chain that no other move of the same unit dominates."""
-    t = tabulate(chain)
+def all_moves(chain: Chain, *, segments: bool) -> PathMoves:
+    """Return the moves of a chain, without options dominated by another option of their unit.
+
+    Args:
+        chain: chain of n units.
+        segments: whether to include segments of several units.
+    """
+    t = chain_arrays(chain)
     parts = [_option_moves(chain, t)]
     if segments:
         parts.extend(_segment_moves(chain, t))
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(joined[0], kind="stable")
     start, stop, option, stored, need, seconds = (column[order] for column in joined)
-    return Moves(
+    return PathMoves(
         start=start,
         stop=stop,
         option=option,
@@ -83,9 +109,10 @@ def all_moves(chain: Chain, *, segments: bool) -> Moves:
 
 
 _Columns = tuple[Ints, Ints, Ints, Ints, Ints, Floats]
+"""Start, stop, option, stored, need and seconds of some moves."""
 
 
-def _option_moves(chain: Chain, t: Table) -> _Columns:
+def _option_moves(chain: Chain, t: ChainArrays) -> _Columns:
     need = chain.static_bytes + np.maximum(t.forward, t.gradients_after[:, None] + t.backward)
     kept = [
         (i, o)
@@ -98,7 +125,7 @@ def _option_moves(chain: Chain, t: Table) -> _Columns:
 
 
 def _undominated(stored: Ints, need: Ints, seconds: Floats, count: int) -> list[int]:
-    """Return the options that no other matches in all three numbers; of equal ones the first."""
+    """Return the options not dominated in all three numbers; of equal options only the first."""
     rows = list(zip(seconds.tolist(), stored.tolist(), need.tolist(), range(count), strict=False))
     kept: list[tuple[float, int, int, int]] = []
     for row in sorted(rows):
@@ -107,8 +134,12 @@ def _undominated(stored: Ints, need: Ints, seconds: Floats, count: int) -> list[
     return sorted(row[3] for row in kept)
 
 
-def _segment_moves(chain: Chain, t: Table) -> Iterator[_Columns]:
-    """Yield the segments of 2, 3, ... units; the byte rules are those of ``chain.py``."""
+def _segment_moves(chain: Chain, t: ChainArrays) -> Iterator[_Columns]:
+    """Yield all segments of 2, 3, ... units; bytes and seconds as defined in ``chain_cost``.
+
+    ``highest`` holds three running maxima over the units of each segment, so that a segment of
+    length L follows from the one of length L - 1 with the same start in constant time.
+    """
     rows = np.arange(len(chain.units))
     kept = t.stored[rows, t.keep]
     prefix = np.cumsum(kept) - kept
@@ -120,11 +151,11 @@ def _segment_moves(chain: Chain, t: Table) -> Iterator[_Columns]:
     last_seconds = t.seconds[rows, t.recompute]
 
     start = rows[t.can_join]
-    highest = [entered[start], rerun[start], backward[start]]  # over the units of each segment
+    highest = [entered[start], rerun[start], backward[start]]
     for length in range(2, len(chain.units) + 1):
         longer = start + length - 1 < len(rows)
         last = start[longer] + length - 1
-        longer[longer] = t.can_join[last] & t.continues[last]
+        longer[longer] = t.can_join[last] & t.may_continue_segment[last]
         start, highest = start[longer], [h[longer] for h in highest]
         if not len(start):
             return
@@ -138,20 +169,20 @@ def _segment_moves(chain: Chain, t: Table) -> Iterator[_Columns]:
         yield start, end + 1, t.recompute[start], t.boundary[end], chain.static_bytes + need, cost
 
 
-def groups_by(moves: Moves, by: Ints) -> list[Ints]:
-    """Return for each position the indices of the moves that have it in column ``by``."""
+def groups_by(moves: PathMoves, by: Ints) -> list[Ints]:
+    """Return for each position the indices of the moves with that position in column ``by``."""
     order = np.argsort(by, kind="stable")
     edges = np.searchsorted(by[order], np.arange(1, moves.positions))
     return np.split(order, edges)
 
 
-def least_tails(moves: Moves) -> list[int]:
-    """Return for each position the least M of all paths from it to the end."""
+def least_tails(moves: PathMoves) -> list[int]:
+    """Return for each position the least M over all paths from there to the end."""
     return _least_peaks(moves)[0]
 
 
-def _least_peaks(moves: Moves) -> tuple[list[int], list[int]]:
-    """Return for each position the least M, and the move that starts a path of it."""
+def _least_peaks(moves: PathMoves) -> tuple[list[int], list[int]]:
+    """Return for each position the least M and the first move of a path with that M."""
     tails = [UNREACHABLE] * (moves.positions - 1) + [NO_NEED]
     best = [0] * moves.positions
     columns = (moves.start, moves.stop, moves.stored, moves.need)
@@ -164,7 +195,7 @@ def _least_peaks(moves: Moves) -> tuple[list[int], list[int]]:
     return tails, best
 
 
-def least_peak_path(moves: Moves) -> list[int]:
+def least_peak_path(moves: PathMoves) -> list[int]:
     """Return the moves of a path of least peak."""
     best = _least_peaks(moves)[1]
     path: list[int] = []
@@ -175,8 +206,8 @@ def least_peak_path(moves: Moves) -> list[int]:
     return path
 
 
-def feasible_moves(moves: Moves, tails: list[int], budget: int) -> tuple[Moves, list[int]]:
-    """Return the moves that lie on a feasible path, and the least stored bytes at each position."""
+def feasible_moves(moves: PathMoves, tails: list[int], budget: int) -> tuple[PathMoves, list[int]]:
+    """Return the moves on feasible paths, and the least S of each position."""
     heads = [0] + [UNREACHABLE] * (moves.positions - 1)
     keep = np.zeros(len(moves.start), np.bool_)
     columns = (moves.start, moves.stop, moves.stored, moves.need)
@@ -189,10 +220,10 @@ def feasible_moves(moves: Moves, tails: list[int], budget: int) -> tuple[Moves, 
     return moves.pick(keep), heads
 
 
-def choice_of(moves: Moves, path: list[int]) -> Choice:
-    """Return the options of a path: a move over several units joins those after its first."""
-    choice: list[int] = []
+def indices_of_path(moves: PathMoves, path: list[int]) -> OptionIndices:
+    """Return the option indices of a path; a longer move joins the units after its first."""
+    indices: list[int] = []
     for move in path:
-        choice.append(int(moves.option[move]))
-        choice.extend([JOINED] * (int(moves.stop[move]) - len(choice)))
-    return tuple(choice)
+        indices.append(int(moves.option[move]))
+        indices.extend([JOINED] * (int(moves.stop[move]) - len(indices)))
+    return tuple(indices)

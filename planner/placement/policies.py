@@ -24,6 +24,7 @@ from planner.placement.chain import JOINED, Chain, ChainUnit, to_placement
 from planner.placement.optimal import Solution, solve
 from profiler.errors import InfeasibleError, UnknownNameError, UsageError
 from profiler.placement import KEEP, RECOMPUTE, Placement
+from profiler.units import LiveBytes
 
 
 def none(chain: Chain) -> Placement:
@@ -68,7 +69,7 @@ def chen_sqrt(chain: Chain, segments: int | None = None) -> Placement:
     length = max(1, len(joinable) // _positive(count))
     for place, i in enumerate(joinable[: length * (count - 1)]):
         starts = place % length == 0 or joinable[place - 1] != i - 1
-        starts = starts or not chain.units[i].continues
+        starts = starts or not chain.units[i].may_continue_segment
         choice[i] = _recompute_index(chain.units[i]) if starts else JOINED
     return to_placement(chain, choice, policy="chen")
 
@@ -84,7 +85,7 @@ def rotor(chain: Chain, budget_bytes: int) -> Placement:
         static_bytes=chain.static_bytes,
         floor_bytes=chain.floor_bytes,
     )
-    placement = _placement_of(solve(whole, budget_bytes))
+    placement = _placement_of(solve(whole, LiveBytes(budget_bytes)))
     return Placement(policy="rotor", decisions=placement.decisions)
 
 
@@ -111,7 +112,7 @@ def adaptive(
     choice = _defaults(chain)
     live = chain.static_bytes
     for i, unit in enumerate(chain.units):
-        index = unit.plain(RECOMPUTE)
+        index = unit.plain_index(RECOMPUTE)
         touched = index is not None and (eligible is None or unit.name in eligible)
         if touched and index is not None and live >= threshold * budget_bytes:
             choice[i] = index
@@ -125,7 +126,7 @@ def optimal(chain: Chain, budget_bytes: int) -> Placement:
     Raises:
         InfeasibleError: none fits; it names the smallest budget that would.
     """
-    return _placement_of(solve(chain, budget_bytes))
+    return _placement_of(solve(chain, LiveBytes(budget_bytes)))
 
 
 Parameters = Mapping[str, float]
@@ -229,15 +230,15 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 
 
 def _defaults(chain: Chain) -> list[int]:
-    return [unit.default for unit in chain.units]
+    return [unit.default_index for unit in chain.units]
 
 
 def _eligible(chain: Chain) -> list[int]:
-    return [i for i, unit in enumerate(chain.units) if unit.plain(RECOMPUTE) is not None]
+    return [i for i, unit in enumerate(chain.units) if unit.plain_index(RECOMPUTE) is not None]
 
 
 def _recompute_index(unit: ChainUnit) -> int:
-    index = unit.plain(RECOMPUTE)
+    index = unit.plain_index(RECOMPUTE)
     assert index is not None, f"{unit.name} has no {RECOMPUTE} option"
     return index
 
@@ -254,18 +255,18 @@ def _whole_only(unit: ChainUnit) -> ChainUnit:
     plain = [o for o in unit.options if o.decision in {KEEP, RECOMPUTE} and not o.parts]
     return ChainUnit(
         name=unit.name,
-        options=tuple(plain) or (unit.options[unit.default],),
+        options=tuple(plain) or (unit.options[unit.default_index],),
         gradient_bytes=unit.gradient_bytes,
         boundary_bytes=unit.boundary_bytes,
         forward_seconds=unit.forward_seconds,
-        continues=unit.continues,
+        may_continue_segment=unit.may_continue_segment,
     )
 
 
 def _placement_of(solution: Solution) -> Placement:
     if solution.placement is None:
         raise InfeasibleError(
-            budget_bytes=solution.budget_bytes,
+            budget_bytes=solution.live_budget_bytes,
             smallest_bytes=solution.smallest_feasible_bytes,
             advice="a smaller micro-batch frees activations",
         )

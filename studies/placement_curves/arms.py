@@ -21,7 +21,7 @@ from session import Session
 
 from planner.cost.model import CostModel
 from planner.cost.place_within_budget import place_checked
-from planner.placement import peak_bytes, recompute_seconds, to_choice
+from planner.placement import option_indices, peak_bytes, recompute_seconds
 from planner.placement.policies import POLICIES
 from profiler.errors import InfeasibleError
 from profiler.placement import NONE, RECOMPUTE, Placement
@@ -82,14 +82,14 @@ class Arms:
 
     def composed(self, placement: Placement) -> int:
         """Return the composed peak."""
-        return peak_bytes(self.chain, to_choice(self.chain, placement))
+        return peak_bytes(self.chain, option_indices(self.chain, placement))
 
     def step_seconds(self, placement: Placement, accumulation: int = 1) -> float:
         """Return the composed step time."""
         work = split(self.workload, accumulation)
         chain, numbers = self.cost.chain(work), self.cost.numbers(work)
         assert numbers.step_seconds is not None
-        once = numbers.step_seconds + recompute_seconds(chain, to_choice(chain, placement))
+        once = numbers.step_seconds + recompute_seconds(chain, option_indices(chain, placement))
         return accumulation * once + numbers.update_seconds
 
     def _optimal(self, budget: int, accumulation: int = 1) -> Placement | None:

@@ -9,7 +9,7 @@ from evaluator import EVALUATOR_RATES, live_peak_bytes, step_milliseconds, track
 from rule import OPERATING_POINTS, best_adaptive
 
 from planner.cost.model import HEAD, CostModel
-from planner.placement import Chain, peak_bytes, recompute_seconds, solve, to_choice
+from planner.placement import Chain, option_indices, peak_bytes, recompute_seconds, solve
 from planner.placement.policies import POLICIES
 from profiler.models.parameter_count import count_parameters
 from profiler.placement import CHEAP, LIGHT, NONE, Placement
@@ -95,7 +95,7 @@ def _point(
         policy=policy,
         setting=setting,
         candidate=Candidate(workload=workload, placement=_without_head(placement, policy)),
-        claimed_bytes=peak_bytes(chain, to_choice(chain, placement)),
+        claimed_bytes=peak_bytes(chain, option_indices(chain, placement)),
         **more,  # type: ignore[arg-type]
     )
 
@@ -170,7 +170,7 @@ def accumulated_points(problem: Problem) -> Iterator[Point]:
                 continue
             seconds = problem.step_seconds(workload)
             seconds += workload.accumulation * recompute_seconds(
-                chain, to_choice(chain, found.placement)
+                chain, option_indices(chain, found.placement)
             )
             if best is None or seconds < best[0]:
                 best = (seconds, workload, found.placement)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.placement import Chain, peak_bytes, recompute_seconds, to_choice
+from planner.placement import Chain, option_indices, peak_bytes, recompute_seconds
 from planner.placement.policies import POLICIES
 from profiler.placement import Placement
 
@@ -22,10 +22,10 @@ def best_adaptive(chain: Chain, kept_bytes: int, budget_bytes: int) -> Placement
     placed = {POLICIES["adaptive"](chain, cap, {"threshold": 1.0}) for cap in caps}
 
     def peak(placement: Placement) -> int:
-        return peak_bytes(chain, to_choice(chain, placement))
+        return peak_bytes(chain, option_indices(chain, placement))
 
     def seconds(placement: Placement) -> float:
-        return recompute_seconds(chain, to_choice(chain, placement))
+        return recompute_seconds(chain, option_indices(chain, placement))
 
     fitting = [p for p in placed if peak(p) <= budget_bytes]
     if fitting:

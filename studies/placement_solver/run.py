@@ -33,14 +33,14 @@ from scipy.sparse import coo_array
 
 from planner.placement import (
     Chain,
+    ChainOption,
     ChainUnit,
-    Option,
-    Status,
+    SolutionStatus,
     peak_bytes,
     smallest_feasible,
     solve,
 )
-from planner.placement.chain import tabulate
+from planner.placement.chain_cost import chain_arrays
 from profiler.placement import CHEAP, KEEP, RECOMPUTE
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ SECONDS_PER_BYTE = 1e-3 / 3e8
 FIXED_SECONDS = 1e-4
 
 
-def menu(family: str, k: int, rng: Generator) -> tuple[Option, ...]:
+def menu(family: str, k: int, rng: Generator) -> tuple[ChainOption, ...]:
     stored = np.sort(rng.integers(10**6, 3 * 10**8, k))[::-1]
     freed = (stored[0] - stored) * SECONDS_PER_BYTE
     seconds = {
@@ -67,7 +67,7 @@ def menu(family: str, k: int, rng: Generator) -> tuple[Option, ...]:
     for o in range(k):
         work = int(rng.integers(0, 5 * 10**7))
         options.append(
-            Option(
+            ChainOption(
                 decision=names[o] if o < len(names) else KEEP,
                 parts={} if o < len(names) else {f"part{o}": CHEAP},
                 stored_bytes=int(stored[o]),
@@ -109,7 +109,7 @@ def time_solver(family: str, n: int, k: int, chains: int, *, segments: bool) -> 
             found = solve(chain, budget, segments=segments)
             cpu.append(time.process_time() - began[0])
             wall.append(time.perf_counter() - began[1])
-            proved = found.status is Status.OPTIMAL
+            proved = found.status is SolutionStatus.OPTIMAL
             gaps.append(0.0 if proved else 1 - found.bound_seconds / found.recompute_seconds)
     return {
         "family": family,
@@ -130,7 +130,7 @@ def time_milp(family: str, n: int, k: int, limit_seconds: float) -> dict[str, ob
     """Solve the same problems with HiGHS: one binary variable per option."""
     rng = np.random.default_rng(n * 100 + k)
     chain = chain_of(family, n, k, rng)
-    t = tabulate(chain)
+    t = chain_arrays(chain)
     unit = np.repeat(np.arange(n), k)
     at = (unit, np.tile(np.arange(k), n))
     need = chain.static_bytes + np.maximum(t.forward, t.gradients_after[:, None] + t.backward)

@@ -19,7 +19,7 @@ from planner.cli.tables import (
     tables,
     unit_columns,
 )
-from planner.placement import Row
+from planner.placement import PlacementRow
 from planner.plan import Accuracy, Plan
 from planner.scoring.netscore import scores
 from profiler.errors import InputError
@@ -65,7 +65,7 @@ UNITS = tuple(
 )
 
 PLACED = tuple(
-    Row(
+    PlacementRow(
         unit=unit.name,
         decision=unit.decision,
         stored_bytes=1_234_567,

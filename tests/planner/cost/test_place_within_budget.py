@@ -8,7 +8,7 @@ import pytest
 from planner.cost.model import CostModel
 from planner.cost.place_by_policy import place
 from planner.cost.place_within_budget import Lessons, needed_bytes, place_checked
-from planner.placement import peak_bytes, to_choice
+from planner.placement import option_indices, peak_bytes
 from profiler.errors import InfeasibleError
 from profiler.placement import KEEP, NONE, RECOMPUTE, Placement
 from profiler.prediction.report import predict, replay_on
@@ -135,7 +135,7 @@ def test_with_its_lessons_the_chain_has_the_replayed_peak() -> None:
     for policy in ("static", "cheap", "none"):
         placement = cost.place(load, policy, 1)
         log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
-        choice = to_choice(chain, placement)
+        choice = option_indices(chain, placement)
         lessons.learn(chain, choice, log)
         assert peak_bytes(lessons.applied(chain), choice) == log.peak_bytes
 
@@ -147,10 +147,10 @@ def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
     placement = cost.place(load, "static", 1)
     log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
     lessons = Lessons()
-    lessons.learn(chain, to_choice(chain, placement), log)
+    lessons.learn(chain, option_indices(chain, placement), log)
     missing = []
     for unit, told in zip(chain.units, lessons.applied(chain).units, strict=True):
-        recompute, keep = unit.plain(RECOMPUTE), unit.plain(KEEP)
+        recompute, keep = unit.plain_index(RECOMPUTE), unit.plain_index(KEEP)
         if recompute is None or keep is None:
             continue
         before, after = unit.options, told.options

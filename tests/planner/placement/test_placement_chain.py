@@ -8,14 +8,14 @@ from planner.placement import (
     JOINED,
     Chain,
     ChainUnit,
-    explain,
+    option_indices,
     peak_bytes,
     peak_bytes_many,
+    placement_table,
     recompute_seconds,
-    to_choice,
     to_placement,
 )
-from planner.placement.chain import unit_seconds_many
+from planner.placement.chain_cost import unit_seconds_many
 from profiler.errors import InputError
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, SEGMENT, Placement
 
@@ -57,13 +57,13 @@ def test_one_segment_in_closed_form():
     # recompute: three units kept and the fourth running, with the incoming gradient
     assert peak_bytes(chain, choice) == 10 + 3 * 100 + 100
     assert recompute_seconds(chain, choice) == 4.0
-    assert [row.stored_bytes for row in explain(chain, choice)] == [0, 0, 0, 10]
+    assert [row.stored_bytes for row in placement_table(chain, choice)] == [0, 0, 0, 10]
 
 
 def test_floor_is_a_floor():
     chain = Chain(units=uniform_chain(2).units, static_bytes=1, floor_bytes=10**6)
     assert peak_bytes(chain, [0, 0]) == 10**6
-    assert all(row.binding is None for row in explain(chain, [0, 0]))
+    assert all(row.binding is None for row in placement_table(chain, [0, 0]))
 
 
 def test_placement_round_trip():
@@ -73,7 +73,7 @@ def test_placement_round_trip():
         rows = all_choices(chain)
         for row in rows[rng.permutation(len(rows))[:200]].tolist():
             placement = to_placement(chain, row, policy="x")
-            assert to_choice(chain, Placement.from_json(placement.to_json())) == tuple(row)
+            assert option_indices(chain, Placement.from_json(placement.to_json())) == tuple(row)
 
 
 def test_parts_are_named_by_unit_and_part():
@@ -86,12 +86,12 @@ def test_parts_are_named_by_unit_and_part():
     )
     placement = to_placement(Chain(units=(unit,)), [1], policy="optimal")
     assert dict(placement.decisions) == {"blocks.0/attn": CHEAP, "blocks.0/mlp": RECOMPUTE}
-    assert explain(Chain(units=(unit,)), [1])[0].decision == "attn: cheap, mlp: recompute"
+    assert placement_table(Chain(units=(unit,)), [1])[0].decision == "attn: cheap, mlp: recompute"
 
 
 def test_explain_says_what_is_freed_and_what_binds():
     chain = uniform_chain(3, a=100 << 20, x=10 << 20, m0=0, work=0, seconds=9.0)
-    rows = explain(chain, [0, 1, 0])
+    rows = placement_table(chain, [0, 1, 0])
     assert [row.decision for row in rows] == [KEEP, RECOMPUTE, KEEP]
     assert rows[1].freed_bytes == 90 << 20
     assert rows[1].seconds_per_freed_mib == pytest.approx(0.1)
@@ -104,7 +104,7 @@ def test_a_segment_in_a_placement():
     chain = uniform_chain(3)
     placement = to_placement(chain, [1, JOINED, 0], policy="chen")
     assert dict(placement.decisions) == {"b0": RECOMPUTE, "b1": SEGMENT}
-    assert explain(chain, [1, JOINED, 0])[1].decision == SEGMENT
+    assert placement_table(chain, [1, JOINED, 0])[1].decision == SEGMENT
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_unit_of_unknown_boundary_joins_nothing():
 )
 def test_placements_of_another_backbone_are_refused(decisions, message):
     with pytest.raises(InputError, match=message):
-        to_choice(uniform_chain(2), Placement(decisions=decisions))
+        option_indices(uniform_chain(2), Placement(decisions=decisions))
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,14 @@ from toy_chains import (
 from planner.placement import (
     Chain,
     ChainUnit,
-    Status,
+    SolutionStatus,
     frontier,
+    option_indices,
     peak_bytes,
     smallest_feasible,
     solve,
-    to_choice,
 )
-from planner.placement.chain import tabulate
+from planner.placement.chain_cost import chain_arrays
 from profiler.placement import KEEP, RECOMPUTE
 
 # PLACEMENT_MORE=100 runs the comparisons with brute force on thousands of chains
@@ -44,15 +44,15 @@ def check_against_all_placements(rng, chain, *, segments=True, everything=None):
         assert found.smallest_feasible_bytes == peaks.min()
         fits = peaks <= budget
         if not fits.any():
-            assert found.status is Status.INFEASIBLE
-            assert found.choice is None
+            assert found.status is SolutionStatus.INFEASIBLE
+            assert found.indices is None
             continue
-        assert found.status is Status.OPTIMAL
+        assert found.status is SolutionStatus.OPTIMAL
         assert found.recompute_seconds == pytest.approx(seconds[fits].min(), rel=1e-9)
         assert found.peak_bytes <= budget
-        told = told_step_by_step(chain, found.choice)
+        told = told_step_by_step(chain, found.indices)
         assert told == (found.peak_bytes, pytest.approx(found.recompute_seconds))
-        assert to_choice(chain, found.placement) == found.choice
+        assert option_indices(chain, found.placement) == found.indices
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -69,7 +69,7 @@ def test_equals_brute_force(joinable, real):
 def test_equals_brute_force_where_bounds_decide(monkeypatch, joinable):
     """A first sweep of one label leaves everything to the bounds of the second."""
     monkeypatch.setattr("planner.placement.optimal.WIDTHS", (1, 10**6))
-    monkeypatch.setattr("planner.placement.optimal.CORE", 1)
+    monkeypatch.setattr("planner.placement.optimal.CORE_MOVES", 1)
     rng = np.random.default_rng(13 + joinable)
     for _ in range(60 * MORE):
         n = int(rng.integers(3, 7 if joinable else 9))
@@ -102,7 +102,7 @@ def test_without_segments_none_is_used():
 
 def milp_seconds(chain, budget):
     """The same problem as a mixed-integer program: one binary per option."""
-    t = tabulate(chain)
+    t = chain_arrays(chain)
     pairs = [(i, o) for i, unit in enumerate(chain.units) for o in range(len(unit.options))]
     unit = np.array([i for i, _ in pairs])
     at = tuple(np.array(pairs).T)
@@ -135,7 +135,7 @@ def test_agrees_with_milp_on_chains_of_fifty():
         for share in (0.0, 0.1, 0.4, 0.8):
             budget = int(least + share * (most - least))
             found = solve(chain, budget)
-            assert found.status is Status.OPTIMAL
+            assert found.status is SolutionStatus.OPTIMAL
             assert found.recompute_seconds == pytest.approx(milp_seconds(chain, budget), abs=1e-6)
         assert milp_seconds(chain, max(least - 1, 0)) is None or least == chain.floor_bytes
 
@@ -146,11 +146,11 @@ def test_infeasible_is_proved_and_the_smallest_budget_feasible():
         chain = random_chain(rng, int(rng.integers(1, 6)), 3, joinable=bool(rng.integers(2)))
         peaks, seconds = brute_force(chain)
         least = smallest_feasible(chain)
-        assert least.status is Status.OPTIMAL
+        assert least.status is SolutionStatus.OPTIMAL
         assert least.peak_bytes == peaks.min()
         assert least.recompute_seconds == seconds[peaks == peaks.min()].min()
         below = solve(chain, least.peak_bytes - 1)
-        assert below.status is Status.INFEASIBLE
+        assert below.status is SolutionStatus.INFEASIBLE
         assert below.smallest_feasible_bytes == least.peak_bytes
         assert below.placement is below.recompute_seconds is below.bound_seconds is None
 
@@ -168,7 +168,7 @@ def test_frontier_is_every_undominated_placement():
                 expected.append((peak, here))
         curve = frontier(chain)
         assert [(s.peak_bytes, s.recompute_seconds) for s in curve] == expected
-        assert {s.status for s in curve} == {Status.OPTIMAL}
+        assert {s.status for s in curve} == {SolutionStatus.OPTIMAL}
 
 
 @pytest.mark.parametrize("labels", [4096, 4])
@@ -182,7 +182,7 @@ def test_frontier_is_monotone_and_reachable(monkeypatch, labels):
     assert seconds == sorted(set(seconds), reverse=True)
     assert peaks[0] == smallest_feasible(chain).peak_bytes
     for point in curve:
-        assert peak_bytes(chain, point.choice) == point.peak_bytes
+        assert peak_bytes(chain, point.indices) == point.peak_bytes
 
 
 def test_a_narrow_search_says_feasible_with_a_true_bound():
@@ -193,12 +193,12 @@ def test_a_narrow_search_says_feasible_with_a_true_bound():
         least, most = smallest_feasible(chain).peak_bytes, frontier(chain)[-1].peak_bytes
         budget = (least + most) // 2
         exact, narrow = solve(chain, budget), solve(chain, budget, max_labels=1)
-        assert exact.status is Status.OPTIMAL
+        assert exact.status is SolutionStatus.OPTIMAL
         assert narrow.peak_bytes <= budget
         assert narrow.bound_seconds <= exact.recompute_seconds * (1 + 1e-9)
         assert narrow.recompute_seconds >= exact.recompute_seconds * (1 - 1e-9)
         seen.add(narrow.status)
-    assert Status.FEASIBLE in seen
+    assert SolutionStatus.FEASIBLE in seen
 
 
 def test_more_memory_never_costs_time():
@@ -225,7 +225,7 @@ def test_large_budget_keeps_everything():
     assert found.recompute_seconds == 0
     assert found.placement.is_none
     assert {
-        unit.options[o].decision for unit, o in zip(chain.units, found.choice, strict=True)
+        unit.options[o].decision for unit, o in zip(chain.units, found.indices, strict=True)
     } == {KEEP}
 
 
@@ -252,4 +252,4 @@ def test_every_choice_is_enumerated():
     chain = uniform_chain(3)
     rows = {tuple(row) for row in all_choices(chain).tolist()}
     assert len(rows) == 13  # 2^3 without segments, 4 with one of two units, 1 of three
-    assert chain.units[0].plain(RECOMPUTE) == 1
+    assert chain.units[0].plain_index(RECOMPUTE) == 1

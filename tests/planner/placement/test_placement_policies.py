@@ -10,11 +10,11 @@ from planner.placement import (
     POLICIES,
     Chain,
     ChainUnit,
+    option_indices,
     peak_bytes,
     recompute_seconds,
     smallest_feasible,
     solve,
-    to_choice,
 )
 from planner.placement.policies import (
     adaptive,
@@ -69,16 +69,16 @@ def test_chen_does_not_join_across_a_fixed_unit():
     chain = Chain(units=(blocks[0], pool, *blocks[1:]))
     placement = chen_sqrt(chain, 2)
     assert letters(chain, placement) == "rkrsskkkk"
-    assert to_choice(chain, placement)
+    assert option_indices(chain, placement)
 
 
 def test_chen_reaches_order_sqrt_n():
     """n + a/x sqrt n in place of n a: the memory of a uniform chain in closed form."""
     n, a = 100, 100
     chain = uniform_chain(n, a=a, x=1, m0=0, work=0)
-    peak = peak_bytes(chain, to_choice(chain, chen_sqrt(chain)))
+    peak = peak_bytes(chain, option_indices(chain, chen_sqrt(chain)))
     assert peak <= 10 * 1 + 10 * a + a
-    assert peak < peak_bytes(chain, to_choice(chain, none(chain))) / 8
+    assert peak < peak_bytes(chain, option_indices(chain, none(chain))) / 8
 
 
 @pytest.mark.parametrize("budget", [1000, 1500, 2000, 2400, 3000, 5000])
@@ -110,9 +110,9 @@ def test_a_prefix_beats_the_adaptive_suffix_by_one_block():
     a, x = 100, 10
     chain = uniform_chain(12, a=a, x=x)
     for budget in (1500, 2000, 2500):
-        rule = to_choice(chain, adaptive(chain, budget))
+        rule = option_indices(chain, adaptive(chain, budget))
         recomputed = sum(rule)
-        mirrored = to_choice(chain, first_k(chain, recomputed))
+        mirrored = option_indices(chain, first_k(chain, recomputed))
         assert 0 < recomputed < 12
         assert recompute_seconds(chain, rule) == recompute_seconds(chain, mirrored)
         assert peak_bytes(chain, rule) - peak_bytes(chain, mirrored) == a - x
@@ -127,7 +127,7 @@ def test_optimal_is_on_or_under_every_policy():
         budget = int(rng.integers(100, 600))
         for policy in POLICIES.values():
             try:
-                choice = to_choice(chain, policy(chain, budget))
+                choice = option_indices(chain, policy(chain, budget))
             except InfeasibleError as error:
                 assert policy.name in {"optimal", "rotor"}
                 assert error.smallest_bytes is not None
@@ -145,7 +145,7 @@ def test_rotor_is_optimal_over_whole_units_and_segments():
         budget = int(rng.choice(peaks))
         placement = rotor(chain, budget)
         assert placement.policy == "rotor"
-        choice = to_choice(chain, placement)
+        choice = option_indices(chain, placement)
         assert peak_bytes(chain, choice) <= budget
         assert recompute_seconds(chain, choice) == seconds[peaks <= budget].min()
 

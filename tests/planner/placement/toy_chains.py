@@ -6,13 +6,13 @@ import itertools
 
 import numpy as np
 
-from planner.placement import JOINED, Chain, ChainUnit, Choice, Option
-from planner.placement.chain import peak_bytes_many, unit_seconds_many
+from planner.placement import JOINED, Chain, ChainOption, ChainUnit, OptionIndices
+from planner.placement.chain_cost import peak_bytes_many, unit_seconds_many
 from profiler.placement import CHEAP, KEEP, RECOMPUTE
 
 
 def option(decision, stored, forward, backward, seconds, **parts):
-    return Option(
+    return ChainOption(
         decision=decision,
         stored_bytes=stored,
         forward_bytes=forward,
@@ -64,7 +64,7 @@ def all_choices(chain, *, segments=True):
             rows = rows[~joined]
             continue
         before = rows[:, i - 1]
-        fine = (before == JOINED) | (before == units[i - 1].plain(RECOMPUTE))
+        fine = (before == JOINED) | (before == units[i - 1].plain_index(RECOMPUTE))
         rows = rows[~joined | fine]
         assert unit is not None
     return rows
@@ -89,7 +89,7 @@ def brute_force_by_doubling(chain):
     return peak, seconds
 
 
-def told_step_by_step(chain: Chain, choice: Choice) -> tuple[int, float]:
+def told_step_by_step(chain: Chain, choice: OptionIndices) -> tuple[int, float]:
     """Peak and seconds, by walking through the step and keeping the books."""
     units, n = chain.units, len(chain.units)
     live, peak, seconds = chain.static_bytes, chain.floor_bytes, 0.0
@@ -105,7 +105,7 @@ def told_step_by_step(chain: Chain, choice: Choice) -> tuple[int, float]:
             previous = units[i - 1]
             held = previous.boundary_bytes
             live = entry + held
-            again = units[i].options[units[i].plain(RECOMPUTE)]
+            again = units[i].options[units[i].plain_index(RECOMPUTE)]
             peak = max(peak, live + again.forward_bytes)
             members.append(i)
             live = entry + units[i].boundary_bytes
@@ -118,7 +118,7 @@ def told_step_by_step(chain: Chain, choice: Choice) -> tuple[int, float]:
             seconds += chosen.recompute_seconds
             gradients += units[i].gradient_bytes
             continue
-        kept = [units[i].options[units[i].plain(KEEP)] for i in members]
+        kept = [units[i].options[units[i].plain_index(KEEP)] for i in members]
         inside = [0]
         for keep in kept:
             level = entry + gradients + units[members[-1]].boundary_bytes + inside[-1]
@@ -128,7 +128,7 @@ def told_step_by_step(chain: Chain, choice: Choice) -> tuple[int, float]:
             unit = units[members[place]]
             peak = max(peak, entry + inside[place] + gradients + kept[place].backward_bytes)
             gradients += unit.gradient_bytes
-            again = unit.options[unit.plain(RECOMPUTE)].recompute_seconds
+            again = unit.options[unit.plain_index(RECOMPUTE)].recompute_seconds
             whole = again if unit.forward_seconds is None else unit.forward_seconds
             seconds += again if place == len(members) - 1 else whole
     return peak, seconds

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.cost.model import CostModel
-from planner.placement import recompute_seconds, to_choice
+from planner.placement import option_indices, recompute_seconds
 from profiler.checkpointing.recompute import Frame
 from profiler.placement import CHEAP, LEAN, LIGHT, RECOMPUTE, Placement
 from profiler.prediction.report import predict, replay_on
@@ -116,7 +116,9 @@ def test_composed_and_replayed_times_use_the_same_rates(option):
     )
     assert rates.refill_seconds > 0
     chain = cost.chain(MOBILENET)
-    assert recompute_seconds(chain, to_choice(chain, placement)) == pytest.approx(by_hand, rel=0.01)
+    assert recompute_seconds(chain, option_indices(chain, placement)) == pytest.approx(
+        by_hand, rel=0.01
+    )
     assert any(op.kind == "aten::native_batch_norm, given statistics" for op in again)
 
 
