@@ -35,7 +35,7 @@ def only_views(func: Any) -> bool:
     )
 
 
-def what_is_read(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def read_arguments(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what an operation reads: a scan's scratch is as large for one image as for many."""
     if func.namespace != "budgetplan":
         return args
@@ -48,7 +48,7 @@ def bytes_in(values: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
-def kind_of(func: Any, args: tuple[Any, ...]) -> str:
+def operation_kind(func: Any, args: tuple[Any, ...]) -> str:
     """Return what an operation computes (``OperationRecord.kind``)."""
     name: str = func._schema.name
     if func._overloadpacket is torch.ops.aten.convolution:

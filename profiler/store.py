@@ -21,10 +21,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-SCHEMA = 17
+STORE_SCHEMA = 17
 """Raise it whenever a profile's meaning changes."""
 
-_T = TypeVar("_T")
+_Profile = TypeVar("_Profile")
 
 
 class Store:
@@ -48,7 +48,9 @@ class Store:
         given = os.environ.get("BUDGETPLAN_CACHE")
         return cls(Path(given) if given else Path.home() / ".cache" / "budgetplan" / "profiles")
 
-    def fetch(self, kind: type[_T], key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
+    def fetch(
+        self, kind: type[_Profile], key: tuple[Any, ...], make: Callable[[], _Profile]
+    ) -> _Profile:
         """Return the profile stored under a key, or make and store it.
 
         Args:
@@ -60,7 +62,7 @@ class Store:
         if path is not None and path.is_file():
             try:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    return _rebuild(kind, dict(arrays))
+                    return _unflatten(kind, dict(arrays))
             except (OSError, ValueError, KeyError, BadZipFile, EOFError):
                 path.unlink(missing_ok=True)
         made = make()
@@ -76,7 +78,7 @@ class Store:
     def _path(self, key: tuple[Any, ...]) -> Path | None:
         if self.folder is None:
             return None
-        text = json.dumps([SCHEMA, _versions(), key], sort_keys=True)
+        text = json.dumps([STORE_SCHEMA, _versions(), key], sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
 
 
@@ -102,14 +104,14 @@ def _flatten(record: Any, prefix: str = "") -> dict[str, Any]:
     return arrays
 
 
-def _rebuild(kind: type[_T], arrays: dict[str, Any], prefix: str = "") -> _T:
+def _unflatten(kind: type[_Profile], arrays: dict[str, Any], prefix: str = "") -> _Profile:
     from typing import get_type_hints
 
     values = {}
     for name, hint in get_type_hints(kind).items():
         nested = is_dataclass(hint)
         values[name] = (
-            _rebuild(hint, arrays, f"{prefix}{name}.") if nested else arrays[f"{prefix}{name}"]
+            _unflatten(hint, arrays, f"{prefix}{name}.") if nested else arrays[f"{prefix}{name}"]
         )
     return kind(**values)
 

@@ -166,9 +166,9 @@ class CostModel:
         family = _same_modules(workload)
         if family not in self._anatomies:
             from profiler.models.backbones.discovery import anatomy_of
-            from profiler.models.build import assemble
+            from profiler.models.build import build_model
 
-            built = assemble(family, device="meta")
+            built = build_model(family, device="meta")
             self._anatomies[family] = {u: anatomy_of(built.backbone, u) for u in built.units}
         return self._anatomies[family]
 

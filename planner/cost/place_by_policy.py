@@ -67,12 +67,12 @@ def cost_model(device: str) -> CostModel:
 def _place_without_budget(load: Workload, checkpoint: str) -> Placement:
     """Let a policy decide that only asks which units there are."""
     from planner.placement import POLICIES, Chain, ChainOption, ChainUnit
-    from profiler.models.build import assemble
+    from profiler.models.build import build_model
     from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, Placement
 
     if checkpoint == "none":
         return NONE
-    names = assemble(load.replace(micro_batch=1, accumulation=1), device="meta").units
+    names = build_model(load.replace(micro_batch=1, accumulation=1), device="meta").units
     if not names:
         raise UsageError(f"{load.model} has no units that can be recomputed")
     if checkpoint in (CHEAP, LIGHT, LEAN):

@@ -16,7 +16,7 @@ from planner.training.session import Session
 from profiler.errors import (
     InputError,
 )
-from profiler.models.methods.save_load import load_learned, save_learned
+from profiler.models.methods.save_load import load_trained_tensors, save_trained_tensors
 
 if TYPE_CHECKING:
     pass
@@ -76,7 +76,7 @@ def save_checkpoint(
     draft = output / f".{folder.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_learned(session.model, draft, method=session.assembly.method.name)
+    save_trained_tensors(session.model, draft, method=session.built.method.name)
     torch.save(session.state(), draft / "state.pt")
     write_json({"identity": dict(identity), **course.to_json()}, draft / "progress.json")
     shutil.rmtree(folder, ignore_errors=True)  # a resumed training may end where it began
@@ -99,7 +99,7 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
             f"cannot resume {folder.parent}: {key} was {_short(was)}, "
             f"is now {_short(now)}; train into another folder"
         )
-    load_learned(session.model, folder, method=session.assembly.method.name)
+    load_trained_tensors(session.model, folder, method=session.built.method.name)
     try:
         session.restore(torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # pickle, zip and optimizers each have their own

@@ -11,7 +11,7 @@ import torch
 from profiler.errors import (
     UsageError,
 )
-from profiler.models.build import Assembly
+from profiler.models.build import BuiltModel
 from profiler.training_step import (
     default_learning_rate,
 )
@@ -61,7 +61,7 @@ class LearningRate:
 
 
 def choose_learning_rate(
-    workload: Workload, assembly: Assembly, *, given: float | None = None
+    workload: Workload, built: BuiltModel, *, given: float | None = None
 ) -> LearningRate:
     """Return the rate to train with.
 
@@ -73,7 +73,7 @@ def choose_learning_rate(
         if not (math.isfinite(given) and given > 0):
             raise UsageError(f"the learning rate must be a positive number, got {given!r}")
         return LearningRate(value=given, warm_up_steps=0, reason="as given, constant")
-    usual, kind = default_learning_rate(workload), assembly.weights.kind
+    usual, kind = default_learning_rate(workload), built.weights.kind
     if kind != "random":
         reason = f"arXiv 2607.02158's for {kind} weights, constant"
         return LearningRate(value=usual, warm_up_steps=0, reason=reason)
@@ -85,13 +85,13 @@ def choose_learning_rate(
     if workload.method != "full":
         reason = f"arXiv 2607.02158's, {warm_up} because the weights are random"
         return LearningRate(value=usual, warm_up_steps=WARM_UP_STEPS, reason=reason)
-    rate = _from_scratch_rate(workload, assembly) * by_sgd
+    rate = _from_scratch_rate(workload, built) * by_sgd
     reason = f"for training everything from random weights; {warm_up}"
     return LearningRate(value=rate, warm_up_steps=WARM_UP_STEPS, reason=reason)
 
 
-def _from_scratch_rate(workload: Workload, assembly: Assembly) -> float:
+def _from_scratch_rate(workload: Workload, built: BuiltModel) -> float:
     """Return AdamW's rate for training everything from random weights."""
-    if not any(isinstance(module, torch.nn.LayerNorm) for module in assembly.backbone.modules()):
+    if not any(isinstance(module, torch.nn.LayerNorm) for module in built.backbone.modules()):
         return BATCH_NORM_RATE
     return RANDOM_WEIGHTS_RATE * math.sqrt(workload.effective_batch / RANDOM_WEIGHTS_BATCH)

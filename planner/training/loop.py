@@ -77,7 +77,7 @@ from profiler.errors import (
     UnknownNameError,
     UsageError,
 )
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.placement import Placement
 from profiler.training_step import (
     Batch,
@@ -153,17 +153,17 @@ def train(
 
     torch.manual_seed(seed)
     in_use = None if rule is None else memory_in_use(device)
-    assembly = assemble(workload, weights=weights, pretrained=pretrained)
+    built = build_model(workload, weights=weights, pretrained=pretrained)
     if kind == "cuda":
         configure(os.environ)
         cap_to_budget(plan)
-    assembly.model.to(device).train()
-    rate = choose_learning_rate(workload, assembly, given=learning_rate)
+    built.model.to(device).train()
+    rate = choose_learning_rate(workload, built, given=learning_rate)
     last_step = steps or epochs * (len(images.train) // workload.effective_batch)
     session = Session(
         workload=workload,
         placement=plan.candidate.placement,
-        assembly=assembly,
+        built=built,
         device=device,
         rate=rate,
         total_steps=last_step,
@@ -175,7 +175,7 @@ def train(
     identity = {
         "workload": workload.to_json(),
         "data": images.source.fingerprint,
-        "weights": assembly.weights.kind,
+        "weights": built.weights.kind,
         "weights file": str(weights) if weights is not None else None,
         "seed": seed,
         "learning rate": rate.value,
@@ -200,13 +200,13 @@ def train(
         epochs=tuple(course.epochs),
         readings=tuple(course.readings),
         learning_rate=rate,
-        weights=assembly.weights,
+        weights=built.weights,
         data=images.source.to_json(),
         placement=session.placement,
         step_downs=tuple(session.step_downs),
         output=output,
     )
-    save_model(assembly, output / MODEL_FOLDER)
+    save_model(built, output / MODEL_FOLDER)
     write_json(result.to_json(), output / HISTORY_FILE)
     return result
 

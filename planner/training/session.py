@@ -17,7 +17,7 @@ from profiler.checkpointing.apply import AppliedPlacement, apply_adaptive, apply
 from profiler.errors import (
     MeasurementError,
 )
-from profiler.models.build import Assembly
+from profiler.models.build import BuiltModel
 from profiler.placement import Placement
 from profiler.running.sandbox import is_out_of_memory
 from profiler.training_step import (
@@ -59,7 +59,7 @@ class Session:
     Args:
         workload: what to train.
         placement: what to start with.
-        assembly: the model, on its device.
+        built: the model, on its device.
         device: where it is.
         rate: the learning rate.
         total_steps: length of the training.
@@ -74,7 +74,7 @@ class Session:
         *,
         workload: Workload,
         placement: Placement,
-        assembly: Assembly,
+        built: BuiltModel,
         device: str,
         rate: LearningRate,
         total_steps: int,
@@ -83,22 +83,22 @@ class Session:
         rule: AdaptiveRule | None = None,
         in_use: Callable[[], int] | None = None,
     ) -> None:
-        self.assembly, self.device, self.rate = assembly, device, rate
-        self.model = assembly.model
+        self.built, self.device, self.rate = built, device, rate
+        self.model = built.model
         kind = device_type(device)
         optimizer = make_optimizer(
             self.model,
             workload,
-            method=assembly.method,
+            method=built.method,
             foreach=kind == "cuda",
             learning_rate=rate.value,
         )
-        assembly.method.on_training_start(self.model, total_steps=total_steps)
+        built.method.on_training_start(self.model, total_steps=total_steps)
         self.step = TrainingStep(
             self.model,
             optimizer,
             workload,
-            method=assembly.method,
+            method=built.method,
             device_type=kind,
             mark=self._mark,
         )
@@ -115,7 +115,7 @@ class Session:
                 budget_bytes=rule.budget_bytes,
                 threshold=rule.threshold,
                 live_bytes=in_use or memory_in_use(device),
-                units=assembly.units,
+                units=built.units,
             )
 
     @property
@@ -188,10 +188,10 @@ class Session:
 
     def _below(self, placement: Placement) -> Iterator[Placement]:
         candidate = Candidate(workload=self.step.workload, placement=placement)
-        return tighter_placements(candidate, self.assembly.units, self._cost)
+        return tighter_placements(candidate, self.built.units, self._cost)
 
     def _apply(self, placement: Placement) -> AppliedPlacement:
-        return apply_placement(self.model, placement, units=self.assembly.units)
+        return apply_placement(self.model, placement, units=self.built.units)
 
     # -- what a checkpoint holds ---------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Session:
         return {
             "optimizer": self.step.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "method": self.assembly.method.training_state(self.model),
+            "method": self.built.method.training_state(self.model),
             "random": random_states(),
             "global_step": self.step.global_step,
             "asked_placement": self._asked.to_json(),
@@ -214,7 +214,7 @@ class Session:
         self.step.optimizer.load_state_dict(state["optimizer"])
         if self.step.scaler is not None:
             self.step.scaler.load_state_dict(state["scaler"])
-        self.assembly.method.restore_training_state(self.model, state["method"])
+        self.built.method.restore_training_state(self.model, state["method"])
         self.step.global_step = int(state["global_step"])
         self.step_downs = [str(text) for text in state["step_downs"]]
         if Placement.from_json(state["asked_placement"]) == self._asked:

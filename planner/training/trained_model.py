@@ -17,7 +17,7 @@ from profiler.errors import (
     UsageError,
 )
 from profiler.models.backbones import normalisation
-from profiler.models.build import Assembly, assemble
+from profiler.models.build import BuiltModel, build_model
 from profiler.workload import Workload
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def load_trained(
     plan = read_plan(output / PLAN_FILE)
     check_against_model(plan)
     torch.manual_seed(seed)
-    assembly = assemble(plan.candidate.workload, weights=weights, pretrained=pretrained)
-    assembly.method.load(assembly.model, output / MODEL_FOLDER)
-    return assembly.model.eval()
+    built = build_model(plan.candidate.workload, weights=weights, pretrained=pretrained)
+    built.method.load(built.model, output / MODEL_FOLDER)
+    return built.model.eval()
 
 
-def check_against_model(plan: Plan) -> Assembly:
+def check_against_model(plan: Plan) -> BuiltModel:
     """Hold a plan against the model it names; return that model on ``meta``.
 
     Raises:
@@ -64,7 +64,7 @@ def check_against_model(plan: Plan) -> Assembly:
     """
     workload = plan.candidate.workload
     try:
-        assembly = assemble(workload, device="meta")
+        built = build_model(workload, device="meta")
     except UsageError as error:
         raise InputError(f"the plan does not fit this installation: {error}") from error
     from profiler.models.parameter_count import count_parameters
@@ -76,8 +76,8 @@ def check_against_model(plan: Plan) -> Assembly:
             f"{counted.total} parameters ({counted.trainable} trainable) here, "
             f"the plan says {planned.total} ({planned.trainable}); make a new plan"
         )
-    apply_placement(assembly.model, plan.candidate.placement, units=assembly.units).remove()
-    return assembly
+    apply_placement(built.model, plan.candidate.placement, units=built.units).remove()
+    return built
 
 
 def data_for(workload: Workload, spec: str, *, backbone: nn.Module | None = None) -> ImageData:
@@ -93,7 +93,7 @@ def data_for(workload: Workload, spec: str, *, backbone: nn.Module | None = None
             fewer images than one step takes.
     """
     if backbone is None:
-        backbone = assemble(workload, device="meta").backbone
+        backbone = build_model(workload, device="meta").backbone
     mean, std = normalisation(backbone)
     images = load_data(spec, image_size=workload.image_size, mean=mean, std=std)
     check_data(images, workload)
@@ -124,9 +124,9 @@ def check_data(images: ImageData, workload: Workload) -> None:
         )
 
 
-def save_model(assembly: Assembly, folder: Path) -> None:
+def save_model(built: BuiltModel, folder: Path) -> None:
     draft = folder.with_name(f".{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
-    assembly.method.save(assembly.model, draft)
+    built.method.save(built.model, draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)

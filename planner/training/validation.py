@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from planner.training.image_set import ImageData, ImageSet
     from planner.training.session import Session
-    from profiler.models.build import Assembly
+    from profiler.models.build import BuiltModel
     from profiler.training_step import Batch, TrainingStep
 
 DEFAULT_STEPS = 6
@@ -274,7 +274,7 @@ class _Run:
             self.workload = self.workload.replace(accumulation=min(2, self.workload.accumulation))
         self.losses: list[float] = []
         self.notes: list[str] = []
-        self._assembly: Assembly | None = None
+        self._built: BuiltModel | None = None
         self._step: TrainingStep | None = None
         self._pool = _decode(images.train, self.workload, request)
         self._source = cycle(self._pool)
@@ -285,25 +285,25 @@ class _Run:
         """Make the model and its training step, exactly as training does."""
         from planner.training.learning_rate import choose_learning_rate
         from planner.training.session import Session
-        from profiler.models.build import assemble
+        from profiler.models.build import build_model
 
         request = self.request
         weights = request["weights"]
-        assembly = assemble(
+        built = build_model(
             self.workload,
             weights=None if weights is None else Path(weights),
             pretrained=bool(request["pretrained"]),
         )
-        assembly.model.to(self.device).train()
+        built.model.to(self.device).train()
         session = Session(
             workload=self.workload,
             placement=self.candidate.placement,
-            assembly=assembly,
+            built=built,
             device=self.device,
-            rate=choose_learning_rate(self.workload, assembly),
+            rate=choose_learning_rate(self.workload, built),
             total_steps=int(request["steps"]),
         )
-        self._assembly, self._step = assembly, self._listened(session)
+        self._built, self._step = built, self._listened(session)
         return self._step
 
     def _listened(self, session: Session) -> TrainingStep:
@@ -426,8 +426,8 @@ class _Run:
 
     def evaluate(self) -> dict[str, Any]:
         """Return accuracy, time and peak over a sample of the held-out images."""
-        assert self._assembly is not None
-        model, held_out = self._assembly.model, self.data.held_out
+        assert self._built is not None
+        model, held_out = self._built.model, self.data.held_out
         most = min(HELD_OUT_IMAGES[self.device], len(held_out))
         batch_size = min(self.workload.micro_batch, INFERENCE_BATCH, most)
         first = held_out.sample(batch_size, seed=int(self.request["seed"]))
@@ -448,8 +448,8 @@ class _Run:
             "inference_peak_bytes": peak,
             "inference_watts": watts,
             "weights": {
-                "kind": self._assembly.weights.kind,
-                "detail": self._assembly.weights.detail,
+                "kind": self._built.weights.kind,
+                "detail": self._built.weights.detail,
             },
             "data": self.data.source.to_json(),
             "losses": self.losses,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assembly:
+class BuiltModel:
     """A model that a method made trainable.
 
     Attributes:
@@ -43,13 +43,13 @@ class Assembly:
         return backbone_of(self.model)
 
 
-def assemble(
+def build_model(
     workload: Workload,
     *,
     device: str = "cpu",
     weights: Path | None = None,
     pretrained: bool = False,
-) -> Assembly:
+) -> BuiltModel:
     """Build the backbone, load its weights, apply the method.
 
     Args:
@@ -80,4 +80,4 @@ def assemble(
         raise UsageError(f"{workload.method} cannot be used on {workload.model}: {reason}")
     units = find_units(backbone)
     model = method.apply(backbone, workload)
-    return Assembly(model=model, method=method, units=units, weights=source)
+    return BuiltModel(model=model, method=method, units=units, weights=source)

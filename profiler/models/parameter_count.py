@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 @cache
 def count_parameters(workload: Workload) -> Parameters:
     """Count a workload's parameters without allocating them."""
-    from profiler.models.build import assemble  # imports torch
+    from profiler.models.build import build_model  # imports torch
 
-    model = assemble(workload.replace(micro_batch=1, accumulation=1), device="meta").model
+    model = build_model(workload.replace(micro_batch=1, accumulation=1), device="meta").model
     sizes = {
         id(parameter): (_elements(module, parameter), parameter.requires_grad)
         for module in model.modules()

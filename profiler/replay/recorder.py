@@ -22,7 +22,7 @@ from profiler.device_rules.cpu_kernels import (
 )
 from profiler.device_rules.cuda_reductions import PartialSums, Reduction
 from profiler.models.backbones.selective_scan import loop_work
-from profiler.operations import kind_of, only_allocates, only_views, what_is_read
+from profiler.operations import only_allocates, only_views, operation_kind, read_arguments
 from profiler.records import OWNERS
 from profiler.replay.event_log import (
     BACKWARD,
@@ -237,10 +237,10 @@ class Recorder(TorchDispatchMode):
         if only_allocates(func):
             return
         flops = self._flops(func, args, kwargs, out)
-        moved, batched = self._traffic(what_is_read(func, args))
+        moved, batched = self._traffic(read_arguments(func, args))
         written, batched_written = self._traffic((out,))
         if moved or written or flops:
-            kind = kind_of(func, args)
+            kind = operation_kind(func, args)
             begins_refill = self._begins_refill()
             loops = loop_work(func, args) if self.in_loops else None
             if loops is not None:

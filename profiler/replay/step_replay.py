@@ -35,7 +35,7 @@ from profiler.device_rules.cpu_kernels import (
 from profiler.device_rules.cuda_dispatch import Capability
 from profiler.device_rules.cuda_scratch import CudaKernels
 from profiler.devices.table import Multiprocessors
-from profiler.models.build import Assembly, assemble
+from profiler.models.build import BuiltModel, build_model
 from profiler.replay.event_log import (
     EventLog,
 )
@@ -106,7 +106,7 @@ def replay(
             else _cpu_kernels(candidate)
         )
     run = partial(
-        replay_assembled,
+        replay_built_model,
         candidate=candidate,
         target=target,
         inside=inside,
@@ -115,16 +115,16 @@ def replay(
         as_published=as_published,
         stopwatch=stopwatch,
     )
-    assembly = assemble(candidate.workload, device="meta")
+    built = build_model(candidate.workload, device="meta")
     # what CPU kernels take was probed in the order of a whole step
     probed = inside_kernels and target == "cpu"
     if abridged and not (accumulation > 1 or optimizer or probed):
-        rows = rows_of(assembly.backbone, assembly.units, candidate.placement)
-        told = expand(run(assembly, idle=rows), rows)
+        rows = rows_of(built.backbone, built.units, candidate.placement)
+        told = expand(run(built, idle=rows), rows)
         if told is not None:
             return told
-        assembly = assemble(candidate.workload, device="meta")
-    return run(assembly)
+        built = build_model(candidate.workload, device="meta")
+    return run(built)
 
 
 def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
@@ -135,17 +135,17 @@ def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
         target: ``cuda`` or ``cpu``.
     """
     workload = candidate.workload
-    assembly = assemble(workload, device="meta")
+    built = build_model(workload, device="meta")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = assembly.model
+        model = built.model
         to_fake(model)
-        recorder = Recorder(assembly.units, batch=workload.micro_batch)
-        update = make_fake_optimizer(model, workload, assembly.method, target=target)
+        recorder = Recorder(built.units, batch=workload.micro_batch)
+        update = make_fake_optimizer(model, workload, built.method, target=target)
         step = TrainingStep(
             model,
             update,
             workload,
-            method=assembly.method,
+            method=built.method,
             foreach=target == "cuda",
             mark=recorder.in_phase,
         )
@@ -160,7 +160,7 @@ def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
                     recorder.own(parameter.grad, OWNER_CODE["gradient"])
             with recorder.warm_up():
                 step.update()
-                assembly.method.before_zero_grad(model, global_step=0)
+                built.method.before_zero_grad(model, global_step=0)
             if target == "cuda":
                 forget_host_state(recorder, update)
             step.finish()
@@ -180,13 +180,13 @@ def _probed(candidate: Candidate, batch: int) -> Probe:
     small = Candidate(
         workload=candidate.workload.replace(micro_batch=batch), placement=candidate.placement
     )
-    assembly = assemble(small.workload, device="meta")
-    replay_assembled(assembly, small, target="cpu", inside=probe, optimizer=False)
+    built = build_model(small.workload, device="meta")
+    replay_built_model(built, small, target="cpu", inside=probe, optimizer=False)
     return probe
 
 
-def replay_assembled(
-    assembly: Assembly,
+def replay_built_model(
+    built: BuiltModel,
     candidate: Candidate,
     *,
     target: str,
@@ -200,7 +200,7 @@ def replay_assembled(
     """Replay one steady training step of a model on ``meta``, which turns fake by it.
 
     Args:
-        assembly: the model and its method.
+        built: the model and its method.
         candidate: its workload and placement.
         target: ``cuda`` or ``cpu``.
         inside: what kernels hold inside one operation; None for nothing.
@@ -214,32 +214,30 @@ def replay_assembled(
         FakeTensorMode(allow_non_fake_inputs=True),
         kernels_of(target, capability=capability),
     ):
-        to_fake(assembly.model)
-        apply_placement(assembly.model, candidate.placement, units=assembly.units)
-        pass_on(assembly.backbone, assembly.units, idle)
+        to_fake(built.model)
+        apply_placement(built.model, candidate.placement, units=built.units)
+        pass_on(built.backbone, built.units, idle)
         recorder = Recorder(
-            assembly.units,
+            built.units,
             batch=candidate.workload.micro_batch,
             kernel_bytes=inside,
             as_published=as_published,
             stopwatch=stopwatch,
             in_loops=target == "cuda",
         )
-        return _record_step(
-            recorder, assembly, candidate.workload, target=target, optimizer=optimizer
-        )
+        return _record_step(recorder, built, candidate.workload, target=target, optimizer=optimizer)
 
 
 def _record_step(
-    recorder: Recorder, assembly: Assembly, workload: Workload, *, target: str, optimizer: bool
+    recorder: Recorder, built: BuiltModel, workload: Workload, *, target: str, optimizer: bool
 ) -> EventLog:
-    model = assembly.model
-    update = make_fake_optimizer(model, workload, assembly.method, target=target)
+    model = built.model
+    update = make_fake_optimizer(model, workload, built.method, target=target)
     step = TrainingStep(
         model,
         update,
         workload,
-        method=assembly.method,
+        method=built.method,
         foreach=target == "cuda",
         mark=recorder.in_phase,
     )
@@ -254,7 +252,7 @@ def _record_step(
         if optimizer:
             with recorder.warm_up():
                 step.update()
-                assembly.method.before_zero_grad(model, global_step=0)
+                built.method.before_zero_grad(model, global_step=0)
             if target == "cuda":
                 forget_host_state(recorder, update)
             step.finish()

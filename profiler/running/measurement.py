@@ -141,9 +141,9 @@ def cap_host_step(workload: Workload, cap_bytes: int) -> None:
     """Cap what a training step may allocate, all imports done before: timm's take 100 MiB."""
     import torch
 
-    from profiler.models.build import assemble
+    from profiler.models.build import build_model
 
-    assemble(workload, device="meta")
+    build_model(workload, device="meta")
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     cap_host_memory(cap_bytes)
 
@@ -153,18 +153,18 @@ def build_step(candidate: Candidate, *, device: str) -> tuple[TrainingStep, list
     import torch
 
     from profiler.checkpointing.apply import apply_placement
-    from profiler.models.build import assemble
+    from profiler.models.build import build_model
     from profiler.training_step import TrainingStep, make_optimizer
 
     workload = candidate.workload
-    assembly = assemble(workload)
-    model = assembly.model.to(device)
-    apply_placement(model, candidate.placement, units=assembly.units)
+    built = build_model(workload)
+    model = built.model.to(device)
+    apply_placement(model, candidate.placement, units=built.units)
     on_cuda = device != "cpu"
-    optimizer = make_optimizer(model, workload, method=assembly.method, foreach=on_cuda)
-    assembly.method.on_training_start(model, total_steps=1000)
+    optimizer = make_optimizer(model, workload, method=built.method, foreach=on_cuda)
+    built.method.on_training_start(model, total_steps=1000)
     step = TrainingStep(
-        model, optimizer, workload, method=assembly.method, device_type="cuda" if on_cuda else "cpu"
+        model, optimizer, workload, method=built.method, device_type="cuda" if on_cuda else "cpu"
     )
     shape = (workload.micro_batch, 3, workload.image_size, workload.image_size)
 

@@ -87,10 +87,10 @@ def _stored(family: Workload, threads: int) -> Rates:
 
 
 def _timed(family: Workload) -> Timed:
-    from profiler.models.build import assemble
+    from profiler.models.build import build_model
     from profiler.replay.step_replay import replay
 
-    units = assemble(family, device="meta").units
+    units = build_model(family, device="meta").units
     placement = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
     base = plain_cpu_rates()
     stopwatch = Stopwatch(base)

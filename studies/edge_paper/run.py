@@ -34,7 +34,7 @@ import torch
 from profiler.models import backbones
 from profiler.models.backbones import WeightSource
 from profiler.models.backbones.discovery import find_units
-from profiler.models.build import Assembly, assemble
+from profiler.models.build import BuiltModel, build_model
 from profiler.models.methods import get_method
 from profiler.models.methods.galore import UPDATE_GAP, projected
 from profiler.models.methods.lowrank import Dora, Lora
@@ -42,7 +42,7 @@ from profiler.models.methods.target_layers import classifier_names
 from profiler.models.parameter_count import count_parameters
 from profiler.records import OWNERS
 from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER
-from profiler.replay.step_replay import replay_assembled
+from profiler.replay.step_replay import replay_built_model
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
@@ -105,14 +105,14 @@ def workload(model: str, method: str, rank: int) -> Workload:
     )
 
 
-def model_of(load: Workload, method: str) -> Assembly:
+def model_of(load: Workload, method: str) -> BuiltModel:
     if method not in ONLY:
-        return assemble(load, device="meta")
+        return build_model(load, device="meta")
     kind, name = ONLY[method]
     backbone = backbones.build(load.model, num_classes=1000, image_size=224, device="meta")
     units, own = find_units(backbone), kind(get_method(name).info)
     source = WeightSource(kind="random", detail="shapes only")
-    return Assembly(model=own.apply(backbone, load), method=own, units=units, weights=source)
+    return BuiltModel(model=own.apply(backbone, load), method=own, units=units, weights=source)
 
 
 @cache
@@ -120,7 +120,7 @@ def cell(model: str, method: str, rank: int = 4) -> Cell:
     load = workload(model, method, rank)
     candidate = Candidate(workload=load)
     logs = {
-        rule: replay_assembled(
+        rule: replay_built_model(
             model_of(load, method), candidate, target="cpu", as_published=rule == "published"
         )
         for rule in ("published", "correct")
@@ -167,7 +167,7 @@ def state(model: str, method: str) -> int:
 
 def decomposition_flops(model: str) -> int:
     """A thin SVD of every projected gradient: 6 m n^2 + 20 n^3 (R-SVD, Golub & Van Loan, 5.4)."""
-    parameters = assemble(workload(model, "galore", 4), device="meta").model.parameters()
+    parameters = build_model(workload(model, "galore", 4), device="meta").model.parameters()
     total = 0
     for parameter in parameters:
         if projected(parameter, 4):

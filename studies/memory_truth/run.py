@@ -160,7 +160,7 @@ def name_of(workload: Workload, placement: str) -> str:
 def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
     """Replay one candidate, really run it, and return both peaks."""
     from profiler.errors import UsageError
-    from profiler.models.build import assemble
+    from profiler.models.build import build_model
     from profiler.replay.step_replay import replay
 
     name = name_of(workload, placement_name)
@@ -170,7 +170,7 @@ def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
         "placement": placement_name,
     }
     try:
-        units = assemble(workload, device="meta").units
+        units = build_model(workload, device="meta").units
     except UsageError as error:
         return row | {"refused": str(error)}
     candidate = Candidate(workload=workload, placement=placement_of(placement_name, units))
@@ -192,11 +192,11 @@ def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
 
 def replay_again(row: dict[str, Any]) -> dict[str, Any]:
     """Replay a measured cell with today's code; what was measured stays."""
-    from profiler.models.build import assemble
+    from profiler.models.build import build_model
     from profiler.replay.step_replay import replay
 
     workload = Workload.from_json(row["workload"])
-    placement = placement_of(row["placement"], assemble(workload, device="meta").units)
+    placement = placement_of(row["placement"], build_model(workload, device="meta").units)
     start = time.perf_counter()
     log = replay(Candidate(workload=workload, placement=placement), target="cpu")
     seconds = time.perf_counter() - start

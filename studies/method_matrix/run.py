@@ -261,13 +261,13 @@ def _from_last_unit_on(model: nn.Module, workload: Workload) -> set[str]:
 def run_pair(backbone: str, method_name: str) -> dict[str, Any]:
     """Refuse, or run a pair and return all that was seen."""
     from profiler.errors import UsageError
-    from profiler.models.build import assemble
+    from profiler.models.build import build_model
 
     row: dict[str, Any] = {"backbone": backbone, "method": method_name}
     workload = workload_of(backbone, method_name)
     start = time.perf_counter()
     try:
-        assemble(workload, device="meta")
+        build_model(workload, device="meta")
     except UsageError as error:
         reason = str(error).partition(": ")[2]
         return row | {"status": "refused", "reason": reason}
@@ -329,12 +329,12 @@ def _train(workload: Workload, rate: float) -> dict[str, Any]:
 def _what_moved(
     model: nn.Module, workload: Workload, before: dict[str, str], after: dict[str, str]
 ) -> dict[str, Any]:
-    from profiler.models.methods.save_load import learned_tensors
+    from profiler.models.methods.save_load import trained_tensors
 
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     right = right_parameters(model, workload)
     moved = {name for name, digest in after.items() if digest != before[name]}
-    may_move = learning | set(learned_tensors(model))
+    may_move = learning | set(trained_tensors(model))
     return {
         "learning_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "learning_tensors": len(learning),

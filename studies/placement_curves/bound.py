@@ -139,8 +139,8 @@ class Tracer(RuntimeEstimator):
 def traced(workload: Workload, tracer: Tracer | None = None) -> Trace:
     """Return the operators of one forward and backward that keep everything."""
     tracer = tracer or Tracer()
-    assembly = altered(Candidate(workload=workload))
-    model, size = assembly.model, workload.image_size
+    built = altered(Candidate(workload=workload))
+    model, size = built.model, workload.image_size
     with FakeTensorMode(allow_non_fake_inputs=True), pretended_accelerator():
         to_fake(model)
         images = torch.empty(workload.micro_batch, 3, size, size)

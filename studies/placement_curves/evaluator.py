@@ -22,9 +22,9 @@ from torch.utils import _runtime_estimation
 from torch.utils.flop_counter import flop_registry
 
 from profiler.checkpointing.apply import apply_placement
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.replay.fake_model import to_fake
-from profiler.replay.step_replay import replay_assembled
+from profiler.replay.step_replay import replay_built_model
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate
 
@@ -60,11 +60,11 @@ def pretended_accelerator():
 
 
 def altered(candidate: Candidate, alter=None):
-    """Return the assembly on ``meta``, changed by a peer if there is one."""
-    assembly = assemble(candidate.workload, device="meta")
+    """Return the built model on ``meta``, changed by a peer if there is one."""
+    built = build_model(candidate.workload, device="meta")
     if alter is not None:
-        alter(assembly.backbone)
-    return assembly
+        alter(built.backbone)
+    return built
 
 
 def one_pass(model, workload) -> None:
@@ -78,14 +78,14 @@ def one_pass(model, workload) -> None:
 
 def step_milliseconds(candidate: Candidate, alter=None) -> float:
     """A100 roofline of the forwards and backwards of one step."""
-    assembly = altered(candidate, alter)
+    built = altered(candidate, alter)
     with FakeTensorMode(allow_non_fake_inputs=True), pretended_accelerator():
-        to_fake(assembly.model)
-        apply_placement(assembly.model, candidate.placement, units=assembly.units)
+        to_fake(built.model)
+        apply_placement(built.model, candidate.placement, units=built.units)
         estimator = RuntimeEstimator(gpu_type="NVIDIA A100")
         with contextlib.redirect_stdout(io.StringIO()):
             with estimator(estimate_mode_type="operator-level-cost-model"):
-                one_pass(assembly.model, candidate.workload)
+                one_pass(built.model, candidate.workload)
         return float(estimator.total_runtime)
 
 
@@ -94,18 +94,20 @@ def live_peak_bytes(candidate: Candidate, alter=None) -> int:
     workload = candidate.workload
     shown = workload.replace(accumulation=min(workload.accumulation, 2))
     short = Candidate(workload=shown, placement=candidate.placement)
-    return replay_assembled(altered(short, alter), short, target="cpu", optimizer=False).peak_bytes
+    return replay_built_model(
+        altered(short, alter), short, target="cpu", optimizer=False
+    ).peak_bytes
 
 
 def tracked_peak_bytes(candidate: Candidate, alter=None) -> int:
     """The same from PyTorch's MemTracker."""
-    assembly = altered(candidate, alter)
+    built = altered(candidate, alter)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        to_fake(assembly.model)
-        apply_placement(assembly.model, candidate.placement, units=assembly.units)
+        to_fake(built.model)
+        apply_placement(built.model, candidate.placement, units=built.units)
         tracker = MemTracker()
-        tracker.track_external(assembly.model)
+        tracker.track_external(built.model)
         with tracker:
-            one_pass(assembly.model, candidate.workload)
+            one_pass(built.model, candidate.workload)
         peak = tracker.get_tracker_snapshot("peak")
     return int(next(iter(peak.values()))["Total"])

@@ -16,7 +16,7 @@ from bound import SERVED_OTHERWISE, Bound, Tracer, traced
 from rule import OPERATING_POINTS, best_adaptive
 
 from profiler.models.parameter_count import count_parameters
-from profiler.operations import bytes_in, kind_of, only_allocates, only_views, what_is_read
+from profiler.operations import bytes_in, only_allocates, only_views, operation_kind, read_arguments
 from profiler.placement import NONE
 from profiler.replay.flops import operation_flops
 from profiler.timing.cpu_rates import cpu_rates
@@ -41,8 +41,8 @@ class CpuTracer(Tracer):
         if only_allocates(func) or only_views(func):
             return 0.0
         flops = operation_flops(func, args, kwargs, out)
-        moved = bytes_in(what_is_read(func, args)) + bytes_in(out)
-        kind = kind_of(func, args)
+        moved = bytes_in(read_arguments(func, args)) + bytes_in(out)
+        kind = operation_kind(func, args)
         return 1e3 * self._rates.seconds(flops, moved, _GIVEN.get(kind, kind))
 
 

@@ -36,10 +36,10 @@ import numpy as np
 from profiler.environment import environment
 from profiler.models.backbones import WeightSource
 from profiler.models.backbones.discovery import find_units
-from profiler.models.build import Assembly, assemble
+from profiler.models.build import BuiltModel, build_model
 from profiler.models.methods import get_method
 from profiler.models.parameter_count import count_parameters
-from profiler.replay.step_replay import replay, replay_assembled
+from profiler.replay.step_replay import replay, replay_built_model
 from profiler.workload import Candidate, Workload
 
 HERE = Path(__file__).parent
@@ -60,7 +60,7 @@ ABRIDGED = (
 SCHEMA = "budgetplan.study.replay_cost/1"
 
 
-def deeper(workload: Workload, depth: int) -> Assembly:
+def deeper(workload: Workload, depth: int) -> BuiltModel:
     """Return ViT-S with another number of blocks, on meta."""
     import timm
     import torch
@@ -69,7 +69,7 @@ def deeper(workload: Workload, depth: int) -> Assembly:
         backbone = timm.create_model("vit_small_patch16_224", depth=depth, num_classes=1000)
     backbone.train()
     method = get_method("full")
-    return Assembly(
+    return BuiltModel(
         model=method.apply(backbone, workload),
         method=method,
         units=find_units(backbone),
@@ -85,8 +85,8 @@ def timed(candidate: Candidate, repeats: int, *, depth: int | None = None) -> di
         if depth is None:
             log = replay(candidate, target="cuda")
         else:
-            assembly = deeper(candidate.workload, depth)
-            log = replay_assembled(assembly, candidate, target="cuda")
+            built = deeper(candidate.workload, depth)
+            log = replay_built_model(built, candidate, target="cuda")
         if repeat:
             seconds.append(round(time.perf_counter() - start, 4))
         operations = len(log.operations)
@@ -142,7 +142,7 @@ def host() -> dict[str, Any]:
     import torch
 
     workload = Workload(model=HUGE, micro_batch=8)
-    assemble(Workload(model="vit_t"), device="meta")
+    build_model(Workload(model="vit_t"), device="meta")
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.perf_counter()
     log = replay(Candidate(workload=workload), target="cuda")

@@ -137,9 +137,9 @@ class Method(ABC):
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what was learned (peft format for peft methods, safetensors otherwise)."""
-        from profiler.models.methods.save_load import save_learned
+        from profiler.models.methods.save_load import save_trained_tensors
 
-        save_learned(model, directory, method=self.name)
+        save_trained_tensors(model, directory, method=self.name)
 
     def load(self, model: nn.Module, directory: Path) -> None:
         """Load what ``save`` wrote into a model that ``apply`` prepared the same way.
@@ -147,9 +147,9 @@ class Method(ABC):
         Raises:
             InputError: the directory holds something else.
         """
-        from profiler.models.methods.save_load import load_learned
+        from profiler.models.methods.save_load import load_trained_tensors
 
-        load_learned(model, directory, method=self.name)
+        load_trained_tensors(model, directory, method=self.name)
 
 
 def backbone_of(model: nn.Module) -> nn.Module:

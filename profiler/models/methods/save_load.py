@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from profiler.errors import InputError
 
-FILE_NAME = "learned.safetensors"
+TENSORS_FILE = "learned.safetensors"
 
-SCHEMA = "budgetplan.learned/1"
+TENSORS_SCHEMA = "budgetplan.learned/1"
 
 
-def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that training changes, by their names in the model."""
     tensors: dict[str, Tensor] = {}
     for name, module in model.named_modules():
@@ -31,16 +31,18 @@ def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def save_learned(model: nn.Module, directory: Path, *, method: str) -> None:
-    """Write ``learned_tensors`` into a directory."""
+def save_trained_tensors(model: nn.Module, directory: Path, *, method: str) -> None:
+    """Write ``trained_tensors`` into a directory."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in learned_tensors(model).items()}
-    save_file(tensors, directory / FILE_NAME, metadata={"schema": SCHEMA, "method": method})
+    tensors = {k: v.detach().cpu().contiguous() for k, v in trained_tensors(model).items()}
+    save_file(
+        tensors, directory / TENSORS_FILE, metadata={"schema": TENSORS_SCHEMA, "method": method}
+    )
 
 
-def load_learned(model: nn.Module, directory: Path, *, method: str) -> None:
+def load_trained_tensors(model: nn.Module, directory: Path, *, method: str) -> None:
     """Copy saved tensors into a model prepared by the same method.
 
     Raises:
@@ -48,10 +50,10 @@ def load_learned(model: nn.Module, directory: Path, *, method: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = directory / FILE_NAME
+    path = directory / TENSORS_FILE
     if not path.is_file():
-        raise InputError(f"{directory} holds no {FILE_NAME}; was it written by another method?")
-    wanted = learned_tensors(model)
+        raise InputError(f"{directory} holds no {TENSORS_FILE}; was it written by another method?")
+    wanted = trained_tensors(model)
     try:
         with safe_open(path, framework="pt") as file:
             written_by = (file.metadata() or {}).get("method")

@@ -14,7 +14,7 @@ from planner.cost.model import CostModel
 from planner.training.learning_rate import LearningRate
 from planner.training.oom_fallback import tighter_placements
 from planner.training.session import Session
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.placement import NONE, Placement
 from profiler.running.sandbox import cap_host_memory, run_in_process
 from profiler.store import Store
@@ -70,14 +70,14 @@ def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
 def train_two_steps(request: dict[str, Any], progress: Callable[..., None]) -> dict[str, Any]:
     """Train under a limit on what may be allocated from now on (in a process of its own)."""
     torch.manual_seed(0)
-    assembly = assemble(LARGE)
-    assembly.model.train()
+    built = build_model(LARGE)
+    built.model.train()
     cost = CostModel("cpu", Store.in_memory())
     cost.chain(LARGE)
     session = Session(
         workload=LARGE,
         placement=NONE,
-        assembly=assembly,
+        built=built,
         device="cpu",
         rate=LearningRate(value=1e-3, warm_up_steps=0, reason="test"),
         total_steps=2,
@@ -87,7 +87,7 @@ def train_two_steps(request: dict[str, Any], progress: Callable[..., None]) -> d
     if request["free_bytes"]:
         cap_host_memory(request["free_bytes"])
     losses = [session.run(images) for _ in range(2)]
-    weights = torch.cat([p.detach().flatten() for p in assembly.model.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in built.model.parameters()])
     return {
         "losses": losses,
         "weights": weights.double().sum().item(),

@@ -30,7 +30,7 @@ from planner.training.trained_model import (
 )
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.backbones import WeightSource
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
 from profiler.placement import Placement
 from profiler.records import COMPOSED, DeviceLabel, Memory, Report
@@ -104,7 +104,7 @@ def test_full_weights_that_were_saved_load_back_through_weights(tmp_path: Path, 
     load = workload(model=model, method="full", rank=None)
     run(make_plan(load), tmp_path, epochs=1)
     (file,) = (tmp_path / MODEL_FOLDER).glob("*.safetensors")
-    loaded = assemble(load, weights=file)
+    loaded = build_model(load, weights=file)
     assert loaded.weights.kind == "file"
     assert same(learned(tmp_path), dict(loaded.model.state_dict()))
 
@@ -128,7 +128,7 @@ def test_training_learns_digits(tmp_path: Path) -> None:
     assert history["accuracy"] == result.accuracy
     assert history["data"]["name"] == "digits"
     # what was saved is what was evaluated
-    again = assemble(load).model
+    again = build_model(load).model
     again.load_state_dict(learned(tmp_path))
     assert accuracy(again, data.held_out, batch_size=7) == result.accuracy
 
@@ -346,14 +346,14 @@ class _Refusing:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
-def _hook_into_assemble(monkeypatch: pytest.MonkeyPatch, hook: Any) -> None:
-    def assembled(*args: Any, **kwargs: Any) -> Any:
-        made = assemble(*args, **kwargs)
+def _hook_into_build_model(monkeypatch: pytest.MonkeyPatch, hook: Any) -> None:
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        made = build_model(*args, **kwargs)
         if kwargs.get("device") != "meta":
             made.backbone.blocks[-1].attn.register_forward_pre_hook(hook)
         return made
 
-    monkeypatch.setattr("planner.training.loop.assemble", assembled)
+    monkeypatch.setattr("planner.training.loop.build_model", hooked)
 
 
 def test_out_of_memory_steps_down_and_loses_no_step(
@@ -362,7 +362,7 @@ def test_out_of_memory_steps_down_and_loses_no_step(
     plan = make_plan(workload(dropout=0.3))
     untroubled = run(plan, tmp_path / "untroubled")
     # the second micro-batch of the second step: gradients of the first are already there
-    _hook_into_assemble(monkeypatch, _Refusing({4}))
+    _hook_into_build_model(monkeypatch, _Refusing({4}))
     seen: list[TrainProgress] = []
     result = run(plan, tmp_path / "troubled", on_progress=seen.append)
     assert result.placement.policy == "optimal"
@@ -384,7 +384,7 @@ def test_training_ends_in_one_line_when_nothing_is_tighter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusing = _Refusing(set(range(3, 100)))
-    _hook_into_assemble(monkeypatch, refusing)
+    _hook_into_build_model(monkeypatch, refusing)
     with pytest.raises(MeasurementError, match="smaller micro-batch"):
         run(make_plan(workload()), tmp_path, tighter=[STATIC])
     assert refusing.calls == 4  # two of the first step; then as planned, all
@@ -397,7 +397,7 @@ def test_other_errors_are_not_taken_for_memory(
         if module.training:
             raise RuntimeError("shape mismatch")
 
-    _hook_into_assemble(monkeypatch, fail)
+    _hook_into_build_model(monkeypatch, fail)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run(make_plan(workload()), tmp_path)
 
@@ -457,7 +457,7 @@ def test_arguments_out_of_their_domain_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_depends_on_the_weights_and_on_what_learns() -> None:
-    lora = assemble(workload(), device="meta")
+    lora = build_model(workload(), device="meta")
     loaded = replace(lora, weights=WeightSource(kind="pretrained", detail=""))
     full = workload(method="full", rank=None, micro_batch=16)
     assert lora.weights.kind == "random"
@@ -477,7 +477,7 @@ def test_the_learning_rate_depends_on_the_weights_and_on_what_learns() -> None:
     assert rate.at(0) == pytest.approx(rate.value / 11)
     assert rate.at(10) == rate.at(10_000) == rate.value
     convnet = full.replace(model="resnet10t")
-    assert choose_learning_rate(convnet, assemble(convnet, device="meta")).value == 1e-3
+    assert choose_learning_rate(convnet, build_model(convnet, device="meta")).value == 1e-3
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from planner.training.validation import (
     validate,
 )
 from profiler.errors import InputError, OutOfMemoryError, UsageError
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.placement import Placement
 from profiler.prediction.report import predict
 from profiler.records import MEASURED
@@ -92,7 +92,7 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     seen = in_this_process(Candidate(workload=load))
     data = data_for(load, "digits")
     torch.manual_seed(0)
-    model = assemble(load).model
+    model = build_model(load).model
     optimizer = make_optimizer(model, load, learning_rate=1e-3)
     step, losses = TrainingStep(model, optimizer, load), []
     batches = iter(loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
@@ -113,8 +113,8 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
 
 def test_inference_needs_the_model_and_little_more() -> None:
     full = in_this_process(Candidate(workload=RESNET), held_out_seconds=0.0)
-    held = _model_bytes(assemble(RESNET).model)
-    assert held == sum(t.nbytes for t in assemble(RESNET).model.state_dict().values())
+    held = _model_bytes(build_model(RESNET).model)
+    assert held == sum(t.nbytes for t in build_model(RESNET).model.state_dict().values())
     # stem of 64 channels at 32x32, and its input
     activations = RESNET.micro_batch * 4 * (64 * 32 * 32 + 3 * 64 * 64)
     assert held + activations <= full["inference_peak_bytes"] < full["peak_bytes"] / 2

@@ -9,9 +9,9 @@ import torch
 
 from profiler.device_rules import cpu_kernels as kernels
 from profiler.device_rules.cpu_kernels import PROBE_BATCHES, Extended, Probe
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.placement import Placement
-from profiler.replay.step_replay import replay, replay_assembled
+from profiler.replay.step_replay import replay, replay_built_model
 from profiler.workload import Candidate, Workload
 
 ADD = torch.ops.aten.add.Tensor
@@ -83,12 +83,12 @@ def one_thread() -> Iterator[None]:
 def test_convolutions_that_go_over_to_onednn_at_16_images_are_seen() -> None:
     """On one thread; without that the peak is 13 % too low."""
     workload = Workload(model="test_efficientnet", micro_batch=16, image_size=64, num_classes=10)
-    assembly = assemble(workload, device="meta")
-    everything = dict.fromkeys(assembly.units, "recompute")
+    built = build_model(workload, device="meta")
+    everything = dict.fromkeys(built.units, "recompute")
     candidate = Candidate(
         workload=workload, placement=Placement(policy="static", decisions=everything)
     )
-    every = replay_assembled(assembly, candidate, target="cpu", inside=Probe())
+    every = replay_built_model(built, candidate, target="cpu", inside=Probe())
     assert replay(candidate, target="cpu").peak_bytes == every.peak_bytes
 
 
@@ -100,7 +100,7 @@ def test_the_peak_is_that_of_a_step_whose_every_operation_is_run(model: str, bat
         model=model, precision="bf16", micro_batch=batch, image_size=size, num_classes=10
     )
     candidate = Candidate(workload=workload)
-    every = replay_assembled(
-        assemble(workload, device="meta"), candidate, target="cpu", inside=Probe()
+    every = replay_built_model(
+        build_model(workload, device="meta"), candidate, target="cpu", inside=Probe()
     )
     assert replay(candidate, target="cpu").peak_bytes == every.peak_bytes

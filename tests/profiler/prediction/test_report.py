@@ -11,7 +11,7 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import context_bytes, device_label, device_spec, lookup, workspaces_of
 from profiler.errors import UnknownNameError
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
 from profiler.placement import RECOMPUTE, Placement
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
@@ -25,7 +25,7 @@ LOAD = Workload(model="test_vit", micro_batch=4, image_size=64, num_classes=10)
 
 
 def recomputed(load: Workload) -> Candidate:
-    units = assemble(load, device="meta").units
+    units = build_model(load, device="meta").units
     placement = Placement(policy="static", decisions=dict.fromkeys(units, RECOMPUTE))
     return Candidate(workload=load, placement=placement)
 
@@ -86,7 +86,7 @@ def test_units_tell_stored_boundary_and_decision(on_card: Report) -> None:
 def test_flops_of_a_vision_transformer_are_closed_form() -> None:
     candidate = Candidate(workload=LOAD)
     flops = step_flops(replay(candidate, target="cuda"), LOAD)
-    model = assemble(LOAD, device="meta").model
+    model = build_model(LOAD, device="meta").model
     tokens = 1 + (64 // 16) ** 2
     width, depth, classes = model.embed_dim, len(model.blocks), LOAD.num_classes
     hidden = model.blocks[0].mlp.fc1.out_features
@@ -126,7 +126,7 @@ def test_a_report_survives_json(on_card: Report) -> None:
 
 def test_parameters_are_counted() -> None:
     counts = count_parameters(LOAD.replace(method="lora", rank=4))
-    model = assemble(LOAD.replace(method="lora", rank=4)).model
+    model = build_model(LOAD.replace(method="lora", rank=4)).model
     assert counts.total == sum(p.numel() for p in model.parameters())
     assert counts.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from profiler.device_rules.cpu_kernels import RTX_2060_SUPER
 from profiler.models.backbones.discovery import anatomy_of
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, Placement
 from profiler.prediction.parametric import profile_option
 from profiler.replay.event_log import EventLog
 from profiler.replay.repeated_units import Row, expand, pass_on, rows_of
-from profiler.replay.step_replay import replay, replay_assembled
+from profiler.replay.step_replay import replay, replay_built_model
 from profiler.unit_options import uniform
 from profiler.workload import Candidate, Workload
 
@@ -23,16 +23,16 @@ def candidate(model: str, method: str, option: str = KEEP, **changes: object) ->
     rank = 8 if method in ("lora", "adalora", "qlora") else None
     load = Workload(model=model, method=method, rank=rank, num_classes=10, micro_batch=4)
     load = load.replace(**changes)
-    assembly = assemble(load, device="meta")
-    anatomies = {unit: anatomy_of(assembly.backbone, unit) for unit in assembly.units}
+    built = build_model(load, device="meta")
+    anatomies = {unit: anatomy_of(built.backbone, unit) for unit in built.units}
     return Candidate(workload=load, placement=uniform(option, anatomies))
 
 
 def abridged(given: Candidate) -> EventLog | None:
-    assembly = assemble(given.workload, device="meta")
-    rows = rows_of(assembly.backbone, assembly.units, given.placement)
+    built = build_model(given.workload, device="meta")
+    rows = rows_of(built.backbone, built.units, given.placement)
     assert rows
-    log = replay_assembled(assembly, given, target="cuda", optimizer=False, idle=rows)
+    log = replay_built_model(built, given, target="cuda", optimizer=False, idle=rows)
     return expand(log, rows)
 
 
@@ -103,8 +103,8 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
 
 def rows(model: str, method: str = "full", placement: Placement = NONE) -> tuple[Row, ...]:
     load = Workload(model=model, method=method, num_classes=10)
-    assembly = assemble(load, device="meta")
-    return rows_of(assembly.backbone, assembly.units, placement)
+    built = build_model(load, device="meta")
+    return rows_of(built.backbone, built.units, placement)
 
 
 def test_rows_are_units_that_are_alike() -> None:
@@ -122,21 +122,21 @@ def test_a_row_ends_where_the_method_or_the_placement_changes() -> None:
 
 
 def test_a_unit_with_a_hook_is_like_no_other() -> None:
-    assembly = assemble(Workload(model=VIT, method="full", num_classes=10), device="meta")
-    assembly.backbone.get_submodule("blocks.4").register_forward_hook(lambda *_: None)
-    assert rows_of(assembly.backbone, assembly.units, NONE) == (Row(0, 4), Row(5, 7))
+    built = build_model(Workload(model=VIT, method="full", num_classes=10), device="meta")
+    built.backbone.get_submodule("blocks.4").register_forward_hook(lambda *_: None)
+    assert rows_of(built.backbone, built.units, NONE) == (Row(0, 4), Row(5, 7))
 
 
 def test_a_row_whose_idle_units_do_something_is_not_told() -> None:
     given = candidate(VIT, "full")
-    assembly = assemble(given.workload, device="meta")
+    built = build_model(given.workload, device="meta")
 
     def double(_: nn.Module, __: object, out: Tensor) -> Tensor:
         return out * 2
 
-    assembly.backbone.get_submodule("blocks.4").register_forward_hook(double)
+    built.backbone.get_submodule("blocks.4").register_forward_hook(double)
     row = Row(0, 12)
-    log = replay_assembled(assembly, given, target="cuda", optimizer=False, idle=[row])
+    log = replay_built_model(built, given, target="cuda", optimizer=False, idle=[row])
     assert expand(log, [row]) is None
 
 

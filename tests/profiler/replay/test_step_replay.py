@@ -9,7 +9,7 @@ import torch
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth, peak_during
 from profiler.errors import InputError, UsageError
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.placement import CHEAP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
 from profiler.replay.event_log import BACKWARD, FORWARD
 from profiler.replay.event_log import RECOMPUTE as RECOMPUTE_PHASE
@@ -29,7 +29,7 @@ def workload(model: str, method: str = "full", **changes: object) -> Workload:
 def placed(load: Workload, decision: str | None, *, every: int = 1) -> Candidate:
     if decision is None:
         return Candidate(workload=load)
-    units = assemble(load, device="meta").units[::every]
+    units = build_model(load, device="meta").units[::every]
     return Candidate(
         workload=load, placement=Placement(policy="test", decisions=dict.fromkeys(units, decision))
     )
@@ -106,7 +106,7 @@ def test_replayed_peak_is_the_allocators(load: Workload, decision: str | None) -
 
 def test_a_mixed_placement_is_replayed_too() -> None:
     load = workload(VIT, "bitfit", micro_batch=4, optimizer="sgd")
-    first, second, *_ = assemble(load, device="meta").units
+    first, second, *_ = build_model(load, device="meta").units
     placement = Placement(policy="test", decisions={first: RECOMPUTE, second: SEGMENT})
     candidate = Candidate(workload=load, placement=placement)
     log = replay(candidate, target="cpu")
@@ -120,7 +120,7 @@ def test_a_mixed_placement_is_replayed_too() -> None:
 def test_owners_are_sums_over_the_model() -> None:
     load = workload(VIT, "lora", rank=4)
     log = replay(Candidate(workload=load), target="cpu")
-    model = assemble(load).model
+    model = build_model(load).model
     learning = [p for p in model.parameters() if p.requires_grad]
     held = sum(p.nbytes for p in learning)
     highest = log.max_by_owner()

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
-from profiler.models.build import assemble
+from profiler.models.build import build_model
 from profiler.models.methods import get_method, method_names
 from profiler.models.methods.qlora import FourBitLinear
 from profiler.replay.fake_model import to_fake
@@ -32,10 +32,10 @@ def replayed_peak(load: Workload) -> int:
 
 
 def real_peak(load: Workload) -> int:
-    assembly = assemble(load)
-    model = assembly.model
-    optimizer = make_optimizer(model, load, method=assembly.method, foreach=False)
-    step = TrainingStep(model, optimizer, load, method=assembly.method)
+    built = build_model(load)
+    model = built.model
+    optimizer = make_optimizer(model, load, method=built.method, foreach=False)
+    step = TrainingStep(model, optimizer, load, method=built.method)
 
     def fetch() -> Batch:
         images = torch.randn(load.micro_batch, 3, load.image_size, load.image_size)
@@ -70,7 +70,7 @@ def test_meta_weights_of_qlora_have_the_bytes_of_real_ones() -> None:
     layers = {
         device: [
             (name, buffer, tensor.shape, tensor.dtype)
-            for name, module in assemble(load, device=device).model.named_modules()
+            for name, module in build_model(load, device=device).model.named_modules()
             if isinstance(module, FourBitLinear)
             for buffer, tensor in [
                 *module.named_parameters(recurse=False),
