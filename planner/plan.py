@@ -1,36 +1,51 @@
-"""The plan file: one candidate, what is expected of it, what was seen, and where numbers came from.
+"""The plan file: one candidate, its prediction, its measurement and the origin of every number.
 
-    write_plan   writes atomically: a reader sees the old file or the new one, never half of one
-    read_plan    treats the file as a stranger's: JSON only, a size limit, every field checked
-    plan_file_name   readable, the same for the same candidate, different for different ones
+    write_plan       writes atomically: a reader sees the old file or the new one, never a part
+    read_plan        validates every field: JSON only, a size limit, no unknown field
+    plan_file_name   readable name, equal for equal candidates and different for different ones
 
-No torch here: a plan is read, shown and compared by commands that need none. Whether its model
-still exists and still looks the same is asked by ``planner.training.trained_model.check_against_model``.
+This module imports no torch, because several commands read a plan and need no model.
+``planner.training.trained_model.check_against_model`` compares a plan with its model.
+
+Versions: ``schema`` names the major version, ``schema_minor`` (absent means 0) counts additions.
+Files of major version 1 stay readable. Unknown fields of a newer minor version give one warning;
+otherwise they are an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self
 
 from planner.json_files import read_json, write_json
 from planner.scoring.accuracy_prior import Kind as EstimateKind
 from planner.scoring.netscore import Scores
 from profiler.errors import InputError
-from profiler.records import MEASURED, Report
+from profiler.json_records import (
+    Fraction,
+    JsonObject,
+    PositiveInt,
+    check_schema,
+    json_object,
+    read_record,
+    warn_of_dropped,
+)
+from profiler.records import Report, Rung
 from profiler.workload import Candidate
 
 SCHEMA = "budgetplan.plan/1"
 
-KINDS = ("measured", *get_args(EstimateKind), "none")
+SCHEMA_MINOR = 1
+"""1 added ``schema_minor`` itself; files without it are of minor version 0."""
+
+AccuracyKind = Literal["measured", EstimateKind, "none"]
 
 PACKAGES = ("budgetplan", "torch", "timm", "peft")
 
@@ -39,55 +54,42 @@ _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """An accuracy with its origin; the two are never shown apart.
+    """An accuracy and its origin, which are always shown together.
 
     Attributes:
-        value: fraction of held-out images, None where nothing is known.
-        source: where the value comes from, or why there is none.
+        value: fraction of held-out images classified correctly; None if unknown.
+        source: origin of the value, or the reason why there is none.
         kind: ``measured``, ``published``, ``prior`` or ``none``.
     """
 
-    value: float | None
+    value: Fraction | None
     source: str
-    kind: str
+    kind: AccuracyKind
+
+    def __post_init__(self) -> None:
+        if (self.kind == "none") != (self.value is None):
+            raise InputError(
+                f"an accuracy has kind 'none' if and only if its value is null, "
+                f"got kind {self.kind!r} and value {self.value!r}"
+            )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the JSON object of the plan file."""
         return {"value": self.value, "source": self.source, "kind": self.kind}
-
-    @classmethod
-    def from_json(cls, data: object) -> Self:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            InputError: the data is not an accuracy.
-        """
-        accuracy = _object("accuracy", data)
-        value, source, kind = accuracy.get("value"), accuracy.get("source"), accuracy.get("kind")
-        if value is not None and not (_is_number(value) and 0 <= value <= 1):
-            raise InputError(f"the plan's accuracy must be a fraction or null, got {value!r}")
-        if not isinstance(source, str) or kind not in KINDS:
-            raise InputError(
-                f"the plan's accuracy needs a source and a kind of {', '.join(KINDS)}, "
-                f"got {source!r} and {kind!r}"
-            )
-        if (kind == "none") != (value is None):
-            raise InputError(f"the plan's accuracy is of kind {kind!r} and has value {value!r}")
-        return cls(value=value, source=source, kind=str(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run, and what is known of it.
+    """A candidate to train, with its prediction and, after a real run, its measurement.
 
     Attributes:
-        candidate: what to run.
-        prediction: what is expected of a step.
-        measurement: what a real run showed; None when there was none.
+        candidate: workload and placement to train.
+        prediction: predicted memory, time and energy of one step.
+        measurement: report of a real run; None without one.
         scores: NetScore and its variants; None when no accuracy is known.
-        accuracy: with its origin.
-        budget_bytes: the budget it was chosen under.
-        provenance: versions, time, study, weights, data, and a sentence on every number's origin.
+        accuracy: accuracy with its origin.
+        budget_bytes: device bytes of the budget that the candidate was chosen under.
+        provenance: versions, time, study, weights, data, and the origin of every number.
     """
 
     candidate: Candidate
@@ -95,16 +97,17 @@ class Plan:
     measurement: Report | None = None
     scores: Scores | None = None
     accuracy: Accuracy
-    budget_bytes: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    budget_bytes: PositiveInt
+    provenance: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, as in the file and in ``recommend --json``."""
+        """Return the JSON object of the plan file and of ``recommend --json``."""
         return {
             "schema": SCHEMA,
+            "schema_minor": SCHEMA_MINOR,
             "candidate": self.candidate.to_json(),
             "prediction": self.prediction.to_json(),
             "measurement": None if self.measurement is None else self.measurement.to_json(),
@@ -116,78 +119,46 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Read what ``to_json`` wrote.
+        """Read the object that ``to_json`` returns, from a file of unknown origin.
 
         Raises:
-            InputError: the data is not a plan; says which part.
+            InputError: the data is not a plan. The message names the field.
         """
-        plan = _object("file", data)
-        if plan.get("schema") != SCHEMA:
-            raise InputError(f"not a plan: the schema is {plan.get('schema')!r}, want {SCHEMA!r}")
-        missing = sorted({f.name for f in fields(cls)} - set(plan))
-        if missing:
-            raise InputError(f"the plan has no {missing[0]!r}")
-        budget = plan["budget_bytes"]
-        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-            raise InputError(f"the plan's budget_bytes must be a positive integer, got {budget!r}")
-        candidate = Candidate.from_json(plan["candidate"])
-        prediction = _report("prediction", plan["prediction"], candidate)
-        measured = plan["measurement"]
-        return cls(
-            candidate=candidate,
-            prediction=prediction,
-            measurement=None if measured is None else _report("measurement", measured, candidate),
-            scores=None if plan["scores"] is None else _scores(plan["scores"]),
-            accuracy=Accuracy.from_json(plan["accuracy"]),
-            budget_bytes=budget,
-            provenance=_object("provenance", plan["provenance"]),
+        given = json_object(data, part="plan")
+        dropped = check_schema(given, SCHEMA, minor=SCHEMA_MINOR, part="plan")
+        for name in ("candidate", "prediction", "measurement", "scores", "provenance"):
+            if name not in given:
+                raise InputError(f"plan.{name}: missing field")
+        del given["schema"]
+        given.pop("schema_minor", None)
+        given["candidate"] = Candidate.from_json(
+            given["candidate"], part="plan.candidate", dropped=dropped
         )
+        given["prediction"] = _report("prediction", given, dropped)
+        if given["measurement"] is not None:
+            given["measurement"] = _report("measurement", given, dropped)
+        plan = read_record(cls, given, part="plan", dropped=dropped)
+        warn_of_dropped(dropped, part="plan")
+        return plan
 
 
-def _report(part: str, data: object, candidate: Candidate) -> Report:
-    report = Report.from_json(_object(part, data))
-    if (report.rung == MEASURED) != (part == "measurement"):
-        raise InputError(f"the plan's {part} is of rung {report.rung!r}")
-    if report.candidate != candidate:
-        raise InputError(f"the plan's {part} is of another candidate than the plan")
-    for name, value in (
-        ("peak_bytes", report.memory.peak_bytes),
-        ("step_seconds", report.step_seconds),
-        ("energy_joules", report.energy_joules),
-        ("parameters", report.parameters.total),
-    ):
-        if value is not None and value < 0:
-            raise InputError(f"the plan's {part} has a negative {name}: {value!r}")
+def _report(name: str, plan: Mapping[str, Any], dropped: list[str] | None) -> Report:
+    part = f"plan.{name}"
+    report = Report.from_json(plan[name], part=part, dropped=dropped)
+    if (report.rung is Rung.MEASURED) != (name == "measurement"):
+        raise InputError(f"{part}.rung: a {name} cannot have rung {report.rung.value!r}")
+    if report.candidate != plan["candidate"]:
+        raise InputError(f"{part}: the workload or placement is another than in plan.candidate")
     return report
 
 
-def _scores(data: object) -> Scores:
-    given = _object("scores", data)
-    names = [f.name for f in fields(Scores)]
-    for name in names:
-        if given.get(name) is not None and not _is_number(given[name]):
-            raise InputError(f"the plan's score {name} must be a number, got {given[name]!r}")
-    return Scores(**{name: given.get(name) for name in names})
-
-
-def _object(part: str, data: object) -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        raise InputError(f"the plan's {part} must be a JSON object, got {type(data).__name__}")
-    return dict(data)
-
-
-def _is_number(value: object) -> bool:
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)  # type: ignore[arg-type]
-
-
 def with_placement(plan: Plan, prediction: Report, *, budget_bytes: int) -> Plan:
-    """Return a plan for the same workload under another placement, of which nothing was measured.
+    """Return a plan for the same workload under another placement, without a measurement.
 
     Args:
-        plan: whose workload.
-        prediction: of the candidate with the other placement.
-        budget_bytes: what it was placed in.
+        plan: plan with the workload.
+        prediction: report of the candidate with the other placement.
+        budget_bytes: device bytes of the budget that the placement was made for.
     """
     return replace(
         plan,
@@ -205,7 +176,7 @@ def with_placement(plan: Plan, prediction: Report, *, budget_bytes: int) -> Plan
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan; the file is there in full or not at all.
+    """Write a plan atomically.
 
     Raises:
         InputError: the file cannot be written.
@@ -214,10 +185,10 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan file that anybody may have written.
+    """Read a plan file of unknown origin.
 
     Raises:
-        InputError: missing, no regular file, too large, not JSON, or not a plan.
+        InputError: the file is missing, not a regular file, too large, not JSON, or not a plan.
     """
     data = read_json(path, kind="plan")
     try:
@@ -229,8 +200,8 @@ def read_plan(path: Path) -> Plan:
 def plan_file_name(candidate: Candidate) -> str:
     """Return a name such as ``vit_small_patch16_224-lora-r8-b16x4-bf16-adamw-none-1a2b3c4d.json``.
 
-    The eight hexadecimal digits are of a hash over the whole candidate, so two candidates that
-    differ in anything (a unit's decision, the targets) have different names.
+    The eight hexadecimal digits are a hash of the whole candidate. Two candidates that differ in
+    any field (a unit's decision, the targets) therefore have different names.
     """
     load = candidate.workload
     digest = hashlib.sha256(json.dumps(candidate.to_json(), sort_keys=True).encode()).hexdigest()
@@ -248,7 +219,10 @@ def plan_file_name(candidate: Candidate) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what produced a plan, from installed metadata (nothing imported)."""
+    """Return the versions of the packages that make a plan, from installed metadata.
+
+    No package is imported.
+    """
     found = {}
     for package in PACKAGES:
         try:

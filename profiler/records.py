@@ -1,16 +1,24 @@
-"""What crosses a stage: frozen records, all in bytes, seconds, joules and FLOPs.
+"""Records that cross a stage, a process or a file, in bytes, seconds, joules and FLOPs.
 
-``to_json`` of a :class:`Report` is the command-line contract's ``predict --json`` and
-``measure --json`` (null where a quantity is not known).
+``Report.to_json`` returns the object that ``predict --json`` and ``measure --json`` print, with
+null for every unknown quantity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self, TypeVar
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Self
 
 from profiler.errors import InputError
+from profiler.json_records import (
+    JsonObject,
+    NonNegativeFloat,
+    NonNegativeInt,
+    json_object,
+    read_record,
+    unknown_field,
+)
 from profiler.workload import Candidate
 
 OWNERS = (
@@ -22,27 +30,36 @@ OWNERS = (
     "input",
     "temporary",
 )
-"""Who a byte belongs to. The order is that of the codes in an event log."""
+"""Owners of a byte, in the order of the codes in an event log."""
 
-_T = TypeVar("_T")
-_R = TypeVar("_R", bound="Report")
 
-COMPOSED = "composed"
-REPLAYED = "replayed"
-MEASURED = "measured"
+class Rung(StrEnum):
+    """How far a report was checked, from the cheapest check to the strictest.
+
+    Attributes:
+        COMPOSED: sums of per-unit profiles.
+        REPLAYED: one whole step on fake tensors, fed to a model of the caching allocator.
+        EMULATED: real CUDA code on a device whose kernels do nothing. Only its memory is real.
+        MEASURED: a real run.
+    """
+
+    COMPOSED = "composed"
+    REPLAYED = "replayed"
+    EMULATED = "emulated"
+    MEASURED = "measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerBytes:
     """Bytes by owner."""
 
-    parameter: int = 0
-    buffer: int = 0
-    gradient: int = 0
-    activation: int = 0
-    optimizer: int = 0
-    input: int = 0
-    temporary: int = 0
+    parameter: NonNegativeInt = 0
+    buffer: NonNegativeInt = 0
+    gradient: NonNegativeInt = 0
+    activation: NonNegativeInt = 0
+    optimizer: NonNegativeInt = 0
+    input: NonNegativeInt = 0
+    temporary: NonNegativeInt = 0
 
     @property
     def total(self) -> int:
@@ -55,96 +72,98 @@ class Memory:
     """Memory of one steady training step.
 
     Attributes:
-        peak_bytes: highest live bytes; on CUDA what ``max_memory_allocated()`` reports.
-        reserved_bytes: what ``max_memory_reserved()`` reports; None on a CPU.
-        device_bytes: reserved bytes plus the CUDA context: what a budget is held against. On a
-            CPU the peak, since nothing is reserved there.
+        peak_bytes: highest live bytes; on CUDA the value of ``max_memory_allocated()``.
+        reserved_bytes: value of ``max_memory_reserved()``; None on a CPU.
+        device_bytes: reserved bytes plus the CUDA context, which a budget is compared with. On a
+            CPU nothing is reserved, so this is the peak.
         at_peak: live bytes by owner at the moment of the peak.
-        max_by_group: the highest of each owner over the step, at whatever moment.
+        max_by_group: highest live bytes of each owner over the step, each at its own moment.
     """
 
-    peak_bytes: int
-    reserved_bytes: int | None = None
-    device_bytes: int | None = None
+    peak_bytes: NonNegativeInt
+    reserved_bytes: NonNegativeInt | None = None
+    device_bytes: NonNegativeInt | None = None
     at_peak: OwnerBytes | None = None
     max_by_group: OwnerBytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flops:
-    """Floating-point operations of one optimizer step (a multiply-add counts two).
+    """Floating-point operations of one optimizer step. A multiply-add counts as two.
 
     Attributes:
-        forward: of all micro-batches.
-        backward: likewise, without recomputation.
-        recompute: forward work done again in backward.
-        optimizer: of the update (elementwise work), None when not counted.
+        forward: forward FLOPs of all micro-batches.
+        backward: backward FLOPs of all micro-batches, without recomputation.
+        recompute: forward FLOPs repeated in backward.
+        optimizer: elementwise FLOPs of the update; None when not counted.
     """
 
-    forward: int
-    backward: int
-    recompute: int = 0
-    optimizer: int | None = None
+    forward: NonNegativeInt
+    backward: NonNegativeInt
+    recompute: NonNegativeInt = 0
+    optimizer: NonNegativeInt | None = None
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of the four."""
         return self.forward + self.backward + self.recompute + (self.optimizer or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitReport:
-    """One unit of the backbone under the candidate's placement.
+    """One unit of the backbone under the candidate's placement, for one micro-batch.
 
     Attributes:
         name: module name.
-        decision: what the placement does with it.
-        stored_bytes: growth of live bytes over its forward, its output included.
-        boundary_bytes: its output alone.
-        working_bytes: highest live bytes during its backward above the level at its entry.
-        forward_flops: of one micro-batch.
-        backward_flops: of one micro-batch.
-        recompute_flops: of one micro-batch.
-        forward_seconds: roofline of its forward on the device; None without one.
-        recompute_seconds: roofline of what is recomputed; None without a device.
+        decision: the placement's decision for the unit.
+        stored_bytes: growth of live bytes over the unit's forward, its output included. Negative
+            where the forward frees more than it stores.
+        boundary_bytes: size of the unit's output.
+        working_bytes: highest live bytes during the unit's backward above the level at its start;
+            None where backward does not run through the unit.
+        forward_flops: forward FLOPs of one micro-batch.
+        backward_flops: backward FLOPs of one micro-batch.
+        recompute_flops: forward FLOPs repeated in the backward of one micro-batch.
+        forward_seconds: roofline time of the forward on the device; None for an unknown device.
+        recompute_seconds: roofline time of the recomputation; None for an unknown device.
     """
 
     name: str
     decision: str
     stored_bytes: int
-    boundary_bytes: int
+    boundary_bytes: NonNegativeInt
     working_bytes: int | None
-    forward_flops: int
-    backward_flops: int
-    recompute_flops: int
-    forward_seconds: float | None = None
-    recompute_seconds: float | None = None
+    forward_flops: NonNegativeInt
+    backward_flops: NonNegativeInt
+    recompute_flops: NonNegativeInt
+    forward_seconds: NonNegativeFloat | None = None
+    recompute_seconds: NonNegativeFloat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Parameter counts (numbers, not bytes)."""
+    """Numbers of parameters."""
 
-    total: int
-    trainable: int
+    total: NonNegativeInt
+    trainable: NonNegativeInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLabel:
-    """The device a report speaks of.
+    """Name and kind of the device that a report is for.
 
     Attributes:
-        name: ``cpu`` or a name of the sourced table.
-        full_name: for people.
+        name: ``cpu`` or a name in the device table.
+        full_name: product name.
         kind: ``cpu`` or ``cuda``.
-        memory_bytes: installed memory, None when not known.
-        note: why this device, when the user did not choose it.
+        memory_bytes: installed memory; None when unknown.
+        note: reason for this device when the user did not choose it.
     """
 
     name: str
     full_name: str
-    kind: str
-    memory_bytes: int | None = None
+    kind: Literal["cpu", "cuda"]
+    memory_bytes: NonNegativeInt | None = None
     note: str = ""
 
 
@@ -153,40 +172,45 @@ class Report:
     """A prediction or a measurement of one candidate on one device.
 
     Attributes:
-        candidate: what was predicted or measured.
-        device: where.
-        rung: ``composed``, ``replayed`` or ``measured``.
-        memory: bytes.
-        flops: of one optimizer step; None when a measurement did not count them.
-        step_seconds: one optimizer step, all its micro-batches.
-        energy_joules: likewise.
-        parameters: counts.
-        units: in forward order.
-        notes: what the reader must know (uncalibrated time, assumed context, ...).
-        details: raw trials, environment: JSON data.
+        candidate: workload and placement.
+        device: device that was predicted for or measured on.
+        rung: how far the numbers were checked.
+        memory: bytes of one steady step.
+        flops: FLOPs of one optimizer step; None when a measurement did not count them.
+        step_seconds: duration of one optimizer step with all its micro-batches.
+        energy_joules: energy of one optimizer step with all its micro-batches.
+        parameters: numbers of parameters.
+        units: units in forward order.
+        notes: sentences for the reader (uncalibrated time, assumed context, ...).
+        details: raw trials and environment, as JSON data.
     """
 
     candidate: Candidate
     device: DeviceLabel
-    rung: str
+    rung: Rung
     memory: Memory
     flops: Flops | None
-    step_seconds: float | None
-    energy_joules: float | None
+    step_seconds: NonNegativeFloat | None
+    energy_joules: NonNegativeFloat | None
     parameters: Parameters
     units: tuple[UnitReport, ...] = ()
     notes: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
+
+    @property
+    def schema(self) -> str:
+        """Schema of the JSON object: a measurement never carries the name of a prediction."""
+        kind = "measurement" if self.rung is Rung.MEASURED else "prediction"
+        return f"budgetplan.{kind}/1"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's object."""
-        kind = "measurement" if self.rung == MEASURED else "prediction"
+        """Return the JSON object of the command-line contract."""
         return {
-            "schema": f"budgetplan.{kind}/1",
+            "schema": self.schema,
             "workload": self.candidate.workload.to_json(),
             "placement": self.candidate.placement.to_json(),
             "device": asdict(self.device),
-            "rung": self.rung,
+            "rung": self.rung.value,
             "memory": asdict(self.memory),
             "flops": None if self.flops is None else asdict(self.flops),
             "step_seconds": self.step_seconds,
@@ -198,61 +222,29 @@ class Report:
         }
 
     @classmethod
-    def from_json(cls, data: object) -> Self:
-        """Read what ``to_json`` wrote (a plan file's part, which may come from a stranger).
+    def from_json(
+        cls, data: object, *, part: str = "report", dropped: list[str] | None = None
+    ) -> Self:
+        """Read the object that ``to_json`` returns, from a file of unknown origin.
+
+        Args:
+            data: JSON object.
+            part: name of the object in error messages.
+            dropped: see `profiler.json_records.read_record`.
 
         Raises:
             InputError: the data is not a report.
         """
-        try:
-            return _report_from(cls, data)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"not a prediction or measurement: {error!r}") from error
-
-
-def _report_from(cls: type[_R], data: Any) -> _R:
-    memory = dict(data["memory"])
-    for part in ("at_peak", "max_by_group"):
-        if memory.get(part) is not None:
-            memory[part] = _record(OwnerBytes, memory[part])
-    return cls(
-        candidate=Candidate.from_json(data),
-        device=_record(DeviceLabel, data["device"]),
-        rung=str(data["rung"]),
-        memory=_record(Memory, memory),
-        flops=None if data["flops"] is None else _record(Flops, data["flops"]),
-        step_seconds=_number(data["step_seconds"]),
-        energy_joules=_number(data["energy_joules"]),
-        parameters=_record(Parameters, data["parameters"]),
-        units=tuple(_record(UnitReport, unit) for unit in data["units"]),
-        notes=tuple(str(note) for note in data.get("notes", ())),
-        details=dict(data.get("details", {})),
-    )
-
-
-_CHECKS: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "float | None": (int, float, type(None)),
-    "str": (str,),
-}
-
-
-def _record(kind: type[_T], data: Mapping[str, Any]) -> _T:
-    """Build a flat record, checking the type of every plain field; unknown keys are dropped."""
-    chosen = {}
-    for spec in fields(kind):  # type: ignore[arg-type]
-        if spec.name not in data:
-            continue
-        value = data[spec.name]
-        allowed = _CHECKS.get(str(spec.type))
-        if allowed is not None and (not isinstance(value, allowed) or isinstance(value, bool)):
-            raise TypeError(f"{spec.name} must be {spec.type}, got {value!r}")
-        chosen[spec.name] = value
-    return kind(**chosen)
-
-
-def _number(value: object) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"expected a number or null, got {value!r}")
-    return None if value is None else float(value)
+        given = json_object(data, part=part)
+        schema = given.pop("schema", None)
+        place = {key: given.pop(key) for key in ("workload", "placement") if key in given}
+        candidate = Candidate.from_json(place, part=part, dropped=dropped)
+        if given.pop("candidate", None) is not None:  # its parts stand in the object itself
+            unknown_field(f"{part}.candidate", dropped)
+        report = read_record(cls, {**given, "candidate": candidate}, part=part, dropped=dropped)
+        if schema not in (None, report.schema):
+            raise InputError(
+                f"{part}.schema: expected {report.schema!r} for rung {report.rung.value!r}, "
+                f"got {schema!r:.80}"
+            )
+        return report

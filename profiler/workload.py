@@ -6,15 +6,22 @@ No torch here: a workload is read from a plan file, hashed into a cache key and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, Self, get_args
+
+from msgspec import Meta
 
 from profiler.errors import InputError, UsageError
+from profiler.json_records import PositiveInt, json_object, read_record, unknown_field
 from profiler.placement import NONE, Placement
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-OPTIMIZERS = ("adamw", "sgd", "adamw8bit")
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "sgd", "adamw8bit"]
+PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+
+Rate = Annotated[float, Meta(ge=0, lt=1)]
+"""Probability of a dropped value or path, in [0, 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,18 +47,18 @@ class Workload:
 
     model: str
     method: str = "full"
-    rank: int | None = None
+    rank: PositiveInt | None = None
     alpha: float | None = None
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     targets: tuple[str, ...] | None = None
-    micro_batch: int = 32
-    accumulation: int = 1
-    precision: str = "fp32"
-    optimizer: str = "adamw"
-    image_size: int = 224
-    num_classes: int = 1000
+    micro_batch: PositiveInt = 32
+    accumulation: PositiveInt = 1
+    precision: PrecisionName = "fp32"
+    optimizer: OptimizerName = "adamw"
+    image_size: PositiveInt = 224
+    num_classes: PositiveInt = 1000
     grad_clip: float | None = None
-    drop_path: float = 0.0
+    drop_path: Rate = 0.0
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "accumulation", "image_size", "num_classes"):
@@ -85,44 +92,26 @@ class Workload:
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, every field present."""
+        """Return a JSON object with every field."""
         data = asdict(self)
         data["targets"] = None if self.targets is None else list(self.targets)
         return data
 
     @classmethod
-    def from_json(cls, data: object) -> Self:
-        """Read what ``to_json`` wrote; unknown or ill-typed fields are refused.
+    def from_json(
+        cls, data: object, *, part: str = "workload", dropped: list[str] | None = None
+    ) -> Self:
+        """Read the object that ``to_json`` returns.
+
+        Args:
+            data: JSON object.
+            part: name of the object in error messages.
+            dropped: see `profiler.json_records.read_record`.
 
         Raises:
             InputError: the data is not a workload.
         """
-        if not isinstance(data, Mapping):
-            raise InputError(f"a workload must be a JSON object, got {type(data).__name__}")
-        known = {f.name for f in fields(cls)}
-        strange = sorted(set(data) - known)
-        if strange:
-            raise InputError(f"workload has unknown field {strange[0]!r}")
-        if not isinstance(data.get("model"), str):
-            raise InputError("workload has no model name")
-        for name in ("method", "precision", "optimizer"):
-            if not isinstance(data.get(name, ""), str):
-                raise InputError(f"workload field {name!r} must be text")
-        targets = data.get("targets")
-        if targets is not None and not (
-            isinstance(targets, list) and all(isinstance(t, str) for t in targets)
-        ):
-            raise InputError("workload field 'targets' must be a list of names")
-        for name in ("alpha", "dropout", "grad_clip", "drop_path"):
-            value = data.get(name, 0.0)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
-                raise InputError(f"workload field {name!r} must be a number, got {value!r}")
-        try:
-            return cls(**dict(data))
-        except (UsageError, TypeError) as error:
-            raise InputError(f"workload in the file is not valid: {error}") from error
+        return read_record(cls, data, part=part, dropped=dropped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,17 +126,29 @@ class Candidate:
         return {"workload": self.workload.to_json(), "placement": self.placement.to_json()}
 
     @classmethod
-    def from_json(cls, data: object) -> Self:
-        """Read what ``to_json`` wrote.
+    def from_json(
+        cls, data: object, *, part: str = "candidate", dropped: list[str] | None = None
+    ) -> Self:
+        """Read the object that ``to_json`` returns.
+
+        Args:
+            data: JSON object.
+            part: name of the object in error messages.
+            dropped: see `profiler.json_records.read_record`.
 
         Raises:
             InputError: the data is not a candidate.
         """
-        if not isinstance(data, Mapping) or "workload" not in data:
-            raise InputError("a candidate must be a JSON object with a workload")
+        given = json_object(data, part=part)
+        if "workload" not in given:
+            raise InputError(f"{part}.workload: missing field")
+        for name in sorted(given.keys() - {"workload", "placement"}):
+            unknown_field(f"{part}.{name}", dropped)
         return cls(
-            workload=Workload.from_json(data["workload"]),
-            placement=Placement.from_json(data.get("placement", {})),
+            workload=Workload.from_json(
+                given["workload"], part=f"{part}.workload", dropped=dropped
+            ),
+            placement=Placement.from_json(given.get("placement", {})),
         )
 
 

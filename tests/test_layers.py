@@ -16,6 +16,7 @@ SOURCES = sorted([*(ROOT / "profiler").rglob("*.py"), *(ROOT / "planner").rglob(
 LAYERS = (
     ("profiler.units", "profiler.arrays", "profiler.operations", "profiler.store"),
     ("profiler.errors",),
+    ("profiler.json_records",),
     ("profiler.placement",),
     ("profiler.workload", "profiler.unit_options"),
     ("profiler.records",),
@@ -55,7 +56,7 @@ ONLY_IMPORTERS = {
 """Heavy package to the packages of ours that may import it."""
 
 WITHOUT_TORCH = (
-    "profiler.units", "profiler.errors", "profiler.placement", "profiler.workload",
+    "profiler.units", "profiler.errors", "profiler.json_records", "profiler.placement", "profiler.workload",
     "profiler.unit_options", "profiler.records", "profiler.store", "profiler.devices.table",
     "profiler.device_rules.caching_allocator", "profiler.replay.event_log",
     "profiler.timing.roofline", "profiler.prediction.parametric", "profiler.running.sandbox",

@@ -24,7 +24,7 @@ from planner.recommendation.baselines import Baseline
 from planner.scoring.netscore import Scores
 from profiler.errors import InputError
 from profiler.placement import KEEP, Placement
-from profiler.records import MEASURED, OWNERS, Report, UnitReport
+from profiler.records import OWNERS, Report, Rung, UnitReport
 from profiler.units import format_bytes, format_count, format_joules, format_seconds
 from profiler.workload import Candidate
 
@@ -393,7 +393,7 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
         yield "device memory", f"{need}{_against(report, budget_bytes)}"
     elif budget_bytes is not None:
         yield "budget", _against(report, budget_bytes).strip(", ")
-    kind = "measured" if report.rung == MEASURED else "predicted"
+    kind = "measured" if report.rung == Rung.MEASURED else "predicted"
     yield f"step, {kind}", format_seconds(report.step_seconds)
     yield f"energy a step, {kind}", format_joules(report.energy_joules)
     parameters = report.parameters

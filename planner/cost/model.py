@@ -67,7 +67,7 @@ from profiler.prediction.parametric import (
     terms,
     update_family_of,
 )
-from profiler.records import COMPOSED, Flops, Memory, Report, UnitReport
+from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import BACKWARD, FORWARD, EventLog
 from profiler.store import Store
 from profiler.timing.rates import rates
@@ -412,7 +412,7 @@ class CostModel:
         return Report(
             candidate=candidate,
             device=device_label(self.spec.name),
-            rung=COMPOSED,
+            rung=Rung.COMPOSED,
             memory=Memory(
                 peak_bytes=quick.peak_bytes,
                 reserved_bytes=quick.reserved_bytes,

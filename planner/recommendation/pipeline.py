@@ -388,10 +388,10 @@ def _expected(request: Request, found: Evaluation) -> AccuracyEstimate:
 def _accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accuracy:
     if validation is not None:
         return validation.accuracy
-    if expected.value is None:
+    if expected.value is None or expected.kind is None:
         return Accuracy(value=None, source=expected.reason, kind="none")
     source = f"{expected.reason} ({expected.source})"
-    return Accuracy(value=expected.value, source=source, kind=str(expected.kind))
+    return Accuracy(value=expected.value, source=source, kind=expected.kind)
 
 
 def _scores(accuracy: Accuracy, prediction: Report, validation: Validation | None) -> Scores | None:

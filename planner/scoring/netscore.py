@@ -44,17 +44,17 @@ PPT_PARAMETERS = 1e7
 class Scores:
     """Every score the given numbers allow; None for the others."""
 
-    netscore: float | None
-    netscore_flops: float | None
-    ns_e: float | None
-    ns_m: float | None
-    ns_sharp: float | None
-    sam_1: float | None
-    sam_2: float | None
-    sam_3: float | None
-    sam_4: float | None
-    sam_5: float | None
-    ppt: float | None
+    netscore: float | None = None
+    netscore_flops: float | None = None
+    ns_e: float | None = None
+    ns_m: float | None = None
+    ns_sharp: float | None = None
+    sam_1: float | None = None
+    sam_2: float | None = None
+    sam_3: float | None = None
+    sam_4: float | None = None
+    sam_5: float | None = None
+    ppt: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
         """Return plain data, keys as in the command-line contract."""

@@ -19,14 +19,7 @@ from profiler.devices.table import (
 )
 from profiler.models.parameter_count import count_parameters
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
-from profiler.records import (
-    REPLAYED,
-    Flops,
-    Memory,
-    OwnerBytes,
-    Report,
-    UnitReport,
-)
+from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
 from profiler.replay.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
 from profiler.replay.unit_spans import unit_spans
 from profiler.timing.rates import rates
@@ -121,7 +114,7 @@ def report_of(
     return Report(
         candidate=candidate,
         device=device_label(spec.name),
-        rung=REPLAYED,
+        rung=Rung.REPLAYED,
         memory=memory,
         flops=step_flops(log, workload),
         step_seconds=seconds,

@@ -17,7 +17,7 @@ from profiler.devices.table import device_label
 from profiler.environment import environment
 from profiler.errors import DeviceError, UsageError
 from profiler.models.parameter_count import count_parameters
-from profiler.records import MEASURED, DeviceLabel, Memory, Report
+from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.running.sandbox import (
     Progress,
     cap_cuda_memory,
@@ -95,7 +95,7 @@ def report_measurement(candidate: Candidate, seen: Mapping[str, Any], *, device:
     return Report(
         candidate=candidate,
         device=label,
-        rung=MEASURED,
+        rung=Rung.MEASURED,
         memory=Memory(
             peak_bytes=int(seen["peak_bytes"]),
             reserved_bytes=seen["reserved_bytes"],

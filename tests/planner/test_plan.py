@@ -11,19 +11,27 @@ from typing import Any
 import pytest
 
 from planner.json_files import MAX_FILE_BYTES, check_folder
-from planner.plan import SCHEMA, Accuracy, Plan, plan_file_name, read_plan, versions, write_plan
+from planner.plan import (
+    SCHEMA_MINOR,
+    Accuracy,
+    Plan,
+    plan_file_name,
+    read_plan,
+    versions,
+    write_plan,
+)
 from planner.scoring.netscore import scores
 from profiler.errors import InputError
+from profiler.json_records import LONGEST_MESSAGE, NewerFileWarning
 from profiler.placement import Placement
 from profiler.records import (
-    COMPOSED,
-    MEASURED,
     DeviceLabel,
     Flops,
     Memory,
     OwnerBytes,
     Parameters,
     Report,
+    Rung,
     UnitReport,
 )
 from profiler.workload import Candidate, Workload
@@ -39,7 +47,7 @@ def make_plan(**changes: Any) -> Plan:
     prediction = Report(
         candidate=candidate,
         device=DeviceLabel(name="cpu", full_name="this CPU", kind="cpu"),
-        rung=COMPOSED,
+        rung=Rung.COMPOSED,
         memory=Memory(peak_bytes=123, at_peak=OwnerBytes(parameter=100, activation=23)),
         flops=Flops(forward=10, backward=20),
         step_seconds=0.1 + 0.2,  # not exactly representable in short
@@ -62,7 +70,9 @@ def make_plan(**changes: Any) -> Plan:
     plan = Plan(
         candidate=candidate,
         prediction=prediction,
-        measurement=replace(prediction, rung=MEASURED, step_seconds=0.4, details={"raw": [1, 2]}),
+        measurement=replace(
+            prediction, rung=Rung.MEASURED, step_seconds=0.4, details={"raw": [1, 2]}
+        ),
         scores=scores(accuracy_percent=80.0, parameters=22e6, macs=4.6e9),
         accuracy=Accuracy(value=0.8, source="held out", kind="measured"),
         budget_bytes=2 * 10**9,
@@ -116,36 +126,72 @@ def _drop(key: str) -> Any:
     [
         (lambda data: [data], "must be a JSON object, got list"),
         (lambda data: None, "must be a JSON object, got NoneType"),
-        (_set("schema", to="somebody.else/3"), "somebody.else/3"),
-        (_drop("schema"), SCHEMA),
-        (_drop("prediction"), "no 'prediction'"),
-        (_drop("budget_bytes"), "no 'budget_bytes'"),
-        (_set("budget_bytes", to="2GB"), "budget_bytes"),
-        (_set("budget_bytes", to=True), "budget_bytes"),
-        (_set("budget_bytes", to=-1), "budget_bytes"),
-        (_set("candidate", to=7), "candidate"),
-        (_set("candidate", "workload", "model", to=None), "model"),
-        (_set("candidate", "workload", "micro_batch", to="32"), "micro_batch"),
-        (_set("candidate", "workload", "micro_batch", to=0), "micro_batch"),
-        (_set("candidate", "workload", "precision", to="int3"), "int3"),
-        (_set("candidate", "workload", "surprise", to=1), "surprise"),
+        (_set("schema", to="somebody.else/3"), "expected 'budgetplan.plan/1', got 'somebody.el"),
+        (_drop("schema"), "plan.schema: expected"),
+        (_set("schema_minor", to="1"), "plan.schema_minor: expected integer >= 0, got '1'"),
+        (_set("surprise", to=1), "plan.surprise: unknown field"),
+        (_drop("prediction"), "plan.prediction: missing field"),
+        (_drop("budget_bytes"), "plan.budget_bytes: missing field"),
+        (_set("budget_bytes", to="2GB"), "plan.budget_bytes: expected integer >= 1, got '2GB'"),
+        (_set("budget_bytes", to=True), "plan.budget_bytes: expected integer >= 1, got True"),
+        (_set("budget_bytes", to=-1), "plan.budget_bytes: expected integer >= 1, got -1"),
+        (_set("candidate", to=7), "plan.candidate must be a JSON object, got int"),
+        (
+            _set("candidate", "workload", "model", to=None),
+            "workload.model: expected text, got None",
+        ),
+        (
+            _set("candidate", "workload", "micro_batch", to="32"),
+            "workload.micro_batch: expected int",
+        ),
+        (_set("candidate", "workload", "micro_batch", to=0), "expected integer >= 1, got 0"),
+        (
+            _set("candidate", "workload", "precision", to="int3"),
+            "candidate.workload.precision: expected one of bf16, fp16, fp32, got 'int3'",
+        ),
+        (_set("candidate", "workload", "surprise", to=1), "candidate.workload.surprise: unknown"),
+        (_set("candidate", "surprise", to=1), "plan.candidate.surprise: unknown field"),
         (_set("candidate", "placement", "decisions", to={"blocks.0": "forget"}), "forget"),
         (_set("candidate", "placement", "decisions", to=["keep"]), "placement"),
-        (_set("candidate", "workload", "micro_batch", to=64), "another candidate"),
-        (_set("prediction", to=None), "prediction"),
-        (_set("prediction", "rung", to="measured"), "rung"),
-        (_set("prediction", "memory", "peak_bytes", to="much"), "peak_bytes"),
-        (_set("prediction", "memory", "peak_bytes", to=-5), "negative peak_bytes"),
-        (_set("prediction", "units", to=[{"name": "x"}]), "prediction"),
-        (_set("measurement", to="fine"), "measurement"),
-        (_set("measurement", "rung", to="composed"), "rung"),
-        (_set("scores", to=[]), "scores"),
-        (_set("scores", "ns_e", to="high"), "ns_e"),
-        (_set("accuracy", to=0.8), "accuracy"),
-        (_set("accuracy", "value", to=80), "fraction"),
-        (_set("accuracy", "kind", to="guessed"), "guessed"),
-        (_set("accuracy", "value", to=None), "measured"),
-        (_set("provenance", to="me"), "provenance"),
+        (_set("candidate", "workload", "micro_batch", to=64), "plan.prediction: the workload or"),
+        (_set("prediction", to=None), "plan.prediction must be a JSON object"),
+        (
+            _set("prediction", "rung", to="measured"),
+            "plan.prediction.schema: expected 'budgetplan.",
+        ),
+        (
+            _set("prediction", "rung", to="banana"),
+            "prediction.rung: expected one of composed, replayed, emulated, measured, got 'banana'",
+        ),
+        (
+            _set("prediction", "memory", "peak_bytes", to="much"),
+            "memory.peak_bytes: expected integer",
+        ),
+        (
+            _set("prediction", "memory", "peak_bytes", to=-5),
+            "plan.prediction.memory.peak_bytes: expected integer >= 0, got -5",
+        ),
+        (_set("prediction", "memory", "at_peak", "owner", to=1), "at_peak.owner: unknown field"),
+        (_set("prediction", "step_seconds", to=-0.1), "step_seconds: expected number >= 0 or null"),
+        (_set("prediction", "device", "kind", to="tpu"), "device.kind: expected one of cpu, cuda"),
+        (_set("prediction", "units", to=[{"name": "x"}]), "prediction.units[0].decision: missing"),
+        (_set("prediction", "candidate", to={}), "plan.prediction.candidate: unknown field"),
+        (_set("measurement", to="fine"), "plan.measurement must be a JSON object, got str"),
+        (_set("measurement", "rung", to="composed"), "plan.measurement.schema: expected"),
+        (_set("scores", to=[]), "plan.scores: expected JSON object or null, got []"),
+        (
+            _set("scores", "ns_e", to="high"),
+            "plan.scores.ns_e: expected number or null, got 'high'",
+        ),
+        (_set("accuracy", to=0.8), "plan.accuracy: expected JSON object, got 0.8"),
+        (_set("accuracy", "value", to=80), "accuracy.value: expected number >= 0 <= 1 or null"),
+        (
+            _set("accuracy", "kind", to="guessed"),
+            "expected one of measured, none, prior, published",
+        ),
+        (_set("accuracy", "value", to=None), "kind 'none' if and only if its value is null"),
+        (_set("provenance", to="me"), "plan.provenance: expected JSON object, got 'me'"),
+        (_set("budget_bytes", to="x" * 10_000), "expected integer >= 1, got 'xxx"),
     ],
 )
 def test_a_foreign_plan_is_refused_in_one_line(tmp_path: Path, change: Any, complaint: str) -> None:
@@ -155,8 +201,44 @@ def test_a_foreign_plan_is_refused_in_one_line(tmp_path: Path, change: Any, comp
         read_plan(path)
     message = str(caught.value)
     assert complaint in message
-    assert str(path) in message
+    assert message.startswith(f"{path}: ")
+    assert len(message.removeprefix(f"{path}: ")) <= LONGEST_MESSAGE
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "where", [("prediction", "step_seconds"), ("provenance", "trial"), ("scores", "ns_e")]
+)
+def test_a_number_that_is_not_finite_is_refused_with_its_path(
+    where: tuple[str, ...], number: float
+) -> None:
+    data = _set(*where, to=number)(make_plan().to_json())
+    with pytest.raises(InputError, match=rf"^plan\.{'.'.join(where)}: expected a finite number"):
+        Plan.from_json(data)
+
+
+def test_a_newer_minor_version_is_read_with_one_warning() -> None:
+    data = _set("schema_minor", to=SCHEMA_MINOR + 1)(make_plan().to_json())
+    assert Plan.from_json(data) == make_plan()  # nothing unknown, nothing to warn of
+    for where in (
+        ("fresh",), ("candidate", "workload", "fresh"), ("prediction", "memory", "fresh"),
+        ("measurement", "fresh"), ("candidate", "fresh"),
+    ):  # fmt: skip
+        data = _set(*where, to={"any": ["thing"]})(data)
+    with pytest.warns(NewerFileWarning, match=r"ignored: plan\.candidate\.fresh, ") as warned:
+        assert Plan.from_json(data) == make_plan()
+    assert len(warned) == 1
+    assert "and 2 more" in str(warned[0].message)
+    data["schema_minor"] = SCHEMA_MINOR
+    with pytest.raises(InputError, match="unknown field"):
+        Plan.from_json(data)
+
+
+def test_a_file_of_the_first_minor_version_is_read() -> None:
+    data = make_plan().to_json()
+    del data["schema_minor"]
+    assert Plan.from_json(data) == make_plan()
 
 
 @pytest.mark.parametrize(

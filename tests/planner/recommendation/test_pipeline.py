@@ -23,7 +23,7 @@ from planner.search.space import Plain, Ranked, Space
 from planner.training.validation import Validation
 from profiler.devices.table import device_label
 from profiler.errors import InfeasibleError, InputError, MeasurementError, OutOfMemoryError
-from profiler.records import COMPOSED, MEASURED, REPLAYED
+from profiler.records import Rung
 from profiler.units import GIB, MIB, format_bytes, parse_bytes
 from profiler.workload import Workload
 
@@ -74,7 +74,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
 def test_everything_on_the_front_was_replayed_and_fits(answered: Recommendation) -> None:
     assert answered.front
     for entry in answered.front:
-        assert entry.plan.prediction.rung == REPLAYED
+        assert entry.plan.prediction.rung == Rung.REPLAYED
         assert needed_bytes(entry.plan.prediction) <= answered.request.budget_bytes
 
 
@@ -97,7 +97,8 @@ def test_as_many_as_asked_were_really_run_and_the_recommended_is_one(
     run = [entry for entry in answered.front if entry.plan.measurement is not None]
     assert len(run) == 2
     assert answered.front[answered.recommended] in run
-    assert all(entry.plan.measurement.rung == MEASURED for entry in run if entry.plan.measurement)
+    measured = [entry.plan.measurement for entry in run]
+    assert all(report is not None and report.rung is Rung.MEASURED for report in measured)
 
 
 def test_a_run_on_the_cpu_is_as_its_replay_for_the_cpu_says(answered: Recommendation) -> None:
@@ -148,7 +149,7 @@ def test_baselines_are_the_papers_defaults_composed(answered: Recommendation) ->
     }  # fmt: skip
     for baseline in answered.baselines.values():
         load = baseline.prediction.candidate.workload
-        assert baseline.prediction.rung == COMPOSED
+        assert baseline.prediction.rung == Rung.COMPOSED
         assert (load.micro_batch, load.precision, load.optimizer) == (32, "fp32", "adamw")
     peaks = {name: b.prediction.memory.peak_bytes for name, b in answered.baselines.items()}
     assert peaks["full_static"] <= peaks["full"]

@@ -33,7 +33,7 @@ from profiler.models.backbones import WeightSource
 from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
 from profiler.placement import Placement
-from profiler.records import COMPOSED, DeviceLabel, Memory, Report
+from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.workload import Candidate, Workload
 
 VIT = "vit_tiny_patch16_224"
@@ -55,7 +55,7 @@ def make_plan(load: Workload, placement: Placement | None = None) -> Plan:
         prediction=Report(
             candidate=candidate,
             device=DeviceLabel(name="cpu", full_name="CPU", kind="cpu"),
-            rung=COMPOSED,
+            rung=Rung.COMPOSED,
             memory=Memory(peak_bytes=1),
             flops=None,
             step_seconds=None,

@@ -24,7 +24,7 @@ from profiler.errors import InputError, OutOfMemoryError, UsageError
 from profiler.models.build import build_model
 from profiler.placement import Placement
 from profiler.prediction.report import predict
-from profiler.records import MEASURED
+from profiler.records import Rung
 from profiler.training_step import TrainingStep, make_optimizer
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
@@ -68,7 +68,7 @@ def test_a_measured_peak_is_the_predicted_one() -> None:
     # the process has its own thread count, so kernels may differ a little
     assert seen.report.memory.peak_bytes == pytest.approx(prediction.memory.peak_bytes, rel=0.005)
     assert seen.findings(prediction, budget_bytes=2**30) == ()
-    assert seen.report.rung == MEASURED
+    assert seen.report.rung == Rung.MEASURED
     assert seen.report.candidate == candidate
     assert seen.report.parameters == prediction.parameters
     assert seen.report.memory.reserved_bytes is None

@@ -16,7 +16,7 @@ from profiler.models.parameter_count import count_parameters
 from profiler.placement import RECOMPUTE, Placement
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
 from profiler.prediction.report import predict, replay_on, report_of, step_flops, unit_reports
-from profiler.records import OWNERS, REPLAYED, Report
+from profiler.records import OWNERS, Report, Rung
 from profiler.replay.step_replay import replay
 from profiler.workload import Candidate, Workload
 
@@ -120,7 +120,7 @@ def test_a_report_survives_json(on_card: Report) -> None:
     data = on_card.to_json()
     assert Report.from_json(data) == on_card
     assert data["schema"] == "budgetplan.prediction/1"
-    assert data["rung"] == REPLAYED
+    assert data["rung"] == Rung.REPLAYED
     assert data["memory"]["device_bytes"] == on_card.memory.device_bytes
 
 

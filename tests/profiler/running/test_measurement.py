@@ -10,7 +10,7 @@ from profiler.device_rules.cpu_allocator import peak_during
 from profiler.environment import environment
 from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.prediction.report import predict
-from profiler.records import MEASURED, Report
+from profiler.records import Report, Rung
 from profiler.running.measurement import (
     build_step,
     measure,
@@ -37,7 +37,7 @@ def test_measured_in_a_process_equals_predicted() -> None:
     )
     predicted = predict(SMALL, device="cpu")
     assert report.memory.peak_bytes == pytest.approx(predicted.memory.peak_bytes, abs=100)
-    assert report.rung == MEASURED
+    assert report.rung == Rung.MEASURED
     assert report.to_json()["schema"] == "budgetplan.measurement/1"
     assert report.parameters == predicted.parameters
     assert len(report.details["step_seconds"]) == 3
