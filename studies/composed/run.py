@@ -10,8 +10,7 @@ SUPER, and a CPU; on the CPU what kernels take inside one operation is probed by
 and not composed, so both sides leave it out (studies/memory_truth says how much that is).
 
 Families of the backbones are taken in turns, so that a run that ends early has seen all of them.
-Lines go to ``cells.jsonl``, each with the PyTorch it was seen on; families that are there are
-skipped.
+Rows go to ``rows.jsonl``; families that are there already are skipped.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import math
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
 
 from planner.cost.model import CostModel
 from profiler.device_rules.caching_allocator import (
@@ -48,7 +51,7 @@ from profiler.store import Store
 from profiler.workload import Candidate, Workload
 
 HERE = Path(__file__).parent
-CELLS, RESULTS = HERE / "cells.jsonl", HERE / "results.json"
+ROWS, SPEED = Rows(HERE), Rows(HERE, "speed")
 SEED = 20260727
 DEVICES = {"cuda": "rtx-2060-super", "cpu": "cpu"}
 BACKBONES = (
@@ -136,8 +139,7 @@ def run_families(backbones: list[str], *, until: float) -> None:
             print(f"FAILED {family}: {error}", flush=True)
             continue
         rows.append({"cell": f"{family} end"})
-        with CELLS.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        ROWS.append(*rows)
 
 
 def run_family(backbone: str, method: str, precision: str, target: str) -> Iterator[dict[str, Any]]:
@@ -178,7 +180,6 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
             "relative": relative,
             "first_quick_seconds": round(middle - start, 6),
             "replay_seconds": round(end - middle, 3),
-            "torch": torch.__version__,
         }
 
 
@@ -190,11 +191,8 @@ def _allocated_peak(log: EventLog, spec: DeviceSpec) -> int:
 
 
 def done_cells() -> dict[str, dict[str, Any]]:
-    """Return what ``cells.jsonl`` holds, by cell."""
-    if not CELLS.is_file():
-        return {}
-    rows = [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
-    return {row["cell"]: row for row in rows}
+    """Return the last row of every cell."""
+    return ROWS.latest("cell")
 
 
 # -- speed ---------------------------------------------------------------------------------------
@@ -240,27 +238,20 @@ def speed() -> dict[str, float]:
 
 def summary() -> dict[str, Any]:
     """Read the cells and return the distribution."""
-    from profiler.environment import environment
-
     rows = done_cells().values()
     ran = [row for row in rows if "relative" in row]
     errors = sorted(abs(row["relative"]) for row in ran)
     return {
-        "schema": "budgetplan.study.composed/1",
-        "environment": environment(),
         "cells": len(ran),
-        "refused": [
-            {"family": row["cell"], "reason": row["refused"]} for row in rows if "refused" in row
-        ],
+        "refused": sum("refused" in row for row in rows),
         "median_relative": statistics.median(errors),
         "within_0.1_percent": sum(e <= 0.001 for e in errors) / len(errors),
         "within_1_percent": sum(e <= 0.01 for e in errors) / len(errors),
         "largest_relative": errors[-1],
         "worst": [
             {"cell": row["cell"], "relative": row["relative"]}
-            for row in sorted(ran, key=lambda row: -abs(row["relative"]))[:15]
+            for row in sorted(ran, key=lambda row: -abs(row["relative"]))[:5]
         ],
-        "rows": ran,
     }
 
 
@@ -268,17 +259,20 @@ def main() -> None:
     """Run what is left, then summarise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", default=",".join(BACKBONES))
-    parser.add_argument("--summary", action="store_true", help="only write results.json")
+    parser.add_argument("--summary", action="store_true", help="only write summary.json")
     parser.add_argument("--speed", action="store_true", help="only measure the speed")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no family after")
     options = parser.parse_args()
-    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if not (options.summary or options.speed):
         until = time.monotonic() + 60 * options.minutes
         run_families(options.backbones.split(","), until=until)
-    results = {"speed": speed() if options.speed else before.get("speed")} | summary()
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in results.items() if k not in {"rows", "refused"}}, indent=1))
+    if options.speed:
+        SPEED.append(speed())
+    ROWS.pack()
+    SPEED.pack()
+    results = summary() | {"speed": SPEED.read()[-1]}
+    write_summary(HERE, ROWS.read(), **results)
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The claims of "From LLMs to Edge" (arXiv 2507.23536), counted again on fake tensors.
 
-python studies/edge_paper/run.py    writes results.json beside itself, and prints the claims as rows
+python studies/edge_paper/run.py    writes rows.jsonl.gz and summary.json, and prints the claims as rows
                                     of a table
 
 Three models, one 224 x 224 image, fp32, AdamW, rank 4 (facts/seeds.md 4.2). Methods:
@@ -18,18 +18,20 @@ Each is counted twice:
 
 from __future__ import annotations
 
-import json
-import platform
+import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-import peft
-import timm
 import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
 
 from profiler.models import backbones
 from profiler.models.backbones import WeightSource
@@ -39,7 +41,6 @@ from profiler.models.methods import get_method
 from profiler.models.methods.galore import UPDATE_GAP, projected
 from profiler.models.methods.lowrank import Dora, Lora
 from profiler.models.methods.target_layers import classifier_names
-from profiler.models.parameter_count import count_parameters
 from profiler.records import OWNERS
 from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER
 from profiler.replay.step_replay import replay_built_model
@@ -400,19 +401,17 @@ def cells() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    machine = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "peft": peft.__version__,
-        "parameters": {m: count_parameters(workload(m, "full", 4)).total for m in MODELS},
-    }
     measured, rows = cells(), claims()
     names = ("number", "claim", "published", "ours_as_published", "ours_correct")
     table = [dict(zip(names, row, strict=True)) for row in rows]
-    results = {"schema": "budgetplan.study.edge_paper/1", "machine": machine}
-    results |= {"claims": table, "cells": measured}
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    book = Rows(HERE)
+    book.clear()
+    book.append(
+        *({"part": "cell", "cell": name, **values} for name, values in measured.items()),
+        *({"part": "claim", **claim} for claim in table),
+    )
+    book.pack()
+    write_summary(HERE, book.read(), claims=len(table), peft=version("peft"))
     for row in rows:
         print("| " + " | ".join(row) + " |")
 

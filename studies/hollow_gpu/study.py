@@ -30,6 +30,10 @@ from compare import predict_row
 from hollow_device import build
 from run import units_of
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
+
 from profiler.device_rules.caching_allocator import DEFAULT_CONFIGURATION
 from profiler.devices.table import DeviceSpec, lookup, multiprocessors
 
@@ -122,20 +126,20 @@ def _brim_of(family: Cell, *, device: str) -> list[Cell]:
 def run_cells(spec: DeviceSpec, *, count: int, allocator: str) -> None:
     """Run what is not yet among the results, and predict it."""
     name = spec.name + ("" if allocator == DEFAULT_CONFIGURATION else ".native")
-    path = RESULTS / f"{name}.jsonl"
-    known = {row["cell"] for row in read(path)}
+    book = Rows(HERE, f"results/{name}")
+    known = {row["cell"] for row in book.read()}
     left = [cell for cell in chosen(count, spec) if cell.name not in known]
     with ProcessPoolExecutor(PROCESSES) as pool:
         for first in range(0, len(left), AT_ONCE):
             some = left[first : first + AT_ONCE]
             predicted = pool.map(partial(_predicted, device=spec.name, allocator=allocator), some)
             rows = {row["cell"]: row for row in run_all(some, spec, allocator)}
-            with path.open("a", encoding="utf-8") as file:
-                for cell, ours in zip(some, predicted, strict=True):
-                    row = rows[cell.name]
-                    row.pop("data", None)
-                    file.write(json.dumps(row | {"predicted": ours}) + "\n")
+            for cell, ours in zip(some, predicted, strict=True):
+                row = rows[cell.name]
+                row.pop("data", None)
+                book.append(row | {"predicted": ours})
             print(f"{name}: {first + len(some)} of {len(left)}", flush=True)
+    book.pack()
 
 
 def run_all(cells: Sequence[Cell], spec: DeviceSpec, allocator: str) -> Iterator[Row]:
@@ -149,17 +153,17 @@ def run_all(cells: Sequence[Cell], spec: DeviceSpec, allocator: str) -> Iterator
             yield {"cell": left.pop(0).name, "failed": "the process died"}
 
 
-def predict_again(path: Path) -> None:
-    """Predict every row of a file anew; what the hollow GPU did stays."""
-    device, _, native = path.stem.partition(".")
-    rows = read(path)
+def predict_again(name: str) -> None:
+    """Predict every row of a device anew; the values of the hollow GPU stay."""
+    device, _, native = name.partition(".")
+    book = Rows(HERE, f"results/{name}")
+    rows = book.read()
     cells = {cell.name: cell for cell in chosen(len(grid()), lookup(device))}
     allocator = "backend:native" if native else DEFAULT_CONFIGURATION
     predict = partial(_predicted, device=device, allocator=allocator)
     with ProcessPoolExecutor(PROCESSES) as pool:
         found = pool.map(predict, [cells[row["cell"]] for row in rows])
-        lines = [json.dumps(row | {"predicted": f}) for row, f in zip(rows, found, strict=True)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        book.write(row | {"predicted": f} for row, f in zip(rows, found, strict=True))
 
 
 def _predicted(cell: Cell, *, device: str, allocator: str) -> Row:
@@ -168,11 +172,14 @@ def _predicted(cell: Cell, *, device: str, allocator: str) -> Row:
     return {name: row[name] for name in ("peak", "reserved", "fits_cap")}
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows of a file of results, none if it is not there."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def recorded() -> list[str]:
+    """Return the name of every part with rows: a device, with ``.native`` for its other allocator."""
+    return sorted(p.name.removesuffix(".jsonl.gz") for p in RESULTS.glob("*.jsonl.gz"))
+
+
+def read(name: str) -> list[Row]:
+    """Return the rows of a part."""
+    return Rows(HERE, f"results/{name}").read()
 
 
 # -- summary ---------------------------------------------------------------------------------------
@@ -230,8 +237,8 @@ def _count(rows: Sequence[Row], *, fits: bool, ran_out: bool) -> int:
 def native_over_expandable(device: str) -> Row:
     """Return by how much more is really reserved in segments of fixed size, over the same cells."""
     expandable, native = (
-        {row["cell"]: row["reserved"] for row in read(RESULTS / name) if "reserved" in row}
-        for name in (f"{device}.jsonl", f"{device}.native.jsonl")
+        {row["cell"]: row["reserved"] for row in read(name) if "reserved" in row}
+        for name in (device, f"{device}.native")
     )
     ratios = [native[cell] / expandable[cell] for cell in native.keys() & expandable.keys()]
     found = {"smallest": min(ratios), "median": statistics.median(ratios), "largest": max(ratios)}
@@ -240,11 +247,8 @@ def native_over_expandable(device: str) -> Row:
 
 def report() -> Row:
     """Summarise every file of results."""
-    import torch
-
     return {
-        "torch": str(torch.__version__),
-        "devices": {p.stem: summary_of(read(p)) for p in sorted(RESULTS.glob("*.jsonl"))},
+        "devices": {name: summary_of(read(name)) for name in recorded()},
         "reserved_native_over_expandable": native_over_expandable("rtx-2060-super"),
         "operations": {
             p.name.partition(".")[0]: json.loads(p.read_text(encoding="utf-8"))
@@ -263,13 +267,13 @@ def main() -> None:
     given = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     if given.what == "report":
-        text = json.dumps(report(), indent=1)
-        (HERE / "summary.json").write_text(text + "\n", encoding="utf-8")
-        print(text)
+        found = report()
+        write_summary(HERE, [row for name in recorded() for row in read(name)], **found)
+        print(json.dumps(found, indent=1))
         return
     if given.what == "again":
-        for path in sorted(RESULTS.glob("*.jsonl")):
-            predict_again(path)
+        for name in recorded():
+            predict_again(name)
         return
     spec = lookup(given.device)
     if given.what == "cells":

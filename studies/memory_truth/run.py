@@ -10,8 +10,8 @@ model is built and warmed up under the same recording (with one image: optimizer
 depend on the batch), so every byte is the allocator's own. *Replayed* is
 ``profiler.replay.step_replay.replay(target="cpu")``.
 
-One process per backbone. Lines go to ``cells.jsonl``; cells that are there already are skipped, so a
-run can be stopped and continued. A cell that a method refuses or that fails is kept with its reason;
+One process per backbone. Rows go to ``rows.jsonl``; cells that are there already are skipped, so that a run
+can be stopped and continued. A cell that a method refuses or that fails is kept with its reason;
 what failed is tried again. After a change of the replay, ``--again`` replays what has been measured
 and keeps the measurements.
 """
@@ -19,7 +19,6 @@ and keeps the measurements.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -34,12 +33,16 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
+
 from profiler.models.methods.registry import method_names
 from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
 from profiler.workload import Candidate, Workload
 
 HERE = Path(__file__).parent
-CELLS, RESULTS = HERE / "cells.jsonl", HERE / "results.json"
+ROWS = Rows(HERE)
 SEED = 20260727
 THREADS = 2
 
@@ -236,11 +239,8 @@ def real_peak(candidate: Candidate) -> int:
 
 
 def done_cells() -> dict[str, dict[str, Any]]:
-    """Return what ``cells.jsonl`` holds, by cell; the last line of a cell counts."""
-    if not CELLS.is_file():
-        return {}
-    rows = [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
-    return {row["cell"]: row for row in rows}
+    """Return the last row of every cell."""
+    return ROWS.latest("cell")
 
 
 def run_backbone(backbone: str, *, cheap: bool, again: bool) -> None:
@@ -270,26 +270,21 @@ def run_backbone(backbone: str, *, cheap: bool, again: bool) -> None:
             traceback.print_exc()
             row = {"cell": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"}
         print(f"{row.get('relative', float('nan')):+.5%}  {name}", flush=True)
-        with CELLS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        ROWS.append(row)
 
 
 def summary() -> dict[str, Any]:
     """Read the cells and return the distribution."""
-    from profiler.environment import environment
-
     rows = done_cells()
     wanted = {name_of(*cell): cell for cell in grid()}
     known = [rows[name] for name in wanted if name in rows]
     ran = [row for row in known if "relative" in row]
     errors = sorted(abs(row["relative"]) for row in ran)
     return {
-        "schema": "budgetplan.study.memory_truth/1",
-        "environment": environment() | {"threads": THREADS, "sources": _sources()},
         "cells": len(ran),
-        "refused": [{"cell": r["cell"], "reason": r["refused"]} for r in known if "refused" in r],
-        "failed": [{"cell": r["cell"], "reason": r["failed"]} for r in known if "failed" in r],
-        "missing": [name for name in wanted if name not in rows],
+        "refused": sum("refused" in row for row in known),
+        "failed": sum("failed" in row for row in known),
+        "missing": sum(name not in rows for name in wanted),
         "median_relative": statistics.median(errors),
         "largest_relative": errors[-1],
         "exact_cells": sum(row["difference_bytes"] == 0 for row in ran),
@@ -297,20 +292,9 @@ def summary() -> dict[str, Any]:
         "within_0.5_percent": sum(e <= 0.005 for e in errors),
         "worst": [
             {"cell": r["cell"], "relative": r["relative"]}
-            for r in sorted(ran, key=lambda r: -abs(r["relative"]))[:10]
+            for r in sorted(ran, key=lambda r: -abs(r["relative"]))[:5]
         ],
-        "rows": ran,
     }
-
-
-def _sources() -> str:
-    """Return a hash of the code that was compared, so that a reader can tell if it changed."""
-    import profiler
-
-    digest = hashlib.sha256()
-    for path in sorted(Path(profiler.__path__[0]).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def main() -> None:
@@ -319,7 +303,7 @@ def main() -> None:
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument("--cheap", action="store_true", help="only micro-batches 1 and 2")
     parser.add_argument("--again", action="store_true", help="replay the measured cells anew")
-    parser.add_argument("--summary", action="store_true", help="only write results.json")
+    parser.add_argument("--summary", action="store_true", help="only write summary.json")
     parser.add_argument("--here", action="store_true", help="run in this process")
     options = parser.parse_args()
     names = options.backbones.split(",")
@@ -332,11 +316,10 @@ def main() -> None:
             flags = {"--cheap": options.cheap, "--again": options.again}
             subprocess.run([*command, *(f for f, on in flags.items() if on)], check=False)
     if not options.here:
+        ROWS.pack()
         results = summary()
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(
-            {k: v for k, v in results.items() if k not in {"rows", "refused", "failed", "missing"}}
-        )
+        write_summary(HERE, done_cells().values(), **results)
+        print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ steps on one small batch
 Weights are random; BatchNorm statistics are those of the batch, and BatchNorm scales that start at
 zero are set to one, as in a trained network (behind a zero a frozen branch has no gradient).
 
-One process per backbone. Lines go to ``cells.jsonl``; pairs that are there already are skipped, so
-a run can be stopped and continued. ``--write`` makes results.json, the README.md here, the table in
+One process per backbone. Rows go to ``rows.jsonl``; pairs that are there already are skipped, so
+a run can be stopped and continued. ``--write`` makes summary.json, the README.md here, the table in
 the project's README.md and the copy in the package from them; it runs nothing.
 """
 
@@ -41,6 +41,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
+
 from profiler.models.methods.registry import method_names
 from profiler.workload import Candidate, Workload
 
@@ -51,7 +55,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CELLS, RESULTS, PAGE = HERE / "cells.jsonl", HERE / "results.json", HERE / "README.md"
+ROWS, PAGE = Rows(HERE), HERE / "README.md"
 PACKAGED = ROOT / "planner" / "methods" / "method_matrix.json"
 FRONT_PAGE = ROOT / "README.md"
 
@@ -88,10 +92,10 @@ PAGE_TEXT = """# Which method works on which backbone?
 - the largest difference of a replayed peak from the allocator's is {error} %;
 - {exact} give the very same logits after saving and loading;
 - a learning rate of 1e-4 was needed for: {lowered};
-- some tensor that learns stood still in: {still} (named in results.json).
+- some tensor that learns stood still in: {still} (named in the rows).
 
 {processor}, one thread; {versions}; {date}. Image size and what was seen of each pair are in
-`results.json`. `python studies/method_matrix/run.py` runs what is missing in `cells.jsonl`,
+`rows.jsonl.gz`. `python studies/method_matrix/run.py` runs the pairs that are missing there,
 `--write` writes this page, the table in the project's README.md and the packaged copy.
 """
 
@@ -381,11 +385,8 @@ def _problems(seen: dict[str, Any], *, exactly: bool) -> list[str]:
 
 
 def done_pairs() -> dict[tuple[str, str], dict[str, Any]]:
-    """Return what ``cells.jsonl`` holds; the last line of a pair counts."""
-    if not CELLS.is_file():
-        return {}
-    rows = [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
-    return {(row["backbone"], row["method"]): row for row in rows}
+    """Return the last row of every pair."""
+    return {(row["backbone"], row["method"]): row for row in ROWS.read()}
 
 
 def run_backbone(backbone: str) -> None:
@@ -406,15 +407,14 @@ def run_backbone(backbone: str) -> None:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             row = {"backbone": backbone, "method": method, "status": "fails", "reason": reason}
         print(backbone, method, row["status"], row["reason"] or "", flush=True)
-        with CELLS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        ROWS.append(row)
 
 
 # -- files ---------------------------------------------------------------------------------------
 
 
 def write() -> None:
-    """Write results.json, both pages and the packaged copy from the finished pairs.
+    """Write summary.json, both pages and the packaged copy from the finished pairs.
 
     Raises:
         SystemExit: pairs are missing.
@@ -426,8 +426,9 @@ def write() -> None:
     missing = [pair for pair in pairs if pair not in rows]
     if missing:
         raise SystemExit(f"{len(missing)} pairs were not run yet, e.g. {missing[0]}")
+    ROWS.pack()
     results = summary([rows[pair] for pair in pairs])
-    _write_json(RESULTS, results)
+    write_summary(HERE, results["rows"], **{k: v for k, v in results.items() if k != "rows"})
     _write_json(PACKAGED, packaged(results))
     table = markdown(load_matrix())
     PAGE.write_text(page(results, table), encoding="utf-8")
@@ -442,8 +443,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     ran = [row for row in rows if "relative" in row]
     counts = {key: sum(row["status"] == key for row in rows) for key in STATUSES}
     return {
-        "schema": "budgetplan.study.method_matrix/1",
-        "environment": environment() | _versions() | {"threads": 1, "date": _day_of_the_runs()},
+        "environment": environment()
+        | _versions()
+        | {"threads": 1, "date": max(str(row["date"]) for row in rows)},
         "batch": BATCH,
         "steps": STEPS,
         "image_sizes": BACKBONES,
@@ -458,10 +460,6 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("peft", "bitsandbytes")}
-
-
-def _day_of_the_runs() -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(CELLS.stat().st_mtime))
 
 
 def packaged(results: dict[str, Any]) -> dict[str, Any]:

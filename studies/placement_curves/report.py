@@ -1,8 +1,6 @@
-"""Draw the curves, write ``results.json`` and ``tables.md``."""
+"""Draw the curves, write ``summary.json`` and ``tables.md``."""
 
 from __future__ import annotations
-
-import json
 
 import curves
 import matplotlib as mpl
@@ -10,9 +8,8 @@ import rows
 import tables
 from bound import POLICY as BOUND
 from curves import Row
+from harness import write_summary
 from peers import COMPILED
-
-from profiler.environment import environment
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -74,14 +71,11 @@ def _figure(panels: curves.Curves) -> plt.Figure:
 
 
 def write() -> None:
-    """Write ``curves.png``, ``results.json`` and ``tables.md``."""
+    """Write ``curves.png``, ``summary.json`` and ``tables.md``."""
     evaluated, measured = curves.evaluated(), curves.measured()
     panels = evaluated | {f"CPU, measured: {name}": found for name, found in measured.items()}
     _figure(panels).savefig(rows.HERE / "curves.png", dpi=90)
-    result = {
-        "schema": "budgetplan.study/placement_curves/1",
-        "environment": environment(),
-        **{part: rows.read(part) for part in ("evaluator", "host", "host_bound")},
-    }
-    (rows.HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    parts = ("evaluator", "arms", "host", "host_bound")
+    raw = [row for part in parts for row in rows.read(part)]
+    write_summary(rows.HERE, raw, **tables.summary(evaluated, measured))
     (rows.HERE / "tables.md").write_text("\n".join(tables.lines(evaluated, measured)))

@@ -1,21 +1,22 @@
-"""Raw rows on disk: one JSON object a line, so that an interrupted run goes on where it stopped."""
+"""The raw rows of the study's parts, and what names one of them."""
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import Rows
 
 HERE = Path(__file__).parent
 KEY = ("model", "method", "rank", "policy", "setting")
 
 
 def read(part: str) -> list[dict[str, Any]]:
-    path = HERE / f"{part}.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return Rows(HERE, part).read()
 
 
 def done(part: str) -> set[tuple[object, ...]]:
@@ -27,8 +28,7 @@ def key_of(row: dict[str, Any]) -> tuple[object, ...]:
 
 
 def append(part: str, row: dict[str, Any]) -> None:
-    with (HERE / f"{part}.jsonl").open("a") as out:
-        out.write(json.dumps(row) + "\n")
+    Rows(HERE, part).append(row)
 
 
 def curves(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[object, ...], list[dict[str, Any]]]]:

@@ -10,8 +10,8 @@
     python studies/placement_curves/run.py host_bound [WORKLOAD ...]
     python studies/placement_curves/run.py report
 
-All but the last append raw rows to ``*.jsonl`` and skip what is there; ``report`` draws the
-curves and writes ``results.json`` and ``tables.md``.
+All but the last append raw rows to ``*.jsonl`` and skip what is there already; ``report`` draws the
+curves and writes ``summary.json`` and ``tables.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-import rows  # noqa: E402
+import rows
 
 
 def evaluate(models: list[str], method: str) -> None:

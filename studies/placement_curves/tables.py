@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import matched
 import rows
@@ -15,6 +16,7 @@ from peers import COMPILED
 
 BUDGETS = ("80%", "60%", "40%", "30%", "20%")
 _OURS = {*matched.OURS, BOUND, DECOMPOSED}
+VIT_S = "ViT-S, batch 64"
 _WITHIN = 1e-4
 """Of added time that counts as equal: a hundredth of a point."""
 
@@ -48,6 +50,36 @@ def lines(evaluated: Curves, measured: Curves) -> Iterator[str]:
     yield from _host_bounds()
     yield from _peaks(measured)
     yield from _pairs(measured)
+
+
+def summary(evaluated: Curves, measured: Curves) -> dict[str, Any]:
+    """Return the numbers that the README and the project's documents quote."""
+    judged = evaluated[VIT_S]
+    added = {
+        policy: {r["setting"]: r["added_share"] for r in judged if r["policy"] == policy}
+        for policy in ("optimal", "optimal + micro-batches", "sac_ilp", BOUND)
+    }
+    rule = {
+        name: _best(points, row)["added_share"] / row["added_share"]
+        for name, points in evaluated.items()
+        for row in _rule(points)
+        if row["setting"] == "its best for 57%"
+    }
+    everything = [row for found in measured.values() for row in found]
+    ratios = [r["peak_bytes"] / r["predicted_bytes"] for r in everything if "predicted_bytes" in r]
+    verdicts = {"eager": Counter[str](), "compiled": Counter[str]()}
+    for found in measured.values():
+        for other, ours in _blocks(found):
+            who = "compiled" if other["policy"] == COMPILED else "eager"
+            verdicts[who].update(_verdict(r, other) for r in ours if r["accumulation"] == 1)
+    return {
+        "evaluator_curves": len(evaluated),
+        "evaluator_vit_s_added_share": added,
+        "evaluator_part_of_the_rule_at_43_percent_less": rule,
+        "cpu_placements": len(ratios),
+        "cpu_largest_peak_over_predicted": max(ratios),
+        "cpu_points": {who: dict(sorted(words.items())) for who, words in verdicts.items()},
+    }
 
 
 def _budgets(evaluated: Curves) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """How long the placement solver takes, and what it proves, on chains made to be hard.
 
-python studies/placement_solver/run.py [--chains N] [--milp]  writes results.json beside itself.
+python studies/placement_solver/run.py [--chains N] [--milp]  writes rows.jsonl.gz and summary.json.
 
 Five families of chains; in all, stored bytes of an option are uniform in 1..300 MB:
 
@@ -15,11 +15,10 @@ Five families of chains; in all, stored bytes of an option are uniform in 1..300
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -30,6 +29,10 @@ import scipy
 from numpy.random import Generator
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
 
 from planner.placement import (
     Chain,
@@ -164,21 +167,6 @@ def time_milp(family: str, n: int, k: int, limit_seconds: float) -> dict[str, ob
     return {"family": family, "units": n, "options": k, "trials": trials}
 
 
-def machine() -> dict[str, str]:
-    names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": names[0].partition(":")[2].strip() if names else platform.processor(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "commit": commit.stdout.strip(),
-        "load": str(os.getloadavg()[0]),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chains", type=int, default=5, help="chains of each kind")
@@ -201,10 +189,41 @@ def main() -> None:
                 f"   gap {run['worst_relative_gap']:.1e}",
                 flush=True,
             )
-    results = {"schema": "budgetplan.study/1", "machine": machine(), "solver": runs}
+    on = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "load": os.getloadavg()[0],
+    }
+    book = Rows(HERE)
+    book.clear()
+    book.append(*({"part": "solver", **on, **run} for run in runs))
     if arguments.milp:
-        results["milp"] = [time_milp(f, 100, 4, 20.0) for f in FAMILIES[1:4]]
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        book.append(*({"part": "milp", **on, **time_milp(f, 100, 4, 20.0)} for f in FAMILIES[1:4]))
+    book.pack()
+    summarise(book)
+
+
+def summarise(book: Rows) -> None:
+    """Write ``summary.json``."""
+    found = book.read()
+    runs = [row for row in found if row["part"] == "solver"]
+    write_summary(
+        HERE,
+        found,
+        problems=sum(run["problems"] for run in runs),
+        proved_optimal=sum(run["proved_optimal"] for run in runs),
+        worst_relative_gap=max(run["worst_relative_gap"] for run in runs),
+        cpu_seconds_median_by_units_and_options={
+            f"{n} x {k}": statistics.median(
+                run["cpu_seconds_median"]
+                for run in runs
+                if (run["units"], run["options"]) == (n, k)
+            )
+            for n, k in SIZES
+        },
+        cpu_seconds_max=max(run["cpu_seconds_max"] for run in runs),
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ construction included, after one replay that loads what is loaded once:
     host    peak resident memory of a process that replays ViT-g/14 (1.1 thousand million weights,
             4.5 GB in float32), in a process of its own
 
-``--abridged`` asks another question and writes abridged.json: what is gained, and lost, by replaying
+``--abridged`` asks another question: what is gained, and lost, by replaying
 three of a row of like units (``profiler.replay.repeated_units``), as the search's profiles are made? Forward and
 backward only, whole and abridged in turn; *equal* says that every storage has the same size, birth
 and death.
@@ -33,7 +33,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 
-from profiler.environment import environment
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
+
 from profiler.models.backbones import WeightSource
 from profiler.models.backbones.discovery import find_units
 from profiler.models.build import BuiltModel, build_model
@@ -57,7 +60,7 @@ ABRIDGED = (
     ("tiny_vit", "full"),
     ("mambavision_t", "full"),
 )
-SCHEMA = "budgetplan.study.replay_cost/1"
+ROWS = Rows(HERE)
 
 
 def deeper(workload: Workload, depth: int) -> BuiltModel:
@@ -128,7 +131,7 @@ def abridged(repeats: int) -> list[dict[str, Any]]:
                 "method": method,
                 "units": len(logs[False].units),
                 "whole_seconds": seconds[False][1:],
-                "abridged_seconds": seconds[True][1:],
+                "repeated_seconds": seconds[True][1:],
                 "ratio": round(medians[False] / medians[True], 2),
                 "equal": equal,
             }
@@ -158,7 +161,7 @@ def host() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure all three and write results.json."""
+    """Measure all three and write the rows and the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--abridged", action="store_true", help="only whole against abridged")
@@ -169,10 +172,7 @@ def main() -> None:
         return
     load_before = os.getloadavg()
     if options.abridged:
-        rows = abridged(options.repeats)
-        seen = environment() | {"load_before": load_before, "load_after": os.getloadavg()}
-        result = {"schema": f"{SCHEMA}/abridged", "environment": seen, "rows": rows}
-        (HERE / "abridged.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        _write("repeated_units", abridged(options.repeats), load_before)
         return
     small = Workload(model="vit_s", micro_batch=32)
     by_batch = [
@@ -183,19 +183,40 @@ def main() -> None:
     child = subprocess.run(
         [sys.executable, __file__, "--host"], capture_output=True, text=True, check=True
     )
-    results = {
-        "schema": SCHEMA,
-        "environment": environment() | {"load_before": load_before, "load_after": os.getloadavg()},
-        "batch": by_batch,
-        "models": by_model,
-        "depth": by_depth,
-        "host": json.loads(child.stdout.splitlines()[-1]),
-    }
-    text = json.dumps(results, indent=1) + "\n"
-    (HERE / "results.json").write_text(text, encoding="utf-8")
-    for row in (*by_batch, *by_model, *by_depth):
-        print({k: v for k, v in row.items() if k != "seconds"})
-    print(results["host"])
+    _write("batch", by_batch, load_before)
+    _write("models", by_model, load_before)
+    _write("depth", by_depth, load_before)
+    _write("host", [json.loads(child.stdout.splitlines()[-1])], load_before)
+
+
+def _write(part: str, rows: list[dict[str, Any]], load_before: tuple[float, ...]) -> None:
+    """Replace the rows of a part, then write the summary."""
+    kept = [row for row in ROWS.read() if row["part"] != part]
+    ROWS.write(kept)
+    load = {"load_before": load_before, "load_after": os.getloadavg()}
+    ROWS.append(*({"part": part, **row, **load} for row in rows))
+    ROWS.pack()
+    summarise()
+
+
+def summarise() -> None:
+    """Write ``summary.json``."""
+    found = ROWS.read()
+
+    def of(part: str) -> list[dict[str, Any]]:
+        return [row for row in found if row["part"] == part]
+
+    write_summary(
+        HERE,
+        found,
+        seconds_by_batch={row["micro_batch"]: row["median_seconds"] for row in of("batch")},
+        seconds_by_depth={row["depth"]: row["median_seconds"] for row in of("depth")},
+        host_peak_resident_bytes=of("host")[0]["peak_resident_bytes"],
+        repeated_units_ratio={
+            f"{row['model']} {row['method']}": row["ratio"] for row in of("repeated_units")
+        },
+        repeated_units_equal=all(row["equal"] for row in of("repeated_units")),
+    )
 
 
 if __name__ == "__main__":

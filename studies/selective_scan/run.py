@@ -1,6 +1,6 @@
 """How much faster and lighter is our selective scan than a loop over tokens under autograd?
 
-    python -m studies.selective_scan.run [--repeats 3] [--threads 1] [--depth 24] [--out results.json]
+    python studies/selective_scan/run.py [--repeats 3] [--threads 1] [--depth 24]
 
 One training step (forward, cross entropy, backward) of Vim-S, batch 4, 224 px, float32, on the CPU,
 with the same model and weights; only `selective_scan` is exchanged (`chunked` is ours with its
@@ -10,14 +10,12 @@ compiled kernel, `uncompiled` ours in PyTorch alone). Times alternate between th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from harness import Rows, write_summary
+
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
 from profiler.models.backbones import selective_scan, vim
 from profiler.models.backbones.scan_kernel import describe_kernel, scan_kernel
 
+HERE = Path(__file__).resolve().parent
 BATCH, IMAGE_SIZE, CLASSES = 4, 224, 100
 
 
@@ -197,23 +200,14 @@ def byte_ratios(memory: dict[str, dict[str, int]]) -> dict[str, float]:
     }
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--depth", type=int, default=vim.DEPTH)
-    parser.add_argument("--out", default="results.json", help="a file name, in this folder")
     arguments = parser.parse_args()
     results = {
-        "schema": "budgetplan.study.selective_scan/1",
-        "date": date.today().isoformat(),
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "cores": os.cpu_count(),
         "load_average_before": os.getloadavg()[0],
         "workload": {
             "model": "vim_small_patch16_224",
@@ -226,8 +220,27 @@ def main() -> None:
         "load_average_after": os.getloadavg()[0],
     }
     if arguments.depth == vim.DEPTH:
-        path = Path(__file__).with_name(arguments.out)
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        book = Rows(HERE)
+        book.append(results)
+        book.pack()
+        summarise(book)
+
+
+def summarise(book: Rows) -> None:
+    """Write ``summary.json`` of the last run."""
+    last = book.read()[-1]
+    write_summary(
+        HERE,
+        [last],
+        loop_over_wall_seconds={
+            str(each["threads"]): {
+                name: ratio["wall_seconds"] for name, ratio in each["loop_over"].items()
+            }
+            for each in last["times"]
+        },
+        loop_over_chunked_bytes=last["loop_over_chunked_bytes"],
+        gradient_relative_difference=last["gradient_relative_difference"],
+    )
 
 
 if __name__ == "__main__":
