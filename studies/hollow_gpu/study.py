@@ -247,8 +247,10 @@ def native_over_expandable(device: str) -> Row:
 
 def report() -> Row:
     """Summarise every file of results."""
+    parts = {name: read(name) for name in recorded()}
     return {
-        "devices": {name: summary_of(read(name)) for name in recorded()},
+        "all": summary_of([row for rows in parts.values() for row in rows]),
+        "devices": {name: summary_of(rows) for name, rows in parts.items()},
         "reserved_native_over_expandable": native_over_expandable("rtx-2060-super"),
         "operations": {
             p.name.partition(".")[0]: json.loads(p.read_text(encoding="utf-8"))

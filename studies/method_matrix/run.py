@@ -18,7 +18,7 @@ zero are set to one, as in a trained network (behind a zero a frozen branch has 
 
 One process per backbone. Rows go to ``rows.jsonl``; pairs that are there already are skipped, so
 a run can be stopped and continued. ``--write`` makes summary.json, the README.md here, the table in
-the project's README.md and the copy in the package from them; it runs nothing.
+docs/methods.md and the copy in the package from them; it runs nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ROWS, PAGE = Rows(HERE), HERE / "README.md"
 PACKAGED = ROOT / "planner" / "methods" / "method_matrix.json"
-FRONT_PAGE = ROOT / "README.md"
+FRONT_PAGE = ROOT / "docs" / "methods.md"
 
 BACKBONES = {
     "vit_s": 64,
@@ -96,7 +96,7 @@ PAGE_TEXT = """# Which method works on which backbone?
 
 {processor}, one thread; {versions}; {date}. Image size and what was seen of each pair are in
 `rows.jsonl.gz`. `python studies/method_matrix/run.py` runs the pairs that are missing there,
-`--write` writes this page, the table in the project's README.md and the packaged copy.
+`--write` writes this page, the table in docs/methods.md and the packaged copy.
 """
 
 
