@@ -1,7 +1,7 @@
 """Writes the table of measured results in the project's README from the studies' summaries.
 
-    python studies/readme_table.py           # rewrite the table
-    python studies/readme_table.py --check   # fail if the README differs from the summaries
+python studies/readme_table.py           # rewrite the table
+python studies/readme_table.py --check   # fail if the README differs from the summaries
 """
 
 from __future__ import annotations

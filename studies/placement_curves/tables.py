@@ -56,7 +56,11 @@ def summary(evaluated: Curves, measured: Curves) -> dict[str, Any]:
     """Return the numbers that the README and the project's documents quote."""
     judged = evaluated[VIT_S]
     added = {
-        policy: {r["setting"]: r["added_share"] for r in judged if r["policy"] == policy}
+        policy: {
+            r["setting"]: r["added_share"]
+            for r in judged
+            if r["policy"] == policy and r["setting"] in BUDGETS
+        }
         for policy in ("optimal", "optimal + micro-batches", "sac_ilp", BOUND)
     }
     rule = {
