@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
-from planner.training.data import load_data
+from planner.training.images.load import load_data
 from profiler.records import DeviceLabel
 from profiler.workload import Workload
 

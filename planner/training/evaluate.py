@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from planner.training.image_set import ImageSet, loader
+from planner.training.images.batches import batch_loader
+from planner.training.images.image_set import ImageSet
 from planner.training.training_device import autocast, device_type
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def accuracy(
     was_training = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.long, device=device)
-    batches = loader(dataset, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
+    batches = batch_loader(dataset, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
     try:
         with torch.no_grad(), autocast(precision, device_type(device)):
             for images, labels in batches:

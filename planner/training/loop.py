@@ -56,7 +56,8 @@ from planner.training.checkpoints import (
 )
 from planner.training.evaluate import accuracy
 from planner.training.history import EpochResult, Reading, TrainProgress, TrainResult
-from planner.training.image_set import ImageData, ImageSet, loader
+from planner.training.images.batches import batch_loader
+from planner.training.images.image_set import ImageData, ImageSet
 from planner.training.interrupt import Interrupt
 from planner.training.learning_rate import choose_learning_rate
 from planner.training.session import Session
@@ -120,7 +121,7 @@ def train(
 
     Args:
         plan: what to train.
-        data: loaded images, or what ``planner.training.data`` loads.
+        data: loaded images, or what ``planner.training.images.load`` loads.
         epochs: in all, those before a resume included.
         output: folder for everything that is written.
         steps: optimizer steps in all, in place of ``epochs``.
@@ -284,7 +285,7 @@ class _Training:
         """Train an epoch, or what is left of it, and evaluate."""
         course, workload = self._course, self._session.step.workload
         batches = iter(
-            loader(
+            batch_loader(
                 self._images.train,
                 batch_size=workload.micro_batch,
                 shuffle=True,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from planner.plan import Plan, read_plan
-from planner.training.data import load_data
-from planner.training.image_set import ImageData
+from planner.training.images.image_set import ImageData
+from planner.training.images.load import load_data
 from profiler.checkpointing.apply import apply_placement
 from profiler.errors import (
     InputError,
@@ -35,7 +35,7 @@ def load_trained(
 ) -> nn.Module:
     """Return the model that a training left in its folder, ready to classify.
 
-    It is called with images [batch, 3, size, size] as ``planner.training.data`` prepares them, and returns
+    It is called with images [batch, 3, size, size] as ``planner.training.images.load`` prepares them, and returns
     logits [batch, classes].
 
     Args:
@@ -112,10 +112,10 @@ def check_data(images: ImageData, workload: Workload) -> None:
             f"the plan's classifier has {workload.num_classes} classes, "
             f"{name} has {images.num_classes}; make a plan for this data"
         )
-    if images.train.image_size != workload.image_size:
+    if images.train.input_format.image_size != workload.image_size:
         raise InputError(
             f"the plan is for images of {workload.image_size} px, "
-            f"{name} was loaded at {images.train.image_size} px"
+            f"{name} was loaded at {images.train.input_format.image_size} px"
         )
     if len(images.train) < workload.effective_batch:
         raise InputError(

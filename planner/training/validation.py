@@ -43,7 +43,7 @@ from profiler.workload import Candidate, Workload
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from planner.training.image_set import ImageData, ImageSet
+    from planner.training.images.image_set import ImageData, ImageSet
     from planner.training.session import Session
     from profiler.models.build import BuiltModel
     from profiler.training_step import Batch, TrainingStep
@@ -162,7 +162,7 @@ def validate(
         candidate: what to run.
         device: ``cpu``, ``cuda``, or the name of this machine's GPU in the table.
         budget_bytes: hard limit on memory; None for no limit.
-        data: what ``planner.training.data`` loads.
+        data: what ``planner.training.images.load`` loads.
         steps: training steps; fewer are done on a CPU when their time is used up.
         seed: of new weights, dropout and the choice of images.
         weights: a file of weights.
@@ -530,12 +530,12 @@ def power_of(work: Callable[[], object]) -> float | None:
 
 def _decode(images: ImageSet, workload: Workload, request: Mapping[str, Any]) -> list[Batch]:
     """Return micro-batches of decoded images: those of all steps, or as many as may be kept."""
-    from planner.training.image_set import loader
+    from planner.training.images.batches import batch_loader
 
     wanted = workload.accumulation * int(request["steps"])
     image_bytes = 3 * workload.image_size**2 * 4
     affordable = max(1, POOL_BYTES // (image_bytes * workload.micro_batch))
-    batches = loader(
+    batches = batch_loader(
         images,
         batch_size=workload.micro_batch,
         shuffle=True,
@@ -546,9 +546,9 @@ def _decode(images: ImageSet, workload: Workload, request: Mapping[str, Any]) ->
 
 
 def _batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
-    from planner.training.image_set import loader
+    from planner.training.images.batches import batch_loader
 
-    yield from loader(images, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
+    yield from batch_loader(images, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
 
 
 def _model_bytes(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ from planner.training.adaptive_rule import AdaptiveRule, memory_in_use
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import accuracy
 from planner.training.history import TrainProgress, TrainResult
-from planner.training.image_set import ImageData
+from planner.training.images.image_set import ImageData
 from planner.training.learning_rate import choose_learning_rate
 from planner.training.loop import train
 from planner.training.trained_model import (

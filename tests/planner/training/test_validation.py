@@ -86,7 +86,7 @@ def test_a_measured_peak_is_the_predicted_one() -> None:
 
 def test_what_a_run_shows_is_what_training_would_show() -> None:
     """The same steps by hand, and the same held-out images."""
-    from planner.training.image_set import loader
+    from planner.training.images.batches import batch_loader
 
     load = RESNET.replace(micro_batch=16)
     seen = in_this_process(Candidate(workload=load))
@@ -95,7 +95,7 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     model = build_model(load).model
     optimizer = make_optimizer(model, load, learning_rate=1e-3)
     step, losses = TrainingStep(model, optimizer, load), []
-    batches = iter(loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
+    batches = iter(batch_loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
     first = next(batches)
     fed = [(first[0][:FEW_IMAGES], first[1][:FEW_IMAGES]), first, *islice(batches, 2)]
     for index in range(4):

@@ -1,21 +1,15 @@
-"""Images to train on and images held out, ready for a model.
+"""Load a named data set or a folder of images, split into training and held-out images.
 
     digits      scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no network
     cifar100    torchvision, 50,000 + 10,000 images of 32x32 pixels, downloaded once
     dtd         torchvision, Describable Textures: train + val (3,760) against test (1,880)
     DIR         DIR/train and DIR/val (or valid, test), or class folders directly in DIR
+                (planner/training/images/image_folder.py)
 
-Without a held-out part of its own a data set is split 80/20 within each class by a seeded shuffle.
-The transforms are those of the code of arXiv:2607.02158: CIFAR is resized and mirrored; DTD and
-folders get a random crop of 80-100 % of the area and are mirrored, their held-out images lose the
-border that Resize(255) and CenterCrop(224) would cut; digits are resized only, since a mirrored
-digit is another shape. Every transform is thus a box to cut out, a bilinear resize and perhaps a
-mirror, done by Pillow (enlarging digits in batches in torch was tried: 8 ms instead of 13 ms for 32
-images, not worth a second path).
-
-Every random choice for a training image follows from a number the loader draws for it, so batches
-depend on the loader's seed and epoch alone, never on a global generator. ``dataset[i]`` with a
-plain index uses the index itself as that number.
+The transforms are those of the code of arXiv 2607.02158. CIFAR-100 is resized, and mirrored for
+training. DTD and folders get a random crop of 80-100 % of the area and are mirrored for training;
+held out, they get the crop of Resize(255) and CenterCrop(224). Digits are only resized, because a
+mirrored digit is another shape.
 """
 
 from __future__ import annotations
@@ -32,22 +26,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner.training.image_folder import from_files, read_folder
-from planner.training.image_set import (
+from planner.training.images.crops import whole_image
+from planner.training.images.image_files import error_text
+from planner.training.images.image_folder import data_from_files, read_folder
+from planner.training.images.image_set import (
     DataSource,
     ImageData,
-    ImageShape,
-    one_line,
+    ImageSet,
+    InputFormat,
     stratified_split,
-    triple,
-    whole,
 )
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
-    from planner.training.image_set import Pixels
+    from planner.training.images.image_files import Pixels
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
+"""Longest wait for one answer of a server."""
 
 
 def load_data(
@@ -63,47 +58,50 @@ def load_data(
 
     Args:
         spec: ``digits``, ``cifar100``, ``dtd`` or a folder.
-        image_size: height and width the model wants.
-        mean: per channel, from the model's pretrained configuration.
-        std: per channel, likewise.
-        data_root: where downloads go; ``$BUDGETPLAN_DATA`` or ``~/.cache/budgetplan/data``.
-        seed: of the split, where the data set has none of its own.
+        image_size: height and width of the model's input in pixels.
+        mean: mean of each channel, from the model's pretrained configuration.
+        std: standard deviation of each channel, from the same configuration.
+        data_root: folder for downloads; ``$BUDGETPLAN_DATA`` or ``~/.cache/budgetplan/data`` if
+            None.
+        seed: seed of the split, where the data set has no held-out part.
 
     Raises:
         InputError: the data cannot be read or downloaded.
-        UsageError: a size or a normalisation that makes no sense.
+        UsageError: the size or the normalisation is out of its domain.
     """
-    shape = ImageShape(image_size=image_size, mean=triple("mean", mean), std=triple("std", std))
+    input_format = InputFormat(image_size=image_size, mean=tuple(mean), std=tuple(std))
     root = data_root if data_root is not None else default_data_root()
     match spec:
         case "digits":
-            return _digits(shape, seed)
+            return _load_digits(input_format, seed)
         case "cifar100":
-            return _cifar100(shape, root)
+            return _load_cifar100(input_format, root)
         case "dtd":
-            return _dtd(shape, root)
-    return read_folder(spec, shape, seed)
+            return _load_dtd(input_format, root)
+    return read_folder(spec, input_format, seed)
 
 
 def default_data_root() -> Path:
-    """Return where downloaded data sets are kept."""
+    """Return the folder for downloaded data sets."""
     named = os.environ.get("BUDGETPLAN_DATA")
     return Path(named) if named else Path.home() / ".cache" / "budgetplan" / "data"
 
 
-# ---- named data sets ---------------------------------------------------------------------------
-
-
-def _digits(shape: ImageShape, seed: int) -> ImageData:
+def _load_digits(input_format: InputFormat, seed: int) -> ImageData:
     import numpy as np
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    # sixteen levels of ink: 16 is white
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # 16 levels of ink
     labels = [int(label) for label in bunch.target]
     train, held_out = stratified_split(labels, seed)
-    images = shape.of(list(pixels), labels, frame=whole, mirror=False)
+    images = ImageSet(
+        images=list(pixels),
+        labels=labels,
+        input_format=input_format,
+        crop=whole_image,
+        mirror=False,
+    )
     return ImageData(
         train=images.select(train),
         held_out=images.select(held_out),
@@ -117,14 +115,24 @@ def _digits(shape: ImageShape, seed: int) -> ImageData:
     )
 
 
-def _cifar100(shape: ImageShape, root: Path) -> ImageData:
+def _load_cifar100(input_format: InputFormat, root: Path) -> ImageData:
     from torchvision.datasets import CIFAR100
 
-    with _downloading("cifar100", root):
+    with _download_errors("cifar100", root):
         train, test = (CIFAR100(str(root), train=part, download=True) for part in (True, False))
+    sets = [
+        ImageSet(
+            images=list(part.data),
+            labels=part.targets,
+            input_format=input_format,
+            crop=whole_image,
+            mirror=part is train,
+        )
+        for part in (train, test)
+    ]
     return ImageData(
-        train=shape.of(list(train.data), train.targets, frame=whole, mirror=True),
-        held_out=shape.of(list(test.data), test.targets, frame=whole, mirror=False),
+        train=sets[0],
+        held_out=sets[1],
         class_names=tuple(train.classes),
         source=DataSource(
             name="cifar100",
@@ -135,19 +143,19 @@ def _cifar100(shape: ImageShape, root: Path) -> ImageData:
     )
 
 
-def _dtd(shape: ImageShape, root: Path) -> ImageData:
+def _load_dtd(input_format: InputFormat, root: Path) -> ImageData:
     from torchvision.datasets import DTD
 
-    with _downloading("dtd", root):
-        # the loader is the identity, so that an item is a file and its label
+    with _download_errors("dtd", root):
+        # With the identity as its loader, DTD's items are (file, label) and nothing is decoded.
         parts = [
             DTD(str(root), split=split, download=True, loader=Path)
             for split in ("train", "val", "test")
         ]
     train, val, test = ([part[i] for i in range(len(part))] for part in parts)
-    return from_files(
+    return data_from_files(
         "dtd",
-        shape,
+        input_format,
         class_names=parts[0].classes,
         train=[*train, *val],
         held_out=test,
@@ -156,21 +164,21 @@ def _dtd(shape: ImageShape, root: Path) -> ImageData:
 
 
 @contextlib.contextmanager
-def _downloading(name: str, root: Path) -> Iterator[None]:
+def _download_errors(name: str, root: Path) -> Iterator[None]:
     """Keep torchvision's messages off stdout, bound its waits, and turn failure into one line."""
-    waited = socket.getdefaulttimeout()
+    previous_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's remarks on CIFAR's old pickles
+            warnings.simplefilter("ignore")  # numpy warns about CIFAR's old pickles
             yield
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise InputError(
-            f"{name} is not in {root} and cannot be downloaded ({one_line(error)}); "
+            f"{name} is not in {root} and cannot be downloaded ({error_text(error)}); "
             "use --data digits, a folder of class folders, or copy the data set there"
         ) from error
     finally:
-        socket.setdefaulttimeout(waited)
+        socket.setdefaulttimeout(previous_timeout)
 
 
 def _hash_pixels(*parts: tuple[Pixels, Sequence[int]]) -> str:

@@ -1,0 +1,1 @@
+"""Labelled images for training and evaluation: named data sets and folders."""

@@ -1,0 +1,87 @@
+"""Batches of images that depend on the data set, a seed and an epoch, and on nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from planner.training.images.image_set import ImageSet
+from profiler.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+
+def batch_loader(
+    image_set: ImageSet,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    drop_last: bool,
+    num_workers: int = 0,
+    epoch: int = 0,
+    skip: int = 0,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a loader of (images [B, 3, S, S], labels [B]).
+
+    Each pass over the loader is one epoch, with its own order and augmentations. A resumed training
+    sees the images that an uninterrupted one would: ``epoch`` and ``skip`` say where to begin.
+
+    Args:
+        image_set: images to load.
+        batch_size: images per batch, B.
+        shuffle: whether each epoch has a random order.
+        seed: seed of the order and the augmentations.
+        drop_last: whether to leave out a last batch with fewer images.
+        num_workers: number of processes that decode images.
+        epoch: number of the first pass.
+        skip: number of images left out at the beginning of the first pass.
+
+    Raises:
+        UsageError: the batch size is not positive, or no batch is full with ``drop_last``.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be a positive integer, got {batch_size!r}")
+    if drop_last and len(image_set) < batch_size:
+        raise UsageError(
+            f"a batch of {batch_size} is larger than the data set of {len(image_set)} images; "
+            "use a smaller batch or more images"
+        )
+    batches: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        image_set,  # type: ignore[arg-type]  # a map-style data set by protocol, not by subclass
+        batch_size=batch_size,
+        sampler=_EpochSampler(len(image_set), shuffle=shuffle, seed=seed, epoch=epoch, skip=skip),
+        drop_last=drop_last,
+        num_workers=num_workers,
+        # Without a generator of its own the DataLoader draws a number from the global one.
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return batches
+
+
+class _EpochSampler:
+    """Yields (index, draw) for each image of an epoch; ``ImageSet`` describes the draw."""
+
+    def __init__(self, length: int, *, shuffle: bool, seed: int, epoch: int, skip: int) -> None:
+        self._length, self._shuffle, self._seed = length, shuffle, seed
+        self._epoch, self._skip = epoch, skip
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = random.Random(f"{self._seed}/{self._epoch}")
+        order = list(range(self._length))
+        if self._shuffle:
+            rng.shuffle(order)
+        draws = ((index, rng.getrandbits(32)) for index in order)
+        skipped = self._skip
+        self._epoch, self._skip = self._epoch + 1, 0
+        return islice(draws, skipped, None)

@@ -1,0 +1,73 @@
+"""Batches: their order, their augmentations, and nothing of global generators."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from pictures import SHAPE, drain
+
+from planner.training.images.batches import batch_loader
+from planner.training.images.load import load_data
+from profiler.errors import UsageError
+
+
+def equal(a, b):
+    return all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True))
+
+
+def test_batches_depend_on_seed_and_epoch_alone(flat):
+    train = load_data(str(flat), **SHAPE).train
+    options = {"batch_size": 7, "shuffle": True, "drop_last": False}
+    first = batch_loader(train, seed=3, **options)
+    epochs = [drain(first), drain(first)]
+    torch.manual_seed(99)
+    random.seed(99)
+    again = batch_loader(train, seed=3, **options)
+    assert equal(drain(again), epochs[0])
+    assert equal(drain(again), epochs[1])
+    assert equal(drain(batch_loader(train, seed=3, epoch=1, **options)), epochs[1])
+    assert not equal(epochs[0], epochs[1])
+    assert not equal(drain(batch_loader(train, seed=4, **options)), epochs[0])
+
+
+def test_batches_leave_the_global_generators_alone(flat):
+    train = load_data(str(flat), **SHAPE).train
+    before = torch.get_rng_state(), random.getstate()
+    drain(batch_loader(train, batch_size=4, shuffle=True, seed=0, drop_last=False))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_an_epoch_visits_each_image_once(digits):
+    part = digits.held_out.sample(50, seed=0)
+    batches = drain(batch_loader(part, batch_size=16, shuffle=True, seed=0, drop_last=False))
+    assert [len(y) for _, y in batches] == [16, 16, 16, 2]
+    assert sorted(torch.cat([y for _, y in batches]).tolist()) == sorted(part.labels)
+    x, y = batches[0]
+    assert x.shape == (16, 3, 32, 32)
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    assert len(drain(batch_loader(part, batch_size=16, shuffle=True, seed=0, drop_last=True))) == 3
+
+
+def test_unshuffled_batches_are_in_order(digits):
+    part = digits.held_out.select(range(10))
+    (batch,) = drain(batch_loader(part, batch_size=10, shuffle=False, seed=5, drop_last=False))
+    assert batch[1].tolist() == part.labels
+
+
+def test_worker_processes_give_the_same_batches(flat):
+    train = load_data(str(flat), **SHAPE).train
+    options = {"batch_size": 5, "shuffle": True, "seed": 1, "drop_last": False}
+    assert equal(
+        drain(batch_loader(train, **options)), drain(batch_loader(train, num_workers=1, **options))
+    )
+
+
+def test_impossible_batches(digits):
+    part = digits.held_out.sample(5, seed=0)
+    with pytest.raises(UsageError, match="larger than the data set of 5 images"):
+        batch_loader(part, batch_size=6, shuffle=True, seed=0, drop_last=True)
+    with pytest.raises(UsageError, match="positive"):
+        batch_loader(part, batch_size=0, shuffle=True, seed=0, drop_last=False)

@@ -1,0 +1,151 @@
+"""Folders of class folders on a real disk, with torchvision's ImageFolder as second opinion."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pictures import SHAPE, drain, paint, refused
+from PIL import Image
+from torchvision import datasets
+
+from planner.training.images.batches import batch_loader
+from planner.training.images.load import load_data
+from profiler.errors import InputError
+
+
+def test_flat_folder_is_split_within_classes(flat):
+    (flat / "cat" / "notes.txt").write_text("not an image")
+    (flat / "README").write_text("nor this")
+    (flat / ".hidden").mkdir()
+    data = load_data(str(flat), **SHAPE)
+    assert data.class_names == ("cat", "dog", "emu")
+    assert (len(data.train), len(data.held_out)) == (24, 6)
+    assert list(np.bincount(data.held_out.labels)) == [2, 2, 2]
+    assert not set(data.train.images) & set(data.held_out.images)
+    assert all(
+        path.parent.name == data.class_names[label]
+        for path, label in zip(data.train.images, data.train.labels, strict=True)
+    )
+    assert data.source.skipped_files == 2
+    assert "2 other files skipped" in str(data.source)
+    assert load_data(str(flat), **SHAPE).train.images == data.train.images
+
+
+def test_files_and_labels_agree_with_torchvisions_image_folder(flat):
+    data = load_data(str(flat), **SHAPE)
+    theirs = sorted(datasets.ImageFolder(flat).samples)
+    ours = [
+        (str(path), label)
+        for part in (data.train, data.held_out)
+        for path, label in zip(part.images, part.labels, strict=True)
+    ]
+    assert sorted(ours) == theirs
+
+
+@pytest.mark.parametrize("held_out", ["val", "valid", "test"])
+def test_folder_with_its_own_parts(tmp_path, held_out):
+    for name in ("a", "b"):
+        for i in range(3):
+            paint(tmp_path / "train" / name / f"{i}.JPG", seed=i)
+        paint(tmp_path / held_out / name / "deeper" / "x.png")
+    data = load_data(str(tmp_path), **SHAPE)
+    assert (len(data.train), len(data.held_out)) == (6, 2)
+    assert data.held_out.labels == [0, 1]
+
+
+def test_train_folder_alone_is_split(tmp_path):
+    for name in ("a", "b"):
+        for i in range(5):
+            paint(tmp_path / "train" / name / f"{i}.png", seed=i)
+    data = load_data(str(tmp_path), **SHAPE)
+    assert (len(data.train), len(data.held_out)) == (8, 2)
+
+
+def test_trains_can_be_a_class(tmp_path):
+    for name in ("car", "train"):
+        for i in range(5):
+            paint(tmp_path / name / f"{i}.png", seed=i)
+    assert load_data(str(tmp_path), **SHAPE).class_names == ("car", "train")
+
+
+def test_fingerprint_follows_the_files_and_not_the_place(flat, tmp_path):
+    one = load_data(str(flat), **SHAPE).source.fingerprint
+    moved = flat.rename(tmp_path / "moved")
+    assert load_data(str(moved), **SHAPE).source.fingerprint == one
+    paint(moved / "cat" / "new.png")
+    assert load_data(str(moved), **SHAPE).source.fingerprint != one
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_every_mode_becomes_three_channels(flat, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    path = flat / "cat" / f"odd.{suffix}"
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((9, 9), 300, dtype=np.uint16))
+    else:
+        with Image.open(flat / "cat" / "0.png") as colours:
+            picture = colours.convert(mode)
+    picture.save(path, **({"transparency": b"\x00\x80"} if mode == "P" else {}))
+    data = load_data(str(flat), **SHAPE)
+    part = data.train if path in data.train.images else data.held_out
+    image, _ = part[list(part.images).index(path)]
+    assert image.shape == (3, 32, 32)
+    assert torch.isfinite(image).all()
+
+
+# ---- folders that are refused
+
+
+def test_no_such_folder(tmp_path):
+    refused(tmp_path / "nowhere", "does not exist; give a folder or digits, cifar100, dtd")
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", "is a file")
+
+
+def test_folder_without_classes(tmp_path):
+    refused(tmp_path, "no class folders")
+    paint(tmp_path / "loose.png")
+    refused(tmp_path, "no class folders")
+    paint(tmp_path / "cat" / "1.png")
+    refused(tmp_path, "only one class \\('cat'\\)")
+
+
+def test_empty_class(flat):
+    (flat / "fox").mkdir()
+    refused(flat, "fox has no images")
+
+
+def test_class_with_one_image(flat):
+    paint(flat / "fox" / "1.png")
+    refused(flat, "'fox' has one image")
+
+
+def test_held_out_class_that_is_not_trained(tmp_path):
+    for part, names in (("train", "ab"), ("val", "bc")):
+        for name in names:
+            paint(tmp_path / part / name / "1.png")
+    refused(tmp_path, "has class 'c'")
+
+
+def test_held_out_folder_without_images(tmp_path):
+    for name in "ab":
+        paint(tmp_path / "train" / name / "1.png")
+    (tmp_path / "val").mkdir()
+    refused(tmp_path, "no images in .*val")
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n"])
+def test_file_that_is_no_image_is_named(flat, content):
+    (flat / "dog" / "broken.jpg").write_bytes(content)
+    refused(flat, r"cannot read image .*broken\.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_image_is_named_when_it_is_used(flat, suffix):
+    path = paint(flat / "dog" / f"cut.{suffix}", size=(400, 300))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    data = load_data(str(flat), **SHAPE)
+    with pytest.raises(InputError, match=rf"cannot read image .*cut\.{suffix}"):
+        for part in (data.train, data.held_out):
+            drain(batch_loader(part, batch_size=4, shuffle=False, seed=0, drop_last=False))
