@@ -1,0 +1,37 @@
+"""Forty of the snapshot's answers are what they were, bit for bit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STUDY = Path(__file__).parents[2] / "studies" / "prediction_snapshot"
+GROUPS = 4
+"""The cases are split so that several workers can share them."""
+CASES = 40
+
+
+@pytest.fixture(scope="module")
+def snapshot() -> Any:
+    sys.path.insert(0, str(STUDY))
+    import run
+
+    yield run
+    sys.path.remove(str(STUDY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_answers_are_those_that_were_kept(
+    snapshot: Any, group: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = snapshot.load(snapshot.KEPT)
+    if kept["environment"] != snapshot.environment():
+        pytest.skip(f"the answers were kept under {kept['environment']}")
+    rows = kept["answers"][:: len(kept["answers"]) // CASES][group::GROUPS]
+    new = snapshot.answers([row["arguments"] for row in rows])
+    moved = snapshot.report(rows, new)
+    assert not moved, capsys.readouterr().out
