@@ -12,3 +12,11 @@ elif "BUDGETPLAN_CACHE" not in os.environ:
     # nobody's own profiles are read or written; workers share what their parent made
     os.environ["BUDGETPLAN_CACHE"] = tempfile.mkdtemp(prefix="budgetplan-tests-")
     atexit.register(shutil.rmtree, os.environ["BUDGETPLAN_CACHE"], ignore_errors=True)
+
+from hypothesis import HealthCheck, settings  # noqa: E402 - the environment comes first
+
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile(
+    "nightly", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
