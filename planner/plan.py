@@ -211,7 +211,7 @@ def plan_file_name(candidate: Candidate) -> str:
         f"b{load.micro_batch}x{load.accumulation}",
         load.precision,
         load.optimizer,
-        candidate.placement.policy,
+        candidate.policy.display_name,
     ]
     # a leading dot would hide the file, a leading dash would make it an option
     safe = _NOT_IN_FILE_NAMES.sub("_", "-".join(parts)).lstrip(".-")[:160]

@@ -1,101 +1,195 @@
-"""A placement: for every unit of a backbone, what is kept for backward and what is recomputed.
+"""A placement: for every unit of a backbone, which saved tensors stay and which are recomputed.
 
-Decisions, from most memory and no recompute to least memory and most recompute:
+A *decision* is made for a unit. From most memory and no recomputation to least memory and most:
 
-    keep       the unit's activations stay, as without checkpointing
-    cheap      outputs that are cheap to recompute (normalisation, activation functions, dropout)
-               are dropped; outputs of matmuls, convolutions and scans stay
-    light      as cheap, and what depthwise convolutions, attention and scans give is dropped too:
-               they do few operations for the size of their output. Queries, keys and values stay
-    lean       as light, and what is cheap is recomputed for every use, so that less of the unit is
-               there at any time while it runs backward
-    recompute  only the unit's input stays; its whole forward runs again in backward
-    segment    as recompute, and its input does not stay either: it is recomputed from the unit
-               before it, which must be ``recompute`` or ``segment`` (segments of several units,
-               as in Chen et al. 2016, arXiv:1604.06174)
+    word       member                 dropped after forward and recomputed in backward
+    keep       KEEP                   nothing: the unit trains as without checkpointing
+    cheap      DROP_CHEAP             outputs of normalisation, activation functions, dropout and
+                                      copies
+    light      DROP_CHEAP_AND_MIXING  the same, and outputs of depthwise convolutions, attention and
+                                      scans. Outputs of matmuls and of other convolutions stay,
+                                      among them queries, keys and values
+    lean       DROP_PER_USE           the same as for ``light``. A cheap output is recomputed for
+                                      each of its uses in backward, so it is in memory only briefly
+    recompute  RECOMPUTE              everything inside the unit; its input stays
+    segment    SEGMENT                everything inside the unit, and its input. The unit before
+                                      recomputes the input; it must be ``recompute`` or ``segment``
+                                      (Chen et al. 2016, arXiv:1604.06174)
 
-A unit may also be split: a decision for a *sub-unit* is named ``unit/part`` (``blocks.3/mlp``, or
-a single layer: ``blocks.3/mlp.fc1``), and the unit's own holds beside it, unless that is
-``recompute`` or ``segment`` (the finer entry wins; a layer may be named inside a ``cheap`` branch).
-Units not named are kept. This module knows nothing of torch: a placement is data.
+The words stand in plan files and ``--json`` output; the code uses the members.
+
+A decision can also be made for a part of a unit, written ``unit/part``: a branch
+(``blocks.3/mlp``) or a layer (``blocks.3/mlp.fc1``). The unit's own decision then holds for the
+rest of the unit, and must not be ``recompute`` or ``segment``. If two entries cover the same
+module, the finer one holds. Units that are not named are kept.
+
+``Placement`` is a value: two policies that decide alike make equal placements. ``PolicyChoice``
+names the policy that decided, with its parameters; ``profiler.workload.Candidate`` holds both.
+This module does not import torch.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Self
 
 from profiler.errors import InputError
-
-KEEP = "keep"
-CHEAP = "cheap"
-LIGHT = "light"
-LEAN = "lean"
-RECOMPUTE = "recompute"
-SEGMENT = "segment"
-DECISIONS = (KEEP, CHEAP, LIGHT, LEAN, RECOMPUTE, SEGMENT)
+from profiler.json_records import read_record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision(StrEnum):
+    """What happens to the saved tensors of a unit, or of a part of one (table above)."""
+
+    KEEP = "keep"
+    DROP_CHEAP = "cheap"
+    DROP_CHEAP_AND_MIXING = "light"
+    DROP_PER_USE = "lean"
+    RECOMPUTE = "recompute"
+    SEGMENT = "segment"
+
+
+_BY_WORD: Mapping[object, Decision] = {word: word for word in Decision}
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
-    """What every unit does with its activations.
+    """The decision for every unit.
 
     Attributes:
-        policy: who decided: ``none``, ``static``, ``adaptive``, ``optimal``, ``every-k``, ...
-        decisions: unit name to decision; units that are kept may be left out.
+        decisions: decision (or its word) by ``unit`` or ``unit/part``, sorted by name. Entries that
+            keep are left out, so that equal placements have equal decisions.
+
+    Raises:
+        InputError: a decision is not one of the table.
     """
 
-    policy: str = "none"
-    decisions: Mapping[str, str] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for unit, decision in self.decisions.items():
-            if decision not in DECISIONS:
+        changed = {}
+        for name, word in sorted(self.decisions.items()):
+            decision = _BY_WORD.get(word) if isinstance(word, str) else None
+            if decision is None:
                 raise InputError(
-                    f"placement of unit {unit!r}: unknown decision {decision!r}; "
-                    f"use one of {', '.join(DECISIONS)}"
+                    f"unknown decision {word!r} for unit {name!r}; "
+                    f"use one of {', '.join(Decision)}"
                 )
-        kept_out = {u: d for u, d in sorted(self.decisions.items()) if d != KEEP}
-        object.__setattr__(self, "decisions", MappingProxyType(kept_out))
+            if decision is not Decision.KEEP:
+                changed[name] = decision
+        object.__setattr__(self, "decisions", MappingProxyType(changed))
 
     def __hash__(self) -> int:
-        return hash((self.policy, tuple(self.decisions.items())))
+        return hash(tuple(self.decisions.items()))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (self.policy, dict(self.decisions)))
+        return Placement, (dict(self.decisions),)  # a mappingproxy cannot be pickled
 
-    def decision(self, unit: str) -> str:
-        """Return the decision for a unit."""
-        return self.decisions.get(unit, KEEP)
+    def decision(self, name: str) -> Decision:
+        """Return the decision for a unit or ``unit/part``."""
+        return self.decisions.get(name, Decision.KEEP)
 
     @property
     def is_none(self) -> bool:
         """True when nothing is recomputed."""
         return not self.decisions
 
-    def to_json(self) -> dict[str, object]:
-        """Return plain data for a plan file."""
-        return {"policy": self.policy, "decisions": dict(self.decisions)}
+
+KEEP_ALL = Placement()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChoice:
+    """The policy that decided a placement.
+
+    Attributes:
+        name: policy name: ``none``, ``static``, ``every-k``, ``adaptive``, ``optimal``, ...
+        parameters: finite numbers by name, such as ``k`` or ``threshold``.
+
+    Raises:
+        InputError: a parameter is not a finite number.
+    """
+
+    name: str = "none"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for parameter, value in self.parameters.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and math.isfinite(value)):
+                raise InputError(
+                    f"parameter {parameter!r} of policy {self.name!r} must be a finite number, "
+                    f"got {value!r}"
+                )
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+
+    def __hash__(self) -> int:
+        return hash((self.name, frozenset(self.parameters.items())))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return PolicyChoice, (self.name, dict(self.parameters))
+
+    @property
+    def display_name(self) -> str:
+        """The name with its count filled in: ``every-3`` for ``every-k`` with k = 3."""
+        stem, _, last = self.name.rpartition("-")
+        is_counted = last == "k" and "k" in self.parameters
+        return f"{stem}-{self.parameters['k']:g}" if is_counted else self.name
 
     @classmethod
-    def from_json(cls, data: object) -> Self:
-        """Read what ``to_json`` wrote.
+    def from_display_name(cls, text: str, parameters: Mapping[str, float] | None = None) -> Self:
+        """Return the choice that ``display_name`` writes as this text.
 
-        Raises:
-            InputError: the data is not a placement.
+        Plan files before schema 1.1 have no parameters and write ``every-k`` without its count.
         """
-        if not isinstance(data, Mapping):
-            raise InputError(f"a placement must be a JSON object, got {type(data).__name__}")
-        policy, decisions = data.get("policy", "none"), data.get("decisions", {})
-        if not isinstance(policy, str) or not isinstance(decisions, Mapping):
-            raise InputError("a placement needs a policy name and an object of decisions")
-        return cls(policy=policy, decisions={str(u): str(d) for u, d in decisions.items()})
+        counted = re.fullmatch(r"(.+)-([0-9]+)", text)
+        if counted is None:
+            return cls(text, parameters or {})
+        return cls(f"{counted[1]}-k", {"k": int(counted[2]), **(parameters or {})})
 
 
-def _rebuild(policy: str, decisions: dict[str, str]) -> Placement:
-    return Placement(policy=policy, decisions=decisions)
+NO_POLICY = PolicyChoice()
+"""Keep everything."""
 
 
-NONE = Placement()
+def placement_to_json(placement: Placement, policy: PolicyChoice) -> dict[str, object]:
+    """Return a placement and its policy as plain data for a plan file."""
+    return {
+        "policy": policy.display_name,
+        "parameters": dict(policy.parameters),
+        "decisions": {name: str(decision) for name, decision in placement.decisions.items()},
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PlacementObject:
+    """The JSON object of a placement. Plans of schema 1.0 have no parameters."""
+
+    policy: str = "none"
+    parameters: dict[str, int | float] = field(default_factory=dict)
+    decisions: dict[str, str] = field(default_factory=dict)
+
+
+def placement_from_json(
+    data: object, *, part: str = "placement", dropped: list[str] | None = None
+) -> tuple[Placement, PolicyChoice]:
+    """Read the object that ``placement_to_json`` returns.
+
+    Args:
+        data: JSON object.
+        part: name of the object in error messages.
+        dropped: see `profiler.json_records.read_record`.
+
+    Raises:
+        InputError: the data is not a placement with its policy.
+    """
+    found = read_record(_PlacementObject, data, part=part, dropped=dropped)
+    try:
+        policy = PolicyChoice.from_display_name(found.policy, found.parameters)
+        return Placement(found.decisions), policy  # type: ignore[arg-type]  # checks the words
+    except InputError as error:
+        raise InputError(f"{part}: {error}") from error

@@ -207,8 +207,7 @@ class Report:
         """Return the JSON object of the command-line contract."""
         return {
             "schema": self.schema,
-            "workload": self.candidate.workload.to_json(),
-            "placement": self.candidate.placement.to_json(),
+            **self.candidate.to_json(),
             "device": asdict(self.device),
             "rung": self.rung.value,
             "memory": asdict(self.memory),

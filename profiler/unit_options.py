@@ -23,14 +23,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement
 
-MENU = (KEEP, CHEAP, RECOMPUTE)
+MENU = (Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE)
 """Options that every unit has; its anatomy adds more."""
 
 DEPTHWISE, LEAN_LAYERS = "depthwise", "lean-layers"
 
-_ONLY, _PARTS, _LAYERS, _BESIDE_LIGHT = "only:", "parts:", "layers:", f"{LIGHT}-"
+_ONLY, _PARTS, _LAYERS, _BESIDE_LIGHT = (
+    "only:",
+    "parts:",
+    "layers:",
+    f"{Decision.DROP_CHEAP_AND_MIXING}-",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +71,8 @@ def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
     return (
         *MENU,
         *([DEPTHWISE] if has_mixer and has_depthwise else []),
-        *([LIGHT] if has_mixer or has_depthwise else []),
-        LEAN,
+        *([Decision.DROP_CHEAP_AND_MIXING] if has_mixer or has_depthwise else []),
+        Decision.DROP_PER_USE,
         *([LEAN_LAYERS] if layers else []),
         *(f"{_ONLY}{n}" for n in branches),
         *(f"{_PARTS}{n}" for n in ([*branches, "all"] if branches else [])),
@@ -76,16 +81,18 @@ def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
     )
 
 
-def option_of(unit: str, decisions: Mapping[str, str], anatomy: Anatomy) -> str | None:
+def option_of(unit: str, decisions: Mapping[str, Decision], anatomy: Anatomy) -> str | None:
     """Return the option that says this of a unit, None if there is no such option."""
-    whole = decisions.get(unit, KEEP)
-    if len(decisions) == (whole != KEEP):  # the search asks for these thousands of times a second
+    whole = decisions.get(unit, Decision.KEEP)
+    if len(decisions) == (
+        whole != Decision.KEEP
+    ):  # the search asks for these thousands of times a second
         return whole
     menu = menu_of({unit: anatomy})
     return next((o for o in menu if decisions_of(unit, o, anatomy) == decisions), None)
 
 
-def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:
+def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, Decision]:
     """Return what a placement says of one unit under an option: nothing if it has no such option.
 
     Args:
@@ -94,53 +101,66 @@ def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, str]:
         anatomy: of the unit.
     """
     plain = option.removeprefix(_BESIDE_LIGHT)
-    beside = _depthwise(unit, anatomy) if plain == option else {unit: LIGHT}
-    if option == KEEP:
+    beside = (
+        _depthwise(unit, anatomy) if plain == option else {unit: Decision.DROP_CHEAP_AND_MIXING}
+    )
+    if option == Decision.KEEP:
         return {}
     if option == DEPTHWISE:
         return beside if anatomy.has_depthwise and anatomy.token_mixer is not None else {}
     if option == LEAN_LAYERS:
-        return _by_layer(unit, len(anatomy.layers), {unit: LEAN}, anatomy)
+        return _by_layer(unit, len(anatomy.layers), {unit: Decision.DROP_PER_USE}, anatomy)
     if plain.startswith(_LAYERS):
         is_other = plain == option or anatomy.token_mixer is not None
         count = int(plain.removeprefix(_LAYERS)) if is_other else 0
         return _by_layer(unit, count, beside, anatomy)
     if plain.startswith((_ONLY, _PARTS)):
         return _by_branch(unit, plain, beside, anatomy)
-    return {unit: option}
+    return {unit: Decision(option)}
 
 
-def _by_layer(unit: str, count: int, beside: dict[str, str], anatomy: Anatomy) -> dict[str, str]:
+def _by_layer(
+    unit: str, count: int, beside: dict[str, Decision], anatomy: Anatomy
+) -> dict[str, Decision]:
     dropped = anatomy.layers[:count]
     if not dropped or count > len(anatomy.layers):
         return {}
-    return beside | {f"{unit}/{layer}": RECOMPUTE for layer in dropped}
+    return beside | {f"{unit}/{layer}": Decision.RECOMPUTE for layer in dropped}
 
 
-def _depthwise(unit: str, anatomy: Anatomy) -> dict[str, str]:
+def _depthwise(unit: str, anatomy: Anatomy) -> dict[str, Decision]:
     if not anatomy.has_depthwise:
-        return {unit: CHEAP}
-    mixer = {} if anatomy.token_mixer is None else {f"{unit}/{anatomy.token_mixer}": CHEAP}
-    return {unit: LIGHT} | mixer
+        return {unit: Decision.DROP_CHEAP}
+    mixer = (
+        {}
+        if anatomy.token_mixer is None
+        else {f"{unit}/{anatomy.token_mixer}": Decision.DROP_CHEAP}
+    )
+    return {unit: Decision.DROP_CHEAP_AND_MIXING} | mixer
 
 
-def _by_branch(unit: str, option: str, beside: dict[str, str], anatomy: Anatomy) -> dict[str, str]:
+def _by_branch(
+    unit: str, option: str, beside: dict[str, Decision], anatomy: Anatomy
+) -> dict[str, Decision]:
     branches, (family, _, which) = anatomy.branches, option.partition(":")
     if len(branches) < 2 or (which != "all" and int(which) > len(branches)):
         return {}
     chosen = branches if which == "all" else (branches[int(which) - 1],)
     if f"{family}:" == _ONLY:
-        return {f"{unit}/{name}": CHEAP for name in chosen}
+        return {f"{unit}/{name}": Decision.DROP_CHEAP for name in chosen}
     if anatomy.has_depthwise:
         inside = tuple(f"{unit}/{name}." for name in chosen)
         apart = {name: decision for name, decision in beside.items() if not name.startswith(inside)}
-        return apart | {f"{unit}/{name}": RECOMPUTE for name in chosen}
-    return {f"{unit}/{name}": RECOMPUTE if name in chosen else CHEAP for name in branches}
+        return apart | {f"{unit}/{name}": Decision.RECOMPUTE for name in chosen}
+    return {
+        f"{unit}/{name}": Decision.RECOMPUTE if name in chosen else Decision.DROP_CHEAP
+        for name in branches
+    }
 
 
 def uniform(option: str, anatomies: Anatomies) -> Placement:
     """Return the placement that gives every unit the same option, as far as it has it."""
-    decisions: dict[str, str] = {}
+    decisions: dict[str, Decision] = {}
     for unit, anatomy in anatomies.items():
         decisions |= decisions_of(unit, option, anatomy)
-    return Placement(policy=option, decisions=decisions)
+    return Placement(decisions=decisions)

@@ -6,14 +6,21 @@ No torch here: a workload is read from a plan file, hashed into a cache key and 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self, get_args
 
 from msgspec import Meta
 
 from profiler.errors import InputError, UsageError
 from profiler.json_records import PositiveInt, json_object, read_record, unknown_field
-from profiler.placement import NONE, Placement
+from profiler.placement import (
+    KEEP_ALL,
+    NO_POLICY,
+    Placement,
+    PolicyChoice,
+    placement_from_json,
+    placement_to_json,
+)
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "sgd", "adamw8bit"]
@@ -116,14 +123,22 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A workload with a placement: what can be predicted, measured and trained."""
+    """A workload with a placement: what can be predicted, measured and trained.
+
+    Attributes:
+        workload: the training step.
+        placement: the decision for every unit of its backbone.
+        policy: the policy that made the placement.
+    """
 
     workload: Workload
-    placement: Placement = field(default=NONE)
+    placement: Placement = KEEP_ALL
+    policy: PolicyChoice = NO_POLICY
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a plan file."""
-        return {"workload": self.workload.to_json(), "placement": self.placement.to_json()}
+        placement = placement_to_json(self.placement, self.policy)
+        return {"workload": self.workload.to_json(), "placement": placement}
 
     @classmethod
     def from_json(
@@ -144,12 +159,11 @@ class Candidate:
             raise InputError(f"{part}.workload: missing field")
         for name in sorted(given.keys() - {"workload", "placement"}):
             unknown_field(f"{part}.{name}", dropped)
-        return cls(
-            workload=Workload.from_json(
-                given["workload"], part=f"{part}.workload", dropped=dropped
-            ),
-            placement=Placement.from_json(given.get("placement", {})),
+        workload = Workload.from_json(given["workload"], part=f"{part}.workload", dropped=dropped)
+        placement, policy = placement_from_json(
+            given.get("placement", {}), part=f"{part}.placement", dropped=dropped
         )
+        return cls(workload=workload, placement=placement, policy=policy)
 
 
 def _positive_integer(name: str, value: object) -> None:

@@ -427,7 +427,7 @@ def _draw(log: EventLog, path: Path, candidate: Candidate, device: str) -> None:
     rank = "" if load.rank is None else f" rank {load.rank}"
     title = (
         f"{load.model}, {load.method}{rank}, batch {load.micro_batch}, {load.precision},"
-        f" checkpointing {candidate.placement.policy}, {device}"
+        f" checkpointing {candidate.policy.display_name}, {device}"
     )
     save_timeline(log, path, title=title, caption=caption)
 
@@ -593,7 +593,6 @@ def _placed_otherwise(plan: Plan, options: Mapping[str, Any]) -> tuple[Plan, Ada
     from planner.training.adaptive_rule import AdaptiveRule
     from profiler.errors import UsageError
     from profiler.prediction.report import predict as replay
-    from profiler.workload import Candidate
 
     policy, budget = options["checkpoint"], options["vram"] or plan.budget_bytes
     if policy is None:
@@ -604,8 +603,8 @@ def _placed_otherwise(plan: Plan, options: Mapping[str, Any]) -> tuple[Plan, Ada
         return plan, AdaptiveRule(budget_bytes=budget, threshold=options["threshold"])
     device = plan.prediction.device.name
     load = plan.candidate.workload
-    placement = place(load, policy, device=device, budget=budget)
-    report = replay(Candidate(workload=load, placement=placement), device=device)
+    candidate = place(load, policy, device=device, budget=budget)
+    report = replay(candidate, device=device)
     return with_placement(plan, report, budget_bytes=budget), None
 
 

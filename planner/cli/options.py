@@ -265,17 +265,13 @@ def candidate_of(options: Mapping[str, Any], *, device: str) -> Candidate:
         UsageError: a policy that needs a budget and has none.
         InfeasibleError: an exact policy, and nothing fits.
     """
-    from profiler.workload import Candidate
-
-    load = workload_of(options)
-    placement = place(
-        load,
+    return place(
+        workload_of(options),
         options["checkpoint"],
         device=device,
         budget=options["vram"],
         threshold=options["threshold"],
     )
-    return Candidate(workload=load, placement=placement)
 
 
 # ---- output --------------------------------------------------------------------------------------

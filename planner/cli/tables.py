@@ -23,7 +23,7 @@ from planner.plan import Accuracy, Plan
 from planner.recommendation.baselines import Baseline
 from planner.scoring.netscore import Scores
 from profiler.errors import InputError
-from profiler.placement import KEEP, Placement
+from profiler.placement import Decision, Placement
 from profiler.records import OWNERS, Report, Rung, UnitReport
 from profiler.units import format_bytes, format_count, format_joules, format_seconds
 from profiler.workload import Candidate
@@ -180,15 +180,16 @@ def batch_of(candidate: Candidate) -> str:
     return f"{load.micro_batch}x{load.accumulation}"
 
 
-def placement_of(placement: Placement, units: int | None = None) -> str:
+def placement_of(candidate: Candidate, units: int | None = None) -> str:
     """Return the policy and what it does: ``optimal: 2 cheap, 1 in parts, 3 recompute of 12``."""
+    placement, policy = candidate.placement, candidate.policy.display_name
     if placement.is_none:
-        return "none" if placement.policy == "none" else f"{placement.policy}: nothing"
+        return "none" if policy == "none" else f"{policy}: nothing"
     split = {name.partition("/")[0] for name in placement.decisions if "/" in name}
     whole = {u: d for u, d in placement.decisions.items() if "/" not in u and u not in split}
     counts = Counter(whole.values()) + Counter({"in parts": len(split)})
     said = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
-    return f"{placement.policy}: {said}" + (f" of {units}" if units else "")
+    return f"{policy}: {said}" + (f" of {units}" if units else "")
 
 
 def accuracy_of(accuracy: Accuracy) -> str:
@@ -275,7 +276,7 @@ def front_columns(answer: Recommendation) -> list[Column]:
         ),
         Column(
             header="checkpointing",
-            cells=[placement_of(p.candidate.placement) for p in plans],
+            cells=[placement_of(p.candidate) for p in plans],
             justify="left",
         ),
         *_cost_columns(plans, on_host=on_host),
@@ -346,7 +347,7 @@ def baseline_columns(baselines: Mapping[str, Baseline]) -> list[Column]:
         ),
         Column(
             header="checkpointing",
-            cells=[placement_of(report.candidate.placement) for report in reports],
+            cells=[placement_of(report.candidate) for report in reports],
             justify="left",
         ),
         Column(
@@ -422,7 +423,7 @@ def candidate_facts(candidate: Candidate) -> Iterator[tuple[str, str]]:
     yield "precision", load.precision
     yield "optimizer", load.optimizer
     yield "input", f"{load.image_size} px, {load.num_classes} classes"
-    yield "checkpointing", placement_of(candidate.placement)
+    yield "checkpointing", placement_of(candidate)
 
 
 def owner_columns(report: Report) -> list[Column]:
@@ -478,7 +479,7 @@ def decision_of(unit: str, placement: Placement) -> str:
         if name.startswith(f"{unit}/"):
             parts.setdefault(decision, []).append(name.removeprefix(f"{unit}/"))
     beside = placement.decision(unit)
-    said = [beside] if beside != KEEP or not parts else []
+    said = [str(beside)] if beside != Decision.KEEP or not parts else []
     said += [f"{decision} {_shortened(names)}" for decision, names in sorted(parts.items())]
     return ", ".join(said)
 

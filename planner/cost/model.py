@@ -54,7 +54,7 @@ from profiler.devices.table import (
 )
 from profiler.errors import InputError, UsageError
 from profiler.models.parameter_count import count_parameters
-from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import (
     AGAIN_PHASES,
@@ -174,7 +174,7 @@ class CostModel:
 
     def learns_in_units(self, workload: Workload) -> bool:
         """Say whether backward runs through the units at all; a linear probe's does not."""
-        return self._option(family_of(workload), KEEP).learns_in_units
+        return self._option(family_of(workload), Decision.KEEP).learns_in_units
 
     def menu(self, workload: Workload) -> tuple[str, ...]:
         """Return every option of the backbone's units."""
@@ -203,11 +203,13 @@ class CostModel:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self.target
 
     def _replay_option(self, family: Workload, option: str) -> OptionProfile:
-        if option != KEEP and not self._option(family, KEEP).learns_in_units:
-            return self._option(family, KEEP)  # without a backward nothing is stored or recomputed
+        if option != Decision.KEEP and not self._option(family, Decision.KEEP).learns_in_units:
+            return self._option(
+                family, Decision.KEEP
+            )  # without a backward nothing is stored or recomputed
         placement = uniform(option, self.anatomies(family))
         profile, logs = profile_option(family, placement, self._replay, self._multiprocessors)
-        if option == KEEP and self.spec.is_cuda:
+        if option == Decision.KEEP and self.spec.is_cuda:
             self._slack[family] = self._fetch_slack(family, lambda: logs[0])
         return profile
 
@@ -262,7 +264,11 @@ class CostModel:
     ) -> Numbers:
         point = terms(workload.micro_batch, workload.rank)
         profiles = {option: self._option(family, option) for option in options}
-        kept = profiles[KEEP] if KEEP in profiles else self._option(family, KEEP)
+        kept = (
+            profiles[Decision.KEEP]
+            if Decision.KEEP in profiles
+            else self._option(family, Decision.KEEP)
+        )
         update = self._update(workload)
         state = float(update.state @ point)
         sums = {
@@ -295,7 +301,7 @@ class CostModel:
 
     def _choice(self, workload: Workload, placement: Placement) -> list[str]:
         """Return the option of each unit, in forward order."""
-        said: dict[str, dict[str, str]] = {}
+        said: dict[str, dict[str, Decision]] = {}
         for name, decision in placement.decisions.items():
             said.setdefault(name.partition("/")[0], {})[name] = decision
         chosen = []
@@ -315,8 +321,8 @@ class CostModel:
         if ready is None:
             ready = self._ready[workload] = self._make_ready(workload)
         if not placement.decisions:
-            live, again = ready.tables[(KEEP,)].kept_bytes, 0.0
-        elif SEGMENT in placement.decisions.values():
+            live, again = ready.tables[(Decision.KEEP,)].kept_bytes, 0.0
+        elif Decision.SEGMENT in placement.decisions.values():
             live, again = self._with_segments(candidate)
         else:
             choice = ready.choices.get(placement)
@@ -330,12 +336,12 @@ class CostModel:
         return estimate_step(ready, live, again, accumulation=workload.accumulation)
 
     def _make_ready(self, workload: Workload) -> PreparedWorkload:
-        numbers = self.numbers(workload, (KEEP,))
+        numbers = self.numbers(workload, (Decision.KEEP,))
         roofline = self.rates(workload)
         is_cuda = self.spec.is_cuda
         return PreparedWorkload(
             numbers=numbers,
-            tables={(KEEP,): Tables.of(numbers, (KEEP,))},
+            tables={(Decision.KEEP,): Tables.of(numbers, (Decision.KEEP,))},
             choices=self._choices.setdefault(family_of(workload), {}),
             watts=roofline.watts if roofline is not None else None,
             workspace_bytes=sum(workspaces_of(self.spec)),
@@ -404,7 +410,7 @@ class CostModel:
         quick = self.quick(candidate)
         chosen = self._choice(workload, candidate.placement)
         # a segment's units are kept while they run: their own rows are those of `recompute`
-        chosen = [RECOMPUTE if option == SEGMENT else option for option in chosen]
+        chosen = [Decision.RECOMPUTE if option == Decision.SEGMENT else option for option in chosen]
         options = tuple(dict.fromkeys([*MENU, *chosen]))
         numbers = self.numbers(workload, options)
         profiles = {o: self._option(self.family(workload), o) for o in options}
@@ -440,11 +446,11 @@ class CostModel:
         profiles: Mapping[str, OptionProfile],
         point: Floats,
     ) -> Flops:
-        kept = profiles[KEEP].work
+        kept = profiles[Decision.KEEP].work
         times = workload.accumulation
         again = 0.0
         for index, option in enumerate(chosen):
-            if option != KEEP:
+            if option != Decision.KEEP:
                 work = profiles[option].work.of(*AGAIN_PHASES)
                 again += float((work.flops[work.unit == index] @ point).sum())
         update = self._update(workload).work
@@ -461,7 +467,7 @@ class CostModel:
         """Return the placement problem of a workload, over its whole menu unless told otherwise."""
         options = self.menu(workload) if options is None else options
         numbers = self.numbers(workload, options)
-        kept = self._option(self.family(workload), KEEP)
+        kept = self._option(self.family(workload), Decision.KEEP)
         point = terms(workload.micro_batch, workload.rank)
         boundary = kept.boundary @ point
         # the chain has no word for what is cached: as if every unit before cached the most it can
@@ -481,7 +487,7 @@ class CostModel:
                         cached=float(cached[index]),
                     )
                     for option in options
-                    if (said := decisions_of(name, option, anatomy)) or option == KEEP
+                    if (said := decisions_of(name, option, anatomy)) or option == Decision.KEEP
                 ),
                 gradient_bytes=round(float(numbers.gradients[index])),
                 boundary_bytes=round(float(boundary[index])),
@@ -491,9 +497,9 @@ class CostModel:
         ]
         pieces = _where_segments_run_on(pieces)
         head = ChainOption(
-            decision=KEEP,
+            decision=Decision.KEEP,
             stored_bytes=0,
-            forward_bytes=round_up_to_half_segment(numbers.head[KEEP] + float(cached[-1])),
+            forward_bytes=round_up_to_half_segment(numbers.head[Decision.KEEP] + float(cached[-1])),
             backward_bytes=0,
             recompute_seconds=0.0,
         )
@@ -526,8 +532,8 @@ class CostModel:
         *,
         options: tuple[str, ...] = MENU,
         chain: Chain | None = None,
-    ) -> Placement:
-        """Decide a placement by a policy.
+    ) -> Candidate:
+        """Let a policy decide the placement of a workload.
 
         Args:
             workload: whose units.
@@ -543,10 +549,16 @@ class CostModel:
             InfeasibleError: no placement fits, in terms of live bytes.
             UsageError: no such policy.
         """
-        if policy in {"none", KEEP}:
-            return NONE
-        if policy in {CHEAP, LIGHT, LEAN, LEAN_LAYERS}:
-            return uniform(policy, self.anatomies(workload))
+        if policy in {"none", Decision.KEEP}:
+            return Candidate(workload=workload)
+        if policy in {
+            Decision.DROP_CHEAP,
+            Decision.DROP_CHEAP_AND_MIXING,
+            Decision.DROP_PER_USE,
+            LEAN_LAYERS,
+        }:
+            placement = uniform(policy, self.anatomies(workload))
+            return Candidate(workload=workload, placement=placement, policy=PolicyChoice(policy))
         if policy not in POLICIES:
             raise UsageError(
                 f"unknown checkpoint policy {policy!r}; "
@@ -557,7 +569,11 @@ class CostModel:
         limit = budget_bytes if policy == "adaptive" else self.live_budget(workload, budget_bytes)
         chosen = POLICIES[policy](chain, limit, parameters)
         decisions = {u: d for u, d in chosen.decisions.items() if u != HEAD}
-        return Placement(policy=chosen.policy, decisions=decisions)
+        return Candidate(
+            workload=workload,
+            placement=Placement(decisions=decisions),
+            policy=POLICIES[policy].choice(parameters),
+        )
 
 
 HEAD = "(head and loss)"
@@ -577,7 +593,7 @@ def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:
     """
     told = units[:1]
     for before, unit in itertools.pairwise(units):
-        plain, output = before.plain_index(RECOMPUTE), before.boundary_bytes or 0
+        plain, output = before.plain_index(Decision.RECOMPUTE), before.boundary_bytes or 0
         only_output = plain is not None and before.options[plain].stored_bytes <= output * 1.01
         one_loop = before.name.rpartition(".")[0] == unit.name.rpartition(".")[0]
         told.append(replace(unit, may_continue_segment=one_loop and only_output))
@@ -585,10 +601,10 @@ def _where_segments_run_on(units: list[ChainUnit]) -> list[ChainUnit]:
 
 
 def _chain_option(
-    numbers: Numbers, option: str, index: int, decisions: Mapping[str, str], *, cached: float
+    numbers: Numbers, option: str, index: int, decisions: Mapping[str, Decision], *, cached: float
 ) -> ChainOption:
     return ChainOption(
-        decision=next((d for name, d in decisions.items() if "/" not in name), KEEP),
+        decision=next((d for name, d in decisions.items() if "/" not in name), Decision.KEEP),
         stored_bytes=round(float(numbers.stored[option][index])),
         forward_bytes=round_up_to_half_segment(float(numbers.forward[option][index]) + cached),
         backward_bytes=max(0, round_up_to_half_segment(float(numbers.backward[option][index]))),
@@ -607,7 +623,7 @@ def _unit_reports(
     roofline: Rates | None,
 ) -> tuple[UnitReport, ...]:
     rows = []
-    forward_seconds = forward_seconds_of(profiles[KEEP], point, roofline)
+    forward_seconds = forward_seconds_of(profiles[Decision.KEEP], point, roofline)
     for index, (name, option) in enumerate(zip(names, chosen, strict=True)):
         profile = profiles[option]
 
@@ -622,8 +638,8 @@ def _unit_reports(
                 stored_bytes=round(float(numbers.stored[option][index])),
                 boundary_bytes=round(float(profile.boundary[index] @ point)),
                 working_bytes=round(float(numbers.backward[option][index])),
-                forward_flops=flops(profiles[KEEP], FORWARD),
-                backward_flops=flops(profiles[KEEP], BACKWARD),
+                forward_flops=flops(profiles[Decision.KEEP], FORWARD),
+                backward_flops=flops(profiles[Decision.KEEP], BACKWARD),
                 recompute_flops=flops(profile, *AGAIN_PHASES),
                 forward_seconds=float(forward_seconds[index]) if roofline else None,
                 recompute_seconds=float(numbers.again[option][index]) if roofline else None,

@@ -23,7 +23,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from profiler.placement import KEEP
+from profiler.placement import Decision
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,7 +110,7 @@ class Tables:
     @classmethod
     def of(cls, numbers: Numbers, options: tuple[str, ...]) -> Self:
         """Stack the numbers of the options; ``keep`` must be the first."""
-        assert options[0] == KEEP
+        assert options[0] == Decision.KEEP
         left = numbers.gradients
         after = left.sum() - np.cumsum(left)[:-1]
 
@@ -128,10 +128,10 @@ class Tables:
             again=stacked(numbers.again).ravel(),
             base=numbers.base,
             floor=numbers.floor,
-            head=numbers.head[KEEP],
+            head=numbers.head[Decision.KEEP],
             kept_bytes=0.0,
         )
-        kept, _ = tables.at(Choice.of([KEEP] * len(after), options))
+        kept, _ = tables.at(Choice.of([Decision.KEEP] * len(after), options))
         return replace(tables, kept_bytes=kept)
 
     def at(self, choice: Choice) -> tuple[float, float]:

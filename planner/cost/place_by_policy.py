@@ -8,8 +8,7 @@ from profiler.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
-    from profiler.placement import Placement
-    from profiler.workload import Workload
+    from profiler.workload import Candidate, Workload
 
 POLICIES_WITHOUT_COUNT = ("none", "static", "cheap", "light", "lean", "chen")
 
@@ -20,8 +19,8 @@ BUDGETED = ("adaptive", "optimal", "rotor")
 
 def place(
     load: Workload, policy: str, *, device: str, budget: int | None, threshold: float = 0.5
-) -> Placement:
-    """Return the placement that a ``--checkpoint`` stands for.
+) -> Candidate:
+    """Return the workload with the placement that a ``--checkpoint`` stands for.
 
     Args:
         load: whose units.
@@ -53,7 +52,7 @@ def place(
             smallest_bytes=round_up(needed_bytes(report)),
             advice="a smaller --batch-size frees activations, a method that trains less the rest",
         )
-    return report.candidate.placement
+    return report.candidate
 
 
 def cost_model(device: str) -> CostModel:
@@ -64,27 +63,30 @@ def cost_model(device: str) -> CostModel:
     return CostModel(device, Store.default())
 
 
-def _place_without_budget(load: Workload, checkpoint: str) -> Placement:
+def _place_without_budget(load: Workload, checkpoint: str) -> Candidate:
     """Let a policy decide that only asks which units there are."""
     from planner.placement import POLICIES, Chain, ChainOption, ChainUnit
     from profiler.models.build import build_model
-    from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, Placement
+    from profiler.placement import Decision, Placement, PolicyChoice
+    from profiler.workload import Candidate
 
     if checkpoint == "none":
-        return NONE
+        return Candidate(workload=load)
     names = build_model(load.replace(micro_batch=1, accumulation=1), device="meta").units
     if not names:
         raise UsageError(f"{load.model} has no units that can be recomputed")
-    if checkpoint in (CHEAP, LIGHT, LEAN):
-        return Placement(policy=checkpoint, decisions=dict.fromkeys(names, checkpoint))
+    if checkpoint in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING, Decision.DROP_PER_USE):
+        placement = Placement(decisions=dict.fromkeys(names, Decision(checkpoint)))
+        return Candidate(workload=load, placement=placement, policy=PolicyChoice(checkpoint))
     menu = tuple(
         ChainOption(
             decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0
         )
-        for d in (KEEP, RECOMPUTE)
+        for d in (Decision.KEEP, Decision.RECOMPUTE)
     )
     chain = Chain(units=tuple(ChainUnit(name=n, options=menu, boundary_bytes=0) for n in names))
-    policy, _, count = checkpoint.rpartition("-")
-    if count.isdigit():
-        return POLICIES[f"{policy}-k"](chain, 1, {"k": int(count)})
-    return POLICIES[checkpoint](chain, 1)
+    stem, _, count = checkpoint.rpartition("-")
+    name, parameters = (f"{stem}-k", {"k": int(count)}) if count.isdigit() else (checkpoint, None)
+    policy = POLICIES[name]
+    placement = policy(chain, 1, parameters)
+    return Candidate(workload=load, placement=placement, policy=policy.choice(parameters))

@@ -16,7 +16,7 @@ from planner.placement.chain import JOINED, Chain, ChainOption, ChainUnit, Optio
 from planner.placement.chain_cost import unit_live_bytes
 from profiler.devices.table import device_spec
 from profiler.errors import InfeasibleError
-from profiler.placement import CHEAP, KEEP, LIGHT, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement
 from profiler.prediction.report import replay_on, report_of
 from profiler.records import Report
 from profiler.replay.unit_spans import highest_by_unit
@@ -34,7 +34,7 @@ PLACEMENTS = 6
 REFINEMENTS = 2
 """Once one fits: what takes less than composed may leave room for a quicker one."""
 
-WHOLE_UNITS = (KEEP, RECOMPUTE)
+WHOLE_UNITS = (Decision.KEEP, Decision.RECOMPUTE)
 
 
 def needed_bytes(report: Report) -> int:
@@ -97,11 +97,11 @@ class _Search:
         self.reports: dict[Placement, Report] = {}
 
     def excess(
-        self, placement: Placement, chain: Chain | None = None, lessons: Lessons | None = None
+        self, candidate: Candidate, chain: Chain | None = None, lessons: Lessons | None = None
     ) -> int:
         """Return what a placement's replay needs beyond the budget; a new one is a lesson."""
+        placement = candidate.placement
         if placement not in self.reports:
-            candidate = Candidate(workload=self.load, placement=placement)
             log = replay_on(candidate, device=self.device)
             self.reports[placement] = report_of(candidate, log, spec=device_spec(self.device))
             if chain is not None and lessons is not None:
@@ -122,23 +122,23 @@ class _Search:
         chain = known = self.cost.chain(self.load, options)
         for attempt in range(PLACEMENTS):
             try:
-                placement = self._place(given, known)
+                candidate = self._place(given, known)
             except InfeasibleError:
                 break
-            is_new = placement not in self.reports
-            over = self.excess(placement, chain, lessons)
+            is_new = candidate.placement not in self.reports
+            over = self.excess(candidate, chain, lessons)
             known = lessons.applied(chain)
             if over <= 0:
                 left -= 1
                 if left < 0 or not is_new:
                     break
-            elif not self._is_ruled_out(placement, known, given):
+            elif not self._is_ruled_out(candidate, known, given):
                 given -= max(over, self.budget_bytes // 100) * 2**attempt
         for least in (known, chain):
             if not self.fits():
                 self.excess(self._least(least))
 
-    def _least(self, chain: Chain) -> Placement:
+    def _least(self, chain: Chain) -> Candidate:
         try:
             return self._place(1, chain)
         except InfeasibleError as error:
@@ -147,16 +147,23 @@ class _Search:
                 raise
         return self._place(smallest, chain)
 
-    def _is_ruled_out(self, placement: Placement, chain: Chain, budget: int) -> bool:
-        peak = peak_bytes(chain, option_indices(chain, placement))
+    def _is_ruled_out(self, candidate: Candidate, chain: Chain, budget: int) -> bool:
+        peak = peak_bytes(chain, option_indices(chain, candidate.placement))
         return peak > self.cost.live_budget(self.load, budget)
 
-    def _place(self, budget: int, chain: Chain) -> Placement:
+    def _place(self, budget: int, chain: Chain) -> Candidate:
         return self.cost.place(self.load, self.policy, budget, chain=chain)
 
     def uniform(self, options: tuple[str, ...]) -> None:
         """Try what treats all units alike, the quickest first."""
-        for policy in (*(p for p in (CHEAP, LIGHT, LEAN_LAYERS) if p in options), "static"):
+        for policy in (
+            *(
+                p
+                for p in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING, LEAN_LAYERS)
+                if p in options
+            ),
+            "static",
+        ):
             if self.excess(self.cost.place(self.load, policy, 1)) <= 0:
                 return
 

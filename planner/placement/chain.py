@@ -26,13 +26,15 @@ import numpy as np
 
 from profiler.arrays import Ints
 from profiler.errors import InputError
-from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import Decision, Placement
 
 JOINED = -1
 """Index of a unit that is recomputed in one segment with the unit before it."""
 
 OptionIndices = tuple[int, ...]
 """For each unit an index into its options, or ``JOINED``."""
+
+_DECISIONS = tuple(d for d in Decision if d != Decision.SEGMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,28 +52,29 @@ class ChainOption:
             cannot have the decision ``recompute``.
     """
 
-    decision: str
+    decision: Decision
     stored_bytes: int
     forward_bytes: int
     backward_bytes: int
     recompute_seconds: float
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.decision not in {KEEP, CHEAP, LIGHT, LEAN, RECOMPUTE}:
+        if self.decision not in _DECISIONS:
             raise InputError(
-                f"an option cannot have decision {self.decision!r}; "
-                f"use {KEEP}, {CHEAP}, {LIGHT}, {LEAN} or {RECOMPUTE} "
-                f"(segments are made of {RECOMPUTE} options)"
+                f"an option cannot have decision {str(self.decision)!r}; "
+                f"use one of {', '.join(_DECISIONS)} "
+                f"(segments are made of {Decision.RECOMPUTE} options)"
             )
         if not (math.isfinite(self.recompute_seconds) and self.recompute_seconds >= 0):
             raise InputError(
                 f"recompute seconds must be zero or more, got {self.recompute_seconds}"
             )
-        changed = {part: d for part, d in sorted(self.parts.items()) if d != KEEP}
-        if changed and self.decision == RECOMPUTE:
+        changed = {part: d for part, d in sorted(self.parts.items()) if d != Decision.KEEP}
+        if changed and self.decision == Decision.RECOMPUTE:
             raise InputError(
-                f"an option with decision {RECOMPUTE} cannot have parts, got {dict(changed)}"
+                f"an option with decision {Decision.RECOMPUTE} cannot have parts, "
+                f"got {_label(self.decision, changed)}"
             )
         object.__setattr__(self, "parts", MappingProxyType(changed))
 
@@ -81,8 +84,7 @@ class ChainOption:
     @property
     def label(self) -> str:
         """Decision and parts as text: ``keep``, or ``attn: cheap, mlp: recompute``."""
-        beside = [self.decision] if self.decision != KEEP or not self.parts else []
-        return ", ".join([*beside, *(f"{part}: {d}" for part, d in self.parts.items())])
+        return _label(self.decision, self.parts)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -115,11 +117,11 @@ class ChainUnit:
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", tuple(self.options))
         if not self.options:
-            raise InputError(f"unit {self.name!r} has no option; give it at least {KEEP}")
+            raise InputError(f"unit {self.name!r} has no option; give it at least {Decision.KEEP}")
         if len({option.key for option in self.options}) < len(self.options):
             raise InputError(f"unit {self.name!r} lists the same decision twice")
 
-    def plain_index(self, decision: str) -> int | None:
+    def plain_index(self, decision: Decision) -> int | None:
         """Return the index of the option with this decision and no parts, or None."""
         for index, option in enumerate(self.options):
             if option.decision == decision and not option.parts:
@@ -129,7 +131,7 @@ class ChainUnit:
     @property
     def default_index(self) -> int:
         """Index of ``keep``; if the unit lacks it, of the option with least recompute time."""
-        kept = self.plain_index(KEEP)
+        kept = self.plain_index(Decision.KEEP)
         if kept is not None:
             return kept
         return min(range(len(self.options)), key=lambda o: self.options[o].recompute_seconds)
@@ -137,8 +139,8 @@ class ChainUnit:
     @property
     def can_join(self) -> bool:
         """True if the unit can be part of a segment of several units."""
-        known = self.boundary_bytes is not None and self.plain_index(KEEP) is not None
-        return known and self.plain_index(RECOMPUTE) is not None
+        known = self.boundary_bytes is not None and self.plain_index(Decision.KEEP) is not None
+        return known and self.plain_index(Decision.RECOMPUTE) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,25 +186,25 @@ def _check_joined(chain: Chain, indices: Sequence[int], i: int) -> None:
     unit = chain.units[i]
     if not (i and unit.may_continue_segment and unit.can_join and chain.units[i - 1].can_join):
         raise InputError(f"unit {unit.name!r} cannot join a segment with the unit before it")
-    if indices[i - 1] not in {JOINED, chain.units[i - 1].plain_index(RECOMPUTE)}:
+    if indices[i - 1] not in {JOINED, chain.units[i - 1].plain_index(Decision.RECOMPUTE)}:
         raise InputError(
             f"unit {unit.name!r} joins a segment, so {chain.units[i - 1].name!r} before it "
-            f"must be {RECOMPUTE} or {SEGMENT}"
+            f"must be {Decision.RECOMPUTE} or {Decision.SEGMENT}"
         )
 
 
-def to_placement(chain: Chain, indices: Sequence[int], *, policy: str) -> Placement:
+def to_placement(chain: Chain, indices: Sequence[int]) -> Placement:
     """Return the decisions of every unit and part."""
     check_indices(chain, indices)
-    decisions: dict[str, str] = {}
+    decisions: dict[str, Decision] = {}
     for unit, index in zip(chain.units, indices, strict=True):
         if index == JOINED:
-            decisions[unit.name] = SEGMENT
+            decisions[unit.name] = Decision.SEGMENT
             continue
         option = unit.options[index]
         decisions[unit.name] = option.decision
         decisions.update({f"{unit.name}/{part}": d for part, d in option.parts.items()})
-    return Placement(policy=policy, decisions=decisions)
+    return Placement(decisions=decisions)
 
 
 def option_indices(chain: Chain, placement: Placement) -> OptionIndices:
@@ -212,7 +214,7 @@ def option_indices(chain: Chain, placement: Placement) -> OptionIndices:
         InputError: the chain lacks a unit of the placement, or the unit lacks such an option.
     """
     names = {unit.name for unit in chain.units}
-    parts: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, Decision]] = {}
     for name, decision in placement.decisions.items():
         unit_name, _, part = name.rpartition("/")
         if name not in names and unit_name not in names:
@@ -227,15 +229,21 @@ def option_indices(chain: Chain, placement: Placement) -> OptionIndices:
     return indices
 
 
-def _option_index(unit: ChainUnit, decision: str, parts: Mapping[str, str]) -> int:
-    if decision == SEGMENT:
+def _option_index(unit: ChainUnit, decision: Decision, parts: Mapping[str, Decision]) -> int:
+    if decision == Decision.SEGMENT:
         return JOINED
     # a placement leaves out units that are kept, among them fixed units without a keep option
-    if decision == KEEP and not parts and unit.plain_index(KEEP) is None:
+    if decision == Decision.KEEP and not parts and unit.plain_index(Decision.KEEP) is None:
         return unit.default_index
     key = (decision, *sorted(parts.items()))
     for index, option in enumerate(unit.options):
         if option.key == key:
             return index
+    asked = _label(decision, dict(sorted(parts.items())))
     offered = "; ".join(option.label for option in unit.options)
-    raise InputError(f"unit {unit.name!r} does not offer {key!r}; it offers {offered}")
+    raise InputError(f"unit {unit.name!r} does not offer {asked!r}; it offers {offered}")
+
+
+def _label(decision: Decision, parts: Mapping[str, Decision]) -> str:
+    beside = [decision] if decision != Decision.KEEP or not parts else []
+    return ", ".join([*beside, *(f"{part}: {d}" for part, d in parts.items())])

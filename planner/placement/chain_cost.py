@@ -36,7 +36,7 @@ import numpy as np
 
 from planner.placement.chain import JOINED, Chain, check_indices
 from profiler.arrays import Floats, Ints, Mask
-from profiler.placement import KEEP, RECOMPUTE
+from profiler.placement import Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def chain_arrays(chain: Chain) -> ChainArrays:
         forward[i, :count] = [o.forward_bytes for o in unit.options]
         backward[i, :count] = [o.backward_bytes for o in unit.options]
         seconds[i, :count] = [o.recompute_seconds for o in unit.options]
-    recompute = np.array([unit.plain_index(RECOMPUTE) or 0 for unit in units])
+    recompute = np.array([unit.plain_index(Decision.RECOMPUTE) or 0 for unit in units])
     gradients = np.array([unit.gradient_bytes for unit in units], np.int64)
     own = seconds[np.arange(len(units)), recompute]
     complete = [
@@ -97,7 +97,7 @@ def chain_arrays(chain: Chain) -> ChainArrays:
         backward=backward,
         seconds=seconds,
         count=np.array([len(unit.options) for unit in units]),
-        keep=np.array([unit.plain_index(KEEP) or 0 for unit in units]),
+        keep=np.array([unit.plain_index(Decision.KEEP) or 0 for unit in units]),
         recompute=recompute,
         can_join=np.array([unit.can_join for unit in units]),
         may_continue_segment=np.array([unit.may_continue_segment for unit in units]),

@@ -239,7 +239,7 @@ def _solution(
         status=SolutionStatus.OPTIMAL if proved else SolutionStatus.FEASIBLE,
         live_budget_bytes=budget,
         indices=indices,
-        placement=to_placement(chain, indices, policy="optimal"),
+        placement=to_placement(chain, indices),
         recompute_seconds=seconds,
         peak_bytes=peak,
         bound_seconds=seconds if proved else bound,

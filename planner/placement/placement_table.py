@@ -8,7 +8,7 @@ from typing import Literal
 
 from planner.placement.chain import JOINED, Chain, check_indices
 from planner.placement.chain_cost import live_bytes, unit_seconds_many
-from profiler.placement import SEGMENT
+from profiler.placement import Decision
 from profiler.units import MIB
 
 
@@ -53,7 +53,7 @@ def placement_table(chain: Chain, indices: Sequence[int]) -> tuple[PlacementRow,
         rows.append(
             PlacementRow(
                 unit=unit.name,
-                decision=SEGMENT if index == JOINED else unit.options[index].label,
+                decision=Decision.SEGMENT if index == JOINED else unit.options[index].label,
                 stored_bytes=stored,
                 freed_bytes=freed,
                 recompute_seconds=seconds[i],

@@ -23,35 +23,35 @@ from types import MappingProxyType
 from planner.placement.chain import JOINED, Chain, ChainUnit, to_placement
 from planner.placement.optimal import Solution, solve
 from profiler.errors import InfeasibleError, UnknownNameError, UsageError
-from profiler.placement import KEEP, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.units import LiveBytes
 
 
 def none(chain: Chain) -> Placement:
     """Keep everything."""
-    return to_placement(chain, _defaults(chain), policy="none")
+    return to_placement(chain, _defaults(chain))
 
 
 def static(chain: Chain) -> Placement:
     """Recompute every eligible unit."""
-    return _recompute(chain, _eligible(chain), policy="static")
+    return _recompute(chain, _eligible(chain))
 
 
 def every_k(chain: Chain, k: int) -> Placement:
     """Recompute the first of every k eligible units."""
-    return _recompute(chain, _eligible(chain)[:: _positive(k)], policy="every-k")
+    return _recompute(chain, _eligible(chain)[:: _positive(k)])
 
 
 def first_k(chain: Chain, k: int) -> Placement:
     """Recompute the first k eligible units."""
-    return _recompute(chain, _eligible(chain)[: _positive(k, least=0)], policy="first-k")
+    return _recompute(chain, _eligible(chain)[: _positive(k, least=0)])
 
 
 def last_k(chain: Chain, k: int) -> Placement:
     """Recompute the last k eligible units."""
     eligible = _eligible(chain)
     cut = len(eligible) - min(_positive(k, least=0), len(eligible))
-    return _recompute(chain, eligible[cut:], policy="last-k")
+    return _recompute(chain, eligible[cut:])
 
 
 def chen_sqrt(chain: Chain, segments: int | None = None) -> Placement:
@@ -71,7 +71,7 @@ def chen_sqrt(chain: Chain, segments: int | None = None) -> Placement:
         starts = place % length == 0 or joinable[place - 1] != i - 1
         starts = starts or not chain.units[i].may_continue_segment
         choice[i] = _recompute_index(chain.units[i]) if starts else JOINED
-    return to_placement(chain, choice, policy="chen")
+    return to_placement(chain, choice)
 
 
 def rotor(chain: Chain, budget_bytes: int) -> Placement:
@@ -85,8 +85,7 @@ def rotor(chain: Chain, budget_bytes: int) -> Placement:
         static_bytes=chain.static_bytes,
         floor_bytes=chain.floor_bytes,
     )
-    placement = _placement_of(solve(whole, LiveBytes(budget_bytes)))
-    return Placement(policy="rotor", decisions=placement.decisions)
+    return _placement_of(solve(whole, LiveBytes(budget_bytes)))
 
 
 def adaptive(
@@ -112,12 +111,12 @@ def adaptive(
     choice = _defaults(chain)
     live = chain.static_bytes
     for i, unit in enumerate(chain.units):
-        index = unit.plain_index(RECOMPUTE)
+        index = unit.plain_index(Decision.RECOMPUTE)
         touched = index is not None and (eligible is None or unit.name in eligible)
         if touched and index is not None and live >= threshold * budget_bytes:
             choice[i] = index
         live += unit.options[choice[i]].stored_bytes
-    return to_placement(chain, choice, policy="adaptive")
+    return to_placement(chain, choice)
 
 
 def optimal(chain: Chain, budget_bytes: int) -> Placement:
@@ -137,7 +136,7 @@ class Policy:
     """A policy of the registry.
 
     Attributes:
-        name: as in ``Placement.policy``.
+        name: as in ``PolicyChoice.name``.
         summary: one line.
         decide: ``decide(chain, budget_bytes, parameters)``, the parameters complete.
         defaults: its parameters, by name.
@@ -160,6 +159,14 @@ class Policy:
             UnknownNameError: it has no such parameter.
             InfeasibleError: the policy respects the budget, and nothing fits.
         """
+        return self.decide(chain, budget_bytes, self.choice(parameters).parameters)
+
+    def choice(self, parameters: Parameters | None = None) -> PolicyChoice:
+        """Return the policy with its parameters, defaults filled in.
+
+        Raises:
+            UnknownNameError: it has no such parameter.
+        """
         for name in parameters or {}:
             if name not in self.defaults:
                 raise UnknownNameError(
@@ -168,7 +175,7 @@ class Policy:
                     known=self.defaults,
                     hint=f"it takes {', '.join(self.defaults) or 'none'}",
                 )
-        return self.decide(chain, budget_bytes, {**self.defaults, **(parameters or {})})
+        return PolicyChoice(self.name, {**self.defaults, **(parameters or {})})
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
@@ -234,25 +241,29 @@ def _defaults(chain: Chain) -> list[int]:
 
 
 def _eligible(chain: Chain) -> list[int]:
-    return [i for i, unit in enumerate(chain.units) if unit.plain_index(RECOMPUTE) is not None]
+    return [
+        i for i, unit in enumerate(chain.units) if unit.plain_index(Decision.RECOMPUTE) is not None
+    ]
 
 
 def _recompute_index(unit: ChainUnit) -> int:
-    index = unit.plain_index(RECOMPUTE)
-    assert index is not None, f"{unit.name} has no {RECOMPUTE} option"
+    index = unit.plain_index(Decision.RECOMPUTE)
+    assert index is not None, f"{unit.name} has no {Decision.RECOMPUTE} option"
     return index
 
 
-def _recompute(chain: Chain, indices: list[int], *, policy: str) -> Placement:
+def _recompute(chain: Chain, indices: list[int]) -> Placement:
     choice = _defaults(chain)
     for i in indices:
         choice[i] = _recompute_index(chain.units[i])
-    return to_placement(chain, choice, policy=policy)
+    return to_placement(chain, choice)
 
 
 def _whole_only(unit: ChainUnit) -> ChainUnit:
     """Return the unit with its plain keep and recompute options only, where it has any."""
-    plain = [o for o in unit.options if o.decision in {KEEP, RECOMPUTE} and not o.parts]
+    plain = [
+        o for o in unit.options if o.decision in {Decision.KEEP, Decision.RECOMPUTE} and not o.parts
+    ]
     return ChainUnit(
         name=unit.name,
         options=tuple(plain) or (unit.options[unit.default_index],),

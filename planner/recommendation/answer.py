@@ -119,4 +119,4 @@ def describe(candidate: Candidate) -> str:
     load, placement = candidate.workload, candidate.placement
     method = load.method if load.rank is None else f"{load.method} r{load.rank}"
     text = f"{method}, {load.micro_batch}x{load.accumulation}, {load.precision}, {load.optimizer}"
-    return text if placement.is_none else f"{text}, {placement.policy} checkpointing"
+    return text if placement.is_none else f"{text}, {candidate.policy.display_name} checkpointing"

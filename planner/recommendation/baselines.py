@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from planner.cost.place_within_budget import needed_bytes
 from planner.search.space import Space
 from profiler.records import Report
-from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
@@ -61,8 +60,8 @@ def baselines(space: Space, cost: CostModel, budget_bytes: int) -> Mapping[str, 
             optimizer="adamw",
         )
         for policy in PAPER_POLICIES:
-            placement = cost.place(load, policy, budget_bytes, threshold=PAPER_THRESHOLD)
-            report = cost.predict(Candidate(workload=load, placement=placement))
+            candidate = cost.place(load, policy, budget_bytes, threshold=PAPER_THRESHOLD)
+            report = cost.predict(candidate)
             name = method if policy == "none" else f"{method}_{policy}"
             found[name] = Baseline(prediction=report, fits=needed_bytes(report) <= budget_bytes)
     return found

@@ -51,11 +51,11 @@ def extremes(space: Space, cost: CostModel) -> Iterator[Candidate]:
 def _smallest_of(load: Workload, policies: Sequence[str], cost: CostModel) -> Iterator[Candidate]:
     for policy in policies:
         try:
-            yield Candidate(workload=load, placement=cost.place(load, policy, 1))
+            yield cost.place(load, policy, 1)
         except InfeasibleError as error:
             needed = device_bytes_of(error, load, cost)
             if needed is not None:
-                yield Candidate(workload=load, placement=cost.place(load, policy, needed))
+                yield cost.place(load, policy, needed)
 
 
 def nothing_fits(

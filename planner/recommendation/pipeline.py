@@ -205,7 +205,7 @@ def _replayed(request: Request, candidate: Candidate, cost: CostModel) -> Report
     from profiler.prediction.report import predict
 
     load, device = candidate.workload, request.device.name
-    if candidate.placement.policy != "optimal" or candidate.placement.is_none:
+    if candidate.policy.name != "optimal" or candidate.placement.is_none:
         report = predict(candidate, device=device)
     else:
         report = place_checked(

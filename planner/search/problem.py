@@ -12,7 +12,6 @@ from planner.search.pareto import (
     non_dominated,
 )
 from planner.search.space import Space
-from profiler.placement import Placement
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ class Pricer(Protocol):
     def learns_in_units(self, workload: Workload) -> bool:
         """Say whether backward runs through the units at all."""
 
-    def place(self, workload: Workload, policy: str, budget_bytes: int) -> Placement:
-        """Let a policy decide."""
+    def place(self, workload: Workload, policy: str, budget_bytes: int) -> Candidate:
+        """Let a policy decide the placement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +172,7 @@ def point_key(answers: dict[str, Any]) -> str:
 def _distinct(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Keep each run once: policies may agree, and then the plainest name is kept."""
     found: dict[str, Evaluation] = {}
-    for evaluation in sorted(evaluations, key=lambda e: e.candidate.placement.policy != "none"):
+    for evaluation in sorted(evaluations, key=lambda e: e.candidate.policy.name != "none"):
         run = evaluation.candidate.to_json()
         run["placement"] = dict(evaluation.candidate.placement.decisions)
         found.setdefault(point_key(run), evaluation)

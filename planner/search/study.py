@@ -47,7 +47,6 @@ from planner.search.problem import (
 from planner.search.space import Choice
 from planner.search.storage import LEGACY_CONSTRAINT, default_storage, name_objectives, open_study
 from profiler.errors import BudgetplanError, InfeasibleError, InputError, UsageError
-from profiler.placement import NONE, Placement
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ class _Run:
         if family not in self._prepared:
             self.cost.prepare(load, self.on_profile)
             self._prepared.add(family)
-        candidate = Candidate(workload=load, placement=self._place(choice))
+        candidate = self._place(choice)
         quick = self.cost.quick(candidate)
         score = relative_score(
             model=load.model,
@@ -223,9 +222,11 @@ class _Run:
             reason=score.reason,
         )
 
-    def _place(self, choice: Choice) -> Placement:
+    def _place(self, choice: Choice) -> Candidate:
         if not self.cost.learns_in_units(choice.workload):
-            return NONE  # without a backward through the units there is nothing to recompute
+            return Candidate(
+                workload=choice.workload
+            )  # without a backward through the units there is nothing to recompute
         budget = self.problem.budget_bytes
         try:
             placed = self.cost.place(choice.workload, choice.checkpoint, budget)
@@ -233,7 +234,7 @@ class _Run:
             # nothing fits, which the constraint will say of the placement that stores least
             placed = self.cost.place(choice.workload, "static", budget)
         # a policy that recomputes nothing is the policy none
-        return NONE if placed.is_none else placed
+        return Candidate(workload=choice.workload) if placed.placement.is_none else placed
 
     def _cost(self, quick: TrialEstimate, load: Workload) -> float:
         if not self.cost_unit:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from planner.plan import versions
 from planner.training.learning_rate import LearningRate
 from profiler.models.backbones import WeightSource
-from profiler.placement import Placement
+from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     pass
@@ -85,7 +85,7 @@ class TrainResult:
         learning_rate: with its reason.
         weights: where the backbone's weights came from; belongs beside every accuracy.
         data: the data source as plain data.
-        placement: what the model followed at the end.
+        candidate: the workload and the placement that the model followed at the end.
         step_downs: a sentence for every time memory ran out.
         output: the folder.
     """
@@ -95,7 +95,7 @@ class TrainResult:
     learning_rate: LearningRate
     weights: WeightSource
     data: Mapping[str, Any]
-    placement: Placement
+    candidate: Candidate
     step_downs: tuple[str, ...]
     output: Path
 
@@ -114,7 +114,7 @@ class TrainResult:
             "learning_rate": asdict(self.learning_rate),
             "weights": asdict(self.weights),
             "data": dict(self.data),
-            "placement": self.placement.to_json(),
+            "placement": self.candidate.to_json()["placement"],
             "step_downs": list(self.step_downs),
             "versions": versions(),
         }

@@ -79,11 +79,11 @@ from profiler.errors import (
     UsageError,
 )
 from profiler.models.build import build_model
-from profiler.placement import Placement
 from profiler.training_step import (
     Batch,
     settled_heap,
 )
+from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
@@ -112,7 +112,7 @@ def train(
     pretrained: bool = True,
     learning_rate: float | None = None,
     seed: int = 0,
-    tighter: Sequence[Placement] | None = None,
+    tighter: Sequence[Candidate] | None = None,
     rule: AdaptiveRule | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
     on_interrupt: Callable[[], None] | None = None,
@@ -132,7 +132,7 @@ def train(
         pretrained: try timm's hub when no file is given.
         learning_rate: None for ``choose_learning_rate``.
         seed: of new weights, dropout and the order of images.
-        tighter: placements to step down to when memory runs out.
+        tighter: candidates to step down to when memory runs out.
         rule: decides what is recomputed, in place of the plan.
         on_progress: called after each step and at each reading.
         on_interrupt: called, in the signal's handler, when a Ctrl-C has to wait for the step.
@@ -162,8 +162,7 @@ def train(
     rate = choose_learning_rate(workload, built, given=learning_rate)
     last_step = steps or epochs * (len(images.train) // workload.effective_batch)
     session = Session(
-        workload=workload,
-        placement=plan.candidate.placement,
+        candidate=plan.candidate,
         built=built,
         device=device,
         rate=rate,
@@ -203,7 +202,7 @@ def train(
         learning_rate=rate,
         weights=built.weights,
         data=images.source.to_json(),
-        placement=session.placement,
+        candidate=session.candidate,
         step_downs=tuple(session.step_downs),
         output=output,
     )

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from profiler.errors import InfeasibleError, InputError, UsageError
-from profiler.placement import RECOMPUTE, SEGMENT, Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -28,29 +29,29 @@ _CANNOT_SAY = (UsageError, InputError, ValueError, RuntimeError, MemoryError)
 
 def tighter_placements(
     candidate: Candidate, units: Sequence[str], cost: CostModel | None = None
-) -> Iterator[Placement]:
-    """Yield placements that keep less than a candidate's, each less than the one before.
+) -> Iterator[Candidate]:
+    """Yield candidates that keep less than the given one, each less than the one before.
 
     Args:
         candidate: what ran out of memory.
         units: of its backbone, in forward order.
         cost: to be asked for them.
     """
-    seen = [candidate.placement.decisions]
+    seen = [candidate.placement]
     if cost is not None:
         with suppress(*_CANNOT_SAY):
-            for placement in _optimal_below(candidate, cost):
-                if placement.decisions not in seen:
-                    seen.append(placement.decisions)
-                    yield placement
+            for lower in _optimal_below(candidate, cost):
+                if lower.placement not in seen:
+                    seen.append(lower.placement)
+                    yield lower
             return
-    for placement in _fixed(candidate.placement, units):
-        if placement.decisions not in seen:
-            seen.append(placement.decisions)
-            yield placement
+    for lower in _fixed(candidate, units):
+        if lower.placement not in seen:
+            seen.append(lower.placement)
+            yield lower
 
 
-def _optimal_below(candidate: Candidate, cost: CostModel) -> Iterator[Placement]:
+def _optimal_below(candidate: Candidate, cost: CostModel) -> Iterator[Candidate]:
     """Yield the placements of least time in shrinking budgets."""
     from planner.cost.place_within_budget import device_bytes_of
 
@@ -67,19 +68,24 @@ def _optimal_below(candidate: Candidate, cost: CostModel) -> Iterator[Placement]
             yield cost.place(load, "optimal", budget, options=menu)
 
 
-def _fixed(placement: Placement, units: Sequence[str]) -> tuple[Placement, Placement]:
+def _fixed(candidate: Candidate, units: Sequence[str]) -> tuple[Candidate, Candidate]:
     """Return half of the units recomputed, and all of them.
 
     Recomputing the first units costs what recomputing as many later ones does and has one unit
-    less at the peak. What the given placement recomputes already stays recomputed.
+    less at the peak. What the given candidate recomputes already stays recomputed.
     """
 
-    def recompute(some: Sequence[str], policy: str) -> Placement:
+    def recompute(some: Sequence[str], policy: PolicyChoice) -> Candidate:
         kept = {
             name: decision
-            for name, decision in placement.decisions.items()
-            if name.partition("/")[0] not in some or decision == SEGMENT
+            for name, decision in candidate.placement.decisions.items()
+            if name.partition("/")[0] not in some or decision == Decision.SEGMENT
         }
-        return Placement(policy=policy, decisions={name: RECOMPUTE for name in some} | kept)
+        placement = Placement(decisions={name: Decision.RECOMPUTE for name in some} | kept)
+        return replace(candidate, placement=placement, policy=policy)
 
-    return recompute(units[: (len(units) + 1) // 2], "first-k"), recompute(units, "static")
+    half = (len(units) + 1) // 2
+    return (
+        recompute(units[:half], PolicyChoice("first-k", {"k": half})),
+        recompute(units, PolicyChoice("static")),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,14 @@ from profiler.errors import (
     MeasurementError,
 )
 from profiler.models.build import BuiltModel
-from profiler.placement import Placement
+from profiler.placement import PolicyChoice, placement_from_json
 from profiler.running.sandbox import is_out_of_memory
 from profiler.training_step import (
     Batch,
     TrainingStep,
     make_optimizer,
 )
-from profiler.workload import Candidate, Workload
+from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -57,34 +58,33 @@ class Session:
     """A model in training and everything that changes from step to step.
 
     Args:
-        workload: what to train.
-        placement: what to start with.
+        candidate: what to train, and the placement to start with.
         built: the model, on its device.
         device: where it is.
         rate: the learning rate.
         total_steps: length of the training.
-        tighter: placements to step down to, in order; found when not given.
+        tighter: candidates to step down to, in order; found when not given.
         cost: to be asked for them.
-        rule: decides in place of ``placement``, until memory runs out.
+        rule: decides in place of the placement, until memory runs out.
         in_use: what the rule looks at.
     """
 
     def __init__(
         self,
         *,
-        workload: Workload,
-        placement: Placement,
+        candidate: Candidate,
         built: BuiltModel,
         device: str,
         rate: LearningRate,
         total_steps: int,
-        tighter: Iterable[Placement] | None = None,
+        tighter: Iterable[Candidate] | None = None,
         cost: CostModel | None = None,
         rule: AdaptiveRule | None = None,
         in_use: Callable[[], int] | None = None,
     ) -> None:
         self.built, self.device, self.rate = built, device, rate
         self.model = built.model
+        workload = candidate.workload
         kind = device_type(device)
         optimizer = make_optimizer(
             self.model,
@@ -103,13 +103,15 @@ class Session:
             mark=self._mark,
         )
         self.step_downs: list[str] = []
-        self._asked = placement
+        self._asked = self._followed = candidate
         self._phase = ""
         self._cost = cost
         self._tighter = None if tighter is None else iter(tighter)
         if rule is None:
-            self._applied = self._apply(placement)
+            self._applied = self._apply(candidate)
         else:
+            policy = PolicyChoice("adaptive", {"threshold": rule.threshold})
+            self._followed = replace(candidate, policy=policy)
             self._applied = apply_adaptive(
                 self.model,
                 budget_bytes=rule.budget_bytes,
@@ -119,9 +121,9 @@ class Session:
             )
 
     @property
-    def placement(self) -> Placement:
-        """What the model follows; under a rule, what that decided last."""
-        return self._applied.placement
+    def candidate(self) -> Candidate:
+        """What the model follows; under a rule, with the placement that it decided last."""
+        return replace(self._followed, placement=self._applied.placement)
 
     def close(self) -> None:
         """Give the model its own forward back."""
@@ -166,7 +168,7 @@ class Session:
         return nullcontext()
 
     def _step_down(self, reason: str) -> None:
-        before = self.placement
+        before = self.candidate
         self._applied.remove()
         self.step.optimizer.zero_grad(set_to_none=True)
         gc.collect()
@@ -177,21 +179,22 @@ class Session:
         found = next(self._tighter, None)
         if found is None:
             raise MeasurementError(
-                f"memory ran out with placement {before.policy!r}, the tightest there is "
-                f"({reason}); make a plan with a smaller micro-batch"
+                f"memory ran out with placement {before.policy.display_name!r}, the tightest "
+                f"there is ({reason}); make a plan with a smaller micro-batch"
             )
         self._applied = self._apply(found)
         self.step_downs.append(
             f"step {self.step.global_step + 1}: memory ran out under placement "
-            f"{before.policy!r}, went on under {self.placement.policy!r} ({reason})"
+            f"{before.policy.display_name!r}, went on under "
+            f"{self.candidate.policy.display_name!r} ({reason})"
         )
 
-    def _below(self, placement: Placement) -> Iterator[Placement]:
-        candidate = Candidate(workload=self.step.workload, placement=placement)
+    def _below(self, candidate: Candidate) -> Iterator[Candidate]:
         return tighter_placements(candidate, self.built.units, self._cost)
 
-    def _apply(self, placement: Placement) -> AppliedPlacement:
-        return apply_placement(self.model, placement, units=self.built.units)
+    def _apply(self, candidate: Candidate) -> AppliedPlacement:
+        self._followed = candidate
+        return apply_placement(self.model, candidate.placement, units=self.built.units)
 
     # -- what a checkpoint holds ---------------------------------------------------------------
 
@@ -204,8 +207,8 @@ class Session:
             "method": self.built.method.training_state(self.model),
             "random": random_states(),
             "global_step": self.step.global_step,
-            "asked_placement": self._asked.to_json(),
-            "placement": self.placement.to_json(),
+            "asked_placement": self._asked.to_json()["placement"],
+            "placement": self.candidate.to_json()["placement"],
             "step_downs": list(self.step_downs),
         }
 
@@ -217,17 +220,21 @@ class Session:
         self.built.method.restore_training_state(self.model, state["method"])
         self.step.global_step = int(state["global_step"])
         self.step_downs = [str(text) for text in state["step_downs"]]
-        if Placement.from_json(state["asked_placement"]) == self._asked:
-            self._follow(Placement.from_json(state["placement"]))
+        if self._with_placement(state["asked_placement"]) == self._asked:
+            self._follow(self._with_placement(state["placement"]))
         # else it is asked for another now, which changes nothing of what is learned
         set_random_states(state["random"])
 
-    def _follow(self, placement: Placement) -> None:
-        by_rule = self.placement.policy == placement.policy == "adaptive"
-        if placement != self.placement and not by_rule:
+    def _with_placement(self, data: object) -> Candidate:
+        placement, policy = placement_from_json(data)
+        return replace(self._asked, placement=placement, policy=policy)
+
+    def _follow(self, candidate: Candidate) -> None:
+        by_rule = self.candidate.policy.name == candidate.policy.name == "adaptive"
+        if candidate != self.candidate and not by_rule:
             self._applied.remove()
-            self._tighter = self._below(placement)
-            self._applied = self._apply(placement)
+            self._tighter = self._below(candidate)
+            self._applied = self._apply(candidate)
 
 
 def random_states() -> dict[str, Any]:

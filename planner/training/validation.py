@@ -296,8 +296,7 @@ class _Run:
         )
         built.model.to(self.device).train()
         session = Session(
-            workload=self.workload,
-            placement=self.candidate.placement,
+            candidate=self.candidate,
             built=built,
             device=self.device,
             rate=choose_learning_rate(self.workload, built),

@@ -54,7 +54,7 @@ from profiler.models.backbones.discovery import (
     modules_of,
 )
 from profiler.models.methods.base import backbone_of
-from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import Decision, Placement
 
 __all__ = ["AppliedPlacement", "apply_adaptive", "apply_placement", "recomputing"]
 
@@ -182,10 +182,17 @@ class _Recomputed(_Call):
 class _Scoped(_Call):
     """A unit whose cheap calls are frames."""
 
-    def __init__(self, name: str, module: nn.Module, *, decision: str) -> None:
+    def __init__(self, name: str, module: nn.Module, *, decision: Decision) -> None:
         super().__init__(name, module)
-        self.scope = Scope(light=decision in (LIGHT, LEAN), lean=decision == LEAN)
-        self.lazy = decision in (CHEAP, LIGHT, LEAN)
+        self.scope = Scope(
+            light=decision in (Decision.DROP_CHEAP_AND_MIXING, Decision.DROP_PER_USE),
+            lean=decision == Decision.DROP_PER_USE,
+        )
+        self.lazy = decision in (
+            Decision.DROP_CHEAP,
+            Decision.DROP_CHEAP_AND_MIXING,
+            Decision.DROP_PER_USE,
+        )
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self.scope.active(lazy=self.lazy):
@@ -195,15 +202,15 @@ class _Scoped(_Call):
 class _Part(_Call):
     """A branch of a scoped unit with a decision of its own."""
 
-    def __init__(self, name: str, module: nn.Module, *, decision: str, scope: Scope) -> None:
+    def __init__(self, name: str, module: nn.Module, *, decision: Decision, scope: Scope) -> None:
         super().__init__(name, module)
         self.decision, self.scope = decision, scope
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.decision == RECOMPUTE:
+        if self.decision == Decision.RECOMPUTE:
             with self.scope.switched(lazy=False, paused=True):
                 return self.framed(args, kwargs, hold=self.scope.hold)[0]
-        with self.scope.switched(lazy=self.decision == CHEAP):
+        with self.scope.switched(lazy=self.decision == Decision.DROP_CHEAP):
             return self.recipe.run(*args, **kwargs)
 
 
@@ -211,14 +218,19 @@ class _Adaptive(_Call):
     """A unit that decides on entry."""
 
     def __init__(
-        self, name: str, module: nn.Module, *, is_tight: Callable[[], bool], log: dict[str, str]
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        is_tight: Callable[[], bool],
+        log: dict[str, Decision],
     ) -> None:
         super().__init__(name, module)
         self.is_tight, self.log = is_tight, log
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.log[self.recipe.name] = RECOMPUTE if self.is_tight() else KEEP
-        if self.log[self.recipe.name] == RECOMPUTE:
+        self.log[self.recipe.name] = Decision.RECOMPUTE if self.is_tight() else Decision.KEEP
+        if self.log[self.recipe.name] == Decision.RECOMPUTE:
             return self.framed(args, kwargs, hold=Held)[0]
         return self.recipe.run(*args, **kwargs)
 
@@ -277,17 +289,16 @@ class AppliedPlacement:
         units: the backbone's units in forward order.
     """
 
-    def __init__(self, *, policy: str, units: tuple[str, ...]) -> None:
+    def __init__(self, *, units: tuple[str, ...]) -> None:
         self.units = units
-        self._policy = policy
         self._calls: list[_Call] = []
         self._runs: list[_Run] = []
-        self._decisions: dict[str, str] = {}
+        self._decisions: dict[str, Decision] = {}
 
     @property
     def placement(self) -> Placement:
         """What the model follows; for the adaptive rule, what it decided in the last forward."""
-        return Placement(policy=self._policy, decisions=self._decisions)
+        return Placement(decisions=self._decisions)
 
     def _module(self, backbone: nn.Module, unit: str) -> nn.Module:
         """Return the module whose forward is the unit's."""
@@ -335,18 +346,18 @@ def apply_placement(
     backbone = backbone_of(model)
     known = find_units(backbone) if units is None else tuple(units)
     _check(placement, known, backbone)
-    applied = AppliedPlacement(policy=placement.policy, units=known)
+    applied = AppliedPlacement(units=known)
     applied._decisions = dict(placement.decisions)
     chain = _Chain()
     for name, after in zip(known, (*known[1:], None), strict=True):
         decision = placement.decision(name)
         parts = [key for key in placement.decisions if key.startswith(f"{name}/")]
-        if decision == KEEP and not parts:
+        if decision == Decision.KEEP and not parts:
             continue
         module = applied._module(backbone, name)
-        if decision in (RECOMPUTE, SEGMENT):
-            reads = chain if decision == SEGMENT else None
-            read = after is not None and placement.decision(after) == SEGMENT
+        if decision in (Decision.RECOMPUTE, Decision.SEGMENT):
+            reads = chain if decision == Decision.SEGMENT else None
+            read = after is not None and placement.decision(after) == Decision.SEGMENT
             unit = _Recomputed(name, module, reads=reads, announces=chain if read else None)
             applied._recompute(unit)
         else:
@@ -355,11 +366,11 @@ def apply_placement(
             for key in parts:
                 branch = module.get_submodule(key.partition("/")[2])
                 own = placement.decision(key)
-                if own == RECOMPUTE and decision != KEEP and is_layer(branch):
+                if own == Decision.RECOMPUTE and decision != Decision.KEEP and is_layer(branch):
                     scoped.scope.drop(branch)
                     continue
                 part = _Part(key, branch, decision=own, scope=scoped.scope)
-                if own == RECOMPUTE:
+                if own == Decision.RECOMPUTE:
                     applied._recompute(part)
                 else:
                     applied._calls.append(part)
@@ -387,7 +398,7 @@ def apply_adaptive(
     """
     backbone = backbone_of(model)
     known = find_units(backbone) if units is None else tuple(units)
-    applied = AppliedPlacement(policy="adaptive", units=known)
+    applied = AppliedPlacement(units=known)
 
     def is_tight() -> bool:
         return live_bytes() >= threshold * budget_bytes
@@ -408,7 +419,7 @@ def _check(placement: Placement, units: tuple[str, ...], backbone: nn.Module) ->
             raise _lacks("unit", unit, units)
         if part:
             _check_part(placement, unit, part, modules_of(backbone, unit))
-        elif decision == SEGMENT:
+        elif decision == Decision.SEGMENT:
             _check_segment(placement.decisions, unit, units)
 
 
@@ -419,20 +430,27 @@ def _check_part(placement: Placement, unit: str, part: str, modules: tuple[nn.Mo
     if part not in known:
         raise _lacks(f"part of {unit!r}", part, known)
     whole, own = placement.decision(unit), placement.decision(f"{unit}/{part}")
-    if whole in (RECOMPUTE, SEGMENT) or own not in (CHEAP, RECOMPUTE):
+    if whole in (Decision.RECOMPUTE, Decision.SEGMENT) or own not in (
+        Decision.DROP_CHEAP,
+        Decision.RECOMPUTE,
+    ):
         raise InputError(
             f"the placement asks for {own} of {unit}/{part} within {whole} of {unit}; "
             "a part is recompute or cheap, within a unit that is neither recompute nor segment"
         )
     for other in placement.decisions:
-        is_layer = placement.decision(other) == RECOMPUTE and own == CHEAP and whole != KEEP
+        is_layer = (
+            placement.decision(other) == Decision.RECOMPUTE
+            and own == Decision.DROP_CHEAP
+            and whole != Decision.KEEP
+        )
         if other.startswith(f"{unit}/{part}.") and not is_layer:
             raise InputError(f"the placement names {unit}/{part} and {other} inside it; keep one")
 
 
-def _check_segment(decisions: Mapping[str, str], unit: str, units: tuple[str, ...]) -> None:
+def _check_segment(decisions: Mapping[str, Decision], unit: str, units: tuple[str, ...]) -> None:
     before = units[units.index(unit) - 1] if unit != units[0] else None
-    if before is None or decisions.get(before) not in (RECOMPUTE, SEGMENT):
+    if before is None or decisions.get(before) not in (Decision.RECOMPUTE, Decision.SEGMENT):
         raise InputError(
             f"the placement makes {unit!r} a segment with the unit before it ({before}), "
             "which is not recomputed; recompute both, or make it `recompute`"

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from profiler.checkpointing.apply import apply_placement
 from profiler.device_rules.cpu_kernels import describe, zeros_like_it
 from profiler.environment import processor_name
-from profiler.placement import CHEAP, Placement
+from profiler.placement import Decision, Placement
 from profiler.store import Store
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
@@ -91,7 +91,7 @@ def _timed(family: Workload) -> Timed:
     from profiler.replay.step_replay import replay
 
     units = build_model(family, device="meta").units
-    placement = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
+    placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     base = plain_cpu_rates()
     stopwatch = Stopwatch(base)
     replay(
@@ -147,7 +147,7 @@ def refill_seconds() -> float:
     def step() -> None:
         model(torch.zeros(1, 4, 8)).sum().backward()
 
-    placement = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
+    placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     plain = dropping = float("inf")
     for _ in range(_LEAST_RUNS):
         plain = min(plain, _quickest(step))

@@ -44,7 +44,7 @@ from profiler.device_rules.caching_allocator import (
 from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
 from profiler.errors import UsageError
 from profiler.models.methods.registry import get_method, method_names
-from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement, PolicyChoice, placement_to_json
 from profiler.prediction.allocator_steps import run_steps
 from profiler.replay.event_log import EventLog
 from profiler.store import Store
@@ -100,12 +100,15 @@ def placement_of(kind: str, units: tuple[str, ...], rng: random.Random) -> Place
     """Return a placement of that kind."""
     decisions = {
         "none": {},
-        "static": dict.fromkeys(units, RECOMPUTE),
-        "cheap": dict.fromkeys(units, CHEAP),
-        "alternate": dict.fromkeys(units[::2], RECOMPUTE),
-        "mixed": {unit: rng.choice((KEEP, CHEAP, RECOMPUTE)) for unit in units},
+        "static": dict.fromkeys(units, Decision.RECOMPUTE),
+        "cheap": dict.fromkeys(units, Decision.DROP_CHEAP),
+        "alternate": dict.fromkeys(units[::2], Decision.RECOMPUTE),
+        "mixed": {
+            unit: rng.choice((Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE))
+            for unit in units
+        },
     }
-    return Placement(policy=kind, decisions=decisions[kind])
+    return Placement(decisions=decisions[kind])
 
 
 def in_turns(backbones: list[str]) -> Iterator[tuple[str, str, str, str]]:
@@ -173,7 +176,7 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
         yield {
             "cell": name,
             "workload": workload.to_json(),
-            "placement": placement.to_json(),
+            "placement": placement_to_json(placement, PolicyChoice(kind)),
             "target": target,
             "composed_bytes": composed,
             "replayed_bytes": replayed,

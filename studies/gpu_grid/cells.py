@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.units import GIB
 from profiler.workload import Candidate, Workload
 
@@ -112,10 +112,10 @@ class Cell:
     def candidate(self, units: tuple[str, ...]) -> Candidate:
         """Return the candidate, given the backbone's units."""
         chosen = {"none": (), "alternate": units[::2]}.get(self.placement, units)
-        decision = CHEAP if self.placement == "cheap" else RECOMPUTE
-        policy = KEEP if self.placement == "none" else self.placement
-        placement = Placement(policy=policy, decisions=dict.fromkeys(chosen, decision))
-        return Candidate(workload=self.workload, placement=placement)
+        decision = Decision.DROP_CHEAP if self.placement == "cheap" else Decision.RECOMPUTE
+        policy = PolicyChoice("keep" if self.placement == "none" else self.placement)
+        placement = Placement(decisions=dict.fromkeys(chosen, decision))
+        return Candidate(workload=self.workload, placement=placement, policy=policy)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""

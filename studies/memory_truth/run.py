@@ -38,7 +38,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from harness import Rows, write_summary
 
 from profiler.models.methods.registry import method_names
-from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement
 from profiler.workload import Candidate, Workload
 
 HERE = Path(__file__).parent
@@ -138,11 +138,9 @@ def _deal(values: tuple[Any, ...], rng: random.Random) -> Iterator[Any]:
 
 def placement_of(name: str, units: tuple[str, ...]) -> Placement:
     """Return the placement of that name for a backbone's units."""
-    decision = CHEAP if name == "cheap" else RECOMPUTE
+    decision = Decision.DROP_CHEAP if name == "cheap" else Decision.RECOMPUTE
     chosen = {"none": (), "alternate": units[::2]}.get(name, units)
-    return Placement(
-        policy=KEEP if name == "none" else name, decisions=dict.fromkeys(chosen, decision)
-    )
+    return Placement(decisions=dict.fromkeys(chosen, decision))
 
 
 def name_of(workload: Workload, placement: str) -> str:

@@ -24,7 +24,7 @@ from planner.cost.place_within_budget import place_checked
 from planner.placement import option_indices, peak_bytes, recompute_seconds
 from planner.placement.policies import POLICIES
 from profiler.errors import InfeasibleError
-from profiler.placement import NONE, RECOMPUTE, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.report import predict
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
@@ -73,7 +73,7 @@ class Arms:
         self.chain = self.cost.chain(workload)
         self.units = self.cost.units(workload)
         self.predicted = cache(self._predicted)
-        self.full = self.predicted(NONE)
+        self.full = self.predicted(KEEP_ALL)
         self.optimal = cache(self._optimal)
 
     def _predicted(self, placement: Placement, accumulation: int = 1) -> int:
@@ -138,7 +138,7 @@ class Arms:
         k: int = 1,
         **more: int,
     ) -> Arm:
-        base = self.step_seconds(NONE)
+        base = self.step_seconds(KEEP_ALL)
         return {
             "block": block,
             "policy": policy,
@@ -152,7 +152,7 @@ class Arms:
 
     def all(self) -> Iterator[Arm]:
         """Yield all of them, `none` first."""
-        yield self._arm("none", "none", "", NONE)
+        yield self._arm("none", "none", "", KEEP_ALL)
         known: set[tuple[tuple[str, str], ...]] = set()
         for policy, setting, placement in self.others():
             placed = tuple(sorted(placement.decisions.items()))
@@ -175,7 +175,7 @@ class Arms:
                 yield from self._ours(peer, peak, None)
 
     def _changes(self, placement: Placement) -> bool:
-        return any(decision == RECOMPUTE for decision in placement.decisions.values())
+        return any(decision == Decision.RECOMPUTE for decision in placement.decisions.values())
 
     def _ours(self, block: str, peak: int, other: Placement | None) -> Iterator[Arm]:
         budget = int(peak * SLACK)

@@ -12,7 +12,7 @@ from planner.cost.model import HEAD, CostModel
 from planner.placement import Chain, option_indices, peak_bytes, recompute_seconds, solve
 from planner.placement.policies import POLICIES
 from profiler.models.parameter_count import count_parameters
-from profiler.placement import CHEAP, LIGHT, NONE, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
 
@@ -78,9 +78,9 @@ class Problem:
         return seconds * workload.accumulation
 
 
-def _without_head(placement: Placement, policy: str) -> Placement:
+def _without_head(placement: Placement) -> Placement:
     kept = {u: d for u, d in placement.decisions.items() if u != HEAD}
-    return Placement(policy=policy, decisions=kept)
+    return Placement(decisions=kept)
 
 
 def _point(
@@ -94,7 +94,7 @@ def _point(
     return Point(
         policy=policy,
         setting=setting,
-        candidate=Candidate(workload=workload, placement=_without_head(placement, policy)),
+        candidate=Candidate(workload=workload, placement=_without_head(placement)),
         claimed_bytes=peak_bytes(chain, option_indices(chain, placement)),
         **more,  # type: ignore[arg-type]
     )
@@ -121,14 +121,18 @@ def our_points(problem: Problem) -> Iterator[Point]:
     """Yield every policy of ours."""
     workload, full = problem.workload, problem.kept_bytes
     chain = problem.chain(workload)
-    yield _point(chain, workload, "none", "", NONE)
+    yield _point(chain, workload, "none", "", KEEP_ALL)
     for share in problem.budgets:
         point = optimal_within(problem, int(share * full), f"{share:.0%}")
         if point is not None:
             yield point
     units = problem.model.units(workload)
-    for policy in [p for p in problem.model.menu(workload) if p in (CHEAP, LIGHT)]:
-        uniform = Placement(policy=policy, decisions=dict.fromkeys(units, policy))
+    for policy in [
+        p
+        for p in problem.model.menu(workload)
+        if p in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING)
+    ]:
+        uniform = Placement(decisions=dict.fromkeys(units, policy))
         yield _point(chain, workload, policy, "", uniform)
     count = len(units)
     yield _point(chain, workload, "static", "", POLICIES["static"](chain, full))
@@ -161,7 +165,7 @@ def accumulated_points(problem: Problem) -> Iterator[Point]:
     chains = {w: problem.chain(w) for w in split}
     for workload, chain in chains.items():
         setting = f"{workload.micro_batch}x{workload.accumulation}"
-        yield _point(chain, workload, "micro-batches", setting, NONE)
+        yield _point(chain, workload, "micro-batches", setting, KEEP_ALL)
     for share in problem.budgets:
         best: tuple[float, Workload, Placement] | None = None
         for workload, chain in chains.items():

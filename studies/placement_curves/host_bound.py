@@ -17,7 +17,7 @@ from rule import OPERATING_POINTS, best_adaptive
 
 from profiler.models.parameter_count import count_parameters
 from profiler.operations import bytes_in, only_allocates, only_views, operation_kind, read_arguments
-from profiler.placement import NONE
+from profiler.placement import KEEP_ALL
 from profiler.replay.flops import operation_flops
 from profiler.timing.cpu_rates import cpu_rates
 from profiler.timing.roofline import Rates
@@ -54,7 +54,7 @@ def _row(name: str, workload: Workload) -> Arm:
     bound = Bound(traced(workload, CpuTracer(cpu_rates(workload))))
     state = _STATE_BYTES * count_parameters(workload).trainable
     least = bound.least_milliseconds(budget - state)
-    kept = arms.step_seconds(NONE)
+    kept = arms.step_seconds(KEEP_ALL)
     return {
         "workload_name": name,
         "budget_bytes": budget,

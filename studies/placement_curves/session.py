@@ -48,7 +48,7 @@ class Session:
             with self.peer(arm["peer"])(model):
                 yield
         else:
-            placement = Placement(policy="custom", decisions=arm["decisions"])
+            placement = Placement(decisions=arm["decisions"])
             with apply_placement(model, placement):
                 yield
 

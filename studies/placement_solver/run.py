@@ -44,7 +44,7 @@ from planner.placement import (
     solve,
 )
 from planner.placement.chain_cost import chain_arrays
-from profiler.placement import CHEAP, KEEP, RECOMPUTE
+from profiler.placement import Decision
 
 HERE = Path(__file__).parent
 FAMILIES = ("repeated", "random", "proportional", "fixed-charge", "exact")
@@ -65,14 +65,14 @@ def menu(family: str, k: int, rng: Generator) -> tuple[ChainOption, ...]:
         "exact": freed,
     }[family]
     seconds[0] = 0.0
-    names = [KEEP, RECOMPUTE, CHEAP]
+    names = [Decision.KEEP, Decision.RECOMPUTE, Decision.DROP_CHEAP]
     options = []
     for o in range(k):
         work = int(rng.integers(0, 5 * 10**7))
         options.append(
             ChainOption(
-                decision=names[o] if o < len(names) else KEEP,
-                parts={} if o < len(names) else {f"part{o}": CHEAP},
+                decision=names[o] if o < len(names) else Decision.KEEP,
+                parts={} if o < len(names) else {f"part{o}": Decision.DROP_CHEAP},
                 stored_bytes=int(stored[o]),
                 forward_bytes=int(stored[0]) + work // 2,
                 backward_bytes=int(stored[0]) + work,

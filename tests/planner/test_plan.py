@@ -23,7 +23,7 @@ from planner.plan import (
 from planner.scoring.netscore import scores
 from profiler.errors import InputError
 from profiler.json_records import LONGEST_MESSAGE, NewerFileWarning
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.records import (
     DeviceLabel,
     Flops,
@@ -40,9 +40,8 @@ from profiler.workload import Candidate, Workload
 def make_plan(**changes: Any) -> Plan:
     candidate = Candidate(
         workload=Workload(model="vit_small_patch16_224", method="lora", rank=8, targets=("qkv",)),
-        placement=Placement(
-            policy="optimal", decisions={"blocks.0": "recompute", "blocks.1/mlp": "cheap"}
-        ),
+        placement=Placement({"blocks.0": Decision.RECOMPUTE, "blocks.1/mlp": Decision.DROP_CHEAP}),
+        policy=PolicyChoice("optimal"),
     )
     prediction = Report(
         candidate=candidate,
@@ -278,7 +277,7 @@ def test_file_names_are_safe_readable_and_unique() -> None:
     assert name == plan_file_name(make_plan().candidate)
     others = [
         Candidate(workload=base.workload),
-        replace(base, placement=Placement(policy="optimal", decisions={"blocks.0": "cheap"})),
+        replace(base, placement=Placement({"blocks.0": Decision.DROP_CHEAP})),
         replace(base, workload=base.workload.replace(targets=("proj",))),
         replace(base, workload=base.workload.replace(dropout=0.1)),
     ]

@@ -100,7 +100,7 @@ def make_report() -> Report:
     return Report(
         candidate=Candidate(
             workload=Workload(model="test_vit", targets=("qkv",), alpha=0.1),
-            placement=Placement(policy="static", decisions={"blocks.0": "recompute"}),
+            placement=Placement(decisions={"blocks.0": "recompute"}),
         ),
         device=DeviceLabel(name="cpu", full_name="this CPU", kind="cpu"),
         rung=Rung.EMULATED,

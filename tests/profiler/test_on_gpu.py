@@ -8,7 +8,7 @@ import torch
 from profiler.devices.nvml import open_gpu
 from profiler.devices.table import DEVICES
 from profiler.errors import OutOfMemoryError
-from profiler.placement import RECOMPUTE, Placement
+from profiler.placement import Decision, Placement
 from profiler.prediction.report import predict
 from profiler.running.measurement import measure
 from profiler.units import MIB
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-BLOCKS = {f"blocks.{index}": RECOMPUTE for index in range(12)}
+BLOCKS = {f"blocks.{index}": Decision.RECOMPUTE for index in range(12)}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def device() -> str:
         Candidate(workload=Workload(model="vit_t", method="lora", micro_batch=128)),
         Candidate(
             workload=Workload(model="vit_t", micro_batch=128),
-            placement=Placement(policy="static", decisions=BLOCKS),
+            placement=Placement(decisions=BLOCKS),
         ),
     ],
     ids=["full", "full-bf16", "lora", "static"],

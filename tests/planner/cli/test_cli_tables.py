@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -23,7 +24,7 @@ from planner.placement import PlacementRow
 from planner.plan import Accuracy, Plan
 from planner.scoring.netscore import scores
 from profiler.errors import InputError
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.records import (
     DeviceLabel,
     Flops,
@@ -44,9 +45,9 @@ CANDIDATE = Candidate(
         model="vit_small_patch16_224", method="lora", rank=8, micro_batch=8, accumulation=4
     ),
     placement=Placement(
-        policy="optimal",
-        decisions={f"blocks.{i}": "recompute" for i in range(3)} | {"blocks.3/mlp": "recompute"},
+        dict.fromkeys(("blocks.0", "blocks.1", "blocks.2", "blocks.3/mlp"), Decision.RECOMPUTE)
     ),
+    policy=PolicyChoice("optimal"),
 )
 UNITS = tuple(
     UnitReport(
@@ -240,9 +241,12 @@ def test_difference() -> None:
 
 
 def test_placement_in_words() -> None:
-    assert placement_of(Placement()) == "none"
-    assert placement_of(Placement(policy="adaptive")) == "adaptive: nothing"
-    assert placement_of(CANDIDATE.placement) == "optimal: 1 in parts, 3 recompute"
+    kept = Candidate(workload=CANDIDATE.workload)
+    assert placement_of(kept) == "none"
+    assert placement_of(replace(kept, policy=PolicyChoice("adaptive"))) == "adaptive: nothing"
+    every_third = replace(CANDIDATE, policy=PolicyChoice("every-k", {"k": 3}))
+    assert placement_of(every_third).startswith("every-3: ")
+    assert placement_of(CANDIDATE) == "optimal: 1 in parts, 3 recompute"
 
 
 def test_an_empty_list_is_an_error_not_a_blank() -> None:

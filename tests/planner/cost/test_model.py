@@ -16,7 +16,7 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import workspaces_of
 from profiler.errors import InfeasibleError, InputError, UsageError
-from profiler.placement import CHEAP, KEEP, LIGHT, Placement
+from profiler.placement import Decision, Placement
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import PROBE_RANKS
 from profiler.prediction.report import step_seconds
@@ -61,8 +61,7 @@ def test_the_composed_peak_of_every_policy_is_the_replayed_one(
     workload: Workload, policy: str
 ) -> None:
     budget = (kept(workload) + smallest(workload)) // 2
-    placement = model().place(workload, policy, budget)
-    candidate = Candidate(workload=workload, placement=placement)
+    candidate = model().place(workload, policy, budget)
     relative = model().quick(candidate).peak_bytes / replayed(candidate) - 1
     # autocast's copies of weights are counted in full where units are joined
     assert -0.0005 < relative < (0.015 if workload is BF16 else 0.005)
@@ -76,28 +75,26 @@ def test_optimal_over_the_whole_menu_stays_within_its_budget_when_replayed(
     options = model().menu(workload)
     low = smallest(workload, options=options)
     budget = round(low + share * (kept(workload) - low))
-    placement = model().place(workload, "optimal", budget, options=options)
-    candidate = Candidate(workload=workload, placement=placement)
+    candidate = model().place(workload, "optimal", budget, options=options)
     assert model().quick(candidate).peak_bytes <= budget
     assert replayed(candidate) <= budget * 1.0005
 
 
 def test_light_is_on_the_menu_where_there_are_depthwise_convolutions_or_attention() -> None:
-    assert LIGHT not in model().menu(VIT.replace(model="resnet18"))
-    assert LIGHT in model().menu(VIT)
+    assert Decision.DROP_CHEAP_AND_MIXING not in model().menu(VIT.replace(model="resnet18"))
+    assert Decision.DROP_CHEAP_AND_MIXING in model().menu(VIT)
     mobile = VIT.replace(model="mobilenetv2_100")
     menu = model().menu(mobile)
-    assert LIGHT in menu
+    assert Decision.DROP_CHEAP_AND_MIXING in menu
     tiny = VIT.replace(model="tiny_vit_5m_224", image_size=224)
     assert {"depthwise", "parts:all", "light-layers:3"} <= {*model().menu(tiny)}
-    light, cheap = (model().place(mobile, policy, 1) for policy in (LIGHT, CHEAP))
-    peaks = [
-        model().quick(Candidate(workload=mobile, placement=p)).peak_bytes for p in (light, cheap)
-    ]
-    assert peaks[0] < 0.95 * peaks[1]
-    assert peaks[0] == pytest.approx(
-        replayed(Candidate(workload=mobile, placement=light)), rel=0.005
+    light, cheap = (
+        model().place(mobile, policy, 1)
+        for policy in (Decision.DROP_CHEAP_AND_MIXING, Decision.DROP_CHEAP)
     )
+    peaks = [model().quick(candidate).peak_bytes for candidate in (light, cheap)]
+    assert peaks[0] < 0.95 * peaks[1]
+    assert peaks[0] == pytest.approx(replayed(light), rel=0.005)
 
 
 @EACH_WORKLOAD
@@ -105,8 +102,7 @@ def test_what_an_infeasible_budget_names_is_feasible_and_nothing_below_is(
     workload: Workload,
 ) -> None:
     budget = smallest(workload)
-    placement = model().place(workload, "optimal", budget)
-    assert model().quick(Candidate(workload=workload, placement=placement)).peak_bytes <= budget
+    assert model().quick(model().place(workload, "optimal", budget)).peak_bytes <= budget
     with pytest.raises(InfeasibleError):
         model().place(workload, "optimal", budget - 1)
 
@@ -114,11 +110,9 @@ def test_what_an_infeasible_budget_names_is_feasible_and_nothing_below_is(
 def test_optimal_is_never_slower_than_a_policy_of_the_same_peak() -> None:
     options = model().menu(VIT)
     for policy in ("cheap", "static", "every-k", "first-k", "last-k", "adaptive"):
-        rival = Candidate(workload=VIT, placement=model().place(VIT, policy, kept(VIT) * 4 // 5))
+        rival = model().place(VIT, policy, kept(VIT) * 4 // 5)
         peak = model().quick(rival).peak_bytes
-        ours = Candidate(
-            workload=VIT, placement=model().place(VIT, "optimal", peak, options=options)
-        )
+        ours = model().place(VIT, "optimal", peak, options=options)
         fast, slow = model().quick(ours).step_seconds, model().quick(rival).step_seconds
         assert fast is not None
         assert slow is not None
@@ -129,8 +123,7 @@ def test_optimal_is_never_slower_than_a_policy_of_the_same_peak() -> None:
 @pytest.mark.parametrize("policy", ["none", "cheap", "static", "optimal"])
 def test_composed_seconds_are_those_of_the_replay(workload: Workload, policy: str) -> None:
     budget = (kept(workload) + smallest(workload)) // 2
-    placement = model().place(workload, policy, budget)
-    candidate = Candidate(workload=workload, placement=placement)
+    candidate = model().place(workload, policy, budget)
     expected = step_seconds(replay(candidate, target="cpu", inside_kernels=False), RATES, workload)
     assert model().quick(candidate).step_seconds == pytest.approx(expected, rel=0.01)
 
@@ -145,10 +138,10 @@ def test_recomputing_a_linear_layer_is_billed_without_its_reshape() -> None:
 
 def test_a_decision_that_no_option_says_is_refused() -> None:
     unit = model().units(VIT)[0]
-    odd = Placement(policy="x", decisions={f"{unit}/attn.qkv": CHEAP})
+    odd = Placement(decisions={f"{unit}/attn.qkv": Decision.DROP_CHEAP})
     with pytest.raises(UsageError, match="not composed"):
         model().quick(Candidate(workload=VIT, placement=odd))
-    unknown = Placement(policy="x", decisions={"nowhere": CHEAP})
+    unknown = Placement(decisions={"nowhere": Decision.DROP_CHEAP})
     with pytest.raises(InputError, match="nowhere"):
         model().quick(Candidate(workload=VIT, placement=unknown))
 
@@ -156,7 +149,7 @@ def test_a_decision_that_no_option_says_is_refused() -> None:
 def test_an_unknown_policy_is_refused_and_keep_means_none() -> None:
     with pytest.raises(UsageError, match="unknown checkpoint policy"):
         model().place(VIT, "magic", 10**9)
-    assert model().place(VIT, KEEP, 1).is_none
+    assert model().place(VIT, "keep", 1) == Candidate(workload=VIT)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "head"])

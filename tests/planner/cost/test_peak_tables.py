@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from planner.cost.peak_tables import Choice, Numbers, Tables
-from profiler.placement import CHEAP, KEEP, RECOMPUTE
+from profiler.placement import Decision
 
-OPTIONS = (KEEP, CHEAP, RECOMPUTE)
+OPTIONS = (Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE)
 
 
 def random_numbers(units: int, seed: int, *, floor: float = 0.0, caches: bool = False) -> Numbers:
@@ -24,7 +24,7 @@ def random_numbers(units: int, seed: int, *, floor: float = 0.0, caches: bool = 
         cached=table() if caches else dict.fromkeys(OPTIONS, np.zeros(units)),
         forward=table(),
         backward=table(),
-        head={KEEP: float(rng.integers(0, 3000))},
+        head={Decision.KEEP: float(rng.integers(0, 3000))},
         gradients=rng.integers(0, 500, units + 1).astype(float),
         again=table(),
         step_seconds=1.0,
@@ -40,7 +40,7 @@ def played(numbers: Numbers, chosen: list[str]) -> float:
         peak = max(peak, level + cached + numbers.forward[option][index])
         level += numbers.stored[option][index]
         cached += numbers.cached[option][index]
-    peak = max(peak, level + cached + numbers.head[KEEP])
+    peak = max(peak, level + cached + numbers.head[Decision.KEEP])
     gradients = numbers.gradients[-1]
     for index in reversed(range(len(chosen))):
         level -= numbers.stored[chosen[index]][index]
@@ -66,12 +66,12 @@ def test_peak_is_that_of_the_step_played_out(seed: int, *, caches: bool) -> None
 def test_keeping_all_is_one_of_the_choices() -> None:
     numbers = random_numbers(6, 1)
     tables = Tables.of(numbers, OPTIONS)
-    kept, again = tables.at(Choice.of([KEEP] * 6, OPTIONS))
-    assert kept == tables.kept_bytes == Tables.of(numbers, (KEEP,)).kept_bytes
-    assert again == numbers.again[KEEP].sum()
+    kept, again = tables.at(Choice.of([Decision.KEEP] * 6, OPTIONS))
+    assert kept == tables.kept_bytes == Tables.of(numbers, (Decision.KEEP,)).kept_bytes
+    assert again == numbers.again[Decision.KEEP].sum()
 
 
 def test_the_update_may_need_more_than_the_step() -> None:
     numbers = random_numbers(4, 2, floor=1e9)
-    assert Tables.of(numbers, OPTIONS).at(Choice.of([CHEAP] * 4, OPTIONS))[0] == 1e9
+    assert Tables.of(numbers, OPTIONS).at(Choice.of([Decision.DROP_CHEAP] * 4, OPTIONS))[0] == 1e9
     assert Tables.of(numbers, OPTIONS).kept_bytes == 1e9

@@ -10,7 +10,7 @@ from planner.cost.place_by_policy import place
 from planner.cost.place_within_budget import Lessons, needed_bytes, place_checked
 from planner.placement import option_indices, peak_bytes
 from profiler.errors import InfeasibleError
-from profiler.placement import KEEP, NONE, RECOMPUTE, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.report import predict, replay_on
 from profiler.records import Report
 from profiler.replay.unit_spans import highest_by_unit
@@ -41,7 +41,7 @@ def checked(load: Workload, cost: CostModel, budget: int) -> Report:
 
 
 def static_on_cpu(load: Workload, cost: CostModel) -> Report:
-    return predict(Candidate(workload=load, placement=cost.place(load, "static", 1)), device="cpu")
+    return predict(cost.place(load, "static", 1), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def static_on_cpu(load: Workload, cost: CostModel) -> Report:
 )
 def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, device: str) -> None:
     cost = CostModel(device, Store.in_memory())
-    least, most = needed_bytes(checked(load, cost, 1)), need(load, NONE, device)
+    least, most = needed_bytes(checked(load, cost, 1)), need(load, KEEP_ALL, device)
     assert least < most
     for budget in np.linspace(least, most, 3).astype(int).tolist():
         report = checked(load, cost, budget)
@@ -68,7 +68,7 @@ def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
     # the least live bytes are those of many kinds of decisions, and these fragment the most
     load = Workload(model="tiny_vit_21m_224", micro_batch=32)
     cost = CostModel("rtx-2060-super", Store.in_memory())
-    budget = need(load, cost.place(load, "static", 1), "rtx-2060-super")
+    budget = need(load, cost.place(load, "static", 1).placement, "rtx-2060-super")
     report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
 
@@ -80,7 +80,7 @@ def test_whole_units_are_tried_before_all_of_them_are_recomputed() -> None:
     static = static_on_cpu(load, cost)
     budget = needed_bytes(static)
     first = cost.place(load, "optimal", budget, options=cost.menu(load))
-    assert need(load, first, "cpu") > budget
+    assert need(load, first.placement, "cpu") > budget
     report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
     assert report.flops is not None and static.flops is not None
@@ -96,9 +96,9 @@ def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
 
     load = ON_CPU
     cost = Optimist("cpu", Store.in_memory())
-    budget = int(0.8 * need(load, NONE, "cpu"))
+    budget = int(0.8 * need(load, KEEP_ALL, "cpu"))
     first = cost.place(load, "optimal", budget)
-    assert need(load, first, "cpu") > budget
+    assert need(load, first.placement, "cpu") > budget
     report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
 
@@ -111,8 +111,8 @@ def test_what_does_not_fit_by_its_replay_is_refused(monkeypatch: pytest.MonkeyPa
         place(load, "optimal", device="cpu", budget=2**20)
     smallest = caught.value.smallest_bytes
     assert smallest is not None
-    placement = place(load, "optimal", device="cpu", budget=smallest)
-    assert need(load, placement, "cpu") <= smallest
+    candidate = place(load, "optimal", device="cpu", budget=smallest)
+    assert need(load, candidate.placement, "cpu") <= smallest
 
 
 def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
@@ -133,9 +133,9 @@ def test_with_its_lessons_the_chain_has_the_replayed_peak() -> None:
     chain = cost.chain(load, cost.menu(load))
     lessons = Lessons()
     for policy in ("static", "cheap", "none"):
-        placement = cost.place(load, policy, 1)
-        log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
-        choice = option_indices(chain, placement)
+        candidate = cost.place(load, policy, 1)
+        log = replay_on(candidate, device="cpu")
+        choice = option_indices(chain, candidate.placement)
         lessons.learn(chain, choice, log)
         assert peak_bytes(lessons.applied(chain), choice) == log.peak_bytes
 
@@ -144,13 +144,13 @@ def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
     load = ON_CPU
     cost = CostModel("cpu", Store.in_memory())
     chain = cost.chain(load, cost.menu(load))
-    placement = cost.place(load, "static", 1)
-    log = replay_on(Candidate(workload=load, placement=placement), device="cpu")
+    candidate = cost.place(load, "static", 1)
+    log = replay_on(candidate, device="cpu")
     lessons = Lessons()
-    lessons.learn(chain, option_indices(chain, placement), log)
+    lessons.learn(chain, option_indices(chain, candidate.placement), log)
     missing = []
     for unit, told in zip(chain.units, lessons.applied(chain).units, strict=True):
-        recompute, keep = unit.plain_index(RECOMPUTE), unit.plain_index(KEEP)
+        recompute, keep = unit.plain_index(Decision.RECOMPUTE), unit.plain_index(Decision.KEEP)
         if recompute is None or keep is None:
             continue
         before, after = unit.options, told.options

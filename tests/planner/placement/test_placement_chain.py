@@ -17,7 +17,7 @@ from planner.placement import (
 )
 from planner.placement.chain_cost import unit_seconds_many
 from profiler.errors import InputError
-from profiler.placement import CHEAP, KEEP, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import Decision, Placement
 
 
 @pytest.mark.parametrize("joinable", [False, True])
@@ -72,27 +72,38 @@ def test_placement_round_trip():
         chain = random_chain(rng, 5, 5, joinable=joinable)
         rows = all_choices(chain)
         for row in rows[rng.permutation(len(rows))[:200]].tolist():
-            placement = to_placement(chain, row, policy="x")
-            assert option_indices(chain, Placement.from_json(placement.to_json())) == tuple(row)
+            assert option_indices(chain, to_placement(chain, row)) == tuple(row)
 
 
 def test_parts_are_named_by_unit_and_part():
     unit = ChainUnit(
         name="blocks.0",
         options=(
-            option(KEEP, 9, 9, 9, 0.0),
-            option(KEEP, 5, 9, 9, 1.0, mlp=RECOMPUTE, attn=CHEAP, norm=KEEP),
+            option(Decision.KEEP, 9, 9, 9, 0.0),
+            option(
+                Decision.KEEP,
+                5,
+                9,
+                9,
+                1.0,
+                mlp=Decision.RECOMPUTE,
+                attn=Decision.DROP_CHEAP,
+                norm=Decision.KEEP,
+            ),
         ),
     )
-    placement = to_placement(Chain(units=(unit,)), [1], policy="optimal")
-    assert dict(placement.decisions) == {"blocks.0/attn": CHEAP, "blocks.0/mlp": RECOMPUTE}
+    placement = to_placement(Chain(units=(unit,)), [1])
+    assert dict(placement.decisions) == {
+        "blocks.0/attn": Decision.DROP_CHEAP,
+        "blocks.0/mlp": Decision.RECOMPUTE,
+    }
     assert placement_table(Chain(units=(unit,)), [1])[0].decision == "attn: cheap, mlp: recompute"
 
 
 def test_explain_says_what_is_freed_and_what_binds():
     chain = uniform_chain(3, a=100 << 20, x=10 << 20, m0=0, work=0, seconds=9.0)
     rows = placement_table(chain, [0, 1, 0])
-    assert [row.decision for row in rows] == [KEEP, RECOMPUTE, KEEP]
+    assert [row.decision for row in rows] == [Decision.KEEP, Decision.RECOMPUTE, Decision.KEEP]
     assert rows[1].freed_bytes == 90 << 20
     assert rows[1].seconds_per_freed_mib == pytest.approx(0.1)
     assert rows[0].seconds_per_freed_mib is None
@@ -102,9 +113,9 @@ def test_explain_says_what_is_freed_and_what_binds():
 
 def test_a_segment_in_a_placement():
     chain = uniform_chain(3)
-    placement = to_placement(chain, [1, JOINED, 0], policy="chen")
-    assert dict(placement.decisions) == {"b0": RECOMPUTE, "b1": SEGMENT}
-    assert placement_table(chain, [1, JOINED, 0])[1].decision == SEGMENT
+    placement = to_placement(chain, [1, JOINED, 0])
+    assert dict(placement.decisions) == {"b0": Decision.RECOMPUTE, "b1": Decision.SEGMENT}
+    assert placement_table(chain, [1, JOINED, 0])[1].decision == Decision.SEGMENT
 
 
 @pytest.mark.parametrize(
@@ -131,9 +142,9 @@ def test_a_unit_of_unknown_boundary_joins_nothing():
 @pytest.mark.parametrize(
     ("decisions", "message"),
     [
-        ({"blocks.7": RECOMPUTE}, "does not have"),
-        ({"b0": CHEAP}, "does not offer"),
-        ({"b0/mlp": CHEAP}, "does not offer"),
+        ({"blocks.7": Decision.RECOMPUTE}, "does not have"),
+        ({"b0": Decision.DROP_CHEAP}, "does not offer"),
+        ({"b0/mlp": Decision.DROP_CHEAP}, "does not offer"),
     ],
 )
 def test_placements_of_another_backbone_are_refused(decisions, message):
@@ -146,11 +157,11 @@ def test_placements_of_another_backbone_are_refused(decisions, message):
     [
         lambda: Chain(units=()),
         lambda: ChainUnit(name="u", options=()),
-        lambda: ChainUnit(name="u", options=(option(KEEP, 1, 1, 1, 0.0),) * 2),
-        lambda: option(SEGMENT, 1, 1, 1, 0.0),
-        lambda: option(KEEP, 1, 1, 1, -1.0),
-        lambda: option(KEEP, 1, 1, 1, float("nan")),
-        lambda: option(RECOMPUTE, 1, 1, 1, 1.0, mlp=CHEAP),
+        lambda: ChainUnit(name="u", options=(option(Decision.KEEP, 1, 1, 1, 0.0),) * 2),
+        lambda: option(Decision.SEGMENT, 1, 1, 1, 0.0),
+        lambda: option(Decision.KEEP, 1, 1, 1, -1.0),
+        lambda: option(Decision.KEEP, 1, 1, 1, float("nan")),
+        lambda: option(Decision.RECOMPUTE, 1, 1, 1, 1.0, mlp=Decision.DROP_CHEAP),
         lambda: Chain(units=uniform_chain(1).units * 2),
     ],
 )

@@ -28,7 +28,7 @@ from planner.placement import (
     solve,
 )
 from planner.placement.chain_cost import chain_arrays
-from profiler.placement import KEEP, RECOMPUTE
+from profiler.placement import Decision
 
 # PLACEMENT_MORE=100 runs the comparisons with brute force on thousands of chains
 MORE = int(os.environ.get("PLACEMENT_MORE", "1"))
@@ -226,7 +226,7 @@ def test_large_budget_keeps_everything():
     assert found.placement.is_none
     assert {
         unit.options[o].decision for unit, o in zip(chain.units, found.indices, strict=True)
-    } == {KEEP}
+    } == {Decision.KEEP}
 
 
 def test_segments_reach_below_single_units():
@@ -241,7 +241,7 @@ def test_segments_reach_below_single_units():
 def test_shrinking_units():
     """Live bytes may fall over a frozen unit's forward."""
     units = uniform_chain(3).units
-    down = ChainUnit(name="down", options=(option(KEEP, -40, 20, 30, 0.0),))
+    down = ChainUnit(name="down", options=(option(Decision.KEEP, -40, 20, 30, 0.0),))
     chain = Chain(units=(units[0], down, *units[1:]))
     rng = np.random.default_rng(14)
     for _ in range(5):
@@ -252,4 +252,4 @@ def test_every_choice_is_enumerated():
     chain = uniform_chain(3)
     rows = {tuple(row) for row in all_choices(chain).tolist()}
     assert len(rows) == 13  # 2^3 without segments, 4 with one of two units, 1 of three
-    assert chain.units[0].plain_index(RECOMPUTE) == 1
+    assert chain.units[0].plain_index(Decision.RECOMPUTE) == 1

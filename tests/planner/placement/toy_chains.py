@@ -8,7 +8,7 @@ import numpy as np
 
 from planner.placement import JOINED, Chain, ChainOption, ChainUnit, OptionIndices
 from planner.placement.chain_cost import peak_bytes_many, unit_seconds_many
-from profiler.placement import CHEAP, KEEP, RECOMPUTE
+from profiler.placement import Decision
 
 
 def option(decision, stored, forward, backward, seconds, **parts):
@@ -30,11 +30,19 @@ def random_chain(rng, n, k, *, joinable=False, full=False, top=30, real=False):
 
     units = []
     for i in range(n):
-        menu = [KEEP, RECOMPUTE, CHEAP] if joinable else [KEEP, CHEAP, RECOMPUTE]
+        menu = (
+            [Decision.KEEP, Decision.RECOMPUTE, Decision.DROP_CHEAP]
+            if joinable
+            else [Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE]
+        )
         options = []
         for o in range(k if full or joinable else int(rng.integers(1, k + 1))):
             seconds = float(rng.random()) if real else float(rng.integers(0, 10))
-            name, parts = (menu[o], {}) if o < len(menu) else (KEEP, {f"part{o}": CHEAP})
+            name, parts = (
+                (menu[o], {})
+                if o < len(menu)
+                else (Decision.KEEP, {f"part{o}": Decision.DROP_CHEAP})
+            )
             options.append(
                 option(name, number(top), number(2 * top), number(3 * top), seconds, **parts)
             )
@@ -64,7 +72,7 @@ def all_choices(chain, *, segments=True):
             rows = rows[~joined]
             continue
         before = rows[:, i - 1]
-        fine = (before == JOINED) | (before == units[i - 1].plain_index(RECOMPUTE))
+        fine = (before == JOINED) | (before == units[i - 1].plain_index(Decision.RECOMPUTE))
         rows = rows[~joined | fine]
         assert unit is not None
     return rows
@@ -105,7 +113,7 @@ def told_step_by_step(chain: Chain, choice: OptionIndices) -> tuple[int, float]:
             previous = units[i - 1]
             held = previous.boundary_bytes
             live = entry + held
-            again = units[i].options[units[i].plain_index(RECOMPUTE)]
+            again = units[i].options[units[i].plain_index(Decision.RECOMPUTE)]
             peak = max(peak, live + again.forward_bytes)
             members.append(i)
             live = entry + units[i].boundary_bytes
@@ -118,7 +126,7 @@ def told_step_by_step(chain: Chain, choice: OptionIndices) -> tuple[int, float]:
             seconds += chosen.recompute_seconds
             gradients += units[i].gradient_bytes
             continue
-        kept = [units[i].options[units[i].plain_index(KEEP)] for i in members]
+        kept = [units[i].options[units[i].plain_index(Decision.KEEP)] for i in members]
         inside = [0]
         for keep in kept:
             level = entry + gradients + units[members[-1]].boundary_bytes + inside[-1]
@@ -128,7 +136,7 @@ def told_step_by_step(chain: Chain, choice: OptionIndices) -> tuple[int, float]:
             unit = units[members[place]]
             peak = max(peak, entry + inside[place] + gradients + kept[place].backward_bytes)
             gradients += unit.gradient_bytes
-            again = unit.options[unit.plain_index(RECOMPUTE)].recompute_seconds
+            again = unit.options[unit.plain_index(Decision.RECOMPUTE)].recompute_seconds
             whole = again if unit.forward_seconds is None else unit.forward_seconds
             seconds += again if place == len(members) - 1 else whole
     return peak, seconds
@@ -137,8 +145,8 @@ def told_step_by_step(chain: Chain, choice: OptionIndices) -> tuple[int, float]:
 def uniform_chain(n=12, *, a=100, x=10, m0=500, work=5, seconds=1.0, gradient=0):
     """n equal blocks: kept they store a, recomputed their output x; a backward needs a + work."""
     block = (
-        option(KEEP, a, a, a + work, 0.0),
-        option(RECOMPUTE, x, a, a + work, seconds),
+        option(Decision.KEEP, a, a, a + work, 0.0),
+        option(Decision.RECOMPUTE, x, a, a + work, seconds),
     )
     return Chain(
         units=tuple(

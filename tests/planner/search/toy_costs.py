@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from profiler.errors import InfeasibleError, UsageError
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.workload import Candidate, Workload
 
 MB = 10**6
@@ -56,15 +56,15 @@ class ToyCosts:
         """Say whether backward runs through the units."""
         return workload.method != "head"
 
-    def place(self, workload: Workload, policy: str, budget_bytes: int) -> Placement:
-        static = Placement(policy=policy, decisions={"block": "recompute"})
+    def place(self, workload: Workload, policy: str, budget_bytes: int) -> Candidate:
+        plain = Candidate(workload=workload, policy=PolicyChoice(policy))
+        static = replace(plain, placement=Placement(decisions={"block": Decision.RECOMPUTE}))
         if policy == "none":
-            return Placement()
+            return plain
         if policy == "optimal":
-            plain = Candidate(workload=workload)
             if self.quick(plain).device_bytes <= budget_bytes:
-                return Placement(policy=policy)
-            least = self.quick(Candidate(workload=workload, placement=static)).device_bytes
+                return plain
+            least = self.quick(static).device_bytes
             if least > budget_bytes:
                 raise InfeasibleError(budget_bytes=budget_bytes, smallest_bytes=least)
         return static

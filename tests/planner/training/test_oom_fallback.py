@@ -15,7 +15,7 @@ from planner.training.learning_rate import LearningRate
 from planner.training.oom_fallback import tighter_placements
 from planner.training.session import Session
 from profiler.models.build import build_model
-from profiler.placement import NONE, Placement
+from profiler.placement import KEEP_ALL, Placement
 from profiler.running.sandbox import cap_host_memory, run_in_process
 from profiler.store import Store
 from profiler.training_step import Batch
@@ -28,12 +28,12 @@ LARGE = Workload(model="test_vit", micro_batch=256, image_size=160, num_classes=
 
 def from_fixed(placement: Placement, units: str) -> list[dict[str, str]]:
     candidate = Candidate(workload=SMALL, placement=placement)
-    return [dict(p.decisions) for p in tighter_placements(candidate, tuple(units))]
+    return [dict(c.placement.decisions) for c in tighter_placements(candidate, tuple(units))]
 
 
 def test_without_a_cost_model_half_of_the_units_then_all_are_recomputed() -> None:
     half, full = dict.fromkeys("abc", "recompute"), dict.fromkeys("abcde", "recompute")
-    assert from_fixed(NONE, "abcde") == [half, full]
+    assert from_fixed(KEEP_ALL, "abcde") == [half, full]
     assert from_fixed(Placement(decisions=half), "abcde") == [full]
     assert from_fixed(Placement(decisions=full), "abcde") == []
     mixed = Placement(decisions={"a/mlp": "cheap", "d": "recompute", "e": "segment"})
@@ -44,17 +44,17 @@ def test_without_a_cost_model_half_of_the_units_then_all_are_recomputed() -> Non
 
 def test_with_a_cost_model_each_placement_needs_less_and_costs_more() -> None:
     cost = CostModel("rtx-2060-super", Store.in_memory())
-    found = [NONE, *tighter_placements(Candidate(workload=SMALL), cost.units(SMALL), cost)]
+    kept = Candidate(workload=SMALL)
+    found = [kept, *tighter_placements(kept, cost.units(SMALL), cost)]
     assert len(found) == 5
-    assert {placement.policy for placement in found[1:]} == {"optimal"}
-    quick = [cost.quick(Candidate(workload=SMALL, placement=p)) for p in found]
+    assert {candidate.policy.name for candidate in found[1:]} == {"optimal"}
+    quick = [cost.quick(candidate) for candidate in found]
     sizes = [q.device_bytes for q in quick]
     assert sizes == sorted(set(sizes), reverse=True)
     seconds = [q.step_seconds or 0.0 for q in quick]
     assert seconds[:-1] == sorted(seconds[:-1])
     # the last is the least there is; from there nothing is left
-    last = Candidate(workload=SMALL, placement=found[-1])
-    assert list(tighter_placements(last, cost.units(SMALL), cost)) == []
+    assert list(tighter_placements(found[-1], cost.units(SMALL), cost)) == []
 
 
 def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
@@ -64,7 +64,7 @@ def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
 
     units = CostModel("cpu", Store.in_memory()).units(SMALL)
     found = tighter_placements(Candidate(workload=SMALL), units, Mute("cpu", Store.in_memory()))
-    assert [p.policy for p in found] == ["first-k", "static"]
+    assert [c.policy.name for c in found] == ["first-k", "static"]
 
 
 def train_two_steps(request: dict[str, Any], progress: Callable[..., None]) -> dict[str, Any]:
@@ -75,8 +75,7 @@ def train_two_steps(request: dict[str, Any], progress: Callable[..., None]) -> d
     cost = CostModel("cpu", Store.in_memory())
     cost.chain(LARGE)
     session = Session(
-        workload=LARGE,
-        placement=NONE,
+        candidate=Candidate(workload=LARGE),
         built=built,
         device="cpu",
         rate=LearningRate(value=1e-3, warm_up_steps=0, reason="test"),
@@ -91,7 +90,7 @@ def train_two_steps(request: dict[str, Any], progress: Callable[..., None]) -> d
     return {
         "losses": losses,
         "weights": weights.double().sum().item(),
-        "policy": session.placement.policy,
+        "policy": session.candidate.policy.name,
         "step_downs": session.step_downs,
         "steps": session.step.global_step,
     }

@@ -32,12 +32,12 @@ from profiler.errors import DeviceError, InputError, MeasurementError, UsageErro
 from profiler.models.backbones import WeightSource
 from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
-from profiler.placement import Placement
+from profiler.placement import Placement, PolicyChoice
 from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.workload import Candidate, Workload
 
 VIT = "vit_tiny_patch16_224"
-STATIC = Placement(policy="static", decisions={f"blocks.{i}": "recompute" for i in range(12)})
+STATIC = Placement(decisions={f"blocks.{i}": "recompute" for i in range(12)})
 
 
 def workload(**changes: Any) -> Workload:
@@ -311,7 +311,7 @@ def test_a_training_is_resumed_under_another_placement(tmp_path: Path) -> None:
     run(kept, tmp_path / "whole", epochs=2)
     run(kept, tmp_path / "parts", epochs=1)
     resumed = run(recomputed, tmp_path / "parts", epochs=2, resume=True)
-    assert resumed.placement == STATIC
+    assert resumed.candidate.placement == STATIC
     assert same(learned(tmp_path / "parts"), learned(tmp_path / "whole"))
 
 
@@ -365,8 +365,8 @@ def test_out_of_memory_steps_down_and_loses_no_step(
     _hook_into_build_model(monkeypatch, _Refusing({4}))
     seen: list[TrainProgress] = []
     result = run(plan, tmp_path / "troubled", on_progress=seen.append)
-    assert result.placement.policy == "optimal"
-    assert result.placement.decisions
+    assert result.candidate.policy.name == "optimal"
+    assert result.candidate.placement.decisions
     assert len(result.step_downs) == 1
     assert "step 2" in result.step_downs[0]
     assert [bool(p.message) for p in seen].index(True) == 1
@@ -376,7 +376,7 @@ def test_out_of_memory_steps_down_and_loses_no_step(
     # a resumed training stays where it had stepped down to
     monkeypatch.undo()
     longer = run(plan, tmp_path / "troubled", resume=True, epochs=3)
-    assert longer.placement == result.placement
+    assert longer.candidate == result.candidate
     assert longer.step_downs == result.step_downs
 
 
@@ -386,7 +386,7 @@ def test_training_ends_in_one_line_when_nothing_is_tighter(
     refusing = _Refusing(set(range(3, 100)))
     _hook_into_build_model(monkeypatch, refusing)
     with pytest.raises(MeasurementError, match="smaller micro-batch"):
-        run(make_plan(workload()), tmp_path, tighter=[STATIC])
+        run(make_plan(workload()), tmp_path, tighter=[make_plan(workload(), STATIC).candidate])
     assert refusing.calls == 4  # two of the first step; then as planned, all
 
 
@@ -422,7 +422,7 @@ def test_a_plan_is_held_against_the_model_it_names() -> None:
     ):
         with pytest.raises(InputError, match=complaint):
             check_against_model(with_load(**changes))
-    lacking = Placement(policy="static", decisions={"blocks.99": "recompute"})
+    lacking = Placement(decisions={"blocks.99": "recompute"})
     with pytest.raises(InputError, match=r"blocks\.99"):
         check_against_model(replace(plan, candidate=replace(plan.candidate, placement=lacking)))
 
@@ -495,9 +495,13 @@ def test_the_adaptive_rule_decides_while_training_and_changes_nothing_else(tmp_p
     at_once = AdaptiveRule(budget_bytes=1)
     kept = run(plan, tmp_path / "kept", rule=never)
     recomputed = run(plan, tmp_path / "recomputed", rule=at_once)
-    assert kept.placement.policy == recomputed.placement.policy == "adaptive"
-    assert not kept.placement.decisions
-    assert recomputed.placement.decisions == STATIC.decisions
+    assert (
+        kept.candidate.policy
+        == recomputed.candidate.policy
+        == PolicyChoice("adaptive", {"threshold": 0.5})
+    )
+    assert not kept.candidate.placement.decisions
+    assert recomputed.candidate.placement.decisions == STATIC.decisions
     for name in ("kept", "recomputed"):
         assert same(learned(tmp_path / name), learned(tmp_path / "plan"))
     assert [e.loss for e in recomputed.epochs] == [e.loss for e in as_planned.epochs]
@@ -510,7 +514,7 @@ def test_a_training_by_the_adaptive_rule_is_resumed_by_it(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="adaptive rule was"):
         run(plan, tmp_path / "parts", resume=True)
     resumed = run(plan, tmp_path / "parts", rule=rule, resume=True)
-    assert resumed.placement.policy == "adaptive"
+    assert resumed.candidate.policy.name == "adaptive"
     assert same(learned(tmp_path / "parts"), learned(tmp_path / "whole"))
 
 

@@ -33,7 +33,7 @@ VIT = Workload(
     model="vit_tiny_patch16_224", method="lora", rank=4, micro_batch=16, accumulation=4,
     image_size=64, num_classes=10,
 )  # fmt: skip
-STATIC = Placement(policy="static", decisions={f"blocks.{i}": "recompute" for i in range(12)})
+STATIC = Placement(decisions={f"blocks.{i}": "recompute" for i in range(12)})
 RESNET = Workload(
     model="resnet18", method="full", micro_batch=8, accumulation=1, image_size=64, num_classes=10
 )

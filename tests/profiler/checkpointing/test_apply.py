@@ -33,7 +33,7 @@ from profiler.models.backbones.discovery import (
 )
 from profiler.models.backbones.mambavision import MambaVision
 from profiler.models.backbones.vim import Vim
-from profiler.placement import CHEAP, KEEP, LEAN, LIGHT, NONE, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.unit_options import LEAN_LAYERS, menu_of, uniform
 
 CLASSES = 5
@@ -107,28 +107,32 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
     """One decision for all units; `parts` recomputes all branches, `mixed` cycles through all."""
     units = find_units(model)
     anatomies = {unit: anatomy_of(model, unit) for unit in units}
-    if decision == SEGMENT:
-        decisions = {u: SEGMENT if i else RECOMPUTE for i, u in enumerate(units)}
+    if decision == Decision.SEGMENT:
+        decisions = {u: Decision.SEGMENT if i else Decision.RECOMPUTE for i, u in enumerate(units)}
     elif decision == "parts":
-        decisions = {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)}
+        decisions = {f"{u}/{p}": Decision.RECOMPUTE for u in units for p in parts_of(model, u)}
     elif decision == "cheap parts":
-        decisions = {f"{u}/{p}": CHEAP for u in units for p in parts_of(model, u)}
+        decisions = {f"{u}/{p}": Decision.DROP_CHEAP for u in units for p in parts_of(model, u)}
     elif decision in ("layers", "light beside layers"):
-        decisions = dict.fromkeys(units, CHEAP if decision == "layers" else LIGHT)
-        decisions |= {f"{u}/{n}": RECOMPUTE for u in units for n in layers_of(model, u)}
+        decisions = dict.fromkeys(
+            units, Decision.DROP_CHEAP if decision == "layers" else Decision.DROP_CHEAP_AND_MIXING
+        )
+        decisions |= {f"{u}/{n}": Decision.RECOMPUTE for u in units for n in layers_of(model, u)}
     elif decision in menu_of(anatomies):
         return uniform(decision, anatomies)
     elif decision == "light beside parts":
-        decisions = dict.fromkeys(units, LIGHT)
-        decisions |= {f"{u}/{p}": RECOMPUTE for u in units for p in parts_of(model, u)[:1]}
+        decisions = dict.fromkeys(units, Decision.DROP_CHEAP_AND_MIXING)
+        decisions |= {f"{u}/{p}": Decision.RECOMPUTE for u in units for p in parts_of(model, u)[:1]}
     elif decision == "mixed":
-        cycle = (CHEAP, RECOMPUTE, SEGMENT, KEEP)
+        cycle = (Decision.DROP_CHEAP, Decision.RECOMPUTE, Decision.SEGMENT, Decision.KEEP)
         decisions = {u: cycle[i % len(cycle)] for i, u in enumerate(units)}
-        for unit in [u for u in units if decisions[u] == CHEAP and parts_of(model, u)]:
-            decisions[f"{unit}/{parts_of(model, unit)[-1]}"] = RECOMPUTE
+        for unit in [
+            u for u in units if decisions[u] == Decision.DROP_CHEAP and parts_of(model, u)
+        ]:
+            decisions[f"{unit}/{parts_of(model, unit)[-1]}"] = Decision.RECOMPUTE
     else:
         decisions = dict.fromkeys(units, decision)
-    return Placement(policy="test", decisions=decisions)
+    return Placement(decisions=decisions)
 
 
 def train_step(model: nn.Module, *, autocast: bool = False, steps: int = 1, edge: int = 32) -> dict:
@@ -203,14 +207,24 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
     expected = train_step(model, autocast=autocast)
     anatomies = {unit: anatomy_of(model, unit) for unit in find_units(model)}
     composed = {"parts", "cheap parts", "light beside parts", "layers", "light beside layers"}
-    for decision in sorted({SEGMENT, "mixed", *composed, *menu_of(anatomies)}):
+    for decision in sorted({Decision.SEGMENT, "mixed", *composed, *menu_of(anatomies)}):
         model.load_state_dict(state)
         placement = everywhere(decision, model)
         with apply_placement(model, placement):
             assert_same(train_step(model, autocast=autocast), expected)
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LIGHT, LEAN_LAYERS, "mixed"])
+@pytest.mark.parametrize(
+    "decision",
+    [
+        Decision.RECOMPUTE,
+        Decision.SEGMENT,
+        Decision.DROP_CHEAP,
+        Decision.DROP_CHEAP_AND_MIXING,
+        LEAN_LAYERS,
+        "mixed",
+    ],
+)
 def test_accumulated_gradients_and_batch_statistics_are_equal(decision):
     plain = build("resnet")
     placed = copy.deepcopy(plain)
@@ -227,7 +241,7 @@ def test_cumulative_batch_statistics_are_not_moved_twice():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     placed = copy.deepcopy(plain)
-    apply_placement(placed, everywhere(RECOMPUTE, placed))
+    apply_placement(placed, everywhere(Decision.RECOMPUTE, placed))
     assert_same(train_step(placed, steps=2), train_step(plain, steps=2))
     assert placed.layer1[0].bn1.momentum is None
 
@@ -248,7 +262,7 @@ def test_in_place_activations_behind_batch_norm_can_be_dropped():
         x = torch.randn(2, 4, 9, 9, requires_grad=True)
         plain = nn.Sequential(block)
         placed = copy.deepcopy(plain)
-        apply_placement(placed, Placement(decisions={"0": CHEAP}), units=["0"])
+        apply_placement(placed, Placement(decisions={"0": Decision.DROP_CHEAP}), units=["0"])
         grads = []
         for model in (plain, placed):
             (grad,) = torch.autograd.grad(model(x).square().sum(), x)
@@ -257,7 +271,7 @@ def test_in_place_activations_behind_batch_norm_can_be_dropped():
         assert stored_bytes(placed, x) < 0.75 * stored_bytes(plain, x), activation
 
 
-@pytest.mark.parametrize("decision", [CHEAP, LEAN])
+@pytest.mark.parametrize("decision", [Decision.DROP_CHEAP, Decision.DROP_PER_USE])
 def test_a_recompute_is_in_place_unless_somebody_else_reads_its_input(decision):
     class Block(nn.Module):
         def __init__(self, *, shared: bool) -> None:
@@ -289,10 +303,12 @@ def test_a_recompute_is_in_place_unless_somebody_else_reads_its_input(decision):
         assert all(torch.equal(a, b) for a, b in zip(*collected, strict=True))
         ran = {name for name, _ in names} & {"hardtanh", "hardtanh_"}
         # a lean norm runs once for each reader, and each then has its own
-        assert ran == ({"hardtanh"} if shared and decision == CHEAP else {"hardtanh_"})
+        assert ran == (
+            {"hardtanh"} if shared and decision == Decision.DROP_CHEAP else {"hardtanh_"}
+        )
 
 
-@pytest.mark.parametrize("decision", [CHEAP, LEAN])
+@pytest.mark.parametrize("decision", [Decision.DROP_CHEAP, Decision.DROP_PER_USE])
 @pytest.mark.parametrize("activation", [F.relu, F.relu6, F.silu, F.hardswish])
 def test_a_part_that_is_modified_in_place_computes_the_same(activation, decision):
     class Block(nn.Module):
@@ -328,7 +344,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("decision", [RECOMPUTE, CHEAP])
+@pytest.mark.parametrize("decision", [Decision.RECOMPUTE, Decision.DROP_CHEAP])
 def test_a_run_computes_the_same_and_is_undone(name, decision):
     model = build(name)
     state, keys = copy.deepcopy(model.state_dict()), list(model.state_dict())
@@ -362,7 +378,7 @@ def test_a_recomputed_run_keeps_its_output_alone(name, run, kept, freed):
     modules_of(model, run)[-1].register_forward_hook(lambda _m, _a, out: outputs.append(out))
     plain = stored_bytes(model, x)
     assert outputs.pop().numel() == len(x) * kept
-    with apply_placement(model, Placement(decisions={run: RECOMPUTE})):
+    with apply_placement(model, Placement(decisions={run: Decision.RECOMPUTE})):
         assert plain - stored_bytes(model, x) == pytest.approx(4 * len(x) * freed, rel=0.01)
 
 
@@ -371,7 +387,7 @@ def test_hooks_that_change_what_passes_inside_a_run_still_do():
     model.conv1.scale = nn.Parameter(torch.full((64, 1, 1), 1.5))
     model.conv1.register_forward_hook(lambda conv, _args, out: out * conv.scale)
     expected = train_step(model)
-    for decision in (RECOMPUTE, CHEAP):
+    for decision in (Decision.RECOMPUTE, Decision.DROP_CHEAP):
         model.bn1.reset_running_stats()
         with apply_placement(model, Placement(decisions={RUNS["resnet"][0]: decision})):
             got = train_step(model)
@@ -390,13 +406,13 @@ def test_adapters_inside_a_run_train_the_same(peft):
         expected = train_step(model)
         assert any(stem in key for key in expected if key.startswith("grad"))
         model.load_state_dict(state)
-        with apply_placement(model, Placement(decisions={RUNS[name][0]: RECOMPUTE})):
+        with apply_placement(model, Placement(decisions={RUNS[name][0]: Decision.RECOMPUTE})):
             assert_same(train_step(model), expected)
 
 
 def test_a_run_that_is_called_otherwise_is_refused():
     model = build("resnet")
-    apply_placement(model, Placement(decisions={RUNS["resnet"][0]: RECOMPUTE}))
+    apply_placement(model, Placement(decisions={RUNS["resnet"][0]: Decision.RECOMPUTE}))
     x = model.conv1(images())
     with pytest.raises(RuntimeError, match="not called as one run"):
         model.bn1(x * 2)
@@ -433,7 +449,15 @@ def test_adapters_train_the_same(peft, kind, autocast):
     expected = train_step(model, autocast=autocast)
     assert any("lora_A" in name for name in expected)
     base = model.get_base_model()
-    for decision in (RECOMPUTE, SEGMENT, CHEAP, LEAN_LAYERS, "parts", "layers", "mixed"):
+    for decision in (
+        Decision.RECOMPUTE,
+        Decision.SEGMENT,
+        Decision.DROP_CHEAP,
+        LEAN_LAYERS,
+        "parts",
+        "layers",
+        "mixed",
+    ):
         with apply_placement(model, everywhere(decision, base)):
             assert_same(train_step(model, autocast=autocast), expected)
 
@@ -453,7 +477,10 @@ def test_adalora_changes_its_ranks_under_a_placement(peft):
     assert min(ranks) < 4
 
 
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, LEAN, "mixed"])
+@pytest.mark.parametrize(
+    "decision",
+    [Decision.RECOMPUTE, Decision.SEGMENT, Decision.DROP_CHEAP, Decision.DROP_PER_USE, "mixed"],
+)
 def test_four_bit_layers_train_the_same(peft, decision):
     bnb = pytest.importorskip("bitsandbytes")
     model = build("vit")
@@ -480,7 +507,11 @@ def test_a_wrapped_quantised_layer_alone_is_recomputed_and_given_back(peft):
     model.blocks[1].mlp.fc1 = four_bit.to("cpu")
     model = with_adapters(peft, model, "lora")
     expected = train_step(model)
-    decisions = {"blocks.1": LEAN, "blocks.1/mlp.fc1": RECOMPUTE, "blocks.2/attn.qkv": RECOMPUTE}
+    decisions = {
+        "blocks.1": Decision.DROP_PER_USE,
+        "blocks.1/mlp.fc1": Decision.RECOMPUTE,
+        "blocks.2/attn.qkv": Decision.RECOMPUTE,
+    }
     with apply_placement(model, Placement(decisions=decisions)):
         assert_same(train_step(model), expected)
     assert not any("forward" in module.__dict__ for module in model.modules())
@@ -506,7 +537,7 @@ def test_the_last_frozen_layer_of_a_unit_is_not_recomputed(peft, kind, autocast)
     model = with_adapters(peft, build("vit"), kind)
     expected = train_step(model, autocast=autocast)
     width, hidden = 48, 4 * 48
-    for decision in (RECOMPUTE, "parts"):
+    for decision in (Decision.RECOMPUTE, "parts"):
         with apply_placement(model, everywhere(decision, model.get_base_model())):
             with Products() as products:
                 assert_same(train_step(model, autocast=autocast), expected)
@@ -523,7 +554,7 @@ def test_what_follows_the_last_frozen_layer_saves_as_before_though_all_goes_thro
     model = peft.get_peft_model(build("dinov2"), config).train()
     expected = train_step(model)
     assert any("oft_R" in name for name in expected)
-    for decision in (RECOMPUTE, "parts"):
+    for decision in (Decision.RECOMPUTE, "parts"):
         with apply_placement(model, everywhere(decision, model.get_base_model())):
             with Products() as products:
                 assert_same(train_step(model), expected)
@@ -540,7 +571,7 @@ def test_a_frozen_layer_that_is_needed_again_is_recomputed(peft):
             parameter.requires_grad_(True)  # its gradient needs the MLP's output
     expected = train_step(model)
     assert any(name.endswith("ls2.gamma") for name in expected)
-    with apply_placement(model, everywhere(RECOMPUTE, model.get_base_model())):
+    with apply_placement(model, everywhere(Decision.RECOMPUTE, model.get_base_model())):
         with Products() as products:
             assert_same(train_step(model), expected)
         assert products.count[True, (4 * 48, 48)] == 3
@@ -566,29 +597,39 @@ def one_vit_block(batch: int = 8, width: int = 64) -> tuple[nn.Module, torch.Ten
         # x is the caller's; norm1, qkv (3), attention, x2, norm2, fc1 (4), GELU (4), output
         ({}, 16.0),
         # without the norms (2) and GELU (4)
-        ({"0": CHEAP}, 10.0),
+        ({"0": Decision.DROP_CHEAP}, 10.0),
         # the output alone
-        ({"0": RECOMPUTE}, 1.0),
+        ({"0": Decision.RECOMPUTE}, 1.0),
         # norm1, qkv, attention stay; of the MLP x2 stays
-        ({"0/mlp": RECOMPUTE}, 7.0),
+        ({"0/mlp": Decision.RECOMPUTE}, 7.0),
         # the MLP branch stays whole
-        ({"0/attn": RECOMPUTE}, 11.0),
-        ({"0/attn": RECOMPUTE, "0/mlp": RECOMPUTE}, 2.0),
+        ({"0/attn": Decision.RECOMPUTE}, 11.0),
+        ({"0/attn": Decision.RECOMPUTE, "0/mlp": Decision.RECOMPUTE}, 2.0),
         # norm2 and GELU go, norm1 stays
-        ({"0/mlp": CHEAP}, 11.0),
-        ({"0": CHEAP, "0/mlp": RECOMPUTE}, 6.0),
+        ({"0/mlp": Decision.DROP_CHEAP}, 11.0),
+        ({"0": Decision.DROP_CHEAP, "0/mlp": Decision.RECOMPUTE}, 6.0),
         # of what cheap leaves (qkv, attention, x2, fc1, output): without qkv; and without x2, which
         # is a sum of proj's output; and without fc1, though its input is made of x2
-        ({"0": CHEAP, "0/attn.qkv": RECOMPUTE}, 7.0),
-        ({"0": CHEAP, "0/attn.qkv": RECOMPUTE, "0/attn.proj": RECOMPUTE}, 6.0),
-        ({"0": CHEAP} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 2.0),
+        ({"0": Decision.DROP_CHEAP, "0/attn.qkv": Decision.RECOMPUTE}, 7.0),
+        (
+            {
+                "0": Decision.DROP_CHEAP,
+                "0/attn.qkv": Decision.RECOMPUTE,
+                "0/attn.proj": Decision.RECOMPUTE,
+            },
+            6.0,
+        ),
+        ({"0": Decision.DROP_CHEAP} | dict.fromkeys(VIT_LAYERS, Decision.RECOMPUTE), 2.0),
         # attention, and its log-sum-exp, which the tolerance hides
-        ({"0": LIGHT}, 9.0),
-        ({"0": LIGHT} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 1.0),
-        ({"0": LEAN}, 9.0),
-        ({"0": LEAN} | dict.fromkeys(VIT_LAYERS, RECOMPUTE), 1.0),
+        ({"0": Decision.DROP_CHEAP_AND_MIXING}, 9.0),
+        (
+            {"0": Decision.DROP_CHEAP_AND_MIXING} | dict.fromkeys(VIT_LAYERS, Decision.RECOMPUTE),
+            1.0,
+        ),
+        ({"0": Decision.DROP_PER_USE}, 9.0),
+        ({"0": Decision.DROP_PER_USE} | dict.fromkeys(VIT_LAYERS, Decision.RECOMPUTE), 1.0),
         # nobody saves what the last layer gives
-        ({"0": CHEAP, "0/mlp.fc2": RECOMPUTE}, 10.0),
+        ({"0": Decision.DROP_CHEAP, "0/mlp.fc2": Decision.RECOMPUTE}, 10.0),
     ],
     ids=str,
 )
@@ -604,19 +645,19 @@ def test_bytes_of_a_vit_block_are_those_of_the_arithmetic(decisions, values):
     [
         # three convolutions' outputs (4, 4, 1), the norms' of them that ReLU6 reads (4, 4), what
         # ReLU6 gives (4, 4), and the sum (1); the last norm's output is nobody's to save
-        (KEEP, False, 26.0),
+        (Decision.KEEP, False, 26.0),
         # the convolutions' outputs, and the sum
-        (CHEAP, False, 10.0),
-        (CHEAP, True, 10.0),
+        (Decision.DROP_CHEAP, False, 10.0),
+        (Decision.DROP_CHEAP, True, 10.0),
         # without the depthwise convolution's
-        (LIGHT, False, 6.0),
-        (LIGHT, True, 6.0),
+        (Decision.DROP_CHEAP_AND_MIXING, False, 6.0),
+        (Decision.DROP_CHEAP_AND_MIXING, True, 6.0),
         # what the projection gives, and the sum
         ("light, conv_pw", False, 2.0),
         ("light, conv_pw", True, 2.0),
-        (LEAN, False, 6.0),
+        (Decision.DROP_PER_USE, False, 6.0),
         ("lean, conv_pw", False, 2.0),
-        (RECOMPUTE, False, 1.0),
+        (Decision.RECOMPUTE, False, 1.0),
     ],
 )
 def test_bytes_of_an_inverted_residual_are_those_of_the_arithmetic(decision, frozen, values):
@@ -629,7 +670,7 @@ def test_bytes_of_an_inverted_residual_are_those_of_the_arithmetic(decision, fro
     x = torch.randn(4, 8, 16, 16, requires_grad=True)
     model = nn.Sequential(block)
     whole, _, layer = decision.partition(", ")
-    decisions = {"0": whole} | ({f"0/{layer}": RECOMPUTE} if layer else {})
+    decisions = {"0": whole} | ({f"0/{layer}": Decision.RECOMPUTE} if layer else {})
     apply_placement(model, Placement(decisions=decisions), units=["0"])
     assert stored_bytes(model, x) / (x.numel() * 4) == pytest.approx(values, abs=0.15)
 
@@ -665,8 +706,8 @@ def test_a_lean_unit_is_never_there_as_a_whole_and_runs_its_layers_once(peft, ad
         model = peft.get_peft_model(model, config).get_base_model()
     expand = block.conv_pw.base_layer if adapters else block.conv_pw
     peaks = {}
-    for whole in (LIGHT, LEAN, RECOMPUTE):
-        layer = {} if whole == RECOMPUTE else {"0/conv_pw": RECOMPUTE}
+    for whole in (Decision.DROP_CHEAP_AND_MIXING, Decision.DROP_PER_USE, Decision.RECOMPUTE):
+        layer = {} if whole == Decision.RECOMPUTE else {"0/conv_pw": Decision.RECOMPUTE}
         x = torch.randn(4, 8, 32, 32, requires_grad=True)
         placement = Placement(decisions={"0": whole} | layer)
         with (
@@ -679,8 +720,8 @@ def test_a_lean_unit_is_never_there_as_a_whole_and_runs_its_layers_once(peft, ad
         assert convolutions.count == {False: 1, True: 1}
         model.zero_grad(set_to_none=True)
     # at the least the input of one activation function, four values for one of the block's input
-    assert peaks[LEAN] < peaks[LIGHT] - 3.5
-    assert peaks[LEAN] < peaks[RECOMPUTE] - 3.5
+    assert peaks[Decision.DROP_PER_USE] < peaks[Decision.DROP_CHEAP_AND_MIXING] - 3.5
+    assert peaks[Decision.DROP_PER_USE] < peaks[Decision.RECOMPUTE] - 3.5
 
 
 @pytest.mark.parametrize("name", ["tiny_vit", "swin"])
@@ -689,34 +730,46 @@ def test_attention_in_operators_of_its_own_is_dropped_too(name):
     units = [u for u in find_units(model) if anatomy_of(model, u).token_mixer]
     x = images()
     stored = {}
-    for decision in (CHEAP, LIGHT):
+    for decision in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING):
         # beside light, attention as if it were cheap: only depthwise convolutions differ
-        beside = {f"{u}/attn": CHEAP for u in units} if decision == CHEAP else {}
-        decisions = dict.fromkeys(units, LIGHT) | beside
+        beside = (
+            {f"{u}/attn": Decision.DROP_CHEAP for u in units}
+            if decision == Decision.DROP_CHEAP
+            else {}
+        )
+        decisions = dict.fromkeys(units, Decision.DROP_CHEAP_AND_MIXING) | beside
         with apply_placement(model, Placement(decisions=decisions)):
             torch.manual_seed(3)
             stored[decision] = stored_bytes(model, x)
-    assert stored[LIGHT] < stored[CHEAP]
+    assert stored[Decision.DROP_CHEAP_AND_MIXING] < stored[Decision.DROP_CHEAP]
 
 
 def test_a_light_unit_runs_its_scan_again_and_one_with_a_cheap_scan_does_not():
     model, x = build("vim"), images()
     units = find_units(model)
     stored, again = {}, {}
-    for decision in (CHEAP, LIGHT):
-        beside = {f"{u}/mixer.scan": CHEAP for u in units} if decision == CHEAP else {}
-        placement = Placement(decisions=dict.fromkeys(units, LIGHT) | beside)
+    for decision in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING):
+        beside = (
+            {f"{u}/mixer.scan": Decision.DROP_CHEAP for u in units}
+            if decision == Decision.DROP_CHEAP
+            else {}
+        )
+        placement = Placement(
+            decisions=dict.fromkeys(units, Decision.DROP_CHEAP_AND_MIXING) | beside
+        )
         with apply_placement(model, placement):
             stored[decision] = stored_bytes(model, x)
             with Runs(torch.ops.budgetplan.selective_scan.default) as scans:
                 model(x).sum().backward()
         assert scans.count[False] == len(units)
         again[decision] = scans.count[True]
-    assert again == {CHEAP: 0, LIGHT: len(units)}
+    assert again == {Decision.DROP_CHEAP: 0, Decision.DROP_CHEAP_AND_MIXING: len(units)}
     # 5 tokens of 64 channels in 2 directions: the sum of these, which the gate reads, and one state
     # of 16 values a channel for the only chunk
     tokens, channels, states = len(x) * 5, 64, len(x) * 2 * 64 * 16
-    assert stored[CHEAP] - stored[LIGHT] == len(units) * 4 * (tokens * channels + states)
+    assert stored[Decision.DROP_CHEAP] - stored[Decision.DROP_CHEAP_AND_MIXING] == len(
+        units
+    ) * 4 * (tokens * channels + states)
 
 
 def test_a_dropped_layer_keeps_its_input_if_that_is_small():
@@ -734,7 +787,11 @@ def test_a_dropped_layer_keeps_its_input_if_that_is_small():
     x = torch.randn(32, 64)
     expected = grads_of(model, x)
     kept = stored_bytes(model, x)
-    with apply_placement(model, Placement(decisions={"0": CHEAP, "0/up": RECOMPUTE}), units=["0"]):
+    with apply_placement(
+        model,
+        Placement(decisions={"0": Decision.DROP_CHEAP, "0/up": Decision.RECOMPUTE}),
+        units=["0"],
+    ):
         assert all(map(torch.equal, grads_of(model, x), expected))
         # what `up` gives and GELU reads, and what GELU gives; the input of two channels comes in
         assert kept - stored_bytes(model, x) == 2 * x.nbytes - 2 * len(x) * 4
@@ -748,7 +805,7 @@ def grads_of(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def test_autocast_copies_of_cheap_outputs_are_dropped_too():
     model, x, unit_bytes = one_vit_block(batch=64)
     plain = stored_bytes(model, x, autocast=True)
-    apply_placement(model, Placement(decisions={"0": CHEAP}), units=["0"])
+    apply_placement(model, Placement(decisions={"0": Decision.DROP_CHEAP}), units=["0"])
     # Two norms (D) and GELU (4 D), each saved as bfloat16, and the weights' copies; and of each
     # norm the mean and the deviation of every token, which is 64 values wide.
     copies = 2 * sum(p.numel() for p in model.parameters() if p.dim() > 1)
@@ -761,7 +818,7 @@ def test_autocast_copies_of_frozen_weights_are_dropped_too(peft):
     plain = with_adapters(peft, model, "lora")
     x = images(batch=1)
     stored = stored_bytes(plain, x, autocast=True)
-    apply_placement(plain, everywhere(CHEAP, model))
+    apply_placement(plain, everywhere(Decision.DROP_CHEAP, model))
     frozen = sum(p.numel() for n, p in plain.named_parameters() if "base_layer.weight" in n)
     assert stored - stored_bytes(plain, x, autocast=True) > 2 * frozen
 
@@ -771,7 +828,7 @@ def test_recompute_stores_what_torch_checkpoint_stores(name):
     model, x = build(name), images()
     plain = stored_bytes(model, x)
     placed = copy.deepcopy(model)
-    apply_placement(placed, everywhere(RECOMPUTE, placed))
+    apply_placement(placed, everywhere(Decision.RECOMPUTE, placed))
     for unit in find_units(model):
         first, *others = modules_of(model, unit)
         whole = nn.Sequential(*(copy.copy(module) for module in (first, *others)))
@@ -788,7 +845,7 @@ def test_a_segment_stores_one_boundary_and_runs_forward_once_more():
     x = one_vit_block()[1]
     boundary = x.numel() * 4
     units = ["0", "1", "2", "3"]
-    decisions = dict.fromkeys(units, SEGMENT) | {"0": RECOMPUTE}
+    decisions = dict.fromkeys(units, Decision.SEGMENT) | {"0": Decision.RECOMPUTE}
     apply_placement(model, Placement(decisions=decisions), units=units)
     calls: Counter[tuple[str, bool]] = Counter()
     for unit in units:
@@ -806,7 +863,7 @@ def test_recomputed_tensors_are_freed_as_backward_goes():
     x = one_vit_block()[1]
     units = [str(i) for i in range(6)]
     peaks = {}
-    for decision in (KEEP, CHEAP, RECOMPUTE):
+    for decision in (Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE):
         with (
             apply_placement(
                 model, Placement(decisions=dict.fromkeys(units, decision)), units=units
@@ -816,13 +873,13 @@ def test_recomputed_tensors_are_freed_as_backward_goes():
             model(x).sum().backward()
             peaks[decision] = live.peak
         model.zero_grad(set_to_none=True)
-    assert peaks[RECOMPUTE] < 0.45 * peaks[KEEP]
-    assert peaks[CHEAP] < 0.80 * peaks[KEEP]
+    assert peaks[Decision.RECOMPUTE] < 0.45 * peaks[Decision.KEEP]
+    assert peaks[Decision.DROP_CHEAP] < 0.80 * peaks[Decision.KEEP]
 
 
 def test_nothing_is_left_after_backward():
     model, x = build("swin"), images()
-    for decision in (SEGMENT, CHEAP, "mixed"):
+    for decision in (Decision.SEGMENT, Decision.DROP_CHEAP, "mixed"):
         with apply_placement(model, everywhere(decision, model)), Live(model) as live:
             live.seen.add(x.untyped_storage()._cdata)
             model(x).sum().backward()
@@ -846,7 +903,7 @@ def test_a_frozen_prefix_costs_nothing():
     model = build("vit")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("blocks.2", "head")))
-    for decision in (RECOMPUTE, SEGMENT):
+    for decision in (Decision.RECOMPUTE, Decision.SEGMENT):
         placed = copy.deepcopy(model)
         seen = count_recomputed(placed)
         apply_placement(placed, everywhere(decision, placed))
@@ -860,7 +917,7 @@ def test_without_gradients_forwards_are_plain():
     x = images()
     with torch.no_grad():
         expected = model(x)
-        for decision in (RECOMPUTE, CHEAP, "mixed"):
+        for decision in (Decision.RECOMPUTE, Decision.DROP_CHEAP, "mixed"):
             with apply_placement(model, everywhere(decision, model)):
                 assert torch.equal(model(x), expected)
 
@@ -878,7 +935,9 @@ def test_backward_twice_through_a_kept_graph():
 
 
 @pytest.mark.parametrize("in_recompute", [False, True], ids=["forward", "recompute"])
-@pytest.mark.parametrize("decision", [RECOMPUTE, SEGMENT, CHEAP, "parts"])
+@pytest.mark.parametrize(
+    "decision", [Decision.RECOMPUTE, Decision.SEGMENT, Decision.DROP_CHEAP, "parts"]
+)
 def test_a_failure_inside_a_unit_leaves_nothing_behind(decision, in_recompute):
     model = build("vit")
     expected = train_step(model)
@@ -890,7 +949,7 @@ def test_a_failure_inside_a_unit_leaves_nothing_behind(decision, in_recompute):
             raise MemoryError
 
     handle = placed.blocks[1].mlp.act.register_forward_hook(fail)
-    if in_recompute and decision == CHEAP:
+    if in_recompute and decision == Decision.DROP_CHEAP:
         placed(images()).sum().backward()  # functions are run again, not modules
     else:
         with pytest.raises(MemoryError):
@@ -929,15 +988,21 @@ def test_a_copy_of_a_placed_model_stands_alone():
 def test_placements_that_do_not_fit_are_refused():
     model = build("vit")
     for decisions, message in [
-        ({"blocks.12": RECOMPUTE}, r"unit 'blocks.12'.*did you mean.*blocks.1"),
-        ({"layers.0": CHEAP}, r"unit 'layers.0', which the model lacks"),
-        ({"blocks.1/mpl": RECOMPUTE}, r"part of 'blocks.1' 'mpl'.*did you mean mlp"),
-        ({"blocks.1": SEGMENT}, r"'blocks.1' a segment .*blocks.0.*not recomputed"),
-        ({"blocks.0": SEGMENT}, r"'blocks.0' a segment"),
-        ({"blocks.1": RECOMPUTE, "blocks.1/mlp": CHEAP}, "within recompute of blocks.1"),
-        ({"blocks.0/mlp": SEGMENT}, "asks for segment of blocks.0/mlp"),
-        ({"blocks.0/mlp": LIGHT}, "asks for light of blocks.0/mlp"),
-        ({"blocks.0/mlp": CHEAP, "blocks.0/mlp.act": CHEAP}, "keep one"),
+        ({"blocks.12": Decision.RECOMPUTE}, r"unit 'blocks.12'.*did you mean.*blocks.1"),
+        ({"layers.0": Decision.DROP_CHEAP}, r"unit 'layers.0', which the model lacks"),
+        ({"blocks.1/mpl": Decision.RECOMPUTE}, r"part of 'blocks.1' 'mpl'.*did you mean mlp"),
+        ({"blocks.1": Decision.SEGMENT}, r"'blocks.1' a segment .*blocks.0.*not recomputed"),
+        ({"blocks.0": Decision.SEGMENT}, r"'blocks.0' a segment"),
+        (
+            {"blocks.1": Decision.RECOMPUTE, "blocks.1/mlp": Decision.DROP_CHEAP},
+            "within recompute of blocks.1",
+        ),
+        ({"blocks.0/mlp": Decision.SEGMENT}, "asks for segment of blocks.0/mlp"),
+        ({"blocks.0/mlp": Decision.DROP_CHEAP_AND_MIXING}, "asks for light of blocks.0/mlp"),
+        (
+            {"blocks.0/mlp": Decision.DROP_CHEAP, "blocks.0/mlp.act": Decision.DROP_CHEAP},
+            "keep one",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             apply_placement(model, Placement(decisions=decisions))
@@ -946,7 +1011,7 @@ def test_placements_that_do_not_fit_are_refused():
 
 def test_none_changes_nothing():
     model = build("vit")
-    apply_placement(model, NONE)
+    apply_placement(model, KEEP_ALL)
     assert not any("forward" in m.__dict__ for m in model.modules())
 
 
@@ -960,7 +1025,7 @@ def test_a_unit_that_modifies_its_input_is_reported():
             return self.second(self.first(x.mul_(2)).relu())
 
     model = nn.Sequential(nn.Linear(4, 4), InPlace())
-    apply_placement(model, Placement(decisions={"1": RECOMPUTE}), units=["1"])
+    apply_placement(model, Placement(decisions={"1": Decision.RECOMPUTE}), units=["1"])
     with pytest.raises(RuntimeError, match="modified in place"):
         model(torch.randn(2, 4)).sum().backward()
 
@@ -976,7 +1041,7 @@ def test_a_forward_that_changes_between_the_passes_is_reported():
             return self.linear(x if self.calls > 1 else x.exp().sin())
 
     model = nn.Sequential(Fickle())
-    apply_placement(model, Placement(decisions={"0": RECOMPUTE}), units=["0"])
+    apply_placement(model, Placement(decisions={"0": Decision.RECOMPUTE}), units=["0"])
     with pytest.raises(RuntimeError, match="depends on something that changed"):
         model(torch.randn(2, 4, requires_grad=True)).sum().backward()
 
@@ -984,7 +1049,10 @@ def test_a_forward_that_changes_between_the_passes_is_reported():
 @pytest.mark.parametrize("name", ["vit", "resnet", "vim"])
 def test_fake_tensors_follow_a_placement(name):
     model = build(name)
-    placements = [everywhere(d, model) for d in (RECOMPUTE, SEGMENT, CHEAP, "mixed")]
+    placements = [
+        everywhere(d, model)
+        for d in (Decision.RECOMPUTE, Decision.SEGMENT, Decision.DROP_CHEAP, "mixed")
+    ]
     units = find_units(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for module in model.modules():
@@ -1009,10 +1077,9 @@ def test_adaptive_recomputes_what_is_entered_above_the_threshold():
     live = iter([100, 499, 500, 900, 100, 100])
     applied = apply_adaptive(model, budget_bytes=1000, live_bytes=lambda: next(live))
     assert_same(train_step(model), expected)
-    assert dict(applied.placement.decisions) == {"blocks.2": RECOMPUTE}
+    assert dict(applied.placement.decisions) == {"blocks.2": Decision.RECOMPUTE}
     train_step(model)
-    assert dict(applied.placement.decisions) == {"blocks.0": RECOMPUTE}
-    assert applied.placement.policy == "adaptive"
+    assert dict(applied.placement.decisions) == {"blocks.0": Decision.RECOMPUTE}
     applied.remove()
     assert not any("forward" in m.__dict__ for m in model.modules())
 
@@ -1043,7 +1110,7 @@ class NormedBlock(nn.Module):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("decision", [CHEAP, LEAN])
+@pytest.mark.parametrize("decision", [Decision.DROP_CHEAP, Decision.DROP_PER_USE])
 def test_a_norm_from_saved_statistics_is_the_same_to_the_bit(
     channels_last, precision, affine, decision
 ):

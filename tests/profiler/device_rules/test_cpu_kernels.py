@@ -85,9 +85,7 @@ def test_convolutions_that_go_over_to_onednn_at_16_images_are_seen() -> None:
     workload = Workload(model="test_efficientnet", micro_batch=16, image_size=64, num_classes=10)
     built = build_model(workload, device="meta")
     everything = dict.fromkeys(built.units, "recompute")
-    candidate = Candidate(
-        workload=workload, placement=Placement(policy="static", decisions=everything)
-    )
+    candidate = Candidate(workload=workload, placement=Placement(decisions=everything))
     every = replay_built_model(built, candidate, target="cpu", inside=Probe())
     assert replay(candidate, target="cpu").peak_bytes == every.peak_bytes
 

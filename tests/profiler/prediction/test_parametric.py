@@ -6,7 +6,7 @@ import pytest
 
 from planner.cost.model import CostModel
 from profiler.devices.table import device_spec, multiprocessors, workspaces_of
-from profiler.placement import CHEAP, KEEP, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement
 from profiler.replay.step_replay import replay
 from profiler.workload import Candidate, Workload
 
@@ -38,12 +38,15 @@ def replayed(candidate: Candidate, target: str) -> int:
 def placed(load: Workload, kind: str, units: tuple[str, ...]) -> Placement:
     options = {
         "none": dict[str, str](),
-        "static": dict.fromkeys(units, RECOMPUTE),
-        "cheap": dict.fromkeys(units, CHEAP),
-        "second": dict.fromkeys(units[1::2], RECOMPUTE),
-        "mixed": {unit: (KEEP, CHEAP, RECOMPUTE)[index % 3] for index, unit in enumerate(units)},
+        "static": dict.fromkeys(units, Decision.RECOMPUTE),
+        "cheap": dict.fromkeys(units, Decision.DROP_CHEAP),
+        "second": dict.fromkeys(units[1::2], Decision.RECOMPUTE),
+        "mixed": {
+            unit: (Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE)[index % 3]
+            for index, unit in enumerate(units)
+        },
     }
-    return Placement(policy=kind, decisions=options[kind])
+    return Placement(decisions=options[kind])
 
 
 CASES = [

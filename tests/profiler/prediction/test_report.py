@@ -13,7 +13,7 @@ from profiler.devices.table import context_bytes, device_label, device_spec, loo
 from profiler.errors import UnknownNameError
 from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
-from profiler.placement import RECOMPUTE, Placement
+from profiler.placement import Decision, Placement
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
 from profiler.prediction.report import predict, replay_on, report_of, step_flops, unit_reports
 from profiler.records import OWNERS, Report, Rung
@@ -26,7 +26,7 @@ LOAD = Workload(model="test_vit", micro_batch=4, image_size=64, num_classes=10)
 
 def recomputed(load: Workload) -> Candidate:
     units = build_model(load, device="meta").units
-    placement = Placement(policy="static", decisions=dict.fromkeys(units, RECOMPUTE))
+    placement = Placement(decisions=dict.fromkeys(units, Decision.RECOMPUTE))
     return Candidate(workload=load, placement=placement)
 
 
@@ -74,7 +74,7 @@ def test_units_tell_stored_boundary_and_decision(on_card: Report) -> None:
     log = replay(recomputed(LOAD), target="cuda").rounded(BLOCK_BYTES)
     assert len(on_card.units) == len(log.units)
     for unit in on_card.units:
-        assert unit.decision == RECOMPUTE
+        assert unit.decision == Decision.RECOMPUTE
         assert unit.boundary_bytes == output
         # a recomputed unit stores what it gives, rounded to blocks
         assert unit.stored_bytes == -(-output // BLOCK_BYTES) * BLOCK_BYTES

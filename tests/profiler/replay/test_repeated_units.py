@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from profiler.device_rules.cpu_kernels import RTX_2060_SUPER
 from profiler.models.backbones.discovery import anatomy_of
 from profiler.models.build import build_model
-from profiler.placement import CHEAP, KEEP, NONE, RECOMPUTE, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.parametric import profile_option
 from profiler.replay.event_log import EventLog
 from profiler.replay.repeated_units import Row, expand, pass_on, rows_of
@@ -19,7 +19,7 @@ from profiler.unit_options import uniform
 from profiler.workload import Candidate, Workload
 
 
-def candidate(model: str, method: str, option: str = KEEP, **changes: object) -> Candidate:
+def candidate(model: str, method: str, option: str = Decision.KEEP, **changes: object) -> Candidate:
     rank = 8 if method in ("lora", "adalora", "qlora") else None
     load = Workload(model=model, method=method, rank=rank, num_classes=10, micro_batch=4)
     load = load.replace(**changes)
@@ -42,21 +42,21 @@ def whole(given: Candidate) -> EventLog:
 
 VIT = "vit_tiny_patch16_224"
 CASES = [
-    (VIT, "full", KEEP),
-    (VIT, "full", CHEAP),
-    (VIT, "full", RECOMPUTE),
+    (VIT, "full", Decision.KEEP),
+    (VIT, "full", Decision.DROP_CHEAP),
+    (VIT, "full", Decision.RECOMPUTE),
     (VIT, "full", "parts:1"),
     (VIT, "full", "parts:all"),
     (VIT, "lora", "layers:2"),
-    (VIT, "lora", RECOMPUTE),
-    (VIT, "adalora", CHEAP),
-    (VIT, "qlora", KEEP),
-    (VIT, "head", KEEP),
-    (VIT, "partial_k", KEEP),
-    ("convnext_atto", "full", CHEAP),
+    (VIT, "lora", Decision.RECOMPUTE),
+    (VIT, "adalora", Decision.DROP_CHEAP),
+    (VIT, "qlora", Decision.KEEP),
+    (VIT, "head", Decision.KEEP),
+    (VIT, "partial_k", Decision.KEEP),
+    ("convnext_atto", "full", Decision.DROP_CHEAP),
     ("tiny_vit_5m_224", "lora", "layers:1"),
-    ("vim_t", "bitfit", RECOMPUTE),
-    ("mambavision_t", "full", CHEAP),
+    ("vim_t", "bitfit", Decision.RECOMPUTE),
+    ("mambavision_t", "full", Decision.DROP_CHEAP),
 ]
 
 
@@ -75,7 +75,9 @@ def test_the_log_is_that_of_a_whole_step(model: str, method: str, option: str) -
     assert told.boundary_bytes == true.boundary_bytes
 
 
-@pytest.mark.parametrize("option", [KEEP, CHEAP, RECOMPUTE, "parts:all"])
+@pytest.mark.parametrize(
+    "option", [Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE, "parts:all"]
+)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option: str) -> None:
     # autocast's copies go in an order of its own, so the ticks may differ there
@@ -101,7 +103,7 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
         np.testing.assert_array_equal(getattr(first.work, name), getattr(second.work, name))
 
 
-def rows(model: str, method: str = "full", placement: Placement = NONE) -> tuple[Row, ...]:
+def rows(model: str, method: str = "full", placement: Placement = KEEP_ALL) -> tuple[Row, ...]:
     load = Workload(model=model, method=method, num_classes=10)
     built = build_model(load, device="meta")
     return rows_of(built.backbone, built.units, placement)
@@ -117,14 +119,14 @@ def test_rows_are_units_that_are_alike() -> None:
 
 def test_a_row_ends_where_the_method_or_the_placement_changes() -> None:
     assert rows(VIT, "partial_k")[0].count < 12
-    half = Placement(policy="test", decisions={f"blocks.{i}": RECOMPUTE for i in range(5)})
+    half = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(5)})
     assert rows(VIT, placement=half) == (Row(0, 5), Row(5, 7))
 
 
 def test_a_unit_with_a_hook_is_like_no_other() -> None:
     built = build_model(Workload(model=VIT, method="full", num_classes=10), device="meta")
     built.backbone.get_submodule("blocks.4").register_forward_hook(lambda *_: None)
-    assert rows_of(built.backbone, built.units, NONE) == (Row(0, 4), Row(5, 7))
+    assert rows_of(built.backbone, built.units, KEEP_ALL) == (Row(0, 4), Row(5, 7))
 
 
 def test_a_row_whose_idle_units_do_something_is_not_told() -> None:

@@ -10,7 +10,7 @@ import torch
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth, peak_during
 from profiler.errors import InputError, UsageError
 from profiler.models.build import build_model
-from profiler.placement import CHEAP, LEAN, LIGHT, RECOMPUTE, SEGMENT, Placement
+from profiler.placement import Decision, Placement
 from profiler.replay.event_log import BACKWARD, FORWARD
 from profiler.replay.event_log import RECOMPUTE as RECOMPUTE_PHASE
 from profiler.replay.step_replay import replay, replay_update
@@ -30,9 +30,7 @@ def placed(load: Workload, decision: str | None, *, every: int = 1) -> Candidate
     if decision is None:
         return Candidate(workload=load)
     units = build_model(load, device="meta").units[::every]
-    return Candidate(
-        workload=load, placement=Placement(policy="test", decisions=dict.fromkeys(units, decision))
-    )
+    return Candidate(workload=load, placement=Placement(decisions=dict.fromkeys(units, decision)))
 
 
 def real_peak(candidate: Candidate) -> int:
@@ -56,26 +54,26 @@ def _one_thread() -> Iterator[None]:
 VIT, TINY, RESNET, MOBILE = "test_vit", "vit_tiny_patch16_224", "resnet18", "mobilenetv2"
 CASES = [
     (workload(VIT), None),
-    (workload(VIT), RECOMPUTE),
+    (workload(VIT), Decision.RECOMPUTE),
     (workload(VIT, "head"), None),
-    (workload(VIT, "bitfit", micro_batch=3, grad_clip=1.0, optimizer="sgd"), CHEAP),
-    (workload(VIT, micro_batch=6, precision="bf16"), RECOMPUTE),
+    (workload(VIT, "bitfit", micro_batch=3, grad_clip=1.0, optimizer="sgd"), Decision.DROP_CHEAP),
+    (workload(VIT, micro_batch=6, precision="bf16"), Decision.RECOMPUTE),
     (workload(VIT, accumulation=3), None),
     (workload(VIT, "lora", rank=4), None),
-    (workload(VIT, "lora", precision="bf16"), CHEAP),
-    (workload(VIT, "lora", dropout=0.1, drop_path=0.1), RECOMPUTE),
-    (workload(TINY, precision="bf16", micro_batch=1, accumulation=2), RECOMPUTE),
-    (workload(RESNET, "full", grad_clip=1.0), CHEAP),
+    (workload(VIT, "lora", precision="bf16"), Decision.DROP_CHEAP),
+    (workload(VIT, "lora", dropout=0.1, drop_path=0.1), Decision.RECOMPUTE),
+    (workload(TINY, precision="bf16", micro_batch=1, accumulation=2), Decision.RECOMPUTE),
+    (workload(RESNET, "full", grad_clip=1.0), Decision.DROP_CHEAP),
     (workload(RESNET, "bn_head", optimizer="sgd", precision="bf16"), None),
-    (workload(RESNET, "lora", accumulation=2), RECOMPUTE),
-    (workload(MOBILE, "full", precision="bf16", micro_batch=1), CHEAP),
-    (workload(MOBILE), LIGHT),
-    (workload("tiny_vit_5m_224", "lora", precision="bf16"), LIGHT),
-    (workload(MOBILE), LEAN),
-    (workload(TINY, "lora", rank=4), LEAN),
-    (workload("tiny_vit_5m_224", "lora", precision="bf16"), LEAN),
+    (workload(RESNET, "lora", accumulation=2), Decision.RECOMPUTE),
+    (workload(MOBILE, "full", precision="bf16", micro_batch=1), Decision.DROP_CHEAP),
+    (workload(MOBILE), Decision.DROP_CHEAP_AND_MIXING),
+    (workload("tiny_vit_5m_224", "lora", precision="bf16"), Decision.DROP_CHEAP_AND_MIXING),
+    (workload(MOBILE), Decision.DROP_PER_USE),
+    (workload(TINY, "lora", rank=4), Decision.DROP_PER_USE),
+    (workload("tiny_vit_5m_224", "lora", precision="bf16"), Decision.DROP_PER_USE),
     # relative position biases: the math attention in bf16, again in backward
-    (workload("tiny_vit_5m", "bitfit", precision="bf16"), RECOMPUTE),
+    (workload("tiny_vit_5m", "bitfit", precision="bf16"), Decision.RECOMPUTE),
 ]
 SCALAR_BYTES = 8
 """Autograd keeps a Python number that it multiplied by as a tensor; a replay does not see it."""
@@ -99,7 +97,7 @@ def test_replayed_peak_is_the_allocators(load: Workload, decision: str | None) -
     candidate = placed(load, decision)
     log = replay(candidate, target="cpu")
     draws = load.dropout or load.drop_path
-    states = len(log.units) if draws else 1 if decision == RECOMPUTE else 0
+    states = len(log.units) if draws else 1 if decision == Decision.RECOMPUTE else 0
     unseen = SCALARS * SCALAR_BYTES + states * GENERATOR_BYTES
     assert 0 <= real_peak(candidate) - log.peak_bytes <= unseen
 
@@ -107,7 +105,7 @@ def test_replayed_peak_is_the_allocators(load: Workload, decision: str | None) -
 def test_a_mixed_placement_is_replayed_too() -> None:
     load = workload(VIT, "bitfit", micro_batch=4, optimizer="sgd")
     first, second, *_ = build_model(load, device="meta").units
-    placement = Placement(policy="test", decisions={first: RECOMPUTE, second: SEGMENT})
+    placement = Placement(decisions={first: Decision.RECOMPUTE, second: Decision.SEGMENT})
     candidate = Candidate(workload=load, placement=placement)
     log = replay(candidate, target="cpu")
     assert 0 <= real_peak(candidate) - log.peak_bytes <= SCALARS * SCALAR_BYTES + GENERATOR_BYTES
@@ -138,7 +136,7 @@ def test_a_step_leaves_what_it_found_and_its_loss() -> None:
     assert live[-1] - live[0] == 4
 
 
-@pytest.mark.parametrize("decision", [None, RECOMPUTE, CHEAP])
+@pytest.mark.parametrize("decision", [None, Decision.RECOMPUTE, Decision.DROP_CHEAP])
 def test_operations_do_not_depend_on_the_batch(decision: str | None) -> None:
     small, large = (
         replay(placed(workload(VIT, micro_batch=b), decision), target="cuda", only_this_batch=False)
@@ -151,7 +149,9 @@ def test_operations_do_not_depend_on_the_batch(decision: str | None) -> None:
 
 
 def test_recompute_repeats_the_units_forward() -> None:
-    none, static = (replay(placed(workload(VIT), d), target="cuda") for d in (None, RECOMPUTE))
+    none, static = (
+        replay(placed(workload(VIT), d), target="cuda") for d in (None, Decision.RECOMPUTE)
+    )
     assert none.flops(RECOMPUTE_PHASE) == 0
     assert static.flops(FORWARD) == none.flops(FORWARD)
     assert static.flops(BACKWARD) == none.flops(BACKWARD)
@@ -202,7 +202,7 @@ def test_published_flops_ignore_groups() -> None:
 
 
 def test_what_cannot_be_replayed_is_one_line() -> None:
-    strange = Placement(policy="test", decisions={"blocks.99": RECOMPUTE})
+    strange = Placement(decisions={"blocks.99": Decision.RECOMPUTE})
     with pytest.raises(InputError, match=r"blocks\.99"):
         replay(Candidate(workload=workload(VIT), placement=strange))
     with pytest.raises(UsageError, match="BatchNorm"):

@@ -74,9 +74,7 @@ def test_a_placement_that_fits_is_measured_under_its_budget() -> None:
     load = Workload(model="mobilenetv2_100", method="full", micro_batch=8)
     budget = 300 * MIB
     placed = CostModel("cpu").place(load, "optimal", budget)
-    report = measure(
-        Candidate(workload=load, placement=placed), device="cpu", cap_bytes=budget, steps=1
-    )
+    report = measure(placed, device="cpu", cap_bytes=budget, steps=1)
     assert report.memory.peak_bytes < budget
 
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from planner.cost.model import CostModel
 from planner.placement import option_indices, recompute_seconds
 from profiler.checkpointing.recompute import Frame
-from profiler.placement import CHEAP, LEAN, LIGHT, RECOMPUTE, Placement
+from profiler.placement import Decision, Placement
 from profiler.prediction.report import predict, replay_on
 from profiler.replay.event_log import RECOMPUTE as RECOMPUTED
 from profiler.running.measurement import build_step
@@ -95,11 +95,10 @@ def test_rates_are_of_a_backbone_and_kept_on_disk():
 
 
 @pytest.mark.usefixtures("_own_rates")
-@pytest.mark.parametrize("option", [CHEAP, LIGHT])
+@pytest.mark.parametrize("option", [Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING])
 def test_composed_and_replayed_times_use_the_same_rates(option):
     cost = CostModel("cpu")
-    placement = cost.place(MOBILENET, option, 1)
-    candidate = Candidate(workload=MOBILENET, placement=placement)
+    candidate = cost.place(MOBILENET, option, 1)
     composed, replayed = cost.predict(candidate), predict(candidate, device="cpu")
     assert composed.step_seconds == pytest.approx(replayed.step_seconds, rel=0.01)
     # by hand, one operation after the other
@@ -116,13 +115,13 @@ def test_composed_and_replayed_times_use_the_same_rates(option):
     )
     assert rates.refill_seconds > 0
     chain = cost.chain(MOBILENET)
-    assert recompute_seconds(chain, option_indices(chain, placement)) == pytest.approx(
+    assert recompute_seconds(chain, option_indices(chain, candidate.placement)) == pytest.approx(
         by_hand, rel=0.01
     )
     assert any(op.kind == "aten::native_batch_norm, given statistics" for op in again)
 
 
-@pytest.mark.parametrize("option", [CHEAP, LEAN, RECOMPUTE])
+@pytest.mark.parametrize("option", [Decision.DROP_CHEAP, Decision.DROP_PER_USE, Decision.RECOMPUTE])
 def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch):
     run_again = []
 
@@ -131,7 +130,7 @@ def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch
         return refill(frame, *args, **kwargs)
 
     units = CostModel("cpu").units(MOBILENET)
-    placement = Placement(policy=option, decisions=dict.fromkeys(units, option))
+    placement = Placement(decisions=dict.fromkeys(units, option))
     candidate = Candidate(workload=MOBILENET, placement=placement)
     log = replay_on(candidate, device="cpu")
     step, batches = build_step(candidate, device="cpu")
@@ -150,7 +149,7 @@ def test_a_gpu_has_no_kinds_and_collects_statistics_again():
     assert rates.slowness == {}
     assert rates.refill_seconds == 0
     units = cost.units(MOBILENET)
-    placement = Placement(policy=CHEAP, decisions=dict.fromkeys(units, CHEAP))
+    placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     candidate = Candidate(workload=MOBILENET, placement=placement)
     kinds = {op.kind for op in replay_on(candidate, device="rtx-3060").operations}
     assert "aten::native_batch_norm" in kinds
