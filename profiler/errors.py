@@ -26,6 +26,10 @@ class BudgetplanError(Exception):
     exit_code = 1
 
 
+class BudgetplanWarning(UserWarning):
+    """Base of all warnings of this program; a command prints one line on stderr."""
+
+
 class UsageError(BudgetplanError):
     """An argument is out of its domain."""
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from profiler.errors import BudgetplanError, InputError
+from profiler.errors import BudgetplanError, BudgetplanWarning, InputError
 
 JsonObject: TypeAlias = Mapping[str, Any]
 """A JSON object of free content: raw trials, the environment, provenance."""
@@ -45,7 +45,7 @@ LONGEST_VALUE = 80
 ANYTHING = inspect.AnyType()
 
 
-class NewerFileWarning(UserWarning):
+class NewerFileWarning(BudgetplanWarning):
     """A file of a newer minor version has fields that this program does not know."""
 
 

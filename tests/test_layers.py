@@ -37,6 +37,7 @@ LAYERS = (
     ("planner.search",),
     ("planner.training",),
     ("planner.recommendation",),
+    ("planner.api",),
     ("planner.cli",),
 )
 """From the bottom up. A module imports only from its own package and from rows above its own."""
@@ -56,13 +57,13 @@ ONLY_IMPORTERS = {
 """Heavy package to the packages of ours that may import it."""
 
 WITHOUT_TORCH = (
-    "profiler.units", "profiler.errors", "profiler.json_records", "profiler.placement", "profiler.workload",
-    "profiler.unit_options", "profiler.records", "profiler.store", "profiler.devices.table",
-    "profiler.device_rules.caching_allocator", "profiler.replay.event_log",
-    "profiler.timing.roofline", "profiler.prediction.parametric", "profiler.running.sandbox",
+    "profiler.units", "profiler.errors", "profiler.json_records", "profiler.placement",
+    "profiler.workload", "profiler.unit_options", "profiler.records", "profiler.store",
+    "profiler.devices.table", "profiler.device_rules.caching_allocator",
+    "profiler.replay.event_log", "profiler.timing.roofline", "profiler.prediction.parametric", "profiler.running.sandbox",
     "profiler.running.measurement", "profiler.models.methods", "profiler.prediction.report",
-    "planner", "planner.placement", "planner.scoring.netscore", "planner.scoring.accuracy_prior",
-    "planner.search.pareto", "planner.plan", "planner.cost.model",
+    "planner", "planner.api", "planner.placement", "planner.scoring.netscore",
+    "planner.scoring.accuracy_prior", "planner.search.pareto", "planner.plan", "planner.cost.model",
 )  # fmt: skip
 """Modules that a command may import before it is known that torch is needed."""
 HEAVY = ("torch", "timm", "peft", "optuna", "click", "rich", "bitsandbytes", "pynvml")

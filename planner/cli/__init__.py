@@ -1,5 +1,44 @@
-"""The command line: ``budgetplan``. It parses, calls and prints; nothing is decided here."""
+"""The command line ``budgetplan``: it parses arguments, calls the Python interface and prints.
 
-from planner.cli.commands import cli, main
+command_group        exit codes, one-line errors and warnings
+options, output      shared options; JSON, tables and progress
+*_commands           the commands
+table_layout         tables that fit the terminal
+cell_text, *_tables  texts of cells; the tables of each kind of record
+"""
+
+from __future__ import annotations
+
+import click
+
+from planner.cli.command_group import EPILOG, CommandGroup
+from planner.cli.list_commands import devices, methods, models
+from planner.cli.plan_commands import show, train, validate
+from planner.cli.recommend_commands import dashboard, recommend
+from planner.cli.score_command import score
+from planner.cli.workload_commands import measure, predict, profile
 
 __all__ = ["cli", "main"]
+
+
+@click.group(
+    cls=CommandGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(package_name="budgetplan")
+def cli() -> None:
+    """Plan the fine-tuning of vision models on small GPUs: what fits, and what it costs.
+
+    Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes.
+    """
+
+
+for command in (
+    recommend, predict, measure, profile, validate, train, show, score, models, methods, devices,
+    dashboard,
+):  # fmt: skip
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="budgetplan")

@@ -7,19 +7,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from planner.cli.tables import (
-    Column,
-    decision_of,
-    difference,
-    placement_of,
-    score_columns,
-    show_plan,
-    show_profile,
-    show_report,
-    show_table,
-    tables,
-    unit_columns,
-)
+from planner.cli.cell_text import decision_of, difference, placement_of
+from planner.cli.list_tables import score_columns
+from planner.cli.plan_tables import show_plan
+from planner.cli.report_tables import show_profile, show_report, unit_columns
+from planner.cli.table_layout import Column, show_table, tables
 from planner.placement import PlacementRow
 from planner.plan import Accuracy, Plan
 from planner.scoring.netscore import scores

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from planner.cli.commands import cli
+from planner.cli import cli
 from planner.cli.options import Checkpoint, Size
 from planner.plan import read_plan
 from profiler.records import OWNERS
@@ -74,7 +74,7 @@ def test_sizes_and_exit_codes_are_in_the_help() -> None:
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     heavy = "torch", "timm", "peft", "optuna", "rich", "numpy", "scipy", "sklearn"
     script = (
-        "import sys; from planner.cli.commands import cli\n"
+        "import sys; from planner.cli import cli\n"
         f"try: cli({list(arguments)!r}, prog_name='budgetplan')\n"
         "except SystemExit: pass\n"
         f"print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from planner.cli.commands import cli
-from planner.cli.tables import show_matrix
+from planner.cli import cli
+from planner.cli.list_tables import show_matrix
 from planner.methods.describe import learning_layers, method_facts
 from planner.methods.matrix import MethodMatrix, Outcome, load_matrix, markdown
 from profiler.errors import InputError

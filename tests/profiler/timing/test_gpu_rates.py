@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from planner.cli import options
-from planner.target_device import find_target
+from planner.target_device import STUDY_DEVICE, find_target
 from profiler.devices import nvml as device
 from profiler.devices import table as hardware
 from profiler.devices.table import TIMED, lookup, multiprocessors, short_name
@@ -81,7 +80,7 @@ def test_where_timing_fails_the_answer_says_so(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(unlisted_gpu, "run_in_process", fail)
     target = find_target("auto")
-    assert (target.label.name, target.runs_on) == (options.STUDY_DEVICE, "cpu")
+    assert (target.label.name, target.runs_on) == (STUDY_DEVICE, "cpu")
     assert "MX450 is not in the table, and the run died" in target.label.note
     with pytest.raises(UnknownNameError):
         lookup("mx450")

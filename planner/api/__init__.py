@@ -1,0 +1,41 @@
+"""The Python interface: the functions that the commands of the same names call.
+
+    from planner import recommend, predict, measure, load_plan, apply_plan, train, load_trained
+
+Arguments are plain values: a model name, a method name, a size in bytes or as text (``"2GB"``), a
+device name. Results are the records of ``profiler.records``, ``planner.plan`` and
+``planner.recommendation.answer``. Every error is a ``profiler.errors.BudgetplanError`` with a
+one-line message. This package imports torch, timm and Optuna only when a function is called.
+
+    workload_functions    predict, measure, profile_units, check_fits, draw_timeline
+    recommend_function    recommend
+    plan_functions        load_plan, validate, train, load_trained
+    arguments             plain arguments to workloads, candidates and sizes
+"""
+
+from planner.api.arguments import WorkloadOptions
+from planner.api.plan_functions import load_plan, load_trained, train, validate
+from planner.api.recommend_function import recommend
+from planner.api.workload_functions import (
+    UnitProfile,
+    check_fits,
+    draw_timeline,
+    measure,
+    predict,
+    profile_units,
+)
+
+__all__ = [
+    "UnitProfile",
+    "WorkloadOptions",
+    "check_fits",
+    "draw_timeline",
+    "load_plan",
+    "load_trained",
+    "measure",
+    "predict",
+    "profile_units",
+    "recommend",
+    "train",
+    "validate",
+]

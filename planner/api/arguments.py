@@ -1,0 +1,133 @@
+"""Turns the plain arguments of the Python interface into workloads, candidates and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from profiler.errors import DeviceError, UsageError
+from profiler.units import parse_bytes
+
+if TYPE_CHECKING:
+    from profiler.devices.table import DeviceSpec
+    from profiler.workload import Candidate, OptimizerName, PrecisionName, Workload
+
+
+class WorkloadOptions(TypedDict, total=False):
+    """Optional arguments that describe one training step, with the command line's defaults.
+
+    Attributes:
+        batch_size: images in a micro-batch (32).
+        accumulate: micro-batches in an optimizer step (1).
+        rank: rank of a low-rank method, width of an adapter, number of prompts; None for the
+            method's default.
+        alpha: LoRA's scaling numerator; None for twice the rank.
+        dropout: dropout rate on the adapter's input (0).
+        targets: module-name suffixes to adapt; None for the method's default.
+        precision: ``fp32`` (the default), or autocast to ``bf16`` or ``fp16``.
+        optimizer: ``adamw`` (the default), ``sgd`` or ``adamw8bit``.
+        image_size: height and width of the input in pixels; None for the model's own.
+        num_classes: number of classes (1000).
+        checkpoint: policy that places recomputation (``none``).
+        threshold: share of the budget at which the policy ``adaptive`` starts to recompute (0.5).
+    """
+
+    batch_size: int
+    accumulate: int
+    rank: int | None
+    alpha: float | None
+    dropout: float
+    targets: Sequence[str] | None
+    precision: PrecisionName
+    optimizer: OptimizerName
+    image_size: int | None
+    num_classes: int
+    checkpoint: str
+    threshold: float
+
+
+def parse_size(size: int | str) -> int:
+    """Return bytes for a number of bytes or a text such as ``2GB``.
+
+    Raises:
+        UsageError: the text is not a size, or the size is not positive.
+    """
+    try:
+        size_bytes = parse_bytes(size) if isinstance(size, str) else size
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if size_bytes <= 0:
+        raise UsageError(f"a size must be positive, got {size!r}")
+    return size_bytes
+
+
+def optional_size(size: int | str | None) -> int | None:
+    """Return bytes for a size, and None for None."""
+    return None if size is None else parse_size(size)
+
+
+def device_name(device: str | DeviceSpec) -> str:
+    """Return the name of a device that is given by name or as a record."""
+    return device if isinstance(device, str) else device.name
+
+
+def _workload(model: str, method: str, options: WorkloadOptions) -> Workload:
+    """Return the workload with the defaults that depend on the model and the method."""
+    from profiler.models import backbones
+    from profiler.models.methods import get_method
+    from profiler.workload import Workload
+
+    name = backbones.resolve(model)
+    targets = options.get("targets")
+    return get_method(method).resolve(
+        Workload(
+            model=name,
+            method=method,
+            rank=options.get("rank"),
+            alpha=options.get("alpha"),
+            dropout=options.get("dropout", 0.0),
+            targets=None if targets is None else tuple(targets),
+            micro_batch=options.get("batch_size", 32),
+            accumulation=options.get("accumulate", 1),
+            precision=options.get("precision", "fp32"),
+            optimizer=options.get("optimizer", "adamw"),
+            image_size=options.get("image_size") or backbones.native_image_size(name),
+            num_classes=options.get("num_classes", 1000),
+        )
+    )
+
+
+def candidate_of(
+    model: str, method: str, *, device: str, vram: int | str | None, options: WorkloadOptions
+) -> Candidate:
+    """Return the workload with the placement of its policy."""
+    from planner.cost.place_by_policy import place
+
+    return place(
+        _workload(model, method, options),
+        options.get("checkpoint", "none"),
+        device=device,
+        budget=optional_size(vram),
+        threshold=options.get("threshold", 0.5),
+    )
+
+
+def device_of_run(device: str) -> str:
+    """Return where a real run takes place: this machine's GPU or ``cpu``.
+
+    Raises:
+        DeviceError: the named GPU is not in this machine.
+        UnknownNameError: no such device.
+    """
+    from planner.target_device import find_target
+
+    target = find_target(device)
+    if device != "auto" and target.runs_on != target.label.name:
+        raise DeviceError(
+            f"{target.label.name} is not in this machine; use the device cpu, or predict for it"
+        )
+    return target.runs_on
+
+
+def no_progress(stage: str, text: str, fraction: float) -> None:
+    """Ignore progress."""

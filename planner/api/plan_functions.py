@@ -1,0 +1,230 @@
+"""Functions for a plan: load, validate, train, and load the trained model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from planner.api.arguments import device_name, device_of_run, no_progress, optional_size
+from profiler.errors import BudgetplanWarning, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planner.plan import Plan
+    from planner.recommendation.request import Notify
+    from planner.training.adaptive_rule import AdaptiveRule
+    from planner.training.history import TrainProgress, TrainResult
+    from profiler.devices.table import DeviceSpec
+
+FP16_TRAINING_ON_CPU = (
+    "this plan trains in fp16, made for a GPU; on this CPU a step can take minutes. To train here, "
+    "make the plan with `recommend --device cpu`, or --precisions fp32."
+)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Return the plan in a file.
+
+    Raises:
+        InputError: the file is missing, damaged or not a plan. The message names the field.
+    """
+    from planner.plan import read_plan
+
+    return read_plan(Path(path))
+
+
+def validate(
+    plan: Plan | str | Path,
+    *,
+    data: str | None = None,
+    device: str | DeviceSpec = "auto",
+    steps: int | None = None,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+    on_progress: Notify | None = None,
+) -> Plan:
+    """Run a plan for a few steps under its budget and return it with the measurement.
+
+    Args:
+        plan: plan, or the path of a plan file.
+        data: data set or folder; None for the plan's.
+        device: ``auto`` (the plan's GPU if it is in this machine, else the CPU), ``cpu``, or the
+            name of this machine's GPU.
+        steps: optimizer steps; None for a few.
+        out: file for the plan with its measurement; None to write none.
+        weights: file of weights; None for timm's pretrained weights.
+        pretrained: try to load timm's pretrained weights.
+        seed: seed for new weights and data order.
+        on_progress: called with (stage, description, fraction of the stage done).
+
+    Raises:
+        InputError: the plan does not fit the model, or the data cannot be used.
+        DeviceError: the named GPU is not in this machine.
+        OutOfMemoryError: the run exceeded the budget.
+        MeasurementError: the run failed in another way.
+    """
+    from planner.plan import write_plan
+    from planner.recommendation.pipeline import validate_plan
+    from planner.recommendation.request import RealRun
+    from planner.target_device import find_target
+
+    content, name = _plan(plan), device_name(device)
+    planned = find_target(content.prediction.device.name)
+    run = RealRun(
+        device=planned.runs_on if name == "auto" else device_of_run(name),
+        data=data or _data_of(content),
+        steps=steps,
+        seed=seed,
+        weights=None if weights is None else Path(weights),
+        pretrained=pretrained,
+    )
+    checked = validate_plan(content, run=run, notify=on_progress or no_progress)
+    if out is not None:
+        write_plan(checked, Path(out))
+    return checked
+
+
+def train(
+    plan: Plan | str | Path,
+    *,
+    out: str | Path | None = None,
+    data: str | None = None,
+    epochs: int = 10,
+    steps: int | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    learning_rate: float | None = None,
+    checkpoint: str | None = None,
+    threshold: float = 0.5,
+    vram: int | str | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+    on_progress: Callable[[TrainProgress], None] | None = None,
+    on_interrupt: Callable[[], None] | None = None,
+) -> TrainResult:
+    """Train the workload of a plan under its placement and save the result in a folder.
+
+    Args:
+        plan: plan, or the path of a plan file.
+        out: folder of the result; None for ``trained/`` and the name of the plan's file.
+        data: ``digits``, ``cifar100``, ``dtd``, or a folder; None for the plan's data.
+        epochs: epochs in all, those before a resume included.
+        steps: optimizer steps in all, in place of ``epochs``.
+        minutes: duration after which the run ends with the current step.
+        resume: continue from the last checkpoint in ``out``.
+        device: ``auto`` takes a GPU if there is one.
+        learning_rate: learning rate; None for the default of the method and the weights.
+        checkpoint: placement policy in place of the plan's placement; None for the plan's.
+            ``adaptive`` decides while training.
+        threshold: share of the budget at which ``adaptive`` starts to recompute.
+        vram: budget of ``checkpoint`` in bytes or as text; None for the plan's.
+        weights: file of weights; None for timm's pretrained weights.
+        pretrained: try to load timm's pretrained weights.
+        seed: seed for new weights, dropout and data order.
+        on_progress: called after each step and at each reading.
+        on_interrupt: called in the signal's handler when Ctrl-C has to wait for the step.
+
+    Raises:
+        UsageError: an argument out of its domain.
+        InputError: the plan does not fit the model or the data, or there is nothing to resume.
+        DeviceError: no such device.
+        MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
+    """
+    from planner.plan import plan_file_name
+    from planner.training.checkpoints import latest_checkpoint
+    from planner.training.loop import train as run
+
+    content = _plan(plan)
+    name = Path(plan if isinstance(plan, str | Path) else plan_file_name(content.candidate)).stem
+    output = Path("trained") / name if out is None else Path(out)
+    placed, rule = _placed_by(content, checkpoint, vram=vram, threshold=threshold)
+    chosen = _training_device(device)
+    if chosen == "cpu" and content.candidate.workload.precision == "fp16":
+        warnings.warn(FP16_TRAINING_ON_CPU, BudgetplanWarning, stacklevel=2)
+    try:
+        return run(
+            placed,
+            data=data or _data_of(content),
+            epochs=epochs,
+            steps=steps,
+            minutes=minutes,
+            output=output,
+            resume=resume,
+            device=chosen,
+            weights=None if weights is None else Path(weights),
+            pretrained=pretrained,
+            learning_rate=learning_rate,
+            seed=seed,
+            rule=rule,
+            on_progress=on_progress,
+            on_interrupt=on_interrupt,
+        )
+    except KeyboardInterrupt as interrupt:
+        is_early = latest_checkpoint(output) is None
+        interrupt.add_note(
+            "it was too early for a checkpoint: nothing is kept"
+            if is_early
+            else "the same command with --resume goes on"
+        )
+        raise
+
+
+def load_trained(folder: str | Path) -> nn.Module:
+    """Return the model that `train` left in a folder, in evaluation mode.
+
+    It takes images [batch, 3, size, size] and returns logits [batch, classes].
+
+    Args:
+        folder: folder of the result.
+
+    Raises:
+        InputError: the folder holds no training, or one of another model.
+    """
+    from planner.training.trained_model import load_trained as load
+
+    return load(Path(folder))
+
+
+def _plan(plan: Plan | str | Path) -> Plan:
+    return load_plan(plan) if isinstance(plan, str | Path) else plan
+
+
+def _data_of(plan: Plan) -> str:
+    """Return the data set or folder that a plan was made for."""
+    return str(plan.provenance.get("data", "digits"))
+
+
+def _training_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _placed_by(
+    plan: Plan, policy: str | None, *, vram: int | str | None, threshold: float
+) -> tuple[Plan, AdaptiveRule | None]:
+    """Return the plan under a policy's placement, and the rule that decides at run time if any."""
+    from planner.cost.place_by_policy import place
+    from planner.plan import with_placement
+    from planner.training.adaptive_rule import AdaptiveRule
+    from profiler.prediction.report import predict as replay
+
+    if policy is None:
+        if vram is not None:
+            raise UsageError("--vram is the budget of --checkpoint; give a policy too")
+        return plan, None
+    budget = optional_size(vram) or plan.budget_bytes
+    if policy == "adaptive":
+        return plan, AdaptiveRule(budget_bytes=budget, threshold=threshold)
+    device, load = plan.prediction.device.name, plan.candidate.workload
+    report = replay(place(load, policy, device=device, budget=budget), device=device)
+    return with_placement(plan, report, budget_bytes=budget), None

@@ -1,0 +1,106 @@
+"""The function recommend: from plain arguments to an answer with plan files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.api.arguments import device_name, no_progress, parse_size
+
+if TYPE_CHECKING:
+    from planner.recommendation.answer import Recommendation
+    from planner.recommendation.request import Notify
+    from profiler.devices.table import DeviceSpec
+
+
+def recommend(
+    model: str,
+    *,
+    vram: int | str,
+    data: str = "digits",
+    device: str | DeviceSpec = "auto",
+    methods: Sequence[str] | None = None,
+    effective_batch: int = 32,
+    precisions: Sequence[str] | None = None,
+    optimizers: Sequence[str] = ("adamw", "sgd"),
+    checkpoints: Sequence[str] = ("none", "static", "optimal"),
+    image_size: int | None = None,
+    trials: int = 200,
+    stop_when_flat: bool = False,
+    validations: int = 3,
+    steps: int | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+    study: str | None = None,
+    storage: str | None = None,
+    out: str | Path = "plans",
+    on_progress: Notify | None = None,
+) -> Recommendation:
+    """Search for configurations that fit a budget, check them, and write a plan file for each.
+
+    Args:
+        model: timm name or alias of the backbone.
+        vram: budget in bytes or as text, the CUDA context included.
+        data: ``digits``, ``cifar100``, ``dtd``, or a folder with one subfolder for each class.
+        device: ``auto`` (this machine's GPU, else the RTX 2060 SUPER), ``cpu``, or a device of the
+            table.
+        methods: methods to search; None for all that work on the backbone.
+        effective_batch: images in an optimizer step. Micro-batches are its divisors.
+        precisions: precisions to search; None for fp32 and the device's half precision.
+        optimizers: optimizers to search.
+        checkpoints: placement policies to search.
+        image_size: height and width of the input in pixels; None for the model's own.
+        trials: trials of the search, those of a continued study included.
+        stop_when_flat: end the search when the Pareto front no longer grows.
+        validations: number of candidates that are really run; 0 for none.
+        steps: steps of each real run; None for a few.
+        weights: file of weights; None for timm's pretrained weights.
+        pretrained: try to load timm's pretrained weights.
+        seed: seed for weights, data order and the search.
+        study: name of the study; an existing one is continued.
+        storage: SQLAlchemy URL of the study; None for a file under ``studies/``.
+        out: folder of the plan files.
+        on_progress: called with (stage, description, fraction of the stage done).
+
+    Raises:
+        UnknownNameError: no such model, method, policy or device.
+        UsageError: an argument out of its domain, or no method works on the backbone.
+        InfeasibleError: nothing fits. The message names the smallest budget that suffices.
+        InputError: the study, the weights or the data cannot be used.
+        MeasurementError: every real run failed.
+    """
+    from planner.recommendation.build_request import build_request
+    from planner.recommendation.pipeline import recommend as answer
+
+    notify = on_progress or no_progress
+    notify("start", "loading the model's structure", 0.0)
+    request = build_request(
+        model,
+        budget_bytes=parse_size(vram),
+        data=data,
+        device=device_name(device),
+        methods=methods,
+        effective_batch=effective_batch,
+        precisions=precisions,
+        optimizers=optimizers,
+        checkpoints=checkpoints,
+        image_size=image_size,
+        trials=trials,
+        stop_when_flat=stop_when_flat,
+        validations=validations,
+        steps=steps,
+        weights=None if weights is None else Path(weights),
+        pretrained=pretrained,
+        seed=seed,
+        study=study,
+        storage=storage,
+        out=Path(out),
+    )
+    try:
+        return answer(request, notify=notify)
+    except KeyboardInterrupt as interrupt:
+        where = f" --storage {storage}" if storage else ""
+        interrupt.add_note(f"the same command with --study {request.study}{where} goes on")
+        raise

@@ -1,0 +1,235 @@
+"""Functions for one workload: predict it, measure it, profile its units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Unpack
+
+from planner.api.arguments import (
+    WorkloadOptions,
+    candidate_of,
+    device_name,
+    device_of_run,
+    no_progress,
+    optional_size,
+    parse_size,
+)
+from profiler.errors import UsageError
+from profiler.units import format_bytes
+
+if TYPE_CHECKING:
+    from planner.placement import PlacementRow
+    from planner.recommendation.request import Notify
+    from profiler.devices.table import DeviceSpec
+    from profiler.records import Report
+    from profiler.replay.event_log import EventLog
+
+
+def predict(
+    model: str,
+    method: str = "full",
+    *,
+    device: str | DeviceSpec = "auto",
+    vram: int | str | None = None,
+    rung: Literal["composed", "replayed"] = "replayed",
+    published_flops: bool = False,
+    on_progress: Notify | None = None,
+    **workload: Unpack[WorkloadOptions],
+) -> Report:
+    """Predict memory, time and energy of one training step. Nothing is run.
+
+    Args:
+        model: timm name or alias of the backbone.
+        method: fine-tuning method.
+        device: ``auto`` (this machine's GPU, else the RTX 2060 SUPER), ``cpu``, or a device of the
+            table.
+        vram: budget in bytes or as text, the CUDA context included, for policies that need one.
+            The report may exceed it; see `check_fits`.
+        rung: ``replayed`` is exact, ``composed`` is faster.
+        published_flops: count FLOPs as arXiv 2507.23536 did, with groups left out of weight
+            gradients.
+        on_progress: called with (stage, description, fraction of the stage done).
+        **workload: see `WorkloadOptions`.
+
+    Raises:
+        UnknownNameError: no such model, method, policy or device.
+        UsageError: an argument out of its domain, or a method that refuses the backbone.
+        InfeasibleError: an exact policy, and no placement fits the budget.
+    """
+    from planner.target_device import find_target
+
+    if rung == "composed" and published_flops:
+        raise UsageError("FLOPs as published are counted by a replay; use the rung 'replayed'")
+    notify = on_progress or no_progress
+    target = find_target(device_name(device))
+    notify("predict", "building the workload", 0.0)
+    candidate = candidate_of(model, method, device=target.label.name, vram=vram, options=workload)
+    notify("predict", "replaying" if rung == "replayed" else "profiling", 0.3)
+    if rung == "composed":
+        from planner.cost.place_by_policy import cost_model
+
+        report = cost_model(target.label.name).predict(candidate)
+    else:
+        from profiler.prediction.report import predict as replay
+
+        report = replay(candidate, device=target.label.name, as_published=published_flops)
+    return replace(report, device=target.label)
+
+
+def measure(
+    model: str,
+    method: str = "full",
+    *,
+    device: str | DeviceSpec = "auto",
+    vram: int | str | None = None,
+    steps: int = 5,
+    warmup: int = 2,
+    on_progress: Notify | None = None,
+    **workload: Unpack[WorkloadOptions],
+) -> Report:
+    """Run one workload in a process of its own and measure memory, time and energy.
+
+    Args:
+        model: timm name or alias of the backbone.
+        method: fine-tuning method.
+        device: ``auto`` (this machine's GPU, else the CPU), ``cpu``, or the name of this machine's
+            GPU.
+        vram: hard memory cap in bytes or as text, also the budget of policies that need one.
+        steps: timed steps.
+        warmup: steps before the first reading.
+        on_progress: called with (stage, description, fraction of the stage done).
+        **workload: see `WorkloadOptions`.
+
+    Raises:
+        UnknownNameError: no such model, method, policy or device.
+        UsageError: an argument out of its domain, or a method that refuses the backbone.
+        DeviceError: the named GPU is not in this machine.
+        OutOfMemoryError: the run exceeded the cap.
+        MeasurementError: the run failed in another way.
+    """
+    from profiler.running.measurement import measure as run
+
+    notify = on_progress or no_progress
+    name = device_name(device)
+    here = device_of_run(name)
+    notify("measure", "building the workload", 0.0)
+    report = run(
+        candidate_of(model, method, device=here, vram=vram, options=workload),
+        device=here,
+        cap_bytes=optional_size(vram),
+        steps=steps,
+        warmup=warmup,
+        on_progress=lambda text, done: notify("measure", text, done),
+    )
+    if name != "auto" or here != "cpu":
+        return report
+    note = "no GPU was found here, so it was run on the CPU"
+    return replace(report, device=replace(report.device, note=note))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitProfile:
+    """A replayed step, unit by unit.
+
+    Attributes:
+        report: prediction with one row for each unit.
+        log: event log of the replay.
+        placement_rows: live bytes, freed bytes and recomputation price of each unit; None when
+            not requested.
+    """
+
+    report: Report
+    log: EventLog
+    placement_rows: tuple[PlacementRow, ...] | None
+
+
+def profile_units(
+    model: str,
+    method: str = "full",
+    *,
+    device: str | DeviceSpec = "auto",
+    vram: int | str | None = None,
+    published_flops: bool = False,
+    with_placement: bool = False,
+    on_progress: Notify | None = None,
+    **workload: Unpack[WorkloadOptions],
+) -> UnitProfile:
+    """Replay one workload and return its units, its event log and the reasons of its placement.
+
+    The arguments and errors are those of `predict`. With ``with_placement`` the cost model also
+    returns the price of every unit's decision.
+    """
+    from planner.target_device import find_target
+    from profiler.devices.table import device_spec
+    from profiler.prediction.report import replay_on, report_of
+
+    notify = on_progress or no_progress
+    label = find_target(device_name(device)).label
+    notify("profile", "building the workload", 0.0)
+    candidate = candidate_of(model, method, device=label.name, vram=vram, options=workload)
+    notify("profile", "replaying one step", 0.3)
+    log = replay_on(candidate, device=label.name, as_published=published_flops)
+    report = replace(report_of(candidate, log, spec=device_spec(label.name)), device=label)
+    rows = None
+    if with_placement:
+        notify("profile", "composing the cost of every decision", 0.9)
+        from planner.cost.place_by_policy import cost_model
+
+        rows = tuple(cost_model(label.name).explain(candidate))
+    return UnitProfile(report=report, log=log, placement_rows=rows)
+
+
+def draw_timeline(profile: UnitProfile, path: Path) -> None:
+    """Draw the live bytes of a replayed step to a PNG or HTML file.
+
+    On CUDA the sizes are those of the allocator's blocks, without cuBLAS' workspaces.
+
+    Raises:
+        InputError: the file cannot be written.
+        UsageError: neither ``.png`` nor ``.html``, or matplotlib is not installed.
+    """
+    from profiler.devices.table import device_spec, workspaces_of
+    from profiler.prediction.allocator_steps import BLOCK_BYTES
+    from profiler.prediction.save_timeline import save_timeline
+
+    candidate, log, caption = profile.report.candidate, profile.log, ""
+    load, spec = candidate.workload, device_spec(profile.report.device.name)
+    if spec.is_cuda:
+        log = log.rounded(BLOCK_BYTES)
+        caption = f"Without {format_bytes(sum(workspaces_of(spec)))} of cuBLAS' workspaces."
+    rank = "" if load.rank is None else f" rank {load.rank}"
+    title = (
+        f"{load.model}, {load.method}{rank}, batch {load.micro_batch}, {load.precision},"
+        f" checkpointing {candidate.policy.display_name}, {spec.name}"
+    )
+    save_timeline(log, path, title=title, caption=caption)
+
+
+def check_fits(report: Report, vram: int | str) -> None:
+    """Compare a prediction with a budget.
+
+    Args:
+        report: prediction.
+        vram: budget in bytes or as text, the CUDA context included.
+
+    Raises:
+        InfeasibleError: the prediction exceeds the budget. The message names the smallest budget
+            that suffices and a change that makes the workload fit.
+    """
+    from planner.cost.place_by_policy import cost_model
+    from planner.cost.place_within_budget import needed_bytes, round_up
+    from planner.recommendation.infeasible import change_that_fits
+    from profiler.errors import InfeasibleError
+
+    budget_bytes, need = parse_size(vram), needed_bytes(report)
+    if need > budget_bytes:
+        device = report.device.name
+        raise InfeasibleError(
+            budget_bytes=budget_bytes,
+            smallest_bytes=round_up(need),
+            advice=change_that_fits(
+                report.candidate, cost_model(device), device=device, budget_bytes=budget_bytes
+            ),
+            subject="it does not fit",
+        )

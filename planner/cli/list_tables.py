@@ -1,0 +1,160 @@
+"""Tables of lists: methods, the method matrix, devices, aliases, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.scoring.netscore import Scores
+from profiler.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from planner.methods.describe import MethodFacts
+    from planner.methods.matrix import MethodMatrix
+    from profiler.devices.table import DeviceSpec
+    from profiler.models.methods import MethodInfo
+
+
+def score_columns(scores: Scores) -> list[Column]:
+    """Return the scores that the given numbers allow, one a row."""
+    known = {name: value for name, value in scores.to_json().items() if value is not None}
+    return [
+        Column(header="score", cells=list(known), justify="left"),
+        Column(header="value", cells=[f"{value:.4f}" for value in known.values()]),
+    ]
+
+
+def alias_columns(aliases: Mapping[str, str]) -> list[Column]:
+    """Return the aliases of backbones."""
+    return [
+        Column(header="alias", cells=list(aliases), justify="left"),
+        Column(header="model", cells=list(aliases.values()), justify="left"),
+    ]
+
+
+def method_columns(infos: Sequence[MethodInfo], refused: Mapping[str, str]) -> list[Column]:
+    """Return the list of methods; with refusals where a backbone was named."""
+    return [
+        Column(header="method", cells=[info.name for info in infos], justify="left"),
+        Column(header="family", cells=[info.family for info in infos], justify="left"),
+        Column(
+            header="default",
+            cells=[
+                "-" if info.default_rank is None else f"{info.default_rank} {info.rank_means}"
+                for info in infos
+            ],
+            justify="left",
+        ),
+        Column(
+            header="what learns",
+            cells=[info.summary for info in infos],
+            justify="left",
+            wraps=True,
+        ),
+        Column(
+            header="works",
+            cells=[
+                f"no: {refused[info.name]}" if info.name in refused else "yes" if refused else "-"
+                for info in infos
+            ],
+            justify="left",
+            wraps=True,
+        ),
+    ]
+
+
+def show_matrix(matrix: MethodMatrix, console: Console) -> None:
+    """Print which method works on which backbone, and why not."""
+    page = Page(console)
+    columns = [
+        Column(header="method", cells=matrix.methods, justify="left"),
+        *(
+            Column(header=SHORT_NAMES.get(name, name), cells=matrix.column(name), justify="left")
+            for name in matrix.backbones
+        ),
+    ]
+    page.block(*tables(columns, keys=1, width=page.width))
+    page.heading("Not possible (-)")
+    page.sentences(str(reason) for reason in matrix.reasons())
+    page.heading("Columns")
+    page.block(Text(", ".join(_in_full(matrix))))
+
+
+SHORT_NAMES = {
+    "vit_s": "vit\ns",
+    "tiny_vit": "tiny\nvit",
+    "tiny_vit_5m": "t-vit\n5m",
+    "resnet18": "res\n18",
+    "mobilenetv2": "mob\nv2",
+    "mobilenetv3": "mob\nv3",
+    "dinov2_s": "dino\ns",
+    "siglip_b": "sig\nlip",
+    "vim_s": "vim\ns",
+    "mambavision_t": "mam\nvis",
+}
+"""Backbones over columns that leave room for all of them in 80 columns."""
+
+
+def _in_full(matrix: MethodMatrix) -> Iterator[str]:
+    for name, model in matrix.backbones.items():
+        yield f"{SHORT_NAMES.get(name, name).replace(chr(10), ' ')} is {model}"
+
+
+def show_method(facts: MethodFacts, console: Console) -> None:
+    """Print one method, and what it does on a backbone."""
+    page = Page(console)
+    info = facts.info
+    page.heading(f"{info.name}: {info.summary}")
+    page.block(facts_table(_method_facts(facts)))
+    if facts.notes:
+        page.heading("Notes")
+        page.sentences(facts.notes)
+
+
+def _method_facts(facts: MethodFacts) -> Iterator[tuple[str, str]]:
+    info = facts.info
+    yield "family", info.family
+    yield "source", info.source
+    if info.default_rank is not None:
+        yield "default", f"{info.default_rank} {info.rank_means}"
+    if facts.model is None:
+        return
+    yield "on", facts.model
+    yield "works", "yes" if facts.refused is None else f"no: {facts.refused}"
+    yield "learn there", ", ".join(f"{count} {name}" for name, count in facts.layers.items())
+    if facts.trainable_parameters is not None:
+        yield "parameters", f"{format_count(facts.trainable_parameters)} learn"
+
+
+def device_columns(specs: Sequence[DeviceSpec], *, here: str | None) -> list[Column]:
+    """Return the list of devices."""
+    watts = ["-" if s.tdp_watts is None else f"{s.tdp_watts:g} W" for s in specs]
+    return [
+        Column(
+            header="device",
+            cells=[s.name + (" (here)" if s.name == here else "") for s in specs],
+            justify="left",
+        ),
+        Column(header="memory", cells=[format_bytes(s.memory_bytes) for s in specs]),
+        Column(
+            header="bandwidth",
+            cells=[_rate(s.memory_bandwidth_bytes_per_second, 1e9, "GB/s") for s in specs],
+        ),
+        Column(header="fp32", cells=[_rate(s.fp32_flops, 1e12, "TFLOPS") for s in specs]),
+        Column(
+            header="half precision",
+            cells=[
+                _rate(s.bf16_tensor_flops or s.fp16_tensor_flops, 1e12, "TFLOPS") for s in specs
+            ],
+        ),
+        Column(header="power", cells=watts),
+        Column(header="full name", cells=[s.full_name for s in specs], justify="left"),
+    ]
+
+
+def _rate(value: float | None, unit: float, name: str) -> str:
+    return "-" if value is None else f"{value / unit:.4g} {name}"

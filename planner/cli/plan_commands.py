@@ -1,0 +1,214 @@
+"""Commands that take a plan file: show, validate, train."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from planner import api
+from planner.cli.options import (
+    Checkpoint,
+    device_option,
+    json_option,
+    positive,
+    pretrained_option,
+    seed_option,
+    size_option,
+    threshold_option,
+    weights_option,
+)
+from planner.cli.output import console, print_json, progress_bar
+from planner.cost.place_by_policy import BUDGET_FREE, BUDGETED
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+    from planner.recommendation.request import Notify
+    from planner.training.history import TrainProgress
+
+plan_argument = click.argument("plan", type=click.Path(path_type=Path))
+
+data_option = click.option(
+    "--data",
+    help="Data set: digits, cifar100, dtd, or a folder with one subfolder for each class. "
+    "[default: the plan's]",
+)
+
+
+@click.command()
+@plan_argument
+@json_option
+def show(plan: Path, as_json: bool) -> None:
+    """Print a plan file."""
+    _show(api.load_plan(plan), as_json=as_json)
+
+
+@click.command()
+@plan_argument
+@data_option
+@device_option
+@click.option("--steps", type=positive, help="Optimizer steps of the run. [default: a few]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the plan with its measurement to this file.",
+)
+@seed_option
+@weights_option
+@pretrained_option
+@json_option
+def validate(
+    *,
+    plan: Path,
+    as_json: bool,
+    data: str | None,
+    device: str,
+    steps: int | None,
+    out: Path | None,
+    seed: int,
+    weights: Path | None,
+    pretrained: bool,
+) -> None:
+    """Run a plan for a few steps under its budget and compare it with its prediction."""
+    with progress_bar(silent=as_json) as notify:
+        checked = api.validate(
+            plan,
+            data=data,
+            device=device,
+            steps=steps,
+            out=out,
+            seed=seed,
+            weights=weights,
+            pretrained=pretrained,
+            on_progress=notify,
+        )
+    _show(checked, as_json=as_json)
+
+
+def _show(plan: Plan, *, as_json: bool) -> None:
+    from planner.cli.plan_tables import show_plan
+
+    if as_json:
+        print_json(plan.to_json())
+    else:
+        show_plan(plan, console())
+
+
+@click.command()
+@plan_argument
+@data_option
+@click.option(
+    "--epochs", type=positive, default=10, show_default=True, help="Number of epochs in all."
+)
+@click.option("--steps", type=positive, help="Optimizer steps in all, in place of --epochs.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Duration after which the run ends with the current step; --resume continues it.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue from the last checkpoint in --out; the placement may differ from before.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the result. [default: trained/ and the plan's name]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device of the training; auto takes a GPU if there is one.",
+)
+@click.option(
+    "--learning-rate",
+    type=float,
+    help="Learning rate. [default: depends on the method and the weights]",
+)
+@click.option(
+    "--checkpoint",
+    type=Checkpoint(),
+    help="Policy that places recomputation, in place of the plan's placement; adaptive decides "
+    f"while training. One of {', '.join((*BUDGET_FREE, *BUDGETED))}.",
+)
+@size_option("--vram", text="Budget of --checkpoint. [default: the plan's]")
+@threshold_option
+@seed_option
+@weights_option
+@pretrained_option
+@json_option
+def train(
+    *,
+    plan: Path,
+    as_json: bool,
+    data: str | None,
+    epochs: int,
+    steps: int | None,
+    minutes: float | None,
+    resume: bool,
+    out: Path | None,
+    device: Literal["auto", "cpu", "cuda"],
+    learning_rate: float | None,
+    checkpoint: str | None,
+    vram: int | None,
+    threshold: float,
+    seed: int,
+    weights: Path | None,
+    pretrained: bool,
+) -> None:
+    """Train the workload of a plan under its placement and save the model."""
+    with progress_bar(silent=as_json) as notify:
+        notify("train", "building the model", 0.0)
+        result = api.train(
+            plan,
+            out=out,
+            data=data,
+            epochs=epochs,
+            steps=steps,
+            minutes=minutes,
+            resume=resume,
+            device=device,
+            learning_rate=learning_rate,
+            checkpoint=checkpoint,
+            threshold=threshold,
+            vram=vram,
+            weights=weights,
+            pretrained=pretrained,
+            seed=seed,
+            on_progress=lambda step: _show_step(step, notify, readings_to_stderr=as_json),
+            on_interrupt=_announce_stop,
+        )
+    if as_json:
+        print_json(result.to_json() | {"output": str(result.output)})
+        return
+    click.echo(
+        f"{100 * result.accuracy:.2f} % of held-out {result.data['name']} images right, "
+        f"{result.weights.kind} weights"
+    )
+    click.echo(f"saved in {result.output}/")
+
+
+def _announce_stop() -> None:
+    """Announce the stop, past Python's buffers: the signal may arrive in the middle of a write."""
+    line = "\nbudgetplan: stopping after this step; Ctrl-C again stops at once\n"
+    os.write(2, line.encode())
+
+
+def _show_step(at: TrainProgress, notify: Notify, *, readings_to_stderr: bool) -> None:
+    """Show a step on the progress bar and print each accuracy reading on a line."""
+    notify("train", f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}", at.done)
+    if at.message:
+        click.echo(at.message, err=True)
+    if at.reading is not None:
+        seen = at.reading
+        line = (
+            f"{seen.seconds / 60:.1f} min, step {seen.step} ({at.step} of {at.steps} in epoch "
+            f"{at.epoch}): loss {seen.loss:.3f}, {100 * seen.accuracy:.1f} % of {seen.images} "
+            "held-out images right"
+        )
+        click.echo(line, err=readings_to_stderr)

@@ -1,0 +1,106 @@
+"""Tables of a plan file: candidate, predicted beside measured, scores, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import Console
+
+from planner.cli.cell_text import accuracy_of, candidate_facts, difference, netscore_of
+from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.cost.place_within_budget import needed_bytes
+from planner.plan import Plan
+from profiler.records import Report
+from profiler.units import format_bytes, format_joules, format_seconds
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print a plan file."""
+    page = Page(console)
+    load = plan.candidate.workload
+    page.heading(f"Plan: {load.model} in {format_bytes(plan.budget_bytes)}")
+    page.block(facts_table(candidate_facts(plan.candidate)))
+    page.heading("Predicted beside measured")
+    page.block(*tables(comparison_columns(plan), keys=1, width=page.width))
+    page.heading("Accuracy and scores")
+    page.block(facts_table(_score_facts(plan)))
+    if not plan.candidate.placement.is_none:
+        page.heading("Placement")
+        page.block(facts_table(sorted(plan.candidate.placement.decisions.items())))
+    page.heading("Where it comes from")
+    page.block(facts_table(_provenance_facts(plan)))
+
+
+def comparison_columns(plan: Plan) -> list[Column]:
+    """Return predicted beside measured; a run on another device has columns of its own."""
+    prediction, run = plan.prediction, plan.measurement
+    same = run is not None and run.device.kind == prediction.device.kind
+    names = ["peak", "reserved", "device memory", "step", "energy a step"]
+    predicted, measured = _quantities(prediction), _quantities(run if same else None)
+    off = [difference(p, m) for p, m in zip(predicted, measured, strict=True)]
+    columns = [
+        Column(header="", cells=names, justify="left"),
+        Column(
+            header=f"{prediction.rung} for\n{prediction.device.name}", cells=_printed(predicted)
+        ),
+        Column(header="measured", cells=_printed(measured)),
+        Column(header="off by", cells=off),
+    ]
+    if run is not None and not same:
+        expected = (plan.provenance.get("host_prediction") or {}).get("peak_bytes")
+        columns += [
+            Column(
+                header=f"replayed for\n{run.device.name}",
+                cells=_printed([expected, None, None, None, None]),
+            ),
+            Column(
+                header=f"measured on\n{run.device.name}",
+                cells=_printed([run.memory.peak_bytes, None, None, *_quantities(run)[3:]]),
+            ),
+        ]
+    return columns
+
+
+def _quantities(report: Report | None) -> list[float | None]:
+    if report is None:
+        return [None] * 5
+    memory = report.memory
+    return [
+        memory.peak_bytes,
+        memory.reserved_bytes,
+        needed_bytes(report),
+        report.step_seconds,
+        report.energy_joules,
+    ]
+
+
+def _printed(quantities: Sequence[float | None]) -> list[str]:
+    *sizes, seconds, joules = quantities
+    return [*map(format_bytes, sizes), format_seconds(seconds), format_joules(joules)]
+
+
+def _score_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "accuracy", accuracy_of(plan.accuracy) if plan.accuracy.value is not None else "not known"
+    yield "source", plan.accuracy.source
+    for name, label in (
+        ("netscore", "NetScore"),
+        ("ns_e", "NS-E"),
+        ("ns_m", "NS-M"),
+        ("ns_sharp", "NS#"),
+        ("ppt", "PPT"),
+    ):
+        yield label, netscore_of(plan.scores, name)
+
+
+def _provenance_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    for name, value in plan.provenance.items():
+        if isinstance(value, str | int | float):
+            yield name.replace("_", " "), str(value)
+        elif name == "versions" and isinstance(value, Mapping):
+            yield "versions", ", ".join(f"{k} {v}" for k, v in value.items())
+        elif name == "weights" and isinstance(value, Mapping):
+            detail = value.get("detail")
+            yield "weights", f"{value.get('kind')}" + (f" ({detail})" if detail else "")
+        elif name == "origin" and isinstance(value, list):
+            for note in value:
+                yield "note", str(note)

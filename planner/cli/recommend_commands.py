@@ -1,0 +1,192 @@
+"""Commands of the search: recommend and dashboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner import api
+from planner.cli.options import (
+    SIZES,
+    Names,
+    device_option,
+    image_size_option,
+    json_option,
+    model_option,
+    positive,
+    pretrained_option,
+    seed_option,
+    size_option,
+    weights_option,
+)
+from planner.cli.output import console, print_json, progress_bar
+
+
+@click.command(epilog=SIZES)
+@size_option(
+    "--vram",
+    required=True,
+    text="Budget of device memory, the CUDA context included, such as 2GB.",
+)
+@model_option
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    help="Data set: digits, cifar100, dtd, or a folder with one subfolder for each class.",
+)
+@device_option
+@click.option("--no-validate", is_flag=True, help="Skip the real runs; nothing is measured.")
+@click.option(
+    "--top",
+    type=positive,
+    default=3,
+    show_default=True,
+    help="Number of candidates that are really run.",
+)
+@click.option("--steps", type=positive, help="Optimizer steps of a real run. [default: a few]")
+@click.option(
+    "--trials",
+    type=positive,
+    default=200,
+    show_default=True,
+    help="Trials of the search, those of a continued study included.",
+)
+@seed_option
+@click.option("--study", help="Name of the study; an existing study is continued.")
+@click.option("--storage", help="SQLAlchemy URL of the study. [default: sqlite:///studies/NAME.db]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("plans"),
+    show_default=True,
+    help="Folder of the plan files.",
+)
+@click.option(
+    "--methods",
+    type=Names(),
+    default="all",
+    show_default=True,
+    help="Methods to search, separated by commas; all means those that work on the backbone.",
+)
+@click.option(
+    "--effective-batch",
+    type=positive,
+    default=32,
+    show_default=True,
+    help="Images in an optimizer step; micro-batches are its divisors.",
+)
+@click.option(
+    "--precisions",
+    type=Names(),
+    help="Precisions to search, separated by commas. [default: fp32 and the device's half "
+    "precision]",
+)
+@click.option(
+    "--optimizers",
+    type=Names(),
+    default="adamw,sgd",
+    show_default=True,
+    help="Optimizers to search, separated by commas; also adamw8bit.",
+)
+@click.option(
+    "--checkpoints",
+    type=Names(),
+    default="none,static,optimal",
+    show_default=True,
+    help="Placement policies to search, separated by commas; also adaptive.",
+)
+@image_size_option
+@click.option(
+    "--stop-when-flat", is_flag=True, help="End the search when the Pareto front no longer grows."
+)
+@weights_option
+@pretrained_option
+@json_option
+def recommend(
+    *,
+    as_json: bool,
+    model: str,
+    vram: int,
+    data: str,
+    device: str,
+    no_validate: bool,
+    top: int,
+    steps: int | None,
+    trials: int,
+    seed: int,
+    study: str | None,
+    storage: str | None,
+    out: Path,
+    methods: tuple[str, ...],
+    effective_batch: int,
+    precisions: tuple[str, ...] | None,
+    optimizers: tuple[str, ...],
+    checkpoints: tuple[str, ...],
+    image_size: int | None,
+    stop_when_flat: bool,
+    weights: Path | None,
+    pretrained: bool,
+) -> None:
+    """Recommend configurations that fit a budget: search, check, measure, write plan files."""
+    from planner.cli.recommendation_tables import show_recommendation
+
+    with progress_bar(silent=as_json) as notify:
+        answer = api.recommend(
+            model,
+            vram=vram,
+            data=data,
+            device=device,
+            methods=methods,
+            effective_batch=effective_batch,
+            precisions=precisions,
+            optimizers=optimizers,
+            checkpoints=checkpoints,
+            image_size=image_size,
+            trials=trials,
+            stop_when_flat=stop_when_flat,
+            validations=0 if no_validate else top,
+            steps=steps,
+            weights=weights,
+            pretrained=pretrained,
+            seed=seed,
+            study=study,
+            storage=storage,
+            out=out,
+            on_progress=notify,
+        )
+    if as_json:
+        print_json(answer.to_json())
+    else:
+        show_recommendation(answer, console())
+
+
+@click.command()
+@click.option(
+    "--storage", help="SQLAlchemy URL of the studies. [default: the newest file in studies/]"
+)
+@click.option("--host", default="localhost", show_default=True, help="Host name to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on.",
+)
+@json_option
+def dashboard(storage: str | None, host: str, port: int, as_json: bool) -> None:
+    """Show studies in a browser with optuna-dashboard."""
+    from planner.search.dashboard import serve_dashboard
+    from planner.search.storage import newest_storage
+
+    url = storage or newest_storage()
+    address = f"http://{host}:{port}/"
+
+    def announce() -> None:
+        if as_json:
+            print_json({"schema": "budgetplan.dashboard/1", "storage": url, "address": address})
+        else:
+            click.echo(f"{url} at {address} (Ctrl-C ends it)")
+
+    serve_dashboard(url, host=host, port=port, on_ready=announce)

@@ -1,0 +1,178 @@
+"""Tables of a recommendation: the front, the recommended row, the baselines, the notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from planner.cli.cell_text import (
+    accuracy_of,
+    batch_of,
+    difference,
+    method_of,
+    netscore_of,
+    placement_of,
+)
+from planner.cli.table_layout import Column, Page, tables
+from planner.cost.place_within_budget import needed_bytes
+from planner.plan import Plan
+from planner.recommendation.answer import Entry, Recommendation
+from planner.recommendation.baselines import Baseline
+from profiler.records import Report
+from profiler.units import format_bytes, format_joules, format_seconds
+
+
+def show_recommendation(answer: Recommendation, console: Console) -> None:
+    """Print the whole answer."""
+    page = Page(console)
+    request = answer.request
+    device = answer.front[0].plan.prediction.device
+    load = answer.front[0].plan.candidate.workload
+    page.heading(
+        f"{load.model} on {request.run.data}, {load.image_size} px, in "
+        f"{format_bytes(request.budget_bytes)} of {device.name}"
+    )
+    chosen = {answer.recommended: "green"}
+    page.block(*tables(front_columns(answer), keys=2, width=page.width, styles=chosen))
+    page.heading("Recommended")
+    page.block(Text(answer.reason, style="green"))
+    page.line(f"budgetplan train {answer.front[answer.recommended].file}")
+    if answer.baselines:
+        page.heading("The paper's defaults here (batch 32, fp32, AdamW)")
+        page.block(*tables(baseline_columns(answer.baselines), keys=1, width=page.width))
+    if answer.dropped:
+        page.heading("Dropped")
+        page.sentences(answer.dropped)
+    page.heading("Notes")
+    page.sentences([*answer.notes, *_closing(answer)])
+
+
+def _closing(answer: Recommendation) -> Iterator[str]:
+    yield (
+        "expected order: of accuracy, 1 for the best and for all that published comparisons do not"
+        " tell from it; * is recommended; batch: micro-batch x accumulation; r: the rank, of"
+        " adapters the width, of prompts and prefixes their number, of side networks a divisor"
+    )
+    yield f"a plan file for each row is in {answer.request.out}/; `budgetplan show PLAN` prints it"
+    yield (
+        f"{answer.trials} trials, {format_seconds(answer.seconds)} in all; study {answer.study}: "
+        "`recommend --study` goes on with it, `budgetplan dashboard` shows it"
+    )
+
+
+def front_columns(answer: Recommendation) -> list[Column]:
+    """Return the columns of the front, the recommended row starred."""
+    entries = answer.front
+    plans = [entry.plan for entry in entries]
+    on_host = any(entry.host_prediction is not None for entry in entries)
+    names = [f"{i + 1}{'*' if i == answer.recommended else ' '}" for i, _ in enumerate(entries)]
+    return [
+        Column(header="#", cells=names),
+        Column(header="method", cells=[method_of(p.candidate) for p in plans], justify="left"),
+        Column(header="batch", cells=[batch_of(p.candidate) for p in plans], justify="left"),
+        Column(
+            header="precision",
+            cells=[p.candidate.workload.precision for p in plans],
+            justify="left",
+        ),
+        Column(
+            header="optimizer",
+            cells=[p.candidate.workload.optimizer for p in plans],
+            justify="left",
+        ),
+        Column(
+            header="checkpointing",
+            cells=[placement_of(p.candidate) for p in plans],
+            justify="left",
+        ),
+        *_cost_columns(plans, on_host=on_host),
+        *(_host_columns(entries) if on_host else ()),
+        Column(header="expected\norder", cells=[str(place) for place in answer.expected_order]),
+        Column(header="accuracy", cells=[accuracy_of(p.accuracy) for p in plans]),
+        Column(header="NetScore", cells=[netscore_of(p.scores, "netscore") for p in plans]),
+        Column(header="NS-M", cells=[netscore_of(p.scores, "ns_m") for p in plans]),
+    ]
+
+
+def _cost_columns(plans: Sequence[Plan], *, on_host: bool) -> list[Column]:
+    runs = [None if on_host else plan.measurement for plan in plans]
+    kinds = {plan.prediction.rung for plan in plans}
+    rung = kinds.pop() if len(kinds) == 1 else "predicted"
+    return [
+        Column(
+            header=f"memory\n{rung}",
+            cells=[format_bytes(needed_bytes(plan.prediction)) for plan in plans],
+        ),
+        Column(
+            header="memory\nmeasured",
+            cells=["-" if run is None else format_bytes(needed_bytes(run)) for run in runs],
+        ),
+        Column(
+            header="step\npredicted",
+            cells=[format_seconds(plan.prediction.step_seconds) for plan in plans],
+        ),
+        Column(
+            header="step\nmeasured",
+            cells=["-" if run is None else format_seconds(run.step_seconds) for run in runs],
+        ),
+        Column(
+            header="energy/step\npredicted",
+            cells=[format_joules(plan.prediction.energy_joules) for plan in plans],
+        ),
+        Column(
+            header="energy/step\nmeasured",
+            cells=["-" if run is None else format_joules(run.energy_joules) for run in runs],
+        ),
+    ]
+
+
+def _host_columns(entries: Sequence[Entry]) -> list[Column]:
+    hosts = [entry.host_prediction for entry in entries]
+    runs = [entry.plan.measurement for entry in entries]
+    peaks = [(_peak(host), _peak(run)) for host, run in zip(hosts, runs, strict=True)]
+    return [
+        Column(header="CPU peak\npredicted", cells=[format_bytes(p) for p, _ in peaks]),
+        Column(header="CPU peak\nmeasured", cells=[format_bytes(m) for _, m in peaks]),
+        Column(header="off by", cells=[difference(p, m) for p, m in peaks]),
+        Column(
+            header="CPU step\nmeasured",
+            cells=["-" if run is None else format_seconds(run.step_seconds) for run in runs],
+        ),
+    ]
+
+
+def _peak(report: Report | None) -> int | None:
+    return None if report is None else report.memory.peak_bytes
+
+
+def baseline_columns(baselines: Mapping[str, Baseline]) -> list[Column]:
+    """Return the columns of the paper's defaults."""
+    rows = list(baselines.values())
+    reports = [row.prediction for row in rows]
+    return [
+        Column(
+            header="method",
+            cells=[method_of(report.candidate) for report in reports],
+            justify="left",
+        ),
+        Column(
+            header="checkpointing",
+            cells=[placement_of(report.candidate) for report in reports],
+            justify="left",
+        ),
+        Column(
+            header="memory\ncomposed",
+            cells=[format_bytes(needed_bytes(report)) for report in reports],
+        ),
+        Column(
+            header="step\npredicted",
+            cells=[format_seconds(report.step_seconds) for report in reports],
+        ),
+        Column(
+            header="energy/step\npredicted",
+            cells=[format_joules(report.energy_joules) for report in reports],
+        ),
+        Column(header="fits", cells=["yes" if row.fits else "no" for row in rows], justify="left"),
+    ]

@@ -1,0 +1,166 @@
+"""Tables of one report: memory by owner, units of the backbone, placement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+
+from planner.cli.cell_text import candidate_facts, decision_of, method_of
+from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.cost.place_within_budget import needed_bytes
+from planner.placement import PlacementRow
+from profiler.placement import Placement
+from profiler.records import OWNERS, Report, Rung, UnitReport
+from profiler.units import format_bytes, format_count, format_joules, format_seconds
+
+
+def show_report(report: Report, console: Console, *, budget_bytes: int | None = None) -> None:
+    """Print a prediction or a measurement."""
+    page = Page(console)
+    page.heading(f"{report.candidate.workload.model}, {report.rung} for {report.device.name}")
+    page.block(facts_table(_report_facts(report, budget_bytes)))
+    owners = owner_columns(report)
+    if owners:
+        page.heading("Memory by owner")
+        page.block(*tables(owners, keys=1, width=page.width))
+    notes = [*([report.device.note] if report.device.note else []), *report.notes]
+    if notes:
+        page.heading("Notes")
+        page.sentences(notes)
+
+
+def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[str, str]]:
+    yield from candidate_facts(report.candidate)
+    memory, flops = report.memory, report.flops
+    yield "peak", format_bytes(memory.peak_bytes)
+    yield "reserved", format_bytes(memory.reserved_bytes)
+    if report.device.kind == "cuda":
+        need = format_bytes(memory.device_bytes)
+        yield "device memory", f"{need}{_against(report, budget_bytes)}"
+    elif budget_bytes is not None:
+        yield "budget", _against(report, budget_bytes).strip(", ")
+    kind = "measured" if report.rung == Rung.MEASURED else "predicted"
+    yield f"step, {kind}", format_seconds(report.step_seconds)
+    yield f"energy a step, {kind}", format_joules(report.energy_joules)
+    parameters = report.parameters
+    yield (
+        "parameters",
+        f"{format_count(parameters.total)}, {format_count(parameters.trainable)} trainable",
+    )
+    if flops is not None:
+        again = f", {format_count(flops.recompute)} of it again" if flops.recompute else ""
+        yield "FLOPs a step", f"{format_count(flops.total)}{again}"
+
+
+def _against(report: Report, budget_bytes: int | None) -> str:
+    if budget_bytes is None:
+        return ""
+    need = needed_bytes(report)
+    verb = "fits" if need <= budget_bytes else "does not fit"
+    return f", {verb} a budget of {format_bytes(budget_bytes)}"
+
+
+def owner_columns(report: Report) -> list[Column]:
+    """Return memory by owner, at the peak and each one's highest; empty where not known."""
+    at_peak, highest = report.memory.at_peak, report.memory.max_by_group
+    if at_peak is None:
+        return []
+    shown = [o for o in OWNERS if getattr(at_peak, o) or (highest and getattr(highest, o))]
+    return [
+        Column(header="owner", cells=shown, justify="left"),
+        Column(header="at the peak", cells=[format_bytes(getattr(at_peak, o)) for o in shown]),
+        Column(
+            header="at most",
+            cells=[format_bytes(getattr(highest, o) if highest else None) for o in shown],
+        ),
+    ]
+
+
+def show_profile(
+    report: Report, console: Console, *, placement_rows: Sequence[PlacementRow] | None = None
+) -> None:
+    """Print the table of units, and with ``placement_rows`` why each does what it does."""
+    page = Page(console)
+    placement = report.candidate.placement
+    page.heading(
+        f"{report.candidate.workload.model}, {method_of(report.candidate)}: one micro-batch of "
+        f"{report.candidate.workload.micro_batch} for {report.device.name}"
+    )
+    if not report.units:
+        page.block("this backbone has no checkpointable units")
+    else:
+        columns = unit_columns(
+            report.units, placement, with_decisions=placement_rows is None and not placement.is_none
+        )
+        page.block(*tables(columns, keys=1, width=page.width))
+    if placement_rows is not None:
+        _placement_section(placement_rows, placement, page)
+    page.heading("The whole step")
+    page.block(facts_table(_report_facts(report, None)))
+    owners = owner_columns(report)
+    if owners:
+        page.block("", *tables(owners, keys=1, width=page.width))
+    notes = [*([report.device.note] if report.device.note else []), *report.notes]
+    if notes:
+        page.heading("Notes")
+        page.sentences(notes)
+
+
+def unit_columns(
+    units: Sequence[UnitReport], placement: Placement, *, with_decisions: bool = True
+) -> list[Column]:
+    """Return the columns of a profile."""
+    decisions = Column(
+        header="decision", cells=[decision_of(u.name, placement) for u in units], justify="left"
+    )
+    return [
+        Column(header="unit", cells=[u.name for u in units], justify="left"),
+        *([decisions] if with_decisions else []),
+        Column(header="stored", cells=[format_bytes(u.stored_bytes) for u in units]),
+        Column(header="boundary", cells=[format_bytes(u.boundary_bytes) for u in units]),
+        Column(header="working", cells=[format_bytes(u.working_bytes) for u in units]),
+        Column(header="forward\nFLOPs", cells=[format_count(u.forward_flops) for u in units]),
+        Column(
+            header="forward\npredicted", cells=[format_seconds(u.forward_seconds) for u in units]
+        ),
+        Column(
+            header="recompute\npredicted",
+            cells=[format_seconds(u.recompute_seconds or None) for u in units],
+        ),
+    ]
+
+
+def _placement_section(rows: Sequence[PlacementRow], placement: Placement, page: Page) -> None:
+    """Print why each unit is kept or recomputed: what that frees and what it costs."""
+    page.heading("Placement, composed")
+    page.block(*tables(placement_columns(rows, placement), keys=2, width=page.width))
+    peaks = [f"{row.unit} ({row.binding})" for row in rows if row.binding is not None]
+    page.sentences(
+        [
+            f"the peak is set by {', '.join(peaks)}"
+            if peaks
+            else "the peak is set by the optimizer's step, which no placement changes",
+            "freed and price are against keeping the unit",
+        ]
+    )
+
+
+def placement_columns(rows: Sequence[PlacementRow], placement: Placement) -> list[Column]:
+    """Return the columns of a placement table."""
+    decisions = [decision_of(r.unit, placement) for r in rows]
+    return [
+        Column(header="unit", cells=[r.unit for r in rows], justify="left"),
+        Column(header="decision", cells=decisions, justify="left"),
+        Column(header="stored", cells=[format_bytes(r.stored_bytes) for r in rows]),
+        Column(header="freed", cells=[format_bytes(r.freed_bytes or None) for r in rows]),
+        Column(
+            header="recompute\npredicted",
+            cells=[format_seconds(r.recompute_seconds or None) for r in rows],
+        ),
+        Column(
+            header="price\nper MiB", cells=[format_seconds(r.seconds_per_freed_mib) for r in rows]
+        ),
+        Column(header="live,\nforward", cells=[format_bytes(r.forward_bytes) for r in rows]),
+        Column(header="live,\nbackward", cells=[format_bytes(r.backward_bytes) for r in rows]),
+    ]

@@ -1,0 +1,150 @@
+"""Tables that fit the terminal: columns, pages, headings, wrapped sentences.
+
+A table that is wider than the terminal is cut into several below each other, each with the row's
+key, so that no column is squeezed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from profiler.errors import InputError
+
+Justify = Literal["left", "right"]
+
+INDENT = 2
+
+WRAPPED_CELL_COLUMNS = 28
+"""Least width of a column whose cells wrap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column: its header may have two lines; an empty one (all ``-``) is not shown.
+
+    Attributes:
+        header: of one or two lines.
+        cells: one a row.
+        justify: numbers right, words left.
+        wraps: whether a cell may take several lines, for sentences.
+    """
+
+    header: str
+    cells: Sequence[str]
+    justify: Justify = "right"
+    wraps: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known in it."""
+        return all(cell in ("", "-") for cell in self.cells)
+
+
+def tables(
+    columns: Sequence[Column], *, keys: int, width: int, styles: Mapping[int, str] | None = None
+) -> list[Table]:
+    """Arrange columns in as few tables as fit the width, the first ``keys`` columns in each.
+
+    Args:
+        columns: all of the same length.
+        keys: how many name the row.
+        width: of the terminal.
+        styles: of rows, by index.
+    """
+    shown = [c for i, c in enumerate(columns) if i < keys or not c.is_empty]
+    lead, rest = shown[:keys], shown[keys:]
+    groups: list[list[Column]] = [[]]
+    for column in rest:
+        if groups[-1] and _width([*lead, *groups[-1], column]) > width:
+            groups.append([])
+        groups[-1].append(column)
+    return [_table([*lead, *group], styles or {}) for group in groups]
+
+
+def _table(columns: Sequence[Column], styles: Mapping[int, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(
+            Text(column.header),
+            justify=column.justify,
+            no_wrap=not column.wraps,
+            overflow="fold",
+            # only headers have several lines, unless a cell wraps
+            vertical="top" if any(c.wraps for c in columns) else "bottom",
+        )
+    for index, cells in enumerate(zip(*(c.cells for c in columns), strict=True)):
+        table.add_row(*(Text(cell) for cell in cells), style=styles.get(index, ""))
+    return table
+
+
+def _width(columns: Sequence[Column]) -> int:
+    """Return the width that columns need, those that wrap in a narrow shape."""
+    console = Console(width=10_000)
+    narrow = [
+        replace(c, cells=[cell[:WRAPPED_CELL_COLUMNS] for cell in c.cells]) if c.wraps else c
+        for c in columns
+    ]
+    return Measurement.get(console, console.options, _table(narrow, {})).maximum + INDENT
+
+
+def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
+    """Name and value, one a line; a long value wraps under itself."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value not in ("", "-"):
+            table.add_row(name, Text(value))
+    return table
+
+
+class Page:
+    """Prints to a console: headings, indented blocks, sentences that wrap."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._console.width
+
+    def heading(self, text: str) -> None:
+        """Print the head of a block."""
+        self._console.print(Text(f"\n{text}", style="bold"))
+
+    def block(self, *parts: RenderableType) -> None:
+        """Print parts, indented, with a line between them."""
+        for index, part in enumerate(parts):
+            if index:
+                self._console.print()
+            self._console.print(Padding(part, (0, 0, 0, INDENT), expand=False))
+
+    def line(self, text: str) -> None:
+        """Print a line that may be copied: it is not wrapped."""
+        self._console.print(Text(f"{' ' * INDENT}{text}"), soft_wrap=True)
+
+    def sentences(self, lines: Iterable[str], *, style: str = "") -> None:
+        """Print each as a wrapped paragraph with a dash."""
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for line in lines:
+            table.add_row("-", Text(line, style=style))
+        self.block(table)
+
+
+def show_table(columns: Sequence[Column], console: Console, *, keys: int = 1) -> None:
+    """Print a plain list."""
+    page = Page(console)
+    if not columns or not columns[0].cells:
+        raise InputError("there is nothing to list")
+    page.block(*tables(columns, keys=keys, width=page.width))

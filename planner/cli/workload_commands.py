@@ -1,0 +1,166 @@
+"""Commands for one workload: predict, measure, profile."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Unpack
+
+import click
+
+from planner import api
+from planner.cli.options import SIZES, positive, workload_options
+from planner.cli.output import console, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from profiler.records import Report
+
+Flops = Literal["correct", "as-published"]
+
+flops_option = click.option(
+    "--flops",
+    type=click.Choice(["correct", "as-published"]),
+    default="correct",
+    show_default=True,
+    help="Way to count FLOPs; as-published counts as arXiv 2507.23536 did, with groups left out "
+    "of weight gradients.",
+)
+
+
+@click.command(epilog=SIZES)
+@workload_options
+@click.option(
+    "--rung",
+    type=click.Choice(["composed", "replayed"]),
+    default="replayed",
+    show_default=True,
+    help="How far to check the prediction: composed is faster, replayed is exact.",
+)
+@flops_option
+def predict(
+    *,
+    as_json: bool,
+    flops: Flops,
+    model: str,
+    method: str,
+    vram: int | None,
+    device: str,
+    rung: Literal["composed", "replayed"],
+    **workload: Unpack[api.WorkloadOptions],
+) -> None:
+    """Predict memory, time and energy of one training step; nothing is run.
+
+    The exit code is 3 when the prediction exceeds --vram.
+    """
+    with progress_bar(silent=as_json) as notify:
+        report = api.predict(
+            model,
+            method,
+            device=device,
+            vram=vram,
+            rung=rung,
+            published_flops=flops == "as-published",
+            on_progress=notify,
+            **workload,
+        )
+    _show(report, as_json=as_json, budget_bytes=vram)
+    if vram is not None:
+        api.check_fits(report, vram)
+
+
+@click.command(epilog=SIZES)
+@workload_options
+@click.option("--steps", type=positive, default=5, show_default=True, help="Number of timed steps.")
+@click.option(
+    "--warmup",
+    type=positive,
+    default=2,
+    show_default=True,
+    help="Number of steps before the first reading.",
+)
+def measure(
+    *,
+    as_json: bool,
+    model: str,
+    method: str,
+    vram: int | None,
+    device: str,
+    steps: int,
+    warmup: int,
+    **workload: Unpack[api.WorkloadOptions],
+) -> None:
+    """Run one workload in a process of its own and measure it; --vram is its hard memory cap."""
+    with progress_bar(silent=as_json) as notify:
+        report = api.measure(
+            model,
+            method,
+            device=device,
+            vram=vram,
+            steps=steps,
+            warmup=warmup,
+            on_progress=notify,
+            **workload,
+        )
+    _show(report, as_json=as_json, budget_bytes=vram)
+
+
+def _show(report: Report, *, as_json: bool, budget_bytes: int | None) -> None:
+    from planner.cli.report_tables import show_report
+
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show_report(report, console(), budget_bytes=budget_bytes)
+
+
+@click.command(epilog=SIZES)
+@workload_options
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw live bytes over the step to this .png or .html file.",
+)
+@click.option(
+    "--placement",
+    is_flag=True,
+    help="Show for each unit the decision, the bytes that it frees and its recomputation time.",
+)
+@flops_option
+def profile(
+    *,
+    as_json: bool,
+    plot: Path | None,
+    placement: bool,
+    flops: Flops,
+    model: str,
+    method: str,
+    vram: int | None,
+    device: str,
+    **workload: Unpack[api.WorkloadOptions],
+) -> None:
+    """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
+    from planner.cli.report_tables import show_profile
+    from profiler.prediction.save_timeline import check_suffix
+
+    if plot is not None:
+        check_suffix(plot)
+    with progress_bar(silent=as_json) as notify:
+        units = api.profile_units(
+            model,
+            method,
+            device=device,
+            vram=vram,
+            published_flops=flops == "as-published",
+            with_placement=placement,
+            on_progress=notify,
+            **workload,
+        )
+        if plot is not None:
+            notify("profile", f"drawing {plot}", 0.95)
+            api.draw_timeline(units, plot)
+    if as_json:
+        rows = units.placement_rows
+        why = {} if rows is None else {"placement_rows": [asdict(row) for row in rows]}
+        print_json(units.report.to_json() | why)
+    else:
+        show_profile(units.report, console(), placement_rows=units.placement_rows)

@@ -1,0 +1,118 @@
+"""Builds the request for a recommendation from plain arguments, and refuses bad ones early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from planner.recommendation.request import (
+    RealRun,
+    Request,
+    check_weights,
+    classes_of,
+    study_name,
+)
+from planner.search.pareto import HypervolumeStagnation
+from planner.search.space import (
+    DEFAULT_CHECKPOINTS,
+    DEFAULT_OPTIMIZERS,
+    EFFECTIVE_BATCH,
+    Space,
+    divisors,
+    method_choice,
+    on_backbone,
+    parse_methods,
+    precisions_for,
+    working_methods,
+)
+from planner.target_device import find_target
+from profiler.devices.table import device_spec
+from profiler.errors import UsageError
+from profiler.models import backbones
+from profiler.workload import Workload
+
+TRIALS = 200
+
+VALIDATIONS = 3
+
+FP16_ON_CPU = (
+    "runs on the CPU would take too long; --no-validate, or --precisions fp32,fp16, searches it"
+)
+
+
+def build_request(
+    model: str,
+    *,
+    budget_bytes: int,
+    data: str = "digits",
+    device: str = "auto",
+    methods: Sequence[str] | None = None,
+    effective_batch: int = EFFECTIVE_BATCH,
+    precisions: Sequence[str] | None = None,
+    optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
+    checkpoints: Sequence[str] = DEFAULT_CHECKPOINTS,
+    image_size: int | None = None,
+    trials: int = TRIALS,
+    stop_when_flat: bool = False,
+    validations: int = VALIDATIONS,
+    steps: int | None = None,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+    study: str | None = None,
+    storage: str | None = None,
+    out: Path = Path("plans"),
+) -> Request:
+    """Return the request that the arguments of `planner.recommend` describe.
+
+    Raises:
+        UnknownNameError: no such model, method or device.
+        UsageError: an option out of its domain, or no method works on the backbone.
+        InputError: the weights or the data cannot be read.
+    """
+    target = find_target(device)
+    name = backbones.resolve(model)
+    size = image_size or backbones.native_image_size(name)
+    base = Workload(model=name, image_size=size, num_classes=classes_of(data, image_size=size))
+    if weights is not None:
+        check_weights(base, weights)
+    wanted = parse_methods("all" if methods is None else ",".join(methods))
+    working, refused = working_methods(base, wanted)
+    if not working:
+        first, reason = next(iter(refused.items()))
+        raise UsageError(f"no method is left for {name}: {first}: {reason}")
+    spec = device_spec(target.label.name)
+    runs_on_cpu = target.runs_on == "cpu" and validations > 0
+    searched = tuple(precisions or precisions_for(spec, checked_on_cpu=runs_on_cpu))
+    unsearched = [] if precisions else [p for p in precisions_for(spec) if p not in searched]
+    return Request(
+        space=Space(
+            base=base,
+            methods=tuple(on_backbone(method_choice(each), base) for each in working),
+            micro_batches=divisors(effective_batch),
+            effective_batch=effective_batch,
+            precisions=searched,
+            optimizers=tuple(optimizers),
+            checkpoints=tuple(checkpoints),
+        ),
+        budget_bytes=budget_bytes,
+        device=target.label,
+        run=RealRun(
+            device=target.runs_on,
+            data=data,
+            steps=steps,
+            seed=seed,
+            weights=weights,
+            pretrained=pretrained,
+        ),
+        study=study or study_name(model, target.label, budget_bytes),
+        trials=trials,
+        storage=storage,
+        validations=validations,
+        # without a real run no weights are loaded here, so they need not be reachable
+        has_weights=weights is not None
+        or (pretrained and (validations == 0 or backbones.can_load_pretrained(name))),
+        stop=HypervolumeStagnation() if stop_when_flat else None,
+        out=out,
+        left_out=refused | dict.fromkeys(unsearched, FP16_ON_CPU),
+    )
