@@ -60,10 +60,11 @@ WITHOUT_TORCH = (
     "profiler.units", "profiler.errors", "profiler.json_records", "profiler.placement",
     "profiler.workload", "profiler.unit_options", "profiler.records", "profiler.store",
     "profiler.devices.table", "profiler.device_rules.caching_allocator",
-    "profiler.replay.event_log", "profiler.timing.roofline", "profiler.prediction.parametric", "profiler.running.sandbox",
-    "profiler.running.measurement", "profiler.models.methods", "profiler.prediction.report",
-    "planner", "planner.api", "planner.placement", "planner.scoring.netscore",
-    "planner.scoring.accuracy_prior", "planner.search.pareto", "planner.plan", "planner.cost.model",
+    "profiler.replay.event_log", "profiler.timing.roofline", "profiler.prediction.parametric",
+    "profiler.running.sandbox", "profiler.running.measurement", "profiler.models.methods",
+    "profiler.prediction.report", "planner", "planner.api", "planner.placement",
+    "planner.scoring.netscore", "planner.scoring.accuracy_prior", "planner.search.pareto",
+    "planner.plan", "planner.cost.model",
 )  # fmt: skip
 """Modules that a command may import before it is known that torch is needed."""
 HEAVY = ("torch", "timm", "peft", "optuna", "click", "rich", "bitsandbytes", "pynvml")
