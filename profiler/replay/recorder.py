@@ -21,7 +21,7 @@ from profiler.device_rules.cpu_kernels import (
     real_sizes,
 )
 from profiler.device_rules.cuda_reductions import PartialSums, Reduction
-from profiler.models.backbones.selective_scan import loop_work
+from profiler.models.backbones.scan_loop_work import loop_work
 from profiler.operations import only_allocates, only_views, operation_kind, read_arguments
 from profiler.records import OWNERS
 from profiler.replay.event_log import (

@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from harness import Rows, write_summary
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
-from profiler.models.backbones import selective_scan, vim
+from profiler.models.backbones import scan_operators, vim
 from profiler.models.backbones.scan_kernel import describe_kernel, scan_kernel
 
 HERE = Path(__file__).resolve().parent
@@ -95,11 +95,11 @@ REAL = ("chunked", "uncompiled", "loop")
 def scan_exchanged(name: str) -> Iterator[None]:
     vim.SelectiveScan.forward = SCANS[name]
     if name == "uncompiled":
-        selective_scan.scan_kernel = lambda: None
+        scan_operators.scan_kernel = lambda: None
     try:
         yield
     finally:
-        selective_scan.scan_kernel = scan_kernel
+        scan_operators.scan_kernel = scan_kernel
         vim.SelectiveScan.forward = OURS
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
-from profiler.models.backbones import scan_kernel, selective_scan
+from profiler.models.backbones import scan_kernel, scan_operators
+from profiler.models.backbones.selective_scan import selective_scan
 from tests.profiler.models.backbones.test_selective_scan import (
     NAMES,
     gradients,
@@ -37,7 +38,7 @@ def fresh(monkeypatch, tmp_path):
 
 @pytest.fixture
 def loops_only(monkeypatch):
-    monkeypatch.setattr(selective_scan, "scan_kernel", lambda: None)
+    monkeypatch.setattr(scan_operators, "scan_kernel", lambda: None)
 
 
 def errors(got, expected) -> list[float]:
@@ -56,7 +57,7 @@ def test_output_and_every_gradient_equal_float64(shape, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = gradients(selective_scan.selective_scan, single)
+        got = gradients(selective_scan, single)
     finally:
         torch.set_num_threads(before)
     assert max(errors(got, gradients(token_by_token, exact))) < 2e-6
@@ -68,9 +69,9 @@ def test_the_kernel_and_the_loops_agree_and_take_the_same_memory(monkeypatch):
     inputs = random_inputs(**SHAPES[0], dtype=torch.float32)
     ran = []
     for kernel in (scan_kernel.scan_kernel(), None):
-        monkeypatch.setattr(selective_scan, "scan_kernel", lambda kernel=kernel: kernel)
-        results = gradients(selective_scan.selective_scan, inputs)
-        events = memory_events(lambda: gradients(selective_scan.selective_scan, inputs))
+        monkeypatch.setattr(scan_operators, "scan_kernel", lambda kernel=kernel: kernel)
+        results = gradients(selective_scan, inputs)
+        events = memory_events(lambda: gradients(selective_scan, inputs))
         ran.append((results, peak_and_growth(events)))
     (kernel, kernel_bytes), (loops, loops_bytes) = ran
     doubled = (loops[0].double(), {name: x.double() for name, x in loops[1].items()})
@@ -88,15 +89,13 @@ def test_extreme_steps_and_not_a_number_act_as_in_the_loops(monkeypatch, softplu
     delta = extreme.expand(1, 16, 40)
 
     def run(u):
-        return selective_scan.selective_scan(
-            u, delta, x["A"], x["B"], x["C"], delta_softplus=softplus
-        )
+        return selective_scan(u, delta, x["A"], x["B"], x["C"], delta_softplus=softplus)
 
     with torch.no_grad():
         broken = x["u"].clone()
         broken[0, 3, 20] = torch.nan
         kernel = (run(x["u"]), run(broken))
-        monkeypatch.setattr(selective_scan, "scan_kernel", lambda: None)
+        monkeypatch.setattr(scan_operators, "scan_kernel", lambda: None)
         loops = (run(x["u"]), run(broken))
     torch.testing.assert_close(kernel[0], loops[0], rtol=2e-5, atol=1e-5)
     assert torch.equal(kernel[1].isnan(), loops[1].isnan())
@@ -106,10 +105,10 @@ def test_extreme_steps_and_not_a_number_act_as_in_the_loops(monkeypatch, softplu
 @needs_compiler
 def test_a_frozen_input_gets_no_gradient():
     inputs = random_inputs(inner=32, dtype=torch.float32)
-    _, full = gradients(selective_scan.selective_scan, inputs)
+    _, full = gradients(selective_scan, inputs)
     for trained in NAMES:
         partly = {name: x.detach().requires_grad_(name == trained) for name, x in inputs.items()}
-        _, grads = gradients(selective_scan.selective_scan, partly)
+        _, grads = gradients(selective_scan, partly)
         assert set(grads) == {trained}
         torch.testing.assert_close(grads[trained], full[trained], rtol=1e-5, atol=1e-5)
 
@@ -117,7 +116,7 @@ def test_a_frozen_input_gets_no_gradient():
 def test_the_loops_alone_are_right_in_float32(loops_only):
     exact = random_inputs(**SHAPES[0])
     single = {name: x.detach().float().requires_grad_() for name, x in exact.items()}
-    got = gradients(selective_scan.selective_scan, single)
+    got = gradients(selective_scan, single)
     assert max(errors(got, gradients(token_by_token, exact))) < 2e-6
 
 
@@ -126,7 +125,7 @@ def test_without_a_compiler_the_loops_run_and_the_reason_is_told(monkeypatch, tm
     monkeypatch.setenv("CC", compiler)
     assert scan_kernel.describe_kernel() == "not used"
     inputs = random_inputs(inner=16, dtype=torch.float32)
-    y, _ = gradients(selective_scan.selective_scan, inputs)
+    y, _ = gradients(selective_scan, inputs)
     assert torch.isfinite(y).all()
     assert scan_kernel.scan_kernel() is None
     told = scan_kernel.describe_kernel()

@@ -10,17 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from profiler.models.backbones import selective_scan as module
-from profiler.models.backbones.selective_scan import (
-    BACKWARD_BUFFERS,
-    FORWARD_BUFFERS,
+from profiler.models.backbones import scan_loops
+from profiler.models.backbones.scan_loop_work import loop_work
+from profiler.models.backbones.scan_loops import (
+    BACKWARD_ARRAYS,
+    FORWARD_ARRAYS,
     chunk_bounds,
-    loop_work,
-    scan_backward_op,
-    scan_forward_op,
     scan_workspace,
-    selective_scan,
 )
+from profiler.models.backbones.scan_operators import scan_backward_op, scan_forward_op
+from profiler.models.backbones.selective_scan import selective_scan
 
 WORKING = {
     *("add_", "addcmul", "addcmul_", "copy_", "exp2_", "mul", "mul_", "sigmoid", "softplus"),
@@ -143,10 +142,10 @@ def test_sequences_taken_in_turns_give_the_same(monkeypatch):
     inputs = random_inputs(batch=5)
     y, grads = gradients(selective_scan, inputs)
     steps = inputs["delta"].transpose(1, 2)
-    monkeypatch.setattr(module, "WORKSPACE_BYTES", 1)  # one sequence at the least
-    row_bytes = scan_workspace(steps, states=3, buffers=BACKWARD_BUFFERS).nbytes
-    monkeypatch.setattr(module, "WORKSPACE_BYTES", 2 * row_bytes)
-    assert scan_workspace(steps, states=3, buffers=BACKWARD_BUFFERS).shape[0] == 2
+    monkeypatch.setattr(scan_loops, "WORKSPACE_BYTES", 1)  # one sequence at the least
+    row_bytes = scan_workspace(steps, states=3, arrays=BACKWARD_ARRAYS).nbytes
+    monkeypatch.setattr(scan_loops, "WORKSPACE_BYTES", 2 * row_bytes)
+    assert scan_workspace(steps, states=3, arrays=BACKWARD_ARRAYS).shape[0] == 2
     y_turns, grads_turns = gradients(selective_scan, inputs)
     torch.testing.assert_close(y_turns, y, rtol=0, atol=0)
     for name in NAMES:
@@ -155,7 +154,7 @@ def test_sequences_taken_in_turns_give_the_same(monkeypatch):
 
 def test_the_scratch_is_the_same_for_any_batch():
     shapes = {
-        scan_workspace(torch.empty(batch, 40, 8), states=3, buffers=FORWARD_BUFFERS).shape
+        scan_workspace(torch.empty(batch, 40, 8), states=3, arrays=FORWARD_ARRAYS).shape
         for batch in (1, 2, 100_000)
     }
     assert len(shapes) == 1
@@ -215,12 +214,12 @@ def test_the_operators_allocate_nothing_but_their_results():
             function()
         return sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
 
-    scratch = scan_workspace(steps, states=16, buffers=FORWARD_BUFFERS)
+    scratch = scan_workspace(steps, states=16, arrays=FORWARD_ARRAYS)
     arguments = (steps, steps, rates, b, b, steps[0, 0], scratch, True, True)
     y, states = scan_forward_op(*arguments)
     forward = allocated(lambda: scan_forward_op(*arguments))
     assert forward == y.nbytes + states.nbytes
-    scratch = scan_workspace(steps, states=16, buffers=BACKWARD_BUFFERS)
+    scratch = scan_workspace(steps, states=16, arrays=BACKWARD_ARRAYS)
     backward = (*(steps,) * 3, rates, b, b, steps[0, 0], states, scratch, True, [True] * 6)
     results = scan_backward_op(*backward)
     beyond = allocated(lambda: scan_backward_op(*backward)) - sum(x.nbytes for x in results)
@@ -232,9 +231,9 @@ def test_the_work_of_the_loops_is_that_of_the_recurrence(turns, monkeypatch):
     batch, length, inner, states = 4, 197, 8, 16
     steps = torch.empty(batch, length, inner, device="meta")
     rates, b = torch.empty(states, inner, device="meta"), torch.empty(batch, length, states, 1)
-    row_bytes = scan_workspace(steps[:1], states=states, buffers=FORWARD_BUFFERS)[:1].nbytes
-    monkeypatch.setattr(module, "WORKSPACE_BYTES", row_bytes * batch // turns)
-    scratch = scan_workspace(steps, states=states, buffers=FORWARD_BUFFERS)
+    row_bytes = scan_workspace(steps[:1], states=states, arrays=FORWARD_ARRAYS)[:1].nbytes
+    monkeypatch.setattr(scan_loops, "WORKSPACE_BYTES", row_bytes * batch // turns)
+    scratch = scan_workspace(steps, states=states, arrays=FORWARD_ARRAYS)
     skip = torch.empty(inner)
     work = loop_work(
         torch.ops.budgetplan.selective_scan.default,
@@ -253,10 +252,10 @@ def test_the_work_of_the_loops_is_what_runs_where_there_is_no_kernel(wanted):
     steps = torch.rand(batch, length, inner, dtype=torch.float64)  # which no kernel takes
     rates, skip = -torch.rand(states, inner).double(), torch.rand(inner).double()
     b = torch.rand(batch, length, states, groups).double()
-    scratch = scan_workspace(steps, states=states, buffers=FORWARD_BUFFERS)
+    scratch = scan_workspace(steps, states=states, arrays=FORWARD_ARRAYS)
     forward = (steps, steps, rates, b, b, skip, scratch, True, True)
     _, kept = scan_forward_op(*forward)
-    scratch = scan_workspace(steps, states=states, buffers=BACKWARD_BUFFERS)
+    scratch = scan_workspace(steps, states=states, arrays=BACKWARD_ARRAYS)
     backward = (steps, steps, steps, rates, b, b, skip, kept, scratch, True, wanted)
     ops = torch.ops.budgetplan
     for op, arguments in (
