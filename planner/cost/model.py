@@ -165,8 +165,8 @@ class CostModel:
         """Return what of every unit can be decided apart."""
         family = _same_modules(workload)
         if family not in self._anatomies:
-            from profiler.models.backbones.discovery import anatomy_of
             from profiler.models.build import build_model
+            from profiler.models.unit_parts import anatomy_of
 
             built = build_model(family, device="meta")
             self._anatomies[family] = {u: anatomy_of(built.backbone, u) for u in built.units}

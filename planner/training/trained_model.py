@@ -16,7 +16,7 @@ from profiler.errors import (
     InputError,
     UsageError,
 )
-from profiler.models.backbones import normalisation
+from profiler.models.backbones import image_statistics
 from profiler.models.build import BuiltModel, build_model
 from profiler.workload import Workload
 
@@ -94,7 +94,7 @@ def data_for(workload: Workload, spec: str, *, backbone: nn.Module | None = None
     """
     if backbone is None:
         backbone = build_model(workload, device="meta").backbone
-    mean, std = normalisation(backbone)
+    mean, std = image_statistics(backbone)
     images = load_data(spec, image_size=workload.image_size, mean=mean, std=std)
     check_data(images, workload)
     return images

@@ -47,13 +47,10 @@ from torch.nn import functional as F
 from profiler.checkpointing.cheap_ops import Scope, weight_cast
 from profiler.checkpointing.recompute import Frame, Held, Recipe, Table, recomputing, running_frame
 from profiler.errors import InputError
-from profiler.models.backbones.discovery import (
-    find_units,
-    is_layer,
-    is_stochastic_depth,
-    modules_of,
-)
+from profiler.models.checkpointable_units import find_units
+from profiler.models.layers import is_layer, is_stochastic_depth
 from profiler.models.methods.base import backbone_of
+from profiler.models.unit_runs import modules_of
 from profiler.placement import Decision, Placement
 
 __all__ = ["AppliedPlacement", "apply_adaptive", "apply_placement", "recomputing"]

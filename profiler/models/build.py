@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from profiler.errors import UsageError
 from profiler.models import backbones
 from profiler.models.backbones import WeightSource
-from profiler.models.backbones.discovery import find_units
+from profiler.models.checkpointable_units import find_units
 from profiler.models.methods import get_method
 from profiler.models.methods.base import backbone_of
 from profiler.workload import Workload

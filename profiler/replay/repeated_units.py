@@ -27,7 +27,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from profiler.models.backbones.discovery import is_stochastic_depth, modules_of
+from profiler.models.layers import is_stochastic_depth
+from profiler.models.unit_runs import modules_of
 from profiler.placement import Placement
 from profiler.replay.event_log import BACKWARD, RECOMPUTE, EventLog, Ints, Mark, OperationRecord
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from profiler.checkpointing.apply import recomputing
-from profiler.models.backbones.discovery import modules_of
 from profiler.models.methods.base import backbone_of
+from profiler.models.unit_runs import modules_of
 from profiler.replay.recorder import OWNER_CODE, Recorder
 
 if TYPE_CHECKING:

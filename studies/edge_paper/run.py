@@ -35,12 +35,12 @@ from harness import Rows, write_summary
 
 from profiler.models import backbones
 from profiler.models.backbones import WeightSource
-from profiler.models.backbones.discovery import find_units
+from profiler.models.backbones.timm_interface import classifier_names
 from profiler.models.build import BuiltModel, build_model
+from profiler.models.checkpointable_units import find_units
 from profiler.models.methods import get_method
 from profiler.models.methods.galore import UPDATE_GAP, projected
 from profiler.models.methods.lowrank import Dora, Lora
-from profiler.models.methods.target_layers import classifier_names
 from profiler.records import OWNERS
 from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER
 from profiler.replay.step_replay import replay_built_model

@@ -175,7 +175,7 @@ class Cuda(Machine):
 def units_of(model: str, image_size: int) -> tuple[str, ...]:
     """Return the backbone's units, which no method changes."""
     from profiler.models import backbones
-    from profiler.models.backbones.discovery import find_units
+    from profiler.models.checkpointable_units import find_units
 
     built = backbones.build(model, num_classes=10, image_size=image_size, device="meta")
     return find_units(built)

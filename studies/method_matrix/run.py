@@ -207,8 +207,9 @@ PEFT_METHODS = ("lora", "qlora", "dora", "adalora")
 
 def right_parameters(model: nn.Module, workload: Workload) -> set[str]:
     """Return the names of the parameters that the method's paper trains, and the classifier's."""
+    from profiler.models.backbones.timm_interface import classifier_names
     from profiler.models.methods import backbone_of
-    from profiler.models.methods.target_layers import BatchNorm, classifier_names
+    from profiler.models.methods.target_layers import BatchNorm
 
     names = {name for name, _ in model.named_parameters()}
     if workload.method in {"full", "galore"}:
@@ -241,7 +242,7 @@ def _inside(model: nn.Module, chosen: Callable[[nn.Module], bool]) -> set[str]:
 
 def _from_last_unit_on(model: nn.Module, workload: Workload) -> set[str]:
     """Return the parameters of all modules that run first when or after the last unit does."""
-    from profiler.models.backbones.discovery import find_blocks
+    from profiler.models.checkpointable_units import find_blocks
 
     last = model.get_submodule(find_blocks(model)[-1])
     entered: list[nn.Module] = []

@@ -38,8 +38,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from harness import Rows, write_summary
 
 from profiler.models.backbones import WeightSource
-from profiler.models.backbones.discovery import find_units
 from profiler.models.build import BuiltModel, build_model
+from profiler.models.checkpointable_units import find_units
 from profiler.models.methods import get_method
 from profiler.models.parameter_count import count_parameters
 from profiler.replay.step_replay import replay, replay_built_model

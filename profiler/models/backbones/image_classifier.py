@@ -1,24 +1,21 @@
-"""What Vim and MambaVision share: the interface of a timm classifier, and how a Mamba mixer starts.
+"""The base class of Vim and MambaVision: an image classifier with timm's interface.
 
-`ImageClassifier` carries what the planner asks of any backbone (`num_classes`, `num_features`,
-`pretrained_cfg`, `get_classifier`, `reset_classifier`, `no_weight_decay`, `forward_features`,
-`forward_head`). The initial decay rates and step sizes are Mamba's (Gu & Dao, arXiv 2312.00752,
-section 3.6; constants of `mamba_ssm`): A = -(1 .. states), steps log-uniform in [1e-3, 0.1].
+The rest of the program reads these of any backbone: ``num_classes``, ``num_features``,
+``pretrained_cfg``, ``get_classifier``, ``reset_classifier``, ``no_weight_decay``,
+``forward_features`` and ``forward_head``.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 0.1, 1e-4
+from profiler.models.backbones.mamba_parameters import SCAN_PARAMETER_SUFFIXES
+from profiler.models.backbones.timm_interface import IMAGENET_MEAN, IMAGENET_STD
+
 LINEAR_STD = 0.02
-SCAN_PARAMETERS = (".A_log", ".A_b_log", ".D", ".D_b")
-"""How the names of the scan's own parameters end; Mamba never decays them."""
 
 
 class ImageClassifier(nn.Module):
@@ -51,8 +48,8 @@ class ImageClassifier(nn.Module):
         self.pretrained_cfg: dict[str, Any] = {
             "num_classes": num_classes,
             "input_size": (in_chans, img_size, img_size),
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
             "interpolation": "bicubic",
             "crop_pct": crop_pct,
             "classifier": "head",
@@ -62,7 +59,9 @@ class ImageClassifier(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the published recipes do not decay."""
-        return {name for name, _ in self.named_parameters() if name.endswith(SCAN_PARAMETERS)}
+        return {
+            name for name, _ in self.named_parameters() if name.endswith(SCAN_PARAMETER_SUFFIXES)
+        }
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
@@ -95,20 +94,3 @@ def linear_head(features: int, num_classes: int) -> nn.Module:
     trunc_normal_(head.weight, std=LINEAR_STD)
     nn.init.zeros_(head.bias)
     return head
-
-
-def decay_parameter(channels: int, states: int) -> nn.Parameter:
-    """Logarithms of the decay rates [channels, states]: 1 .. states for every channel."""
-    rates = torch.arange(1, states + 1, dtype=torch.float32)
-    return nn.Parameter(torch.log(rates).repeat(channels, 1))
-
-
-def step_projection(rank: int, channels: int) -> nn.Linear:
-    """Low-rank step sizes -> channels; the bias is the inverse softplus of log-uniform steps."""
-    projection = nn.Linear(rank, channels)
-    nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
-    low, high = math.log(STEP_MIN), math.log(STEP_MAX)
-    steps = torch.exp(torch.rand(channels) * (high - low) + low).clamp(min=STEP_FLOOR)
-    with torch.no_grad():
-        projection.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
-    return projection

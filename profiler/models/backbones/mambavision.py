@@ -28,7 +28,6 @@ MambaVision-T (a table of its layers and a conversion script, neither the author
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,16 +39,17 @@ from torch.nn import functional as F
 from profiler.models.backbones.image_classifier import (
     LINEAR_STD,
     ImageClassifier,
-    decay_parameter,
     linear_head,
+)
+from profiler.models.backbones.mamba_parameters import (
+    decay_parameter,
     step_projection,
+    step_rank,
 )
 from profiler.models.backbones.selective_scan import SelectiveScan
 
-STATES = 8
-CONV_POSITIONS = 3
+MAMBAVISION_STATES, MAMBAVISION_CONV_WIDTH = 8, 3
 STEM_NORM_EPS = 1e-4
-CHANNELS_PER_STEP_RANK = 16
 CONVOLUTIONAL_LEVELS = 2
 
 
@@ -111,12 +111,12 @@ class MambaVisionMixer(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        half, rank = dim // 2, math.ceil(dim / CHANNELS_PER_STEP_RANK)
+        half, rank = dim // 2, step_rank(dim)
         self.step_rank = rank
         self.in_proj = nn.Linear(dim, dim, bias=False)
-        self.x_proj = nn.Linear(half, rank + 2 * STATES, bias=False)
+        self.x_proj = nn.Linear(half, rank + 2 * MAMBAVISION_STATES, bias=False)
         self.dt_proj = step_projection(rank, half)
-        self.A_log = decay_parameter(half, STATES)
+        self.A_log = decay_parameter(half, MAMBAVISION_STATES)
         self.D = nn.Parameter(torch.ones(half))
         self.scan = SelectiveScan()
         self.out_proj = nn.Linear(dim, dim, bias=False)
@@ -129,7 +129,9 @@ class MambaVisionMixer(nn.Module):
         # Channels last from here on: the projections and the scan then copy nothing.
         u = F.silu(self.conv1d_x(x).transpose(1, 2).contiguous())
         z = F.silu(self.conv1d_z(z)).transpose(1, 2)
-        low_rank, b, c = self.x_proj(u).split([self.step_rank, STATES, STATES], dim=-1)
+        low_rank, b, c = self.x_proj(u).split(
+            [self.step_rank, MAMBAVISION_STATES, MAMBAVISION_STATES], dim=-1
+        )
         y = self.scan(
             u.transpose(1, 2),
             self.dt_proj(low_rank).transpose(1, 2),
@@ -199,9 +201,9 @@ class TokenBlock(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[windows, length, dim] -> the same."""
         mixed = self.mixer(self.norm1(tokens))
-        tokens = tokens + self.drop_path(_scaled(mixed, self.gamma_1))
+        tokens = tokens + self.drop_path(_layer_scaled(mixed, self.gamma_1))
         expanded = self.mlp(self.norm2(tokens))
-        result: Tensor = tokens + self.drop_path(_scaled(expanded, self.gamma_2))
+        result: Tensor = tokens + self.drop_path(_layer_scaled(expanded, self.gamma_2))
         return result
 
 
@@ -337,7 +339,7 @@ def _from_windows(tokens: Tensor, window: int, *, shape: Sequence[int]) -> Tenso
     return x.reshape(batch, dim, rows * window, columns * window)[:, :, :height, :width]
 
 
-def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+def _layer_scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
     return branch if gamma is None else gamma * branch
 
 
@@ -351,7 +353,7 @@ def _drop_path(rate: float) -> nn.Module:
 
 def _same_conv(channels: int) -> nn.Conv1d:
     return nn.Conv1d(
-        channels, channels, CONV_POSITIONS, groups=channels, padding="same", bias=False
+        channels, channels, MAMBAVISION_CONV_WIDTH, groups=channels, padding="same", bias=False
     )
 
 
@@ -402,7 +404,7 @@ _LARGE: dict[str, Any] = {
     "layer_scale": 1e-5,
 }
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MAMBAVISION_MODELS: dict[str, Callable[..., nn.Module]] = {
     "mambavision_t": mambavision_t,
     "mambavision_t2": mambavision_t2,
     "mambavision_s": mambavision_s,

@@ -130,8 +130,10 @@ def _compiled() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / "kernel.so"
-            _run(compiler, *FLAGS, "-c", str(SOURCE), "-o", f"{folder}/kernel.o", cwd=folder)
-            _run(compiler, "-shared", f"{folder}/kernel.o", "-o", str(made), cwd=folder)
+            _run_compiler(
+                compiler, *FLAGS, "-c", str(SOURCE), "-o", f"{folder}/kernel.o", cwd=folder
+            )
+            _run_compiler(compiler, "-shared", f"{folder}/kernel.o", "-o", str(made), cwd=folder)
             os.replace(made, target)
     return target
 
@@ -157,7 +159,7 @@ def _processor() -> list[str]:
     return [platform.machine(), *(line for line in lines if line.startswith(named))]
 
 
-def _run(*command: str, cwd: str) -> None:
+def _run_compiler(*command: str, cwd: str) -> None:
     done = subprocess.run(
         command,
         cwd=cwd,

@@ -24,7 +24,7 @@ Both directions run as one scan of twice the channels, with two groups of B and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,22 +32,18 @@ from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed, trunc_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from profiler.errors import InputError
-from profiler.models.backbones.image_classifier import (
-    ImageClassifier,
+from profiler.models.backbones.image_classifier import ImageClassifier, linear_head
+from profiler.models.backbones.mamba_parameters import (
     decay_parameter,
-    linear_head,
     step_projection,
+    step_rank,
 )
 from profiler.models.backbones.selective_scan import SelectiveScan
 
-DEPTH = 24
-STATES = 16
-CONV_POSITIONS = 4
-EXPAND = 2
-CHANNELS_PER_STEP_RANK = 16
-NORM_EPS = 1e-5
-TOKEN_STD = 0.02
+DEPTH, EXPAND = 24, 2
+VIM_STATES, VIM_CONV_WIDTH = 16, 4
+NORM_EPS, TOKEN_STD = 1e-5, 0.02
+"""Settings of the published models (hustvl/Vim, vim/models_mamba.py)."""
 
 
 class VimMixer(nn.Module):
@@ -60,16 +56,16 @@ class VimMixer(nn.Module):
 
     def __init__(self, dim: int, *, depth: int) -> None:
         super().__init__()
-        inner, rank = EXPAND * dim, math.ceil(dim / CHANNELS_PER_STEP_RANK)
+        inner, rank = EXPAND * dim, step_rank(dim)
         self.step_rank = rank
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.A_log = decay_parameter(inner, STATES)
-        self.A_b_log = decay_parameter(inner, STATES)
+        self.A_log = decay_parameter(inner, VIM_STATES)
+        self.A_b_log = decay_parameter(inner, VIM_STATES)
         self.D = nn.Parameter(torch.ones(inner))
         self.D_b = nn.Parameter(torch.ones(inner))
         self.conv1d, self.conv1d_b = _causal_conv(inner), _causal_conv(inner)
-        self.x_proj = nn.Linear(inner, rank + 2 * STATES, bias=False)
-        self.x_proj_b = nn.Linear(inner, rank + 2 * STATES, bias=False)
+        self.x_proj = nn.Linear(inner, rank + 2 * VIM_STATES, bias=False)
+        self.x_proj_b = nn.Linear(inner, rank + 2 * VIM_STATES, bias=False)
         self.dt_proj, self.dt_proj_b = step_projection(rank, inner), step_projection(rank, inner)
         self.scan = SelectiveScan()
         self.out_proj = nn.Linear(inner, dim, bias=False)
@@ -105,12 +101,12 @@ class VimMixer(nn.Module):
         self, u: Tensor, x_proj: nn.Module, dt_proj: nn.Module
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The input-dependent step sizes, B and C of one direction."""
-        low_rank, b, c = x_proj(u).split([self.step_rank, STATES, STATES], dim=-1)
+        low_rank, b, c = x_proj(u).split([self.step_rank, VIM_STATES, VIM_STATES], dim=-1)
         return dt_proj(low_rank), b, c
 
 
 def _causal_conv(inner: int) -> nn.Conv1d:
-    return nn.Conv1d(inner, inner, CONV_POSITIONS, groups=inner, padding=CONV_POSITIONS - 1)
+    return nn.Conv1d(inner, inner, VIM_CONV_WIDTH, groups=inner, padding=VIM_CONV_WIDTH - 1)
 
 
 class VimLayer(nn.Module):
@@ -198,25 +194,11 @@ class Vim(ImageClassifier):
         pooled = features[:, self.middle]
         return pooled if pre_logits else self.head(pooled)
 
-
-def load_vim_checkpoint(model: Vim, checkpoint: Mapping[str, Any]) -> None:
-    """Load a published checkpoint strictly; position embeddings are resized to the image size.
-
-    Args:
-        model: where to load it.
-        checkpoint: a state dict, or what `torch.load` returns of a published file ({"model": ...}).
-
-    Raises:
-        InputError: names or shapes do not match (a head for other classes included).
-    """
-    weights = dict(checkpoint.get("model", checkpoint))
-    if "pos_embed" in weights:
-        weights["pos_embed"] = _resized_positions(weights["pos_embed"], model=model)
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"the checkpoint does not fit this Vim: {detail[:300]}") from None
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a published state dict with its position embeddings at this image size."""
+        if "pos_embed" not in state:
+            return state
+        return {**state, "pos_embed": _resized_positions(state["pos_embed"], model=self)}
 
 
 def _resized_positions(positions: Tensor, *, model: Vim) -> Tensor:
@@ -247,7 +229,7 @@ def vim_base(**kwargs: Any) -> Vim:
     return Vim(**{"dim": 768, **kwargs})
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+VIM_MODELS: dict[str, Callable[..., nn.Module]] = {
     "vim_tiny_patch16_224": vim_tiny,
     "vim_small_patch16_224": vim_small,
     "vim_base_patch16_224": vim_base,

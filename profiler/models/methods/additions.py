@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from profiler.models.backbones.timm_interface import classifier_names
 from profiler.models.methods.base import Method
 from profiler.models.methods.target_layers import (
     BatchNorm,
     adaptable_layers,
-    classifier_names,
     learn_only,
     norm_layers,
     parameters_of,
@@ -108,7 +108,7 @@ class ScaleShift(Method):
         """Add the scales and shifts."""
         added = []
         with where_weights_are(model):
-            for name, channels in _operations(model).items():
+            for name, channels in _scaled_layers(model).items():
                 host = model.get_submodule(name)
                 axis = 1 if isinstance(host, nn.Conv2d) or "2d" in type(host).__name__ else -1
                 host.ssf = Affine(channels, axis=axis)
@@ -145,7 +145,7 @@ def _scale_and_shift(module: nn.Module, args: tuple[Tensor, ...], output: Tensor
     return changed
 
 
-def _operations(model: nn.Module) -> dict[str, int]:
+def _scaled_layers(model: nn.Module) -> dict[str, int]:
     """Return the operations SSF follows with the widths of their outputs."""
     linear, _ = adaptable_layers(model)
     found = {name: int(model.get_submodule(name).out_features) for name in linear}  # type: ignore[arg-type]

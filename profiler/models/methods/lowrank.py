@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from profiler.errors import InputError, UsageError
+from profiler.models.backbones.timm_interface import classifier_names
 from profiler.models.methods.base import Method
 from profiler.models.methods.target_layers import (
     BatchNorm,
-    classifier_names,
     freeze_statistics,
     grouped_convolutions,
     on_meta_if_fake,
@@ -31,7 +31,7 @@ from profiler.models.methods.target_layers import (
 )
 from profiler.workload import Workload
 
-WARM_UP_STEPS, FINAL_STEPS, STEPS_BETWEEN_CUTS = 200, 1000, 10
+ADALORA_WARM_UP_STEPS, ADALORA_FINAL_STEPS, STEPS_BETWEEN_CUTS = 200, 1000, 10
 INITIAL_RANK_FACTOR = 1.5
 PAPER_STEPS = 10 * 782
 """AdaLoRA in the code of arXiv 2607.02158: init 12 for target 8, 10 epochs of 782 steps."""
@@ -252,10 +252,10 @@ def _update_importance(self: Any, model: nn.Module) -> None:
 
 def rank_schedule(total_steps: int) -> dict[str, int]:
     """Return AdaLoRA's tinit, tfinal and deltaT for a run of that many steps."""
-    scale = min(1.0, total_steps / (2 * (WARM_UP_STEPS + FINAL_STEPS)))
+    scale = min(1.0, total_steps / (2 * (ADALORA_WARM_UP_STEPS + ADALORA_FINAL_STEPS)))
     return {
-        "tinit": int(WARM_UP_STEPS * scale),
-        "tfinal": int(FINAL_STEPS * scale),
+        "tinit": int(ADALORA_WARM_UP_STEPS * scale),
+        "tfinal": int(ADALORA_FINAL_STEPS * scale),
         "deltaT": max(1, round(STEPS_BETWEEN_CUTS * scale)),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from profiler.models.backbones.discovery import find_blocks
+from profiler.models.checkpointable_units import find_blocks
 from profiler.models.methods.base import Method
 from profiler.models.methods.target_layers import BatchNorm, learn_only, norm_layers, parameters_of
 from profiler.workload import Workload

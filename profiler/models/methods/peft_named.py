@@ -18,15 +18,10 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from profiler.errors import UnknownNameError, UsageError
-from profiler.models.backbones.discovery import run_on_meta
+from profiler.models.backbones.timm_interface import classifier_names, run_on_meta
 from profiler.models.methods.base import MethodInfo
 from profiler.models.methods.lowrank import PeftMethod, exact_targets
-from profiler.models.methods.target_layers import (
-    classifier_names,
-    has_values,
-    norm_layers,
-    target_modules,
-)
+from profiler.models.methods.target_layers import has_values, norm_layers, target_modules
 from profiler.workload import Workload
 
 PREFIX = "peft:"

@@ -26,14 +26,10 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from profiler.models.backbones.discovery import find_blocks
+from profiler.models.backbones.timm_interface import classifier_names
+from profiler.models.checkpointable_units import find_blocks
 from profiler.models.methods.base import Method
-from profiler.models.methods.target_layers import (
-    classifier_names,
-    learn_only,
-    parameters_of,
-    where_weights_are,
-)
+from profiler.models.methods.target_layers import learn_only, parameters_of, where_weights_are
 from profiler.workload import Workload
 
 HEAD_WIDTH = 32

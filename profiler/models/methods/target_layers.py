@@ -14,19 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from profiler.errors import UsageError
-from profiler.models.backbones import classifier_name
+from profiler.models.backbones.timm_interface import classifier_names
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
-def classifier_names(model: nn.Module) -> list[str]:
-    """Return the module names of the classifier; two for models with a distillation head."""
-    getter = getattr(model, "get_classifier", None)
-    found = getter() if callable(getter) else None
-    if not isinstance(found, tuple):
-        return [classifier_name(model)]
-    heads = {id(head) for head in found}
-    return [name for name, module in model.named_modules() if id(module) in heads]
 
 
 def learn_only(model: nn.Module, names: set[str]) -> None:
@@ -137,7 +127,11 @@ def target_modules(model: nn.Module, targets: tuple[str, ...] | None) -> list[st
     suffixes = _default_suffixes(model, linear)
     if suffixes is not None:
         return [name for name in linear if _ends_with(name, suffixes)]
-    return linear if _weights(model, linear) >= _weights(model, convolution) else convolution
+    return (
+        linear
+        if _count_parameters(model, linear) >= _count_parameters(model, convolution)
+        else convolution
+    )
 
 
 def adaptable_layers(model: nn.Module) -> tuple[list[str], list[str]]:
@@ -218,5 +212,5 @@ def _ends_with(name: str, suffixes: tuple[str, ...]) -> bool:
     return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
 
 
-def _weights(model: nn.Module, names: list[str]) -> int:
+def _count_parameters(model: nn.Module, names: list[str]) -> int:
     return sum(p.numel() for name in names for p in model.get_submodule(name).parameters())

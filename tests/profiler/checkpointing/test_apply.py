@@ -24,15 +24,11 @@ from torch.utils.checkpoint import checkpoint
 
 from profiler.checkpointing.apply import apply_adaptive, apply_placement, recomputing
 from profiler.errors import InputError
-from profiler.models.backbones.discovery import (
-    anatomy_of,
-    find_units,
-    layers_of,
-    modules_of,
-    parts_of,
-)
 from profiler.models.backbones.mambavision import MambaVision
 from profiler.models.backbones.vim import Vim
+from profiler.models.checkpointable_units import find_units
+from profiler.models.unit_parts import anatomy_of, branches_of, layers_of
+from profiler.models.unit_runs import modules_of
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.unit_options import LEAN_LAYERS, menu_of, uniform
 
@@ -110,9 +106,9 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
     if decision == Decision.SEGMENT:
         decisions = {u: Decision.SEGMENT if i else Decision.RECOMPUTE for i, u in enumerate(units)}
     elif decision == "parts":
-        decisions = {f"{u}/{p}": Decision.RECOMPUTE for u in units for p in parts_of(model, u)}
+        decisions = {f"{u}/{p}": Decision.RECOMPUTE for u in units for p in branches_of(model, u)}
     elif decision == "cheap parts":
-        decisions = {f"{u}/{p}": Decision.DROP_CHEAP for u in units for p in parts_of(model, u)}
+        decisions = {f"{u}/{p}": Decision.DROP_CHEAP for u in units for p in branches_of(model, u)}
     elif decision in ("layers", "light beside layers"):
         decisions = dict.fromkeys(
             units, Decision.DROP_CHEAP if decision == "layers" else Decision.DROP_CHEAP_AND_MIXING
@@ -122,14 +118,16 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
         return uniform(decision, anatomies)
     elif decision == "light beside parts":
         decisions = dict.fromkeys(units, Decision.DROP_CHEAP_AND_MIXING)
-        decisions |= {f"{u}/{p}": Decision.RECOMPUTE for u in units for p in parts_of(model, u)[:1]}
+        decisions |= {
+            f"{u}/{p}": Decision.RECOMPUTE for u in units for p in branches_of(model, u)[:1]
+        }
     elif decision == "mixed":
         cycle = (Decision.DROP_CHEAP, Decision.RECOMPUTE, Decision.SEGMENT, Decision.KEEP)
         decisions = {u: cycle[i % len(cycle)] for i, u in enumerate(units)}
         for unit in [
-            u for u in units if decisions[u] == Decision.DROP_CHEAP and parts_of(model, u)
+            u for u in units if decisions[u] == Decision.DROP_CHEAP and branches_of(model, u)
         ]:
-            decisions[f"{unit}/{parts_of(model, unit)[-1]}"] = Decision.RECOMPUTE
+            decisions[f"{unit}/{branches_of(model, unit)[-1]}"] = Decision.RECOMPUTE
     else:
         decisions = dict.fromkeys(units, decision)
     return Placement(decisions=decisions)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from profiler.device_rules.cpu_kernels import RTX_2060_SUPER
-from profiler.models.backbones.discovery import anatomy_of
 from profiler.models.build import build_model
+from profiler.models.unit_parts import anatomy_of
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.parametric import profile_option
 from profiler.replay.event_log import EventLog

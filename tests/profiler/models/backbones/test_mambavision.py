@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from profiler.models.backbones.mambavision import (
-    MODELS,
+    MAMBAVISION_MODELS,
     Attention,
     ConvBlock,
     MambaVision,
@@ -49,7 +49,7 @@ def test_parameter_count_of_t():
 )
 def test_sizes_of_the_family(name, published_millions):
     with torch.device("meta"):
-        model = MODELS[name]()
+        model = MAMBAVISION_MODELS[name]()
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count / 1e6 == pytest.approx(published_millions, abs=0.1)
 

@@ -1,6 +1,7 @@
 """Vim: published sizes and names, a mixer written a second time, position embeddings, training."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from profiler.errors import InputError
-from profiler.models.backbones.vim import MODELS, Vim, VimMixer, load_vim_checkpoint, vim_small
+from profiler.models import backbones
+from profiler.models.backbones.vim import VIM_MODELS, Vim, VimMixer, vim_small
 
 
 def tiny(**kwargs) -> Vim:
@@ -38,7 +40,7 @@ def parameter_count(model: torch.nn.Module) -> int:
 )
 def test_parameter_counts(name, classes, count):
     with torch.device("meta"):
-        model = MODELS[name](num_classes=classes)
+        model = VIM_MODELS[name](num_classes=classes)
     assert parameter_count(model) == count
 
 
@@ -248,22 +250,28 @@ def test_projections_are_called_as_modules():
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def test_checkpoint_of_the_same_size_loads_exactly():
+def load(model: Vim, checkpoint: dict[str, object], folder: Path) -> None:
+    path = folder / "vim.pth"
+    torch.save(checkpoint, path)
+    backbones.load_weights(model, "vim_s", weights=path)
+
+
+def test_checkpoint_of_the_same_size_loads_exactly(tmp_path):
     torch.manual_seed(0)
     source, target = tiny(), tiny()
-    load_vim_checkpoint(target, {"model": source.state_dict()})
+    load(target, {"model": source.state_dict()}, tmp_path)
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(source(images), target(images))
 
 
-def test_position_embeddings_are_resized_around_the_class_token():
+def test_position_embeddings_are_resized_around_the_class_token(tmp_path):
     source, target = tiny(), tiny(img_size=64)
     rows = torch.arange(4.0).repeat_interleave(4)
     grid = rows.view(1, 16, 1).expand(1, 16, 32)
     marker = torch.full((1, 1, 32), 100.0)
     state = source.state_dict()
     state["pos_embed"] = torch.cat([grid[:, :8], marker, grid[:, 8:]], dim=1)
-    load_vim_checkpoint(target, state)
+    load(target, state, tmp_path)
     resized = target.pos_embed.detach()
     assert resized.shape == (1, 65, 32)
     assert torch.equal(resized[:, 32], marker[:, 0])
@@ -272,14 +280,20 @@ def test_position_embeddings_are_resized_around_the_class_token():
     torch.testing.assert_close(patches.std(dim=1), torch.zeros(8, 32), atol=1e-5, rtol=0)
 
 
-def test_checkpoint_that_does_not_fit_is_refused_in_one_line():
+def test_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path):
     state = tiny().state_dict()
     del state["norm_f.weight"]
     with pytest.raises(InputError, match="norm_f") as failure:
-        load_vim_checkpoint(tiny(), {"model": state})
+        load(tiny(), {"model": state}, tmp_path)
     assert "\n" not in str(failure.value)
-    with pytest.raises(InputError, match="head"):
-        load_vim_checkpoint(tiny(num_classes=6), tiny().state_dict())
+
+
+def test_a_classifier_for_other_classes_keeps_its_random_values(tmp_path):
+    source, target = tiny(), tiny(num_classes=6)
+    head = target.head.weight.detach().clone()
+    load(target, source.state_dict(), tmp_path)
+    assert torch.equal(target.head.weight, head)
+    assert torch.equal(target.norm_f.weight, source.norm_f.weight)
 
 
 def test_a_few_steps_of_training_lower_the_loss():

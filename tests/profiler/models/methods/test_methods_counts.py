@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from profiler.models import backbones
+from profiler.models.backbones.timm_interface import classifier_names
 from profiler.models.methods import backbone_of, get_method
-from profiler.models.methods.target_layers import classifier_names
 from profiler.workload import Workload
 
 

@@ -6,16 +6,11 @@ import torch
 from torch import nn
 
 from profiler.errors import UnknownNameError
-from profiler.models.backbones.discovery import (
-    anatomy_of,
-    find_blocks,
-    find_units,
-    layers_of,
-    modules_of,
-    parts_of,
-)
 from profiler.models.backbones.mambavision import MambaVision
 from profiler.models.backbones.vim import Vim
+from profiler.models.checkpointable_units import find_blocks, find_units
+from profiler.models.unit_parts import anatomy_of, branches_of, layers_of
+from profiler.models.unit_runs import modules_of
 
 # Name, image edge, and what its units must be (None: only the properties are checked).
 TIMM = [
@@ -250,11 +245,11 @@ def test_parts_are_the_branches():
         convnext = timm.create_model("convnext_atto")
         mobile = timm.create_model("mobilenetv3_small_100")
         resnet = timm.create_model("resnet18")
-    assert parts_of(vit, "blocks.0") == ("attn", "mlp")
-    assert parts_of(convnext, "stages.0.blocks.0") == ("mlp",)
-    assert parts_of(mobile, "blocks.1.0") == ()
-    assert parts_of(resnet, "layer2.0") == ()
-    assert parts_of(resnet, "conv1+bn1+act1+maxpool") == ()
+    assert branches_of(vit, "blocks.0") == ("attn", "mlp")
+    assert branches_of(convnext, "stages.0.blocks.0") == ("mlp",)
+    assert branches_of(mobile, "blocks.1.0") == ()
+    assert branches_of(resnet, "layer2.0") == ()
+    assert branches_of(resnet, "conv1+bn1+act1+maxpool") == ()
 
 
 def test_layers_are_in_the_order_of_what_a_value_costs_without_the_costliest():

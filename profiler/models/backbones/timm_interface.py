@@ -1,0 +1,68 @@
+"""Attributes that every backbone has through timm: classifier, image statistics, input size.
+
+The functions read ``get_classifier`` and ``pretrained_cfg`` of a model. Importing this module
+imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from profiler.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IMAGE_SIZE = 224
+"""Edge of the input in pixels where a model states none: that of ImageNet training."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the classifier's modules: two for models with a distillation head, maybe none."""
+    getter = getattr(model, "get_classifier", None)
+    found = getter() if callable(getter) else None
+    if isinstance(found, tuple | list):
+        return tuple(found)
+    return () if found is None else (found,)
+
+
+def classifier_names(model: nn.Module) -> list[str]:
+    """Return the module names of the classifier (``head``, ``fc``, ``head.fc``, ...).
+
+    Raises:
+        UsageError: the model has no classifier.
+    """
+    heads = {id(head) for head in classifiers(model)}
+    names = [name for name, module in model.named_modules() if id(module) in heads]
+    if not names:
+        raise UsageError(f"{type(model).__name__} has no classifier that could be trained")
+    return names
+
+
+def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation per channel that the backbone expects."""
+    config = _config(model)
+    return tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD))
+
+
+def run_on_meta(model: nn.Module) -> Any:
+    """Run a model's forward on shapes alone, at the image size it was trained at.
+
+    Raises:
+        Exception: the forward needs values, or images of another size.
+    """
+    import torch
+    from torch.func import functional_call
+
+    _, height, width = _config(model).get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    # In training mode BatchNorm refuses one value per channel, so the batch has two images.
+    return functional_call(model, shapes, torch.empty(2, 3, height, width, device="meta"))
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    return getattr(model, "pretrained_cfg", None) or {}
