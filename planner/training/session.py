@@ -20,7 +20,7 @@ from profiler.errors import (
 )
 from profiler.models.build import BuiltModel
 from profiler.placement import PolicyChoice, placement_from_json
-from profiler.running.sandbox import is_out_of_memory
+from profiler.running.memory_caps import is_out_of_memory
 from profiler.training_step import (
     Batch,
     TrainingStep,

@@ -18,7 +18,7 @@ from profiler.errors import (
     DeviceError,
     UsageError,
 )
-from profiler.running.sandbox import cap_cuda_memory
+from profiler.running.memory_caps import cap_cuda_memory
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -29,14 +29,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from planner.plan import Accuracy
+from planner.training.images.image_set import DataSource
 from profiler.errors import DeviceError, MeasurementError, UsageError
 from profiler.models.backbones import WeightSource
 from profiler.records import Report
-from profiler.running.measurement import cap_host_step, measure_on_cuda, report_measurement
-from profiler.running.sandbox import Progress, cap_cuda_memory, run_in_process
+from profiler.running.measurement import (
+    MeasuredSteps,
+    cap_host_step,
+    measure_on_cuda,
+    report_measurement,
+)
+from profiler.running.memory_caps import cap_cuda_memory
+from profiler.running.messages import Message
+from profiler.running.sandbox import Progress, run_in_process
 from profiler.units import MIB, format_bytes
 from profiler.workload import Candidate, Workload
 
@@ -142,6 +152,70 @@ class Validation:
         }
 
 
+class ValidationRequest(Message, frozen=True, kw_only=True):
+    """The request of one validating process.
+
+    Attributes:
+        candidate: workload and placement to run.
+        device: type of device to run on.
+        budget_bytes: hard limit on memory; None for no limit.
+        data: data source, as ``planner.training.data`` names it.
+        steps: number of training steps.
+        seed: seed of new weights, dropout and the choice of images.
+        weights: path of a file of weights.
+        pretrained: whether timm's hub is tried when no file is given.
+        training_seconds: time limit of the steps on a CPU.
+        held_out_seconds: time limit of the evaluation.
+    """
+
+    candidate: Candidate
+    device: Literal["cpu", "cuda"]
+    budget_bytes: int | None
+    data: str
+    steps: int
+    seed: int
+    weights: str | None
+    pretrained: bool
+    training_seconds: float
+    held_out_seconds: float
+
+
+class Inference(Message, frozen=True, kw_only=True):
+    """Readings of evaluating held-out images.
+
+    Attributes:
+        accuracy: share of the images that were classified correctly.
+        images: number of images.
+        seconds: time of the whole held-out set, scaled up from ``images``.
+        peak_bytes: peak of one evaluated batch; the model included, no optimizer.
+        watts: average power; None where it cannot be read.
+    """
+
+    accuracy: float
+    images: int
+    seconds: float
+    peak_bytes: int
+    watts: float | None
+
+
+class ValidationResult(Message, frozen=True, kw_only=True):
+    """The result of one validating process.
+
+    Attributes:
+        training: readings of the training steps, with every note of the run.
+        losses: loss of each step.
+        inference: readings of the evaluation.
+        weights: source of the backbone's weights.
+        data: source of the images.
+    """
+
+    training: MeasuredSteps
+    losses: tuple[float, ...]
+    inference: Inference
+    weights: WeightSource
+    data: DataSource
+
+
 def validate(
     candidate: Candidate,
     *,
@@ -179,72 +253,79 @@ def validate(
     """
     if steps < 2:
         raise UsageError(f"a validation needs at least two steps, got {steps!r}")
-    request = {
-        "candidate": candidate.to_json(),
-        "device": "cpu" if device == "cpu" else "cuda",
-        "cap_bytes": budget_bytes,
-        "data": data,
-        "steps": steps,
-        "seed": seed,
-        "weights": None if weights is None else str(weights),
-        "pretrained": pretrained,
-        "training_seconds": training_seconds,
-        "held_out_seconds": held_out_seconds,
-    }
-    seen = run_in_process(
-        "planner.training.validation:run_validation",
+    request = ValidationRequest(
+        candidate=candidate,
+        device="cpu" if device == "cpu" else "cuda",
+        budget_bytes=budget_bytes,
+        data=data,
+        steps=steps,
+        seed=seed,
+        weights=None if weights is None else str(weights),
+        pretrained=pretrained,
+        training_seconds=training_seconds,
+        held_out_seconds=held_out_seconds,
+    )
+    result = run_in_process(
+        run_validation,
         request,
+        ValidationResult,
         cap_bytes=budget_bytes,
         on_progress=on_progress,
     )
-    source = WeightSource(**seen["weights"])
+    inference = result.inference
     return Validation(
-        report=report_measurement(candidate, seen, device=device),
+        report=report_measurement(candidate, result.training, device=device),
         accuracy=Accuracy(
-            value=seen["accuracy"], source=_accuracy_source(seen, source), kind="measured"
+            value=inference.accuracy, source=_accuracy_source(result), kind="measured"
         ),
-        accuracy_images=seen["accuracy_images"],
-        weights=source,
-        data=seen["data"],
-        losses=tuple(seen["losses"]),
-        inference_seconds=seen["inference_seconds"],
-        inference_peak_bytes=seen["inference_peak_bytes"],
-        inference_watts=seen["inference_watts"],
-        notes=tuple(seen["notes"]),
+        accuracy_images=inference.images,
+        weights=result.weights,
+        data=result.data.to_json(),
+        losses=result.losses,
+        inference_seconds=inference.seconds,
+        inference_peak_bytes=inference.peak_bytes,
+        inference_watts=inference.watts,
+        notes=result.training.notes,
     )
 
 
-def _accuracy_source(seen: Mapping[str, Any], weights: WeightSource) -> str:
+def _accuracy_source(result: ValidationResult) -> str:
     return (
-        f"measured on {seen['accuracy_images']} held-out images of {seen['data']['name']} "
-        f"after {len(seen['losses'])} steps, {weights.kind} weights"
+        f"measured on {result.inference.images} held-out images of {result.data.name} "
+        f"after {len(result.losses)} steps, {result.weights.kind} weights"
     )
 
 
 # ---- the child -----------------------------------------------------------------------------------
 
 
-def run_validation(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Run in the child process: load, train, evaluate."""
+def run_validation(request: ValidationRequest, progress: Progress) -> ValidationResult:
+    """Load, train and evaluate. Runs in the child process."""
     import torch
 
     from planner.training.trained_model import data_for
     from planner.training.training_device import device_type
     from profiler.training_step import settled_heap
 
-    candidate, device = Candidate.from_json(request["candidate"]), str(request["device"])
-    kind = device_type(device)
+    workload, kind = request.candidate.workload, device_type(request.device)
     progress("loading images", 0.0)
-    images = data_for(candidate.workload, str(request["data"]))
-    run = _Run(request, candidate, images, device=device)
-    if request["cap_bytes"]:
-        _cap(int(request["cap_bytes"]), kind, candidate.workload)
-    torch.manual_seed(int(request["seed"]))
+    images = data_for(workload, request.data)
+    run = _Run(request, images)
+    if request.budget_bytes:
+        _cap(request.budget_bytes, kind, workload)
+    torch.manual_seed(request.seed)
     with settled_heap():
         trained = run.on_cuda(progress) if kind == "cuda" else run.on_host(progress)
     run.forget_training()
     progress("evaluating held-out images", 0.75)
-    return trained | run.evaluate()
+    inference = run.evaluate()
+    return ValidationResult(
+        training=msgspec.structs.replace(trained, notes=tuple(run.notes)),
+        losses=tuple(run.losses),
+        inference=inference,
+        weights=run.weights,
+        data=images.source,
+    )
 
 
 def _cap(budget_bytes: int, kind: str, workload: Workload) -> None:
@@ -265,12 +346,11 @@ def _cap(budget_bytes: int, kind: str, workload: Workload) -> None:
 class _Run:
     """A candidate on real images."""
 
-    def __init__(
-        self, request: Mapping[str, Any], candidate: Candidate, images: ImageData, *, device: str
-    ) -> None:
-        self.request, self.candidate, self.device, self.data = request, candidate, device, images
-        self.workload = candidate.workload
-        if device == "cpu":
+    def __init__(self, request: ValidationRequest, images: ImageData) -> None:
+        self.request, self.data = request, images
+        self.candidate, self.device = request.candidate, request.device
+        self.workload = request.candidate.workload
+        if self.device == "cpu":
             self.workload = self.workload.replace(accumulation=min(2, self.workload.accumulation))
         self.losses: list[float] = []
         self.notes: list[str] = []
@@ -288,11 +368,10 @@ class _Run:
         from profiler.models.build import build_model
 
         request = self.request
-        weights = request["weights"]
         built = build_model(
             self.workload,
-            weights=None if weights is None else Path(weights),
-            pretrained=bool(request["pretrained"]),
+            weights=None if request.weights is None else Path(request.weights),
+            pretrained=request.pretrained,
         )
         built.model.to(self.device).train()
         session = Session(
@@ -300,7 +379,7 @@ class _Run:
             built=built,
             device=self.device,
             rate=choose_learning_rate(self.workload, built),
-            total_steps=int(request["steps"]),
+            total_steps=request.steps,
         )
         self._built, self._step = built, self._listened(session)
         return self._step
@@ -343,12 +422,12 @@ class _Run:
         images, labels = self._pool[0]
         return images[:FEW_IMAGES].clone(), labels[:FEW_IMAGES].clone()
 
-    def on_host(self, progress: Progress) -> dict[str, Any]:
+    def on_host(self, progress: Progress) -> MeasuredSteps:
         """Record the memory of the second step, from before the model; time it and others."""
         from profiler.device_rules.cpu_allocator import peak_during
         from profiler.environment import environment
 
-        wanted, started = int(self.request["steps"]), time.perf_counter()
+        wanted, started = self.request.steps, time.perf_counter()
         recorded: list[float] = []
 
         def prepare() -> None:
@@ -363,19 +442,19 @@ class _Run:
 
         peak = peak_during(prepare, steady)
         seconds = self._more_steps(recorded[0], started=started, progress=progress)
-        return {
-            "peak_bytes": peak,
-            "reserved_bytes": None,
-            "device_bytes": peak,
-            "step_seconds": seconds,
-            "energy_joules": None,
-            "device_name": "cpu",
-            "environment": environment(),
-        }
+        return MeasuredSteps(
+            peak_bytes=peak,
+            reserved_bytes=None,
+            device_bytes=peak,
+            step_seconds=tuple(seconds),
+            energy_joules=None,
+            device_name="cpu",
+            environment=environment(),
+        )
 
     def _more_steps(self, recorded: float, *, started: float, progress: Progress) -> list[float]:
         """Do whole steps while there is time; return the seconds of the candidate's own step."""
-        wanted, limit = int(self.request["steps"]), float(self.request["training_seconds"])
+        wanted, limit = self.request.steps, self.request.training_seconds
         micro_batches, planned = self.workload.accumulation, self.candidate.workload.accumulation
         seconds: list[float] = []
         next_seconds = recorded * micro_batches
@@ -402,19 +481,23 @@ class _Run:
             )
         return [planned / micro_batches * s for s in seconds]
 
-    def on_cuda(self, progress: Progress) -> dict[str, Any]:
+    def on_cuda(self, progress: Progress) -> MeasuredSteps:
         """Read peaks, time and energy of the steps after two of warm-up."""
-        from profiler.environment import environment
-
         fetches: list[Callable[[], Batch]] = [self._fetch] * self.workload.accumulation
         seen = measure_on_cuda(
             lambda: (self.build(), fetches),
-            steps=max(1, int(self.request["steps"]) - WARM_UP_STEPS),
+            steps=max(1, self.request.steps - WARM_UP_STEPS),
             warmup=WARM_UP_STEPS,
             progress=lambda text, done: progress(text, 0.75 * done),
         )
-        self.notes += seen.pop("notes")
-        return seen | {"environment": environment()}
+        self.notes += seen.notes
+        return seen
+
+    @property
+    def weights(self) -> WeightSource:
+        """Source of the backbone's weights."""
+        assert self._built is not None
+        return self._built.weights
 
     # -- inference -------------------------------------------------------------------------------
 
@@ -423,37 +506,28 @@ class _Run:
         self._step, self._pool, self._source = None, [], iter(())  # type: ignore[assignment]
         gc.collect()
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Inference:
         """Return accuracy, time and peak over a sample of the held-out images."""
         assert self._built is not None
         model, held_out = self._built.model, self.data.held_out
         most = min(HELD_OUT_IMAGES[self.device], len(held_out))
         batch_size = min(self.workload.micro_batch, INFERENCE_BATCH, most)
-        first = held_out.sample(batch_size, seed=int(self.request["seed"]))
+        first = held_out.sample(batch_size, seed=self.request.seed)
         peak, one_batch = self._inference_peak(model, first)
-        count = max(
-            batch_size, int(batch_size * float(self.request["held_out_seconds"]) / one_batch)
-        )
-        sample = held_out.sample(min(most, count), seed=int(self.request["seed"]))
+        count = max(batch_size, int(batch_size * self.request.held_out_seconds / one_batch))
+        sample = held_out.sample(min(most, count), seed=self.request.seed)
         right, seconds, watts = self._classify(model, sample, batch_size)
         if len(sample) < len(held_out):
             self.notes.append(
                 f"inference time is scaled up from {len(sample)} to {len(held_out)} images"
             )
-        return {
-            "accuracy": right / len(sample),
-            "accuracy_images": len(sample),
-            "inference_seconds": seconds * len(held_out) / len(sample),
-            "inference_peak_bytes": peak,
-            "inference_watts": watts,
-            "weights": {
-                "kind": self._built.weights.kind,
-                "detail": self._built.weights.detail,
-            },
-            "data": self.data.source.to_json(),
-            "losses": self.losses,
-            "notes": self.notes,
-        }
+        return Inference(
+            accuracy=right / len(sample),
+            images=len(sample),
+            seconds=seconds * len(held_out) / len(sample),
+            peak_bytes=peak,
+            watts=watts,
+        )
 
     def _inference_peak(self, model: nn.Module, images: ImageSet) -> tuple[int, float]:
         """Return the peak of evaluating one batch, and its seconds."""
@@ -527,18 +601,18 @@ def power_of(work: Callable[[], object]) -> float | None:
     return None if joules is None else joules / seconds
 
 
-def _decode(images: ImageSet, workload: Workload, request: Mapping[str, Any]) -> list[Batch]:
+def _decode(images: ImageSet, workload: Workload, request: ValidationRequest) -> list[Batch]:
     """Return micro-batches of decoded images: those of all steps, or as many as may be kept."""
     from planner.training.images.batches import batch_loader
 
-    wanted = workload.accumulation * int(request["steps"])
+    wanted = workload.accumulation * request.steps
     image_bytes = 3 * workload.image_size**2 * 4
     affordable = max(1, POOL_BYTES // (image_bytes * workload.micro_batch))
     batches = batch_loader(
         images,
         batch_size=workload.micro_batch,
         shuffle=True,
-        seed=int(request["seed"]),
+        seed=request.seed,
         drop_last=True,
     )
     return [(x, y) for x, y in islice(iter(batches), min(wanted, affordable))]

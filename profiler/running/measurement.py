@@ -1,30 +1,27 @@
 """The measured rung: a few real steps in a process of their own, under a hard memory cap.
 
-On a CPU the peak is the allocator's own account from before the model was built, read over one
-steady step; on a CUDA device it is ``max_memory_allocated`` and ``max_memory_reserved`` over the
-same. Times come from other steps, without the recording. Inputs are random: what is measured does
-not depend on them.
+On a CPU the peak is the allocator's own record of one steady step, with everything that was
+allocated from the building of the model on. On a CUDA device it is ``max_memory_allocated`` and
+``max_memory_reserved`` over the timed steps. On a CPU the timed steps are others than the recorded
+one, because recording takes time. Inputs are random: neither memory nor time depends on them.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from profiler.devices.table import device_label
-from profiler.environment import environment
+from profiler.environment import Environment, environment
 from profiler.errors import DeviceError, UsageError
+from profiler.json_records import NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.models.parameter_count import count_parameters
 from profiler.records import DeviceLabel, Memory, Report, Rung
-from profiler.running.sandbox import (
-    Progress,
-    cap_cuda_memory,
-    cap_host_memory,
-    lift_host_cap,
-    run_in_process,
-)
+from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory, lift_host_cap
+from profiler.running.messages import Message
+from profiler.running.sandbox import Progress, run_in_process
 from profiler.units import format_seconds
 from profiler.workload import Candidate, Workload
 
@@ -32,9 +29,51 @@ if TYPE_CHECKING:
     from profiler.training_step import Batch, TrainingStep
 
 _UNSTEADY = 2.0
-"""How many times the shortest step the longest of a run may take before the report says so."""
+"""Ratio of the longest to the shortest step from which a note says that times are unsteady."""
 
 Fetch = Callable[[], "Batch"]
+
+
+class MeasurementRequest(Message, frozen=True, kw_only=True):
+    """The request of one measuring process.
+
+    Attributes:
+        candidate: workload and placement to run.
+        device: type of device to run on.
+        cap_bytes: hard limit on memory; None for no limit.
+        steps: number of timed steps.
+        warmup: number of steps before the first reading.
+    """
+
+    candidate: Candidate
+    device: Literal["cpu", "cuda"]
+    cap_bytes: PositiveInt | None
+    steps: PositiveInt
+    warmup: PositiveInt
+
+
+class MeasuredSteps(Message, frozen=True, kw_only=True):
+    """Readings of a few real training steps.
+
+    Attributes:
+        peak_bytes: highest live bytes of a steady step.
+        reserved_bytes: highest reserved bytes of the caching allocator; None on a CPU.
+        device_bytes: memory of the device in use; on a CPU ``peak_bytes``.
+        step_seconds: seconds of each timed step.
+        energy_joules: average energy of a step; None if it was not measured.
+        device_name: full name of the GPU, or ``cpu``.
+        environment: software and processor of the process.
+        notes: sentences that the reader of the numbers needs.
+    """
+
+    peak_bytes: NonNegativeInt
+    reserved_bytes: NonNegativeInt | None
+    device_bytes: NonNegativeInt
+    step_seconds: tuple[NonNegativeFloat, ...]
+    energy_joules: NonNegativeFloat | None
+    device_name: str
+    environment: Environment
+    notes: tuple[str, ...] = ()
 
 
 def measure(
@@ -46,15 +85,16 @@ def measure(
     warmup: int = 2,
     on_progress: Progress | None = None,
 ) -> Report:
-    """Really run a candidate and report what was seen.
+    """Run a candidate in a process of its own and report the readings.
 
     Args:
-        candidate: what to run, with random weights and random images.
-        device: ``cpu``, or the name of this machine's GPU in the table, or ``cuda``.
-        cap_bytes: hard limit on memory.
-        steps: timed steps.
-        warmup: steps before anything is read (the optimizer makes its state).
-        on_progress: called with (what it does, fraction done).
+        candidate: workload and placement; weights and images are random.
+        device: ``cpu``, ``cuda``, or the name of this machine's GPU in the device table.
+        cap_bytes: hard limit on memory; None for no limit.
+        steps: number of timed steps.
+        warmup: number of steps before the first reading; the first step allocates the optimizer's
+            state.
+        on_progress: progress callback (activity, fraction done).
 
     Raises:
         OutOfMemoryError: the cap was exceeded.
@@ -62,83 +102,91 @@ def measure(
         MeasurementError: the run failed in another way.
     """
     if steps < 1 or warmup < 1:
-        raise UsageError("a measurement needs at least one warm-up step and one timed step")
-    request = {
-        "candidate": candidate.to_json(),
-        "device": "cpu" if device == "cpu" else "cuda",
-        "cap_bytes": cap_bytes,
-        "steps": steps,
-        "warmup": warmup,
-    }
-    seen = run_in_process(
-        "profiler.running.measurement:run_measurement",
-        request,
+        raise UsageError(
+            "a measurement needs at least one warm-up step and one timed step, "
+            f"got {warmup} and {steps}"
+        )
+    request = MeasurementRequest(
+        candidate=candidate,
+        device="cpu" if device == "cpu" else "cuda",
         cap_bytes=cap_bytes,
-        on_progress=on_progress,
+        steps=steps,
+        warmup=warmup,
     )
-    return report_measurement(candidate, seen, device=device)
+    measured = run_in_process(
+        run_measurement, request, MeasuredSteps, cap_bytes=cap_bytes, on_progress=on_progress
+    )
+    return report_measurement(candidate, measured, device=device)
 
 
-def report_measurement(candidate: Candidate, seen: Mapping[str, Any], *, device: str) -> Report:
-    """Turn what a measuring process sent back into a report."""
+def report_measurement(candidate: Candidate, measured: MeasuredSteps, *, device: str) -> Report:
+    """Return the readings of a measuring process as a report."""
     label = (
-        DeviceLabel(name="cuda", full_name=str(seen["device_name"]), kind="cuda")
+        DeviceLabel(name="cuda", full_name=measured.device_name, kind="cuda")
         if device == "cuda"
         else device_label(device)
     )
-    seconds, notes = seen["step_seconds"], list(seen["notes"])
+    seconds, notes = measured.step_seconds, measured.notes
     if seconds and max(seconds) > _UNSTEADY * min(seconds):
-        notes.append(
+        notes += (
             f"the steps took from {format_seconds(min(seconds))} to {format_seconds(max(seconds))}:"
-            " the machine was busy, or not yet warm"
+            " the machine was busy, or not yet warm",
         )
     return Report(
         candidate=candidate,
         device=label,
         rung=Rung.MEASURED,
         memory=Memory(
-            peak_bytes=int(seen["peak_bytes"]),
-            reserved_bytes=seen["reserved_bytes"],
-            device_bytes=seen["device_bytes"],
+            peak_bytes=measured.peak_bytes,
+            reserved_bytes=measured.reserved_bytes,
+            device_bytes=measured.device_bytes,
         ),
         flops=None,
         step_seconds=statistics.median(seconds) if seconds else None,
-        energy_joules=seen["energy_joules"],
+        energy_joules=measured.energy_joules,
         parameters=count_parameters(candidate.workload),
-        notes=tuple(notes),
-        details={"step_seconds": seconds, "environment": seen["environment"]},
+        notes=notes,
+        details={
+            "step_seconds": list(seconds),
+            "environment": measured.environment.to_json(),
+        },
     )
 
 
-def run_measurement(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Run in the child process: build, warm up, read the peak, time."""
+# --- in the child ---------------------------------------------------------------------------------
+
+
+def run_measurement(request: MeasurementRequest, progress: Progress) -> MeasuredSteps:
+    """Build the model, warm up, read the peak and time the steps. Runs in the child process."""
     import torch
 
     from profiler.training_step import settled_heap
 
-    candidate = Candidate.from_json(request["candidate"])
-    on_cuda = request["device"] == "cuda"
+    on_cuda = request.device == "cuda"
     if on_cuda and not torch.cuda.is_available():
         raise DeviceError("there is no CUDA device in this machine; use --device cpu")
-    if request["cap_bytes"]:
+    if request.cap_bytes:
         if on_cuda:
-            cap_cuda_memory(int(request["cap_bytes"]))
+            cap_cuda_memory(request.cap_bytes)
         else:
-            cap_host_step(candidate.workload, int(request["cap_bytes"]))
+            cap_host_step(request.candidate.workload, request.cap_bytes)
     torch.manual_seed(0)
     run = measure_on_cuda if on_cuda else measure_on_host
     with settled_heap():
-        seen = run(
-            lambda: build_step(candidate, device=request["device"]),
-            steps=int(request["steps"]),
-            warmup=int(request["warmup"]),
+        return run(
+            lambda: build_step(request.candidate, device=request.device),
+            steps=request.steps,
+            warmup=request.warmup,
             progress=progress,
         )
-    return seen | {"environment": environment()}
 
 
 def cap_host_step(workload: Workload, cap_bytes: int) -> None:
-    """Cap what a training step may allocate, all imports done before: timm's take 100 MiB."""
+    """Cap the memory of a training step on the CPU.
+
+    Everything that a step imports is imported first, by building the model without memory. The
+    imports take 100 MiB, which would count against the cap.
+    """
     import torch
 
     from profiler.models.build import build_model
@@ -149,7 +197,7 @@ def cap_host_step(workload: Workload, cap_bytes: int) -> None:
 
 
 def build_step(candidate: Candidate, *, device: str) -> tuple[TrainingStep, list[Fetch]]:
-    """Make the training step of a candidate on random weights, and what feeds it."""
+    """Return a candidate's training step on random weights, and its sources of random batches."""
     import torch
 
     from profiler.checkpointing.apply import apply_placement
@@ -182,42 +230,47 @@ def measure_on_host(
     steps: int,
     warmup: int,
     progress: Progress,
-) -> dict[str, Any]:
-    """Read the CPU allocator's account of one steady step, then time others."""
+) -> MeasuredSteps:
+    """Record the CPU allocator over one steady step, then time other steps."""
     from profiler.device_rules.cpu_allocator import peak_during
 
-    made: list[tuple[TrainingStep, list[Fetch]]] = []
-    caps_again: list[Callable[[], None]] = []
+    step: TrainingStep
+    batches: list[Fetch]
+    set_cap_again: Callable[[], None]
 
     def prepare() -> None:
+        nonlocal step, batches
         progress("building the model", 0.0)
-        made.append(build())
+        step, batches = build()
         for _ in range(warmup):
             progress("warming up", 0.2)
-            made[0][0].run(made[0][1])
+            step.run(batches)
 
     def one_step() -> None:
+        nonlocal set_cap_again
         progress("recording memory", 0.5)
-        made[0][0].run(made[0][1])
-        caps_again.append(lift_host_cap())  # reading the recording takes as much as a small step
+        step.run(batches)
+        # Reading the recording takes as much memory as a small step, which must not count.
+        set_cap_again = lift_host_cap()
 
     peak = peak_during(prepare, one_step)
-    caps_again[0]()
+    set_cap_again()
     seconds = []
     for index in range(steps):
         progress("timing", 0.6 + 0.4 * index / steps)
         start = time.perf_counter()
-        made[0][0].run(made[0][1])
+        step.run(batches)
         seconds.append(time.perf_counter() - start)
-    return {
-        "peak_bytes": peak,
-        "reserved_bytes": None,
-        "device_bytes": peak,
-        "step_seconds": seconds,
-        "energy_joules": None,
-        "device_name": "cpu",
-        "notes": ["peak of the CPU allocator's live bytes over one steady step"],
-    }
+    return MeasuredSteps(
+        peak_bytes=peak,
+        reserved_bytes=None,
+        device_bytes=peak,
+        step_seconds=tuple(seconds),
+        energy_joules=None,
+        device_name="cpu",
+        environment=environment(),
+        notes=("peak of the CPU allocator's live bytes over one steady step",),
+    )
 
 
 def measure_on_cuda(
@@ -226,8 +279,8 @@ def measure_on_cuda(
     steps: int,
     warmup: int,
     progress: Progress,
-) -> dict[str, Any]:
-    """Read the CUDA allocator's peaks over steady steps, their time and their energy."""
+) -> MeasuredSteps:
+    """Read the CUDA allocator's peaks over the timed steps, and their energy."""
     import torch
 
     progress("building the model", 0.0)
@@ -251,23 +304,28 @@ def measure_on_cuda(
     reserved = torch.cuda.max_memory_reserved()
     free_after, total = torch.cuda.mem_get_info()
     outside = max(0, total - free_after - torch.cuda.memory_reserved())
-    return {
-        "peak_bytes": torch.cuda.max_memory_allocated(),
-        "reserved_bytes": reserved,
-        "device_bytes": reserved + outside,
-        "step_seconds": seconds,
-        "energy_joules": None if joules is None else joules / steps,
-        "device_name": torch.cuda.get_device_name(),
-        "notes": [
+    return MeasuredSteps(
+        peak_bytes=torch.cuda.max_memory_allocated(),
+        reserved_bytes=reserved,
+        device_bytes=reserved + outside,
+        step_seconds=tuple(seconds),
+        energy_joules=None if joules is None else joules / steps,
+        device_name=torch.cuda.get_device_name(),
+        environment=environment(),
+        notes=(
             "device bytes: reserved plus everything else in use on the device "
             "(this process's context, and other processes if there are any)",
             *([why_no_energy] if why_no_energy else []),
-        ],
-    }
+        ),
+    )
 
 
 def energy_of(run: Callable[[], None]) -> tuple[float | None, str | None]:
-    """Run something on this machine's GPU; return its joules, or None and the reason."""
+    """Run a function and return the energy of this machine's GPU meanwhile.
+
+    Returns:
+        (joules, None), or (None, reason) if the energy could not be read.
+    """
     import torch
 
     from profiler.devices.nvml import EnergyMeter, open_gpu

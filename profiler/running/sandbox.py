@@ -1,41 +1,55 @@
-"""Run one function in a process of its own, under a hard memory cap.
+"""Run one function in a process of its own.
 
-The function is named ``package.module:function``; it gets one JSON object and returns another.
-It may report progress. The parent turns every way of dying into one error of ``profiler.errors``.
-
-The function sets the cap itself, when it has what is not to be counted. On CUDA it is the caching
-allocator's (``set_per_process_memory_fraction``, :func:`cap_cuda_memory`), on a CPU the kernel's
-``RLIMIT_DATA`` on what the process may allocate from then on (:func:`cap_host_memory`).
+The function takes a request and a progress callback and returns a result; request and result are
+records (profiler/running/messages.py). Every way in which the process can fail becomes one error of
+``profiler.errors`` in the parent. A function that shall run under a memory cap sets the cap itself
+(profiler/running/memory_caps.py), because only it knows which memory shall not count.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from profiler.device_rules.caching_allocator import configure
 from profiler.errors import DeviceError, InputError, MeasurementError, OutOfMemoryError, UsageError
-from profiler.units import MIB
+from profiler.running.memory_caps import is_out_of_memory
+from profiler.running.messages import (
+    Call,
+    ErrorClass,
+    Failure,
+    Message,
+    ProgressReport,
+    Result,
+    address_of,
+    decode,
+    decode_answer,
+    encode,
+    import_address,
+)
 
 Progress = Callable[[str, float], None]
+"""A progress callback: (activity, fraction done)."""
 
-_SLACK_BYTES = 256 * MIB
-"""Thread stacks, arenas and library scratch space that belong to no tensor."""
+RequestT = TypeVar("RequestT", bound=Message)
+ResultT = TypeVar("ResultT")
 
 _ENVIRONMENT = {
     "KINETO_LOG_LEVEL": "99",
-    # else glibc takes ever larger blocks (up to 32 MiB) from its heap, whose holes the cap counts:
-    # ViT-S at batch 16 took 2.4 GiB for a peak of 1.0 GiB, with this 1.3 GiB
+    # glibc raises its mmap threshold up to 32 MiB as blocks are freed. Larger blocks then come from
+    # the heap, whose holes count against the cap: ViT-S at batch 16 took 2.4 GiB for a peak of
+    # 1.0 GiB. A fixed threshold (mallopt(3)) brings that down to 1.3 GiB.
     "MALLOC_MMAP_THRESHOLD_": "131072",
 }
 
-_ERRORS: Mapping[str, type[Exception]] = {
+_ERRORS: Mapping[ErrorClass, type[Exception]] = {
     "UsageError": UsageError,
     "InputError": InputError,
     "DeviceError": DeviceError,
@@ -44,66 +58,73 @@ _ERRORS: Mapping[str, type[Exception]] = {
 
 
 def run_in_process(
-    function: str,
-    request: Mapping[str, Any],
+    function: Callable[[RequestT, Progress], ResultT],
+    request: RequestT,
+    result: type[ResultT],
     *,
     cap_bytes: int | None = None,
     timeout_seconds: float = 3600,
     on_progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> ResultT:
     """Call ``function(request, progress)`` in a fresh interpreter and return its result.
 
     Args:
-        function: ``package.module:function``.
-        request: JSON data.
-        cap_bytes: the cap that the function sets, for the message; None for no limit.
-        timeout_seconds: after which the process is killed.
-        on_progress: called with (what it does, fraction done).
+        function: function at the top level of a module that the child can import.
+        request: its request.
+        result: type of its result.
+        cap_bytes: memory cap that the function sets, for the error message; None for no cap.
+        timeout_seconds: time after which the process is killed.
+        on_progress: progress callback in this process.
 
     Raises:
         OutOfMemoryError: the cap was exceeded.
-        MeasurementError: it died in another way, or took too long.
+        MeasurementError: the process failed in another way, or took too long.
+        UsageError, InputError, DeviceError: the function raised one of these.
     """
-    with tempfile.TemporaryFile("w+") as complaints:
+    call = Call(
+        address=address_of(function),
+        request_type=address_of(type(request)),
+        request=msgspec.Raw(encode(request)),
+    )
+    with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "profiler.running.sandbox", function],
+            [sys.executable, "-m", "profiler.running.sandbox"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
-            text=True,
-            env=_environment(),
+            stderr=errors,
+            env=_child_environment(),
         )
         try:
-            answer = _converse(process, request, on_progress, timeout_seconds)
+            answer = _exchange(process, call, on_progress, timeout_seconds)
         finally:
             process.kill()
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
         if answer is None:
-            complaints.seek(0)
-            raise _death(process.returncode, complaints.read(), cap_bytes)
-    if "error" in answer:
-        raise _relayed(answer, cap_bytes)
-    result: dict[str, Any] = answer["result"]
-    return result
+            errors.seek(0)
+            stderr = errors.read().decode(errors="replace")
+            raise _error_of_death(process.returncode, stderr, cap_bytes)
+    if isinstance(answer, Failure):
+        if answer.error == "OutOfMemoryError":
+            raise OutOfMemoryError(cap_bytes=cap_bytes or 0, detail=answer.message)
+        raise _ERRORS[answer.error](answer.message)
+    return decode(answer.result, result)
 
 
-def _environment() -> dict[str, str]:
+def _child_environment() -> dict[str, str]:
     environment = os.environ | _ENVIRONMENT
     configure(environment)
     return environment
 
 
-def _converse(
-    process: subprocess.Popen[str],
-    request: Mapping[str, Any],
+def _exchange(
+    process: subprocess.Popen[bytes],
+    call: Call,
     on_progress: Progress | None,
     timeout_seconds: float,
-) -> dict[str, Any] | None:
-    """Send the request, pass progress on, return the last message (None when it died)."""
-    import threading
-
+) -> Result | Failure | None:
+    """Send the call, pass progress on, and return the last message; None if the process died."""
     assert process.stdin is not None and process.stdout is not None
     timed_out = threading.Event()
 
@@ -115,17 +136,18 @@ def _converse(
     watchdog.daemon = True
     watchdog.start()
     try:
-        json.dump(dict(request), process.stdin)
+        process.stdin.write(encode(call))
         process.stdin.close()
         for line in process.stdout:
-            message = json.loads(line)
-            if "progress" in message:
-                if on_progress is not None:
-                    on_progress(message["progress"], float(message["fraction"]))
-            else:
+            if not line.endswith(b"\n"):
+                break  # the process died while it wrote
+            answer = decode_answer(line)
+            if not isinstance(answer, ProgressReport):
                 process.wait()
-                return dict(message)
-    except (BrokenPipeError, json.JSONDecodeError):
+                return answer
+            if on_progress is not None:
+                on_progress(answer.activity, answer.fraction)
+    except BrokenPipeError:
         process.kill()
     finally:
         watchdog.cancel()
@@ -135,110 +157,49 @@ def _converse(
     return None
 
 
-def _relayed(answer: Mapping[str, Any], cap_bytes: int | None) -> Exception:
-    if answer["error"] == "OutOfMemoryError":
-        return OutOfMemoryError(cap_bytes=cap_bytes or 0, detail=str(answer["message"]))
-    kind = _ERRORS.get(str(answer["error"]), MeasurementError)
-    return kind(str(answer["message"]))
-
-
-def _death(code: int | None, complaints: str, cap_bytes: int | None) -> Exception:
-    if cap_bytes and (code in (-9, -11, -6) or "bad_alloc" in complaints):
+def _error_of_death(code: int | None, stderr: str, cap_bytes: int | None) -> Exception:
+    if cap_bytes and (code in (-9, -11, -6) or "bad_alloc" in stderr):
         return OutOfMemoryError(cap_bytes=cap_bytes, detail=f"the process died with code {code}")
-    last = complaints.strip().splitlines()[-1] if complaints.strip() else "it said nothing"
+    last = stderr.strip().splitlines()[-1] if stderr.strip() else "no message on stderr"
     return MeasurementError(f"the run died with code {code}: {last}")
 
 
-def cap_cuda_memory(cap_bytes: int) -> None:
-    """Cap what PyTorch's CUDA allocator may reserve in this process."""
-    import torch
-
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total))
+# --- the child ------------------------------------------------------------------------------------
 
 
-def cap_host_memory(cap_bytes: int) -> None:
-    """Cap what this process may allocate from now on."""
-    if sys.platform != "linux":
-        return
-    import resource
+def _serve() -> None:
+    """Read the call from stdin, run it, and write messages to the original stdout."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    # Libraries print to stdout, which would break the stream of messages.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + cap_bytes + _SLACK_BYTES, hard))
-
-
-def lift_host_cap() -> Callable[[], None]:
-    """Lift the cap, if there is one, and return what puts it back.
-
-    It is put back higher by what was allocated meanwhile and is still there.
-    """
-    if sys.platform != "linux":
-        return lambda: None
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if soft == resource.RLIM_INFINITY:
-        return lambda: None
-    before = _data_bytes()
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-
-    def put_back() -> None:
-        grown = soft + max(0, _data_bytes() - before)
-        resource.setrlimit(resource.RLIMIT_DATA, (grown, hard))
-
-    return put_back
-
-
-def _data_bytes() -> int:
-    """Return what ``RLIMIT_DATA`` counts of this process."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        kibibytes = next(line.split()[1] for line in status if line.startswith("VmData:"))
-    return int(kibibytes) * 1024
-
-
-_REFUSALS = (
-    "can't allocate memory",
-    "out of memory",
-    "bad_alloc",
-    "could not create a primitive",  # oneDNN, when it finds no room for a kernel or its scratch
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception is an allocator's refusal."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return any(sign in text for sign in _REFUSALS)
-
-
-def _kind_of(error: Exception) -> str:
-    """Return the nearest class the parent knows."""
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return next((name for name in names if name in _ERRORS), names[0])
-
-
-def _serve(function: str) -> None:
-    """The child: read the request, run, answer in JSON lines on the original stdout."""
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # prints of libraries stay out of the channel
-
-    def send(message: Mapping[str, Any]) -> None:
-        channel.write(json.dumps(dict(message)) + "\n")
+    def send(message: Message) -> None:
+        channel.write(encode(message) + b"\n")
         channel.flush()
 
-    request = json.load(sys.stdin)
-    module, _, name = function.partition(":")
+    def progress(activity: str, fraction: float) -> None:
+        send(ProgressReport(activity=activity, fraction=fraction))
+
     try:
-        run = getattr(import_module(module), name)
-        result = run(request, lambda text, done: send({"progress": text, "fraction": done}))
+        call = decode(sys.stdin.buffer.read(), Call)
+        request = decode(call.request, import_address(call.request_type))
+        result = import_address(call.address)(request, progress)
+        answer: Result | Failure = Result(result=msgspec.Raw(encode(result)))
     except Exception as error:
-        kind = "OutOfMemoryError" if is_out_of_memory(error) else _kind_of(error)
-        message = str(error).strip().splitlines()
-        send({"error": kind, "message": message[0] if message else type(error).__name__})
-    else:
-        send({"result": result})
+        lines = str(error).strip().splitlines()
+        answer = Failure(
+            error=_nearest_class(error), message=lines[0] if lines else type(error).__name__
+        )
+    send(answer)
+
+
+def _nearest_class(error: Exception) -> ErrorClass:
+    """Return the error class by which the parent reports an exception."""
+    if is_out_of_memory(error):
+        return "OutOfMemoryError"
+    names = [base.__name__ for base in type(error).__mro__]
+    return next((known for known in _ERRORS if known in names), "MeasurementError")
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve()

@@ -8,12 +8,13 @@ in the store. Its board power is not known, so no energy is predicted for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from profiler.devices.table import TIMED, DeviceSpec, adopt
+from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ SIDE = 4096
 REPEATS = 5
 
 
+class TimingRequest(Message, frozen=True, kw_only=True):
+    """The request of a timing process; there is nothing to choose."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
+class TimedRates:
     """What was asked of PyTorch.
 
     Attributes:
@@ -56,11 +61,10 @@ def adopt_gpu(spec: DeviceSpec, store: Store) -> DeviceSpec:
         MeasurementError: the timing failed.
     """
 
-    def ask() -> Timed:
-        answer = run_in_process("profiler.timing.gpu_rates:time_rates", {"device": "cuda"})
-        return Timed(**answer)
+    def ask() -> TimedRates:
+        return run_in_process(time_rates, TimingRequest(), TimedRates)
 
-    seen = store.fetch(Timed, ("gpu", spec.full_name, spec.memory_bytes), ask)
+    seen = store.fetch(TimedRates, ("gpu", spec.full_name, spec.memory_bytes), ask)
     has_bf16 = (spec.compute_capability or (0, 0)) >= (8, 0)
     timed = replace(
         spec,
@@ -75,7 +79,7 @@ def adopt_gpu(spec: DeviceSpec, store: Store) -> DeviceSpec:
     return timed
 
 
-def time_rates(_: Mapping[str, Any], progress: Progress) -> dict[str, float]:
+def time_rates(_: TimingRequest, progress: Progress) -> TimedRates:
     """Time matrix products and a copy on the first CUDA device (runs in a process of its own)."""
     import torch
 
@@ -97,10 +101,10 @@ def time_rates(_: Mapping[str, Any], progress: Progress) -> dict[str, float]:
         products[dtype] = best(partial(torch.matmul, left, left), 2.0 * SIDE**3)
     source = torch.empty(SIDE, SIDE, device="cuda")
     target = torch.empty_like(source)
-    return {
-        "fp32_flops": products[torch.float32],
-        "fp16_flops": products[torch.float16],
-        "bf16_flops": products[torch.bfloat16],
-        "bytes_per_second": best(lambda: target.copy_(source), 2.0 * SIDE**2 * 4),
-        "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
-    }
+    return TimedRates(
+        fp32_flops=products[torch.float32],
+        fp16_flops=products[torch.float16],
+        bf16_flops=products[torch.bfloat16],
+        bytes_per_second=best(lambda: target.copy_(source), 2.0 * SIDE**2 * 4),
+        sm_count=torch.cuda.get_device_properties(0).multi_processor_count,
+    )

@@ -200,7 +200,7 @@ def measure_cell(cell: Cell, machine: Machine, *, traced: bool = False) -> dict[
 @contextmanager
 def _reporting(row: dict[str, Any], machine: Machine) -> Iterator[None]:
     """Start with an empty allocator and no cap, and turn an error into a field of the row."""
-    from profiler.running.sandbox import is_out_of_memory
+    from profiler.running.memory_caps import is_out_of_memory
 
     machine.clear()
     try:
@@ -426,7 +426,7 @@ def _open_machine(book: Book, device: str) -> Machine:
     from profiler.environment import environment
 
     if device == "cpu":
-        book.write("environment", environment())
+        book.write("environment", environment().to_json())
         return Machine()
     gpu = detect_gpu()
     used_before = None if gpu is None else gpu.used_bytes()
@@ -434,7 +434,7 @@ def _open_machine(book: Book, device: str) -> Machine:
     torch.zeros(1, device="cuda")
     machine = Cuda(used_before)
     capability = torch.cuda.get_device_capability()
-    found = environment() | {
+    found = environment().to_json() | {
         "gpu": torch.cuda.get_device_name(),
         "capability": list(capability),
         "device": None if gpu is None else gpu.spec.name,

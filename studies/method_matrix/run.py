@@ -444,7 +444,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     ran = [row for row in rows if "relative" in row]
     counts = {key: sum(row["status"] == key for row in rows) for key in STATUSES}
     return {
-        "environment": environment()
+        "environment": environment().to_json()
         | _versions()
         | {"threads": 1, "date": max(str(row["date"]) for row in rows)},
         "batch": BATCH,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,9 @@ from planner.training.oom_fallback import tighter_placements
 from planner.training.session import Session
 from profiler.models.build import build_model
 from profiler.placement import KEEP_ALL, Placement
-from profiler.running.sandbox import cap_host_memory, run_in_process
+from profiler.running.memory_caps import cap_host_memory
+from profiler.running.messages import Message
+from profiler.running.sandbox import run_in_process
 from profiler.store import Store
 from profiler.training_step import Batch
 from profiler.units import MIB
@@ -67,7 +68,19 @@ def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
     assert [c.policy.name for c in found] == ["first-k", "static"]
 
 
-def train_two_steps(request: dict[str, Any], progress: Callable[..., None]) -> dict[str, Any]:
+class Request(Message, frozen=True, kw_only=True):
+    free_bytes: int
+
+
+class Trained(Message, frozen=True, kw_only=True):
+    losses: list[float]
+    weights: float
+    policy: str
+    step_downs: list[str]
+    steps: int
+
+
+def train_two_steps(request: Request, progress: Callable[..., None]) -> Trained:
     """Train under a limit on what may be allocated from now on (in a process of its own)."""
     torch.manual_seed(0)
     built = build_model(LARGE)
@@ -83,17 +96,17 @@ def train_two_steps(request: dict[str, Any], progress: Callable[..., None]) -> d
         cost=cost,
     )
     images = _images()
-    if request["free_bytes"]:
-        cap_host_memory(request["free_bytes"])
+    if request.free_bytes:
+        cap_host_memory(request.free_bytes)
     losses = [session.run(images) for _ in range(2)]
     weights = torch.cat([p.detach().flatten() for p in built.model.parameters()])
-    return {
-        "losses": losses,
-        "weights": weights.double().sum().item(),
-        "policy": session.candidate.policy.name,
-        "step_downs": session.step_downs,
-        "steps": session.step.global_step,
-    }
+    return Trained(
+        losses=losses,
+        weights=weights.double().sum().item(),
+        policy=session.candidate.policy.name,
+        step_downs=session.step_downs,
+        steps=session.step.global_step,
+    )
 
 
 def _images() -> Iterator[Batch]:
@@ -109,16 +122,16 @@ def test_a_real_refusal_is_stepped_down_from_and_no_step_is_lost(
     here = Path(__file__)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent), str(here.parents[3])]))
 
-    def run(free_bytes: int) -> dict[str, Any]:
-        request = {"free_bytes": free_bytes}
-        return run_in_process(f"{here.stem}:train_two_steps", request, cap_bytes=free_bytes or None)
+    def run(free_bytes: int) -> Trained:
+        request = Request(free_bytes=free_bytes)
+        return run_in_process(train_two_steps, request, Trained, cap_bytes=free_bytes or None)
 
-    # all activations are 0.6 GiB; sandbox.cap_host_memory leaves 256 MiB above what it is told
+    # all activations are 0.6 GiB; cap_host_memory leaves 256 MiB above what it is told
     # (with 64 MiB the libraries' own scratch is refused at times, and they sum in another order)
     tight, free = run(128 * MIB), run(0)
-    assert free["step_downs"] == []
-    assert tight["step_downs"]
-    assert tight["policy"] == "optimal"
-    assert "can't allocate memory" in tight["step_downs"][0]
-    assert (tight["steps"], tight["losses"]) == (free["steps"], free["losses"])
-    assert tight["weights"] == free["weights"]
+    assert free.step_downs == []
+    assert tight.step_downs
+    assert tight.policy == "optimal"
+    assert "can't allocate memory" in tight.step_downs[0]
+    assert (tight.steps, tight.losses) == (free.steps, free.losses)
+    assert tight.weights == free.weights

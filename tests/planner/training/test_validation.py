@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from planner.training.trained_model import data_for
 from planner.training.validation import (
     FEW_IMAGES,
     Validation,
+    ValidationRequest,
+    ValidationResult,
     _model_bytes,
     power_of,
     run_validation,
@@ -51,13 +54,13 @@ def run(candidate: Candidate, **changes: Any) -> Validation:
     return validate(candidate, **(options | changes))
 
 
-def in_this_process(candidate: Candidate, **changes: Any) -> dict[str, Any]:
-    request = {
-        "candidate": candidate.to_json(), "device": "cpu", "cap_bytes": None, "data": "digits",
-        "steps": 4, "seed": 0, "weights": None, "pretrained": False, "training_seconds": 60,
-        "held_out_seconds": 60,
-    }  # fmt: skip
-    return run_validation(request | changes, lambda text, done: None)
+def in_this_process(candidate: Candidate, **changes: Any) -> ValidationResult:
+    request = ValidationRequest(
+        candidate=candidate, device="cpu", budget_bytes=None, data="digits", steps=4, seed=0,
+        weights=None, pretrained=False, training_seconds=60, held_out_seconds=60,
+    )  # fmt: skip
+    request = msgspec.structs.replace(request, **changes)
+    return run_validation(request, lambda text, done: None)
 
 
 def test_a_measured_peak_is_the_predicted_one() -> None:
@@ -102,11 +105,11 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (index + 1) / 11
         losses.append(float(step.run([lambda: fed.pop(0)])))
-    assert seen["losses"] == pytest.approx(losses, rel=1e-4)
+    assert seen.losses == pytest.approx(losses, rel=1e-4)
     held_out = data.held_out.sample(256, seed=0)
-    assert seen["accuracy_images"] == 256
+    assert seen.inference.images == 256
     # one image may fall on the other side: threads order sums differently
-    assert seen["accuracy"] == pytest.approx(
+    assert seen.inference.accuracy == pytest.approx(
         accuracy(model, held_out, batch_size=16), abs=1.5 / 256
     )
 
@@ -117,18 +120,18 @@ def test_inference_needs_the_model_and_little_more() -> None:
     assert held == sum(t.nbytes for t in build_model(RESNET).model.state_dict().values())
     # stem of 64 channels at 32x32, and its input
     activations = RESNET.micro_batch * 4 * (64 * 32 * 32 + 3 * 64 * 64)
-    assert held + activations <= full["inference_peak_bytes"] < full["peak_bytes"] / 2
-    assert full["accuracy_images"] == RESNET.micro_batch
-    assert full["inference_seconds"] > 0
-    assert any("scaled up from 8 to" in note for note in full["notes"])
+    assert held + activations <= full.inference.peak_bytes < full.training.peak_bytes / 2
+    assert full.inference.images == RESNET.micro_batch
+    assert full.inference.seconds > 0
+    assert any("scaled up from 8 to" in note for note in full.training.notes)
 
 
 def test_steps_end_when_their_time_is_up() -> None:
     seen = in_this_process(Candidate(workload=RESNET), steps=50, training_seconds=0.0)
-    assert len(seen["losses"]) == 2
-    assert len(seen["step_seconds"]) == 1
-    assert any("2 of 50 steps" in note for note in seen["notes"])
-    assert any("recorded" in note for note in seen["notes"])
+    assert len(seen.losses) == 2
+    assert len(seen.training.step_seconds) == 1
+    assert any("2 of 50 steps" in note for note in seen.training.notes)
+    assert any("recorded" in note for note in seen.training.notes)
 
 
 def test_a_run_above_its_budget_is_stopped() -> None:
@@ -203,5 +206,5 @@ def test_recomputing_lowers_the_measured_peak() -> None:
     load = VIT.replace(accumulation=1)
     kept = in_this_process(Candidate(workload=load), steps=2)
     recomputed = in_this_process(Candidate(workload=load, placement=STATIC), steps=2)
-    assert recomputed["peak_bytes"] < 0.8 * kept["peak_bytes"]
-    assert recomputed["losses"] == pytest.approx(kept["losses"], rel=1e-4)
+    assert recomputed.training.peak_bytes < 0.8 * kept.training.peak_bytes
+    assert recomputed.losses == pytest.approx(kept.losses, rel=1e-4)

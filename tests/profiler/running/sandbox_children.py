@@ -7,64 +7,108 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from profiler.errors import UnknownNameError
-from profiler.running.sandbox import cap_host_memory, lift_host_cap
+from profiler.running.memory_caps import cap_host_memory, lift_host_cap
+from profiler.running.messages import Message
+
+Progress = Callable[[str, float], None]
 
 
-def run(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
-    return ACTIONS[request["action"]](request, progress)
+class Nothing(Message, frozen=True, kw_only=True):
+    pass
 
 
-def report(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+class Number(Message, frozen=True, kw_only=True):
+    number: int
+
+
+class Seen(Message, frozen=True, kw_only=True):
+    number: int
+    pid: int
+
+
+class Blocks(Message, frozen=True, kw_only=True):
+    blocks: int
+    block_bytes: int
+    cap_bytes: int
+
+
+class Lift(Message, frozen=True, kw_only=True):
+    beyond_bytes: int
+    more_bytes: int
+    cap_bytes: int
+
+
+class Held(Message, frozen=True, kw_only=True):
+    held_bytes: int
+
+
+def report(request: Number, progress: Progress) -> Seen:
     print("a library that talks on stdout", flush=True)
     progress("half way", 0.5)
     progress("done", 1.0)
-    return {"pid": os.getpid(), "number": request["number"] + 1}
+    return Seen(number=request.number + 1, pid=os.getpid())
 
 
-def unknown(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+def unknown(request: Nothing, progress: Progress) -> Nothing:
     raise UnknownNameError(kind="model", name="vit_z", known=["vit_s"])
 
 
-def fail(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+def fail(request: Nothing, progress: Progress) -> Nothing:
     raise RuntimeError("something broke\nand here is a long explanation")
 
 
-def die(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+def die(request: Nothing, progress: Progress) -> Nothing:
     print("last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
-    return {}
+    return request
 
 
-def wait(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+def wait(request: Nothing, progress: Progress) -> Nothing:
     time.sleep(60)
-    return {}
+    return request
 
 
-def allocate(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+def not_a_number(request: Number, progress: Progress) -> list[float]:
+    return [float("nan")]
+
+
+def overdone(request: Nothing, progress: Progress) -> Nothing:
+    progress("done twice", 2.0)
+    return request
+
+
+def garbled(request: Nothing, progress: Progress) -> Nothing:
+    """Write a line that is no message where the parent reads messages."""
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        is_channel = number > 2 and os.path.exists(f"/proc/self/fd/{name}")
+        if is_channel and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
+            os.write(number, b'{"type": "gossip"}\n')
+    time.sleep(60)
+    return request
+
+
+def allocate(request: Blocks, progress: Progress) -> Held:
     import torch
 
-    cap_host_memory(request["cap_bytes"])
+    cap_host_memory(request.cap_bytes)
     held = []
-    for index in range(request["blocks"]):
-        held.append(torch.zeros(request["block_bytes"], dtype=torch.uint8))
-        progress("allocating", index / request["blocks"])
-    return {"held_bytes": sum(block.nbytes for block in held)}
+    for index in range(request.blocks):
+        held.append(torch.zeros(request.block_bytes, dtype=torch.uint8))
+        progress("allocating", index / request.blocks)
+    return Held(held_bytes=sum(block.nbytes for block in held))
 
 
-def lift(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
+def lift(request: Lift, progress: Progress) -> Held:
     """Hold a block beyond the cap while it is lifted, then one more under the cap."""
     import torch
 
-    cap_host_memory(request["cap_bytes"])
-    put_back = lift_host_cap()
-    held = [torch.zeros(request["beyond_bytes"], dtype=torch.uint8)]
-    put_back()
-    held.append(torch.zeros(request["more_bytes"], dtype=torch.uint8))
-    return {"held_bytes": sum(block.nbytes for block in held)}
-
-
-ACTIONS = {f.__name__: f for f in (report, unknown, fail, die, wait, allocate, lift)}
+    cap_host_memory(request.cap_bytes)
+    set_again = lift_host_cap()
+    held = [torch.zeros(request.beyond_bytes, dtype=torch.uint8)]
+    set_again()
+    held.append(torch.zeros(request.more_bytes, dtype=torch.uint8))
+    return Held(held_bytes=sum(block.nbytes for block in held))

@@ -12,6 +12,8 @@ from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.prediction.report import predict
 from profiler.records import Report, Rung
 from profiler.running.measurement import (
+    MeasuredSteps,
+    MeasurementRequest,
     build_step,
     measure,
     measure_on_host,
@@ -90,9 +92,9 @@ def test_the_peak_is_that_of_a_steady_step() -> None:
     seen = measure_on_host(
         lambda: build_step(SMALL, device="cpu"), steps=2, warmup=1, progress=silent
     )
-    assert seen["peak_bytes"] == by_hand
-    assert len(seen["step_seconds"]) == 2
-    assert seen["energy_joules"] is None
+    assert seen.peak_bytes == by_hand
+    assert len(seen.step_seconds) == 2
+    assert seen.energy_joules is None
 
 
 def test_the_recorded_peak_is_closed_form() -> None:
@@ -115,9 +117,7 @@ def test_the_recorded_peak_is_closed_form() -> None:
 def test_a_device_that_is_not_there() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    request = {
-        "candidate": SMALL.to_json(), "device": "cuda", "cap_bytes": None, "steps": 1, "warmup": 1,
-    }  # fmt: skip
+    request = MeasurementRequest(candidate=SMALL, device="cuda", cap_bytes=None, steps=1, warmup=1)
     with pytest.raises(DeviceError, match="no CUDA device"):
         run_measurement(request, silent)
 
@@ -129,25 +129,28 @@ def test_a_measurement_needs_steps(counts: dict[str, int]) -> None:
 
 
 def test_what_a_process_sends_becomes_a_report() -> None:
-    seen = {
-        "peak_bytes": 10,
-        "reserved_bytes": 20,
-        "device_bytes": 30,
-        "step_seconds": [3.0, 1.0, 2.0],
-        "energy_joules": 5.0,
-        "device_name": "A Card",
-        "notes": ["a note"],
-        "environment": {"torch": "0"},
-    }
+    seen = MeasuredSteps(
+        peak_bytes=10,
+        reserved_bytes=20,
+        device_bytes=30,
+        step_seconds=(3.0, 1.0, 2.0),
+        energy_joules=5.0,
+        device_name="A Card",
+        notes=("a note",),
+        environment=environment(),
+    )
     report = report_measurement(SMALL, seen, device="cuda")
     assert (report.device.full_name, report.device.kind) == ("A Card", "cuda")
     assert (report.memory.peak_bytes, report.memory.device_bytes) == (10, 30)
     assert (report.step_seconds, report.energy_joules) == (2.0, 5.0)
     assert report.memory.at_peak is None
+    first, busy = report.notes
+    assert first == "a note"
+    assert "from 1 s to 3 s" in busy
 
 
 def test_the_environment_is_named() -> None:
     found = environment()
-    assert found["torch"] == str(torch.__version__)
-    assert found["threads"] == torch.get_num_threads()
-    assert found["processor"]
+    assert found.torch == str(torch.__version__)
+    assert found.threads == torch.get_num_threads()
+    assert found.processor

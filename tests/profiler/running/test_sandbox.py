@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
+import sandbox_children as children
+from sandbox_children import Blocks, Held, Lift, Nothing, Number, Seen
 
-from profiler.errors import MeasurementError, OutOfMemoryError, UsageError
+from profiler.errors import InputError, MeasurementError, OutOfMemoryError, UsageError
+from profiler.placement import Placement
+from profiler.running.messages import Message, decode, decode_answer, encode
 from profiler.running.sandbox import run_in_process
 from profiler.units import MIB
-
-CHILD = "sandbox_children:run"
+from profiler.workload import Candidate, Workload
 
 
 @pytest.fixture(autouse=True)
@@ -23,60 +27,105 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_result_and_progress_come_from_another_process() -> None:
     seen: list[tuple[str, float]] = []
     result = run_in_process(
-        CHILD,
-        {"action": "report", "number": 41},
+        children.report,
+        Number(number=41),
+        Seen,
         on_progress=lambda text, done: seen.append((text, done)),
     )
-    assert result["number"] == 42
-    assert result["pid"] != os.getpid()
+    assert result.number == 42
+    assert result.pid != os.getpid()
     assert seen == [("half way", 0.5), ("done", 1.0)]
 
 
 def test_a_users_error_keeps_its_class_and_line() -> None:
     with pytest.raises(UsageError, match="unknown model 'vit_z'; did you mean vit_s") as caught:
-        run_in_process(CHILD, {"action": "unknown"})
+        run_in_process(children.unknown, Nothing(), Nothing)
     assert caught.value.exit_code == 2
 
 
 def test_any_other_error_is_a_failed_measurement_of_one_line() -> None:
     with pytest.raises(MeasurementError) as caught:
-        run_in_process(CHILD, {"action": "fail"})
+        run_in_process(children.fail, Nothing(), Nothing)
     assert str(caught.value) == "something broke"
     assert not isinstance(caught.value, OutOfMemoryError)
 
 
 def test_a_killed_child_is_a_failed_measurement_with_its_last_words() -> None:
     with pytest.raises(MeasurementError, match="code -15: last words") as caught:
-        run_in_process(CHILD, {"action": "die"})
+        run_in_process(children.die, Nothing(), Nothing)
     assert not isinstance(caught.value, OutOfMemoryError)
+
+
+def test_a_malformed_message_is_a_failed_measurement_of_one_line() -> None:
+    with pytest.raises(MeasurementError, match=r"Invalid value 'gossip'.*one version") as caught:
+        run_in_process(children.garbled, Nothing(), Nothing)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MeasurementError, match=r"Expected `float` <= 1"):
+        run_in_process(children.overdone, Nothing(), Nothing)
+    # the child refuses a request, the parent a result
+    with pytest.raises(MeasurementError, match=r"Expected `int`, got `str`"):
+        run_in_process(children.not_a_number, Number(number="one"), Nothing)  # type: ignore[arg-type]
+    with pytest.raises(MeasurementError, match="Expected `float`, got `null`"):
+        run_in_process(children.not_a_number, Number(number=1), list[float])
+
+
+def test_a_message_says_the_same_after_its_way() -> None:
+    class Request(Message, frozen=True, kw_only=True):
+        candidate: Candidate
+        seconds: float | None
+
+    placement = Placement(policy="static", decisions={"blocks.0": "recompute"})
+    workload = Workload(model="vit_s", method="lora", rank=4, targets=("qkv",), dropout=0.5)
+    sent = Request(candidate=Candidate(workload=workload, placement=placement), seconds=0.1)
+    assert msgspec.json.decode(encode(sent), type=Request) == sent
+    wrong = encode(sent).replace(b"recompute", b"guess")
+    with pytest.raises(InputError, match="unknown decision 'guess'"):
+        decode(wrong, Request)
+    with pytest.raises(MeasurementError, match="unknown field"):
+        decode(encode(sent).replace(b'"seconds"', b'"hours"'), Request)
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b'{"type": "progress"}', b'{"type": "result"', b"{}"])
+def test_a_line_that_is_no_message_is_refused(line: bytes) -> None:
+    with pytest.raises(MeasurementError, match="message between two processes"):
+        decode_answer(line)
 
 
 def test_the_cap_is_enforced() -> None:
     cap = 128 * MIB
-    blocks = {"action": "allocate", "blocks": 12, "block_bytes": 64 * MIB, "cap_bytes": cap}
+    blocks = Blocks(blocks=12, block_bytes=64 * MIB, cap_bytes=cap)
     shares: list[float] = []
     with pytest.raises(OutOfMemoryError) as caught:
-        run_in_process(CHILD, blocks, cap_bytes=cap, on_progress=lambda _, s: shares.append(s))
+        run_in_process(
+            children.allocate,
+            blocks,
+            Held,
+            cap_bytes=cap,
+            on_progress=lambda _, share: shares.append(share),
+        )
     assert caught.value.cap_bytes == cap
-    # it could hold the cap, and stopped at the cap and the slack (256 MiB) at the latest
+    # it could hold the cap, and stopped at the cap and the headroom (256 MiB) at the latest
     assert cap <= len(shares) * 64 * MIB <= cap + 256 * MIB
 
 
 def test_below_the_cap_all_is_well() -> None:
     cap = 192 * MIB
-    blocks = {"action": "allocate", "blocks": 2, "block_bytes": 64 * MIB, "cap_bytes": cap}
-    assert run_in_process(CHILD, blocks, cap_bytes=cap)["held_bytes"] == 128 * MIB
+    blocks = Blocks(blocks=2, block_bytes=64 * MIB, cap_bytes=cap)
+    held = run_in_process(children.allocate, blocks, Held, cap_bytes=cap)
+    assert held.held_bytes == 128 * MIB
 
 
 def test_a_lifted_cap_comes_back_above_what_was_taken_meanwhile() -> None:
     cap, beyond = 64 * MIB, 1024 * MIB
-    within = {"action": "lift", "beyond_bytes": beyond, "more_bytes": cap, "cap_bytes": cap}
-    assert run_in_process(CHILD, within, cap_bytes=cap)["held_bytes"] == beyond + cap
+    within = Lift(beyond_bytes=beyond, more_bytes=cap, cap_bytes=cap)
+    held = run_in_process(children.lift, within, Held, cap_bytes=cap)
+    assert held.held_bytes == beyond + cap
+    too_much = msgspec.structs.replace(within, more_bytes=beyond)
     with pytest.raises(OutOfMemoryError):
-        run_in_process(CHILD, within | {"more_bytes": beyond}, cap_bytes=cap)
+        run_in_process(children.lift, too_much, Held, cap_bytes=cap)
 
 
 def test_a_slow_child_is_stopped_and_that_is_no_lack_of_memory() -> None:
     with pytest.raises(MeasurementError, match=r"more than 0\.5 s") as caught:
-        run_in_process(CHILD, {"action": "wait"}, cap_bytes=MIB, timeout_seconds=0.5)
+        run_in_process(children.wait, Nothing(), Nothing, cap_bytes=MIB, timeout_seconds=0.5)
     assert not isinstance(caught.value, OutOfMemoryError)

@@ -20,13 +20,9 @@ from profiler.timing.rates import published_rates
 from profiler.units import GIB
 from profiler.workload import Candidate, Workload
 
-SEEN = {
-    "fp32_flops": 2e12,
-    "fp16_flops": 4e12,
-    "bf16_flops": 1e12,
-    "bytes_per_second": 6e10,
-    "sm_count": 14,
-}
+SEEN = unlisted_gpu.TimedRates(
+    fp32_flops=2e12, fp16_flops=4e12, bf16_flops=1e12, bytes_per_second=6e10, sm_count=14
+)
 
 
 class SmallGpu:
@@ -46,9 +42,9 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
     """A machine with that GPU; yields what was run to time it."""
     asked: list[str] = []
 
-    def run(function: str, request: Any, **_: Any) -> dict[str, float]:
-        asked.append(function)
-        return dict(SEEN)
+    def run(function: Any, *_: Any) -> unlisted_gpu.TimedRates:
+        asked.append(function.__name__)
+        return SEEN
 
     monkeypatch.setattr(device, "detect_gpu", SmallGpu)
     monkeypatch.setattr(unlisted_gpu, "run_in_process", run)
@@ -62,7 +58,7 @@ def test_it_is_timed_once_and_planned_for(here: list[str]) -> None:
     assert (target.label.name, target.runs_on) == ("mx450", "mx450")
     assert target.label.memory_bytes == 2 * GIB
     find_target("mx450")
-    assert here == ["profiler.timing.gpu_rates:time_rates"]
+    assert here == ["time_rates"]
     spec = lookup("MX450")
     assert (multiprocessors(spec).count, multiprocessors(spec).threads) == (14, 1024)
     roofline = published_rates(spec, precision="fp16")

@@ -1,0 +1,86 @@
+"""Hard caps on the memory of this process, and the errors that an exceeded cap raises.
+
+On CUDA the cap is the caching allocator's own (``set_per_process_memory_fraction``). On a CPU it is
+the kernel's ``RLIMIT_DATA``, which limits private writable memory. Both are set by the code that
+runs under them, after it has made what shall not count (imports, decoded images).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from profiler.units import MIB
+
+_HEADROOM_BYTES = 256 * MIB
+"""Added to a cap on host memory for thread stacks, malloc arenas and the scratch space of
+libraries, which belong to no tensor."""
+
+
+def cap_cuda_memory(cap_bytes: int) -> None:
+    """Cap the memory that PyTorch's CUDA allocator may reserve in this process."""
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total))
+
+
+def cap_host_memory(cap_bytes: int) -> None:
+    """Cap the memory that this process may allocate from now on.
+
+    The limit is the present size of the process's data plus ``cap_bytes`` plus 256 MiB of headroom.
+    Outside Linux there is no cap.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + cap_bytes + _HEADROOM_BYTES, hard))
+
+
+def lift_host_cap() -> Callable[[], None]:
+    """Lift the cap on host memory, if one is set.
+
+    Returns:
+        A function that sets it again, raised by the memory that was allocated in between and is
+        still held.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY:
+        return lambda: None
+    before = _data_bytes()
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+    def set_again() -> None:
+        raised = soft + max(0, _data_bytes() - before)
+        resource.setrlimit(resource.RLIMIT_DATA, (raised, hard))
+
+    return set_again
+
+
+def _data_bytes() -> int:
+    """Return the bytes that count against ``RLIMIT_DATA`` (VmData, proc_pid_status(5))."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        kibibytes = next(line.split()[1] for line in status if line.startswith("VmData:"))
+    return int(kibibytes) * 1024
+
+
+_REFUSALS = (
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, when memory for a kernel or its scratch is refused
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception reports that an allocator refused a request."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return any(refusal in text for refusal in _REFUSALS)
