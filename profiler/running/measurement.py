@@ -328,7 +328,8 @@ def energy_of(run: Callable[[], None]) -> tuple[float | None, str | None]:
     """
     import torch
 
-    from profiler.devices.nvml import EnergyMeter, open_gpu
+    from profiler.devices.energy_meter import EnergyMeter
+    from profiler.devices.nvml import open_gpu
 
     try:
         meter = EnergyMeter(open_gpu(), synchronize=torch.cuda.synchronize)

@@ -152,7 +152,7 @@ class Cuda(Machine):
 
     def measure_energy(self, run: Callable[[], None]) -> dict[str, Any]:
         """Run something and return its seconds and joules, by NVML."""
-        from profiler.devices.nvml import EnergyMeter
+        from profiler.devices.energy_meter import EnergyMeter
 
         if self.gpu is None:
             return super().measure_energy(run)

@@ -34,7 +34,7 @@ class SmallGpu:
 
     @property
     def spec(self) -> hardware.DeviceSpec:
-        return device._spec_of(self)  # type: ignore[arg-type]
+        return device.spec_of(self)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
