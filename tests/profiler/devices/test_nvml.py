@@ -110,10 +110,10 @@ def test_visible_devices_choose_the_gpu(
     assert open_gpu().nvml_name == "NVIDIA H200"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-10,0")
     assert [open_gpu(0).index, open_gpu(1).index] == [1, 0]
-    with pytest.raises(DeviceError, match="CUDA index 2 does not exist.*has 2 GPUs"):
+    with pytest.raises(DeviceError, match=r"CUDA index 2 does not exist.*has 2 GPUs"):
         open_gpu(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7")
-    with pytest.raises(DeviceError, match="has the UUID .GPU-7."):
+    with pytest.raises(DeviceError, match=r"has the UUID .GPU-7."):
         open_gpu()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert detect_gpu() is None

@@ -10,8 +10,8 @@ import pytest
 import sandbox_children as children
 from sandbox_children import Blocks, Held, Lift, Nothing, Number, Seen
 
-from profiler.errors import InputError, MeasurementError, OutOfMemoryError, UsageError
-from profiler.placement import Placement
+from profiler.errors import MeasurementError, OutOfMemoryError, UsageError
+from profiler.placement import Decision, Placement
 from profiler.running.messages import Message, decode, decode_answer, encode
 from profiler.running.sandbox import run_in_process
 from profiler.units import MIB
@@ -74,12 +74,12 @@ def test_a_message_says_the_same_after_its_way() -> None:
         candidate: Candidate
         seconds: float | None
 
-    placement = Placement(policy="static", decisions={"blocks.0": "recompute"})
+    placement = Placement({"blocks.0": Decision.RECOMPUTE})
     workload = Workload(model="vit_s", method="lora", rank=4, targets=("qkv",), dropout=0.5)
     sent = Request(candidate=Candidate(workload=workload, placement=placement), seconds=0.1)
     assert msgspec.json.decode(encode(sent), type=Request) == sent
     wrong = encode(sent).replace(b"recompute", b"guess")
-    with pytest.raises(InputError, match="unknown decision 'guess'"):
+    with pytest.raises(MeasurementError, match="Invalid enum value 'guess'"):
         decode(wrong, Request)
     with pytest.raises(MeasurementError, match="unknown field"):
         decode(encode(sent).replace(b'"seconds"', b'"hours"'), Request)
