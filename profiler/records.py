@@ -115,7 +115,8 @@ class UnitReport:
 
     Attributes:
         name: module name.
-        decision: the placement's decision for the unit.
+        decision: the placement's decision for the unit; in a composed report of a unit with
+            decided parts, the name of its option (``profiler.unit_options``).
         stored_bytes: growth of live bytes over the unit's forward, its output included. Negative
             where the forward frees more than it stores.
         boundary_bytes: size of the unit's output.

@@ -33,6 +33,7 @@ LAYERS = (
     ("planner.placement",),
     ("planner.scoring", "planner.methods"),
     ("planner.plan",),
+    ("planner.json_schemas",),
     ("planner.cost",),
     ("planner.search",),
     ("planner.training",),

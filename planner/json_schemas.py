@@ -1,0 +1,180 @@
+"""JSON Schemas of the plan file and of the answers of ``predict``, ``measure`` and ``recommend``.
+
+    python -m planner.json_schemas    # writes planner/schemas/*.schema.json again
+
+They are generated from the records with msgspec (JSON Schema draft 2020-12), shipped with the
+package, and compared with the records by a test. Some objects differ in shape from their records:
+a placement contains its policy, and a report contains the workload and the placement directly. For
+these, dataclasses of the same names are made here. Properties that a schema does not name are
+allowed, because a newer minor version may add some.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import msgspec
+
+from planner.plan import Plan
+from profiler.json_records import JsonObject, NonNegativeFloat, NonNegativeInt, PositiveInt
+from profiler.placement import Decision
+from profiler.records import DeviceLabel, Report
+from profiler.workload import Candidate, Workload
+
+FOLDER = Path(__file__).with_name("schemas")
+
+_ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n     +.+)*)", re.MULTILINE)
+"""An attribute and its description in a docstring, with its continuation lines."""
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementObject:
+    """A placement with its policy, as in a file.
+
+    Attributes:
+        policy: policy that made the placement, such as ``every-3``.
+        parameters: parameters of the policy.
+        decisions: decision by unit or ``unit/part``; others are kept.
+    """
+
+    policy: str = "none"
+    parameters: dict[str, float] = field(default_factory=dict)
+    decisions: dict[str, Decision] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateObject:
+    """A workload with its placement, as in a file."""
+
+    workload: Workload
+    placement: PlacementObject
+
+
+def _object_of(record: type, leading: Sequence[Any], objects: Mapping[type, type | None]) -> type:
+    """Return a dataclass with leading fields and then a record's fields.
+
+    Args:
+        record: dataclass to follow.
+        leading: fields as `dataclasses.make_dataclass` takes them.
+        objects: types to exchange in the record's fields; a field of a type that is exchanged for
+            None is left out.
+    """
+    hints = get_type_hints(record, include_extras=True)
+    rest: list[Any] = []
+    for spec in fields(record):
+        kind = hints[spec.name]
+        for plain, exchanged in objects.items():
+            if kind == plain | None and exchanged is not None:
+                kind = exchanged | None
+            elif kind == plain:
+                kind = exchanged
+        if kind is not None:
+            rest.append(
+                (spec.name, kind, field(default=spec.default, default_factory=spec.default_factory))
+            )
+    return make_dataclass(
+        f"{record.__name__}Object",
+        [*leading, *rest],
+        kw_only=True,
+        namespace={"__doc__": record.__doc__},
+    )
+
+
+ReportObject = _object_of(
+    Report,
+    [
+        ("schema", Literal["budgetplan.prediction/1", "budgetplan.measurement/1"]),
+        ("workload", Workload),
+        ("placement", PlacementObject),
+    ],
+    {Candidate: None},
+)
+
+PlanObject = _object_of(
+    Plan,
+    [
+        ("schema", Literal["budgetplan.plan/1"]),
+        ("schema_minor", NonNegativeInt, field(default=0)),
+    ],
+    {Candidate: CandidateObject, Report: ReportObject},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecommendationObject:
+    """The object that ``recommend --json`` prints.
+
+    Attributes:
+        schema: schema and major version.
+        budget_bytes: device bytes of the budget.
+        device: device that was planned for.
+        study: name of the study.
+        storage: SQLAlchemy URL of the study.
+        trials: trials of the search.
+        seconds: duration of all stages.
+        front: plans that passed every check, the highest expected accuracy first.
+        plan_files: file of each plan.
+        recommended: index into ``front``.
+        reason: reason for the recommended plan.
+        baselines: composed reports of the paper's defaults, by name, each with ``fits``.
+        dropped: a sentence for each candidate that a later stage refused.
+        notes: sentences for the reader.
+    """
+
+    schema: Literal["budgetplan.recommendation/1"]
+    budget_bytes: PositiveInt
+    device: DeviceLabel
+    study: str
+    storage: str
+    trials: NonNegativeInt
+    seconds: NonNegativeFloat
+    front: tuple[PlanObject, ...]  # type: ignore[valid-type]  # made above
+    plan_files: tuple[str, ...]
+    recommended: NonNegativeInt
+    reason: str
+    baselines: dict[str, JsonObject]
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def json_schemas() -> Mapping[str, dict[str, Any]]:
+    """Return the schema of each object by its file name."""
+    found = {
+        "plan.schema.json": PlanObject,
+        "report.schema.json": ReportObject,
+        "recommendation.schema.json": RecommendationObject,
+    }
+    return {
+        name: {"$schema": DRAFT, "title": name.partition(".")[0], **_described(kind)}
+        for name, kind in found.items()
+    }
+
+
+def _described(kind: type) -> dict[str, Any]:
+    """Return a schema whose properties have the descriptions of the docstrings' attributes."""
+    schema = msgspec.json.schema(kind)
+    for part in schema["$defs"].values():
+        summary, _, attributes = part.pop("description", "").partition("\n\nAttributes:\n")
+        if summary:
+            part["description"] = " ".join(summary.split())
+        for name, text in _ATTRIBUTE.findall(attributes):
+            if name in part.get("properties", {}):
+                part["properties"][name]["description"] = " ".join(text.split())
+    return schema
+
+
+def write_schemas(folder: Path = FOLDER) -> None:
+    """Write every schema to its file."""
+    for name, schema in json_schemas().items():
+        (folder / name).write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schemas()
