@@ -2,6 +2,10 @@
 
 A step is: fresh inputs on the device, forward, loss, backward (``accumulation`` times), gradient
 clipping, optimizer step, ``zero_grad(set_to_none=True)``.
+
+Defaults are those of the authors' code of arXiv 2607.02158 (github.com/JokerOneK/
+cifar100_vits16_repro @165ba922, src/train_*.py): AdamW with weight decay 0.05 at a constant
+learning rate.
 """
 
 from __future__ import annotations
@@ -22,15 +26,13 @@ if TYPE_CHECKING:
     from profiler.workload import Workload
 
 WEIGHT_DECAY = 0.05
-"""AdamW's, as in the code of arXiv 2607.02158 (facts/seeds.md 1.3)."""
-
-MOMENTUM = 0.9
-
-PHASES = ("input", "forward", "backward", "optimizer")
+SGD_MOMENTUM = 0.9
 
 PhaseMarker = Callable[[str], AbstractContextManager[None]]
+"""Takes ``input``, ``forward``, ``backward`` or ``optimizer``; the phase runs inside the result."""
 
 Batch = tuple[Tensor, Tensor]
+"""Images [batch, 3, size, size] and class indices [batch]."""
 
 
 def _no_marker(phase: str) -> AbstractContextManager[None]:
@@ -38,16 +40,17 @@ def _no_marker(phase: str) -> AbstractContextManager[None]:
 
 
 def default_learning_rate(workload: Workload) -> float:
-    """Return the paper's learning rate for AdamW; ten times that for SGD with momentum.
+    """Return the learning rate of arXiv 2607.02158 for AdamW, ten times as much for SGD.
 
-    5e-4 for parameter-efficient methods and 1e-5 for full fine-tuning (facts/seeds.md 1.3).
+    The authors' code has 1e-5 for full fine-tuning and 5e-4 for parameter-efficient methods. The
+    factor for SGD is ours.
     """
     base = 1e-5 if workload.method == "full" else 5e-4
     return base * 10 if workload.optimizer == "sgd" else base
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that learn, each once."""
+    """Return the parameters that require a gradient, each once."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -62,22 +65,22 @@ def make_optimizer(
     """Return the optimizer of a workload over the model's trainable parameters.
 
     Args:
-        model: what the method returned.
-        workload: names the optimizer.
-        method: may bring an optimizer of its own (GaLore).
-        foreach: PyTorch's default is True on CUDA and False on CPU; it decides which temporaries
-            the step allocates, so it is always said.
-        learning_rate: None for the workload's default.
+        model: the model that the method returned.
+        workload: gives the optimizer's name.
+        method: the method, which may replace the optimizer (GaLore).
+        foreach: whether AdamW and SGD update all parameters in one group of kernels. PyTorch
+            chooses True on CUDA and False on a CPU. It decides which temporaries the step
+            allocates, so it is always passed.
+        learning_rate: None for ``default_learning_rate``.
     """
     rate = learning_rate if learning_rate is not None else default_learning_rate(workload)
-    own = method.make_optimizer(model, workload, foreach=foreach) if method else None
-    if own is not None:
-        for group in own.param_groups:
-            group["lr"] = rate
-        return own
+    if method is not None:
+        own = method.make_optimizer(model, workload, learning_rate=rate, weight_decay=WEIGHT_DECAY)
+        if own is not None:
+            return own
     parameters = trainable_parameters(model)
     if workload.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, foreach=foreach)
+        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, foreach=foreach)
     if workload.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
@@ -87,11 +90,11 @@ def make_optimizer(
 
 
 @contextmanager
-def settled_heap() -> Iterator[None]:
-    """Keep the garbage collector away from what is there already, for as long as steps are taken.
+def gc_frozen() -> Iterator[None]:
+    """Exclude all existing objects from garbage collection inside the context.
 
-    A placement makes thousands of objects that live until backward, which brings on collections of
-    everything that torch ever imported.
+    Recomputation creates thousands of objects that live until backward, and these trigger full
+    collections, each of which traverses all objects that importing torch created.
     """
     gc.collect()
     gc.freeze()
@@ -102,17 +105,18 @@ def settled_heap() -> Iterator[None]:
 
 
 class TrainingStep:
-    """Runs training steps of one model.
+    """Runs training steps of a model.
 
     Args:
-        model: what the method returned; called with images [batch, 3, size, size].
-        optimizer: over its trainable parameters.
-        workload: gives precision, accumulation and clipping.
-        method: its hooks run around the optimizer step.
-        device_type: ``cpu`` or ``cuda``, for autocast.
-        foreach: clip gradients in one operation; None for PyTorch's default on the device.
-        mark: called with the name of each phase, returns a context manager around it.
-        label_smoothing: of the cross entropy.
+        model: the model that the method returned; it maps images [batch, 3, size, size] to logits.
+        optimizer: optimizer of the trainable parameters.
+        workload: gives precision, accumulation and gradient clipping.
+        method: the method whose hooks run after the optimizer step.
+        device_type: ``cpu`` or ``cuda``, for autocast and the gradient scaler.
+        foreach: whether gradients are clipped in one group of kernels; None for PyTorch's default
+            on the device.
+        mark: wraps each phase, for recorders.
+        label_smoothing: smoothing of the cross entropy.
     """
 
     def __init__(
@@ -139,23 +143,23 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device_type) if workload.precision == "fp16" else None
 
     def run(self, batches: Iterable[Callable[[], Batch]]) -> Tensor:
-        """Run one optimizer step and return the mean loss (a detached scalar).
+        """Run one training step and return the mean loss (a detached scalar).
 
         Args:
-            batches: ``accumulation`` functions, each making one micro-batch on the device.
+            batches: ``accumulation`` functions, each of which makes one micro-batch on the device.
         """
         total = self.accumulate(batches)
         self.finish()
         return total
 
     def accumulate(self, batches: Iterable[Callable[[], Batch]]) -> Tensor:
-        """Run every micro-batch forward and backward and return the mean loss."""
+        """Run forward and backward of every micro-batch and return the mean loss."""
         total: Tensor | None = None
         for fetch in batches:
             loss = self._micro_batch(fetch)
             total = loss if total is None else total + loss
         if total is None:
-            raise ValueError("a step needs at least one micro-batch")
+            raise ValueError("a step takes at least one micro-batch, got none")
         return total
 
     def _micro_batch(self, fetch: Callable[[], Batch]) -> Tensor:
@@ -167,13 +171,13 @@ class TrainingStep:
                 loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
                 if self.workload.accumulation > 1:
                     loss = loss / self.workload.accumulation
-            del logits
+            del logits  # else they would stay live through backward
         with self.mark("backward"):
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         return loss.detach()
 
     def finish(self) -> None:
-        """Clip, step the optimizer, run the method's hook and drop the gradients."""
+        """Clip, step the optimizer, run the method's hook and free the gradients."""
         with self.mark("optimizer"):
             self.update()
             if self.method is not None:
@@ -185,13 +189,10 @@ class TrainingStep:
         """Clip the gradients and step the optimizer."""
         clip = self.workload.grad_clip
         if self.scaler is not None and clip is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self.optimizer)  # the norm is that of the true gradients
         if clip is not None:
-            nn.utils.clip_grad_norm_(
-                trainable_parameters(self.model),
-                clip,
-                foreach=self.foreach,
-            )
+            parameters = trainable_parameters(self.model)
+            nn.utils.clip_grad_norm_(parameters, clip, foreach=self.foreach)
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -200,7 +201,7 @@ class TrainingStep:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Autocast to the workload's precision; nothing for fp32."""
+        """Autocast to the workload's precision; no autocast for fp32."""
         precision = self.workload.precision
         if precision == "fp32":
             yield

@@ -81,7 +81,7 @@ from profiler.errors import (
 from profiler.models.build import build_model
 from profiler.training_step import (
     Batch,
-    settled_heap,
+    gc_frozen,
 )
 from profiler.workload import Candidate
 
@@ -257,7 +257,7 @@ class _Training:
         Raises:
             KeyboardInterrupt: it was interrupted.
         """
-        with caught_by(self._interrupt), settled_heap():
+        with caught_by(self._interrupt), gc_frozen():
             while not self._is_over:
                 self._epoch()
         if self._interrupt.asked:

@@ -305,7 +305,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
 
     from planner.training.trained_model import data_for
     from planner.training.training_device import device_type
-    from profiler.training_step import settled_heap
+    from profiler.training_step import gc_frozen
 
     workload, kind = request.candidate.workload, device_type(request.device)
     progress("loading images", 0.0)
@@ -314,7 +314,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     if request.budget_bytes:
         _cap(request.budget_bytes, kind, workload)
     torch.manual_seed(request.seed)
-    with settled_heap():
+    with gc_frozen():
         trained = run.on_cuda(progress) if kind == "cuda" else run.on_host(progress)
     run.forget_training()
     progress("evaluating held-out images", 0.75)

@@ -160,7 +160,7 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
     """Build the model, warm up, read the peak and time the steps. Runs in the child process."""
     import torch
 
-    from profiler.training_step import settled_heap
+    from profiler.training_step import gc_frozen
 
     on_cuda = request.device == "cuda"
     if on_cuda and not torch.cuda.is_available():
@@ -172,7 +172,7 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
             cap_host_step(request.candidate.workload, request.cap_bytes)
     torch.manual_seed(0)
     run = measure_on_cuda if on_cuda else measure_on_host
-    with settled_heap():
+    with gc_frozen():
         return run(
             lambda: build_step(request.candidate, device=request.device),
             steps=request.steps,

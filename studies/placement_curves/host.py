@@ -19,7 +19,7 @@ import torch
 from arms import WORKLOADS, Arm, split
 from session import Session
 
-from profiler.training_step import settled_heap
+from profiler.training_step import gc_frozen
 from profiler.workload import Workload
 
 STEADY = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -36,7 +36,7 @@ def run(names: list[str]) -> None:
         wanted = not names or any(name.startswith(each) for each in names)
         arms = [row for row in rows.read("arms") if row["workload_name"] == name]
         if wanted and arms and name not in known:
-            with settled_heap():  # as training does
+            with gc_frozen():  # as training does
                 measured = _measured(workload, arms)
             for row in measured:
                 rows.append("host", row)

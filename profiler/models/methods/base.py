@@ -1,10 +1,10 @@
-"""What every fine-tuning method offers; the same object is replayed, measured and trained.
+"""The interface of a fine-tuning method. One object is replayed, measured and trained.
 
-A method changes a backbone so that the right parameters learn. It must work on a model whose
-parameters live on the ``meta`` device (the profiler allocates no weight), on fake tensors, and on
-a real one: whatever it creates lies where the weights lie.
+A method changes a backbone so that the right parameters learn. It must work on parameters on the
+``meta`` device (the profiler allocates no weights), on fake tensors and on real ones, and it
+creates its own parameters on the device of the weights.
 
-No torch at the top: names and summaries are shown by commands that need none.
+This module imports no torch, because commands that show names and summaries need none.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodInfo:
-    """What can be said of a method without importing torch.
+    """Description of a method, available without torch.
 
     Attributes:
-        name: what the user writes.
-        family: the survey's class (arXiv 2402.02242): ``baseline``, ``addition``, ``partial``,
-            ``reparameter``; or ``quantised``, ``optimizer``.
+        name: name on the command line.
+        family: class of the survey arXiv 2402.02242 (``baseline``, ``addition``, ``partial``,
+            ``reparameter``), or ``quantised``, ``optimizer``.
         summary: one line for ``budgetplan methods``.
-        source: where the method comes from.
+        source: publication that the method comes from.
         implementation: ``module:Class`` inside ``profiler.models.methods``.
-        default_rank: the rank when none is given; None for methods without one.
-        rank_means: what ``rank`` counts here ("rank", "bottleneck width", "prompt tokens", ...).
+        default_rank: rank if none is given; None for methods without a rank.
+        rank_means: quantity that the rank counts ("bottleneck width", "prompt tokens", ...).
     """
 
     name: str
@@ -48,10 +48,10 @@ class MethodInfo:
 
 
 class Method(ABC):
-    """One way of making a backbone trainable. Methods keep no state: the model does.
+    """A way to make a backbone trainable. Methods have no state; all state is in the model.
 
     Args:
-        info: the method's entry of the catalogue.
+        info: the method's entry in the registry.
     """
 
     def __init__(self, info: MethodInfo) -> None:
@@ -86,66 +86,70 @@ class Method(ABC):
         return rank
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
-        """Say why this method cannot be used on this backbone, or None when it can."""
+        """Return why this method cannot be used on this backbone; None if it can."""
         return None
 
     def raise_refusal(self, model: nn.Module, workload: Workload) -> None:
-        """Raise a refusal as the error ``apply`` promises."""
+        """Raise the error of ``apply`` if the method cannot be used on this backbone."""
         reason = self.refusal(model, workload)
         if reason is not None:
             raise UsageError(f"method {self.name} is not possible here: {reason}")
 
     def notes(self, model: nn.Module, workload: Workload) -> list[str]:
-        """Return what a user should know of this method on this backbone, a sentence each."""
+        """Return remarks for the user about this method on this backbone, one sentence each."""
         return []
 
     @abstractmethod
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Make the model trainable by this method and return what is to be called.
+        """Make the backbone trainable and return the model to train: it, or peft's wrapper of it.
 
         ``requires_grad`` is set on exactly the parameters that learn. The classifier always
-        learns. May return a wrapper (peft); ``backbone_of`` finds the backbone inside it.
+        learns. ``backbone_of`` finds the backbone inside a wrapper.
+
+        Args:
+            model: a bare backbone; it is changed in place.
+            workload: gives rank, alpha, dropout, targets and precision.
 
         Raises:
-            UsageError: the method cannot be used on this backbone, or a target matches nothing.
+            UsageError: the method cannot be used on this backbone, or a target matches no layer.
         """
 
     def make_optimizer(
-        self, model: nn.Module, workload: Workload, *, foreach: bool
+        self, model: nn.Module, workload: Workload, *, learning_rate: float, weight_decay: float
     ) -> Optimizer | None:
-        """Return the method's own optimizer, or None for the workload's ordinary one."""
+        """Return the method's own optimizer; None if it uses the workload's."""
         return None
 
     def on_training_start(self, model: nn.Module, *, total_steps: int) -> None:
-        """Prepare schedules that need the length of the training (AdaLoRA's ranks)."""
+        """Fit schedules to the length of the training (AdaLoRA's ranks)."""
         return None
 
     def before_zero_grad(self, model: nn.Module, *, global_step: int) -> None:
-        """Run after the optimizer step while gradients are still there (AdaLoRA's allocator)."""
+        """Run after the optimizer step, before gradients are freed (AdaLoRA's rank allocator)."""
         return None
 
     def training_state(self, model: nn.Module) -> dict[str, Any]:
-        """Return what a schedule carries from step to step, as tensors and plain data.
+        """Return the state of a schedule between steps, as tensors and plain data.
 
-        Parameters, buffers and the optimizer's state are the trainer's business.
+        Parameters, buffers and the optimizer's state are not included: the training saves them.
         """
         return {}
 
     def restore_training_state(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Take back what ``training_state`` returned, after ``on_training_start``."""
+        """Restore the result of ``training_state``; called after ``on_training_start``."""
         return None
 
     def save(self, model: nn.Module, directory: Path) -> None:
-        """Write what was learned (peft format for peft methods, safetensors otherwise)."""
+        """Write the trained tensors (peft's format for peft methods, else safetensors)."""
         from profiler.models.methods.save_load import save_trained_tensors
 
         save_trained_tensors(model, directory, method=self.name)
 
     def load(self, model: nn.Module, directory: Path) -> None:
-        """Load what ``save`` wrote into a model that ``apply`` prepared the same way.
+        """Load trained tensors into a model that ``apply`` prepared with the same workload.
 
         Raises:
-            InputError: the directory holds something else.
+            InputError: the files are missing, damaged, or of another method or model.
         """
         from profiler.models.methods.save_load import load_trained_tensors
 
@@ -153,7 +157,7 @@ class Method(ABC):
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """Return the backbone inside whatever a method returned, with its own module names."""
+    """Return the backbone inside a model, with its own module names; peft wraps it."""
     unwrap = getattr(model, "get_base_model", None)
     inner: nn.Module = unwrap() if callable(unwrap) else model
     return inner

@@ -1,21 +1,24 @@
 """GaLore: AdamW whose moments live in a low-rank projection of the gradient (arXiv 2403.03507).
 
-For a weight W [m, n] with gradient G (convolutions [out, in, k, k] are read as [out, in * k * k]):
+For a weight W [m, n] with gradient G (a convolution [out, in, k, k] is read as [out, in k k]):
 
-    every ``update_gap`` steps   P = leading ``rank`` singular vectors of G      (Algorithm 2)
-    R = G Pᵀ  [m, rank]  if m >= n,  else  R = Pᵀ G  [rank, n]                   ("std" projection)
-    N = Adam(R)                                                                  (moments of R only)
-    W <- W - lr * (scale * N P, projected back) - lr * weight_decay * W
+    every ``update_gap`` steps   P = leading ``rank`` singular vectors of G   (Algorithm 2)
+    m >= n:  R = G P             P [n, rank], R [m, rank]                     ("std" projection)
+    m < n:   R = Pᵀ G            P [m, rank], R [rank, n]
+    N = Adam(R)                  both moments have the shape of R
+    U = N Pᵀ  (m < n: P N)       the update, projected back to [m, n]
+    W <- W - lr (scale U + weight_decay W)
 
-State is (m + n) * rank for the moments' side and P instead of 2 * m * n. Parameters with one
-dimension, or whose smaller side is not above the rank, keep ordinary AdamW moments.
+State per weight: P and two moments, (2 max(m, n) + min(m, n)) rank elements instead of 2 m n. A
+parameter of one dimension, or whose smaller side is at most the rank, has AdamW's full moments.
 
-P comes from the eigenvectors of the smaller Gram matrix (GᵀG or GGᵀ), the same subspace as the
-singular vectors': O(m n min(m, n)), several times faster than a full decomposition of G. Gradients
-themselves stay full-rank, so GaLore saves optimizer memory and nothing else.
+P is computed from the eigenvectors of the smaller Gram matrix (GᵀG or GGᵀ), which span the same
+subspace as the singular vectors: O(m n min(m, n)), several times faster than a decomposition of G.
 
-Parameters are updated one after another, never as a ``foreach`` group: that bounds the temporaries
-to a few copies of the largest weight. Works under fake tensors: no value is read back.
+Parameters are updated one after another, never as a ``foreach`` group, so the temporaries are at
+most a few copies of the largest weight. No value is read back, so steps run under fake tensors.
+
+Limitation: gradients stay full-rank. GaLore saves optimizer memory only.
 """
 
 from __future__ import annotations
@@ -32,43 +35,48 @@ from profiler.workload import Workload
 
 SCALE = 0.25
 UPDATE_GAP = 200
-"""Table 2 of arXiv 2507.23536 and the defaults of the authors' package (rank apart)."""
-WEIGHT_DECAY = 0.05
-"""As ``profiler.training_step`` gives AdamW."""
+"""Values in the README of the authors' code (github.com/jiaweizzhao/GaLore) and in table 2 of arXiv
+2507.23536."""
 
 
 class GaLore(Method):
-    """Every parameter learns, through GaLore's optimizer."""
+    """Every parameter learns; the optimizer is GaLore's."""
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
-        """Refuse other optimizers: GaLore is one itself."""
+        """Refuse every optimizer but AdamW, which GaLore replaces."""
         if workload.optimizer != "adamw":
-            return f"it is an AdamW of its own and cannot be combined with {workload.optimizer}"
+            return f"it is a variant of adamw and does not combine with {workload.optimizer}"
         return None
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Let everything learn."""
+        """Let every parameter learn."""
         self.raise_refusal(model, workload)
         return model.requires_grad_(requires_grad=True)
 
-    def make_optimizer(self, model: nn.Module, workload: Workload, *, foreach: bool) -> Optimizer:
-        """Return the low-rank AdamW; ``foreach`` does not apply."""
-        learning = [p for p in model.parameters() if p.requires_grad]
-        return GaLoreAdamW(learning, rank=self.rank(workload), weight_decay=WEIGHT_DECAY)
+    def make_optimizer(
+        self, model: nn.Module, workload: Workload, *, learning_rate: float, weight_decay: float
+    ) -> Optimizer:
+        """Return the low-rank AdamW."""
+        return GaLoreAdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=learning_rate,
+            rank=self.rank(workload),
+            weight_decay=weight_decay,
+        )
 
 
 class GaLoreAdamW(Optimizer):
     """AdamW with low-rank moments.
 
     Args:
-        parameters: what learns.
+        parameters: parameters to train.
         lr: learning rate.
-        rank: of the projection.
-        scale: GaLore's alpha, the size of the projected-back update.
-        update_gap: steps between two projections.
-        betas: Adam's averaging factors.
-        eps: added to Adam's denominator.
-        weight_decay: decoupled, as in AdamW.
+        rank: rank of the projection.
+        scale: factor of the projected-back update (the paper's alpha).
+        update_gap: steps between two computations of the projection.
+        betas: decay rates of Adam's two moments.
+        eps: constant in Adam's denominator.
+        weight_decay: decoupled weight decay, as in AdamW.
     """
 
     def __init__(
@@ -126,7 +134,7 @@ class GaLoreAdamW(Optimizer):
 
 
 def projected(parameter: Tensor, rank: int) -> bool:
-    """Say whether GaLore keeps this parameter's moments in low rank."""
+    """Return whether the moments of a parameter are kept in low rank."""
     if parameter.ndim < 2:
         return False
     rows = parameter.shape[0]
@@ -134,14 +142,14 @@ def projected(parameter: Tensor, rank: int) -> bool:
 
 
 def leading_subspace(matrix: Tensor, rank: int) -> Tensor:
-    """Return an orthonormal basis [min(m, n), rank] of the leading singular vectors.
+    """Return the leading singular vectors of a matrix [m, n] as columns [min(m, n), rank].
 
-    Right singular vectors of a tall matrix [m >= n], left ones of a wide one.
+    They are right singular vectors if m >= n, else left ones.
     """
     tall = matrix.shape[0] >= matrix.shape[1]
     single: Tensor = matrix.float()
     gram = single.T @ single if tall else single @ single.T
-    _, vectors = torch.linalg.eigh(gram)  # eigenvalues ascend: the leading ones are last
+    _, vectors = torch.linalg.eigh(gram)  # in the order of ascending eigenvalues
     basis: Tensor = vectors[:, -rank:].to(matrix.dtype)
     return basis.contiguous()
 
