@@ -25,7 +25,6 @@ Cost: runs x operations x rounds x folds; a second or two for some hundred runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -35,12 +34,24 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from planner.json_files import read_json, write_json
 from profiler.errors import InputError, UsageError
+from profiler.json_records import (
+    NonNegativeInt,
+    PositiveFloat,
+    check_schema,
+    json_object,
+    read_record,
+    warn_of_dropped,
+)
 from profiler.replay.event_log import OPTIMIZER, OperationRecord
 from profiler.timing.roofline import Rates
 from profiler.workload import Workload
 
 SCHEMA = "budgetplan.calibration/1"
+
+SCHEMA_MINOR = 1
+"""1 added ``schema_minor`` itself."""
 
 ROUNDS = 20
 
@@ -95,11 +106,11 @@ class TimeFit:
 
     kind: str
     precision: str
-    arithmetic: float
-    traffic: float
-    launch: float
-    runs: int
-    backbones: int
+    arithmetic: PositiveFloat
+    traffic: PositiveFloat
+    launch: PositiveFloat
+    runs: NonNegativeInt
+    backbones: NonNegativeInt
     median_error: float | None
     largest_error: float | None
     uncalibrated_median_error: float
@@ -157,6 +168,15 @@ class Calibration:
     time: tuple[TimeFit, ...]
     energy: Mapping[str, EnergyFit]
 
+    def __post_init__(self) -> None:
+        for precision, rates in self.base.items():
+            for rate in (rates.flops_per_second, rates.bytes_per_second):
+                if not 0 < rate < float("inf"):
+                    raise UsageError(f"rates for {precision} must be positive, got {rate!r}")
+        for fit in self.time:
+            if fit.precision not in self.base:
+                raise UsageError(f"no rates for precision {fit.precision!r}")
+
     def rates(self, *, kind: str, precision: str) -> Rates | None:
         """Return calibrated rates; None for a kind and precision that was not measured."""
         for fit in self.time:
@@ -170,47 +190,33 @@ class Calibration:
         return None
 
     def save(self, path: Path | str) -> None:
-        """Write the calibration as JSON."""
-        data = {"schema": SCHEMA} | asdict(self)
-        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        """Write the calibration as JSON.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_json({"schema": SCHEMA, "schema_minor": SCHEMA_MINOR} | asdict(self), Path(path))
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read what ``save`` wrote.
+        """Read the file that ``save`` writes.
 
         Raises:
-            InputError: the file cannot be read or is no calibration.
+            InputError: the file cannot be read or is not a calibration. The message names the
+                field.
         """
+        data = json_object(read_json(Path(path), kind="calibration"), part="calibration")
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"schema {data['schema']!r} is not {SCHEMA!r}")
-            made = cls(
-                device=str(data["device"]),
-                source=str(data["source"]),
-                base={str(name): Rates(**rates) for name, rates in data["base"].items()},
-                time=tuple(TimeFit(**fit) for fit in data["time"]),
-                energy={str(name): EnergyFit(**fit) for name, fit in data["energy"].items()},
-            )
-            _check(made)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            dropped = check_schema(data, SCHEMA, minor=SCHEMA_MINOR, part="calibration")
+            content = {k: v for k, v in data.items() if k not in ("schema", "schema_minor")}
+            calibration = read_record(cls, content, part="calibration", dropped=dropped)
+        except InputError as error:
             raise InputError(
-                f"{path} is not a calibration ({type(error).__name__}: {error});"
-                " make one with planner.cost.calibration.calibrate"
+                f"{path} is not a calibration: {error}; make one with "
+                "planner.cost.calibration.calibrate"
             ) from error
-        return made
-
-
-def _check(calibration: Calibration) -> None:
-    """Refuse numbers that would make times negative or endless."""
-    factors = [f for fit in calibration.time for f in (fit.arithmetic, fit.traffic, fit.launch)]
-    rates = [r for b in calibration.base.values() for r in (b.flops_per_second, b.bytes_per_second)]
-    for value in (*factors, *rates):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"factors and rates must be positive numbers, got {value!r}")
-    for fit in calibration.time:
-        if fit.precision not in calibration.base:
-            raise ValueError(f"no rates for precision {fit.precision!r}")
+        warn_of_dropped(dropped, part=f"{path}: calibration")
+        return calibration
 
 
 # -- what is fitted --------------------------------------------------------------------------------

@@ -167,24 +167,25 @@ def test_a_file_gives_the_same_and_the_cost_model_takes_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "message"),
     [
-        lambda data: data.pop("time"),
-        lambda data: data.update(schema="budgetplan.plan/1"),
-        lambda data: data["time"][0].update(traffic=0.0),
-        lambda data: data["time"][0].update(precision="fp8"),
-        lambda data: data["base"]["fp32"].update(flops_per_second=-1.0),
-        lambda data: data["time"][0].update(strange=1),
+        (lambda data: data.pop("time"), "calibration.time: missing field"),
+        (lambda data: data.update(schema="budgetplan.plan/1"), "calibration.schema: expected"),
+        (lambda data: data["time"][0].update(traffic=0.0), "time[0].traffic: expected number > 0"),
+        (lambda data: data["time"][0].update(precision="fp8"), "no rates for precision 'fp8'"),
+        (lambda data: data["base"]["fp32"].update(flops_per_second=-1.0), "must be positive, got"),
+        (lambda data: data["time"][0].update(strange=1), "time[0].strange: unknown field"),
     ],
 )
-def test_damaged_files_are_refused(tmp_path: Path, damage):
+def test_damaged_files_are_refused(tmp_path: Path, damage, message: str):
     path = tmp_path / "h200.json"
     fitted(RUNS).save(path)
     data = json.loads(path.read_text())
     damage(data)
     path.write_text(json.dumps(data))
-    with pytest.raises(InputError, match="is not a calibration"):
+    with pytest.raises(InputError, match="is not a calibration") as caught:
         Calibration.load(path)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
