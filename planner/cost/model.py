@@ -46,7 +46,7 @@ from profiler.device_rules.caching_allocator import (
     configuration,
 )
 from profiler.devices.table import (
-    context_bytes,
+    cuda_context,
     device_label,
     device_spec,
     multiprocessors,
@@ -346,7 +346,7 @@ class CostModel:
             watts=roofline.watts if roofline is not None else None,
             workspace_bytes=sum(workspaces_of(self.spec)),
             slack=self.slack(workload) if is_cuda else None,
-            context_bytes=context_bytes(self.spec)[0] if is_cuda else 0,
+            context_bytes=cuda_context(self.spec).nbytes if is_cuda else 0,
         )
 
     def _intern(
@@ -520,7 +520,7 @@ class CostModel:
         """Return the live bytes that a budget on the device leaves."""
         if not self.spec.is_cuda:
             return budget_bytes
-        left = budget_bytes - context_bytes(self.spec)[0]
+        left = budget_bytes - cuda_context(self.spec).nbytes
         return max(1, self.slack(workload).live_bytes(left))
 
     def place(

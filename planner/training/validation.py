@@ -331,13 +331,13 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
 def _cap(budget_bytes: int, kind: str, workload: Workload) -> None:
     """Cap what may be allocated from now on; on CUDA, what the budget leaves beside the context."""
     from profiler.devices.nvml import open_gpu
-    from profiler.devices.table import context_bytes
+    from profiler.devices.table import cuda_context
 
     if kind == "cpu":
         cap_host_step(workload, budget_bytes)
         return
     try:
-        context, _ = context_bytes(open_gpu().spec)
+        context = cuda_context(open_gpu().spec).nbytes
     except DeviceError:
         context = 0
     cap_cuda_memory(max(MIB, budget_bytes - context))

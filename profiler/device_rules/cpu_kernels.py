@@ -27,8 +27,8 @@ from torch.library import Library
 from torch.utils._pytree import tree_map
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
-from profiler.device_rules.cuda_dispatch import Capability, imitate_cuda
-from profiler.devices.table import Multiprocessors
+from profiler.device_rules.cuda_dispatch import imitate_cuda
+from profiler.devices.table import Capability, Multiprocessors
 
 PROBE_BATCHES = (2, 4)
 """Batches at which every operation is really run; larger ones are extended from these."""

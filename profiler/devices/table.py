@@ -28,16 +28,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from profiler.errors import UnknownNameError
-from profiler.records import (
-    DeviceLabel,
-)
+from profiler.errors import DeviceError, UnknownNameError
+from profiler.records import DeviceLabel
 from profiler.units import GIB, KIB, MIB
 
-if TYPE_CHECKING:
-    pass
+Capability = tuple[int, int]
+"""Compute capability: (major, minor)."""
 
 _GB_PER_SECOND = 1e9
 
@@ -69,7 +66,7 @@ class DeviceSpec:
     name: str
     full_name: str
     architecture: str | None
-    compute_capability: tuple[int, int] | None
+    compute_capability: Capability | None
     memory_bytes: int | None
     memory_bandwidth_bytes_per_second: float | None
     fp32_flops: float | None
@@ -111,7 +108,7 @@ def _gpu(
     name: str,
     full_name: str,
     architecture: str,
-    compute_capability: tuple[int, int],
+    compute_capability: Capability,
     *,
     memory_gib: int,
     bandwidth_gb: float,
@@ -358,60 +355,83 @@ def match_nvml(nvml_name: str, *, memory_bytes: int | None = None) -> DeviceSpec
 
 # --- what a CUDA process holds besides its tensors ------------------------------------------------
 
-_MEASURED_CONTEXT_BYTES = {
-    "t4": (
-        round(140.875 * MIB),
-        "measured: fitcheck-llm 0.3.1, 69 of its 79 runs on a Tesla T4",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaContext:
+    """Device memory that a process holds outside the caching allocator.
+
+    Attributes:
+        nbytes: bytes of the context; they count against a budget.
+        is_assumed: whether the number is an assumption and not a measurement on this GPU.
+        source: source of the number.
+    """
+
+    nbytes: int
+    is_assumed: bool
+    source: str
+
+
+_MEASURED_CONTEXTS = {
+    "t4": CudaContext(
+        nbytes=round(140.875 * MIB),
+        is_assumed=False,
+        source="fitcheck-llm 0.3.1, 69 of its 79 runs on a Tesla T4",
     ),
-    "rtx-3090": (
-        256 * MIB,
-        "measured: torch 2.7.1+cu128, https://github.com/invoke-ai/InvokeAI/issues/9413",
+    "rtx-3090": CudaContext(
+        nbytes=256 * MIB,
+        is_assumed=False,
+        source="torch 2.7.1+cu128, https://github.com/invoke-ai/InvokeAI/issues/9413",
     ),
 }
-"""Context of a PyTorch process, by device. Another card's number is not used for a card."""
+"""Context of a PyTorch process, by device. A measurement on one GPU is not used for another."""
 
-ASSUMED_CONTEXT_BYTES = 300 * MIB
-"""Assumption for every other GPU. PyTorch's maintainers speak of about 300 MB since CUDA 11.7 loads
-kernels lazily (https://github.com/pytorch/pytorch/issues/107667) and of 400 MB elsewhere
-(issues/109888); xMem 280 MiB for its first GPU (`permanent_gpu_memory_in_gb`)."""
+ASSUMED_CONTEXT = CudaContext(
+    nbytes=300 * MIB,
+    is_assumed=True,
+    source="about 300 MB since CUDA 11.7, which loads kernels lazily"
+    " (https://github.com/pytorch/pytorch/issues/107667)",
+)
+"""Assumption for every other GPU. Other reports: 400 MB (pytorch issue 109888), 280 MiB for the
+first GPU of xMem (`permanent_gpu_memory_in_gb`)."""
+
+_NO_CONTEXT = CudaContext(nbytes=0, is_assumed=False, source="a CPU has no CUDA context")
 
 
-def context_bytes(spec: DeviceSpec) -> tuple[int, str]:
-    """Device memory of the CUDA context, and where the number is from.
-
-    It is outside the caching allocator, and counts against a budget. The text begins with
-    ``measured`` or ``assumed``.
-    """
+def cuda_context(spec: DeviceSpec) -> CudaContext:
+    """Return the CUDA context of a PyTorch process on a device."""
     if not spec.is_cuda:
-        return 0, "measured: a process on a processor has no CUDA context"
-    return _MEASURED_CONTEXT_BYTES.get(
-        spec.name,
-        (
-            ASSUMED_CONTEXT_BYTES,
-            "assumed: about what a PyTorch process takes since CUDA 11.7"
-            " (https://github.com/pytorch/pytorch/issues/107667)",
-        ),
-    )
+        return _NO_CONTEXT
+    return _MEASURED_CONTEXTS.get(spec.name, ASSUMED_CONTEXT)
 
 
 _THREADS_PER_MULTIPROCESSOR = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536}
 
 _THREADS_PER_MULTIPROCESSOR_BY_MAJOR = {7: 2048, 8: 2048, 9: 2048, 10: 2048, 11: 1536, 12: 1536}
 
-ASSUMED_MULTIPROCESSORS = 34
-"""Of a GPU that is not in the table: those of the RTX 2060 SUPER, the card of arXiv 2607.02158."""
-
 
 def multiprocessors(spec: DeviceSpec) -> Multiprocessors:
-    """What runs on a GPU at once, on which the scratch of its reductions depends.
+    """Return the multiprocessors of a GPU; a CPU has none.
 
-    Threads: CUDA C++ Programming Guide, table of technical specifications per compute capability.
+    The scratch of reductions depends on them.
+
+    Threads: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability",
+    row "Maximum number of resident threads per SM".
+
+    Raises:
+        DeviceError: a number is not known of this GPU.
     """
-    capability = spec.compute_capability or (7, 5)
+    capability = spec.compute_capability
+    if capability is None:
+        return Multiprocessors(count=0, threads=0)
     threads = _THREADS_PER_MULTIPROCESSOR.get(capability) or (
-        _THREADS_PER_MULTIPROCESSOR_BY_MAJOR.get(capability[0], 2048)
+        _THREADS_PER_MULTIPROCESSOR_BY_MAJOR.get(capability[0])
     )
-    return Multiprocessors(count=spec.sm_count or ASSUMED_MULTIPROCESSORS, threads=threads)
+    if spec.sm_count is None or threads is None:
+        raise DeviceError(
+            f"the number of multiprocessors of {spec.full_name}, or of their threads, is not known;"
+            " use a device of `budgetplan devices`"
+        )
+    return Multiprocessors(count=spec.sm_count, threads=threads)
 
 
 CUBLAS_WORKSPACE_BYTES = 2 * 4096 * KIB + 8 * 16 * KIB
@@ -419,13 +439,6 @@ CUBLAS_WORKSPACE_BYTES = 2 * 4096 * KIB + 8 * 16 * KIB
 
 HOPPER_CUBLAS_WORKSPACE_BYTES = 8 * 4096 * KIB
 """The default of compute capability 9 and above: 32 MiB."""
-
-CUBLASLT_WORKSPACE_BYTES = 1 * MIB
-"""CUBLASLT_WORKSPACE_SIZE, the same on every GPU; what `torch._C._cuda_getCublasLtWorkspaceSize`
-of the installed 2.15.0 answers."""
-
-CUDNN_WORKSPACE_BYTES: int | None = None
-"""Not known: cuDNN chooses by kernel and shape, and PyTorch caps it only by what is free."""
 
 
 @cache

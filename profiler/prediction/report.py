@@ -11,7 +11,7 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import (
     DeviceSpec,
-    context_bytes,
+    cuda_context,
     device_label,
     device_spec,
     multiprocessors,
@@ -139,8 +139,8 @@ def _cuda_memory(
     log: EventLog, spec: DeviceSpec, settings: AllocatorSettings, notes: list[str]
 ) -> Memory:
     workspaces = workspaces_of(spec)
-    context, source = context_bytes(spec)
-    notes.append(f"CUDA context {source.partition(':')[0]}")
+    context = cuda_context(spec)
+    notes.append(f"CUDA context {'assumed' if context.is_assumed else 'measured'}")
     if any("convolution" in name for name in log.operation_names):
         notes.append("cuDNN picks convolution workspaces at run time; they are not included")
     allocator = CachingAllocator(settings)
@@ -150,7 +150,7 @@ def _cuda_memory(
     return Memory(
         peak_bytes=log.peak_bytes + workspace,
         reserved_bytes=allocator.peak_reserved_bytes,
-        device_bytes=allocator.peak_reserved_bytes + context,
+        device_bytes=allocator.peak_reserved_bytes + context.nbytes,
         at_peak=_with_temporary(at_peak, workspace),
         max_by_group=_with_temporary(highest, workspace),
     )

@@ -32,9 +32,8 @@ from profiler.device_rules.cpu_kernels import (
     Probe,
     kernels_of,
 )
-from profiler.device_rules.cuda_dispatch import Capability
 from profiler.device_rules.cuda_scratch import CudaKernels
-from profiler.devices.table import Multiprocessors
+from profiler.devices.table import Capability, Multiprocessors
 from profiler.models.build import BuiltModel, build_model
 from profiler.replay.event_log import (
     EventLog,

@@ -36,7 +36,7 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemory,
 )
-from profiler.devices.table import DeviceSpec, context_bytes, device_spec, workspaces_of
+from profiler.devices.table import DeviceSpec, cuda_context, device_spec, workspaces_of
 from profiler.errors import UsageError
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
 from profiler.prediction.report import replay_on, report_of
@@ -142,7 +142,7 @@ def compare(
         ],
         "promise": promise(rows),
         "workspace": {"modelled": sum(workspaces_of(spec)), "probed": workspace},
-        "context": context(parts, modelled=context_bytes(spec)[0]),
+        "context": context(parts, modelled=cuda_context(spec).nbytes),
         "histories": histories(path.parent / "grid.traces.jsonl.gz", rows),
         "probes": probes,
         "time": time_ratios(rows),

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.device_rules.cpu_kernels import RTX_2060_SUPER, kernels_of
+from profiler.device_rules.cuda_attention import CUDNN, EFFICIENT, FLASH, MATH, choose_attention
 from profiler.device_rules.cuda_autocast import CASTING, LOWER
-from profiler.device_rules.cuda_dispatch import CUDNN, EFFICIENT, FLASH, MATH, choose_attention
 from profiler.device_rules.cuda_scratch import CudaKernels
 
 TURING, AMPERE, ADA, HOPPER = (7, 5), (8, 0), (8, 9), (9, 0)

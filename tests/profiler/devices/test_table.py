@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from profiler.devices.table import (
     CPU,
-    CUBLASLT_WORKSPACE_BYTES,
     DEVICES,
     DeviceSpec,
-    context_bytes,
+    cuda_context,
     device_names,
     lookup,
     match_nvml,
+    multiprocessors,
     workspaces_of,
 )
-from profiler.errors import UnknownNameError
+from profiler.errors import DeviceError, UnknownNameError
 from profiler.units import GIB, MIB
 
 GPUS = [spec for spec in DEVICES.values() if spec.is_cuda]
@@ -223,12 +224,18 @@ def test_match_nvml_tells_sizes_apart() -> None:
 
 
 def test_context_is_measured_or_says_that_it_is_assumed() -> None:
-    assert context_bytes(lookup("t4")) == (147718144, context_bytes(lookup("t4"))[1])
-    assert context_bytes(lookup("t4"))[1].startswith("measured")
-    size, source = context_bytes(lookup("rtx-2060-super"))
-    assert size == 300 * MIB
-    assert source.startswith("assumed")
-    assert context_bytes(CPU)[0] == 0
+    measured, assumed = cuda_context(lookup("t4")), cuda_context(lookup("rtx-2060-super"))
+    assert (measured.nbytes, measured.is_assumed) == (147718144, False)
+    assert (assumed.nbytes, assumed.is_assumed) == (300 * MIB, True)
+    assert cuda_context(CPU).nbytes == 0
+
+
+def test_unknown_multiprocessors_are_refused() -> None:
+    unknown = replace(lookup("t4"), sm_count=None)
+    with pytest.raises(DeviceError, match="multiprocessors of NVIDIA T4"):
+        multiprocessors(unknown)
+    with pytest.raises(DeviceError, match="not known"):
+        multiprocessors(replace(lookup("t4"), compute_capability=(99, 0)))
 
 
 def test_cublas_workspaces() -> None:
@@ -238,7 +245,6 @@ def test_cublas_workspaces() -> None:
     assert workspaces_of(lookup("rtx-4090"), torch_version="2.15.0") == (8519680,)
     assert workspaces_of(lookup("h200"), torch_version="2.11.0") == (32 * MIB,) * 2
     assert workspaces_of(CPU) == ()
-    assert CUBLASLT_WORKSPACE_BYTES == 1048576
 
 
 def test_what_is_not_known_of_a_cpu_is_none() -> None:

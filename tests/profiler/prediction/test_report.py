@@ -9,7 +9,7 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     configuration,
 )
-from profiler.devices.table import context_bytes, device_label, device_spec, lookup, workspaces_of
+from profiler.devices.table import cuda_context, device_label, device_spec, lookup, workspaces_of
 from profiler.errors import UnknownNameError
 from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
@@ -47,7 +47,7 @@ def test_on_a_cpu_device_bytes_are_the_peak() -> None:
 
 def test_on_a_card_workspace_and_context_come_on_top(on_card: Report) -> None:
     memory, spec = on_card.memory, lookup(CARD)
-    workspaces, context = workspaces_of(spec), context_bytes(spec)[0]
+    workspaces, context = workspaces_of(spec), cuda_context(spec).nbytes
     log = replay_on(recomputed(LOAD), device=CARD)
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     run_steps(allocator, log, steps=3, workspaces=workspaces)
