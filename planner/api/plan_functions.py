@@ -216,6 +216,7 @@ def _placed_by(
     from planner.cost.place_by_policy import place
     from planner.plan import with_placement
     from planner.training.adaptive_rule import AdaptiveRule
+    from profiler.devices.table import device_spec
     from profiler.prediction.report import predict as replay
 
     if policy is None:
@@ -226,5 +227,6 @@ def _placed_by(
     if policy == "adaptive":
         return plan, AdaptiveRule(budget_bytes=budget, threshold=threshold)
     device, load = plan.prediction.device.name, plan.candidate.workload
-    report = replay(place(load, policy, device=device, budget=budget), device=device)
+    candidate = place(load, policy, device=device, budget=budget)
+    report = replay(candidate, device=device_spec(device))
     return with_placement(plan, report, budget_bytes=budget), None

@@ -71,9 +71,11 @@ def predict(
 
         report = cost_model(target.label.name).predict(candidate)
     else:
+        from profiler.devices.table import device_spec
         from profiler.prediction.report import predict as replay
 
-        report = replay(candidate, device=target.label.name, as_published=published_flops)
+        device = device_spec(target.label.name)
+        report = replay(candidate, device=device, published_flops=published_flops)
     return replace(report, device=target.label)
 
 
@@ -162,15 +164,18 @@ def profile_units(
     """
     from planner.target_device import find_target
     from profiler.devices.table import device_spec
-    from profiler.prediction.report import replay_on, report_of
+    from profiler.prediction.report import report_of
+    from profiler.replay.step_replay import ReplayOptions, replay_step
 
     notify = on_progress or no_progress
     label = find_target(device_name(device)).label
     notify("profile", "building the workload", 0.0)
     candidate = candidate_of(model, method, device=label.name, vram=vram, options=workload)
     notify("profile", "replaying one step", 0.3)
-    log = replay_on(candidate, device=label.name, as_published=published_flops)
-    report = replace(report_of(candidate, log, spec=device_spec(label.name)), device=label)
+    spec = device_spec(label.name)
+    options = ReplayOptions(published_flops=published_flops)
+    log = replay_step(candidate, device=spec, options=options)
+    report = replace(report_of(candidate, log, device=spec), device=label)
     rows = None
     if with_placement:
         notify("profile", "composing the cost of every decision", 0.9)

@@ -44,7 +44,7 @@ from profiler.json_records import (
     read_record,
     warn_of_dropped,
 )
-from profiler.replay.event_log import OPTIMIZER, OperationRecord
+from profiler.replay.event_log import OperationRecord, Phase
 from profiler.timing.roofline import Rates
 from profiler.workload import Workload
 
@@ -233,7 +233,7 @@ def work_of(operations: Iterable[OperationRecord], workload: Workload) -> Floats
             op.flops,
             op.moved_bytes,
             op.launches,
-            1.0 if op.phase == OPTIMIZER else workload.accumulation / shown,
+            1.0 if op.phase == Phase.OPTIMIZER else workload.accumulation / shown,
         )
         for op in operations
     ]

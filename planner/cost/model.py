@@ -57,7 +57,6 @@ from profiler.models.parameter_count import count_parameters
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import (
-    AGAIN_PHASES,
     OptionProfile,
     UpdateProfile,
     at_micro_batch,
@@ -68,7 +67,7 @@ from profiler.prediction.parametric import (
     update_family_of,
 )
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
-from profiler.replay.event_log import BACKWARD, FORWARD, EventLog
+from profiler.replay.event_log import EventLog, Phase
 from profiler.store import Store
 from profiler.timing.rates import rates
 from profiler.timing.roofline import Rates
@@ -208,25 +207,18 @@ class CostModel:
                 family, Decision.KEEP
             )  # without a backward nothing is stored or recomputed
         placement = uniform(option, self.anatomies(family))
-        profile, logs = profile_option(family, placement, self._replay, self._multiprocessors)
+        profile, logs = profile_option(family, placement, self._replay, self.spec)
         if option == Decision.KEEP and self.spec.is_cuda:
             self._slack[family] = self._fetch_slack(family, lambda: logs[0])
         return profile
 
     def _replay(self, candidate: Candidate) -> EventLog:
-        from profiler.replay.step_replay import replay
+        from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 
-        return replay(
-            candidate,
-            target=self.target,
-            capability=self._capability,
-            on=self._multiprocessors,
-            optimizer=False,
-            # bytes inside CPU kernels have to be probed: the replayed rung's business
-            inside_kernels=self.spec.is_cuda,
-            only_this_batch=False,
-            abridged=True,
-        )
+        # memory inside CPU kernels has to be probed, which only the replayed rung does
+        memory = KernelMemory.ANY_BATCH if self.spec.is_cuda else KernelMemory.NONE
+        options = ReplayOptions(optimizer=False, kernel_memory=memory, repeated_units=True)
+        return replay_step(candidate, device=self.spec, options=options)
 
     def _update(self, workload: Workload) -> UpdateProfile:
         key = (update_family_of(workload), workload.optimizer)
@@ -239,7 +231,7 @@ class CostModel:
     def _replay_update(self, family: Workload, optimizer: str) -> UpdateProfile:
         from profiler.replay.step_replay import replay_update
 
-        return profile_update(family, optimizer, partial(replay_update, target=self.target))
+        return profile_update(family, optimizer, partial(replay_update, device=self.spec))
 
     # -- numbers -----------------------------------------------------------------------------
 
@@ -272,7 +264,7 @@ class CostModel:
         update = self._update(workload)
         state = float(update.state @ point)
         sums = {
-            option: profile.partial_sums(workload.micro_batch, self._multiprocessors)
+            option: profile.partial_sums(workload.micro_batch, self.spec)
             for option, profile in profiles.items()
         }
         gradients = kept.gradients @ point
@@ -389,7 +381,7 @@ class CostModel:
 
         def read() -> AllocatorOverhead:
             allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
-            there = at_micro_batch(log(), SLACK_BATCH, self._multiprocessors)
+            there = at_micro_batch(log(), SLACK_BATCH, self.spec)
             run_steps(allocator, there, steps=2, workspaces=workspaces)
             live = there.peak_bytes + sum(workspaces)
             return AllocatorOverhead(
@@ -451,12 +443,12 @@ class CostModel:
         again = 0.0
         for index, option in enumerate(chosen):
             if option != Decision.KEEP:
-                work = profiles[option].work.of(*AGAIN_PHASES)
+                work = profiles[option].work.of(Phase.RECOMPUTE)
                 again += float((work.flops[work.unit == index] @ point).sum())
         update = self._update(workload).work
         return Flops(
-            forward=round(float((kept.of(FORWARD).flops @ point).sum()) * times),
-            backward=round(float((kept.of(BACKWARD).flops @ point).sum()) * times),
+            forward=round(float((kept.of(Phase.FORWARD).flops @ point).sum()) * times),
+            backward=round(float((kept.of(Phase.BACKWARD).flops @ point).sum()) * times),
             recompute=round(again * times),
             optimizer=round(float((update.flops @ point).sum())),
         )
@@ -627,7 +619,7 @@ def _unit_reports(
     for index, (name, option) in enumerate(zip(names, chosen, strict=True)):
         profile = profiles[option]
 
-        def flops(profile: OptionProfile, *phases: int, index: int = index) -> int:
+        def flops(profile: OptionProfile, *phases: Phase, index: int = index) -> int:
             work = profile.work.of(*phases)
             return round(float((work.flops[work.unit == index] @ point).sum()))
 
@@ -638,9 +630,9 @@ def _unit_reports(
                 stored_bytes=round(float(numbers.stored[option][index])),
                 boundary_bytes=round(float(profile.boundary[index] @ point)),
                 working_bytes=round(float(numbers.backward[option][index])),
-                forward_flops=flops(profiles[Decision.KEEP], FORWARD),
-                backward_flops=flops(profiles[Decision.KEEP], BACKWARD),
-                recompute_flops=flops(profile, *AGAIN_PHASES),
+                forward_flops=flops(profiles[Decision.KEEP], Phase.FORWARD),
+                backward_flops=flops(profiles[Decision.KEEP], Phase.BACKWARD),
+                recompute_flops=flops(profile, Phase.RECOMPUTE),
                 forward_seconds=float(forward_seconds[index]) if roofline else None,
                 recompute_seconds=float(numbers.again[option][index]) if roofline else None,
             )

@@ -17,7 +17,7 @@ from planner.placement.chain_cost import unit_live_bytes
 from profiler.devices.table import device_spec
 from profiler.errors import InfeasibleError
 from profiler.placement import Decision, Placement
-from profiler.prediction.report import replay_on, report_of
+from profiler.prediction.report import report_of
 from profiler.records import Report
 from profiler.replay.unit_spans import highest_by_unit
 from profiler.unit_options import LEAN_LAYERS
@@ -102,8 +102,11 @@ class _Search:
         """Return what a placement's replay needs beyond the budget; a new one is a lesson."""
         placement = candidate.placement
         if placement not in self.reports:
-            log = replay_on(candidate, device=self.device)
-            self.reports[placement] = report_of(candidate, log, spec=device_spec(self.device))
+            from profiler.replay.step_replay import replay_step
+
+            device = device_spec(self.device)
+            log = replay_step(candidate, device=device)
+            self.reports[placement] = report_of(candidate, log, device=device)
             if chain is not None and lessons is not None:
                 lessons.learn(chain, option_indices(chain, placement), log)
         return needed_bytes(self.reports[placement]) - self.budget_bytes

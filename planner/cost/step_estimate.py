@@ -11,13 +11,8 @@ from profiler.device_rules.caching_allocator import (
     LARGE_SEGMENT_BYTES,
 )
 from profiler.placement import Placement
-from profiler.prediction.parametric import (
-    AGAIN_PHASES,
-    STEP_PHASES,
-    OptionProfile,
-    UpdateProfile,
-)
-from profiler.replay.event_log import FORWARD, INPUT
+from profiler.prediction.parametric import OptionProfile, UpdateProfile
+from profiler.replay.event_log import Phase
 from profiler.timing.roofline import Rates
 
 HALF_SEGMENT_BYTES = LARGE_SEGMENT_BYTES // 2
@@ -121,22 +116,22 @@ def estimate_step(
 def roofline_seconds(profile: OptionProfile, point: Floats, roofline: Rates | None) -> float | None:
     if roofline is None:
         return None
-    work = profile.work.of(*STEP_PHASES, INPUT)
+    work = profile.work.of(Phase.INPUT, Phase.FORWARD, Phase.BACKWARD)
     each = work.seconds(point, roofline)
     return float(each.sum())
 
 
 def recompute_seconds_of(profile: OptionProfile, point: Floats, roofline: Rates | None) -> Floats:
     """Return [units] seconds of recomputation; bytes stand in for seconds without rates."""
-    return _by_unit(profile, point, roofline, AGAIN_PHASES)
+    return _by_unit(profile, point, roofline, (Phase.RECOMPUTE,))
 
 
 def forward_seconds_of(profile: OptionProfile, point: Floats, roofline: Rates | None) -> Floats:
-    return _by_unit(profile, point, roofline, (FORWARD,))
+    return _by_unit(profile, point, roofline, (Phase.FORWARD,))
 
 
 def _by_unit(
-    profile: OptionProfile, point: Floats, roofline: Rates | None, phases: tuple[int, ...]
+    profile: OptionProfile, point: Floats, roofline: Rates | None, phases: tuple[Phase, ...]
 ) -> Floats:
     work = profile.work.of(*phases)
     each = work.seconds(point, roofline or NOMINAL)

@@ -86,7 +86,7 @@ def nothing_fits(
 def _smallest_budget(candidate: Candidate, cost: CostModel, device: str) -> tuple[int, Report]:
     from profiler.prediction.report import predict
 
-    report = predict(candidate, device=device)
+    report = predict(candidate, device=cost.spec)
     need = max(needed_bytes(report), cost.quick(candidate).device_bytes)
     return round_up(need), report
 

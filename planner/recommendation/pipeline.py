@@ -202,11 +202,12 @@ def _replayed(request: Request, candidate: Candidate, cost: CostModel) -> Report
 
     The search places by the short menu, which costs fewer replays.
     """
+    from profiler.devices.table import device_spec
     from profiler.prediction.report import predict
 
     load, device = candidate.workload, request.device.name
     if candidate.policy.name != "optimal" or candidate.placement.is_none:
-        report = predict(candidate, device=device)
+        report = predict(candidate, device=device_spec(device))
     else:
         report = place_checked(
             load,
@@ -295,12 +296,13 @@ def run_for_real(
         MeasurementError: it failed in another way.
     """
     from planner.training.validation import DEFAULT_STEPS, validate
+    from profiler.devices.table import CPU
     from profiler.prediction.report import predict
 
     host, cap_bytes = None, budget_bytes
     if run.device == "cpu" and prediction.device.kind != "cpu":
         on_progress("replaying for the CPU", 0.0)
-        host = predict(candidate, device="cpu")
+        host = predict(candidate, device=CPU)
         # the budget is the GPU's: on the CPU other kernels need more or less
         cap_bytes = max(budget_bytes, math.ceil(HOST_MARGIN * host.memory.peak_bytes))
     validation = validate(

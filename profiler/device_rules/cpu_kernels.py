@@ -27,8 +27,6 @@ from torch.library import Library
 from torch.utils._pytree import tree_map
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
-from profiler.device_rules.cuda_dispatch import imitate_cuda
-from profiler.devices.table import Capability, Multiprocessors
 
 PROBE_BATCHES = (2, 4)
 """Batches at which every operation is really run; larger ones are extended from these."""
@@ -40,11 +38,6 @@ convolutions, where oneDNN goes over to blocked copies, took 1.43 times (batches
 _CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
 """On one thread some are oneDNN's from 16 images on only (``use_mkldnn``, native/Convolution.cpp):
 a kernel that takes nothing at a small batch may copy all its operands there."""
-
-TURING: Capability = (7, 5)
-"""Compute capability of the RTX 2060 SUPER, the card of arXiv 2607.02158."""
-
-RTX_2060_SUPER = Multiprocessors(count=34, threads=1024)
 
 
 class KernelBytes(Protocol):
@@ -233,20 +226,8 @@ def zeros_like_it(arg: Any) -> Any:
 
 
 @contextmanager
-def kernels_of(target: str, *, capability: Capability = TURING) -> Iterator[None]:
-    """Imitate the target's choice of kernels while a replay runs.
-
-    Args:
-        target: ``cuda`` or ``cpu``.
-        capability: compute capability of the CUDA device.
-    """
-    with imitate_cuda(capability) if target == "cuda" else _watch_attention():
-        yield
-
-
-@contextmanager
-def _watch_attention() -> Iterator[None]:
-    """Know when attention runs: its mask is added in place, but not to fake tensors.
+def imitate_cpu() -> Iterator[None]:
+    """Imitate the CPU's math attention: it adds its mask in place, but not to fake tensors.
 
     Source: ``_scaled_dot_product_attention_math``, aten/src/ATen/native/transformers/attention.cpp.
     """

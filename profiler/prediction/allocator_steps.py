@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +14,8 @@ from profiler.device_rules.caching_allocator import (
 from profiler.records import (
     OWNERS,
 )
-from profiler.replay.event_log import BACKWARD, OPTIMIZER, RECOMPUTE, EventLog
-
-if TYPE_CHECKING:
-    pass
+from profiler.replay.event_log import EventLog, Phase
+from profiler.replay.unit_spans import phase_spans
 
 _STATE = OWNERS.index("optimizer")
 
@@ -49,7 +46,8 @@ def run_steps(
     given = np.flatnonzero(log.birth == 0)
     state = given[log.owner[given] == _STATE]
     events = [e for e in log.allocator_events() if log.birth[e[1]] > 0]
-    updates = [m.tick for m in log.marks if m.kind == "phase" and m.value == OPTIMIZER]
+    phases = phase_spans(log.marks, log.ticks)
+    updates = [span.begin for span in phases if span.phase is Phase.OPTIMIZER]
     update = max(updates, default=log.ticks)
     once = _first_products(log, workspaces)
     for index in given.tolist():
@@ -83,7 +81,7 @@ def _first_products(log: EventLog, workspaces: Sequence[int]) -> dict[int, tuple
     """Return what each workspace is taken with: a matrix product's storage, by its index."""
     products = [i for i, name in enumerate(log.operation_names) if _PRODUCT.match(name)]
     is_product = np.isin(log.operation, products) & (log.birth > 0)
-    back = (log.phase == BACKWARD) | (log.phase == RECOMPUTE)
+    back = (log.phase == Phase.BACKWARD) | (log.phase == Phase.RECOMPUTE)
     taken = {}
     for number, (nbytes, phases) in enumerate(zip(workspaces, (~back, back), strict=False), 1):
         found = np.flatnonzero(is_product & phases)

@@ -18,8 +18,8 @@ is a family of its own: ``family_of``.)
                 autocast's copies of weights, where no saved tensor is one
 
 One thing is no polynomial: the buffers that CUDA's sums leave partial results in
-(profiler/device_rules/cuda_reductions.py). A line that has one says of which reduction it is, and its bytes at a
-micro-batch are computed then. (Those of layer norm's gradients at very many rows are left out.)
+(profiler/device_rules/cuda_reductions.py). A line that has one says of which reduction it is, and
+its bytes at a micro-batch are computed then. (Those of layer norm's gradients at very many rows are left out.)
 
 Units are composed as a chain (``planner.placement.chain``): the option of one unit does not change
 another's numbers. Where it would, a number is what it is beside the neighbour that costs most: a
@@ -36,18 +36,16 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from profiler.arrays import Floats, Ints, Mask
 from profiler.device_rules.cuda_reductions import Reduction
-from profiler.devices.table import Multiprocessors
+from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.models.methods import with_rank_in_name
 from profiler.placement import Placement
 from profiler.records import OWNERS
-from profiler.replay.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
+from profiler.replay.event_log import EventLog, Phase
+from profiler.replay.unit_spans import first_spans, phase_spans
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
-
-Floats = npt.NDArray[np.float64]
-
-Ints = npt.NDArray[np.int64]
 
 PROBE_BATCH = 1009
 """A prime: what it divides has the batch as a factor (see ``_coefficients``)."""
@@ -130,9 +128,9 @@ class Work:
     phase: Ints
     kind: Ints
     kinds: npt.NDArray[np.str_]
-    begins_refill: npt.NDArray[np.bool_]
+    begins_refill: Mask
 
-    def of(self, *phases: int) -> Work:
+    def of(self, *phases: Phase) -> Work:
         """Return the operations of some phases."""
         chosen = np.isin(self.phase, phases)
         return Work(
@@ -186,10 +184,10 @@ class OptionProfile:
     reductions: Ints
     work: Work
 
-    def partial_sums(self, micro_batch: int, on: Multiprocessors) -> Floats:
+    def partial_sums(self, micro_batch: int, device: DeviceSpec) -> Floats:
         """Return [reductions + 1] bytes of each reduction's partial sums, and 0."""
         known = [Reduction(*row) for row in self.reductions.tolist()]
-        return _partial_sums(known, micro_batch, on)
+        return _partial_sums(known, micro_batch, device)
 
     @property
     def learns_in_units(self) -> bool:
@@ -259,7 +257,7 @@ Replayer = Callable[[Candidate], EventLog]
 
 
 def profile_option(
-    family: Workload, placement: Placement, replayer: Replayer, on: Multiprocessors
+    family: Workload, placement: Placement, replayer: Replayer, device: DeviceSpec
 ) -> tuple[OptionProfile, list[EventLog]]:
     """Replay a family under one placement and return its polynomials and what they were read off.
 
@@ -267,7 +265,7 @@ def profile_option(
         family: of ``family_of``.
         placement: for all units.
         replayer: makes the logs.
-        on: the device's multiprocessors.
+        device: device of the replays; it decides the partial sums of reductions.
 
     Raises:
         ValueError: the replays do not line up (the network's operations depend on the batch).
@@ -275,7 +273,7 @@ def profile_option(
     logs = [
         replayer(Candidate(workload=workload, placement=placement)) for workload in _probes(family)
     ]
-    return _option_profile(logs, on), logs
+    return _option_profile(logs, device), logs
 
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
@@ -290,23 +288,26 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
     live = _live(log, sizes)
     temporary = live - live[0]
     highest = temporary[np.argmax((temporary @ _GRID).sum(axis=1))]
-    return UpdateProfile(state=state, temporary=highest, work=_work(logs).of(OPTIMIZER))
+    return UpdateProfile(state=state, temporary=highest, work=_work(logs).of(Phase.OPTIMIZER))
 
 
-def at_micro_batch(log: EventLog, micro_batch: int, on: Multiprocessors) -> EventLog:
+def at_micro_batch(log: EventLog, micro_batch: int, device: DeviceSpec) -> EventLog:
     """Return a family's log as it would be at another micro-batch: only sizes differ."""
-    partial = _partial_sums(log.reductions, micro_batch, on)
+    partial = _partial_sums(log.reductions, micro_batch, device)
     sizes = _sizes([log]) @ terms(micro_batch, None) + partial[np.maximum(log.reduction, -1)]
     return replace(log, nbytes=np.rint(sizes).astype(np.int64))
 
 
-def _partial_sums(reductions: Sequence[Reduction], micro_batch: int, on: Multiprocessors) -> Floats:
+def _partial_sums(reductions: Sequence[Reduction], micro_batch: int, device: DeviceSpec) -> Floats:
     """Return [reductions + 1] bytes of partial sums at a micro-batch, and 0 for what has none."""
 
     def there(size: int) -> int:
         return size // PROBE_BATCH * micro_batch if size % PROBE_BATCH == 0 else size
 
     found = [0.0] * (len(reductions) + 1)
+    if not reductions:
+        return np.array(found)
+    on = multiprocessors(device)
     for index, seen in enumerate(reductions):
         here = replace(seen, outputs=there(seen.outputs), inputs=there(seen.inputs))
         found[index] = float(sum(here.scratch_bytes(on)[:1]))
@@ -326,7 +327,7 @@ def _probes(family: Workload) -> list[Workload]:
     return [family, family.replace(rank=PROBE_RANKS[1])]
 
 
-def _coefficients(values: Sequence[npt.NDArray[np.int64]]) -> Floats:
+def _coefficients(values: Sequence[Ints]) -> Floats:
     """Read c0 + cB*B + cr*r + cBr*B*r off values seen at (p, r1) and, where given, (p, r2).
 
     The micro-batch p is a prime that no other dimension has: a value is a multiple of it exactly
@@ -362,12 +363,12 @@ def _live(log: EventLog, sizes: Floats) -> Floats:
 class _Sums:
     """Which reduction's partial sums are there after each tick, and their bytes over the grid."""
 
-    def __init__(self, log: EventLog, on: Multiprocessors) -> None:
+    def __init__(self, log: EventLog, device: DeviceSpec) -> None:
         self.at_tick = np.full(log.ticks + 1, -1)
         buffers = np.flatnonzero(log.reduction >= 0)
         for index in buffers.tolist():
             self.at_tick[log.birth[index] : log.death[index]] = log.reduction[index]
-        each = [_partial_sums(log.reductions, batch, on) for batch in _BATCH_GRID]
+        each = [_partial_sums(log.reductions, batch, device) for batch in _BATCH_GRID]
         self.on_grid = np.repeat(np.stack(each, axis=1), len(_RANK_GRID), axis=1)
 
     def envelope(self, runs: Sequence[tuple[slice, Floats]]) -> Envelope:
@@ -388,11 +389,11 @@ class _Sums:
         )
 
 
-def _option_profile(logs: Sequence[EventLog], on: Multiprocessors) -> OptionProfile:
+def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfile:
     log = logs[0]
     sizes = _sizes(logs)
     live = _live(log, sizes)
-    sums = _Sums(log, on)
+    sums = _Sums(log, device)
     moments = _Moments.of(log)
     count = len(log.units)
     exits = [moments.start, *moments.exits]
@@ -440,7 +441,7 @@ def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
     That is what is still there when backward begins, and the unit's own output: whether that lasts
     is for the next unit to say. Not what others hold meanwhile (a caller's variable).
     """
-    backward = _start_of(log, BACKWARD)
+    backward = _start_of(log, Phase.BACKWARD)
     lasting = _live_of(log, sizes, log.death > backward)
     level: Floats = lasting[[moments.start, *moments.exits]] - lasting[moments.start]
     has_batch = _has_batch(log, sizes)
@@ -453,21 +454,21 @@ def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
 
 def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
     """Return [units + 1, 4] bytes that units up to each have cached: there is no batch in them."""
-    last, backward = moments.exits[-1], _start_of(log, BACKWARD)
+    last, backward = moments.exits[-1], _start_of(log, Phase.BACKWARD)
     passing = (log.birth > moments.start) & (log.death > last) & (log.death <= backward)
     cached = passing & ~_has_batch(log, sizes)
     there: Floats = _live_of(log, sizes, cached)[[moments.start, *moments.exits]]
     return there
 
 
-def _has_batch(log: EventLog, sizes: Floats) -> npt.NDArray[np.bool_]:
+def _has_batch(log: EventLog, sizes: Floats) -> Mask:
     """Return [storages] whether the batch is a factor of it."""
-    batched: npt.NDArray[np.bool_] = (sizes[:, 1] != 0) | (sizes[:, 3] != 0)
+    batched: Mask = (sizes[:, 1] != 0) | (sizes[:, 3] != 0)
     if batched.any():
         return batched
     # of one image nothing tells, but all that units leave beside results are autocast's copies
     copies = [code for code, name in enumerate(log.operation_names) if name == _CAST]
-    one_image: npt.NDArray[np.bool_] = ~np.isin(log.operation, copies)
+    one_image: Mask = ~np.isin(log.operation, copies)
     return one_image
 
 
@@ -475,15 +476,13 @@ def _freed(log: EventLog, sizes: Floats, moments: _Moments, index: int) -> Float
     """Return [ticks + 1, 4] what backward has freed of what the units before one had left."""
     before = moments.exits[index - 1] if index else moments.start
     left = (log.birth > moments.start) & (log.birth <= before)
-    freed = left & (log.death > _start_of(log, BACKWARD)) & (log.death <= log.ticks)
+    freed = left & (log.death > _start_of(log, Phase.BACKWARD)) & (log.death <= log.ticks)
     delta = np.zeros((log.ticks + 2, 4))
     np.add.at(delta, log.death[freed], sizes[freed])
     return np.cumsum(delta, axis=0)[: log.ticks + 1]
 
 
-def _live_of(
-    log: EventLog, sizes: Floats, chosen: npt.NDArray[np.bool_], death: Ints | None = None
-) -> Floats:
+def _live_of(log: EventLog, sizes: Floats, chosen: Mask, death: Ints | None = None) -> Floats:
     delta = np.zeros((log.ticks + 2, 4))
     np.add.at(delta, log.birth[chosen], sizes[chosen])
     np.subtract.at(delta, (log.death if death is None else death)[chosen], sizes[chosen])
@@ -521,37 +520,21 @@ class _Moments:
 
     @classmethod
     def of(cls, log: EventLog) -> _Moments:
-        start = _start_of(log, FORWARD)
-        enters: dict[int, int] = {}
-        exits: dict[int, int] = {}
-        begins: list[tuple[int, int]] = []
-        for mark in log.marks:
-            if mark.kind == "enter":
-                enters.setdefault(mark.value, mark.tick)
-            elif mark.kind == "exit":
-                exits.setdefault(mark.value, mark.tick)
-            elif mark.kind == "backward":
-                begins.append((mark.tick, mark.value))
-        ordered, last = [], start
+        start = _start_of(log, Phase.FORWARD)
+        forwards, backwards = first_spans(log, Phase.FORWARD), first_spans(log, Phase.BACKWARD)
+        enters, exits, last = [], [], start
         for index in range(len(log.units)):  # a unit that was not called takes no time
-            last = max(last, exits.get(index, last))
-            ordered.append(last)
+            span = forwards.get(index)
+            last = max(last, last if span is None else span.end)
+            enters.append(last if span is None else span.begin)
+            exits.append(last)
         # no unit runs backward where only the classifier learns
-        ends = [*(tick for tick, _ in begins), _end_of_backward(log)][1:]
-        backwards: dict[int, tuple[int, int]] = {}
-        for (tick, index), end in zip(begins, ends, strict=True):
-            backwards.setdefault(index, (tick, end))
-        entered = [enters.get(index, leave) for index, leave in enumerate(ordered)]
-        return cls(start=start, enters=entered, exits=ordered, backwards=backwards)
+        ranges = {index: (span.begin, span.end) for index, span in backwards.items()}
+        return cls(start=start, enters=enters, exits=exits, backwards=ranges)
 
 
-def _start_of(log: EventLog, phase: int) -> int:
-    return next(m.tick for m in log.marks if m.kind == "phase" and m.value == phase)
-
-
-def _end_of_backward(log: EventLog) -> int:
-    ends = [m.tick for m in log.marks if m.kind == "phase" and m.value == OPTIMIZER]
-    return ends[0] if ends else log.ticks
+def _start_of(log: EventLog, phase: Phase) -> int:
+    return next(s.begin for s in phase_spans(log.marks, log.ticks) if s.phase is phase)
 
 
 def _work(logs: Sequence[EventLog]) -> Work:
@@ -575,8 +558,3 @@ def _work(logs: Sequence[EventLog]) -> Work:
         kinds=kinds.astype(np.str_),
         begins_refill=np.array([op.begins_refill for op in operations], dtype=np.bool_),
     )
-
-
-STEP_PHASES = (INPUT, FORWARD, BACKWARD)
-
-AGAIN_PHASES = (RECOMPUTE,)

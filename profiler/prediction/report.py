@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
@@ -13,93 +11,71 @@ from profiler.devices.table import (
     DeviceSpec,
     cuda_context,
     device_label,
-    device_spec,
-    multiprocessors,
     workspaces_of,
 )
 from profiler.models.parameter_count import count_parameters
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
 from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
-from profiler.replay.event_log import BACKWARD, FORWARD, INPUT, OPTIMIZER, RECOMPUTE, EventLog
-from profiler.replay.unit_spans import unit_spans
+from profiler.replay.event_log import EventLog, Phase
+from profiler.replay.unit_spans import first_spans
 from profiler.timing.rates import rates
 from profiler.timing.roofline import Rates
 from profiler.units import format_bytes
 from profiler.workload import Candidate, Workload
 
-if TYPE_CHECKING:
-    pass
-
 
 def predict(
     candidate: Candidate,
     *,
-    device: str,
+    device: DeviceSpec,
     settings: AllocatorSettings | None = None,
-    as_published: bool = False,
+    published_flops: bool = False,
 ) -> Report:
     """Replay a candidate and report it on a device.
 
     Args:
-        candidate: what to predict.
-        device: ``cpu`` or a name of the sourced table.
-        settings: of the CUDA caching allocator; None for those of `configuration`.
-        as_published: count FLOPs as arXiv 2507.23536 did (groups left out of weight gradients).
+        candidate: the workload and its placement.
+        device: the device to predict for.
+        settings: settings of the CUDA caching allocator; None for those of `configuration`.
+        published_flops: whether FLOPs are counted as in arXiv 2507.23536 (groups left out of
+            weight gradients).
 
     Raises:
-        UnknownNameError: no such device or model.
+        UnknownNameError: no such model.
         UsageError: the method does not work on the backbone.
-        InputError: the placement names a unit the backbone lacks.
+        InputError: the placement names a unit that the backbone lacks.
     """
-    log = replay_on(candidate, device=device, as_published=as_published)
-    return report_of(candidate, log, spec=device_spec(device), settings=settings)
+    from profiler.replay.step_replay import ReplayOptions, replay_step
 
-
-def replay_on(candidate: Candidate, *, device: str, as_published: bool = False) -> EventLog:
-    """Replay a candidate with the kernels of a device.
-
-    Args:
-        candidate: what to replay.
-        device: ``cpu`` or a name of the sourced table.
-        as_published: count FLOPs as arXiv 2507.23536 did.
-    """
-    from profiler.device_rules.cpu_kernels import TURING
-    from profiler.replay.step_replay import replay
-
-    spec = device_spec(device)
-    return replay(
-        candidate,
-        target="cuda" if spec.is_cuda else "cpu",
-        capability=spec.compute_capability or TURING,
-        on=multiprocessors(spec),
-        as_published=as_published,
-    )
+    options = ReplayOptions(published_flops=published_flops)
+    log = replay_step(candidate, device=device, options=options)
+    return report_of(candidate, log, device=device, settings=settings)
 
 
 def report_of(
     candidate: Candidate,
     log: EventLog,
     *,
-    spec: DeviceSpec,
+    device: DeviceSpec,
     settings: AllocatorSettings | None = None,
 ) -> Report:
     """Read a log as a report on a device."""
     workload = candidate.workload
-    roofline = rates(spec, workload)
+    roofline = rates(device, workload)
     notes: list[str] = []
-    if spec.is_cuda:
+    if device.is_cuda:
         log = log.rounded(BLOCK_BYTES)
         if settings is None:
             settings = AllocatorSettings.parse(configuration())
             notes.append(
                 f"reserved bytes are those of {configuration()}, under which it is trained"
             )
-        memory = _cuda_memory(log, spec, settings, notes)
+        memory = _cuda_memory(log, device, settings, notes)
     else:
         memory = _host_memory(log)
-    if spec.memory_bytes is not None and (memory.device_bytes or 0) > spec.memory_bytes:
+    if device.memory_bytes is not None and (memory.device_bytes or 0) > device.memory_bytes:
         notes.append(
-            f"it needs more than the {format_bytes(spec.memory_bytes)} of {spec.full_name}"
+            f"it needs more than the {format_bytes(device.memory_bytes)} of {device.full_name}"
         )
     seconds = None
     if roofline is not None:
@@ -113,7 +89,7 @@ def report_of(
         notes.append("energy is that time at the board power, uncalibrated")
     return Report(
         candidate=candidate,
-        device=device_label(spec.name),
+        device=device_label(device.name),
         rung=Rung.REPLAYED,
         memory=memory,
         flops=step_flops(log, workload),
@@ -136,10 +112,10 @@ def _host_memory(log: EventLog) -> Memory:
 
 
 def _cuda_memory(
-    log: EventLog, spec: DeviceSpec, settings: AllocatorSettings, notes: list[str]
+    log: EventLog, device: DeviceSpec, settings: AllocatorSettings, notes: list[str]
 ) -> Memory:
-    workspaces = workspaces_of(spec)
-    context = cuda_context(spec)
+    workspaces = workspaces_of(device)
+    context = cuda_context(device)
     notes.append(f"CUDA context {'assumed' if context.is_assumed else 'measured'}")
     if any("convolution" in name for name in log.operation_names):
         notes.append("cuDNN picks convolution workspaces at run time; they are not included")
@@ -166,18 +142,22 @@ def step_flops(log: EventLog, workload: Workload) -> Flops:
     shown = min(workload.accumulation, 2)
     times = workload.accumulation / shown
     return Flops(
-        forward=round(log.flops(FORWARD) * times),
-        backward=round(log.flops(BACKWARD) * times),
-        recompute=round(log.flops(RECOMPUTE) * times),
-        optimizer=log.flops(OPTIMIZER),
+        forward=round(log.flops(Phase.FORWARD) * times),
+        backward=round(log.flops(Phase.BACKWARD) * times),
+        recompute=round(log.flops(Phase.RECOMPUTE) * times),
+        optimizer=log.flops(Phase.OPTIMIZER),
     )
 
 
 def step_seconds(log: EventLog, roofline: Rates, workload: Workload) -> float:
     """Return the roofline time of a whole optimizer step."""
     shown = min(workload.accumulation, 2)
-    each = [op for op in log.operations if op.phase in (INPUT, FORWARD, BACKWARD, RECOMPUTE)]
-    update = [op for op in log.operations if op.phase == OPTIMIZER]
+    each = [
+        op
+        for op in log.operations
+        if op.phase in (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)
+    ]
+    update = [op for op in log.operations if op.phase == Phase.OPTIMIZER]
     return roofline.total_seconds(each) * workload.accumulation / shown + roofline.total_seconds(
         update
     )
@@ -189,25 +169,25 @@ def unit_reports(
     """Return one row per unit, of the first micro-batch."""
     shown = min(candidate.workload.accumulation, 2)
     live = log.live_bytes()
-    spans = unit_spans(log)
+    forwards, backwards = first_spans(log, Phase.FORWARD), first_spans(log, Phase.BACKWARD)
     rows = []
     for index, name in enumerate(log.units):
-        span = spans.get(index)
+        span, back_span = forwards.get(index), backwards.get(index)
         if span is None:
             continue
         own = [op for op in log.operations if op.unit == index]
-        forward = [op for op in own if op.phase == FORWARD]
-        again = [op for op in own if op.phase == RECOMPUTE]
-        back = [op for op in own if op.phase == BACKWARD]
+        forward = [op for op in own if op.phase == Phase.FORWARD]
+        again = [op for op in own if op.phase == Phase.RECOMPUTE]
+        back = [op for op in own if op.phase == Phase.BACKWARD]
         working = None
-        if span.backward is not None:
-            start, end = span.backward
-            working = int(live[start : end + 1].max() - live[start])
+        if back_span is not None:
+            begin, end = back_span.begin, back_span.end
+            working = int(live[begin : end + 1].max() - live[begin])
         rows.append(
             UnitReport(
                 name=name,
                 decision=candidate.placement.decision(name),
-                stored_bytes=int(live[span.exit] - live[span.enter]),
+                stored_bytes=int(live[span.end] - live[span.begin]),
                 boundary_bytes=log.boundary_bytes[index],
                 working_bytes=working,
                 forward_flops=sum(op.flops for op in forward) // shown,

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from profiler.arrays import Ints
 from profiler.records import OWNERS, OwnerBytes
-from profiler.replay.event_log import PHASES, RECOMPUTE, EventLog, Ints
+from profiler.replay.event_log import EventLog, Phase
+from profiler.replay.unit_spans import phase_spans, unit_spans
 from profiler.units import GIB, MIB, format_bytes
 
 COLUMNS = 900
@@ -112,7 +114,7 @@ class Timeline:
 
     def place(self, tick: int) -> tuple[str, str]:
         """Return the phase and the unit at a tick."""
-        phase = next((s.name for s in self.phases if s.start <= tick < s.end), PHASES[0])
+        phase = next((s.name for s in self.phases if s.start <= tick < s.end), Phase.SETUP.label)
         inside = [s for s in self.units if s.start <= tick < s.end]
         # a recomputation lies within its unit's backward, and says more
         inside.sort(key=lambda span: span.kind != "recompute")
@@ -161,36 +163,21 @@ def _highest_of_each_stretch(live: Ints, columns: int) -> Ints:
 
 
 def _phases(log: EventLog) -> Iterator[Span]:
-    marks = [m for m in log.marks if m.kind == "phase"]
-    ends = [*(m.tick for m in marks[1:]), log.ticks]
-    for mark, end in zip(marks, ends, strict=True):
-        if end > mark.tick:
-            yield Span(start=mark.tick, end=end, name=PHASES[mark.value], kind="phase")
+    for span in phase_spans(log.marks, log.ticks):
+        if span.end > span.begin:
+            yield Span(start=span.begin, end=span.end, name=span.phase.label, kind="phase")
 
 
 def _units(log: EventLog) -> Iterator[Span]:
-    """Yield forwards (enter to exit), backwards (until the next mark), recomputations (births)."""
-    entered: dict[int, int] = {}
-    backward: tuple[int, int] | None = None
-    for mark in log.marks:
-        if backward is not None and mark.kind in ("backward", "phase"):
-            unit, start = backward
-            yield Span(start=start, end=mark.tick, name=log.units[unit], kind="backward")
-            backward = None
-        if mark.kind == "enter":
-            entered[mark.value] = mark.tick
-        elif mark.kind == "exit" and mark.value in entered:
-            start = entered.pop(mark.value)
-            yield Span(start=start, end=mark.tick, name=log.units[mark.value], kind="forward")
-        elif mark.kind == "backward":
-            backward = mark.value, mark.tick
-    if backward is not None:
-        yield Span(start=backward[1], end=log.ticks, name=log.units[backward[0]], kind="backward")
+    """Yield forwards and backwards in the order of their ends, then recomputations."""
+    for span in unit_spans(log):
+        name, kind = log.units[span.unit], span.phase.label
+        yield Span(start=span.begin, end=span.end, name=name, kind=kind)
     yield from _recomputations(log)
 
 
 def _recomputations(log: EventLog) -> Iterator[Span]:
-    born = np.flatnonzero(log.phase == RECOMPUTE)
+    born = np.flatnonzero(log.phase == Phase.RECOMPUTE)
     if not len(born):
         return
     order = born[np.argsort(log.birth[born])]
@@ -222,11 +209,11 @@ def labels(spans: tuple[Span, ...], total_ticks: int, *, per_letter: float) -> l
         span
         for span in spans
         if span.kind != "recompute"
-        and span.end - span.start >= (len(short_name(span.name)) + 1) * per_letter * total_ticks
+        and span.end - span.start >= (len(unit_label(span.name)) + 1) * per_letter * total_ticks
     ]
 
 
-def short_name(name: str) -> str:
+def unit_label(name: str) -> str:
     """Return the numbers in a unit's name (``stages.2.blocks.1``: 2.1), or its last part."""
     parts = name.split(".")
     return ".".join(part for part in parts if part.isdigit()) or parts[-1]

@@ -18,7 +18,7 @@ from profiler.prediction.timeline import (
     Timeline,
     labels,
     scale_of,
-    short_name,
+    unit_label,
 )
 from profiler.units import format_bytes
 
@@ -133,7 +133,7 @@ def _strip(timeline: Timeline, across: _Map) -> list[str]:
             f'fill="{SHADES[span.kind]}"><title>{escape(span.name)}, {span.kind}</title></rect>'
         )
     for span in labels(timeline.units, max(timeline.total_ticks, 1), per_letter=0.006):
-        x, name = across((span.start + span.end) / 2), escape(short_name(span.name))
+        x, name = across((span.start + span.end) / 2), escape(unit_label(span.name))
         lines.append(f'<text class="unit" x="{x:.1f}" y="{y + 15}">{name}</text>')
     return lines
 

@@ -15,12 +15,17 @@ from profiler.prediction.timeline import (
     Timeline,
     labels,
     scale_of,
-    short_name,
+    unit_label,
 )
 from profiler.units import format_bytes
 
 
 def save_png(timeline: Timeline, path: Path, title: str, caption: str) -> None:
+    """Write a timeline as a PNG file.
+
+    Raises:
+        UsageError: matplotlib (the extra ``plot``) is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -108,7 +113,7 @@ def _draw_units(strip: Any, timeline: Timeline, caption: str) -> None:
             span.start, span.end, facecolor=SHADES[span.kind], edgecolor="#FFFFFF", linewidth=0.6
         )
     for span in labels(timeline.units, timeline.total_ticks, per_letter=0.006):
-        middle, name = (span.start + span.end) / 2, short_name(span.name)
+        middle, name = (span.start + span.end) / 2, unit_label(span.name)
         strip.text(middle, 0.5, name, ha="center", va="center", fontsize=7.5)
     strip.set_ylim(0, 1)
     strip.set_yticks([])

@@ -8,32 +8,61 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from profiler.arrays import Ints, Mask
 from profiler.device_rules.cuda_reductions import Reduction
 from profiler.records import OWNERS, OwnerBytes
 
-Ints = npt.NDArray[np.int64]
 
-PHASES = ("setup", "input", "forward", "backward", "recompute", "optimizer")
+class Phase(IntEnum):
+    """Phases of a training step, by their codes in the columns of an event log.
 
-SETUP, INPUT, FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER = range(6)
+    ``SETUP`` lasts until the first micro-batch. ``RECOMPUTE`` lies inside ``BACKWARD``: it has no
+    mark of its own, but storages and operations of a recomputation carry its code.
+    """
+
+    SETUP = 0
+    INPUT = 1
+    FORWARD = 2
+    BACKWARD = 3
+    RECOMPUTE = 4
+    OPTIMIZER = 5
+
+    @property
+    def label(self) -> str:
+        """The phase's name in lower case, as ``TrainingStep`` calls it."""
+        return self.name.lower()
+
+
+class MarkKind(Enum):
+    """Moments that a recorder marks.
+
+    ``PHASE`` starts a phase, ``ENTER`` and ``EXIT`` enclose a unit's forward, and ``BACKWARD``
+    starts a unit's backward. Nothing marks the end of a unit's backward
+    (``profiler.replay.unit_spans``).
+    """
+
+    PHASE = "phase"
+    ENTER = "enter"
+    EXIT = "exit"
+    BACKWARD = "backward"
 
 
 class Mark(NamedTuple):
-    """A moment of the step.
+    """A marked moment of the step.
 
     Attributes:
-        tick: everything with a smaller tick happened before.
-        kind: ``phase``, ``enter`` or ``exit`` of a unit's forward, ``backward`` of a unit begins.
-        value: phase code, or unit index.
+        tick: last tick before the moment.
+        kind: the kind of moment.
+        value: the phase for ``PHASE``, a unit's index for the other kinds.
     """
 
     tick: int
-    kind: str
+    kind: MarkKind
     value: int
 
 
@@ -42,7 +71,7 @@ class OperationRecord:
     """One kind of operation in one place of the step.
 
     Attributes:
-        phase: code in ``PHASES``.
+        phase: the phase it runs in.
         unit: index of the unit it belongs to, -1 outside.
         flops: 0 for work that only moves bytes.
         moved_bytes: inputs read plus outputs written.
@@ -53,7 +82,7 @@ class OperationRecord:
         launches: how many kernels it is on a GPU, if that is known to be more than one.
     """
 
-    phase: int
+    phase: Phase
     unit: int
     flops: int
     moved_bytes: int
@@ -107,7 +136,7 @@ class EventLog:
         sizes = -(-self.nbytes // multiple) * multiple
         return replace(self, nbytes=sizes)
 
-    def live_bytes(self, *, select: npt.NDArray[np.bool_] | None = None) -> Ints:
+    def live_bytes(self, *, select: Mask | None = None) -> Ints:
         """Return [ticks + 1] live bytes after each tick, of all or of the selected storages."""
         chosen = slice(None) if select is None else select
         delta = np.zeros(self.ticks + 2, dtype=np.int64)
@@ -149,7 +178,7 @@ class EventLog:
             else:
                 yield "free", -1 - code, int(self.nbytes[-1 - code])
 
-    def flops(self, phase: int, *, unit: int | None = None) -> int:
+    def flops(self, phase: Phase, *, unit: int | None = None) -> int:
         """Return the FLOPs of a phase, of one unit or of everything."""
         return sum(
             op.flops

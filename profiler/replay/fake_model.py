@@ -16,6 +16,7 @@ from profiler.training_step import Batch, make_optimizer
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from profiler.devices.table import DeviceSpec
     from profiler.models.methods.base import Method
     from profiler.workload import Workload
 
@@ -31,13 +32,13 @@ def tensors_in_move_order(module: nn.Module) -> Iterator[Tensor]:
 
 
 def make_fake_optimizer(
-    model: nn.Module, workload: Workload, method: Method, *, target: str
+    model: nn.Module, workload: Workload, method: Method, *, device: DeviceSpec
 ) -> Optimizer:
     """Make the optimizer; the code books of an 8-bit one are numbers, which fake tensors have not.
 
     Source: ``Optimizer8bit.fill_qmap``, bitsandbytes/optim/optimizer.py.
     """
-    make = partial(make_optimizer, model, workload, method=method, foreach=target == "cuda")
+    make = partial(make_optimizer, model, workload, method=method, foreach=device.is_cuda)
     if workload.optimizer != "adamw8bit":
         return make()
     with unset_fake_temporarily():
@@ -52,7 +53,7 @@ def make_fake_optimizer(
     return made
 
 
-def forget_host_state(recorder: Recorder, optimizer: Optimizer) -> None:
+def leave_out_host_state(recorder: Recorder, optimizer: Optimizer) -> None:
     """Leave out the step counters: PyTorch keeps them on the host unless an update is capturable.
 
     Source: ``_init_group``, torch/optim/adamw.py.
@@ -60,21 +61,23 @@ def forget_host_state(recorder: Recorder, optimizer: Optimizer) -> None:
     for state in optimizer.state.values():
         counter = state.get("step")
         if isinstance(counter, Tensor):
-            recorder.forget(counter)
+            recorder.storages.leave_out(counter)
 
 
 class FakeScaler(torch.amp.GradScaler):
-    """A gradient scaler that never asks a tensor for its value."""
+    """A gradient scaler that reads no tensor's value; fake tensors have none."""
 
     def _maybe_opt_step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         return optimizer.step()
 
     def update(self, new_scale: Any = None) -> None:
+        """Leave the scale as it is: a fake tensor has no values to adapt it to."""
         for state in self._per_optimizer_states.values():
             state["stage"] = torch.amp.grad_scaler.OptState.READY
 
 
 def fake_batch(workload: Workload) -> Callable[[], Batch]:
+    """Return a function that makes images [batch, 3, size, size] and labels [batch]."""
     shape = (workload.micro_batch, 3, workload.image_size, workload.image_size)
 
     def fetch() -> Batch:

@@ -4,9 +4,9 @@ Most backbones are rows of units that are alike, and replay is slow in proportio
 Of such a row three units run: the first, the second and the last. The others hand on what they are
 given. In the log their part is empty, and is filled with copies of the second unit's.
 
-    rows_of    which units are alike, and how a placement leaves them so
-    pass_on    make the units between the second and the last of each row hand on their input
-    expand     the log of a step in which they did not
+    find_rows    which units are alike, and how a placement leaves them so
+    skip_units    make the units between the second and the last of each row hand on their input
+    expand_log the log of a step in which they did not
 
 A copy of a storage dies in its own unit's part where the original dies in the second unit's. What
 is handed from unit to unit (an output, a gradient) dies in the part of the unit it is handed to:
@@ -17,29 +17,28 @@ logs against those of whole replays, storage by storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from profiler.arrays import Ints, Mask
 from profiler.models.layers import is_stochastic_depth
 from profiler.models.unit_runs import modules_of
 from profiler.placement import Placement
-from profiler.replay.event_log import BACKWARD, RECOMPUTE, EventLog, Ints, Mark, OperationRecord
-
-Mask = npt.NDArray[np.bool_]
+from profiler.replay.event_log import EventLog, Mark, MarkKind, OperationRecord, Phase
+from profiler.replay.unit_spans import StepSpan, unit_spans
 
 _RUNNING = 3
 """Units of a row that run: the first has another unit before it, the last another behind it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class UnitRow:
     """Units in a row that are alike.
 
     Attributes:
@@ -51,7 +50,7 @@ class Row:
     count: int
 
     @property
-    def model(self) -> int:
+    def template(self) -> int:
         """The unit that those who do not run are copies of."""
         return self.first + 1
 
@@ -61,15 +60,17 @@ class Row:
         return self.first + self.count - 1
 
     @property
-    def idle(self) -> range:
+    def skipped(self) -> range:
         """The units that do not run."""
-        return range(self.model + 1, self.last)
+        return range(self.template + 1, self.last)
 
 
 # --- which units are alike ------------------------------------------------------------------------
 
 
-def rows_of(backbone: nn.Module, units: Sequence[str], placement: Placement) -> tuple[Row, ...]:
+def find_rows(
+    backbone: nn.Module, units: Sequence[str], placement: Placement
+) -> tuple[UnitRow, ...]:
     """Return the rows of more than three units that are alike and treated alike.
 
     Two units are alike if their modules have the same classes, settings, shapes and trainable
@@ -78,7 +79,7 @@ def rows_of(backbone: nn.Module, units: Sequence[str], placement: Placement) -> 
     looks = [_look(unit, modules_of(backbone, unit), placement) for unit in units]
     rows, first = [], 0
     for _, group in groupby(looks):
-        row = Row(first, len(list(group)))
+        row = UnitRow(first, len(list(group)))
         if row.count > _RUNNING:
             rows.append(row)
         first += row.count
@@ -109,20 +110,20 @@ def _settings(module: nn.Module) -> Iterator[object]:
         yield name, parameter is not None and (parameter.shape, parameter.requires_grad)
 
 
-def pass_on(backbone: nn.Module, units: Sequence[str], rows: Sequence[Row]) -> None:
+def skip_units(backbone: nn.Module, units: Sequence[str], rows: Sequence[UnitRow]) -> None:
     """Let the idle units of some rows hand on their input; their hooks are still called."""
     for row in rows:
-        for index in row.idle:
+        for index in row.skipped:
             (module,) = modules_of(backbone, units[index])
-            module.__dict__["forward"] = _hand_on
+            module.__dict__["forward"] = _identity
 
 
-def _hand_on(features: Tensor, *_: Any, **__: Any) -> Tensor:
-    handed: Tensor = _HandOn.apply(features)
+def _identity(features: Tensor, *_: Any, **__: Any) -> Tensor:
+    handed: Tensor = _Identity.apply(features)
     return handed
 
 
-class _HandOn(torch.autograd.Function):
+class _Identity(torch.autograd.Function):
     """A node of its own in the graph, so that a hook has a turn; it hands on the gradient itself.
 
     A view of it would not do: autograd adds in place only to what nobody else holds.
@@ -144,7 +145,7 @@ class _UnevenError(Exception):
     """The units of a row do not line up."""
 
 
-def expand(log: EventLog, rows: Sequence[Row]) -> EventLog | None:
+def expand_log(log: EventLog, rows: Sequence[UnitRow]) -> EventLog | None:
     """Return the log as it would be if the idle units had run; None if that cannot be told."""
     try:
         for row in rows:
@@ -155,7 +156,7 @@ def expand(log: EventLog, rows: Sequence[Row]) -> EventLog | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Stretch:
     """A stretch of time: the ticks after ``begin``, up to ``end``."""
 
     begin: int
@@ -171,7 +172,7 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class _TemplateSpans:
     """When three units run: before the model unit, the model unit itself, after it.
 
     Attributes:
@@ -179,13 +180,13 @@ class _Parts:
         backward: likewise (though time runs the other way); empty parts where there is none.
     """
 
-    forward: tuple[_Part, _Part, _Part]
-    backward: tuple[_Part, _Part, _Part]
+    forward: tuple[_Stretch, _Stretch, _Stretch]
+    backward: tuple[_Stretch, _Stretch, _Stretch]
 
 
-def _expand_row(log: EventLog, row: Row) -> EventLog:
-    parts = _parts(log, row)
-    copies = len(row.idle)
+def _expand_row(log: EventLog, row: UnitRow) -> EventLog:
+    parts = _template_spans(log, row)
+    copies = len(row.skipped)
     time = _Time(parts, copies)
     fates = _fates(log, parts)
     columns = [(time.moved(log.birth), _moved_deaths(log, time, fates), log.unit)]
@@ -194,7 +195,7 @@ def _expand_row(log: EventLog, row: Row) -> EventLog:
     for copy in range(1, copies + 1):
         birth = time.in_copy(log.birth[copied], copy)
         death = _copied_deaths(log, time, fates, copy)[copied]
-        unit = np.where(log.unit[copied] == row.model, row.model + copy, log.unit[copied])
+        unit = np.where(log.unit[copied] == row.template, row.template + copy, log.unit[copied])
         columns.append((birth, death, unit))
         sources.append(copied)
     births, deaths, units = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -211,49 +212,65 @@ def _expand_row(log: EventLog, row: Row) -> EventLog:
         operation=log.operation[source],
         reduction=log.reduction[source],
         ticks=log.ticks + time.added(log.ticks),
-        marks=tuple(_marks(log, row, time)),
-        operations=tuple(_operations(log, row)),
+        marks=tuple(_expanded_marks(log, row, time)),
+        operations=tuple(_expanded_operations(log, row)),
     )
 
 
-def _parts(log: EventLog, row: Row) -> _Parts:
+def _template_spans(log: EventLog, row: UnitRow) -> _TemplateSpans:
     """Return the parts of the first, the second and the last unit of a row.
 
     Raises:
         _UnevenError: something happens in an idle unit (a hook works there), or not all have a
             backward.
     """
-    ends = {m.value: m.tick for m in log.marks if m.kind == "exit"}
-    starts = {m.value: m.tick for m in log.marks if m.kind == "enter"}
-    if any(index not in ends for index in range(row.first, row.last + 1)):
+    spans = unit_spans(log)
+    forwards = _one_span_each([s for s in spans if s.phase is Phase.FORWARD])
+    if any(index not in forwards for index in range(row.first, row.last + 1)):
         raise _UnevenError
-    end = starts[row.idle[0]]
-    if any(ends[index] != end or starts[index] != end for index in row.idle):
+    end = forwards[row.skipped[0]].begin
+    if any((forwards[i].begin, forwards[i].end) != (end, end) for i in row.skipped):
         raise _UnevenError
     # up to the next unit's entry, or birth: a caller lets go of the input after the unit's exit
-    later = log.birth[log.birth > ends[row.last]]
+    later = log.birth[log.birth > forwards[row.last].end]
     forward = (
-        _Part(starts[row.first], starts[row.model]),
-        _Part(starts[row.model], end),
-        _Part(end, int(later.min(initial=log.ticks + 1)) - 1),
+        _Stretch(forwards[row.first].begin, forwards[row.template].begin),
+        _Stretch(forwards[row.template].begin, end),
+        _Stretch(end, int(later.min(initial=log.ticks + 1)) - 1),
     )
-    return _Parts(forward, _backward_parts(log, row))
+    backwards = _one_span_each([s for s in spans if s.phase is Phase.BACKWARD])
+    return _TemplateSpans(forward, _backward_stretches(log, row, backwards))
 
 
-def _backward_parts(log: EventLog, row: Row) -> tuple[_Part, _Part, _Part]:
-    marks = [m for m in log.marks if m.kind == "backward"]
-    begins = {m.value: m.tick for m in marks}
-    running = [index in begins for index in range(row.first, row.last + 1)]
-    if not any(running):
-        never = _Part(log.ticks + 1, log.ticks + 1)
+def _one_span_each(spans: Sequence[StepSpan]) -> dict[int, StepSpan]:
+    """Return the spans by unit.
+
+    Raises:
+        _UnevenError: a unit runs more than once.
+    """
+    by_unit = {span.unit: span for span in spans}
+    if len(by_unit) != len(spans):
+        raise _UnevenError
+    return by_unit
+
+
+def _backward_stretches(
+    log: EventLog, row: UnitRow, spans: Mapping[int, StepSpan]
+) -> tuple[_Stretch, _Stretch, _Stretch]:
+    has_backward = [index in spans for index in range(row.first, row.last + 1)]
+    if not any(has_backward):
+        never = _Stretch(log.ticks + 1, log.ticks + 1)
         return never, never, never
-    if not all(running) or len(begins) != len(marks):
+    if not all(has_backward):
         raise _UnevenError
-    begin, turn = begins[row.model], begins[row.first]
-    if any(begins[index] != begin for index in row.idle):
+    begin, turn = spans[row.template].begin, spans[row.first].begin
+    if any(spans[index].begin != begin for index in row.skipped):
         raise _UnevenError
-    end = min((m.tick for m in marks if m.tick > turn), default=log.ticks)
-    return _Part(turn, end), _Part(begin, turn), _Part(begins[row.last], begin)
+    return (
+        _Stretch(turn, spans[row.first].end),
+        _Stretch(begin, turn),
+        _Stretch(spans[row.last].begin, begin),
+    )
 
 
 class _Time:
@@ -268,7 +285,7 @@ class _Time:
         copies: how many there are.
     """
 
-    def __init__(self, parts: _Parts, copies: int) -> None:
+    def __init__(self, parts: _TemplateSpans, copies: int) -> None:
         self.copies = copies
         self.forward, self.backward = parts.forward[1], parts.backward[1]
 
@@ -310,19 +327,19 @@ class _Fates:
     handed_down: tuple[Ints, Ints]
 
 
-def _fates(log: EventLog, parts: _Parts) -> _Fates:
+def _fates(log: EventLog, parts: _TemplateSpans) -> _Fates:
     before, model, after = parts.forward
     first, own, last = parts.backward
     in_forward, in_backward = model.holds(log.birth), own.holds(log.birth)
     up = [
-        _pairs(
+        _match(
             log,
             in_forward & theirs.holds(log.death),
             before.holds(log.birth) & ours.holds(log.death),
         )
         for theirs, ours in ((after, model), (last, own))
     ]
-    down = _pairs(
+    down = _match(
         log,
         in_backward & first.holds(log.death),
         last.holds(log.birth) & own.holds(log.death),
@@ -341,7 +358,7 @@ def _fates(log: EventLog, parts: _Parts) -> _Fates:
     )
 
 
-def _pairs(log: EventLog, given: Mask, received: Mask) -> tuple[Ints, Ints]:
+def _match(log: EventLog, given: Mask, received: Mask) -> tuple[Ints, Ints]:
     """Pair what the model unit gives with what it is given, in order of birth."""
     ours, theirs = np.flatnonzero(given), np.flatnonzero(received)
     if len(ours) != len(theirs) or (log.nbytes[ours] != log.nbytes[theirs]).any():
@@ -370,35 +387,35 @@ def _copied_deaths(log: EventLog, time: _Time, fates: _Fates, copy: int) -> Ints
     return death
 
 
-def _marks(log: EventLog, row: Row, time: _Time) -> Iterator[Mark]:
+def _expanded_marks(log: EventLog, row: UnitRow, time: _Time) -> Iterator[Mark]:
     """Yield the marks, those of the copies behind the model unit's (before it, in backward)."""
     forward, backward = time.forward.length, time.backward.length
     entered = shift = 0
     for mark in log.marks:
-        of_unit = mark.kind in ("enter", "exit", "backward")
-        if of_unit and mark.value in row.idle:
+        of_unit = mark.kind is not MarkKind.PHASE
+        if of_unit and mark.value in row.skipped:
             continue
-        if mark.kind == "backward" and mark.value == row.model:
+        if mark.kind is MarkKind.BACKWARD and mark.value == row.template:
             for copy in range(time.copies, 0, -1):
-                yield Mark(mark.tick + shift, "backward", row.model + copy)
+                yield Mark(mark.tick + shift, MarkKind.BACKWARD, row.template + copy)
                 shift += backward
         yield Mark(mark.tick + shift, mark.kind, mark.value)
-        if mark.kind == "enter" and mark.value == row.model:
+        if mark.kind is MarkKind.ENTER and mark.value == row.template:
             entered = mark.tick
-        if mark.kind == "exit" and mark.value == row.model:
+        if mark.kind is MarkKind.EXIT and mark.value == row.template:
             for copy in range(1, time.copies + 1):
-                yield Mark(entered + copy * forward, "enter", row.model + copy)
-                yield Mark(mark.tick + copy * forward, "exit", row.model + copy)
+                yield Mark(entered + copy * forward, MarkKind.ENTER, row.template + copy)
+                yield Mark(mark.tick + copy * forward, MarkKind.EXIT, row.template + copy)
             shift += time.copies * forward
 
 
-def _operations(log: EventLog, row: Row) -> Iterator[OperationRecord]:
-    for is_model, group in groupby(log.operations, lambda op: op.unit == row.model):
+def _expanded_operations(log: EventLog, row: UnitRow) -> Iterator[OperationRecord]:
+    for is_model, group in groupby(log.operations, lambda op: op.unit == row.template):
         block = list(group)
-        units = [row.model]
+        units = [row.template]
         if is_model:
-            goes_back = block[0].phase in (BACKWARD, RECOMPUTE)
-            all_units = [row.model, *row.idle]
+            goes_back = block[0].phase in (Phase.BACKWARD, Phase.RECOMPUTE)
+            all_units = [row.template, *row.skipped]
             units = all_units[::-1] if goes_back else all_units
         for unit in units:
             yield from (replace(op, unit=unit) if is_model else op for op in block)

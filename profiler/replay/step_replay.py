@@ -2,12 +2,12 @@
 
 No weight and no activation is ever allocated: parameters are made on ``meta``, turned into fake
 CPU tensors (a CUDA build of PyTorch without a GPU cannot run backward on fake CUDA tensors), and
-the step of ``profiler.training_step`` runs on them. A ``TorchDispatchMode`` sees each operation after
-autograd has split it, so the saved tensors, the checkpoint's recomputation and the optimizer's
-temporaries are the real ones. Storages die by reference counting exactly as in a real run.
+the step of ``profiler.training_step`` runs on them. A ``TorchDispatchMode`` sees each operation
+below autograd, so saved tensors, recomputation and the optimizer's temporaries are those of a real
+step. Storages die by reference counting, exactly as in a real run.
 
-What a dispatch mode cannot see is memory that a kernel takes and gives back inside one operation;
-``profiler.device_rules.cpu_kernels`` knows that for the target's kernels.
+A dispatch mode cannot see memory that a kernel allocates and frees inside one operation. The
+rules of ``profiler.device_rules`` add it.
 
 The cost grows with the number of operations, not with the batch.
 """
@@ -15,7 +15,9 @@ The cost grows with the number of operations, not with the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,148 +27,153 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from profiler.checkpointing.apply import apply_placement
 from profiler.device_rules.cpu_kernels import (
     PROBE_BATCHES,
-    RTX_2060_SUPER,
-    TURING,
     Extended,
     KernelBytes,
     Probe,
-    kernels_of,
+    imitate_cpu,
 )
+from profiler.device_rules.cuda_dispatch import imitate_cuda
 from profiler.device_rules.cuda_scratch import CudaKernels
-from profiler.devices.table import Capability, Multiprocessors
+from profiler.devices.table import CPU, DeviceSpec, multiprocessors
 from profiler.models.build import BuiltModel, build_model
-from profiler.replay.event_log import (
-    EventLog,
-)
+from profiler.replay.event_log import EventLog
 from profiler.replay.fake_model import (
     FakeScaler,
     fake_batch,
-    forget_host_state,
+    leave_out_host_state,
     make_fake_optimizer,
     tensors_in_move_order,
     to_fake,
 )
-from profiler.replay.recorder import OWNER_CODE, OperationTimer, Recorder
-from profiler.replay.repeated_units import Row, expand, pass_on, rows_of
+from profiler.replay.operation_counter import OperationCounter, OperationTimer
+from profiler.replay.recorder import Recorder
+from profiler.replay.repeated_units import UnitRow, expand_log, find_rows, skip_units
+from profiler.replay.storages import OWNER_CODE
 from profiler.replay.unit_marks import mark_gradients, mark_units
 from profiler.training_step import TrainingStep
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from profiler.workload import Workload
 
 
-# -- replaying a candidate ---------------------------------------------------------------------
+class KernelMemory(Enum):
+    """Memory inside operations that a replay includes.
+
+    ``NONE``: none. ``THIS_BATCH``: the memory at the replayed batch. ``ANY_BATCH``: also buffers of
+    partial sums that have no bytes at the replayed batch and some at others, for profiles over the
+    batch (``profiler.prediction.parametric``); for CUDA devices only.
+    """
+
+    NONE = "none"
+    THIS_BATCH = "this batch"
+    ANY_BATCH = "any batch"
 
 
-def replay(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """Parts of a step that a replay includes, and how FLOPs are counted.
+
+    Attributes:
+        optimizer: whether the optimizer's state and update are included. They depend on neither
+            batch nor placement, so the search adds them to a replay without them.
+        kernel_memory: memory inside operations.
+        repeated_units: whether only three units of a row of equal ones run
+            (``profiler.replay.repeated_units``). If the others cannot be inferred, all run.
+        published_flops: whether FLOPs are counted as in arXiv 2507.23536.
+    """
+
+    optimizer: bool = True
+    kernel_memory: KernelMemory = KernelMemory.THIS_BATCH
+    repeated_units: bool = False
+    published_flops: bool = False
+
+    def __post_init__(self) -> None:
+        # parameter tensors of different units share the update's operations
+        if self.repeated_units and self.optimizer:
+            raise ValueError("repeated_units infers no optimizer step; pass optimizer=False")
+
+    def check(self, device: DeviceSpec, workload: Workload) -> None:
+        """Refuse a device or a workload that these options do not allow.
+
+        Raises:
+            ValueError: names the option and what to pass instead.
+        """
+        if device.is_cuda:
+            pass
+        elif self.kernel_memory is KernelMemory.ANY_BATCH:
+            raise ValueError("KernelMemory.ANY_BATCH needs a CUDA device; use THIS_BATCH or NONE")
+        elif self.repeated_units and self.kernel_memory is not KernelMemory.NONE:
+            # CPU kernels are probed in the order of a whole step
+            raise ValueError("repeated_units on a CPU needs kernel_memory=KernelMemory.NONE")
+        if self.repeated_units and workload.accumulation > 1:
+            raise ValueError(f"repeated_units needs accumulation=1, got {workload.accumulation}")
+
+
+WHOLE_STEP = ReplayOptions()
+
+
+def replay_step(
     candidate: Candidate,
     *,
-    target: str = "cuda",
-    capability: Capability = TURING,
-    on: Multiprocessors = RTX_2060_SUPER,
-    optimizer: bool = True,
-    inside_kernels: bool = True,
-    only_this_batch: bool = True,
-    as_published: bool = False,
-    abridged: bool = False,
-    stopwatch: OperationTimer | None = None,
+    device: DeviceSpec,
+    options: ReplayOptions = WHOLE_STEP,
+    timer: OperationTimer | None = None,
 ) -> EventLog:
     """Replay one steady training step of a candidate.
 
+    A step of more than two micro-batches is replayed with two: the second shows the steady state
+    of accumulation.
+
     Args:
-        candidate: what to replay.
-        target: ``cuda`` or ``cpu``: whose kernels and optimizer defaults are imitated.
-        capability: compute capability of the CUDA device: it decides which attention runs.
-        on: its multiprocessors: they decide how much scratch a reduction takes.
-        optimizer: False leaves the optimizer's state and step out (the search adds them, since
-            they depend neither on batch nor on placement).
-        inside_kernels: add what kernels hold inside one operation.
-        only_this_batch: False also notes what kernels hold at other batches alone, of no bytes here
-            (for ``profiler.prediction.parametric``).
-        as_published: count FLOPs as arXiv 2507.23536 did.
-        abridged: of units that are alike run three, as far as the rest can be told from them
-            (``profiler.replay.repeated_units``): of one micro-batch, without optimizer and CPU kernels.
-        stopwatch: really runs and times each distinct operation (``profiler.timing.cpu_rates``).
+        candidate: the workload and its placement.
+        device: device whose kernels and optimizer defaults are imitated.
+        options: parts of the step that are included.
+        timer: times each distinct operation (``profiler.timing.cpu_rates``); None for no timing.
 
     Raises:
         UsageError: the method does not work on the backbone.
-        InputError: the placement names a unit the backbone lacks.
+        InputError: the placement names a unit that the backbone lacks.
+        ValueError: the options do not allow this device or workload.
     """
-    # two micro-batches already show the steady state of accumulation
+    options.check(device, candidate.workload)
     accumulation = min(candidate.workload.accumulation, 2)
     workload = candidate.workload.replace(accumulation=accumulation)
     candidate = Candidate(workload=workload, placement=candidate.placement)
-    inside: KernelBytes | None = None
-    if inside_kernels:
-        inside = (
-            CudaKernels(on, only_this_batch=only_this_batch)
-            if target == "cuda"
-            else _cpu_kernels(candidate)
+    kernel_bytes = _kernel_bytes(candidate, device, options.kernel_memory)
+
+    def run(built: BuiltModel, rows: Sequence[UnitRow] = ()) -> EventLog:
+        return replay_built_model(
+            built,
+            candidate,
+            device=device,
+            kernel_bytes=kernel_bytes,
+            optimizer=options.optimizer,
+            published_flops=options.published_flops,
+            rows=rows,
+            timer=timer,
         )
-    run = partial(
-        replay_built_model,
-        candidate=candidate,
-        target=target,
-        inside=inside,
-        capability=capability,
-        optimizer=optimizer,
-        as_published=as_published,
-        stopwatch=stopwatch,
-    )
-    built = build_model(candidate.workload, device="meta")
-    # what CPU kernels take was probed in the order of a whole step
-    probed = inside_kernels and target == "cpu"
-    if abridged and not (accumulation > 1 or optimizer or probed):
-        rows = rows_of(built.backbone, built.units, candidate.placement)
-        told = expand(run(built, idle=rows), rows)
-        if told is not None:
-            return told
-        built = build_model(candidate.workload, device="meta")
+
+    built = build_model(workload, device="meta")
+    if options.repeated_units:
+        rows = find_rows(built.backbone, built.units, candidate.placement)
+        expanded = expand_log(run(built, rows), rows)
+        if expanded is not None:
+            return expanded
+        built = build_model(workload, device="meta")  # the first one is fake by now
     return run(built)
 
 
-def replay_update(candidate: Candidate, *, target: str = "cuda") -> EventLog:
-    """Replay the optimizer's part of a step alone: parameters, gradients, state, temporaries.
-
-    Args:
-        candidate: whose optimizer; its placement and batch do not matter.
-        target: ``cuda`` or ``cpu``.
-    """
-    workload = candidate.workload
-    built = build_model(workload, device="meta")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = built.model
-        to_fake(model)
-        recorder = Recorder(built.units, batch=workload.micro_batch)
-        update = make_fake_optimizer(model, workload, built.method, target=target)
-        step = TrainingStep(
-            model,
-            update,
-            workload,
-            method=built.method,
-            foreach=target == "cuda",
-            mark=recorder.in_phase,
-        )
-        if step.scaler is not None:
-            step.scaler = FakeScaler("cpu")
-            step.scaler.scale(torch.ones(()))  # a scaler exists from the first backward on
-        with recorder:
-            for parameter in model.parameters():
-                recorder.adopt(parameter, OWNER_CODE["parameter"])
-                if parameter.requires_grad:
-                    parameter.grad = torch.empty_like(parameter)
-                    recorder.own(parameter.grad, OWNER_CODE["gradient"])
-            with recorder.warm_up():
-                step.update()
-                built.method.before_zero_grad(model, global_step=0)
-            if target == "cuda":
-                forget_host_state(recorder, update)
-            step.finish()
-            return recorder.log()
-
-
-def _cpu_kernels(candidate: Candidate) -> KernelBytes:
+def _kernel_bytes(
+    candidate: Candidate, device: DeviceSpec, memory: KernelMemory
+) -> KernelBytes | None:
+    if memory is KernelMemory.NONE:
+        return None
+    if device.is_cuda:
+        this_batch = memory is KernelMemory.THIS_BATCH
+        return CudaKernels(multiprocessors(device), only_this_batch=this_batch)
     batch = candidate.workload.micro_batch
     if batch <= max(PROBE_BATCHES):
         return Probe()
@@ -176,11 +183,10 @@ def _cpu_kernels(candidate: Candidate) -> KernelBytes:
 
 def _probed(candidate: Candidate, batch: int) -> Probe:
     probe = Probe()
-    small = Candidate(
-        workload=candidate.workload.replace(micro_batch=batch), placement=candidate.placement
-    )
-    built = build_model(small.workload, device="meta")
-    replay_built_model(built, small, target="cpu", inside=probe, optimizer=False)
+    workload = candidate.workload.replace(micro_batch=batch)
+    small = Candidate(workload=workload, placement=candidate.placement)
+    built = build_model(workload, device="meta")
+    replay_built_model(built, small, device=CPU, kernel_bytes=probe, optimizer=False)
     return probe
 
 
@@ -188,74 +194,125 @@ def replay_built_model(
     built: BuiltModel,
     candidate: Candidate,
     *,
-    target: str,
-    inside: KernelBytes | None = None,
-    capability: Capability = TURING,
+    device: DeviceSpec,
+    kernel_bytes: KernelBytes | None = None,
     optimizer: bool = True,
-    as_published: bool = False,
-    idle: Sequence[Row] = (),
-    stopwatch: OperationTimer | None = None,
+    published_flops: bool = False,
+    rows: Sequence[UnitRow] = (),
+    timer: OperationTimer | None = None,
 ) -> EventLog:
-    """Replay one steady training step of a model on ``meta``, which turns fake by it.
+    """Replay one steady training step of a built model.
 
     Args:
-        built: the model and its method.
+        built: the model on ``meta``, and its method. Its tensors become fake.
         candidate: its workload and placement.
-        target: ``cuda`` or ``cpu``.
-        inside: what kernels hold inside one operation; None for nothing.
-        capability: compute capability of the CUDA device.
-        optimizer: False leaves the optimizer's state and step out.
-        as_published: count FLOPs as arXiv 2507.23536 did.
-        idle: rows of units of which only some run.
-        stopwatch: really runs and times each distinct operation.
+        device: device whose kernels and optimizer defaults are imitated.
+        kernel_bytes: memory inside operations; None for none.
+        optimizer: whether the optimizer's state and update are included.
+        published_flops: whether FLOPs are counted as in arXiv 2507.23536.
+        rows: rows of equal units, of which three run.
+        timer: times each distinct operation; None for no timing.
     """
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        kernels_of(target, capability=capability),
-    ):
+    with FakeTensorMode(allow_non_fake_inputs=True), _imitate(device):
         to_fake(built.model)
         apply_placement(built.model, candidate.placement, units=built.units)
-        pass_on(built.backbone, built.units, idle)
-        recorder = Recorder(
-            built.units,
+        skip_units(built.backbone, built.units, rows)
+        counter = OperationCounter(
             batch=candidate.workload.micro_batch,
-            kernel_bytes=inside,
-            as_published=as_published,
-            stopwatch=stopwatch,
-            in_loops=target == "cuda",
+            published_flops=published_flops,
+            scans_as_loops=device.is_cuda,
+            timer=timer,
         )
-        return _record_step(recorder, built, candidate.workload, target=target, optimizer=optimizer)
+        recorder = Recorder(built.units, kernel_bytes=kernel_bytes, counter=counter)
+        return _record_step(recorder, built, candidate.workload, device=device, optimizer=optimizer)
+
+
+def _imitate(device: DeviceSpec) -> AbstractContextManager[None]:
+    if device.compute_capability is None:
+        return imitate_cpu()
+    return imitate_cuda(device.compute_capability)
 
 
 def _record_step(
-    recorder: Recorder, built: BuiltModel, workload: Workload, *, target: str, optimizer: bool
+    recorder: Recorder,
+    built: BuiltModel,
+    workload: Workload,
+    *,
+    device: DeviceSpec,
+    optimizer: bool,
 ) -> EventLog:
     model = built.model
-    update = make_fake_optimizer(model, workload, built.method, target=target)
-    step = TrainingStep(
-        model,
-        update,
-        workload,
-        method=built.method,
-        foreach=target == "cuda",
-        mark=recorder.in_phase,
-    )
-    if step.scaler is not None:
-        step.scaler = FakeScaler("cpu")
+    update = make_fake_optimizer(model, workload, built.method, device=device)
+    step = _training_step(recorder, built, workload, update, device)
     with recorder, mark_units(recorder, model), mark_gradients(recorder, model):
         for tensor in tensors_in_move_order(model):
-            is_parameter = isinstance(tensor, nn.Parameter)
-            recorder.adopt(tensor, OWNER_CODE["parameter" if is_parameter else "buffer"])
+            owner = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            recorder.storages.follow(tensor, owner=OWNER_CODE[owner])
         fetch = fake_batch(workload)
         loss = step.accumulate([fetch] * workload.accumulation)
         if optimizer:
-            with recorder.warm_up():
-                step.update()
-                built.method.before_zero_grad(model, global_step=0)
-            if target == "cuda":
-                forget_host_state(recorder, update)
-            step.finish()
-    # the model, the optimizer and the loss are still alive here: what they hold did not die
+            _record_update(recorder, built, step, device)
+    # the log is made while model, optimizer and loss are alive: their storages have not died
     log = recorder.log()
     del loss
     return log
+
+
+def replay_update(candidate: Candidate, *, device: DeviceSpec) -> EventLog:
+    """Replay the optimizer's part of a step: parameters, gradients, state and temporaries.
+
+    Args:
+        candidate: the workload; its placement and batch do not matter.
+        device: device whose optimizer defaults are imitated.
+    """
+    workload = candidate.workload
+    built = build_model(workload, device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = built.model
+        to_fake(model)
+        counter = OperationCounter(batch=workload.micro_batch)
+        recorder = Recorder(built.units, counter=counter)
+        update = make_fake_optimizer(model, workload, built.method, device=device)
+        step = _training_step(recorder, built, workload, update, device)
+        if step.scaler is not None:
+            step.scaler.scale(torch.ones(()))  # a scaler's scale is made by the first backward
+        with recorder:
+            for parameter in model.parameters():
+                recorder.storages.follow(parameter, owner=OWNER_CODE["parameter"])
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+                    recorder.storages.set_owner(parameter.grad, OWNER_CODE["gradient"])
+            _record_update(recorder, built, step, device)
+            return recorder.log()
+
+
+def _training_step(
+    recorder: Recorder,
+    built: BuiltModel,
+    workload: Workload,
+    update: Optimizer,
+    device: DeviceSpec,
+) -> TrainingStep:
+    step = TrainingStep(
+        built.model,
+        update,
+        workload,
+        method=built.method,
+        foreach=device.is_cuda,
+        mark=recorder.clock.in_phase,
+    )
+    if step.scaler is not None:
+        step.scaler = FakeScaler("cpu")
+    return step
+
+
+def _record_update(
+    recorder: Recorder, built: BuiltModel, step: TrainingStep, device: DeviceSpec
+) -> None:
+    """Run the update twice: the first makes the optimizer's state, the second is steady."""
+    with recorder.warm_up():
+        step.update()
+        built.method.before_zero_grad(built.model, global_step=0)
+    if device.is_cuda:
+        leave_out_host_state(recorder, step.optimizer)
+    step.finish()

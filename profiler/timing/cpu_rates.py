@@ -22,8 +22,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
+from profiler.arrays import Floats
 from profiler.checkpointing.apply import apply_placement
 from profiler.device_rules.cpu_kernels import describe, zeros_like_it
+from profiler.devices.table import CPU
 from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
 from profiler.store import Store
@@ -51,9 +53,9 @@ class Timed:
         slowness: [kinds] times the roofline's seconds.
     """
 
-    base: npt.NDArray[np.float64]
+    base: Floats
     kinds: npt.NDArray[np.str_]
-    slowness: npt.NDArray[np.float64]
+    slowness: Floats
 
 
 def cpu_rates(workload: Workload) -> Rates:
@@ -88,19 +90,19 @@ def _stored(family: Workload, threads: int) -> Rates:
 
 def _timed(family: Workload) -> Timed:
     from profiler.models.build import build_model
-    from profiler.replay.step_replay import replay
+    from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 
     units = build_model(family, device="meta").units
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     base = plain_cpu_rates()
     stopwatch = Stopwatch(base)
-    replay(
-        Candidate(workload=family, placement=placement),  # with what only a recompute runs
-        target="cpu",
-        optimizer=False,
-        inside_kernels=False,
-        abridged=True,
-        stopwatch=stopwatch,
+    options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
+    # the placement adds the kinds that only a recomputation runs
+    replay_step(
+        Candidate(workload=family, placement=placement),
+        device=CPU,
+        options=options,
+        timer=stopwatch,
     )
     found = stopwatch.slowness()
     return Timed(

@@ -41,7 +41,7 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     configuration,
 )
-from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
+from profiler.devices.table import DeviceSpec, workspaces_of
 from profiler.errors import UsageError
 from profiler.models.methods.registry import get_method, method_names
 from profiler.placement import Decision, Placement, PolicyChoice, placement_to_json
@@ -147,7 +147,7 @@ def run_families(backbones: list[str], *, until: float) -> None:
 
 def run_family(backbone: str, method: str, precision: str, target: str) -> Iterator[dict[str, Any]]:
     """Profile a family, then compose and replay its cells."""
-    from profiler.replay.step_replay import replay
+    from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 
     model = CostModel(DEVICES[target], Store.in_memory())
     base = Workload(model=backbone, method=method, precision=precision, num_classes=100)
@@ -155,16 +155,11 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
     for workload, kind, placement in cells_of(backbone, method, precision, target, units):
         candidate = Candidate(workload=workload, placement=placement)
         model.prepare(workload)
+        memory = KernelMemory.THIS_BATCH if target == "cuda" else KernelMemory.NONE
         start = time.perf_counter()
         composed = model.quick(candidate).peak_bytes
         middle = time.perf_counter()
-        log = replay(
-            candidate,
-            target=target,
-            capability=model.spec.compute_capability or (0, 0),
-            on=multiprocessors(model.spec),
-            inside_kernels=target == "cuda",
-        )
+        log = replay_step(candidate, device=model.spec, options=ReplayOptions(kernel_memory=memory))
         end = time.perf_counter()
         replayed = _allocated_peak(log, model.spec) if target == "cuda" else log.peak_bytes
         relative = (composed - replayed) / replayed

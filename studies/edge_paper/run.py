@@ -33,6 +33,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from harness import Rows, write_summary
 
+from profiler.devices.table import CPU
 from profiler.models import backbones
 from profiler.models.backbones import WeightSource
 from profiler.models.backbones.timm_interface import classifier_names
@@ -42,7 +43,7 @@ from profiler.models.methods import get_method
 from profiler.models.methods.galore import UPDATE_GAP, projected
 from profiler.models.methods.lowrank import Dora, Lora
 from profiler.records import OWNERS
-from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER
+from profiler.replay.event_log import Phase
 from profiler.replay.step_replay import replay_built_model
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
@@ -122,13 +123,16 @@ def cell(model: str, method: str, rank: int = 4) -> Cell:
     candidate = Candidate(workload=load)
     logs = {
         rule: replay_built_model(
-            model_of(load, method), candidate, target="cpu", as_published=rule == "published"
+            model_of(load, method),
+            candidate,
+            device=CPU,
+            published_flops=rule == "published",
         )
         for rule in ("published", "correct")
     }
     log = logs["correct"]
     highest = {name: getattr(log.max_by_owner(), name) for name in OWNERS}
-    phases = {"forward": FORWARD, "backward": BACKWARD, "optimizer": OPTIMIZER}
+    phases = {"forward": Phase.FORWARD, "backward": Phase.BACKWARD, "optimizer": Phase.OPTIMIZER}
     counted = {
         rule: {name: each.flops(phase) for name, phase in phases.items()}
         for rule, each in logs.items()

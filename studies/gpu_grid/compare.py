@@ -39,8 +39,9 @@ from profiler.device_rules.caching_allocator import (
 from profiler.devices.table import DeviceSpec, cuda_context, device_spec, workspaces_of
 from profiler.errors import UsageError
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
-from profiler.prediction.report import replay_on, report_of
+from profiler.prediction.report import report_of
 from profiler.replay.event_log import EventLog
+from profiler.replay.step_replay import replay_step
 from profiler.timing.rates import published_rates
 from profiler.units import MIB
 from profiler.workload import PRECISIONS, Candidate
@@ -59,9 +60,9 @@ def predict_row(data: Mapping[str, Any], *, device: str, allocator: str = "") ->
     """Replay a measured cell's candidate for a device, under the allocator's options."""
     candidate = Candidate.from_json(data)
     spec = device_spec(device)
-    log = replay_on(candidate, device=device)
+    log = replay_step(candidate, device=spec)
     settings = AllocatorSettings.parse(allocator)
-    report = report_of(candidate, log, spec=spec, settings=settings)
+    report = report_of(candidate, log, device=spec, settings=settings)
     log = log.rounded(BLOCK_BYTES)
     return {
         "peak": report.memory.peak_bytes,

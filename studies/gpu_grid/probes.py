@@ -289,23 +289,23 @@ def replay_probe(name: str, spec: DeviceSpec) -> dict[str, dict[str, int]]:
     """Return the same two numbers of every stage, from fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from profiler.device_rules.cpu_kernels import kernels_of
+    from profiler.device_rules.cuda_dispatch import imitate_cuda
     from profiler.device_rules.cuda_scratch import CudaKernels
     from profiler.devices.table import multiprocessors
     from profiler.replay.recorder import Recorder
 
     recorder = Recorder((), kernel_bytes=CudaKernels(multiprocessors(spec)))
     windows: dict[str, tuple[int, int]] = {}
-    with FakeTensorMode(), kernels_of("cuda", capability=spec.compute_capability or (0, 0)):
+    with FakeTensorMode(), imitate_cuda(spec.compute_capability or (0, 0)):
         stages = PROBES[name]("cpu")
         with recorder:
             for stage in stages:
-                start = recorder.tick
-                with recorder.in_phase(stage.phase):
+                start = recorder.clock.tick
+                with recorder.clock.in_phase(stage.phase):
                     stage.run()
                 if not stage.name.startswith("("):
-                    windows[stage.name] = (start, recorder.tick)
-            live = _live(recorder.rows, recorder.tick)
+                    windows[stage.name] = (start, recorder.clock.tick)
+            live = _live(recorder.storages.rows, recorder.clock.tick)
     return {
         stage: {
             "inside": max(live[start : end + 1]) - live[start],

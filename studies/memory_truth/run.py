@@ -8,7 +8,7 @@ that every (backbone, method), (backbone, placement), (backbone, precision) and 
 pair occurs. A cell's *real* peak is ``profiler.device_rules.cpu_allocator.peak_during`` of one steady step: the
 model is built and warmed up under the same recording (with one image: optimizer state does not
 depend on the batch), so every byte is the allocator's own. *Replayed* is
-``profiler.replay.step_replay.replay(target="cpu")``.
+``profiler.replay.step_replay.replay_step(device=CPU)``.
 
 One process per backbone. Rows go to ``rows.jsonl``; cells that are there already are skipped, so that a run
 can be stopped and continued. A cell that a method refuses or that fails is kept with its reason;
@@ -37,6 +37,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from harness import Rows, write_summary
 
+from profiler.devices.table import CPU
 from profiler.models.methods.registry import method_names
 from profiler.placement import Decision, Placement
 from profiler.workload import Candidate, Workload
@@ -162,7 +163,7 @@ def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
     """Replay one candidate, really run it, and return both peaks."""
     from profiler.errors import UsageError
     from profiler.models.build import build_model
-    from profiler.replay.step_replay import replay
+    from profiler.replay.step_replay import replay_step
 
     name = name_of(workload, placement_name)
     row: dict[str, Any] = {
@@ -176,7 +177,7 @@ def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
         return row | {"refused": str(error)}
     candidate = Candidate(workload=workload, placement=placement_of(placement_name, units))
     start = time.perf_counter()
-    log = replay(candidate, target="cpu")
+    log = replay_step(candidate, device=CPU)
     middle = time.perf_counter()
     real = real_peak(candidate)
     end = time.perf_counter()
@@ -194,12 +195,12 @@ def run_cell(workload: Workload, placement_name: str) -> dict[str, Any]:
 def replay_again(row: dict[str, Any]) -> dict[str, Any]:
     """Replay a measured cell with today's code; what was measured stays."""
     from profiler.models.build import build_model
-    from profiler.replay.step_replay import replay
+    from profiler.replay.step_replay import replay_step
 
     workload = Workload.from_json(row["workload"])
     placement = placement_of(row["placement"], build_model(workload, device="meta").units)
     start = time.perf_counter()
-    log = replay(Candidate(workload=workload, placement=placement), target="cpu")
+    log = replay_step(Candidate(workload=workload, placement=placement), device=CPU)
     seconds = time.perf_counter() - start
     difference = log.peak_bytes - row["real_bytes"]
     return row | {

@@ -292,8 +292,9 @@ def run_pair(backbone: str, method_name: str) -> dict[str, Any]:
 def _train(workload: Workload, rate: float) -> dict[str, Any]:
     """Train four steps, the second under the allocator's recording, then save and load."""
     from profiler.device_rules.cpu_allocator import peak_during
+    from profiler.devices.table import CPU
     from profiler.models.methods import get_method
-    from profiler.replay.step_replay import replay
+    from profiler.replay.step_replay import replay_step
     from profiler.training_step import TrainingStep, make_optimizer
 
     method, size = get_method(workload.method), workload.image_size
@@ -319,7 +320,7 @@ def _train(workload: Workload, rate: float) -> dict[str, Any]:
     model, _, before = made
     made.clear()
     after = digests(model)
-    replayed = replay(Candidate(workload=workload), target="cpu").peak_bytes
+    replayed = replay_step(Candidate(workload=workload), device=CPU).peak_bytes
     return {
         "learning_rate": rate,
         "losses": losses,

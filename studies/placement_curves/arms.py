@@ -23,6 +23,7 @@ from planner.cost.model import CostModel
 from planner.cost.place_within_budget import place_checked
 from planner.placement import option_indices, peak_bytes, recompute_seconds
 from planner.placement.policies import POLICIES
+from profiler.devices.table import CPU
 from profiler.errors import InfeasibleError
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.report import predict
@@ -78,7 +79,7 @@ class Arms:
 
     def _predicted(self, placement: Placement, accumulation: int = 1) -> int:
         candidate = Candidate(workload=split(self.workload, accumulation), placement=placement)
-        return predict(candidate, device="cpu").memory.peak_bytes
+        return predict(candidate, device=CPU).memory.peak_bytes
 
     def composed(self, placement: Placement) -> int:
         """Return the composed peak."""

@@ -22,6 +22,7 @@ from torch.utils import _runtime_estimation
 from torch.utils.flop_counter import flop_registry
 
 from profiler.checkpointing.apply import apply_placement
+from profiler.devices.table import CPU
 from profiler.models.build import build_model
 from profiler.replay.fake_model import to_fake
 from profiler.replay.step_replay import replay_built_model
@@ -94,9 +95,7 @@ def live_peak_bytes(candidate: Candidate, alter=None) -> int:
     workload = candidate.workload
     shown = workload.replace(accumulation=min(workload.accumulation, 2))
     short = Candidate(workload=shown, placement=candidate.placement)
-    return replay_built_model(
-        altered(short, alter), short, target="cpu", optimizer=False
-    ).peak_bytes
+    return replay_built_model(altered(short, alter), short, device=CPU, optimizer=False).peak_bytes
 
 
 def tracked_peak_bytes(candidate: Candidate, alter=None) -> int:

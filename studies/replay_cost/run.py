@@ -37,12 +37,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from harness import Rows, write_summary
 
+from profiler.devices.table import lookup
 from profiler.models.backbones import WeightSource
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.checkpointable_units import find_units
 from profiler.models.methods import get_method
 from profiler.models.parameter_count import count_parameters
-from profiler.replay.step_replay import replay, replay_built_model
+from profiler.replay.step_replay import ReplayOptions, replay_built_model, replay_step
 from profiler.workload import Candidate, Workload
 
 HERE = Path(__file__).parent
@@ -60,6 +61,7 @@ ABRIDGED = (
     ("tiny_vit", "full"),
     ("mambavision_t", "full"),
 )
+DEVICE = lookup("rtx-2060-super")
 ROWS = Rows(HERE)
 
 
@@ -86,10 +88,10 @@ def timed(candidate: Candidate, repeats: int, *, depth: int | None = None) -> di
     for repeat in range(repeats + 1):
         start = time.perf_counter()
         if depth is None:
-            log = replay(candidate, target="cuda")
+            log = replay_step(candidate, device=DEVICE)
         else:
             built = deeper(candidate.workload, depth)
-            log = replay_built_model(built, candidate, target="cuda")
+            log = replay_built_model(built, candidate, device=DEVICE)
         if repeat:
             seconds.append(round(time.perf_counter() - start, 4))
         operations = len(log.operations)
@@ -118,7 +120,8 @@ def abridged(repeats: int) -> list[dict[str, Any]]:
         for _ in range(repeats + 1):
             for short, taken in seconds.items():
                 start = time.perf_counter()
-                logs[short] = replay(candidate, optimizer=False, abridged=short)
+                options = ReplayOptions(optimizer=False, repeated_units=short)
+                logs[short] = replay_step(candidate, device=DEVICE, options=options)
                 taken.append(round(time.perf_counter() - start, 4))
         medians = {short: statistics.median(taken[1:]) for short, taken in seconds.items()}
         names = ("nbytes", "birth", "death", "owner", "unit")
@@ -148,7 +151,7 @@ def host() -> dict[str, Any]:
     build_model(Workload(model="vit_t"), device="meta")
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.perf_counter()
-    log = replay(Candidate(workload=workload), target="cuda")
+    log = replay_step(Candidate(workload=workload), device=DEVICE)
     return {
         "model": HUGE,
         "parameters": count_parameters(workload).total,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from profiler.devices.nvml import open_gpu
-from profiler.devices.table import DEVICES
+from profiler.devices.table import DEVICES, device_spec
 from profiler.errors import OutOfMemoryError
 from profiler.placement import Decision, Placement
 from profiler.prediction.report import predict
@@ -44,7 +44,7 @@ def device() -> str:
     ids=["full", "full-bf16", "lora", "static"],
 )
 def test_replayed_bytes_are_the_allocators(device: str, candidate: Candidate):
-    predicted = predict(candidate, device=device).memory
+    predicted = predict(candidate, device=device_spec(device)).memory
     measured = measure(candidate, device=device).memory
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
     assert predicted.reserved_bytes == pytest.approx(measured.reserved_bytes, rel=0.10)

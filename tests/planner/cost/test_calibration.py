@@ -12,7 +12,7 @@ import pytest
 from planner.cost.calibration import Calibration, Run, calibrate, kind_of, seconds_of, work_of
 from planner.cost.model import CostModel
 from profiler.errors import InputError, UsageError
-from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER, OperationRecord
+from profiler.replay.event_log import OperationRecord, Phase
 from profiler.timing.roofline import Rates
 from profiler.workload import Workload
 
@@ -62,10 +62,10 @@ RUNS = [run(f"model {seed % 4}", seed) for seed in range(24)]
 
 def test_seconds_are_the_rooflines():
     operations = [
-        OperationRecord(phase=FORWARD, unit=0, flops=10**9, moved_bytes=10**6),
-        OperationRecord(phase=BACKWARD, unit=0, flops=10**4, moved_bytes=10**9),
-        OperationRecord(phase=FORWARD, unit=0, flops=1, moved_bytes=1, launches=300),
-        OperationRecord(phase=OPTIMIZER, unit=-1, flops=1, moved_bytes=1),
+        OperationRecord(phase=Phase.FORWARD, unit=0, flops=10**9, moved_bytes=10**6),
+        OperationRecord(phase=Phase.BACKWARD, unit=0, flops=10**4, moved_bytes=10**9),
+        OperationRecord(phase=Phase.FORWARD, unit=0, flops=1, moved_bytes=1, launches=300),
+        OperationRecord(phase=Phase.OPTIMIZER, unit=-1, flops=1, moved_bytes=1),
     ]
     work = work_of(operations, Workload(model="vit_t", accumulation=1))
     assert seconds_of(work, BASE) == pytest.approx(BASE.total_seconds(operations))
@@ -73,8 +73,8 @@ def test_seconds_are_the_rooflines():
 
 def test_micro_batches_count_and_the_update_does_not():
     operations = [
-        OperationRecord(phase=FORWARD, unit=0, flops=10**9, moved_bytes=0),
-        OperationRecord(phase=OPTIMIZER, unit=-1, flops=10**9, moved_bytes=0),
+        OperationRecord(phase=Phase.FORWARD, unit=0, flops=10**9, moved_bytes=0),
+        OperationRecord(phase=Phase.OPTIMIZER, unit=-1, flops=10**9, moved_bytes=0),
     ]
     work = work_of(operations, Workload(model="vit_t", accumulation=8))
     assert work[:, 3].tolist() == [4.0, 1.0]  # a replay of eight shows two

@@ -14,18 +14,19 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     configuration,
 )
-from profiler.devices.table import workspaces_of
+from profiler.devices.table import CPU, workspaces_of
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import PROBE_RANKS
 from profiler.prediction.report import step_seconds
-from profiler.replay.step_replay import replay
+from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.store import Store
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
 RATES = Rates(flops_per_second=1e12, bytes_per_second=1e11, watts=50.0, source="made up")
+WITHOUT_KERNEL_MEMORY = ReplayOptions(kernel_memory=KernelMemory.NONE)
 VIT = Workload(model="test_vit", micro_batch=32, image_size=160, num_classes=10)
 CONV = Workload(model="test_resnet", micro_batch=16, image_size=160, num_classes=10)
 WORKLOADS = (VIT, CONV, VIT.replace(method="lora", rank=6), VIT.replace(accumulation=2))
@@ -52,7 +53,7 @@ def smallest(workload: Workload, **options: tuple[str, ...]) -> int:
 
 
 def replayed(candidate: Candidate) -> int:
-    return replay(candidate, target="cpu", inside_kernels=False).peak_bytes
+    return replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY).peak_bytes
 
 
 @EACH_AND_BF16
@@ -124,13 +125,15 @@ def test_optimal_is_never_slower_than_a_policy_of_the_same_peak() -> None:
 def test_composed_seconds_are_those_of_the_replay(workload: Workload, policy: str) -> None:
     budget = (kept(workload) + smallest(workload)) // 2
     candidate = model().place(workload, policy, budget)
-    expected = step_seconds(replay(candidate, target="cpu", inside_kernels=False), RATES, workload)
+    expected = step_seconds(
+        replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY), RATES, workload
+    )
     assert model().quick(candidate).step_seconds == pytest.approx(expected, rel=0.01)
 
 
 def test_recomputing_a_linear_layer_is_billed_without_its_reshape() -> None:
     """A linear layer ends in ``_unsafe_view``, which moves nothing."""
-    log = replay(Candidate(workload=VIT), target="cpu", inside_kernels=False)
+    log = replay_step(Candidate(workload=VIT), device=CPU, options=WITHOUT_KERNEL_MEMORY)
     copies = [op for op in log.operations if op.flops == 0 and op.moved_bytes == 0]
     assert not copies
     assert "aten._unsafe_view.default" not in log.operation_names
@@ -159,9 +162,8 @@ def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: s
     load = small.replace(rank=rank, micro_batch=SLACK_BATCH)
     priced = CostModel("rtx-2060-super")
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
-    capability = priced.spec.compute_capability
-    assert capability is not None
-    log = replay(Candidate(workload=load), capability=capability, optimizer=False)
+    options = ReplayOptions(optimizer=False)
+    log = replay_step(Candidate(workload=load), device=priced.spec, options=options)
     workspaces = workspaces_of(priced.spec)
     run_steps(allocator, log, steps=2, workspaces=workspaces)
     live = log.peak_bytes + sum(workspaces)

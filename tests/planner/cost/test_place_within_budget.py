@@ -9,10 +9,13 @@ from planner.cost.model import CostModel
 from planner.cost.place_by_policy import place
 from planner.cost.place_within_budget import Lessons, needed_bytes, place_checked
 from planner.placement import option_indices, peak_bytes
+from profiler.devices.table import CPU, device_spec
 from profiler.errors import InfeasibleError
 from profiler.placement import KEEP_ALL, Decision, Placement
-from profiler.prediction.report import predict, replay_on
+from profiler.prediction.report import predict
 from profiler.records import Report
+from profiler.replay.event_log import MarkKind
+from profiler.replay.step_replay import replay_step
 from profiler.replay.unit_spans import highest_by_unit
 from profiler.store import Store
 from profiler.workload import Candidate, Workload
@@ -26,7 +29,9 @@ TOKENS = Workload(
 
 
 def need(load: Workload, placement: Placement, device: str) -> int:
-    return needed_bytes(predict(Candidate(workload=load, placement=placement), device=device))
+    return needed_bytes(
+        predict(Candidate(workload=load, placement=placement), device=device_spec(device))
+    )
 
 
 def checked(load: Workload, cost: CostModel, budget: int) -> Report:
@@ -41,7 +46,7 @@ def checked(load: Workload, cost: CostModel, budget: int) -> Report:
 
 
 def static_on_cpu(load: Workload, cost: CostModel) -> Report:
-    return predict(cost.place(load, "static", 1), device="cpu")
+    return predict(cost.place(load, "static", 1), device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_with_its_lessons_the_chain_has_the_replayed_peak() -> None:
     lessons = Lessons()
     for policy in ("static", "cheap", "none"):
         candidate = cost.place(load, policy, 1)
-        log = replay_on(candidate, device="cpu")
+        log = replay_step(candidate, device=CPU)
         choice = option_indices(chain, candidate.placement)
         lessons.learn(chain, choice, log)
         assert peak_bytes(lessons.applied(chain), choice) == log.peak_bytes
@@ -145,7 +150,7 @@ def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
     cost = CostModel("cpu", Store.in_memory())
     chain = cost.chain(load, cost.menu(load))
     candidate = cost.place(load, "static", 1)
-    log = replay_on(candidate, device="cpu")
+    log = replay_step(candidate, device=CPU)
     lessons = Lessons()
     lessons.learn(chain, option_indices(chain, candidate.placement), log)
     missing = []
@@ -162,15 +167,15 @@ def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
 
 def test_highest_by_unit_is_over_all_micro_batches() -> None:
     load = TOKENS.replace(method="full", rank=None, accumulation=2)
-    log = replay_on(Candidate(workload=load), device="cpu")
-    once = replay_on(Candidate(workload=load.replace(accumulation=1)), device="cpu")
+    log = replay_step(Candidate(workload=load), device=CPU)
+    once = replay_step(Candidate(workload=load.replace(accumulation=1)), device=CPU)
     seen, first = highest_by_unit(log), highest_by_unit(once)
     assert seen.keys() == first.keys() == set(range(len(log.units)))
     live = log.live_bytes()
     for unit, (forward, backward) in seen.items():
         # by hand: the gradients of the first micro-batch are there in the second
-        entries = [m.tick for m in log.marks if m.kind == "enter" and m.value == unit]
-        exits = [m.tick for m in log.marks if m.kind == "exit" and m.value == unit]
+        entries = [m.tick for m in log.marks if m.kind is MarkKind.ENTER and m.value == unit]
+        exits = [m.tick for m in log.marks if m.kind is MarkKind.EXIT and m.value == unit]
         assert len(entries) == len(exits) == 2
         spans = zip(entries, exits, strict=True)
         assert forward == max(int(live[a : b + 1].max()) for a, b in spans)

@@ -50,7 +50,7 @@ def test_a_prefetched_profile_is_the_one_made_in_turn_and_needs_no_replay(
     def replay(*_: object, **__: object) -> None:
         raise AssertionError("replayed again")
 
-    monkeypatch.setattr("profiler.replay.step_replay.replay", replay)
+    monkeypatch.setattr("profiler.replay.step_replay.replay_step", replay)
     monkeypatch.setattr("profiler.replay.step_replay.replay_update", replay)
     again = CostModel(DEVICE, Store(tmp_path))
     for load in LOADS:

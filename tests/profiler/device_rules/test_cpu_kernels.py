@@ -9,9 +9,10 @@ import torch
 
 from profiler.device_rules import cpu_kernels as kernels
 from profiler.device_rules.cpu_kernels import PROBE_BATCHES, Extended, Probe
+from profiler.devices.table import CPU
 from profiler.models.build import build_model
 from profiler.placement import Placement
-from profiler.replay.step_replay import replay, replay_built_model
+from profiler.replay.step_replay import replay_built_model, replay_step
 from profiler.workload import Candidate, Workload
 
 ADD = torch.ops.aten.add.Tensor
@@ -86,8 +87,8 @@ def test_convolutions_that_go_over_to_onednn_at_16_images_are_seen() -> None:
     built = build_model(workload, device="meta")
     everything = dict.fromkeys(built.units, "recompute")
     candidate = Candidate(workload=workload, placement=Placement(decisions=everything))
-    every = replay_built_model(built, candidate, target="cpu", inside=Probe())
-    assert replay(candidate, target="cpu").peak_bytes == every.peak_bytes
+    every = replay_built_model(built, candidate, device=CPU, kernel_bytes=Probe())
+    assert replay_step(candidate, device=CPU).peak_bytes == every.peak_bytes
 
 
 @pytest.mark.parametrize(("model", "batch"), [("test_vit", 8), ("test_efficientnet", 16)])
@@ -99,6 +100,6 @@ def test_the_peak_is_that_of_a_step_whose_every_operation_is_run(model: str, bat
     )
     candidate = Candidate(workload=workload)
     every = replay_built_model(
-        build_model(workload, device="meta"), candidate, target="cpu", inside=Probe()
+        build_model(workload, device="meta"), candidate, device=CPU, kernel_bytes=Probe()
     )
-    assert replay(candidate, target="cpu").peak_bytes == every.peak_bytes
+    assert replay_step(candidate, device=CPU).peak_bytes == every.peak_bytes

@@ -12,14 +12,20 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.device_rules.cpu_kernels import RTX_2060_SUPER, kernels_of
+from profiler.device_rules.cpu_kernels import imitate_cpu
 from profiler.device_rules.cuda_attention import CUDNN, EFFICIENT, FLASH, MATH, choose_attention
 from profiler.device_rules.cuda_autocast import CASTING, LOWER
+from profiler.device_rules.cuda_dispatch import imitate_cuda
 from profiler.device_rules.cuda_scratch import CudaKernels
+from profiler.devices.table import lookup, multiprocessors
 
 TURING, AMPERE, ADA, HOPPER = (7, 5), (8, 0), (8, 9), (9, 0)
 BATCH, HEADS, TOKENS, HEAD = 2, 6, 197, 64
 WIDTH = HEADS * HEAD
+
+
+def imitate(target: str):
+    return imitate_cuda(TURING) if target == "cuda" else imitate_cpu()
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +81,7 @@ def up(number: int, multiple: int) -> int:
 def test_efficient_attention_saves_output_and_padded_logsumexp():
     tensors = qkv(torch.float32)
     saved = Saved(*tensors)
-    with kernels_of("cuda", capability=TURING), saved.hooks():
+    with imitate_cuda(TURING), saved.hooks():
         out = F.scaled_dot_product_attention(*tensors)
     logsumexp = BATCH * HEADS * up(TOKENS, 32) * 4
     seed_and_offset = 2 * 8
@@ -86,7 +92,7 @@ def test_efficient_attention_saves_output_and_padded_logsumexp():
 def test_flash_attention_saves_output_and_logsumexp():
     tensors = qkv(torch.bfloat16)
     saved = Saved(*tensors)
-    with kernels_of("cuda", capability=AMPERE), saved.hooks():
+    with imitate_cuda(AMPERE), saved.hooks():
         F.scaled_dot_product_attention(*tensors)
     logsumexp = BATCH * HEADS * TOKENS * 4
     random_state = 2 * 8 + 8
@@ -96,7 +102,7 @@ def test_flash_attention_saves_output_and_logsumexp():
 def test_flash_attention_pads_odd_heads():
     tensors = qkv(torch.float16, head=20)
     saved = Saved(*tensors)
-    with kernels_of("cuda", capability=AMPERE), saved.hooks():
+    with imitate_cuda(AMPERE), saved.hooks():
         out = F.scaled_dot_product_attention(*tensors)
     assert out.shape[-1] == 20
     padded = BATCH * HEADS * TOKENS * 24 * 2
@@ -105,7 +111,7 @@ def test_flash_attention_pads_odd_heads():
 
 def test_no_logsumexp_without_gradients():
     tensors = [t.detach() for t in qkv(torch.float32)]
-    with kernels_of("cuda", capability=TURING), Calls() as calls:
+    with imitate_cuda(TURING), Calls() as calls:
         F.scaled_dot_product_attention(*tensors)
     packet = torch.ops.aten._scaled_dot_product_efficient_attention
     (out,) = [out for func, _, out in calls.seen if func is packet]
@@ -117,7 +123,7 @@ def test_bias_rows_are_padded_and_its_gradient_is_full_size():
     tensors = [torch.empty(batch, heads, tokens, 32, requires_grad=True) for _ in range(3)]
     bias = torch.empty(1, heads, tokens, tokens, requires_grad=True)
     saved = Saved(*tensors)
-    with kernels_of("cuda", capability=TURING):
+    with imitate_cuda(TURING):
         with saved.hooks():
             out = F.scaled_dot_product_attention(*tensors, attn_mask=bias)
         output = batch * tokens * heads * 32 * 4
@@ -165,10 +171,10 @@ def test_cudnn_takes_no_bias_that_learns():
 
 
 def inside(dtype: torch.dtype, capability: tuple[int, int]) -> int:
-    with kernels_of("cuda", capability=capability), Calls() as calls:
+    with imitate_cuda(capability), Calls() as calls:
         out = F.scaled_dot_product_attention(*qkv(dtype))
         out.backward(torch.empty_like(out))
-    kernels = CudaKernels(RTX_2060_SUPER)
+    kernels = CudaKernels(multiprocessors(lookup("rtx-2060-super")))
     return max(
         sum(kernels.inside(packet.default, args, {}))
         for packet, args, _ in calls.seen
@@ -194,7 +200,7 @@ def test_bytes_inside_flash_backward():
 def test_dropout_mask(target, mask_bytes):
     image = torch.empty(8, 100, requires_grad=True)
     saved = Saved(image)
-    with kernels_of(target), saved.hooks():
+    with imitate(target), saved.hooks():
         F.dropout(image, 0.1, training=True)
     assert saved.nbytes == 8 * 100 * mask_bytes
 
@@ -203,7 +209,7 @@ def test_dropout_mask(target, mask_bytes):
 def test_dropout_that_does_nothing_saves_nothing(p, training):
     image = torch.empty(8, 100, requires_grad=True)
     saved = Saved(image)
-    with kernels_of("cuda"), saved.hooks():
+    with imitate_cuda(TURING), saved.hooks():
         F.dropout(image, p, training=training)
     assert saved.nbytes == 0
 
@@ -211,7 +217,7 @@ def test_dropout_that_does_nothing_saves_nothing(p, training):
 def test_rms_norm_saves_one_number_a_row():
     image, weight = torch.empty(8, 100, requires_grad=True), torch.empty(100, requires_grad=True)
     saved = Saved(image, weight)
-    with kernels_of("cuda"), saved.hooks():
+    with imitate_cuda(TURING), saved.hooks():
         F.rms_norm(image, (100,), weight, 1e-6).sum().backward()
     assert saved.nbytes == 8 * 4
     assert image.grad.shape == image.shape
@@ -225,7 +231,7 @@ ROWS, COLUMNS = 32, 48
 def saved_under_autocast(target: str, dtype: torch.dtype, call) -> int:
     """Bytes a function saves of a bf16 or fp16 tensor that comes out of a matmul."""
     left, right = torch.empty(ROWS, 8, requires_grad=True), torch.empty(8, COLUMNS)
-    with kernels_of(target), torch.autocast("cpu", dtype=dtype):
+    with imitate(target), torch.autocast("cpu", dtype=dtype):
         image = left @ right
         saved = Saved(image)
         with saved.hooks():
@@ -256,7 +262,7 @@ def test_softmax_of_fp16_needs_no_cast_copy_but_bf16_does():
     copies = {}
     for dtype in (torch.float16, torch.bfloat16):
         image = torch.empty(ROWS, COLUMNS, dtype=dtype)
-        with kernels_of("cuda"), torch.autocast("cpu", dtype=dtype), Calls() as calls:
+        with imitate_cuda(TURING), torch.autocast("cpu", dtype=dtype), Calls() as calls:
             assert image.softmax(-1).dtype == torch.float32
         copies[dtype] = sum(func is torch.ops.aten._to_copy for func, _, _ in calls.seen)
     assert copies == {torch.float16: 0, torch.bfloat16: 1}
@@ -287,7 +293,7 @@ def test_softmax_of_fp16_needs_no_cast_copy_but_bf16_does():
 def test_result_precision_under_autocast(call, expected):
     x = torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16)
     y = torch.empty(ROWS, COLUMNS)
-    with kernels_of("cuda"), torch.autocast("cpu", dtype=torch.bfloat16):
+    with imitate_cuda(TURING), torch.autocast("cpu", dtype=torch.bfloat16):
         assert call(x, y).dtype == expected
 
 
@@ -310,7 +316,7 @@ def test_lists_are_those_of_this_build():
 
 def test_nothing_stays_behind():
     image = torch.empty(4, 4, requires_grad=True)
-    with kernels_of("cuda"):
+    with imitate_cuda(TURING):
         pass
     with Calls() as calls, torch.autocast("cpu", dtype=torch.bfloat16):
         F.dropout(image, 0.5, training=True)

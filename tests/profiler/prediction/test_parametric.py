@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from planner.cost.model import CostModel
-from profiler.devices.table import device_spec, multiprocessors, workspaces_of
+from profiler.devices.table import CPU, lookup, workspaces_of
 from profiler.placement import Decision, Placement
-from profiler.replay.step_replay import replay
+from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.workload import Candidate, Workload
 
-DEVICES = {"cpu": "cpu", "cuda": "rtx-2060-super"}
+DEVICES = {"cpu": CPU, "cuda": lookup("rtx-2060-super")}
 VIT, RESNET, MOBILE, MAMBA = "test_vit", "resnet18", "mobilenetv2", "mambavision_t"
 
 
@@ -21,7 +21,7 @@ def workload(model: str, method: str = "full", **changes: object) -> Workload:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, CostModel]:
-    return {target: CostModel(device) for target, device in DEVICES.items()}
+    return {target: CostModel(device.name) for target, device in DEVICES.items()}
 
 
 def composed(models: dict[str, CostModel], candidate: Candidate, target: str) -> int:
@@ -31,8 +31,9 @@ def composed(models: dict[str, CostModel], candidate: Candidate, target: str) ->
 
 
 def replayed(candidate: Candidate, target: str) -> int:
-    on = multiprocessors(device_spec(DEVICES["cuda"]))
-    return replay(candidate, target=target, on=on, inside_kernels=target == "cuda").peak_bytes
+    memory = KernelMemory.THIS_BATCH if target == "cuda" else KernelMemory.NONE
+    options = ReplayOptions(kernel_memory=memory)
+    return replay_step(candidate, device=DEVICES[target], options=options).peak_bytes
 
 
 def placed(load: Workload, kind: str, units: tuple[str, ...]) -> Placement:

@@ -9,18 +9,25 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     configuration,
 )
-from profiler.devices.table import cuda_context, device_label, device_spec, lookup, workspaces_of
+from profiler.devices.table import (
+    CPU,
+    cuda_context,
+    device_label,
+    device_spec,
+    lookup,
+    workspaces_of,
+)
 from profiler.errors import UnknownNameError
 from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
 from profiler.placement import Decision, Placement
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
-from profiler.prediction.report import predict, replay_on, report_of, step_flops, unit_reports
+from profiler.prediction.report import predict, report_of, step_flops, unit_reports
 from profiler.records import OWNERS, Report, Rung
-from profiler.replay.step_replay import replay
+from profiler.replay.step_replay import replay_step
 from profiler.workload import Candidate, Workload
 
-CARD = "rtx-2060-super"
+CARD = lookup("rtx-2060-super")
 LOAD = Workload(model="test_vit", micro_batch=4, image_size=64, num_classes=10)
 
 
@@ -37,8 +44,8 @@ def on_card() -> Report:
 
 def test_on_a_cpu_device_bytes_are_the_peak() -> None:
     candidate = Candidate(workload=LOAD)
-    memory = predict(candidate, device="cpu").memory
-    log = replay(candidate, target="cpu")
+    memory = predict(candidate, device=CPU).memory
+    log = replay_step(candidate, device=CPU)
     assert memory.peak_bytes == memory.device_bytes == log.peak_bytes
     assert memory.reserved_bytes is None
     assert memory.at_peak is not None
@@ -46,9 +53,9 @@ def test_on_a_cpu_device_bytes_are_the_peak() -> None:
 
 
 def test_on_a_card_workspace_and_context_come_on_top(on_card: Report) -> None:
-    memory, spec = on_card.memory, lookup(CARD)
+    memory, spec = on_card.memory, CARD
     workspaces, context = workspaces_of(spec), cuda_context(spec).nbytes
-    log = replay_on(recomputed(LOAD), device=CARD)
+    log = replay_step(recomputed(LOAD), device=CARD)
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     run_steps(allocator, log, steps=3, workspaces=workspaces)
     assert memory.peak_bytes == allocator.peak_allocated_bytes
@@ -71,7 +78,7 @@ def test_owners_add_up_to_the_peak_and_never_exceed_their_own_highest(on_card: R
 def test_units_tell_stored_boundary_and_decision(on_card: Report) -> None:
     tokens, width = 1 + (64 // 16) ** 2, 64
     output = LOAD.micro_batch * tokens * width * 4
-    log = replay(recomputed(LOAD), target="cuda").rounded(BLOCK_BYTES)
+    log = replay_step(recomputed(LOAD), device=CARD).rounded(BLOCK_BYTES)
     assert len(on_card.units) == len(log.units)
     for unit in on_card.units:
         assert unit.decision == Decision.RECOMPUTE
@@ -85,7 +92,7 @@ def test_units_tell_stored_boundary_and_decision(on_card: Report) -> None:
 
 def test_flops_of_a_vision_transformer_are_closed_form() -> None:
     candidate = Candidate(workload=LOAD)
-    flops = step_flops(replay(candidate, target="cuda"), LOAD)
+    flops = step_flops(replay_step(candidate, device=CARD), LOAD)
     model = build_model(LOAD, device="meta").model
     tokens = 1 + (64 // 16) ** 2
     width, depth, classes = model.embed_dim, len(model.blocks), LOAD.num_classes
@@ -138,7 +145,7 @@ def test_four_bit_weights_count_as_weights() -> None:
 
 
 def test_steps_fed_to_the_allocator_leave_it_as_before() -> None:
-    log = replay(Candidate(workload=LOAD), target="cuda").rounded(BLOCK_BYTES)
+    log = replay_step(Candidate(workload=LOAD), device=CARD).rounded(BLOCK_BYTES)
     once, often = CachingAllocator(), CachingAllocator()
     run_steps(once, log, steps=1)
     run_steps(often, log, steps=4)
@@ -148,22 +155,19 @@ def test_steps_fed_to_the_allocator_leave_it_as_before() -> None:
 
 def test_without_a_roofline_there_is_no_time() -> None:
     candidate = Candidate(workload=LOAD)
-    log = replay(candidate, target="cuda")
+    log = replay_step(candidate, device=CARD)
     assert all(row.forward_seconds is None for row in unit_reports(log, candidate, None))
 
 
 def test_devices_are_named() -> None:
     assert device_label("cpu").kind == "cpu"
-    assert device_label(CARD).memory_bytes == lookup(CARD).memory_bytes
+    assert device_label(CARD.name).memory_bytes == CARD.memory_bytes
     assert device_spec("cpu").is_cuda is False
     with pytest.raises(UnknownNameError, match="rtx"):
-        predict(Candidate(workload=LOAD), device="rtx-2060-supper")
+        device_spec("rtx-2060-supper")
 
 
 def test_the_report_of_a_log_needs_no_second_replay() -> None:
     candidate = Candidate(workload=LOAD)
-    log = replay(candidate, target="cpu")
-    assert (
-        report_of(candidate, log, spec=device_spec("cpu")).memory
-        == predict(candidate, device="cpu").memory
-    )
+    log = replay_step(candidate, device=CPU)
+    assert report_of(candidate, log, device=CPU).memory == predict(candidate, device=CPU).memory

@@ -11,32 +11,32 @@ import pytest
 
 from profiler.errors import InputError, UsageError
 from profiler.prediction.save_timeline import save_timeline
-from profiler.prediction.timeline import STACK, Timeline, short_name
+from profiler.prediction.timeline import STACK, Timeline, unit_label
 from profiler.records import OWNERS
-from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER, RECOMPUTE, EventLog, Mark
+from profiler.replay.event_log import EventLog, Mark, MarkKind, Phase
 
 TICKS = 40
 # nbytes, birth, death, owner, phase, unit; nothing happens before tick 11, when the step begins
 STORAGES = (
     (1000, 0, TICKS, "parameter", 0, -1),
     (100, 11, 35, "input", 1, -1),
-    (400, 13, 30, "activation", FORWARD, 0),
-    (500, 16, 24, "activation", FORWARD, 1),
-    (700, 20, 22, "temporary", BACKWARD, 1),
-    (300, 26, 28, "activation", RECOMPUTE, 0),
-    (250, 31, 39, "gradient", BACKWARD, 0),
+    (400, 13, 30, "activation", Phase.FORWARD, 0),
+    (500, 16, 24, "activation", Phase.FORWARD, 1),
+    (700, 20, 22, "temporary", Phase.BACKWARD, 1),
+    (300, 26, 28, "activation", Phase.RECOMPUTE, 0),
+    (250, 31, 39, "gradient", Phase.BACKWARD, 0),
 )
 MARKS = (
-    Mark(10, "phase", 1),
-    Mark(12, "phase", FORWARD),
-    Mark(12, "enter", 0),
-    Mark(14, "exit", 0),
-    Mark(15, "enter", 1),
-    Mark(17, "exit", 1),
-    Mark(18, "phase", BACKWARD),
-    Mark(19, "backward", 1),
-    Mark(25, "backward", 0),
-    Mark(36, "phase", OPTIMIZER),
+    Mark(10, MarkKind.PHASE, Phase.INPUT),
+    Mark(12, MarkKind.PHASE, Phase.FORWARD),
+    Mark(12, MarkKind.ENTER, 0),
+    Mark(14, MarkKind.EXIT, 0),
+    Mark(15, MarkKind.ENTER, 1),
+    Mark(17, MarkKind.EXIT, 1),
+    Mark(18, MarkKind.PHASE, Phase.BACKWARD),
+    Mark(19, MarkKind.BACKWARD, 1),
+    Mark(25, MarkKind.BACKWARD, 0),
+    Mark(36, MarkKind.PHASE, Phase.OPTIMIZER),
 )
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_drawn(log, tmp_path):
         save_timeline(log, tmp_path / "nowhere" / "step.html")
 
 
-def test_short_names():
-    assert short_name("blocks.11") == "11"
-    assert short_name("stages.2.blocks.1") == "2.1"
-    assert short_name("stem") == "stem"
+def test_unit_labels():
+    assert unit_label("blocks.11") == "11"
+    assert unit_label("stages.2.blocks.1") == "2.1"
+    assert unit_label("stem") == "stem"

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from profiler.records import OWNERS
-from profiler.replay.event_log import (
-    BACKWARD,
-    FORWARD,
-    OPTIMIZER,
-    RECOMPUTE,
-    EventLog,
-    Mark,
-    OperationRecord,
-)
+from profiler.replay.event_log import EventLog, Mark, MarkKind, OperationRecord, Phase
 from profiler.replay.recorder import Recorder
 
 PARAMETER, GRADIENT, ACTIVATION, TEMPORARY = (
@@ -36,7 +28,7 @@ STORAGES = [
 LIVE = [100, 130, 137, 130, 180, 200, 150, 210, 180, 120, 100]
 
 
-def operation(phase: int, unit: int, flops: int) -> OperationRecord:
+def operation(phase: Phase, unit: int, flops: int) -> OperationRecord:
     return OperationRecord(phase=phase, unit=unit, flops=flops, moved_bytes=8)
 
 
@@ -55,14 +47,14 @@ def hand_made() -> EventLog:
         reductions=(),
         operation_names=("(given)",),
         ticks=10,
-        marks=(Mark(0, "phase", FORWARD), Mark(5, "phase", BACKWARD)),
+        marks=(Mark(0, MarkKind.PHASE, Phase.FORWARD), Mark(5, MarkKind.PHASE, Phase.BACKWARD)),
         units=("a", "b"),
         boundary_bytes=(0, 0),
         operations=(
-            operation(FORWARD, 0, 5),
-            operation(FORWARD, 1, 7),
-            operation(RECOMPUTE, 1, 7),
-            operation(BACKWARD, 1, 14),
+            operation(Phase.FORWARD, 0, 5),
+            operation(Phase.FORWARD, 1, 7),
+            operation(Phase.RECOMPUTE, 1, 7),
+            operation(Phase.BACKWARD, 1, 14),
         ),
     )
 
@@ -122,9 +114,9 @@ def test_allocator_events_are_in_order_and_add_up() -> None:
 
 def test_flops_of_a_phase_and_of_a_unit() -> None:
     log = hand_made()
-    assert log.flops(FORWARD) == 12
-    assert log.flops(FORWARD, unit=1) == 7
-    assert log.flops(OPTIMIZER) == 0
+    assert log.flops(Phase.FORWARD) == 12
+    assert log.flops(Phase.FORWARD, unit=1) == 7
+    assert log.flops(Phase.OPTIMIZER) == 0
 
 
 def test_an_empty_log_has_no_bytes() -> None:
@@ -142,12 +134,12 @@ def test_a_recorder_follows_storages_not_tensors() -> None:
 
     recorder = Recorder(("unit",))
     with FakeTensorMode(), recorder:
-        with recorder.in_phase("forward"):
+        with recorder.clock.in_phase("forward"):
             first = torch.empty(10)  # 40 bytes
             view = first.view(2, 5)
             second = view + 1  # 40 bytes; the view is none
             del first, second
-        with recorder.in_phase("backward"):
+        with recorder.clock.in_phase("backward"):
             third = view * 2.0  # the view kept the first storage
             del view
         log = recorder.log()
@@ -164,7 +156,7 @@ def test_a_recorder_counts_nothing_for_work_in_place(inplace: str) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     recorder = Recorder(())
-    with FakeTensorMode(), recorder, recorder.in_phase("forward"):
+    with FakeTensorMode(), recorder, recorder.clock.in_phase("forward"):
         tensor = torch.empty(10)
         getattr(tensor, inplace)(2.0)
-        assert len(recorder.rows) == 1
+        assert len(recorder.storages.rows) == 1

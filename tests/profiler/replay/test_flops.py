@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.replay.event_log import BACKWARD, FORWARD, OPTIMIZER, EventLog
+from profiler.devices.table import CPU
+from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.flops import operation_flops, published_flops
-from profiler.replay.step_replay import replay
+from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.workload import Candidate, Workload
 
 MOBILENET, RESNET, VIT = "mobilenetv2_100", "resnet18", "vit_small_patch16_224"
@@ -23,9 +24,8 @@ MOBILENET, RESNET, VIT = "mobilenetv2_100", "resnet18", "vit_small_patch16_224"
 @cache
 def step(model: str, *, as_published: bool = False, batch: int = 1, method: str = "full"):
     workload = Workload(model=model, micro_batch=batch, method=method)
-    return replay(
-        Candidate(workload=workload), target="cpu", inside_kernels=False, as_published=as_published
-    )
+    options = ReplayOptions(kernel_memory=KernelMemory.NONE, published_flops=as_published)
+    return replay_step(Candidate(workload=workload), device=CPU, options=options)
 
 
 def giga(log: EventLog, phase: int) -> float:
@@ -41,7 +41,7 @@ def test_vit_forward_is_its_closed_form():
     block = tokens * width * (3 * width + width + 4 * width + 4 * width)
     attention = 2 * tokens * tokens * width
     expected = 2 * (patches + depth * (block + attention) + width * classes)
-    assert step(VIT).flops(FORWARD) == expected
+    assert step(VIT).flops(Phase.FORWARD) == expected
 
 
 def test_vit_backward_is_two_forwards_but_for_input_and_attention():
@@ -49,33 +49,33 @@ def test_vit_backward_is_two_forwards_but_for_input_and_attention():
     patches = 2 * 196 * width * 3 * 16 * 16  # no gradient for the image
     attention = depth * 4 * tokens * tokens * width
     # flash attention computes the scores again: five products where forward has two
-    expected = 2 * (step(VIT).flops(FORWARD) - attention) - patches + attention * 5 // 2
-    assert step(VIT).flops(BACKWARD) == expected
+    expected = 2 * (step(VIT).flops(Phase.FORWARD) - attention) - patches + attention * 5 // 2
+    assert step(VIT).flops(Phase.BACKWARD) == expected
 
 
 def test_mobilenet_and_resnet():
     """facts/seeds.md 4.4, convolutions and classifier, one image."""
-    assert giga(step(MOBILENET), FORWARD) == pytest.approx(0.602, abs=5e-4)
-    assert giga(step(MOBILENET), BACKWARD) == pytest.approx(1.181, abs=5e-4)
-    assert giga(step(RESNET), FORWARD) == pytest.approx(3.628, abs=5e-4)
-    assert giga(step(RESNET), BACKWARD) == pytest.approx(7.020, abs=5e-4)
+    assert giga(step(MOBILENET), Phase.FORWARD) == pytest.approx(0.602, abs=5e-4)
+    assert giga(step(MOBILENET), Phase.BACKWARD) == pytest.approx(1.181, abs=5e-4)
+    assert giga(step(RESNET), Phase.FORWARD) == pytest.approx(3.628, abs=5e-4)
+    assert giga(step(RESNET), Phase.BACKWARD) == pytest.approx(7.020, abs=5e-4)
 
 
 def test_flops_grow_with_the_batch():
-    for phase in (FORWARD, BACKWARD):
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
         assert step(MOBILENET, batch=3).flops(phase) == 3 * step(MOBILENET).flops(phase)
 
 
 def test_the_optimizer_is_counted_elementwise():
     parameters = 11_689_512
-    assert step(RESNET).flops(OPTIMIZER) > 5 * parameters
-    assert step(RESNET, batch=3).flops(OPTIMIZER) == step(RESNET).flops(OPTIMIZER)
+    assert step(RESNET).flops(Phase.OPTIMIZER) > 5 * parameters
+    assert step(RESNET, batch=3).flops(Phase.OPTIMIZER) == step(RESNET).flops(Phase.OPTIMIZER)
 
 
 def test_published_counter_finds_twenty_to_one():
     log = step(MOBILENET, as_published=True)
-    assert giga(log, BACKWARD) > 11.678
-    assert giga(log, BACKWARD) / giga(log, FORWARD) == pytest.approx(18.5, abs=1.5)
+    assert giga(log, Phase.BACKWARD) > 11.678
+    assert giga(log, Phase.BACKWARD) / giga(log, Phase.FORWARD) == pytest.approx(18.5, abs=1.5)
 
 
 class GroupsLeftOut(TorchDispatchMode):

@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.device_rules.cpu_kernels import RTX_2060_SUPER
+from profiler.devices.table import lookup
 from profiler.models.build import build_model
 from profiler.models.unit_parts import anatomy_of
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.parametric import profile_option
 from profiler.replay.event_log import EventLog
-from profiler.replay.repeated_units import Row, expand, pass_on, rows_of
-from profiler.replay.step_replay import replay, replay_built_model
+from profiler.replay.repeated_units import UnitRow, expand_log, find_rows, skip_units
+from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_built_model, replay_step
 from profiler.unit_options import uniform
 from profiler.workload import Candidate, Workload
+
+GPU = lookup("rtx-2060-super")
 
 
 def candidate(model: str, method: str, option: str = Decision.KEEP, **changes: object) -> Candidate:
@@ -28,16 +30,17 @@ def candidate(model: str, method: str, option: str = Decision.KEEP, **changes: o
     return Candidate(workload=load, placement=uniform(option, anatomies))
 
 
-def abridged(given: Candidate) -> EventLog | None:
+def of_three_units(given: Candidate) -> EventLog | None:
     built = build_model(given.workload, device="meta")
-    rows = rows_of(built.backbone, built.units, given.placement)
+    rows = find_rows(built.backbone, built.units, given.placement)
     assert rows
-    log = replay_built_model(built, given, target="cuda", optimizer=False, idle=rows)
-    return expand(log, rows)
+    log = replay_built_model(built, given, device=GPU, optimizer=False, rows=rows)
+    return expand_log(log, rows)
 
 
 def whole(given: Candidate) -> EventLog:
-    return replay(given, optimizer=False, inside_kernels=False)
+    options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE)
+    return replay_step(given, device=GPU, options=options)
 
 
 VIT = "vit_tiny_patch16_224"
@@ -63,7 +66,7 @@ CASES = [
 @pytest.mark.parametrize(("model", "method", "option"), CASES)
 def test_the_log_is_that_of_a_whole_step(model: str, method: str, option: str) -> None:
     given = candidate(model, method, option)
-    told, true = abridged(given), whole(given)
+    told, true = of_three_units(given), whole(given)
     assert told is not None
     for name in ("nbytes", "birth", "death", "owner", "phase", "unit"):
         np.testing.assert_array_equal(getattr(told, name), getattr(true, name), err_msg=name)
@@ -82,7 +85,7 @@ def test_the_log_is_that_of_a_whole_step(model: str, method: str, option: str) -
 def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option: str) -> None:
     # autocast's copies go in an order of its own, so the ticks may differ there
     given = candidate(VIT, method, option, precision="bf16", micro_batch=1009)
-    told, true = abridged(given), whole(given)
+    told, true = of_three_units(given), whole(given)
     assert told is not None
     assert told.peak_bytes == true.peak_bytes
     profiles = [
@@ -90,7 +93,7 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
             given.workload.replace(rank=None),
             given.placement,
             lambda _, log=log: log,
-            RTX_2060_SUPER,
+            GPU,
         )
         for log in (told, true)
     ]
@@ -103,15 +106,15 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
         np.testing.assert_array_equal(getattr(first.work, name), getattr(second.work, name))
 
 
-def rows(model: str, method: str = "full", placement: Placement = KEEP_ALL) -> tuple[Row, ...]:
+def rows(model: str, method: str = "full", placement: Placement = KEEP_ALL) -> tuple[UnitRow, ...]:
     load = Workload(model=model, method=method, num_classes=10)
     built = build_model(load, device="meta")
-    return rows_of(built.backbone, built.units, placement)
+    return find_rows(built.backbone, built.units, placement)
 
 
 def test_rows_are_units_that_are_alike() -> None:
-    assert rows(VIT) == (Row(0, 12),)
-    assert rows("vim_t") == (Row(0, 24),)
+    assert rows(VIT) == (UnitRow(0, 12),)
+    assert rows("vim_t") == (UnitRow(0, 24),)
     # ResNet-18's stages have two blocks each; three are too few to leave one out
     assert rows("resnet18") == ()
     assert [row.count for row in rows("convnext_tiny")] == [9]
@@ -120,13 +123,13 @@ def test_rows_are_units_that_are_alike() -> None:
 def test_a_row_ends_where_the_method_or_the_placement_changes() -> None:
     assert rows(VIT, "partial_k")[0].count < 12
     half = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(5)})
-    assert rows(VIT, placement=half) == (Row(0, 5), Row(5, 7))
+    assert rows(VIT, placement=half) == (UnitRow(0, 5), UnitRow(5, 7))
 
 
 def test_a_unit_with_a_hook_is_like_no_other() -> None:
     built = build_model(Workload(model=VIT, method="full", num_classes=10), device="meta")
     built.backbone.get_submodule("blocks.4").register_forward_hook(lambda *_: None)
-    assert rows_of(built.backbone, built.units, KEEP_ALL) == (Row(0, 4), Row(5, 7))
+    assert find_rows(built.backbone, built.units, KEEP_ALL) == (UnitRow(0, 4), UnitRow(5, 7))
 
 
 def test_a_row_whose_idle_units_do_something_is_not_told() -> None:
@@ -137,14 +140,14 @@ def test_a_row_whose_idle_units_do_something_is_not_told() -> None:
         return out * 2
 
     built.backbone.get_submodule("blocks.4").register_forward_hook(double)
-    row = Row(0, 12)
-    log = replay_built_model(built, given, target="cuda", optimizer=False, idle=[row])
-    assert expand(log, [row]) is None
+    row = UnitRow(0, 12)
+    log = replay_built_model(built, given, device=GPU, optimizer=False, rows=[row])
+    assert expand_log(log, [row]) is None
 
 
 def test_idle_units_hand_on_what_they_are_given() -> None:
     chain = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
-    pass_on(chain, tuple("01234"), [Row(0, 5)])
+    skip_units(chain, tuple("01234"), [UnitRow(0, 5)])
     features = torch.randn(2, 3)
     expected = chain[4](chain[1](chain[0](features)))
     torch.testing.assert_close(chain(features), expected, rtol=0, atol=0)

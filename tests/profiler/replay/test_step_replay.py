@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth, peak_during
+from profiler.devices.table import CPU, lookup
 from profiler.errors import InputError, UsageError
 from profiler.models.build import build_model
 from profiler.placement import Decision, Placement
-from profiler.replay.event_log import BACKWARD, FORWARD
-from profiler.replay.event_log import RECOMPUTE as RECOMPUTE_PHASE
-from profiler.replay.step_replay import replay, replay_update
-from profiler.replay.unit_spans import unit_spans
+from profiler.replay.event_log import Phase
+from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step, replay_update
+from profiler.replay.unit_spans import first_spans
 from profiler.running.measurement import build_step
 from profiler.workload import Candidate, Workload
 
+GPU = lookup("rtx-2060-super")
+ANY_BATCH = ReplayOptions(kernel_memory=KernelMemory.ANY_BATCH)
 SIZE, CLASSES = 64, 10
 
 
@@ -95,7 +97,7 @@ def name_of(case: object) -> str:
 @pytest.mark.parametrize(("load", "decision"), CASES, ids=name_of)
 def test_replayed_peak_is_the_allocators(load: Workload, decision: str | None) -> None:
     candidate = placed(load, decision)
-    log = replay(candidate, target="cpu")
+    log = replay_step(candidate, device=CPU)
     draws = load.dropout or load.drop_path
     states = len(log.units) if draws else 1 if decision == Decision.RECOMPUTE else 0
     unseen = SCALARS * SCALAR_BYTES + states * GENERATOR_BYTES
@@ -107,17 +109,17 @@ def test_a_mixed_placement_is_replayed_too() -> None:
     first, second, *_ = build_model(load, device="meta").units
     placement = Placement(decisions={first: Decision.RECOMPUTE, second: Decision.SEGMENT})
     candidate = Candidate(workload=load, placement=placement)
-    log = replay(candidate, target="cpu")
+    log = replay_step(candidate, device=CPU)
     assert 0 <= real_peak(candidate) - log.peak_bytes <= SCALARS * SCALAR_BYTES + GENERATOR_BYTES
     # the second unit's backward needs its input, so both run again in it
-    both = log.flops(FORWARD, unit=0) + log.flops(FORWARD, unit=1)
-    assert 0.5 * both < log.flops(RECOMPUTE_PHASE, unit=1) <= both
-    assert log.flops(RECOMPUTE_PHASE) == log.flops(RECOMPUTE_PHASE, unit=1)
+    both = log.flops(Phase.FORWARD, unit=0) + log.flops(Phase.FORWARD, unit=1)
+    assert 0.5 * both < log.flops(Phase.RECOMPUTE, unit=1) <= both
+    assert log.flops(Phase.RECOMPUTE) == log.flops(Phase.RECOMPUTE, unit=1)
 
 
 def test_owners_are_sums_over_the_model() -> None:
     load = workload(VIT, "lora", rank=4)
-    log = replay(Candidate(workload=load), target="cpu")
+    log = replay_step(Candidate(workload=load), device=CPU)
     model = build_model(load).model
     learning = [p for p in model.parameters() if p.requires_grad]
     held = sum(p.nbytes for p in learning)
@@ -131,7 +133,7 @@ def test_owners_are_sums_over_the_model() -> None:
 
 
 def test_a_step_leaves_what_it_found_and_its_loss() -> None:
-    log = replay(Candidate(workload=workload(VIT)), target="cpu")
+    log = replay_step(Candidate(workload=workload(VIT)), device=CPU)
     live = log.live_bytes()
     assert live[-1] - live[0] == 4
 
@@ -139,55 +141,55 @@ def test_a_step_leaves_what_it_found_and_its_loss() -> None:
 @pytest.mark.parametrize("decision", [None, Decision.RECOMPUTE, Decision.DROP_CHEAP])
 def test_operations_do_not_depend_on_the_batch(decision: str | None) -> None:
     small, large = (
-        replay(placed(workload(VIT, micro_batch=b), decision), target="cuda", only_this_batch=False)
+        replay_step(placed(workload(VIT, micro_batch=b), decision), device=GPU, options=ANY_BATCH)
         for b in (2, 200)
     )
     assert len(small.operations) == len(large.operations)
     assert len(small.nbytes) == len(large.nbytes)
-    for phase in (FORWARD, BACKWARD, RECOMPUTE_PHASE):
+    for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE):
         assert large.flops(phase) == 100 * small.flops(phase)
 
 
 def test_recompute_repeats_the_units_forward() -> None:
     none, static = (
-        replay(placed(workload(VIT), d), target="cuda") for d in (None, Decision.RECOMPUTE)
+        replay_step(placed(workload(VIT), d), device=GPU) for d in (None, Decision.RECOMPUTE)
     )
-    assert none.flops(RECOMPUTE_PHASE) == 0
-    assert static.flops(FORWARD) == none.flops(FORWARD)
-    assert static.flops(BACKWARD) == none.flops(BACKWARD)
+    assert none.flops(Phase.RECOMPUTE) == 0
+    assert static.flops(Phase.FORWARD) == none.flops(Phase.FORWARD)
+    assert static.flops(Phase.BACKWARD) == none.flops(Phase.BACKWARD)
     for index in range(len(static.units)):
-        forward = static.flops(FORWARD, unit=index)
+        forward = static.flops(Phase.FORWARD, unit=index)
         # the last linear layer's output is not needed, so a recompute stops before it
-        assert 0.5 * forward < static.flops(RECOMPUTE_PHASE, unit=index) <= forward
+        assert 0.5 * forward < static.flops(Phase.RECOMPUTE, unit=index) <= forward
 
 
 def test_units_run_in_order_and_back() -> None:
-    log = replay(Candidate(workload=workload(VIT)), target="cuda")
-    spans = unit_spans(log)
-    assert sorted(spans) == list(range(len(log.units)))
-    enters = [spans[i].enter for i in range(len(log.units))]
-    backwards = [spans[i].backward[0] for i in range(len(log.units))]
+    log = replay_step(Candidate(workload=workload(VIT)), device=GPU)
+    forward, backward = first_spans(log, Phase.FORWARD), first_spans(log, Phase.BACKWARD)
+    assert sorted(forward) == sorted(backward) == list(range(len(log.units)))
+    enters = [forward[i].begin for i in range(len(log.units))]
+    backwards = [backward[i].begin for i in range(len(log.units))]
     assert enters == sorted(enters)
     assert backwards == sorted(backwards, reverse=True)
 
 
 def test_no_weight_is_allocated() -> None:
     load = workload("vit_large_patch16_224", precision="bf16")  # 1.2 GB of weights
-    events = memory_events(lambda: replay(Candidate(workload=load), target="cuda"))
+    events = memory_events(lambda: replay_step(Candidate(workload=load), device=GPU))
     assert peak_and_growth(events)[0] < 2**20
 
 
 def test_micro_batches_beyond_two_show_nothing_new() -> None:
     two, five = (
-        replay(Candidate(workload=workload(VIT, accumulation=n)), target="cuda") for n in (2, 5)
+        replay_step(Candidate(workload=workload(VIT, accumulation=n)), device=GPU) for n in (2, 5)
     )
     assert two.peak_bytes == five.peak_bytes
 
 
 def test_the_update_alone_has_the_steps_state() -> None:
     load = workload(VIT, "lora", rank=4)
-    whole = replay(Candidate(workload=load), target="cpu").max_by_owner()
-    update = replay_update(Candidate(workload=load), target="cpu").max_by_owner()
+    whole = replay_step(Candidate(workload=load), device=CPU).max_by_owner()
+    update = replay_update(Candidate(workload=load), device=CPU).max_by_owner()
     assert update.optimizer == whole.optimizer
     assert update.gradient == whole.gradient
     assert update.activation == 0
@@ -196,14 +198,19 @@ def test_the_update_alone_has_the_steps_state() -> None:
 def test_published_flops_ignore_groups() -> None:
     load = workload(MOBILE)
     ours, published = (
-        replay(Candidate(workload=load), optimizer=False, as_published=p) for p in (False, True)
+        replay_step(
+            Candidate(workload=load),
+            device=GPU,
+            options=ReplayOptions(optimizer=False, published_flops=p),
+        )
+        for p in (False, True)
     )
-    assert published.flops(BACKWARD) > 5 * ours.flops(BACKWARD)
+    assert published.flops(Phase.BACKWARD) > 5 * ours.flops(Phase.BACKWARD)
 
 
 def test_what_cannot_be_replayed_is_one_line() -> None:
     strange = Placement(decisions={"blocks.99": Decision.RECOMPUTE})
     with pytest.raises(InputError, match=r"blocks\.99"):
-        replay(Candidate(workload=workload(VIT), placement=strange))
+        replay_step(Candidate(workload=workload(VIT), placement=strange), device=GPU)
     with pytest.raises(UsageError, match="BatchNorm"):
-        replay(Candidate(workload=workload(VIT, "bn_head")))
+        replay_step(Candidate(workload=workload(VIT, "bn_head")), device=GPU)

@@ -7,6 +7,7 @@ import torch
 
 from planner.cost.model import CostModel
 from profiler.device_rules.cpu_allocator import peak_during
+from profiler.devices.table import CPU
 from profiler.environment import environment
 from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.prediction.report import predict
@@ -37,7 +38,7 @@ def test_measured_in_a_process_equals_predicted() -> None:
     report = measure(
         SMALL, device="cpu", steps=3, warmup=1, on_progress=lambda _, done: seen.append(done)
     )
-    predicted = predict(SMALL, device="cpu")
+    predicted = predict(SMALL, device=CPU)
     assert report.memory.peak_bytes == pytest.approx(predicted.memory.peak_bytes, abs=100)
     assert report.rung == Rung.MEASURED
     assert report.to_json()["schema"] == "budgetplan.measurement/1"
@@ -55,10 +56,10 @@ def test_an_eight_bit_optimizers_state_is_predicted(method: str) -> None:
     eight_bit, plain = (
         Candidate(workload=load.replace(optimizer=name)) for name in ("adamw8bit", "adamw")
     )
-    predicted = predict(eight_bit, device="cpu").memory
+    predicted = predict(eight_bit, device=CPU).memory
     measured = measure(eight_bit, device="cpu", steps=1, warmup=1).memory
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.001)
-    of_plain = predict(plain, device="cpu").memory
+    of_plain = predict(plain, device=CPU).memory
     assert predicted.max_by_group is not None
     assert of_plain.max_by_group is not None
     assert predicted.max_by_group.optimizer < of_plain.max_by_group.optimizer

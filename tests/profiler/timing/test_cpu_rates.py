@@ -11,9 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from planner.cost.model import CostModel
 from planner.placement import option_indices, recompute_seconds
 from profiler.checkpointing.recompute import Frame
+from profiler.devices.table import CPU
 from profiler.placement import Decision, Placement
-from profiler.prediction.report import predict, replay_on
-from profiler.replay.event_log import RECOMPUTE as RECOMPUTED
+from profiler.prediction.report import predict
+from profiler.replay.event_log import Phase
+from profiler.replay.step_replay import replay_step
 from profiler.running.measurement import build_step
 from profiler.timing import cpu_rates
 from profiler.timing.cpu_rates import Stopwatch
@@ -99,11 +101,13 @@ def test_rates_are_of_a_backbone_and_kept_on_disk():
 def test_composed_and_replayed_times_use_the_same_rates(option):
     cost = CostModel("cpu")
     candidate = cost.place(MOBILENET, option, 1)
-    composed, replayed = cost.predict(candidate), predict(candidate, device="cpu")
+    composed, replayed = cost.predict(candidate), predict(candidate, device=CPU)
     assert composed.step_seconds == pytest.approx(replayed.step_seconds, rel=0.01)
     # by hand, one operation after the other
     rates = cpu_rates.cpu_rates(MOBILENET)
-    again = [op for op in replay_on(candidate, device="cpu").operations if op.phase == RECOMPUTED]
+    again = [
+        op for op in replay_step(candidate, device=CPU).operations if op.phase == Phase.RECOMPUTE
+    ]
     by_hand = sum(
         max(
             max(op.flops / rates.flops_per_second, op.moved_bytes / rates.bytes_per_second)
@@ -132,13 +136,13 @@ def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch
     units = CostModel("cpu").units(MOBILENET)
     placement = Placement(decisions=dict.fromkeys(units, option))
     candidate = Candidate(workload=MOBILENET, placement=placement)
-    log = replay_on(candidate, device="cpu")
+    log = replay_step(candidate, device=CPU)
     step, batches = build_step(candidate, device="cpu")
     refill = Frame.refill
     monkeypatch.setattr(Frame, "refill", counted)
     step.run(batches)
     begun = [op for op in log.operations if op.begins_refill]
-    assert {op.phase for op in begun} == {RECOMPUTED}
+    assert {op.phase for op in begun} == {Phase.RECOMPUTE}
     assert len(begun) == len(run_again) > 0
 
 
@@ -151,6 +155,6 @@ def test_a_gpu_has_no_kinds_and_collects_statistics_again():
     units = cost.units(MOBILENET)
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     candidate = Candidate(workload=MOBILENET, placement=placement)
-    kinds = {op.kind for op in replay_on(candidate, device="rtx-3060").operations}
+    kinds = {op.kind for op in replay_step(candidate, device=cost.spec).operations}
     assert "aten::native_batch_norm" in kinds
     assert not any("given" in kind for kind in kinds)

@@ -65,7 +65,7 @@ def test_it_is_timed_once_and_planned_for(here: list[str]) -> None:
     assert roofline is not None
     assert (roofline.flops_per_second, roofline.watts, roofline.source) == (4e12, None, TIMED)
     load = Workload(model="test_vit", method="head", image_size=64, micro_batch=2)
-    report = predict(Candidate(workload=load), device="mx450")
+    report = predict(Candidate(workload=load), device=lookup("mx450"))
     assert report.step_seconds is not None
     assert report.energy_joules is None
 

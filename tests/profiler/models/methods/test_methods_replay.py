@@ -9,11 +9,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
+from profiler.devices.table import CPU
 from profiler.models.build import build_model
 from profiler.models.methods import get_method, method_names
 from profiler.models.methods.qlora import FourBitLinear
 from profiler.replay.fake_model import to_fake
-from profiler.replay.step_replay import replay
+from profiler.replay.step_replay import replay_step
 from profiler.training_step import Batch, TrainingStep, make_optimizer
 from profiler.workload import Candidate, Workload
 
@@ -24,7 +25,7 @@ PAIRS += [("test_resnet", method, "fp32") for method in ("bn_head", "lora", "dor
 
 
 def replayed_peak(load: Workload) -> int:
-    log = replay(Candidate(workload=load), target="cpu")
+    log = replay_step(Candidate(workload=load), device=CPU)
     changes = np.zeros(log.ticks + 3, dtype=np.int64)
     np.add.at(changes, log.birth, log.nbytes)
     np.add.at(changes, log.death, -log.nbytes)

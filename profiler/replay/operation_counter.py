@@ -1,0 +1,156 @@
+"""FLOPs, memory traffic and launches of the operations of a replay."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch._ops import OpOverload
+
+from profiler.checkpointing.recompute import Frame, running_frame
+from profiler.models.backbones.scan_loop_work import loop_work
+from profiler.operations import operation_kind, read_arguments
+from profiler.replay.event_log import OperationRecord, Phase
+from profiler.replay.flops import elementwise_flops, operation_flops, published_flops
+
+
+class OperationTimer(Protocol):
+    """Times the operations of a replay (``profiler.timing.cpu_rates``)."""
+
+    def time(
+        self,
+        kind: str,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        flops: int,
+        moved_bytes: int,
+    ) -> None:
+        """Time one operation on real tensors of the same shapes as the given fake ones.
+
+        Args:
+            kind: the operation's kind (``OperationRecord.kind``).
+            func: the operation.
+            args: positional arguments, fake tensors among them.
+            kwargs: keyword arguments.
+            flops: FLOPs of the operation.
+            moved_bytes: bytes read and written.
+        """
+
+
+def _no_frame() -> None:
+    return None
+
+
+class OperationCounter:
+    """Makes an ``OperationRecord`` of each operation that computes or moves something.
+
+    Args:
+        batch: micro-batch size; it separates activations from weights in the traffic.
+        published_flops: whether FLOPs are counted as in arXiv 2507.23536.
+        scans_as_loops: whether a selective scan counts as the loop of kernels that it is on a GPU.
+        timer: times each operation; None for no timing.
+
+    Attributes:
+        records: records so far, in order.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        published_flops: bool = False,
+        scans_as_loops: bool = False,
+        timer: OperationTimer | None = None,
+    ) -> None:
+        self.records: list[OperationRecord] = []
+        self._batch = batch
+        self._published = published_flops
+        self._scans_as_loops = scans_as_loops
+        self._timer = timer
+        self._last_frame: Callable[[], Frame | None] = _no_frame
+
+    def count(
+        self,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        *,
+        phase: Phase,
+        unit: int,
+    ) -> None:
+        """Count one operation.
+
+        Args:
+            func: the operation.
+            args: positional arguments.
+            kwargs: keyword arguments.
+            out: its result.
+            phase: the phase it runs in.
+            unit: index of the unit it runs in, -1 outside all units.
+        """
+        flops = self._flops(func, args, kwargs, out, phase)
+        read, batched_read = self._traffic(read_arguments(func, args))
+        written, batched_written = self._traffic((out,))
+        if not (read or written or flops):
+            return
+        kind = operation_kind(func, args)
+        begins_refill = self._begins_refill(phase)
+        loops = loop_work(func, args) if self._scans_as_loops else None
+        extra = 0 if loops is None else loops.moved_bytes
+        moved_bytes = read + written + extra
+        if self._timer is not None:
+            self._timer.time(kind, func, args, kwargs, flops=flops, moved_bytes=moved_bytes)
+        self.records.append(
+            OperationRecord(
+                phase=phase,
+                unit=unit,
+                flops=flops,
+                moved_bytes=moved_bytes,
+                batched_bytes=batched_read + batched_written + extra,
+                kind=kind,
+                begins_refill=begins_refill,
+                launches=1 if loops is None else loops.launches,
+            )
+        )
+
+    def _begins_refill(self, phase: Phase) -> bool:
+        """Return whether a recomputation runs that is not the one of the operation before."""
+        before = self._last_frame()
+        now = running_frame() if phase is Phase.RECOMPUTE else None
+        # a weak reference: the counter must not keep recomputed tensors alive
+        self._last_frame = _no_frame if now is None else weakref.ref(now)
+        return now is not None and now is not before
+
+    def _traffic(self, values: Iterable[Any]) -> tuple[int, int]:
+        """Return the bytes of all tensors, and of those whose size is a multiple of the batch."""
+        moved = batched = 0
+        for item in values:
+            if isinstance(item, Tensor):
+                elements = item.numel()
+                nbytes = elements * item.element_size()
+                moved += nbytes
+                if elements % self._batch == 0:
+                    batched += nbytes
+            elif isinstance(item, tuple | list):
+                inner, inner_batched = self._traffic(item)
+                moved += inner
+                batched += inner_batched
+        return moved, batched
+
+    def _flops(
+        self,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        phase: Phase,
+    ) -> int:
+        if self._published:
+            return published_flops(func, args, out)
+        flops = operation_flops(func, args, kwargs, out)
+        return elementwise_flops(out) if flops == 0 and phase is Phase.OPTIMIZER else flops
