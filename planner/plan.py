@@ -5,7 +5,7 @@
     plan_file_name   readable name, equal for equal candidates and different for different ones
 
 This module imports no torch, because several commands read a plan and need no model.
-``planner.training.trained_model.check_against_model`` compares a plan with its model.
+``planner.training.plan_check.check_against_model`` compares a plan with its model.
 
 Versions: ``schema`` names the major version, ``schema_minor`` (absent means 0) counts additions.
 Files of major version 1 stay readable. Unknown fields of a newer minor version give one warning;

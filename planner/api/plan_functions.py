@@ -70,12 +70,12 @@ def validate(
     """
     from planner.plan import write_plan
     from planner.recommendation.pipeline import validate_plan
-    from planner.recommendation.request import RealRun
     from planner.target_device import find_target
+    from planner.training.run_options import RunOptions
 
     content, name = _plan(plan), device_name(device)
     planned = find_target(content.prediction.device.name)
-    run = RealRun(
+    run = RunOptions(
         device=planned.runs_on if name == "auto" else device_of_run(name),
         data=data or _data_of(content),
         steps=steps,
@@ -140,6 +140,7 @@ def train(
     from planner.plan import plan_file_name
     from planner.training.checkpoints import latest_checkpoint
     from planner.training.loop import train as run
+    from planner.training.run_options import RunOptions
 
     content = _plan(plan)
     name = Path(plan if isinstance(plan, str | Path) else plan_file_name(content.candidate)).stem
@@ -151,17 +152,19 @@ def train(
     try:
         return run(
             placed,
-            data=data or _data_of(content),
+            RunOptions(
+                data=data or _data_of(content),
+                device=chosen,
+                steps=steps,
+                seed=seed,
+                weights=None if weights is None else Path(weights),
+                pretrained=pretrained,
+            ),
             epochs=epochs,
-            steps=steps,
             minutes=minutes,
             output=output,
             resume=resume,
-            device=chosen,
-            weights=None if weights is None else Path(weights),
-            pretrained=pretrained,
             learning_rate=learning_rate,
-            seed=seed,
             rule=rule,
             on_progress=on_progress,
             on_interrupt=on_interrupt,
@@ -176,20 +179,32 @@ def train(
         raise
 
 
-def load_trained(folder: str | Path) -> nn.Module:
+def load_trained(
+    folder: str | Path,
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool | None = None,
+    seed: int | None = None,
+) -> nn.Module:
     """Return the model that `train` left in a folder, in evaluation mode.
 
-    It takes images [batch, 3, size, size] and returns logits [batch, classes].
+    It takes images [batch, 3, size, size] and returns logits [batch, classes]. The folder records
+    the seed and the weights that the training began with.
 
     Args:
         folder: folder of the result.
+        weights: present place of the backbone's weights file; None for the recorded place.
+        pretrained: whether timm's pretrained weights are loaded; None if the record decides.
+        seed: seed of random weights; None if the record decides.
 
     Raises:
-        InputError: the folder holds no training, or one of another model.
+        InputError: the folder holds no training, or one of another model, or the weights that the
+            training began with cannot be loaded any more.
     """
     from planner.training.trained_model import load_trained as load
 
-    return load(Path(folder))
+    place = None if weights is None else Path(weights)
+    return load(Path(folder), weights=place, pretrained=pretrained, seed=seed)
 
 
 def _plan(plan: Plan | str | Path) -> Plan:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from planner.recommendation.request import (
-    RealRun,
     Request,
     check_weights,
     classes_of,
@@ -26,6 +25,7 @@ from planner.search.space import (
     working_methods,
 )
 from planner.target_device import find_target
+from planner.training.run_options import RunOptions
 from profiler.devices.table import device_spec
 from profiler.errors import UsageError
 from profiler.models import backbones
@@ -97,7 +97,7 @@ def build_request(
         ),
         budget_bytes=budget_bytes,
         device=target.label,
-        run=RealRun(
+        run=RunOptions(
             device=target.runs_on,
             data=data,
             steps=steps,

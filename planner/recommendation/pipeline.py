@@ -27,7 +27,7 @@ from planner.recommendation.baselines import baselines
 from planner.recommendation.choose import best_of, choose
 from planner.recommendation.infeasible import nothing_fits
 from planner.recommendation.notes import images_seen, notes_of
-from planner.recommendation.request import Notify, RealRun, Request
+from planner.recommendation.request import Notify, Request
 from planner.scoring.accuracy_prior import AccuracyEstimate, estimate
 from planner.scoring.netscore import Scores, scores
 from planner.search.pareto import hypervolume, reference_point
@@ -41,6 +41,7 @@ from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
+    from planner.training.run_options import RunOptions
     from planner.training.validation import Validation
 
 FRONT_SIZE = 6
@@ -286,7 +287,7 @@ def run_for_real(
     *,
     prediction: Report,
     budget_bytes: int,
-    run: RealRun,
+    run: RunOptions,
     on_progress: Callable[[str, float], None],
 ) -> tuple[Report | None, Validation]:
     """Run a candidate for a few steps; on the CPU in a GPU's stead, with a replay for the CPU.
@@ -295,7 +296,7 @@ def run_for_real(
         OutOfMemoryError: it needs more than the budget.
         MeasurementError: it failed in another way.
     """
-    from planner.training.validation import DEFAULT_STEPS, validate
+    from planner.training.validation import validate
     from profiler.devices.table import CPU
     from profiler.prediction.report import predict
 
@@ -305,31 +306,21 @@ def run_for_real(
         host = predict(candidate, device=CPU)
         # the budget is the GPU's: on the CPU other kernels need more or less
         cap_bytes = max(budget_bytes, math.ceil(HOST_MARGIN * host.memory.peak_bytes))
-    validation = validate(
-        candidate,
-        device=run.device,
-        budget_bytes=cap_bytes,
-        data=run.data,
-        steps=run.steps or DEFAULT_STEPS,
-        seed=run.seed,
-        weights=run.weights,
-        pretrained=run.pretrained,
-        on_progress=on_progress,
-    )
+    validation = validate(candidate, run, budget_bytes=cap_bytes, on_progress=on_progress)
     used = needed_bytes(validation.report)
     if host is None and used > budget_bytes:
         raise OutOfMemoryError(cap_bytes=budget_bytes, detail=f"it used {format_bytes(used)}")
     return host, validation
 
 
-def validate_plan(plan: Plan, *, run: RealRun, notify: Notify) -> Plan:
+def validate_plan(plan: Plan, *, run: RunOptions, notify: Notify) -> Plan:
     """Really run a plan and return it with what was measured.
 
     Raises:
         InputError: the plan no longer fits its model, or the data cannot be used.
         OutOfMemoryError: it needs more than its budget.
     """
-    from planner.training.trained_model import check_against_model
+    from planner.training.plan_check import check_against_model
 
     check_against_model(plan)
     host, validation = run_for_real(

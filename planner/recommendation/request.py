@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
 from planner.training.images.load import load_data
+from planner.training.run_options import RunOptions
 from profiler.records import DeviceLabel
 from profiler.workload import Workload
 
@@ -27,27 +28,6 @@ Notify = Callable[[str, str, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RealRun:
-    """How candidates are really run.
-
-    Attributes:
-        device: ``cpu``, or the planned GPU when it is in this machine.
-        data: data set name or folder.
-        steps: of a run; None for as many as validation thinks right.
-        seed: of new weights, images and the search.
-        weights: file of weights.
-        pretrained: whether to try timm's hub.
-    """
-
-    device: str
-    data: str
-    steps: int | None = None
-    seed: int = 0
-    weights: Path | None = None
-    pretrained: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What is asked.
 
@@ -55,7 +35,7 @@ class Request:
         space: what may be chosen.
         budget_bytes: of device memory, the CUDA context included.
         device: what is planned for.
-        run: how candidates are really run.
+        run: options of the real runs; the seed is also that of the search.
         validations: how many are; 0 for none.
         has_weights: whether the backbone has its pretrained weights, here or where it will run.
         trials: of the search.
@@ -69,7 +49,7 @@ class Request:
     space: Space
     budget_bytes: int
     device: DeviceLabel
-    run: RealRun
+    run: RunOptions
     study: str
     trials: int
     storage: str | None = None

@@ -1,11 +1,12 @@
-"""The paper's rule at run time: look at the memory in use on entering a unit, then decide.
+"""The adaptive rule of arXiv 2607.02158 at run time.
 
-    AdaptiveRule    the budget and the share of it from which on units are recomputed
-    memory_in_use   the number that the rule looks at
+    AdaptiveRule        the budget, and the share of it from which on units are recomputed
+    live_bytes_reader   a function that returns the bytes in use on a device
 
-``planner.placement.policies`` foresees what the rule will decide; here it decides by itself, as
-the code of arXiv 2607.02158 does (facts/seeds.md section 1.2). It promises nothing: what it has
-kept by the time it begins to recompute may be too much.
+The rule compares the bytes in use with ``threshold * budget`` when the forward enters a unit, and
+recomputes the unit if they have reached it. ``planner.placement.policies`` predicts these decisions
+for a plan; here they are made during the training, as the paper's code makes them. Limitation: the
+rule does not guarantee the budget, because the units that it keeps first may already exceed it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from profiler.errors import DeviceError, UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveRule:
-    """When a unit is recomputed.
+    """When the adaptive rule recomputes a unit.
 
     Attributes:
-        budget_bytes: the budget.
-        threshold: the share of it that has to be in use.
+        budget_bytes: memory budget in bytes.
+        threshold: share of the budget that must be in use.
+
+    Raises:
+        UsageError: the budget or the threshold is not positive.
     """
 
     budget_bytes: int
@@ -39,33 +43,35 @@ class AdaptiveRule:
             )
 
 
-def memory_in_use(device: str) -> Callable[[], int]:
-    """Return a function that says how many bytes are allocated.
+def live_bytes_reader(device: str) -> Callable[[], int]:
+    """Return a function that returns the number of bytes in use.
+
+    On CUDA these are the live bytes of PyTorch's allocator. On a CPU, PyTorch takes its memory from
+    malloc; the function returns the growth of malloc's bytes in use since this call, so the call
+    must come before the model is built.
 
     Args:
-        device: on CUDA, PyTorch's allocator is asked. On a CPU it takes its memory from malloc, and
-            glibc's is asked what it has given out since the call of this function: call it before
-            the model is built.
+        device: device in torch's notation.
 
     Raises:
-        DeviceError: a CPU, and a C library that does not say.
+        DeviceError: a CPU whose C library has no ``mallinfo2`` (glibc has it from 2.33).
     """
     if torch.device(device).type == "cuda":
         return lambda: torch.cuda.memory_allocated(device)
     try:
-        ask = ctypes.CDLL(None).mallinfo2
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
     except (AttributeError, OSError) as error:
         raise DeviceError(
-            "the adaptive rule asks malloc how much memory is in use, and this C library does not "
-            "say (glibc 2.33 does); use another --checkpoint"
+            "the adaptive rule reads the memory in use by mallinfo2, which this C library lacks "
+            "(glibc has it from 2.33); use another --checkpoint"
         ) from error
-    ask.restype = _Mallinfo2
-    before = ask().given_out
-    return lambda: max(0, ask().given_out - before)
+    mallinfo2.restype = _Mallinfo2
+    before = mallinfo2().in_use_bytes
+    return lambda: max(0, mallinfo2().in_use_bytes - before)
 
 
 class _Mallinfo2(ctypes.Structure):
-    """``struct mallinfo2`` of malloc.h: ten counts, of all arenas together."""
+    """``struct mallinfo2`` of malloc.h: ten byte and block counts over all arenas."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -76,6 +82,6 @@ class _Mallinfo2(ctypes.Structure):
     )
 
     @property
-    def given_out(self) -> int:
-        """Bytes in use, in arenas and in mappings of their own."""
+    def in_use_bytes(self) -> int:
+        """Bytes in use: in arenas (``uordblks``) and in separate mappings (``hblkhd``)."""
         return int(self.uordblks + self.hblkhd)

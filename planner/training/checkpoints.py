@@ -1,4 +1,12 @@
-"""Checkpoints of a training: written beside their place and renamed, so that one is always whole."""
+"""Checkpoints of a training, written beside their place and renamed, so that each one is whole.
+
+    checkpoint-N/          after optimizer step N
+      learned.safetensors  trained tensors
+      state.pt             optimizer, gradient scaler, random states, placement
+      progress.json        progress of the training, and its identity
+
+A resume is refused if the identity (workload, data, seed, learning rate, ...) differs.
+"""
 
 from __future__ import annotations
 
@@ -6,106 +14,131 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import torch
 
 from planner.json_files import read_json, write_json
-from planner.training.history import EpochResult, Reading
+from planner.training.history import AccuracyReading, EpochResult
 from planner.training.session import Session
-from profiler.errors import (
-    InputError,
-)
+from profiler.errors import InputError
+from profiler.json_records import NonNegativeFloat, NonNegativeInt, json_object, read_record
 from profiler.models.methods.save_load import load_trained_tensors, save_trained_tensors
 
-if TYPE_CHECKING:
-    pass
-
-
-# ---- checkpoints ---------------------------------------------------------------------------------
+_PREFIX = "checkpoint-"
 
 
 @dataclass(slots=True, kw_only=True)
-class Progression:
-    """How far a training has come, beside what the session knows.
+class TrainState:
+    """Progress of a training beside the state of its session; changes from step to step.
 
     Attributes:
-        epochs: whole ones.
-        readings: all.
-        seconds: in all.
-        steps: done of the epoch under way.
-        loss: sum over them.
-        epoch_began: when, in these seconds.
+        epochs: results of the whole epochs.
+        readings: accuracy readings so far.
+        seconds: duration of the training so far.
+        steps: steps done in the current epoch.
+        loss: sum of the losses of these steps.
+        epoch_began: value of ``seconds`` at the beginning of the current epoch.
     """
 
     epochs: list[EpochResult] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
-    seconds: float = 0.0
-    steps: int = 0
+    readings: list[AccuracyReading] = field(default_factory=list)
+    seconds: NonNegativeFloat = 0.0
+    steps: NonNegativeInt = 0
     loss: float = 0.0
-    epoch_began: float = 0.0
+    epoch_began: NonNegativeFloat = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, from 1."""
+        return len(self.epochs) + 1
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what ``to_json`` wrote."""
-        return cls(
-            epochs=[EpochResult(**epoch) for epoch in data["epochs"]],
-            readings=[Reading(**reading) for reading in data["readings"]],
-            seconds=float(data["seconds"]),
-            steps=int(data["steps"]),
-            loss=float(data["loss"]),
-            epoch_began=float(data["epoch_began"]),
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over the steps of the current epoch."""
+        return self.loss / self.steps
+
+    def end_epoch(self, reading: AccuracyReading) -> None:
+        """Record the current epoch, whose last reading is given, and begin the next one."""
+        self.epochs.append(
+            EpochResult(
+                epoch=self.epoch,
+                loss=reading.loss,
+                accuracy=reading.accuracy,
+                seconds=reading.seconds - self.epoch_began,
+            )
         )
+        self.steps, self.loss, self.epoch_began = 0, 0.0, reading.seconds
 
 
 def latest_checkpoint(output: Path) -> Path | None:
-    """Return the folder that a training in ``output`` can go on from."""
-    found = [p for p in output.glob("checkpoint-*") if p.name[11:].isdigit() and p.is_dir()]
-    return max(found, key=lambda folder: int(folder.name[11:]), default=None)
+    """Return the folder of the latest checkpoint in a training's folder; None without one."""
+    found = {
+        int(path.name.removeprefix(_PREFIX)): path
+        for path in output.glob(f"{_PREFIX}*")
+        if path.name.removeprefix(_PREFIX).isdigit() and path.is_dir()
+    }
+    return found[max(found)] if found else None
 
 
 def save_checkpoint(
-    output: Path, session: Session, course: Progression, identity: Mapping[str, Any]
+    output: Path, session: Session, state: TrainState, identity: Mapping[str, Any]
 ) -> None:
-    """Write beside the place, rename, and only then remove the one before."""
-    folder, before = output / f"checkpoint-{session.step.global_step}", latest_checkpoint(output)
+    """Write a checkpoint and remove the one before.
+
+    Args:
+        output: folder of the training.
+        session: the model in training.
+        state: progress of the training.
+        identity: plain data that a resumed training must have in common with this one.
+    """
+    previous = latest_checkpoint(output)
+    folder = output / f"{_PREFIX}{session.step.global_step}"
     draft = output / f".{folder.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_trained_tensors(session.model, draft, method=session.built.method.name)
-    torch.save(session.state(), draft / "state.pt")
-    write_json({"identity": dict(identity), **course.to_json()}, draft / "progress.json")
-    shutil.rmtree(folder, ignore_errors=True)  # a resumed training may end where it began
+    torch.save(session.state_dict(), draft / "state.pt")
+    write_json({"identity": dict(identity), **asdict(state)}, draft / "progress.json")
+    shutil.rmtree(folder, ignore_errors=True)  # a resumed training may end at the step it began at
     draft.replace(folder)
-    if before is not None and before != folder:
-        shutil.rmtree(before)
+    if previous is not None and previous != folder:
+        shutil.rmtree(previous)
 
 
-def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any]) -> Progression:
-    """Put a checkpoint into a session and return how far it had come."""
-    progress = read_json(folder / "progress.json", kind="checkpoint")
-    try:
-        saved, course = progress["identity"], Progression.from_json(progress)
-        differing = [key for key in identity if saved.get(key) != identity[key]]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder} is no checkpoint of budgetplan: {error!r}") from error
+def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any]) -> TrainState:
+    """Restore a session from a checkpoint and return the progress of the training.
+
+    Args:
+        folder: folder of the checkpoint.
+        session: a new session of the same training.
+        identity: identity of the training that is resumed.
+
+    Raises:
+        InputError: the checkpoint is damaged, or is of another training.
+    """
+    path = folder / "progress.json"
+    progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
+    saved = json_object(progress.pop("identity", None), part=f"{path}: identity")
+    state = read_record(TrainState, progress, part=str(path))
+    differing = [key for key in identity if saved.get(key) != identity[key]]
     if differing:
         key, was, now = _difference(differing[0], saved.get(differing[0]), identity[differing[0]])
         raise InputError(
-            f"cannot resume {folder.parent}: {key} was {_short(was)}, "
-            f"is now {_short(now)}; train into another folder"
+            f"cannot resume {folder.parent}: {key} was {_shorten(was)}, "
+            f"is now {_shorten(now)}; train into another folder"
         )
     load_trained_tensors(session.model, folder, method=session.built.method.name)
     try:
-        session.restore(torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
-    except Exception as error:  # pickle, zip and optimizers each have their own
+        session.load_state_dict(
+            torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # pickle, zip and the optimizers raise errors of many classes
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{folder / 'state.pt'} cannot be read ({reason})") from error
-    return course
+        raise InputError(
+            f"{folder / 'state.pt'} cannot be read ({reason}); train into another folder"
+        ) from error
+    return state
 
 
 def _difference(key: str, was: object, now: object) -> tuple[str, object, object]:
@@ -117,6 +150,6 @@ def _difference(key: str, was: object, now: object) -> tuple[str, object, object
     return key, was, now
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."

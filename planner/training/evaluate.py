@@ -16,17 +16,27 @@ if TYPE_CHECKING:
 
 def accuracy(
     model: nn.Module,
-    dataset: ImageSet,
+    image_set: ImageSet,
     *,
     batch_size: int,
     device: str = "cpu",
     precision: str = "fp32",
 ) -> float:
-    """Return the fraction of images that the model classifies right, in evaluation mode."""
+    """Return the fraction of images that the model classifies right.
+
+    The model is evaluated in evaluation mode and left in the mode that it had.
+
+    Args:
+        model: maps images [batch, 3, S, S] to logits [batch, classes].
+        image_set: images with labels.
+        batch_size: images per forward.
+        device: device of the model.
+        precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
+    """
     was_training = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.long, device=device)
-    batches = batch_loader(dataset, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
+    batches = batch_loader(image_set, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
     try:
         with torch.no_grad(), autocast(precision, device_type(device)):
             for images, labels in batches:
@@ -34,4 +44,4 @@ def accuracy(
                 right += (predicted == labels.to(device)).sum()
     finally:
         model.train(was_training)
-    return right.item() / len(dataset)
+    return right.item() / len(image_set)

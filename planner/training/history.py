@@ -1,58 +1,65 @@
-"""What a training reports: accuracy over time, results of epochs, progress."""
+"""Records of a training: progress, accuracy over time, epochs, and the result (training.json)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
-from planner.plan import versions
 from planner.training.learning_rate import LearningRate
+from profiler.errors import InputError
+from profiler.json_records import (
+    Fraction,
+    JsonObject,
+    NonNegativeFloat,
+    PositiveInt,
+    check_schema,
+    json_object,
+    read_record,
+    warn_of_dropped,
+)
 from profiler.models.backbones import WeightSource
-from profiler.workload import Candidate
+from profiler.placement import Placement, PolicyChoice, placement_from_json, placement_to_json
 
-if TYPE_CHECKING:
-    pass
+TRAINING_SCHEMA = "budgetplan.training/1"
 
-SCHEMA = "budgetplan.training/1"
-
-
-# ---- what is reported ----------------------------------------------------------------------------
+TRAINING_SCHEMA_MINOR = 1
+"""1 added ``seed``, ``weights_file`` and ``schema_minor``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """Accuracy at one moment of a training.
+class AccuracyReading:
+    """Held-out accuracy at one moment of a training.
 
     Attributes:
         step: optimizer steps done.
-        seconds: of the training so far, evaluations and earlier runs included.
-        loss: mean over this epoch so far.
-        accuracy: fraction of ``images``.
-        images: of the held-out ones, how many were looked at.
+        seconds: duration of the training so far, with evaluations and earlier runs.
+        loss: mean training loss over this epoch so far.
+        accuracy: fraction of ``images`` classified right.
+        images: number of held-out images evaluated.
     """
 
-    step: int
-    seconds: float
+    step: PositiveInt
+    seconds: NonNegativeFloat
     loss: float
-    accuracy: float
-    images: int
+    accuracy: Fraction
+    images: PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainProgress:
-    """Where a training is: after a step, or at a reading.
+    """Progress of a training, after a step or after an evaluation.
 
     Attributes:
-        epoch: from 1.
-        epochs: in all.
-        step: of this epoch, from 1.
-        steps: of an epoch.
-        done: fraction of the training.
-        loss: mean over this epoch so far.
-        reading: when this is one.
-        message: what happened, when something did.
+        epoch: number of the current epoch, from 1.
+        epochs: number of epochs in all.
+        step: number of the last step within the epoch, from 1.
+        steps: steps per epoch.
+        done: fraction of the training that is done.
+        loss: mean training loss over this epoch so far.
+        reading: the accuracy, after an evaluation; None after a step.
+        message: a sentence about an out-of-memory error; empty without one.
     """
 
     epoch: int
@@ -61,60 +68,117 @@ class TrainProgress:
     steps: int
     done: float
     loss: float
-    reading: Reading | None = None
+    reading: AccuracyReading | None = None
     message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochResult:
-    """One whole epoch: mean loss over its steps, held-out accuracy (fraction) and duration."""
+    """Result of one whole epoch.
 
-    epoch: int
+    Attributes:
+        epoch: number of the epoch, from 1.
+        loss: mean training loss over its steps.
+        accuracy: fraction of all held-out images classified right at its end.
+        seconds: duration, evaluations included.
+    """
+
+    epoch: PositiveInt
     loss: float
-    accuracy: float
-    seconds: float
+    accuracy: Fraction
+    seconds: NonNegativeFloat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsFile:
+    """File of weights that a training began with.
+
+    Attributes:
+        path: absolute path at the time of the training.
+        sha256: SHA-256 of its content in hexadecimal digits.
+    """
+
+    path: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a training did.
+    """Result of a training: the record in ``training.json``.
 
     Attributes:
-        epochs: one entry for each whole one, those before a resume included.
-        readings: accuracy over the training; the last is of all held-out images.
-        learning_rate: with its reason.
-        weights: where the backbone's weights came from; belongs beside every accuracy.
-        data: the data source as plain data.
-        candidate: the workload and the placement that the model followed at the end.
-        step_downs: a sentence for every time memory ran out.
-        output: the folder.
+        epochs: whole epochs, those before a resume included.
+        readings: accuracy over the training; the last is over all held-out images.
+        learning_rate: learning rate with its reason.
+        seed: seed of the run; None in records of minor version 0.
+        weights: origin of the backbone's weights; shown beside every accuracy.
+        weights_file: file of the weights; None if they came from elsewhere.
+        data: data source as plain data.
+        placement: placement that the model followed at the end.
+        policy: policy that made it.
+        step_downs: one sentence for each change of placement after an out-of-memory error.
+        versions: versions of the packages, by name.
+        output: folder of the result; not part of the record.
     """
 
     epochs: tuple[EpochResult, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[AccuracyReading, ...]
     learning_rate: LearningRate
+    seed: int | None = None
     weights: WeightSource
-    data: Mapping[str, Any]
-    candidate: Candidate
+    weights_file: WeightsFile | None = None
+    data: JsonObject
+    placement: Placement
+    policy: PolicyChoice
     step_downs: tuple[str, ...]
+    versions: Mapping[str, str]
     output: Path
+
+    def __post_init__(self) -> None:
+        if not self.readings:
+            raise InputError("a training has at least one accuracy reading, got none")
 
     @property
     def accuracy(self) -> float:
-        """Fraction of held-out images at the end."""
+        """Fraction of all held-out images classified right at the end."""
         return self.readings[-1].accuracy
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, as in ``training.json``."""
+        """Return the JSON object of ``training.json``."""
         return {
-            "schema": SCHEMA,
+            "schema": TRAINING_SCHEMA,
+            "schema_minor": TRAINING_SCHEMA_MINOR,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "readings": [asdict(reading) for reading in self.readings],
             "accuracy": self.accuracy,
             "learning_rate": asdict(self.learning_rate),
+            "seed": self.seed,
             "weights": asdict(self.weights),
+            "weights_file": None if self.weights_file is None else asdict(self.weights_file),
             "data": dict(self.data),
-            "placement": self.candidate.to_json()["placement"],
+            "placement": placement_to_json(self.placement, self.policy),
             "step_downs": list(self.step_downs),
-            "versions": versions(),
+            "versions": dict(self.versions),
         }
+
+    @classmethod
+    def from_json(cls, data: object, *, output: Path) -> Self:
+        """Read the object that ``to_json`` returns.
+
+        Args:
+            data: JSON object.
+            output: folder that the record was read from.
+
+        Raises:
+            InputError: the data is not the record of a training. The message names the field.
+        """
+        given = json_object(data, part="training")
+        dropped = check_schema(given, TRAINING_SCHEMA, minor=TRAINING_SCHEMA_MINOR, part="training")
+        for derived in ("schema", "schema_minor", "accuracy"):
+            given.pop(derived, None)
+        given["placement"], given["policy"] = placement_from_json(
+            given.get("placement"), part="training.placement", dropped=dropped
+        )
+        result = read_record(cls, given | {"output": output}, part="training", dropped=dropped)
+        warn_of_dropped(dropped, part="training")
+        return result

@@ -1,24 +1,43 @@
-"""Ctrl-C during training: the first one ends after the step under way, the second at once."""
+"""Ctrl-C during training: the first one waits for the current step, the second one does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-if TYPE_CHECKING:
-    pass
 
+class InterruptFlag:
+    """Signal handler that remembers a first Ctrl-C and raises at a second one.
 
-class Interrupt:
-    """Remembers that somebody pressed Ctrl-C; the second time it goes through at once."""
+    Args:
+        on_first: called in the handler at the first Ctrl-C.
 
-    def __init__(self, tell: Callable[[], None] | None = None) -> None:
-        self.asked = False
-        self._tell = tell
+    Attributes:
+        is_set: whether Ctrl-C was pressed.
+    """
+
+    def __init__(self, on_first: Callable[[], None] | None = None) -> None:
+        self.is_set = False
+        self._on_first = on_first
 
     def __call__(self, *_: object) -> None:
-        if self.asked:
+        """Set the flag; raise ``KeyboardInterrupt`` if it was set before."""
+        if self.is_set:
             raise KeyboardInterrupt
-        self.asked = True
-        if self._tell is not None:
-            self._tell()
+        self.is_set = True
+        if self._on_first is not None:
+            self._on_first()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle SIGINT by this flag; only the main thread may install a handler."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)

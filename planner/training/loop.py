@@ -1,288 +1,235 @@
-"""Train exactly what a plan says: same backbone, method, placement, batch, precision, optimizer.
+"""Train the candidate of a plan: its model, method, placement, batch, precision and optimizer.
 
-    train                  epochs of steps, held-out accuracy in between, the result saved
-    accuracy               share of held-out images classified right (validation uses it too)
-    check_against_model    does the plan's model still exist, and is it still the same?
-    choose_learning_rate   the paper's for loaded weights, a larger one for random weights
+    train          epochs of steps with held-out accuracy in between; saves the result
+    TrainingLoop   the loop itself: steps, evaluations, checkpoints and the end
 
-The step is that of ``profiler.training_step``, so what was predicted and measured is what runs. The rate is
-constant, as in the code of arXiv 2607.02158; with random weights it rises linearly over the first
-steps. An epoch has whole steps only: the images left over (fewer than a step takes) are others in
-every epoch. Accuracy is that of all held-out images after an epoch and at the end, and of the same
-few of them once a minute in between; each reading says of how many.
+One step is ``profiler.training_step.TrainingStep``, the code that was predicted and measured. The
+learning rate is constant, as in the code of arXiv 2607.02158; with random weights it first rises
+linearly. An epoch has whole steps only; the images left over, fewer than a step takes, differ from
+epoch to epoch. After an epoch and at the end, the accuracy is over all held-out images. Once a
+minute in between, it is over a small sample. Each reading records its number of images.
 
-*Output*, all in one folder::
+The output folder is described in planner/training/trained_model.py, and its checkpoints in
+planner/training/checkpoints.py. A checkpoint is written after every epoch and once a minute. A
+resumed training ends as an uninterrupted one would, on a CPU bit for bit.
 
-    plan.json         the plan
-    training.json     accuracy by step and by epoch, learning rate, weights, data, placements used
-    model/            what the method learned (peft's own format, or safetensors)
-    checkpoint-N/     after step N: learned tensors, optimizer, random states; the last one stays
+Out of memory: if the allocator refuses memory in forward or backward, the session repeats the step
+under a tighter placement and the training continues under it (planner/training/session.py). An
+optimizer that runs out of memory during its update ends the training.
 
-A checkpoint is written after every epoch and once a minute, beside its place and renamed, so an
-interruption at any moment leaves a whole one. A resumed training ends as an uninterrupted one
-does, bit for bit on a CPU.
-
-*Out of memory.* A step that the allocator refuses in forward or backward is repeated, on the same
-images and from the same random state, under a tighter placement of the same model
-(``planner.training.oom_fallback``); the training stays there. Limitations: BatchNorm's running statistics see
-the images of such a step twice, and an optimizer that runs out of memory while it updates cannot be
-repeated and ends the training.
-
-*The adaptive rule.* Given one (``planner.training.adaptive_rule``), units are not placed as the plan says: the
-rule decides at every entry. Once memory has run out, a fixed placement takes its place.
+With an adaptive rule (planner/training/adaptive_rule.py), the rule decides at each unit in place of
+the plan's placement. After an out-of-memory error a fixed placement replaces the rule.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from planner.json_files import write_json
-from planner.plan import Plan, write_plan
-from planner.training.adaptive_rule import AdaptiveRule, memory_in_use
+from planner.plan import Plan, versions, write_plan
+from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
 from planner.training.checkpoints import (
-    Progression,
+    TrainState,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
 from planner.training.evaluate import accuracy
-from planner.training.history import EpochResult, Reading, TrainProgress, TrainResult
+from planner.training.history import AccuracyReading, TrainProgress, TrainResult
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageData, ImageSet
-from planner.training.interrupt import Interrupt
+from planner.training.interrupt import InterruptFlag
 from planner.training.learning_rate import choose_learning_rate
+from planner.training.plan_check import check_against_model, check_data, load_data_for
+from planner.training.run_options import RunOptions
 from planner.training.session import Session
 from planner.training.trained_model import (
     HISTORY_FILE,
     MODEL_FOLDER,
     PLAN_FILE,
-    check_against_model,
-    check_data,
-    data_for,
     save_model,
+    weights_file_of,
 )
-from planner.training.training_device import cap_to_budget, caught_by, device_type
-from profiler.device_rules.caching_allocator import configure
-from profiler.errors import (
-    InputError,
-    MeasurementError,
-    UnknownNameError,
-    UsageError,
-)
+from planner.training.training_device import cap_to_budget, device_type
+from profiler.errors import InputError, MeasurementError, UnknownNameError, UsageError
 from profiler.models.build import build_model
-from profiler.training_step import (
-    Batch,
-    gc_frozen,
-)
+from profiler.training_step import Batch, settled_heap
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
 INTERIM_SECONDS = 60.0
-"""Of training, between two readings (and checkpoints) within an epoch."""
+"""Seconds of training between two evaluations (and checkpoints) within an epoch."""
 
 INTERIM_IMAGES = 64
-"""Of a reading within an epoch: a few seconds on a slow CPU, a standard error of 6 % at most."""
-
-
-# ---- training ------------------------------------------------------------------------------------
+"""Images of an evaluation within an epoch: a few seconds on a slow CPU, standard error <= 6 %."""
 
 
 def train(
     plan: Plan,
+    options: RunOptions,
     *,
-    data: ImageData | str,
     epochs: int,
     output: Path,
-    steps: int | None = None,
+    images: ImageData | None = None,
     minutes: float | None = None,
     resume: bool = False,
-    device: str = "cpu",
-    weights: Path | None = None,
-    pretrained: bool = True,
     learning_rate: float | None = None,
-    seed: int = 0,
     tighter: Sequence[Candidate] | None = None,
     rule: AdaptiveRule | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
     on_interrupt: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Train what a plan says and save the result.
+    """Train the candidate of a plan and save the result.
 
     Args:
-        plan: what to train.
-        data: loaded images, or what ``planner.training.images.load`` loads.
-        epochs: in all, those before a resume included.
-        output: folder for everything that is written.
-        steps: optimizer steps in all, in place of ``epochs``.
-        minutes: end after the step under way when this run has taken so long.
-        resume: go on from the folder's checkpoint; the placement may be another than before.
-        device: ``cpu`` or ``cuda``; on CUDA the allocator is capped at the plan's budget.
-        weights: a file of weights.
-        pretrained: try timm's hub when no file is given.
-        learning_rate: None for ``choose_learning_rate``.
-        seed: of new weights, dropout and the order of images.
-        tighter: candidates to step down to when memory runs out.
-        rule: decides what is recomputed, in place of the plan.
-        on_progress: called after each step and at each reading.
-        on_interrupt: called, in the signal's handler, when a Ctrl-C has to wait for the step.
+        plan: plan to train.
+        options: data, device, seed and weights; ``steps`` is the number of optimizer steps in all,
+            in place of ``epochs``. On CUDA the allocator is capped at the plan's budget.
+        epochs: number of epochs in all, those before a resume included.
+        output: folder of the result.
+        images: data set that is loaded already, in place of ``options.data``.
+        minutes: time limit of this run; the training ends after the step that exceeds it.
+        resume: whether to continue from the folder's checkpoint. The placement may differ from that
+            of the interrupted run.
+        learning_rate: learning rate; None to choose one.
+        tighter: candidates to step down to when memory runs out; None to compute them.
+        rule: the adaptive rule, followed in place of the plan's placement.
+        on_progress: called after each step and each evaluation.
+        on_interrupt: called in the signal handler when a first Ctrl-C waits for the step to end.
 
     Raises:
         InputError: the plan does not fit the model or the data, or there is nothing to resume.
-        DeviceError: no such device.
+        DeviceError: the device is not in this machine.
         MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
+        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint of the last step is in the folder.
     """
-    for name, given in (("epochs", epochs), ("steps", steps), ("minutes", minutes)):
+    for name, given in (("epochs", epochs), ("minutes", minutes)):
         if given is not None and not given > 0:
             raise UsageError(f"{name} must be positive, got {given!r}")
-    kind = device_type(device)
-    shape = check_against_model(plan)
+    device_type(options.device)
+    reference = check_against_model(plan)
     workload = plan.candidate.workload
-    images = data_for(workload, data, backbone=shape.backbone) if isinstance(data, str) else data
+    if images is None:
+        images = load_data_for(workload, options.data, backbone=reference.backbone)
     check_data(images, workload)
     checkpoint = _check_output(output, resume=resume)
 
-    torch.manual_seed(seed)
-    in_use = None if rule is None else memory_in_use(device)
-    built = build_model(workload, weights=weights, pretrained=pretrained)
-    if kind == "cuda":
-        configure(os.environ)
-        cap_to_budget(plan)
-    built.model.to(device).train()
-    rate = choose_learning_rate(workload, built, given=learning_rate)
-    last_step = steps or epochs * (len(images.train) // workload.effective_batch)
-    session = Session(
-        candidate=plan.candidate,
-        built=built,
-        device=device,
-        rate=rate,
-        total_steps=last_step,
-        tighter=tighter,
-        cost=_cost_model(plan, kind),
-        rule=rule,
-        in_use=in_use,
+    torch.manual_seed(options.seed)
+    last_step = options.steps or epochs * (len(images.train) // workload.effective_batch)
+    session = _open_session(
+        plan, options, last_step=last_step, learning_rate=learning_rate, tighter=tighter, rule=rule
     )
-    identity = {
-        "workload": workload.to_json(),
-        "data": images.source.fingerprint,
-        "weights": built.weights.kind,
-        "weights file": str(weights) if weights is not None else None,
-        "seed": seed,
-        "learning rate": rate.value,
-        "adaptive rule": None if rule is None else asdict(rule),
-    }
-    course = Progression() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
+    weights_file = weights_file_of(options.weights)
+    identity = _identity(plan, options, images, session, rule)
+    state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
     write_plan(plan, output / PLAN_FILE)
-    _Training(
+    TrainingLoop(
         session,
         images,
-        course,
+        state,
         last_step=last_step,
-        seconds=None if minutes is None else 60 * minutes,
-        seed=seed,
-        save=partial(save_checkpoint, output, session, course, identity),
-        tell=on_progress if on_progress is not None else _say_nothing,
-        interrupt=Interrupt(on_interrupt),
+        limit_seconds=None if minutes is None else 60 * minutes,
+        seed=options.seed,
+        save=partial(save_checkpoint, output, session, state, identity),
+        on_progress=on_progress,
+        interrupt=InterruptFlag(on_interrupt),
     ).run()
     session.close()
-
     result = TrainResult(
-        epochs=tuple(course.epochs),
-        readings=tuple(course.readings),
-        learning_rate=rate,
-        weights=built.weights,
+        epochs=tuple(state.epochs),
+        readings=tuple(state.readings),
+        learning_rate=session.rate,
+        seed=options.seed,
+        weights=session.built.weights,
+        weights_file=weights_file,
         data=images.source.to_json(),
-        candidate=session.candidate,
+        placement=session.candidate.placement,
+        policy=session.candidate.policy,
         step_downs=tuple(session.step_downs),
+        versions=versions(),
         output=output,
     )
-    save_model(built, output / MODEL_FOLDER)
+    save_model(session.built, output / MODEL_FOLDER)
     write_json(result.to_json(), output / HISTORY_FILE)
     return result
 
 
-class _Training:
-    """Goes from step to step, with readings and checkpoints in between.
+class TrainingLoop:
+    """Runs steps, evaluations and checkpoints until the training ends.
 
     Args:
         session: the model in training.
-        images: to train and to evaluate on.
-        course: how far it has come; kept up to date.
-        last_step: where it ends.
-        seconds: of this run; None for no limit.
-        seed: of the order of images.
+        images: images to train and to evaluate on.
+        state: progress of the training, kept up to date.
+        last_step: optimizer step after which the training ends.
+        limit_seconds: time limit of this run; None for no limit.
+        seed: seed of the order of images.
         save: writes a checkpoint.
-        tell: called after each step and at each reading.
-        interrupt: what remembers a Ctrl-C.
+        on_progress: called after each step and each evaluation; None for no call.
+        interrupt: flag that Ctrl-C sets.
     """
 
     def __init__(
         self,
         session: Session,
         images: ImageData,
-        course: Progression,
+        state: TrainState,
         *,
         last_step: int,
-        seconds: float | None,
+        limit_seconds: float | None,
         seed: int,
         save: Callable[[], None],
-        tell: Callable[[TrainProgress], None],
-        interrupt: Interrupt,
+        on_progress: Callable[[TrainProgress], None] | None,
+        interrupt: InterruptFlag,
     ) -> None:
-        self._session, self._images, self._course = session, images, course
-        self._last_step, self._limit, self._seed = last_step, seconds, seed
-        self._save, self._tell = save, tell
-        self._few = images.held_out.sample(INTERIM_IMAGES, seed=seed)
-        self._steps = len(images.train) // session.step.workload.effective_batch
-        self._before = course.seconds
-        self._started = time.perf_counter()
-        self._read_at = course.seconds
-        self._interrupt = interrupt
+        self._session, self._images, self._state = session, images, state
+        self._last_step, self._seed = last_step, seed
+        self._save, self._on_progress, self._interrupt = save, on_progress, interrupt
+        self._interim_images = images.held_out.sample(INTERIM_IMAGES, seed=seed)
+        self._steps_per_epoch = len(images.train) // session.step.workload.effective_batch
+        self._clock = _Clock(state.seconds, limit_seconds)
+        self._evaluated_at = state.seconds
 
     def run(self) -> None:
-        """Train to the end, or until the time is up.
+        """Train to the last step, the time limit or an interrupt.
 
-        An interrupt lets the step under way come to its end, which is then kept.
+        An interrupt lets the current step end and saves a checkpoint after it.
 
         Raises:
-            KeyboardInterrupt: it was interrupted.
+            KeyboardInterrupt: the training was interrupted.
         """
-        with caught_by(self._interrupt), gc_frozen():
+        with self._interrupt.installed(), settled_heap():
             while not self._is_over:
-                self._epoch()
-        if self._interrupt.asked:
-            if self._course.steps:
+                self._train_epoch()
+        if self._interrupt.is_set:
+            if self._state.steps:
                 self._save()
             raise KeyboardInterrupt
-        seen = self._course.readings
-        if not seen or seen[-1].step < self._session.step.global_step:
-            self._read(self._images.held_out)
+        readings = self._state.readings
+        if not readings or readings[-1].step < self._session.step.global_step:
+            self._evaluate(self._images.held_out)
             self._save()
 
     @property
     def _is_over(self) -> bool:
-        if self._interrupt.asked or self._session.step.global_step >= self._last_step:
+        if self._interrupt.is_set or self._session.step.global_step >= self._last_step:
             return True
-        # no step of this run has been taken while the course stands where it stood
-        return self._limit is not None and self._course.seconds - self._before >= self._limit
+        # The state's time moves with the steps, so that each run takes at least one step.
+        return self._clock.is_up(self._state.seconds)
 
-    def _seconds(self) -> float:
-        """Return the seconds of the training so far."""
-        return self._before + time.perf_counter() - self._started
-
-    def _epoch(self) -> None:
-        """Train an epoch, or what is left of it, and evaluate."""
-        course, workload = self._course, self._session.step.workload
+    def _train_epoch(self) -> None:
+        """Train the current epoch, or the rest of it after a resume, and evaluate."""
+        state, workload = self._state, self._session.step.workload
         batches = iter(
             batch_loader(
                 self._images.train,
@@ -290,86 +237,101 @@ class _Training:
                 shuffle=True,
                 seed=self._seed,
                 drop_last=True,
-                epoch=len(course.epochs) + 1,
-                skip=course.steps * workload.effective_batch,
+                epoch=state.epoch,
+                skip=state.steps * workload.effective_batch,
             )
         )
-        while course.steps < self._steps and not self._is_over:
-            self._step(batches)
-            if course.steps < self._steps and self._seconds() - self._read_at >= INTERIM_SECONDS:
-                self._read(self._few)
+        while state.steps < self._steps_per_epoch and not self._is_over:
+            self._train_step(batches)
+            since = self._clock.seconds() - self._evaluated_at
+            if state.steps < self._steps_per_epoch and since >= INTERIM_SECONDS:
+                self._evaluate(self._interim_images)
                 self._save()
-        if course.steps < self._steps:
-            return
-        reading = self._read(self._images.held_out)
-        course.epochs.append(
-            EpochResult(
-                epoch=len(course.epochs) + 1,
-                loss=reading.loss,
-                accuracy=reading.accuracy,
-                seconds=reading.seconds - course.epoch_began,
-            )
-        )
-        course.steps, course.loss, course.epoch_began = 0, 0.0, reading.seconds
-        self._save()
+        if state.steps == self._steps_per_epoch:
+            state.end_epoch(self._evaluate(self._images.held_out))
+            self._save()
 
-    def _step(self, batches: Iterator[Batch]) -> None:
-        session, course = self._session, self._course
-        before = len(session.step_downs)
+    def _train_step(self, batches: Iterator[Batch]) -> None:
+        session, state = self._session, self._state
+        step_downs_before = len(session.step_downs)
         loss = session.run(batches)
-        course.steps += 1
-        course.loss += loss
-        course.seconds = self._seconds()
+        state.steps += 1
+        state.loss += loss
+        state.seconds = self._clock.seconds()
         if not math.isfinite(loss):
             raise MeasurementError(
-                f"the loss is {loss} at step {course.steps} of epoch {len(course.epochs) + 1}; "
+                f"the loss is {loss} at step {state.steps} of epoch {state.epoch}; "
                 "lower --learning-rate or use another precision"
             )
-        self._say(message="; ".join(session.step_downs[before:]))
+        self._report(message="; ".join(session.step_downs[step_downs_before:]))
 
-    def _read(self, images: ImageSet) -> Reading:
-        """Evaluate on some images."""
-        session, course = self._session, self._course
-        share = accuracy(
+    def _evaluate(self, images: ImageSet) -> AccuracyReading:
+        """Evaluate on some images and record the reading."""
+        session, state = self._session, self._state
+        fraction = accuracy(
             session.model,
             images,
             batch_size=session.step.workload.micro_batch,
             device=session.device,
             precision=session.step.workload.precision,
         )
-        course.seconds = self._read_at = self._seconds()
-        reading = Reading(
+        state.seconds = self._evaluated_at = self._clock.seconds()
+        reading = AccuracyReading(
             step=session.step.global_step,
-            seconds=course.seconds,
-            loss=course.loss / course.steps,
-            accuracy=share,
+            seconds=state.seconds,
+            loss=state.mean_loss,
+            accuracy=fraction,
             images=len(images),
         )
-        course.readings.append(reading)
-        self._say(reading=reading)
+        state.readings.append(reading)
+        self._report(reading=reading)
         return reading
 
-    def _say(self, *, reading: Reading | None = None, message: str = "") -> None:
-        course, step = self._course, self._session.step.global_step
-        done = step / self._last_step
-        if self._limit is not None:
-            done = max(done, (course.seconds - self._before) / self._limit)
-        self._tell(
+    def _report(self, *, reading: AccuracyReading | None = None, message: str = "") -> None:
+        if self._on_progress is None:
+            return
+        state = self._state
+        done = self._session.step.global_step / self._last_step
+        self._on_progress(
             TrainProgress(
-                epoch=len(course.epochs) + 1,
-                epochs=math.ceil(self._last_step / self._steps),
-                step=course.steps,
-                steps=self._steps,
-                done=min(1.0, done),
-                loss=course.loss / course.steps,
+                epoch=state.epoch,
+                epochs=math.ceil(self._last_step / self._steps_per_epoch),
+                step=state.steps,
+                steps=self._steps_per_epoch,
+                done=min(1.0, max(done, self._clock.share(state.seconds))),
+                loss=state.mean_loss,
                 reading=reading,
                 message=message,
             )
         )
 
 
+class _Clock:
+    """Duration of a training, the time before a resume included.
+
+    Args:
+        before: seconds of the training before this run.
+        limit: limit of this run in seconds; None for no limit.
+    """
+
+    def __init__(self, before: float, limit: float | None) -> None:
+        self._before, self._limit, self._started = before, limit, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the duration of the training so far."""
+        return self._before + time.perf_counter() - self._started
+
+    def share(self, seconds: float) -> float:
+        """Return the share of this run's limit that a duration takes; 0 without a limit."""
+        return 0.0 if self._limit is None else (seconds - self._before) / self._limit
+
+    def is_up(self, seconds: float) -> bool:
+        """Return whether a duration has reached this run's limit."""
+        return self._limit is not None and seconds - self._before >= self._limit
+
+
 def _check_output(output: Path, *, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from."""
+    """Return the checkpoint to continue from; None for a new training."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; give a folder for the result")
     checkpoint = latest_checkpoint(output)
@@ -377,13 +339,66 @@ def _check_output(output: Path, *, resume: bool) -> Path | None:
         raise InputError(f"there is nothing to resume in {output}; leave --resume out")
     if not resume and checkpoint is not None:
         raise InputError(
-            f"{output} holds a training already; use --resume to go on, or another folder"
+            f"{output} holds a training already; use --resume to continue it, or another folder"
         )
     return checkpoint if resume else None
 
 
+def _open_session(
+    plan: Plan,
+    options: RunOptions,
+    *,
+    last_step: int,
+    learning_rate: float | None,
+    tighter: Sequence[Candidate] | None,
+    rule: AdaptiveRule | None,
+) -> Session:
+    """Build the model of a plan on its device and return its session."""
+    workload = plan.candidate.workload
+    # On a CPU the reader counts from its own call on, so it comes before the model.
+    live_bytes = None if rule is None else live_bytes_reader(options.device)
+    built = build_model(workload, weights=options.weights, pretrained=options.pretrained)
+    kind = device_type(options.device)
+    if kind == "cuda":
+        cap_to_budget(plan)
+    built.model.to(options.device).train()
+    return Session(
+        candidate=plan.candidate,
+        built=built,
+        device=options.device,
+        rate=choose_learning_rate(workload, built, given=learning_rate),
+        total_steps=last_step,
+        tighter=tighter,
+        cost=_cost_model(plan, kind),
+        rule=rule,
+        live_bytes=live_bytes,
+    )
+
+
+def _identity(
+    plan: Plan,
+    options: RunOptions,
+    images: ImageData,
+    session: Session,
+    rule: AdaptiveRule | None,
+) -> dict[str, Any]:
+    """Return the data that a resumed training must have in common with the interrupted one."""
+    return {
+        "workload": plan.candidate.workload.to_json(),
+        "data": images.source.fingerprint,
+        "weights": session.built.weights.kind,
+        "weights file": str(options.weights) if options.weights is not None else None,
+        "seed": options.seed,
+        "learning rate": session.rate.value,
+        "adaptive rule": None if rule is None else asdict(rule),
+    }
+
+
 def _cost_model(plan: Plan, kind: str) -> CostModel | None:
-    """Return what to ask for tighter placements: the planned device's cost model, if it is here."""
+    """Return the cost model that computes tighter placements, or None.
+
+    On CUDA it is that of the device that was planned for; None if that is no GPU of the table.
+    """
     from planner.cost.model import CostModel
     from profiler.store import Store
 
@@ -394,9 +409,5 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
         return None
     try:
         return CostModel(planned.name, Store.default())
-    except UnknownNameError:  # another machine's GPU, that the table lacks
+    except UnknownNameError:  # a GPU of another machine, measured there, that the table lacks
         return None
-
-
-def _say_nothing(progress: TrainProgress) -> None:
-    """Nobody listens."""

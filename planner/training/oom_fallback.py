@@ -1,10 +1,9 @@
-"""Where a training goes on when memory ran out: placements that keep ever less.
+"""Placements to continue a training with after an out-of-memory error.
 
-    tighter_placements   what to try next, one after the other, worked out when it is asked for
-
-With a cost model they are the least-time placements of shrinking budgets, down to the least that
-any placement needs. Without one, or where it cannot say (a placement it does not compose, no
-memory left to profile in): half of the units recomputed, then all of them.
+With a cost model these are the least-time placements for shrinking budgets, down to the smallest
+budget that any placement fits. Without a cost model, or where it fails (it cannot compose the
+placement, or there is no memory left to profile in), the first half of the units is recomputed,
+then all units.
 """
 
 from __future__ import annotations
@@ -21,67 +20,70 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
-SHARES = (0.75, 0.5, 0.25, 0.0)
-"""Of what lies between the least that any placement needs and what ran out, from step to step."""
+BUDGET_SHARES = (0.75, 0.5, 0.25, 0.0)
+"""The budgets to try: shares of the way from the smallest feasible budget to the one exceeded."""
 
-_CANNOT_SAY = (UsageError, InputError, ValueError, RuntimeError, MemoryError)
+_COST_MODEL_ERRORS = (UsageError, InputError, ValueError, RuntimeError, MemoryError)
 
 
 def tighter_placements(
     candidate: Candidate, units: Sequence[str], cost: CostModel | None = None
 ) -> Iterator[Candidate]:
-    """Yield candidates that keep less than the given one, each less than the one before.
+    """Yield candidates of the same workload that keep less, each less than the one before.
+
+    They are computed one at a time, as they are drawn.
 
     Args:
-        candidate: what ran out of memory.
-        units: of its backbone, in forward order.
-        cost: to be asked for them.
+        candidate: candidate that ran out of memory.
+        units: units of its backbone in forward order.
+        cost: cost model of the device; None for the fixed placements.
     """
     seen = [candidate.placement]
     if cost is not None:
-        with suppress(*_CANNOT_SAY):
-            for lower in _optimal_below(candidate, cost):
-                if lower.placement not in seen:
-                    seen.append(lower.placement)
-                    yield lower
+        with suppress(*_COST_MODEL_ERRORS):
+            for tighter in _optimal_placements(candidate, cost):
+                if tighter.placement not in seen:
+                    seen.append(tighter.placement)
+                    yield tighter
             return
-    for lower in _fixed(candidate, units):
-        if lower.placement not in seen:
-            seen.append(lower.placement)
-            yield lower
+    for tighter in _fixed_placements(candidate, units):
+        if tighter.placement not in seen:
+            seen.append(tighter.placement)
+            yield tighter
 
 
-def _optimal_below(candidate: Candidate, cost: CostModel) -> Iterator[Candidate]:
-    """Yield the placements of least time in shrinking budgets."""
+def _optimal_placements(candidate: Candidate, cost: CostModel) -> Iterator[Candidate]:
+    """Yield the least-time placements for shrinking budgets."""
     from planner.cost.place_within_budget import device_bytes_of
 
-    load = candidate.workload
-    menu, size = cost.menu(load), cost.quick(candidate).device_bytes
+    workload = candidate.workload
+    menu, size = cost.menu(workload), cost.quick(candidate).device_bytes
     least = size
     try:
-        cost.place(load, "optimal", 1, options=menu)
+        # No placement fits one byte: the error carries the smallest feasible budget.
+        cost.place(workload, "optimal", 1, options=menu)
     except InfeasibleError as error:
-        least = device_bytes_of(error, load, cost) or size
-    for share in SHARES:
+        least = device_bytes_of(error, workload, cost) or size
+    for share in BUDGET_SHARES:
         if least < size:
             budget = least + int(share * (size - least))
-            yield cost.place(load, "optimal", budget, options=menu)
+            yield cost.place(workload, "optimal", budget, options=menu)
 
 
-def _fixed(candidate: Candidate, units: Sequence[str]) -> tuple[Candidate, Candidate]:
-    """Return half of the units recomputed, and all of them.
+def _fixed_placements(candidate: Candidate, units: Sequence[str]) -> tuple[Candidate, Candidate]:
+    """Return the first half of the units recomputed, and all units recomputed.
 
-    Recomputing the first units costs what recomputing as many later ones does and has one unit
-    less at the peak. What the given candidate recomputes already stays recomputed.
+    Recomputing the first units costs as much time as recomputing as many later units, and the peak
+    is one unit lower. Units that the candidate recomputes stay recomputed.
     """
 
-    def recompute(some: Sequence[str], policy: PolicyChoice) -> Candidate:
+    def recompute(names: Sequence[str], policy: PolicyChoice) -> Candidate:
         kept = {
             name: decision
             for name, decision in candidate.placement.decisions.items()
-            if name.partition("/")[0] not in some or decision == Decision.SEGMENT
+            if name.partition("/")[0] not in names or decision is Decision.SEGMENT
         }
-        placement = Placement(decisions={name: Decision.RECOMPUTE for name in some} | kept)
+        placement = Placement({name: Decision.RECOMPUTE for name in names} | kept)
         return replace(candidate, placement=placement, policy=policy)
 
     half = (len(units) + 1) // 2

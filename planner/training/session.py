@@ -1,31 +1,25 @@
-"""One training under way: model, optimizer, data order, and the steps taken so far."""
+"""A model in training: model, optimizer, placement and the steps taken so far."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from planner.training.adaptive_rule import AdaptiveRule, memory_in_use
+from planner.training.active_placement import ActivePlacement
+from planner.training.adaptive_rule import AdaptiveRule
 from planner.training.learning_rate import LearningRate
-from planner.training.oom_fallback import tighter_placements
 from planner.training.training_device import device_type
-from profiler.checkpointing.apply import AppliedPlacement, apply_adaptive, apply_placement
-from profiler.errors import (
-    MeasurementError,
-)
+from profiler.errors import MeasurementError
 from profiler.models.build import BuiltModel
-from profiler.placement import PolicyChoice, placement_from_json
+from profiler.placement import placement_from_json, placement_to_json
 from profiler.running.memory_caps import is_out_of_memory
-from profiler.training_step import (
-    Batch,
-    TrainingStep,
-    make_optimizer,
-)
+from profiler.training_step import Batch, TrainingStep, make_optimizer
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -34,11 +28,8 @@ if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
 
-# ---- a model in training -------------------------------------------------------------------------
-
-
-class _StepImages:
-    """The micro-batches of one step, kept on the host until the step is done, for a repetition."""
+class _StepBatches:
+    """The micro-batches of one step, kept on the host so that the step can be repeated."""
 
     def __init__(self, source: Iterator[Batch], *, count: int, device: str) -> None:
         self._source, self._count, self._device = source, count, device
@@ -58,15 +49,19 @@ class Session:
     """A model in training and everything that changes from step to step.
 
     Args:
-        candidate: what to train, and the placement to start with.
+        candidate: workload of the model, and the placement to begin with.
         built: the model, on its device.
-        device: where it is.
-        rate: the learning rate.
-        total_steps: length of the training.
-        tighter: candidates to step down to, in order; found when not given.
-        cost: to be asked for them.
-        rule: decides in place of the placement, until memory runs out.
-        in_use: what the rule looks at.
+        device: device of the model.
+        rate: learning rate.
+        total_steps: number of optimizer steps of the whole training.
+        tighter: candidates to step down to, in order; None to compute them when needed.
+        cost: cost model that computes them; None for fixed ones.
+        rule: the adaptive rule, followed in place of the placement until memory runs out.
+        live_bytes: function that returns the bytes in use, for the rule.
+
+    Attributes:
+        step: the training step, with optimizer and gradient scaler.
+        step_downs: one sentence for each change of placement after an out-of-memory error.
     """
 
     def __init__(
@@ -80,12 +75,10 @@ class Session:
         tighter: Iterable[Candidate] | None = None,
         cost: CostModel | None = None,
         rule: AdaptiveRule | None = None,
-        in_use: Callable[[], int] | None = None,
+        live_bytes: Callable[[], int] | None = None,
     ) -> None:
         self.built, self.device, self.rate = built, device, rate
-        self.model = built.model
-        workload = candidate.workload
-        kind = device_type(device)
+        kind, workload = device_type(device), candidate.workload
         optimizer = make_optimizer(
             self.model,
             workload,
@@ -100,106 +93,101 @@ class Session:
             workload,
             method=built.method,
             device_type=kind,
-            mark=self._mark,
+            mark=self._note_phase,
         )
         self.step_downs: list[str] = []
-        self._asked = self._followed = candidate
         self._phase = ""
-        self._cost = cost
-        self._tighter = None if tighter is None else iter(tighter)
-        if rule is None:
-            self._applied = self._apply(candidate)
-        else:
-            policy = PolicyChoice("adaptive", {"threshold": rule.threshold})
-            self._followed = replace(candidate, policy=policy)
-            self._applied = apply_adaptive(
-                self.model,
-                budget_bytes=rule.budget_bytes,
-                threshold=rule.threshold,
-                live_bytes=in_use or memory_in_use(device),
-                units=built.units,
-            )
+        self._requested = candidate
+        self._active = ActivePlacement(
+            built,
+            candidate,
+            tighter=tighter,
+            cost=cost,
+            rule=rule,
+            live_bytes=live_bytes,
+        )
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model in training."""
+        return self.built.model
 
     @property
     def candidate(self) -> Candidate:
-        """What the model follows; under a rule, with the placement that it decided last."""
-        return replace(self._followed, placement=self._applied.placement)
+        """The candidate in training; under a rule, with its decisions of the last forward."""
+        return self._active.candidate
 
     def close(self) -> None:
-        """Give the model its own forward back."""
-        self._applied.remove()
+        """Restore the model's own forward."""
+        self._active.remove()
 
     def run(self, source: Iterator[Batch]) -> float:
-        """Run one step on the next images and return its loss, stepping down if memory runs out."""
-        images = _StepImages(source, count=self.step.workload.accumulation, device=self.device)
+        """Run one step on the next images and return its loss.
+
+        If the allocator refuses memory in forward or backward, the step is repeated on the same
+        images and from the same random state under a tighter placement. Limitation: BatchNorm's
+        running statistics are then updated twice by these images.
+
+        Raises:
+            MeasurementError: memory ran out under the tightest placement, or in the optimizer.
+        """
+        batches = _StepBatches(source, count=self.step.workload.accumulation, device=self.device)
         self.set_rate()
         states = random_states()
         while True:
-            refusal = self._attempt(images)
-            if isinstance(refusal, float):
-                return refusal
-            self._step_down(refusal)
+            outcome = self._attempt(batches)
+            if isinstance(outcome, float):
+                return outcome
+            self._step_down(outcome)
             set_random_states(states)
 
     def set_rate(self) -> None:
-        """Give the optimizer the learning rate of the next step."""
+        """Set the optimizer's learning rate to that of the next step."""
         for group in self.step.optimizer.param_groups:
             group["lr"] = self.rate.at(self.step.global_step)
 
-    def _attempt(self, images: _StepImages) -> float | str:
-        """Return the loss, or what the allocator said (the error itself holds activations)."""
+    def _attempt(self, batches: _StepBatches) -> float | str:
+        """Return the loss, or the message of the allocator's refusal.
+
+        The exception itself is dropped: its traceback holds the activations.
+        """
         try:
-            return float(self.step.run(images.fetches()))
+            return float(self.step.run(batches.fetches()))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            said = " ".join(str(error).split())[:160]
+            message = " ".join(str(error).split())[:160]
             if self._phase == "optimizer":
                 raise MeasurementError(
-                    f"memory ran out while the optimizer updated ({said}); what it had changed "
-                    "cannot be undone; continue with --resume and more memory"
+                    f"memory ran out while the optimizer updated ({message}); the update is half "
+                    "done and cannot be repeated; continue with --resume and more memory"
                 ) from error
-            return said
+            return message
 
-    def _mark(self, phase: str) -> AbstractContextManager[None]:
-        from contextlib import nullcontext
-
+    def _note_phase(self, phase: str) -> AbstractContextManager[None]:
         self._phase = phase
         return nullcontext()
 
-    def _step_down(self, reason: str) -> None:
-        before = self.candidate
-        self._applied.remove()
+    def _step_down(self, message: str) -> None:
+        """Free the failed attempt and apply the next tighter placement."""
+        before = self.candidate.policy.display_name
+        self._active.remove()
         self.step.optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if self.step.device_type == "cuda":
             torch.cuda.empty_cache()
-        if self._tighter is None:
-            self._tighter = self._below(before)
-        found = next(self._tighter, None)
-        if found is None:
+        if not self._active.apply_next():
             raise MeasurementError(
-                f"memory ran out with placement {before.policy.display_name!r}, the tightest "
-                f"there is ({reason}); make a plan with a smaller micro-batch"
+                f"memory ran out with placement {before!r}, the tightest there is "
+                f"({message}); make a plan with a smaller micro-batch"
             )
-        self._applied = self._apply(found)
         self.step_downs.append(
-            f"step {self.step.global_step + 1}: memory ran out under placement "
-            f"{before.policy.display_name!r}, went on under "
-            f"{self.candidate.policy.display_name!r} ({reason})"
+            f"step {self.step.global_step + 1}: memory ran out under placement {before!r}; "
+            f"continued under {self.candidate.policy.display_name!r} ({message})"
         )
 
-    def _below(self, candidate: Candidate) -> Iterator[Candidate]:
-        return tighter_placements(candidate, self.built.units, self._cost)
-
-    def _apply(self, candidate: Candidate) -> AppliedPlacement:
-        self._followed = candidate
-        return apply_placement(self.model, candidate.placement, units=self.built.units)
-
-    # -- what a checkpoint holds ---------------------------------------------------------------
-
-    def state(self) -> dict[str, Any]:
-        """Return everything but the learned tensors, as tensors and plain data."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state beside the trained tensors, as tensors and plain data."""
         scaler = self.step.scaler
         return {
             "optimizer": self.step.optimizer.state_dict(),
@@ -207,44 +195,42 @@ class Session:
             "method": self.built.method.training_state(self.model),
             "random": random_states(),
             "global_step": self.step.global_step,
-            "asked_placement": self._asked.to_json()["placement"],
-            "placement": self.candidate.to_json()["placement"],
+            "asked_placement": _placement_of(self._requested),
+            "placement": _placement_of(self.candidate),
             "step_downs": list(self.step_downs),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state`` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state that ``state_dict`` returned.
+
+        The checkpoint's placement is restored only if the training was requested with the same one.
+        A resumed training may be given another placement, which changes no result.
+        """
         self.step.optimizer.load_state_dict(state["optimizer"])
         if self.step.scaler is not None:
             self.step.scaler.load_state_dict(state["scaler"])
         self.built.method.restore_training_state(self.model, state["method"])
         self.step.global_step = int(state["global_step"])
         self.step_downs = [str(text) for text in state["step_downs"]]
-        if self._with_placement(state["asked_placement"]) == self._asked:
-            self._follow(self._with_placement(state["placement"]))
-        # else it is asked for another now, which changes nothing of what is learned
+        requested = (self._requested.placement, self._requested.policy)
+        if placement_from_json(state["asked_placement"]) == requested:
+            placement, policy = placement_from_json(state["placement"])
+            self._active.restore(replace(self._requested, placement=placement, policy=policy))
         set_random_states(state["random"])
 
-    def _with_placement(self, data: object) -> Candidate:
-        placement, policy = placement_from_json(data)
-        return replace(self._asked, placement=placement, policy=policy)
 
-    def _follow(self, candidate: Candidate) -> None:
-        by_rule = self.candidate.policy.name == candidate.policy.name == "adaptive"
-        if candidate != self.candidate and not by_rule:
-            self._applied.remove()
-            self._tighter = self._below(candidate)
-            self._applied = self._apply(candidate)
+def _placement_of(candidate: Candidate) -> dict[str, object]:
+    return placement_to_json(candidate.placement, candidate.policy)
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of torch's generators."""
+    """Return the states of torch's CPU and CUDA generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Put torch's generators back."""
+    """Restore states that ``random_states`` returned."""
     torch.set_rng_state(states["cpu"].cpu())
     if states["cuda"] and torch.cuda.is_initialized():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -1,24 +1,29 @@
-"""The folder of a trained model: checked before training, written after it, loaded from it."""
+"""The folder of a trained model: written after training, loaded for evaluation or inference.
+
+    plan.json       the plan
+    training.json   accuracy by step and by epoch, learning rate, seed, weights, data, placements
+    model/          trained tensors (peft's own format, or safetensors)
+
+Only the trained tensors are saved. The frozen tensors are made again from the seed and the weights
+that training.json records, and are refused if they can no longer be the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from planner.plan import Plan, read_plan
-from planner.training.images.image_set import ImageData
-from planner.training.images.load import load_data
-from profiler.checkpointing.apply import apply_placement
-from profiler.errors import (
-    InputError,
-    UsageError,
-)
-from profiler.models.backbones import image_statistics
+from planner.json_files import read_json
+from planner.plan import read_plan
+from planner.training.history import TrainResult, WeightsFile
+from planner.training.plan_check import check_against_model
+from profiler.errors import InputError
 from profiler.models.build import BuiltModel, build_model
-from profiler.workload import Workload
+from profiler.models.methods.save_load import trained_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,106 +32,109 @@ if TYPE_CHECKING:
 PLAN_FILE, HISTORY_FILE, MODEL_FOLDER = "plan.json", "training.json", "model"
 
 
-# ---- checks before anything is run ---------------------------------------------------------------
-
-
-def load_trained(
-    output: Path, *, weights: Path | None = None, pretrained: bool = True, seed: int = 0
-) -> nn.Module:
-    """Return the model that a training left in its folder, ready to classify.
-
-    It is called with images [batch, 3, size, size] as ``planner.training.images.load`` prepares them, and returns
-    logits [batch, classes].
-
-    Args:
-        output: the folder.
-        weights: the file of weights that the training was given, if it was.
-        pretrained: whether the training might fetch weights.
-        seed: of the training; random weights under an adapter are made of it.
-
-    Raises:
-        InputError: the folder holds no training, or one of another model.
-    """
-    plan = read_plan(output / PLAN_FILE)
-    check_against_model(plan)
-    torch.manual_seed(seed)
-    built = build_model(plan.candidate.workload, weights=weights, pretrained=pretrained)
-    built.method.load(built.model, output / MODEL_FOLDER)
-    return built.model.eval()
-
-
-def check_against_model(plan: Plan) -> BuiltModel:
-    """Hold a plan against the model it names; return that model on ``meta``.
-
-    Raises:
-        InputError: no such model or method here, the method refuses the model, parameter counts
-            have changed, or the placement names units that the model lacks.
-    """
-    workload = plan.candidate.workload
-    try:
-        built = build_model(workload, device="meta")
-    except UsageError as error:
-        raise InputError(f"the plan does not fit this installation: {error}") from error
-    from profiler.models.parameter_count import count_parameters
-
-    counted, planned = count_parameters(workload), plan.prediction.parameters
-    if counted != planned:
-        raise InputError(
-            f"the plan's model has changed: {workload.model} with {workload.method} has "
-            f"{counted.total} parameters ({counted.trainable} trainable) here, "
-            f"the plan says {planned.total} ({planned.trainable}); make a new plan"
-        )
-    apply_placement(built.model, plan.candidate.placement, units=built.units).remove()
-    return built
-
-
-def data_for(workload: Workload, spec: str, *, backbone: nn.Module | None = None) -> ImageData:
-    """Load data as a workload's model wants it.
-
-    Args:
-        workload: gives image size and classes.
-        spec: ``digits``, ``cifar100``, ``dtd`` or a folder.
-        backbone: for its normalisation; built without allocating when not given.
-
-    Raises:
-        InputError: the data cannot be read, has another number of classes than the workload, or
-            fewer images than one step takes.
-    """
-    if backbone is None:
-        backbone = build_model(workload, device="meta").backbone
-    mean, std = image_statistics(backbone)
-    images = load_data(spec, image_size=workload.image_size, mean=mean, std=std)
-    check_data(images, workload)
-    return images
-
-
-def check_data(images: ImageData, workload: Workload) -> None:
-    """Refuse data that a workload cannot be trained on.
-
-    Raises:
-        InputError: another number of classes or image size, or too few images.
-    """
-    name = images.source.name
-    if images.num_classes != workload.num_classes:
-        raise InputError(
-            f"the plan's classifier has {workload.num_classes} classes, "
-            f"{name} has {images.num_classes}; make a plan for this data"
-        )
-    if images.train.input_format.image_size != workload.image_size:
-        raise InputError(
-            f"the plan is for images of {workload.image_size} px, "
-            f"{name} was loaded at {images.train.input_format.image_size} px"
-        )
-    if len(images.train) < workload.effective_batch:
-        raise InputError(
-            f"one step of the plan takes {workload.effective_batch} images, {name} has "
-            f"{len(images.train)} to train on; plan with a smaller batch"
-        )
-
-
 def save_model(built: BuiltModel, folder: Path) -> None:
+    """Write the trained tensors of a model into a folder, which is replaced as a whole."""
     draft = folder.with_name(f".{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     built.method.save(built.model, draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)
+
+
+def weights_file_of(path: Path | None) -> WeightsFile | None:
+    """Return the record of a weights file; None without a file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise InputError(f"cannot read weights file {path}: {error.strerror or error}") from error
+    return WeightsFile(path=str(path.absolute()), sha256=digest.hexdigest())
+
+
+def read_result(folder: Path) -> TrainResult:
+    """Read the record of the training in a folder.
+
+    Raises:
+        InputError: the record is missing or damaged.
+    """
+    path = folder / HISTORY_FILE
+    data = read_json(path, kind="training")
+    try:
+        return TrainResult.from_json(data, output=folder)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def load_trained(
+    folder: Path,
+    *,
+    weights: Path | None = None,
+    pretrained: bool | None = None,
+    seed: int | None = None,
+) -> nn.Module:
+    """Return the model that a training saved in its folder, in evaluation mode on the CPU.
+
+    The model maps images [batch, 3, S, S], as ``planner.training.images.load`` prepares them, to
+    logits [batch, classes]. Its seed and weights are those that ``training.json`` records. A record
+    of minor version 0 has no seed; seed 0 is then used unless one is given.
+
+    Args:
+        folder: folder of the training.
+        weights: present place of the backbone's weights file; None for the recorded place.
+        pretrained: whether timm's pretrained weights are loaded; None if the record decides.
+        seed: seed of random weights; None if the record decides.
+
+    Raises:
+        InputError: the folder holds no training, or one of another model, or the weights that the
+            training began with cannot be loaded any more.
+    """
+    plan, result = read_plan(folder / PLAN_FILE), read_result(folder)
+    workload = plan.candidate.workload
+    reference = check_against_model(plan).model
+    if reference.state_dict().keys() == trained_tensors(reference).keys():
+        # Every tensor was trained and saved, so the weights it began with do not matter.
+        built = build_model(workload)
+    else:
+        if result.weights.kind == "file" or weights is not None:
+            weights = _same_file(result, weights, folder)
+        if pretrained is None:
+            pretrained = result.weights.kind == "pretrained"
+        torch.manual_seed(seed if seed is not None else result.seed or 0)
+        built = build_model(workload, weights=weights, pretrained=pretrained)
+        if weights is None:
+            _check_pretrained(result, built, folder)
+    built.method.load(built.model, folder / MODEL_FOLDER)
+    return built.model.eval()
+
+
+def _check_pretrained(result: TrainResult, built: BuiltModel, folder: Path) -> None:
+    """Refuse a model without the pretrained weights that the training began with."""
+    if result.weights.kind == "pretrained" and built.weights != result.weights:
+        raise InputError(
+            f"{folder} was trained on the pretrained weights {result.weights.detail}, which cannot "
+            f"be loaded (got {built.weights.kind} weights: {built.weights.detail}); "
+            "give them as a weights file"
+        )
+
+
+def _same_file(result: TrainResult, given: Path | None, folder: Path) -> Path:
+    """Return the weights file of a training; refuse a missing file and another content."""
+    recorded = result.weights_file
+    path = given or Path(recorded.path if recorded is not None else result.weights.detail)
+    if not path.is_file():
+        raise InputError(
+            f"the weights file {path} of {folder} is missing; give its present place as weights"
+        )
+    found = weights_file_of(path)
+    if recorded is not None and found is not None and found.sha256 != recorded.sha256:
+        raise InputError(
+            f"the weights file {path} is not the one that {folder} was trained on (its SHA-256 "
+            "differs); give the original file as weights"
+        )
+    return path

@@ -1,23 +1,15 @@
-"""The device of a training: its type, autocast, its memory cap, and which errors mean out of
-memory.
-"""
+"""The device of a training: its type, its autocast context and its memory cap."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from typing import TYPE_CHECKING
 
 import torch
 
 from planner.plan import Plan
-from planner.training.interrupt import Interrupt
-from profiler.errors import (
-    DeviceError,
-    UsageError,
-)
+from profiler.device_rules.caching_allocator import configure
+from profiler.errors import DeviceError, UsageError
 from profiler.running.memory_caps import cap_cuda_memory
 
 if TYPE_CHECKING:
@@ -27,9 +19,12 @@ if TYPE_CHECKING:
 def device_type(device: str) -> str:
     """Return ``cpu`` or ``cuda``.
 
+    Args:
+        device: device in torch's notation, such as ``cuda:0``.
+
     Raises:
-        DeviceError: CUDA was asked for and is not here.
-        UsageError: another device.
+        DeviceError: CUDA is not available.
+        UsageError: the device is neither.
     """
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
@@ -39,30 +34,23 @@ def device_type(device: str) -> str:
     return kind
 
 
-# ---- accuracy ------------------------------------------------------------------------------------
-
-
 def autocast(precision: str, kind: str) -> AbstractContextManager[None]:
-    """Autocast as in training."""
+    """Return the autocast context of a precision, for evaluation.
+
+    Args:
+        precision: ``fp32`` (no autocast), ``bf16`` or ``fp16``.
+        kind: ``cpu`` or ``cuda``.
+    """
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(kind, dtype=dtype, enabled=precision != "fp32")
 
 
-@contextmanager
-def caught_by(interrupt: Interrupt) -> Iterator[None]:
-    """Catch interrupts, where this is the thread that gets them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def cap_to_budget(plan: Plan) -> None:
-    """Let PyTorch reserve what the budget leaves beside the CUDA context."""
+    """Cap PyTorch's CUDA allocator at the plan's budget less the CUDA context.
+
+    The context is the difference of the predicted device bytes and reserved bytes.
+    """
+    configure(os.environ)
     memory = plan.prediction.memory
     context = (memory.device_bytes or 0) - (memory.reserved_bytes or memory.device_bytes or 0)
     cap_cuda_memory(plan.budget_bytes - context)

@@ -16,10 +16,11 @@ from planner.plan import Accuracy, Plan, read_plan
 from planner.recommendation.answer import Entry, Recommendation, describe
 from planner.recommendation.choose import choose
 from planner.recommendation.pipeline import recommend, validate_plan
-from planner.recommendation.request import RealRun, Request, classes_of, study_name
+from planner.recommendation.request import Request, classes_of, study_name
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import scores as netscore
 from planner.search.space import Plain, Ranked, Space
+from planner.training.run_options import RunOptions
 from planner.training.validation import Validation
 from profiler.devices.table import device_label
 from profiler.errors import InfeasibleError, InputError, MeasurementError, OutOfMemoryError
@@ -34,7 +35,7 @@ SPACE = Space(
     effective_batch=8,
     precisions=("fp32",),
 )
-RUN = RealRun(device="cpu", data="digits", steps=2, pretrained=False)
+RUN = RunOptions(device="cpu", data="digits", steps=2, pretrained=False)
 
 
 @pytest.fixture(autouse=True)
@@ -230,11 +231,11 @@ def test_a_run_that_needs_too_much_is_dropped_and_said_so(
     really = planner.training.validation.validate
     refused: list[str] = []
 
-    def first_is_too_large(candidate: Any, **options: Any) -> Validation:
+    def first_is_too_large(candidate: Any, run: RunOptions, **options: Any) -> Validation:
         if not refused:
             refused.append(describe(candidate))
             raise OutOfMemoryError(cap_bytes=options["budget_bytes"])
-        return really(candidate, **options)
+        return really(candidate, run, **options)
 
     monkeypatch.setattr(planner.training.validation, "validate", first_is_too_large)
     answer = recommend(request(tmp_path, validations=1))
@@ -246,7 +247,7 @@ def test_a_run_that_needs_too_much_is_dropped_and_said_so(
 def test_when_every_run_fails_nothing_is_recommended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(candidate: Any, **options: Any) -> Validation:
+    def fails(candidate: Any, run: RunOptions, **options: Any) -> Validation:
         raise MeasurementError("the run died")
 
     monkeypatch.setattr(planner.training.validation, "validate", fails)

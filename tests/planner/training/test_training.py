@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from planner.plan import Accuracy, Plan, read_plan
-from planner.training.adaptive_rule import AdaptiveRule, memory_in_use
+from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import accuracy
-from planner.training.history import TrainProgress, TrainResult
+from planner.training.history import AccuracyReading, TrainProgress, TrainResult
 from planner.training.images.image_set import ImageData
-from planner.training.learning_rate import choose_learning_rate
+from planner.training.learning_rate import LearningRate, choose_learning_rate
 from planner.training.loop import train
-from planner.training.trained_model import (
-    HISTORY_FILE,
-    MODEL_FOLDER,
-    PLAN_FILE,
-    check_against_model,
-    check_data,
-    data_for,
-    load_trained,
-)
+from planner.training.plan_check import check_against_model, check_data, load_data_for
+from planner.training.run_options import RunOptions
+from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE, load_trained
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.backbones import WeightSource
 from profiler.models.build import build_model
@@ -36,6 +31,7 @@ from profiler.placement import Placement, PolicyChoice
 from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.workload import Candidate, Workload
 
+OF_RUN = {field.name for field in fields(RunOptions)}
 VIT = "vit_tiny_patch16_224"
 STATIC = Placement(decisions={f"blocks.{i}": "recompute" for i in range(12)})
 
@@ -69,7 +65,7 @@ def make_plan(load: Workload, placement: Placement | None = None) -> Plan:
 
 @cache
 def digits(image_size: int, *, train_images: int = 1437, held_out: int = 360) -> ImageData:
-    data = data_for(workload(image_size=image_size), "digits")
+    data = load_data_for(workload(image_size=image_size), "digits")
     return replace(
         data,
         train=data.train.sample(train_images, seed=0),
@@ -79,13 +75,15 @@ def digits(image_size: int, *, train_images: int = 1437, held_out: int = 360) ->
 
 def run(plan: Plan, output: Path, **changes: Any) -> TrainResult:
     size = plan.candidate.workload.image_size
-    options: dict[str, Any] = {
-        "data": digits(size, train_images=40, held_out=20),
+    given: dict[str, Any] = {
+        "images": digits(size, train_images=40, held_out=20),
         "epochs": 2,
         "output": output,
         "pretrained": False,
     }
-    return train(plan, **(options | changes))
+    given |= changes
+    of_run = {key: given.pop(key) for key in OF_RUN & given.keys()}
+    return train(plan, RunOptions(data="digits", **of_run), **given)
 
 
 def learned(output: Path) -> dict[str, Tensor]:
@@ -116,7 +114,7 @@ def test_training_learns_digits(tmp_path: Path) -> None:
     load = workload(model="resnet10t", method="full", rank=None, micro_batch=16, accumulation=1)
     seen: list[TrainProgress] = []
     data = digits(32, train_images=480, held_out=100)
-    result = run(make_plan(load), tmp_path, data=data, epochs=3, on_progress=seen.append)
+    result = run(make_plan(load), tmp_path, images=data, epochs=3, on_progress=seen.append)
     assert result.accuracy > 0.5  # chance is 0.1
     assert result.epochs[2].loss < 1 < result.epochs[0].loss
     assert result.weights.kind == "random"
@@ -300,7 +298,7 @@ def test_a_resume_that_is_not_the_same_training_is_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"workload.s dropout was 0\.0, is now 0\.1"):
         run(make_plan(workload(dropout=0.1)), tmp_path, resume=True)
     with pytest.raises(InputError, match="data"):
-        run(plan, tmp_path, resume=True, data=_other_data())
+        run(plan, tmp_path, resume=True, images=_other_data())
     longer = run(plan, tmp_path, resume=True, epochs=2)
     assert len(longer.epochs) == 2
 
@@ -311,7 +309,7 @@ def test_a_training_is_resumed_under_another_placement(tmp_path: Path) -> None:
     run(kept, tmp_path / "whole", epochs=2)
     run(kept, tmp_path / "parts", epochs=1)
     resumed = run(recomputed, tmp_path / "parts", epochs=2, resume=True)
-    assert resumed.candidate.placement == STATIC
+    assert resumed.placement == STATIC
     assert same(learned(tmp_path / "parts"), learned(tmp_path / "whole"))
 
 
@@ -365,8 +363,8 @@ def test_out_of_memory_steps_down_and_loses_no_step(
     _hook_into_build_model(monkeypatch, _Refusing({4}))
     seen: list[TrainProgress] = []
     result = run(plan, tmp_path / "troubled", on_progress=seen.append)
-    assert result.candidate.policy.name == "optimal"
-    assert result.candidate.placement.decisions
+    assert result.policy.name == "optimal"
+    assert result.placement.decisions
     assert len(result.step_downs) == 1
     assert "step 2" in result.step_downs[0]
     assert [bool(p.message) for p in seen].index(True) == 1
@@ -376,7 +374,7 @@ def test_out_of_memory_steps_down_and_loses_no_step(
     # a resumed training stays where it had stepped down to
     monkeypatch.undo()
     longer = run(plan, tmp_path / "troubled", resume=True, epochs=3)
-    assert longer.candidate == result.candidate
+    assert (longer.placement, longer.policy) == (result.placement, result.policy)
     assert longer.step_downs == result.step_downs
 
 
@@ -429,9 +427,9 @@ def test_a_plan_is_held_against_the_model_it_names() -> None:
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="7 classes, digits has 10"):
-        data_for(workload(num_classes=7), "digits")
+        load_data_for(workload(num_classes=7), "digits")
     with pytest.raises(InputError, match="takes 4096 images"):
-        data_for(workload(accumulation=512), "digits")
+        load_data_for(workload(accumulation=512), "digits")
     with pytest.raises(InputError, match="images of 32 px"):
         check_data(digits(64), workload())
     with pytest.raises(InputError, match="7 classes"):
@@ -495,13 +493,9 @@ def test_the_adaptive_rule_decides_while_training_and_changes_nothing_else(tmp_p
     at_once = AdaptiveRule(budget_bytes=1)
     kept = run(plan, tmp_path / "kept", rule=never)
     recomputed = run(plan, tmp_path / "recomputed", rule=at_once)
-    assert (
-        kept.candidate.policy
-        == recomputed.candidate.policy
-        == PolicyChoice("adaptive", {"threshold": 0.5})
-    )
-    assert not kept.candidate.placement.decisions
-    assert recomputed.candidate.placement.decisions == STATIC.decisions
+    assert kept.policy == recomputed.policy == PolicyChoice("adaptive", {"threshold": 0.5})
+    assert not kept.placement.decisions
+    assert recomputed.placement.decisions == STATIC.decisions
     for name in ("kept", "recomputed"):
         assert same(learned(tmp_path / name), learned(tmp_path / "plan"))
     assert [e.loss for e in recomputed.epochs] == [e.loss for e in as_planned.epochs]
@@ -514,12 +508,12 @@ def test_a_training_by_the_adaptive_rule_is_resumed_by_it(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="adaptive rule was"):
         run(plan, tmp_path / "parts", resume=True)
     resumed = run(plan, tmp_path / "parts", rule=rule, resume=True)
-    assert resumed.candidate.policy.name == "adaptive"
+    assert resumed.policy.name == "adaptive"
     assert same(learned(tmp_path / "parts"), learned(tmp_path / "whole"))
 
 
 def test_memory_in_use_is_what_is_allocated_and_not_what_malloc_keeps() -> None:
-    in_use = memory_in_use("cpu")
+    in_use = live_bytes_reader("cpu")
     mib = 2**20
     small = [torch.ones(mib // 16, dtype=torch.uint8) for _ in range(512)]
     assert 32 * mib <= in_use() < 33 * mib
@@ -527,3 +521,78 @@ def test_memory_in_use_is_what_is_allocated_and_not_what_malloc_keeps() -> None:
     assert 96 * mib <= in_use() < 97 * mib
     del small, large
     assert in_use() < mib
+
+
+# ---- a trained folder knows its seed and weights -------------------------------------------------
+
+
+def _same_answers(folder: Path, other: nn.Module, **given: Any) -> bool:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return torch.equal(load_trained(folder, **given)(images), other(images))
+
+
+def test_a_trained_folder_records_its_seed_and_its_weights_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    plan, file = make_plan(workload()), tmp_path / "weights.safetensors"
+    torch.manual_seed(5)
+    backbone = build_model(workload(method="full", rank=None)).model
+    save_file(backbone.state_dict(), file)
+    run(plan, tmp_path / "random", steps=1, seed=3)
+    run(plan, tmp_path / "file", steps=1, weights=file)
+    record = json.loads((tmp_path / "file" / HISTORY_FILE).read_text())
+    assert record["weights_file"] == {
+        "path": str(file),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    from_file = load_trained(tmp_path / "file")
+    assert not _same_answers(tmp_path / "random", from_file)
+    assert _same_answers(tmp_path / "random", load_trained(tmp_path / "random", seed=3))
+    assert not _same_answers(tmp_path / "random", load_trained(tmp_path / "random", seed=4))
+
+    moved = file.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(InputError, match=r"weights\.safetensors .* is missing"):
+        load_trained(tmp_path / "file")
+    assert _same_answers(tmp_path / "file", from_file, weights=moved)
+    other = {name: tensor + 1 for name, tensor in backbone.state_dict().items()}
+    save_file(other, moved)
+    with pytest.raises(InputError, match="not the one"):
+        load_trained(tmp_path / "file", weights=moved)
+
+
+def test_a_folder_of_an_older_version_is_loaded_with_the_arguments(tmp_path: Path) -> None:
+    run(make_plan(workload()), tmp_path, steps=1, seed=3)
+    expected, path = load_trained(tmp_path), tmp_path / HISTORY_FILE
+    record = json.loads(path.read_text())
+    for name in ("schema_minor", "seed", "weights_file"):
+        del record[name]
+    path.write_text(json.dumps(record))
+    assert _same_answers(tmp_path, expected, seed=3)
+    assert not _same_answers(tmp_path, expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("seed", "three", "seed"), ("banana", 1, "banana"), ("readings", [{"step": 1}], "readings")],
+)
+def test_a_record_that_was_changed_by_hand_is_refused(
+    tmp_path: Path, key: str, value: object, words: str
+) -> None:
+    result = TrainResult(
+        epochs=(),
+        readings=(AccuracyReading(step=1, seconds=1.0, loss=1.0, accuracy=0.5, images=4),),
+        learning_rate=LearningRate(value=0.1, warm_up_steps=0, reason="test"),
+        seed=1,
+        weights=WeightSource(kind="random", detail=""),
+        data={},
+        placement=STATIC,
+        policy=PolicyChoice("every-k", {"k": 3}),
+        step_downs=(),
+        versions={},
+        output=tmp_path,
+    )
+    assert TrainResult.from_json(result.to_json(), output=tmp_path) == result
+    with pytest.raises(InputError, match=words) as caught:
+        TrainResult.from_json({**result.to_json(), key: value}, output=tmp_path)
+    assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
 
@@ -12,17 +12,13 @@ import pytest
 import torch
 
 from planner.training.evaluate import accuracy
-from planner.training.trained_model import data_for
-from planner.training.validation import (
-    FEW_IMAGES,
-    Validation,
-    ValidationRequest,
-    ValidationResult,
-    _model_bytes,
-    power_of,
-    run_validation,
-    validate,
-)
+from planner.training.inference import model_bytes, power_of
+from planner.training.plan_check import load_data_for
+from planner.training.run_options import RunOptions
+from planner.training.short_training import SHORT_BATCH
+from planner.training.validation import Validation, validate
+from planner.training.validation_messages import ValidationRequest, ValidationResult
+from planner.training.validation_run import run_validation
 from profiler.errors import InputError, OutOfMemoryError, UsageError
 from profiler.models.build import build_model
 from profiler.placement import Placement
@@ -43,15 +39,18 @@ RESNET = Workload(
 
 
 def run(candidate: Candidate, **changes: Any) -> Validation:
-    options: dict[str, Any] = {
-        "device": "cpu",
+    given: dict[str, Any] = {
         "budget_bytes": 2**30,
         "data": "digits",
         "steps": 3,
         "held_out_seconds": 0.0,
         "pretrained": False,
     }
-    return validate(candidate, **(options | changes))
+    given |= changes
+    of_run = {
+        field.name: given.pop(field.name) for field in fields(RunOptions) if field.name in given
+    }
+    return validate(candidate, RunOptions(**of_run), **given)
 
 
 def in_this_process(candidate: Candidate, **changes: Any) -> ValidationResult:
@@ -93,14 +92,14 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
 
     load = RESNET.replace(micro_batch=16)
     seen = in_this_process(Candidate(workload=load))
-    data = data_for(load, "digits")
+    data = load_data_for(load, "digits")
     torch.manual_seed(0)
     model = build_model(load).model
     optimizer = make_optimizer(model, load, learning_rate=1e-3)
     step, losses = TrainingStep(model, optimizer, load), []
     batches = iter(batch_loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
     first = next(batches)
-    fed = [(first[0][:FEW_IMAGES], first[1][:FEW_IMAGES]), first, *islice(batches, 2)]
+    fed = [(first[0][:SHORT_BATCH], first[1][:SHORT_BATCH]), first, *islice(batches, 2)]
     for index in range(4):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (index + 1) / 11
@@ -116,7 +115,7 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
 
 def test_inference_needs_the_model_and_little_more() -> None:
     full = in_this_process(Candidate(workload=RESNET), held_out_seconds=0.0)
-    held = _model_bytes(build_model(RESNET).model)
+    held = model_bytes(build_model(RESNET).model)
     assert held == sum(t.nbytes for t in build_model(RESNET).model.state_dict().values())
     # stem of 64 channels at 32x32, and its input
     activations = RESNET.micro_batch * 4 * (64 * 32 * 32 + 3 * 64 * 64)
@@ -184,7 +183,7 @@ def test_on_a_gpu_peak_and_energy_are_read() -> None:
 def test_power_is_energy_over_the_time_of_many_repetitions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("planner.training.validation.POWER_SECONDS", 0.05)
+    monkeypatch.setattr("planner.training.inference.POWER_SECONDS", 0.05)
     calls: list[float] = []
 
     def hundred_watts(run: Any) -> tuple[float | None, str | None]:
@@ -192,12 +191,12 @@ def test_power_is_energy_over_the_time_of_many_repetitions(
         run()
         return 100 * (time.perf_counter() - started), None
 
-    monkeypatch.setattr("profiler.running.measurement.energy_of", hundred_watts)
+    monkeypatch.setattr("planner.training.inference.energy_of", hundred_watts)
     watts = power_of(lambda: calls.append(time.sleep(0.01) or 0.0))
     assert len(calls) > 1
     assert watts == pytest.approx(100, rel=0.1)
     monkeypatch.setattr(
-        "profiler.running.measurement.energy_of", lambda run: (run(), (None, "no sensor"))[1]
+        "planner.training.inference.energy_of", lambda run: (run(), (None, "no sensor"))[1]
     )
     assert power_of(lambda: None) is None
 

@@ -1,0 +1,36 @@
+"""Options of a real run, shared by training, validation, recommendation and reloading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiler.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Data, length, seed, weights and device of a real run.
+
+    Attributes:
+        data: ``digits``, ``cifar100``, ``dtd``, or a folder of class folders.
+        device: ``cpu``, ``cuda``, or the name of this machine's GPU in the device table.
+        steps: number of optimizer steps; None for the length that the run has by default.
+        seed: seed of new weights, dropout and the order of images.
+        weights: file with the backbone's weights.
+        pretrained: whether timm's pretrained weights are loaded when no file is given.
+
+    Raises:
+        UsageError: ``steps`` is not positive.
+    """
+
+    data: str
+    device: str = "cpu"
+    steps: int | None = None
+    seed: int = 0
+    weights: Path | None = None
+    pretrained: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"steps must be a positive integer, got {self.steps!r}")

@@ -1,0 +1,68 @@
+"""The child process of a validation: load, train a few steps, evaluate.
+
+torch is imported by the functions, because the parent imports this module only for its address.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from planner.training.validation_messages import ValidationRequest, ValidationResult
+from profiler.errors import DeviceError
+from profiler.running.measurement import cap_host_step
+from profiler.running.memory_caps import cap_cuda_memory
+from profiler.running.sandbox import Progress
+from profiler.units import MIB
+from profiler.workload import Workload
+
+
+def run_validation(request: ValidationRequest, progress: Progress) -> ValidationResult:
+    """Train a few steps and evaluate, under the request's memory limit."""
+    import torch
+
+    from planner.training.inference import evaluate_inference
+    from planner.training.plan_check import load_data_for
+    from planner.training.short_training import ShortTraining
+    from planner.training.training_device import device_type
+    from profiler.training_step import settled_heap
+
+    workload, kind = request.candidate.workload, device_type(request.device)
+    progress("loading images", 0.0)
+    images = load_data_for(workload, request.data)
+    # The images are decoded before the cap is set: neither their time nor their memory counts.
+    training = ShortTraining(request, images.train)
+    if request.budget_bytes:
+        _cap_memory(request.budget_bytes, kind, workload)
+    torch.manual_seed(request.seed)
+    with settled_heap():
+        steps = training.on_cuda(progress) if kind == "cuda" else training.on_host(progress)
+    built = training.drop_all_but_model()
+    progress("evaluating held-out images", 0.75)
+    inference = evaluate_inference(built.model, images.held_out, request)
+    notes = [*training.notes]
+    if inference.images < len(images.held_out):
+        notes.append(
+            f"inference time is scaled up from {inference.images} to {len(images.held_out)} images"
+        )
+    return ValidationResult(
+        training=msgspec.structs.replace(steps, notes=tuple(notes)),
+        losses=tuple(training.losses),
+        inference=inference,
+        weights=built.weights,
+        data=images.source,
+    )
+
+
+def _cap_memory(budget_bytes: int, kind: str, workload: Workload) -> None:
+    """Cap the memory allocated from now on; on CUDA at the budget less the CUDA context."""
+    from profiler.devices.nvml import open_gpu
+    from profiler.devices.table import context_bytes
+
+    if kind == "cpu":
+        cap_host_step(workload, budget_bytes)
+        return
+    try:
+        context, _ = context_bytes(open_gpu().spec)
+    except DeviceError:  # no energy library, or a GPU that the table lacks: its context is unknown
+        context = 0
+    cap_cuda_memory(max(MIB, budget_bytes - context))
