@@ -1,6 +1,6 @@
 """Validation: run a candidate for a few training steps on real images, then evaluate it.
 
-    validate     starts the run in a process of its own under a hard memory cap; returns a Validation
+    validate     runs a candidate in a process of its own under a hard memory cap
     Validation   peak, time and energy of a step, accuracy, and the cost of inference
 
 The run trains as ``planner.training.loop`` does and reads peak, time and energy as
