@@ -61,7 +61,7 @@ from planner.training.trained_model import (
 from planner.training.training_device import cap_to_budget, device_type
 from profiler.errors import InputError, MeasurementError, UnknownNameError, UsageError
 from profiler.models.build import build_model
-from profiler.training_step import Batch, settled_heap
+from profiler.training_step import Batch, gc_frozen
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class TrainingLoop:
         Raises:
             KeyboardInterrupt: the training was interrupted.
         """
-        with self._interrupt.installed(), settled_heap():
+        with self._interrupt.installed(), gc_frozen():
             while not self._is_over:
                 self._train_epoch()
         if self._interrupt.is_set:

@@ -24,7 +24,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     from planner.training.plan_check import load_data_for
     from planner.training.short_training import ShortTraining
     from planner.training.training_device import device_type
-    from profiler.training_step import settled_heap
+    from profiler.training_step import gc_frozen
 
     workload, kind = request.candidate.workload, device_type(request.device)
     progress("loading images", 0.0)
@@ -34,7 +34,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     if request.budget_bytes:
         _cap_memory(request.budget_bytes, kind, workload)
     torch.manual_seed(request.seed)
-    with settled_heap():
+    with gc_frozen():
         steps = training.on_cuda(progress) if kind == "cuda" else training.on_host(progress)
     built = training.drop_all_but_model()
     progress("evaluating held-out images", 0.75)
@@ -56,13 +56,13 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
 def _cap_memory(budget_bytes: int, kind: str, workload: Workload) -> None:
     """Cap the memory allocated from now on; on CUDA at the budget less the CUDA context."""
     from profiler.devices.nvml import open_gpu
-    from profiler.devices.table import context_bytes
+    from profiler.devices.table import cuda_context
 
     if kind == "cpu":
         cap_host_step(workload, budget_bytes)
         return
     try:
-        context, _ = context_bytes(open_gpu().spec)
+        context = cuda_context(open_gpu().spec).nbytes
     except DeviceError:  # no energy library, or a GPU that the table lacks: its context is unknown
         context = 0
     cap_cuda_memory(max(MIB, budget_bytes - context))
