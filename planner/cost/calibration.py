@@ -263,16 +263,9 @@ def seconds_of(work: Floats, rates: Rates) -> float:
 
 def _shares(work: Floats, rates: Rates) -> Floats:
     """Return [3] seconds of the operations bound by arithmetic, by traffic and by launches."""
-    times = np.stack(
-        [
-            work[:, 0] / rates.flops_per_second,
-            work[:, 1] / rates.bytes_per_second,
-            work[:, 2] * rates.launch_seconds,
-        ],
-        axis=1,
-    )
-    bound = times.argmax(axis=1)
-    longest = times.max(axis=1) * work[:, 3]
+    times = rates.bounds(work[:, 0], work[:, 1], launches=work[:, 2])
+    bound = times.argmax(axis=0)
+    longest = times.max(axis=0) * work[:, 3]
     return np.bincount(bound, weights=longest, minlength=3).astype(np.float64)
 
 

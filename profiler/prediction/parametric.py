@@ -146,12 +146,13 @@ class Work:
 
     def seconds(self, point: Floats, roofline: Rates) -> Floats:
         """Return [operations] roofline seconds at a point."""
-        arithmetic = (self.flops @ point) / roofline.flops_per_second
-        traffic = (self.moved_bytes @ point) / roofline.bytes_per_second
-        slowness = np.array([roofline.slowness.get(kind, 1.0) for kind in self.kinds.tolist()])
-        bound = np.maximum(arithmetic, traffic) * slowness[self.kind]
-        longest: Floats = np.maximum(bound, self.launches * roofline.launch_seconds)
-        return longest + self.begins_refill * roofline.refill_seconds
+        seconds = roofline.seconds(
+            self.flops @ point,
+            self.moved_bytes @ point,
+            launches=self.launches,
+            slowness=roofline.slowness_of(self.kinds.tolist())[self.kind],
+        )
+        return seconds + self.begins_refill * roofline.refill_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

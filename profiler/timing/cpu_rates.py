@@ -1,10 +1,16 @@
-"""How fast this processor is at each kind of operation of a backbone.
+"""Rates of this machine's processor, by kind of operation.
 
-A roofline of one matmul and one copy is far off on a CPU: batch normalisation takes five times its
-traffic, a depthwise convolution four times, a large matmul less than the one that was timed. So
-the distinct operations of one replayed step are really run, each alone and on zeros, at a small
-batch, and each kind gets the ratio of its seconds to the roofline's. That costs about a step of
-that batch, no model is built, and it is kept on disk.
+A roofline from one matrix product and one copy is wrong on a CPU by factors that depend on the kind
+of operation: batch normalisation takes five times its traffic, a depthwise convolution four times,
+and a large matrix product less than the timed one. So each kind gets a correction factor:
+
+1. time a matrix product, a copy and a tiny addition: the plain rates (``plain_cpu_rates``);
+2. replay a step of the backbone at a small batch, with a timer in the recorder. The timer runs each
+   distinct operation (function, shapes, dtypes, strides) on real zeros, alone;
+3. for each kind, slowness = measured seconds / roofline seconds, summed over its operations.
+
+No model is built, and no weight is allocated. The cost is about one step at the small batch. The
+result is stored on disk by backbone, precision, threads and processor.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
@@ -33,24 +40,27 @@ from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
 TIMED_BATCH = 4
-"""Of which operations are timed: most kinds' ratios are the same at 4 and at 16 images. One image
-has its own, where it is asked for."""
+"""Micro-batch at which operations are timed. Slowness is nearly the same at 4 and at 16 images for
+most kinds. At one image it differs, so micro-batch 1 has rates of its own."""
 
 _LEAST_RUNS, _MOST_RUNS, _ENOUGH_SECONDS = 3, 50, 0.005
-"""Small operations run more often: where threads wait for a core, few runs are undisturbed."""
+"""A timing keeps the fastest of its runs. Small operations run more often, because few of their
+runs are undisturbed while threads wait for a core."""
 
-_MOST_OF_LAUNCH = 5.0
-"""An operation tells of its kind's rate if it takes so many times a launch."""
+_LAUNCHES_TO_COUNT = 5.0
+"""An operation counts towards its kind's slowness if it takes more than this many launches. Shorter
+ones measure the launch, which the roofline has as a bound of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
-    """What was timed, as ``Store`` keeps it.
+class TimedKinds:
+    """Timings of one backbone on this processor, in the arrays that ``Store`` keeps.
 
     Attributes:
-        base: [4] FLOP/s of a matmul, bytes/s of a copy, seconds of a launch and of a refill.
-        kinds: [kinds] names.
-        slowness: [kinds] times the roofline's seconds.
+        base: [4] FLOP/s of a matrix product, bytes/s of a copy, seconds of a launch, seconds of a
+            recomputation.
+        kinds: [kinds] kinds of operation.
+        slowness: [kinds] measured over roofline seconds.
     """
 
     base: Floats
@@ -75,7 +85,7 @@ def cpu_rates(workload: Workload) -> Rates:
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
     key = ("cpu rates", family.to_json(), threads, processor_name())
-    timed = Store.default().fetch(Timed, key, lambda: _timed(family))
+    timed = Store.default().fetch(TimedKinds, key, lambda: _time_kinds(family))
     flops, nbytes, launch, refill = timed.base.tolist()
     return Rates(
         flops_per_second=flops,
@@ -88,32 +98,22 @@ def _stored(family: Workload, threads: int) -> Rates:
     )
 
 
-def _timed(family: Workload) -> Timed:
+def _time_kinds(family: Workload) -> TimedKinds:
     from profiler.models.build import build_model
     from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 
+    # some kinds run only in a recomputation (normalisation with given statistics)
     units = build_model(family, device="meta").units
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
+    candidate = Candidate(workload=family, placement=placement)
     base = plain_cpu_rates()
-    stopwatch = Stopwatch(base)
+    timer = KindTimer(base)
     options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
-    # the placement adds the kinds that only a recomputation runs
-    replay_step(
-        Candidate(workload=family, placement=placement),
-        device=CPU,
-        options=options,
-        timer=stopwatch,
-    )
-    found = stopwatch.slowness()
-    return Timed(
-        base=np.array(
-            [
-                base.flops_per_second,
-                base.bytes_per_second,
-                base.launch_seconds,
-                refill_seconds(),
-            ]
-        ),
+    replay_step(candidate, device=CPU, options=options, timer=timer)
+    found = timer.slowness()
+    rates = [base.flops_per_second, base.bytes_per_second, base.launch_seconds, refill_seconds()]
+    return TimedKinds(
+        base=np.array(rates),
         kinds=np.array(list(found), dtype=np.str_),
         slowness=np.array(list(found.values()), dtype=np.float64),
     )
@@ -121,45 +121,46 @@ def _timed(family: Workload) -> Timed:
 
 @cache
 def plain_cpu_rates() -> Rates:
-    """Measure this processor's matmul and copy rates and its launch, a quarter of a second."""
+    """Time a matrix product, a copy and a launch on this processor (a quarter of a second)."""
     size = 1024
     a, b = torch.rand(size, size), torch.rand(size, size)
     source, small = torch.rand(1 << 23), torch.rand(1)
     target = torch.empty_like(source)
     return Rates(
-        flops_per_second=2.0 * size**3 / _quickest(lambda: a @ b),
-        bytes_per_second=2.0 * source.numel() * 4 / _quickest(lambda: target.copy_(source)),
+        flops_per_second=2.0 * size**3 / _fastest_seconds(lambda: a @ b),
+        bytes_per_second=2.0 * source.numel() * 4 / _fastest_seconds(lambda: target.copy_(source)),
         watts=None,
         source="matmul and copy timed on this processor",
-        launch_seconds=_quickest(lambda: small + small),
+        launch_seconds=_fastest_seconds(lambda: small + small),
     )
 
 
 @cache
 def refill_seconds() -> float:
-    """Measure what a frame costs besides its operations, in less than a tenth of a second.
+    """Return the Python seconds of one recomputation, on top of its operations.
 
-    Its calls are watched in forward and it is run again in backward, all of that in Python: on
-    tensors of a few values that is nearly all that a unit takes longer which drops what is cheap.
+    A checkpointed call is recorded in forward and called again in backward, all of it in Python. On
+    tensors of a few values nearly all time is Python's. The difference between a step with and one
+    without checkpointing is divided by the number of recomputations. Takes less than 0.1 s.
     """
     units = [f"{i}" for i in range(8)]
-    model = nn.Sequential(*[_Toy() for _ in units])
-    refills = 2 * len(units)  # a norm and an activation function each
+    model = nn.Sequential(*[_ResidualMlp() for _ in units])
+    recomputations = 2 * len(units)  # a norm and an activation function in each unit
 
     def step() -> None:
         model(torch.zeros(1, 4, 8)).sum().backward()
 
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
-    plain = dropping = float("inf")
+    plain = checkpointed = float("inf")
     for _ in range(_LEAST_RUNS):
-        plain = min(plain, _quickest(step))
+        plain = min(plain, _fastest_seconds(step))
         with apply_placement(model, placement):
-            dropping = min(dropping, _quickest(step))
-    return max(dropping - plain, 0.0) / refills
+            checkpointed = min(checkpointed, _fastest_seconds(step))
+    return max(checkpointed - plain, 0.0) / recomputations
 
 
-class _Toy(nn.Module):
-    """A residual MLP, with what PyTorch calls between the layers of one."""
+class _ResidualMlp(nn.Module):
+    """A tiny residual MLP, the unit of the model that ``refill_seconds`` times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ class _Toy(nn.Module):
         return x + y
 
 
-def _quickest(run: Callable[[], object]) -> float:
+def _fastest_seconds(run: Callable[[], object]) -> float:
     fastest, spent, runs = float("inf"), 0.0, 0
     while runs < _LEAST_RUNS or (spent < _ENOUGH_SECONDS and runs < _MOST_RUNS):
         start = time.perf_counter()
@@ -180,11 +181,11 @@ def _quickest(run: Callable[[], object]) -> float:
     return fastest
 
 
-class Stopwatch:
-    """Really runs each distinct operation of a replay and adds seconds up by kind.
+class KindTimer:
+    """Runs each distinct operation of a replay on real tensors and sums its seconds by kind.
 
     Args:
-        base: what the seconds are held against.
+        base: plain rates; the roofline with these rates gives the expected seconds.
     """
 
     def __init__(self, base: Rates) -> None:
@@ -195,33 +196,43 @@ class Stopwatch:
     def time(
         self,
         kind: str,
-        func: Any,
+        func: OpOverload,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         *,
         flops: int,
         moved_bytes: int,
     ) -> None:
-        """Time an operation, or recall it."""
+        """Add an operation's seconds to its kind; run it if it was not seen before.
+
+        Args:
+            kind: the operation's kind (``OperationRecord.kind``).
+            func: the operation.
+            args: positional arguments, fake tensors among them.
+            kwargs: keyword arguments.
+            flops: FLOPs of the operation.
+            moved_bytes: bytes read and written.
+        """
         key = f"{func} {tree_map(describe, (args, kwargs))}"
         if key not in self._seconds:
-            self._seconds[key] = _run(func, args, kwargs)
-        seconds, expected = self._seconds[key], self._base.seconds(flops, moved_bytes)
-        if seconds > _MOST_OF_LAUNCH * self._base.launch_seconds:
-            taken, predicted = self._sums.get(kind, (0.0, 0.0))
-            self._sums[kind] = taken + seconds, predicted + expected
+            self._seconds[key] = _run_on_zeros(func, args, kwargs)
+        seconds = self._seconds[key]
+        if seconds > _LAUNCHES_TO_COUNT * self._base.launch_seconds:
+            measured, expected = self._sums.get(kind, (0.0, 0.0))
+            roofline = float(self._base.seconds(flops, moved_bytes))
+            self._sums[kind] = measured + seconds, expected + roofline
 
     def slowness(self) -> dict[str, float]:
-        """Return how many times the roofline's seconds each kind takes."""
-        return {kind: taken / expected for kind, (taken, expected) in self._sums.items()}
+        """Return measured over roofline seconds, by kind."""
+        return {kind: measured / expected for kind, (measured, expected) in self._sums.items()}
 
 
-def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """Return the seconds of an operation on zeros; 0 where it is not defined on them."""
+def _run_on_zeros(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """Return the seconds of an operation on zeros; 0 if it is not defined on them."""
     with unset_fake_temporarily(), torch.no_grad():
         real, named = tree_map(zeros_like_it, (args, dict(kwargs)))
         try:
-            func(*real, **named)  # a library's first call makes what it then keeps
-            return _quickest(lambda: func(*real, **named))
+            func(*real, **named)  # the first call of a library also sets it up
+            return _fastest_seconds(lambda: func(*real, **named))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return 0.0

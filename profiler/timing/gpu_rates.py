@@ -1,8 +1,9 @@
-"""A GPU of this machine that the device table lacks: its rates are timed on it, once.
+"""Rates of a GPU of this machine that the device table lacks, timed once on the GPU itself.
 
-`adopt_gpu` makes it known under its own name. What the driver does not tell (multiprocessors,
-rates) is asked of PyTorch in a process of its own, so that this one stays free of CUDA, and kept
-in the store. Its board power is not known, so no energy is predicted for it.
+`adopt_gpu` adds the GPU to the devices that `lookup` finds. The driver does not report its rates or
+its number of multiprocessors, so a child process gets both from PyTorch, and the store keeps them.
+The child keeps this process free of a CUDA context. The board power stays unknown, so no energy is
+predicted for such a GPU.
 """
 
 from __future__ import annotations
@@ -21,25 +22,26 @@ if TYPE_CHECKING:
     from profiler.store import Store
 
 SIDE = 4096
-"""Of the square matrices that are multiplied: 64 MiB each in fp32."""
+"""Rows and columns of the timed matrices: 64 MiB each in fp32."""
 
 REPEATS = 5
+"""Runs of each timing; the fastest counts."""
 
 
 class TimingRequest(Message, frozen=True, kw_only=True):
-    """The request of a timing process; there is nothing to choose."""
+    """The request of a timing process. It has no fields."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedRates:
-    """What was asked of PyTorch.
+    """Rates timed on a GPU.
 
     Attributes:
-        fp32_flops: of a matrix product.
-        fp16_flops: of one in fp16.
-        bf16_flops: of one in bf16, which GPUs before Ampere do not have and imitate.
-        bytes_per_second: of a copy, read and written.
-        sm_count: streaming multiprocessors.
+        fp32_flops: FLOP/s of a matrix product in fp32.
+        fp16_flops: FLOP/s of a matrix product in fp16.
+        bf16_flops: FLOP/s of a matrix product in bf16, which GPUs before Ampere emulate.
+        bytes_per_second: bytes read and written by a copy, per second.
+        sm_count: number of streaming multiprocessors.
     """
 
     fp32_flops: float
@@ -50,21 +52,21 @@ class TimedRates:
 
 
 def adopt_gpu(spec: DeviceSpec, store: Store) -> DeviceSpec:
-    """Make a GPU known to `lookup`, with rates timed on it.
+    """Add a GPU to the devices that `lookup` finds, with rates timed on it.
 
     Args:
-        spec: what the driver says of it.
-        store: where what was timed is kept.
+        spec: record of the GPU as the driver reports it.
+        store: store that keeps the timings.
 
     Raises:
-        DeviceError: PyTorch cannot use it.
+        DeviceError: PyTorch cannot use the GPU.
         MeasurementError: the timing failed.
     """
 
-    def ask() -> TimedRates:
+    def time_in_child() -> TimedRates:
         return run_in_process(time_rates, TimingRequest(), TimedRates)
 
-    seen = store.fetch(TimedRates, ("gpu", spec.full_name, spec.memory_bytes), ask)
+    seen = store.fetch(TimedRates, ("gpu", spec.full_name, spec.memory_bytes), time_in_child)
     has_bf16 = (spec.compute_capability or (0, 0)) >= (8, 0)
     timed = replace(
         spec,
@@ -80,7 +82,7 @@ def adopt_gpu(spec: DeviceSpec, store: Store) -> DeviceSpec:
 
 
 def time_rates(_: TimingRequest, progress: Progress) -> TimedRates:
-    """Time matrix products and a copy on the first CUDA device (runs in a process of its own)."""
+    """Time matrix products and a copy on the first CUDA device; runs in a child process."""
     import torch
 
     def best(run: Callable[[], object], work: float) -> float:

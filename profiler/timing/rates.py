@@ -11,29 +11,36 @@ if TYPE_CHECKING:
     from profiler.workload import Workload
 
 
-def rates(spec: DeviceSpec, workload: Workload) -> Rates | None:
-    """Return the rates of a device for a workload; None where the table does not know them."""
-    if spec.is_cuda:
-        return published_rates(spec, precision=workload.precision)
+def rates(device: DeviceSpec, workload: Workload) -> Rates | None:
+    """Return the rates of a device for a workload; None if the device's rates are unknown.
+
+    The first call for a CPU and a backbone times the backbone's operations, which takes seconds.
+    """
+    if device.is_cuda:
+        return published_rates(device, precision=workload.precision)
     from profiler.timing.cpu_rates import cpu_rates
 
     return cpu_rates(workload)
 
 
-def published_rates(spec: DeviceSpec, *, precision: str) -> Rates | None:
-    """Return the rates of a GPU at a precision; None where the table does not know them.
+def published_rates(device: DeviceSpec, *, precision: str) -> Rates | None:
+    """Return the rates of a GPU from its record; None if they are unknown.
 
-    fp32 uses the ordinary units (PyTorch leaves TF32 off for matmuls); bf16 and fp16 the tensor
-    cores, and where bf16 has none, the ordinary units.
+    fp32 uses the ordinary units, because PyTorch leaves TF32 off for matrix products. bf16 and
+    fp16 use the tensor cores. On a GPU without bf16 tensor cores, bf16 uses the ordinary units.
+
+    Args:
+        device: a GPU.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
     """
-    tensor = {"bf16": spec.bf16_tensor_flops, "fp16": spec.fp16_tensor_flops}.get(precision)
-    flops = tensor or spec.fp32_flops
-    if flops is None or spec.memory_bandwidth_bytes_per_second is None:
+    tensor = {"bf16": device.bf16_tensor_flops, "fp16": device.fp16_tensor_flops}.get(precision)
+    flops = tensor or device.fp32_flops
+    if flops is None or device.memory_bandwidth_bytes_per_second is None:
         return None
     return Rates(
         flops_per_second=flops,
-        bytes_per_second=spec.memory_bandwidth_bytes_per_second,
-        watts=spec.tdp_watts,
-        source=TIMED if spec.source == TIMED else "data sheet, uncalibrated",
+        bytes_per_second=device.memory_bandwidth_bytes_per_second,
+        watts=device.tdp_watts,
+        source=TIMED if device.source == TIMED else "data sheet, uncalibrated",
         launch_seconds=LAUNCH_SECONDS,
     )

@@ -1,42 +1,49 @@
-"""Time and energy from a device's data sheet: the roofline, uncalibrated.
+"""The roofline: seconds of operations from their FLOPs, bytes and kernel launches.
 
-Each operation takes the longer of its arithmetic at the peak rate and its traffic at the peak
-bandwidth (Williams, Waterman, Patterson, CACM 2009), and at least the time it takes to launch.
-Caches and the kernels' efficiency are left out, so large operations take longer than this says.
-Energy is that time at the board power, so it is no bound at all: a label says so.
+An operation takes the longest of three times (Williams, Waterman, Patterson, CACM 52(4), 2009):
+
+    arithmetic  FLOPs / peak FLOP rate
+    traffic     bytes read and written / peak memory bandwidth
+    launch      kernel launches x seconds of a launch
+
+``Rates.bounds`` is the only place that computes them. Replayed logs, parametric profiles and
+calibration all call it.
+
+Limitations: the roofline leaves out caches and the efficiency of kernels. With the rates of a data
+sheet, large operations take longer than it predicts. On a CPU the ratio is measured by kind of
+operation (``slowness``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
+from profiler.arrays import Floats
 from profiler.replay.event_log import OperationRecord
 
-if TYPE_CHECKING:
-    pass
-
 LAUNCH_SECONDS = 5e-6
-"""Assumed: what one eager operation takes before its kernel runs. Published figures go from 5 to 25
-microseconds of host work an operation
-(https://jiahuanglin.xyz/all_lessons/gpu_kernel_serving/18_pytorch_to_kernel.html); the low end."""
+"""Host seconds of an eager operation before its kernel runs. This is an assumption: the low end of
+the 5 to 25 microseconds that are published
+(https://jiahuanglin.xyz/all_lessons/gpu_kernel_serving/18_pytorch_to_kernel.html)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a roofline needs.
+    """Rates of a device for one workload.
 
     Attributes:
-        flops_per_second: peak arithmetic at the workload's precision.
+        flops_per_second: peak FLOP rate at the workload's precision.
         bytes_per_second: peak memory bandwidth.
-        watts: board power, None when not known.
-        source: where the two rates come from.
-        launch_seconds: the least an operation takes, however small.
-        slowness: by kind of operation, how many times its arithmetic or traffic it takes; 1 for
-            those that are not listed.
-        refill_seconds: what it takes besides its operations that a frame runs again; nothing on a
-            GPU, which has enough to do meanwhile.
+        watts: board power; None if unknown.
+        source: origin of the rates (data sheet, timed here, calibrated).
+        launch_seconds: least seconds of an operation, however small.
+        slowness: measured over roofline seconds, by kind of operation; 1 for kinds not listed.
+        refill_seconds: Python seconds of one recomputation, on top of its operations. 0 on a GPU,
+            where the host runs ahead of the kernels.
     """
 
     flops_per_second: float
@@ -47,17 +54,53 @@ class Rates:
     slowness: Mapping[str, float] = field(default_factory=dict)
     refill_seconds: float = 0.0
 
+    def bounds(
+        self,
+        flops: npt.ArrayLike,
+        moved_bytes: npt.ArrayLike,
+        *,
+        launches: npt.ArrayLike = 1,
+        slowness: npt.ArrayLike = 1.0,
+    ) -> Floats:
+        """Return [3, ...] seconds of arithmetic, traffic and launches.
+
+        Args:
+            flops: [...] FLOPs of each operation.
+            moved_bytes: [...] bytes that it reads and writes.
+            launches: [...] kernels that it launches.
+            slowness: [...] factor on arithmetic and traffic (``slowness_of``).
+        """
+        arithmetic = np.divide(flops, self.flops_per_second) * slowness
+        traffic = np.divide(moved_bytes, self.bytes_per_second) * slowness
+        launch = np.multiply(launches, self.launch_seconds)
+        return np.stack(np.broadcast_arrays(arithmetic, traffic, launch))
+
     def seconds(
-        self, flops: float, moved_bytes: float, kind: str = "", *, launches: int = 1
-    ) -> float:
-        """Return the roofline time of one operation."""
-        bound = max(flops / self.flops_per_second, moved_bytes / self.bytes_per_second)
-        return max(bound * self.slowness.get(kind, 1.0), launches * self.launch_seconds)
+        self,
+        flops: npt.ArrayLike,
+        moved_bytes: npt.ArrayLike,
+        *,
+        launches: npt.ArrayLike = 1,
+        slowness: npt.ArrayLike = 1.0,
+    ) -> Floats:
+        """Return [...] seconds of each operation: the longest of its three bounds."""
+        bounds = self.bounds(flops, moved_bytes, launches=launches, slowness=slowness)
+        longest: Floats = bounds.max(axis=0)
+        return longest
+
+    def slowness_of(self, kinds: Sequence[str]) -> Floats:
+        """Return [kinds] slowness of each kind."""
+        return np.array([self.slowness.get(kind, 1.0) for kind in kinds])
 
     def total_seconds(self, operations: Iterable[OperationRecord]) -> float:
-        """Return the sum over operations, one after the other."""
-        return sum(
-            self.seconds(op.flops, op.moved_bytes, op.kind, launches=op.launches)
-            + op.begins_refill * self.refill_seconds
-            for op in operations
+        """Return the seconds of operations that run one after the other."""
+        records = list(operations)
+        seconds = self.seconds(
+            [op.flops for op in records],
+            [op.moved_bytes for op in records],
+            launches=[op.launches for op in records],
+            slowness=self.slowness_of([op.kind for op in records]),
         )
+        refills = np.array([op.begins_refill for op in records], dtype=np.float64)
+        each: list[float] = (seconds + refills * self.refill_seconds).tolist()
+        return sum(each, 0.0)

@@ -43,7 +43,8 @@ class CpuTracer(Tracer):
         flops = operation_flops(func, args, kwargs, out)
         moved = bytes_in(read_arguments(func, args)) + bytes_in(out)
         kind = operation_kind(func, args)
-        return 1e3 * self._rates.seconds(flops, moved, _GIVEN.get(kind, kind))
+        slowness = self._rates.slowness_of([_GIVEN.get(kind, kind)])
+        return 1e3 * float(self._rates.seconds(flops, moved, slowness=slowness)[0])
 
 
 def _row(name: str, workload: Workload) -> Arm:

@@ -18,7 +18,7 @@ from profiler.replay.event_log import Phase
 from profiler.replay.step_replay import replay_step
 from profiler.running.measurement import build_step
 from profiler.timing import cpu_rates
-from profiler.timing.cpu_rates import Stopwatch
+from profiler.timing.cpu_rates import KindTimer
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
@@ -44,24 +44,24 @@ def test_an_operation_is_run_once_for_each_shape_and_counted_every_time():
         time.sleep(0.01 * len(x))
         return x
 
-    stopwatch = Stopwatch(PLAIN)
+    timer = KindTimer(PLAIN)
     with FakeTensorMode():
         one, two = torch.empty(1, 3), torch.empty(2, 3)
     for tensor, moved in ((one, 1000), (two, 3000), (two, 3000)):
-        stopwatch.time("sleep", sleeping, (tensor,), {}, flops=0, moved_bytes=moved)
+        timer.time("sleep", sleeping, (tensor,), {}, flops=0, moved_bytes=moved)
     assert len(calls) == 2 * (1 + 3)
     # 10 + 20 + 20 ms asleep, where 1 + 3 + 3 ms were expected of the copies
-    assert 50 / 7 <= stopwatch.slowness()["sleep"] < 3 * 50 / 7
+    assert 50 / 7 <= timer.slowness()["sleep"] < 3 * 50 / 7
 
 
-def test_what_cannot_run_on_zeros_or_is_no_more_than_a_launch_tells_nothing():
+def test_an_operation_without_zeros_or_as_short_as_a_launch_does_not_count():
     def refuses(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("not on zeros")
 
-    stopwatch = Stopwatch(PLAIN)
+    timer = KindTimer(PLAIN)
     small = torch.empty(1)
-    stopwatch.time("refuses", refuses, (small,), {}, flops=0, moved_bytes=8)
-    slow_launch = Stopwatch(
+    timer.time("refuses", refuses, (small,), {}, flops=0, moved_bytes=8)
+    slow_launch = KindTimer(
         Rates(
             flops_per_second=1e9,
             bytes_per_second=1e6,
@@ -71,7 +71,7 @@ def test_what_cannot_run_on_zeros_or_is_no_more_than_a_launch_tells_nothing():
         )
     )
     slow_launch.time("add", torch.add, (small, small), {}, flops=0, moved_bytes=12)
-    assert stopwatch.slowness() == {}
+    assert timer.slowness() == {}
     assert slow_launch.slowness() == {}
 
 
