@@ -1,47 +1,52 @@
-"""Drop what is cheap to recompute: the outputs of norms, activation functions, dropout and copies.
+"""Selective recomputation inside a unit: drop the outputs of functions that are cheap to recompute.
 
-While a scope is active, every call of a cheap torch function becomes a frame (profiler/checkpointing/recompute.py),
-and what the rest of the unit saves of its output is a reading. Matmuls, convolutions, attention and
-scans are no cheap functions: they run once, and what they give stays.
+While ``SelectiveRecomputation`` is active, every call of a cheap torch function becomes a
+``FunctionCall``, and an operation that saves its output stores an empty ``OutputView`` instead.
+Matmuls, convolutions, attention and scans run once and keep their outputs. A ViT block stores 16 D
+values per token; dropping the outputs of the two norms (2 D) and of GELU (4 D) leaves 10 D.
 
-A frame frees memory only if its inputs are there anyway, which is known once the call was made. An
-input is *available* if somebody saved it already (LayerNorm and GELU save their own inputs), if it
-is itself the output of such a frame (BatchNorm, then ReLU, then dropout), if it is a parameter, or
-if it is small. Otherwise (a ReLU behind an addition, dropout behind a matmul) the frame is given
-up, and all stays as in the plain model.
+    call of a torch function
+      ├─ not cheap ─────────────────────────► runs as it is; what it saves goes to _pack
+      └─ cheap ─► runs as a FunctionCall, its saved tensors held
+                    ├─ its inputs are available ─► its saved tensors are dropped, and the output is
+                    │                              registered: who saves it stores an OutputView
+                    └─ they are not ─────────────► its inputs are released, everything stays
 
-Under autocast the copies of the weights are dropped too: they are as cheap as copies get, and a
-plain model keeps two bytes for every weight until backward.
+Dropping an output frees memory only if the inputs stay anyway. An input is *available* if an
+operation saved it already (LayerNorm and GELU save their inputs), if it is itself the output of a
+FunctionCall (BatchNorm, then ReLU, then dropout), if it is a parameter, or if it is small. A ReLU
+behind an addition and a dropout behind a matmul have no available input.
 
-A *light* scope counts what mixes no channels among the cheap calls. A depthwise convolution does
-k*k multiplications for every value of its output, where the pointwise ones beside it do hundreds;
-attention does two for every token that is looked at (98 in a window of 7 x 7, 394 in a ViT at 224
-pixels), as one function or as products of activations; a scan does seven for each of its 8 or
-16 states, and gives a state for every 16 tokens beside its output. Any other layer can be *dropped*
-by name: then its matmul or convolution is a frame like the cheap ones. In a *lean* scope the cheap
-ones are lean frames: where its layers are dropped too, a unit running backward is at no time there
-as a whole, as one that is recomputed is.
+Under autocast, the low-precision copies of weights are dropped too. A plain model keeps two bytes
+for every weight until backward.
 
-Calls are watched function by function through a ``TorchFunctionMode``, so it makes no difference
-whether a model writes ``nn.SiLU`` or ``F.silu``. Under autocast, where consumers save a copy in
-lower precision, the copy is recognised by its place in the autograd graph. In-place functions run
-in place the first time, as the model wants, and out of place when recomputed.
+Three settings extend what is dropped:
 
-A ViT block stores 16 D values per token; this drops the two norms' outputs (2 D) and GELU's (4 D).
+    drop_mixing     Functions that mix no channels count as cheap. A depthwise convolution does k*k
+                    multiplications per output value, where a pointwise one does hundreds. Attention
+                    does two per token it attends to (98 in a 7x7 window, 394 in a ViT at 224
+                    pixels), as one function or as products of activations. A scan does seven for
+                    each of its 8 or 16 states, and returns a state for every 16 tokens beside its
+                    output.
+    drop_layer      The matmul or convolution of a named layer becomes a FunctionCall too.
+    per_use         A cheap output is recomputed for each of its uses (``recompute.py``). Together
+                    with dropped layers, at no time in backward are all tensors of the unit there.
 
-Tried and lost: torch's selective checkpointing (``create_selective_checkpoint_contexts``) saving
-what matmuls, convolutions and attention return. On ViT-S blocks in float32 it stores 11.0 D where
-this stores 10.0 D (it must keep the unit's input and every matmul's output, saved by somebody or
-not), and takes 1.02 to 1.07 of the plain step's time where this takes 0.97 to 1.01 (one CPU core,
-batch 8 and 1, best of several). In bfloat16 both store the same.
+A ``TorchFunctionMode`` sees each function, so ``nn.SiLU`` and ``F.silu`` are the same to it. An
+in-place function runs in place in forward, as the model wants, and out of place when recomputed
+unless nothing else needs its input.
+
+Tried and rejected: torch's selective checkpointing (``create_selective_checkpoint_contexts``) that
+saves what matmuls, convolutions and attention return. On ViT-S blocks in float32 it stores 11.0 D
+where this stores 10.0 D, because it must keep the unit's input and every matmul's output, saved by
+an operation or not. Its step takes 1.02 to 1.07 of the plain step's time, this one 0.97 to 1.01
+(one CPU core, batch 8 and 1, best of several). In bfloat16 both store the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,376 +54,304 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from profiler.checkpointing.cheap_functions import (
+    ARITHMETIC,
+    ATTENTION,
+    BATCH_NORM_ON_CPU,
+    CONVOLUTIONS,
+    MULTIPLYING,
+    PRODUCTS,
+    SAVE_NO_INPUT,
+    SCAN,
+    is_depthwise_call,
+    recomputable_function,
+    weight_cast,
+    weight_cast_call,
+)
+from profiler.checkpointing.function_call import FunctionCall
+from profiler.checkpointing.output_table import OutputTable, cast_source
 from profiler.checkpointing.recompute import (
-    SEVERAL,
-    Frame,
-    Held,
-    Reading,
-    Recipe,
-    Slot,
-    Table,
-    cast_from,
+    SEQUENCES,
+    KeptInput,
+    OutputView,
+    RecomputableFunction,
+    SavedTensor,
     unpack,
 )
 from profiler.device_rules.cuda_dispatch import runs_on_cpu
 
-_NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm"}
-
-_ACTIVATIONS = {
-    *("celu", "elu", "exp", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
-    *("mish", "relu", "relu6", "rsqrt", "selu", "sigmoid", "silu", "softmax", "softplus"),
-    *("softsign", "tanh"),
-}
-
-_ARITHMETIC = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "pow", "__pow__", "square"}
-
-_DROPOUTS = {"alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d"}
-
-_COPIES_AND_SUMS = {
-    *("add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "neg", "__neg__"),
-    *("to", "float", "half", "bfloat16", "type_as", "contiguous", "reshape", "flatten", "clone"),
-    *("cat", "concat", "stack", "flip", "roll", "pad"),
-}
-
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-
-_ATTENTION, _SCAN = "scaled_dot_product_attention", "selective_scan"
-
-_PRODUCTS = {"matmul", "__matmul__", "bmm"}
-
-_MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | {"linear", _ATTENTION, _SCAN}
-
-_BATCH_NORM_ARGUMENTS = tuple(inspect.signature(nn.functional.batch_norm).parameters)
-
-_CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-
-_CHEAP = _NORMS | _ACTIVATIONS | _ARITHMETIC | _DROPOUTS | _COPIES_AND_SUMS
-
-_OUTPUT_SERVES = {"hardtanh", "relu6"}
-"""Their backward asks where the input was within bounds: there, and only there, is the output."""
-
-_SAVE_NO_INPUT = (
-    _COPIES_AND_SUMS | _DROPOUTS | {"exp", "relu", "rsqrt", "sigmoid", "softmax", "tanh"}
-)
-"""Their inputs must be available beforehand: what they save is a mask, their output, or nothing."""
-
 _SMALL = 16
-"""What has at most 1/16 of its neighbour's values (a mean per token), or of what is made of it, is
-kept without asking."""
+"""A tensor with at most 1/16 of the values of the tensors beside it, such as a mean per token, is
+small: storing it costs less than recomputing it."""
 
 
-def _is_depthwise(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Say whether a call of ``F.conv2d`` or its like with these arguments is depthwise."""
-    named = dict(zip(_CONVOLUTION_ARGUMENTS, args, strict=False)) | kwargs
-    weight: Tensor = named["weight"]  # [outputs, inputs / groups, ...]
-    return named.get("groups", 1) > 1 and weight.shape[1] == 1
+class _KeptTensors:
+    """Tensors of one forward that stay in memory until backward, by storage."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Tensor, int]] = {}
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Register a tensor that an operation saved and return it without its graph."""
+        kept = tensor.detach()
+        self._kept[_address(tensor)] = (kept, tensor._version)
+        return kept
+
+    def add_input(self, kept: KeptInput) -> None:
+        """Register an input that a call keeps."""
+        self._kept.setdefault(_address(kept.tensor), (kept.tensor, kept.version))
+
+    def has(self, tensor: Tensor, version: int | None = None) -> bool:
+        """Return True for a tensor of this version (the present one if None) that stays."""
+        entry = self._kept.get(_address(tensor))
+        return entry is not None and entry[1] == (tensor._version if version is None else version)
 
 
-@cache
-def _recipe(function: Callable[..., Any]) -> Recipe | None:
-    name = getattr(function, "__name__", "")
-    if name not in _CHEAP | _MULTIPLYING or function is torch.batch_norm:
-        return None
-    run = _batch_norm_again if name == "batch_norm" else function
-    return Recipe(
-        name=name,
-        run=run,
-        stochastic=name in _DROPOUTS or name == _ATTENTION,
-        output_serves=name in _OUTPUT_SERVES,
-    )
-
-
-def _batch_norm_again(*args: Any, **kwargs: Any) -> Tensor:
-    """``F.batch_norm`` that leaves the running statistics alone."""
-    named = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs | {"momentum": 0.0}
-    return nn.functional.batch_norm(**named)
-
-
-def _normalised(statistics: list[Tensor | None], *args: Any, **kwargs: Any) -> Tensor | None:
-    """Return what ``F.batch_norm`` gave in training, from the statistics of that call.
-
-    The CPU's kernel computes ``x * alpha + (bias - mean * alpha)`` in either mode, alpha being the
-    weight over the deviation (``batch_norm_cpu_collect_linear_and_constant_terms``, native/cpu/
-    batch_norm_kernel.cpp): given as the weight beside a variance of one, the result is the same to
-    the bit. Collecting statistics takes most of a first run (16 x 96 x 56 x 56 on one thread of a
-    Xeon: 9.8 ms with, 1.6 ms without).
-    """
-    named = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
-    weight: Tensor | None = named.get("weight")
-    if not named.get("training") or len(statistics) != 2:
-        return None
-    mean, inverse_deviation = statistics
-    if mean is None or inverse_deviation is None:
-        return None
-    if mean.dtype != torch.float32 or (weight is not None and weight.dtype != torch.float32):
-        return None
-    return nn.functional.batch_norm(
-        named["input"],
-        mean,
-        torch.ones_like(mean),
-        inverse_deviation if weight is None else inverse_deviation * weight.detach(),
-        named.get("bias"),
-        training=False,
-        eps=0.0,
-    ).detach()
-
-
-_BATCH_NORM_ON_CPU = Recipe(
-    name="batch_norm", run=_batch_norm_again, stochastic=False, from_saved=_normalised
-)
-
-_CAST_WEIGHT = Recipe(name="cast of a weight", run=torch.Tensor.to, stochastic=False)
-
-
-def _weight_frame(weight: Tensor, dtype: torch.dtype) -> Frame:
-    return Frame(_CAST_WEIGHT, (weight, dtype), {}, hold=lambda kept: kept)
-
-
-def weight_cast(weight: Tensor) -> tuple[Tensor, Frame | None]:
-    """Do what autocast would do to a weight, and say which frame can do it again.
-
-    Returns:
-        The copy and its frame; the weight itself and None where autocast leaves it alone.
-    """
-    device_type = weight.device.type
-    if weight.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
-        return weight, None
-    frame = _weight_frame(weight, torch.get_autocast_dtype(device_type))
-    return weight.to(torch.get_autocast_dtype(device_type)), frame
-
-
-class Scope(TorchFunctionMode):
-    """What is known during one forward of a unit.
+class SelectiveRecomputation(TorchFunctionMode):
+    """Makes the cheap calls of one unit recomputable, forward by forward.
 
     Args:
-        light: whether depthwise convolutions, attention and scans are cheap.
-        lean: whether what is cheap is run again for every use.
+        drop_mixing: True to count depthwise convolutions, attention and scans as cheap.
+        per_use: True to recompute a cheap output for each of its uses.
     """
 
-    def __init__(self, *, light: bool = False, lean: bool = False) -> None:
+    def __init__(self, *, drop_mixing: bool = False, per_use: bool = False) -> None:
         super().__init__()
-        self._light, self._lean = light, lean
-        self._dropped: list[nn.Module] = []
+        self._drop_mixing, self._per_use = drop_mixing, per_use
+        self._dropped_layers: list[nn.Module] = []
         self._dropped_weights: set[int] = set()
-        self._lazy = True
+        self._drops = True
         self._paused = False
-        self._table = Table()
-        self._kept: dict[int, tuple[Tensor, int]] = {}
-        self._frame: Frame | None = None
+        self._outputs = OutputTable()
+        self._kept = _KeptTensors()
+        self._call: FunctionCall | None = None
         self._inputs: dict[int, tuple[int, int]] = {}
 
-    def drop(self, layer: nn.Module) -> None:
-        """Count what a layer calls among the cheap calls."""
-        self._dropped.append(layer)
+    def drop_layer(self, layer: nn.Module) -> None:
+        """Drop the output of a layer's matmul or convolution as well."""
+        self._dropped_layers.append(layer)
 
     @contextlib.contextmanager
-    def active(self, *, lazy: bool) -> Iterator[None]:
-        """Follow one forward of the unit.
+    def active(self, *, drops: bool) -> Iterator[None]:
+        """Watch one forward of the unit.
 
         Args:
-            lazy: whether what is saved may be a reading; otherwise only parts read.
+            drops: True to drop cheap outputs. If False, nothing is dropped outside the unit's
+                parts, but outputs are registered so that a part can recompute its input.
         """
-        self._lazy = lazy
-        # asked anew: a weight may have been replaced since
-        self._dropped_weights = {id(p) for layer in self._dropped for p in layer.parameters()}
+        self._drops = drops
+        # collected at each forward, since a parameter may have been replaced meanwhile
+        weights = (p for layer in self._dropped_layers for p in layer.parameters())
+        self._dropped_weights = {id(weight) for weight in weights}
         try:
             with self, saved_tensors_hooks(self._pack, unpack):
                 yield
         finally:
-            self._table.clear()
+            self._outputs.clear()
             self._kept.clear()
 
     @contextlib.contextmanager
-    def switched(self, *, lazy: bool, paused: bool = False) -> Iterator[None]:
-        """Treat a part of the unit differently: there nothing is light.
+    def in_part(self, *, drops: bool, paused: bool = False) -> Iterator[None]:
+        """Treat a part of the unit in its own way; mixing functions are not dropped there.
 
         Args:
-            lazy: as for ``active``.
-            paused: leave all calls alone, as inside a part that is one frame.
+            drops: see ``active``.
+            paused: True to leave all calls alone, inside a part that is one ModuleCall.
         """
-        before = self._lazy, self._paused, self._light
-        self._lazy, self._paused, self._light = lazy, paused, False
+        before = self._drops, self._paused, self._drop_mixing
+        self._drops, self._paused, self._drop_mixing = drops, paused, False
         try:
             yield
         finally:
-            self._lazy, self._paused, self._light = before
+            self._drops, self._paused, self._drop_mixing = before
 
-    def hold(self, tensor: Tensor) -> object:
-        """Return what stands for a frame's input until a refill needs it."""
+    def store_input(self, tensor: Tensor) -> object:
+        """Return what a call keeps for an input: an OutputView if it can be recomputed."""
         if isinstance(tensor, nn.Parameter):
             return tensor
-        if self._is_kept(tensor):
-            return Held(tensor)
-        return self._table.find(tensor) or Held(tensor)
+        if self._kept.has(tensor):
+            return KeptInput(tensor)
+        return self._outputs.find(tensor) or KeptInput(tensor)
+
+    # --- calls
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Frame the call if its function is cheap."""
+        """Run a call, as a FunctionCall if its function is cheap or its layer is dropped."""
         kwargs = kwargs or {}
-        recipe = None if self._paused else _recipe(func)
-        if recipe is None or not torch.is_grad_enabled():
+        function = None if self._paused else recomputable_function(func)
+        if function is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if recipe.name in _MULTIPLYING:
+        if function.name in MULTIPLYING:
             is_dropped = self._is_dropped(args, kwargs)
             args = tuple(self._cast_if_frozen(arg) for arg in args)
-            if not is_dropped and not self._is_light(recipe, args, kwargs):
+            if not is_dropped and not self._is_dropped_mixing(function, args, kwargs):
                 return func(*args, **kwargs)
         tensors = list(_each((*args, *kwargs.values()), Tensor))
         if all(isinstance(tensor, nn.Parameter) for tensor in tensors):
-            return func(*args, **kwargs)  # as large for one image as for many
-        if recipe.name in _SAVE_NO_INPUT and not self._are_there(tensors):
+            return func(*args, **kwargs)  # its size does not grow with the batch
+        if function.name in SAVE_NO_INPUT and not self._are_available(tensors):
             return func(*args, **kwargs)
-        if recipe.name == "batch_norm" and runs_on_cpu(tensors[0]):
-            recipe = _BATCH_NORM_ON_CPU
+        if function.name == "batch_norm" and runs_on_cpu(tensors[0]):
+            function = BATCH_NORM_ON_CPU
+
+        # the pack hook reads _call and _inputs while the function runs
         self._inputs = {_address(t): (t._version, t.numel()) for t in tensors}
-        self._frame = frame = Frame(recipe, args, kwargs, hold=self.hold)
-        frame.lean = self._lean and not self._is_dear(frame)
+        self._call = call = FunctionCall(function, args, kwargs, store_input=self.store_input)
+        call.per_use = self._per_use and not self._is_costly(call)
         try:
             output = func(*args, **kwargs)
         finally:
-            self._frame = None
-        self._settle(frame, output, inplace=bool(kwargs.get("inplace")))
+            self._call = None
+        self._drop_or_release(call, output, inplace=bool(kwargs.get("inplace")))
         return output
 
-    def _is_light(self, recipe: Recipe, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        if not (self._light and self._lazy):
+    def _is_dropped_mixing(
+        self, function: RecomputableFunction, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> bool:
+        if not (self._drop_mixing and self._drops):
             return False
-        if recipe.name in _CONVOLUTIONS:
-            return _is_depthwise(args, kwargs)
-        if recipe.name in _PRODUCTS:
+        if function.name in CONVOLUTIONS:
+            return is_depthwise_call(args, kwargs)
+        if function.name in PRODUCTS:  # of activations, as in an attention written out
             return not any(_each((*args, *kwargs.values()), nn.Parameter))
-        return recipe.name in (_ATTENTION, _SCAN)
+        return function.name in (ATTENTION, SCAN)
 
-    def _is_dear(self, frame: Frame) -> bool:
-        """True for a layer, and for what reads a dear output that it does not keep for itself.
+    def _is_costly(self, call: FunctionCall) -> bool:
+        """Return True for a layer, and for a call that would recompute a layer at each use.
 
-        An adapter's sum: run again for every use, it would run the frozen layer again.
+        An adapter adds its output to the frozen layer's. The sum saves no input, so with
+        ``per_use`` each use of the sum would run the frozen layer again.
         """
-        read = _each((*frame.args, *frame.kwargs.values()), Reading)
-        keeps_no_input = frame.recipe.name in _SAVE_NO_INPUT | _ARITHMETIC
-        is_layer = frame.recipe.name in _MULTIPLYING
-        return is_layer or (keeps_no_input and any(not reading.frame.lean for reading in read))
+        views = _each((*call.args, *call.kwargs.values()), OutputView)
+        keeps_no_input = call.function.name in SAVE_NO_INPUT | ARITHMETIC
+        is_layer = call.function.name in MULTIPLYING
+        return is_layer or (keeps_no_input and any(not view.call.per_use for view in views))
 
     def _is_dropped(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         tensors = (*args, *kwargs.values())
-        return self._lazy and any(id(tensor) in self._dropped_weights for tensor in tensors)
+        return self._drops and any(id(tensor) in self._dropped_weights for tensor in tensors)
 
     def _cast_if_frozen(self, weight: Any) -> Any:
-        """Do what autocast would do to a frozen weight: the graph would not tell of this copy."""
-        if not self._lazy or not isinstance(weight, nn.Parameter) or weight.requires_grad:
+        """Cast a frozen weight as autocast would: its copy has no graph to recognise it by."""
+        if not self._drops or not isinstance(weight, nn.Parameter) or weight.requires_grad:
             return weight
-        cast, frame = weight_cast(weight)
-        if frame is not None:
-            self._table.add(cast, frame)
+        cast, call = weight_cast(weight)
+        if call is not None:
+            self._outputs.add(cast, call)
         return cast
 
-    def _settle(self, frame: Frame, output: object, *, inplace: bool) -> None:
-        """Decide whether the call is recomputed: known once it has saved what it saves."""
-        slots = [
-            (i, slot) for i, ref in enumerate(frame.slots) if isinstance(slot := ref(), Reading)
+    def _drop_or_release(self, call: FunctionCall, output: object, *, inplace: bool) -> None:
+        """Drop what the call saved if that frees memory, else keep it and free the inputs."""
+        held = [
+            (i, saved) for i, ref in enumerate(call.saved) if isinstance(saved := ref(), OutputView)
         ]
         if (
             isinstance(output, Tensor)
-            and self._gives_new(output, inplace=inplace)
-            and (self._is_available(frame, output) or self._keep_inputs(frame))
+            and self._is_new_output(output, inplace=inplace)
+            and (self._has_available_inputs(call, output) or self._keep_inputs(call))
         ):
-            for i, slot in slots:
-                frame.drop(i, slot, output)
-            frame.forget_unused_random_state()
-            self._table.add(output, frame)
+            for i, saved in held:
+                call.drop(i, saved, output)
+            call.forget_unused_random_state()
+            self._outputs.add(output, call)
         else:
-            frame.give_up()
-            for _, slot in slots:
-                if slot.tensor is not None:
-                    self._keep(slot.tensor)
+            call.release_inputs()
+            for _, saved in held:
+                if saved.tensor is not None:
+                    self._kept.add(saved.tensor)
 
-    def _gives_new(self, output: Tensor, *, inplace: bool) -> bool:
-        """False for views of an input, and for inputs modified in part or behind our back."""
+    def _is_new_output(self, output: Tensor, *, inplace: bool) -> bool:
+        """Return False for a view of an input, and for an input that was modified.
+
+        An input modified in place by a function called with ``inplace=True`` is new if the output
+        is all of its storage.
+        """
         version, _ = self._inputs.get(_address(output), (None, 0))
         if version is None:
             return True
         is_whole = output.numel() * output.element_size() == output.untyped_storage().nbytes()
         return inplace and is_whole and version != output._version
 
-    def _are_there(self, tensors: Sequence[Tensor]) -> bool:
-        """True if inputs that the call itself will not save are available, or small."""
+    # --- availability of inputs
+
+    def _are_available(self, tensors: Sequence[Tensor]) -> bool:
+        """Return True if all inputs that a call does not save are available without it."""
         largest = max((tensor.numel() for tensor in tensors), default=0)
         return all(
             isinstance(tensor, nn.Parameter)
-            or self._is_kept(tensor)
-            or tensor in self._table
+            or self._kept.has(tensor)
+            or tensor in self._outputs
             or tensor.numel() * _SMALL <= largest
             for tensor in tensors
         )
 
-    def _is_available(self, frame: Frame, output: Tensor) -> bool:
-        """True if every input of the frame is there anyway when it is needed again, or small."""
-        inputs = list(_each((*frame.args, *frame.kwargs.values()), (Held, Reading)))
+    def _has_available_inputs(self, call: FunctionCall, output: Tensor) -> bool:
+        """Return True if all inputs are available once the call has saved what it saves."""
+        inputs = list(_each((*call.args, *call.kwargs.values()), (KeptInput, OutputView)))
         largest = max([output.numel(), *(i.shape.numel() for i in inputs)])
         return all(
-            isinstance(i, Reading)
-            or self._is_kept(i.tensor, i.version)
+            isinstance(i, OutputView)
+            or self._kept.has(i.tensor, i.version)
             or i.shape.numel() * _SMALL <= largest
             for i in inputs
         )
 
-    def _keep_inputs(self, frame: Frame) -> bool:
-        """Keep the inputs of a product that has saved copies of them instead: they are as large.
+    def _keep_inputs(self, call: FunctionCall) -> bool:
+        """Keep the inputs of a product or an attention; return False for every other function.
 
-        So does attention where there is a bias that learns: it runs in operators of its own.
+        A product saves reshaped copies of its inputs, and attention with a trainable bias runs as
+        several operations. Their inputs are as large as those copies, and stay in their place.
         """
-        if frame.recipe.name not in _PRODUCTS | {_ATTENTION}:
+        if call.function.name not in PRODUCTS | {ATTENTION}:
             return False
-        for held in _each((*frame.args, *frame.kwargs.values()), Held):
-            self._kept.setdefault(_address(held.tensor), (held.tensor, held.version))
+        for kept in _each((*call.args, *call.kwargs.values()), KeptInput):
+            self._kept.add_input(kept)
         return True
 
-    # --- what is saved
+    # --- saved tensors
 
-    def _pack(self, tensor: Tensor) -> Tensor | Slot:
-        if self._frame is not None and self._lazy and self._is_new(tensor):
-            is_statistics = self._frame.recipe.from_saved is not None
-            if self._is_large(tensor) and not is_statistics:
-                return self._frame.pack_filled(tensor)
-            if is_statistics or not self._frame.lean:
-                return self._frame.pack_passenger(tensor)
-        if self._frame is not None:
-            self._frame.skip_slot()
-        if self._is_kept(tensor):
+    def _pack(self, tensor: Tensor) -> Tensor | SavedTensor:
+        """Pack hook of everything that the unit saves, inside cheap calls and outside."""
+        call = self._call
+        if call is not None and self._drops and self._is_made_by_call(tensor):
+            is_statistics = call.function.output_from_saved is not None
+            if self._is_large(tensor, call) and not is_statistics:
+                return call.pack_held(tensor)
+            if is_statistics or not call.per_use:
+                return call.pack_small(tensor)
+        if call is not None:
+            call.skip()
+        if self._kept.has(tensor):
             return tensor.detach()
-        reading = self._read(tensor) if self._lazy else None
-        return self._keep(tensor) if reading is None else reading
+        view = self._view_of_output(tensor) if self._drops else None
+        return self._kept.add(tensor) if view is None else view
 
-    def _read(self, tensor: Tensor) -> Reading | None:
-        reading = self._table.find(tensor)
-        if reading is not None:
-            reading.frame.drop_passengers()
+    def _view_of_output(self, tensor: Tensor) -> OutputView | None:
+        """Return an empty view if a tensor can be recomputed by a call or a weight cast."""
+        view = self._outputs.find(tensor)
+        if view is not None:
+            assert isinstance(view.call, FunctionCall)
+            view.call.drop_small()
         elif tensor.dtype in (torch.bfloat16, torch.float16):
-            weight = getattr(cast_from(tensor), "variable", None)
+            weight = getattr(cast_source(tensor), "variable", None)
             if isinstance(weight, nn.Parameter):
-                return _weight_frame(weight, tensor.dtype).reading(tensor)
-        return reading
+                return weight_cast_call(weight, tensor.dtype).view_of_output(tensor)
+        return view
 
-    def _is_new(self, tensor: Tensor) -> bool:
-        """True for what a cheap call saves of its own making."""
+    def _is_made_by_call(self, tensor: Tensor) -> bool:
+        """Return True for a saved tensor that is neither an input of the call nor kept anyway."""
         version, _ = self._inputs.get(_address(tensor), (None, 0))
-        return version != tensor._version and not self._is_kept(tensor)
+        return version != tensor._version and not self._kept.has(tensor)
 
-    def _is_large(self, tensor: Tensor) -> bool:
-        """True if that is worth dropping; attention runs again in any case."""
-        assert self._frame is not None
+    def _is_large(self, tensor: Tensor, call: FunctionCall) -> bool:
+        """Return True if a saved tensor is worth dropping; all of attention's are."""
         largest = max((numel for _, numel in self._inputs.values()), default=0)
-        return tensor.numel() * _SMALL > largest or self._frame.recipe.name == _ATTENTION
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        kept = tensor.detach()
-        self._kept[_address(tensor)] = (kept, tensor._version)
-        return kept
-
-    def _is_kept(self, tensor: Tensor, version: int | None = None) -> bool:
-        entry = self._kept.get(_address(tensor))
-        return entry is not None and entry[1] == (tensor._version if version is None else version)
+        return tensor.numel() * _SMALL > largest or call.function.name == ATTENTION
 
 
 def _address(tensor: Tensor) -> int:
@@ -426,8 +359,9 @@ def _address(tensor: Tensor) -> int:
 
 
 def _each(values: Iterable[object], kind: type | tuple[type, ...]) -> Iterator[Any]:
+    """Yield the values of a type, those inside lists and tuples included."""
     for value in values:
         if isinstance(value, kind):
             yield value
-        elif isinstance(value, SEVERAL):
+        elif isinstance(value, SEQUENCES):
             yield from _each(value, kind)

@@ -78,7 +78,7 @@ class OperationRecord:
         batched_bytes: the part of them in tensors whose size is a multiple of the micro-batch.
         kind: what it computes, for rates of its own: the aten name, and of a convolution whether it
             is depthwise or pointwise, of batch normalisation whether the statistics are given.
-        begins_refill: whether it is the first of a frame that runs again.
+        begins_refill: True for the first operation of a recomputable call in backward.
         launches: how many kernels it is on a GPU, if that is known to be more than one.
     """
 

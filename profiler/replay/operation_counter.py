@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch._ops import OpOverload
 
-from profiler.checkpointing.recompute import Frame, running_frame
+from profiler.checkpointing.recompute import RecomputableCall, running_call
 from profiler.models.backbones.scan_loop_work import loop_work
 from profiler.operations import operation_kind, read_arguments
 from profiler.replay.event_log import OperationRecord, Phase
@@ -41,7 +41,7 @@ class OperationTimer(Protocol):
         """
 
 
-def _no_frame() -> None:
+def _no_call() -> None:
     return None
 
 
@@ -71,7 +71,7 @@ class OperationCounter:
         self._published = published_flops
         self._scans_as_loops = scans_as_loops
         self._timer = timer
-        self._last_frame: Callable[[], Frame | None] = _no_frame
+        self._last_call: Callable[[], RecomputableCall | None] = _no_call
 
     def count(
         self,
@@ -120,10 +120,10 @@ class OperationCounter:
 
     def _begins_refill(self, phase: Phase) -> bool:
         """Return whether a recomputation runs that is not the one of the operation before."""
-        before = self._last_frame()
-        now = running_frame() if phase is Phase.RECOMPUTE else None
+        before = self._last_call()
+        now = running_call() if phase is Phase.RECOMPUTE else None
         # a weak reference: the counter must not keep recomputed tensors alive
-        self._last_frame = _no_frame if now is None else weakref.ref(now)
+        self._last_call = _no_call if now is None else weakref.ref(now)
         return now is not None and now is not before
 
     def _traffic(self, values: Iterable[Any]) -> tuple[int, int]:

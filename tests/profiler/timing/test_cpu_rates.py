@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.cost.model import CostModel
 from planner.placement import option_indices, recompute_seconds
-from profiler.checkpointing.recompute import Frame
+from profiler.checkpointing.recompute import RecomputableCall
 from profiler.devices.table import CPU
 from profiler.placement import Decision, Placement
 from profiler.prediction.report import predict
@@ -129,17 +129,17 @@ def test_composed_and_replayed_times_use_the_same_rates(option):
 def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch):
     run_again = []
 
-    def counted(frame, *args, **kwargs):
-        run_again.append(frame.recipe.name)
-        return refill(frame, *args, **kwargs)
+    def counted(call, *args, **kwargs):
+        run_again.append(call.function.name)
+        return recompute(call, *args, **kwargs)
 
     units = CostModel("cpu").units(MOBILENET)
     placement = Placement(decisions=dict.fromkeys(units, option))
     candidate = Candidate(workload=MOBILENET, placement=placement)
     log = replay_step(candidate, device=CPU)
     step, batches = build_step(candidate, device="cpu")
-    refill = Frame.refill
-    monkeypatch.setattr(Frame, "refill", counted)
+    recompute = RecomputableCall.recompute
+    monkeypatch.setattr(RecomputableCall, "recompute", counted)
     step.run(batches)
     begun = [op for op in log.operations if op.begins_refill]
     assert {op.phase for op in begun} == {Phase.RECOMPUTE}

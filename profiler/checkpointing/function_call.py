@@ -1,0 +1,132 @@
+"""The call of one torch function, such as a norm or an activation function.
+
+Whether dropping what a call saves frees memory is known only after the call. Its saved tensors are
+therefore held at first (``pack_held``), and afterwards the caller decides:
+
+    drop               recompute the saved tensor in backward
+    release_inputs     keep all, as in the plain model; the call is never recomputed
+
+Small saved tensors (``pack_small``), such as a norm's statistics, stay until an operation saves a
+view of the output. From then on that view is unpacked before the call's own backward needs the
+small ones, so recomputing it restores them as well.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from profiler.checkpointing.recompute import (
+    OutputView,
+    RecomputableCall,
+    RecomputableFunction,
+    SavedTensor,
+    StoreInput,
+    no_tensor,
+)
+
+
+class FunctionCall(RecomputableCall):
+    """A call of a torch function.
+
+    Attributes:
+        small: weak references to the small saved tensors.
+    """
+
+    __slots__ = ("small",)
+
+    def __init__(
+        self,
+        function: RecomputableFunction,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        *,
+        store_input: StoreInput,
+    ) -> None:
+        super().__init__(function, args, kwargs, store_input=store_input)
+        self.small: list[weakref.ref[SavedTensor]] = []
+
+    def pack_held(self, tensor: Tensor) -> SavedTensor:
+        """Hold a saved tensor until the caller drops it or releases the inputs."""
+        view = OutputView(self, tensor)  # it may turn out to be the output itself
+        view.tensor = tensor.detach()
+        self.saved.append(weakref.ref(view))
+        return view
+
+    def pack_small(self, tensor: Tensor) -> SavedTensor:
+        """Hold a small saved tensor: recomputing it alone costs more than storing it."""
+        saved = self.pack_empty(tensor)
+        saved.tensor = tensor.detach()
+        self.small.append(weakref.ref(saved))
+        return saved
+
+    def drop(self, position: int, saved: OutputView, output: Tensor) -> None:
+        """Empty a saved tensor.
+
+        If the function saved its own output (ReLU), or its backward does as well with the output,
+        the saved tensor becomes a view of the output: one recomputation then serves both.
+
+        Args:
+            position: index in ``RecomputableCall.saved``.
+            saved: the saved tensor at this position.
+            output: output of the call.
+        """
+        assert saved.tensor is not None
+        is_output = saved.tensor.untyped_storage()._cdata == output.untyped_storage()._cdata
+        if is_output or self.function.output_serves_backward:
+            self.saved[position] = no_tensor
+            self.views.append(weakref.ref(saved))
+        saved.tensor = None
+
+    def drop_small(self) -> None:
+        """Empty the small saved tensors, unless the output is computed from them."""
+        if self.function.output_from_saved is not None:
+            return
+        for ref in self.small:
+            saved = ref()
+            if saved is not None:
+                saved.tensor = None
+        self.small.clear()
+
+    def release_inputs(self) -> None:
+        """Free the inputs. The saved tensors keep what they hold; nothing is recomputed."""
+        self.args, self.kwargs, self.random = [], {}, None
+
+    def _run_again(
+        self, args: list[Any], kwargs: dict[str, Any], *, empty: set[int], output_wanted: bool
+    ) -> Tensor:
+        if not empty and self.function.output_from_saved is not None:
+            kept = [saved.tensor for ref in self.small if (saved := ref()) is not None]
+            output = self.function.output_from_saved(kept, *args, **kwargs)
+            if output is not None:
+                return output
+        if kwargs.get("inplace"):
+            # in place only if nothing else needs the input or the tensors saved for backward
+            kwargs["inplace"] = not empty and self._is_only_user_of_first(args)
+            if kwargs["inplace"]:
+                with torch.no_grad():
+                    changed: Tensor = self.function.run(*args, **kwargs)
+                    return changed.detach()
+        return super()._run_again(args, kwargs, empty=empty, output_wanted=output_wanted)
+
+    def _is_only_user_of_first(self, taken: Sequence[object]) -> bool:
+        """Return True if only this recomputation holds the tensor taken as first argument."""
+        value = self.args[0] if self.args else None
+        tensor = taken[0] if taken else None
+        return (
+            isinstance(value, OutputView)
+            and isinstance(tensor, Tensor)
+            and not _is_held_by(value.call, tensor)
+        )
+
+
+def _is_held_by(call: RecomputableCall, tensor: Tensor) -> bool:
+    """Return True if a saved tensor or a view of a call shares the storage of a tensor."""
+    address = tensor.untyped_storage()._cdata
+    refs: list[Callable[[], SavedTensor | None]] = [*call.saved, *call.views]
+    tensors = (saved.tensor for ref in refs if (saved := ref()) is not None)
+    return any(t is not None and t.untyped_storage()._cdata == address for t in tensors)

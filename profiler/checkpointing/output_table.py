@@ -1,0 +1,78 @@
+"""Recognises the output of a recomputable call among tensors that other operations save.
+
+An operation saves the call's output itself, a view of it, or under autocast a copy of it in lower
+precision. The first two share the output's storage. The copy does not: it is recognised by its
+place in the autograd graph, behind a cast of the node that made the output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from profiler.checkpointing.recompute import OutputView, RecomputableCall
+
+_VIEW_NODES = ("ViewBackward0", "UnsafeViewBackward0", "TransposeBackward0", "TBackward0")
+
+_CAST_NODE = "ToCopyBackward0"
+
+
+class _Output:
+    """The output of a call: its storage, its version and the autograd node that made it."""
+
+    __slots__ = ("call", "fills_storage", "node", "storage", "version")
+
+    def __init__(self, output: Tensor, call: RecomputableCall) -> None:
+        self.call = call
+        storage = output.untyped_storage()
+        # A weak reference lets the memory be freed and keeps the address from being used again.
+        self.storage = StorageWeakRef(storage)
+        self.version = output._version
+        self.node = output.grad_fn
+        self.fills_storage = output.numel() * output.element_size() == storage.nbytes()
+
+
+class OutputTable:
+    """The outputs of the recomputable calls of one forward."""
+
+    __slots__ = ("_by_node", "_by_storage")
+
+    def __init__(self) -> None:
+        self._by_storage: dict[int, _Output] = {}
+        self._by_node: dict[object, _Output] = {}
+
+    def clear(self) -> None:
+        """Forget all outputs."""
+        self._by_storage.clear()
+        self._by_node.clear()
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        known = self._by_storage.get(tensor.untyped_storage()._cdata)
+        return known is not None and known.version == tensor._version
+
+    def add(self, output: Tensor, call: RecomputableCall) -> None:
+        """Register the output of a call."""
+        known = _Output(output, call)
+        self._by_storage[output.untyped_storage()._cdata] = known
+        if known.node is not None and known.fills_storage:
+            self._by_node[known.node] = known
+
+    def find(self, tensor: Tensor) -> OutputView | None:
+        """Return an empty view if a tensor is an unmodified output, a view or a cast of one."""
+        known = self._by_storage.get(tensor.untyped_storage()._cdata)
+        if known is None or known.version != tensor._version:
+            known = self._by_node.get(cast_source(tensor))
+        return None if known is None else known.call.view_of_output(tensor)
+
+
+def cast_source(tensor: Tensor) -> Any:
+    """Return the autograd node whose whole output a tensor is a cast of, None if it is no cast."""
+    node = tensor.grad_fn
+    if node is not None and node.name() in _VIEW_NODES:
+        node = node.next_functions[0][0]
+    if node is None or node.name() != _CAST_NODE:
+        return None
+    is_whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    return node.next_functions[0][0] if is_whole else None
