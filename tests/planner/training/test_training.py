@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from plans import make_plan
 from torch import Tensor, nn
 
-from planner.plan import Accuracy, Plan, read_plan
+from planner.plan import Plan, read_plan
 from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import accuracy
@@ -26,10 +27,8 @@ from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.backbones import WeightSource
 from profiler.models.build import build_model
-from profiler.models.parameter_count import count_parameters
 from profiler.placement import Placement, PolicyChoice
-from profiler.records import DeviceLabel, Memory, Report, Rung
-from profiler.workload import Candidate, Workload
+from profiler.workload import Workload
 
 OF_RUN = {field.name for field in fields(RunOptions)}
 VIT = "vit_tiny_patch16_224"
@@ -42,25 +41,6 @@ def workload(**changes: Any) -> Workload:
         num_classes=10,
     )  # fmt: skip
     return base.replace(**changes)
-
-
-def make_plan(load: Workload, placement: Placement | None = None) -> Plan:
-    candidate = Candidate(workload=load, placement=placement or Placement())
-    return Plan(
-        candidate=candidate,
-        prediction=Report(
-            candidate=candidate,
-            device=DeviceLabel(name="cpu", full_name="CPU", kind="cpu"),
-            rung=Rung.COMPOSED,
-            memory=Memory(peak_bytes=1),
-            flops=None,
-            step_seconds=None,
-            energy_joules=None,
-            parameters=count_parameters(load),
-        ),
-        accuracy=Accuracy(value=None, source="not run", kind="none"),
-        budget_bytes=10**9,
-    )
 
 
 @cache
