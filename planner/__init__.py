@@ -1,4 +1,4 @@
-"""Plans the fine-tuning of vision models on small GPUs: what fits, and what it costs.
+"""Plans the fine-tuning of vision models on small GPUs, with memory, time and energy.
 
 The functions below are the Python interface. ``import planner`` imports no torch.
 """

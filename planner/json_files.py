@@ -1,4 +1,4 @@
-"""JSON files: written atomically, read with a size limit, without control characters or NaN."""
+"""JSON files: written atomically; read with a size limit, without control characters and NaN."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from profiler.errors import InputError
 from profiler.units import MIB, format_bytes
 
 MAX_FILE_BYTES = 16 * MIB
-"""A plan of a 500-unit model with raw trials is below 1 MiB; more is not a plan."""
+"""Largest file that is read. A plan of a 500-unit model with raw trials is below 1 MiB."""
 
 
 def write_json(data: Mapping[str, Any], path: Path) -> None:
-    """Write JSON data by way of a temporary file beside the target.
+    """Write JSON data to a temporary file beside the target, then rename it.
 
     Raises:
         InputError: the file cannot be written.
@@ -42,10 +42,10 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """See that a folder can be made and written into, before long work depends on it.
+    """Check that files can be written into a folder, before a long computation needs it.
 
     Raises:
-        InputError: it cannot.
+        InputError: the folder cannot be created or written into.
     """
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
@@ -59,13 +59,13 @@ def read_json(path: Path, *, kind: str) -> Any:
     """Read a JSON file of limited size.
 
     Raises:
-        InputError: missing, no regular file, too large or not JSON.
+        InputError: the file is missing, not a regular file, too large or not JSON.
     """
     if not path.is_file():
-        what = (
-            "is a directory" if path.is_dir() else "is no file" if path.exists() else "is missing"
-        )
-        raise InputError(f"{kind} file {path} {what}")
+        problem = "is missing"
+        if path.exists():
+            problem = "is a directory" if path.is_dir() else "is not a regular file"
+        raise InputError(f"{kind} file {path} {problem}")
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
@@ -73,7 +73,7 @@ def read_json(path: Path, *, kind: str) -> Any:
         raise InputError(f"cannot read {kind} file {path}: {error.strerror or error}") from error
     if len(raw) > MAX_FILE_BYTES:
         limit = format_bytes(MAX_FILE_BYTES)
-        raise InputError(f"{kind} file {path} is larger than {limit}; it is no {kind}")
+        raise InputError(f"{kind} file {path} is larger than {limit}, the limit for a {kind}")
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
         _refuse_control_characters(data, f"{kind} file {path}")
@@ -84,7 +84,7 @@ def read_json(path: Path, *, kind: str) -> Any:
 
 
 def _refuse_control_characters(data: object, where: str) -> None:
-    """Refuse text that would steer the terminal it is shown on."""
+    """Refuse text with control characters, which could manipulate the terminal."""
     if isinstance(data, str):
         if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in data):
             raise InputError(f"{where} has control characters in {data[:40]!r}")
@@ -98,4 +98,4 @@ def _refuse_control_characters(data: object, where: str) -> None:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

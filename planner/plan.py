@@ -84,7 +84,7 @@ class Plan:
 
     Attributes:
         candidate: workload and placement to train.
-        prediction: predicted memory, time and energy of one step.
+        prediction: predicted memory, time and energy per step.
         measurement: report of a real run; None without one.
         scores: NetScore and its variants; None when no accuracy is known.
         accuracy: accuracy with its origin.

@@ -9,9 +9,9 @@ msgspec converts and validates. It neither refuses unknown fields of a dataclass
 numbers, and its messages do not show the value. This module adds both: before the conversion it
 walks the data beside the type, after a failure it formats one line with the path and the value.
 
-A file whose minor schema version is newer than this program's may have fields that this program
-does not know. Its reader passes a list as ``dropped``: unknown fields are then left out and their
-paths are collected. In every other case an unknown field is an error.
+A file with a newer minor schema version may have additional fields. Its reader passes a list as
+``dropped``: unknown fields are then left out, and their paths are appended to the list. In every
+other case an unknown field is an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ANYTHING = inspect.AnyType()
 
 
 class NewerFileWarning(BudgetplanWarning):
-    """A file of a newer minor version has fields that this program does not know."""
+    """Fields of a file with a newer minor schema version were ignored."""
 
 
 _Record = TypeVar("_Record")
@@ -116,7 +116,7 @@ def check_schema(
     Args:
         data: JSON object with the key ``schema`` and, since minor version 1, ``schema_minor``.
         schema: schema that this program reads, such as ``budgetplan.plan/1``.
-        minor: newest minor version that this program knows.
+        minor: newest minor version that this program reads.
         part: path of the object in error messages.
 
     Raises:

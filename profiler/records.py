@@ -69,7 +69,7 @@ class OwnerBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Memory of one steady training step.
+    """Memory of a steady training step.
 
     Attributes:
         peak_bytes: highest live bytes; on CUDA the value of ``max_memory_allocated()``.
@@ -89,7 +89,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flops:
-    """Floating-point operations of one optimizer step. A multiply-add counts as two.
+    """Floating-point operations per optimizer step. A multiply-add counts as two.
 
     Attributes:
         forward: forward FLOPs of all micro-batches.
@@ -122,9 +122,9 @@ class UnitReport:
         boundary_bytes: size of the unit's output.
         working_bytes: highest live bytes during the unit's backward above the level at its start;
             None where backward does not run through the unit.
-        forward_flops: forward FLOPs of one micro-batch.
-        backward_flops: backward FLOPs of one micro-batch.
-        recompute_flops: forward FLOPs repeated in the backward of one micro-batch.
+        forward_flops: forward FLOPs per micro-batch.
+        backward_flops: backward FLOPs per micro-batch.
+        recompute_flops: forward FLOPs repeated in backward, per micro-batch.
         forward_seconds: roofline time of the forward on the device; None for an unknown device.
         recompute_seconds: roofline time of the recomputation; None for an unknown device.
     """
@@ -170,16 +170,16 @@ class DeviceLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A prediction or a measurement of one candidate on one device.
+    """A prediction or a measurement: one candidate on one device.
 
     Attributes:
         candidate: workload and placement.
         device: device that was predicted for or measured on.
         rung: how far the numbers were checked.
-        memory: bytes of one steady step.
-        flops: FLOPs of one optimizer step; None when a measurement did not count them.
-        step_seconds: duration of one optimizer step with all its micro-batches.
-        energy_joules: energy of one optimizer step with all its micro-batches.
+        memory: bytes in a steady step.
+        flops: FLOPs per optimizer step; None when a measurement did not count them.
+        step_seconds: duration per optimizer step with all its micro-batches.
+        energy_joules: energy per optimizer step with all its micro-batches.
         parameters: numbers of parameters.
         units: units in forward order.
         notes: sentences for the reader (uncalibrated time, assumed context, ...).

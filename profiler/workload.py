@@ -1,6 +1,6 @@
-"""A workload: everything that decides what one training step does, as plain data.
+"""A workload and a candidate: the complete description of a training step, as plain data.
 
-No torch here: a workload is read from a plan file, hashed into a cache key and shown to people.
+This module imports no torch: a workload is read from files, hashed into cache keys and printed.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ class Workload:
     """One training step of a backbone made trainable by a method.
 
     Attributes:
-        model: backbone name as the registry knows it (a timm name or one of ours).
-        method: ``full``, ``head``, ``lora``, ... (see ``profiler.models.methods``).
-        rank: for low-rank methods; None where the method has none.
-        alpha: LoRA scaling numerator; None means 2 x rank, as in arXiv 2607.02158.
-        dropout: dropout on the adapter's input.
+        model: canonical backbone name: a timm name or a name in ``profiler.models.backbones``.
+        method: fine-tuning method: ``full``, ``head``, ``lora``, ... (``profiler.models.methods``).
+        rank: rank of a low-rank method, width of an adapter or number of prompts; None for a
+            method without one.
+        alpha: LoRA's scaling numerator; None means 2 x rank, as in arXiv 2607.02158.
+        dropout: dropout rate on the adapter's input.
         targets: module-name suffixes to adapt; None means the method's default for the backbone.
-        micro_batch: images per forward.
+        micro_batch: images in a micro-batch.
         accumulation: micro-batches per optimizer step.
         precision: ``fp32``, or autocast to ``bf16`` or ``fp16`` (then with a gradient scaler).
         optimizer: ``adamw``, ``sgd`` (momentum 0.9) or ``adamw8bit`` (bitsandbytes).
-        image_size: height and width of the input.
-        num_classes: width of the classifier.
-        grad_clip: largest global gradient norm, or None for no clipping.
+        image_size: height and width of the input in pixels.
+        num_classes: number of classes.
+        grad_clip: largest global gradient norm; None for no clipping.
         drop_path: stochastic depth rate given to the backbone.
     """
 
@@ -123,12 +124,12 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A workload with a placement: what can be predicted, measured and trained.
+    """A workload with a placement: the input of prediction, measurement and training.
 
     Attributes:
-        workload: the training step.
-        placement: the decision for every unit of its backbone.
-        policy: the policy that made the placement.
+        workload: training step.
+        placement: decision for every unit of the backbone.
+        policy: policy that made the placement.
     """
 
     workload: Workload

@@ -37,7 +37,7 @@ def predict(
     on_progress: Notify | None = None,
     **workload: Unpack[WorkloadOptions],
 ) -> Report:
-    """Predict memory, time and energy of one training step. Nothing is run.
+    """Predict memory, time and energy of a training step. Nothing is run.
 
     Args:
         model: timm name or alias of the backbone.

@@ -26,7 +26,7 @@ __all__ = ["cli", "main"]
 )
 @click.version_option(package_name="budgetplan")
 def cli() -> None:
-    """Plan the fine-tuning of vision models on small GPUs: what fits, and what it costs.
+    """Plan the fine-tuning of vision models on small GPUs: memory, time, energy, accuracy.
 
     Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes.
     """

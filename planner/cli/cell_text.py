@@ -1,4 +1,4 @@
-"""Texts of table cells: method, batch, placement, accuracy, scores, differences."""
+"""Texts of table cells: method, batch, placement, accuracy, scores, errors."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from profiler.placement import Decision, Placement
 from profiler.workload import Candidate
 
 MOST_PARTS_NAMED = 3
-"""Parts of a unit that its cell names; the rest is a count."""
+"""Most parts of a unit that a cell names; the cell counts the rest."""
 
 
 def method_of(candidate: Candidate) -> str:
-    """Return ``lora r8``."""
+    """Return the method with its rank, such as ``lora r8``."""
     load = candidate.workload
     return load.method if load.rank is None else f"{load.method} r{load.rank}"
 
 
 def batch_of(candidate: Candidate) -> str:
-    """Return ``8x4``: micro-batch times accumulation."""
+    """Return micro-batch times accumulation, such as ``8x4``."""
     load = candidate.workload
     return f"{load.micro_batch}x{load.accumulation}"
 
 
 def placement_of(candidate: Candidate, units: int | None = None) -> str:
-    """Return the policy and what it does: ``optimal: 2 cheap, 1 in parts, 3 recompute of 12``."""
+    """Return the policy and its decisions: ``optimal: 2 cheap, 1 in parts, 3 recompute of 12``."""
     placement, policy = candidate.placement, candidate.policy.display_name
     if placement.is_none:
         return "none" if policy == "none" else f"{policy}: nothing"
@@ -39,7 +39,7 @@ def placement_of(candidate: Candidate, units: int | None = None) -> str:
 
 
 def accuracy_of(accuracy: Accuracy) -> str:
-    """Return the value with its kind."""
+    """Return the accuracy in percent with its kind; ``-`` if unknown."""
     if accuracy.value is None:
         return "-"
     kind = {"measured": "short run"}.get(accuracy.kind, accuracy.kind)
@@ -47,20 +47,20 @@ def accuracy_of(accuracy: Accuracy) -> str:
 
 
 def netscore_of(scores: Scores | None, name: str) -> str:
-    """Return a score with two decimals."""
+    """Return a score with two decimals; ``-`` if unknown."""
     value = None if scores is None else getattr(scores, name)
     return "-" if value is None else f"{value:.2f}"
 
 
 def difference(predicted: float | None, measured: float | None) -> str:
-    """Return by how much the prediction was off, in percent of what was measured."""
+    """Return the relative error of a prediction, in percent of the measured value."""
     if predicted is None or not measured:
         return "-"
     return f"{100 * (predicted / measured - 1):+.2f} %"
 
 
 def candidate_facts(candidate: Candidate) -> Iterator[tuple[str, str]]:
-    """Yield what a candidate runs, name and value."""
+    """Yield the properties of a candidate as name and value."""
     load = candidate.workload
     yield "method", method_of(candidate)
     yield "batch", f"{load.micro_batch} x {load.accumulation} = {load.effective_batch} images"
@@ -71,7 +71,7 @@ def candidate_facts(candidate: Candidate) -> Iterator[tuple[str, str]]:
 
 
 def decision_of(unit: str, placement: Placement) -> str:
-    """Return what is done with a unit, its parts included: ``light, recompute qkv proj fc1``."""
+    """Return the decisions for a unit and its parts: ``light, recompute qkv proj fc1``."""
     parts: dict[str, list[str]] = {}
     for name, decision in placement.decisions.items():
         if name.startswith(f"{unit}/"):
@@ -83,7 +83,7 @@ def decision_of(unit: str, placement: Placement) -> str:
 
 
 def _shortened(parts: Sequence[str]) -> str:
-    """Return what parts are called within theirs, and no more of them than a table has room for."""
+    """Return the last names of parts, at most ``MOST_PARTS_NAMED``, then a count of the rest."""
     last = [_last_word(part) for part in parts]
     names = last if len({*last}) == len(last) else list(parts)
     more = len(names) - MOST_PARTS_NAMED
@@ -91,6 +91,6 @@ def _shortened(parts: Sequence[str]) -> str:
 
 
 def _last_word(part: str) -> str:
-    """Return the last name of a dotted one, with the one before where it is but a number."""
+    """Return the last name of a dotted path, with the name before it if the last is a number."""
     names = part.split(".")
     return ".".join(names[-2:] if names[-1].isdigit() else names[-1:])

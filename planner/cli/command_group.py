@@ -34,7 +34,7 @@ class _OneLineError(click.ClickException):
 
 
 class CommandGroup(click.Group):
-    """A group whose commands end with one line and the right exit code, whatever happens."""
+    """A group whose commands end every error with one line and an exit code of the contract."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def score_columns(scores: Scores) -> list[Column]:
-    """Return the scores that the given numbers allow, one a row."""
+    """Return the scores that could be computed, one in a row."""
     known = {name: value for name, value in scores.to_json().items() if value is not None}
     return [
         Column(header="score", cells=list(known), justify="left"),
@@ -37,7 +37,7 @@ def alias_columns(aliases: Mapping[str, str]) -> list[Column]:
 
 
 def method_columns(infos: Sequence[MethodInfo], refused: Mapping[str, str]) -> list[Column]:
-    """Return the list of methods; with refusals where a backbone was named."""
+    """Return the list of methods, with the reasons of refusals if a backbone was given."""
     return [
         Column(header="method", cells=[info.name for info in infos], justify="left"),
         Column(header="family", cells=[info.family for info in infos], justify="left"),
@@ -50,7 +50,7 @@ def method_columns(infos: Sequence[MethodInfo], refused: Mapping[str, str]) -> l
             justify="left",
         ),
         Column(
-            header="what learns",
+            header="trained parts",
             cells=[info.summary for info in infos],
             justify="left",
             wraps=True,
@@ -68,7 +68,7 @@ def method_columns(infos: Sequence[MethodInfo], refused: Mapping[str, str]) -> l
 
 
 def show_matrix(matrix: MethodMatrix, console: Console) -> None:
-    """Print which method works on which backbone, and why not."""
+    """Print the table of methods and backbones, and the reasons of refusals."""
     page = Page(console)
     columns = [
         Column(header="method", cells=matrix.methods, justify="left"),
@@ -96,7 +96,7 @@ SHORT_NAMES = {
     "vim_s": "vim\ns",
     "mambavision_t": "mam\nvis",
 }
-"""Backbones over columns that leave room for all of them in 80 columns."""
+"""Two-line headers: with these all backbones fit into 80 columns."""
 
 
 def _in_full(matrix: MethodMatrix) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _in_full(matrix: MethodMatrix) -> Iterator[str]:
 
 
 def show_method(facts: MethodFacts, console: Console) -> None:
-    """Print one method, and what it does on a backbone."""
+    """Print a method, and its trained layers if a backbone was given."""
     page = Page(console)
     info = facts.info
     page.heading(f"{info.name}: {info.summary}")
@@ -125,9 +125,9 @@ def _method_facts(facts: MethodFacts) -> Iterator[tuple[str, str]]:
         return
     yield "on", facts.model
     yield "works", "yes" if facts.refused is None else f"no: {facts.refused}"
-    yield "learn there", ", ".join(f"{count} {name}" for name, count in facts.layers.items())
+    yield "trained layers", ", ".join(f"{count} {name}" for name, count in facts.layers.items())
     if facts.trainable_parameters is not None:
-        yield "parameters", f"{format_count(facts.trainable_parameters)} learn"
+        yield "parameters", f"{format_count(facts.trainable_parameters)} trainable"
 
 
 def device_columns(specs: Sequence[DeviceSpec], *, here: str | None) -> list[Column]:

@@ -20,22 +20,22 @@ def show_plan(plan: Plan, console: Console) -> None:
     load = plan.candidate.workload
     page.heading(f"Plan: {load.model} in {format_bytes(plan.budget_bytes)}")
     page.block(facts_table(candidate_facts(plan.candidate)))
-    page.heading("Predicted beside measured")
+    page.heading("Predicted and measured")
     page.block(*tables(comparison_columns(plan), keys=1, width=page.width))
     page.heading("Accuracy and scores")
     page.block(facts_table(_score_facts(plan)))
     if not plan.candidate.placement.is_none:
         page.heading("Placement")
         page.block(facts_table(sorted(plan.candidate.placement.decisions.items())))
-    page.heading("Where it comes from")
+    page.heading("Provenance")
     page.block(facts_table(_provenance_facts(plan)))
 
 
 def comparison_columns(plan: Plan) -> list[Column]:
-    """Return predicted beside measured; a run on another device has columns of its own."""
+    """Return predicted and measured values. A run on another device has its own columns."""
     prediction, run = plan.prediction, plan.measurement
     same = run is not None and run.device.kind == prediction.device.kind
-    names = ["peak", "reserved", "device memory", "step", "energy a step"]
+    names = ["peak", "reserved", "device memory", "step", "energy per step"]
     predicted, measured = _quantities(prediction), _quantities(run if same else None)
     off = [difference(p, m) for p, m in zip(predicted, measured, strict=True)]
     columns = [
@@ -44,7 +44,7 @@ def comparison_columns(plan: Plan) -> list[Column]:
             header=f"{prediction.rung} for\n{prediction.device.name}", cells=_printed(predicted)
         ),
         Column(header="measured", cells=_printed(measured)),
-        Column(header="off by", cells=off),
+        Column(header="error", cells=off),
     ]
     if run is not None and not same:
         expected = (plan.provenance.get("host_prediction") or {}).get("peak_bytes")

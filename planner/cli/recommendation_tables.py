@@ -25,7 +25,7 @@ from profiler.units import format_bytes, format_joules, format_seconds
 
 
 def show_recommendation(answer: Recommendation, console: Console) -> None:
-    """Print the whole answer."""
+    """Print a recommendation."""
     page = Page(console)
     request = answer.request
     device = answer.front[0].plan.prediction.device
@@ -40,7 +40,7 @@ def show_recommendation(answer: Recommendation, console: Console) -> None:
     page.block(Text(answer.reason, style="green"))
     page.line(f"budgetplan train {answer.front[answer.recommended].file}")
     if answer.baselines:
-        page.heading("The paper's defaults here (batch 32, fp32, AdamW)")
+        page.heading("Defaults of arXiv 2607.02158 on this device (batch 32, fp32, AdamW)")
         page.block(*tables(baseline_columns(answer.baselines), keys=1, width=page.width))
     if answer.dropped:
         page.heading("Dropped")
@@ -51,19 +51,20 @@ def show_recommendation(answer: Recommendation, console: Console) -> None:
 
 def _closing(answer: Recommendation) -> Iterator[str]:
     yield (
-        "expected order: of accuracy, 1 for the best and for all that published comparisons do not"
-        " tell from it; * is recommended; batch: micro-batch x accumulation; r: the rank, of"
-        " adapters the width, of prompts and prefixes their number, of side networks a divisor"
+        "expected order is the rank by accuracy: 1 for the best and for all that published "
+        "comparisons cannot distinguish from the best; * marks the recommended row; batch is "
+        "micro-batch x accumulation; r is the rank, for adapters the width, for prompts and "
+        "prefixes their number, for side networks a divisor"
     )
     yield f"a plan file for each row is in {answer.request.out}/; `budgetplan show PLAN` prints it"
     yield (
         f"{answer.trials} trials, {format_seconds(answer.seconds)} in all; study {answer.study}: "
-        "`recommend --study` goes on with it, `budgetplan dashboard` shows it"
+        "`recommend --study` continues it, `budgetplan dashboard` shows it"
     )
 
 
 def front_columns(answer: Recommendation) -> list[Column]:
-    """Return the columns of the front, the recommended row starred."""
+    """Return the columns of the front, with a star at the recommended row."""
     entries = answer.front
     plans = [entry.plan for entry in entries]
     on_host = any(entry.host_prediction is not None for entry in entries)
@@ -135,7 +136,7 @@ def _host_columns(entries: Sequence[Entry]) -> list[Column]:
     return [
         Column(header="CPU peak\npredicted", cells=[format_bytes(p) for p, _ in peaks]),
         Column(header="CPU peak\nmeasured", cells=[format_bytes(m) for _, m in peaks]),
-        Column(header="off by", cells=[difference(p, m) for p, m in peaks]),
+        Column(header="error", cells=[difference(p, m) for p, m in peaks]),
         Column(
             header="CPU step\nmeasured",
             cells=["-" if run is None else format_seconds(run.step_seconds) for run in runs],

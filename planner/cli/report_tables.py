@@ -1,4 +1,4 @@
-"""Tables of one report: memory by owner, units of the backbone, placement."""
+"""Tables of a report: memory by owner, units of the backbone, placement."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
         yield "budget", _against(report, budget_bytes).strip(", ")
     kind = "measured" if report.rung == Rung.MEASURED else "predicted"
     yield f"step, {kind}", format_seconds(report.step_seconds)
-    yield f"energy a step, {kind}", format_joules(report.energy_joules)
+    yield f"energy per step, {kind}", format_joules(report.energy_joules)
     parameters = report.parameters
     yield (
         "parameters",
         f"{format_count(parameters.total)}, {format_count(parameters.trainable)} trainable",
     )
     if flops is not None:
-        again = f", {format_count(flops.recompute)} of it again" if flops.recompute else ""
-        yield "FLOPs a step", f"{format_count(flops.total)}{again}"
+        again = f", {format_count(flops.recompute)} of it recomputed" if flops.recompute else ""
+        yield "FLOPs per step", f"{format_count(flops.total)}{again}"
 
 
 def _against(report: Report, budget_bytes: int | None) -> str:
@@ -62,7 +62,7 @@ def _against(report: Report, budget_bytes: int | None) -> str:
 
 
 def owner_columns(report: Report) -> list[Column]:
-    """Return memory by owner, at the peak and each one's highest; empty where not known."""
+    """Return memory by owner, at the peak and at its highest; no columns if unknown."""
     at_peak, highest = report.memory.at_peak, report.memory.max_by_group
     if at_peak is None:
         return []
@@ -71,7 +71,7 @@ def owner_columns(report: Report) -> list[Column]:
         Column(header="owner", cells=shown, justify="left"),
         Column(header="at the peak", cells=[format_bytes(getattr(at_peak, o)) for o in shown]),
         Column(
-            header="at most",
+            header="highest",
             cells=[format_bytes(getattr(highest, o) if highest else None) for o in shown],
         ),
     ]
@@ -80,7 +80,7 @@ def owner_columns(report: Report) -> list[Column]:
 def show_profile(
     report: Report, console: Console, *, placement_rows: Sequence[PlacementRow] | None = None
 ) -> None:
-    """Print the table of units, and with ``placement_rows`` why each does what it does."""
+    """Print the table of units, and with ``placement_rows`` the cost of each decision."""
     page = Page(console)
     placement = report.candidate.placement
     page.heading(
@@ -88,7 +88,7 @@ def show_profile(
         f"{report.candidate.workload.micro_batch} for {report.device.name}"
     )
     if not report.units:
-        page.block("this backbone has no checkpointable units")
+        page.block("this backbone has no units that can be recomputed")
     else:
         columns = unit_columns(
             report.units, placement, with_decisions=placement_rows is None and not placement.is_none
@@ -132,7 +132,7 @@ def unit_columns(
 
 
 def _placement_section(rows: Sequence[PlacementRow], placement: Placement, page: Page) -> None:
-    """Print why each unit is kept or recomputed: what that frees and what it costs."""
+    """Print the bytes that each decision frees and its recomputation time."""
     page.heading("Placement, composed")
     page.block(*tables(placement_columns(rows, placement), keys=2, width=page.width))
     peaks = [f"{row.unit} ({row.binding})" for row in rows if row.binding is not None]
@@ -141,7 +141,7 @@ def _placement_section(rows: Sequence[PlacementRow], placement: Placement, page:
             f"the peak is set by {', '.join(peaks)}"
             if peaks
             else "the peak is set by the optimizer's step, which no placement changes",
-            "freed and price are against keeping the unit",
+            "freed bytes and recomputation time are relative to keeping the unit",
         ]
     )
 
@@ -159,7 +159,8 @@ def placement_columns(rows: Sequence[PlacementRow], placement: Placement) -> lis
             cells=[format_seconds(r.recompute_seconds or None) for r in rows],
         ),
         Column(
-            header="price\nper MiB", cells=[format_seconds(r.seconds_per_freed_mib) for r in rows]
+            header="recompute\nper MiB",
+            cells=[format_seconds(r.seconds_per_freed_mib) for r in rows],
         ),
         Column(header="live,\nforward", cells=[format_bytes(r.forward_bytes) for r in rows]),
         Column(header="live,\nbackward", cells=[format_bytes(r.backward_bytes) for r in rows]),

@@ -28,13 +28,13 @@ WRAPPED_CELL_COLUMNS = 28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column: its header may have two lines; an empty one (all ``-``) is not shown.
+    """A column of a table. A column whose cells are all ``-`` is not shown.
 
     Attributes:
-        header: of one or two lines.
-        cells: one a row.
-        justify: numbers right, words left.
-        wraps: whether a cell may take several lines, for sentences.
+        header: header with at most two lines.
+        cells: text of each row.
+        justify: alignment; numbers are right-aligned, words left-aligned.
+        wraps: whether a cell may take several lines.
     """
 
     header: str
@@ -44,7 +44,7 @@ class Column:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is known in it."""
+        """Whether every cell is empty or ``-``."""
         return all(cell in ("", "-") for cell in self.cells)
 
 
@@ -54,10 +54,10 @@ def tables(
     """Arrange columns in as few tables as fit the width, the first ``keys`` columns in each.
 
     Args:
-        columns: all of the same length.
-        keys: how many name the row.
-        width: of the terminal.
-        styles: of rows, by index.
+        columns: columns with equally many cells.
+        keys: number of leading columns that name the row.
+        width: columns of the terminal.
+        styles: rich style by row index.
     """
     shown = [c for i, c in enumerate(columns) if i < keys or not c.is_empty]
     lead, rest = shown[:keys], shown[keys:]
@@ -86,7 +86,7 @@ def _table(columns: Sequence[Column], styles: Mapping[int, str]) -> Table:
 
 
 def _width(columns: Sequence[Column]) -> int:
-    """Return the width that columns need, those that wrap in a narrow shape."""
+    """Return the width of a table, with the columns that wrap at their least width."""
     console = Console(width=10_000)
     narrow = [
         replace(c, cells=[cell[:WRAPPED_CELL_COLUMNS] for cell in c.cells]) if c.wraps else c
@@ -96,7 +96,7 @@ def _width(columns: Sequence[Column]) -> int:
 
 
 def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Name and value, one a line; a long value wraps under itself."""
+    """Return a table of name and value; a long value wraps within its column."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -107,7 +107,7 @@ def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 class Page:
-    """Prints to a console: headings, indented blocks, sentences that wrap."""
+    """A console with headings, indented blocks and wrapped sentences."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -118,22 +118,22 @@ class Page:
         return self._console.width
 
     def heading(self, text: str) -> None:
-        """Print the head of a block."""
+        """Print a heading."""
         self._console.print(Text(f"\n{text}", style="bold"))
 
     def block(self, *parts: RenderableType) -> None:
-        """Print parts, indented, with a line between them."""
+        """Print parts, indented, with an empty line between two."""
         for index, part in enumerate(parts):
             if index:
                 self._console.print()
             self._console.print(Padding(part, (0, 0, 0, INDENT), expand=False))
 
     def line(self, text: str) -> None:
-        """Print a line that may be copied: it is not wrapped."""
+        """Print a line without wrapping, so that it can be copied."""
         self._console.print(Text(f"{' ' * INDENT}{text}"), soft_wrap=True)
 
     def sentences(self, lines: Iterable[str], *, style: str = "") -> None:
-        """Print each as a wrapped paragraph with a dash."""
+        """Print each sentence as a wrapped paragraph with a dash."""
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
@@ -143,7 +143,11 @@ class Page:
 
 
 def show_table(columns: Sequence[Column], console: Console, *, keys: int = 1) -> None:
-    """Print a plain list."""
+    """Print a list.
+
+    Raises:
+        InputError: the list is empty.
+    """
     page = Page(console)
     if not columns or not columns[0].cells:
         raise InputError("there is nothing to list")

@@ -48,7 +48,7 @@ def predict(
     rung: Literal["composed", "replayed"],
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
-    """Predict memory, time and energy of one training step; nothing is run.
+    """Predict memory, time and energy of a training step; nothing is run.
 
     The exit code is 3 when the prediction exceeds --vram.
     """

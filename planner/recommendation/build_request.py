@@ -1,4 +1,4 @@
-"""Builds the request for a recommendation from plain arguments, and refuses bad ones early."""
+"""Builds the request for a recommendation and checks its arguments before any computation."""
 
 from __future__ import annotations
 

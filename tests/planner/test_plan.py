@@ -266,7 +266,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         read_plan(tmp_path)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(InputError, match="is no file"):  # and does not wait for a writer
+    with pytest.raises(InputError, match="is not a regular file"):  # and does not wait for a writer
         read_plan(pipe)
 
 
