@@ -1,1 +1,1 @@
-"""Training by a plan: data, the training loop, checkpoints, evaluation, short validation runs."""
+"""Training by a plan: images, loop, checkpoints, evaluation, validation, and a user's own loop."""

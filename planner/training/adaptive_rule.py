@@ -1,6 +1,6 @@
 """The adaptive rule of arXiv 2607.02158 at run time.
 
-    AdaptiveRule        the budget, and the share of it from which on units are recomputed
+    AdaptiveRule        the budget, and the share in use at which recomputation begins
     live_bytes_reader   a function that returns the bytes in use on a device
 
 The rule compares the bytes in use with ``threshold * budget`` when the forward enters a unit, and

@@ -74,7 +74,7 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochResult:
-    """Result of one whole epoch.
+    """Result of a whole epoch.
 
     Attributes:
         epoch: number of the epoch, from 1.

@@ -35,7 +35,7 @@ POWER_SECONDS = 2.0
 def evaluate_inference(
     model: nn.Module, held_out: ImageSet, request: ValidationRequest
 ) -> Inference:
-    """Evaluate a sample of the held-out images whose size follows from the time of one batch.
+    """Evaluate held-out images: as many as the time limit allows, given the time of a batch.
 
     Args:
         model: model on the request's device, without an optimizer.
@@ -109,8 +109,8 @@ def _peak_of_batch(
     ((pixels, _),) = _unshuffled(images, len(images))
     started = time.perf_counter()
     if device == "cpu":
-        # The recording has only what is allocated during the call: a copy of the images, which
-        # belongs to inference, but not the model.
+        # The recording covers the allocations during the call. The copy of the images belongs to
+        # inference; the model was allocated before and is added.
         events = memory_events(lambda: classify(pixels.clone()))
         peak = peak_and_growth(events)[0] + model_bytes(model)
         return peak, time.perf_counter() - started

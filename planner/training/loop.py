@@ -43,7 +43,7 @@ from planner.training.checkpoints import (
     save_checkpoint,
 )
 from planner.training.evaluate import accuracy
-from planner.training.history import AccuracyReading, TrainProgress, TrainResult
+from planner.training.history import AccuracyReading, TrainProgress, TrainResult, WeightsFile
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageData, ImageSet
 from planner.training.interrupt import InterruptFlag
@@ -130,7 +130,7 @@ def train(
         plan, options, last_step=last_step, learning_rate=learning_rate, tighter=tighter, rule=rule
     )
     weights_file = weights_file_of(options.weights)
-    identity = _identity(plan, options, images, session, rule)
+    identity = _resume_identity(plan, options, images, session, rule)
     state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
     write_plan(plan, output / PLAN_FILE)
     TrainingLoop(
@@ -145,20 +145,7 @@ def train(
         interrupt=InterruptFlag(on_interrupt),
     ).run()
     session.close()
-    result = TrainResult(
-        epochs=tuple(state.epochs),
-        readings=tuple(state.readings),
-        learning_rate=session.rate,
-        seed=options.seed,
-        weights=session.built.weights,
-        weights_file=weights_file,
-        data=images.source.to_json(),
-        placement=session.candidate.placement,
-        policy=session.candidate.policy,
-        step_downs=tuple(session.step_downs),
-        versions=versions(),
-        output=output,
-    )
+    result = _result(session, images, state, options, weights_file=weights_file, output=output)
     save_model(session.built, output / MODEL_FOLDER)
     write_json(result.to_json(), output / HISTORY_FILE)
     return result
@@ -228,7 +215,7 @@ class TrainingLoop:
         return self._clock.is_up(self._state.seconds)
 
     def _train_epoch(self) -> None:
-        """Train the current epoch, or the rest of it after a resume, and evaluate."""
+        """Train the remaining steps of the current epoch and evaluate."""
         state, workload = self._state, self._session.step.workload
         batches = iter(
             batch_loader(
@@ -375,7 +362,7 @@ def _open_session(
     )
 
 
-def _identity(
+def _resume_identity(
     plan: Plan,
     options: RunOptions,
     images: ImageData,
@@ -411,3 +398,29 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
         return CostModel(planned.name, Store.default())
     except UnknownNameError:  # a GPU of another machine, measured there, that the table lacks
         return None
+
+
+def _result(
+    session: Session,
+    images: ImageData,
+    state: TrainState,
+    options: RunOptions,
+    *,
+    weights_file: WeightsFile | None,
+    output: Path,
+) -> TrainResult:
+    """Return the record of a training that has ended."""
+    return TrainResult(
+        epochs=tuple(state.epochs),
+        readings=tuple(state.readings),
+        learning_rate=session.rate,
+        seed=options.seed,
+        weights=session.built.weights,
+        weights_file=weights_file,
+        data=images.source.to_json(),
+        placement=session.candidate.placement,
+        policy=session.candidate.policy,
+        step_downs=tuple(session.step_downs),
+        versions=versions(),
+        output=output,
+    )

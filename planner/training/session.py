@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _StepBatches:
-    """The micro-batches of one step, kept on the host so that the step can be repeated."""
+    """Micro-batches of the current step, kept on the host so that the step can be repeated."""
 
     def __init__(self, source: Iterator[Batch], *, count: int, device: str) -> None:
         self._source, self._count, self._device = source, count, device
@@ -195,8 +195,8 @@ class Session:
             "method": self.built.method.training_state(self.model),
             "random": random_states(),
             "global_step": self.step.global_step,
-            "asked_placement": _placement_of(self._requested),
-            "placement": _placement_of(self.candidate),
+            "asked_placement": _placement_json(self._requested),
+            "placement": _placement_json(self.candidate),
             "step_downs": list(self.step_downs),
         }
 
@@ -219,7 +219,7 @@ class Session:
         set_random_states(state["random"])
 
 
-def _placement_of(candidate: Candidate) -> dict[str, object]:
+def _placement_json(candidate: Candidate) -> dict[str, object]:
     return placement_to_json(candidate.placement, candidate.policy)
 
 

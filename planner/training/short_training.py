@@ -10,8 +10,8 @@ take a minute, so the run is shortened:
 - Later steps have at most two micro-batches, and their time is scaled up to the candidate's. They
   end at the time limit. Notes record how much was cut short.
 
-The images are decoded beforehand, a limited number of them, and copied for each step as a loader's
-batch is copied to a device. Decoding is thus neither timed nor recorded.
+A limited number of images is decoded beforehand and copied for each step, as a loader's batch is
+copied to a device. Decoding is thus neither timed nor recorded.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Validation:
         data: data source as plain data.
         losses: loss of each step done.
         inference_seconds: seconds for the whole held-out set, scaled up from ``accuracy_images``.
-        inference_peak_bytes: peak of one evaluated batch, with the model and without an optimizer.
+        inference_peak_bytes: peak of an evaluated batch, with the model and without an optimizer.
         inference_watts: average power of the evaluation; None where it cannot be read.
         notes: sentences about the parts of the run that were cut short.
     """

@@ -47,7 +47,7 @@ class Inference(Message, frozen=True, kw_only=True):
         accuracy: fraction of the images classified right.
         images: number of images evaluated.
         seconds: seconds for the whole held-out set, scaled up from ``images``.
-        peak_bytes: peak of one evaluated batch, with the model and without an optimizer.
+        peak_bytes: peak of an evaluated batch, with the model and without an optimizer.
         watts: average power; None where it cannot be read.
     """
 

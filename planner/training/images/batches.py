@@ -28,8 +28,8 @@ def batch_loader(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Return a loader of (images [B, 3, S, S], labels [B]).
 
-    Each pass over the loader is one epoch, with its own order and augmentations. A resumed training
-    sees the images that an uninterrupted one would: ``epoch`` and ``skip`` say where to begin.
+    Each pass over the loader is one epoch, with its own order and augmentations. With ``epoch`` and
+    ``skip``, a resumed training gets the same images as an uninterrupted one.
 
     Args:
         image_set: images to load.

@@ -1,4 +1,4 @@
-"""Image files: decoded by Pillow, with one line for whatever is wrong with a file."""
+"""Image files, decoded by Pillow. Every error is one line that names the file."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def data_from_files(
     root: Path,
     skipped: int = 0,
 ) -> ImageData:
-    """Return a data set of image files, each of which was opened once.
+    """Return a data set of image files, after opening each file once.
 
     Args:
         name: name of the data set.
