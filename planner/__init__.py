@@ -3,6 +3,22 @@
 The functions below are the Python interface. ``import planner`` imports no torch.
 """
 
-from planner.api import load_plan, load_trained, measure, predict, recommend, train
+from planner.api import (
+    apply_plan,
+    load_plan,
+    load_trained,
+    measure,
+    predict,
+    recommend,
+    train,
+)
 
-__all__ = ["load_plan", "load_trained", "measure", "predict", "recommend", "train"]
+__all__ = [
+    "apply_plan",
+    "load_plan",
+    "load_trained",
+    "measure",
+    "predict",
+    "recommend",
+    "train",
+]

@@ -9,12 +9,18 @@ one-line message. This package imports torch, timm and Optuna only when a functi
 
     workload_functions    predict, measure, profile_units, check_fits, draw_timeline
     recommend_function    recommend
-    plan_functions        load_plan, validate, train, load_trained
+    plan_functions        load_plan, validate, train, apply_plan, load_trained
     arguments             plain arguments to workloads, candidates and sizes
 """
 
 from planner.api.arguments import WorkloadOptions
-from planner.api.plan_functions import load_plan, load_trained, train, validate
+from planner.api.plan_functions import (
+    apply_plan,
+    load_plan,
+    load_trained,
+    train,
+    validate,
+)
 from planner.api.recommend_function import recommend
 from planner.api.workload_functions import (
     UnitProfile,
@@ -28,6 +34,7 @@ from planner.api.workload_functions import (
 __all__ = [
     "UnitProfile",
     "WorkloadOptions",
+    "apply_plan",
     "check_fits",
     "draw_timeline",
     "load_plan",

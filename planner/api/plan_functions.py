@@ -179,6 +179,28 @@ def train(
         raise
 
 
+def apply_plan(model: nn.Module, plan: Plan | str | Path) -> nn.Module:
+    """Apply a plan's method and placement to a timm model, for a training loop of your own.
+
+    The model is changed in place and keeps its weights, its device and its mode. Some methods wrap
+    it, so the returned model must be used from then on. ``requires_grad`` is set on exactly the
+    parameters that the method trains.
+
+    Args:
+        model: the plan's backbone as timm builds it, with the plan's number of classes and image
+            size.
+        plan: plan, or the path of a plan file.
+
+    Raises:
+        InputError: the model is not the plan's backbone, a plan was applied to it before, or the
+            plan does not fit this installation. Nothing is changed then.
+    """
+    content = _plan(plan)
+    from planner.training.apply import apply_plan as apply
+
+    return apply(model, content)
+
+
 def load_trained(
     folder: str | Path,
     *,
@@ -186,14 +208,14 @@ def load_trained(
     pretrained: bool | None = None,
     seed: int | None = None,
 ) -> nn.Module:
-    """Return the model that `train` left in a folder, in evaluation mode.
+    """Return the model that `train` left in a folder, in evaluation mode on the CPU.
 
-    It takes images [batch, 3, size, size] and returns logits [batch, classes]. The folder records
-    the seed and the weights that the training began with.
+    It maps images [batch, 3, size, size] to logits [batch, classes]. The folder records the seed
+    and the weights of its training, so the optional arguments are rarely needed.
 
     Args:
         folder: folder of the result.
-        weights: present place of the backbone's weights file; None for the recorded place.
+        weights: present path of the backbone's weights file; None for the recorded path.
         pretrained: whether timm's pretrained weights are loaded; None if the record decides.
         seed: seed of random weights; None if the record decides.
 
