@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 KEPT = HERE / "answers.json.gz"
+MISSING = "(no such key)"
 WORDS = {"notes", "note", "reason", "message", "description", "source"}
 
 
@@ -92,7 +94,11 @@ def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:
     """Return (path, old, new) wherever two answers differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{at}.{k}")]
+        return [
+            d
+            for k in keys
+            for d in differences(old.get(k, MISSING), new.get(k, MISSING), f"{at}.{k}")
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
         return [d for n, (a, b) in pairs for d in differences(a, b, f"{at}[{n}]")]
@@ -105,24 +111,32 @@ def is_prose(path: str) -> bool:
 
 
 def report(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> int:
-    """Print what differs; return how many answers differ in more than their prose."""
+    """Print the differences; return how many answers differ in more than sentences and new keys."""
     moved, prose, paths = 0, 0, Counter[str]()
+    added: set[str] = set()
     for before, after in zip(old, new, strict=True):
         if before["arguments"] != after["arguments"]:
             raise SystemExit("the two records are not of the same cases")
         found = differences(before, after)
-        numbers = [d for d in found if not is_prose(d[0])]
-        prose += len(found) > len(numbers)
+        added |= {_without_indices(path) for path, a, _ in found if a is MISSING}
+        numbers = [d for d in found if not is_prose(d[0]) and d[1] is not MISSING]
+        prose += any(is_prose(path) for path, _, _ in found)
         if numbers:
             moved += 1
-            paths.update(path for path, _, _ in numbers)
+            paths.update(_without_indices(path) for path, _, _ in numbers)
             print(" ".join(before["arguments"]))
             for path, a, b in numbers[:3]:
                 print(f"   {path}: {str(a)[:80]} -> {str(b)[:80]}")
     print(f"{len(old)} answers: {moved} differ, {prose} in sentences")
     for path, count in paths.most_common(15):
         print(f"  {count:4d} {path}")
+    if added:
+        print("keys added:", ", ".join(sorted(added)))
     return moved
+
+
+def _without_indices(path: str) -> str:
+    return re.sub(r"\[\d+\]", "[]", path)
 
 
 def load(path: Path) -> dict[str, Any]:
