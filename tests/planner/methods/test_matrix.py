@@ -66,7 +66,8 @@ def test_a_pair_is_refused_where_the_code_refuses_it() -> None:
 
 def test_pages_hold_the_packaged_table() -> None:
     table = markdown(load_matrix())
-    assert f"studies/method_matrix -->\n{table}<!-- end -->" in (ROOT / "docs/methods.md").read_text()
+    page = (ROOT / "docs/methods.md").read_text()
+    assert f"studies/method_matrix -->\n{table}<!-- end -->" in page
     assert table in (ROOT / "studies/method_matrix/README.md").read_text()
 
 
@@ -75,8 +76,8 @@ def test_packaged_outcomes_are_those_of_the_study() -> None:
     latest = {}
     for row in map(json.loads, packed.splitlines()):
         latest[row["backbone"], row["method"]] = row
-    rows = [latest[name, method] for method in load_matrix().methods for name in load_matrix().backbones]
     matrix = load_matrix()
+    rows = [latest[name, method] for method in matrix.methods for name in matrix.backbones]
     seen = {(row["method"], row["backbone"]): row["status"] for row in rows}
     assert seen == {
         (method, name): outcome.status
