@@ -1,7 +1,7 @@
-"""Call a function on many items in forked processes, one to a core.
+"""Parallel map over forked processes, one to a CPU core.
 
-For replays, which do not depend on each other and keep one core busy each. A forked process has
-PyTorch, timm and peft already: importing them takes longer than many replays.
+For replays: they are independent of each other, and each keeps one core busy. A forked process has
+imported PyTorch, timm and peft already; importing them takes longer than several replays.
 """
 
 from __future__ import annotations
@@ -15,37 +15,43 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_all_start_methods, get_context
 from typing import Any, TypeVar
 
-T = TypeVar("T")
-
-R = TypeVar("R")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _functions: list[Callable[[Any], Any]] = []
-"""In a forked process, what it calls: inherited, so that it need not be pickled."""
+"""The function that a forked process calls. It is inherited by the fork, so it need not be
+pickled, and may be a closure."""
 
 
-def forked(
-    function: Callable[[T], R], items: Sequence[T], on_done: Callable[[T, float], None]
-) -> dict[int, R]:
-    """Return the results by the item's index; what failed, or could not be forked, is left out.
+def map_forked(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    on_done: Callable[[Item, float], None],
+) -> dict[int, Result]:
+    """Return ``function(item)`` by the index of the item.
 
-    The caller works out what is missing by itself, and meets the error there.
+    Items whose call failed are missing from the result, and so are all items if this process cannot
+    be forked or has a single core. The caller computes missing items itself and gets their errors.
 
     Args:
-        function: of one item; its results are pickled.
-        items: the longest work first.
-        on_done: called with (an item that is done, fraction done).
+        function: function of one item; its result is pickled.
+        items: items, those with the longest calls first.
+        on_done: called with (finished item, fraction done).
     """
     workers = min(len(items), len(os.sched_getaffinity(0)))
     if workers < 2 or not _can_fork():
         return {}
     results = {}
-    gc.freeze()  # a collection in a forked process would copy every page of what was imported
+    # Without this, the first collection in a child would write to every imported object and so
+    # copy its page.
+    gc.freeze()
     pool = ProcessPoolExecutor(
-        workers, get_context("fork"), initializer=_begin, initargs=(function,)
+        workers, get_context("fork"), initializer=_start_child, initargs=(function,)
     )
     try:
         with warnings.catch_warnings():
-            # Python 3.12 warns of threads: ours draw the progress bar, and replays use none
+            # Python 3.12 warns of a fork in a process with threads. The only threads here draw the
+            # progress bar, and a child does not use them.
             warnings.simplefilter("ignore", DeprecationWarning)
             running = {pool.submit(_call, item): index for index, item in enumerate(items)}
         for done, future in enumerate(as_completed(running), start=1):
@@ -59,12 +65,13 @@ def forked(
     return results
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _start_child(function: Callable[[Any], Any]) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    torch.set_num_threads(1)  # OpenMP's threads are not there after a fork, and waited for
-    gc.set_threshold(50_000)  # a replay makes many objects and little garbage
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # OpenMP's threads do not survive a fork; an operation on several threads would wait forever
+    torch.set_num_threads(1)
+    gc.set_threshold(50_000)  # a replay creates many objects and little garbage
     _functions[:] = [function]
 
 
@@ -73,7 +80,14 @@ def _call(item: Any) -> Any:
 
 
 def _can_fork() -> bool:
+    """Return whether a forked child can work.
+
+    A CUDA context does not survive a fork. Limitation: neither do autograd's threads, which start
+    with the first backward; PyTorch offers no way to detect them, and the call in the child fails.
+    """
     import torch
 
-    # CUDA does not survive a fork; nor do autograd's threads, which PyTorch says only in backward
     return "fork" in get_all_start_methods() and not torch.cuda.is_initialized()
+
+
+forked = map_forked

@@ -1,44 +1,44 @@
-"""The device that ``--device`` names: what is planned for, and where real runs take place."""
+"""The device to plan for, and the device that real runs take place on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
+from profiler.devices.table import DEVICES, DeviceSpec, device_label, device_spec, short_name
 from profiler.errors import BudgetplanError
-
-if TYPE_CHECKING:
-    from profiler.records import DeviceLabel
+from profiler.records import DeviceLabel
 
 STUDY_DEVICE = "rtx-2060-super"
-
-
-# ---- from options to what is run -----------------------------------------------------------------
+"""Device to plan for if none is named and this machine has no GPU: the GPU of arXiv 2607.02158."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """A device as chosen.
+class TargetDevice:
+    """A device to plan for.
 
     Attributes:
-        label: what is planned for, with the reason if it was not named.
-        runs_on: where a real run takes place: the same GPU if it is in this machine, else the CPU.
+        spec: the device to plan for.
+        label: the same for reports, with the reason if the user did not name it.
+        runs_on: name of the device of real runs: the planned GPU if this machine has it, else
+            ``cpu``.
     """
 
+    spec: DeviceSpec
     label: DeviceLabel
     runs_on: str
 
 
-def find_target(name: str) -> Target:
-    """Return the device for ``--device``.
+def find_target(name: str) -> TargetDevice:
+    """Return the device to plan for.
+
+    Args:
+        name: ``cpu``, a GPU of the device table, or ``auto`` for this machine's GPU (without one,
+            ``STUDY_DEVICE``). A GPU of this machine that the table lacks is timed once.
 
     Raises:
-        UnknownNameError: no such device in the table.
+        UnknownNameError: no such device.
     """
-    from dataclasses import replace
-
     from profiler.devices.nvml import detect_gpu
-    from profiler.devices.table import DEVICES, device_label, short_name
     from profiler.store import Store
     from profiler.timing.gpu_rates import adopt_gpu
 
@@ -52,9 +52,12 @@ def find_target(name: str) -> Target:
             here, reason = None, f"{gpu.nvml_name} is not in the table, and {error}"
     if name != "auto":
         label = device_label(name)
-        return Target(label=label, runs_on=label.name if label.name == here else "cpu")
+        return _target(label, runs_on=label.name if label.name == here else "cpu")
     if here is not None:
-        return Target(label=device_label(here, "this machine's GPU"), runs_on=here)
-    label = device_label(STUDY_DEVICE)
+        return _target(device_label(here, "this machine's GPU"), runs_on=here)
     note = f"{reason}, so this is for the study's RTX 2060 SUPER; --device names another"
-    return Target(label=replace(label, note=note), runs_on="cpu")
+    return _target(replace(device_label(STUDY_DEVICE), note=note), runs_on="cpu")
+
+
+def _target(label: DeviceLabel, *, runs_on: str) -> TargetDevice:
+    return TargetDevice(spec=device_spec(label.name), label=label, runs_on=runs_on)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from profiler.errors import DeviceError, UsageError
-from profiler.units import parse_bytes
+from profiler.units import DeviceBytes, parse_bytes
 
 if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
@@ -28,7 +28,7 @@ class WorkloadOptions(TypedDict, total=False):
         optimizer: ``adamw`` (the default), ``sgd`` or ``adamw8bit``.
         image_size: height and width of the input in pixels; None for the model's own.
         num_classes: number of classes (1000).
-        checkpoint: policy that places recomputation (``none``).
+        checkpoint: checkpoint policy as commands write it: ``every-3`` (``none``).
         threshold: share of the budget at which the policy ``adaptive`` starts to recompute (0.5).
     """
 
@@ -46,7 +46,7 @@ class WorkloadOptions(TypedDict, total=False):
     threshold: float
 
 
-def parse_size(size: int | str) -> int:
+def parse_size(size: int | str) -> DeviceBytes:
     """Return bytes for a number of bytes or a text such as ``2GB``.
 
     Raises:
@@ -58,10 +58,10 @@ def parse_size(size: int | str) -> int:
         raise UsageError(str(error)) from error
     if size_bytes <= 0:
         raise UsageError(f"a size must be positive, got {size!r}")
-    return size_bytes
+    return DeviceBytes(size_bytes)
 
 
-def optional_size(size: int | str | None) -> int | None:
+def optional_size(size: int | str | None) -> DeviceBytes | None:
     """Return bytes for a size, and None for None."""
     return None if size is None else parse_size(size)
 
@@ -101,14 +101,15 @@ def candidate_of(
     model: str, method: str, *, device: str, vram: int | str | None, options: WorkloadOptions
 ) -> Candidate:
     """Return the workload with the placement of its policy."""
-    from planner.cost.place_by_policy import place
+    from planner.cost.place_by_policy import default_cost_model, place_by_policy
+    from planner.placement.policies import parse_policy
+    from profiler.devices.table import device_spec
 
-    return place(
+    return place_by_policy(
         _workload(model, method, options),
-        options.get("checkpoint", "none"),
-        device=device,
-        budget=optional_size(vram),
-        threshold=options.get("threshold", 0.5),
+        parse_policy(options.get("checkpoint", "none"), threshold=options.get("threshold")),
+        default_cost_model(device_spec(device)),
+        budget_bytes=optional_size(vram),
     )
 
 

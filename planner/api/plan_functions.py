@@ -250,20 +250,28 @@ def _placed_by(
     plan: Plan, policy: str | None, *, vram: int | str | None, threshold: float
 ) -> tuple[Plan, AdaptiveRule | None]:
     """Return the plan under a policy's placement, and the rule that decides at run time if any."""
-    from planner.cost.place_by_policy import place
+    from planner.cost.place_by_policy import default_cost_model, place_by_policy
+    from planner.placement.policies import parse_policy
     from planner.plan import with_placement
     from planner.training.adaptive_rule import AdaptiveRule
     from profiler.devices.table import device_spec
     from profiler.prediction.report import predict as replay
+    from profiler.units import DeviceBytes
 
     if policy is None:
         if vram is not None:
             raise UsageError("--vram is the budget of --checkpoint; give a policy too")
         return plan, None
     budget = optional_size(vram) or plan.budget_bytes
-    if policy == "adaptive":
+    choice = parse_policy(policy, threshold=threshold)
+    if choice.name == "adaptive":
         return plan, AdaptiveRule(budget_bytes=budget, threshold=threshold)
-    device, load = plan.prediction.device.name, plan.candidate.workload
-    candidate = place(load, policy, device=device, budget=budget)
-    report = replay(candidate, device=device_spec(device))
+    device = device_spec(plan.prediction.device.name)
+    candidate = place_by_policy(
+        plan.candidate.workload,
+        choice,
+        default_cost_model(device),
+        budget_bytes=DeviceBytes(budget),
+    )
+    report = replay(candidate, device=device)
     return with_placement(plan, report, budget_bytes=budget), None

@@ -19,7 +19,7 @@ from profiler.errors import UsageError
 from profiler.units import format_bytes
 
 if TYPE_CHECKING:
-    from planner.placement import PlacementRow
+    from planner.placement.placement_table import PlacementRow
     from planner.recommendation.request import Notify
     from profiler.devices.table import DeviceSpec
     from profiler.records import Report
@@ -67,9 +67,9 @@ def predict(
     candidate = candidate_of(model, method, device=target.label.name, vram=vram, options=workload)
     notify("predict", "replaying" if rung == "replayed" else "profiling", 0.3)
     if rung == "composed":
-        from planner.cost.place_by_policy import cost_model
+        from planner.cost.place_by_policy import default_cost_model
 
-        report = cost_model(target.label.name).predict(candidate)
+        report = default_cost_model(target.spec).predict(candidate)
     else:
         from profiler.devices.table import device_spec
         from profiler.prediction.report import predict as replay
@@ -179,9 +179,9 @@ def profile_units(
     rows = None
     if with_placement:
         notify("profile", "composing the cost of every decision", 0.9)
-        from planner.cost.place_by_policy import cost_model
+        from planner.cost.place_by_policy import default_cost_model
 
-        rows = tuple(cost_model(label.name).explain(candidate))
+        rows = default_cost_model(device_spec(label.name)).placement_table(candidate)
     return UnitProfile(report=report, log=log, placement_rows=rows)
 
 
@@ -222,9 +222,10 @@ def check_fits(report: Report, vram: int | str) -> None:
         InfeasibleError: the prediction exceeds the budget. The message names the smallest budget
             that suffices and a change that makes the workload fit.
     """
-    from planner.cost.place_by_policy import cost_model
-    from planner.cost.place_within_budget import needed_bytes, round_up
+    from planner.cost.budget import needed_bytes, round_up_to_printed
+    from planner.cost.place_by_policy import default_cost_model
     from planner.recommendation.infeasible import change_that_fits
+    from profiler.devices.table import device_spec
     from profiler.errors import InfeasibleError
 
     budget_bytes, need = parse_size(vram), needed_bytes(report)
@@ -232,9 +233,12 @@ def check_fits(report: Report, vram: int | str) -> None:
         device = report.device.name
         raise InfeasibleError(
             budget_bytes=budget_bytes,
-            smallest_bytes=round_up(need),
+            smallest_bytes=round_up_to_printed(need),
             advice=change_that_fits(
-                report.candidate, cost_model(device), device=device, budget_bytes=budget_bytes
+                report.candidate,
+                default_cost_model(device_spec(device)),
+                device=device,
+                budget_bytes=budget_bytes,
             ),
             subject="it does not fit",
         )

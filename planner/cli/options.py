@@ -6,14 +6,14 @@ Only click is imported here. torch, timm and rich are imported when a command ru
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from planner.cost.place_by_policy import BUDGET_FREE, BUDGETED, POLICIES_WITHOUT_COUNT
+from planner.placement.policies import parse_policy, policy_words
+from profiler.errors import UsageError
 from profiler.units import parse_bytes
 from profiler.workload import OPTIMIZERS, PRECISIONS
 
@@ -62,17 +62,37 @@ class Names(_NamesType):
 
 
 class Checkpoint(_TextType):
-    """A placement policy: one of ``BUDGET_FREE``, with a number for K, or of ``BUDGETED``."""
+    """A checkpoint policy of the registry (``planner.placement.policies``)."""
 
     name = "POLICY"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the policy as written, if it exists."""
-        counted = re.fullmatch(r"(every|first|last)-(\d+)", value)
-        if counted is None and value not in (*POLICIES_WITHOUT_COUNT, *BUDGETED):
-            known = ", ".join((*BUDGET_FREE, *BUDGETED))
-            self.fail(f"{value!r} is no policy; use one of {known}", param, ctx)
+        """Return the policy as written, if it is registered."""
+        try:
+            parse_policy(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
         return str(value)
+
+
+class Checkpoints(Names):
+    """Checkpoint policies of the registry, separated by commas."""
+
+    name = "POLICIES"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Return the policies as written, if all are registered."""
+        words = super().convert(value, param, ctx)
+        return tuple(Checkpoint().convert(word, param, ctx) for word in words)
+
+
+POLICY_WORDS = (
+    f"{', '.join(policy_words(needs_budget=False))}; "
+    f"with a memory budget also {', '.join(policy_words(needs_budget=True))}"
+)
+"""Every checkpoint policy, for help texts; K stands for a number of units."""
 
 
 # ---- shared options ------------------------------------------------------------------------------
@@ -193,8 +213,7 @@ _WORKLOAD_OPTIONS = (
         type=Checkpoint(),
         default="none",
         show_default=True,
-        help=f"Policy that places recomputation: {', '.join(BUDGET_FREE)}; with --vram also "
-        f"{', '.join(BUDGETED)}.",
+        help=f"Checkpoint policy: {POLICY_WORDS}.",
     ),
     threshold_option,
 )

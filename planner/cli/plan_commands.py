@@ -10,6 +10,7 @@ import click
 
 from planner import api
 from planner.cli.options import (
+    POLICY_WORDS,
     Checkpoint,
     device_option,
     json_option,
@@ -21,7 +22,6 @@ from planner.cli.options import (
     weights_option,
 )
 from planner.cli.output import console, print_json, progress_bar
-from planner.cost.place_by_policy import BUDGET_FREE, BUDGETED
 
 if TYPE_CHECKING:
     from planner.plan import Plan
@@ -133,8 +133,8 @@ def _show(plan: Plan, *, as_json: bool) -> None:
 @click.option(
     "--checkpoint",
     type=Checkpoint(),
-    help="Policy that places recomputation, in place of the plan's placement; adaptive decides "
-    f"while training. One of {', '.join((*BUDGET_FREE, *BUDGETED))}.",
+    help="Checkpoint policy that replaces the plan's placement; adaptive decides while training. "
+    f"One of {POLICY_WORDS}.",
 )
 @size_option("--vram", text="Budget of --checkpoint. [default: the plan's]")
 @threshold_option

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from planner.cli.cell_text import accuracy_of, candidate_facts, difference, netscore_of
 from planner.cli.table_layout import Column, Page, facts_table, tables
-from planner.cost.place_within_budget import needed_bytes
+from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from profiler.records import Report
 from profiler.units import format_bytes, format_joules, format_seconds

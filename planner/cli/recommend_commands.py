@@ -8,7 +8,9 @@ import click
 
 from planner import api
 from planner.cli.options import (
+    POLICY_WORDS,
     SIZES,
+    Checkpoints,
     Names,
     device_option,
     image_size_option,
@@ -92,10 +94,10 @@ from planner.cli.output import console, print_json, progress_bar
 )
 @click.option(
     "--checkpoints",
-    type=Names(),
+    type=Checkpoints(),
     default="none,static,optimal",
     show_default=True,
-    help="Placement policies to search, separated by commas; also adaptive.",
+    help=f"Checkpoint policies to search, separated by commas: {POLICY_WORDS}.",
 )
 @image_size_option
 @click.option(

@@ -16,7 +16,7 @@ from planner.cli.cell_text import (
     placement_of,
 )
 from planner.cli.table_layout import Column, Page, tables
-from planner.cost.place_within_budget import needed_bytes
+from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recommendation.answer import Entry, Recommendation
 from planner.recommendation.baselines import Baseline

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from planner.cli.cell_text import candidate_facts, decision_of, method_of
 from planner.cli.table_layout import Column, Page, facts_table, tables
-from planner.cost.place_within_budget import needed_bytes
-from planner.placement import PlacementRow
+from planner.cost.budget import needed_bytes
+from planner.placement.placement_table import PlacementRow
 from profiler.placement import Placement
 from profiler.records import OWNERS, Report, Rung, UnitReport
 from profiler.units import format_bytes, format_count, format_joules, format_seconds

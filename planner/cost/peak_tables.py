@@ -1,17 +1,18 @@
-"""A workload's numbers as arrays, so that a candidate's peak is a few operations on them.
+"""Peak and recompute time of a placement as a few array operations, for the search.
 
-With one option per unit, unit i's forward leaves ``stored_i`` bytes, and ``cached_i`` until the
-last forward is over; ``forward_i`` and ``backward_i`` are the most it needs while it runs, and
-``after_i`` are the gradients that are there when its backward begins (those of the units behind it
-and of the head):
+With one option per unit, unit i's forward stores ``stored_i`` bytes for backward. It leaves another
+``cached_i`` bytes live until the last forward has ended (autocast's weight casts). ``forward_i``
+and ``backward_i`` are the highest live bytes while it runs, and ``after_i`` are the gradients that
+are live when its backward begins, those of later units and of the head. For n units:
 
     before_i = stored_1 + ... + stored_{i-1}
     there_i  = before_i + cached_1 + ... + cached_{i-1}
-    peak = base + max( max(there_i + forward_i, before_i + after_i + backward_i) for all i,
-                       there_{n+1} + head )
+    peak     = base + max( max over i of (there_i + forward_i),
+                           max over i of (before_i + after_i + backward_i),
+                           there_{n+1} + head )
 
-What depends on the unit and its option alone is worked out once; a candidate takes a running sum
-and a maximum over its units.
+All terms that depend on one unit and its option alone are added up once per workload. A placement
+then takes a running sum and a maximum over its n units: O(n), some microseconds.
 """
 
 from __future__ import annotations
@@ -21,53 +22,18 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
+from planner.cost.unit_costs import UnitCosts
+from profiler.arrays import Floats, Ints
 from profiler.placement import Decision
 
-Floats = npt.NDArray[np.float64]
-
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
-    """A family's profile at one micro-batch and rank: bytes and seconds per unit and option.
+class TableIndices:
+    """One option per unit, as positions in flattened tables.
 
     Attributes:
-        base: live bytes when the first forward begins, optimizer state included.
-        floor: highest live bytes of the optimizer's step.
-        stored: option to [units].
-        cached: option to [units].
-        forward: option to [units].
-        backward: option to [units], for the accumulation at hand.
-        head: bytes above the last unit's exit, by option of the last unit.
-        gradients: [units + 1] left behind by each unit's backward, the head's last (zeros when they
-            are there already).
-        again: option to [units] seconds of recomputation.
-        step_seconds: forward and backward of one micro-batch, nothing recomputed.
-        update_seconds: of the optimizer's step.
-    """
-
-    base: float
-    floor: float
-    stored: Mapping[str, Floats]
-    cached: Mapping[str, Floats]
-    forward: Mapping[str, Floats]
-    backward: Mapping[str, Floats]
-    head: Mapping[str, float]
-    gradients: Floats
-    again: Mapping[str, Floats]
-    step_seconds: float | None
-    update_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One option per unit.
-
-    Attributes:
-        options: the rows of the tables it indexes.
+        options: options of the tables, in the order of their rows.
         flat: [units] positions in a flattened [options, units] table.
     """
 
@@ -75,73 +41,75 @@ class Choice:
     flat: Ints
 
     @classmethod
-    def of(cls, chosen: list[str], options: tuple[str, ...]) -> Self:
-        """Index a list of options, one per unit, each of which is among the given ones."""
-        rows = np.array([options.index(option) for option in chosen], dtype=np.int64)
-        return cls(options=options, flat=rows * len(chosen) + np.arange(len(chosen)))
+    def of(cls, unit_options: list[str], options: tuple[str, ...]) -> Self:
+        """Return the positions of one option per unit; each must be among ``options``."""
+        rows = np.array([options.index(option) for option in unit_options], dtype=np.int64)
+        return cls(options=options, flat=rows * len(unit_options) + np.arange(len(unit_options)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tables:
-    """Numbers by (option, unit), flattened.
+class PeakTables:
+    """Costs by (option, unit), flattened to [options * units].
 
     Attributes:
-        stored: [options * units] bytes.
-        excess: likewise, the most that is needed above what earlier units store, less what the unit
-            itself stores: a running sum of ``stored`` is all that has to be added.
-        caching: the same two of the forward alone, with what is cached among what is stored; None
-            where no option caches anything (``excess`` is then of the forward too).
-        again: likewise, seconds of recomputation.
-        base: live bytes when the first forward begins.
-        floor: highest live bytes of the optimizer's step.
-        head: bytes above the last unit's exit.
-        kept_bytes: the peak when every unit is kept.
+        stored: stored bytes.
+        excess: highest live bytes of forward and backward above ``before_i``, less the unit's own
+            stored bytes, so that a running sum that includes the unit can be added to it.
+        caching: the same two arrays for forward alone, with cached bytes added to stored ones; None
+            if no option caches anything. If it is given, ``excess`` is that of backward alone.
+        recompute_seconds: seconds of recomputation.
+        base_bytes: live bytes when the first forward begins.
+        floor_bytes: highest live bytes of the optimizer step.
+        head_bytes: live bytes of classifier and loss above the last unit's exit.
+        kept_bytes: peak with every unit kept.
     """
 
     stored: Floats
     excess: Floats
     caching: tuple[Floats, Floats] | None
-    again: Floats
-    base: float
-    floor: float
-    head: float
+    recompute_seconds: Floats
+    base_bytes: float
+    floor_bytes: float
+    head_bytes: float
     kept_bytes: float
 
     @classmethod
-    def of(cls, numbers: Numbers, options: tuple[str, ...]) -> Self:
-        """Stack the numbers of the options; ``keep`` must be the first."""
+    def of(cls, costs: UnitCosts, options: tuple[str, ...]) -> Self:
+        """Stack the costs of some options; ``keep`` must be the first."""
         assert options[0] == Decision.KEEP
-        left = numbers.gradients
+        left = costs.gradients
         after = left.sum() - np.cumsum(left)[:-1]
 
         def stacked(table: Mapping[str, Floats]) -> Floats:
             return np.stack([table[option] for option in options])
 
-        stored, cached = stacked(numbers.stored), stacked(numbers.cached)
-        forward, backward = stacked(numbers.forward), stacked(numbers.backward) + after
+        stored, cached = stacked(costs.stored), stacked(costs.cached)
+        forward, backward = stacked(costs.forward), stacked(costs.backward) + after
         there = stored + cached
+        # Without cached bytes, forward and backward have the same level and need one pass.
         caches = bool(cached.any())
         tables = cls(
             stored=stored.ravel(),
             excess=((backward if caches else np.maximum(forward, backward)) - stored).ravel(),
             caching=(there.ravel(), (forward - there).ravel()) if caches else None,
-            again=stacked(numbers.again).ravel(),
-            base=numbers.base,
-            floor=numbers.floor,
-            head=numbers.head[Decision.KEEP],
+            recompute_seconds=stacked(costs.recompute_seconds).ravel(),
+            base_bytes=costs.base_bytes,
+            floor_bytes=costs.floor_bytes,
+            head_bytes=costs.head_bytes[Decision.KEEP],
             kept_bytes=0.0,
         )
-        kept, _ = tables.at(Choice.of([Decision.KEEP] * len(after), options))
+        kept, _ = tables.at(TableIndices.of([Decision.KEEP] * len(after), options))
         return replace(tables, kept_bytes=kept)
 
-    def at(self, choice: Choice) -> tuple[float, float]:
-        """Return (peak bytes, recompute seconds) of one option per unit."""
-        flat = choice.flat
+    def at(self, indices: TableIndices) -> tuple[float, float]:
+        """Return (peak bytes, recompute seconds) of a placement."""
+        flat = indices.flat
         level = self.stored.take(flat).cumsum()
         highest = float((level + self.excess.take(flat)).max())
         if self.caching is not None:
             there, excess = self.caching
             level = there.take(flat).cumsum()
             highest = max(highest, float((level + excess.take(flat)).max()))
-        above = max(highest, float(level[-1]) + self.head)
-        return max(self.base + above, self.floor), float(self.again.take(flat).sum())
+        above = max(highest, float(level[-1]) + self.head_bytes)
+        seconds = float(self.recompute_seconds.take(flat).sum())
+        return max(self.base_bytes + above, self.floor_bytes), seconds

@@ -1,92 +1,117 @@
-"""The placement of a workload by the name of a policy, as every command accepts it."""
+"""The placement of a workload by any policy of the registry, for commands and the Python API."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from planner.placement.policies import BudgetUse, UniformPolicy, find_policy
 from profiler.errors import InfeasibleError, UsageError
+from profiler.placement import Decision, PolicyChoice
+from profiler.units import DeviceBytes
+from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from planner.cost.model import CostModel
-    from profiler.workload import Candidate, Workload
-
-POLICIES_WITHOUT_COUNT = ("none", "static", "cheap", "light", "lean", "chen")
-
-BUDGET_FREE = (*POLICIES_WITHOUT_COUNT, "every-K", "first-K", "last-K")
-
-BUDGETED = ("adaptive", "optimal", "rotor")
+    from planner.placement.chain import Chain
+    from profiler.devices.table import DeviceSpec
 
 
-def place(
-    load: Workload, policy: str, *, device: str, budget: int | None, threshold: float = 0.5
-) -> Candidate:
-    """Return the workload with the placement that a ``--checkpoint`` stands for.
-
-    Args:
-        load: whose units.
-        policy: one of ``BUDGET_FREE``, with a number for K, or of ``BUDGETED``.
-        device: what is planned for.
-        budget: in bytes, for the second kind.
-        threshold: of ``adaptive``.
-
-    Raises:
-        UsageError: a policy that needs a budget and has none.
-        InfeasibleError: an exact policy, and nothing fits.
-    """
-    if policy not in BUDGETED:
-        return _place_without_budget(load, policy)
-    if budget is None:
-        raise UsageError(f"--checkpoint {policy} needs a budget; give it with --vram")
-    from planner.cost.place_within_budget import needed_bytes, place_checked, round_up
-
-    cost = cost_model(device)
-    cost.prepare(load)
-    if policy == "adaptive":  # a rule, not a promise to fit
-        return cost.place(load, policy, budget, threshold=threshold)
-    report = place_checked(
-        load, policy, cost, device=device, budget_bytes=budget, options=cost.menu(load)
-    )
-    if needed_bytes(report) > budget:
-        raise InfeasibleError(
-            budget_bytes=budget,
-            smallest_bytes=round_up(needed_bytes(report)),
-            advice="a smaller --batch-size frees activations, a method that trains less the rest",
-        )
-    return report.candidate
-
-
-def cost_model(device: str) -> CostModel:
-    """Return the cost model of a device."""
+def default_cost_model(device: DeviceSpec) -> CostModel:
+    """Return a cost model that keeps its profiles in the user's store."""
     from planner.cost.model import CostModel
     from profiler.store import Store
 
     return CostModel(device, Store.default())
 
 
-def _place_without_budget(load: Workload, checkpoint: str) -> Candidate:
-    """Let a policy decide that only asks which units there are."""
-    from planner.placement import POLICIES, Chain, ChainOption, ChainUnit
-    from profiler.models.build import build_model
-    from profiler.placement import Decision, Placement, PolicyChoice
-    from profiler.workload import Candidate
+def place_by_policy(
+    workload: Workload,
+    policy: PolicyChoice,
+    cost: CostModel,
+    *,
+    budget_bytes: DeviceBytes | None = None,
+) -> Candidate:
+    """Return a workload with the placement that a policy makes.
 
-    if checkpoint == "none":
-        return Candidate(workload=load)
-    names = build_model(load.replace(micro_batch=1, accumulation=1), device="meta").units
-    if not names:
-        raise UsageError(f"{load.model} has no units that can be recomputed")
-    if checkpoint in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING, Decision.DROP_PER_USE):
-        placement = Placement(decisions=dict.fromkeys(names, Decision(checkpoint)))
-        return Candidate(workload=load, placement=placement, policy=PolicyChoice(checkpoint))
-    menu = tuple(
-        ChainOption(
-            decision=d, stored_bytes=0, forward_bytes=0, backward_bytes=0, recompute_seconds=0.0
+    A policy without a budget needs no profile, only the units of the backbone.
+
+    Args:
+        workload: workload to place.
+        policy: policy and parameters; defaults fill in missing parameters.
+        cost: cost model of the device to plan for.
+        budget_bytes: budget in device bytes; None for none.
+
+    Raises:
+        UsageError: the policy or a parameter is unknown or out of range, the policy needs a budget
+            and has none, or the backbone has no units.
+        InfeasibleError: the policy respects a budget, and no replayed placement fits it.
+    """
+    registered = find_policy(policy.name)
+    policy = registered.choice(policy.parameters)
+    if not registered.needs_budget:
+        return _place_without_budget(workload, policy, cost)
+    if budget_bytes is None:
+        raise UsageError(
+            f"checkpoint policy {registered.word} needs a memory budget; give it with --vram"
         )
-        for d in (Decision.KEEP, Decision.RECOMPUTE)
+    cost.profiles.prepare(workload)
+    if registered.budget is BudgetUse.RULE:  # its placement may exceed the budget
+        return cost.place(workload, policy, budget_bytes)
+    return _place_within(workload, policy, cost, budget_bytes)
+
+
+def _place_within(
+    workload: Workload, policy: PolicyChoice, cost: CostModel, budget_bytes: DeviceBytes
+) -> Candidate:
+    from planner.cost.budget import needed_bytes, round_up_to_printed
+    from planner.cost.place_within_budget import place_within_budget
+
+    options = cost.profiles.unit_options(workload)
+    report = place_within_budget(workload, policy, cost, budget_bytes=budget_bytes, options=options)
+    needed = needed_bytes(report)
+    if needed > budget_bytes:
+        raise InfeasibleError(
+            budget_bytes=budget_bytes,
+            smallest_bytes=round_up_to_printed(needed),
+            advice="a smaller --batch-size frees activations, a method that trains less the rest",
+        )
+    return report.candidate
+
+
+def _place_without_budget(workload: Workload, policy: PolicyChoice, cost: CostModel) -> Candidate:
+    from planner.placement.chain_policies import place_chain
+
+    if policy.name == "none":  # the only policy for a backbone without units
+        return Candidate(workload=workload)
+    units = cost.profiles.anatomies(workload)
+    if not units:
+        raise UsageError(f"{workload.model} has no units that can be recomputed")
+    if isinstance(find_policy(policy.name), UniformPolicy):
+        return cost.place(workload, policy, DeviceBytes(0))
+    placement = place_chain(_bare_chain(units), policy, 0)
+    return Candidate(workload=workload, placement=placement, policy=policy)
+
+
+def _bare_chain(units: Iterable[str]) -> Chain:
+    """Return a chain without costs, for policies that only count units.
+
+    Limitation: any two neighbours may share a segment here. ``CostModel.chain`` excludes neighbours
+    of different loops, so ``chen`` can place differently in a search.
+    """
+    from planner.placement.chain import Chain, ChainOption, ChainUnit
+
+    options = tuple(
+        ChainOption(
+            decision=decision,
+            stored_bytes=0,
+            forward_bytes=0,
+            backward_bytes=0,
+            recompute_seconds=0.0,
+        )
+        for decision in (Decision.KEEP, Decision.RECOMPUTE)
     )
-    chain = Chain(units=tuple(ChainUnit(name=n, options=menu, boundary_bytes=0) for n in names))
-    stem, _, count = checkpoint.rpartition("-")
-    name, parameters = (f"{stem}-k", {"k": int(count)}) if count.isdigit() else (checkpoint, None)
-    policy = POLICIES[name]
-    placement = policy(chain, 1, parameters)
-    return Candidate(workload=load, placement=placement, policy=policy.choice(parameters))
+    return Chain(
+        units=tuple(ChainUnit(name=unit, options=options, boundary_bytes=0) for unit in units)
+    )

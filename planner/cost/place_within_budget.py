@@ -1,76 +1,90 @@
-"""Place within a budget by the replay, not only by composed bytes.
+"""Placement whose *replayed* step fits a budget, not only its composed prediction.
 
-A policy counts what is composed. A replay knows more: what CPU kernels take inside an operation,
-how an allocator's blocks fall. What it finds in a unit beyond (or below) the composed bytes is
-learned, and the policy asked again; what is no unit's own is taken off the budget.
+A policy with a budget works on composed bytes. A replay is more exact: it includes scratch memory
+of CPU kernels and the blocks and fragmentation of the caching allocator. The two can differ in
+either direction, by a few percent. ``place_within_budget`` therefore alternates:
+
+    1. Place by the policy on the chain, within the current budget.
+    2. Replay the placement.
+    3. Correct the chain: add to each unit the difference between its replayed and its composed
+       bytes (``ReplayCorrections``).
+    4. If the replay exceeds the budget although the corrected chain does not, the excess belongs to
+       no unit (fragmentation). Lower the current budget by it, twice as much in each attempt.
+
+After a placement fits, ``REFINEMENTS`` more attempts look for a faster one, because corrections can
+also be negative. If no placement over all options fits, whole units alone are tried, since
+decisions inside units fragment more; then uniform policies.
+
+Cost: at most ``2 * (ATTEMPTS + 2) + 4`` replays, of which most end after one to three.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.placement import option_indices, peak_bytes
-from planner.placement.chain import JOINED, Chain, ChainOption, ChainUnit, OptionIndices
-from planner.placement.chain_cost import unit_live_bytes
-from profiler.devices.table import device_spec
+from planner.cost.budget import needed_bytes, round_up_to_printed
+from planner.placement.chain import (
+    JOINED,
+    Chain,
+    ChainOption,
+    ChainUnit,
+    OptionIndices,
+    option_indices,
+)
+from planner.placement.chain_cost import peak_bytes, unit_live_bytes
+from planner.placement.policies import POLICIES, UniformPolicy
 from profiler.errors import InfeasibleError
-from profiler.placement import Decision, Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.report import report_of
 from profiler.records import Report
 from profiler.replay.unit_spans import highest_by_unit
-from profiler.unit_options import LEAN_LAYERS
-from profiler.units import GIB, MIB
+from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
     from profiler.replay.event_log import EventLog
 
-PLACEMENTS = 6
-"""Of one menu, until a replay fits; then comes the one that needs least."""
+ATTEMPTS = 6
+"""Placements over one set of options, until a replay fits; then the one of least peak is tried."""
 
 REFINEMENTS = 2
-"""Once one fits: what takes less than composed may leave room for a quicker one."""
+"""Attempts after a placement fits, in search of a faster one."""
 
 WHOLE_UNITS = (Decision.KEEP, Decision.RECOMPUTE)
 
 
-def needed_bytes(report: Report) -> int:
-    """Return what a budget is held against."""
-    memory = report.memory
-    return memory.peak_bytes if memory.device_bytes is None else memory.device_bytes
+class ReplayCorrections:
+    """Replayed minus composed bytes, by unit and option.
 
-
-class Lessons:
-    """What replays found in units beyond the composed bytes, by unit and option.
-
-    Of an option that no replay has shown, the least that any of the unit's options had too little
-    is assumed, since most of it is the same kernels.
+    For options not replayed yet, assume the smallest correction seen for this unit, and at least
+    zero: most of a correction comes from the same kernels.
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[tuple[object, ...], tuple[int, int]]] = {}
+        self._by_unit: dict[str, dict[tuple[object, ...], tuple[int, int]]] = {}
 
-    def learn(self, chain: Chain, choice: OptionIndices, log: EventLog) -> None:
-        """Compare a choice's replay with the chain, unit by unit; segments teach nothing."""
-        composed = unit_live_bytes(chain, choice)
-        following = (*choice[1:], None)
-        for index, seen in highest_by_unit(log).items():
-            if JOINED in (choice[index], following[index]):
+    def add(self, chain: Chain, indices: OptionIndices, log: EventLog) -> None:
+        """Compare the replay of a placement with the chain, unit by unit.
+
+        Units of a segment are left out: their bytes depend on the whole segment.
+        """
+        composed_forward, composed_backward = unit_live_bytes(chain, indices)
+        following = (*indices[1:], None)
+        for i, (forward, backward) in highest_by_unit(log).items():
+            if JOINED in (indices[i], following[i]):
                 continue
-            unit = chain.units[index]
-            option = unit.options[choice[index]]
-            found = seen[0] - composed[0][index], seen[1] - composed[1][index]
-            self._known.setdefault(unit.name, {})[option.key] = found
+            unit = chain.units[i]
+            correction = forward - composed_forward[i], backward - composed_backward[i]
+            self._by_unit.setdefault(unit.name, {})[unit.options[indices[i]].key] = correction
 
     def applied(self, chain: Chain) -> Chain:
-        """Return the chain with what was learned."""
+        """Return the chain with all corrections added."""
         return replace(chain, units=tuple(self._corrected(unit) for unit in chain.units))
 
     def _corrected(self, unit: ChainUnit) -> ChainUnit:
-        known = self._known.get(unit.name)
+        known = self._by_unit.get(unit.name)
         if not known:
             return unit
         assumed = tuple(max(0, min(found[i] for found in known.values())) for i in (0, 1))
@@ -86,97 +100,138 @@ class Lessons:
         return replace(unit, options=tuple(corrected(option) for option in unit.options))
 
 
-class _Search:
-    """Placements of one workload under one policy, each replayed once."""
+class _ReplayedPlacements:
+    """The placements of one workload under one policy, each replayed once."""
 
     def __init__(
-        self, load: Workload, policy: str, cost: CostModel, *, device: str, budget_bytes: int
+        self, workload: Workload, policy: PolicyChoice, cost: CostModel, budget_bytes: DeviceBytes
     ) -> None:
-        self.load, self.policy, self.cost = load, policy, cost
-        self.device, self.budget_bytes = device, budget_bytes
+        self.workload, self.policy, self.cost = workload, policy, cost
+        self.budget_bytes = budget_bytes
         self.reports: dict[Placement, Report] = {}
 
     def excess(
-        self, candidate: Candidate, chain: Chain | None = None, lessons: Lessons | None = None
+        self,
+        candidate: Candidate,
+        chain: Chain | None = None,
+        corrections: ReplayCorrections | None = None,
     ) -> int:
-        """Return what a placement's replay needs beyond the budget; a new one is a lesson."""
+        """Replay a candidate and return its needed bytes minus the budget.
+
+        Args:
+            candidate: candidate to replay, unless its placement was replayed before.
+            chain: uncorrected chain of the workload.
+            corrections: corrections that a new replay is added to.
+        """
         placement = candidate.placement
         if placement not in self.reports:
             from profiler.replay.step_replay import replay_step
 
-            device = device_spec(self.device)
+            device = self.cost.device
             log = replay_step(candidate, device=device)
             self.reports[placement] = report_of(candidate, log, device=device)
-            if chain is not None and lessons is not None:
-                lessons.learn(chain, option_indices(chain, placement), log)
+            if chain is not None and corrections is not None:
+                corrections.add(chain, option_indices(chain, placement), log)
         return needed_bytes(self.reports[placement]) - self.budget_bytes
 
-    def fits(self) -> bool:
-        """Return whether any of them fits."""
+    def has_fitting(self) -> bool:
+        """Return whether a replayed placement fits the budget."""
         return any(needed_bytes(r) <= self.budget_bytes for r in self.reports.values())
 
-    def within_menu(self, options: tuple[str, ...]) -> None:
-        """Try placements from a menu until one fits, and then for quicker ones.
-
-        Raises:
-            InfeasibleError: nothing fits, and the policy does not know what would.
-        """
-        lessons, given, left = Lessons(), self.budget_bytes, REFINEMENTS
-        chain = known = self.cost.chain(self.load, options)
-        for attempt in range(PLACEMENTS):
+    def try_options(self, options: tuple[str, ...]) -> None:
+        """Replay placements over some options until one fits, then refine it."""
+        corrections, budget, refinements = ReplayCorrections(), self.budget_bytes, REFINEMENTS
+        chain = corrected = self.cost.chain(self.workload, options)
+        for attempt in range(ATTEMPTS):
             try:
-                candidate = self._place(given, known)
+                candidate = self._place(budget, corrected)
             except InfeasibleError:
                 break
             is_new = candidate.placement not in self.reports
-            over = self.excess(candidate, chain, lessons)
-            known = lessons.applied(chain)
-            if over <= 0:
-                left -= 1
-                if left < 0 or not is_new:
+            excess = self.excess(candidate, chain, corrections)
+            corrected = corrections.applied(chain)
+            if excess <= 0:
+                refinements -= 1
+                if refinements < 0 or not is_new:
                     break
-            elif not self._is_ruled_out(candidate, known, given):
-                given -= max(over, self.budget_bytes // 100) * 2**attempt
-        for least in (known, chain):
-            if not self.fits():
-                self.excess(self._least(least))
+            # If the corrected chain excludes this placement, placing again gives another one.
+            # Otherwise only a lower budget does.
+            elif not self._is_excluded(candidate, corrected, budget):
+                lower = budget - max(excess, self.budget_bytes // 100) * 2**attempt
+                budget = DeviceBytes(lower)
+        # corrections are estimates: the least peak may be that of either chain
+        for least in (corrected, chain):
+            if not self.has_fitting():
+                self.excess(self._of_least_peak(least))
 
-    def _least(self, chain: Chain) -> Candidate:
-        try:
-            return self._place(1, chain)
-        except InfeasibleError as error:
-            smallest = device_bytes_of(error, self.load, self.cost)
-            if smallest is None:
-                raise
-        return self._place(smallest, chain)
-
-    def _is_ruled_out(self, candidate: Candidate, chain: Chain, budget: int) -> bool:
-        peak = peak_bytes(chain, option_indices(chain, candidate.placement))
-        return peak > self.cost.live_budget(self.load, budget)
-
-    def _place(self, budget: int, chain: Chain) -> Candidate:
-        return self.cost.place(self.load, self.policy, budget, chain=chain)
-
-    def uniform(self, options: tuple[str, ...]) -> None:
-        """Try what treats all units alike, the quickest first."""
-        for policy in (
-            *(
-                p
-                for p in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING, LEAN_LAYERS)
-                if p in options
-            ),
-            "static",
-        ):
-            if self.excess(self.cost.place(self.load, policy, 1)) <= 0:
-                return
+    def try_uniform(self, options: tuple[str, ...]) -> None:
+        """Replay uniform policies, the fastest first, until one fits."""
+        for name in ("cheap", "light", "lean-layers", "static"):
+            policy = POLICIES[name]
+            if isinstance(policy, UniformPolicy) and policy.option in options:
+                placed = self.cost.place(self.workload, policy.choice(), self.budget_bytes)
+                if self.excess(placed) <= 0:
+                    return
 
     def best(self) -> Report:
-        """Return the quickest of those that fit, else what needs least."""
-        return min(self.reports.values(), key=self._preference)
+        """Return the fastest report that fits; if none does, the one that needs least."""
 
-    def _preference(self, report: Report) -> tuple[int, float]:
-        over = max(0, needed_bytes(report) - self.budget_bytes)
-        return over, (report.step_seconds or 0.0)
+        def preference(report: Report) -> tuple[int, float]:
+            excess = max(0, needed_bytes(report) - self.budget_bytes)
+            return excess, (report.step_seconds or 0.0)
+
+        return min(self.reports.values(), key=preference)
+
+    def _place(self, budget_bytes: DeviceBytes, chain: Chain) -> Candidate:
+        return self.cost.place(self.workload, self.policy, budget_bytes, chain=chain)
+
+    def _of_least_peak(self, chain: Chain) -> Candidate:
+        try:
+            return self._place(DeviceBytes(1), chain)
+        except InfeasibleError as error:
+            smallest = error.smallest_bytes
+            if smallest is None:
+                raise
+        return self._place(DeviceBytes(smallest), chain)
+
+    def _is_excluded(self, candidate: Candidate, chain: Chain, budget_bytes: DeviceBytes) -> bool:
+        peak = peak_bytes(chain, option_indices(chain, candidate.placement))
+        return peak > self.cost.budget_conversion(self.workload)(budget_bytes)
+
+
+def place_within_budget(
+    workload: Workload,
+    policy: PolicyChoice,
+    cost: CostModel,
+    *,
+    budget_bytes: DeviceBytes,
+    options: tuple[str, ...],
+) -> Report:
+    """Place by a policy with ``BudgetUse.LIMIT`` so that the replayed step fits a budget.
+
+    Args:
+        workload: workload to place.
+        policy: policy that places.
+        cost: cost model of the device.
+        budget_bytes: budget in device bytes.
+        options: unit options that the policy may use.
+
+    Returns:
+        The replayed report of the fastest placement that fits. If none fits, the report that needs
+        least: the caller compares ``needed_bytes`` with the budget.
+    """
+    placements = _ReplayedPlacements(workload, policy, cost, budget_bytes)
+    for allowed in (options, WHOLE_UNITS):
+        placements.try_options(allowed)
+        if placements.has_fitting():
+            return placements.best()
+    placements.try_uniform(options)
+    return placements.best()
+
+
+# -- earlier names, for callers that are not converted yet -----------------------------------------
+
+round_up = round_up_to_printed
 
 
 def place_checked(
@@ -188,40 +243,21 @@ def place_checked(
     budget_bytes: int,
     options: tuple[str, ...],
 ) -> Report:
-    """Place by a policy that respects a budget until the replay respects it too.
-
-    If nothing from the whole menu fits: whole units alone, and what treats all units alike. What
-    is returned has been replayed: the quickest that fits, or what needs least; the caller compares.
-
-    Raises:
-        InfeasibleError: nothing fits, and the policy does not know what would.
-    """
-    search = _Search(load, policy, cost, device=device, budget_bytes=budget_bytes)
-    for menu in (options, WHOLE_UNITS):
-        search.within_menu(menu)
-        if search.fits():
-            return search.best()
-    search.uniform(options)
-    return search.best()
+    """Call ``place_within_budget``."""
+    assert device == cost.device.name
+    return place_within_budget(
+        load,
+        PolicyChoice(policy),
+        cost,
+        budget_bytes=DeviceBytes(budget_bytes),
+        options=options,
+    )
 
 
 def device_bytes_of(error: InfeasibleError, load: Workload, cost: CostModel) -> int | None:
-    """Return what a placement's smallest budget, which is of live bytes, is on the device."""
-    if error.smallest_bytes is None:
-        return None
-    low, high = 0, 1
-    while cost.live_budget(load, high) < error.smallest_bytes:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if cost.live_budget(load, middle) < error.smallest_bytes:
-            low = middle
-        else:
-            high = middle
-    return high
+    """Return the smallest budget that an error names."""
+    del load, cost
+    return error.smallest_bytes
 
 
-def round_up(size: int) -> int:
-    """Round up to the last digit that is printed, so that the printed size is enough."""
-    step = GIB / 100 if size >= 0.9995 * GIB else MIB
-    return math.floor(math.ceil(size / step) * step)
+__all__ = ["device_bytes_of", "needed_bytes", "place_checked", "place_within_budget", "round_up"]

@@ -1,290 +1,290 @@
-"""Policies: ways to fill a placement, all judged by the evaluator of ``chain.py``.
+"""Registry of checkpoint policies: names, parameters, and use of the memory budget.
 
-    none, static, every-k, first-k, last-k   what libraries offer; they know no budget
-    chen                                     segments of about sqrt n units (arXiv:1604.06174), cut
-                                             as torch.utils.checkpoint.checkpoint_sequential does
-    rotor                                    the optimal persistent schedule over whole units and
-                                             segments (Beaumont et al., arXiv:1911.13214), less its
-                                             nested levels: nothing is recomputed twice
-    adaptive                                 the paper's run-time rule, simulated ahead
-    optimal                                  least time over the whole menu (``optimal.py``)
+A policy is written as one word, which every command and the search accept alike. ``parse_policy``
+reads a word into a ``PolicyChoice``; ``POLICIES`` holds the policy itself.
 
-"Eligible" is a unit with a plain ``recompute`` option. A policy that ignores the budget may exceed
-it, and so may ``adaptive``: that is for the evaluator to say.
+Policies that give every unit the same option, and need no budget:
+
+    none         keep everything
+    static       recompute every unit
+    cheap, light, lean, lean-layers   drop some outputs inside every unit (profiler/unit_options.py)
+
+Policies over a chain of units, without a budget:
+
+    every-K, first-K, last-K   recompute one of K units, the first K, the last K
+    chen                       segments of about sqrt(n) units (Chen et al. 2016, arXiv:1604.06174),
+                               cut as torch.utils.checkpoint.checkpoint_sequential cuts them
+
+Policies with a budget:
+
+    adaptive     run-time rule of arXiv 2607.02158, simulated ahead. It may exceed the budget
+    rotor        least time over whole units and segments: the persistent schedules of Beaumont et
+                 al. (arXiv:1911.13214) without their nested levels, so that nothing is recomputed
+                 twice in a step
+    optimal      least time over all options of every unit, and over segments
+
+Uniform policies are carried out by ``profiler.unit_options.uniform``, chain policies by
+``planner.placement.chain_policies``. This module imports no array library, so that ``--help`` can
+list the policies without delay.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from planner.placement.chain import JOINED, Chain, ChainUnit, to_placement
-from planner.placement.optimal import Solution, solve
-from profiler.errors import InfeasibleError, UnknownNameError, UsageError
-from profiler.placement import Decision, Placement, PolicyChoice
-from profiler.units import LiveBytes
+from profiler.errors import UnknownNameError, UsageError
+from profiler.placement import Decision, PolicyChoice
+from profiler.unit_options import LEAN_LAYERS
 
 
-def none(chain: Chain) -> Placement:
-    """Keep everything."""
-    return to_placement(chain, _defaults(chain))
+class BudgetUse(enum.Enum):
+    """How a policy uses the memory budget.
 
-
-def static(chain: Chain) -> Placement:
-    """Recompute every eligible unit."""
-    return _recompute(chain, _eligible(chain))
-
-
-def every_k(chain: Chain, k: int) -> Placement:
-    """Recompute the first of every k eligible units."""
-    return _recompute(chain, _eligible(chain)[:: _positive(k)])
-
-
-def first_k(chain: Chain, k: int) -> Placement:
-    """Recompute the first k eligible units."""
-    return _recompute(chain, _eligible(chain)[: _positive(k, least=0)])
-
-
-def last_k(chain: Chain, k: int) -> Placement:
-    """Recompute the last k eligible units."""
-    eligible = _eligible(chain)
-    cut = len(eligible) - min(_positive(k, least=0), len(eligible))
-    return _recompute(chain, eligible[cut:])
-
-
-def chen_sqrt(chain: Chain, segments: int | None = None) -> Placement:
-    """Recompute in segments: all but the last of about sqrt n equal ones.
-
-    The last segment would be recomputed at once after its forward, at a cost and for nothing.
-
-    Args:
-        chain: the step.
-        segments: how many; the rounded square root of the number of units if None.
+    ``IGNORED``: it takes none. ``RULE``: the budget, in device bytes, is a parameter of its rule,
+    and the placement may exceed it. ``LIMIT``: the peak of the placement is within the budget, in
+    live bytes, or the policy raises ``InfeasibleError``.
     """
-    choice = _defaults(chain)
-    joinable = [i for i, unit in enumerate(chain.units) if unit.can_join]
-    count = segments or max(1, round(math.sqrt(len(joinable))))
-    length = max(1, len(joinable) // _positive(count))
-    for place, i in enumerate(joinable[: length * (count - 1)]):
-        starts = place % length == 0 or joinable[place - 1] != i - 1
-        starts = starts or not chain.units[i].may_continue_segment
-        choice[i] = _recompute_index(chain.units[i]) if starts else JOINED
-    return to_placement(chain, choice)
+
+    IGNORED = "ignored"
+    RULE = "rule"
+    LIMIT = "limit"
 
 
-def rotor(chain: Chain, budget_bytes: int) -> Placement:
-    """Keep, recompute, or recompute as part of a segment, in the least time within the budget.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyParameter:
+    """A number that a policy takes.
 
-    Raises:
-        InfeasibleError: no such placement fits.
+    Attributes:
+        name: name of the parameter.
+        default: value if none is given.
+        minimum: smallest value.
+        is_exclusive: whether the minimum itself is refused.
+        is_integer: whether only whole numbers are accepted.
     """
-    whole = Chain(
-        units=tuple(_whole_only(unit) for unit in chain.units),
-        static_bytes=chain.static_bytes,
-        floor_bytes=chain.floor_bytes,
-    )
-    return _placement_of(solve(whole, LiveBytes(budget_bytes)))
 
+    name: str
+    default: float
+    minimum: float
+    is_exclusive: bool = False
+    is_integer: bool = False
 
-def adaptive(
-    chain: Chain,
-    budget_bytes: int,
-    threshold: float = 0.5,
-    eligible: Collection[str] | None = None,
-) -> Placement:
-    """Recompute a unit if live bytes on entering it are at least ``threshold`` of the budget.
+    def check(self, policy: str, value: float) -> None:
+        """Refuse a value out of range.
 
-    Source: ``inject_dynamic_checkpointing`` of the paper's code (facts/seeds.md section 1.2). Live
-    bytes grow in forward, so a prefix is kept and a suffix recomputed.
-
-    Args:
-        chain: the step.
-        budget_bytes: the memory cap of the rule.
-        threshold: its tau.
-        eligible: units it may touch, all with a ``recompute`` option if None. The paper's code
-            never touches convolutional stages.
-    """
-    if not threshold > 0:
-        raise UsageError(f"the threshold must be above zero, got {threshold}")
-    choice = _defaults(chain)
-    live = chain.static_bytes
-    for i, unit in enumerate(chain.units):
-        index = unit.plain_index(Decision.RECOMPUTE)
-        touched = index is not None and (eligible is None or unit.name in eligible)
-        if touched and index is not None and live >= threshold * budget_bytes:
-            choice[i] = index
-        live += unit.options[choice[i]].stored_bytes
-    return to_placement(chain, choice)
-
-
-def optimal(chain: Chain, budget_bytes: int) -> Placement:
-    """Return the placement of least recompute time within the budget.
-
-    Raises:
-        InfeasibleError: none fits; it names the smallest budget that would.
-    """
-    return _placement_of(solve(chain, LiveBytes(budget_bytes)))
-
-
-Parameters = Mapping[str, float]
+        Raises:
+            UsageError: the value is too small or not a whole number.
+        """
+        too_small = value <= self.minimum if self.is_exclusive else value < self.minimum
+        if too_small or (self.is_integer and value != int(value)):
+            kind = "a whole number" if self.is_integer else "a number"
+            bound = "above" if self.is_exclusive else "of at least"
+            raise UsageError(
+                f"{self.name} of checkpoint policy {policy} must be {kind} {bound} "
+                f"{self.minimum:g}, got {value:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A policy of the registry.
+    """A registered policy: a ``UniformPolicy`` or a ``ChainPolicy``.
 
     Attributes:
-        name: as in ``PolicyChoice.name``.
-        summary: one line.
-        decide: ``decide(chain, budget_bytes, parameters)``, the parameters complete.
-        defaults: its parameters, by name.
+        name: name, as in ``PolicyChoice.name``.
+        summary: description in one line.
+        budget: how the policy uses a budget.
+        parameters: parameters of the policy.
     """
 
     name: str
     summary: str
-    decide: Callable[[Chain, int, Parameters], Placement]
-    defaults: Parameters = field(default_factory=dict)
+    budget: BudgetUse = BudgetUse.IGNORED
+    parameters: tuple[PolicyParameter, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "defaults", MappingProxyType(dict(self.defaults)))
+    @property
+    def word(self) -> str:
+        """The policy as it is written in commands, with ``K`` for its count: ``every-K``."""
+        is_counted = any(parameter.name == "k" for parameter in self.parameters)
+        return f"{self.name.removesuffix('-k')}-K" if is_counted else self.name
 
-    def __call__(
-        self, chain: Chain, budget_bytes: int, parameters: Parameters | None = None
-    ) -> Placement:
-        """Return the placement.
+    @property
+    def needs_budget(self) -> bool:
+        """Whether the policy cannot place without a budget."""
+        return self.budget is not BudgetUse.IGNORED
 
-        Raises:
-            UnknownNameError: it has no such parameter.
-            InfeasibleError: the policy respects the budget, and nothing fits.
-        """
-        return self.decide(chain, budget_bytes, self.choice(parameters).parameters)
-
-    def choice(self, parameters: Parameters | None = None) -> PolicyChoice:
-        """Return the policy with its parameters, defaults filled in.
+    def choice(self, parameters: Mapping[str, float] | None = None) -> PolicyChoice:
+        """Return the policy with checked parameters; defaults fill in those that are missing.
 
         Raises:
-            UnknownNameError: it has no such parameter.
+            UnknownNameError: the policy has no such parameter.
+            UsageError: a parameter is out of range.
         """
-        for name in parameters or {}:
-            if name not in self.defaults:
+        given = dict(parameters or {})
+        names = [parameter.name for parameter in self.parameters]
+        for name in given:
+            if name not in names:
                 raise UnknownNameError(
                     kind=f"parameter of policy {self.name}",
                     name=name,
-                    known=self.defaults,
-                    hint=f"it takes {', '.join(self.defaults) or 'none'}",
+                    known=names,
+                    hint=f"it takes {', '.join(names) or 'none'}",
                 )
-        return PolicyChoice(self.name, {**self.defaults, **(parameters or {})})
+        values = {p.name: given.get(p.name, p.default) for p in self.parameters}
+        for parameter in self.parameters:
+            parameter.check(self.name, values[parameter.name])
+        return PolicyChoice(self.name, values)
 
 
-POLICIES: Mapping[str, Policy] = MappingProxyType(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UniformPolicy(Policy):
+    """A policy that gives every unit the same option.
+
+    Attributes:
+        option: the option, as in ``profiler.unit_options``.
+    """
+
+    option: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainPolicy(Policy):
+    """A policy that places a chain of units (``planner.placement.chain_policies``)."""
+
+
+def _count(*, default: int, minimum: int) -> tuple[PolicyParameter, ...]:
+    parameter = PolicyParameter(name="k", default=default, minimum=minimum, is_integer=True)
+    return (parameter,)
+
+
+POLICIES: Mapping[str, UniformPolicy | ChainPolicy] = MappingProxyType(
     {
         policy.name: policy
         for policy in (
-            Policy(
+            UniformPolicy(
                 name="none",
                 summary="keep everything",
-                decide=lambda chain, _budget, _p: none(chain),
+                option=Decision.KEEP,
             ),
-            Policy(
+            UniformPolicy(
                 name="static",
                 summary="recompute every unit",
-                decide=lambda chain, _budget, _p: static(chain),
+                option=Decision.RECOMPUTE,
             ),
-            Policy(
+            UniformPolicy(
+                name="cheap",
+                summary="drop outputs of normalisation, activation functions and dropout",
+                option=Decision.DROP_CHEAP,
+            ),
+            UniformPolicy(
+                name="light",
+                summary="as cheap, and drop outputs of depthwise convolutions, attention and scans",
+                option=Decision.DROP_CHEAP_AND_MIXING,
+            ),
+            UniformPolicy(
+                name="lean",
+                summary="as light, with a recomputation for each use of a cheap output",
+                option=Decision.DROP_PER_USE,
+            ),
+            UniformPolicy(
+                name="lean-layers",
+                summary="as lean, and drop outputs of all layers but the costliest",
+                option=LEAN_LAYERS,
+            ),
+            ChainPolicy(
                 name="every-k",
-                summary="recompute the first of every k units",
-                decide=lambda chain, _budget, p: every_k(chain, int(p["k"])),
-                defaults={"k": 2},
+                summary="recompute the first of every K units",
+                parameters=_count(default=2, minimum=1),
             ),
-            Policy(
+            ChainPolicy(
                 name="first-k",
-                summary="recompute the first k units",
-                decide=lambda chain, _budget, p: first_k(chain, int(p["k"])),
-                defaults={"k": 1},
+                summary="recompute the first K units",
+                parameters=_count(default=1, minimum=0),
             ),
-            Policy(
+            ChainPolicy(
                 name="last-k",
-                summary="recompute the last k units",
-                decide=lambda chain, _budget, p: last_k(chain, int(p["k"])),
-                defaults={"k": 1},
+                summary="recompute the last K units",
+                parameters=_count(default=1, minimum=0),
             ),
-            Policy(
+            ChainPolicy(
                 name="chen",
                 summary="recompute in about sqrt n segments, the last one kept",
-                decide=lambda chain, _budget, _p: chen_sqrt(chain),
             ),
-            Policy(
+            ChainPolicy(
                 name="rotor",
                 summary="least time within the budget over whole units and segments",
-                decide=lambda chain, budget, _p: rotor(chain, budget),
+                budget=BudgetUse.LIMIT,
             ),
-            Policy(
+            ChainPolicy(
                 name="adaptive",
                 summary="recompute a unit entered with live bytes at or above threshold x budget",
-                decide=lambda chain, budget, p: adaptive(chain, budget, p["threshold"]),
-                defaults={"threshold": 0.5},
+                budget=BudgetUse.RULE,
+                parameters=(
+                    PolicyParameter(name="threshold", default=0.5, minimum=0, is_exclusive=True),
+                ),
             ),
-            Policy(
+            ChainPolicy(
                 name="optimal",
-                summary="least time within the budget over the whole menu of every unit",
-                decide=lambda chain, budget, _p: optimal(chain, budget),
+                summary="least time within the budget over all options of every unit",
+                budget=BudgetUse.LIMIT,
             ),
         )
     }
 )
+"""Every policy by name, in the order in which commands list them."""
+
+OPTIMAL = PolicyChoice("optimal")
+STATIC = PolicyChoice("static")
 
 
-def _defaults(chain: Chain) -> list[int]:
-    return [unit.default_index for unit in chain.units]
+def policy_words(*, needs_budget: bool | None = None) -> tuple[str, ...]:
+    """Return the words that ``parse_policy`` accepts, with ``K`` for a count.
+
+    Args:
+        needs_budget: whether to list only policies with, or only policies without a budget; None
+            for all.
+    """
+    policies = POLICIES.values()
+    return tuple(p.word for p in policies if needs_budget in (None, p.needs_budget))
 
 
-def _eligible(chain: Chain) -> list[int]:
-    return [
-        i for i, unit in enumerate(chain.units) if unit.plain_index(Decision.RECOMPUTE) is not None
-    ]
+def find_policy(name: str, *, word: str | None = None) -> UniformPolicy | ChainPolicy:
+    """Return a policy by name.
 
+    Args:
+        name: name of the policy: ``every-k``.
+        word: the word to show if there is no such policy; None for the name.
 
-def _recompute_index(unit: ChainUnit) -> int:
-    index = unit.plain_index(Decision.RECOMPUTE)
-    assert index is not None, f"{unit.name} has no {Decision.RECOMPUTE} option"
-    return index
-
-
-def _recompute(chain: Chain, indices: list[int]) -> Placement:
-    choice = _defaults(chain)
-    for i in indices:
-        choice[i] = _recompute_index(chain.units[i])
-    return to_placement(chain, choice)
-
-
-def _whole_only(unit: ChainUnit) -> ChainUnit:
-    """Return the unit with its plain keep and recompute options only, where it has any."""
-    plain = [
-        o for o in unit.options if o.decision in {Decision.KEEP, Decision.RECOMPUTE} and not o.parts
-    ]
-    return ChainUnit(
-        name=unit.name,
-        options=tuple(plain) or (unit.options[unit.default_index],),
-        gradient_bytes=unit.gradient_bytes,
-        boundary_bytes=unit.boundary_bytes,
-        forward_seconds=unit.forward_seconds,
-        may_continue_segment=unit.may_continue_segment,
-    )
-
-
-def _placement_of(solution: Solution) -> Placement:
-    if solution.placement is None:
-        raise InfeasibleError(
-            budget_bytes=solution.live_budget_bytes,
-            smallest_bytes=solution.smallest_feasible_bytes,
-            advice="a smaller micro-batch frees activations",
+    Raises:
+        UnknownNameError: no such policy.
+    """
+    policy = POLICIES.get(name)
+    if policy is None:
+        words = policy_words()
+        raise UnknownNameError(
+            kind="checkpoint policy",
+            name=word or name,
+            known=words,
+            hint=f"use one of {', '.join(words)}",
         )
-    return solution.placement
+    return policy
 
 
-def _positive(count: int, *, least: int = 1) -> int:
-    if count < least:
-        raise UsageError(f"a number of units must be at least {least}, got {count}")
-    return count
+def parse_policy(word: str, *, threshold: float | None = None) -> PolicyChoice:
+    """Read a policy as commands write it: ``optimal``, or ``every-3`` for every-K with K = 3.
+
+    Args:
+        word: the policy; a count that is left out (``every-k``) has its default.
+        threshold: threshold of a policy that has one; None for its default.
+
+    Raises:
+        UnknownNameError: no such policy.
+        UsageError: the count or the threshold is out of range.
+    """
+    written = PolicyChoice.from_display_name(word.strip())
+    policy = find_policy(written.name, word=word)
+    given = dict(written.parameters)
+    if threshold is not None and any(p.name == "threshold" for p in policy.parameters):
+        given["threshold"] = threshold
+    return policy.choice(given)

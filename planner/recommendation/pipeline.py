@@ -67,10 +67,11 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         MeasurementError: every real run failed.
     """
     from planner.cost.model import CostModel
+    from profiler.devices.table import device_spec
 
     began = time.perf_counter()
     check_folder(request.out)
-    cost = CostModel(request.device.name, Store.default())
+    cost = CostModel(device_spec(request.device.name), Store.default())
     found = _search(request, cost, notify)
     front = found.front(request.budget_bytes)
     replayed, dropped = _replay(request, front, cost, notify)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from planner.placement import POLICIES
+from planner.placement.policies import parse_policy
 from profiler.devices.table import DeviceSpec
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.methods import method_infos, method_names
@@ -117,9 +117,7 @@ class Space:
             if not getattr(self, name):
                 raise UsageError(f"the search needs at least one of {name.replace('_', '-')}")
         for name in self.checkpoints:
-            if name != "none" and name not in POLICIES:
-                known = ", ".join(["none", *sorted(POLICIES)])
-                raise UsageError(f"unknown checkpoint policy {name!r}; use some of {known}")
+            parse_policy(name)
         for size in self.micro_batches:
             if self.effective_batch % size:
                 raise UsageError(

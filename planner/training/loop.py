@@ -387,15 +387,16 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
     On CUDA it is that of the device that was planned for; None if that is no GPU of the table.
     """
     from planner.cost.model import CostModel
+    from profiler.devices.table import CPU, device_spec
     from profiler.store import Store
 
     planned = plan.prediction.device
     if kind == "cpu":
-        return CostModel("cpu", Store.default())
+        return CostModel(CPU, Store.default())
     if planned.kind != "cuda":
         return None
     try:
-        return CostModel(planned.name, Store.default())
+        return CostModel(device_spec(planned.name), Store.default())
     except UnknownNameError:  # a GPU of another machine, measured there, that the table lacks
         return None
 

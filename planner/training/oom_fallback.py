@@ -13,8 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from planner.placement.policies import OPTIMAL
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.units import DeviceBytes
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -54,20 +56,18 @@ def tighter_placements(
 
 def _optimal_placements(candidate: Candidate, cost: CostModel) -> Iterator[Candidate]:
     """Yield the least-time placements for shrinking budgets."""
-    from planner.cost.place_within_budget import device_bytes_of
-
     workload = candidate.workload
-    menu, size = cost.menu(workload), cost.quick(candidate).device_bytes
-    least = size
+    options, size = cost.profiles.unit_options(workload), cost.estimate(candidate).device_bytes
+    least: int = size
     try:
         # No placement fits one byte: the error carries the smallest feasible budget.
-        cost.place(workload, "optimal", 1, options=menu)
+        cost.place(workload, OPTIMAL, DeviceBytes(1), options=options)
     except InfeasibleError as error:
-        least = device_bytes_of(error, workload, cost) or size
+        least = error.smallest_bytes or size
     for share in BUDGET_SHARES:
         if least < size:
-            budget = least + int(share * (size - least))
-            yield cost.place(workload, "optimal", budget, options=menu)
+            budget = DeviceBytes(least + int(share * (size - least)))
+            yield cost.place(workload, OPTIMAL, budget, options=options)
 
 
 def _fixed_placements(candidate: Candidate, units: Sequence[str]) -> tuple[Candidate, Candidate]:

@@ -41,7 +41,7 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     configuration,
 )
-from profiler.devices.table import DeviceSpec, workspaces_of
+from profiler.devices.table import DeviceSpec, device_spec, workspaces_of
 from profiler.errors import UsageError
 from profiler.models.methods.registry import get_method, method_names
 from profiler.placement import Decision, Placement, PolicyChoice, placement_to_json
@@ -149,19 +149,21 @@ def run_family(backbone: str, method: str, precision: str, target: str) -> Itera
     """Profile a family, then compose and replay its cells."""
     from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 
-    model = CostModel(DEVICES[target], Store.in_memory())
+    model = CostModel(device_spec(DEVICES[target]), Store.in_memory())
     base = Workload(model=backbone, method=method, precision=precision, num_classes=100)
-    units = model.units(get_method(method).resolve(base))
+    units = model.profiles.units(get_method(method).resolve(base))
     for workload, kind, placement in cells_of(backbone, method, precision, target, units):
         candidate = Candidate(workload=workload, placement=placement)
         model.prepare(workload)
         memory = KernelMemory.THIS_BATCH if target == "cuda" else KernelMemory.NONE
         start = time.perf_counter()
-        composed = model.quick(candidate).peak_bytes
+        composed = model.estimate(candidate).peak_bytes
         middle = time.perf_counter()
-        log = replay_step(candidate, device=model.spec, options=ReplayOptions(kernel_memory=memory))
+        log = replay_step(
+            candidate, device=model.device, options=ReplayOptions(kernel_memory=memory)
+        )
         end = time.perf_counter()
-        replayed = _allocated_peak(log, model.spec) if target == "cuda" else log.peak_bytes
+        replayed = _allocated_peak(log, model.device) if target == "cuda" else log.peak_bytes
         relative = (composed - replayed) / replayed
         name = (
             f"{backbone} {method} r{workload.rank} {kind} {precision} {workload.optimizer} "
@@ -198,10 +200,10 @@ def done_cells() -> dict[str, dict[str, Any]]:
 
 def speed() -> dict[str, float]:
     """Return predictions per second of one process on candidates as a search draws them."""
-    model = CostModel(DEVICES["cuda"], Store.in_memory())
+    model = CostModel(device_spec(DEVICES["cuda"]), Store.in_memory())
     base = Workload(model="vit_s", method="lora", rank=8, num_classes=100)
     model.prepare(base)
-    units = model.units(base)
+    units = model.profiles.units(base)
     rng = random.Random(SEED)
     found = {}
     for kind, several in (("none", False), ("mixed", True)):
@@ -217,19 +219,19 @@ def speed() -> dict[str, float]:
             for _ in range(5000)
         ]
         for candidate in candidates:  # interns workloads and placements
-            model.quick(candidate)
+            model.estimate(candidate)
         times = []
         for _ in range(5):
             start = time.perf_counter()
             for candidate in candidates:
-                model.quick(candidate)
+                model.estimate(candidate)
             times.append(time.perf_counter() - start)
         found[f"{kind}_per_second_median"] = len(candidates) / statistics.median(times)
         found[f"{kind}_per_second_best"] = len(candidates) / min(times)
     fresh = [placement_of("mixed", units, rng) for _ in range(5000)]
     start = time.perf_counter()
     for placement in fresh:
-        model.quick(Candidate(workload=base, placement=placement))
+        model.estimate(Candidate(workload=base, placement=placement))
     found["never_seen_placement_per_second"] = len(fresh) / (time.perf_counter() - start)
     return found
 

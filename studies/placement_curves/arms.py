@@ -20,14 +20,17 @@ from rule import OPERATING_POINTS, best_adaptive
 from session import Session
 
 from planner.cost.model import CostModel
-from planner.cost.place_within_budget import place_checked
-from planner.placement import option_indices, peak_bytes, recompute_seconds
-from planner.placement.policies import POLICIES
+from planner.cost.place_within_budget import place_within_budget
+from planner.placement.chain import option_indices
+from planner.placement.chain_cost import peak_bytes, recompute_seconds
+from planner.placement.chain_policies import place_chain, rotor
+from planner.placement.policies import OPTIMAL
 from profiler.devices.table import CPU
 from profiler.errors import InfeasibleError
-from profiler.placement import KEEP_ALL, Decision, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement, PolicyChoice
 from profiler.prediction.report import predict
 from profiler.store import Store
+from profiler.units import DeviceBytes, LiveBytes
 from profiler.workload import Candidate, Workload
 
 SLACK = 1.001
@@ -70,9 +73,9 @@ class Arms:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self.cost = CostModel("cpu", Store(Path(tempfile.gettempdir()) / "placement_curves"))
+        self.cost = CostModel(CPU, Store(Path(tempfile.gettempdir()) / "placement_curves"))
         self.chain = self.cost.chain(workload)
-        self.units = self.cost.units(workload)
+        self.units = self.cost.profiles.units(workload)
         self.predicted = cache(self._predicted)
         self.full = self.predicted(KEEP_ALL)
         self.optimal = cache(self._optimal)
@@ -88,22 +91,21 @@ class Arms:
     def step_seconds(self, placement: Placement, accumulation: int = 1) -> float:
         """Return the composed step time."""
         work = split(self.workload, accumulation)
-        chain, numbers = self.cost.chain(work), self.cost.numbers(work)
-        assert numbers.step_seconds is not None
-        once = numbers.step_seconds + recompute_seconds(chain, option_indices(chain, placement))
-        return accumulation * once + numbers.update_seconds
+        chain, costs = self.cost.chain(work), self.cost.costs(work)
+        assert costs.step_seconds is not None
+        once = costs.step_seconds + recompute_seconds(chain, option_indices(chain, placement))
+        return accumulation * once + costs.update_seconds
 
     def _optimal(self, budget: int, accumulation: int = 1) -> Placement | None:
         """Return what the commands would place; None where nothing fits."""
         work = split(self.workload, accumulation)
         try:
-            report = place_checked(
+            report = place_within_budget(
                 work,
-                "optimal",
+                OPTIMAL,
                 self.cost,
-                device="cpu",
-                budget_bytes=budget,
-                options=self.cost.menu(work),
+                budget_bytes=DeviceBytes(budget),
+                options=self.cost.profiles.unit_options(work),
             )
         except InfeasibleError:
             return None
@@ -117,17 +119,17 @@ class Arms:
             rule = best_adaptive(self.chain, self.full, budget)
             yield "adaptive", f"its best for {share:.0%}", rule
             within = max(self.composed(rule), budget)
-            rotor = POLICIES["rotor"](self.chain, within)
-            yield "rotor", f"in adaptive's peak for {share:.0%}", rotor
+            placed = rotor(self.chain, LiveBytes(within))
+            yield "rotor", f"in adaptive's peak for {share:.0%}", placed
         half = round(len(self.units) / 2)
+        yield "static", "", Placement(dict.fromkeys(self.units, Decision.RECOMPUTE))
         for policy, options in {
-            "static": {},
             "chen": {},
             "every-k": {"k": 2},
             "first-k": {"k": half},
         }.items():
             setting = ", ".join(f"{k}={v}" for k, v in options.items())
-            yield policy, setting, POLICIES[policy](self.chain, self.full, options)
+            yield policy, setting, place_chain(self.chain, PolicyChoice(policy, options), self.full)
 
     def _arm(
         self,

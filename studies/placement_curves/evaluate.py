@@ -9,8 +9,11 @@ from evaluator import EVALUATOR_RATES, live_peak_bytes, step_milliseconds, track
 from rule import OPERATING_POINTS, best_adaptive
 
 from planner.cost.model import HEAD, CostModel
-from planner.placement import Chain, option_indices, peak_bytes, recompute_seconds, solve
-from planner.placement.policies import POLICIES
+from planner.placement.chain import Chain, option_indices
+from planner.placement.chain_cost import peak_bytes, recompute_seconds
+from planner.placement.chain_policies import adaptive, chen, every_k, first_k
+from planner.placement.optimal import solve
+from profiler.devices.table import CPU
 from profiler.models.parameter_count import count_parameters
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.store import Store
@@ -59,7 +62,7 @@ class Problem:
     """A workload's chain as the evaluator sees it: no optimizer state, no floor."""
 
     def __init__(self, workload: Workload) -> None:
-        self.model = CostModel("cpu", Store.in_memory(), roofline=EVALUATOR_RATES)
+        self.model = CostModel(CPU, Store.in_memory(), roofline=EVALUATOR_RATES)
         self.workload = workload
         self.kept_bytes = live_peak_bytes(Candidate(workload=workload))
         self.detailed = workload.model.startswith("vit_small") and workload.method == "full"
@@ -73,7 +76,7 @@ class Problem:
 
     def step_seconds(self, workload: Workload) -> float:
         """Return our own estimate of a step without recomputation."""
-        seconds = self.model.numbers(workload).step_seconds
+        seconds = self.model.costs(workload).step_seconds
         assert seconds is not None
         return seconds * workload.accumulation
 
@@ -126,29 +129,27 @@ def our_points(problem: Problem) -> Iterator[Point]:
         point = optimal_within(problem, int(share * full), f"{share:.0%}")
         if point is not None:
             yield point
-    units = problem.model.units(workload)
+    units = problem.model.profiles.units(workload)
     for policy in [
         p
-        for p in problem.model.menu(workload)
+        for p in problem.model.profiles.unit_options(workload)
         if p in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING)
     ]:
         uniform = Placement(decisions=dict.fromkeys(units, policy))
         yield _point(chain, workload, policy, "", uniform)
     count = len(units)
-    yield _point(chain, workload, "static", "", POLICIES["static"](chain, full))
+    yield _point(chain, workload, "static", "", Placement(dict.fromkeys(units, Decision.RECOMPUTE)))
     for tau in THRESHOLDS:
-        placed = POLICIES["adaptive"](chain, full, {"threshold": tau})
+        placed = adaptive(chain, full, tau)
         yield _point(chain, workload, "adaptive", f"{tau:.0%} of none's peak", placed)
     for share in OPERATING_POINTS:
         placed = best_adaptive(chain, full, int(share * full))
         yield _point(chain, workload, "adaptive", f"its best for {share:.0%}", placed)
     for k in sorted({max(1, round(count * share)) for share in (0.25, 0.5, 0.75)}):
-        yield _point(
-            chain, workload, "first-k", f"k={k}", POLICIES["first-k"](chain, full, {"k": k})
-        )
-    placed = POLICIES["every-k"](chain, full, {"k": 2})
+        yield _point(chain, workload, "first-k", f"k={k}", first_k(chain, k))
+    placed = every_k(chain, 2)
     yield _point(chain, workload, "every-k", "k=2", placed)
-    yield _point(chain, workload, "chen", "", POLICIES["chen"](chain, full))
+    yield _point(chain, workload, "chen", "", chen(chain))
     yield Point(
         policy="timm set_grad_checkpointing",
         setting="",

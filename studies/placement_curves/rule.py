@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from planner.placement import Chain, option_indices, peak_bytes, recompute_seconds
-from planner.placement.policies import POLICIES
+from planner.placement.chain import Chain, option_indices
+from planner.placement.chain_cost import peak_bytes, recompute_seconds
+from planner.placement.chain_policies import adaptive
 from profiler.placement import Placement
 
 OPERATING_POINTS = (0.57, 0.21)
@@ -19,7 +20,7 @@ def best_adaptive(chain: Chain, kept_bytes: int, budget_bytes: int) -> Placement
         budget_bytes: what the peak should be within.
     """
     caps = [kept_bytes * share // 100 for share in range(1, 101)]
-    placed = {POLICIES["adaptive"](chain, cap, {"threshold": 1.0}) for cap in caps}
+    placed = {adaptive(chain, cap, 1.0) for cap in caps}
 
     def peak(placement: Placement) -> int:
         return peak_bytes(chain, option_indices(chain, placement))

@@ -34,16 +34,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from harness import Rows, write_summary
 
-from planner.placement import (
-    Chain,
-    ChainOption,
-    ChainUnit,
-    SolutionStatus,
-    peak_bytes,
-    smallest_feasible,
-    solve,
-)
-from planner.placement.chain_cost import chain_arrays
+from planner.placement.chain import Chain, ChainOption, ChainUnit
+from planner.placement.chain_cost import chain_arrays, peak_bytes
+from planner.placement.optimal import SolutionStatus, smallest_feasible, solve
 from profiler.placement import Decision
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from planner.parallel import forked
+from planner.parallel import map_forked
 
 several_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 
@@ -13,7 +13,7 @@ several_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="nee
 @several_cores
 def test_results_come_from_other_processes_by_index() -> None:
     seen: list[tuple[int, float]] = []
-    results = forked(
+    results = map_forked(
         lambda n: (n * n, os.getpid()), [3, 4, 5], lambda item, done: seen.append((item, done))
     )
     assert {index: square for index, (square, _) in results.items()} == {0: 9, 1: 16, 2: 25}
@@ -30,7 +30,7 @@ def test_threads_of_the_parent_are_not_waited_for() -> None:
     torch.set_num_threads(2)
     try:
         (square @ square).sum()  # OpenMP's threads are there now, and will not be after the fork
-        results = forked(lambda n: float((n * square @ square).sum()), [1, 2], lambda *_: None)
+        results = map_forked(lambda n: float((n * square @ square).sum()), [1, 2], lambda *_: None)
     finally:
         torch.set_num_threads(before)
     assert results == {0: 512.0**3, 1: 2 * 512.0**3}
@@ -38,7 +38,7 @@ def test_threads_of_the_parent_are_not_waited_for() -> None:
 
 @several_cores
 def test_what_fails_is_left_out() -> None:
-    results = forked(lambda n: 12 // n, [1, 0, 3], lambda *_: None)
+    results = map_forked(lambda n: 12 // n, [1, 0, 3], lambda *_: None)
     assert results == {0: 12, 2: 4}
 
 
@@ -49,8 +49,8 @@ def test_a_process_that_dies_takes_nothing_with_it_but_its_results() -> None:
             os._exit(1)
         return n
 
-    assert set(forked(die, [1, 1, 1], lambda *_: None)) == set()
+    assert set(map_forked(die, [1, 1, 1], lambda *_: None)) == set()
 
 
 def test_one_item_is_the_callers() -> None:
-    assert forked(lambda n: n, [1], lambda *_: None) == {}
+    assert map_forked(lambda n: n, [1], lambda *_: None) == {}

@@ -12,7 +12,7 @@ from planner.cli.list_tables import score_columns
 from planner.cli.plan_tables import show_plan
 from planner.cli.report_tables import show_profile, show_report, unit_columns
 from planner.cli.table_layout import Column, show_table, tables
-from planner.placement import PlacementRow
+from planner.placement.placement_table import PlacementRow
 from planner.plan import Accuracy, Plan
 from planner.scoring.netscore import scores
 from profiler.errors import InputError

@@ -11,6 +11,7 @@ import pytest
 
 from planner.cost.calibration import Calibration, Run, calibrate, kind_of, seconds_of, work_of
 from planner.cost.model import CostModel
+from profiler.devices.table import device_spec
 from profiler.errors import InputError, UsageError
 from profiler.replay.event_log import OperationRecord, Phase
 from profiler.timing.roofline import Rates
@@ -163,7 +164,7 @@ def test_a_file_gives_the_same_and_the_cost_model_takes_it(tmp_path: Path):
     for known in RUNS:
         assert seconds_of(known.work, rates) == pytest.approx(known.step_seconds, rel=0.02)
     workload = Workload(model="vit_t", precision="fp32")
-    assert CostModel("h200", roofline=rates).rates(workload) == rates
+    assert CostModel(device_spec("h200"), roofline=rates).rates(workload) == rates
 
 
 @pytest.mark.parametrize(

@@ -6,27 +6,29 @@ from functools import cache
 
 import pytest
 
-from planner.cost.model import SLACK_BATCH, CostModel
-from planner.cost.step_estimate import HALF_SEGMENT_BYTES, AllocatorOverhead
-from planner.placement import POLICIES
+from planner.cost.budget import HALF_SEGMENT_BYTES, AllocatorOverhead
+from planner.cost.family_profiles import OVERHEAD_MICRO_BATCH
+from planner.cost.model import CostModel
+from planner.placement.policies import POLICIES
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
     configuration,
 )
-from profiler.devices.table import CPU, workspaces_of
+from profiler.devices.table import CPU, device_spec, workspaces_of
 from profiler.errors import InfeasibleError, InputError, UsageError
-from profiler.placement import Decision, Placement
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import PROBE_RANKS
 from profiler.prediction.report import step_seconds
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.store import Store
 from profiler.timing.roofline import Rates
+from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
-RATES = Rates(flops_per_second=1e12, bytes_per_second=1e11, watts=50.0, source="made up")
 WITHOUT_KERNEL_MEMORY = ReplayOptions(kernel_memory=KernelMemory.NONE)
+RATES = Rates(flops_per_second=1e12, bytes_per_second=1e11, watts=50.0, source="made up")
 VIT = Workload(model="test_vit", micro_batch=32, image_size=160, num_classes=10)
 CONV = Workload(model="test_resnet", micro_batch=16, image_size=160, num_classes=10)
 WORKLOADS = (VIT, CONV, VIT.replace(method="lora", rank=6), VIT.replace(accumulation=2))
@@ -38,17 +40,17 @@ EACH_AND_BF16 = pytest.mark.parametrize("workload", (*WORKLOADS, BF16), ids=(*NA
 
 @cache
 def model() -> CostModel:
-    return CostModel("cpu", Store.in_memory(), roofline=RATES)
+    return CostModel(CPU, Store.in_memory(), roofline=RATES)
 
 
 @cache
 def kept(workload: Workload) -> int:
-    return model().quick(Candidate(workload=workload)).peak_bytes
+    return model().estimate(Candidate(workload=workload)).peak_bytes
 
 
 def smallest(workload: Workload, **options: tuple[str, ...]) -> int:
     with pytest.raises(InfeasibleError) as caught:
-        model().place(workload, "optimal", 1, **options)
+        model().place(workload, PolicyChoice("optimal"), 1, **options)
     return caught.value.smallest_bytes
 
 
@@ -62,8 +64,8 @@ def test_the_composed_peak_of_every_policy_is_the_replayed_one(
     workload: Workload, policy: str
 ) -> None:
     budget = (kept(workload) + smallest(workload)) // 2
-    candidate = model().place(workload, policy, budget)
-    relative = model().quick(candidate).peak_bytes / replayed(candidate) - 1
+    candidate = model().place(workload, PolicyChoice(policy), budget)
+    relative = model().estimate(candidate).peak_bytes / replayed(candidate) - 1
     # autocast's copies of weights are counted in full where units are joined
     assert -0.0005 < relative < (0.015 if workload is BF16 else 0.005)
 
@@ -73,27 +75,29 @@ def test_the_composed_peak_of_every_policy_is_the_replayed_one(
 def test_optimal_over_the_whole_menu_stays_within_its_budget_when_replayed(
     workload: Workload, share: float
 ) -> None:
-    options = model().menu(workload)
+    options = model().profiles.unit_options(workload)
     low = smallest(workload, options=options)
     budget = round(low + share * (kept(workload) - low))
-    candidate = model().place(workload, "optimal", budget, options=options)
-    assert model().quick(candidate).peak_bytes <= budget
+    candidate = model().place(workload, PolicyChoice("optimal"), budget, options=options)
+    assert model().estimate(candidate).peak_bytes <= budget
     assert replayed(candidate) <= budget * 1.0005
 
 
 def test_light_is_on_the_menu_where_there_are_depthwise_convolutions_or_attention() -> None:
-    assert Decision.DROP_CHEAP_AND_MIXING not in model().menu(VIT.replace(model="resnet18"))
-    assert Decision.DROP_CHEAP_AND_MIXING in model().menu(VIT)
+    assert Decision.DROP_CHEAP_AND_MIXING not in model().profiles.unit_options(
+        VIT.replace(model="resnet18")
+    )
+    assert Decision.DROP_CHEAP_AND_MIXING in model().profiles.unit_options(VIT)
     mobile = VIT.replace(model="mobilenetv2_100")
-    menu = model().menu(mobile)
+    menu = model().profiles.unit_options(mobile)
     assert Decision.DROP_CHEAP_AND_MIXING in menu
     tiny = VIT.replace(model="tiny_vit_5m_224", image_size=224)
-    assert {"depthwise", "parts:all", "light-layers:3"} <= {*model().menu(tiny)}
+    assert {"depthwise", "parts:all", "light-layers:3"} <= {*model().profiles.unit_options(tiny)}
     light, cheap = (
-        model().place(mobile, policy, 1)
+        model().place(mobile, PolicyChoice(policy), 1)
         for policy in (Decision.DROP_CHEAP_AND_MIXING, Decision.DROP_CHEAP)
     )
-    peaks = [model().quick(candidate).peak_bytes for candidate in (light, cheap)]
+    peaks = [model().estimate(candidate).peak_bytes for candidate in (light, cheap)]
     assert peaks[0] < 0.95 * peaks[1]
     assert peaks[0] == pytest.approx(replayed(light), rel=0.005)
 
@@ -103,18 +107,21 @@ def test_what_an_infeasible_budget_names_is_feasible_and_nothing_below_is(
     workload: Workload,
 ) -> None:
     budget = smallest(workload)
-    assert model().quick(model().place(workload, "optimal", budget)).peak_bytes <= budget
+    assert (
+        model().estimate(model().place(workload, PolicyChoice("optimal"), budget)).peak_bytes
+        <= budget
+    )
     with pytest.raises(InfeasibleError):
-        model().place(workload, "optimal", budget - 1)
+        model().place(workload, PolicyChoice("optimal"), budget - 1)
 
 
 def test_optimal_is_never_slower_than_a_policy_of_the_same_peak() -> None:
-    options = model().menu(VIT)
+    options = model().profiles.unit_options(VIT)
     for policy in ("cheap", "static", "every-k", "first-k", "last-k", "adaptive"):
-        rival = model().place(VIT, policy, kept(VIT) * 4 // 5)
-        peak = model().quick(rival).peak_bytes
-        ours = model().place(VIT, "optimal", peak, options=options)
-        fast, slow = model().quick(ours).step_seconds, model().quick(rival).step_seconds
+        rival = model().place(VIT, PolicyChoice(policy), kept(VIT) * 4 // 5)
+        peak = model().estimate(rival).peak_bytes
+        ours = model().place(VIT, PolicyChoice("optimal"), peak, options=options)
+        fast, slow = model().estimate(ours).step_seconds, model().estimate(rival).step_seconds
         assert fast is not None
         assert slow is not None
         assert fast <= slow * (1 + 1e-9)
@@ -124,11 +131,11 @@ def test_optimal_is_never_slower_than_a_policy_of_the_same_peak() -> None:
 @pytest.mark.parametrize("policy", ["none", "cheap", "static", "optimal"])
 def test_composed_seconds_are_those_of_the_replay(workload: Workload, policy: str) -> None:
     budget = (kept(workload) + smallest(workload)) // 2
-    candidate = model().place(workload, policy, budget)
+    candidate = model().place(workload, PolicyChoice(policy), budget)
     expected = step_seconds(
         replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY), RATES, workload
     )
-    assert model().quick(candidate).step_seconds == pytest.approx(expected, rel=0.01)
+    assert model().estimate(candidate).step_seconds == pytest.approx(expected, rel=0.01)
 
 
 def test_recomputing_a_linear_layer_is_billed_without_its_reshape() -> None:
@@ -140,34 +147,34 @@ def test_recomputing_a_linear_layer_is_billed_without_its_reshape() -> None:
 
 
 def test_a_decision_that_no_option_says_is_refused() -> None:
-    unit = model().units(VIT)[0]
+    unit = model().profiles.units(VIT)[0]
     odd = Placement(decisions={f"{unit}/attn.qkv": Decision.DROP_CHEAP})
     with pytest.raises(UsageError, match="not composed"):
-        model().quick(Candidate(workload=VIT, placement=odd))
+        model().estimate(Candidate(workload=VIT, placement=odd))
     unknown = Placement(decisions={"nowhere": Decision.DROP_CHEAP})
     with pytest.raises(InputError, match="nowhere"):
-        model().quick(Candidate(workload=VIT, placement=unknown))
+        model().estimate(Candidate(workload=VIT, placement=unknown))
 
 
-def test_an_unknown_policy_is_refused_and_keep_means_none() -> None:
+def test_an_unknown_policy_is_refused_and_none_keeps_all() -> None:
     with pytest.raises(UsageError, match="unknown checkpoint policy"):
-        model().place(VIT, "magic", 10**9)
-    assert model().place(VIT, "keep", 1) == Candidate(workload=VIT)
+        model().place(VIT, PolicyChoice("magic"), DeviceBytes(10**9))
+    assert model().place(VIT, PolicyChoice("none"), DeviceBytes(1)) == Candidate(workload=VIT)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "head"])
 def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: str) -> None:
     small = Workload(model="test_vit", image_size=32, method=method)
     rank = PROBE_RANKS[0] if method == "lora" else None
-    load = small.replace(rank=rank, micro_batch=SLACK_BATCH)
-    priced = CostModel("rtx-2060-super")
+    load = small.replace(rank=rank, micro_batch=OVERHEAD_MICRO_BATCH)
+    priced = CostModel(device_spec("rtx-2060-super"))
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     options = ReplayOptions(optimizer=False)
-    log = replay_step(Candidate(workload=load), device=priced.spec, options=options)
-    workspaces = workspaces_of(priced.spec)
+    log = replay_step(Candidate(workload=load), device=priced.device, options=options)
+    workspaces = workspaces_of(priced.device)
     run_steps(allocator, log, steps=2, workspaces=workspaces)
     live = log.peak_bytes + sum(workspaces)
-    assert priced.slack(load) == AllocatorOverhead(
+    assert priced.profiles.allocator_overhead(load) == AllocatorOverhead(
         allocated=allocator.peak_allocated_bytes / live,
         reserved=max(1.0, (allocator.peak_reserved_bytes - HALF_SEGMENT_BYTES) / live),
     )
@@ -177,4 +184,4 @@ def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: s
 def test_the_number_of_units_that_learn_makes_a_family_of_its_own(units: int) -> None:
     load = VIT.replace(method="partial_k", rank=units)
     candidate = Candidate(workload=load)
-    assert model().quick(candidate).peak_bytes == pytest.approx(replayed(candidate), rel=0.0005)
+    assert model().estimate(candidate).peak_bytes == pytest.approx(replayed(candidate), rel=0.0005)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from planner.cost.budget import needed_bytes
 from planner.cost.model import CostModel
-from planner.cost.place_by_policy import place
-from planner.cost.place_within_budget import Lessons, needed_bytes, place_checked
-from planner.placement import option_indices, peak_bytes
+from planner.cost.place_by_policy import place_by_policy
+from planner.cost.place_within_budget import ReplayCorrections, place_within_budget
+from planner.placement.chain import option_indices
+from planner.placement.chain_cost import peak_bytes
 from profiler.devices.table import CPU, device_spec
 from profiler.errors import InfeasibleError
-from profiler.placement import KEEP_ALL, Decision, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement, PolicyChoice
 from profiler.prediction.report import predict
 from profiler.records import Report
 from profiler.replay.event_log import MarkKind
 from profiler.replay.step_replay import replay_step
 from profiler.replay.unit_spans import highest_by_unit
 from profiler.store import Store
+from profiler.units import DeviceBytes, LiveBytes
 from profiler.workload import Candidate, Workload
 
 CONVOLUTIONS = Workload(model="mobilenetv2_035", micro_batch=8, image_size=64, num_classes=10)
@@ -35,18 +40,17 @@ def need(load: Workload, placement: Placement, device: str) -> int:
 
 
 def checked(load: Workload, cost: CostModel, budget: int) -> Report:
-    return place_checked(
+    return place_within_budget(
         load,
-        "optimal",
+        PolicyChoice("optimal"),
         cost,
-        device=cost.spec.name,
-        budget_bytes=budget,
-        options=cost.menu(load),
+        budget_bytes=DeviceBytes(budget),
+        options=cost.profiles.unit_options(load),
     )
 
 
 def static_on_cpu(load: Workload, cost: CostModel) -> Report:
-    return predict(cost.place(load, "static", 1), device=CPU)
+    return predict(cost.place(load, PolicyChoice("static"), 1), device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,7 @@ def static_on_cpu(load: Workload, cost: CostModel) -> Report:
     ids=lambda value: getattr(value, "model", value),
 )
 def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, device: str) -> None:
-    cost = CostModel(device, Store.in_memory())
+    cost = CostModel(device_spec(device), Store.in_memory())
     least, most = needed_bytes(checked(load, cost, 1)), need(load, KEEP_ALL, device)
     assert least < most
     for budget in np.linspace(least, most, 3).astype(int).tolist():
@@ -72,8 +76,8 @@ def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, de
 def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
     # the least live bytes are those of many kinds of decisions, and these fragment the most
     load = Workload(model="tiny_vit_21m_224", micro_batch=32)
-    cost = CostModel("rtx-2060-super", Store.in_memory())
-    budget = need(load, cost.place(load, "static", 1).placement, "rtx-2060-super")
+    cost = CostModel(device_spec("rtx-2060-super"), Store.in_memory())
+    budget = need(load, cost.place(load, PolicyChoice("static"), 1).placement, "rtx-2060-super")
     report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
 
@@ -81,10 +85,12 @@ def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
 def test_whole_units_are_tried_before_all_of_them_are_recomputed() -> None:
     # in the peak of `static` the whole menu does not fit: CPU kernels take more in its backward
     load = Workload(model="resnet18", micro_batch=4)
-    cost = CostModel("cpu", Store.in_memory())
+    cost = CostModel(CPU, Store.in_memory())
     static = static_on_cpu(load, cost)
     budget = needed_bytes(static)
-    first = cost.place(load, "optimal", budget, options=cost.menu(load))
+    first = cost.place(
+        load, PolicyChoice("optimal"), budget, options=cost.profiles.unit_options(load)
+    )
     assert need(load, first.placement, "cpu") > budget
     report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
@@ -96,34 +102,36 @@ def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
     class Optimist(CostModel):
         """Believes that a budget leaves more than it does."""
 
-        def live_budget(self, workload: Workload, budget_bytes: int) -> int:
-            return int(1.2 * super().live_budget(workload, budget_bytes))
+        def budget_conversion(self, workload: Workload) -> Callable[[DeviceBytes], LiveBytes]:
+            to_live = super().budget_conversion(workload)
+            return lambda budget: LiveBytes(int(1.2 * to_live(budget)))
 
     load = ON_CPU
     cost = Optimist("cpu", Store.in_memory())
     budget = int(0.8 * need(load, KEEP_ALL, "cpu"))
-    first = cost.place(load, "optimal", budget)
+    first = cost.place(load, PolicyChoice("optimal"), budget)
     assert need(load, first.placement, "cpu") > budget
     report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
 
 
-def test_what_does_not_fit_by_its_replay_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_by_its_replay_is_refused() -> None:
     load = ON_CPU
-    cost = CostModel("cpu", Store.in_memory())
-    monkeypatch.setattr("planner.cost.place_by_policy.cost_model", lambda _device: cost)
+    cost = CostModel(CPU, Store.in_memory())
     with pytest.raises(InfeasibleError) as caught:
-        place(load, "optimal", device="cpu", budget=2**20)
+        place_by_policy(load, PolicyChoice("optimal"), cost, budget_bytes=DeviceBytes(2**20))
     smallest = caught.value.smallest_bytes
     assert smallest is not None
-    candidate = place(load, "optimal", device="cpu", budget=smallest)
+    candidate = place_by_policy(
+        load, PolicyChoice("optimal"), cost, budget_bytes=DeviceBytes(smallest)
+    )
     assert need(load, candidate.placement, "cpu") <= smallest
 
 
 def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
     # all is recomputed in `static`, and its peak is in the stem: elsewhere nothing need be
     load = Workload(model="resnet18", method="lora", rank=8, micro_batch=4)
-    cost = CostModel("cpu", Store.in_memory())
+    cost = CostModel(CPU, Store.in_memory())
     static = static_on_cpu(load, cost)
     budget = int(1.001 * needed_bytes(static))
     report = checked(load, cost, budget)
@@ -132,29 +140,29 @@ def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
     assert report.flops.recompute < static.flops.recompute / 3
 
 
-def test_with_its_lessons_the_chain_has_the_replayed_peak() -> None:
+def test_with_its_corrections_the_chain_has_the_replayed_peak() -> None:
     load = ON_CPU
-    cost = CostModel("cpu", Store.in_memory())
-    chain = cost.chain(load, cost.menu(load))
-    lessons = Lessons()
+    cost = CostModel(CPU, Store.in_memory())
+    chain = cost.chain(load, cost.profiles.unit_options(load))
+    corrections = ReplayCorrections()
     for policy in ("static", "cheap", "none"):
-        candidate = cost.place(load, policy, 1)
+        candidate = cost.place(load, PolicyChoice(policy), 1)
         log = replay_step(candidate, device=CPU)
         choice = option_indices(chain, candidate.placement)
-        lessons.learn(chain, choice, log)
-        assert peak_bytes(lessons.applied(chain), choice) == log.peak_bytes
+        corrections.add(chain, choice, log)
+        assert peak_bytes(corrections.applied(chain), choice) == log.peak_bytes
 
 
 def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
     load = ON_CPU
-    cost = CostModel("cpu", Store.in_memory())
-    chain = cost.chain(load, cost.menu(load))
-    candidate = cost.place(load, "static", 1)
+    cost = CostModel(CPU, Store.in_memory())
+    chain = cost.chain(load, cost.profiles.unit_options(load))
+    candidate = cost.place(load, PolicyChoice("static"), 1)
     log = replay_step(candidate, device=CPU)
-    lessons = Lessons()
-    lessons.learn(chain, option_indices(chain, candidate.placement), log)
+    corrections = ReplayCorrections()
+    corrections.add(chain, option_indices(chain, candidate.placement), log)
     missing = []
-    for unit, told in zip(chain.units, lessons.applied(chain).units, strict=True):
+    for unit, told in zip(chain.units, corrections.applied(chain).units, strict=True):
         recompute, keep = unit.plain_index(Decision.RECOMPUTE), unit.plain_index(Decision.KEEP)
         if recompute is None or keep is None:
             continue

@@ -9,68 +9,77 @@ import numpy as np
 import pytest
 
 from planner.cost.model import CostModel
-from planner.cost.warm_up import prefetch
+from planner.cost.warm_up import profile_families
+from profiler.devices.table import device_spec
 from profiler.store import Store
 from profiler.unit_options import MENU
 from profiler.workload import Workload
 
 DEVICE = "rtx-2060-super"
 SMALL = Workload(model="test_vit", image_size=32, micro_batch=2)
-LOADS = [SMALL, SMALL.replace(method="lora", rank=4), SMALL.replace(method="head")]
+WORKLOADS = [SMALL, SMALL.replace(method="lora", rank=4), SMALL.replace(method="head")]
 
 
-PREFETCH = """
+PROFILE_IN_PARALLEL = """
 import sys
 from pathlib import Path
-from planner.cost import CostModel
-from planner.prefetch import prefetch
+from planner.cost.family_profiles import FamilyProfiles
+from planner.cost.warm_up import profile_families
+from profiler.devices.table import device_spec
 from profiler.store import Store
-from tests.planner.test_prefetch import DEVICE, LOADS
+from test_warm_up import DEVICE, WORKWORKLOADS
 
-said = []
-model = CostModel(DEVICE, Store(Path(sys.argv[1])))
-prefetch(model, LOADS, lambda _, fraction: said.append(fraction))
-assert all(model.is_prepared(load) for load in LOADS)
-assert said[-1] == 1.0
+fractions = []
+profiles = FamilyProfiles(device_spec(DEVICE), Store(Path(sys.argv[1])))
+profile_families(profiles, WORKWORKLOADS, lambda _, fraction: fractions.append(fraction))
+assert all(profiles.is_stored(workload) for workload in WORKWORKLOADS)
+assert fractions[-1] == 1.0
 """
-"""Run in an interpreter of its own: once a backward pass has started autograd's threads, as other
-tests do, a forked process cannot run one, and the search makes its profiles in turn."""
+"""Run in an interpreter of its own: once a backward has started autograd's threads, as in other
+tests, a forked process cannot run one."""
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_a_prefetched_profile_is_the_one_made_in_turn_and_needs_no_replay(
+def test_profiles_made_in_parallel_equal_those_made_in_turn_and_need_no_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", PREFETCH, str(tmp_path)], cwd=root, check=True)
-    in_turn = CostModel(DEVICE)
-    expected = {load: in_turn.numbers(load, MENU) for load in LOADS}
-    slack = {load: in_turn.slack(load) for load in LOADS}
+    env = os.environ | {"PYTHONPATH": f"{root}:{Path(__file__).parent}"}
+    subprocess.run(
+        [sys.executable, "-c", PROFILE_IN_PARALLEL, str(tmp_path)], cwd=root, env=env, check=True
+    )
+    in_turn = CostModel(device_spec(DEVICE))
+    expected = {workload: in_turn.costs(workload, MENU) for workload in WORKLOADS}
+    overheads = {w: in_turn.profiles.allocator_overhead(w) for w in WORKLOADS}
 
     def replay(*_: object, **__: object) -> None:
         raise AssertionError("replayed again")
 
     monkeypatch.setattr("profiler.replay.step_replay.replay_step", replay)
     monkeypatch.setattr("profiler.replay.step_replay.replay_update", replay)
-    again = CostModel(DEVICE, Store(tmp_path))
-    for load in LOADS:
-        numbers = again.numbers(load, MENU)
+    again = CostModel(device_spec(DEVICE), Store(tmp_path))
+    for workload in WORKLOADS:
+        numbers = again.costs(workload, MENU)
         for option in MENU:
-            np.testing.assert_array_equal(numbers.stored[option], expected[load].stored[option])
-            np.testing.assert_array_equal(numbers.backward[option], expected[load].backward[option])
-        assert numbers.base == expected[load].base
-        assert again.slack(load) == slack[load]
+            np.testing.assert_array_equal(numbers.stored[option], expected[workload].stored[option])
+            np.testing.assert_array_equal(
+                numbers.backward[option], expected[workload].backward[option]
+            )
+        assert numbers.base_bytes == expected[workload].base_bytes
+        assert again.profiles.allocator_overhead(workload) == overheads[workload]
 
 
 def test_what_is_stored_is_left_alone(tmp_path: Path) -> None:
-    model = CostModel(DEVICE, Store(tmp_path))
+    model = CostModel(device_spec(DEVICE), Store(tmp_path))
     model.prepare(SMALL)
-    said: list[float] = []
-    prefetch(model, [SMALL], lambda _, fraction: said.append(fraction))
-    assert said == []
+    fractions: list[float] = []
+    profile_families(model.profiles, [SMALL], lambda _, fraction: fractions.append(fraction))
+    assert fractions == []
 
 
-def test_a_store_in_memory_is_filled_in_turn() -> None:
-    model = CostModel(DEVICE)
-    prefetch(model, LOADS, lambda *_: pytest.fail("nothing can be handed over"))
-    assert not model.is_prepared(SMALL)
+def test_a_store_in_memory_is_not_filled_in_parallel() -> None:
+    model = CostModel(device_spec(DEVICE))
+    profile_families(
+        model.profiles, WORKLOADS, lambda *_: pytest.fail("nothing can be handed over")
+    )
+    assert not model.profiles.is_stored(SMALL)

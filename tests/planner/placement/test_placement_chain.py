@@ -4,18 +4,14 @@ import numpy as np
 import pytest
 from toy_chains import all_choices, option, random_chain, told_step_by_step, uniform_chain
 
-from planner.placement import (
-    JOINED,
-    Chain,
-    ChainUnit,
-    option_indices,
+from planner.placement.chain import JOINED, Chain, ChainUnit, option_indices, to_placement
+from planner.placement.chain_cost import (
     peak_bytes,
     peak_bytes_many,
-    placement_table,
     recompute_seconds,
-    to_placement,
+    unit_seconds_many,
 )
-from planner.placement.chain_cost import unit_seconds_many
+from planner.placement.placement_table import placement_table
 from profiler.errors import InputError
 from profiler.placement import Decision, Placement
 

@@ -17,17 +17,9 @@ from toy_chains import (
     uniform_chain,
 )
 
-from planner.placement import (
-    Chain,
-    ChainUnit,
-    SolutionStatus,
-    frontier,
-    option_indices,
-    peak_bytes,
-    smallest_feasible,
-    solve,
-)
-from planner.placement.chain_cost import chain_arrays
+from planner.placement.chain import Chain, ChainUnit, option_indices
+from planner.placement.chain_cost import chain_arrays, peak_bytes
+from planner.placement.optimal import SolutionStatus, frontier, smallest_feasible, solve
 from profiler.placement import Decision
 
 # PLACEMENT_MORE=100 runs the comparisons with brute force on thousands of chains

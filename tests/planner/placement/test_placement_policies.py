@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 from toy_chains import brute_force, option, random_chain, uniform_chain
 
-from planner.placement import (
-    POLICIES,
-    Chain,
-    ChainUnit,
-    option_indices,
-    peak_bytes,
-    recompute_seconds,
-    smallest_feasible,
-    solve,
-)
-from planner.placement.policies import (
+from planner.placement.chain import Chain, ChainUnit, option_indices
+from planner.placement.chain_cost import peak_bytes, recompute_seconds
+from planner.placement.chain_policies import (
     adaptive,
-    chen_sqrt,
+    chen,
     every_k,
     first_k,
     last_k,
-    none,
     optimal,
+    place_chain,
     rotor,
-    static,
+)
+from planner.placement.optimal import smallest_feasible, solve
+from planner.placement.policies import (
+    POLICIES,
+    BudgetUse,
+    ChainPolicy,
+    UniformPolicy,
+    parse_policy,
+    policy_words,
 )
 from profiler.errors import InfeasibleError, UnknownNameError, UsageError
 from profiler.placement import Decision, PolicyChoice
@@ -45,13 +45,11 @@ def with_ends(chain):
 
 def test_simple_policies_on_seven_units():
     chain = with_ends(uniform_chain(7))
-    assert letters(chain, none(chain)) == "kkkkkkkkk"
-    assert letters(chain, static(chain)) == "krrrrrrrk"
     assert letters(chain, every_k(chain, 3)) == "krkkrkkrk"
     assert letters(chain, first_k(chain, 2)) == "krrkkkkkk"
     assert letters(chain, last_k(chain, 2)) == "kkkkkkrrk"
-    assert letters(chain, last_k(chain, 0)) == letters(chain, none(chain))
-    assert letters(chain, last_k(chain, 99)) == letters(chain, static(chain))
+    assert letters(chain, last_k(chain, 0)) == "kkkkkkkkk"
+    assert letters(chain, last_k(chain, 99)) == "krrrrrrrk"
 
 
 @pytest.mark.parametrize(
@@ -60,14 +58,14 @@ def test_simple_policies_on_seven_units():
 )
 def test_chen_cuts_as_checkpoint_sequential_does(n, segments, expected):
     chain = uniform_chain(n)
-    assert letters(chain, chen_sqrt(chain, segments)) == expected
+    assert letters(chain, chen(chain, segments)) == expected
 
 
 def test_chen_does_not_join_across_a_fixed_unit():
     blocks = uniform_chain(8).units
     pool = ChainUnit(name="pool", options=(option(Decision.KEEP, 1, 1, 1, 0.0),))
     chain = Chain(units=(blocks[0], pool, *blocks[1:]))
-    placement = chen_sqrt(chain, 2)
+    placement = chen(chain, 2)
     assert letters(chain, placement) == "rkrsskkkk"
     assert option_indices(chain, placement)
 
@@ -76,9 +74,9 @@ def test_chen_reaches_order_sqrt_n():
     """n + a/x sqrt n in place of n a: the memory of a uniform chain in closed form."""
     n, a = 100, 100
     chain = uniform_chain(n, a=a, x=1, m0=0, work=0)
-    peak = peak_bytes(chain, option_indices(chain, chen_sqrt(chain)))
+    peak = peak_bytes(chain, option_indices(chain, chen(chain)))
     assert peak <= 10 * 1 + 10 * a + a
-    assert peak < peak_bytes(chain, option_indices(chain, none(chain))) / 8
+    assert peak < peak_bytes(chain, [0] * n) / 8
 
 
 @pytest.mark.parametrize("budget", [1000, 1500, 2000, 2400, 3000, 5000])
@@ -126,15 +124,17 @@ def test_optimal_is_on_or_under_every_policy():
         chain = random_chain(rng, 9, 3, joinable=True)
         budget = int(rng.integers(100, 600))
         for policy in POLICIES.values():
+            if isinstance(policy, UniformPolicy):
+                continue
             try:
-                choice = option_indices(chain, policy(chain, budget))
+                indices = option_indices(chain, place_chain(chain, policy.choice(), budget))
             except InfeasibleError as error:
-                assert policy.name in {"optimal", "rotor"}
+                assert policy.budget is BudgetUse.LIMIT
                 assert error.smallest_bytes is not None
                 assert error.smallest_bytes > budget
                 continue
-            ours = solve(chain, peak_bytes(chain, choice))
-            assert ours.recompute_seconds <= recompute_seconds(chain, choice) + 1e-9
+            ours = solve(chain, peak_bytes(chain, indices))
+            assert ours.recompute_seconds <= recompute_seconds(chain, indices) + 1e-9
 
 
 def test_rotor_is_optimal_over_whole_units_and_segments():
@@ -144,9 +144,9 @@ def test_rotor_is_optimal_over_whole_units_and_segments():
         peaks, seconds = brute_force(chain)
         budget = int(rng.choice(peaks))
         placement = rotor(chain, budget)
-        choice = option_indices(chain, placement)
-        assert peak_bytes(chain, choice) <= budget
-        assert recompute_seconds(chain, choice) == seconds[peaks <= budget].min()
+        indices = option_indices(chain, placement)
+        assert peak_bytes(chain, indices) <= budget
+        assert recompute_seconds(chain, indices) == seconds[peaks <= budget].min()
 
 
 def test_rotor_leaves_cheap_options_alone():
@@ -169,18 +169,50 @@ def test_optimal_names_the_smallest_budget():
 
 def test_every_policy_of_the_registry_has_its_name_and_a_summary_of_one_line():
     for name, policy in POLICIES.items():
-        assert policy.choice() == PolicyChoice(name, policy.defaults)
+        assert policy.choice() == parse_policy(name)
+        assert policy.choice().name == policy.name == name
         assert policy.summary
         assert "\n" not in policy.summary
 
 
-def test_registry_passes_parameters_and_refuses_unknown_ones():
+def test_every_chain_policy_places_a_chain():
     chain = uniform_chain(6)
-    assert letters(chain, POLICIES["every-k"](chain, 1, {"k": 3})) == "rkkrkk"
-    assert letters(chain, POLICIES["adaptive"](chain, 1400, {"threshold": 0.5})) == "kkrrrr"
+    for policy in POLICIES.values():
+        if isinstance(policy, ChainPolicy):
+            assert option_indices(chain, place_chain(chain, policy.choice(), 10**6))
+
+
+def test_parameters_are_passed_on():
+    chain = uniform_chain(6)
+    assert letters(chain, place_chain(chain, parse_policy("every-3"), 1)) == "rkkrkk"
+    assert letters(chain, place_chain(chain, parse_policy("last-1"), 1)) == "kkkkkr"
+    half = parse_policy("adaptive", threshold=0.5)
+    assert letters(chain, place_chain(chain, half, 1400)) == "kkrrrr"
+
+
+@pytest.mark.parametrize("word", [*policy_words(), "every-3", "every-k", "first-0"])
+def test_a_word_is_read_and_written_alike(word):
+    choice = parse_policy(word.replace("-K", "-7"))
+    assert parse_policy(choice.display_name) == PolicyChoice(choice.name, choice.parameters)
+
+
+def test_a_threshold_is_ignored_by_policies_without_one():
+    assert parse_policy("optimal", threshold=0.7) == PolicyChoice("optimal")
+    assert parse_policy("adaptive", threshold=0.7).parameters == {"threshold": 0.7}
+
+
+def test_unknown_words_and_wrong_parameters_are_refused():
+    with pytest.raises(UnknownNameError, match="unknown checkpoint policy 'xyz'; use one of none"):
+        parse_policy("xyz")
+    with pytest.raises(UnknownNameError, match="did you mean optimal"):
+        parse_policy("optimum")
+    with pytest.raises(UnknownNameError, match="optimal-3"):
+        parse_policy("optimal-3")
     with pytest.raises(UnknownNameError, match="treshold"):
-        POLICIES["adaptive"](chain, 1400, {"treshold": 0.5})
-    with pytest.raises(UsageError, match="at least 1"):
-        POLICIES["every-k"](chain, 1, {"k": 0})
-    with pytest.raises(UsageError, match="above zero"):
-        POLICIES["adaptive"](chain, 1, {"threshold": 0.0})
+        POLICIES["adaptive"].choice({"treshold": 0.5})
+    with pytest.raises(UsageError, match=r"k of checkpoint policy every-k .* at least 1, got 0"):
+        parse_policy("every-0")
+    with pytest.raises(UsageError, match="a number above 0"):
+        parse_policy("adaptive", threshold=0.0)
+    with pytest.raises(UsageError, match="whole number"):
+        POLICIES["first-k"].choice({"k": 1.5})

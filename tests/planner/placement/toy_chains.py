@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from planner.placement import JOINED, Chain, ChainOption, ChainUnit, OptionIndices
+from planner.placement.chain import JOINED, Chain, ChainOption, ChainUnit, OptionIndices
 from planner.placement.chain_cost import peak_bytes_many, unit_seconds_many
 from profiler.placement import Decision
 

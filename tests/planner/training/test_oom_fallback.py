@@ -13,6 +13,7 @@ from planner.cost.model import CostModel
 from planner.training.learning_rate import LearningRate
 from planner.training.oom_fallback import tighter_placements
 from planner.training.session import Session
+from profiler.devices.table import CPU, device_spec
 from profiler.models.build import build_model
 from profiler.placement import KEEP_ALL, Placement
 from profiler.running.memory_caps import cap_host_memory
@@ -44,18 +45,18 @@ def test_without_a_cost_model_half_of_the_units_then_all_are_recomputed() -> Non
 
 
 def test_with_a_cost_model_each_placement_needs_less_and_costs_more() -> None:
-    cost = CostModel("rtx-2060-super", Store.in_memory())
+    cost = CostModel(device_spec("rtx-2060-super"), Store.in_memory())
     kept = Candidate(workload=SMALL)
-    found = [kept, *tighter_placements(kept, cost.units(SMALL), cost)]
+    found = [kept, *tighter_placements(kept, cost.profiles.units(SMALL), cost)]
     assert len(found) == 5
     assert {candidate.policy.name for candidate in found[1:]} == {"optimal"}
-    quick = [cost.quick(candidate) for candidate in found]
+    quick = [cost.estimate(candidate) for candidate in found]
     sizes = [q.device_bytes for q in quick]
     assert sizes == sorted(set(sizes), reverse=True)
     seconds = [q.step_seconds or 0.0 for q in quick]
     assert seconds[:-1] == sorted(seconds[:-1])
     # the last is the least there is; from there nothing is left
-    assert list(tighter_placements(found[-1], cost.units(SMALL), cost)) == []
+    assert list(tighter_placements(found[-1], cost.profiles.units(SMALL), cost)) == []
 
 
 def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
@@ -63,7 +64,7 @@ def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
         def menu(self, workload: Workload) -> tuple[str, ...]:
             raise MemoryError
 
-    units = CostModel("cpu", Store.in_memory()).units(SMALL)
+    units = CostModel(CPU, Store.in_memory()).profiles.units(SMALL)
     found = tighter_placements(Candidate(workload=SMALL), units, Mute("cpu", Store.in_memory()))
     assert [c.policy.name for c in found] == ["first-k", "static"]
 
@@ -85,7 +86,7 @@ def train_two_steps(request: Request, progress: Callable[..., None]) -> Trained:
     torch.manual_seed(0)
     built = build_model(LARGE)
     built.model.train()
-    cost = CostModel("cpu", Store.in_memory())
+    cost = CostModel(CPU, Store.in_memory())
     cost.chain(LARGE)
     session = Session(
         candidate=Candidate(workload=LARGE),

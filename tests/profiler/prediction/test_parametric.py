@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from planner.cost.model import CostModel
-from profiler.devices.table import CPU, lookup, workspaces_of
+from profiler.devices.table import CPU, device_spec, workspaces_of
 from profiler.placement import Decision, Placement
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.workload import Candidate, Workload
 
-DEVICES = {"cpu": CPU, "cuda": lookup("rtx-2060-super")}
+DEVICES = {"cpu": CPU, "cuda": device_spec("rtx-2060-super")}
 VIT, RESNET, MOBILE, MAMBA = "test_vit", "resnet18", "mobilenetv2", "mambavision_t"
 
 
@@ -21,13 +21,13 @@ def workload(model: str, method: str = "full", **changes: object) -> Workload:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, CostModel]:
-    return {target: CostModel(device.name) for target, device in DEVICES.items()}
+    return {target: CostModel(device) for target, device in DEVICES.items()}
 
 
 def composed(models: dict[str, CostModel], candidate: Candidate, target: str) -> int:
     model = models[target]
     workspace = model.predict(candidate).memory.peak_bytes if target == "cpu" else 0
-    return workspace or model.quick(candidate).peak_bytes
+    return workspace or model.estimate(candidate).peak_bytes
 
 
 def replayed(candidate: Candidate, target: str) -> int:
@@ -93,10 +93,10 @@ def test_composed_is_replayed(
     models: dict[str, CostModel], load: Workload, kind: str, target: str
 ) -> None:
     model = models[target]
-    candidate = Candidate(workload=load, placement=placed(load, kind, model.units(load)))
+    candidate = Candidate(workload=load, placement=placed(load, kind, model.profiles.units(load)))
     seen = replayed(candidate, target)
-    predicted = model.quick(candidate).peak_bytes
+    predicted = model.estimate(candidate).peak_bytes
     if target == "cuda":
-        live = predicted / model.slack(load).allocated
+        live = predicted / model.profiles.allocator_overhead(load).allocated
         predicted = round(live) - sum(workspaces_of(model.spec))
     assert predicted == pytest.approx(seen, rel=TOLERANCE)

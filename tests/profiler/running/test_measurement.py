@@ -10,6 +10,7 @@ from profiler.device_rules.cpu_allocator import peak_during
 from profiler.devices.table import CPU
 from profiler.environment import environment
 from profiler.errors import DeviceError, OutOfMemoryError, UsageError
+from profiler.placement import PolicyChoice
 from profiler.prediction.report import predict
 from profiler.records import Report, Rung
 from profiler.running.measurement import (
@@ -76,7 +77,7 @@ def test_a_placement_that_fits_is_measured_under_its_budget() -> None:
     # convolutions take as much beside their tensors as imports do: the cap has room for one
     load = Workload(model="mobilenetv2_100", method="full", micro_batch=8)
     budget = 300 * MIB
-    placed = CostModel("cpu").place(load, "optimal", budget)
+    placed = CostModel(CPU).place(load, PolicyChoice("optimal"), budget)
     report = measure(placed, device="cpu", cap_bytes=budget, steps=1)
     assert report.memory.peak_bytes < budget
 

@@ -9,10 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.cost.model import CostModel
-from planner.placement import option_indices, recompute_seconds
+from planner.placement.chain import option_indices
+from planner.placement.chain_cost import recompute_seconds
 from profiler.checkpointing.recompute import RecomputableCall
-from profiler.devices.table import CPU
-from profiler.placement import Decision, Placement
+from profiler.devices.table import CPU, device_spec
+from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.report import predict
 from profiler.replay.event_log import Phase
 from profiler.replay.step_replay import replay_step
@@ -99,8 +100,8 @@ def test_rates_are_of_a_backbone_and_kept_on_disk():
 @pytest.mark.usefixtures("_own_rates")
 @pytest.mark.parametrize("option", [Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING])
 def test_composed_and_replayed_times_use_the_same_rates(option):
-    cost = CostModel("cpu")
-    candidate = cost.place(MOBILENET, option, 1)
+    cost = CostModel(CPU)
+    candidate = cost.place(MOBILENET, PolicyChoice(option), 1)
     composed, replayed = cost.predict(candidate), predict(candidate, device=CPU)
     assert composed.step_seconds == pytest.approx(replayed.step_seconds, rel=0.01)
     # by hand, one operation after the other
@@ -133,7 +134,7 @@ def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch
         run_again.append(call.function.name)
         return recompute(call, *args, **kwargs)
 
-    units = CostModel("cpu").units(MOBILENET)
+    units = CostModel(CPU).profiles.units(MOBILENET)
     placement = Placement(decisions=dict.fromkeys(units, option))
     candidate = Candidate(workload=MOBILENET, placement=placement)
     log = replay_step(candidate, device=CPU)
@@ -147,14 +148,14 @@ def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch
 
 
 def test_a_gpu_has_no_kinds_and_collects_statistics_again():
-    cost = CostModel("rtx-3060")
+    cost = CostModel(device_spec("rtx-3060"))
     rates = cost.rates(MOBILENET)
     assert rates is not None
     assert rates.slowness == {}
     assert rates.refill_seconds == 0
-    units = cost.units(MOBILENET)
+    units = cost.profiles.units(MOBILENET)
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     candidate = Candidate(workload=MOBILENET, placement=placement)
-    kinds = {op.kind for op in replay_step(candidate, device=cost.spec).operations}
+    kinds = {op.kind for op in replay_step(candidate, device=cost.device).operations}
     assert "aten::native_batch_norm" in kinds
     assert not any("given" in kind for kind in kinds)

@@ -1,0 +1,97 @@
+"""The memory budget: a limit on device bytes, and its conversion to a limit on live bytes.
+
+A budget (``--vram``, ``budget_bytes``) is a number of *device bytes*: segments reserved by the
+caching allocator of PyTorch plus the CUDA context. It is compared with ``needed_bytes`` of a
+report. On a CPU nothing is reserved, and it is compared with the peak of live bytes.
+
+A placement policy works with *live bytes*: bytes of tensors. ``live_budget`` is the only function
+that converts a budget:
+
+    live budget = (budget - context bytes - half a segment) / reserved bytes per live byte
+
+``smallest_budget`` inverts it numerically, so that the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from profiler.device_rules.caching_allocator import LARGE_SEGMENT_BYTES
+from profiler.records import Report
+from profiler.units import GIB, MIB, DeviceBytes, LiveBytes
+
+HALF_SEGMENT_BYTES = LARGE_SEGMENT_BYTES // 2
+"""Expected unused part of the last segment that the allocator reserves."""
+
+
+def needed_bytes(report: Report) -> DeviceBytes:
+    """Return the bytes of a report that a budget limits: device bytes, or the peak on a CPU."""
+    memory = report.memory
+    return DeviceBytes(memory.peak_bytes if memory.device_bytes is None else memory.device_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorOverhead:
+    """Bytes that the caching allocator takes per byte of live tensors, at the peak of a step.
+
+    Attributes:
+        allocated: ratio of allocated block bytes to live bytes (>= 1, from rounding).
+        reserved: ratio of reserved segment bytes, less half a segment, to live bytes (>= 1, from
+            rounding and fragmentation).
+    """
+
+    allocated: float
+    reserved: float
+
+    def reserved_bytes(self, live_bytes: float) -> int:
+        """Return the reserved bytes at a peak of live bytes."""
+        return round(live_bytes * self.reserved) + HALF_SEGMENT_BYTES
+
+    def live_bytes(self, reserved_bytes: int) -> int:
+        """Return the peak of live bytes at which so many bytes are reserved."""
+        return int((reserved_bytes - HALF_SEGMENT_BYTES) / self.reserved)
+
+
+def live_budget(
+    budget_bytes: DeviceBytes, *, context_bytes: int, overhead: AllocatorOverhead | None
+) -> LiveBytes:
+    """Convert a budget to live bytes; at least 1, since a solver needs a positive budget.
+
+    Args:
+        budget_bytes: budget in device bytes.
+        context_bytes: bytes of the CUDA context, 0 on a CPU.
+        overhead: overhead of the caching allocator; None on a CPU, where live bytes are compared
+            with the budget as they are.
+    """
+    if overhead is None:
+        return LiveBytes(budget_bytes)
+    return LiveBytes(max(1, overhead.live_bytes(budget_bytes - context_bytes)))
+
+
+def smallest_budget(
+    live_bytes: LiveBytes, to_live: Callable[[DeviceBytes], LiveBytes]
+) -> DeviceBytes:
+    """Return the smallest budget whose live budget is at least ``live_bytes``, by bisection.
+
+    Args:
+        live_bytes: live bytes that must fit.
+        to_live: conversion of a budget to live bytes, monotone.
+    """
+    low, high = 0, 1
+    while to_live(DeviceBytes(high)) < live_bytes:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if to_live(DeviceBytes(middle)) < live_bytes:
+            low = middle
+        else:
+            high = middle
+    return DeviceBytes(high)
+
+
+def round_up_to_printed(size: int) -> DeviceBytes:
+    """Round up to the last digit that ``format_bytes`` prints: the printed size is then enough."""
+    step = GIB / 100 if size >= 0.9995 * GIB else MIB
+    return DeviceBytes(math.floor(math.ceil(size / step) * step))

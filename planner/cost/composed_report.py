@@ -1,0 +1,113 @@
+"""Reports of the composed rung: a candidate's FLOPs and its table of units, from the profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planner.cost.step_estimate import StepEstimate
+from planner.cost.unit_costs import UnitCosts
+from profiler.arrays import Floats
+from profiler.devices.table import DeviceSpec, device_label
+from profiler.models.parameter_count import count_parameters
+from profiler.placement import Decision
+from profiler.prediction.parametric import OptionProfile, UpdateProfile, Work, terms
+from profiler.records import Flops, Memory, Report, Rung, UnitReport
+from profiler.replay.event_log import Phase
+from profiler.workload import Candidate
+
+
+def composed_report(
+    candidate: Candidate,
+    estimate: StepEstimate,
+    *,
+    device: DeviceSpec,
+    unit_options: Mapping[str, str],
+    options: Mapping[str, OptionProfile],
+    update: UpdateProfile,
+    costs: UnitCosts,
+    has_rates: bool,
+) -> Report:
+    """Return the report of a candidate; bytes by owner are known to the replayed rung alone.
+
+    Args:
+        candidate: candidate of the report.
+        estimate: its memory, time and energy.
+        device: device of the estimate.
+        unit_options: option of each unit, by unit name in forward order.
+        options: profiles of these options and of ``keep``.
+        update: profile of the optimizer step.
+        costs: costs of these options.
+        has_rates: whether the speed of the device is known.
+    """
+    workload = candidate.workload
+    point = terms(workload.micro_batch, workload.rank)
+    return Report(
+        candidate=candidate,
+        device=device_label(device.name),
+        rung=Rung.COMPOSED,
+        memory=Memory(
+            peak_bytes=estimate.peak_bytes,
+            reserved_bytes=estimate.reserved_bytes,
+            device_bytes=estimate.device_bytes,
+        ),
+        flops=_step_flops(unit_options, options, update, point, workload.accumulation),
+        step_seconds=estimate.step_seconds,
+        energy_joules=estimate.energy_joules,
+        parameters=count_parameters(workload),
+        units=_unit_reports(unit_options, options, costs, point, has_rates=has_rates),
+        notes=("composed from the family's profile; time and energy are uncalibrated",),
+    )
+
+
+def _step_flops(
+    unit_options: Mapping[str, str],
+    options: Mapping[str, OptionProfile],
+    update: UpdateProfile,
+    point: Floats,
+    accumulation: int,
+) -> Flops:
+    kept = options[Decision.KEEP].work
+    recompute = 0.0
+    for index, option in enumerate(unit_options.values()):
+        if option != Decision.KEEP:
+            work = options[option].work.of(Phase.RECOMPUTE)
+            recompute += float((work.flops[work.unit == index] @ point).sum())
+    return Flops(
+        forward=round(float((kept.of(Phase.FORWARD).flops @ point).sum()) * accumulation),
+        backward=round(float((kept.of(Phase.BACKWARD).flops @ point).sum()) * accumulation),
+        recompute=round(recompute * accumulation),
+        optimizer=round(float((update.work.flops @ point).sum())),
+    )
+
+
+def _unit_reports(
+    unit_options: Mapping[str, str],
+    options: Mapping[str, OptionProfile],
+    costs: UnitCosts,
+    point: Floats,
+    *,
+    has_rates: bool,
+) -> tuple[UnitReport, ...]:
+    rows = []
+    for index, (name, option) in enumerate(unit_options.items()):
+
+        def flops(work: Work, index: int = index) -> int:
+            return round(float((work.flops[work.unit == index] @ point).sum()))
+
+        profile, kept = options[option], options[Decision.KEEP].work
+        forward, recompute = costs.forward_seconds[index], costs.recompute_seconds[option][index]
+        rows.append(
+            UnitReport(
+                name=name,
+                decision=option,
+                stored_bytes=round(float(costs.stored[option][index])),
+                boundary_bytes=round(float(profile.boundary[index] @ point)),
+                working_bytes=round(float(costs.backward[option][index])),
+                forward_flops=flops(kept.of(Phase.FORWARD)),
+                backward_flops=flops(kept.of(Phase.BACKWARD)),
+                recompute_flops=flops(profile.work.of(Phase.RECOMPUTE)),
+                forward_seconds=float(forward) if has_rates else None,
+                recompute_seconds=float(recompute) if has_rates else None,
+            )
+        )
+    return tuple(rows)

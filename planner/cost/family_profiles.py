@@ -1,0 +1,214 @@
+"""Profiles of workload families on one device: replayed once, then read from the store.
+
+A *family* is a workload without micro-batch, accumulation, rank and optimizer
+(``profiler.prediction.parametric.family_of``). Its profile has one part per unit option, each from
+one or two replays, one part per optimizer, and the overhead of the caching allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from planner.cost.budget import HALF_SEGMENT_BYTES, AllocatorOverhead
+from profiler.device_rules.caching_allocator import (
+    AllocatorSettings,
+    CachingAllocator,
+    configuration,
+)
+from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
+from profiler.placement import Decision
+from profiler.prediction.allocator_steps import run_steps
+from profiler.prediction.parametric import (
+    OptionProfile,
+    UpdateProfile,
+    at_micro_batch,
+    family_of,
+    profile_option,
+    profile_update,
+    update_family_of,
+)
+from profiler.replay.event_log import EventLog
+from profiler.store import Store
+from profiler.unit_options import MENU, Anatomies, menu_of, uniform
+from profiler.workload import Candidate, Workload
+
+OVERHEAD_MICRO_BATCH = 16
+"""Micro-batch at which the overhead of the caching allocator is read."""
+
+
+class FamilyProfiles:
+    """Makes, stores and returns the profiles of workload families on one device.
+
+    Args:
+        device: device whose kernels are replayed.
+        store: store of profiles between runs; None keeps them in memory.
+    """
+
+    def __init__(self, device: DeviceSpec, store: Store | None = None) -> None:
+        self.device = device
+        self.store = store if store is not None else Store.in_memory()
+        self._target = "cuda" if device.is_cuda else "cpu"
+        self._options: dict[tuple[Workload, str], OptionProfile] = {}
+        self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
+        self._anatomies: dict[Workload, Anatomies] = {}
+        self._overheads: dict[Workload, AllocatorOverhead] = {}
+
+    def prepare(
+        self,
+        workload: Workload,
+        on_progress: Callable[[str, float], None] | None = None,
+        *,
+        options: tuple[str, ...] = MENU,
+    ) -> None:
+        """Make the profile of a workload's family, unless the store has it.
+
+        Args:
+            workload: workload of the family.
+            on_progress: called with (current replay, fraction done).
+            options: unit options to profile.
+        """
+        for done, option in enumerate(options):
+            if on_progress is not None:
+                text = f"profiling {workload.model} with {workload.method}, units {option}"
+                on_progress(text, done / len(options))
+            self.option(workload, option)
+        self.update(workload)
+
+    def is_stored(self, workload: Workload) -> bool:
+        """Return whether the store has all that ``prepare`` makes with the default options."""
+        family = self.family(workload)
+        keys = [self._option_key(family, option) for option in MENU]
+        return all(map(self.store.holds, [*keys, self._update_key(workload)]))
+
+    def family(self, workload: Workload) -> Workload:
+        """Return the representative of a workload's family.
+
+        On a CPU, micro-batch 1 is a family of its own, because attention may copy less there. On a
+        GPU attention is one kernel, and the difference is not worth the additional replays.
+        """
+        one_image = workload.micro_batch == 1 and not self.device.is_cuda
+        return family_of(workload, of_one_image=one_image)
+
+    def anatomies(self, workload: Workload) -> Anatomies:
+        """Return the branches and layers of every unit that can have decisions of their own."""
+        # the modules of a model do not depend on the precision: one build serves all of them
+        family = family_of(workload).replace(precision="fp32")
+        if family not in self._anatomies:
+            from profiler.models.build import build_model
+            from profiler.models.unit_parts import anatomy_of
+
+            built = build_model(family, device="meta")
+            self._anatomies[family] = {u: anatomy_of(built.backbone, u) for u in built.units}
+        return self._anatomies[family]
+
+    def units(self, workload: Workload) -> tuple[str, ...]:
+        """Return the names of the backbone's units, in forward order."""
+        return tuple(self.anatomies(workload))
+
+    def unit_options(self, workload: Workload) -> tuple[str, ...]:
+        """Return every option that units of the backbone have."""
+        return menu_of(self.anatomies(workload))
+
+    def learns_in_units(self, workload: Workload) -> bool:
+        """Return whether backward runs through the units; with a linear probe it does not."""
+        return self._family_option(family_of(workload), Decision.KEEP).learns_in_units
+
+    # -- profiles of options and of the optimizer ----------------------------------------------
+
+    def option(self, workload: Workload, option: str) -> OptionProfile:
+        """Return the profile of a workload's family with all units under one option."""
+        return self._family_option(self.family(workload), option)
+
+    def _family_option(self, family: Workload, option: str) -> OptionProfile:
+        key = (family, option)
+        if key not in self._options:
+            self._options[key] = self.store.fetch(
+                OptionProfile,
+                self._option_key(family, option),
+                lambda: self._replay_option(family, option),
+            )
+        return self._options[key]
+
+    def _replay_option(self, family: Workload, option: str) -> OptionProfile:
+        if option != Decision.KEEP:
+            kept = self._family_option(family, Decision.KEEP)
+            # without a backward through the units, no option stores or recomputes anything
+            if not kept.learns_in_units:
+                return kept
+        placement = uniform(option, self.anatomies(family))
+        profile, logs = profile_option(family, placement, self._replay, self.device)
+        if option == Decision.KEEP and self.device.is_cuda:
+            # the log is at hand, and the overhead is needed with the first estimate
+            self._overheads[family] = self._fetch_overhead(family, lambda: logs[0])
+        return profile
+
+    def update(self, workload: Workload) -> UpdateProfile:
+        """Return the profile of the optimizer step."""
+        key = (update_family_of(workload), workload.optimizer)
+        if key not in self._updates:
+            self._updates[key] = self.store.fetch(
+                UpdateProfile, self._update_key(workload), lambda: self._replay_update(*key)
+            )
+        return self._updates[key]
+
+    def _replay_update(self, family: Workload, optimizer: str) -> UpdateProfile:
+        from profiler.replay.step_replay import replay_update
+
+        return profile_update(family, optimizer, partial(replay_update, device=self.device))
+
+    def _replay(self, candidate: Candidate) -> EventLog:
+        from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
+
+        # Scratch memory of CPU kernels is measured by running them, which is slow. Only the
+        # replayed rung does that; ``place_within_budget`` corrects for the difference.
+        memory = KernelMemory.ANY_BATCH if self.device.is_cuda else KernelMemory.NONE
+        options = ReplayOptions(optimizer=False, kernel_memory=memory, repeated_units=True)
+        return replay_step(candidate, device=self.device, options=options)
+
+    # -- overhead of the caching allocator -------------------------------------------------------
+
+    def allocator_overhead(self, workload: Workload) -> AllocatorOverhead:
+        """Return the overhead of the caching allocator for a workload's family.
+
+        It is read once per family, from two replayed steps without recomputation that are fed to
+        the model of the allocator. Other placements fragment more or less; the replayed rung
+        computes the reserved bytes of the candidate itself.
+        """
+        family = family_of(workload)
+        if family not in self._overheads:
+            self._overheads[family] = self._fetch_overhead(
+                family, lambda: self._replay(Candidate(workload=family))
+            )
+        return self._overheads[family]
+
+    def _fetch_overhead(self, family: Workload, log: Callable[[], EventLog]) -> AllocatorOverhead:
+        workspaces = workspaces_of(self.device)
+
+        def read() -> AllocatorOverhead:
+            allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
+            resized = at_micro_batch(log(), OVERHEAD_MICRO_BATCH, self.device)
+            run_steps(allocator, resized, steps=2, workspaces=workspaces)
+            live = resized.peak_bytes + sum(workspaces)
+            return AllocatorOverhead(
+                allocated=allocator.peak_allocated_bytes / live,
+                reserved=max(1.0, (allocator.peak_reserved_bytes - HALF_SEGMENT_BYTES) / live),
+            )
+
+        key = ("slack", family.to_json(), *self._kernels, configuration())
+        found = self.store.fetch(AllocatorOverhead, key, read)
+        return AllocatorOverhead(allocated=float(found.allocated), reserved=float(found.reserved))
+
+    # -- keys of the store -------------------------------------------------------------------
+
+    @property
+    def _kernels(self) -> tuple[object, ...]:
+        """Properties of the device that decide which kernels run and how much they allocate."""
+        on = multiprocessors(self.device)
+        return self.device.compute_capability or (0, 0), on.count, on.threads
+
+    def _option_key(self, family: Workload, option: str) -> tuple[object, ...]:
+        return "option", family.to_json(), option, self._target, *self._kernels
+
+    def _update_key(self, workload: Workload) -> tuple[object, ...]:
+        return "update", update_family_of(workload).to_json(), workload.optimizer, self._target

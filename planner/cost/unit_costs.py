@@ -1,0 +1,127 @@
+"""Bytes and seconds of every unit and option, at one micro-batch and rank.
+
+A family's profile holds polynomials in the micro-batch B and the rank r
+(``profiler.prediction.parametric``). ``unit_costs`` evaluates them at one point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiler.arrays import Floats
+from profiler.devices.table import DeviceSpec
+from profiler.prediction.parametric import OptionProfile, UpdateProfile, terms
+from profiler.replay.event_log import Phase
+from profiler.timing.roofline import Rates
+from profiler.workload import Workload
+
+RANKING_RATES = Rates(
+    flops_per_second=1e12, bytes_per_second=1e12, watts=None, source="to rank options by"
+)
+"""Rates for a device of unknown speed. Only ratios of recompute times are used then, to choose
+between options; no seconds are reported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCosts:
+    """Costs of a workload per unit and option; arrays are [units], by option.
+
+    Attributes:
+        base_bytes: live bytes when the first forward begins, optimizer state included.
+        floor_bytes: highest live bytes of the optimizer step.
+        stored: bytes that the unit's forward stores for backward.
+        cached: bytes that the unit's forward leaves live until the last forward has ended.
+        forward: highest live bytes during the unit's forward, above the level at its entry.
+        backward: highest live bytes during the unit's backward, at the workload's accumulation.
+        head_bytes: live bytes of classifier and loss above the last unit's exit, by option of the
+            last unit.
+        gradients: [units + 1] gradient bytes that each unit's backward leaves, the head's last;
+            zeros with accumulation, where all gradients are live from the start.
+        recompute_seconds: seconds of recomputation.
+        forward_seconds: [units] seconds of the complete forward.
+        step_seconds: forward and backward of one micro-batch without recomputation; None if the
+            speed of the device is unknown.
+        update_seconds: seconds of the optimizer step.
+    """
+
+    base_bytes: float
+    floor_bytes: float
+    stored: Mapping[str, Floats]
+    cached: Mapping[str, Floats]
+    forward: Mapping[str, Floats]
+    backward: Mapping[str, Floats]
+    head_bytes: Mapping[str, float]
+    gradients: Floats
+    recompute_seconds: Mapping[str, Floats]
+    forward_seconds: Floats
+    step_seconds: float | None
+    update_seconds: float
+
+
+def unit_costs(
+    workload: Workload,
+    options: Mapping[str, OptionProfile],
+    kept: OptionProfile,
+    update: UpdateProfile,
+    *,
+    device: DeviceSpec,
+    rates: Rates | None,
+) -> UnitCosts:
+    """Evaluate a family's profile for a workload.
+
+    Args:
+        workload: gives micro-batch, rank, accumulation and image size.
+        options: profiles by option.
+        kept: profile of the option ``keep``.
+        update: profile of the optimizer step.
+        device: device, whose multiprocessors decide the scratch memory of CUDA reductions.
+        rates: rates of the device; None if its speed is unknown.
+    """
+    point = terms(workload.micro_batch, workload.rank)
+    accumulating = workload.accumulation > 1
+    sums = {o: p.partial_sums(workload.micro_batch, device) for o, p in options.items()}
+    gradients = kept.gradients @ point
+    base = float(kept.base @ point) + float(update.state @ point)
+    # float32 images and int64 labels, freed before the optimizer step
+    inputs = workload.micro_batch * (3 * workload.image_size**2 * 4 + 8)
+    floor = base - inputs + float(gradients.sum()) + float(update.temporary @ point)
+    if accumulating:
+        base += float(gradients.sum())
+    seconds_rates = rates or RANKING_RATES
+    return UnitCosts(
+        base_bytes=base,
+        floor_bytes=floor,
+        stored={o: p.stored @ point for o, p in options.items()},
+        cached={o: p.cached @ point for o, p in options.items()},
+        forward={o: p.forward.at(point, sums[o]) for o, p in options.items()},
+        backward={
+            o: (p.accumulating if accumulating else p.backward).at(point, sums[o])
+            for o, p in options.items()
+        },
+        head_bytes={o: float(p.head.at(point, sums[o])[0]) for o, p in options.items()},
+        gradients=np.zeros_like(gradients) if accumulating else gradients,
+        recompute_seconds={
+            option: _unit_seconds(profile, point, seconds_rates, Phase.RECOMPUTE)
+            for option, profile in options.items()
+        },
+        forward_seconds=_unit_seconds(kept, point, seconds_rates, Phase.FORWARD),
+        step_seconds=None if rates is None else _step_seconds(kept, point, rates),
+        update_seconds=0.0 if rates is None else float(update.work.seconds(point, rates).sum()),
+    )
+
+
+def _step_seconds(kept: OptionProfile, point: Floats, rates: Rates) -> float:
+    work = kept.work.of(Phase.INPUT, Phase.FORWARD, Phase.BACKWARD)
+    return float(work.seconds(point, rates).sum())
+
+
+def _unit_seconds(profile: OptionProfile, point: Floats, rates: Rates, phase: Phase) -> Floats:
+    """Return [units] roofline seconds of the operations of a phase."""
+    work = profile.work.of(phase)
+    each = work.seconds(point, rates)
+    inside = work.unit >= 0
+    totals = np.bincount(work.unit[inside], weights=each[inside], minlength=len(profile.stored))
+    return totals.astype(np.float64)
