@@ -90,13 +90,13 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     """The same steps by hand, and the same held-out images."""
     from planner.training.images.batches import batch_loader
 
-    load = RESNET.replace(micro_batch=16)
-    seen = in_this_process(Candidate(workload=load))
-    data = load_data_for(load, "digits")
+    workload = RESNET.replace(micro_batch=16)
+    seen = in_this_process(Candidate(workload=workload))
+    data = load_data_for(workload, "digits")
     torch.manual_seed(0)
-    model = build_model(load).model
-    optimizer = make_optimizer(model, load, learning_rate=1e-3)
-    step, losses = TrainingStep(model, optimizer, load), []
+    model = build_model(workload).model
+    optimizer = make_optimizer(model, workload, learning_rate=1e-3)
+    step, losses = TrainingStep(model, optimizer, workload), []
     batches = iter(batch_loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
     first = next(batches)
     fed = [(first[0][:SHORT_BATCH], first[1][:SHORT_BATCH]), first, *islice(batches, 2)]
@@ -170,8 +170,9 @@ def test_bad_requests_are_one_line() -> None:
 def test_on_a_gpu_peak_and_energy_are_read() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    load = VIT.replace(image_size=224)
-    seen = run(Candidate(workload=load, placement=STATIC), device="cuda", budget_bytes=4 * 2**30)
+    workload = VIT.replace(image_size=224)
+    candidate = Candidate(workload=workload, placement=STATIC)
+    seen = run(candidate, device="cuda", budget_bytes=4 * 2**30)
     memory = seen.report.memory
     assert memory.reserved_bytes is not None
     assert memory.device_bytes is not None
@@ -202,8 +203,8 @@ def test_power_is_energy_over_the_time_of_many_repetitions(
 
 
 def test_recomputing_lowers_the_measured_peak() -> None:
-    load = VIT.replace(accumulation=1)
-    kept = in_this_process(Candidate(workload=load), steps=2)
-    recomputed = in_this_process(Candidate(workload=load, placement=STATIC), steps=2)
+    workload = VIT.replace(accumulation=1)
+    kept = in_this_process(Candidate(workload=workload), steps=2)
+    recomputed = in_this_process(Candidate(workload=workload, placement=STATIC), steps=2)
     assert recomputed.training.peak_bytes < 0.8 * kept.training.peak_bytes
     assert recomputed.losses == pytest.approx(kept.losses, rel=1e-4)

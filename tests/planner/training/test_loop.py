@@ -1,0 +1,136 @@
+"""The training loop: learning, its end, interrupts, and arguments that are refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from plans import make_plan
+from trainings import StopError, digits, learned, run, same, workload
+
+from planner.training.checkpoints import latest_checkpoint
+from planner.training.evaluate import accuracy
+from planner.training.history import TrainProgress
+from planner.training.trained_model import HISTORY_FILE
+from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
+from profiler.models.build import build_model
+
+
+def test_training_learns_digits(tmp_path: Path) -> None:
+    small = workload(model="resnet10t", method="full", rank=None, micro_batch=16, accumulation=1)
+    seen: list[TrainProgress] = []
+    data = digits(32, train_images=480, held_out=100)
+    result = run(make_plan(small), tmp_path, images=data, epochs=3, on_progress=seen.append)
+    assert result.accuracy > 0.5  # chance is 0.1
+    assert result.epochs[2].loss < 1 < result.epochs[0].loss
+    assert result.weights.kind == "random"
+    assert "random" in result.learning_rate.reason
+    assert [p.reading is not None for p in seen] == 3 * [*([False] * 30), True]
+    assert (seen[-1].epoch, seen[-1].step, seen[-1].reading) == (3, 30, result.readings[-1])
+    assert [p.done for p in seen[::31]] == pytest.approx([1 / 90, 31 / 90, 61 / 90])
+    history = json.loads((tmp_path / HISTORY_FILE).read_text())
+    assert history["accuracy"] == result.accuracy
+    assert history["data"]["name"] == "digits"
+    # what was saved is what was evaluated
+    again = build_model(small).model
+    again.load_state_dict(learned(tmp_path))
+    assert accuracy(again, data.held_out, batch_size=7) == result.accuracy
+
+
+def test_an_interrupt_keeps_the_step_under_way(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    straight = run(plan, tmp_path / "straight", epochs=2)
+
+    def interrupt(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step) == (1, 2) and progress.reading is None:
+            signal.raise_signal(signal.SIGINT)
+
+    told: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            plan,
+            tmp_path / "stopped",
+            epochs=2,
+            on_progress=interrupt,
+            on_interrupt=lambda: told.append("it stops"),
+        )
+    assert signal.getsignal(signal.SIGINT) is before
+    assert told == ["it stops"]
+    kept = latest_checkpoint(tmp_path / "stopped")
+    assert kept is not None
+    assert kept.name == "checkpoint-2"
+    resumed = run(plan, tmp_path / "stopped", epochs=2, resume=True)
+    assert resumed.accuracy == straight.accuracy
+    assert same(learned(tmp_path / "stopped"), learned(tmp_path / "straight"))
+
+
+def test_within_an_epoch_there_are_readings_and_checkpoints_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.training.loop.INTERIM_SECONDS", 0.0)
+    monkeypatch.setattr("planner.training.loop.INTERIM_IMAGES", 8)
+    plan = make_plan(workload(micro_batch=4, dropout=0.3))  # five steps an epoch
+    straight = run(plan, tmp_path / "straight")
+    assert [(r.step, r.images) for r in straight.readings] == [
+        (step, 20 if step in (5, 10) else 8) for step in range(1, 11)
+    ]
+    assert [r.seconds for r in straight.readings] == sorted(r.seconds for r in straight.readings)
+
+    def interrupt(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step, progress.reading) == (2, 4, None):
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(plan, tmp_path / "resumed", on_progress=interrupt)
+    assert (tmp_path / "resumed" / "checkpoint-8").is_dir()
+    seen: list[TrainProgress] = []
+    resumed = run(plan, tmp_path / "resumed", resume=True, on_progress=seen.append)
+    assert (seen[0].epoch, seen[0].step) == (2, 4)
+    assert same(learned(tmp_path / "resumed"), learned(tmp_path / "straight"))
+    assert [e.loss for e in resumed.epochs] == [e.loss for e in straight.epochs]
+    assert [r.accuracy for r in resumed.readings] == [r.accuracy for r in straight.readings]
+
+
+def test_a_training_of_some_steps_ends_within_an_epoch_and_can_go_on(tmp_path: Path) -> None:
+    plan = make_plan(workload(micro_batch=4))
+    short = run(plan, tmp_path / "short", steps=7)
+    assert [e.epoch for e in short.epochs] == [1]
+    assert [(r.step, r.images) for r in short.readings] == [(5, 20), (7, 20)]
+    assert short.accuracy == short.readings[-1].accuracy
+    longer = run(plan, tmp_path / "short", steps=10, resume=True)
+    straight = run(plan, tmp_path / "straight", steps=10)
+    assert same(learned(tmp_path / "short"), learned(tmp_path / "straight"))
+    assert [e.loss for e in longer.epochs] == [e.loss for e in straight.epochs]
+
+
+def test_a_training_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    result = run(make_plan(workload(micro_batch=4)), tmp_path, minutes=1e-6)
+    assert [r.step for r in result.readings] == [1]
+    assert result.epochs == ()
+    assert json.loads((tmp_path / HISTORY_FILE).read_text())["readings"][0]["images"] == 20
+
+
+def test_arguments_out_of_their_domain_are_refused(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    for name in ("epochs", "steps", "minutes"):
+        with pytest.raises(UsageError, match=name):
+            run(plan, tmp_path, **{name: 0})
+    with pytest.raises(UsageError, match="learning rate"):
+        run(plan, tmp_path, learning_rate=float("nan"))
+    with pytest.raises(UsageError, match="tpu"):
+        run(plan, tmp_path, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="no CUDA device"):
+            run(plan, tmp_path, device="cuda")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        run(plan, tmp_path / "file")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="learning-rate"):
+        run(make_plan(workload(method="full", rank=None)), tmp_path, learning_rate=1e30)
