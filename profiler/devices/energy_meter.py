@@ -42,7 +42,7 @@ _COVERED = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
-    """Energy of one window.
+    """Energy of a window of time.
 
     Attributes:
         joules: energy of the board; None if it is not known.

@@ -54,7 +54,7 @@ class Gpu(Protocol):
         """Energy in joules since the driver was loaded; None if there is no counter."""
 
     def now_seconds(self) -> float:
-        """Seconds of a clock of which only differences have a meaning."""
+        """Present time in seconds; only differences have a meaning."""
 
     def sleep(self, seconds: float) -> None:
         """Wait for some seconds of that clock."""

@@ -24,7 +24,7 @@ RECORD_PERIOD_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """All readings of one moment.
+    """All readings at a moment.
 
     Attributes:
         seconds: time from the start of the recording.
@@ -42,8 +42,8 @@ class Sample:
 class RecordedGpu:
     """A recording with the interface of a GPU. Its time passes only in `sleep`.
 
-    A reading is that of the last sample at or before the present time, so a recorded counter stands
-    still between its updates, as a real one does.
+    A reading is that of the last sample at or before the present time, so a recorded counter keeps
+    its value between updates, as a real one does.
 
     Args:
         nvml_name: name that the driver reported.

@@ -1,23 +1,27 @@
-"""The devices one can plan for, each number with its source.
+"""The devices that can be planned for, each number with its source.
 
-Pieces: `DeviceSpec` (one row), `lookup` and `device_names` (by name), `match_nvml` (by what the
-driver calls it), and the bytes a CUDA process holds besides its tensors: `context_bytes`,
-`workspaces_of`.
+Pieces: `DeviceSpec` (one row), `lookup` and `device_names` (by name), `match_nvml` (by the driver's
+name), `cuda_context`, `multiprocessors` and `workspaces_of` (memory of a CUDA process beside its
+tensors).
 
-Conventions. Throughputs are peaks at the boost clock, dense (where a data sheet prints them "with
-sparsity" they are halved here). Tensor throughputs are those that accumulate in FP32, which is what
-training uses; GeForce cards do that at half the rate of FP16 accumulation, data-centre cards at the
-full rate. ``memory_bytes`` is the nominal size in GiB; the driver keeps a little of it.
-What no source gives is None.
+Conventions. Throughputs are peaks at the boost clock and dense: numbers that a data sheet prints
+"with sparsity" are halved here. Tensor throughputs accumulate in FP32, as training does. GeForce
+cards do that at half the rate of FP16 accumulation, data-centre cards at the full rate.
+``memory_bytes`` is the nominal size in GiB; the driver reserves a small part. A number without a
+source is None.
 
-Where a number is derived, the row says so: FP32 = SMs x FP32 lanes x 2 x boost clock, with 64 lanes
-an SM on Turing, Volta and GA100, 128 on GA10x, Ada and Hopper (NVIDIA architecture white papers).
-Tensor numbers of GA10x and Ada GeForce cards that NVIDIA did not print follow the ratios of the
-printed ones (GA102 white paper, RTX 3090; Ada white paper, RTX 4090): FP16 and BF16 at twice FP32,
-TF32 equal to it. Compute capabilities: https://developer.nvidia.com/cuda-gpus and
+Sources. A row names NVIDIA's document. ``second-hand`` marks the numbers that were read in a
+reprint or a report, because NVIDIA's own document could not be seen; the page follows. ``derived``
+marks numbers that were computed:
+
+    FP32              SMs x FP32 lanes of an SM x 2 x boost clock. An SM has 64 lanes on Volta,
+                      Turing and GA100, and 128 on GA10x, Ada and Hopper (architecture white papers)
+    GeForce tensor    on GA10x and Ada, FP16 and BF16 have twice the rate of FP32 and TF32 has the
+                      same rate, as printed for the RTX 3090 (GA102 white paper, appendix A) and the
+                      RTX 4090 (Ada white paper)
+
+Compute capabilities: https://developer.nvidia.com/cuda-gpus and
 https://developer.nvidia.com/cuda-legacy-gpus.
-
-NVIDIA's PDFs were not all at hand; then the row names the page its numbers were read at as well.
 """
 
 from __future__ import annotations
@@ -43,24 +47,25 @@ _TFLOPS = 1e12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSpec:
-    """What is published of a device.
+    """Published numbers of a device. A multiply-add counts as two operations.
 
     Attributes:
-        name: what `--device` calls it.
-        full_name: what its maker calls it.
+        name: name for `--device`.
+        full_name: name that its maker uses.
         architecture: volta, turing, ampere, ada, hopper; None for a CPU.
         compute_capability: (major, minor); None for a CPU.
         memory_bytes: nominal size of its memory.
-        memory_bandwidth_bytes_per_second: peak.
-        fp32_flops: peak of the ordinary units, a fused multiply-add counted as two.
-        fp16_tensor_flops: peak of the tensor cores, dense, accumulating in FP32; None without them.
-        bf16_tensor_flops: likewise; None where the hardware has no bfloat16 (before Ampere).
-        tf32_tensor_flops: likewise for TF32.
-        tdp_watts: board power.
-        idle_watts: board power of an idle card, as somebody measured it.
-        sm_count: streaming multiprocessors.
-        nvml_names: what `nvmlDeviceGetName` calls it, without the leading ``NVIDIA``.
-        source: documents and pages, and what was derived.
+        memory_bandwidth_bytes_per_second: peak bandwidth of its memory.
+        fp32_flops: peak throughput of the FP32 units.
+        fp16_tensor_flops: peak throughput of the tensor cores for FP16, dense, accumulating in
+            FP32; None without tensor cores.
+        bf16_tensor_flops: the same for BF16; None before Ampere, which introduced it.
+        tf32_tensor_flops: the same for TF32.
+        tdp_watts: power limit of the board.
+        idle_watts: measured power of an idle board.
+        sm_count: number of streaming multiprocessors.
+        nvml_names: names that `nvmlDeviceGetName` returns, without the leading ``NVIDIA``.
+        source: documents and pages of the numbers, and how derived ones were computed.
     """
 
     name: str
@@ -81,7 +86,7 @@ class DeviceSpec:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether it is an NVIDIA GPU."""
+        """Whether the device is an NVIDIA GPU."""
         return self.compute_capability is not None
 
 
@@ -122,7 +127,7 @@ def _gpu(
     nvml: tuple[str, ...],
     source: str,
 ) -> DeviceSpec:
-    """One row, in the units of a data sheet: GiB, GB/s, TFLOPS, W."""
+    """Return one row, given in the units of a data sheet: GiB, GB/s, TFLOPS, W."""
 
     def flops(value: float | None) -> float | None:
         return None if value is None else value * _TFLOPS
@@ -146,114 +151,127 @@ def _gpu(
     )
 
 
-_TURING_PAPER = "NVIDIA Turing GPU Architecture white paper (WP-09183-001)"
-
 _GA102_PAPER = (
-    "NVIDIA Ampere GA102 GPU Architecture white paper V2.0, appendix A"
+    "NVIDIA Ampere GA102 GPU Architecture, white paper V2.0, appendix A"
     " (https://docslib.org/doc/759549/nvidia-ampere-ga102-gpu-architecture-whitepaper)"
 )
 
 _ADA_PAPER = (
-    "NVIDIA Ada GPU Architecture white paper V2.01 (https://www.scribd.com/document/656196379/004)"
+    "NVIDIA Ada GPU Architecture, white paper V2.01 (https://www.scribd.com/document/656196379/004)"
 )
 
 _A100_SHEET = (
-    "NVIDIA A100 data sheet (https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/"
-    "pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf), SXM, dense; read at"
-    " https://glennklockwood.com/garden/processors/A100"
+    "NVIDIA A100 Tensor Core GPU, data sheet 1758950-r4 (https://www.nvidia.com/content/dam/en-zz/"
+    "Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf), column SXM"
+    "; second-hand: all numbers, dense (https://glennklockwood.com/garden/processors/A100); SMs"
+    " (deviceQuery output, https://upb-pc2.atlassian.net/wiki/spaces/PC2DOK/pages/1900609)"
 )
+
+_KITGURU = "https://kitguru.net/?p=416788, NVIDIA's table of the SUPER launch"
 
 _ROWS = (
     _gpu(
         "gtx-1650", "NVIDIA GeForce GTX 1650 (GDDR5)", "turing", (7, 5),
         memory_gib=4, bandwidth_gb=128, fp32=2.984, fp16=None, tdp=75, sms=14,
         nvml=("GeForce GTX 1650",),
-        source="TU117, 896 lanes at 1665 MHz, no tensor cores: "
-        "https://www.notebookcheck.it/NVIDIA-GeForce-GTX-1650-Desktop.449959.0.html and "
-        "https://cputronic.com/gpu/nvidia-geforce-gtx-1650",
+        source="GeForce GTX 1650, product page; second-hand: 896 lanes at 1665 MHz, memory and "
+        "power (https://www.notebookcheck.it/NVIDIA-GeForce-GTX-1650-Desktop.449959.0.html); "
+        "derived: FP32. TU117 has no tensor cores",
     ),
     _gpu(
         "rtx-2060", "NVIDIA GeForce RTX 2060 (6 GB)", "turing", (7, 5),
         memory_gib=6, bandwidth_gb=336, fp32=6.45, fp16=25.8, tdp=160, idle=10.4, sms=30,
         nvml=("GeForce RTX 2060",),
-        source=f"{_TURING_PAPER}; 51.6 TFLOPS with FP16 accumulation, half of it with FP32, at"
-        " 1680 MHz: https://kitguru.net/?p=416788; memory and TDP:"
-        " https://benchmark.best/ru/GeForce_RTX_2060.html; idle power of a Founders Edition:"
-        " https://www.tomshardware.com/reviews/nvidia-geforce-rtx-2060-ray-tracing-turing,5960-8.html",
+        source="GeForce RTX 2060, product page; second-hand: 30 SMs at 1680 MHz, 51.6 TFLOPS "
+        f"with FP16 accumulation ({_KITGURU}); 192 bits at 14 Gbit/s, 160 W (https://fudzilla.com/"
+        "news/graphics/47888-nvidia-announces-the-geforce-rtx-2060); idle power of a Founders "
+        "Edition (https://www.tomshardware.com/reviews/nvidia-geforce-rtx-2060-ray-tracing-"
+        "turing,5960-8.html); derived: FP32, FP16 as half of FP16 accumulation",
     ),
     _gpu(
         "rtx-2060-super", "NVIDIA GeForce RTX 2060 SUPER", "turing", (7, 5),
         memory_gib=8, bandwidth_gb=448, fp32=7.18, fp16=28.7, tdp=175, sms=34,
         nvml=("GeForce RTX 2060 SUPER",),
-        source=f"{_TURING_PAPER}; 57.4 TFLOPS with FP16 accumulation, half of it with FP32, 34 SMs"
-        " at 1650 MHz, 14 Gbit/s on 256 bits: https://kitguru.net/?p=416788; TDP:"
-        " https://www.hardwaredb.net/geforce-rtx-2060-super-benchmark",
+        source="GeForce RTX 2060 SUPER, product page; second-hand: 34 SMs at 1650 MHz, 57.4 "
+        f"TFLOPS with FP16 accumulation, memory ({_KITGURU}); 175 W (https://gist.github.com/Fuwn/"
+        "7e5d286b08ff801e86d57a138e90d710); derived: FP32, FP16 as half of FP16 accumulation",
     ),
     _gpu(
         "rtx-3050", "NVIDIA GeForce RTX 3050 (8 GB)", "ampere", (8, 6),
         memory_gib=8, bandwidth_gb=224, fp32=9.1, fp16=18.2, bf16=18.2, tf32=9.1, tdp=130, sms=20,
         nvml=("GeForce RTX 3050",),
-        source=f"ratios of {_GA102_PAPER}; numbers, dense:"
-        " https://hmc-tech.com/gpu/nvidia-geforce-rtx-4090-d-vs-nvidia-geforce-rtx-3050; memory:"
-        " https://sysrqmts.com/pt/gpus/compare/nvidia-geforce-rtx-3050-8-gb-vs-nvidia-tesla-t4;"
-        " 130 W: https://tezim.cz/hardware/nvidia-rtx-3050-tezba",
+        source="GeForce RTX 3050, product page; second-hand: 2560 lanes at 1777 MHz, 9.1 TFLOPS, "
+        "224 GB/s, 130 W (https://www.geektopia.es/es/technology/2022/01/04/noticias/nvidia-"
+        "anuncia-la-geforce-rtx-3050-costara-249-dolares-y-llega-el-27-de-enero.html); derived: "
+        f"tensor throughputs by the ratios of {_GA102_PAPER}",
     ),
     _gpu(
         "rtx-3060", "NVIDIA GeForce RTX 3060 (12 GB)", "ampere", (8, 6),
         memory_gib=12, bandwidth_gb=360, fp32=12.74, fp16=25.5, bf16=25.5, tf32=12.74, tdp=170,
         sms=28, nvml=("GeForce RTX 3060",),
-        source=f"28 SMs at 1777 MHz, 12.74 TFLOPS, 360 GB/s, 170 W:"
-        " https://fpsbench.com/compare/gpu/nvidia-geforce-rtx-3060-8-gb-vs-nvidia-geforce-rtx-4060-mobile"
-        " and https://topcpu.net/th/gpu-c/geforce-rtx-2060-tu104-vs-geforce-rtx-3060;"
-        f" tensor numbers derived by the ratios of {_GA102_PAPER}",
+        source="GeForce RTX 3060, product page; second-hand: 3584 lanes at 1.78 GHz, 170 W "
+        "(PCWorld, February 2021, page 31, https://issuhub.com/view/index/32366?pageIndex=31); "
+        "1777 MHz, 360 GB/s (https://www.svethardware.cz/vychazi-recenze-geforce-rtx-4060-o-18-"
+        "rychlejsi-nez-rtx-3060-prekona-rx-7600/59705); derived: FP32, tensor throughputs by the "
+        f"ratios of {_GA102_PAPER}",
     ),
     _gpu(
         "rtx-3090", "NVIDIA GeForce RTX 3090", "ampere", (8, 6),
         memory_gib=24, bandwidth_gb=936, fp32=35.6, fp16=71.0, bf16=71.0, tf32=35.6, tdp=350,
         sms=82, nvml=("GeForce RTX 3090",),
-        source=f"{_GA102_PAPER}, dense; read at https://cuttingedgegamer.com/2022/12/ and"
-        " https://ctc.archdevil.net/blog/23/674d47808ec559d480fae6d8",
+        source=f"{_GA102_PAPER}, table GeForce RTX 3090, dense",
     ),
     _gpu(
         "rtx-4060", "NVIDIA GeForce RTX 4060", "ada", (8, 9),
         memory_gib=8, bandwidth_gb=272, fp32=15.11, fp16=30.23, bf16=30.23, tf32=15.11, tdp=115,
         sms=24, nvml=("GeForce RTX 4060",),
-        source="24 SMs at 2460 MHz, numbers dense:"
-        " https://hmc-tech.com/gpu/nvidia-geforce-rtx-4060-vs-nvidia-geforce-rtx-4060; memory:"
-        " https://fpsbench.com/compare/gpu/nvidia-geforce-rtx-4060-vs-nvidia-t600",
+        source="GeForce RTX 4060, product page; second-hand: 3072 lanes, 15 TFLOPS, 115 W "
+        "(https://thelatestnews.world/nvidia-launches-the-geforce-rtx-4060-ti-for-449-euros-and-"
+        "the-rtx-4060-will-arrive-in-july-for-335-euros); 2460 MHz, 128 bits at 17 Gbit/s "
+        "(https://www.itcreations.com/nvidia-gpu/nvidia-geforce-rtx-4060-gpu); derived: FP32, "
+        f"bandwidth, tensor throughputs by the ratios of {_ADA_PAPER}",
     ),
     _gpu(
         "rtx-4090", "NVIDIA GeForce RTX 4090", "ada", (8, 9),
         memory_gib=24, bandwidth_gb=1008, fp32=82.6, fp16=165.2, bf16=165.2, tf32=82.6, tdp=450,
         sms=128, nvml=("GeForce RTX 4090",),
-        source=f"{_ADA_PAPER}, dense; read at https://waredb.com/processor/nvidia-geforce-rtx-4090",
+        source=f"{_ADA_PAPER}, table GeForce RTX 4090; second-hand: all numbers, dense "
+        "(https://waredb.com/processor/nvidia-geforce-rtx-4090)",
     ),
     _gpu(
         "jetson-orin-nano", "NVIDIA Jetson Orin Nano (8 GB, 15 W)", "ampere", (8, 7),
         memory_gib=8, bandwidth_gb=68, fp32=1.28, fp16=10.0, bf16=10.0, tf32=5.0, tdp=15, sms=8,
         nvml=("Orin (nvgpu)",),
-        source="Jetson Orin Nano data sheet: 1024 lanes, 32 tensor cores, 625 MHz, 20 TOPS of dense"
-        " INT8 (https://www.scribd.com/document/673174036/"
-        "Orin-nano-datasheet); derived: FP16 and BF16 at half of INT8, TF32 at a quarter, as on"
-        " GA100; 68 GB/s before the Super mode:"
-        " https://www.brojogopalsapui.com/ai-foundations/sub_contents/AI_hardware/jetson_orin_nano_light.html;"
-        " its memory is the processor's too",
+        source="Jetson Orin Nano Series, data sheet: 1024 lanes, 32 tensor cores, 625 MHz, 20 "
+        "TOPS of dense INT8, 128-bit LPDDR5 (https://www.scribd.com/document/673174036/Orin-nano-"
+        "datasheet); second-hand: 68 GB/s before the Super mode (https://www.brojogopalsapui.com/"
+        "ai-foundations/sub_contents/AI_hardware/jetson_orin_nano_light.html); derived: FP32, "
+        "FP16 and BF16 at half of INT8, TF32 at a quarter, as on GA100. The processor uses the "
+        "same memory",
     ),
     _gpu(
         "t4", "NVIDIA T4", "turing", (7, 5),
         memory_gib=16, bandwidth_gb=320, fp32=8.1, fp16=65.0, tdp=70, sms=40,
         nvml=("Tesla T4", "T4"),
-        source="NVIDIA T4 data sheet: 8.1 and 65 TFLOPS, 70 W (full rate with FP32 accumulation:"
-        " https://hmc-tech.com/gpu/nvidia-t4-vs-nvidia-v100-sxm); memory:"
-        " https://sysrqmts.com/en/gpus/nvidia/tesla/t4",
+        source="NVIDIA T4, data sheet; second-hand: 2560 lanes, 320 tensor cores that accumulate "
+        "FP16 in FP32 (https://archive-lib.hpctech.co.jp/gpuproduct/tesla-t4.html); 70 W "
+        "(https://networkoutlet.com/blogs/articles/nvidia-tesla-t4-16gb-gpu-specs-performance-"
+        "use-cases); 8.1 TFLOPS, 16 GB and 320 GB/s (https://heise.de/news/Nvidia-Tesla-P4-K-I-"
+        "Beschleuniger-mit-8-TFlops-bei-75-Watt-Leistungsaufnahme-4164684.html); 65 TFLOPS "
+        "(https://geektopia.es/es/technology/2018/09/13/noticias/nvidia-presenta-la-nueva-tesla-"
+        "t4-basada-en-turing-orientada-a-inteligencia-artificial.html)",
     ),
     _gpu(
         "v100", "NVIDIA V100 SXM2 (16 GB)", "volta", (7, 0),
         memory_gib=16, bandwidth_gb=900, fp32=15.7, fp16=125.0, tdp=300, sms=80,
         nvml=("Tesla V100-SXM2-16GB", "V100-SXM2-16GB"),
-        source="NVIDIA Tesla V100 white paper (WP-08608-001), 1530 MHz:"
-        " https://developer.nvidia.com/programming-tensor-cores-cuda-9-0 and"
-        " https://cvw.cac.cornell.edu/gpu-architecture/gpu-example-tesla-v100/tesla",
+        source="NVIDIA Tesla V100 GPU Architecture, white paper WP-08608-001; 125 TFLOPS "
+        "(https://developer.nvidia.com/programming-tensor-cores-cuda-9-0); second-hand: 80 SMs "
+        "and 16 GB (a reprint of its table 1, http://www.xenon.com.au/nvidia-tesla-volta-worlds-"
+        "advanced-data-center-gpu/); 300 W (https://www.techrival.com/nvidia-volta-tesla-v100-"
+        "cards-detailed-150w-single-slot-300w-dual-slot-gv100-powered-pcie-accelerators/); 1530 "
+        "MHz and 15.7 TFLOPS (https://cvw.cac.cornell.edu/gpu-architecture/gpu-example-tesla-"
+        "v100/tesla)",
     ),
     _gpu(
         "a100-40gb", "NVIDIA A100 SXM4 (40 GB)", "ampere", (8, 0),
@@ -269,33 +287,37 @@ _ROWS = (
         "l4", "NVIDIA L4", "ada", (8, 9),
         memory_gib=24, bandwidth_gb=300, fp32=30.3, fp16=121.0, bf16=121.0, tf32=60.0, tdp=72,
         sms=58, nvml=("L4",),
-        source="NVIDIA L4 data sheet, halved from 242 (FP16, BF16) and 120 (TF32) with sparsity:"
-        " https://grokipedia.com/page/NVIDIA_L4_vs_L40S and"
-        " https://store.sourcecode.com/en-us/bg-bucket-compare/125/9820; 7424 lanes:"
-        " https://fpsbench.com/compare/gpu/nvidia-l4-vs-nvidia-tesla-m40",
+        source=f"{_ADA_PAPER}, which covers the L4, and the L4 data sheet; second-hand: 300 GB/s, "
+        "242 TFLOPS (FP16, BF16) and 120 (TF32) with sparsity, halved here, 2040 MHz "
+        "(https://store.sourcecode.com/en-us/bg-bucket-compare/125/9820); 72 W "
+        "(https://aiwiki.ai/wiki/nvidia_l4); derived: 58 SMs from 30.3 TFLOPS at 2040 MHz",
     ),
     _gpu(
         "h100", "NVIDIA H100 SXM5 (80 GB)", "hopper", (9, 0),
         memory_gib=80, bandwidth_gb=3350, fp32=67.0, fp16=989.4, bf16=989.4, tf32=494.7, tdp=700,
         sms=132, nvml=("H100 80GB HBM3",),
-        source="NVIDIA H100 data sheet, halved from 1979 (FP16, BF16) and 989 (TF32) with sparsity:"
-        " https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html; dense:"
-        " https://glennklockwood.com/garden/processors/h100",
+        source="NVIDIA H100 Tensor Core GPU, data sheet, column SXM; second-hand: 1979 TFLOPS "
+        "(FP16, BF16) and 989 (TF32) with sparsity, halved here, memory and power "
+        "(https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html); SMs and dense numbers "
+        "to four digits (https://glennklockwood.com/garden/processors/h100)",
     ),
     _gpu(
         "h200", "NVIDIA H200 SXM (141 GB)", "hopper", (9, 0),
         memory_gib=141, bandwidth_gb=4800, fp32=67.0, fp16=989.4, bf16=989.4, tf32=494.7, tdp=700,
         sms=132, nvml=("H200",),
-        source="NVIDIA H200 data sheet; the H100's compute units:"
-        " https://glennklockwood.com/garden/processors/h100; memory and TDP:"
-        " https://lzwjava.github.io/nvidia-h200-gpu-specs-en",
+        source="NVIDIA H200 Tensor Core GPU, data sheet; 141 GB and 700 W (NVIDIA's system "
+        "description for MLPerf Inference 4.1, https://raw.githubusercontent.com/mlcommons/"
+        "inference_results_v4.1/main/closed/NVIDIA/systems/H200-SXM-141GBx8_TRT_MaxQ.json); "
+        "second-hand: the compute units of the H100 "
+        "(https://glennklockwood.com/garden/processors/h100); 4.8 TB/s "
+        "(https://lzwjava.github.io/nvidia-h200-gpu-specs-en)",
     ),
 )  # fmt: skip
 
 DEVICES: Mapping[str, DeviceSpec] = MappingProxyType({row.name: row for row in (*_ROWS, CPU)})
 
 TIMED = "matmul and copy timed on this GPU"
-"""The source of a GPU that the table lacks (profiler/timing/gpu_rates.py)."""
+"""Source of a GPU that is not in the table (profiler/timing/gpu_rates.py)."""
 
 _adopted: dict[str, DeviceSpec] = {}
 
@@ -304,26 +326,26 @@ _adopted: dict[str, DeviceSpec] = {}
 
 
 def device_names() -> tuple[str, ...]:
-    """The names `lookup` knows, `cpu` among them, in alphabetical order."""
+    """Return all names that `lookup` accepts, `cpu` included, in alphabetical order."""
     return tuple(sorted(DEVICES))
 
 
 def short_name(name: str) -> str:
-    """Return what `--device` would call a GPU: ``NVIDIA GeForce RTX 3060`` is ``rtx-3060``."""
+    """Return a full name as a name for `--device`: ``NVIDIA GeForce RTX 3060`` is ``rtx-3060``."""
     short = re.sub(r"[^a-z0-9]+", "-", name.strip().lower()).strip("-")
     return short.removeprefix("nvidia-").removeprefix("geforce-").removeprefix("tesla-")
 
 
 def adopt(spec: DeviceSpec) -> None:
-    """Let `lookup` find a GPU of this machine that the table lacks."""
+    """Make `lookup` find a GPU of this machine that is not in the table."""
     _adopted[short_name(spec.name)] = spec
 
 
 def lookup(name: str) -> DeviceSpec:
-    """Find a device by its name; case, blanks and underscores do not matter.
+    """Return the device with a name; case, blanks and underscores do not matter.
 
     Raises:
-        UnknownNameError: no such device; it carries near names.
+        UnknownNameError: no such device; the error has similar names.
     """
     wanted = short_name(name)
     if wanted in _adopted:
@@ -336,12 +358,13 @@ def lookup(name: str) -> DeviceSpec:
 
 
 def match_nvml(nvml_name: str, *, memory_bytes: int | None = None) -> DeviceSpec | None:
-    """Recognise a GPU by the name the driver gives it; None for one that is not in the table.
+    """Return the row of a GPU by the name that the driver reports; None if it is not in the table.
 
     Args:
-        nvml_name: what `nvmlDeviceGetName` says; older drivers leave the ``NVIDIA`` out.
-        memory_bytes: its memory, where known. Cards of one name come in several sizes (the
-            RTX 3050 with 6 and 8 GB); a size off by more than a tenth is another card.
+        nvml_name: result of `nvmlDeviceGetName`; older drivers omit the leading ``NVIDIA``.
+        memory_bytes: its memory; None if not known. Boards with the same name exist in several
+            sizes (the RTX 3050 with 6 and 8 GB), so a difference of more than 10 % is another
+            board.
     """
     wanted = nvml_name.strip().removeprefix("NVIDIA ").lower()
     for spec in _ROWS:
@@ -435,30 +458,32 @@ def multiprocessors(spec: DeviceSpec) -> Multiprocessors:
 
 
 CUBLAS_WORKSPACE_BYTES = 2 * 4096 * KIB + 8 * 16 * KIB
-"""CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, the default before Hopper: 8.125 MiB."""
+"""Default before Hopper, CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8: 8.125 MiB."""
 
 HOPPER_CUBLAS_WORKSPACE_BYTES = 8 * 4096 * KIB
-"""The default of compute capability 9 and above: 32 MiB."""
+"""Default on compute capability 9 and above: 32 MiB."""
 
 
 @cache
 def _installed_torch() -> str:
-    return version("torch")  # looks for a file every time
+    return version("torch")  # reads a file, hence the cache
 
 
 def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tuple[int, ...]:
-    """Bytes of the workspaces that cuBLAS has of the caching allocator in a step.
+    """Return the bytes of each cuBLAS workspace that the caching allocator serves in a step.
 
-    Their lifetime changed. torch 2.15 takes one for one operation and frees it right after
-    (https://github.com/pytorch/pytorch/pull/194311, `getCurrentCUDABlasHandleWithWorkspace` in
-    ATen/cuda/CUDAContextLight.h), so it is a temporary of every matrix product. Before, the first
-    product of a handle takes it and keeps it, and autograd's thread has a handle of its own: two
-    (torch 2.14.1's own code was seen to, studies/hollow_gpu). Sizes: ``parseChosenWorkspaceSize``,
-    aten/src/ATen/cuda/CublasHandlePool.cpp (https://github.com/pytorch/pytorch/pull/91564).
+    Since torch 2.15 a workspace is a temporary of every matrix product: it is allocated before and
+    freed after the operation (https://github.com/pytorch/pytorch/pull/194311,
+    `getCurrentCUDABlasHandleWithWorkspace` in ATen/cuda/CUDAContextLight.h). Before, a cuBLAS
+    handle allocated its workspace for its first product and kept it. Backward runs in a thread
+    with a handle of its own, so there were two (seen with torch 2.14.1, studies/hollow_gpu).
+
+    Sizes: ``parseChosenWorkspaceSize``, aten/src/ATen/cuda/CublasHandlePool.cpp
+    (https://github.com/pytorch/pytorch/pull/91564).
 
     Args:
         spec: the device.
-        torch_version: of the training; None for the installed one.
+        torch_version: version of PyTorch that trains; None for the installed one.
     """
     if spec.compute_capability is None:
         return ()  # no cuBLAS on a processor
@@ -472,11 +497,11 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Multiprocessors:
-    """How much runs on a GPU at once.
+    """Streaming multiprocessors of a GPU.
 
     Attributes:
-        count: of streaming multiprocessors.
-        threads: that one of them holds.
+        count: number of multiprocessors.
+        threads: maximum number of resident threads for each multiprocessor.
     """
 
     count: int
@@ -484,7 +509,7 @@ class Multiprocessors:
 
 
 def device_spec(name: str) -> DeviceSpec:
-    """Return the device to plan for: ``cpu`` or a name of the sourced table.
+    """Return the device with a name: ``cpu``, or a GPU of the table.
 
     Raises:
         UnknownNameError: no such device.
@@ -493,7 +518,12 @@ def device_spec(name: str) -> DeviceSpec:
 
 
 def device_label(name: str, note: str = "") -> DeviceLabel:
-    """Return what a report says of its device."""
+    """Return the record of a device for a report.
+
+    Args:
+        name: ``cpu``, or a GPU of the table.
+        note: reason for the device, if the user did not name it.
+    """
     spec = device_spec(name)
     return DeviceLabel(
         name=spec.name,

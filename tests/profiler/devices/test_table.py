@@ -162,6 +162,8 @@ def test_idle_power_only_where_somebody_measured_it() -> None:
 @pytest.mark.parametrize("spec", GPUS, ids=lambda spec: spec.name)
 def test_every_row_names_a_document_with_an_address(spec: DeviceSpec) -> None:
     assert re.search(r"https://\S+\.\S+", spec.source)
+    assert "second-hand" in spec.source or "white paper" in spec.source
+    assert not re.search("grokipedia|hmc-tech|fpsbench|benchmark|topcpu|sysrqmts", spec.source)
 
 
 # --- by name --------------------------------------------------------------------------------------
