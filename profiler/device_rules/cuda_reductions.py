@@ -1,14 +1,24 @@
-"""Scratch of CUDA's reductions: what a sum takes from the allocator and gives back inside itself.
+"""Workspace of CUDA's reductions: buffers that a sum allocates and frees inside one operation.
 
-A reduction with few outputs and many inputs (the gradient of a bias) is spread over several blocks
-of threads, which leave partial sums in global memory: a buffer of up to tens of MiB, larger the
-more multiprocessors the GPU has, and one counter per column of blocks. How it is spread is host
-code, and repeated here to the byte.
+A reduction with few outputs and many inputs (such as the gradient of a bias) is distributed over
+several thread blocks. Each block writes its partial sums to global memory, and the last block of a
+column adds them up. This needs two buffers:
 
-Source: ATen/native/cuda/Reduce.cuh (``setReduceConfig``, ``ReduceConfig``), in torch's own include
-folder; ``TensorIteratorBase::reorder_dimensions`` and ``coalesce_dimensions``, aten/src/ATen/
-TensorIterator.cpp; ``sum_functor``, aten/src/ATen/native/cuda/ReduceSumProdKernel.cu. Checked
-against torch's own CUDA code by studies/hollow_gpu.
+    partial sums   up to tens of MiB; more on GPUs with more multiprocessors
+    counters       one int for each column of blocks
+
+The distribution is chosen by host code, which is repeated here to the byte:
+
+    step                                           function in PyTorch
+    sort and merge the tensor's dimensions         TensorIteratorBase::reorder_dimensions and
+                                                   coalesce_dimensions, aten/src/ATen/
+                                                   TensorIterator.cpp
+    choose threads, vector width and blocks        setReduceConfig, ReduceConfig,
+                                                   ATen/native/cuda/Reduce.cuh
+    values that a thread loads at once             sum_functor, aten/src/ATen/native/cuda/
+                                                   ReduceSumProdKernel.cu
+
+studies/hollow_gpu compares the result with torch's own CUDA code.
 """
 
 from __future__ import annotations
@@ -19,26 +29,29 @@ from math import prod
 
 from profiler.devices.table import Multiprocessors
 
-_WARP = 32
+WARP_THREADS = 32
 
 _MOST_THREADS = 512
+"""Threads of a block (``MAX_NUM_THREADS``, Reduce.cuh)."""
 
 _LEAST_VALUES, _MOST_VALUES = 16, 256
-"""Of values per thread: fewer and more are not wanted."""
+"""Bounds of the input values that one thread adds up (``setReduceConfig``)."""
 
 _COUNTER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """A reduction as ``TensorIterator`` sees it, dimensions reordered and coalesced.
+    """A reduction after ``TensorIterator`` has sorted and merged the dimensions.
 
     Attributes:
         outputs: number of results.
-        inputs: values that go into each.
-        partial_bytes: of a partial result.
-        along_rows: whether the fastest dimension is a reduced one.
-        vector: outputs that a thread makes at once, or inputs that it reads at once.
+        inputs: number of values that are added up for each result.
+        partial_bytes: bytes of a partial sum.
+        along_rows: whether the fastest dimension is reduced
+            (``reduction_on_fastest_striding_dimension``).
+        vector: number of inputs that a thread loads at once if ``along_rows``, else of outputs that
+            it computes at once.
     """
 
     outputs: int
@@ -48,7 +61,13 @@ class Reduction:
     vector: int
 
     def scratch_bytes(self, on: Multiprocessors) -> tuple[int, ...]:
-        """Return the buffer of partial results and the counters; nothing for one block each."""
+        """Return the bytes of (partial sums, counters); empty if one block computes each output.
+
+        Args:
+            on: multiprocessors of the GPU.
+        """
+        # Shape of a thread block: ``width`` threads along the fastest dimension, ``height`` along
+        # the other, at most 512 threads in all (ReduceConfig::set_block_dimension).
         outputs_at_once = 1 if self.along_rows else self.vector
         if self.along_rows:
             wide, high = self.inputs // self.vector, self.outputs
@@ -56,12 +75,16 @@ class Reduction:
             wide, high = self.outputs // self.vector, self.inputs
         most = _MOST_THREADS // outputs_at_once
         widest, highest = _power_of_two(wide, most), _power_of_two(high, most)
-        height = min(highest, most // min(widest, _WARP))
+        height = min(highest, most // min(widest, WARP_THREADS))
         width = min(widest, most // height)
         threads = width * height
         step_inputs, step_outputs = (width, 1) if self.along_rows else (1, width)
+        # With few inputs, the rows of the block compute different outputs (block_y_reduce is not
+        # set). Then no output needs a second block.
         if -(-self.inputs // step_inputs) < min(16 * height, _MOST_VALUES):
-            return ()  # warps share the outputs: none is split further
+            return ()
+        # Otherwise the rows of the block share the inputs of an output, and so may several blocks,
+        # as long as the GPU has room for them (ctas_per_output).
         step_inputs *= height
         values = -(-self.inputs // step_inputs)
         columns = -(-(self.outputs // outputs_at_once) // step_outputs)
@@ -77,23 +100,26 @@ class Reduction:
 
 
 class PartialSums(int):
-    """Bytes of a buffer of partial sums: no multiple of the batch, but known at every one.
+    """Bytes of a buffer of partial sums, with the reduction that determines them.
+
+    The bytes are not proportional to the batch. With the reduction they can be computed for every
+    batch.
 
     Attributes:
-        reduction: whose; None where it is only known at the batch it was seen at.
+        reduction: the reduction; None if the bytes are known at the present batch only.
     """
 
     reduction: Reduction | None
 
     def __new__(cls, nbytes: int, reduction: Reduction | None = None) -> PartialSums:
-        """Make one."""
+        """Return the bytes as such an integer."""
         made = super().__new__(cls, nbytes)
         made.reduction = reduction
         return made
 
 
 def _power_of_two(number: int, most: int) -> int:
-    """The largest power of two in a number, at most `most`."""
+    """Return the largest power of two that is not above a number, at most ``most``."""
     return min(1 << (max(1, number).bit_length() - 1), most)
 
 
@@ -106,15 +132,15 @@ def reduction_of(
     partial_bytes: int,
     wide_loads: int,
 ) -> Reduction | None:
-    """Describe the reduction of a tensor, or return None where there is nothing to reduce.
+    """Return the reduction of a tensor, or None if the tensor is empty.
 
     Args:
-        shape: of the input.
-        strides: of the input, in elements.
-        reduced: its dimensions that are summed over.
-        offset: of its first element in its storage.
-        partial_bytes: of a partial result.
-        wide_loads: inputs that a thread reads at once if they lie side by side.
+        shape: shape of the input.
+        strides: strides of the input, in elements.
+        reduced: dimensions that are summed over.
+        offset: position of the first element in its storage, in elements.
+        partial_bytes: bytes of a partial sum.
+        wide_loads: number of adjacent inputs that a thread loads at once.
     """
     if not prod(shape):
         return None
@@ -130,6 +156,8 @@ def reduction_of(
     inputs = prod(shape) // outputs
     along_rows = not kept or (bool(inner) and inner[0].stride < kept[0].stride)
     fastest = (inner if along_rows else kept)[:1]
+    # A thread handles several elements at once only along a contiguous dimension
+    # (vectorize_input; output_vec_size).
     vector = 1
     if not dims or fastest[0].stride == 1:
         if along_rows and inputs >= 128 and len(inner) == 1:
@@ -148,7 +176,13 @@ def reduction_of(
 
 @dataclass(slots=True)
 class _Dim:
-    """One dimension: its size, and how far its neighbours are apart in result and input."""
+    """One dimension of the input.
+
+    Attributes:
+        size: number of elements.
+        result: stride in the result, in elements; 0 for a reduced dimension.
+        stride: stride in the input, in elements.
+    """
 
     size: int
     result: int
@@ -165,7 +199,11 @@ def _result_strides(shape: Sequence[int], reduced: frozenset[int]) -> list[int]:
 
 
 def _ordered(dims: Sequence[_Dim]) -> list[_Dim]:
-    """Reduced dimensions first, then by stride (``reorder_dimensions``: insertion sort)."""
+    """Return the dimensions sorted: reduced ones first, then by stride.
+
+    Source: ``reorder_dimensions``. Its comparison is not a total order, so its insertion sort is
+    repeated step by step.
+    """
     order = list(reversed(dims))
     for start in range(1, len(order)):
         at = start
@@ -180,6 +218,7 @@ def _ordered(dims: Sequence[_Dim]) -> list[_Dim]:
 
 
 def _compare(first: _Dim, second: _Dim) -> int:
+    """Return 1 if the second dimension comes first, -1 if not, 0 if it is undecided."""
     if (first.result == 0) != (second.result == 0):
         return 1 if second.result == 0 else -1
     for one, other in ((first.result, second.result), (first.stride, second.stride)):
@@ -193,7 +232,7 @@ def _compare(first: _Dim, second: _Dim) -> int:
 
 
 def _coalesced(dims: Sequence[_Dim]) -> list[_Dim]:
-    """Make one of neighbouring dimensions that are one in memory (``coalesce_dimensions``)."""
+    """Return the dimensions with contiguous neighbours merged (``coalesce_dimensions``)."""
     merged: list[_Dim] = []
     for dim in dims:
         last = merged[-1] if merged else None
@@ -210,5 +249,5 @@ def _coalesced(dims: Sequence[_Dim]) -> list[_Dim]:
 
 
 def _common_vector(numbers: Sequence[int]) -> int:
-    """``get_output_vec_size``: 4, or the largest of 2 and 1 that divides all."""
+    """Return the largest of 4, 2 and 1 that divides all numbers (``get_output_vec_size``)."""
     return next(size for size in (4, 2, 1) if all(number % size == 0 for number in numbers))

@@ -1,26 +1,33 @@
-"""What CUDA kernels take from the allocator and give back inside one operation.
+"""Workspaces of CUDA kernels: memory that one operation allocates and frees.
 
-A replay sees results only. What an operation holds besides while it runs is decided by host code,
-which is repeated here, and checked operation by operation against torch's own CUDA code by
-studies/hollow_gpu. Known are:
+A replay on fake tensors shows results only. The workspaces of an operation are chosen by PyTorch's
+host code, which is repeated here; studies/hollow_gpu compares each operation with torch's own CUDA
+code. Paths below are relative to aten/src/ATen/native in PyTorch.
 
-* sums and means, and the sum that is the gradient of a convolution's bias: partial results
-  (profiler/device_rules/cuda_reductions.py);
-* convolutions: operands are copied into the layout the kernel wants, which is channels-last if the
-  image or the weight is. Source: ``cudnn_conv_suggest_memory_format`` (native/ConvUtils.h),
-  ``use_cudnn_depthwise`` and ``convolution_backward`` (native/Convolution.cpp). cuDNN's own
-  workspaces are chosen at run time and are not known;
-* layer norm: copies of operands that are not contiguous, and partial gradients of weight and bias.
-  Source: native/cuda/layer_norm_kernel.cu;
-* softmax, backward: the product of gradient and output (native/cuda/SoftMax.cu);
-* scattered sums: sorted indices (native/cuda/Indexing.cu);
-* roll over several dimensions: one after the other (native/cuda/TensorTransformations.cu);
-* memory-efficient attention, backward: delta [B, H, M] fp32; for fp32 operands it is made of a
-  product of the output's size; then accumulators of grad q in fp32, in tiles of ``_tile``. Not
-  counted: those of grad k and grad v for half precision with heads above 128.
-  Source: attention_backward.cu, mem_eff_attention/kernel_backward.h (``workspace_size``);
-* flash attention, backward: grad q in fp32 [B, M to 128, H, head to 32] and the row sums
-  [B, H, M to 128] fp32. Source: flash_attn/flash_api.cpp (``mha_bwd``).
+    sum, mean, gradient of a       partial sums: profiler/device_rules/cuda_reductions.py
+    convolution's bias
+    convolution                    copies of operands in the kernel's layout: channels-last if the
+                                   image or the weight is. ``cudnn_conv_suggest_memory_format``,
+                                   ConvUtils.h; ``use_cudnn_depthwise`` and
+                                   ``convolution_backward``, Convolution.cpp
+    layer norm                     copies of operands that are not contiguous; partial gradients of
+                                   weight and bias in backward. cuda/layer_norm_kernel.cu
+    softmax, backward              product of gradient and output. cuda/SoftMax.cu
+    index_put with accumulation    sorted indices. cuda/Indexing.cu
+    roll over several dimensions   one intermediate result. cuda/TensorTransformations.cu
+    efficient attention, backward  delta [B, H, M] fp32. For fp32 operands it is the sum of a
+                                   product of the output's size. Then fp32 accumulators of the
+                                   gradient of q, in tiles of `_tile`. transformers/cuda/
+                                   attention_backward.cu; ``workspace_size``,
+                                   transformers/cuda/mem_eff_attention/kernel_backward.h
+    flash attention, backward      gradient of q in fp32 [B, M up to 128, H, head up to 32], and row
+                                   sums [B, H, M up to 128] fp32 ("up to": rounded up to a
+                                   multiple). ``mha_bwd``, transformers/cuda/flash_attn/
+                                   flash_api.cpp
+
+Limitations. cuDNN chooses its workspaces at run time, so they are not included. For half precision
+with heads above 128, efficient attention also needs accumulators of the gradients of k and v, which
+are not included.
 """
 
 from __future__ import annotations
@@ -33,37 +40,35 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from profiler.device_rules.cuda_reductions import PartialSums, reduction_of
+from profiler.device_rules.caching_allocator.sizes import round_to_multiple
+from profiler.device_rules.cuda_attention import HALF_DTYPES
+from profiler.device_rules.cuda_reductions import WARP_THREADS, PartialSums, reduction_of
+from profiler.device_rules.kernel_bytes import Blocks
 from profiler.devices.table import Multiprocessors
 
-_aten = torch.ops.aten
-
-_HALF = (torch.float16, torch.bfloat16)
-
 _WIDE_LOADS = 4
-
-_WARP = 32
+"""Values of 32 bits that a thread of a sum loads at once (``sum_functor``)."""
 
 _TALL_ROWS, _MOST_BLOCKS = 64 * 1024, 32 * 1024
-"""Of layer norm's gradients: with more rows they are summed in parts, by at most so many blocks."""
+"""Rows above which layer norm sums the gradients of weight and bias in parts, and the most blocks
+that it uses for them (``LaunchGammaBetaBackwardCUDAKernel``)."""
 
 _SORTING_COPIES = 5
-"""Of the indices that a scattered sum sorts; measured, with the sort's own scratch, 4 to 6."""
-
-_DELTA_BYTES = 4
+"""Copies of the indices that a scattered sum holds while it sorts them. Measured, the workspace of
+the sort included: 4 to 6."""
 
 _LOCK_BYTES = 16
-
-Blocks = tuple[int, ...]
+"""Bytes of the lock of an accumulator tile (``GradQTempStorage``, kernel_backward.h)."""
 
 
 class CudaKernels:
     """The ``KernelBytes`` of a CUDA device.
 
     Args:
-        multiprocessors: how much runs at once.
-        only_this_batch: leave out sums that need no scratch at the batch they are called with,
-            though they may at another; False for profiles (profiler/prediction/parametric.py).
+        multiprocessors: multiprocessors of the device.
+        only_this_batch: whether sums without a workspace at the present batch are left out. False
+            for profiles over the batch (profiler/prediction/parametric.py), because such a sum may
+            have one at another batch.
     """
 
     beside_results = True
@@ -72,17 +77,17 @@ class CudaKernels:
         self.multiprocessors = multiprocessors
         self.only_this_batch = only_this_batch
         self._rules: dict[Any, Callable[..., Blocks]] = {
-            _aten.sum: self._sum,
-            _aten.mean: self._mean,
-            _aten.convolution: _convolution,
-            _aten.convolution_backward: self._convolution_backward,
-            _aten.native_layer_norm: _layer_norm,
-            _aten.native_layer_norm_backward: self._layer_norm_backward,
-            _aten._softmax_backward_data: _softmax_backward,
-            _aten.roll: _roll,
-            _aten.index_put: _index_put,
-            _aten._scaled_dot_product_efficient_attention_backward: _efficient_backward,
-            _aten._scaled_dot_product_flash_attention_backward: _flash_backward,
+            torch.ops.aten.sum: self._sum,
+            torch.ops.aten.mean: self._mean,
+            torch.ops.aten.convolution: _convolution,
+            torch.ops.aten.convolution_backward: self._convolution_backward,
+            torch.ops.aten.native_layer_norm: _layer_norm,
+            torch.ops.aten.native_layer_norm_backward: self._layer_norm_backward,
+            torch.ops.aten._softmax_backward_data: _softmax_backward,
+            torch.ops.aten.roll: _roll,
+            torch.ops.aten.index_put: _index_put,
+            torch.ops.aten._scaled_dot_product_efficient_attention_backward: _efficient_backward,
+            torch.ops.aten._scaled_dot_product_flash_attention_backward: _flash_backward,
         }
 
     def inside(
@@ -93,21 +98,21 @@ class CudaKernels:
         *,
         live_bytes: int = 0,
     ) -> Blocks:
-        """Return the blocks that it holds beside its results."""
+        """Return the blocks that an operation holds beside its results."""
         rule = self._rules.get(func._overloadpacket)
         return () if rule is None else rule(*args)
 
     # --- reductions ---
 
     def _sum(self, image: Tensor, dims: Sequence[int] | None = None, *_: Any) -> Blocks:
-        wide_loads = 2 * _WIDE_LOADS if image.dtype in _HALF else _WIDE_LOADS
+        wide_loads = 2 * _WIDE_LOADS if image.dtype in HALF_DTYPES else _WIDE_LOADS
         return self._reduction(image, dims, wide_loads=wide_loads)
 
     def _mean(self, image: Tensor, dims: Sequence[int] | None = None, *_: Any) -> Blocks:
         return self._reduction(image, dims, wide_loads=_WIDE_LOADS)
 
     def _reduction(self, image: Tensor, dims: Sequence[int] | None, *, wide_loads: int) -> Blocks:
-        """Return the partial results and the counters."""
+        """Return the buffers of partial sums and of counters."""
         found = reduction_of(
             image.shape,
             image.stride(),
@@ -121,7 +126,7 @@ class CudaKernels:
         scratch = found.scratch_bytes(self.multiprocessors)
         if not scratch and self.only_this_batch:
             return ()
-        # where there is none at this batch, there may be at another
+        # Blocks of 0 bytes mark a sum that may have a workspace at another batch.
         partial, counters = scratch or (0, 0)
         return (PartialSums(partial, found), PartialSums(counters))
 
@@ -142,9 +147,10 @@ class CudaKernels:
         wanted: Sequence[bool],
     ) -> Blocks:
         layout = _layout(image, weight)
-        # the weight's copy is gone, or its place is the gradient's, when that of the weight is made
+        # The weight is needed for the gradient of the image only. When the gradient of the weight
+        # is computed, the copy of the weight has been freed, or its block serves the gradient.
         operands = (grad, image) if wanted[1] else (grad, image, weight)
-        copies = tuple(_bytes(t) for t in operands if not _lies(t, layout))
+        copies = tuple(_bytes(t) for t in operands if not _has_layout(t, layout))
         in_sum = self._sum(grad, (0, *range(2, grad.dim()))) if wanted[2] else ()
         return in_sum if sum(in_sum) > sum(copies) else copies
 
@@ -168,10 +174,11 @@ class CudaKernels:
             wants and t is not None for t, wants in zip((weight, bias), wanted[1:], strict=True)
         ]
         partial: list[int] = []
-        tiled = rows > _TALL_ROWS and width // _WARP < self.multiprocessors.count // 2
+        # With many rows and few columns, several blocks share a column.
+        tiled = rows > _TALL_ROWS and width // WARP_THREADS < self.multiprocessors.count // 2
         if tiled and any(learned):
-            columns = -(-width // _WARP)
-            tall = min(_MOST_BLOCKS // columns, -(-rows // _WARP))
+            columns = -(-width // WARP_THREADS)
+            tall = min(_MOST_BLOCKS // columns, -(-rows // WARP_THREADS))
             tiles = torch.empty(tall, width, dtype=image.dtype, device="meta")
             partial = [_bytes(tiles)] * sum(learned)
             partial += self._reduction(tiles, [0], wide_loads=_WIDE_LOADS)
@@ -180,7 +187,7 @@ class CudaKernels:
 
 def _convolution(image: Tensor, weight: Tensor, *_: Any) -> Blocks:
     layout = _layout(image, weight)
-    return tuple(_bytes(t) for t in (image, weight) if not _lies(t, layout))
+    return tuple(_bytes(t) for t in (image, weight) if not _has_layout(t, layout))
 
 
 def _layout(image: Tensor, weight: Tensor) -> torch.memory_format:
@@ -189,7 +196,7 @@ def _layout(image: Tensor, weight: Tensor) -> torch.memory_format:
     return last if last in formats else torch.contiguous_format
 
 
-def _lies(tensor: Tensor, layout: torch.memory_format) -> bool:
+def _has_layout(tensor: Tensor, layout: torch.memory_format) -> bool:
     return tensor.is_contiguous(memory_format=layout)
 
 
@@ -223,7 +230,7 @@ def _index_put(
 
 def _efficient_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
     batch, heads, rows, head = query.shape
-    delta = batch * heads * rows * _DELTA_BYTES
+    delta = batch * heads * rows * 4
     product = grad.numel() * 4 if query.dtype == torch.float32 else 0
     height, width = _tile(head)
     tiles = ceil(rows / height) * ceil(head / width)
@@ -233,18 +240,14 @@ def _efficient_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
 
 def _flash_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
     batch, heads, rows, head = query.shape
-    sums = batch * heads * _up(rows, 128) * 4
-    return (sums * (_up(head, 32) if head <= 192 else 256), sums)
+    sums = batch * heads * round_to_multiple(rows, 128) * 4
+    return (sums * (round_to_multiple(head, 32) if head <= 192 else 256), sums)
 
 
 def _tile(head: int) -> tuple[int, int]:
-    """Block of the backward kernel (kBlockSizeI, kBlockSizeJ), from kernels/cutlassB.h."""
+    """Return (kBlockSizeI, kBlockSizeJ) of the backward kernel (kernels/cutlassB.h)."""
     return (64, 64) if head <= 64 else (128, 64)
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

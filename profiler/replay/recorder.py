@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import recomputing
-from profiler.device_rules.cpu_kernels import KernelBytes, real_sizes
+from profiler.device_rules.kernel_bytes import KernelBytes, understated_results
 from profiler.operations import only_allocates, only_views
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.in_place import (
@@ -115,7 +115,7 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
         scratch = self._scratch(func, args, kwargs, code)
-        for tensor, nbytes in real_sizes(func, args, out):
+        for tensor, nbytes in understated_results(func, args, out):
             self.storages.follow(tensor, operation=code, nbytes=nbytes)
         self._follow_results(out, code)
         for row in scratch:

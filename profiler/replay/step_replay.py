@@ -28,12 +28,12 @@ from profiler.checkpointing.apply import apply_placement
 from profiler.device_rules.cpu_kernels import (
     PROBE_BATCHES,
     Extended,
-    KernelBytes,
     Probe,
     imitate_cpu,
 )
 from profiler.device_rules.cuda_dispatch import imitate_cuda
 from profiler.device_rules.cuda_scratch import CudaKernels
+from profiler.device_rules.kernel_bytes import KernelBytes
 from profiler.devices.table import CPU, DeviceSpec, multiprocessors
 from profiler.models.build import BuiltModel, build_model
 from profiler.replay.event_log import EventLog

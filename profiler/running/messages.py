@@ -19,7 +19,7 @@ import msgspec
 from profiler.errors import MeasurementError
 from profiler.json_records import Fraction
 
-T = TypeVar("T")
+RecordT = TypeVar("RecordT")
 
 ErrorClass = Literal[
     "UsageError", "InputError", "DeviceError", "MeasurementError", "OutOfMemoryError"
@@ -85,16 +85,16 @@ Answer = ProgressReport | Result | Failure
 
 def encode(message: object) -> bytes:
     """Return a record as one line of JSON, without the line's end."""
-    return msgspec.json.encode(message, enc_hook=_plain)
+    return msgspec.json.encode(message, enc_hook=_as_dict)
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):  # a read-only view of a dict, which msgspec does not know
+def _as_dict(value: object) -> object:
+    if isinstance(value, Mapping):  # a mappingproxy, for which msgspec has no encoding
         return dict(value)
     raise TypeError(f"{type(value).__name__} cannot be sent to another process")
 
 
-def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
+def decode(data: bytes | msgspec.Raw, kind: type[RecordT]) -> RecordT:
     """Read a message, a request or a result.
 
     Raises:

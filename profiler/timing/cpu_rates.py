@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map
 
 from profiler.arrays import Floats
 from profiler.checkpointing.apply import apply_placement
-from profiler.device_rules.cpu_kernels import describe, zeros_like_it
+from profiler.device_rules.cpu_kernels import argument_signature, zeros_like_it
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
@@ -213,7 +213,7 @@ class KindTimer:
             flops: FLOPs of the operation.
             moved_bytes: bytes read and written.
         """
-        key = f"{func} {tree_map(describe, (args, kwargs))}"
+        key = f"{func} {tree_map(argument_signature, (args, kwargs))}"
         if key not in self._seconds:
             self._seconds[key] = _run_on_zeros(func, args, kwargs)
         seconds = self._seconds[key]

@@ -22,7 +22,7 @@ from profiler.device_rules.caching_allocator.sizes import (
     SMALL_BYTES,
     SMALL_SEGMENT_BYTES,
     round_size,
-    round_up,
+    round_to_multiple,
     segment_size,
 )
 from profiler.units import format_bytes
@@ -236,7 +236,7 @@ class CachingAllocator:
     def _new_address(self, nbytes: int) -> int:
         address = self._next_address
         # A gap of one page keeps neighbouring segments apart.
-        self._next_address += round_up(nbytes, SMALL_SEGMENT_BYTES) + SMALL_SEGMENT_BYTES
+        self._next_address += round_to_multiple(nbytes, SMALL_SEGMENT_BYTES) + SMALL_SEGMENT_BYTES
         return address
 
     # --- giving memory back ---

@@ -17,7 +17,11 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from profiler.device_rules.caching_allocator.sizes import MIN_BLOCK_BYTES, SMALL_BYTES, round_up
+from profiler.device_rules.caching_allocator.sizes import (
+    MIN_BLOCK_BYTES,
+    SMALL_BYTES,
+    round_to_multiple,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,7 @@ class Pool:
             The free block that contains the new memory, and the bytes of the new memory.
         """
         assert block.segment is not None
-        mapped = min(round_up(size, block.segment.page_bytes), block.size)
+        mapped = min(round_to_multiple(size, block.segment.page_bytes), block.size)
         self.remove_unmapped(block)
         if mapped < block.size:
             rest = block.cut_off_tail(mapped)
@@ -205,7 +209,7 @@ class Pool:
         segment = block.segment
         assert segment is not None
         page = segment.page_bytes
-        start = segment.address + round_up(block.address - segment.address, page)
+        start = segment.address + round_to_multiple(block.address - segment.address, page)
         end = segment.address + (block.address + block.size - segment.address) // page * page
         if start >= end:
             return 0

@@ -37,8 +37,8 @@ def round_size(nbytes: int, settings: AllocatorSettings) -> int:
     is_power_of_two = nbytes & (nbytes - 1) == 0
     if divisions > 1 and nbytes > MIN_BLOCK_BYTES * divisions and not is_power_of_two:
         floor = 1 << (nbytes.bit_length() - 1)
-        return round_up(nbytes, floor // divisions)
-    return round_up(nbytes, MIN_BLOCK_BYTES)
+        return round_to_multiple(nbytes, floor // divisions)
+    return round_to_multiple(nbytes, MIN_BLOCK_BYTES)
 
 
 def segment_size(size: int, settings: AllocatorSettings) -> int:
@@ -47,9 +47,9 @@ def segment_size(size: int, settings: AllocatorSettings) -> int:
         return SMALL_SEGMENT_BYTES
     if size < MIN_LARGE_BYTES:
         return settings.large_segment_size_bytes
-    return round_up(size, _ROUND_LARGE_BYTES)
+    return round_to_multiple(size, _ROUND_LARGE_BYTES)
 
 
-def round_up(value: int, step: int) -> int:
+def round_to_multiple(value: int, step: int) -> int:
     """Return the smallest multiple of a step that is not below a value."""
     return -(-value // step) * step

@@ -20,7 +20,7 @@ ADD = torch.ops.aten.add.Tensor
 
 def seen(*operations: tuple[int, int]) -> Probe:
     live, taken = zip(*operations, strict=True)
-    return Probe(live=list(live), taken=list(taken))
+    return Probe(live=list(live), inside_bytes=list(taken))
 
 
 @pytest.fixture
