@@ -34,7 +34,7 @@ def map_forked(
     be forked or has a single core. The caller computes missing items itself and gets their errors.
 
     Args:
-        function: function of one item; its result is pickled.
+        function: function to call with each item; its result is pickled.
         items: items, those with the longest calls first.
         on_done: called with (finished item, fraction done).
     """

@@ -1,26 +1,28 @@
-"""Correct the roofline's times, and learn the power, from measured runs of one device.
+"""Calibration: correction factors for the roofline's times, and the power, from measured runs.
 
-The roofline (``profiler.timing.roofline``) gives an operation the longest of its arithmetic, its traffic
-and its launch, at the data sheet's rates. Here each of the three gets a factor, one set for every
-kind of backbone and precision that was measured:
+The roofline (``profiler.timing.roofline``) takes the longest of an operation's arithmetic, memory
+traffic and launch, at the data sheet's rates. A calibration multiplies each of the three by a
+factor; every kind of backbone has its own set of factors at each precision:
 
-    step seconds ~ sum over operations of max(a x arithmetic, t x traffic, l x launch)
+    step seconds = sum over operations of max(a * arithmetic, t * traffic, l * launch)
 
-so the result is again ``Rates``, which ``CostModel(roofline=...)`` takes. Factors are not held to 1
-or more: caches serve traffic, and convolutions in fp32 may run on TF32 units.
+The result is a ``Rates`` record, which ``CostModel(roofline=...)`` accepts. A factor may be below
+1: caches serve a part of the traffic, and fp32 convolutions may run on TF32 units.
 
-Method: which of the three is longest is fixed by the factors so far, which leaves a non-negative
-linear least-squares problem in relative errors; solve, and repeat until nothing moves (at most
-``ROUNDS`` times). A weak pull towards 1 keeps a factor that the runs say nothing about at the data
-sheet's value. Energy is ``joules = a + b x seconds`` by least squares in relative errors;
-``Rates`` has room for a power only, so it gets that of the fit through the origin.
+Method. For given factors it is known which of the three terms is the longest in each operation.
+With that fixed, the sum is linear in the factors, and a non-negative least-squares problem in
+relative errors gives new factors. This is repeated until the factors settle, at most ``ROUNDS``
+times. A weak regularisation towards 1 keeps a factor at the data sheet's value if no run depends on
+it. Energy is fitted as ``joules = a + b * seconds``, by least squares in relative errors. ``Rates``
+holds a power alone, which is the slope of a second fit through the origin.
 
-Errors are cross-validated by leaving out one backbone at a time: what to expect of a backbone that
-was not measured. With a single backbone there is no such error, and it is None.
+Errors are cross-validated by leaving out one backbone at a time, so they estimate the error for a
+backbone that was not measured. With a single backbone they are None.
 
-Nothing uses a calibration unless it is given one: factors of one device say nothing of another.
+Limitation: the factors of a device do not transfer to other devices. A calibration is used only
+where it is passed explicitly.
 
-Cost: runs x operations x rounds x folds; a second or two for some hundred runs.
+Cost: runs * operations * rounds * folds; one to two seconds for some hundred runs.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from planner.json_files import read_json, write_json
+from profiler.arrays import Floats
 from profiler.errors import InputError, UsageError
 from profiler.json_records import (
     NonNegativeInt,
@@ -54,29 +56,29 @@ SCHEMA_MINOR = 1
 """1 added ``schema_minor`` itself."""
 
 ROUNDS = 20
+"""Largest number of least-squares problems solved for a set of factors."""
 
-PULL = 1e-5
-"""Weight of factors being 1, against relative errors of the runs (whose mean weighs 1)."""
+REGULARIZATION = 1e-5
+"""Weight of a factor's distance from 1, relative to the mean squared error of the runs."""
 
 SMALLEST_FACTOR = 1e-2
+"""Lower limit of a factor: at zero, its term could never be the longest again."""
 
 FEWEST_RUNS = 4
-"""Below this many runs of a kind and precision there is no fit: three factors need more."""
-
-Floats = npt.NDArray[np.float64]
+"""Smallest number of runs that three factors are fitted to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One measured run.
+class CalibrationRun:
+    """A measured run with the work of its replayed step.
 
     Attributes:
-        backbone: its model; runs of one backbone are left out together.
-        kind: what `kind_of` says of the backbone.
-        precision: of the workload.
-        work: [operations, 4] FLOPs, moved bytes, launches, times in one optimizer step.
-        step_seconds: measured.
-        energy_joules: measured, of one step; None where it was not.
+        backbone: model name; in cross-validation all runs of a backbone are left out together.
+        kind: kind of backbone, from `backbone_kind`.
+        precision: precision of the workload.
+        work: [operations, 4] FLOPs, moved bytes, launches and repetitions in an optimizer step.
+        step_seconds: measured time of an optimizer step.
+        energy_joules: measured energy of an optimizer step; None if not measured.
     """
 
     backbone: str
@@ -89,19 +91,20 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeFit:
-    """Factors of one kind of backbone at one precision.
+    """Time factors for a kind of backbone at a precision.
 
     Attributes:
-        kind: of backbone.
-        precision: of the workload.
+        kind: kind of backbone.
+        precision: precision of the workload.
         arithmetic: factor on the time of arithmetic.
         traffic: factor on the time of memory traffic.
         launch: factor on the time of a launch.
-        runs: how many were fitted.
-        backbones: how many different ones.
-        median_error: cross-validated, relative, absolute; None with a single backbone.
-        largest_error: likewise.
-        uncalibrated_median_error: of the data sheet's rates on the same runs.
+        runs: number of fitted runs.
+        backbones: number of different backbones among them.
+        median_error: median of absolute relative errors, cross-validated; None with a single
+            backbone.
+        largest_error: largest of the same errors.
+        uncalibrated_median_error: median absolute relative error of the data sheet's rates.
     """
 
     kind: str
@@ -116,8 +119,8 @@ class TimeFit:
     uncalibrated_median_error: float
 
     def apply(self, base: Rates) -> Rates:
-        """Return corrected rates."""
-        return _scaled(base, np.array([self.arithmetic, self.traffic, self.launch]))
+        """Return the rates with all three factors applied."""
+        return _scaled_rates(base, np.array([self.arithmetic, self.traffic, self.launch]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +128,15 @@ class EnergyFit:
     """Joules of a step from its seconds.
 
     Attributes:
-        fixed_joules: a of ``a + b x seconds``.
-        watts: b.
-        watts_through_origin: of the fit without a.
-        runs: how many were fitted.
-        backbones: how many different ones.
-        median_error: of ``a + b x seconds``, cross-validated, relative, absolute; None with a
+        fixed_joules: a of ``joules = a + b * seconds``.
+        watts: b of the same line.
+        watts_through_origin: slope of the fit without a.
+        runs: number of fitted runs.
+        backbones: number of different backbones among them.
+        median_error: median absolute relative error of the line, cross-validated; None with a
             single backbone.
-        largest_error: likewise.
-        median_error_through_origin: likewise, of the fit without a.
+        largest_error: largest of the same errors.
+        median_error_through_origin: median error of the fit without a.
     """
 
     fixed_joules: float
@@ -146,20 +149,20 @@ class EnergyFit:
     median_error_through_origin: float | None
 
     def joules(self, seconds: float) -> float:
-        """Return the energy of a step that takes so long."""
+        """Return the energy of a step that takes so many seconds."""
         return self.fixed_joules + self.watts * seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What measured runs taught about a device.
+    """Fits of time and energy to the measured runs of a device.
 
     Attributes:
         device: name in the device table.
-        source: which runs, when, with which versions.
-        base: the data sheet's rates, by precision: what the factors apply to.
-        time: one fit for each kind and precision that had enough runs.
-        energy: by precision.
+        source: description of the runs, with date and versions.
+        base: the data sheet's rates that the factors apply to, by precision.
+        time: one fit for each kind of backbone and precision with enough runs.
+        energy: energy fits by precision.
     """
 
     device: str
@@ -219,13 +222,14 @@ class Calibration:
         return calibration
 
 
-# -- what is fitted --------------------------------------------------------------------------------
+# -- work and kind of a run ------------------------------------------------------------------------
 
 
 def work_of(operations: Iterable[OperationRecord], workload: Workload) -> Floats:
-    """Return a replayed step as [operations, 4]; a replay shows at most two micro-batches.
+    """Return FLOPs, moved bytes, launches and repetitions [operations, 4] of a replayed step.
 
-    FLOPs, bytes moved, launches, and how often the step has it.
+    A replay has at most two micro-batches. The repetitions scale their operations to all
+    micro-batches of the step.
     """
     shown = min(workload.accumulation, 2)
     rows = [
@@ -241,10 +245,10 @@ def work_of(operations: Iterable[OperationRecord], workload: Workload) -> Floats
 
 
 @cache
-def kind_of(model: str) -> str:
-    """Return what a backbone mostly computes: ``scan``, ``attention`` or ``convolution``.
+def backbone_kind(model: str) -> str:
+    """Return the kind of a backbone: ``scan``, ``attention`` or ``convolution``.
 
-    By the class names of its modules, so that it costs no forward.
+    The kind is read from the class names of its modules, which needs no forward.
     """
     from profiler.models import backbones
 
@@ -269,7 +273,7 @@ def _shares(work: Floats, rates: Rates) -> Floats:
     return np.bincount(bound, weights=longest, minlength=3).astype(np.float64)
 
 
-def _scaled(base: Rates, factors: Floats) -> Rates:
+def _scaled_rates(base: Rates, factors: Floats) -> Rates:
     arithmetic, traffic, launch = (float(f) for f in factors)
     return replace(
         base,
@@ -283,21 +287,21 @@ def _scaled(base: Rates, factors: Floats) -> Rates:
 
 
 def calibrate(
-    runs: Sequence[Run], *, device: str, base: Mapping[str, Rates], source: str
+    runs: Sequence[CalibrationRun], *, device: str, base: Mapping[str, Rates], source: str
 ) -> Calibration:
     """Fit factors and power to measured runs.
 
     Args:
-        runs: of one device.
-        device: its name in the device table.
+        runs: measured runs, all on the same device.
+        device: name of the device in the device table.
         base: the data sheet's rates by precision.
-        source: which runs these are.
+        source: description of the runs.
 
     Raises:
-        UsageError: no kind and precision has `FEWEST_RUNS` runs.
+        UsageError: there are less than `FEWEST_RUNS` runs for every kind and precision.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
-    by_precision: dict[str, list[Run]] = {}
+    groups: dict[tuple[str, str], list[CalibrationRun]] = {}
+    by_precision: dict[str, list[CalibrationRun]] = {}
     for run in runs:
         groups.setdefault((run.kind, run.precision), []).append(run)
         if run.energy_joules is not None:
@@ -320,12 +324,12 @@ def calibrate(
     return Calibration(device=device, source=source, base=dict(base), time=time, energy=energy)
 
 
-def _fit_time(runs: Sequence[Run], base: Rates) -> TimeFit:
+def _fit_time(runs: Sequence[CalibrationRun], base: Rates) -> TimeFit:
     factors = _factors(runs, base)
     errors = [
         abs(seconds_of(run.work, rates) / run.step_seconds - 1)
         for train, test in _folds(runs)
-        for rates in [_scaled(base, _factors(train, base))]
+        for rates in [_scaled_rates(base, _factors(train, base))]
         for run in test
     ]
     uncalibrated = [abs(seconds_of(run.work, base) / run.step_seconds - 1) for run in runs]
@@ -343,12 +347,12 @@ def _fit_time(runs: Sequence[Run], base: Rates) -> TimeFit:
     )
 
 
-def _factors(runs: Sequence[Run], base: Rates) -> Floats:
+def _factors(runs: Sequence[CalibrationRun], base: Rates) -> Floats:
     """Return [3] factors on arithmetic, traffic and launches."""
     measured = np.array([run.step_seconds for run in runs])
     factors = np.ones(3)
     for _ in range(ROUNDS):
-        rates = _scaled(base, factors)
+        rates = _scaled_rates(base, factors)
         shares = np.stack([_shares(run.work, rates) for run in runs])
         changed = np.maximum(_least_squares(shares / factors, measured), SMALLEST_FACTOR)
         settled = bool(np.allclose(changed, factors, rtol=1e-4))
@@ -362,20 +366,20 @@ def _least_squares(seconds: Floats, measured: Floats) -> Floats:
     """Solve for non-negative factors, seconds [runs, 3], in relative errors, pulled to 1."""
     from sklearn.linear_model import LinearRegression
 
-    weight = np.sqrt(PULL * len(measured))
+    weight = np.sqrt(REGULARIZATION * len(measured))
     rows = np.vstack([seconds / measured[:, None], weight * np.eye(3)])
     wanted = np.concatenate([np.ones(len(measured)), weight * np.ones(3)])
     model = LinearRegression(fit_intercept=False, positive=True).fit(rows, wanted)
     return np.asarray(model.coef_, dtype=np.float64)
 
 
-def _fit_energy(runs: Sequence[Run]) -> EnergyFit:
-    fixed, watts = _line(runs, intercept=True)
+def _fit_energy(runs: Sequence[CalibrationRun]) -> EnergyFit:
+    fixed, watts = _fit_line(runs, intercept=True)
     errors: list[float] = []
     through_origin: list[float] = []
     for train, test in _folds(runs):
-        a, b = _line(train, intercept=True)
-        _, slope = _line(train, intercept=False)
+        a, b = _fit_line(train, intercept=True)
+        _, slope = _fit_line(train, intercept=False)
         for run in test:
             assert run.energy_joules is not None
             errors.append(abs((a + b * run.step_seconds) / run.energy_joules - 1))
@@ -383,7 +387,7 @@ def _fit_energy(runs: Sequence[Run]) -> EnergyFit:
     return EnergyFit(
         fixed_joules=fixed,
         watts=watts,
-        watts_through_origin=_line(runs, intercept=False)[1],
+        watts_through_origin=_fit_line(runs, intercept=False)[1],
         runs=len(runs),
         backbones=len({run.backbone for run in runs}),
         median_error=_median(errors),
@@ -392,7 +396,7 @@ def _fit_energy(runs: Sequence[Run]) -> EnergyFit:
     )
 
 
-def _line(runs: Sequence[Run], *, intercept: bool) -> tuple[float, float]:
+def _fit_line(runs: Sequence[CalibrationRun], *, intercept: bool) -> tuple[float, float]:
     """Return a and b of joules = a + b x seconds, by least squares in relative errors."""
     from sklearn.linear_model import LinearRegression
 
@@ -403,7 +407,9 @@ def _line(runs: Sequence[Run], *, intercept: bool) -> tuple[float, float]:
     return float(model.intercept_), float(model.coef_[0])
 
 
-def _folds(runs: Sequence[Run]) -> list[tuple[list[Run], list[Run]]]:
+def _folds(
+    runs: Sequence[CalibrationRun],
+) -> list[tuple[list[CalibrationRun], list[CalibrationRun]]]:
     """Return (fitted, tested) runs, one backbone left out at a time; none for a single backbone."""
     from sklearn.model_selection import LeaveOneGroupOut
 

@@ -92,7 +92,7 @@ class FamilyProfiles:
 
     def anatomies(self, workload: Workload) -> Anatomies:
         """Return the branches and layers of every unit that can have decisions of their own."""
-        # the modules of a model do not depend on the precision: one build serves all of them
+        # the modules of a model do not depend on the precision, so all precisions share a build
         family = family_of(workload).replace(precision="fp32")
         if family not in self._anatomies:
             from profiler.models.build import build_model

@@ -42,7 +42,7 @@ class TableIndices:
 
     @classmethod
     def of(cls, unit_options: list[str], options: tuple[str, ...]) -> Self:
-        """Return the positions of one option per unit; each must be among ``options``."""
+        """Return the positions of an option for each unit; each must be among ``options``."""
         rows = np.array([options.index(option) for option in unit_options], dtype=np.int64)
         return cls(options=options, flat=rows * len(unit_options) + np.arange(len(unit_options)))
 

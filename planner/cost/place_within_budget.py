@@ -15,7 +15,7 @@ After a placement fits, ``REFINEMENTS`` more attempts look for a faster one, bec
 also be negative. If no placement over all options fits, whole units alone are tried, since
 decisions inside units fragment more; then uniform policies.
 
-Cost: at most ``2 * (ATTEMPTS + 2) + 4`` replays, of which most end after one to three.
+Cost: at most ``2 * (ATTEMPTS + 2) + 4`` replays; most calls need one to three.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class ReplayCorrections:
 
 
 class _ReplayedPlacements:
-    """The placements of one workload under one policy, each replayed once."""
+    """The placements of a workload under a policy, each replayed once."""
 
     def __init__(
         self, workload: Workload, policy: PolicyChoice, cost: CostModel, budget_bytes: DeviceBytes

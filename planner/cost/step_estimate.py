@@ -1,4 +1,4 @@
-"""Estimate of one training step: bytes, seconds and joules of a candidate, for the search."""
+"""Estimate of a training step: bytes, seconds and joules of a candidate, for the search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from profiler.units import DeviceBytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEstimate:
-    """Composed memory, time and energy of one optimizer step.
+    """Composed memory, time and energy of an optimizer step.
 
     Attributes:
         peak_bytes: allocated bytes at the peak; live bytes on a CPU.
@@ -33,7 +33,7 @@ class StepEstimate:
 
 @dataclass(slots=True, kw_only=True)
 class PreparedWorkload:
-    """Everything that the estimates of one workload share.
+    """Data that all estimates of a workload share.
 
     Attributes:
         costs: costs with every unit kept; bytes and seconds outside the units are read from here.

@@ -42,7 +42,7 @@ class UnitCosts:
             zeros with accumulation, where all gradients are live from the start.
         recompute_seconds: seconds of recomputation.
         forward_seconds: [units] seconds of the complete forward.
-        step_seconds: forward and backward of one micro-batch without recomputation; None if the
+        step_seconds: forward and backward of a micro-batch without recomputation; None if the
             speed of the device is unknown.
         update_seconds: seconds of the optimizer step.
     """

@@ -149,7 +149,7 @@ def live_bytes(chain: Chain, indices: Ints, arrays: ChainArrays | None = None) -
 
 
 def unit_live_bytes(chain: Chain, indices: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return live bytes of one placement during forward and during backward of each unit."""
+    """Return live bytes of a placement during forward and during backward of each unit."""
     forward, backward = live_bytes(chain, check_indices(chain, indices))
     return forward[0].tolist(), backward[0].tolist()
 

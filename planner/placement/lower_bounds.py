@@ -28,7 +28,7 @@ Symbols: n positions, k moves at a position, q prices (at most ``MAX_PRICES``).
 Cost: O(n k q) time, O(n k q) memory.
 Source: Lagrangian relaxation of the multiple-choice knapsack problem, Kellerer, Pferschy and
 Pisinger, Knapsack Problems (Springer 2004), chapter 11. Here each move has a capacity of its own
-instead of one capacity for the whole problem.
+instead of a common capacity.
 """
 
 from __future__ import annotations

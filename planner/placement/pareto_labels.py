@@ -6,7 +6,7 @@ C, the recompute seconds of that path. A move in front of the path gives the lab
     M' = max(need, stored + M)        C' = seconds + C
 
 at the start of the move. Both are monotone in M and C. If a label has no smaller M and no smaller C
-than another label at the same position, it can be dropped: whatever precedes it, the other label
+than another label at the same position, it can be dropped: for every path before it, the other label
 gives a path that is at least as good. This dominance is exact for any bytes and seconds; bytes are
 never rounded into buckets. The labels at position 0 are the whole curve of peak against time.
 
@@ -52,7 +52,7 @@ class ParetoLabels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSweep:
-    """Result of one pass from the end of the chain to its start.
+    """Result of a pass from the end of the chain to its start.
 
     Attributes:
         labels: Pareto labels of every position.

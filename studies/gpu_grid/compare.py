@@ -30,7 +30,7 @@ import numpy as np
 from cells import CAP_BYTES, Cell, brim_families, largest_fitting
 from run import EXPANDABLE, units_of
 
-from planner.cost.calibration import Run, calibrate, kind_of, work_of
+from planner.cost.calibration import CalibrationRun, backbone_kind, calibrate, work_of
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
@@ -398,12 +398,12 @@ def step_seconds(row: Row) -> float:
     return float(energy["seconds"] / energy["steps"])
 
 
-def run_of(row: Row) -> Run:
+def run_of(row: Row) -> CalibrationRun:
     """Return a measured cell as the calibration wants it."""
     energy, model = row["energy"], row["workload"]["model"]
-    return Run(
+    return CalibrationRun(
         backbone=model,
-        kind=kind_of(model),
+        kind=backbone_kind(model),
         precision=row["workload"]["precision"],
         work=row["predicted"]["work"],
         step_seconds=step_seconds(row),
@@ -416,7 +416,7 @@ def time_ratios(rows: Sequence[Row]) -> list[Row]:
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row["predicted"]["seconds"]:
-            key = (kind_of(row["workload"]["model"]), row["workload"]["precision"])
+            key = (backbone_kind(row["workload"]["model"]), row["workload"]["precision"])
             groups[key].append(step_seconds(row) / row["predicted"]["seconds"])
     return [
         {

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.cost.calibration import Calibration, Run, calibrate, kind_of, seconds_of, work_of
+from planner.cost.calibration import (
+    Calibration,
+    CalibrationRun,
+    backbone_kind,
+    calibrate,
+    seconds_of,
+    work_of,
+)
 from planner.cost.model import CostModel
 from profiler.devices.table import device_spec
 from profiler.errors import InputError, UsageError
@@ -35,7 +42,9 @@ TRUE = Rates(
 FIXED, WATTS = 0.5, 180.0
 
 
-def run(backbone: str, seed: int, *, slower: float = 1.0, precision: str = "fp32") -> Run:
+def run(
+    backbone: str, seed: int, *, slower: float = 1.0, precision: str = "fp32"
+) -> CalibrationRun:
     """A step of 300 operations: large products, large copies, and small ones."""
     rng = np.random.default_rng(seed)
     products = rng.uniform(0.1, 0.6)  # runs must differ in what they are bound by
@@ -44,7 +53,7 @@ def run(backbone: str, seed: int, *, slower: float = 1.0, precision: str = "fp32
     repeats = rng.integers(1, 3, 300)
     work = np.stack([flops, moved, np.ones(300), repeats], axis=1).astype(np.float64)
     seconds = seconds_of(work, TRUE) * slower
-    return Run(
+    return CalibrationRun(
         backbone=backbone,
         kind="attention",
         precision=precision,
@@ -54,7 +63,7 @@ def run(backbone: str, seed: int, *, slower: float = 1.0, precision: str = "fp32
     )
 
 
-def fitted(runs: list[Run]) -> Calibration:
+def fitted(runs: list[CalibrationRun]) -> Calibration:
     return calibrate(runs, device="h200", base={"fp32": BASE, "bf16": BASE}, source="synthetic")
 
 
@@ -126,7 +135,7 @@ def test_a_single_backbone_has_no_honest_error():
 def test_a_factor_that_nothing_speaks_of_stays_at_the_data_sheets():
     copies = np.array([[0.0, 1e9, 1.0, 1.0]])
     runs = [
-        Run(
+        CalibrationRun(
             backbone=f"m{i}",
             kind="scan",
             precision="bf16",
@@ -201,4 +210,4 @@ def test_damaged_files_are_refused(tmp_path: Path, damage, message: str):
     ],
 )
 def test_kinds(model: str, kind: str):
-    assert kind_of(model) == kind
+    assert backbone_kind(model) == kind
