@@ -1,4 +1,4 @@
-"""What an operation of PyTorch is: what it computes, what it reads, whether it does anything."""
+"""Properties of PyTorch operators: kind, arguments read, and whether they launch a kernel."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ _ALLOCATIONS = {
 
 
 def only_allocates(func: Any) -> bool:
-    """True for operations that make a tensor and leave it as it came."""
+    """Return whether an operator allocates a tensor and writes nothing to it."""
     return func._schema.name in _ALLOCATIONS
 
 
 def only_views(func: Any) -> bool:
-    """True for operations whose results all alias an input without writing to it.
-
-    ``_unsafe_view`` is one of them whose schema keeps quiet about it.
-    """
+    """Return whether all results of an operator alias an input and it writes to none."""
+    # _unsafe_view is a view too, but its schema does not declare the alias.
     if func is torch.ops.aten._unsafe_view.default:
         return True
     returns = func._schema.returns
@@ -36,7 +34,11 @@ def only_views(func: Any) -> bool:
 
 
 def read_arguments(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what an operation reads: a scan's scratch is as large for one image as for many."""
+    """Return the arguments that an operator reads.
+
+    The scratch of a selective scan is left out: its size does not depend on the batch, and the
+    loops access only a part of it.
+    """
     if func.namespace != "budgetplan":
         return args
     named = zip(func._schema.arguments, args, strict=False)
@@ -44,12 +46,16 @@ def read_arguments(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def bytes_in(values: Any) -> int:
-    """Return the bytes of all tensors among some values, nested as they may be."""
+    """Return the bytes of all tensors in nested containers."""
     return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
 def operation_kind(func: Any, args: tuple[Any, ...]) -> str:
-    """Return what an operation computes (``OperationRecord.kind``)."""
+    """Return the kind of an operation, for rates measured by kind (``OperationRecord.kind``).
+
+    It is the operator's name; convolutions are distinguished by depthwise and pointwise, and batch
+    normalisation by whether it uses given statistics.
+    """
     name: str = func._schema.name
     if func._overloadpacket is torch.ops.aten.convolution:
         weight, groups = args[1], args[8]

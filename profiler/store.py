@@ -1,8 +1,9 @@
-"""Profiles kept on disk between runs, under a hash of everything they depend on.
+"""Profiles stored on disk between runs, under a hash of everything they depend on.
 
-A file is a NumPy ``.npz`` of plain arrays (never pickled objects), named by the SHA-256 of its key:
-what was profiled, the versions of PyTorch, timm and peft, and this schema. A damaged file is made
-anew. The folder is ``$BUDGETPLAN_CACHE``, else ``~/.cache/budgetplan/profiles``.
+A file is a NumPy ``.npz`` of plain arrays (never pickled objects). Its name is the SHA-256 of the
+key, the versions of PyTorch, timm, peft, bitsandbytes and budgetplan, and the schema. A damaged
+file is deleted and its profile is made again. The folder is ``$BUDGETPLAN_CACHE``, else
+``~/.cache/budgetplan/profiles``.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from zipfile import BadZipFile
 import numpy as np
 
 STORE_SCHEMA = 17
-"""Raise it whenever a profile's meaning changes."""
+"""Version of the profiles' meaning. Increase it with every change of the meaning."""
 
 _Profile = TypeVar("_Profile")
 
 
 class Store:
-    """A folder of profiles; without a folder, it forgets.
+    """A folder of profiles.
 
     Args:
-        folder: where files are kept, or None.
+        folder: folder of the files; None for a store that keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -44,7 +45,7 @@ class Store:
 
     @classmethod
     def default(cls) -> Self:
-        """Return the user's store."""
+        """Return the store of the user's cache folder."""
         given = os.environ.get("BUDGETPLAN_CACHE")
         return cls(Path(given) if given else Path.home() / ".cache" / "budgetplan" / "profiles")
 
@@ -54,9 +55,9 @@ class Store:
         """Return the profile stored under a key, or make and store it.
 
         Args:
-            kind: a dataclass of arrays and of dataclasses of arrays.
-            key: JSON data that says what it is a profile of.
-            make: makes it.
+            kind: type of the profile, a dataclass of arrays and of such dataclasses.
+            key: JSON data that identifies the profiled workload and options.
+            make: function that makes the profile if it is not stored.
         """
         path = self._path(key)
         if path is not None and path.is_file():
@@ -71,7 +72,7 @@ class Store:
         return made
 
     def holds(self, key: tuple[Any, ...]) -> bool:
-        """Return whether something is stored under a key."""
+        """Return whether a profile is stored under a key."""
         path = self._path(key)
         return path is not None and path.is_file()
 
@@ -117,7 +118,7 @@ def _unflatten(kind: type[_Profile], arrays: dict[str, Any], prefix: str = "") -
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
-    """Write whole or not at all; a folder that cannot be written to is no reason to fail."""
+    """Write a file atomically; do nothing if the folder cannot be written to."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:

@@ -1,4 +1,4 @@
-"""From a workload to a model ready to train: backbone, weights, method, units."""
+"""Build the model of a workload, ready to train: backbone, weights, units, method."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltModel:
-    """A model that a method made trainable.
+    """A model ready to train.
 
     Attributes:
-        model: what is called with images.
-        method: how it was made trainable.
-        units: names of the checkpointable units, in the backbone's own naming.
-        weights: where the backbone's weights came from.
+        model: the trainable model, or peft's wrapper; maps images [batch, 3, size, size] to logits.
+        method: the method that made it trainable.
+        units: names of the checkpointable units, as modules of the backbone, in forward order.
+        weights: source of the backbone's weights.
     """
 
     model: nn.Module
@@ -39,7 +39,7 @@ class BuiltModel:
 
     @property
     def backbone(self) -> nn.Module:
-        """The backbone inside the model."""
+        """The backbone inside the model, without peft's wrapper."""
         return backbone_of(self.model)
 
 
@@ -53,13 +53,13 @@ def build_model(
     """Build the backbone, load its weights, apply the method.
 
     Args:
-        workload: what to build.
-        device: ``meta`` allocates nothing.
-        weights: a file of weights.
-        pretrained: try timm's hub when no file is given.
+        workload: names backbone and method, and gives their options.
+        device: device of the weights; ``meta`` allocates nothing and loads none.
+        weights: file of weights, or None.
+        pretrained: whether to try timm's hub if no file is given.
 
     Raises:
-        UsageError: the method does not work on this backbone; says why.
+        UsageError: the method cannot be used on this backbone; the message gives the reason.
     """
     backbone = backbones.build(
         workload.model,
@@ -78,6 +78,6 @@ def build_model(
     reason = method.refusal(backbone, workload)
     if reason is not None:
         raise UsageError(f"{workload.method} cannot be used on {workload.model}: {reason}")
-    units = find_units(backbone)
+    units = find_units(backbone)  # before the method adds modules
     model = method.apply(backbone, workload)
     return BuiltModel(model=model, method=method, units=units, weights=source)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @cache
 def count_parameters(workload: Workload) -> Parameters:
-    """Count a workload's parameters without allocating them."""
+    """Count a workload's parameters, each once, without allocating them."""
     from profiler.models.build import build_model  # imports torch
 
     model = build_model(workload.replace(micro_batch=1, accumulation=1), device="meta").model
@@ -31,7 +31,7 @@ def count_parameters(workload: Workload) -> Parameters:
 
 
 def _elements(module: nn.Module, parameter: Tensor) -> int:
-    """Return the number of weights; a packed 4-bit weight holds two in a byte."""
+    """Return the number of weights; a packed 4-bit tensor holds two per byte."""
     if parameter.is_floating_point():
         return parameter.numel()
     rows, columns = cast("tuple[int, int]", module.shape)

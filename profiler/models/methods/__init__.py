@@ -3,8 +3,6 @@
 Importing this package imports neither torch nor peft; ``get_method`` and ``all_methods`` do.
 """
 
-import logging
-
 from profiler.models.methods.base import Method, MethodInfo, backbone_of
 from profiler.models.methods.registry import (
     all_methods,
@@ -24,6 +22,3 @@ __all__ = [
     "method_names",
     "with_rank_in_name",
 ]
-
-# bitsandbytes looks for a CPU inference kernel on a hub, which nothing here calls, and complains
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

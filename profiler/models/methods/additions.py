@@ -1,7 +1,7 @@
 """Methods that add small modules inside the blocks: AdaptFormer and SSF.
 
-What is added hangs on an existing module as a child and acts through a forward hook, so that the
-backbone keeps its classes and its state-dict names.
+An added module is a child of an existing module and acts through a forward hook of that module, so
+the backbone keeps its classes and the names of its state dict.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from profiler.models.methods.target_layers import (
 from profiler.workload import Workload
 
 ADAPTER_SCALE = 0.1
-"""AdaptFormer's s (arXiv 2205.13535, section 4.1)."""
+"""The scale s of the bottleneck's output (arXiv 2205.13535, section 4.1)."""
 SSF_SPREAD = 0.02
-"""Standard deviation of SSF's initial scales and shifts, from its authors' code."""
+"""Standard deviation of the initial scales (about 1) and shifts (about 0) in SSF's code."""
 
 
 class AdaptFormer(Method):
     """A bottleneck beside every MLP: y = MLP(x) + s * up(relu(down(x))) (arXiv 2205.13535, eq. 3).
 
-    Where a backbone has no MLPs it stands beside every Mamba mixer, as ParallelAdapter in arXiv
+    In a backbone without MLPs it is beside every Mamba mixer, as ParallelAdapter in arXiv
     2411.03855. The rank is the width of the bottleneck.
     """
 
@@ -41,7 +41,7 @@ class AdaptFormer(Method):
         """Refuse backbones with neither MLPs nor mixers."""
         if _hosts(model):
             return None
-        return f"{type(model).__name__} has neither MLPs nor Mamba mixers to stand beside"
+        return f"{type(model).__name__} has neither MLPs nor Mamba mixers for a bottleneck"
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
         """Add the bottlenecks."""
@@ -58,7 +58,7 @@ class AdaptFormer(Method):
 
 
 class Bottleneck(nn.Module):
-    """down, ReLU, up, scaled; up starts at zero."""
+    """Linear layer down, ReLU, linear layer up (initially zero), scale."""
 
     def __init__(self, inputs: int, outputs: int, *, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def _add_bottleneck(module: nn.Module, args: tuple[Tensor, ...], output: Tensor)
 
 
 def _hosts(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return what a bottleneck can stand beside, with its input and output widths."""
+    """Return the modules that get a bottleneck, with their input and output widths."""
     modules = dict(model.named_modules())
     for host, first, last in (("mlp", "fc1", "fc2"), ("mixer", "in_proj", "out_proj")):
         found: dict[str, tuple[int, int]] = {}
@@ -98,10 +98,10 @@ def _hosts(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 class ScaleShift(Method):
-    """SSF: a learned scale and shift of the features after every operation (arXiv 2210.08823).
+    """SSF: a learned scale and shift after every operation (arXiv 2210.08823).
 
-    After every linear layer, convolution and norm. Not after BatchNorm, which a scale and shift of
-    the convolution before it already covers.
+    Operations are linear layers, convolutions and norms. BatchNorm gets none: a scale and shift of
+    the convolution before it has the same effect.
     """
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
@@ -122,7 +122,7 @@ class Affine(nn.Module):
     """y = scale * x + shift along one axis.
 
     Args:
-        channels: length of that axis.
+        channels: length of the axis.
         axis: 1 for maps [batch, channels, height, width], -1 for tokens.
     """
 
@@ -146,7 +146,7 @@ def _scale_and_shift(module: nn.Module, args: tuple[Tensor, ...], output: Tensor
 
 
 def _scaled_layers(model: nn.Module) -> dict[str, int]:
-    """Return the operations SSF follows with the widths of their outputs."""
+    """Return the layers that get a scale and shift, with their output channels."""
     linear, _ = adaptable_layers(model)
     found = {name: int(model.get_submodule(name).out_features) for name in linear}  # type: ignore[arg-type]
     heads = tuple(classifier_names(model))

@@ -1,4 +1,10 @@
-"""Low-rank methods of peft: LoRA and its relatives, saved in peft's own format."""
+"""Low-rank methods of peft (LoRA, DoRA, AdaLoRA), saved in peft's own format.
+
+LoRA (arXiv 2106.09685, section 4.1) adds (alpha / r) B A x to a frozen layer, with A [r, in] and
+B [out, r]. DoRA (arXiv 2402.09353, equation 5) trains the norm of each output's weights apart from
+their direction and applies LoRA to the direction. AdaLoRA (arXiv 2303.10512) writes the update as
+P diag(lambda) Q and removes the entries of lambda with the least importance.
+"""
 
 from __future__ import annotations
 
@@ -34,26 +40,27 @@ from profiler.workload import Workload
 ADALORA_WARM_UP_STEPS, ADALORA_FINAL_STEPS, STEPS_BETWEEN_CUTS = 200, 1000, 10
 INITIAL_RANK_FACTOR = 1.5
 PAPER_STEPS = 10 * 782
-"""AdaLoRA in the code of arXiv 2607.02158: init 12 for target 8, 10 epochs of 782 steps."""
+"""AdaLoRA in the code of arXiv 2607.02158: tinit 200, tfinal 1000, deltaT 10; initial rank 12 for
+target rank 8; 10 epochs of 782 steps."""
 
 RANKS_ARE_FINAL = "ranks_are_final"
 IMPORTANCE_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
-"""What peft's rank allocator remembers of earlier steps."""
+"""Attributes of peft's rank allocator that carry state between steps."""
 
 
 class PeftMethod(Method):
-    """A method that peft implements; subclasses say which config."""
+    """A method that peft implements; a subclass gives the config."""
 
     def config(self, model: nn.Module, workload: Workload) -> Any:
         """Return the peft config for this backbone."""
         raise NotImplementedError
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Wrap the model by peft; the classifier is peft's own trained copy."""
+        """Wrap the model by peft; peft trains a copy of the classifier."""
         return self.wrap(model, self.config(model, workload))
 
     def wrap(self, model: nn.Module, config: Any) -> nn.Module:
-        """Put peft's adapters into the model, beside the weights they adapt.
+        """Insert peft's adapters into the model, on the device of the weights.
 
         Raises:
             UsageError: peft refuses this backbone or these targets.
@@ -67,32 +74,34 @@ class PeftMethod(Method):
 
     @contextmanager
     def refusals_of_peft(self) -> Iterator[None]:
-        """Turn what peft raises at bad input into one line for the user."""
+        """Convert peft's exceptions for bad input to one line for the user."""
         try:
             yield
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"{self.name} is not possible here: peft says {reason}") from error
+            raise UsageError(
+                f"{self.name} is not possible here: peft refuses it ({reason})"
+            ) from error
 
     def notes(self, model: nn.Module, workload: Workload) -> list[str]:
-        """Say which convolutions are left out, and what becomes of BatchNorm."""
+        """Return remarks on convolutions without adapters and on BatchNorm."""
         notes = []
         left_out = grouped_convolutions(model)
         if left_out:
             notes.append(
-                f"{len(left_out)} grouped (depthwise) convolutions are left as they are: "
-                "peft refuses ranks that the groups do not divide"
+                f"{len(left_out)} grouped (depthwise) convolutions get no adapter: "
+                "peft requires ranks that their groups divide"
             )
         if any(isinstance(module, BatchNorm) for module in model.modules()):
-            notes.append("BatchNorm's running statistics stay those of the pretrained backbone")
+            notes.append("BatchNorm keeps the running statistics of the pretrained backbone")
         return notes
 
     def save(self, model: nn.Module, directory: Path) -> None:
-        """Write the adapter as ``PeftModel.from_pretrained`` reads it."""
+        """Write the adapter in the format of ``PeftModel.from_pretrained``."""
         model.save_pretrained(str(directory))  # type: ignore[operator]
 
     def load(self, model: nn.Module, directory: Path) -> None:
-        """Read an adapter into a model of the same method."""
+        """Load an adapter into a model that the same method prepared."""
         if not (directory / "adapter_model.safetensors").is_file():
             raise InputError(f"{directory} holds no peft adapter (adapter_model.safetensors)")
         try:
@@ -108,10 +117,11 @@ class PeftMethod(Method):
 
 
 def exact_targets(model: nn.Module, names: list[str]) -> list[str] | str:
-    """Say to peft that these modules are meant and no other.
+    """Return ``target_modules`` for peft that select exactly these modules.
 
-    Peft reads a list as suffixes, so that ``norm`` at the top takes ``patch_embed.norm`` with it;
-    only a pattern is matched as a whole. The list is kept where it says the same.
+    peft matches a list as suffixes, so that ``norm`` also selects ``patch_embed.norm``, but it
+    matches a string as a regular expression against the full name. The list is returned if its
+    suffixes select no other module, because saved configs are then readable.
     """
     chosen, suffixes = set(names), tuple(f".{name}" for name in names)
     if any(n.endswith(suffixes) and n not in chosen for n, _ in model.named_modules()):
@@ -127,7 +137,7 @@ class Lora(PeftMethod):
         return peft.LoraConfig(**self.lora_arguments(model, workload))
 
     def lora_arguments(self, model: nn.Module, workload: Workload) -> dict[str, Any]:
-        """Return what LoRA and its variants share."""
+        """Return the arguments of a LoraConfig that LoRA and its variants share."""
         workload = self.resolve(workload)
         return {
             "r": workload.rank,
@@ -139,7 +149,7 @@ class Lora(PeftMethod):
 
 
 class Dora(Lora):
-    """DoRA: LoRA on the direction of the weight, and a learned magnitude for each output."""
+    """DoRA: LoRA on the direction of the weight, and a trained magnitude for each output."""
 
     def config(self, model: nn.Module, workload: Workload) -> Any:
         """Return a LoraConfig with DoRA on."""
@@ -147,10 +157,11 @@ class Dora(Lora):
 
 
 class AdaLora(Lora):
-    """AdaLoRA: ranks start at 1.5 times the target and are cut where they matter least.
+    """AdaLoRA: ranks start at 1.5 times the target; the least important ones are removed.
 
-    ``workload.rank`` is the target rank. The paper's schedule (200 steps of warm-up, the last 1,000
-    at fixed ranks, a cut every 10) is scaled down for runs shorter than twice its fixed parts.
+    ``workload.rank`` is the target rank, averaged over layers. The schedule is 200 steps of
+    warm-up, then a cut every 10 steps, and 1,000 last steps at fixed ranks. In runs shorter than
+    2,400 steps all three numbers shrink in proportion.
     """
 
     def config(self, model: nn.Module, workload: Workload) -> Any:
@@ -166,41 +177,41 @@ class AdaLora(Lora):
         )
 
     def notes(self, model: nn.Module, workload: Workload) -> list[str]:
-        """Say what peft's AdaLoRA leaves out on models that return no loss of their own."""
+        """Return the remarks of LoRA and one on the missing orthogonality penalty."""
         return [
             *super().notes(model, workload),
             "AdaLoRA's orthogonality penalty is not in the loss: peft adds it only to models that "
-            "return their loss, so neither the code of arXiv 2607.02158 has it",
+            "return their loss; the code of arXiv 2607.02158 does not have it either",
         ]
 
     def wrap(self, model: nn.Module, config: Any) -> nn.Module:
-        """Let peft put its adapters in, with an allocator that updates its averages in place."""
+        """Insert adapters; the rank allocator updates its averages in place (fewer temporaries)."""
         wrapped = super().wrap(model, config)
         allocator = cast(Any, wrapped).base_model.rankallocator
         allocator.update_ipt = MethodType(_update_importance, allocator)
         return wrapped
 
     def on_training_start(self, model: nn.Module, *, total_steps: int) -> None:
-        """Fit the schedule to the length of the run."""
+        """Fit the rank schedule to the length of the training."""
         config = _adapter_config(model)
         config.total_step = max(total_steps, 2)
         for name, value in rank_schedule(config.total_step).items():
             setattr(config, name, value)
 
     def before_zero_grad(self, model: nn.Module, *, global_step: int) -> None:
-        """Update the importance of every rank and cut when it is time."""
+        """Update the importance of every rank; remove ranks at the steps of the schedule."""
         if getattr(model, RANKS_ARE_FINAL, False):
             return
         cast(Any, model).base_model.update_and_allocate(global_step)
 
     def training_state(self, model: nn.Module) -> dict[str, Any]:
-        """Return the averaged importances and the ranks as they are cut now."""
+        """Return the averaged importances and the current ranks."""
         allocator = cast(Any, model).base_model.rankallocator
         averages = {name: dict(getattr(allocator, name)) for name in IMPORTANCE_AVERAGES}
         return averages | {"rank_pattern": _adapter_config(model).rank_pattern}
 
     def restore_training_state(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Put importances and ranks back."""
+        """Restore importances and ranks."""
         allocator = cast(Any, model).base_model.rankallocator
         device = next(model.parameters()).device
         for name in IMPORTANCE_AVERAGES:
@@ -208,14 +219,14 @@ class AdaLora(Lora):
         _adapter_config(model).rank_pattern = state["rank_pattern"]
 
     def save(self, model: nn.Module, directory: Path) -> None:
-        """Write the adapter with its ranks; a layer may have lost them all."""
+        """Write the adapter with its ranks; a layer may have rank zero."""
         with warnings.catch_warnings():
-            # peft suspects an unfinished gather of shards behind a layer of rank zero
+            # peft warns of a failed gather of shards if a layer has rank zero
             warnings.filterwarnings("ignore", message=".* LoRA tensor.* have invalid shape")
             super().save(model, directory)
 
     def load(self, model: nn.Module, directory: Path) -> None:
-        """Read an adapter, cutting the ranks as they were cut when it was saved."""
+        """Load an adapter and reduce the ranks to those of the saved one."""
         path = directory / "adapter_config.json"
         try:
             pattern = json.loads(path.read_text())["rank_pattern"]
@@ -228,10 +239,11 @@ class AdaLora(Lora):
 
 
 def _update_importance(self: Any, model: nn.Module) -> None:
-    """Update the importance as peft's allocator does, in place (AdaLoRA, equations 8 to 10).
+    """Update the importances in place, as peft's allocator does out of place.
 
-    Two averages are kept for each element p of an adapter, of its sensitivity |p * grad| and of
-    that sensitivity's deviation from its average.
+    For each element p of an adapter (arXiv 2303.10512, equations 8 to 10): the sensitivity is
+    |p grad|; ``exp_avg_ipt`` is its moving average; ``exp_avg_unc`` is the moving average of
+    |sensitivity - exp_avg_ipt|.
     """
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
@@ -244,14 +256,14 @@ def _update_importance(self: Any, model: nn.Module) -> None:
         average, deviation = self.exp_avg_ipt[name], self.exp_avg_unc[name]
         with torch.no_grad():
             sensitivity = (parameter * parameter.grad).abs_()
-            # a step that the gradient scaler skips has infinite gradients
+            # In a step that the gradient scaler skips, gradients are infinite.
             sensitivity.nan_to_num_(0.0, 0.0, 0.0)
             average.mul_(self.beta1).add_(sensitivity, alpha=1 - self.beta1)
             deviation.mul_(self.beta2).add_(sensitivity.sub_(average).abs_(), alpha=1 - self.beta2)
 
 
 def rank_schedule(total_steps: int) -> dict[str, int]:
-    """Return AdaLoRA's tinit, tfinal and deltaT for a run of that many steps."""
+    """Return peft's ``tinit``, ``tfinal`` and ``deltaT`` for a number of training steps."""
     scale = min(1.0, total_steps / (2 * (ADALORA_WARM_UP_STEPS + ADALORA_FINAL_STEPS)))
     return {
         "tinit": int(ADALORA_WARM_UP_STEPS * scale),

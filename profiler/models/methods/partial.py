@@ -1,4 +1,4 @@
-"""Methods that train part of the backbone as it stands and add nothing."""
+"""Methods that train some or all parameters of the backbone and add none."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Full(Method):
     """Every parameter learns."""
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Let everything learn."""
+        """Let every parameter learn."""
         return model.requires_grad_(requires_grad=True)
 
 
 class Head(Method):
-    """The classic linear probe: the backbone is a fixed function, statistics included."""
+    """Linear probe: only the classifier learns; BatchNorm uses its pretrained statistics."""
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
         """Let only the classifier learn."""
@@ -28,7 +28,7 @@ class Head(Method):
 
 
 class BatchNormHead(Method):
-    """BatchNorm's affine weights and running statistics learn, and the classifier."""
+    """The classifier and BatchNorm's affine weights and running statistics learn."""
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
         """Refuse backbones without BatchNorm."""
@@ -47,38 +47,38 @@ class BatchNormHead(Method):
 class BitFit(Method):
     """All biases learn.
 
-    A bias is a parameter with "bias" in its name, as in the code of arXiv 2607.02158. That takes
-    relative position biases in, as the published count for Swin-B does (0.20 M, arXiv 2402.02242).
+    A bias is a parameter with "bias" in its name, as in the code of arXiv 2607.02158. This includes
+    relative position biases, as does the published count for Swin-B (0.20 M, arXiv 2402.02242).
     """
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Let biases and the classifier learn."""
+        """Let all biases and the classifier learn."""
         learn_only(model, {name for name, _ in model.named_parameters() if "bias" in name})
         return model
 
 
 class LnTune(Method):
-    """Scale and shift of every normalisation layer learn; BatchNorm's statistics with them.
+    """Scale and shift of every normalisation layer learn, and BatchNorm's running statistics.
 
-    peft's ``LN_TUNING`` does the same on a copy of each layer (``peft:ln_tuning``).
+    peft's ``LN_TUNING`` trains a copy of each layer instead (``peft:ln_tuning``).
     """
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
-        """Refuse backbones without normalisation."""
+        """Refuse backbones without normalisation layers."""
         return None if norm_layers(model) else f"{type(model).__name__} has no normalisation layer"
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Let normalisation and the classifier learn."""
+        """Let normalisation layers and the classifier learn."""
         self.raise_refusal(model, workload)
         learn_only(model, parameters_of(model, norm_layers(model)))
         return model
 
 
 class PartialK(Method):
-    """The last k units learn, and all that follows them (final norm, classifier).
+    """The last k units learn, and every parameter after them (final norm, classifier).
 
-    ``partial_k`` takes k from the rank; ``partial_3`` means three. Nothing before those units is
-    saved for backward. Counting what follows in is what VPT's code does ("partial-1").
+    ``partial_k`` takes k from the rank; ``partial_3`` has k = 3. Units before them save nothing for
+    backward. VPT's code trains the parameters after the units too ("partial-1").
     """
 
     def units_to_train(self, workload: Workload) -> int:
@@ -92,10 +92,10 @@ class PartialK(Method):
         wanted = self.units_to_train(workload)
         if wanted <= len(units):
             return None
-        return f"{wanted} units were to learn and {type(model).__name__} has {len(units)}"
+        return f"{type(model).__name__} has {len(units)} units, got k = {wanted}"
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Let the last units learn."""
+        """Let the last units and all parameters after them learn."""
         self.raise_refusal(model, workload)
         first = find_blocks(model)[-self.units_to_train(workload)] + "."
         names = [name for name, _ in model.named_parameters()]

@@ -1,8 +1,8 @@
 """``peft:NAME``: any adapter of peft that works on a vision backbone.
 
-The config is built from what every adapter of that kind shares: target modules, the classifier in
-``modules_to_save``, and rank, alpha and dropout where the config has them and the user gave them
-(peft's own defaults otherwise). Prompt methods of language models are refused.
+The config gets the target modules and the classifier (``modules_to_save``), and rank, alpha and
+dropout if the config has such an option and the user gave a value. All other options keep peft's
+defaults. Prompt methods of language models are refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from profiler.models.methods.target_layers import has_values, norm_layers, targe
 from profiler.workload import Workload
 
 PREFIX = "peft:"
-OURS = {"adalora": "its schedule needs the length of the training; use the method adalora"}
+REPLACED = {"adalora": "its schedule needs the length of the training; use the method adalora"}
 READ_VALUES = ("loha", "lokr", "vblora")
-"""Their forward reads a number out of a tensor (peft 0.21), and fake tensors hold none."""
+"""Adapters whose forward converts a tensor to a number (peft 0.21), which fake tensors refuse."""
 
 
 class PeftNamed(PeftMethod):
@@ -45,15 +45,17 @@ class PeftNamed(PeftMethod):
         self.options = {field.name for field in fields(self.config_class)}
 
     def resolve(self, workload: Workload) -> Workload:
-        """Leave the rank to peft unless it was given."""
+        """Return the workload unchanged: without a rank, peft's default applies."""
         if workload.rank is not None and "r" not in self.options:
-            raise UsageError(f"{self.name} has no rank, got rank {workload.rank}")
+            raise UsageError(
+                f"{self.name} has no rank, got rank {workload.rank}; leave the rank out"
+            )
         return workload
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
-        """Refuse what does not adapt layers, or cannot be profiled without weights."""
-        if self.kind in OURS:
-            return OURS[self.kind]
+        """Refuse methods that adapt no layers or cannot be profiled without weights."""
+        if self.kind in REPLACED:
+            return REPLACED[self.kind]
         if self.kind in READ_VALUES and not has_values(model):
             return "it cannot be profiled without weights: peft's forward reads values of tensors"
         if not {"target_modules", "modules_to_save"} <= self.options:
@@ -62,13 +64,13 @@ class PeftNamed(PeftMethod):
             layer = _linear_on_maps(model, target_modules(model, workload.targets))
             if layer is not None:
                 return (
-                    f"peft takes an input of four dimensions for a convolution's, and {layer} is a "
+                    f"peft treats an input of four dimensions as a convolution's, and {layer} is a "
                     "linear layer with such an input"
                 )
         return None
 
     def config(self, model: nn.Module, workload: Workload) -> Any:
-        """Build the config from what the adapter has options for."""
+        """Return peft's config with the options that this adapter has."""
         targets = _targets(self.kind, model, workload)
         wanted: dict[str, Any] = {
             "target_modules": exact_targets(model, targets),
@@ -100,7 +102,8 @@ class PeftNamed(PeftMethod):
         self.resolve(workload)
         with warnings.catch_warnings(), self.refusals_of_peft():
             warnings.filterwarnings("ignore", message="Unsupported layer type")  # LN_TUNING
-            warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # it adjusts it
+            # peft replaces a block size that does not divide the width by one that does
+            warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
             wrapped = self.wrap(model, self.config(model, workload))
         hidden = _hidden_meta_tensor(wrapped)
         if hidden:
@@ -118,7 +121,7 @@ def _targets(kind: str, model: nn.Module, workload: Workload) -> list[str]:
 
 
 def _linear_on_maps(model: nn.Module, targets: list[str]) -> str | None:
-    """Return a linear layer among some that is called with [batch, height, width, channels]."""
+    """Return a linear target that is called with [batch, height, width, channels], or None."""
     found: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -133,7 +136,7 @@ def _linear_on_maps(model: nn.Module, targets: list[str]) -> str | None:
     try:
         with torch.no_grad():
             run_on_meta(model)
-    except Exception:  # peft will say what it cannot do
+    except Exception:  # without a forward on meta this cannot be checked; peft raises later
         return None
     finally:
         for handle in handles:
@@ -142,12 +145,12 @@ def _linear_on_maps(model: nn.Module, targets: list[str]) -> str | None:
 
 
 def _feedforward(model: nn.Module, targets: list[str]) -> list[str]:
-    """IA3 scales the input of these layers, and the output of the others."""
+    """Return the layers whose input IA3 scales; it scales the output of the others."""
     return [name for name in targets if name.endswith("fc2")]
 
 
 def _common_width(model: Any, targets: list[str]) -> int:
-    """Return the largest block that divides all inputs and outputs."""
+    """Return the greatest common divisor of all input and output widths."""
     shapes = [model.get_submodule(name).weight.shape for name in targets]
     return math.gcd(*(int(side) for shape in shapes for side in shape[:2]))
 
@@ -160,7 +163,7 @@ _DERIVED: dict[str, Callable[[nn.Module, list[str]], Any]] = {
 
 
 def _hidden_meta_tensor(model: nn.Module) -> str | None:
-    """Return the name of an attribute that holds a meta tensor outside parameters and buffers."""
+    """Return an attribute that holds a meta tensor outside parameters and buffers, or None."""
     for module in model.modules():
         for name, value in module.__dict__.items():
             if name.startswith("_"):

@@ -1,13 +1,15 @@
 """Methods that add learned tokens: visual prompts (VPT) and prefixes of attention.
 
-VPT puts p tokens into the sequence in front of the first block, behind the class token, and takes
-them out after the last one, so that pooling and head see the tokens they know. *Shallow* learns one
-set; *deep* replaces the prompts by a fresh set in front of every block (arXiv 2203.12119).
+VPT (arXiv 2203.12119, section 3) inserts p tokens into the sequence after the class token, before
+the first block, and removes them after the last block, so pooling and classifier are unchanged.
+*Shallow* learns one set of prompts. *Deep* learns one set per block, which replaces the outputs of
+the previous block at these positions.
 
-A prefix is p learned keys and values a head, in front of those of the tokens (arXiv 2101.00190;
-for vision: arXiv 2210.17451).
+A prefix is p learned keys and p learned values per head, before the keys and values of the tokens
+(arXiv 2101.00190; for vision arXiv 2210.17451).
 
-Prompts hang on the blocks as parameters and act through hooks; prefixes hang on the attention.
+Prompts are parameters of the blocks and act through hooks. Prefixes are parameters of the attention
+modules, whose forward is replaced.
 """
 
 from __future__ import annotations
@@ -31,21 +33,22 @@ from profiler.models.methods.target_layers import (
 )
 from profiler.workload import Workload
 
-PREFIX_SPREAD = 0.02
+PREFIX_STD = 0.02
+"""Standard deviation of the initial keys and values."""
 
 
 class VisualPrompts(Method):
-    """VPT; the catalogue's two entries differ in ``deep``. The rank is the number of tokens."""
+    """VPT with prompts before the first block; the rank is the number of prompt tokens."""
 
     deep = False
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
-        """Refuse what does not carry one sequence of tokens from first block to last."""
+        """Refuse backbones whose blocks do not all process one sequence of tokens."""
         if _sequence_blocks(model):
             return None
         return (
-            f"{type(model).__name__} does not carry one sequence of tokens through all its blocks: "
-            "prompt tokens have no place in windows or feature maps"
+            f"{type(model).__name__} does not process one sequence of tokens in all its blocks: "
+            "prompt tokens have no position in windows or feature maps"
         )
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
@@ -55,7 +58,9 @@ class VisualPrompts(Method):
         count, dim = self.rank(workload), timm_model.embed_dim
         position = timm_model.num_prefix_tokens if is_vision_transformer(model) else 0
         patch_weights = 3 * math.prod(timm_model.patch_embed.patch_size)
-        bound = math.sqrt(6.0 / (patch_weights + dim))  # VPT's code: Xavier over a patch
+        bound = math.sqrt(
+            6.0 / (patch_weights + dim)
+        )  # VPT's code: Xavier uniform of the patch embedding
         with where_weights_are(model):
             for block in blocks if self.deep else blocks[:1]:
                 values = torch.empty(1, count, dim).uniform_(-bound, bound)
@@ -69,12 +74,13 @@ class VisualPrompts(Method):
 
 
 class DeepVisualPrompts(VisualPrompts):
-    """VPT with prompts of its own in front of every block."""
+    """VPT with a set of prompts before every block; the rank is the prompt tokens per block."""
 
     deep = True
 
 
 def _sequence_blocks(model: Any) -> list[Any]:
+    """Return the blocks of a backbone that process one sequence of tokens; else none."""
     if isinstance(model, Vim):
         return list(model.layers)
     return list(model.blocks) if is_vision_transformer(model) else []
@@ -100,7 +106,7 @@ def _remove(block: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
 
 
 class Prefix(Method):
-    """Learned keys and values in front of those of the tokens; the rank is how many."""
+    """Learned keys and values before those of the tokens; the rank is their number per head."""
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
         """Refuse backbones without plain self-attention."""
@@ -114,7 +120,7 @@ class Prefix(Method):
         return f"{type(model).__name__} has no attention"
 
     def notes(self, model: nn.Module, workload: Workload) -> list[str]:
-        """Say where only some blocks attend."""
+        """Return a remark if some blocks have no attention."""
         count = len(_attentions(model))
         if any(isinstance(module, WindowedAttention) for module in model.modules()):
             return [f"only the {count} attention blocks get a prefix; the Mamba mixers have none"]
@@ -128,13 +134,14 @@ class Prefix(Method):
                 width = attention.qkv.out_features // 3
                 heads = _heads(attention)
                 shape = (2, heads, self.rank(workload), width // heads)
-                attention.prefix = nn.Parameter(torch.empty(shape).normal_(0.0, PREFIX_SPREAD))
+                attention.prefix = nn.Parameter(torch.empty(shape).normal_(0.0, PREFIX_STD))
                 attention.forward = MethodType(_attend, attention)
         learn_only(model, {n for n, _ in model.named_parameters() if n.endswith(".prefix")})
         return model
 
 
 def _attentions(model: nn.Module) -> list[Any]:
+    """Return the attention modules without position biases and gates; subclasses are excluded."""
     plain = (Attention, WindowedAttention)
     return [m for m in model.modules() if type(m) in plain and getattr(m, "gate", None) is None]
 
@@ -146,7 +153,7 @@ def _heads(attention: Any) -> int:
 def _attend(
     self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """The forward of timm's ``Attention`` (and of MambaVision's) with a prefix."""
+    """Forward of timm's ``Attention`` and of MambaVision's, with a prefix: [batch, length, dim]."""
     assert attn_mask is None and not is_causal, "classifiers attend to every token"
     plain = not isinstance(self, Attention)
     qkv = self.qkv(x)

@@ -1,23 +1,24 @@
-"""QLoRA (arXiv 2305.14314): frozen weights in 4-bit NormalFloat, double quantised, plus LoRA.
+"""QLoRA (arXiv 2305.14314, section 3): LoRA over frozen weights in 4-bit NormalFloat.
 
-Storage and kernels are bitsandbytes'. A weight of n elements becomes
+The scales of the weights are quantised too (double quantisation). Storage and kernels are
+bitsandbytes'. A weight of n elements becomes
 
     n / 2 bytes of packed codes                 uint8 [n / 2, 1]
     n / 64 bytes of quantised block maxima      uint8 [n / 64]             (block 64)
     n / 64 / 256 * 4 bytes of their maxima      float32                    (block 256)
-    1,024 + 64 + 4 bytes of code tables and mean, a layer
+    1,024 + 64 + 4 bytes of code tables and mean per layer
 
-``FourBitLinear`` differs from ``bitsandbytes.nn.Linear4bit`` in how it multiplies:
-- It dequantises and calls ``linear`` in the open. bitsandbytes 0.50 does the same inside one
-  operator above 1,536 rows of input (its CUDA heuristics; always on CPU), where no recorder of
-  operators sees the dequantised weight.
-- It dequantises straight into the compute type, forward and backward. ``MatMul4Bit.backward`` makes
-  a copy in the weight's original type first.
+``FourBitLinear`` differs from ``bitsandbytes.nn.Linear4bit`` in its multiplication:
+- It dequantises and calls ``linear`` as separate operations. bitsandbytes 0.50 does the same inside
+  one operator above 1,536 rows of input (its CUDA heuristics; always on a CPU), where a recorder of
+  operations does not see the dequantised weight.
+- It dequantises directly to the compute dtype, forward and backward. ``MatMul4Bit.backward`` first
+  makes a copy in the weight's original dtype.
 - It never repacks weights for CPU inference. ``Linear4bit.forward`` does so at the first evaluation
-  on AVX512-BF16 machines, and training after that has no gradient to the layer's input.
+  on AVX512-BF16 machines; a later training step has no gradient to the layer's input.
 
-On ``meta`` or fake weights the layer holds empty tensors of the very same shapes and types, all
-parameters or buffers, so that a profiler sees each byte.
+On ``meta`` or fake weights the layer holds empty tensors of the same shapes and dtypes. All are
+parameters or buffers, so that a profiler counts each byte.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ class QLora(Lora):
         )
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Quantise, then add LoRA."""
+        """Quantise the linear layers, then add LoRA."""
         self.raise_refusal(model, workload)
-        config = self.config(model, workload)  # targets are found before their layers change type
+        config = self.config(model, workload)  # before the targets change their class
         quantise(model, compute_dtype=COMPUTE_DTYPES[workload.precision])
         return self.wrap(model, config)
 
@@ -78,7 +79,7 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
 
     Args:
         layer: the layer to quantise.
-        compute_dtype: type of the dequantised weight and of the product.
+        compute_dtype: dtype of the dequantised weight and of the product.
     """
 
     def __init__(self, layer: nn.Linear, compute_dtype: torch.dtype) -> None:
@@ -90,7 +91,7 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
         packed, tensors = _quantised(layer.weight.detach())
         self.weight: nn.Parameter = (
             nn.Parameter(packed, requires_grad=False)
-            if isinstance(packed, FakeTensor)  # cannot be of two tensor classes
+            if isinstance(packed, FakeTensor)  # a tensor has one subclass only
             else Params4bit(packed, quant_type="nf4", bnb_quantized=True)
         )
         for name, tensor in tensors.items():
@@ -99,15 +100,15 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
         self.bias = bias
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Write the keys of ``Linear4bit``; on meta or fake weights those that have values."""
+        """Write the keys of ``Linear4bit``; without values, only the packed weight and the bias."""
         real = not self.weight.is_meta and not isinstance(self.weight.data, FakeTensor)
         weight: Any = self.weight
         weight.quant_state = self.quantisation_state() if real else None
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        weight.quant_state = None  # a copy of the layer on another device must not keep it
+        weight.quant_state = None  # a copy of the layer on another device must not share it
 
     def quantisation_state(self) -> bnb.QuantState:
-        """Return the state as bitsandbytes' functions take it (no copies)."""
+        """Return the quantisation state in bitsandbytes' class, without copies."""
         nested = bnb.QuantState(
             absmax=self.nested_absmax,
             code=self.nested_code,
@@ -126,7 +127,7 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
         )
 
     def dequantised(self) -> Tensor:
-        """Return the weight [out, in] in the compute type."""
+        """Return the weight [out, in] in the compute dtype."""
         scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
             self.absmax, self.nested_absmax, self.nested_code, NESTED_BLOCK, torch.float32
         )
@@ -137,7 +138,7 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply in the compute type; outside autocast the input's type comes back."""
+        """Multiply in the compute dtype; outside autocast, return the dtype of the input."""
         incoming = x.dtype
         product: Tensor = _Multiply.apply(x.to(self.compute_dtype), self)
         if torch.is_autocast_enabled(x.device.type):
@@ -146,7 +147,7 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
 
 
 class _Multiply(torch.autograd.Function):
-    """x Wᵀ + b, saving nothing: the weight is dequantised again in backward."""
+    """x Wᵀ + b; saves no tensor, because backward dequantises the weight again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FourBitLinear) -> Tensor:
@@ -160,9 +161,9 @@ class _Multiply(torch.autograd.Function):
 
 
 def _quantised(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the packed codes and the tensors of the quantisation state."""
+    """Return the packed codes and the tensors of the quantisation state by name."""
     if weight.device.type == "meta" or isinstance(weight, FakeTensor):
-        return _unfilled(weight.numel(), weight.device)
+        return _empty_quantised(weight.numel(), weight.device)
     packed, state = bnb.quantize_4bit(
         weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
     )
@@ -175,11 +176,11 @@ def _quantised(weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     }
 
 
-def _unfilled(elements: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return tensors of the sizes that quantising would give, without values.
+def _empty_quantised(elements: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return empty tensors of the shapes and dtypes that quantisation gives.
 
-    bitsandbytes' own fake kernels are not used here: they would leave a fake code table in its
-    global cache (``functional.name2qmap``) for the next real quantisation.
+    bitsandbytes' own fake kernels are not called: they put a fake code table into its global cache
+    (``functional.name2qmap``), which the next real quantisation would use.
     """
     blocks = -(-elements // BLOCK)
     codes = partial(torch.empty, dtype=torch.uint8, device=device)

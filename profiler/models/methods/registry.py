@@ -1,11 +1,12 @@
-"""The table of methods, readable without torch, and the look-up by name.
+"""The registry of methods, readable without torch, and the look-up by name.
 
-Beside the plain names there are two families of names: ``partial_K`` (the last K units) and
-``peft:NAME`` (any peft method that works on a vision backbone).
+Two patterns extend the plain names: ``partial_K`` (the last K units) and ``peft:NAME`` (any peft
+method that works on a vision backbone).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from importlib import import_module
@@ -13,7 +14,7 @@ from importlib import import_module
 from profiler.errors import UnknownNameError
 from profiler.models.methods.base import Method, MethodInfo
 
-_TABLE = (
+_METHODS = (
     MethodInfo(
         name="full",
         family="baseline",
@@ -153,56 +154,57 @@ _TABLE = (
     ),
 )
 
-_FAMILIES = ("partial_K", "peft:NAME")
+_NAME_PATTERNS = ("partial_K", "peft:NAME")
 
 
 def method_infos() -> tuple[MethodInfo, ...]:
-    """Return what is known of every plainly named method, without importing torch."""
-    return _TABLE
+    """Return the description of every method with a plain name, without importing torch."""
+    return _METHODS
 
 
 def method_names() -> list[str]:
-    """Return the plain method names, in the order they are shown."""
-    return [info.name for info in _TABLE]
+    """Return the plain method names in display order."""
+    return [info.name for info in _METHODS]
 
 
 def all_methods() -> tuple[Method, ...]:
-    """Return one object of every plainly named method (imports torch)."""
-    return tuple(_load(info) for info in _TABLE)
+    """Return every method with a plain name (imports torch)."""
+    return tuple(_load(info) for info in _METHODS)
 
 
 def get_method(name: str) -> Method:
-    """Return the method of that name.
+    """Return the method with a name (imports torch).
 
     Raises:
-        UnknownNameError: no such method; carries near names.
+        UnknownNameError: no such method; lists similar names.
     """
-    for info in (*_TABLE, *_family_member(name)):
+    for info in (*_METHODS, *_matching_pattern(name)):
         if info.name == name:
             return _load(info)
     raise UnknownNameError(
         kind="method",
         name=name,
-        known=[*method_names(), *_FAMILIES],
+        known=[*method_names(), *_NAME_PATTERNS],
         hint="`budgetplan methods` lists them",
     )
 
 
 def with_rank_in_name(name: str, rank: int | None) -> str | None:
-    """Return ``partial_3`` for ``partial_k`` and 3, or None where the rank is but a width.
+    """Return ``partial_3`` for ``partial_k`` and rank 3; None for methods whose rank is a width.
 
-    A width changes the sizes of tensors; k changes which operations there are.
+    A profile that is parametric in the rank holds for a width, which changes only tensor sizes. The
+    number of trained units changes the operations themselves, so each needs a profile of its own.
     """
-    info = next((info for info in _TABLE if info.name == name), None)
+    info = next((info for info in _METHODS if info.name == name), None)
     if info is None or info.rank_means != "units":
         return None
     return name.removesuffix("k") + str(rank or info.default_rank)
 
 
-def _family_member(name: str) -> tuple[MethodInfo, ...]:
-    """Return the entry of a name that belongs to one of the families."""
+def _matching_pattern(name: str) -> tuple[MethodInfo, ...]:
+    """Return the description of a name that matches a pattern; empty if none does."""
     if re.fullmatch(r"partial_[1-9]\d*", name):
-        generic = next(info for info in _TABLE if info.name == "partial_k")
+        generic = next(info for info in _METHODS if info.name == "partial_k")
         summary = generic.summary.replace("k units", f"{name[8:]} units")
         return (replace(generic, name=name, default_rank=None, summary=summary),)
     if name.startswith("peft:"):
@@ -219,6 +221,9 @@ def _family_member(name: str) -> tuple[MethodInfo, ...]:
 
 
 def _load(info: MethodInfo) -> Method:
+    # bitsandbytes warns on import that a CPU inference kernel cannot be downloaded. No method here
+    # calls that kernel.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     module, _, class_name = info.implementation.partition(":")
     method: Method = getattr(import_module(f"profiler.models.methods.{module}"), class_name)(info)
     return method

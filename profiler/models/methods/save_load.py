@@ -1,7 +1,7 @@
-"""Saving what a method learned: one safetensors file of the trainable tensors, and nothing else.
+"""Save and load the tensors that a method trained: one safetensors file, without the backbone.
 
-Kept are the parameters that learn and the buffers of every module that itself owns one of them
-(the running statistics of a BatchNorm layer that trains). The rest is the backbone's, bit for bit.
+The file holds the trainable parameters and, for BatchNorm layers with trainable parameters, their
+running statistics. All other tensors are those of the pretrained backbone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TENSORS_SCHEMA = "budgetplan.learned/1"
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes, by their names in the model."""
+    """Return the tensors that training changes, by name in the model."""
     tensors: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -32,7 +32,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_trained_tensors(model: nn.Module, directory: Path, *, method: str) -> None:
-    """Write ``trained_tensors`` into a directory."""
+    """Write ``trained_tensors`` into a directory, with the method's name as metadata."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -43,16 +43,18 @@ def save_trained_tensors(model: nn.Module, directory: Path, *, method: str) -> N
 
 
 def load_trained_tensors(model: nn.Module, directory: Path, *, method: str) -> None:
-    """Copy saved tensors into a model prepared by the same method.
+    """Copy saved tensors into a model that the same method prepared.
 
     Raises:
-        InputError: the file is missing, damaged, of another method or of another model.
+        InputError: the file is missing, damaged, or of another method or model.
     """
     from safetensors import SafetensorError, safe_open
 
     path = directory / TENSORS_FILE
     if not path.is_file():
-        raise InputError(f"{directory} holds no {TENSORS_FILE}; was it written by another method?")
+        raise InputError(
+            f"{directory} holds no {TENSORS_FILE}; give the folder of a model of method {method}"
+        )
     wanted = trained_tensors(model)
     try:
         with safe_open(path, framework="pt") as file:
@@ -63,13 +65,13 @@ def load_trained_tensors(model: nn.Module, directory: Path, *, method: str) -> N
     if written_by != method:
         raise InputError(f"{path} was written by method {written_by!r}, not by {method!r}")
     for name in sorted(wanted.keys() ^ saved.keys()):
-        which = "lacks" if name in wanted else "has an unknown"
-        raise InputError(f"{path} does not fit the model: it {which} tensor {name!r}")
+        verb = "lacks" if name in wanted else "has an unknown"
+        raise InputError(f"{path} does not fit the model: it {verb} tensor {name!r}")
     for name, tensor in wanted.items():
         if tensor.shape != saved[name].shape:
             raise InputError(
                 f"{path} does not fit the model: {name!r} has shape {tuple(saved[name].shape)}, "
-                f"the model wants {tuple(tensor.shape)}"
+                f"the model has {tuple(tensor.shape)}"
             )
     with torch.no_grad():
         for name, tensor in wanted.items():

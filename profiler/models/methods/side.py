@@ -1,19 +1,20 @@
-"""Side tuning by a ladder (LST, arXiv 2206.06522): nothing flows back through the backbone.
+"""Ladder side tuning (LST, arXiv 2206.06522): no gradient flows through the backbone.
 
-A narrow network climbs beside the frozen backbone. On every rung it mixes in what the backbone's
-unit gave, reduced to its own width d = D / reduction:
+A narrow network runs beside the frozen backbone. Its block i mixes in the output of the backbone's
+unit i, reduced to the ladder's width d = D / reduction:
 
     s_0 = down_0(x_0)                                x_0: input of the first unit
     s_i = block_i(g_i * down_i(x_i) + (1 - g_i) * s_{i-1})      g_i = sigmoid(a_i), a learned gate
-    backbone's last features + up(norm(s_N))  ->  final norm, pooling, classifier
+    x_N + up(norm(s_N))  ->  final norm, pooling, classifier    x_i: output of unit i
 
-Saved for backward are the x_i (as inputs of the ``down`` layers) and what the ladder itself needs.
+Saved for backward are the x_i (inputs of the ``down`` layers) and the ladder's own activations.
 
-*Token ladder*: where all units give tokens of one shape (ViT, Vim); its blocks are transformer
-blocks of width d. With reduction 8 on ViT-B: 2.38 M parameters, as published (arXiv 2402.02242).
-*Pooled ladder*: where resolutions change (TinyViT, MambaVision, CNNs); x_i are averaged over
-positions first, blocks are MLPs, ``up`` adds to the classifier's input. It saves one vector
-[batch, channels] a unit.
+*Token ladder*, if the outputs of all units are tokens of one shape (ViT, Vim): its blocks are
+transformer blocks of width d. With reduction 8 on ViT-B it has 2.38 M parameters, as published
+(arXiv 2402.02242).
+*Pooled ladder*, if resolutions change (TinyViT, MambaVision, CNNs): the x_i are averaged over
+positions first, blocks are MLPs, and the result is added to the classifier's input. It saves one
+vector [batch, channels] per unit.
 """
 
 from __future__ import annotations
@@ -33,21 +34,23 @@ from profiler.models.methods.target_layers import learn_only, parameters_of, whe
 from profiler.workload import Workload
 
 HEAD_WIDTH = 32
+"""Channels per attention head of a token ladder."""
 SMALLEST_WIDTH = 16
 FINAL_NORMS = ("norm", "norm_f")
+"""Names of the norm after the last block in ViT and Vim."""
 
 
 class Side(Method):
-    """A ladder beside the frozen backbone; the rank is the reduction of its width."""
+    """A ladder beside the frozen backbone; the rank is the reduction of the width."""
 
     def refusal(self, model: nn.Module, workload: Workload) -> str | None:
-        """Refuse backbones whose units cannot be told apart."""
+        """Refuse backbones with fewer than two units."""
         if len(find_blocks(model)) >= 2:
             return None
-        return f"{type(model).__name__} has no sequence of units to climb beside"
+        return f"{type(model).__name__} has no sequence of units for a ladder"
 
     def notes(self, model: nn.Module, workload: Workload) -> list[str]:
-        """Say which ladder it is."""
+        """Return a remark on checkpointing."""
         return ["checkpointing the backbone frees nothing: it is not differentiated"]
 
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
@@ -81,9 +84,9 @@ class Ladder(nn.Module):
 
     Args:
         widths: channels of the first unit's input and of every unit's output.
-        outputs: channels of what the ladder's result is added to.
-        reduction: of the width.
-        on_tokens: a token ladder, else a pooled one.
+        outputs: channels of the features that the result is added to.
+        reduction: channels of the last unit per channel of the ladder.
+        on_tokens: whether it is a token ladder; else a pooled one.
     """
 
     def __init__(self, widths: list[int], *, outputs: int, reduction: int, on_tokens: bool) -> None:
@@ -101,20 +104,20 @@ class Ladder(nn.Module):
         self.seen: list[Tensor] = []
 
     def start(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Note the first unit's input (hook)."""
+        """Store the first unit's input (hook)."""
         self.seen = [self._reduced(args[0])]
 
     def rung(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        """Note a unit's output (hook)."""
+        """Store a unit's output (hook)."""
         self.seen.append(self._reduced(output))
 
     def arrive(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Add the ladder's result to what the backbone brought (hook)."""
+        """Add the ladder's result to the backbone's features (hook)."""
         seen, self.seen = self.seen, []
         return (args[0] + self(seen).to(args[0].dtype), *args[1:])
 
     def forward(self, seen: list[Tensor]) -> Tensor:
-        """Climb: features of every rung -> [batch, (tokens,) outputs]."""
+        """Stored features -> [batch, (tokens,) outputs]."""
         state: Tensor = self.downs[0](seen[0])
         gates = torch.sigmoid(self.gates)
         for gate, features, down, block in zip(
@@ -125,7 +128,7 @@ class Ladder(nn.Module):
         return result
 
     def _reduced(self, features: Tensor) -> Tensor:
-        """Detach, and average over positions in a pooled ladder."""
+        """Detach; in a pooled ladder, average over positions."""
         features = features.detach()
         if self.on_tokens:
             return features
@@ -134,7 +137,7 @@ class Ladder(nn.Module):
 
 
 class PooledBlock(nn.Module):
-    """Residual MLP on one vector an image."""
+    """Residual MLP on one vector per image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -156,7 +159,10 @@ def _token_block(width: int) -> nn.Module:
 
 
 def _channel_axis(shape: torch.Size) -> int:
-    """Maps are [batch, C, H, W] or, in Swin's way, [batch, H, W, C]; images are square here."""
+    """Return the channel axis of [batch, C, H, W], Swin's [batch, H, W, C] or [batch, length, C].
+
+    Images are square, so the two equal axes are the positions.
+    """
     return 1 if len(shape) == 4 and shape[2] == shape[3] else len(shape) - 1
 
 

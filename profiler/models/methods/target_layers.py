@@ -1,7 +1,8 @@
-"""Where things are in a backbone: its classifier, its normalisation, the layers worth adapting.
+"""The layers of a backbone that a method adapts, trains or quantises.
 
-Default targets follow the code of the papers where it is known (facts/seeds.md 1.3) and the
-structure of the network everywhere else.
+Default targets of ViT, Vim and MambaVision are those of the authors' code of arXiv 2607.02158
+(github.com/JokerOneK/cifar100_vits16_repro @165ba922, src/train_*.py). For every other backbone
+they are all linear layers or all ungrouped convolutions, whichever hold more parameters.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 def learn_only(model: nn.Module, names: set[str]) -> None:
     """Let exactly these parameters and the classifier learn.
 
-    A BatchNorm layer learns as a whole or not at all: where none of its parameters learns, its
-    running statistics stay too, so that what was saved reproduces the outputs on a fresh backbone.
+    If no parameter of a BatchNorm layer learns, its running statistics are frozen too. The saved
+    tensors (``save_load``) then reproduce the outputs on a fresh backbone.
     """
     heads = tuple(f"{name}." for name in classifier_names(model))
     for name, parameter in model.named_parameters():
@@ -32,10 +33,11 @@ def learn_only(model: nn.Module, names: set[str]) -> None:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Keep every BatchNorm layer without a learning parameter in evaluation mode for good."""
+    """Keep BatchNorm layers without trainable parameters in evaluation mode permanently."""
     for module in model.modules():
         if isinstance(module, BatchNorm) and not any(p.requires_grad for p in module.parameters()):
             module.train(False)
+            # A later model.train() must not switch the layer back.
             module.train = _stay.__get__(module)  # type: ignore[method-assign]
 
 
@@ -44,7 +46,7 @@ def _stay(self: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def norm_layers(model: nn.Module) -> list[str]:
-    """Return the names of the normalisation layers that have weights, of whatever library."""
+    """Return the names of the normalisation layers with weights; classes are matched by name."""
     return [
         name
         for name, module in model.named_modules()
@@ -53,7 +55,7 @@ def norm_layers(model: nn.Module) -> list[str]:
 
 
 def parameters_of(model: nn.Module, modules: Iterable[str]) -> set[str]:
-    """Return the names of all parameters inside these modules."""
+    """Return the names of all parameters inside some modules."""
     return {
         f"{name}.{key}" if name else key
         for name in modules
@@ -63,7 +65,7 @@ def parameters_of(model: nn.Module, modules: Iterable[str]) -> set[str]:
 
 @contextmanager
 def where_weights_are(model: nn.Module) -> Iterator[None]:
-    """Create tensors on the device of the weights; fake ones when the weights are fake."""
+    """Create tensors on the device of the weights inside the context; fake if the weights are."""
     weight = next(model.parameters())
     fake = weight.data if isinstance(weight.data, FakeTensor) else None
     with fake.fake_mode if fake is not None else nullcontext(), torch.device(weight.device):
@@ -71,16 +73,17 @@ def where_weights_are(model: nn.Module) -> Iterator[None]:
 
 
 def has_values(model: nn.Module) -> bool:
-    """False when the weights are on ``meta`` or fake."""
+    """Return whether the weights have values: they are neither on ``meta`` nor fake."""
     weight = next(model.parameters())
     return not (weight.is_meta or isinstance(weight.data, FakeTensor))
 
 
 @contextmanager
 def on_meta_if_fake(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Keep a model with fake weights on ``meta`` for a while: fakes cannot be copied or moved.
+    """Replace fake weights by ``meta`` ones inside the context, then make them fake again.
 
-    Yields a list; what is put into it (a wrapper around the model) gets fake weights at the end.
+    peft copies and moves modules, which fake tensors do not support. Yields a list: the caller
+    appends the wrapper around the model, whose weights are made fake at the end.
     """
     weight = next(model.parameters())
     outermost = [model]
@@ -95,7 +98,7 @@ def on_meta_if_fake(model: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def _remake(model: nn.Module, *, device: torch.device) -> None:
-    """Replace every tensor of a model by an empty one on another device."""
+    """Replace every tensor of a model by an empty one on a device; shared ones stay shared."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
@@ -115,8 +118,9 @@ def target_modules(model: nn.Module, targets: tuple[str, ...] | None) -> list[st
 
     Args:
         model: the bare backbone.
-        targets: name suffixes the user chose, or None for the architecture's default. A suffix
-            means the linear layers that end so; where there is none, the ungrouped convolutions.
+        targets: suffixes of layer names, or None for the default of the architecture. A suffix
+            selects the linear layers whose names end in it; if there are none, the ungrouped
+            convolutions.
 
     Raises:
         UsageError: a suffix matches no layer.
@@ -135,7 +139,7 @@ def target_modules(model: nn.Module, targets: tuple[str, ...] | None) -> list[st
 
 
 def adaptable_layers(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Return the names of linear layers and of ungrouped convolutions, the classifier left out."""
+    """Return the names of the linear layers and of the ungrouped convolutions, no classifier."""
     heads = tuple(classifier_names(model))
     linear: list[str] = []
     convolution: list[str] = []
@@ -152,8 +156,9 @@ def adaptable_layers(model: nn.Module) -> tuple[list[str], list[str]]:
 def quantisable_layers(model: nn.Module) -> list[str]:
     """Return the linear layers that may be stored in 4 bits: all but the classifier.
 
-    Mamba's ``dt_proj`` stays as it is, as in the code of arXiv 2607.02158: it is tiny, and it sets
-    the scan's step sizes. So does any layer whose rows cannot be packed in pairs.
+    Mamba's ``dt_proj`` is left out, as in the code of arXiv 2607.02158: it is tiny and sets the
+    scan's step sizes. Layers with an odd number of inputs are left out, because two 4-bit codes
+    share a byte.
     """
     linear, _ = adaptable_layers(model)
     return [
@@ -168,7 +173,7 @@ def _in_features(model: nn.Module, name: str) -> int:
 
 
 def is_vision_transformer(model: nn.Module) -> bool:
-    """True for timm's ``VisionTransformer`` and what derives from it (DeiT, DINOv2, SigLIP)."""
+    """Return whether a model is timm's ``VisionTransformer`` or derived (DeiT, DINOv2, SigLIP)."""
     return any(cls.__name__ == "VisionTransformer" for cls in type(model).__mro__)
 
 
@@ -178,6 +183,7 @@ def grouped_convolutions(model: nn.Module) -> list[str]:
 
 
 def _default_suffixes(model: nn.Module, linear: list[str]) -> tuple[str, ...] | None:
+    """Return the default targets of a known architecture; None for any other."""
     ends = {name.rpartition(".")[2] for name in linear}
     if {"dt_proj", "fc1"} <= ends:  # MambaVision; its attention blocks have qkv and proj
         return ("in_proj", "out_proj", "fc1", "fc2", "qkv", "proj")
@@ -205,7 +211,7 @@ def _nothing_matches(model: nn.Module, suffix: str, layers: list[str]) -> str:
     if any(_ends_with(name, (suffix,)) for name in grouped_convolutions(model)):
         return f"target {suffix!r} names only grouped convolutions, which cannot be adapted"
     ends = sorted({name.rpartition(".")[2] for name in layers})
-    return f"target {suffix!r} matches no layer; layers end in {', '.join(ends[:12])}"
+    return f"target {suffix!r} matches no layer; use one of {', '.join(ends[:12])}"
 
 
 def _ends_with(name: str, suffixes: tuple[str, ...]) -> bool:

@@ -81,7 +81,7 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_a_target_that_matches_nothing_is_a_usage_error() -> None:
     load = small.workload("lora", targets=("qkv", "nonsense"))
-    with pytest.raises(UsageError, match="'nonsense' matches no layer; layers end in fc1, fc2"):
+    with pytest.raises(UsageError, match="'nonsense' matches no layer; use one of fc1, fc2"):
         get_method("lora").apply(small.make("vit"), load)
     depthwise = small.workload("lora", targets=("conv_dw",))
     with pytest.raises(UsageError, match="only grouped convolutions"):

@@ -51,7 +51,7 @@ def test_partial_k_counts_units_from_the_end() -> None:
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n.split(".")[0] for n in learning} == {"blocks", "norm", "head"}
     assert all(n.startswith("blocks.1.") for n in learning if n.startswith("blocks"))
-    with pytest.raises(UsageError, match="9 units were to learn and VisionTransformer has 2"):
+    with pytest.raises(UsageError, match="VisionTransformer has 2 units, got k = 9"):
         get_method("partial_9").apply(small.make("vit"), small.workload("partial_9"))
 
 
