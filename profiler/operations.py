@@ -37,7 +37,7 @@ def read_arguments(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments that an operator reads.
 
     The scratch of a selective scan is left out: its size does not depend on the batch, and the
-    loops access only a part of it.
+    loops access only a part.
     """
     if func.namespace != "budgetplan":
         return args

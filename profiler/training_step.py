@@ -94,7 +94,7 @@ def gc_frozen() -> Iterator[None]:
     """Exclude all existing objects from garbage collection inside the context.
 
     Recomputation creates thousands of objects that live until backward, and these trigger full
-    collections, each of which traverses all objects that importing torch created.
+    collections, and each traverses all objects that importing torch created.
     """
     gc.collect()
     gc.freeze()
@@ -146,7 +146,7 @@ class TrainingStep:
         """Run one training step and return the mean loss (a detached scalar).
 
         Args:
-            batches: ``accumulation`` functions, each of which makes one micro-batch on the device.
+            batches: ``accumulation`` functions that each make one micro-batch on the device.
         """
         total = self.accumulate(batches)
         self.finish()

@@ -29,7 +29,7 @@ RUN_SEPARATOR = "+"
 
 
 def modules_of(model: nn.Module, unit: str) -> tuple[nn.Module, ...]:
-    """Return the modules of a unit in forward order: one for a block, all of them for a run."""
+    """Return the modules of a unit in forward order: one for a block, several for a run."""
     return tuple(model.get_submodule(name) for name in unit.split(RUN_SEPARATOR))
 
 

@@ -64,7 +64,7 @@ def test_the_second_fetch_makes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(store_module, "SCHEMA", store_module.SCHEMA + 1),
+        lambda patch: patch.setattr(store_module, "STORE_SCHEMA", store_module.STORE_SCHEMA + 1),
         lambda patch: patch.setattr(store_module, "_versions", lambda: {"torch": "another"}),
     ],
     ids=["schema", "versions"],

@@ -16,17 +16,18 @@ from profiler.models.backbones.mamba_parameters import SCAN_PARAMETER_SUFFIXES
 from profiler.models.backbones.timm_interface import IMAGENET_MEAN, IMAGENET_STD
 
 LINEAR_STD = 0.02
+"""Standard deviation of initial linear weights, as in timm's vision transformers."""
 
 
 class ImageClassifier(nn.Module):
-    """A backbone and a linear `head` (set by the subclass, last), with timm's names.
+    """A backbone and a linear ``head``, which the subclass sets last.
 
     Args:
         num_classes: outputs; 0 for features only.
         num_features: width of the head's input.
-        img_size: edge of the images.
+        img_size: edge of the images in pixels.
         in_chans: channels of the images.
-        crop_pct: share of the resized image that evaluation crops.
+        crop_pct: edge of the evaluation crop over the edge of the resized image.
         first_conv: name of the first convolution.
     """
 
@@ -58,17 +59,17 @@ class ImageClassifier(nn.Module):
         self.default_cfg = self.pretrained_cfg
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that the published recipes do not decay."""
+        """Return the parameters without weight decay in the published recipes."""
         return {
             name for name, _ in self.named_parameters() if name.endswith(SCAN_PARAMETER_SUFFIXES)
         }
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+        """Return the last linear layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one; `global_pool` is timm's and changes nothing here."""
+        """Replace the head by a random one; ``global_pool`` is in timm's signature and ignored."""
         self.num_classes = num_classes
         reference = next(self.parameters())
         self.head = linear_head(self.num_features, num_classes).to(reference.device)
@@ -78,7 +79,7 @@ class ImageClassifier(nn.Module):
         raise NotImplementedError
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features -> logits, or the pooled features."""
+        """Features -> logits, or the pooled features before the head."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class ImageClassifier(nn.Module):
 
 
 def linear_head(features: int, num_classes: int) -> nn.Module:
-    """The last layer; an identity for features only."""
+    """Return the last linear layer; an identity if there are no classes."""
     if num_classes == 0:
         return nn.Identity()
     head = nn.Linear(features, num_classes)

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 0.1, 1e-4
+"""``dt_min``, ``dt_max`` and ``dt_init_floor`` of ``mamba_ssm``."""
 
 CHANNELS_PER_STEP_RANK = 16
-"""Step sizes are computed in a space of dim / 16 dimensions (``dt_rank="auto"``)."""
+"""Token channels per dimension of the low-rank step sizes (``dt_rank="auto"``)."""
 
 SCAN_PARAMETER_SUFFIXES = (".A_log", ".A_b_log", ".D", ".D_b")
 """Suffixes of the scan's own parameters (``_b``: Vim's scan against the tokens). The published
@@ -27,13 +28,13 @@ def step_rank(dim: int) -> int:
 
 
 def decay_parameter(channels: int, states: int) -> nn.Parameter:
-    """Logarithms of the decay rates [channels, states]: 1 .. states for every channel."""
+    """Return the logarithms of the decay rates [channels, states]: 1 .. states per channel."""
     rates = torch.arange(1, states + 1, dtype=torch.float32)
     return nn.Parameter(torch.log(rates).repeat(channels, 1))
 
 
 def step_projection(rank: int, channels: int) -> nn.Linear:
-    """Low-rank step sizes -> channels; the bias is the inverse softplus of log-uniform steps."""
+    """Return the layer from low-rank to full step sizes; softplus(bias) is log-uniform."""
     projection = nn.Linear(rank, channels)
     nn.init.uniform_(projection.weight, -(rank**-0.5), rank**-0.5)
     low, high = math.log(STEP_MIN), math.log(STEP_MAX)

@@ -2,28 +2,29 @@
 
 Written from the published description (Hatamizadeh & Kautz, arXiv 2407.08083, section 3, the model
 cards and configuration files of huggingface.co/nvidia/MambaVision-*); none of the authors'
-code is used (NVIDIA Source Code License-NC).
+code is used, because its licence is non-commercial (NVIDIA Source Code License-NC).
 
     stem      two 3x3 convolutions of stride 2, to `stem_dim` and to `dim`, with BatchNorm and ReLU
     level i   width dim * 2^i; a 3x3 convolution of stride 2 to the next
       0, 1    residual blocks of two 3x3 convolutions with BatchNorm, GELU (tanh) between them
-      2, 3    pre-norm blocks over windows, each with an MLP: the first half (rounded up) mix by the
-              Mamba mixer, the rest by attention
+      2, 3    pre-norm blocks over windows, each with an MLP; the mixer of the first half of the
+              blocks (rounded up) is Mamba's, that of the others is attention
     BatchNorm, average pool, linear head
 
-    mixer     x, z = halves of in_proj(tokens); x = silu(conv_x(x)); z = silu(conv_z(z)), neither
-              causal; out_proj(concat(scan(x), z))
+    mixer     x, z = halves of in_proj(tokens); x = silu(conv_x(x)); z = silu(conv_z(z)), both
+              convolutions not causal; out_proj(concat(scan(x), z))
 
-Configurations: T, S, B, L and L2 from the configuration files of the 1K models; T2 is T with eleven
-blocks in the third level, which its published size (35.1 M) agrees with. T has 31,794,248
+Configurations: T, S, B, L and L2 are from the configuration files of the 1K models. T2 is T with
+eleven blocks in the third level, because that gives its published size (35.1 M). T has 31,794,248
 parameters.
 
 Names of the state dict follow the published checkpoints. Two public listings of the loaded
 MambaVision-T (a table of its layers and a conversion script, neither the authors' code) confirm
 `patch_embed.conv_down.N`, `levels.i.blocks.j`, `conv1`, `norm1`, `downsample.reduction.0`,
-`mixer.in_proj`, `x_proj`, `dt_proj`, `out_proj`, `mlp.fc1`, `fc2`; facts/seeds.md 6.2 gives
-`conv1d_x` and `conv1d_z`. Not verified against a file (none can be reached from here): `A_log`, `D`
-(Mamba's names), X The checkpoints of huggingface.co prefix every name by `model.`.
+`mixer.in_proj`, `x_proj`, `dt_proj`, `out_proj`, `mlp.fc1`, `fc2`, `conv1d_x` and `conv1d_z`.
+`A_log` and `D` are Mamba's names. The checkpoints of huggingface.co prefix every name by `model.`.
+
+Limitation: no published checkpoint was loaded, so its names are not verified.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ CONVOLUTIONAL_LEVELS = 2
 
 
 class PatchStem(nn.Module):
-    """Two convolutions of stride 2: a quarter of the image's edge."""
+    """Two convolutions of stride 2: the map has a quarter of the image's edge."""
 
     def __init__(self, in_chans: int, stem_dim: int, dim: int) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class ConvBlock(nn.Module):
 
 
 class MambaVisionMixer(nn.Module):
-    """Selective scan on one half of the channels, convolution alone on the other."""
+    """Selective scan on one half of the channels, a convolution on the other."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class MambaVisionMixer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, length, dim] -> the same."""
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        # Channels last from here on: the projections and the scan then copy nothing.
+        # In channels-last layout the projections and the scan copy nothing.
         u = F.silu(self.conv1d_x(x).transpose(1, 2).contiguous())
         z = F.silu(self.conv1d_z(z)).transpose(1, 2)
         low_rank, b, c = self.x_proj(u).split(
@@ -163,7 +164,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class Mlp(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """Pre-norm block over the tokens of a window: mixer, then MLP."""
+    """Pre-norm block over the tokens of a window: mixer, then MLP, each with a residual sum."""
 
     def __init__(
         self,
@@ -208,12 +209,12 @@ class TokenBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, and the step to the next.
+    """The blocks of a resolution, and the convolution to the next.
 
     Args:
-        blocks: what runs at this resolution.
+        blocks: blocks of this resolution.
         window: edge of the windows whose tokens the blocks take; None for blocks that take the map.
-        downsample: what ends the level.
+        downsample: module after the blocks; None in the last level.
     """
 
     def __init__(
@@ -238,17 +239,17 @@ class MambaVision(ImageClassifier):
     """MambaVision classifier with the interface of a timm model.
 
     Args:
-        dim: width of the first level.
-        stem_dim: width between the stem's convolutions.
+        dim: channels of the first level.
+        stem_dim: channels between the stem's convolutions.
         depths: blocks of each level.
         heads: attention heads of each level.
-        windows: window edge of each level (used by the last two).
+        windows: window edge of each level; the convolutional levels ignore it.
         mlp_ratio: hidden width of the MLPs over their width.
-        layer_scale: initial scale of the token blocks' branches, or None for none.
-        img_size: edge of the images; any size runs, windows are padded where they must be.
+        layer_scale: initial scale of the token blocks' branches; None for no scale.
+        img_size: edge of the images in pixels; incomplete windows are padded with zeros.
         in_chans: image channels.
         num_classes: outputs; 0 for features only.
-        drop_path_rate: stochastic depth of the last block; earlier ones grow linearly from zero.
+        drop_path_rate: stochastic depth rate of the last block; rates grow linearly from zero.
     """
 
     def __init__(
@@ -318,7 +319,7 @@ class MambaVision(ImageClassifier):
 
 
 def _mixer(dim: int, heads: int, *, block: int, depth: int) -> nn.Module:
-    """Mamba in the first half of a level's blocks, rounded up; attention in the rest."""
+    """Return a Mamba mixer in the first half of a level's blocks (rounded up), else attention."""
     return MambaVisionMixer(dim) if block < (depth + 1) // 2 else Attention(dim, heads)
 
 
@@ -332,7 +333,7 @@ def _to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def _from_windows(tokens: Tensor, window: int, *, shape: Sequence[int]) -> Tensor:
-    """Inverse of `_to_windows`, back to a map of `shape`."""
+    """Invert ``_to_windows``: tokens -> map of ``shape``, without the padding."""
     batch, dim, height, width = shape
     rows, columns = -(-height // window), -(-width // window)
     x = tokens.reshape(batch, rows, columns, window, window, dim).permute(0, 5, 1, 3, 2, 4)
@@ -358,7 +359,7 @@ def _same_conv(channels: int) -> nn.Conv1d:
 
 
 def _init_linear(module: nn.Module) -> None:
-    """Truncated normal for every linear layer but `dt_proj`, whose scale is its own."""
+    """Initialise linear layers by a truncated normal; ``dt_proj`` keeps its own distribution."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear) and name != "dt_proj":
             trunc_normal_(child.weight, std=LINEAR_STD)

@@ -1,4 +1,4 @@
-/* The chunk loops of selective_scan.py in single passes; compiled on first use by scan_kernel.py.
+/* The chunk loops of scan_loops.py in single passes; compiled on first use by scan_kernel.py.
 
    One task is one sequence and one group of channels. Within a task sixteen channels (LANES) go
    through a chunk together with all their states, so decays, states and adjoints never leave the

@@ -1,14 +1,14 @@
 """The selective scan's chunk loops as one compiled C file, for float32 on a CPU.
 
-The system's C compiler makes `scan_kernel.c` into a library the first time a scan really runs
-(about two seconds); it is kept under `$BUDGETPLAN_CACHE/kernels`, else
-`~/.cache/budgetplan/kernels`, by a hash of the source, the command, the compiler and the processor.
-Whatever goes wrong (no compiler, another platform, an unwritable folder) is a reason why the
-PyTorch loops of selective_scan.py run instead: it is logged, and `measure` reports it. `CC` names
-another compiler; `CC=false` turns the kernel off.
+The system's C compiler compiles ``scan_kernel.c`` when the first scan runs on real tensors (about
+two seconds). The library is stored under ``$BUDGETPLAN_CACHE/kernels``, else
+``~/.cache/budgetplan/kernels``, under a hash of the source, the command, the compiler and the
+processor. If that fails (no compiler, another platform, an unwritable folder), the PyTorch loops of
+scan_loops.py run instead; the reason is logged, and ``measure`` reports it. The variable ``CC``
+selects another compiler; ``CC=false`` turns the kernel off.
 
-The library is linked without an OpenMP runtime, so that it finds the one PyTorch has loaded: one
-pool of threads, of the size that `torch.set_num_threads` gives.
+The library is linked without an OpenMP runtime, so it uses the runtime that PyTorch has loaded:
+there is one pool of threads, of the size set by ``torch.set_num_threads``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 SECONDS_TO_COMPILE = 60
 ALIGNMENT_BYTES = 64
-"""Of the scratch; PyTorch's CPU allocator gives as much."""
+"""Alignment that the kernel requires of the scratch; PyTorch's CPU allocator guarantees it."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,15 +56,15 @@ class ScanKernel:
     def sizes(
         self, u: Tensor, b: Tensor, workspace: Tensor, *, chunk: int, softplus: bool, backward: bool
     ) -> _Sizes | None:
-        """Return what a run is described by, or None for a scan this kernel does not take.
+        """Return the sizes to pass to a run; None for a scan that this kernel does not support.
 
         Args:
             u: inputs [batch, length, inner].
             b: input weights [batch, length, states, groups].
-            workspace: the scratch; each thread takes a part of it.
+            workspace: scratch, divided among the threads.
             chunk: positions of a chunk.
-            softplus: whether softplus makes the step sizes.
-            backward: which of the two functions is meant.
+            softplus: whether softplus is applied to the step sizes.
+            backward: whether the backward function will run.
         """
         if u.device.type != "cpu" or u.dtype != torch.float32 or not u.numel():
             return None
@@ -77,15 +77,17 @@ class ScanKernel:
         return sizes if fits else None
 
     def forward(self, sizes: _Sizes, *tensors: Tensor | None) -> None:
-        """Run it on contiguous tensors, in the order of the C function."""
+        """Run the pass on contiguous tensors, in the order of the C function's arguments."""
         self._forward(ctypes.byref(sizes), *map(_pointer, tensors))
 
     def backward(self, sizes: _Sizes, *tensors: Tensor | None) -> None:
-        """Run it on contiguous tensors, in the order of the C function."""
+        """Run the pass on contiguous tensors, in the order of the C function's arguments."""
         self._backward(ctypes.byref(sizes), *map(_pointer, tensors))
 
 
 class _Sizes(ctypes.Structure):
+    """``sizes`` of scan_kernel.c; ``scratch`` is the floats of scratch per thread."""
+
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "length", "inner", "states", "groups")),
         *((name, ctypes.c_int64) for name in ("chunk", "softplus", "threads", "scratch")),
@@ -98,12 +100,12 @@ def _pointer(x: Tensor | None) -> ctypes.c_void_p:
 
 
 def scan_kernel() -> ScanKernel | None:
-    """Return the kernel, compiled and loaded at the first call, or None where there is none."""
+    """Return the kernel, compiled and loaded at the first call; None if that failed."""
     return _kernel_or_reason()[0]
 
 
 def describe_kernel() -> str:
-    """Say in words which loops run on this CPU; compiles nothing that no scan asked for."""
+    """Return in words which loops run on this CPU, without compiling them."""
     if not _kernel_or_reason.cache_info().currsize:
         return "not used"
     kernel, reason = _kernel_or_reason()
@@ -121,11 +123,11 @@ def _kernel_or_reason() -> tuple[ScanKernel | None, str]:
 
 
 def _compiled() -> Path:
-    """Return the library's path; compile it if the folder does not have it."""
+    """Return the library's path; compile it if it is not in the folder."""
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
-        raise OSError("no C compiler (cc, or what CC names)")
-    target = kernel_folder() / f"scan_kernel-{_key(Path(compiler))}.so"
+        raise OSError("no C compiler: install cc or set CC")
+    target = kernel_folder() / f"scan_kernel-{_library_hash(Path(compiler))}.so"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -134,25 +136,25 @@ def _compiled() -> Path:
                 compiler, *FLAGS, "-c", str(SOURCE), "-o", f"{folder}/kernel.o", cwd=folder
             )
             _run_compiler(compiler, "-shared", f"{folder}/kernel.o", "-o", str(made), cwd=folder)
-            os.replace(made, target)
+            os.replace(made, target)  # atomic: processes that compile at once do not collide
     return target
 
 
 def kernel_folder() -> Path:
-    """Where compiled libraries are kept."""
+    """Return the folder of compiled libraries."""
     given = os.environ.get("BUDGETPLAN_CACHE")
     return (Path(given) if given else Path.home() / ".cache" / "budgetplan") / "kernels"
 
 
-def _key(compiler: Path) -> str:
-    """A hash of all that the library depends on."""
+def _library_hash(compiler: Path) -> str:
+    """Return a hash of everything that the library depends on."""
     made_by, source = compiler.resolve(), SOURCE.read_bytes()
     known = (FLAGS, str(made_by), made_by.stat().st_mtime_ns, torch.__version__, _processor())
     return hashlib.sha256(source + repr(known).encode()).hexdigest()[:24]
 
 
 def _processor() -> list[str]:
-    """The machine, and on Linux what the first core says of itself."""
+    """Return the machine type and, on Linux, model and features of the first core."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if info.is_file() else []
     named = ("model name", "flags", "Features", "CPU part")

@@ -31,7 +31,7 @@ class LoopWork(NamedTuple):
     """Work of the loops inside one scan operator.
 
     Attributes:
-        launches: operations of one turn, each one kernel on a GPU. A batch larger than the scratch
+        launches: operations per turn, each a kernel on a GPU. A batch larger than the scratch
             takes more turns; they are not counted, because each operation then moves as many bytes
             as the scratch holds and its launch no longer matters.
         moved_bytes: bytes that all operations read and write.

@@ -36,7 +36,7 @@ from torch import Tensor
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
 CHUNK_POSITIONS = 16
-"""Positions between stored states. At sixteen states the stored states then take the bytes of one
+"""Positions between stored states. At sixteen states the stored states then take the bytes of a
 [batch, length, inner] activation."""
 
 WORKSPACE_BYTES = 32 * 2**20
@@ -46,7 +46,7 @@ stay linear in the batch, which ``profiler.prediction.parametric`` relies on."""
 
 CACHE_BYTES = 2 * 2**20
 """On a CPU a turn has so few sequences that one array of the scratch stays below this many bytes.
-Measured for Vim-S: 71 ms of one core per layer at 1.7 MB an array, 101 ms at 6.7 MB. Only the turns
+Measured for Vim-S: 71 ms per layer on one core at 1.7 MB an array, 101 ms at 6.7 MB. Only the turns
 differ on a CPU: the scratch has the same size on every device, so that a replay on fake CPU tensors
 holds for a GPU."""
 
@@ -55,7 +55,7 @@ FORWARD_ARRAYS, BACKWARD_ARRAYS, VECTORS = 2, 3, 3
 
 
 class ScanInputs(NamedTuple):
-    """Operands of the scan, contiguous and of one dtype; also used for their gradients.
+    """Operands of the scan, contiguous and equal in dtype; also used for their gradients.
 
     Attributes:
         u: inputs [batch, length, inner].
@@ -175,7 +175,7 @@ def backward_loops(
     wanted: WantedGradients,
     softplus: bool,
 ) -> None:
-    """Recompute the states of one chunk after another, from the last, and run the adjoint.
+    """From the last chunk to the first: recompute the states, run the adjoint recurrence.
 
     Args:
         grad_y: gradient of the outputs [batch, length, inner].
@@ -233,7 +233,7 @@ def _chunk_states(
     drive: Tensor,
     softplus: bool,
 ) -> None:
-    """Write the step sizes, drives, decay factors and states of one chunk.
+    """Write the step sizes, drives, decay factors and states of a chunk.
 
     Args:
         chunk: operands of the chunk.
@@ -267,7 +267,7 @@ def _chunk_gradients(
     wanted: WantedGradients,
     softplus: bool,
 ) -> None:
-    """Write the wanted gradients of one chunk and move the carry to its first position.
+    """Write the wanted gradients of a chunk and move the carry to its first position.
 
     Args:
         chunk: operands of the chunk.

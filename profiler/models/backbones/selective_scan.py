@@ -8,7 +8,7 @@ with the discretisation of ``mamba_ssm``: zero-order hold for A, Euler for B):
 Autograd over that loop keeps several [batch, length, inner, state] tensors, each ``state`` (16)
 times the size of any other activation of the block. Here the sequence is cut into chunks of about
 sixteen positions. Forward stores only the state at each chunk's start. Backward processes the
-chunks from the last to the first: it recomputes the states of one chunk, then runs the adjoint
+chunks from the last to the first: it recomputes the states of the chunk, then runs the adjoint
 recurrence
 
     g[t] = C[t] dy[t] + exp(delta[t+1] A) g[t+1]

@@ -1,24 +1,28 @@
-"""Vim (Vision Mamba): a plain stack of bidirectional Mamba mixers over image patches.
+"""Vim (Vision Mamba): a stack of bidirectional Mamba mixers over image patches.
 
 Written from the architecture (Zhu et al., arXiv 2401.09417, algorithm 1; variant
-`..._bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2` of hustvl/Vim @dd0358a,
-Apache-2.0):
+``..._bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2`` of github.com/hustvl/Vim
+@dd0358a, Apache-2.0):
 
     patches + class token in the middle + position embeddings
     N times:  x = x + drop_path(mixer(RMSNorm(x)))
     RMSNorm, class token, linear head
 
-    mixer:  x, z = in_proj(x);  y_dir = scan(silu(conv_dir(x)))  along the tokens, and against them
-            with weights of its own;  out_proj((y_forward + y_backward) / 2 * silu(z))
+    mixer:  x, z = in_proj(tokens)
+            y_d = scan_d(silu(conv_d(x)))     d: along the tokens, and against them; each direction
+                                              has its own weights
+            out_proj((y_forward + y_backward) / 2 * silu(z))
 
-The state dict has the names and shapes of the published checkpoints (under their key "model"), so
-`vim_s_midclstok_80p5acc.pth` loads strictly. The published blocks pass a pair (branch, residual)
-and add at the next block's start; here each layer takes and returns the one sum, in float32: the
-same numbers, and a single tensor at every unit's boundary. Two places differ in rounding under
-autocast: the bias of `dt_proj` is added by that layer (so that an adapter can replace it whole)
-instead of inside the scan, and the norm's result is not rounded before `in_proj` casts it.
+The state dict has the names and shapes of the published checkpoints (under their key "model"):
+``vim_s_midclstok_80p5acc.pth`` loads strictly.
 
-Both directions run as one scan of twice the channels, with two groups of B and C.
+Differences from the published code:
+- Published blocks pass a pair (branch, residual), which the next block adds. Here each layer takes
+  and returns the sum in float32. The values are equal, and a unit has one input and one output.
+- Under autocast two results are rounded differently: ``dt_proj`` adds its own bias (so that an
+  adapter can replace the whole layer), which the published code adds inside the scan; and the
+  norm's result is not rounded before ``in_proj`` casts it.
+- Both directions run as one scan of twice the channels, with two groups of B and C.
 """
 
 from __future__ import annotations
@@ -47,11 +51,11 @@ NORM_EPS, TOKEN_STD = 1e-5, 0.02
 
 
 class VimMixer(nn.Module):
-    """Bidirectional Mamba, version 2: projections in and out shared, all else per direction.
+    """Bidirectional Mamba, version 2: the directions share only ``in_proj`` and ``out_proj``.
 
     Args:
         dim: width of the tokens.
-        depth: layers of the model, which scale the initial `out_proj` (1 / sqrt(depth)).
+        depth: layers of the model; the initial ``out_proj`` is scaled by 1 / sqrt(depth).
     """
 
     def __init__(self, dim: int, *, depth: int) -> None:
@@ -78,12 +82,12 @@ class VimMixer(nn.Module):
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = x.transpose(1, 2)
         conv_f, conv_b = self.conv1d(x)[..., :length], self.conv1d_b(x.flip(-1))[..., :length]
-        # Channels last from here on: the projections, the gate and the scan then copy nothing.
+        # In channels-last layout the projections, the gate and the scan copy nothing.
         u = F.silu(torch.cat([conv_f.transpose(1, 2), conv_b.transpose(1, 2)], dim=-1))
         u_f, u_b = u.chunk(2, dim=-1)
         steps_f, b_f, c_f = self._selection(u_f, self.x_proj, self.dt_proj)
         steps_b, b_b, c_b = self._selection(u_b, self.x_proj_b, self.dt_proj_b)
-        # The mean of the directions: halving C and D halves their sum, at the size of C and D.
+        # The mean of the directions: halving C and D halves the outputs, and both are far smaller.
         y = self.scan(
             u.transpose(1, 2),
             torch.cat([steps_f, steps_b], dim=-1).transpose(1, 2),
@@ -100,7 +104,7 @@ class VimMixer(nn.Module):
     def _selection(
         self, u: Tensor, x_proj: nn.Module, dt_proj: nn.Module
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The input-dependent step sizes, B and C of one direction."""
+        """Return the step sizes, B and C of a direction, which depend on its input ``u``."""
         low_rank, b, c = x_proj(u).split([self.step_rank, VIM_STATES, VIM_STATES], dim=-1)
         return dt_proj(low_rank), b, c
 
@@ -110,7 +114,7 @@ def _causal_conv(inner: int) -> nn.Conv1d:
 
 
 class VimLayer(nn.Module):
-    """Norm, mixer, residual; the residual stream is float32."""
+    """Norm, mixer, residual sum in float32."""
 
     def __init__(self, dim: int, *, depth: int, drop_path_rate: float) -> None:
         super().__init__()
@@ -130,11 +134,11 @@ class Vim(ImageClassifier):
     Args:
         dim: width of the tokens.
         depth: layers.
-        img_size: height and width of the images, a multiple of `patch_size`.
-        patch_size: edge of a patch.
+        img_size: height and width of the images in pixels, a multiple of ``patch_size``.
+        patch_size: edge of a patch in pixels.
         in_chans: channels of the images.
         num_classes: outputs; 0 for features only.
-        drop_path_rate: stochastic depth of the last layer; earlier ones grow linearly from zero.
+        drop_path_rate: stochastic depth rate of the last layer; rates grow linearly from zero.
     """
 
     def __init__(
@@ -171,11 +175,11 @@ class Vim(ImageClassifier):
 
     @property
     def middle(self) -> int:
-        """Position of the class token."""
+        """Position of the class token in the sequence."""
         return int(self.patch_embed.num_patches) // 2
 
     def no_weight_decay(self) -> set[str]:
-        """The scan's own parameters and the embeddings."""
+        """Return the scan's own parameters and the embeddings."""
         return super().no_weight_decay() | {"cls_token", "pos_embed"}
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -202,7 +206,7 @@ class Vim(ImageClassifier):
 
 
 def _resized_positions(positions: Tensor, *, model: Vim) -> Tensor:
-    """Bicubic resize of the grid; the class token's own embedding sits in the middle."""
+    """Resize the grid bicubically; the class token's embedding is in the middle of the sequence."""
     if positions.shape == model.pos_embed.shape:
         return positions
     middle = (positions.shape[1] - 1) // 2

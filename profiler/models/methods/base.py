@@ -101,7 +101,7 @@ class Method(ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module, workload: Workload) -> nn.Module:
-        """Make the backbone trainable and return the model to train: it, or peft's wrapper of it.
+        """Make the backbone trainable; return the model to train: the backbone or peft's wrapper.
 
         ``requires_grad`` is set on exactly the parameters that learn. The classifier always
         learns. ``backbone_of`` finds the backbone inside a wrapper.

@@ -10,7 +10,7 @@ For a weight W [m, n] with gradient G (a convolution [out, in, k, k] is read as 
     W <- W - lr (scale U + weight_decay W)
 
 State per weight: P and two moments, (2 max(m, n) + min(m, n)) rank elements instead of 2 m n. A
-parameter of one dimension, or whose smaller side is at most the rank, has AdamW's full moments.
+parameter with one dimension, or whose smaller side is at most the rank, has AdamW's full moments.
 
 P is computed from the eigenvectors of the smaller Gram matrix (GᵀG or GGᵀ), which span the same
 subspace as the singular vectors: O(m n min(m, n)), several times faster than a decomposition of G.

@@ -9,7 +9,7 @@ unit i, reduced to the ladder's width d = D / reduction:
 
 Saved for backward are the x_i (inputs of the ``down`` layers) and the ladder's own activations.
 
-*Token ladder*, if the outputs of all units are tokens of one shape (ViT, Vim): its blocks are
+*Token ladder*, if the outputs of all units are tokens of equal shape (ViT, Vim): its blocks are
 transformer blocks of width d. With reduction 8 on ViT-B it has 2.38 M parameters, as published
 (arXiv 2402.02242).
 *Pooled ladder*, if resolutions change (TinyViT, MambaVision, CNNs): the x_i are averaged over

@@ -1,4 +1,4 @@
-"""Trainable-parameter counts, against published ones (facts/seeds.md 1.3, 3.2-3.4, 6.3)."""
+"""Trainable-parameter counts, against published ones (arXiv 2402.02242, MambaPEFT 2411.03855)."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ def test_partial_k_counts_units_from_the_end() -> None:
     ("method", "backbone", "reason"),
     [
         ("bn_head", "vit", "no BatchNorm"),
-        ("vpt_deep", "tiny_vit", "no place in windows"),
-        ("vpt_shallow", "mambavision", "no place in windows"),
+        ("vpt_deep", "tiny_vit", "no position in windows"),
+        ("vpt_shallow", "mambavision", "no position in windows"),
         ("prefix", "tiny_vit", "bias for each pair"),
         ("prefix", "vim", "no attention"),
         ("adaptformer", "mobilenet", "neither MLPs nor Mamba mixers"),
