@@ -43,7 +43,7 @@ from profiler.json_records import read_record
 
 
 class Decision(StrEnum):
-    """What happens to the saved tensors of a unit, or of a part of one (table above)."""
+    """Fate of the saved tensors of a unit, or of a unit's part (table above)."""
 
     KEEP = "keep"
     DROP_CHEAP = "cheap"

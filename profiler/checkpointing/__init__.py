@@ -4,7 +4,7 @@ apply.py             start here: replaces the forwards of a model's units by a p
 forwards.py          the replaced forwards, one class per decision
 recompute.py         where and when one call is recomputed
 module_call.py       recomputable call of a whole unit or branch
-function_call.py     recomputable call of one torch function
+function_call.py     recomputable call of a torch function
 cheap_ops.py         which calls inside a unit are recomputed (selective recomputation)
 cheap_functions.py   torch functions that are cheap to recompute
 output_table.py      recognises the output of a recomputable call among saved tensors

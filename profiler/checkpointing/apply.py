@@ -4,7 +4,7 @@
     apply_adaptive    lets the paper's rule decide on entry of each unit, at run time
     AppliedPlacement  the replaced forwards; ``remove`` gives the modules their own ones back
 
-    decision          what happens
+    decision          effect
     recompute         The unit is one recomputable call (``module_call.py``).
     segment           The same, and the unit's input is a view of the output of the unit before. In
                       backward, restoring that view recomputes the unit before, whose own backward
@@ -16,10 +16,10 @@
     light             The same for depthwise convolutions, attention and scans.
     lean              As light, with cheap outputs recomputed for each of their uses.
     unit/branch       The branch is one recomputable call. Its input is a view of the output of the
-                      norm in front of it, so that output is dropped as well. The residual stream
+                      preceding norm, so the norm's output is dropped as well. The residual stream
                       stays, and the branch's output where an operation outside saves it (a
                       trainable LayerScale). ``unit/branch: cheap`` confines cheap to the branch and
-                      the norm in front of it; inside a light unit it exempts the branch from light.
+                      the preceding norm; inside a light unit it exempts the branch from light.
     unit/layer        Recompute of a layer beside cheap, light or lean: the output of its matmul or
                       convolution is dropped like the cheap ones.
 
@@ -132,7 +132,7 @@ def apply_placement(
     """Make a model follow a placement.
 
     Args:
-        model: a backbone, or the model that a method made of it.
+        model: a backbone, or the model that a method made from a backbone.
         placement: decisions by unit name, in the backbone's own naming.
         units: the backbone's units in forward order; found if None.
 
@@ -179,7 +179,7 @@ def apply_adaptive(
     Source: ``inject_dynamic_checkpointing`` in the code of arXiv:2607.02158.
 
     Args:
-        model: a backbone, or the model that a method made of it.
+        model: a backbone, or the model that a method made from a backbone.
         budget_bytes: memory budget.
         live_bytes: returns the bytes allocated now (``torch.cuda.memory_allocated`` on CUDA).
         threshold: share of the budget from which on units are recomputed.

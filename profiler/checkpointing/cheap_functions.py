@@ -1,10 +1,10 @@
 """Which torch functions are cheap to recompute, and how each is called again.
 
     cheap           normalisation, activation functions, arithmetic, dropout, copies and sums
-    multiplying     matmuls, convolutions, attention, scans: recomputed only where a placement says
-                    so (``cheap_ops.py``)
+    multiplying     matmuls, convolutions, attention, scans: recomputed only if a placement names
+                    them (``cheap_ops.py``)
 
-Every other function runs once and keeps what it saves.
+Every other function runs once and keeps its saved tensors.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _batch_norm_from_statistics(
     The CPU kernel computes ``x * alpha + (bias - mean * alpha)`` in both modes, where alpha is the
     weight divided by the standard deviation (``batch_norm_cpu_collect_linear_and_constant_terms``
     in ``aten/src/ATen/native/cpu/batch_norm_kernel.cpp``). Called in evaluation mode with alpha as
-    the weight and a variance of one, it returns the same bits. This skips the collection of the
+    the weight and variance 1, it returns the same bits. This skips the collection of the
     statistics, which is most of the time (16 x 96 x 56 x 56 on one thread of a Xeon: 9.8 ms with,
     1.6 ms without).
 

@@ -6,7 +6,7 @@ Matmuls, convolutions, attention and scans run once and keep their outputs. A Vi
 values per token; dropping the outputs of the two norms (2 D) and of GELU (4 D) leaves 10 D.
 
     call of a torch function
-      ├─ not cheap ─────────────────────────► runs as it is; what it saves goes to _pack
+      ├─ not cheap ─────────────────────────► runs as it is; its saved tensors go to _pack
       └─ cheap ─► runs as a FunctionCall, its saved tensors held
                     ├─ its inputs are available ─► its saved tensors are dropped, and the output is
                     │                              registered: who saves it stores an OutputView
@@ -20,7 +20,7 @@ behind an addition and a dropout behind a matmul have no available input.
 Under autocast, the low-precision copies of weights are dropped too. A plain model keeps two bytes
 for every weight until backward.
 
-Three settings extend what is dropped:
+Three settings extend the set of dropped tensors:
 
     drop_mixing     Functions that mix no channels count as cheap. A depthwise convolution does k*k
                     multiplications per output value, where a pointwise one does hundreds. Attention
@@ -37,10 +37,10 @@ in-place function runs in place in forward, as the model wants, and out of place
 unless nothing else needs its input.
 
 Tried and rejected: torch's selective checkpointing (``create_selective_checkpoint_contexts``) that
-saves what matmuls, convolutions and attention return. On ViT-S blocks in float32 it stores 11.0 D
-where this stores 10.0 D, because it must keep the unit's input and every matmul's output, saved by
-an operation or not. Its step takes 1.02 to 1.07 of the plain step's time, this one 0.97 to 1.01
-(one CPU core, batch 8 and 1, best of several). In bfloat16 both store the same.
+saves the outputs of matmuls, convolutions and attention. On ViT-S blocks in float32 it stores
+11.0 D where this stores 10.0 D, because it must keep the unit's input and every matmul's output,
+saved by an operation or not. Its step takes 1.02 to 1.07 of the plain step's time, this one 0.97 to
+1.01 (one CPU core, batch 8 and 1, best of several). In bfloat16 both store the same.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ small: storing it costs less than recomputing it."""
 
 
 class _KeptTensors:
-    """Tensors of one forward that stay in memory until backward, by storage."""
+    """Tensors that stay in memory from a unit's forward until its backward, by storage."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[Tensor, int]] = {}
@@ -111,7 +111,7 @@ class _KeptTensors:
 
 
 class SelectiveRecomputation(TorchFunctionMode):
-    """Makes the cheap calls of one unit recomputable, forward by forward.
+    """Makes the cheap calls of a unit recomputable, forward by forward.
 
     Args:
         drop_mixing: True to count depthwise convolutions, attention and scans as cheap.
@@ -169,7 +169,7 @@ class SelectiveRecomputation(TorchFunctionMode):
             self._drops, self._paused, self._drop_mixing = before
 
     def store_input(self, tensor: Tensor) -> object:
-        """Return what a call keeps for an input: an OutputView if it can be recomputed."""
+        """Return an OutputView for an input that can be recomputed, else a KeptInput."""
         if isinstance(tensor, nn.Parameter):
             return tensor
         if self._kept.has(tensor):
@@ -246,7 +246,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         return cast
 
     def _drop_or_release(self, call: FunctionCall, output: object, *, inplace: bool) -> None:
-        """Drop what the call saved if that frees memory, else keep it and free the inputs."""
+        """Drop the call's saved tensors if that frees memory; else keep them, free the inputs."""
         held = [
             (i, saved) for i, ref in enumerate(call.saved) if isinstance(saved := ref(), OutputView)
         ]
@@ -291,7 +291,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         )
 
     def _has_available_inputs(self, call: FunctionCall, output: Tensor) -> bool:
-        """Return True if all inputs are available once the call has saved what it saves."""
+        """Return True if all inputs are available, those that the call has saved included."""
         inputs = list(_each((*call.args, *call.kwargs.values()), (KeptInput, OutputView)))
         largest = max([output.numel(), *(i.shape.numel() for i in inputs)])
         return all(

@@ -1,4 +1,4 @@
-"""State that a recomputation restores, so that it computes what the first forward computed.
+"""State that a recomputation restores, so that it repeats the first forward bit by bit.
 
     autocast_states    autocast's precision per device type at the first forward
     RandomState        random generators before the first forward
@@ -33,7 +33,7 @@ def autocast_states(args: Sequence[object]) -> AutocastStates:
 
 
 class RandomState:
-    """The random generators of the CPU and of one device at one moment."""
+    """The states of the random generators of the CPU and a device."""
 
     __slots__ = ("cpu", "device", "state")
 

@@ -158,7 +158,7 @@ class UnitPart(ReplacedForward):
         self.decision, self.recomputation = decision, recomputation
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the branch; its input is a view of the norm's output in front of it."""
+        """Run the branch; its input is a view of the preceding norm's output."""
         if self.decision == Decision.RECOMPUTE:
             store_input = self.recomputation.store_input
             with self.recomputation.in_part(drops=False, paused=True):
@@ -214,7 +214,7 @@ class FrozenLayer(ReplacedForward):
         }
         layer = self.function.run
         if type(self.module) is nn.Linear:
-            # autocast's own copy of the weight could not be told from an activation
+            # autocast's own copy of the weight would look like an activation
             cast, cast_call = weight_cast(self.module.weight)
             storages[cast.untyped_storage()._cdata] = cast_call
             layer = _linear_with(cast, self.module.bias)

@@ -1,7 +1,7 @@
-"""The call of one torch function, such as a norm or an activation function.
+"""The call of a torch function, such as a norm or an activation function.
 
-Whether dropping what a call saves frees memory is known only after the call. Its saved tensors are
-therefore held at first (``pack_held``), and afterwards the caller decides:
+Only after the call it is clear whether dropping its saved tensors frees memory. They are therefore
+held at first (``pack_held``), and afterwards the caller decides:
 
     drop               recompute the saved tensor in backward
     release_inputs     keep all, as in the plain model; the call is never recomputed
@@ -93,7 +93,7 @@ class FunctionCall(RecomputableCall):
         self.small.clear()
 
     def release_inputs(self) -> None:
-        """Free the inputs. The saved tensors keep what they hold; nothing is recomputed."""
+        """Free the inputs. The saved tensors stay filled; nothing is recomputed."""
         self.args, self.kwargs, self.random = [], {}, None
 
     def _run_again(

@@ -1,6 +1,6 @@
 """The call of a whole module (a unit or a branch), with everything inside dropped.
 
-A recomputation stops at the last saved tensor, but the order of layers limits what that saves. An
+A recomputation stops at the last saved tensor, but the order of layers can defeat this. An
 adapter (LoRA) runs the frozen layer first and its own small matmuls after it, so the saved tensors
 of the adapter come after the frozen layer's matmul. If nothing saved after a frozen layer depends
 on the layer's output, that matmul can be left out:
@@ -39,7 +39,7 @@ class ModuleCall(RecomputableCall):
     Attributes:
         skippable: the last frozen layer, as long as nothing saved after it depends on its output.
         frozen_storages: while a frozen layer runs, the storages that it may save and stay
-            skippable: its weights, or autocast copies of them with the call that casts again.
+            skippable: its weights, or their autocast copies with the call that casts again.
         in_adapter: True while an adapter or a dropout runs: tensors without a graph that it saves
             (dropout masks) are its own and do not depend on the frozen layer.
     """
@@ -60,7 +60,7 @@ class ModuleCall(RecomputableCall):
         self.in_adapter = False
 
     def run_first(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run the forward and drop what it saves."""
+        """Run the forward and drop its saved tensors."""
         try:
             with running(self), saved_tensors_hooks(self._pack, unpack):
                 output = self.function.run(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Recognises the output of a recomputable call among tensors that other operations save.
 
-An operation saves the call's output itself, a view of it, or under autocast a copy of it in lower
-precision. The first two share the output's storage. The copy does not: it is recognised by its
+An operation saves the call's output itself, one of its views, or under autocast a copy in lower
+precision. Output and views share a storage. The copy has its own: it is recognised by its
 place in the autograd graph, behind a cast of the node that made the output.
 """
 
@@ -35,7 +35,7 @@ class _Output:
 
 
 class OutputTable:
-    """The outputs of the recomputable calls of one forward."""
+    """The outputs of a forward's recomputable calls."""
 
     __slots__ = ("_by_node", "_by_storage")
 
@@ -60,7 +60,7 @@ class OutputTable:
             self._by_node[known.node] = known
 
     def find(self, tensor: Tensor) -> OutputView | None:
-        """Return an empty view if a tensor is an unmodified output, a view or a cast of one."""
+        """Return an empty view if a tensor is an unmodified output, its view or its cast."""
         known = self._by_storage.get(tensor.untyped_storage()._cdata)
         if known is None or known.version != tensor._version:
             known = self._by_node.get(cast_source(tensor))

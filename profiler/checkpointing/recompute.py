@@ -1,4 +1,4 @@
-"""Recomputation of one call: saved tensors are dropped in forward and recomputed in backward.
+"""Recomputation of a call: saved tensors are dropped in forward and recomputed in backward.
 
 *Where* a layer is recomputed: in ``RecomputableCall.recompute``. *When*: in backward, at the moment
 when autograd unpacks a saved tensor that was dropped.
@@ -17,15 +17,15 @@ when autograd unpacks a saved tensor that was dropped.
                      somebody waits for the output. Then run to the end and fill the OutputViews.
                 Autograd frees each SavedTensor, and with it the tensor, after its last use.
 
-    RecomputableFunction   what is called: a module's forward or a torch function
-    RecomputableCall       one call of it: inputs, autocast and random state; ``recompute``
-    SavedTensor            what the autograd graph holds in place of a saved tensor
+    RecomputableFunction   the called function: a module's forward or a torch function
+    RecomputableCall       its inputs, autocast state and random state; ``recompute``
+    SavedTensor            placeholder for a saved tensor in the autograd graph
     OutputView             a view or a cast of a call's *output*, held by an operation that saved it
                            or by a later call that takes it as input
     KeptInput              an input that stays in memory
 
     module_call.py         calls of a unit or a branch, everything inside dropped
-    function_call.py       calls of one torch function, chosen by cheap_ops.py
+    function_call.py       calls of a torch function, chosen by cheap_ops.py
 
 This is non-reentrant checkpointing: graph, hooks and gradients are those of the plain model.
 References lead from a tensor's users to the call that made it, never back, so calls are freed
@@ -119,7 +119,7 @@ class RecomputableFunction:
 
 
 class SavedTensor:
-    """What the autograd graph holds in place of a saved tensor: empty, or filled."""
+    """Placeholder for a saved tensor in the autograd graph: empty, or filled."""
 
     __slots__ = ("__weakref__", "call", "dtype", "shape", "tensor")
 
@@ -210,11 +210,11 @@ class KeptInput:
 
 
 StoreInput = Callable[[Tensor], object]
-"""Returns what a call keeps for an input: a KeptInput, an OutputView, or a parameter itself."""
+"""Maps an input to its stand-in in the call: a KeptInput, an OutputView or a parameter itself."""
 
 
 def unpack(packed: SavedTensor | Tensor) -> Tensor:
-    """Return the tensor of what a pack hook returned; the unpack hook of this package."""
+    """Unpack hook of this package: return the tensor of a packed one."""
     return packed.unpack() if isinstance(packed, SavedTensor) else packed
 
 
@@ -239,7 +239,7 @@ class RecomputableCall:
         function: the called function.
         args: positional arguments.
         kwargs: keyword arguments.
-        store_input: what to keep for each tensor among the arguments.
+        store_input: function from each tensor among the arguments to its stand-in.
 
     Attributes:
         per_use: True if the call restores one tensor at a time (module docstring).
@@ -405,7 +405,7 @@ SEQUENCES = (list, tuple)
 
 
 def map_tensors(value: object, change: Callable[[Any], object]) -> object:
-    """Apply a function to the tensors of an argument, or to what a call keeps in their place."""
+    """Apply a function to the tensors of an argument, or to their stand-ins."""
     if isinstance(value, _TENSORS):
         return change(value)
     if isinstance(value, SEQUENCES):
