@@ -53,7 +53,11 @@ class Decision(StrEnum):
     SEGMENT = "segment"
 
 
-_BY_WORD: Mapping[object, Decision] = {word: word for word in Decision}
+_BY_WORD = {str(decision): decision for decision in Decision}
+
+_KEEP = Decision.KEEP
+"""The search builds and reads placements in its inner loop, and before Python 3.12 the attribute
+of an enum is looked up by a Python function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Placement:
                     f"unknown decision {word!r} for unit {name!r}; "
                     f"use one of {', '.join(Decision)}"
                 )
-            if decision is not Decision.KEEP:
+            if decision is not _KEEP:
                 changed[name] = decision
         object.__setattr__(self, "decisions", MappingProxyType(changed))
 
@@ -91,7 +95,7 @@ class Placement:
 
     def decision(self, name: str) -> Decision:
         """Return the decision for a unit or ``unit/part``."""
-        return self.decisions.get(name, Decision.KEEP)
+        return self.decisions.get(name, _KEEP)
 
     @property
     def is_none(self) -> bool:

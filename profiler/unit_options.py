@@ -1,21 +1,27 @@
-"""What a unit may do: the options that a placement is chosen from, and how each is written down.
+"""The options of a unit: the ways to place it that are profiled, priced and compared.
 
-An option is a word, since it is replayed, stored and drawn in one piece:
+A placement could decide about every layer on its own. That would be far too many combinations to
+profile, so each unit has a short list of options, and an optimal placement picks one per unit:
 
-    a decision   for the whole unit (profiler/placement.py)
-    depthwise    light, but attention (or a scan) is no more than cheap
-    only:N       the N-th branch drops what is cheap, the rest of the unit is kept
-    parts:N      the N-th branch is recomputed, the others drop what is cheap
-    parts:all    every branch is recomputed, and what joins them stays
-    layers:N     cheap, and the outputs of N layers go too: the N that are cheapest to run again
-    lean-layers  lean, and the outputs of all these layers go too
+    record                       key              decisions for the unit
+    WholeUnit(decision)          keep, cheap, ... the decision, for the whole unit
+    SpareTokenMixer()            depthwise        light, but the token mixer (attention or scan)
+                                                  cheap: its output stays
+    CheapBranch(n)               only:n           branch n cheap, the rest of the unit kept
+    RecomputeBranches(n)         parts:n          branch n recomputed, the other branches cheap
+    RecomputeBranches(None)      parts:all        every branch recomputed; what joins them stays
+    RecomputeLayers(n)           layers:n         cheap, and the outputs of n layers dropped too
+    RecomputeLayers(n, light)    light-layers:n   light, and the outputs of n layers dropped too
+    RecomputeLayers(None, lean)  lean-layers      lean, and the outputs of all listed layers dropped
 
-In a unit with depthwise convolutions, branches and layers are beside ``depthwise`` and not beside
-``cheap``: nothing is cheaper to drop. With ``light-`` in front, layers are beside ``light``.
-Attention over all of an image, or a scan, is about as dear as a layer, so there is either.
+Branches count from 1. Layers are taken in the order of ``UnitParts.layers``: fewest multiplications
+per output value first, which is the recompute time of a freed byte.
 
-Layers are taken in the order of multiplications for a value of their output, which is the time
-that a freed byte costs. The costliest is left out: with it that would be nearly ``recompute``.
+A unit with depthwise convolutions never uses ``cheap`` as the rest: recomputing the outputs of
+depthwise convolutions costs least of all, so ``SpareTokenMixer`` takes its place.
+
+The key is the option's name in the profile store, in ``units[].decision`` of a composed prediction
+and in progress messages. It is written by ``UnitOption.key`` and read by ``option_from_key``.
 """
 
 from __future__ import annotations
@@ -23,30 +29,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
+from profiler.errors import InputError
 from profiler.placement import Decision, Placement
 
-MENU = (Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE)
-"""Options that every unit has; its anatomy adds more."""
-
-DEPTHWISE, LEAN_LAYERS = "depthwise", "lean-layers"
-
-_ONLY, _PARTS, _LAYERS, _BESIDE_LIGHT = (
-    "only:",
-    "parts:",
-    "layers:",
-    f"{Decision.DROP_CHEAP_AND_MIXING}-",
-)
+Decisions = dict[str, Decision]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
-    """What of a unit can be decided apart, by names within the unit.
+class UnitParts:
+    """The parts of a unit that can have a decision of their own, by name within the unit.
 
     Attributes:
-        branches: worth checkpointing alone (an attention, an MLP).
-        layers: whose outputs may be dropped, cheapest to run again first; no depthwise ones.
-        token_mixer: the module that is its attention or its scan, None where there is none.
-        has_depthwise: whether there are depthwise convolutions.
+        branches: branches worth recomputing alone, such as an attention or an MLP.
+        layers: matmuls and convolutions whose outputs can be dropped, cheapest to recompute per
+            byte first. Depthwise convolutions are not among them.
+        token_mixer: the attention or the scan, None without one.
+        has_depthwise: True if the unit has depthwise convolutions.
     """
 
     branches: tuple[str, ...] = ()
@@ -55,112 +55,231 @@ class Anatomy:
     has_depthwise: bool = False
 
 
-Anatomies = Mapping[str, Anatomy]
-"""By unit, in forward order."""
+PartsByUnit = Mapping[str, UnitParts]
+"""Parts by unit name, in forward order."""
 
 
-def menu_of(anatomies: Anatomies) -> tuple[str, ...]:
-    """Return every option that units of a backbone have."""
-    units = anatomies.values()
+class UnitOption(msgspec.Struct, frozen=True, cache_hash=True):
+    """One way to place a unit.
+
+    Options are keys of every table in the search's inner loop. msgspec computes the hash once and
+    compares in C, where a dataclass would call Python for each.
+    """
+
+    @property
+    def key(self) -> str:
+        """Name in the profile store and in JSON."""
+        raise NotImplementedError
+
+    def decisions(self, unit: str, parts: UnitParts) -> Decisions:
+        """Return the decisions for a unit; none if the unit lacks the parts that they are about.
+
+        Args:
+            unit: name of the unit.
+            parts: parts of the unit.
+        """
+        raise NotImplementedError
+
+
+class WholeUnit(UnitOption, frozen=True, cache_hash=True):
+    """One decision for the whole unit."""
+
+    decision: Decision
+
+    @property
+    def key(self) -> str:
+        """The decision's word."""
+        return self.decision.value
+
+    def decisions(self, unit: str, parts: UnitParts) -> Decisions:
+        """Return the decision; every unit has this option."""
+        return {} if self.decision == Decision.KEEP else {unit: self.decision}
+
+
+class SpareTokenMixer(UnitOption, frozen=True, cache_hash=True):
+    """Drop outputs of depthwise convolutions, but not of the attention or the scan."""
+
+    @property
+    def key(self) -> str:
+        """``depthwise``."""
+        return "depthwise"
+
+    def decisions(self, unit: str, parts: UnitParts) -> Decisions:
+        """Return the decisions for a unit with depthwise convolutions and a token mixer."""
+        has_both = parts.has_depthwise and parts.token_mixer is not None
+        return _cheapest(unit, parts) if has_both else {}
+
+
+class CheapBranch(UnitOption, frozen=True, cache_hash=True):
+    """Drop the cheap outputs of one branch; keep the rest of the unit."""
+
+    branch: int
+
+    @property
+    def key(self) -> str:
+        """``only:1``, ``only:2``, ..."""
+        return f"only:{self.branch}"
+
+    def decisions(self, unit: str, parts: UnitParts) -> Decisions:
+        """Return the decisions for a unit with this branch and at least one more."""
+        chosen = _branches(parts, self.branch)
+        return {f"{unit}/{name}": Decision.DROP_CHEAP for name in chosen}
+
+
+class RecomputeBranches(UnitOption, frozen=True, cache_hash=True):
+    """Recompute one branch, or every branch if ``branch`` is None."""
+
+    branch: int | None
+
+    @property
+    def key(self) -> str:
+        """``parts:1``, ``parts:2``, ..., ``parts:all``."""
+        return f"parts:{'all' if self.branch is None else self.branch}"
+
+    def decisions(self, unit: str, parts: UnitParts) -> Decisions:
+        """Return the decisions for a unit with this branch and at least one more."""
+        chosen = _branches(parts, self.branch)
+        recomputed = {f"{unit}/{name}": Decision.RECOMPUTE for name in chosen}
+        if not chosen:
+            return {}
+        if parts.has_depthwise:
+            # a token mixer inside a recomputed branch cannot have a decision of its own
+            inside = tuple(f"{name}." for name in recomputed)
+            rest = _cheapest(unit, parts).items()
+            return {n: d for n, d in rest if not n.startswith(inside)} | recomputed
+        cheap = {f"{unit}/{name}": Decision.DROP_CHEAP for name in parts.branches}
+        return cheap | recomputed
+
+
+class RecomputeLayers(UnitOption, frozen=True, cache_hash=True):
+    """Drop cheap outputs, and the outputs of the first layers of ``UnitParts.layers``.
+
+    Attributes:
+        count: number of layers, None for all.
+        rest: decision for the rest of the unit: cheap, light or lean.
+    """
+
+    count: int | None
+    rest: Decision = Decision.DROP_CHEAP
+
+    @property
+    def key(self) -> str:
+        """``layers:1``, ``light-layers:1``, ..., ``lean-layers``."""
+        rest = "" if self.rest == Decision.DROP_CHEAP else f"{self.rest}-"
+        return f"{rest}layers" + ("" if self.count is None else f":{self.count}")
+
+    def decisions(self, unit: str, parts: UnitParts) -> Decisions:
+        """Return the decisions for a unit with so many layers."""
+        count = len(parts.layers) if self.count is None else self.count
+        # without a token mixer, light drops no more than the option with cheap does
+        has_rest = self.rest != Decision.DROP_CHEAP_AND_MIXING or parts.token_mixer is not None
+        if not (0 < count <= len(parts.layers) and has_rest):
+            return {}
+        is_cheap = self.rest == Decision.DROP_CHEAP
+        rest = _cheapest(unit, parts) if is_cheap else {unit: self.rest}
+        return rest | {f"{unit}/{layer}": Decision.RECOMPUTE for layer in parts.layers[:count]}
+
+
+def _cheapest(unit: str, parts: UnitParts) -> Decisions:
+    """Return the decisions that cost least per freed byte: cheap, with depthwise convolutions."""
+    if not parts.has_depthwise:
+        return {unit: Decision.DROP_CHEAP}
+    mixer = parts.token_mixer
+    spared = {} if mixer is None else {f"{unit}/{mixer}": Decision.DROP_CHEAP}
+    return {unit: Decision.DROP_CHEAP_AND_MIXING} | spared
+
+
+def _branches(parts: UnitParts, branch: int | None) -> tuple[str, ...]:
+    """Return one branch or all of them; none where the unit has no such branch, or only one."""
+    if len(parts.branches) < 2:
+        return ()
+    return parts.branches if branch is None else parts.branches[branch - 1 : branch]
+
+
+_WHOLE = {decision: WholeUnit(decision) for decision in Decision}
+
+_KEEP = Decision.KEEP
+
+KEPT = _WHOLE[_KEEP]
+
+COMMON_OPTIONS: tuple[UnitOption, ...] = (
+    KEPT,
+    _WHOLE[Decision.DROP_CHEAP],
+    _WHOLE[Decision.RECOMPUTE],
+)
+"""Options of every unit."""
+
+ALL_LAYERS = RecomputeLayers(None, Decision.DROP_PER_USE)
+
+
+def options_of(parts_by_unit: PartsByUnit) -> tuple[UnitOption, ...]:
+    """Return every option that at least one of the units has, common ones first."""
+    units = parts_by_unit.values()
     most_branches = max((len(unit.branches) for unit in units if len(unit.branches) > 1), default=0)
-    branches = [*range(1, most_branches + 1)]
-    most_layers = max((len(unit.layers) for unit in units), default=0)
-    layers = [f"{_LAYERS}{n}" for n in range(1, most_layers + 1)]
+    branches = range(1, most_branches + 1)
+    layers = range(1, max((len(unit.layers) for unit in units), default=0) + 1)
     has_mixer = any(unit.token_mixer is not None for unit in units)
     has_depthwise = any(unit.has_depthwise for unit in units)
-    return (
-        *MENU,
-        *([DEPTHWISE] if has_mixer and has_depthwise else []),
-        *([Decision.DROP_CHEAP_AND_MIXING] if has_mixer or has_depthwise else []),
-        Decision.DROP_PER_USE,
-        *([LEAN_LAYERS] if layers else []),
-        *(f"{_ONLY}{n}" for n in branches),
-        *(f"{_PARTS}{n}" for n in ([*branches, "all"] if branches else [])),
-        *layers,
-        *(f"{_BESIDE_LIGHT}{option}" for option in layers if has_mixer),
-    )
+    light = Decision.DROP_CHEAP_AND_MIXING
+    options: list[UnitOption] = [*COMMON_OPTIONS]
+    if has_mixer and has_depthwise:
+        options.append(SpareTokenMixer())
+    if has_mixer or has_depthwise:
+        options.append(_WHOLE[light])
+    options.append(_WHOLE[Decision.DROP_PER_USE])
+    if layers:
+        options.append(ALL_LAYERS)
+    options += [CheapBranch(n) for n in branches]
+    options += [RecomputeBranches(n) for n in ([*branches, None] if branches else [])]
+    options += [RecomputeLayers(n) for n in layers]
+    if has_mixer:
+        options += [RecomputeLayers(n, light) for n in layers]
+    return tuple(options)
 
 
-def option_of(unit: str, decisions: Mapping[str, Decision], anatomy: Anatomy) -> str | None:
-    """Return the option that says this of a unit, None if there is no such option."""
-    whole = decisions.get(unit, Decision.KEEP)
-    if len(decisions) == (
-        whole != Decision.KEEP
-    ):  # the search asks for these thousands of times a second
-        return whole
-    menu = menu_of({unit: anatomy})
-    return next((o for o in menu if decisions_of(unit, o, anatomy) == decisions), None)
-
-
-def decisions_of(unit: str, option: str, anatomy: Anatomy) -> dict[str, Decision]:
-    """Return what a placement says of one unit under an option: nothing if it has no such option.
+def option_with(
+    unit: str, decisions: Mapping[str, Decision], parts: UnitParts
+) -> UnitOption | None:
+    """Return the option with these decisions for a unit, None if there is none.
 
     Args:
-        unit: its name.
-        option: of the menu.
-        anatomy: of the unit.
+        unit: name of the unit.
+        decisions: the placement's entries for the unit and its parts.
+        parts: parts of the unit.
     """
-    plain = option.removeprefix(_BESIDE_LIGHT)
-    beside = (
-        _depthwise(unit, anatomy) if plain == option else {unit: Decision.DROP_CHEAP_AND_MIXING}
-    )
-    if option == Decision.KEEP:
-        return {}
-    if option == DEPTHWISE:
-        return beside if anatomy.has_depthwise and anatomy.token_mixer is not None else {}
-    if option == LEAN_LAYERS:
-        return _by_layer(unit, len(anatomy.layers), {unit: Decision.DROP_PER_USE}, anatomy)
-    if plain.startswith(_LAYERS):
-        is_other = plain == option or anatomy.token_mixer is not None
-        count = int(plain.removeprefix(_LAYERS)) if is_other else 0
-        return _by_layer(unit, count, beside, anatomy)
-    if plain.startswith((_ONLY, _PARTS)):
-        return _by_branch(unit, plain, beside, anatomy)
-    return {unit: Decision(option)}
+    whole = decisions.get(unit, _KEEP)
+    # one decision for the whole unit, or none: the search comes here thousands of times a second
+    if len(decisions) == (whole is not _KEEP):
+        return _WHOLE[whole]
+    options = options_of({unit: parts})
+    return next((o for o in options if o.decisions(unit, parts) == decisions), None)
 
 
-def _by_layer(
-    unit: str, count: int, beside: dict[str, Decision], anatomy: Anatomy
-) -> dict[str, Decision]:
-    dropped = anatomy.layers[:count]
-    if not dropped or count > len(anatomy.layers):
-        return {}
-    return beside | {f"{unit}/{layer}": Decision.RECOMPUTE for layer in dropped}
+def option_from_key(key: str) -> UnitOption:
+    """Return the option that has a key.
+
+    Raises:
+        InputError: no option has it.
+    """
+    name, colon, number = key.partition(":")
+    count = int(number) if number.isdecimal() else None
+    candidates: tuple[UnitOption, ...] = (SpareTokenMixer(), ALL_LAYERS, *_WHOLE.values())
+    if name == "only" and count:
+        candidates = (CheapBranch(count),)
+    elif name == "parts" and colon:
+        candidates = (RecomputeBranches(count),)
+    elif name in ("layers", "light-layers") and count:
+        rests = (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING)
+        candidates = tuple(RecomputeLayers(count, rest) for rest in rests)
+    found = next((option for option in candidates if option.key == key), None)
+    if found is None:
+        raise InputError(f"unknown option of a unit {key!r}; use a key of profiler/unit_options.py")
+    return found
 
 
-def _depthwise(unit: str, anatomy: Anatomy) -> dict[str, Decision]:
-    if not anatomy.has_depthwise:
-        return {unit: Decision.DROP_CHEAP}
-    mixer = (
-        {}
-        if anatomy.token_mixer is None
-        else {f"{unit}/{anatomy.token_mixer}": Decision.DROP_CHEAP}
-    )
-    return {unit: Decision.DROP_CHEAP_AND_MIXING} | mixer
-
-
-def _by_branch(
-    unit: str, option: str, beside: dict[str, Decision], anatomy: Anatomy
-) -> dict[str, Decision]:
-    branches, (family, _, which) = anatomy.branches, option.partition(":")
-    if len(branches) < 2 or (which != "all" and int(which) > len(branches)):
-        return {}
-    chosen = branches if which == "all" else (branches[int(which) - 1],)
-    if f"{family}:" == _ONLY:
-        return {f"{unit}/{name}": Decision.DROP_CHEAP for name in chosen}
-    if anatomy.has_depthwise:
-        inside = tuple(f"{unit}/{name}." for name in chosen)
-        apart = {name: decision for name, decision in beside.items() if not name.startswith(inside)}
-        return apart | {f"{unit}/{name}": Decision.RECOMPUTE for name in chosen}
-    return {
-        f"{unit}/{name}": Decision.RECOMPUTE if name in chosen else Decision.DROP_CHEAP
-        for name in branches
-    }
-
-
-def uniform(option: str, anatomies: Anatomies) -> Placement:
-    """Return the placement that gives every unit the same option, as far as it has it."""
-    decisions: dict[str, Decision] = {}
-    for unit, anatomy in anatomies.items():
-        decisions |= decisions_of(unit, option, anatomy)
+def uniform_placement(option: UnitOption, parts_by_unit: PartsByUnit) -> Placement:
+    """Return the placement with the same option for every unit that has it; others are kept."""
+    decisions: Decisions = {}
+    for unit, parts in parts_by_unit.items():
+        decisions |= option.decisions(unit, parts)
     return Placement(decisions=decisions)

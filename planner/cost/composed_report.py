@@ -9,10 +9,10 @@ from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats
 from profiler.devices.table import DeviceSpec, device_label
 from profiler.models.parameter_count import count_parameters
-from profiler.placement import Decision
 from profiler.prediction.parametric import OptionProfile, UpdateProfile, Work, terms
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import Phase
+from profiler.unit_options import KEPT, UnitOption
 from profiler.workload import Candidate
 
 
@@ -21,8 +21,8 @@ def composed_report(
     estimate: StepEstimate,
     *,
     device: DeviceSpec,
-    unit_options: Mapping[str, str],
-    options: Mapping[str, OptionProfile],
+    unit_options: Mapping[str, UnitOption],
+    options: Mapping[UnitOption, OptionProfile],
     update: UpdateProfile,
     costs: UnitCosts,
     has_rates: bool,
@@ -60,16 +60,16 @@ def composed_report(
 
 
 def _step_flops(
-    unit_options: Mapping[str, str],
-    options: Mapping[str, OptionProfile],
+    unit_options: Mapping[str, UnitOption],
+    options: Mapping[UnitOption, OptionProfile],
     update: UpdateProfile,
     point: Floats,
     accumulation: int,
 ) -> Flops:
-    kept = options[Decision.KEEP].work
+    kept = options[KEPT].work
     recompute = 0.0
     for index, option in enumerate(unit_options.values()):
-        if option != Decision.KEEP:
+        if option != KEPT:
             work = options[option].work.of(Phase.RECOMPUTE)
             recompute += float((work.flops[work.unit == index] @ point).sum())
     return Flops(
@@ -81,8 +81,8 @@ def _step_flops(
 
 
 def _unit_reports(
-    unit_options: Mapping[str, str],
-    options: Mapping[str, OptionProfile],
+    unit_options: Mapping[str, UnitOption],
+    options: Mapping[UnitOption, OptionProfile],
     costs: UnitCosts,
     point: Floats,
     *,
@@ -94,12 +94,12 @@ def _unit_reports(
         def flops(work: Work, index: int = index) -> int:
             return round(float((work.flops[work.unit == index] @ point).sum()))
 
-        profile, kept = options[option], options[Decision.KEEP].work
+        profile, kept = options[option], options[KEPT].work
         forward, recompute = costs.forward_seconds[index], costs.recompute_seconds[option][index]
         rows.append(
             UnitReport(
                 name=name,
-                decision=option,
+                decision=option.key,
                 stored_bytes=round(float(costs.stored[option][index])),
                 boundary_bytes=round(float(profile.boundary[index] @ point)),
                 working_bytes=round(float(costs.backward[option][index])),

@@ -17,7 +17,6 @@ from profiler.device_rules.caching_allocator import (
     configuration,
 )
 from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
-from profiler.placement import Decision
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import (
     OptionProfile,
@@ -30,7 +29,14 @@ from profiler.prediction.parametric import (
 )
 from profiler.replay.event_log import EventLog
 from profiler.store import Store
-from profiler.unit_options import MENU, Anatomies, menu_of, uniform
+from profiler.unit_options import (
+    COMMON_OPTIONS,
+    KEPT,
+    PartsByUnit,
+    UnitOption,
+    options_of,
+    uniform_placement,
+)
 from profiler.workload import Candidate, Workload
 
 OVERHEAD_MICRO_BATCH = 16
@@ -49,9 +55,9 @@ class FamilyProfiles:
         self.device = device
         self.store = store if store is not None else Store.in_memory()
         self._target = "cuda" if device.is_cuda else "cpu"
-        self._options: dict[tuple[Workload, str], OptionProfile] = {}
+        self._options: dict[tuple[Workload, UnitOption], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
-        self._anatomies: dict[Workload, Anatomies] = {}
+        self._parts: dict[Workload, PartsByUnit] = {}
         self._overheads: dict[Workload, AllocatorOverhead] = {}
 
     def prepare(
@@ -59,7 +65,7 @@ class FamilyProfiles:
         workload: Workload,
         on_progress: Callable[[str, float], None] | None = None,
         *,
-        options: tuple[str, ...] = MENU,
+        options: tuple[UnitOption, ...] = COMMON_OPTIONS,
     ) -> None:
         """Make the profile of a workload's family, unless the store has it.
 
@@ -70,7 +76,7 @@ class FamilyProfiles:
         """
         for done, option in enumerate(options):
             if on_progress is not None:
-                text = f"profiling {workload.model} with {workload.method}, units {option}"
+                text = f"profiling {workload.model} with {workload.method}, units {option.key}"
                 on_progress(text, done / len(options))
             self.option(workload, option)
         self.update(workload)
@@ -78,7 +84,7 @@ class FamilyProfiles:
     def is_stored(self, workload: Workload) -> bool:
         """Return whether the store has all that ``prepare`` makes with the default options."""
         family = self.family(workload)
-        keys = [self._option_key(family, option) for option in MENU]
+        keys = [self._option_key(family, option) for option in COMMON_OPTIONS]
         return all(map(self.store.holds, [*keys, self._update_key(workload)]))
 
     def family(self, workload: Workload) -> Workload:
@@ -90,37 +96,37 @@ class FamilyProfiles:
         one_image = workload.micro_batch == 1 and not self.device.is_cuda
         return family_of(workload, of_one_image=one_image)
 
-    def anatomies(self, workload: Workload) -> Anatomies:
+    def unit_parts(self, workload: Workload) -> PartsByUnit:
         """Return the branches and layers of every unit that can have decisions of their own."""
         # the modules of a model do not depend on the precision, so all precisions share a build
         family = family_of(workload).replace(precision="fp32")
-        if family not in self._anatomies:
+        if family not in self._parts:
             from profiler.models.build import build_model
-            from profiler.models.unit_parts import anatomy_of
+            from profiler.models.unit_parts import parts_of_unit
 
             built = build_model(family, device="meta")
-            self._anatomies[family] = {u: anatomy_of(built.backbone, u) for u in built.units}
-        return self._anatomies[family]
+            self._parts[family] = {u: parts_of_unit(built.backbone, u) for u in built.units}
+        return self._parts[family]
 
     def units(self, workload: Workload) -> tuple[str, ...]:
         """Return the names of the backbone's units, in forward order."""
-        return tuple(self.anatomies(workload))
+        return tuple(self.unit_parts(workload))
 
-    def unit_options(self, workload: Workload) -> tuple[str, ...]:
+    def unit_options(self, workload: Workload) -> tuple[UnitOption, ...]:
         """Return every option that units of the backbone have."""
-        return menu_of(self.anatomies(workload))
+        return options_of(self.unit_parts(workload))
 
     def learns_in_units(self, workload: Workload) -> bool:
         """Return whether backward runs through the units; with a linear probe it does not."""
-        return self._family_option(family_of(workload), Decision.KEEP).learns_in_units
+        return self._family_option(family_of(workload), KEPT).learns_in_units
 
     # -- profiles of options and of the optimizer ----------------------------------------------
 
-    def option(self, workload: Workload, option: str) -> OptionProfile:
+    def option(self, workload: Workload, option: UnitOption) -> OptionProfile:
         """Return the profile of a workload's family with all units under one option."""
         return self._family_option(self.family(workload), option)
 
-    def _family_option(self, family: Workload, option: str) -> OptionProfile:
+    def _family_option(self, family: Workload, option: UnitOption) -> OptionProfile:
         key = (family, option)
         if key not in self._options:
             self._options[key] = self.store.fetch(
@@ -130,15 +136,15 @@ class FamilyProfiles:
             )
         return self._options[key]
 
-    def _replay_option(self, family: Workload, option: str) -> OptionProfile:
-        if option != Decision.KEEP:
-            kept = self._family_option(family, Decision.KEEP)
+    def _replay_option(self, family: Workload, option: UnitOption) -> OptionProfile:
+        if option != KEPT:
+            kept = self._family_option(family, KEPT)
             # without a backward through the units, no option stores or recomputes anything
             if not kept.learns_in_units:
                 return kept
-        placement = uniform(option, self.anatomies(family))
+        placement = uniform_placement(option, self.unit_parts(family))
         profile, logs = profile_option(family, placement, self._replay, self.device)
-        if option == Decision.KEEP and self.device.is_cuda:
+        if option == KEPT and self.device.is_cuda:
             # the log is at hand, and the overhead is needed with the first estimate
             self._overheads[family] = self._fetch_overhead(family, lambda: logs[0])
         return profile
@@ -207,8 +213,8 @@ class FamilyProfiles:
         on = multiprocessors(self.device)
         return self.device.compute_capability or (0, 0), on.count, on.threads
 
-    def _option_key(self, family: Workload, option: str) -> tuple[object, ...]:
-        return "option", family.to_json(), option, self._target, *self._kernels
+    def _option_key(self, family: Workload, option: UnitOption) -> tuple[object, ...]:
+        return "option", family.to_json(), option.key, self._target, *self._kernels
 
     def _update_key(self, workload: Workload) -> tuple[object, ...]:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self._target

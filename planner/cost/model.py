@@ -39,7 +39,14 @@ from profiler.records import Report
 from profiler.store import Store
 from profiler.timing.rates import rates
 from profiler.timing.roofline import Rates
-from profiler.unit_options import MENU, option_of, uniform
+from profiler.unit_options import (
+    COMMON_OPTIONS,
+    KEPT,
+    UnitOption,
+    WholeUnit,
+    option_with,
+    uniform_placement,
+)
 from profiler.units import DeviceBytes, LiveBytes
 from profiler.workload import Candidate, Workload
 
@@ -67,7 +74,7 @@ class CostModel:
         self._costs: dict[tuple[object, ...], UnitCosts] = {}
         self._prepared: dict[Workload, PreparedWorkload] = {}
         self._indices: dict[Workload, dict[Placement, TableIndices]] = {}
-        self._chains: dict[tuple[Workload, tuple[str, ...]], Chain] = {}
+        self._chains: dict[tuple[Workload, tuple[UnitOption, ...]], Chain] = {}
 
     # -- earlier names, for callers that are not converted yet ---------------------------------
 
@@ -76,7 +83,7 @@ class CostModel:
         """The device."""
         return self.device
 
-    def menu(self, workload: Workload) -> tuple[str, ...]:
+    def menu(self, workload: Workload) -> tuple[UnitOption, ...]:
         """Return every option that units of the backbone have."""
         return self.profiles.unit_options(workload)
 
@@ -100,7 +107,9 @@ class CostModel:
         """Return the rates that times are computed from; None if the device's are unknown."""
         return self._roofline if self._roofline is not None else rates(self.device, workload)
 
-    def costs(self, workload: Workload, options: tuple[str, ...] = MENU) -> UnitCosts:
+    def costs(
+        self, workload: Workload, options: tuple[UnitOption, ...] = COMMON_OPTIONS
+    ) -> UnitCosts:
         """Return bytes and seconds of every unit under each of some options."""
         accumulating = workload.accumulation > 1
         family = self.profiles.family(workload)
@@ -110,7 +119,7 @@ class CostModel:
             self._costs[key] = unit_costs(
                 workload,
                 {option: self.profiles.option(workload, option) for option in options},
-                self.profiles.option(workload, Decision.KEEP),
+                self.profiles.option(workload, KEPT),
                 self.profiles.update(workload),
                 device=self.device,
                 rates=self.rates(workload),
@@ -126,7 +135,7 @@ class CostModel:
         if prepared is None:
             prepared = self._prepared[workload] = self._prepare_estimates(workload)
         if not placement.decisions:
-            live, seconds = prepared.tables[(Decision.KEEP,)].kept_bytes, 0.0
+            live, seconds = prepared.tables[(KEPT,)].kept_bytes, 0.0
         elif Decision.SEGMENT in placement.decisions.values():
             live, seconds = self._chain_cost(candidate)
         else:
@@ -151,11 +160,11 @@ class CostModel:
         self.profiles.prepare(workload)
         options = self._options_by_unit(workload, candidate.placement)
         # in backward the units of a segment behave as under ``recompute``, and so do their rows
+        segment, recomputed = WholeUnit(Decision.SEGMENT), WholeUnit(Decision.RECOMPUTE)
         options = {
-            unit: Decision.RECOMPUTE if option == Decision.SEGMENT else option
-            for unit, option in options.items()
+            unit: recomputed if option == segment else option for unit, option in options.items()
         }
-        used = tuple(dict.fromkeys([*MENU, *options.values()]))
+        used = tuple(dict.fromkeys([*COMMON_OPTIONS, *options.values()]))
         return composed_report(
             candidate,
             self.estimate(candidate),
@@ -168,12 +177,12 @@ class CostModel:
         )
 
     def _prepare_estimates(self, workload: Workload) -> PreparedWorkload:
-        costs = self.costs(workload, (Decision.KEEP,))
+        costs = self.costs(workload, (KEPT,))
         roofline = self.rates(workload)
         is_cuda = self.device.is_cuda
         return PreparedWorkload(
             costs=costs,
-            tables={(Decision.KEEP,): PeakTables.of(costs, (Decision.KEEP,))},
+            tables={(KEPT,): PeakTables.of(costs, (KEPT,))},
             indices=self._indices.setdefault(family_of(workload), {}),
             watts=roofline.watts if roofline is not None else None,
             workspace_bytes=self._workspace_bytes,
@@ -185,20 +194,20 @@ class CostModel:
         self, workload: Workload, placement: Placement, known: dict[Placement, TableIndices]
     ) -> TableIndices:
         unit_options = [*self._options_by_unit(workload, placement).values()]
-        options = tuple(dict.fromkeys([*MENU, *unit_options]))
+        options = tuple(dict.fromkeys([*COMMON_OPTIONS, *unit_options]))
         if len(known) >= _MOST_PLACEMENTS:
             known.clear()
         indices = known[placement] = TableIndices.of(unit_options, options)
         return indices
 
-    def _options_by_unit(self, workload: Workload, placement: Placement) -> dict[str, str]:
+    def _options_by_unit(self, workload: Workload, placement: Placement) -> dict[str, UnitOption]:
         """Return the option of each unit, in forward order."""
         by_unit: dict[str, dict[str, Decision]] = {}
         for name, decision in placement.decisions.items():
             by_unit.setdefault(name.partition("/")[0], {})[name] = decision
         options = {}
-        for unit, anatomy in self.profiles.anatomies(workload).items():
-            option = option_of(unit, by_unit.pop(unit, {}), anatomy)
+        for unit, parts in self.profiles.unit_parts(workload).items():
+            option = option_with(unit, by_unit.pop(unit, {}), parts)
             if option is None:
                 raise UsageError(
                     f"the decisions on unit {unit!r} match no option that is profiled; "
@@ -215,7 +224,7 @@ class CostModel:
         """Return (peak bytes, recompute seconds) of a placement with segments of several units."""
         workload = candidate.workload
         has_parts = any("/" in name for name in candidate.placement.decisions)
-        key = (workload, self.profiles.unit_options(workload) if has_parts else MENU)
+        key = (workload, self.profiles.unit_options(workload) if has_parts else COMMON_OPTIONS)
         if key not in self._chains:
             self._chains[key] = self.chain(*key)
         chain = self._chains[key]
@@ -225,7 +234,7 @@ class CostModel:
 
     # -- placement -----------------------------------------------------------------------------
 
-    def chain(self, workload: Workload, options: tuple[str, ...] | None = None) -> Chain:
+    def chain(self, workload: Workload, options: tuple[UnitOption, ...] | None = None) -> Chain:
         """Return the placement problem of a workload.
 
         Args:
@@ -234,11 +243,11 @@ class CostModel:
                 option costs one or two replays of the family.
         """
         options = self.profiles.unit_options(workload) if options is None else options
-        kept = self.profiles.option(workload, Decision.KEEP)
+        kept = self.profiles.option(workload, KEPT)
         return workload_chain(
             self.costs(workload, options),
             options,
-            self.profiles.anatomies(workload),
+            self.profiles.unit_parts(workload),
             boundary_bytes=kept.boundary @ terms(workload.micro_batch, workload.rank),
             workspace_bytes=self._workspace_bytes,
         )
@@ -261,7 +270,7 @@ class CostModel:
         budget_bytes: int,
         threshold: float | None = None,
         *,
-        options: tuple[str, ...] = MENU,
+        options: tuple[UnitOption, ...] = COMMON_OPTIONS,
         chain: Chain | None = None,
     ) -> Candidate:
         """Return the workload with the placement that a policy makes.
@@ -285,7 +294,7 @@ class CostModel:
         registered = find_policy(policy.name)
         choice = registered.choice(policy.parameters)
         if isinstance(registered, UniformPolicy):
-            placement = uniform(registered.option, self.profiles.anatomies(workload))
+            placement = uniform_placement(registered.option, self.profiles.unit_parts(workload))
             return Candidate(workload=workload, placement=placement, policy=choice)
         chain = chain or self.chain(workload, options)
         if registered.budget is not BudgetUse.LIMIT:

@@ -17,7 +17,7 @@ then takes a running sum and a maximum over its n units: O(n), some microseconds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats, Ints
-from profiler.placement import Decision
+from profiler.unit_options import KEPT, UnitOption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +37,11 @@ class TableIndices:
         flat: [units] positions in a flattened [options, units] table.
     """
 
-    options: tuple[str, ...]
+    options: tuple[UnitOption, ...]
     flat: Ints
 
     @classmethod
-    def of(cls, unit_options: list[str], options: tuple[str, ...]) -> Self:
+    def of(cls, unit_options: Sequence[UnitOption], options: tuple[UnitOption, ...]) -> Self:
         """Return the positions of an option for each unit; each must be among ``options``."""
         rows = np.array([options.index(option) for option in unit_options], dtype=np.int64)
         return cls(options=options, flat=rows * len(unit_options) + np.arange(len(unit_options)))
@@ -74,13 +74,13 @@ class PeakTables:
     kept_bytes: float
 
     @classmethod
-    def of(cls, costs: UnitCosts, options: tuple[str, ...]) -> Self:
+    def of(cls, costs: UnitCosts, options: tuple[UnitOption, ...]) -> Self:
         """Stack the costs of some options; ``keep`` must be the first."""
-        assert options[0] == Decision.KEEP
+        assert options[0] == KEPT
         left = costs.gradients
         after = left.sum() - np.cumsum(left)[:-1]
 
-        def stacked(table: Mapping[str, Floats]) -> Floats:
+        def stacked(table: Mapping[UnitOption, Floats]) -> Floats:
             return np.stack([table[option] for option in options])
 
         stored, cached = stacked(costs.stored), stacked(costs.cached)
@@ -95,10 +95,10 @@ class PeakTables:
             recompute_seconds=stacked(costs.recompute_seconds).ravel(),
             base_bytes=costs.base_bytes,
             floor_bytes=costs.floor_bytes,
-            head_bytes=costs.head_bytes[Decision.KEEP],
+            head_bytes=costs.head_bytes[KEPT],
             kept_bytes=0.0,
         )
-        kept, _ = tables.at(TableIndices.of([Decision.KEEP] * len(after), options))
+        kept, _ = tables.at(TableIndices.of([KEPT] * len(after), options))
         return replace(tables, kept_bytes=kept)
 
     def at(self, indices: TableIndices) -> tuple[float, float]:

@@ -85,7 +85,7 @@ def _place_without_budget(workload: Workload, policy: PolicyChoice, cost: CostMo
 
     if policy.name == "none":  # the only policy for a backbone without units
         return Candidate(workload=workload)
-    units = cost.profiles.anatomies(workload)
+    units = cost.profiles.unit_parts(workload)
     if not units:
         raise UsageError(f"{workload.model} has no units that can be recomputed")
     if isinstance(find_policy(policy.name), UniformPolicy):

@@ -39,6 +39,7 @@ from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.report import report_of
 from profiler.records import Report
 from profiler.replay.unit_spans import highest_by_unit
+from profiler.unit_options import KEPT, UnitOption, WholeUnit
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
@@ -52,7 +53,7 @@ ATTEMPTS = 6
 REFINEMENTS = 2
 """Attempts after a placement fits, in search of a faster one."""
 
-WHOLE_UNITS = (Decision.KEEP, Decision.RECOMPUTE)
+WHOLE_UNITS = (KEPT, WholeUnit(Decision.RECOMPUTE))
 
 
 class ReplayCorrections:
@@ -138,7 +139,7 @@ class _ReplayedPlacements:
         """Return whether a replayed placement fits the budget."""
         return any(needed_bytes(r) <= self.budget_bytes for r in self.reports.values())
 
-    def try_options(self, options: tuple[str, ...]) -> None:
+    def try_options(self, options: tuple[UnitOption, ...]) -> None:
         """Replay placements over some options until one fits, then refine it."""
         corrections, budget, refinements = ReplayCorrections(), self.budget_bytes, REFINEMENTS
         chain = corrected = self.cost.chain(self.workload, options)
@@ -164,7 +165,7 @@ class _ReplayedPlacements:
             if not self.has_fitting():
                 self.excess(self._of_least_peak(least))
 
-    def try_uniform(self, options: tuple[str, ...]) -> None:
+    def try_uniform(self, options: tuple[UnitOption, ...]) -> None:
         """Replay uniform policies, the fastest first, until one fits."""
         for name in ("cheap", "light", "lean-layers", "static"):
             policy = POLICIES[name]
@@ -205,7 +206,7 @@ def place_within_budget(
     cost: CostModel,
     *,
     budget_bytes: DeviceBytes,
-    options: tuple[str, ...],
+    options: tuple[UnitOption, ...],
 ) -> Report:
     """Place by a policy with ``BudgetUse.LIMIT`` so that the replayed step fits a budget.
 
@@ -241,7 +242,7 @@ def place_checked(
     *,
     device: str,
     budget_bytes: int,
-    options: tuple[str, ...],
+    options: tuple[UnitOption, ...],
 ) -> Report:
     """Call ``place_within_budget``."""
     assert device == cost.device.name

@@ -8,6 +8,7 @@ from planner.cost.budget import AllocatorOverhead
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.unit_costs import UnitCosts
 from profiler.placement import Placement
+from profiler.unit_options import UnitOption
 from profiler.units import DeviceBytes
 
 
@@ -46,7 +47,7 @@ class PreparedWorkload:
     """
 
     costs: UnitCosts
-    tables: dict[tuple[str, ...], PeakTables]
+    tables: dict[tuple[UnitOption, ...], PeakTables]
     indices: dict[Placement, TableIndices]
     watts: float | None
     workspace_bytes: int

@@ -16,6 +16,7 @@ from profiler.devices.table import DeviceSpec
 from profiler.prediction.parametric import OptionProfile, UpdateProfile, terms
 from profiler.replay.event_log import Phase
 from profiler.timing.roofline import Rates
+from profiler.unit_options import UnitOption
 from profiler.workload import Workload
 
 RANKING_RATES = Rates(
@@ -49,13 +50,13 @@ class UnitCosts:
 
     base_bytes: float
     floor_bytes: float
-    stored: Mapping[str, Floats]
-    cached: Mapping[str, Floats]
-    forward: Mapping[str, Floats]
-    backward: Mapping[str, Floats]
-    head_bytes: Mapping[str, float]
+    stored: Mapping[UnitOption, Floats]
+    cached: Mapping[UnitOption, Floats]
+    forward: Mapping[UnitOption, Floats]
+    backward: Mapping[UnitOption, Floats]
+    head_bytes: Mapping[UnitOption, float]
     gradients: Floats
-    recompute_seconds: Mapping[str, Floats]
+    recompute_seconds: Mapping[UnitOption, Floats]
     forward_seconds: Floats
     step_seconds: float | None
     update_seconds: float
@@ -63,7 +64,7 @@ class UnitCosts:
 
 def unit_costs(
     workload: Workload,
-    options: Mapping[str, OptionProfile],
+    options: Mapping[UnitOption, OptionProfile],
     kept: OptionProfile,
     update: UpdateProfile,
     *,

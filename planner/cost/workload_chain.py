@@ -13,7 +13,7 @@ from planner.cost.unit_costs import UnitCosts
 from planner.placement.chain import Chain, ChainOption, ChainUnit
 from profiler.arrays import Floats
 from profiler.placement import Decision
-from profiler.unit_options import Anatomies, decisions_of
+from profiler.unit_options import KEPT, PartsByUnit, UnitOption
 
 HEAD = "(head and loss)"
 """Name of the last unit of every chain, classifier and loss. It has the single option ``keep``."""
@@ -21,8 +21,8 @@ HEAD = "(head and loss)"
 
 def workload_chain(
     costs: UnitCosts,
-    options: tuple[str, ...],
-    anatomies: Anatomies,
+    options: tuple[UnitOption, ...],
+    units: PartsByUnit,
     *,
     boundary_bytes: Floats,
     workspace_bytes: int,
@@ -36,20 +36,20 @@ def workload_chain(
     Args:
         costs: costs of every unit and option.
         options: unit options to include, among them ``keep``.
-        anatomies: branches and layers of every unit, in forward order.
+        units: branches and layers of every unit, in forward order.
         boundary_bytes: [units] size of each unit's output.
         workspace_bytes: cuBLAS workspaces of the device.
     """
     most_cached = np.max([costs.cached[option] for option in options], axis=0)
     cached = np.cumsum([0.0, *most_cached])
-    units = []
-    for index, (name, anatomy) in enumerate(anatomies.items()):
+    chain_units = []
+    for index, (name, parts) in enumerate(units.items()):
         chain_options = tuple(
             _chain_option(costs, option, index, decisions, cached=float(cached[index]))
             for option in options
-            if (decisions := decisions_of(name, option, anatomy)) or option == Decision.KEEP
+            if (decisions := option.decisions(name, parts)) or option == KEPT
         )
-        units.append(
+        chain_units.append(
             ChainUnit(
                 name=name,
                 options=chain_options,
@@ -59,14 +59,19 @@ def workload_chain(
             )
         )
     return Chain(
-        units=(*_with_segment_borders(units), _head_unit(costs, float(cached[-1]))),
+        units=(*_with_segment_borders(chain_units), _head_unit(costs, float(cached[-1]))),
         static_bytes=math.ceil(costs.base_bytes) + workspace_bytes,
         floor_bytes=math.ceil(costs.floor_bytes) + workspace_bytes,
     )
 
 
 def _chain_option(
-    costs: UnitCosts, option: str, index: int, decisions: Mapping[str, Decision], *, cached: float
+    costs: UnitCosts,
+    option: UnitOption,
+    index: int,
+    decisions: Mapping[str, Decision],
+    *,
+    cached: float,
 ) -> ChainOption:
     return ChainOption(
         decision=next((d for name, d in decisions.items() if "/" not in name), Decision.KEEP),
@@ -82,7 +87,7 @@ def _head_unit(costs: UnitCosts, cached: float) -> ChainUnit:
     option = ChainOption(
         decision=Decision.KEEP,
         stored_bytes=0,
-        forward_bytes=math.ceil(costs.head_bytes[Decision.KEEP] + cached),
+        forward_bytes=math.ceil(costs.head_bytes[KEPT] + cached),
         backward_bytes=0,
         recompute_seconds=0.0,
     )

@@ -23,7 +23,7 @@ Policies with a budget:
                  twice in a step
     optimal      least time over all options of every unit, and over segments
 
-Uniform policies are carried out by ``profiler.unit_options.uniform``, chain policies by
+Uniform policies are carried out by ``profiler.unit_options.uniform_placement``, chain policies by
 ``planner.placement.chain_policies``. This module imports no array library, so that ``--help`` can
 list the policies without delay.
 """
@@ -37,7 +37,7 @@ from types import MappingProxyType
 
 from profiler.errors import UnknownNameError, UsageError
 from profiler.placement import Decision, PolicyChoice
-from profiler.unit_options import LEAN_LAYERS
+from profiler.unit_options import ALL_LAYERS, KEPT, UnitOption, WholeUnit
 
 
 class BudgetUse(enum.Enum):
@@ -145,7 +145,7 @@ class UniformPolicy(Policy):
         option: the option, as in ``profiler.unit_options``.
     """
 
-    option: str
+    option: UnitOption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,32 +165,32 @@ POLICIES: Mapping[str, UniformPolicy | ChainPolicy] = MappingProxyType(
             UniformPolicy(
                 name="none",
                 summary="keep everything",
-                option=Decision.KEEP,
+                option=KEPT,
             ),
             UniformPolicy(
                 name="static",
                 summary="recompute every unit",
-                option=Decision.RECOMPUTE,
+                option=WholeUnit(Decision.RECOMPUTE),
             ),
             UniformPolicy(
                 name="cheap",
                 summary="drop outputs of normalisation, activation functions and dropout",
-                option=Decision.DROP_CHEAP,
+                option=WholeUnit(Decision.DROP_CHEAP),
             ),
             UniformPolicy(
                 name="light",
                 summary="as cheap, and drop outputs of depthwise convolutions, attention and scans",
-                option=Decision.DROP_CHEAP_AND_MIXING,
+                option=WholeUnit(Decision.DROP_CHEAP_AND_MIXING),
             ),
             UniformPolicy(
                 name="lean",
                 summary="as light, with a recomputation for each use of a cheap output",
-                option=Decision.DROP_PER_USE,
+                option=WholeUnit(Decision.DROP_PER_USE),
             ),
             UniformPolicy(
                 name="lean-layers",
                 summary="as lean, and drop outputs of all layers but the costliest",
-                option=LEAN_LAYERS,
+                option=ALL_LAYERS,
             ),
             ChainPolicy(
                 name="every-k",

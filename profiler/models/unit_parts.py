@@ -16,14 +16,14 @@ from profiler.models.layers import (
     wrapped_layer,
 )
 from profiler.models.unit_runs import RUN_SEPARATOR, modules_of
-from profiler.unit_options import Anatomy
+from profiler.unit_options import UnitParts
 
 GATE = "se"
 """timm's name of squeeze-and-excite gates. They compute on pooled features, so their activations
 are too small to be worth a decision."""
 
 
-def anatomy_of(model: nn.Module, unit: str) -> Anatomy:
+def parts_of_unit(model: nn.Module, unit: str) -> UnitParts:
     """Return the parts of a unit.
 
     Args:
@@ -31,7 +31,7 @@ def anatomy_of(model: nn.Module, unit: str) -> Anatomy:
         unit: a name that ``find_units`` returned.
     """
     inside = [inner for module in modules_of(model, unit) for inner in module.modules()]
-    return Anatomy(
+    return UnitParts(
         branches=branches_of(model, unit),
         layers=layers_of(model, unit),
         token_mixer=_token_mixer_of(model, unit),

@@ -130,13 +130,11 @@ def our_points(problem: Problem) -> Iterator[Point]:
         if point is not None:
             yield point
     units = problem.model.profiles.units(workload)
-    for policy in [
-        p
-        for p in problem.model.profiles.unit_options(workload)
-        if p in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING)
-    ]:
-        uniform = Placement(decisions=dict.fromkeys(units, policy))
-        yield _point(chain, workload, policy, "", uniform)
+    keys = [option.key for option in problem.model.profiles.unit_options(workload)]
+    for decision in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING):
+        if decision in keys:
+            uniform = Placement(decisions=dict.fromkeys(units, decision))
+            yield _point(chain, workload, decision.value, "", uniform)
     count = len(units)
     yield _point(chain, workload, "static", "", Placement(dict.fromkeys(units, Decision.RECOMPUTE)))
     for tau in THRESHOLDS:

@@ -7,15 +7,15 @@ import pytest
 
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.unit_costs import UnitCosts
-from profiler.placement import Decision
+from profiler.unit_options import COMMON_OPTIONS, KEPT, UnitOption
 
-OPTIONS = (Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE)
+OPTIONS = COMMON_OPTIONS
 
 
 def random_costs(units: int, seed: int, *, floor: float = 0.0, caches: bool = False) -> UnitCosts:
     rng = np.random.default_rng(seed)
 
-    def table() -> dict[str, np.ndarray]:
+    def table() -> dict[UnitOption, np.ndarray]:
         return {option: rng.integers(0, 1000, units).astype(float) for option in OPTIONS}
 
     return UnitCosts(
@@ -25,7 +25,7 @@ def random_costs(units: int, seed: int, *, floor: float = 0.0, caches: bool = Fa
         cached=table() if caches else dict.fromkeys(OPTIONS, np.zeros(units)),
         forward=table(),
         backward=table(),
-        head_bytes={Decision.KEEP: float(rng.integers(0, 3000))},
+        head_bytes={KEPT: float(rng.integers(0, 3000))},
         gradients=rng.integers(0, 500, units + 1).astype(float),
         recompute_seconds=table(),
         forward_seconds=np.zeros(units),
@@ -34,7 +34,7 @@ def random_costs(units: int, seed: int, *, floor: float = 0.0, caches: bool = Fa
     )
 
 
-def played(costs: UnitCosts, chosen: list[str]) -> float:
+def played(costs: UnitCosts, chosen: list[UnitOption]) -> float:
     """Walk through forward and backward and note the highest level."""
     level = peak = costs.base_bytes
     cached = 0.0
@@ -42,7 +42,7 @@ def played(costs: UnitCosts, chosen: list[str]) -> float:
         peak = max(peak, level + cached + costs.forward[option][index])
         level += costs.stored[option][index]
         cached += costs.cached[option][index]
-    peak = max(peak, level + cached + costs.head_bytes[Decision.KEEP])
+    peak = max(peak, level + cached + costs.head_bytes[KEPT])
     gradients = costs.gradients[-1]
     for index in reversed(range(len(chosen))):
         level -= costs.stored[chosen[index]][index]
@@ -59,7 +59,7 @@ def test_peak_is_that_of_the_step_played_out(seed: int, *, caches: bool) -> None
     costs = random_costs(units, seed, caches=caches)
     tables = PeakTables.of(costs, OPTIONS)
     for _ in range(20):
-        chosen = [str(option) for option in rng.choice(OPTIONS, units)]
+        chosen = [OPTIONS[i] for i in rng.integers(0, len(OPTIONS), units)]
         peak, seconds = tables.at(TableIndices.of(chosen, OPTIONS))
         assert peak == pytest.approx(played(costs, chosen))
         assert seconds == sum(costs.recompute_seconds[option][i] for i, option in enumerate(chosen))
@@ -68,15 +68,12 @@ def test_peak_is_that_of_the_step_played_out(seed: int, *, caches: bool) -> None
 def test_keeping_all_is_one_of_the_choices() -> None:
     costs = random_costs(6, 1)
     tables = PeakTables.of(costs, OPTIONS)
-    kept, seconds = tables.at(TableIndices.of([Decision.KEEP] * 6, OPTIONS))
-    assert kept == tables.kept_bytes == PeakTables.of(costs, (Decision.KEEP,)).kept_bytes
-    assert seconds == costs.recompute_seconds[Decision.KEEP].sum()
+    kept, seconds = tables.at(TableIndices.of([KEPT] * 6, OPTIONS))
+    assert kept == tables.kept_bytes == PeakTables.of(costs, (KEPT,)).kept_bytes
+    assert seconds == costs.recompute_seconds[KEPT].sum()
 
 
 def test_the_update_may_need_more_than_the_step() -> None:
     costs = random_costs(4, 2, floor=1e9)
-    assert (
-        PeakTables.of(costs, OPTIONS).at(TableIndices.of([Decision.DROP_CHEAP] * 4, OPTIONS))[0]
-        == 1e9
-    )
+    assert PeakTables.of(costs, OPTIONS).at(TableIndices.of([OPTIONS[1]] * 4, OPTIONS))[0] == 1e9
     assert PeakTables.of(costs, OPTIONS).kept_bytes == 1e9

@@ -12,7 +12,7 @@ from planner.cost.model import CostModel
 from planner.cost.warm_up import profile_families
 from profiler.devices.table import device_spec
 from profiler.store import Store
-from profiler.unit_options import MENU
+from profiler.unit_options import COMMON_OPTIONS
 from profiler.workload import Workload
 
 DEVICE = "rtx-2060-super"
@@ -49,7 +49,7 @@ def test_profiles_made_in_parallel_equal_those_made_in_turn_and_need_no_replay(
         [sys.executable, "-c", PROFILE_IN_PARALLEL, str(tmp_path)], cwd=root, env=env, check=True
     )
     in_turn = CostModel(device_spec(DEVICE))
-    expected = {workload: in_turn.costs(workload, MENU) for workload in WORKLOADS}
+    expected = {workload: in_turn.costs(workload, COMMON_OPTIONS) for workload in WORKLOADS}
     overheads = {w: in_turn.profiles.allocator_overhead(w) for w in WORKLOADS}
 
     def replay(*_: object, **__: object) -> None:
@@ -59,8 +59,8 @@ def test_profiles_made_in_parallel_equal_those_made_in_turn_and_need_no_replay(
     monkeypatch.setattr("profiler.replay.step_replay.replay_update", replay)
     again = CostModel(device_spec(DEVICE), Store(tmp_path))
     for workload in WORKLOADS:
-        numbers = again.costs(workload, MENU)
-        for option in MENU:
+        numbers = again.costs(workload, COMMON_OPTIONS)
+        for option in COMMON_OPTIONS:
             np.testing.assert_array_equal(numbers.stored[option], expected[workload].stored[option])
             np.testing.assert_array_equal(
                 numbers.backward[option], expected[workload].backward[option]

@@ -27,10 +27,10 @@ from profiler.errors import InputError
 from profiler.models.backbones.mambavision import MambaVision
 from profiler.models.backbones.vim import Vim
 from profiler.models.checkpointable_units import find_units
-from profiler.models.unit_parts import anatomy_of, branches_of, layers_of
+from profiler.models.unit_parts import branches_of, layers_of, parts_of_unit
 from profiler.models.unit_runs import modules_of
 from profiler.placement import KEEP_ALL, Decision, Placement
-from profiler.unit_options import LEAN_LAYERS, menu_of, uniform
+from profiler.unit_options import option_from_key, options_of, uniform_placement
 
 CLASSES = 5
 
@@ -102,7 +102,7 @@ def images(edge: int = 32, batch: int = 4) -> torch.Tensor:
 def everywhere(decision: str, model: nn.Module) -> Placement:
     """One decision for all units; `parts` recomputes all branches, `mixed` cycles through all."""
     units = find_units(model)
-    anatomies = {unit: anatomy_of(model, unit) for unit in units}
+    parts = {unit: parts_of_unit(model, unit) for unit in units}
     if decision == Decision.SEGMENT:
         decisions = {u: Decision.SEGMENT if i else Decision.RECOMPUTE for i, u in enumerate(units)}
     elif decision == "parts":
@@ -114,8 +114,8 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
             units, Decision.DROP_CHEAP if decision == "layers" else Decision.DROP_CHEAP_AND_MIXING
         )
         decisions |= {f"{u}/{n}": Decision.RECOMPUTE for u in units for n in layers_of(model, u)}
-    elif decision in menu_of(anatomies):
-        return uniform(decision, anatomies)
+    elif decision in {option.key for option in options_of(parts)}:
+        return uniform_placement(option_from_key(decision), parts)
     elif decision == "light beside parts":
         decisions = dict.fromkeys(units, Decision.DROP_CHEAP_AND_MIXING)
         decisions |= {
@@ -203,9 +203,10 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
     model = build(name)
     state = copy.deepcopy(model.state_dict())
     expected = train_step(model, autocast=autocast)
-    anatomies = {unit: anatomy_of(model, unit) for unit in find_units(model)}
+    parts = {unit: parts_of_unit(model, unit) for unit in find_units(model)}
+    keys = [option.key for option in options_of(parts)]
     composed = {"parts", "cheap parts", "light beside parts", "layers", "light beside layers"}
-    for decision in sorted({Decision.SEGMENT, "mixed", *composed, *menu_of(anatomies)}):
+    for decision in sorted({Decision.SEGMENT, "mixed", *composed, *keys}):
         model.load_state_dict(state)
         placement = everywhere(decision, model)
         with apply_placement(model, placement):
@@ -219,7 +220,7 @@ def test_every_decision_computes_what_the_plain_model_computes(name, autocast):
         Decision.SEGMENT,
         Decision.DROP_CHEAP,
         Decision.DROP_CHEAP_AND_MIXING,
-        LEAN_LAYERS,
+        "lean-layers",
         "mixed",
     ],
 )
@@ -451,7 +452,7 @@ def test_adapters_train_the_same(peft, kind, autocast):
         Decision.RECOMPUTE,
         Decision.SEGMENT,
         Decision.DROP_CHEAP,
-        LEAN_LAYERS,
+        "lean-layers",
         "parts",
         "layers",
         "mixed",
@@ -725,7 +726,7 @@ def test_a_lean_unit_is_never_there_as_a_whole_and_runs_its_layers_once(peft, ad
 @pytest.mark.parametrize("name", ["tiny_vit", "swin"])
 def test_attention_in_operators_of_its_own_is_dropped_too(name):
     model = build(name)
-    units = [u for u in find_units(model) if anatomy_of(model, u).token_mixer]
+    units = [u for u in find_units(model) if parts_of_unit(model, u).token_mixer]
     x = images()
     stored = {}
     for decision in (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING):

@@ -9,7 +9,7 @@ from profiler.errors import UnknownNameError
 from profiler.models.backbones.mambavision import MambaVision
 from profiler.models.backbones.vim import Vim
 from profiler.models.checkpointable_units import find_blocks, find_units
-from profiler.models.unit_parts import anatomy_of, branches_of, layers_of
+from profiler.models.unit_parts import branches_of, layers_of, parts_of_unit
 from profiler.models.unit_runs import modules_of
 
 # Name, image edge, and what its units must be (None: only the properties are checked).
@@ -221,7 +221,7 @@ def test_a_forward_that_meta_tensors_cannot_run_has_no_runs():
     assert find_units(model) == find_blocks(model)
 
 
-def test_lora_changes_no_unit_and_no_anatomy():
+def test_lora_changes_no_unit_and_no_parts():
     peft = pytest.importorskip("peft")
     linear = ["qkv", "fc1", "fc2", "proj"]
     for name, targets in (
@@ -232,11 +232,11 @@ def test_lora_changes_no_unit_and_no_anatomy():
     ):
         plain = timm.create_model(name, num_classes=3)
         units = find_units(plain)
-        anatomies = [anatomy_of(plain, unit) for unit in units]
+        parts = [parts_of_unit(plain, unit) for unit in units]
         config = peft.LoraConfig(target_modules=targets)
         wrapped = peft.get_peft_model(plain, config).get_base_model()
         assert find_units(wrapped) == units
-        assert [anatomy_of(wrapped, unit) for unit in units] == anatomies
+        assert [parts_of_unit(wrapped, unit) for unit in units] == parts
 
 
 def test_parts_are_the_branches():
@@ -266,8 +266,8 @@ def test_layers_are_in_the_order_of_what_a_value_costs_without_the_costliest():
     assert layers_of(basic, "layer2.1") == ("conv1",)  # as dear as conv2, and before it
     # neither the depthwise convolution nor the gate
     assert layers_of(mobile, "blocks.1.0") == ("conv_pw",)
-    assert anatomy_of(mobile, "blocks.1.0").has_depthwise
-    assert anatomy_of(vit, "blocks.0").token_mixer == "attn"
+    assert parts_of_unit(mobile, "blocks.1.0").has_depthwise
+    assert parts_of_unit(vit, "blocks.0").token_mixer == "attn"
     assert layers_of(norm_first, "stages.0.blocks.0") == ("mlp.fc1",)
     assert layers_of(basic, "conv1+bn1+act1+maxpool") == ()
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from profiler.devices.table import lookup
 from profiler.models.build import build_model
-from profiler.models.unit_parts import anatomy_of
+from profiler.models.unit_parts import parts_of_unit
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.parametric import profile_option
 from profiler.replay.event_log import EventLog
 from profiler.replay.repeated_units import UnitRow, expand_log, find_rows, skip_units
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_built_model, replay_step
-from profiler.unit_options import uniform
+from profiler.unit_options import option_from_key, uniform_placement
 from profiler.workload import Candidate, Workload
 
 GPU = lookup("rtx-2060-super")
@@ -26,8 +26,9 @@ def candidate(model: str, method: str, option: str = Decision.KEEP, **changes: o
     load = Workload(model=model, method=method, rank=rank, num_classes=10, micro_batch=4)
     load = load.replace(**changes)
     built = build_model(load, device="meta")
-    anatomies = {unit: anatomy_of(built.backbone, unit) for unit in built.units}
-    return Candidate(workload=load, placement=uniform(option, anatomies))
+    parts = {unit: parts_of_unit(built.backbone, unit) for unit in built.units}
+    placement = uniform_placement(option_from_key(option), parts)
+    return Candidate(workload=load, placement=placement)
 
 
 def of_three_units(given: Candidate) -> EventLog | None:
