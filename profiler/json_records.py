@@ -104,8 +104,10 @@ def read_record(
         return msgspec.convert(known, kind)
     except msgspec.ValidationError as error:
         raise InputError(_explain(error, shape, known, part)) from error
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
+        raise InputError(one_line(part, "text that is not valid Unicode")) from error
     except BudgetplanError as error:  # from a record's own check
-        raise InputError(_one_line(part, str(error))) from error
+        raise InputError(one_line(part, str(error))) from error
 
 
 def check_schema(
@@ -124,11 +126,11 @@ def check_schema(
     """
     if data.get("schema") != schema:
         raise InputError(
-            _one_line(f"{part}.schema", f"expected {schema!r}, got {data.get('schema')!r}")
+            one_line(f"{part}.schema", f"expected {schema!r}, got {data.get('schema')!r}")
         )
     found = data.get("schema_minor", 0)
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-        raise InputError(_one_line(f"{part}.schema_minor", f"expected integer >= 0, got {found!r}"))
+        raise InputError(one_line(f"{part}.schema_minor", f"expected integer >= 0, got {found!r}"))
     return [] if found > minor else None
 
 
@@ -137,7 +139,7 @@ def warn_of_dropped(dropped: list[str] | None, *, part: str) -> None:
     if dropped:
         more = f" and {len(dropped) - 3} more" if len(dropped) > 3 else ""
         message = f"fields of a newer version are ignored: {', '.join(dropped[:3])}{more}"
-        warnings.warn(_one_line(part, message), NewerFileWarning, stacklevel=3)
+        warnings.warn(one_line(part, message), NewerFileWarning, stacklevel=3)
 
 
 def unknown_field(path: str, dropped: list[str] | None) -> None:
@@ -147,7 +149,7 @@ def unknown_field(path: str, dropped: list[str] | None) -> None:
         InputError: there is no list to collect in.
     """
     if dropped is None:
-        raise InputError(_one_line(path, "unknown field"))
+        raise InputError(one_line(path, "unknown field"))
     dropped.append(path)
 
 
@@ -162,7 +164,7 @@ def _shape(kind: Hashable) -> inspect.Type:
 def _known_part(shape: inspect.Type, data: Any, path: str, dropped: list[str] | None) -> Any:
     """Return the data without unknown fields; refuse them, and NaN and infinity, otherwise."""
     if isinstance(data, float) and not math.isfinite(data):
-        raise InputError(_one_line(path, f"expected a finite number, got {data!r}"))
+        raise InputError(one_line(path, f"expected a finite number, got {data!r}"))
     if isinstance(data, Mapping):
         known = {}
         for key, value in data.items():
@@ -209,20 +211,20 @@ def _explain(error: msgspec.ValidationError, shape: inspect.Type, data: Any, par
     for name, index in _STEP.findall(path):
         # msgspec does not name the key of a dict's value
         if index == "..." or error.__cause__ is not None:
-            return _one_line(f"{part}{path}", sentence)
+            return one_line(f"{part}{path}", sentence)
         key: str | int = name or int(index)
         shape, data = _inside(shape, key) or ANYTHING, data[key]
     if error.__cause__ is not None:
-        return _one_line(part, sentence)
+        return one_line(part, sentence)
     for record in shape.types if isinstance(shape, inspect.UnionType) else (shape,):
         if isinstance(record, inspect.DataclassType) and isinstance(data, Mapping):
             missing = next(
                 f.encode_name for f in record.fields if f.required and f.name not in data
             )
-            return _one_line(f"{part}{path}.{missing}", "missing field")
+            return one_line(f"{part}{path}.{missing}", "missing field")
     got = repr(data)
     got = got if len(got) <= LONGEST_VALUE else f"{got[:LONGEST_VALUE]}..."
-    return _one_line(f"{part}{path}", f"expected {_words(shape)}, got {got}")
+    return one_line(f"{part}{path}", f"expected {_words(shape)}, got {got}")
 
 
 def _words(shape: inspect.Type) -> str:
@@ -243,6 +245,7 @@ def _words(shape: inspect.Type) -> str:
     return words
 
 
-def _one_line(path: str, message: str) -> str:
+def one_line(path: str, message: str) -> str:
+    """Return an error message of one line, cut to ``LONGEST_MESSAGE`` characters."""
     line = " ".join(f"{path}: {message}".split())
     return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}..."

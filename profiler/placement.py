@@ -39,7 +39,7 @@ from types import MappingProxyType
 from typing import Self
 
 from profiler.errors import InputError
-from profiler.json_records import read_record
+from profiler.json_records import one_line, read_record
 
 
 class Decision(StrEnum):
@@ -142,7 +142,7 @@ class PolicyChoice:
         """The name with its count filled in: ``every-3`` for ``every-k`` with k = 3."""
         stem, _, last = self.name.rpartition("-")
         is_counted = last == "k" and "k" in self.parameters
-        return f"{stem}-{self.parameters['k']:g}" if is_counted else self.name
+        return f"{stem}-{self.parameters['k']}" if is_counted else self.name
 
     @classmethod
     def from_display_name(cls, text: str, parameters: Mapping[str, float] | None = None) -> Self:
@@ -196,4 +196,4 @@ def placement_from_json(
         policy = PolicyChoice.from_display_name(found.policy, found.parameters)
         return Placement(found.decisions), policy  # type: ignore[arg-type]  # checks the words
     except InputError as error:
-        raise InputError(f"{part}: {error}") from error
+        raise InputError(one_line(part, str(error))) from error

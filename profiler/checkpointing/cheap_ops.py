@@ -218,7 +218,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         if function.name in CONVOLUTIONS:
             return is_depthwise_call(args, kwargs)
         if function.name in PRODUCTS:  # of activations, as in an attention written out
-            return not any(_each((*args, *kwargs.values()), nn.Parameter))
+            return next(_each((*args, *kwargs.values()), nn.Parameter), None) is None
         return function.name in (ATTENTION, SCAN)
 
     def _is_costly(self, call: FunctionCall) -> bool:

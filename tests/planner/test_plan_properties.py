@@ -6,7 +6,7 @@ import copy
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_plan import make_plan
 
@@ -58,6 +58,10 @@ def mutated(where: tuple[Any, ...], kind: str, value: Any) -> Any:
     return data
 
 
+@example(where=("candidate", "placement", "parameters"), kind="replace", value="\ud800")
+@example(
+    where=("candidate", "placement", "decisions", "blocks.0"), kind="replace", value="x" * 5000
+)
 @given(
     where=st.sampled_from(PLACES),
     kind=st.sampled_from(["replace", "delete", "add"]),

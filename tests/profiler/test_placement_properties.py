@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from profiler.errors import InputError
@@ -42,6 +42,7 @@ JSON = st.recursive(
 )
 
 
+@example(placement=Placement(), policy=PolicyChoice("every-k", {"k": 10**6}))
 @given(placement=PLACEMENTS, policy=POLICIES)
 def test_a_placement_comes_back_from_json_as_it_was_written(
     placement: Placement, policy: PolicyChoice
