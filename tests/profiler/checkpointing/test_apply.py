@@ -461,6 +461,21 @@ def test_adapters_train_the_same(peft, kind, autocast):
             assert_same(train_step(model, autocast=autocast), expected)
 
 
+@pytest.mark.parametrize("decision", [Decision.DROP_CHEAP_AND_MIXING, Decision.DROP_PER_USE])
+def test_adalora_on_convolutions_trains_the_same(peft, decision):
+    """Its forward multiplies parameters with each other, which is no call of a layer."""
+    config = peft.AdaLoraConfig(target_modules=["conv2"], init_r=2, target_r=2, total_step=10)
+    model = peft.get_peft_model(build("resnet"), config).train()
+    for name, parameter in model.named_parameters():
+        if "lora_E" in name or "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    state = copy.deepcopy(model.state_dict())
+    expected = train_step(model)
+    model.load_state_dict(state)
+    with apply_placement(model, everywhere(decision, model.get_base_model())):
+        assert_same(train_step(model), expected)
+
+
 def test_adalora_changes_its_ranks_under_a_placement(peft):
     plain = with_adapters(peft, build("vit"), "adalora")
     placed = copy.deepcopy(plain)
