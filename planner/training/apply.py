@@ -4,7 +4,8 @@
     remove_placement   restore the model's own forward; the method stays
 
     model = timm.create_model("vit_small_patch16_224", pretrained=True, num_classes=10)
-    model = apply_plan(model, read_plan(Path("plan.json")))
+    plan = load_plan("plan.json")                               # planner.load_plan
+    model = apply_plan(model, plan)                             # planner.apply_plan
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
     ...                                                         # any loop
     method = get_method(plan.candidate.workload.method)         # profiler.models.methods

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,26 @@ def test_a_training_is_resumed_under_another_placement(tmp_path: Path) -> None:
     assert same(learned(tmp_path / "parts"), learned(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("name", ["state.pt", "learned.safetensors", "progress.json"])
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     plan = make_plan(workload())
     run(plan, tmp_path, epochs=1)
-    (tmp_path / "checkpoint-2" / name).write_bytes(b"\x80\x04damaged")
-    with pytest.raises(InputError) as caught:
-        run(plan, tmp_path, resume=True)
-    assert "\n" not in str(caught.value)
+    folder = tmp_path / "checkpoint-2"
+    progress = json.loads((folder / "progress.json").read_text())
+    damages = [(name, b"\x80\x04damaged", name) for name in ("state.pt", "learned.safetensors")]
+    damages += [
+        ("progress.json", json.dumps(progress | changed).encode(), words)
+        for changed, words in (
+            ({"seconds": float("nan")}, "NaN"),
+            ({"steps": "two"}, "steps"),
+            ({"banana": 1}, "banana"),
+            ({"identity": None}, "identity"),
+        )
+    ]
+    for name, content, words in damages:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=words) as caught:
+            run(plan, tmp_path, resume=True)
+        assert "\n" not in str(caught.value)
+        (folder / name).write_bytes(whole)
+    assert len(run(plan, tmp_path, resume=True).epochs) == 2
