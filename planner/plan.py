@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from planner.json_files import read_json, write_json
-from planner.scoring.accuracy_prior import Kind as EstimateKind
+from planner.scoring.accuracy_prior import EstimateKind
 from planner.scoring.netscore import Scores
 from profiler.errors import InputError
 from profiler.json_records import (

@@ -69,7 +69,7 @@ def validate(
         MeasurementError: the run failed in another way.
     """
     from planner.plan import write_plan
-    from planner.recommendation.pipeline import validate_plan
+    from planner.recommendation.real_runs import validate_plan
     from planner.target_device import find_target
     from planner.training.run_options import RunOptions
 

@@ -227,18 +227,17 @@ def check_fits(report: Report, vram: int | str) -> None:
     from planner.recommendation.infeasible import change_that_fits
     from profiler.devices.table import device_spec
     from profiler.errors import InfeasibleError
+    from profiler.units import DeviceBytes
 
     budget_bytes, need = parse_size(vram), needed_bytes(report)
     if need > budget_bytes:
-        device = report.device.name
         raise InfeasibleError(
             budget_bytes=budget_bytes,
             smallest_bytes=round_up_to_printed(need),
             advice=change_that_fits(
                 report.candidate,
-                default_cost_model(device_spec(device)),
-                device=device,
-                budget_bytes=budget_bytes,
+                default_cost_model(device_spec(report.device.name)),
+                DeviceBytes(budget_bytes),
             ),
             subject="it does not fit",
         )

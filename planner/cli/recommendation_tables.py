@@ -18,7 +18,7 @@ from planner.cli.cell_text import (
 from planner.cli.table_layout import Column, Page, tables
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
-from planner.recommendation.answer import Entry, Recommendation
+from planner.recommendation.answer import FrontEntry, Recommendation
 from planner.recommendation.baselines import Baseline
 from profiler.records import Report
 from profiler.units import format_bytes, format_joules, format_seconds
@@ -129,7 +129,7 @@ def _cost_columns(plans: Sequence[Plan], *, on_host: bool) -> list[Column]:
     ]
 
 
-def _host_columns(entries: Sequence[Entry]) -> list[Column]:
+def _host_columns(entries: Sequence[FrontEntry]) -> list[Column]:
     hosts = [entry.host_prediction for entry in entries]
     runs = [entry.plan.measurement for entry in entries]
     peaks = [(_peak(host), _peak(run)) for host, run in zip(hosts, runs, strict=True)]

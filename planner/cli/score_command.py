@@ -22,9 +22,9 @@ def score(accuracy: float, as_json: bool, **numbers: float | None) -> None:
     """Compute NetScore, its variants, SAM and PPT from numbers."""
     from planner.cli.list_tables import score_columns
     from planner.cli.table_layout import show_table
-    from planner.scoring.netscore import scores
+    from planner.scoring.netscore import compute_scores
 
-    result = scores(accuracy_percent=accuracy, **numbers)
+    result = compute_scores(accuracy_percent=accuracy, **numbers)
     if as_json:
         print_json(result.to_json())
     elif all(value is None for value in result.to_json().values()):

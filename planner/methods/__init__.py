@@ -1,1 +1,1 @@
-"""Descriptions of the fine-tuning methods for people: what learns, and on which backbones."""
+"""Descriptions of the fine-tuning methods for users: trained layers and supported backbones."""

@@ -1,6 +1,6 @@
-"""What one method does on one backbone: which layers learn, how many parameters, what to know.
+"""The effect of a method on a backbone: trained layers, number of parameters, notes.
 
-Shapes only: the backbone is built on ``meta`` and nothing is run.
+The backbone is built on the meta device, so only shapes exist and nothing is run.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from profiler.workload import Workload
 if TYPE_CHECKING:
     from torch import nn
 
-SCHEMA = "budgetplan.method/1"
+METHOD_FACTS_SCHEMA = "budgetplan.method/1"
 
-ITSELF = "(the model's own)"
-"""Parameters of no layer: class token, position embedding."""
+OUTSIDE_LAYERS = "(the model's own)"
+"""Shown for parameters outside every layer, such as class token and position embedding."""
 
-_INSIDE_PEFT = re.compile(r"\.(base_layer|modules_to_save|lora_\w+|\w+)\.default$|\.base_layer$")
+_PEFT_SUFFIX = re.compile(r"\.(base_layer|modules_to_save|lora_\w+|\w+)\.default$|\.base_layer$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodFacts:
-    """A method, and a backbone if one was named.
+    """A method and its effect on a backbone.
 
     Attributes:
-        info: the method's entry of the catalogue.
-        model: canonical name of the backbone; None when none was named.
-        refused: why the method is not possible on it; None where it works.
-        layers: how the names of the layers that learn (or are adapted) end, and how many they are.
-        trainable_parameters: of the model; None without one.
-        notes: what a user should know, a sentence each.
+        info: entry of the method in the registry.
+        model: canonical name of the backbone; None if none was given.
+        refused: reason why the method refuses the backbone; None if it does not.
+        layers: number of trained or adapted layers by the last part of their name.
+        trainable_parameters: number of trainable parameters; None without a backbone.
+        notes: one sentence per limitation or default of the method on the backbone.
     """
 
     info: MethodInfo
@@ -46,12 +46,16 @@ class MethodFacts:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {"schema": SCHEMA, **asdict(self)}
+        """Return the object that ``methods NAME --json`` prints."""
+        return {"schema": METHOD_FACTS_SCHEMA, **asdict(self)}
 
 
 def method_facts(name: str, *, model: str | None) -> MethodFacts:
-    """Describe a method.
+    """Return the facts of a method.
+
+    Args:
+        name: name of the method.
+        model: name or alias of a backbone; None for the method alone.
 
     Raises:
         UnknownNameError: no such method or model.
@@ -80,27 +84,29 @@ def method_facts(name: str, *, model: str | None) -> MethodFacts:
     return MethodFacts(
         info=method.info,
         model=canonical,
-        layers=learning_layers(prepared),
+        layers=trained_layers(prepared),
         trainable_parameters=sum(p.numel() for p in prepared.parameters() if p.requires_grad),
         notes=notes,
     )
 
 
-def learning_layers(model: nn.Module) -> dict[str, int]:
-    """Return the endings of the names of modules that own something that learns, counted."""
+def trained_layers(model: nn.Module) -> dict[str, int]:
+    """Return the number of modules with a trainable parameter, by the last part of their name."""
     owners = dict.fromkeys(
-        _plain(name.rpartition(".")[0]) for name, p in model.named_parameters() if p.requires_grad
+        _backbone_name(name.rpartition(".")[0])
+        for name, p in model.named_parameters()
+        if p.requires_grad
     )
-    return dict(Counter(map(_ending, owners)))
+    return dict(Counter(map(_last_part, owners)))
 
 
-def _plain(name: str) -> str:
-    """Take off what peft put around a module, and the name of what was hung on it."""
-    name = _INSIDE_PEFT.sub("", name.removeprefix("base_model.model."))
+def _backbone_name(name: str) -> str:
+    """Return the name of a module in the backbone, without the wrappers of peft and of SSF."""
+    name = _PEFT_SUFFIX.sub("", name.removeprefix("base_model.model."))
     return name.removesuffix(".ssf")
 
 
-def _ending(name: str) -> str:
-    """Return the last part of a name that is no number."""
+def _last_part(name: str) -> str:
+    """Return the last part of a name that is not a number."""
     parts = [part for part in name.split(".") if part and not part.isdigit()]
-    return parts[-1] if parts else ITSELF
+    return parts[-1] if parts else OUTSIDE_LAYERS

@@ -1,8 +1,8 @@
-"""What is known to work: the packaged outcome of ``studies/method_matrix``.
+"""The method matrix: which methods work on which backbones, as ``studies/method_matrix`` found.
 
-A pair of method and backbone was *refused* (with a reason), or really trained for a few steps and
-then *works* or *fails* (with what was wrong). The file ``method_matrix.json`` beside this module is
-written by the study and by nothing else; so is the table in the project's README.md.
+The study tried each pair of method and backbone. The method either *refused* the backbone, or it
+was trained for a few steps and *works* or *fails*. The study alone writes the file
+``method_matrix.json`` beside this module and the table in the documentation.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from profiler.errors import InputError
 
 PACKAGED = Path(__file__).with_name("method_matrix.json")
 
-SCHEMA = "budgetplan.method_matrix/1"
+METHOD_MATRIX_SCHEMA = "budgetplan.method_matrix/1"
 
 WORKS, REFUSED, FAILS = "works", "refused", "fails"
 
 CELLS: Mapping[str, str] = {WORKS: "yes", REFUSED: "-", FAILS: "fail"}
-"""How an outcome is shown in a table."""
+"""Text of each status in a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one pair.
+    """The outcome for a method on a backbone.
 
     Attributes:
         status: ``works``, ``refused`` or ``fails``.
-        reason: why not; None where it works.
+        reason: reason why it does not work; None if it works.
     """
 
     status: str
@@ -39,12 +39,21 @@ class Outcome:
 
     def __post_init__(self) -> None:
         assert self.status in CELLS, self.status
-        assert (self.reason is None) == (self.status == WORKS), "say why it does not work"
+        assert (self.reason is None) == (self.status == WORKS), (
+            "only a refusal or failure has a reason"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Pairs that do not work for one reason: each of the methods on each of the backbones."""
+    """A reason that holds for each of several methods on each of several backbones.
+
+    Attributes:
+        methods: names of the methods.
+        backbones: short names of the backbones.
+        status: ``refused`` or ``fails``.
+        text: the reason, one clause.
+    """
 
     methods: tuple[str, ...]
     backbones: tuple[str, ...]
@@ -58,13 +67,13 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodMatrix:
-    """Every method on every backbone of the documents.
+    """The outcome of every method on every documented backbone.
 
     Attributes:
-        backbones: short name and the canonical name it stands for.
-        methods: names.
-        outcomes: by method, then by backbone.
-        environment: what it was run on.
+        backbones: canonical name of each backbone by its short name.
+        methods: names of the methods.
+        outcomes: outcome by method, then by short name of the backbone.
+        environment: machine and package versions of the study.
     """
 
     backbones: Mapping[str, str]
@@ -73,11 +82,11 @@ class MethodMatrix:
     environment: Mapping[str, Any]
 
     def column(self, backbone: str) -> list[str]:
-        """Return what a table shows for a backbone, a cell a method."""
+        """Return the cells of a backbone's column, one per method."""
         return [CELLS[self.outcomes[method][backbone].status] for method in self.methods]
 
     def reasons(self) -> list[Reason]:
-        """Return why pairs do not work, pairs of one reason together."""
+        """Return every reason why pairs do not work, equal reasons combined."""
         found: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
         for method in self.methods:
             by_reason: dict[tuple[str, str], list[str]] = {}
@@ -92,9 +101,9 @@ class MethodMatrix:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the packaged file's content."""
+        """Return the content of the packaged file."""
         return {
-            "schema": SCHEMA,
+            "schema": METHOD_MATRIX_SCHEMA,
             "environment": dict(self.environment),
             "backbones": dict(self.backbones),
             "methods": list(self.methods),
@@ -112,15 +121,15 @@ def load_matrix(path: Path = PACKAGED) -> MethodMatrix:
     """Read the packaged matrix.
 
     Raises:
-        InputError: the installation lacks it, or it is of another version.
+        InputError: the file is missing or damaged, or has another schema.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         found = data["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is missing or damaged; install budgetplan again") from error
-    if found != SCHEMA:
-        raise InputError(f"{path} has schema {found!r}, expected {SCHEMA!r}")
+    if found != METHOD_MATRIX_SCHEMA:
+        raise InputError(f"{path} has schema {found!r}, expected {METHOD_MATRIX_SCHEMA!r}")
     return MethodMatrix(
         backbones=data["backbones"],
         methods=tuple(data["methods"]),
@@ -133,7 +142,7 @@ def load_matrix(path: Path = PACKAGED) -> MethodMatrix:
 
 
 def markdown(matrix: MethodMatrix) -> str:
-    """Return the table and the reasons for a page."""
+    """Return the table and the reasons in Markdown."""
     names = list(matrix.backbones)
     columns = [matrix.column(name) for name in names]
     rows = [
@@ -142,16 +151,16 @@ def markdown(matrix: MethodMatrix) -> str:
     ]
     table = "\n".join(
         [
-            _line(["method", *(f"`{name}`" for name in names)]),
-            _line(["---", *(":-:" for _ in names)]),
-            *map(_line, rows),
+            _markdown_row(["method", *(f"`{name}`" for name in names)]),
+            _markdown_row(["---", *(":-:" for _ in names)]),
+            *map(_markdown_row, rows),
         ]
     )
     reasons = "\n".join(f"- {_quoted(reason)}" for reason in matrix.reasons())
     return f"{table}\n\nNot possible:\n\n{reasons}\n"
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,9 +1,9 @@
-"""The answer to a request: entries of the front, the recommended one, and the JSON object."""
+"""The answer to a request: the entries of the front, the recommended one, and the JSON object."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,35 +11,38 @@ from planner.plan import Plan
 from planner.recommendation.baselines import Baseline
 from planner.recommendation.request import Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
-from planner.search.problem import SGD_STEP, Evaluation
+from planner.search.problem import SGD_STEP, TrialResult
 from profiler.records import Report
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from planner.training.validation import Validation
 
-SCHEMA = "budgetplan.recommendation/1"
+RECOMMENDATION_SCHEMA = "budgetplan.recommendation/1"
 
 EQUAL_SCORES = SGD_STEP / 2
-"""Relative scores closer than that are called equal."""
+"""Accuracy scores (log-odds) that differ by less count as equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class FrontEntry:
     """One candidate of the answer.
 
     Attributes:
-        plan: what goes into the file.
-        file: where it was written.
-        evaluation: what the search said of it.
-        expected: accuracy after a whole training, where published numbers allow one.
-        host_prediction: the replay for the CPU, when the real run was there.
+        plan: content of the plan file.
+        file: path of the plan file.
+        result: the candidate's trial in the search.
+        expected: accuracy expected after a full training, without a value if no published number
+            allows one.
+        validation: the real run; None if there was none.
+        host_prediction: replay for the CPU, if the real run was on a CPU in place of the GPU.
     """
 
     plan: Plan
     file: Path
-    evaluation: Evaluation
+    result: TrialResult
     expected: AccuracyEstimate
+    validation: Validation | None = None
     host_prediction: Report | None = None
 
 
@@ -48,17 +51,17 @@ class Recommendation:
     """The answer.
 
     Attributes:
-        request: the question.
+        request: the request.
         study: name of the study.
-        storage: URL of the study.
-        trials: of the search.
-        seconds: the whole took.
-        front: candidates that passed, from most to least accurate as expected.
-        recommended: index into ``front``.
-        reason: why that one, one sentence.
+        storage: SQLAlchemy URL of the study.
+        trials: number of trials in the study.
+        seconds: duration of all stages.
+        front: candidates that passed all checks, the highest accuracy score first.
+        recommended: index of the recommended entry in ``front``.
+        reason: one sentence: why this entry is recommended.
         baselines: the paper's defaults, by name.
-        dropped: a sentence for every candidate that a later stage refused.
-        notes: what the reader must know.
+        dropped: one sentence per candidate that exceeded the budget or failed in a later stage.
+        notes: one sentence per fact that limits or explains the answer (``notes.py``).
     """
 
     request: Request
@@ -66,7 +69,7 @@ class Recommendation:
     storage: str
     trials: int
     seconds: float
-    front: tuple[Entry, ...]
+    front: tuple[FrontEntry, ...]
     recommended: int
     reason: str
     baselines: Mapping[str, Baseline]
@@ -75,14 +78,14 @@ class Recommendation:
 
     @property
     def expected_order(self) -> list[int]:
-        """Each row's place by expected accuracy; 1 for all that equal the best."""
-        scores = [entry.evaluation.score for entry in self.front]
+        """Rank of each entry by its accuracy score, 1 for the best and for all equal to it."""
+        scores = [entry.result.score for entry in self.front]
         return [1 + sum(other > score + EQUAL_SCORES for other in scores) for score in scores]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's object."""
+        """Return the object that ``recommend --json`` prints."""
         return {
-            "schema": SCHEMA,
+            "schema": RECOMMENDATION_SCHEMA,
             "budget_bytes": self.request.budget_bytes,
             "device": self.front[0].plan.prediction.to_json()["device"],
             "study": self.study,
@@ -99,23 +102,8 @@ class Recommendation:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedCandidate:
-    """A candidate on its way through the stages."""
-
-    evaluation: Evaluation
-    prediction: Report
-    host_prediction: Report | None = None
-    validation: Validation | None = None
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def candidate(self) -> Candidate:
-        return self.evaluation.candidate
-
-
-def describe(candidate: Candidate) -> str:
-    """Say in a few words what a candidate runs."""
+def candidate_summary(candidate: Candidate) -> str:
+    """Return a candidate in a few words, such as ``lora r8, 8x4, bf16, adamw``."""
     load, placement = candidate.workload, candidate.placement
     method = load.method if load.rank is None else f"{load.method} r{load.rank}"
     text = f"{method}, {load.micro_batch}x{load.accumulation}, {load.precision}, {load.optimizer}"

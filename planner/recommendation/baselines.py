@@ -1,4 +1,4 @@
-"""The paper's tuned defaults on the same device, as baselines (arXiv 2607.02158)."""
+"""The defaults of the paper (arXiv 2607.02158), predicted for the same device and budget."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from planner.cost.place_within_budget import needed_bytes
+from planner.cost.budget import needed_bytes
+from planner.placement.policies import parse_policy
 from planner.search.space import Space
 from profiler.records import Report
+from profiler.units import DeviceBytes
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
+# The published code of arXiv 2607.02158 trains with batch 32, fp32 and AdamW, LoRA of rank 8, and
+# the threshold 0.5 of the adaptive rule.
 PAPER_BATCH = 32
-
 PAPER_THRESHOLD = 0.5
-"""arXiv 2607.02158's code: batch 32, fp32, AdamW, LoRA rank 8, adaptive threshold 0.5."""
-
 PAPER_METHODS = ("full", "lora")
-
 PAPER_RANK = 8
-
 PAPER_POLICIES = ("none", "static", "adaptive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What one of the paper's defaults would need.
+    """One of the paper's defaults.
 
     Attributes:
-        prediction: composed.
-        fits: within the budget.
+        prediction: composed prediction of a training step.
+        fits: whether the prediction is within the budget.
     """
 
     prediction: Report
@@ -44,8 +43,13 @@ class Baseline:
         return data | {"fits": self.fits}
 
 
-def baselines(space: Space, cost: CostModel, budget_bytes: int) -> Mapping[str, Baseline]:
-    """Return what the paper's defaults need, by ``method`` and ``method_policy``."""
+def paper_baselines(
+    space: Space, cost: CostModel, budget_bytes: DeviceBytes
+) -> Mapping[str, Baseline]:
+    """Return the paper's defaults by name: the method, or the method and its policy.
+
+    Methods that the space does not have are left out.
+    """
     found = {}
     searched = {method.name for method in space.methods}
     for method in PAPER_METHODS:
@@ -60,7 +64,8 @@ def baselines(space: Space, cost: CostModel, budget_bytes: int) -> Mapping[str, 
             optimizer="adamw",
         )
         for policy in PAPER_POLICIES:
-            candidate = cost.place(load, policy, budget_bytes, threshold=PAPER_THRESHOLD)
+            choice = parse_policy(policy, threshold=PAPER_THRESHOLD)
+            candidate = cost.place(load, choice, budget_bytes)
             report = cost.predict(candidate)
             name = method if policy == "none" else f"{method}_{policy}"
             found[name] = Baseline(prediction=report, fits=needed_bytes(report) <= budget_bytes)

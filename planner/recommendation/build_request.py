@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from planner.recommendation.request import (
+    LeftOut,
     Request,
     check_weights,
     classes_of,
@@ -18,10 +19,10 @@ from planner.search.space import (
     EFFECTIVE_BATCH,
     Space,
     divisors,
-    method_choice,
-    on_backbone,
+    limit_ranks,
     parse_methods,
     precisions_for,
+    searched_method,
     working_methods,
 )
 from planner.target_device import find_target
@@ -29,6 +30,7 @@ from planner.training.run_options import RunOptions
 from profiler.devices.table import device_spec
 from profiler.errors import UsageError
 from profiler.models import backbones
+from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
 TRIALS = 200
@@ -83,19 +85,20 @@ def build_request(
         raise UsageError(f"no method is left for {name}: {first}: {reason}")
     spec = device_spec(target.label.name)
     runs_on_cpu = target.runs_on == "cpu" and validations > 0
-    searched = tuple(precisions or precisions_for(spec, checked_on_cpu=runs_on_cpu))
+    searched = tuple(precisions or precisions_for(spec, runs_on_cpu=runs_on_cpu))
     unsearched = [] if precisions else [p for p in precisions_for(spec) if p not in searched]
+    reasons = refused | dict.fromkeys(unsearched, FP16_ON_CPU)
     return Request(
         space=Space(
             base=base,
-            methods=tuple(on_backbone(method_choice(each), base) for each in working),
+            methods=tuple(limit_ranks(searched_method(each), base) for each in working),
             micro_batches=divisors(effective_batch),
             effective_batch=effective_batch,
             precisions=searched,
             optimizers=tuple(optimizers),
             checkpoints=tuple(checkpoints),
         ),
-        budget_bytes=budget_bytes,
+        budget_bytes=DeviceBytes(budget_bytes),
         device=target.label,
         run=RunOptions(
             device=target.runs_on,
@@ -114,5 +117,5 @@ def build_request(
         or (pretrained and (validations == 0 or backbones.can_load_pretrained(name))),
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
-        left_out=refused | dict.fromkeys(unsearched, FP16_ON_CPU),
+        left_out=tuple(LeftOut(name=each, reason=why) for each, why in reasons.items()),
     )

@@ -1,80 +1,56 @@
-"""Chooses one entry of the front and gives the reason."""
+"""Chooses the entry of the front to recommend, and words the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from planner.cost.place_within_budget import needed_bytes
-from planner.recommendation.answer import EQUAL_SCORES, Entry, describe
-from planner.scoring.netscore import train_score
-from planner.search.pareto import BestScore
-from planner.search.problem import OBJECTIVES, Evaluation
+from planner.cost.budget import needed_bytes
+from planner.recommendation.answer import FrontEntry, candidate_summary
+from planner.recommendation.ranking import TrainingCost, best_of
+from planner.scoring.netscore import LOWEST_ACCURACY
 from profiler.units import format_bytes, format_joules, format_seconds
 
-if TYPE_CHECKING:
-    pass
+LONG_RUN_STEPS = 50
 
-TELLING_STEPS = 50
-
-TELLING_IMAGES = 200
-"""Below these an accuracy shows that training works, and cannot tell candidates apart: with 200
-images its standard error is up to 3.5 %."""
+LONG_RUN_IMAGES = 200
+"""Training steps and held-out images from which a measured accuracy can rank candidates. With 200
+images its standard error is up to 3.5 %. A shorter run shows only that training works."""
 
 
-def choose(entries: Sequence[Entry]) -> tuple[int, str]:
-    """Return the entry to recommend and one sentence that says why.
+def choose(entries: Sequence[FrontEntry]) -> tuple[int, str]:
+    """Return the index of the entry to recommend, and the reason in one sentence.
 
-    Only what was really run is eligible, if anything was. Where every eligible entry has an
-    accuracy that means something (measured in a long enough run, or expected from published
-    numbers) the best training score wins. Else the highest in the order of expected accuracy does,
-    and among its equals the cheapest: memory within the budget is no cost.
+    If any entry was really run, only those are eligible. If every eligible entry has an accuracy
+    that ranks candidates (measured in a long run, or expected from published numbers), the best
+    training score wins. Otherwise the highest accuracy score wins, and among equal scores the
+    lowest cost objective. Memory below the budget is then not counted as a cost.
     """
-    pool = [i for i, e in enumerate(entries) if e.plan.measurement is not None]
-    pool = pool or list(range(len(entries)))
-    chosen = [entries[i] for i in pool]
-    among = "really run" if chosen[0].plan.measurement is not None else "replayed"
-    basis, values = _known_accuracies(chosen)
-    predictions = [entry.plan.prediction for entry in chosen]
-    spent = [(needed_bytes(report), report.energy_joules) for report in predictions]
-    best = best_of([entry.evaluation for entry in chosen], values, spent)
-    how = (
-        f"best {basis} for its memory and energy among the {len(pool)} {among}"
-        if values
-        else f"none of the {len(pool)} {among} is expected to be more accurate (by published "
-        "comparisons of methods; no accuracy is known here), and of those this is the cheapest"
-    )
-    return pool[best], _because(chosen[best], how)
-
-
-def best_of(
-    found: Sequence[Evaluation],
-    accuracies: Sequence[float],
-    spent: Sequence[tuple[int, float | None]],
-) -> int:
-    """Return the index of the best.
-
-    Args:
-        found: to choose from.
-        accuracies: fraction of each; empty where they are not all known.
-        spent: bytes of each, and joules of its step.
-    """
-    if not accuracies:
-        highest = max(one.score for one in found)
-        equals = [i for i, one in enumerate(found) if one.score > highest - EQUAL_SCORES]
-        return min(equals, key=lambda i: found[i].cost)
-    ranking = [
-        train_score(accuracy_percent=100 * value, train_peak_bytes=size, step_joules=joules)
-        for value, (size, joules) in zip(accuracies, spent, strict=True)
+    measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
+    eligible = measured or list(range(len(entries)))
+    pool = [entries[i] for i in eligible]
+    basis, accuracies = _known_accuracies(pool)
+    predictions = [entry.plan.prediction for entry in pool]
+    costs = [
+        TrainingCost(device_bytes=needed_bytes(report), step_joules=report.energy_joules)
+        for report in predictions
     ]
-    return BestScore(scores=ranking).choose(
-        [one.objectives for one in found], directions=OBJECTIVES
+    best = best_of([entry.result for entry in pool], accuracies, costs)
+    candidates = f"{len(pool)} {'really run' if measured else 'replayed'} candidates"
+    why = (
+        f"it has the best {basis} for its memory and energy of the {candidates}"
+        if accuracies
+        else f"none of the {candidates} is expected to be more accurate (by published comparisons "
+        "of methods; no accuracy is known here), and of those equal to it, it costs least"
     )
+    return eligible[best], _reason_sentence(pool[best], why)
 
 
-def _known_accuracies(entries: Sequence[Entry]) -> tuple[str, list[float]]:
-    """Return what the accuracies are and a fraction for every entry, or none at all."""
-    measured = [v for v in (_long_run_accuracy(entry) for entry in entries) if v is not None]
+def _known_accuracies(entries: Sequence[FrontEntry]) -> tuple[str, list[float]]:
+    """Return the kind of the accuracies and a fraction per entry; no fractions if any is missing.
+
+    Accuracies of different kinds do not compare, so all entries must have the same kind.
+    """
+    measured = [v for v in map(_long_run_accuracy, entries) if v is not None]
     if len(measured) == len(entries):
         return "measured accuracy", measured
     expected = [e.expected.value for e in entries if e.expected.value is not None]
@@ -83,22 +59,22 @@ def _known_accuracies(entries: Sequence[Entry]) -> tuple[str, list[float]]:
     return "", []
 
 
-def _long_run_accuracy(entry: Entry) -> float | None:
-    """Return the measured accuracy of a run that was long enough to tell candidates apart."""
-    seen, value = entry.plan.provenance.get("run"), entry.plan.accuracy.value
-    if seen is None or value is None or value <= 0.01:
+def _long_run_accuracy(entry: FrontEntry) -> float | None:
+    """Return the measured accuracy as a fraction; None if the run was too short to rank by it."""
+    run = entry.validation
+    if run is None or len(run.losses) < LONG_RUN_STEPS or run.accuracy_images < LONG_RUN_IMAGES:
         return None
-    is_long = len(seen["losses"]) >= TELLING_STEPS and seen["accuracy_images"] >= TELLING_IMAGES
-    return value if is_long else None
+    value = run.accuracy.value
+    return value if value is not None and value > LOWEST_ACCURACY else None
 
 
-def _because(entry: Entry, how: str) -> str:
+def _reason_sentence(entry: FrontEntry, why: str) -> str:
     prediction = entry.plan.prediction
     cost = format_joules(prediction.energy_joules)
     if prediction.energy_joules is None:
         cost = format_seconds(prediction.step_seconds)
     return (
-        f"{describe(entry.plan.candidate)}: {how}; it is predicted to need "
+        f"{candidate_summary(entry.plan.candidate)}: {why}; it is predicted to need "
         f"{format_bytes(needed_bytes(prediction))} of {format_bytes(entry.plan.budget_bytes)} "
-        f"and {cost} a step."
+        f"and {cost} per step."
     )

@@ -1,108 +1,110 @@
-"""The notes of an answer: what the reader must know beside the numbers."""
+"""The notes of an answer: one sentence per fact that limits or explains its numbers.
+
+Notes come from the device, the search, the methods left out, the real runs and the predictions, in
+this order. A note of a prediction (an assumed CUDA context, an uncalibrated time) is written where
+the prediction is made, and repeated here once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
-from planner.cost.place_within_budget import needed_bytes
-from planner.recommendation.answer import CheckedCandidate, describe
-from planner.recommendation.choose import TELLING_STEPS
-from planner.recommendation.request import Request
+from planner.cost.budget import needed_bytes
+from planner.recommendation.answer import candidate_summary
+from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.choose import LONG_RUN_STEPS
+from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
-from profiler.records import Report
 from profiler.units import format_bytes
 
-if TYPE_CHECKING:
-    from planner.training.validation import Validation
 
-
-def images_seen(validation: Validation | None, host: Report | None) -> dict[str, Any]:
-    """Return where the numbers of a real run come from."""
-    if validation is None:
-        return {"weights": {"kind": "none", "detail": "nothing was run"}}
-    peak = None if host is None else {"peak_bytes": host.memory.peak_bytes}
-    return {
-        "weights": {"kind": validation.weights.kind, "detail": validation.weights.detail},
-        "run": {
-            "images": dict(validation.data),
-            "losses": list(validation.losses),
-            "accuracy_images": validation.accuracy_images,
-            "inference_seconds": validation.inference_seconds,
-            "inference_peak_bytes": validation.inference_peak_bytes,
-            "inference_watts": validation.inference_watts,
-            "notes": list(validation.notes),
-        },
-        "host_prediction": peak,
-    }
-
-
-def notes_of(
-    request: Request, found: SearchResult, rows: Sequence[CheckedCandidate]
+def answer_notes(
+    request: Request, found: SearchResult, candidates: Sequence[CheckedCandidate]
 ) -> tuple[str, ...]:
-    notes = []
-    if request.device.note:
-        notes.append(request.device.note)
-    device, room = request.device, request.device.memory_bytes
-    if room is not None and request.budget_bytes > room:
-        notes.append(
-            f"the budget is more than the {format_bytes(room)} that {device.full_name} has"
+    """Return the notes of an answer.
+
+    Args:
+        request: the request.
+        found: the trials of the search.
+        candidates: the candidates that passed all checks.
+    """
+    ran = [candidate for candidate in candidates if candidate.validation is not None]
+    predicted = [note for candidate in candidates for note in candidate.prediction.notes]
+    return (
+        *_device_notes(request),
+        *_search_notes(found),
+        *_left_out_notes(request.left_out),
+        *_run_notes(request, ran),
+        *dict.fromkeys(predicted),
+    )
+
+
+def _device_notes(request: Request) -> Iterator[str]:
+    device, installed_bytes = request.device, request.device.memory_bytes
+    if device.note:
+        yield device.note
+    if installed_bytes is not None and request.budget_bytes > installed_bytes:
+        yield (
+            f"the budget of {format_bytes(request.budget_bytes)} is more than the "
+            f"{format_bytes(installed_bytes)} of {device.full_name}"
         )
+
+
+def _search_notes(found: SearchResult) -> Iterator[str]:
     if found.stopped is not None:
-        notes.append(f"the search ended early: {found.stopped}")
+        yield f"the search ended early: {found.stopped}"
     if found.cost_unit == "seconds":
-        notes.append("the power of this device is not known: time stands for energy")
-    notes += _left_out(request.left_out)
-    ran = [row for row in rows if row.validation is not None]
-    if any(row.host_prediction is not None for row in ran):
-        notes.append(
-            "the runs were on the CPU, as there is no such GPU here: memory, time and energy on "
-            "the GPU are predicted"
+        yield "the power of this device is not known, so the search minimized time, not energy"
+
+
+def _left_out_notes(left_out: Sequence[LeftOut]) -> Iterator[str]:
+    """Yield one note per reason."""
+    names_by_reason: dict[str, list[str]] = {}
+    for item in left_out:
+        names_by_reason.setdefault(item.reason, []).append(item.name)
+    for reason, names in names_by_reason.items():
+        yield f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} left out: {reason}"
+
+
+def _run_notes(request: Request, ran: Sequence[CheckedCandidate]) -> Iterator[str]:
+    if any(candidate.host_prediction is not None for candidate in ran):
+        yield (
+            "the runs were on the CPU, because this machine has no such GPU: memory, time and "
+            "energy on the GPU are predicted"
         )
     if ran and not request.has_weights:
-        notes.append(
-            "the runs began with random weights"
-            + (", as no pretrained ones can be loaded here" if request.run.pretrained else "")
-            + ": no accuracy is that of a pretrained model"
-            + (
-                "; the order of methods is for pretrained ones, --no-pretrained asks for the other"
-                if request.run.pretrained
-                else ""
-            )
+        yield _random_weights_note(may_download=request.run.pretrained)
+    steps = [len(c.validation.losses) for c in ran if c.validation is not None]
+    if steps and max(steps) < LONG_RUN_STEPS:
+        yield (
+            f"an accuracy after {_number_range(steps)} steps, and a NetScore computed from it, "
+            "show that training works, not how accurate the model becomes"
         )
-    steps = [len(row.validation.losses) for row in ran if row.validation is not None]
-    if steps and max(steps) < TELLING_STEPS:
-        notes.append(
-            f"an accuracy after {_span(steps)} steps, and the NetScores made of it, "
-            "say that training works, not how good a model gets"
-        )
-    for row in ran:
-        notes += _findings(request, row)
-    seen = [note for row in rows for note in row.prediction.notes]
-    return (*notes, *dict.fromkeys(seen))
+    for candidate in ran:
+        yield from _deviations(request, candidate)
 
 
-def _left_out(reasons: Mapping[str, str]) -> list[str]:
-    """Return a line for every reason."""
-    names: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        names.setdefault(reason, []).append(name)
-    return [
-        f"{', '.join(each)} {'was' if len(each) == 1 else 'were'} left out: {reason}"
-        for reason, each in names.items()
-    ]
+def _random_weights_note(*, may_download: bool) -> str:
+    if not may_download:
+        return "the runs began with random weights: no accuracy here is that of a pretrained model"
+    return (
+        "the runs began with random weights, because no pretrained ones can be loaded here: no "
+        "accuracy here is that of a pretrained model; methods are ordered as for pretrained "
+        "weights, and with --no-pretrained as for random ones"
+    )
 
 
-def _span(numbers: Sequence[int]) -> str:
+def _number_range(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _findings(request: Request, row: CheckedCandidate) -> list[str]:
-    assert row.validation is not None
-    compared = row.host_prediction or row.prediction
-    # a run on the CPU in a GPU's stead is not held against the GPU's budget
-    needed = needed_bytes(row.validation.report)
-    budget = request.budget_bytes if row.host_prediction is None else needed
-    found = row.validation.findings(compared, budget_bytes=budget)
-    return [f"{describe(row.candidate)}: {text}" for text in found]
+def _deviations(request: Request, candidate: CheckedCandidate) -> Iterator[str]:
+    """Yield a note for each measured number of a run that exceeds its prediction or the budget."""
+    assert candidate.validation is not None
+    expected = candidate.host_prediction or candidate.prediction
+    # A run on the CPU in place of the GPU is not held to the GPU's budget.
+    needed = needed_bytes(candidate.validation.report)
+    budget_bytes = request.budget_bytes if candidate.host_prediction is None else needed
+    for finding in candidate.validation.findings(expected, budget_bytes=budget_bytes):
+        yield f"{candidate_summary(candidate.candidate)}: {finding}"

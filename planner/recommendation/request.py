@@ -1,53 +1,62 @@
-"""A request: search space, budget, device, and how real runs are made."""
+"""A request: search space, budget, device, and the options of the real runs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
 from planner.training.images.load import load_data
 from planner.training.run_options import RunOptions
 from profiler.records import DeviceLabel
+from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
-if TYPE_CHECKING:
-    pass
-
 CLASSES = {"digits": 10, "cifar100": 100, "dtd": 47}
+"""Number of classes of the named data sets."""
 
 Notify = Callable[[str, str, float], None]
+"""Called with (stage, current work, fraction of the stage done)."""
 
 
-# ---- what is asked and answered ------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A method or precision that is not searched.
+
+    Attributes:
+        name: name of the method or precision.
+        reason: why it is not searched, a clause without a full stop.
+    """
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked.
+    """A request for a recommendation.
 
     Attributes:
-        space: what may be chosen.
-        budget_bytes: of device memory, the CUDA context included.
-        device: what is planned for.
+        space: the search space.
+        budget_bytes: budget in device bytes, the CUDA context included.
+        device: the device to plan for.
         run: options of the real runs; the seed is also that of the search.
-        validations: how many are; 0 for none.
-        has_weights: whether the backbone has its pretrained weights, here or where it will run.
-        trials: of the search.
         study: name of the study.
-        storage: URL, or None for a file under ``studies/``.
-        stop: rule to end the search early.
+        trials: number of trials of the search.
+        storage: SQLAlchemy URL of the study; None for a file under ``studies/``.
+        validations: number of candidates that are really run; 0 for none.
+        has_weights: whether the pretrained weights can be loaded, here or where the plan will run.
+        stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
-        left_out: methods and precisions that are not searched, and why.
+        left_out: methods and precisions that are not searched.
     """
 
     space: Space
-    budget_bytes: int
+    budget_bytes: DeviceBytes
     device: DeviceLabel
     run: RunOptions
     study: str
@@ -57,29 +66,27 @@ class Request:
     has_weights: bool = True
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-
-# ---- the question --------------------------------------------------------------------------------
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def classes_of(data: str, *, image_size: int) -> int:
-    """Return the width of the classifier for some data, without downloading any.
+    """Return the number of classes of a data set or folder; nothing is downloaded.
 
     Raises:
         InputError: the folder cannot be read.
     """
     if data in CLASSES:
         return CLASSES[data]
-    flat = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return load_data(data, image_size=image_size, mean=flat[0], std=flat[1]).num_classes
+    # Only the labels are read, so any normalisation will do.
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return load_data(data, image_size=image_size, mean=mean, std=std).num_classes
 
 
 def check_weights(base: Workload, weights: Path) -> None:
     """Refuse a file of weights before anything is computed.
 
     Raises:
-        InputError: it cannot be read, or holds another model's weights.
+        InputError: the file cannot be read, or holds weights of another model.
     """
     from profiler.models import backbones
 
@@ -87,13 +94,14 @@ def check_weights(base: Workload, weights: Path) -> None:
         base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
     )
     with warnings.catch_warnings():
-        # loading into a model that allocates nothing copies nothing, and torch says so
+        # On the meta device, loading checks names and shapes and copies nothing. PyTorch warns
+        # about the missing copy.
         warnings.simplefilter("ignore", UserWarning)
         backbones.load_weights(model, base.model, weights=weights, pretrained=False)
 
 
 def study_name(model: str, device: DeviceLabel, budget_bytes: int) -> str:
-    """Return a name for a new study: readable, and another one each second."""
+    """Return a readable name for a new study; the time in it differs from second to second."""
     budget = f"{budget_bytes / 1e6:.0f}MB"
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     return f"{model.replace('/', '_')}-{device.name}-{budget}-{moment}"

@@ -1,23 +1,27 @@
-"""What is expected of a method's accuracy before anything is run, and how far that can be trusted.
+"""The accuracy to expect of a method before anything is run, and the origin of that number.
 
-    estimate         a fraction where published numbers allow one, else None; with its reason
-    relative_score   a number to rank candidates by; an ordering only, never shown as accuracy
+    estimate_accuracy   a fraction if published numbers allow one, otherwise None with the reason
+    relative_score      a number that orders candidates; it is not an accuracy
 
-An estimate is ``published`` when backbone weights, method, rank and data set are those of a
-published result. Otherwise it is a ``prior``: the nearest published result on the *same data set*,
-moved in log-odds by the difference of the methods' effects, by the rank, and by the difference of
-the backbones' ImageNet log-odds (transfer accuracy follows ImageNet accuracy about linearly in
-log-odds: Kornblith, Shlens and Le 2019, arXiv:1805.08974; a slope of 1 is our assumption). No data
-set without a published result has a value. Nothing here is a measurement.
+An estimate is ``published`` if its pretrained weights, method, rank and data set are those of a
+published result. Otherwise it is a ``prior``, derived from a published result on the same data set.
+In log-odds, a prior is the published accuracy, plus the difference of the two methods' effects,
+plus the small effect of the rank, plus the difference of the two backbones' ImageNet accuracies.
+Transfer accuracy follows ImageNet accuracy about linearly in log-odds (Kornblith, Shlens and Le
+2019, arXiv 1805.08974); the slope of 1 is an assumption. A data set without a published result has
+no value.
 
-The effects come from tables of methods on one backbone and benchmark each. A cell is modelled as
-log-odds(accuracy) = benchmark + method (least squares by alternating means, linear probe at 0), so
-that methods which share no table are compared through those they share one with. Full fine-tuning
-loses to small adapters on 1,000 images and wins or ties on many, so the tables of the regime
-at hand count twenty times those of the other: ``few`` up to 5,000 training images, else ``many``.
+The effects of methods come from published tables, each of several methods on one backbone and
+benchmark. A cell is modelled as log-odds(accuracy) = benchmark + method, fitted by least squares
+(alternating means) with the linear probe at 0. Methods that share no table are therefore compared
+through those that they share one with. Full fine-tuning loses to small adapters on 1,000 images,
+and wins or ties on many. Tables of the same regime (``few`` up to 5,000 training images, else
+``many``) therefore count twenty times as much as those of the other.
 
-No table was found for precision, optimizer, batch size or checkpointing, so none has an effect
-here. The numbers, each with its source, are in ``accuracy_priors.json``.
+Limitations: no table was found for the precision, the optimizer, the batch size or checkpointing.
+An estimate does not depend on them. Nothing here is a measurement.
+
+``accuracy_priors.json`` holds the numbers, each with its source.
 """
 
 from __future__ import annotations
@@ -30,56 +34,59 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-Kind = Literal["published", "prior"]
+EstimateKind = Literal["published", "prior"]
 
 Regime = Literal["few", "many"]
 
 Key = TypeVar("Key", bound=Hashable)
 
-# VTAB-1k has 1,000 training images a task, most FGVC tasks and CIFAR-100 more than 5,000
-FEW_IMAGES = 5_000
+FEW_TRAINING_IMAGES = 5_000
+"""Largest training set of the regime ``few``. VTAB-1k has 1,000 training images per task, CIFAR-100
+and most FGVC tasks have more than 5,000."""
 
-# weight of the other regime's tables: enough to place a method that only they hold
 OTHER_REGIME_WEIGHT = 0.05
+"""Weight of the other regime's tables, enough to place a method that only they contain."""
 
 PRIORS = Path(__file__).with_name("accuracy_priors.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyEstimate:
-    """An expected accuracy that nobody here has measured.
+    """An expected accuracy, published or derived, but not measured in this run.
 
     Attributes:
-        value: fraction of held-out images, or None where nothing is known.
-        kind: ``published`` for the very configuration, ``prior`` when derived; None without value.
-        source: where the numbers come from; None without value.
-        reason: one sentence: how the value came about, or why there is none.
+        value: fraction of held-out images classified correctly; None if not known.
+        kind: ``published`` for exactly this configuration, ``prior`` if derived; None without a
+            value.
+        source: publication of the number; None without value.
+        reason: one clause: how the value was derived, or why there is none.
     """
 
     value: float | None
-    kind: Kind | None
+    kind: EstimateKind | None
     source: str | None
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data for a plan file."""
+        """Return plain data for the provenance of a plan."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelativeScore:
-    """A place in an ordering of candidates of one backbone and one data set.
+    """A number that orders candidates that share backbone and data set.
 
     Attributes:
-        value: larger is expected to be more accurate; the gain over a linear probe in log-odds.
-        reason: one sentence.
+        value: expected gain over a linear probe in log-odds. With random weights it is the
+            logarithm of the number of trainable parameters instead.
+        reason: one clause: the origin of the value.
     """
 
     value: float
     reason: str
 
 
-def estimate(
+def estimate_accuracy(
     *,
     model: str,
     method: str,
@@ -88,27 +95,29 @@ def estimate(
     pretrained: bool = True,
     train_images: int | None = None,
 ) -> AccuracyEstimate:
-    """Return the accuracy to expect, or say why none can be named.
+    """Return the expected accuracy, or the reason why there is none.
 
     Args:
         model: canonical backbone name, with or without timm's tag of the weights.
-        method: ``full``, ``head``, ``lora``, ...
+        method: name of the method, such as ``full``, ``head`` or ``lora``.
         data: ``cifar100``, ``dtd``, ``digits`` or a folder.
-        rank: of a low-rank method; None means 8, the usual one.
-        pretrained: whether the backbone has its pretrained weights.
-        train_images: size of the training set; known for the named data sets.
+        rank: rank of a low-rank method; None for 8.
+        pretrained: whether training starts from pretrained weights.
+        train_images: number of training images; None for that of a named data set.
     """
     if not pretrained:
-        return _nothing("the weights are random and every published number is of pretrained ones")
-    weights, rank = _weights(model), _effective_rank(method, rank)
+        return _no_estimate(
+            "the weights are random and every published number is of pretrained ones"
+        )
+    weights, rank = _tagged_name(model), _effective_rank(method, rank)
     known = [entry for entry in _priors()["published"] if entry["data"] == data]
     if not known:
-        return _nothing(f"no published accuracy on {data} was found")
+        return _no_estimate(f"no published accuracy on {data} was found")
     for entry in known:
         if (entry["model"], entry["method"], entry["rank"]) == (weights, method, rank):
             return AccuracyEstimate(
                 value=entry["accuracy"],
-                # a note says that the number was not printed as such, but read from a range
+                # A note marks a number that was read from a published range.
                 kind="prior" if "note" in entry else "published",
                 source=entry["source"],
                 reason=entry.get("note", "published for this backbone, method and data set"),
@@ -126,29 +135,29 @@ def relative_score(
     train_images: int | None = None,
     trainable_parameters: int | None = None,
 ) -> RelativeScore:
-    """Return a number to rank the methods of one backbone by: an ordering only.
+    """Return a number that orders the methods on a backbone. It is not an accuracy.
 
-    Where ``estimate`` has a value the order is that of the estimates. With random weights the
-    published effects say nothing, and what trains more parameters ranks higher (MambaPEFT's tables
-    have only full training from scratch).
+    If ``estimate_accuracy`` has values, the order is that of the estimates. Published effects do
+    not apply to random weights (MambaPEFT, arXiv 2411.03855, has only full training from
+    scratch). A method with more trainable parameters then ranks higher (an assumption).
 
     Args:
         model: canonical backbone name.
-        method: ``full``, ``head``, ``lora``, ...
-        data: the data set, for the regime when ``train_images`` is not given.
-        rank: of a low-rank method; a higher one ranks slightly higher.
-        pretrained: whether the backbone has its pretrained weights.
-        train_images: size of the training set.
-        trainable_parameters: used only with random weights.
+        method: name of the method, such as ``full``, ``head`` or ``lora``.
+        data: ``cifar100``, ``dtd``, ``digits`` or a folder.
+        rank: rank of a low-rank method; None for 8. A higher rank has a slightly higher score.
+        pretrained: whether training starts from pretrained weights.
+        train_images: number of training images; None for that of a named data set.
+        trainable_parameters: number of trainable parameters; used with random weights only.
     """
     if not pretrained:
         return RelativeScore(
             value=math.log10(1 + (trainable_parameters or 0)),
-            reason="random weights: ordered by the number of trainable parameters, an assumption",
+            reason="random weights: ordered by the number of trainable parameters (an assumption)",
         )
     images = _images(data, train_images)
-    guess = estimate(model=model, method=method, data=data, rank=rank, train_images=images)
-    probe = estimate(model=model, method="head", data=data, train_images=images)
+    guess = estimate_accuracy(model=model, method=method, data=data, rank=rank, train_images=images)
+    probe = estimate_accuracy(model=model, method="head", data=data, train_images=images)
     if guess.value is not None and probe.value is not None:
         return RelativeScore(
             value=_log_odds(guess.value) - _log_odds(probe.value), reason=guess.reason
@@ -156,15 +165,15 @@ def relative_score(
     effect = _effect(method, images)
     if effect is not None:
         step = _rank_step(method, _effective_rank(method, rank))
-        return RelativeScore(value=effect + step, reason=_because(method, images))
+        return RelativeScore(value=effect + step, reason=_effect_source(method, images))
     return _assumed(method, images)
 
 
-# ---- ranking what no table holds ---------------------------------------------------------------
+# ---- methods in no table -----------------------------------------------------------------------
 
 
 def _assumed(method: str, images: int | None) -> RelativeScore:
-    """Place a method without a table: between two that it lies between, else in the middle."""
+    """Return a score for a method in no table: midway between two methods, or the median."""
     family = "partial_k" if method.startswith("partial_") else method
     between = _priors()["between"].get(family)
     if between is not None:
@@ -172,16 +181,16 @@ def _assumed(method: str, images: int | None) -> RelativeScore:
         return RelativeScore(
             value=(_known_effect(low, images) + _known_effect(high, images)) / 2,
             reason=f"no table was found for {method}; placed midway between {low} and {high} "
-            f"because {between['reason']}, an assumption",
+            f"because {between['reason']} (an assumption)",
         )
     effects = sorted(_effects(_regime(images)).values())
     return RelativeScore(
         value=effects[len(effects) // 2],
-        reason=f"nothing is known of {method}; placed at the median of the known methods",
+        reason=f"no table was found for {method}; placed at the median of the known methods",
     )
 
 
-# ---- deriving a value --------------------------------------------------------------------------
+# ---- deriving a prior --------------------------------------------------------------------------
 
 
 def _derived(
@@ -194,10 +203,11 @@ def _derived(
 ) -> AccuracyEstimate:
     effect = _effect(method, train_images)
     if effect is None:
-        return _nothing(f"no published comparison of {method} with other methods was found")
+        return _no_estimate(f"no published comparison of {method} with other methods was found")
     usable = [e for e in known if _level_step(e["model"], weights) is not None]
     if not usable:
-        return _nothing(f"neither this data set nor ImageNet has a known accuracy of {weights}")
+        return _no_estimate(f"neither this data set nor ImageNet has a known accuracy of {weights}")
+    # The nearest published result: same weights first, then same method, then full fine-tuning.
     anchor = min(
         usable,
         key=lambda e: (
@@ -219,14 +229,14 @@ def _derived(
         value=1 / (1 + math.exp(-log_odds)),
         kind="prior",
         source=anchor["source"],
-        reason=_path(anchor, weights, method, rank, train_images),
+        reason=_derivation(anchor, weights, method, rank, train_images),
     )
 
 
-def _path(
+def _derivation(
     anchor: dict[str, Any], weights: str, method: str, rank: int | None, train_images: int | None
 ) -> str:
-    """Tell in one sentence how the anchor became the estimate."""
+    """Return how the published accuracy of the anchor became the estimate, as one clause."""
     at = f" r={anchor['rank']}" if anchor["rank"] else ""
     text = f"from {anchor['accuracy']:.1%} published for {anchor['method']}{at}"
     steps = []
@@ -234,14 +244,14 @@ def _path(
         text += f" of {anchor['model']}"
         steps.append("moved by the backbones' ImageNet accuracies")
     if anchor["method"] != method:
-        steps.append(_because(method, train_images))
+        steps.append(_effect_source(method, train_images))
     if _rank_step(anchor["method"], anchor["rank"]) != _rank_step(method, rank):
         steps.append("moved by the small effect of the rank")
     return "; ".join([text, *steps])
 
 
 def _level_step(origin: str, target: str) -> float | None:
-    """Return the difference of ImageNet log-odds; None when a backbone is not in the table."""
+    """Return the difference of ImageNet log-odds; None if a backbone is not in the table."""
     if origin == target:
         return 0.0
     top1: Mapping[str, float] = _priors()["imagenet"]["top1"]
@@ -250,8 +260,8 @@ def _level_step(origin: str, target: str) -> float | None:
     return _log_odds(top1[target]) - _log_odds(top1[origin])
 
 
-def _weights(model: str) -> str:
-    """Return the name with its tag: a bare timm name means the default weights."""
+def _tagged_name(model: str) -> str:
+    """Return a model name with the tag of its weights: timm's default if there is none."""
     tag = _priors()["default_weights"]["tags"].get(model)
     return model if tag is None else f"{model}.{tag}"
 
@@ -260,12 +270,12 @@ def _weights(model: str) -> str:
 
 
 def _effect(method: str, train_images: int | None) -> float | None:
-    """Return the log-odds gain over a linear probe, or None when no table or stand-in has it."""
+    """Return the log-odds gain over a linear probe; None if no table has the method."""
     return _effects(_regime(train_images)).get(_table_name(method))
 
 
 def _table_name(method: str) -> str:
-    """Return the method whose numbers stand for this one: nearly always itself."""
+    """Return the method whose table entries are used: nearly always the method itself."""
     stand_in = _priors()["stand_ins"].get(method)
     return method if stand_in is None else str(stand_in["method"])
 
@@ -278,7 +288,10 @@ def _known_effect(method: str, train_images: int | None) -> float:
 
 @lru_cache(maxsize=3)
 def _effects(regime: Regime | None) -> Mapping[str, float]:
-    """Fit log-odds = table + method; weights by regime, all tables alike when it is not known."""
+    """Return the effect of every method in the tables, in log-odds over the linear probe.
+
+    If the regime is not known, all tables have the same weight.
+    """
     cells = [
         (t, method, _log_odds(accuracy), _table_weight(table, regime))
         for t, table in enumerate(_priors()["tables"])
@@ -296,7 +309,7 @@ def _effects(regime: Regime | None) -> Mapping[str, float]:
 
 
 def _means(rows: Iterable[tuple[Key, float, float]]) -> dict[Key, float]:
-    """Return the weighted mean of each key over (key, value, weight)."""
+    """Return the weighted mean of each key over rows of (key, value, weight)."""
     sums: dict[Key, tuple[float, float]] = {}
     for key, value, weight in rows:
         total, mass = sums.get(key, (0.0, 0.0))
@@ -311,7 +324,7 @@ def _table_weight(table: Mapping[str, Any], regime: Regime | None) -> float:
 def _regime(train_images: int | None) -> Regime | None:
     if train_images is None:
         return None
-    return "few" if train_images <= FEW_IMAGES else "many"
+    return "few" if train_images <= FEW_TRAINING_IMAGES else "many"
 
 
 def _images(data: str, train_images: int | None) -> int | None:
@@ -327,7 +340,10 @@ def _effective_rank(method: str, rank: int | None) -> int | None:
 
 
 def _rank_step(method: str, rank: int | None) -> float:
-    """Log-odds per doubling of the rank, as far as the one published pair of ranks tells."""
+    """Return the effect of a rank in log-odds, relative to the reference rank.
+
+    Limitation: the slope comes from the only published pair of ranks, 4 and 8.
+    """
     if rank is None:
         return 0.0
     entry = _priors()["rank"]
@@ -337,11 +353,11 @@ def _rank_step(method: str, rank: int | None) -> float:
     return float(slope * math.log2(min(max(rank, low), high) / entry["reference"]))
 
 
-# ---- words -------------------------------------------------------------------------------------
+# ---- sentences ---------------------------------------------------------------------------------
 
 
-def _because(method: str, train_images: int | None) -> str:
-    """Name the tables behind a method's effect."""
+def _effect_source(method: str, train_images: int | None) -> str:
+    """Return the tables that a method's effect was fitted to, as one clause."""
     stand_in = _priors()["stand_ins"].get(method)
     if stand_in is not None:
         return f"taken as {stand_in['method']} because {stand_in['reason']}"
@@ -351,7 +367,7 @@ def _because(method: str, train_images: int | None) -> str:
     return f"{method} against other methods in {' and '.join(t['name'] for t in near)}"
 
 
-def _nothing(reason: str) -> AccuracyEstimate:
+def _no_estimate(reason: str) -> AccuracyEstimate:
     return AccuracyEstimate(value=None, kind=None, source=None, reason=reason)
 
 

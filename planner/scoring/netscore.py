@@ -1,23 +1,31 @@
-"""NetScore and its relatives: one number for accuracy against cost.
+"""NetScore and its relatives: one number that weighs accuracy against cost.
 
-    netscore        20 log10( a² / (√p √m) )           Wong 2018, arXiv:1806.05512
-    netscore_flops  the same with GFLOPs for m         as Toktassyn & Park's group computes it
-    ns_e            20 log10( a² / (t P)^(1/8) )       arXiv:2607.02158, inference time and power
-    ns_m            20 log10( a² / r^(1/8) )           arXiv:2607.02158, inference peak memory
-    ns_sharp        20 log10( a² / (r t P)^(1/8) )     arXiv:2607.02158, all three
-    sam_k           A^k / (log10 E)^k                  the group's cifar100_vits16_repro, src/
-    ppt             A exp(-log10(P/10⁷ + 1))           V-PEFT Bench, arXiv:2402.02242
-    train_score     20 log10( a² / (r_t e_t)^(1/8) )   ours, see below
+    netscore        20 log10( a^2 / (sqrt(p) sqrt(m)) )   arXiv 1806.05512 (Wong 2018), with its
+                                                          alpha = 2 and beta = gamma = 1/2
+    netscore_flops  20 log10( a^2 / (sqrt(p) sqrt(f)) )   arXiv 2607.02158
+    ns_e            20 log10( a^2 / (t P)^(1/8) )         arXiv 2607.02158, NS-E
+    ns_m            20 log10( a^2 / r^(1/8) )             arXiv 2607.02158, NS-M
+    ns_sharp        20 log10( a^2 / (r t P)^(1/8) )       arXiv 2607.02158, NS#
+    sam_k           A^k / (log10 E)^k                     arXiv 2511.23166, SAM
+    ppt             A exp(-log10(n / 10^7 + 1))           arXiv 2402.02242, V-PEFT Bench
+    train_score     20 log10( a^2 / (r_t e_t)^(1/8) )     this project, not published
 
-Legend: a top-1 accuracy in percent, A the same as a fraction, p parameters in millions, m MACs in
-billions, t seconds for the whole test set, P average watts (in ppt: trainable parameters), r peak
-MiB, E joules of the run. The costs of ns_e, ns_m and ns_sharp are of *inference*. ``train_score``
-is budgetplan's own extension to the costs of *training* (r_t peak MiB of a training step, e_t
-joules of a step) with the same weight of 1/8. It ranks a front and compares with no published
-number. SAM is not defined at one joule or less, and its entries are None there.
+Symbols: a is the top-1 accuracy in percent and A the same as a fraction. p are parameters in
+millions, m multiply-accumulates in billions, f FLOPs in billions, n trainable parameters. t are
+seconds for the whole test set, P average watts over that time, r the peak memory in MiB. E are
+joules of the run.
 
-A factor of ten in one cost is worth 2.5 dB with weight 1/8 and 10 dB in Wong's NetScore; a factor
-of ten in accuracy is worth 40 dB. Everything here is O(1) and needs no numeric package.
+The formulas of arXiv 2607.02158 are those of its public code (github.com/DidarTito/
+VideoClassificationTest, metrics.py) and reproduce the row of ViT-S in Table V. SAM is written as
+the scripts in src/ of github.com/JokerOneK/cifar100_vits16_repro log it; at one joule or less it is
+not defined and None.
+
+ns_e, ns_m and ns_sharp count costs of inference. ``train_score`` counts costs of training with the
+same weight of 1/8: r_t MiB at the peak of a training step and e_t joules of a step. It ranks the
+candidates of a search and does not compare with any published number.
+
+A cost that is ten times higher lowers a score by 2.5 dB with weight 1/8, and by 10 dB in Wong's
+NetScore. An accuracy that is ten times higher raises it by 40 dB.
 """
 
 from __future__ import annotations
@@ -28,21 +36,29 @@ from dataclasses import asdict, dataclass
 from profiler.errors import UsageError
 from profiler.units import MIB
 
-# arXiv:2607.02158, weight of each deployment cost; reproduces its Table V row for ViT-S
 DEPLOYMENT_WEIGHT = 1 / 8
+"""Exponent of each deployment cost in arXiv 2607.02158."""
 
-# arXiv:1806.05512: alpha = 2, beta = gamma = 1/2
 ACCURACY_EXPONENT = 2.0
+"""alpha of arXiv 1806.05512."""
 
 COMPLEXITY_WEIGHT = 0.5
+"""beta and gamma of arXiv 1806.05512."""
 
-# V-PEFT Bench README: parameters are counted in units of ten million
 PPT_PARAMETERS = 1e7
+"""Unit of the trainable parameters in ``ppt``, from the README of V-PEFT Bench."""
+
+LOWEST_ACCURACY = 0.01
+"""Fraction that an accuracy must exceed to be scored. The formulas take percent, and 1 % or less is
+almost always a fraction given by mistake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Every score the given numbers allow; None for the others."""
+    """Every score that the given numbers allow; None for the others.
+
+    The module docstring has the formulas.
+    """
 
     netscore: float | None = None
     netscore_flops: float | None = None
@@ -57,11 +73,11 @@ class Scores:
     ppt: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
-        """Return plain data, keys as in the command-line contract."""
+        """Return plain data for ``score --json`` and plan files."""
         return asdict(self)
 
 
-def scores(
+def compute_scores(
     *,
     accuracy_percent: float,
     parameters: float | None = None,
@@ -73,33 +89,33 @@ def scores(
     energy_joules: float | None = None,
     trainable_parameters: float | None = None,
 ) -> Scores:
-    """Compute what the given numbers allow.
+    """Compute every score that the given numbers allow.
 
     Args:
         accuracy_percent: top-1 accuracy in percent, above 1.
-        parameters: parameters of the model.
-        macs: multiply-accumulates of one inference.
-        flops: floating-point operations of one inference.
+        parameters: number of parameters of the model.
+        macs: multiply-accumulates per image.
+        flops: floating-point operations per image.
         inference_seconds: seconds for the whole test set.
-        inference_watts: average power over that time.
+        inference_watts: average power in watts over that time.
         inference_peak_mib: peak memory of inference in MiB.
-        energy_joules: energy of the whole run.
-        trainable_parameters: for ``ppt``; ``parameters`` when not given.
+        energy_joules: energy of the whole run in joules.
+        trainable_parameters: number of trainable parameters for ``ppt``; None for ``parameters``.
 
     Raises:
-        UsageError: an accuracy outside its range or a cost that is not a positive number.
+        UsageError: the accuracy is outside (1, 100], or a cost is not a positive number.
     """
     check_accuracy(accuracy_percent)
     accuracy, seconds, watts = accuracy_percent, inference_seconds, inference_watts
     weight = DEPLOYMENT_WEIGHT
-    p = _positive("parameters", parameters, unit=1e6)
-    m = _positive("macs", macs, unit=1e9)
-    f = _positive("flops", flops, unit=1e9)
-    t = _positive("inference_seconds", seconds)
-    w = _positive("inference_watts", watts)
-    r = _positive("inference_peak_mib", inference_peak_mib)
+    p = _in_unit("parameters", parameters, unit=1e6)
+    m = _in_unit("macs", macs, unit=1e9)
+    f = _in_unit("flops", flops, unit=1e9)
+    t = _in_unit("inference_seconds", seconds)
+    w = _in_unit("inference_watts", watts)
+    r = _in_unit("inference_peak_mib", inference_peak_mib)
     tuned = parameters if trainable_parameters is None else trainable_parameters
-    e = _positive("energy_joules", energy_joules)
+    e = _in_unit("energy_joules", energy_joules)
     sam = [
         sustainable_accuracy(accuracy_percent=accuracy, energy_joules=e, exponent=k)
         if e is not None and e > 1
@@ -122,13 +138,18 @@ def scores(
 
 
 def sustainable_accuracy(*, accuracy_percent: float, energy_joules: float, exponent: int) -> float:
-    """SAM as the group's ``src`` scripts log it: A^k / (log10 E)^k with A a fraction, E in joules.
+    """Return SAM, A^k / (log10 E)^k, in the form that the authors' scripts log.
+
+    Args:
+        accuracy_percent: top-1 accuracy in percent, above 1.
+        energy_joules: energy of the whole run in joules, above 1.
+        exponent: k.
 
     Raises:
-        UsageError: energy of one joule or less, where the logarithm is not positive.
+        UsageError: the energy is one joule or less, where the logarithm is not positive.
     """
     check_accuracy(accuracy_percent)
-    energy = _required("energy_joules", energy_joules)
+    energy = _positive_number("energy_joules", energy_joules)
     if energy <= 1:
         raise UsageError(
             f"energy_joules must be above 1 for SAM (it divides by log10), got {energy_joules!r}; "
@@ -138,15 +159,16 @@ def sustainable_accuracy(*, accuracy_percent: float, energy_joules: float, expon
 
 
 def ppt(*, accuracy_percent: float, trainable_parameters: float) -> float:
-    """Performance-parameter trade-off of V-PEFT Bench: A exp(-log10(P/10^7 + 1)).
+    """Return the performance-parameter trade-off of V-PEFT Bench, A exp(-log10(n / 10^7 + 1)).
 
-    Zero trainable parameters are allowed: the benchmark does not count the classifier.
+    Zero trainable parameters are allowed, because the benchmark does not count the classifier.
+
+    Raises:
+        UsageError: the accuracy is outside (1, 100], or the number of parameters is negative.
     """
     check_accuracy(accuracy_percent)
     if not (math.isfinite(trainable_parameters) and trainable_parameters >= 0):
-        raise UsageError(
-            f"trainable_parameters must be a number from 0 up, got {trainable_parameters!r}"
-        )
+        raise UsageError(f"trainable_parameters must be 0 or more, got {trainable_parameters!r}")
     size = math.log10(trainable_parameters / PPT_PARAMETERS + 1)
     return accuracy_percent / 100 * math.exp(-size)
 
@@ -154,40 +176,47 @@ def ppt(*, accuracy_percent: float, trainable_parameters: float) -> float:
 def train_score(
     *, accuracy_percent: float, train_peak_bytes: float, step_joules: float | None = None
 ) -> float:
-    """Accuracy against the cost of training: our own extension, not a published NetScore.
+    """Return the accuracy weighed against the cost of training. This score is not published.
 
-    Ranks the candidates of one search; without ``step_joules`` only memory counts, and then it
-    compares only with scores that also lack it.
+    Without ``step_joules``, only memory counts. Such a score compares only with others without it.
+
+    Args:
+        accuracy_percent: top-1 accuracy in percent, above 1.
+        train_peak_bytes: device memory of a training step in bytes.
+        step_joules: energy of an optimizer step in joules; None if not known.
+
+    Raises:
+        UsageError: the accuracy is outside (1, 100], or a cost is not a positive number.
     """
     check_accuracy(accuracy_percent)
-    mib = _required("train_peak_bytes", train_peak_bytes) / MIB
-    costs = (mib,) if step_joules is None else (mib, _required("step_joules", step_joules))
+    mib = _positive_number("train_peak_bytes", train_peak_bytes) / MIB
+    costs = (mib,) if step_joules is None else (mib, _positive_number("step_joules", step_joules))
     return _score(accuracy_percent, costs, DEPLOYMENT_WEIGHT)
 
 
 def check_accuracy(accuracy_percent: float) -> None:
-    """Refuse what is no accuracy in percent, a fraction above all.
+    """Refuse a number that cannot be an accuracy in percent.
 
     Raises:
-        UsageError: outside (0, 100], or 1 and below, which is a fraction by mistake.
+        UsageError: the number is outside (1, 100].
     """
-    if not 0 < accuracy_percent <= 100:  # also refuses nan
+    if not 0 < accuracy_percent <= 100:  # also true for NaN
         raise UsageError(f"accuracy_percent must lie in (0, 100], got {accuracy_percent!r}")
-    if accuracy_percent <= 1:
+    if accuracy_percent <= 100 * LOWEST_ACCURACY:
         raise UsageError(
             f"accuracy_percent is a percentage, got {accuracy_percent!r}; "
             f"for the fraction {accuracy_percent!r} write {accuracy_percent * 100:g}"
         )
 
 
-def _required(name: str, value: float) -> float:
+def _positive_number(name: str, value: float) -> float:
     if not (math.isfinite(value) and value > 0):
         raise UsageError(f"{name} must be a positive number, got {value!r}")
     return float(value)
 
 
-def _positive(name: str, value: float | None, *, unit: float = 1.0) -> float | None:
-    return None if value is None else _required(name, value) / unit
+def _in_unit(name: str, value: float | None, *, unit: float = 1.0) -> float | None:
+    return None if value is None else _positive_number(name, value) / unit
 
 
 def _decibel(accuracy: float, costs: tuple[float | None, ...], weight: float) -> float | None:
@@ -196,6 +225,6 @@ def _decibel(accuracy: float, costs: tuple[float | None, ...], weight: float) ->
 
 
 def _score(accuracy: float, costs: tuple[float, ...], weight: float) -> float:
-    # a sum of logarithms, so that no product of costs can overflow
+    # A sum of logarithms cannot overflow, the product of the costs can.
     spent = weight * sum(math.log10(cost) for cost in costs)
     return 20 * (ACCURACY_EXPONENT * math.log10(accuracy) - spent)

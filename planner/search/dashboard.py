@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from planner.search.storage import check_file, sqlite_path, unusable
+from planner.search.storage import check_file, sqlite_path, unusable_storage
 from profiler.errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def serve_dashboard(
     url: str, *, host: str, port: int, on_ready: Callable[[], None] = lambda: None
 ) -> None:
-    """Show a storage in a browser until interrupted.
+    """Serve the studies of a storage until interrupted.
 
     Args:
-        url: of the storage.
-        host: to listen at.
-        port: likewise.
-        on_ready: called when the storage is open.
+        url: SQLAlchemy URL of the storage.
+        host: address to listen on.
+        port: port to listen on.
+        on_ready: called once the storage is open.
 
     Raises:
         InputError: the storage cannot be used.
-        UsageError: the address is taken.
+        UsageError: the address is in use.
     """
     import optuna
     from optuna_dashboard import run_server
@@ -33,12 +29,12 @@ def serve_dashboard(
 
     path = sqlite_path(url)
     if path is not None and not path.exists():
-        raise InputError(f"{path} does not exist; `budgetplan recommend` makes studies")
+        raise InputError(f"{path} does not exist; `budgetplan recommend` creates studies")
     check_file(url)
     try:
         storage = optuna.storages.get_storage(url)
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-        raise unusable(url, error) from error
+        raise unusable_storage(url, error) from error
     on_ready()
     try:
         run_server(storage, host=host, port=port)

@@ -1,94 +1,79 @@
-"""The search problem: objectives, constraint, and what evaluates a point."""
+"""The search problem: its three objectives, its constraint, and the records of its trials."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal, Protocol
 
-from planner.search.pareto import (
-    Direction,
-    non_dominated,
-)
-from planner.search.space import Space
+from planner.cost.step_estimate import StepEstimate
+from planner.search.pareto import Direction, non_dominated
+from planner.search.space import Assignment, Space
+from profiler.devices.table import DeviceSpec
+from profiler.placement import PolicyChoice
+from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
-if TYPE_CHECKING:
-    pass
-
-OBJECTIVES: tuple[Direction, Direction, Direction] = ("maximise", "minimise", "minimise")
+OBJECTIVES: tuple[Direction, Direction, Direction] = ("maximize", "minimize", "minimize")
+"""Accuracy score, cost of ``COST_IMAGES`` images, device bytes."""
 
 CONSTRAINT = "budget"
+"""Name of the constraint in a study: device bytes minus the budget, feasible up to 0."""
 
-IMAGES = 1000  # the cost of a candidate is that of this many images
+COST_IMAGES = 1000
+"""Training images that the cost objective is stated for, so that effective batches compare."""
+
+CostUnit = Literal["joules", "seconds"]
 
 SGD_STEP = 0.1
-"""By how much SGD ranks below AdamW, in log-odds. The sign is published: AdamW does substantially
-better on Vision Transformers and ConvNeXts (arXiv 2211.09359), and every accuracy used here is of
-AdamW. The size is assumed: less than most differences between methods."""
+"""Log-odds by which SGD ranks below AdamW. The sign is published: AdamW does substantially better
+on Vision Transformers and ConvNeXts (arXiv 2211.09359), and every accuracy used here was reached
+with AdamW. The size is an assumption: smaller than most differences between methods."""
 
 
-class TrialEstimate(Protocol):
-    """What a composed prediction says of a step (``planner.cost.step_estimate.Quick``)."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """Highest live bytes."""
-
-    @property
-    def device_bytes(self) -> int:
-        """What a budget is held against."""
-
-    @property
-    def step_seconds(self) -> float | None:
-        """Time of an optimizer step."""
-
-    @property
-    def energy_joules(self) -> float | None:
-        """Its energy."""
-
-
-class Pricer(Protocol):
-    """What the search asks of a cost model (``planner.cost.model.CostModel``)."""
+class CostEstimator(Protocol):
+    """The part of ``planner.cost.model.CostModel`` that the search uses."""
 
     def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> object:
         """Profile the family of a workload."""
 
-    def quick(self, candidate: Candidate) -> TrialEstimate:
-        """Price a candidate in microseconds."""
+    def estimate(self, candidate: Candidate) -> StepEstimate:
+        """Estimate one optimizer step of a candidate."""
 
     def learns_in_units(self, workload: Workload) -> bool:
-        """Say whether backward runs through the units at all."""
+        """Return whether backward runs through the units."""
 
-    def place(self, workload: Workload, policy: str, budget_bytes: int) -> Candidate:
-        """Let a policy decide the placement."""
+    def place(
+        self, workload: Workload, policy: PolicyChoice, budget_bytes: DeviceBytes
+    ) -> Candidate:
+        """Return the workload with the placement that a policy makes within a budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """What is searched.
+class SearchProblem:
+    """A search space, a device and a budget.
 
     Attributes:
-        space: the choices.
-        device: what is planned for.
-        budget_bytes: of device memory.
-        data: data set, for the accuracy that is published of it.
-        pretrained: whether the backbone has its weights.
-        train_images: size of the training set, where known.
+        space: the dimensions and their values.
+        device: device to plan for.
+        budget_bytes: budget in device bytes, the CUDA context included.
+        data: data set whose published accuracies order the methods.
+        pretrained: whether training starts from pretrained weights.
+        train_images: number of training images; None if not known.
     """
 
     space: Space
-    device: str
-    budget_bytes: int
+    device: DeviceSpec
+    budget_bytes: DeviceBytes
     data: str = "digits"
     pretrained: bool = True
     train_images: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what makes two studies comparable."""
+        """Return plain data. A study is continued only if its stored problem is equal to this."""
         return {
-            "device": self.device,
+            "device": self.device.name,
             "budget_bytes": self.budget_bytes,
             "data": self.data,
             "pretrained": self.pretrained,
@@ -98,66 +83,66 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """One trial.
+class TrialResult:
+    """A candidate and its composed estimate.
 
     Attributes:
-        candidate: what was evaluated.
-        answers: the choices that lead to it.
-        score: relative accuracy, an ordering only.
-        cost: joules for 1000 images, or seconds (see ``SearchResult.cost_unit``).
-        peak_bytes: composed.
-        device_bytes: composed.
-        step_seconds: composed, of an optimizer step.
-        energy_joules: likewise.
-        reason: how the score came about.
+        candidate: the workload and its placement.
+        assignment: the value of each dimension of the space.
+        score: relative accuracy in log-odds. It orders candidates and is not an accuracy.
+        cost: joules or seconds for ``COST_IMAGES`` images (see ``SearchResult.cost_unit``).
+        peak_bytes: composed peak of allocated bytes; live bytes on a CPU.
+        device_bytes: composed device memory, which the budget limits.
+        step_seconds: composed duration of an optimizer step; None if the speed is not known.
+        energy_joules: composed energy of an optimizer step; None if the power is not known.
+        reason: origin of the score, one sentence.
     """
 
     candidate: Candidate
-    answers: dict[str, Any]
+    assignment: Assignment
     score: float
     cost: float
     peak_bytes: int
-    device_bytes: int
+    device_bytes: DeviceBytes
     step_seconds: float | None
     energy_joules: float | None
     reason: str
 
     @property
     def objectives(self) -> tuple[float, float, float]:
-        """The values, in the order of ``OBJECTIVES``."""
+        """The values in the order of ``OBJECTIVES``."""
         return self.score, self.cost, float(self.device_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """What a search found.
+    """All trials of a study.
 
     Attributes:
-        study: its name.
-        storage: the URL it is kept at.
-        evaluations: all trials that could be evaluated.
-        trials: how many there are, failed ones included.
-        cost_unit: ``joules`` or ``seconds``, of 1000 images.
-        stopped: why it ended before the number of trials asked for, or None.
+        study: name of the study.
+        storage: SQLAlchemy URL of the database.
+        results: one result per trial that did not fail.
+        trials: number of trials, failed ones included.
+        cost_unit: unit of ``TrialResult.cost``.
+        stopped: why the search ended before the requested number of trials; None if it did not.
     """
 
     study: str
     storage: str
-    evaluations: tuple[Evaluation, ...]
+    results: tuple[TrialResult, ...]
     trials: int
-    cost_unit: str
+    cost_unit: CostUnit | None
     stopped: str | None = None
 
-    def front(self, budget_bytes: int) -> list[Evaluation]:
-        """Return the non-dominated evaluations that fit, each candidate once."""
-        distinct = _distinct(self.evaluations)
-        chosen = non_dominated(
-            [e.objectives for e in distinct],
+    def front(self, budget_bytes: DeviceBytes) -> list[TrialResult]:
+        """Return the non-dominated results within the budget, each distinct run once."""
+        distinct = _distinct_runs(self.results)
+        front = non_dominated(
+            [result.objectives for result in distinct],
             directions=OBJECTIVES,
-            violations=[e.device_bytes - budget_bytes for e in distinct],
+            violations=[result.device_bytes - budget_bytes for result in distinct],
         )
-        return [distinct[i] for i in chosen]
+        return [distinct[i] for i in front]
 
 
 OnTrial = Callable[[int, int], None]
@@ -165,15 +150,20 @@ OnTrial = Callable[[int, int], None]
 OnProgress = Callable[[str, float], None]
 
 
-def point_key(answers: dict[str, Any]) -> str:
-    return json.dumps(answers, sort_keys=True)
+def assignment_key(assignment: Assignment) -> str:
+    """Return a text that does not depend on the order of the keys."""
+    return json.dumps(assignment, sort_keys=True)
 
 
-def _distinct(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Keep each run once: policies may agree, and then the plainest name is kept."""
-    found: dict[str, Evaluation] = {}
-    for evaluation in sorted(evaluations, key=lambda e: e.candidate.policy.name != "none"):
-        run = evaluation.candidate.to_json()
-        run["placement"] = dict(evaluation.candidate.placement.decisions)
-        found.setdefault(point_key(run), evaluation)
+def _distinct_runs(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return one result per workload and decisions.
+
+    Two policies can make the same decisions. The result of the policy ``none`` is then kept, or
+    else the earliest.
+    """
+    found: dict[str, TrialResult] = {}
+    for result in sorted(results, key=lambda r: r.candidate.policy.name != "none"):
+        run = result.candidate.to_json()
+        run["placement"] = dict(result.candidate.placement.decisions)
+        found.setdefault(json.dumps(run, sort_keys=True), result)
     return list(found.values())

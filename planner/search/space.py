@@ -1,33 +1,38 @@
-"""What the search may choose: method and rank, micro-batch, precision, optimizer, checkpointing.
+"""The search space: method and rank, micro-batch, precision, optimizer and checkpoint policy.
 
-    Space         the choices for one backbone; ``draw`` turns a way of choosing into a ``Choice``
-    Choice        one point: a workload, and the policy that will place its checkpoints
-    Plain, Ranked a method without a rank, and one with (a rank is drawn only for the second)
-    working_methods, precisions_for, divisors   what goes into a space
+    Space            the dimensions for a backbone and the values of each
+    SearchedMethod   a method and its ranks
+    SearchPoint      one point: a workload and the policy that makes its placement
+    Assignment       the same point as the value of each dimension, as a study stores it
 
-The effective batch is the same everywhere: a smaller micro-batch is accumulated more often, so that
-two choices differ in cost and not in what the optimizer sees (BatchNorm backbones excepted, whose
-statistics are those of a micro-batch). Every dimension is finite; ``Space.choices`` lists them all.
+The effective batch is the same for every point: a smaller micro-batch is accumulated more often.
+Two points therefore differ in cost and not in the optimizer's gradients. Backbones with BatchNorm
+are the exception, because their statistics are those of a micro-batch. Every dimension is finite,
+and ``Space.assignments`` enumerates all points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from planner.placement.policies import parse_policy
 from profiler.devices.table import DeviceSpec
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.methods import method_infos, method_names
+from profiler.placement import PolicyChoice
 from profiler.workload import Workload
 
 if TYPE_CHECKING:
     from torch import nn
 
-T = TypeVar("T", bound=str | int)
+Assignment = dict[str, str | int]
+"""A point as the value of each dimension, by the name of the dimension."""
 
-EFFECTIVE_BATCH = 32  # arXiv 2607.02158 trains with batches of 32
+EFFECTIVE_BATCH = 32
+"""Images per optimizer step in arXiv 2607.02158."""
 
 RANKS = (2, 4, 8, 16, 32, 64)
 
@@ -35,77 +40,70 @@ DEFAULT_CHECKPOINTS = ("none", "static", "optimal")
 
 DEFAULT_OPTIMIZERS = ("adamw", "sgd")
 
-BF16_CAPABILITY = (8, 0)  # Ampere; before it PyTorch emulates bfloat16
-
-
-class Chooser(Protocol):
-    """A way of choosing: a sampler, an enumeration, a fixed list of answers."""
-
-    def __call__(self, name: str, options: Sequence[T]) -> T:
-        """Return one of the options of a dimension."""
+BF16_CAPABILITY = (8, 0)
+"""Compute capability of Ampere. PyTorch emulates bfloat16 on older GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plain:
-    """A method without a rank."""
-
-    name: str
-
-    def draw(self, choose: Chooser) -> None:
-        """Return no rank."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranked:
-    """A method with a rank (or a width, or a number of tokens), named in the parameter.
+class SearchedMethod:
+    """A method and the ranks to search.
 
     Attributes:
-        name: of the method.
-        ranks: to choose from.
-        default: the method's own.
+        name: name of the method.
+        ranks: ranks (or widths, or numbers of tokens), ascending; empty if the method has none.
+        default_rank: the method's own default; None if it has no rank.
     """
 
     name: str
-    ranks: tuple[int, ...]
-    default: int
+    ranks: tuple[int, ...] = ()
+    default_rank: int | None = None
 
-    def draw(self, choose: Chooser) -> int:
-        """Return the rank chosen for this method."""
-        return choose(f"{self.name}_rank", self.ranks)
+    def __post_init__(self) -> None:
+        if (self.default_rank is None) != (not self.ranks):
+            raise UsageError(
+                f"method {self.name} needs both ranks and a default rank, or neither, "
+                f"got {self.ranks} and {self.default_rank}"
+            )
 
-
-MethodChoice = Plain | Ranked
+    @property
+    def rank_dimension(self) -> str:
+        """Name of the dimension of the rank. Each method has its own: ranks do not compare."""
+        return f"{self.name}_rank"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class SearchPoint:
     """One point of the space.
 
     Attributes:
-        workload: all but the placement.
-        checkpoint: the policy that makes the placement.
+        workload: the workload, without a placement.
+        policy: checkpoint policy that makes the placement.
     """
 
     workload: Workload
-    checkpoint: str
+    policy: PolicyChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """The choices for one backbone.
+    """The dimensions for a backbone and the values of each.
 
     Attributes:
-        base: what is not chosen: model, image size, classes.
-        methods: at least one.
+        base: model, image size and classes, which all points share.
+        methods: methods, at least one.
         micro_batches: divisors of the effective batch, ascending.
         effective_batch: images per optimizer step.
-        precisions: ``fp32`` and a half precision the device has.
-        optimizers: for methods that bring none of their own.
-        checkpoints: names of policies.
+        precisions: ``fp32`` and the half precision of the device.
+        optimizers: optimizers; a method that brings its own optimizer ignores this dimension.
+        checkpoints: checkpoint policies as ``planner.placement.policies.parse_policy`` reads them.
+
+    Raises:
+        UsageError: a dimension is empty, or a micro-batch does not divide the effective batch.
+        UnknownNameError: no such policy.
     """
 
     base: Workload
-    methods: tuple[MethodChoice, ...]
+    methods: tuple[SearchedMethod, ...]
     micro_batches: tuple[int, ...]
     effective_batch: int
     precisions: tuple[str, ...]
@@ -125,94 +123,89 @@ class Space:
                     f"{self.effective_batch}; use one of {divisors(self.effective_batch)}"
                 )
 
-    def draw(self, choose: Chooser) -> Choice:
-        """Return the point that a way of choosing leads to."""
-        names = tuple(method.name for method in self.methods)
-        method = self.methods[names.index(choose("method", names))]
-        rank = method.draw(choose)
-        micro_batch = choose("micro_batch", self.micro_batches)
+    def method(self, name: str) -> SearchedMethod:
+        """Return the method of a name; raises StopIteration if the space does not have it."""
+        return next(method for method in self.methods if method.name == name)
+
+    def dimensions(self, method: SearchedMethod) -> dict[str, Sequence[str | int]]:
+        """Return the values of every dimension that a point with the method has, method apart.
+
+        The order of the dimensions is part of a seeded search: the sampler draws in this order.
+        """
+        rank = {method.rank_dimension: method.ranks} if method.ranks else {}
+        return rank | {
+            "micro_batch": self.micro_batches,
+            "precision": self.precisions,
+            "optimizer": self.optimizers,
+            "checkpoint": self.checkpoints,
+        }
+
+    def point(self, assignment: Assignment) -> SearchPoint:
+        """Return the point with the assigned values."""
+        method = self.method(str(assignment["method"]))
+        rank = assignment[method.rank_dimension] if method.ranks else None
+        micro_batch = int(assignment["micro_batch"])
         workload = self.base.replace(
             method=method.name,
             rank=rank,
             micro_batch=micro_batch,
             accumulation=self.effective_batch // micro_batch,
-            precision=choose("precision", self.precisions),
-            optimizer=choose("optimizer", self.optimizers),
+            precision=assignment["precision"],
+            optimizer=assignment["optimizer"],
         )
-        return Choice(workload=workload, checkpoint=choose("checkpoint", self.checkpoints))
+        policy = parse_policy(str(assignment["checkpoint"]))
+        return SearchPoint(workload=workload, policy=policy)
 
-    def choices(self) -> Iterator[dict[str, Any]]:
-        """Yield every point, as the answers that lead to it."""
-        pending: list[dict[str, Any]] = [{}]
-        while pending:
-            answers = pending.pop()
-            open_dimension = _Recorder(answers)
-            try:
-                self.draw(open_dimension)
-            except _Unanswered as question:
-                pending += [answers | {question.name: o} for o in reversed(question.options)]
-            else:
-                yield answers
+    def assignments(self) -> Iterator[Assignment]:
+        """Yield the assignment of every point."""
+        for method in self.methods:
+            dimensions = {"method": (method.name,), **self.dimensions(method)}
+            for values in product(*dimensions.values()):
+                yield dict(zip(dimensions, values, strict=True))
 
     def workloads(self) -> Iterator[Workload]:
-        """Yield the workload of every point, whatever its checkpointing."""
-        plain = replace(self, checkpoints=self.checkpoints[:1])
-        for answers in plain.choices():
-            yield plain.draw(_Recorder(answers)).workload
+        """Yield the workload of every point, each once for all checkpoint policies."""
+        one_policy = replace(self, checkpoints=self.checkpoints[:1])
+        for assignment in one_policy.assignments():
+            yield one_policy.point(assignment).workload
 
-    def baselines(self) -> list[dict[str, Any]]:
-        """Return points a search starts with: each method plainly, and at its cheapest.
+    def starting_points(self) -> list[Assignment]:
+        """Return the points that a search starts with: two per method.
 
-        Plainly: the largest micro-batch, the first precision, optimizer and policy, the method's
-        own rank. At its cheapest: one image at a time, the last of each and the lowest rank.
+        The first has the largest micro-batch, the first precision, optimizer and policy, and the
+        method's default rank. The second should need the least memory: the smallest micro-batch
+        and rank, and the last precision, optimizer and policy.
         """
-        plain = [self._corner(method, cheapest=False) for method in self.methods]
-        return plain + [self._corner(method, cheapest=True) for method in self.methods]
+        plain = [self._corner(method, smallest=False) for method in self.methods]
+        return plain + [self._corner(method, smallest=True) for method in self.methods]
 
-    def _corner(self, method: MethodChoice, *, cheapest: bool) -> dict[str, Any]:
-        end = -1 if cheapest else 0
-        answers: dict[str, Any] = {
+    def _corner(self, method: SearchedMethod, *, smallest: bool) -> Assignment:
+        end = -1 if smallest else 0
+        assignment: Assignment = {
             "method": method.name,
-            "micro_batch": self.micro_batches[0 if cheapest else -1],
+            "micro_batch": self.micro_batches[0 if smallest else -1],
             "precision": self.precisions[end],
             "optimizer": self.optimizers[end],
             "checkpoint": self.checkpoints[end],
         }
-        if isinstance(method, Ranked):
-            answers[f"{method.name}_rank"] = method.ranks[0] if cheapest else method.default
-        return answers
+        if method.default_rank is not None:
+            assignment[method.rank_dimension] = method.ranks[0] if smallest else method.default_rank
+        return assignment
 
     def to_json(self) -> dict[str, Any]:
-        """Return what identifies the space, for a study's attributes."""
+        """Return plain data that identifies the space, for a study's attributes."""
         return {
             "base": self.base.to_json(),
-            "methods": {m.name: list(m.ranks) if isinstance(m, Ranked) else None
-                        for m in self.methods},
+            "methods": {method.name: list(method.ranks) or None for method in self.methods},
             "micro_batches": list(self.micro_batches),
             "effective_batch": self.effective_batch,
             "precisions": list(self.precisions),
             "optimizers": list(self.optimizers),
             "checkpoints": list(self.checkpoints),
-        }  # fmt: skip
+        }
 
 
-class _Unanswered(Exception):  # noqa: N818  a question, not an error
-    def __init__(self, name: str, options: Sequence[Any]) -> None:
-        super().__init__(name)
-        self.name = name
-        self.options = options
-
-
-class _Recorder:
-    """Answers from a table and asks for the first answer it lacks."""
-
-    def __init__(self, answers: dict[str, Any]) -> None:
-        self._answers = answers
-
-    def __call__(self, name: str, options: Sequence[T]) -> T:
-        if name not in self._answers:
-            raise _Unanswered(name, options)
-        return cast("T", self._answers[name])
+# ---- what goes into a space ----------------------------------------------------------------------
 
 
 def divisors(number: int) -> tuple[int, ...]:
@@ -220,22 +213,23 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
-def precisions_for(spec: DeviceSpec, *, checked_on_cpu: bool = False) -> tuple[str, ...]:
-    """Return fp32 and the half precision that the device computes in: bf16, before Ampere fp16.
+def precisions_for(spec: DeviceSpec, *, runs_on_cpu: bool = False) -> tuple[str, ...]:
+    """Return fp32 and the half precision of a device: bf16, or fp16 before Ampere.
 
     Args:
-        spec: what is planned for.
-        checked_on_cpu: candidates will be run on a CPU, which is no place for fp16: a matmul there
-            takes 28 times as long as in fp32 (a ViT-S MLP on a Xeon with AVX-512, torch 2.15).
+        spec: the device to plan for.
+        runs_on_cpu: whether candidates will be run on a CPU. fp16 is then left out: a matrix
+            product in fp16 takes 28 times as long there as in fp32 (an MLP of ViT-S on a Xeon with
+            AVX-512, torch 2.15).
     """
     capability = spec.compute_capability
     if capability is None or capability >= BF16_CAPABILITY:
         return ("fp32", "bf16")
-    return ("fp32",) if checked_on_cpu else ("fp32", "fp16")
+    return ("fp32",) if runs_on_cpu else ("fp32", "fp16")
 
 
-def method_choice(name: str, ranks: tuple[int, ...] = RANKS) -> MethodChoice:
-    """Return a method with the ranks to search, its own default among them.
+def searched_method(name: str, ranks: tuple[int, ...] = RANKS) -> SearchedMethod:
+    """Return a method with the ranks to search, the method's default among them.
 
     Raises:
         UnknownNameError: no such method.
@@ -245,28 +239,33 @@ def method_choice(name: str, ranks: tuple[int, ...] = RANKS) -> MethodChoice:
     known = {info.name: info for info in method_infos()}
     default = known[name].default_rank if name in known else get_method(name).default_rank
     if default is None:
-        return Plain(name=name)
-    return Ranked(name=name, ranks=tuple(sorted({*ranks, default})), default=default)
+        return SearchedMethod(name=name)
+    return SearchedMethod(name=name, ranks=tuple(sorted({*ranks, default})), default_rank=default)
 
 
-def on_backbone(choice: MethodChoice, base: Workload) -> MethodChoice:
-    """Leave out the ranks that a method refuses on the backbone: more units than it has.
+def limit_ranks(method: SearchedMethod, base: Workload) -> SearchedMethod:
+    """Return the method without the ranks that it refuses on a backbone.
+
+    ``partial_k``, for example, refuses to train more units than the backbone has. If the method
+    refuses every rank, all are kept, and their trials fail with the reason.
 
     Raises:
         UnknownNameError: no such method or model.
     """
     from profiler.models.methods import get_method
 
-    if isinstance(choice, Plain):
-        return choice
-    method, model = get_method(choice.name), _on_meta(base)
-    load = base.replace(method=choice.name)
-    fitting = [r for r in choice.ranks if method.refusal(model, load.replace(rank=r)) is None]
-    return replace(choice, ranks=tuple(fitting) or choice.ranks)
+    if not method.ranks:
+        return method
+    applied, model = get_method(method.name), _on_meta(base)
+    load = base.replace(method=method.name)
+    accepted = [r for r in method.ranks if applied.refusal(model, load.replace(rank=r)) is None]
+    ranks = tuple(accepted) or method.ranks
+    default = method.default_rank if method.default_rank in ranks else ranks[-1]
+    return replace(method, ranks=ranks, default_rank=default)
 
 
 def working_methods(workload: Workload, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the methods that work on the backbone, and of the others why they do not.
+    """Return the methods that work on a backbone, and the reason for each that does not.
 
     Raises:
         UnknownNameError: no such method or model.
@@ -283,6 +282,7 @@ def working_methods(workload: Workload, names: Sequence[str]) -> tuple[list[str]
 
 
 def _on_meta(workload: Workload) -> nn.Module:
+    """Build the backbone on the meta device: shapes without memory."""
     from profiler.models import backbones
 
     return backbones.build(
@@ -294,7 +294,7 @@ def _on_meta(workload: Workload) -> nn.Module:
 
 
 def parse_methods(text: str) -> list[str]:
-    """Read ``lora,full`` or ``all``.
+    """Return the method names in ``lora,full``, each once, or all methods for ``all``.
 
     Raises:
         UnknownNameError: no such method.

@@ -1,25 +1,23 @@
-"""Where a study is kept: opening, naming, and checking that it is ours and the same search."""
+"""The database of a study: opens it, and checks that it is ours and of the same problem."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.plan import versions
-from planner.search.problem import IMAGES, OBJECTIVES, Problem
+from planner.search.problem import OBJECTIVES, SearchProblem
 from profiler.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
 
-LEGACY_CONSTRAINT = "constraints"  # what optuna-dashboard 0.21 reads
-
-PROBLEM = "budgetplan.problem"
+PROBLEM_ATTRIBUTE = "budgetplan.problem"
+"""User attribute of a study that holds the problem. A study is continued only for an equal one."""
 
 STUDY_FOLDER = Path("studies")
 
@@ -31,12 +29,12 @@ def default_storage(study_name: str) -> str:
         UsageError: the name cannot be a file name.
     """
     if not study_name or any(c in study_name for c in "/\\\0") or study_name.startswith("."):
-        raise UsageError(f"a study's name must be usable as a file name, got {study_name!r}")
+        raise UsageError(f"a study name must be a valid file name, got {study_name!r}")
     return f"sqlite:///{STUDY_FOLDER / study_name}.db"
 
 
 def newest_storage() -> str:
-    """Return the URL of the newest file in ``studies/``.
+    """Return the URL of the newest database in ``studies/``.
 
     Raises:
         InputError: there is none.
@@ -47,11 +45,11 @@ def newest_storage() -> str:
     return f"sqlite:///{files[-1]}"
 
 
-def open_study(problem: Problem, name: str, url: str) -> Study:
-    """Open the durable study, or make it.
+def open_study(problem: SearchProblem, name: str, url: str) -> Study:
+    """Open the durable study of a problem, or create it.
 
     Raises:
-        InputError: the storage cannot be used, or the study is of another problem.
+        InputError: the storage cannot be used, or the study belongs to another problem.
     """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -62,25 +60,26 @@ def open_study(problem: Problem, name: str, url: str) -> Study:
         study = optuna.create_study(
             study_name=name,
             storage=_storage(url),
-            directions=[d.replace("ise", "ize") for d in OBJECTIVES],  # type: ignore[misc]
+            directions=list(OBJECTIVES),
             load_if_exists=True,
         )
         known = study.user_attrs
         if not known and not study.get_trials(deepcopy=False):
-            _describe(study, problem)
+            _write_problem(study, problem)
             return study
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
-        raise unusable(url, error) from error
+        raise unusable_storage(url, error) from error
     except optuna.exceptions.OptunaError as error:
-        raise unusable(url, error) from error
-    _check_same(problem, known.get(PROBLEM), name)
+        raise unusable_storage(url, error) from error
+    _check_same_problem(problem, known.get(PROBLEM_ATTRIBUTE), name)
     return study
 
 
-class _Unhurried(sqlite3.Connection):
-    """Leaves it to the system when to write to the disk.
+class _UnsyncedConnection(sqlite3.Connection):
+    """A connection that does not wait for the disk, because waiting takes longer than a trial.
 
-    To wait for the disk takes longer than a trial. A process that is killed loses nothing by it.
+    If the process is killed, nothing is lost, because the operating system still writes its cache.
+    A power failure can corrupt the study.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -93,43 +92,34 @@ def _storage(url: str) -> RDBStorage | str:
 
     if sqlite_path(url) is None:
         return url
-    return RDBStorage(url, engine_kwargs={"connect_args": {"factory": _Unhurried}})
+    return RDBStorage(url, engine_kwargs={"connect_args": {"factory": _UnsyncedConnection}})
 
 
-def unusable(url: str, error: Exception) -> InputError:
+def unusable_storage(url: str, error: Exception) -> InputError:
+    """Return the one-line error for a storage that Optuna cannot use, without its password."""
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return InputError(f"the study storage {_without_password(url)} cannot be used ({reason[0]})")
 
 
-def name_objectives(study: Study, cost_unit: str) -> None:
-    from optuna.exceptions import ExperimentalWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(
-            ["accuracy score", f"{cost_unit} for {IMAGES} images", "device bytes"]
-        )
-
-
-def _describe(study: Study, problem: Problem) -> None:
-    # one attribute decides whether a study can go on; the others are for people
+def _write_problem(study: Study, problem: SearchProblem) -> None:
+    # Only the problem decides whether a study can be continued. The rest is for the dashboard.
     study.set_user_attr("model", problem.space.base.model)
     study.set_user_attr("budget_bytes", problem.budget_bytes)
-    study.set_user_attr("device", problem.device)
+    study.set_user_attr("device", problem.device.name)
     study.set_user_attr("versions", versions())
-    study.set_user_attr(PROBLEM, problem.to_json())
+    study.set_user_attr(PROBLEM_ATTRIBUTE, problem.to_json())
 
 
-def _check_same(problem: Problem, stored: object, name: str) -> None:
+def _check_same_problem(problem: SearchProblem, stored: object, name: str) -> None:
     if not isinstance(stored, dict):
-        raise InputError(f"study {name!r} is not one of budgetplan's; use another --study")
+        raise InputError(f"study {name!r} was not made by budgetplan; use another --study")
     wanted = json.loads(json.dumps(problem.to_json()))
     if stored == wanted:
         return
     for key in wanted:
         if stored.get(key) != wanted[key] and key != "space":
             raise InputError(
-                f"study {name!r} is of another problem: its {key.replace('_', ' ')} is "
+                f"study {name!r} belongs to another problem: its {key.replace('_', ' ')} is "
                 f"{stored.get(key)!r}, not {wanted[key]!r}; use another --study"
             )
     space = stored.get("space")
@@ -138,13 +128,13 @@ def _check_same(problem: Problem, stored: object, name: str) -> None:
         "space",
     )
     raise InputError(
-        f"study {name!r} is of another problem: its {changed.replace('_', ' ')} differ; "
+        f"study {name!r} belongs to another problem: its {changed.replace('_', ' ')} differ; "
         "use the options it was started with, or another --study"
     )
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of an SQLite URL, or None for another storage."""
+    """Return the file of an SQLite URL; None for any other database."""
     scheme, _, rest = url.partition(":///")
     if not scheme.startswith("sqlite") or not rest:
         return None
@@ -152,7 +142,13 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def check_file(url: str) -> None:
-    """Refuse a file that is no database of Optuna's, and make the folder of a new one."""
+    """Refuse a file that is not an Optuna database, and create the folder of a new one.
+
+    Optuna would otherwise create its tables in any SQLite file.
+
+    Raises:
+        InputError: not a URL, or the file is not an Optuna database.
+    """
     if "://" not in url:
         raise InputError(f"{url!r} is not a storage URL; write it as sqlite:///studies/NAME.db")
     path = sqlite_path(url)
@@ -165,9 +161,9 @@ def check_file(url: str) -> None:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
     except (OSError, sqlite3.Error) as error:
-        raise InputError(f"{path} is not a study database that can be read ({error})") from error
+        raise InputError(f"{path} is not a readable study database ({error})") from error
     if "studies" not in tables or "trials" not in tables:
-        raise InputError(f"{path} is an SQLite file, but holds no Optuna studies; name another")
+        raise InputError(f"{path} is an SQLite file that holds no Optuna studies; name another")
 
 
 def _without_password(url: str) -> str:

@@ -20,7 +20,7 @@ from planner.plan import (
     versions,
     write_plan,
 )
-from planner.scoring.netscore import scores
+from planner.scoring.netscore import compute_scores
 from profiler.errors import InputError
 from profiler.json_records import LONGEST_MESSAGE, NewerFileWarning
 from profiler.placement import Decision, Placement, PolicyChoice
@@ -72,7 +72,7 @@ def make_plan(**changes: Any) -> Plan:
         measurement=replace(
             prediction, rung=Rung.MEASURED, step_seconds=0.4, details={"raw": [1, 2]}
         ),
-        scores=scores(accuracy_percent=80.0, parameters=22e6, macs=4.6e9),
+        scores=compute_scores(accuracy_percent=80.0, parameters=22e6, macs=4.6e9),
         accuracy=Accuracy(value=0.8, source="held out", kind="measured"),
         budget_bytes=2 * 10**9,
         provenance={"versions": versions(), "trial": 17},

@@ -14,7 +14,7 @@ from planner.cli.report_tables import show_profile, show_report, unit_columns
 from planner.cli.table_layout import Column, show_table, tables
 from planner.placement.placement_table import PlacementRow
 from planner.plan import Accuracy, Plan
-from planner.scoring.netscore import scores
+from planner.scoring.netscore import compute_scores
 from profiler.errors import InputError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.records import (
@@ -99,7 +99,7 @@ def plan(measurement: Report | None) -> Plan:
         candidate=CANDIDATE,
         prediction=report(),
         measurement=measurement,
-        scores=scores(accuracy_percent=87.5, parameters=22e6, macs=4.6e9),
+        scores=compute_scores(accuracy_percent=87.5, parameters=22e6, macs=4.6e9),
         accuracy=Accuracy(value=0.875, source="measured on 256 images", kind="measured"),
         budget_bytes=2 * GIB,
         provenance={
@@ -123,7 +123,7 @@ PAGES: dict[str, Callable[[Console], None]] = {
     "placement": lambda console: show_profile(report(), console, placement_rows=PLACED),
     "plan": lambda console: show_plan(plan(report(CPU, "measured")), console),
     "scores": lambda console: show_table(
-        score_columns(scores(accuracy_percent=90.0, parameters=22e6)), console
+        score_columns(compute_scores(accuracy_percent=90.0, parameters=22e6)), console
     ),
 }
 

@@ -298,7 +298,7 @@ def test_an_interrupted_search_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("planner.search.study._Run.one_trial", interrupted)
+    monkeypatch.setattr("planner.search.sampling.PointSampler.propose", interrupted)
     result = call(*ASK, "--vram", "2GB", "--study", "mine")
     assert result.exit_code == 130
     assert result.stderr == "budgetplan: stopped; the same command with --study mine goes on\n"
@@ -310,7 +310,7 @@ def test_an_error_of_ours_is_one_line_and_a_traceback_only_when_asked(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("what\nnow")
 
-    monkeypatch.setattr("planner.search.study._Run.one_trial", broken)
+    monkeypatch.setattr("planner.search.sampling.PointSampler.propose", broken)
     assert "RuntimeError: what now" in refused(1, *ASK, "--vram", "2GB")
     monkeypatch.setenv("BUDGETPLAN_DEBUG", "1")
     assert isinstance(call(*ASK, "--vram", "2GB").exception, RuntimeError)

@@ -13,13 +13,14 @@ import pytest
 import planner.training.validation
 from planner.cost.place_within_budget import needed_bytes, round_up
 from planner.plan import Accuracy, Plan, read_plan
-from planner.recommendation.answer import Entry, Recommendation, describe
+from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
 from planner.recommendation.choose import choose
-from planner.recommendation.pipeline import recommend, validate_plan
+from planner.recommendation.pipeline import recommend
+from planner.recommendation.real_runs import validate_plan
 from planner.recommendation.request import Request, classes_of, study_name
 from planner.scoring.accuracy_prior import AccuracyEstimate
-from planner.scoring.netscore import scores as netscore
-from planner.search.space import Plain, Ranked, Space
+from planner.scoring.netscore import compute_scores
+from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
 from planner.training.validation import Validation
 from profiler.devices.table import device_label
@@ -30,7 +31,11 @@ from profiler.workload import Workload
 
 SPACE = Space(
     base=Workload(model="test_vit", num_classes=10, image_size=32),
-    methods=(Plain(name="full"), Plain(name="head"), Ranked(name="lora", ranks=(2, 8), default=8)),
+    methods=(
+        SearchedMethod(name="full"),
+        SearchedMethod(name="head"),
+        SearchedMethod(name="lora", ranks=(2, 8), default_rank=8),
+    ),
     micro_batches=(2, 8),
     effective_batch=8,
     precisions=("fp32",),
@@ -82,14 +87,14 @@ def test_everything_on_the_front_was_replayed_and_fits(answered: Recommendation)
 def test_a_short_front_keeps_what_would_be_recommended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("planner.recommendation.pipeline.FRONT_SIZE", 1)
+    monkeypatch.setattr("planner.recommendation.replay_front.FRONT_SIZE", 1)
     answer = recommend(request(tmp_path, validations=0))
     study = optuna.load_study(study_name="small", storage=answer.storage)
     fitting = [t.values for t in study.trials if t.constraints["budget"] <= 0]
     best = max(score for score, _, _ in fitting)
     (entry,) = answer.front
-    assert entry.evaluation.score == best
-    assert entry.evaluation.cost == min(cost for score, cost, _ in fitting if score == best)
+    assert entry.result.score == best
+    assert entry.result.cost == min(cost for score, cost, _ in fitting if score == best)
 
 
 def test_as_many_as_asked_were_really_run_and_the_recommended_is_one(
@@ -158,7 +163,7 @@ def test_baselines_are_the_papers_defaults_composed(answered: Recommendation) ->
 
 def test_the_reason_names_the_choice_and_its_numbers(answered: Recommendation) -> None:
     chosen = answered.front[answered.recommended].plan
-    assert answered.reason.startswith(describe(chosen.candidate))
+    assert answered.reason.startswith(candidate_summary(chosen.candidate))
     assert format_bytes(needed_bytes(chosen.prediction)) in answered.reason
 
 
@@ -181,7 +186,7 @@ def test_ns_e_needs_the_power_of_inference(
     assert checked.accuracy.value is not None
     assert (
         scored.ns_e
-        == netscore(
+        == compute_scores(
             accuracy_percent=100 * checked.accuracy.value,
             inference_seconds=seen["inference_seconds"],
             inference_watts=150.0,
@@ -233,14 +238,14 @@ def test_a_run_that_needs_too_much_is_dropped_and_said_so(
 
     def first_is_too_large(candidate: Any, run: RunOptions, **options: Any) -> Validation:
         if not refused:
-            refused.append(describe(candidate))
+            refused.append(candidate_summary(candidate))
             raise OutOfMemoryError(cap_bytes=options["budget_bytes"])
         return really(candidate, run, **options)
 
     monkeypatch.setattr(planner.training.validation, "validate", first_is_too_large)
     answer = recommend(request(tmp_path, validations=1))
     assert any(line.startswith(refused[0]) and "memory cap" in line for line in answer.dropped)
-    assert refused[0] not in [describe(e.plan.candidate) for e in answer.front]
+    assert refused[0] not in [candidate_summary(e.plan.candidate) for e in answer.front]
     assert answer.front[answer.recommended].plan.measurement is not None
 
 
@@ -276,11 +281,11 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
 
 def entries_with(
     answered: Recommendation, *, expected: tuple[float | None, ...], measured: tuple[bool, ...]
-) -> list[Entry]:
+) -> list[FrontEntry]:
     """Return entries that differ in their accuracy only."""
     base = next(e for e in answered.front if e.plan.measurement is not None)
 
-    def entry(value: float | None, is_measured: bool) -> Entry:
+    def entry(value: float | None, is_measured: bool) -> FrontEntry:
         estimate = AccuracyEstimate(
             value=value, kind=None if value is None else "prior", source="", reason=""
         )
@@ -289,7 +294,8 @@ def entries_with(
             measurement=base.plan.measurement if is_measured else None,
             accuracy=Accuracy(value=None, source="not known", kind="none"),
         )
-        return replace(base, plan=plan, expected=estimate)
+        validation = base.validation if is_measured else None
+        return replace(base, plan=plan, expected=estimate, validation=validation)
 
     return [entry(v, m) for v, m in zip(expected, measured, strict=True)]
 
@@ -309,8 +315,8 @@ def test_without_runs_all_are_eligible(answered: Recommendation) -> None:
     assert "2 replayed" in reason
 
 
-def scored(entry: Entry, *, score: float, cost: float) -> Entry:
-    return replace(entry, evaluation=replace(entry.evaluation, score=score, cost=cost))
+def scored(entry: FrontEntry, *, score: float, cost: float) -> FrontEntry:
+    return replace(entry, result=replace(entry.result, score=score, cost=cost))
 
 
 def test_without_any_accuracy_the_order_of_methods_decides_and_says_so(
@@ -328,14 +334,15 @@ def test_without_any_accuracy_the_order_of_methods_decides_and_says_so(
 
 
 def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> None:
-    def ran(entry: Entry, *, value: float, steps: int) -> Entry:
-        seen = {"losses": [1.0] * steps, "accuracy_images": 256}
-        plan = replace(
-            entry.plan,
+    def ran(entry: FrontEntry, *, value: float, steps: int) -> FrontEntry:
+        assert entry.validation is not None
+        validation = replace(
+            entry.validation,
             accuracy=Accuracy(value=value, source="measured", kind="measured"),
-            provenance={**entry.plan.provenance, "run": seen},
+            accuracy_images=256,
+            losses=(1.0,) * steps,
         )
-        return replace(entry, plan=plan)
+        return replace(entry, validation=validation)
 
     entries = entries_with(answered, expected=(0.9, 0.8), measured=(True, True))
     long = [ran(e, value=v, steps=60) for e, v in zip(entries, (0.5, 0.7), strict=True)]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from planner.scoring.accuracy_prior import (
-    FEW_IMAGES,
+    FEW_TRAINING_IMAGES,
     OTHER_REGIME_WEIGHT,
     PRIORS,
     _effects,
-    estimate,
+    estimate_accuracy,
     relative_score,
 )
 
@@ -45,13 +45,13 @@ def score(method, *, data="digits", model=VIT_S, **options):
 )
 @pytest.mark.parametrize("model", [VIT_S, f"{VIT_S}.augreg_in21k_ft_in1k"])
 def test_a_published_configuration_is_given_as_published(model, method, rank, published):
-    got = estimate(model=model, method=method, rank=rank, data="cifar100")
+    got = estimate_accuracy(model=model, method=method, rank=rank, data="cifar100")
     assert (got.value, got.kind) == (published, "published")
     assert got.source
 
 
 def test_dinov2_linear_probe():
-    got = estimate(model="vit_large_patch14_dinov2", method="head", data="dtd")
+    got = estimate_accuracy(model="vit_large_patch14_dinov2", method="head", data="dtd")
     assert (got.value, got.kind) == (0.7282, "published")
 
 
@@ -59,14 +59,14 @@ def test_dinov2_linear_probe():
 
 
 def test_other_weights_of_the_same_architecture_are_not_published():
-    got = estimate(model=f"{VIT_S}.dino", method="full", data="cifar100")
+    got = estimate_accuracy(model=f"{VIT_S}.dino", method="full", data="cifar100")
     assert got.value is None
     assert "dino" in got.reason
 
 
 def test_another_rank_starts_from_the_nearest_one():
     values = {
-        rank: estimate(model=VIT_S, method="lora", rank=rank, data="cifar100")
+        rank: estimate_accuracy(model=VIT_S, method="lora", rank=rank, data="cifar100")
         for rank in (2, 4, 8, 16, 64, 1024)
     }
     assert values[16].kind == "prior"
@@ -78,18 +78,18 @@ def test_another_rank_starts_from_the_nearest_one():
 
 
 def test_a_stand_in_starts_from_the_method_it_stands_for():
-    dora = estimate(model=VIT_S, method="dora", rank=8, data="cifar100")
+    dora = estimate_accuracy(model=VIT_S, method="dora", rank=8, data="cifar100")
     assert dora.value == pytest.approx(0.9012)
     assert dora.kind == "prior"
     assert "no accuracy gain of DoRA" in dora.reason
-    galore = estimate(model=VIT_S, method="galore", rank=4, data="cifar100")
+    galore = estimate_accuracy(model=VIT_S, method="galore", rank=4, data="cifar100")
     assert galore.value == pytest.approx(0.897)
 
 
 @pytest.mark.parametrize("method", ["bitfit", "qlora"])
 def test_a_published_range_is_a_prior_and_says_so(method):
     """The paper's abstract: 1-2 % below the 89.7 % of full fine-tuning."""
-    got = estimate(model=VIT_S, method=method, data="cifar100")
+    got = estimate_accuracy(model=VIT_S, method=method, data="cifar100")
     assert 0.877 <= got.value <= 0.887
     assert got.kind == "prior"
     assert "range" in got.reason
@@ -98,7 +98,7 @@ def test_a_published_range_is_a_prior_and_says_so(method):
 def test_a_backbone_held_out_of_the_priors():
     """Vim-S on CIFAR-100 is 87.2 % (arXiv:2607.02158) and is not among the numbers used."""
     assert "vim" not in json.dumps(DATA["published"])
-    got = estimate(model="vim_small_patch16_224", method="full", data="cifar100")
+    got = estimate_accuracy(model="vim_small_patch16_224", method="full", data="cifar100")
     assert got.kind == "prior"
     assert got.value == pytest.approx(0.872, abs=0.025)
     assert "ImageNet" in got.reason
@@ -106,7 +106,7 @@ def test_a_backbone_held_out_of_the_priors():
 
 def test_backbones_rank_by_imagenet():
     names = ["resnet18", "mobilenetv3_large_100", VIT_S, "tiny_vit_21m_224"]
-    values = [estimate(model=name, method="full", data="cifar100").value for name in names]
+    values = [estimate_accuracy(model=name, method="full", data="cifar100").value for name in names]
     assert values == sorted(values)
     assert all(0.75 < value < 0.95 for value in values)
 
@@ -127,7 +127,7 @@ def test_backbones_rank_by_imagenet():
 )
 def test_unknown_is_none_with_a_reason(change, words):
     known = {"model": VIT_S, "method": "full", "data": "cifar100"}
-    got = estimate(**{**known, **change})
+    got = estimate_accuracy(**{**known, **change})
     assert (got.value, got.kind, got.source) == (None, None, None)
     assert words in got.reason
 
@@ -137,14 +137,14 @@ def test_unknown_is_none_with_a_reason(change, words):
 def test_every_method_has_a_place_and_a_reason_in_one_sentence(method, data):
     place = relative_score(model=VIT_S, method=method, data=data)
     assert math.isfinite(place.value)
-    for reason in (place.reason, estimate(model=VIT_S, method=method, data=data).reason):
+    for reason in (place.reason, estimate_accuracy(model=VIT_S, method=method, data=data).reason):
         assert 10 < len(reason) < 300
         assert "\n" not in reason
         assert ". " not in reason
 
 
 def test_priors_are_json():
-    got = estimate(model=VIT_S, method="full", data="cifar100").to_json()
+    got = estimate_accuracy(model=VIT_S, method="full", data="cifar100").to_json()
     assert list(json.loads(json.dumps(got))) == ["value", "kind", "source", "reason"]
 
 
@@ -157,14 +157,16 @@ def test_linear_probe_is_the_zero():
 
 def test_few_images_favour_adapters_and_many_full_fine_tuning():
     few = {m: score(m, train_images=1000, data="folder") for m in METHODS}
-    many = {m: score(m, train_images=FEW_IMAGES + 1, data="folder") for m in METHODS}
+    many = {m: score(m, train_images=FEW_TRAINING_IMAGES + 1, data="folder") for m in METHODS}
     assert few["lora"] > few["bitfit"] > few["full"] > few["head"]
     assert many["full"] > many["lora"] > many["head"]
     assert many["full"] - many["lora"] < few["lora"] - few["full"]
 
 
 def test_order_follows_the_estimates_where_there_are_some():
-    estimates = {m: estimate(model=VIT_S, method=m, data="cifar100").value for m in METHODS}
+    estimates = {
+        m: estimate_accuracy(model=VIT_S, method=m, data="cifar100").value for m in METHODS
+    }
     known = [m for m in METHODS if estimates[m] is not None]
     for a, b in itertools.combinations(known, 2):
         difference = score(a, data="cifar100") - score(b, data="cifar100")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import subprocess
@@ -13,20 +12,15 @@ import pytest
 from optuna._hypervolume import compute_hypervolume
 
 from planner.search.pareto import (
-    EXACT_SUBSETS,
-    BestScore,
     HypervolumeStagnation,
-    IdealPoint,
-    KneePoint,
     hypervolume,
     non_dominated,
     reference_point,
-    spread,
 )
 from profiler.errors import UsageError
 
-COSTS = {1: ("minimise",), 2: ("minimise",) * 2, 3: ("minimise",) * 3}
-MIXED = ("maximise", "minimise", "minimise")
+COSTS = {1: ("minimize",), 2: ("minimize",) * 2, 3: ("minimize",) * 3}
+MIXED = ("maximize", "minimize", "minimize")
 
 
 def cloud(seed, n, dimensions, *, grid=None):
@@ -37,7 +31,7 @@ def cloud(seed, n, dimensions, *, grid=None):
 
 def signed(points, directions):
     return [
-        tuple(x if d == "minimise" else -x for x, d in zip(p, directions, strict=True))
+        tuple(x if d == "minimize" else -x for x, d in zip(p, directions, strict=True))
         for p in points
     ]
 
@@ -136,98 +130,6 @@ def test_reference_point_is_worse_than_every_point():
     assert reference_point(points, directions=MIXED) == pytest.approx((0.79, 21, 7.7))
 
 
-# ---- choosers
-
-
-def test_knee_and_ideal_on_a_known_curve():
-    # x^4 + y^4 = 1, both minimised from the far corner: the bulge is at 45 degrees
-    angles = [i * math.pi / 40 for i in range(21)]
-    points = [(1 - math.sqrt(math.sin(a)), 1 - math.sqrt(math.cos(a))) for a in angles]
-    assert KneePoint().choose(points, directions=COSTS[2]) == 10
-    assert IdealPoint().choose(points, directions=COSTS[2]) == 10
-
-
-def test_knee_and_ideal_can_differ():
-    points = [(0.0, 1.0), (0.05, 0.72), (0.4, 0.42), (1.0, 0.0)]
-    assert KneePoint().choose(points, directions=COSTS[2]) == 1
-    assert IdealPoint().choose(points, directions=COSTS[2]) == 2
-
-
-@pytest.mark.parametrize("chooser", [KneePoint(), IdealPoint()])
-def test_choice_does_not_depend_on_units_or_order(chooser):
-    front = [(0.9, 500, 4e9), (0.88, 200, 2e9), (0.6, 190, 1.9e9)]
-    for order in itertools.permutations(range(3)):
-        rows = [(front[i][0] * 100, front[i][1] / 1e3, front[i][2] / 2**20) for i in order]
-        assert order[chooser.choose(rows, directions=MIXED)] == 1
-
-
-def test_an_objective_all_points_share_is_ignored():
-    points = [(0.9, 5, 1), (0.9, 4, 3), (0.9, 3.9, 9)]
-    assert KneePoint().choose(points, directions=MIXED) == 1
-
-
-def test_best_score():
-    points = [(0.9, 1, 1), (0.8, 1, 1), (0.7, 1, 1)]
-    assert BestScore(scores=[1.0, 3.0, None]).choose(points, directions=MIXED) == 1
-    with pytest.raises(UsageError, match="has a score"):
-        BestScore(scores=[None] * 3).choose(points, directions=MIXED)
-    with pytest.raises(UsageError, match="one each"):
-        BestScore(scores=[1.0]).choose(points, directions=MIXED)
-
-
-@pytest.mark.parametrize("chooser", [BestScore(scores=[]), KneePoint(), IdealPoint()])
-def test_nothing_to_choose(chooser):
-    with pytest.raises(UsageError, match="empty"):
-        chooser.choose([], directions=MIXED)
-
-
-# ---- spread
-
-
-def best_subset(points, k, reference):
-    return max(
-        hypervolume(rows, reference=reference, directions=COSTS[3])
-        for rows in itertools.combinations(points, k)
-    )
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_spread_is_exact_when_small(seed):
-    points = cloud(seed, 9, 3)
-    chosen = spread(points, k=3, directions=COSTS[3], reference=(1, 1, 1))
-    got = hypervolume([points[i] for i in chosen], reference=(1, 1, 1), directions=COSTS[3])
-    assert got == best_subset(points, 3, (1, 1, 1))
-    assert chosen == sorted(set(chosen))
-    assert len(chosen) == 3
-
-
-def test_greedy_spread_keeps_its_bound(monkeypatch):
-    for seed in range(4):
-        points = cloud(seed, 12, 3)
-        best = best_subset(points, 4, (1, 1, 1))
-        with monkeypatch.context() as patch:
-            patch.setattr("planner.search.pareto.EXACT_SUBSETS", 0)
-            chosen = spread(points, k=4, directions=COSTS[3], reference=(1, 1, 1))
-        got = hypervolume([points[i] for i in chosen], reference=(1, 1, 1), directions=COSTS[3])
-        assert (1 - 1 / math.e) * best <= got <= best + 1e-12
-        assert len(set(chosen)) == 4
-
-
-def test_spread_of_a_large_front_covers_it():
-    n = 60
-    assert math.comb(n, 5) > EXACT_SUBSETS
-    points = [(i / n, 1 - i / n, 0.5) for i in range(n)]
-    chosen = spread(points, k=5, directions=COSTS[3])
-    assert len(chosen) == 5
-    assert max(b - a for a, b in itertools.pairwise(chosen)) < n / 2
-
-
-def test_spread_of_few_points_is_all_of_them():
-    assert spread([(1, 2, 3)], k=4, directions=MIXED) == [0]
-    with pytest.raises(UsageError, match="k must"):
-        spread([(1, 2, 3)], k=0, directions=MIXED)
-
-
 # ---- stop rule
 
 
@@ -256,7 +158,7 @@ def test_stop_rule_checks_itself():
     [
         ([(1, 2)], MIXED, "needs 3 objectives"),
         ([(1, 2, math.nan)], MIXED, "not a number"),
-        ([(1,)], ("up",), "'maximise' or 'minimise'"),
+        ([(1,)], ("up",), "'maximize' or 'minimize'"),
     ],
 )
 def test_malformed_points(points, directions, words):
@@ -266,7 +168,7 @@ def test_malformed_points(points, directions, words):
 
 def test_malformed_volumes():
     with pytest.raises(UsageError, match="1 to 3"):
-        hypervolume([(0,) * 4], reference=(1,) * 4, directions=("minimise",) * 4)
+        hypervolume([(0,) * 4], reference=(1,) * 4, directions=("minimize",) * 4)
     with pytest.raises(UsageError, match="finite"):
         hypervolume([(0, 0)], reference=(1, math.inf), directions=COSTS[2])
     with pytest.raises(UsageError, match="one each"):

@@ -20,7 +20,7 @@ def problems(
 ) -> tuple[list[tuple[float, ...]], tuple[Direction, ...], list[float]]:
     width = draw(st.integers(1, 4))
     points = draw(st.lists(st.tuples(*[VALUES] * width), max_size=14))
-    one: st.SearchStrategy[Direction] = st.sampled_from(["maximise", "minimise"])
+    one: st.SearchStrategy[Direction] = st.sampled_from(["maximize", "minimize"])
     directions = draw(st.tuples(*[one] * width))
     violations = draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=len(points),
                                max_size=len(points)))  # fmt: skip
@@ -32,7 +32,7 @@ def dominates(
 ) -> bool:
     """Pareto's definition, word for word."""
     pairs = [
-        (x, y) if way == "maximise" else (-x, -y)
+        (x, y) if way == "maximize" else (-x, -y)
         for x, y, way in zip(a, b, directions, strict=True)
     ]
     return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,33 +11,41 @@ import optuna
 import pytest
 from toy_costs import MB, ToyCosts
 
+from planner.search.evaluation import PointEvaluator
 from planner.search.pareto import HypervolumeStagnation, non_dominated
-from planner.search.problem import OBJECTIVES, Problem, SearchResult
+from planner.search.problem import OBJECTIVES, SearchProblem, SearchResult
 from planner.search.space import (
-    Choice,
-    Plain,
-    Ranked,
+    SearchedMethod,
+    SearchPoint,
     Space,
     divisors,
-    method_choice,
-    on_backbone,
+    limit_ranks,
     parse_methods,
     precisions_for,
+    searched_method,
     working_methods,
 )
-from planner.search.study import _Run, search
+from planner.search.study import search
 from profiler.devices.table import lookup
 from profiler.errors import InputError, UnknownNameError, UsageError
+from profiler.placement import PolicyChoice
+from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
 SPACE = Space(
     base=Workload(model="resnet18", num_classes=10, image_size=32),
-    methods=(Plain(name="full"), Plain(name="head"), Ranked(name="lora", ranks=(2, 8), default=8)),
+    methods=(
+        SearchedMethod(name="full"),
+        SearchedMethod(name="head"),
+        SearchedMethod(name="lora", ranks=(2, 8), default_rank=8),
+    ),
     micro_batches=(1, 4, 16),
     effective_batch=16,
     precisions=("fp32", "bf16"),
 )
-PROBLEM = Problem(space=SPACE, device="rtx-2060-super", budget_bytes=420 * MB)
+PROBLEM = SearchProblem(
+    space=SPACE, device=lookup("rtx-2060-super"), budget_bytes=DeviceBytes(420 * MB)
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(
     *,
-    problem: Problem = PROBLEM,
+    problem: SearchProblem = PROBLEM,
     cost: ToyCosts | None = None,
     trials: int = 20,
     name: str = "toy",
@@ -64,10 +72,6 @@ def run(
     return search(problem, costs, trials=trials, seed=0, study_name=name, **options)
 
 
-def answered(answers: dict[str, Any]) -> Callable[[str, Sequence[Any]], Any]:
-    return lambda name, options: answers[name]
-
-
 def stored(name: str = "toy") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///studies/{name}.db")
 
@@ -75,18 +79,18 @@ def stored(name: str = "toy") -> optuna.Study:
 # ---- the space -----------------------------------------------------------------------------------
 
 
-def test_choices_are_the_product_with_ranks_only_where_a_method_has_one() -> None:
-    choices = list(SPACE.choices())
-    assert len(choices) == (1 + 1 + 2) * 3 * 2 * 2 * 3
-    assert len({json.dumps(c, sort_keys=True) for c in choices}) == len(choices)
-    for answers in choices:
-        assert ("lora_rank" in answers) == (answers["method"] == "lora")
+def test_points_are_the_product_with_ranks_only_where_a_method_has_one() -> None:
+    points = list(SPACE.assignments())
+    assert len(points) == (1 + 1 + 2) * 3 * 2 * 2 * 3
+    assert len({json.dumps(p, sort_keys=True) for p in points}) == len(points)
+    for assignment in points:
+        assert ("lora_rank" in assignment) == (assignment["method"] == "lora")
 
 
 def test_accumulation_keeps_the_effective_batch() -> None:
-    drawn = [SPACE.draw(answered(a)) for a in SPACE.choices()]
-    assert {choice.workload.effective_batch for choice in drawn} == {16}
-    assert {choice.workload.micro_batch for choice in drawn} == {1, 4, 16}
+    points = [SPACE.point(assignment) for assignment in SPACE.assignments()]
+    assert {point.workload.effective_batch for point in points} == {16}
+    assert {point.workload.micro_batch for point in points} == {1, 4, 16}
 
 
 def test_a_micro_batch_must_divide_the_effective_batch() -> None:
@@ -99,15 +103,15 @@ def test_a_space_needs_a_method() -> None:
         replace(SPACE, methods=())
 
 
-def test_baselines_hold_each_method_plain_and_cheapest() -> None:
-    plain, cheapest = SPACE.baselines()[2], SPACE.baselines()[5]
-    assert SPACE.draw(answered(plain)) == Choice(
+def test_starting_points_hold_each_method_plain_and_smallest() -> None:
+    plain, smallest = SPACE.starting_points()[2], SPACE.starting_points()[5]
+    assert SPACE.point(plain) == SearchPoint(
         workload=SPACE.base.replace(method="lora", rank=8, micro_batch=16),
-        checkpoint="none",
+        policy=PolicyChoice("none"),
     )
-    assert cheapest["lora_rank"] == 2
-    assert cheapest["micro_batch"] == 1
-    assert cheapest["precision"] == "bf16"
+    assert smallest["lora_rank"] == 2
+    assert smallest["micro_batch"] == 1
+    assert smallest["precision"] == "bf16"
 
 
 def test_divisors() -> None:
@@ -118,16 +122,15 @@ def test_divisors() -> None:
 def test_half_precision_is_fp16_before_ampere() -> None:
     assert precisions_for(lookup("rtx-2060-super")) == ("fp32", "fp16")
     assert precisions_for(lookup("v100")) == ("fp32", "fp16")
-    assert precisions_for(lookup("v100"), checked_on_cpu=True) == ("fp32",)
-    assert precisions_for(lookup("l4"), checked_on_cpu=True) == ("fp32", "bf16")
+    assert precisions_for(lookup("v100"), runs_on_cpu=True) == ("fp32",)
+    assert precisions_for(lookup("l4"), runs_on_cpu=True) == ("fp32", "bf16")
     assert precisions_for(lookup("a100-40gb")) == ("fp32", "bf16")
     assert precisions_for(lookup("cpu")) == ("fp32", "bf16")
 
 
-def test_method_choice_has_the_methods_own_rank_among_the_others() -> None:
-    assert method_choice("full") == Plain(name="full")
-    prefix = method_choice("prefix", ranks=(4, 8))
-    assert isinstance(prefix, Ranked)
+def test_the_default_rank_is_among_the_ranks_to_search() -> None:
+    assert searched_method("full") == SearchedMethod(name="full")
+    prefix = searched_method("prefix", ranks=(4, 8))
     assert prefix.ranks == (4, 8, 20)
 
 
@@ -149,48 +152,36 @@ def test_methods_by_name() -> None:
 
 
 def exhaustive_front() -> set[tuple[float, ...]]:
-    """Price every point, without a sampler, and filter."""
-    whole = _Run(PROBLEM, ToyCosts(), _Nowhere(), seed=0, on_profile=lambda *_: None)  # type: ignore[arg-type]
-    points = [whole._evaluate(SPACE.draw(answered(a)), a) for a in SPACE.choices()]
-    rows = [e.objectives for e in points]
-    violations = [e.device_bytes - PROBLEM.budget_bytes for e in points]
+    """Estimate every point, without a sampler, and filter."""
+    evaluator = PointEvaluator(PROBLEM, ToyCosts())
+    results = [evaluator.evaluate(SPACE.point(a), a) for a in SPACE.assignments()]
+    rows = [result.objectives for result in results]
+    violations = [result.device_bytes - PROBLEM.budget_bytes for result in results]
     return {rows[i] for i in non_dominated(rows, directions=OBJECTIVES, violations=violations)}
-
-
-class _Nowhere:
-    user_attrs: dict[str, Any] = {}  # noqa: RUF012
-
-    def get_trials(self, *, deepcopy: bool) -> list[Any]:
-        return []
-
-    def set_user_attr(self, name: str, value: object) -> None:
-        return None
-
-    set_metric_names = print
 
 
 def test_an_exhausted_search_has_the_front_of_the_enumeration(
     exhausted: tuple[ToyCosts, SearchResult],
 ) -> None:
     _, result = exhausted
-    size = len(list(SPACE.choices()))
+    size = len(list(SPACE.assignments()))
     assert result.trials == size
     assert result.stopped is not None and "every point" in result.stopped
     assert {e.objectives for e in result.front(PROBLEM.budget_bytes)} == exhaustive_front()
 
 
-def test_a_short_search_holds_the_baselines_and_repeats_nothing() -> None:
+def test_a_short_search_holds_the_starting_points_and_repeats_nothing() -> None:
     result = run(trials=40)
-    assert result.trials == len(result.evaluations) == 40
-    keys = [json.dumps(e.answers, sort_keys=True) for e in result.evaluations]
+    assert result.trials == len(result.results) == 40
+    keys = [json.dumps(e.assignment, sort_keys=True) for e in result.results]
     assert len(set(keys)) == 40
-    for answers in SPACE.baselines():
+    for answers in SPACE.starting_points():
         assert json.dumps(answers, sort_keys=True) in keys
 
 
 def test_equal_seeds_give_equal_searches() -> None:
     first, second = run(name="a", trials=30), run(name="b", trials=30)
-    assert [e.answers for e in first.evaluations] == [e.answers for e in second.evaluations]
+    assert [e.assignment for e in first.results] == [e.assignment for e in second.results]
 
 
 def test_the_front_fits_and_lists_a_run_once(exhausted: tuple[ToyCosts, SearchResult]) -> None:
@@ -202,7 +193,7 @@ def test_the_front_fits_and_lists_a_run_once(exhausted: tuple[ToyCosts, SearchRe
 
 def test_every_trial_carries_the_budget_as_a_constraint_old_and_new() -> None:
     result = run(trials=12)
-    for trial, evaluation in zip(stored().trials, result.evaluations, strict=True):
+    for trial, evaluation in zip(stored().trials, result.results, strict=True):
         excess = float(evaluation.device_bytes - PROBLEM.budget_bytes)
         assert trial.constraints["budget"] == excess
         assert trial.system_attrs["constraints"] == [excess]
@@ -224,7 +215,7 @@ def test_without_power_the_cost_is_time_and_the_study_says_so() -> None:
     result = run(cost=ToyCosts(watts=None), trials=3)
     assert result.cost_unit == "seconds"
     assert "seconds for 1000 images" in stored().metric_names
-    only = result.evaluations[0]
+    only = result.results[0]
     assert only.step_seconds is not None
     assert only.cost == pytest.approx(only.step_seconds / 16 * 1000)
 
@@ -238,7 +229,7 @@ def test_a_family_is_prepared_once(exhausted: tuple[ToyCosts, SearchResult]) -> 
 def test_a_method_that_fails_is_a_failed_trial_with_its_reason() -> None:
     result = run(cost=ToyCosts(refuses="head"), trials=20)
     assert result.trials == 20
-    assert all(e.candidate.workload.method != "head" for e in result.evaluations)
+    assert all(e.candidate.workload.method != "head" for e in result.results)
     failed = [t for t in stored().trials if t.state == optuna.trial.TrialState.FAIL]
     assert {t.user_attrs["reason"] for t in failed} == {"head is refused"}
 
@@ -246,7 +237,7 @@ def test_a_method_that_fails_is_a_failed_trial_with_its_reason() -> None:
 def test_a_flat_front_stops_the_search_when_asked() -> None:
     result = run(trials=10_000, stop=HypervolumeStagnation(window=15, tolerance=0.02))
     assert result.stopped == "the front did not grow in 15 trials"
-    assert result.trials < len(list(SPACE.choices()))
+    assert result.trials < len(list(SPACE.assignments()))
 
 
 # ---- going on ------------------------------------------------------------------------------------
@@ -259,7 +250,7 @@ def test_a_study_goes_on_to_the_number_of_trials_asked_for() -> None:
     assert result.trials == 25
     assert len(stored().trials) == 25
     assert len(cost.prepared) <= 16
-    keys = [json.dumps(e.answers, sort_keys=True) for e in result.evaluations]
+    keys = [json.dumps(e.assignment, sort_keys=True) for e in result.results]
     assert len(set(keys)) == 25
 
 
@@ -268,7 +259,7 @@ def test_a_finished_study_evaluates_nothing() -> None:
     cost = ToyCosts()
     again = run(cost=cost, trials=15)
     assert cost.priced == []
-    assert again.evaluations == first.evaluations
+    assert again.results == first.results
     assert again.cost_unit == first.cost_unit
 
 
@@ -287,7 +278,7 @@ def test_an_interrupted_study_is_whole_and_goes_on() -> None:
     ("change", "said"),
     [
         ({"budget_bytes": 1}, "its budget bytes is 420000000, not 1"),
-        ({"device": "t4"}, "its device is 'rtx-2060-super', not 't4'"),
+        ({"device": lookup("t4")}, "its device is 'rtx-2060-super', not 't4'"),
         ({"space": replace(SPACE, effective_batch=32)}, "its effective batch differ"),
     ],
 )
@@ -301,7 +292,7 @@ def test_a_linear_probe_has_nothing_to_recompute(
     exhausted: tuple[ToyCosts, SearchResult],
 ) -> None:
     placed = {
-        method: {not e.candidate.placement.is_none for e in exhausted[1].evaluations
+        method: {not e.candidate.placement.is_none for e in exhausted[1].results
                  if e.candidate.workload.method == method}
         for method in ("head", "full")
     }  # fmt: skip
@@ -364,7 +355,7 @@ def test_a_name_must_be_a_file_name(name: str) -> None:
 
 def test_partial_k_trains_no_more_units_than_there_are() -> None:
     base = Workload(model="test_vit", image_size=32)
-    choice = on_backbone(method_choice("partial_k"), base)
-    assert isinstance(choice, Ranked)
-    assert choice.ranks == (1, 2, 4)  # of its six blocks
-    assert on_backbone(method_choice("lora"), base) == method_choice("lora")
+    limited = limit_ranks(searched_method("partial_k"), base)
+    assert limited.ranks == (1, 2, 4)  # of its six blocks
+    assert limited.default_rank in limited.ranks
+    assert limit_ranks(searched_method("lora"), base) == searched_method("lora")

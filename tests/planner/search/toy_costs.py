@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from planner.cost.step_estimate import StepEstimate
 from profiler.errors import InfeasibleError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
 MB = 10**6
 WEIGHTS = {"full": 100, "head": 5, "bitfit": 10}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToyQuick:
-    peak_bytes: int
-    device_bytes: int
-    step_seconds: float | None
-    energy_joules: float | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +29,7 @@ class ToyCosts:
             raise UsageError(f"{workload.method} is refused")
         self.prepared.append(workload)
 
-    def quick(self, candidate: Candidate) -> ToyQuick:
+    def estimate(self, candidate: Candidate) -> StepEstimate:
         self.priced.append(candidate)
         load = candidate.workload
         learned = WEIGHTS.get(load.method, 0) + 2 * (load.rank or 0)
@@ -45,9 +39,10 @@ class ToyCosts:
         again = 1.0 if candidate.placement.is_none else 1.3
         seconds = again * (1 + 0.1 * load.accumulation) * (1 + learned / 100)
         need = (200 + states + size) * MB
-        return ToyQuick(
+        return StepEstimate(
             peak_bytes=need - 50 * MB,
-            device_bytes=need,
+            reserved_bytes=need,
+            device_bytes=DeviceBytes(need),
             step_seconds=seconds,
             energy_joules=None if self.watts is None else seconds * self.watts,
         )
@@ -56,15 +51,17 @@ class ToyCosts:
         """Say whether backward runs through the units."""
         return workload.method != "head"
 
-    def place(self, workload: Workload, policy: str, budget_bytes: int) -> Candidate:
-        plain = Candidate(workload=workload, policy=PolicyChoice(policy))
+    def place(
+        self, workload: Workload, policy: PolicyChoice, budget_bytes: DeviceBytes
+    ) -> Candidate:
+        plain = Candidate(workload=workload, policy=policy)
         static = replace(plain, placement=Placement(decisions={"block": Decision.RECOMPUTE}))
-        if policy == "none":
+        if policy.name == "none":
             return plain
-        if policy == "optimal":
-            if self.quick(plain).device_bytes <= budget_bytes:
+        if policy.name == "optimal":
+            if self.estimate(plain).device_bytes <= budget_bytes:
                 return plain
-            least = self.quick(static).device_bytes
+            least = self.estimate(static).device_bytes
             if least > budget_bytes:
                 raise InfeasibleError(budget_bytes=budget_bytes, smallest_bytes=least)
         return static

@@ -1,0 +1,78 @@
+"""Builds an entry of the front: the plan of a checked candidate with its accuracy and scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planner.plan import Accuracy, Plan, plan_file_name
+from planner.recommendation.answer import FrontEntry
+from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.provenance import plan_provenance
+from planner.recommendation.ranking import expected_accuracy
+from planner.recommendation.request import Request
+from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.scoring.netscore import LOWEST_ACCURACY, Scores, compute_scores
+from planner.search.problem import SearchResult
+from profiler.records import Report
+from profiler.units import MIB
+
+if TYPE_CHECKING:
+    from planner.training.validation import Validation
+
+
+def build_entry(request: Request, found: SearchResult, checked: CheckedCandidate) -> FrontEntry:
+    """Return the entry of a candidate that passed the checks."""
+    expected = expected_accuracy(request, checked.result)
+    validation = checked.validation
+    accuracy = _plan_accuracy(expected, validation)
+    plan = Plan(
+        candidate=checked.candidate,
+        prediction=checked.prediction,
+        measurement=None if validation is None else validation.report,
+        scores=plan_scores(accuracy, checked.prediction, validation),
+        accuracy=accuracy,
+        budget_bytes=request.budget_bytes,
+        provenance=plan_provenance(request, found, checked, expected),
+    )
+    return FrontEntry(
+        plan=plan,
+        file=request.out / plan_file_name(checked.candidate),
+        result=checked.result,
+        expected=expected,
+        validation=validation,
+        host_prediction=checked.host_prediction,
+    )
+
+
+def _plan_accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accuracy:
+    """Return the measured accuracy, or else the expected one."""
+    if validation is not None:
+        return validation.accuracy
+    if expected.value is None or expected.kind is None:
+        return Accuracy(value=None, source=expected.reason, kind="none")
+    source = f"{expected.reason} ({expected.source})"
+    return Accuracy(value=expected.value, source=source, kind=expected.kind)
+
+
+def plan_scores(
+    accuracy: Accuracy, prediction: Report, validation: Validation | None
+) -> Scores | None:
+    """Return the scores that the known numbers allow; None without an accuracy above 1 %."""
+    if accuracy.value is None or accuracy.value <= LOWEST_ACCURACY:
+        return None
+    flops, images = prediction.flops, prediction.candidate.workload.effective_batch
+    forward = None if flops is None else flops.forward / images
+    seconds = watts = peak_mib = None
+    if validation is not None:
+        seconds, watts = validation.inference_seconds, validation.inference_watts
+        peak_mib = validation.inference_peak_bytes / MIB
+    return compute_scores(
+        accuracy_percent=100 * accuracy.value,
+        parameters=prediction.parameters.total,
+        macs=None if forward is None else forward / 2,
+        flops=forward,
+        inference_seconds=seconds,
+        inference_watts=watts,
+        inference_peak_mib=peak_mib,
+        trainable_parameters=prediction.parameters.trainable,
+    )

@@ -1,0 +1,48 @@
+"""Records that pass between the stages that check the candidates of the front."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from planner.search.problem import TrialResult
+from profiler.records import Report
+from profiler.workload import Candidate
+
+if TYPE_CHECKING:
+    from planner.training.validation import Validation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedCandidate:
+    """A candidate of the front with the outcome of each check so far.
+
+    Attributes:
+        result: the candidate's trial in the search.
+        prediction: replay for the planned device.
+        validation: the real run; None if there was none.
+        host_prediction: replay for the CPU, if the real run was on a CPU in place of the GPU.
+    """
+
+    result: TrialResult
+    prediction: Report
+    validation: Validation | None = None
+    host_prediction: Report | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """The workload and its placement."""
+        return self.result.candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOutcome:
+    """Outcome of a stage.
+
+    Attributes:
+        passed: candidates that passed.
+        dropped: one sentence per candidate that did not.
+    """
+
+    passed: tuple[CheckedCandidate, ...]
+    dropped: tuple[str, ...]

@@ -1,0 +1,154 @@
+"""The validation stage: runs candidates for a few training steps under the budget.
+
+If the planned GPU is not in this machine, a candidate runs on the CPU. Its measured peak is then
+compared with a replay of the same candidate for the CPU. The memory, time and energy on the GPU
+remain predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from planner.cost.budget import needed_bytes
+from planner.plan import Plan
+from planner.recommendation.answer import candidate_summary
+from planner.recommendation.build_entry import plan_scores
+from planner.recommendation.checks import CheckedCandidate, CheckOutcome
+from planner.recommendation.provenance import run_provenance
+from planner.recommendation.ranking import next_to_check
+from planner.recommendation.request import Notify, Request
+from planner.training.run_options import RunOptions
+from profiler.errors import MeasurementError, OutOfMemoryError
+from profiler.records import Report
+from profiler.units import format_bytes
+from profiler.workload import Candidate
+
+if TYPE_CHECKING:
+    from planner.training.validation import Validation
+
+HOST_CAP_RATIO = 1.05
+"""Memory cap of a run on a CPU in place of the GPU, as a ratio of its replayed peak (>= 1)."""
+
+
+def run_best(
+    request: Request, candidates: Sequence[CheckedCandidate], notify: Notify
+) -> CheckOutcome:
+    """Run the best candidates until as many as requested have passed.
+
+    Returns:
+        All candidates but those whose run failed; those that ran have their validation.
+
+    Raises:
+        MeasurementError: every run failed.
+    """
+    kept, dropped, runs = list(candidates), list[str](), 0
+    waiting = list(candidates)
+    last: MeasurementError | None = None
+    while waiting and runs < request.validations:
+        done = [c.result for c in kept if c.validation is not None]
+        candidate = waiting.pop(next_to_check(request, [c.result for c in waiting], done))
+        try:
+            ran = _run_one(request, candidate, runs, notify)
+        except MeasurementError as error:
+            kept.remove(candidate)
+            dropped.append(f"{candidate_summary(candidate.candidate)}: {error}")
+            last = error
+        else:
+            kept[kept.index(candidate)] = ran
+            runs += 1
+    if last is not None and runs == 0:
+        raise last
+    return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
+
+
+def _run_one(
+    request: Request, candidate: CheckedCandidate, index: int, notify: Notify
+) -> CheckedCandidate:
+    title = f"{index + 1} of {request.validations}: {candidate_summary(candidate.candidate)}"
+    ran = run_for_real(
+        candidate.candidate,
+        prediction=candidate.prediction,
+        budget_bytes=request.budget_bytes,
+        run=request.run,
+        on_progress=lambda text, fraction: notify(
+            "validate", f"{title}: {text}", (index + fraction) / request.validations
+        ),
+    )
+    return replace(candidate, validation=ran.validation, host_prediction=ran.host_prediction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRun:
+    """A real run.
+
+    Attributes:
+        validation: memory, time, energy and accuracy of the run.
+        host_prediction: replay for the CPU, if the run was on a CPU in place of the GPU.
+    """
+
+    validation: Validation
+    host_prediction: Report | None
+
+
+def run_for_real(
+    candidate: Candidate,
+    *,
+    prediction: Report,
+    budget_bytes: int,
+    run: RunOptions,
+    on_progress: Callable[[str, float], None],
+) -> FinishedRun:
+    """Run a candidate for a few steps, on the CPU if the planned GPU is not in this machine.
+
+    Raises:
+        OutOfMemoryError: the run needs more than the budget.
+        MeasurementError: the run failed for another reason.
+    """
+    from planner.training.validation import validate
+    from profiler.devices.table import CPU
+    from profiler.prediction.report import predict
+
+    host, cap_bytes = None, budget_bytes
+    if run.device == "cpu" and prediction.device.kind != "cpu":
+        on_progress("replaying for the CPU", 0.0)
+        host = predict(candidate, device=CPU)
+        # The budget is that of the GPU. The CPU's kernels may need more for the same candidate.
+        cap_bytes = max(budget_bytes, math.ceil(HOST_CAP_RATIO * host.memory.peak_bytes))
+    validation = validate(candidate, run, budget_bytes=cap_bytes, on_progress=on_progress)
+    used_bytes = needed_bytes(validation.report)
+    if host is None and used_bytes > budget_bytes:
+        raise OutOfMemoryError(cap_bytes=budget_bytes, detail=f"it used {format_bytes(used_bytes)}")
+    return FinishedRun(validation=validation, host_prediction=host)
+
+
+def validate_plan(plan: Plan, *, run: RunOptions, notify: Notify) -> Plan:
+    """Run a plan for a few steps and return it with its measurement.
+
+    Raises:
+        InputError: the plan no longer matches its model, or the data cannot be used.
+        OutOfMemoryError: the run needs more than the plan's budget.
+    """
+    from planner.training.plan_check import check_against_model
+
+    check_against_model(plan)
+    ran = run_for_real(
+        plan.candidate,
+        prediction=plan.prediction,
+        budget_bytes=plan.budget_bytes,
+        run=run,
+        on_progress=lambda text, fraction: notify("validate", text, fraction),
+    )
+    accuracy = ran.validation.accuracy
+    return replace(
+        plan,
+        measurement=ran.validation.report,
+        accuracy=accuracy,
+        scores=plan_scores(accuracy, plan.prediction, ran.validation),
+        provenance={
+            **plan.provenance,
+            **run_provenance(ran.validation, ran.host_prediction),
+        },
+    )
