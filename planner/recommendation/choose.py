@@ -40,7 +40,7 @@ def choose(entries: Sequence[FrontEntry]) -> tuple[int, str]:
         f"it has the best {basis} for its memory and energy of the {candidates}"
         if accuracies
         else f"none of the {candidates} is expected to be more accurate (by published comparisons "
-        "of methods; no accuracy is known here), and of those equal to it, it costs least"
+        "of methods; no accuracy is known here), and it costs least of those equal to it"
     )
     return eligible[best], _reason_sentence(pool[best], why)
 

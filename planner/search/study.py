@@ -80,17 +80,7 @@ def search(
     growth = _HypervolumeHistory(problem)
     stopped = None
     while records.count < trials and stopped is None:
-        trial, point = sampler.propose()
-        try:
-            result = evaluator.evaluate(point, dict(trial.params))
-        except InfeasibleError:
-            raise
-        except BudgetplanError as error:
-            records.append(sampler.fail(trial, str(error)))
-        else:
-            records.write_cost_unit(evaluator.cost_unit)
-            excess_bytes = result.device_bytes - problem.budget_bytes
-            records.append_result(sampler.complete(trial, result, excess_bytes), result)
+        _run_trial(sampler, evaluator, records)
         on_trial(records.count, trials)
         if sampler.is_exhausted:
             stopped = "every point of the space was evaluated"
@@ -104,6 +94,21 @@ def search(
         cost_unit=evaluator.cost_unit,
         stopped=stopped,
     )
+
+
+def _run_trial(sampler: PointSampler, evaluator: PointEvaluator, records: TrialRecords) -> None:
+    """Evaluate the next point and append its trial; a refused point becomes a failed trial."""
+    trial, point = sampler.propose()
+    try:
+        result = evaluator.evaluate(point, dict(trial.params))
+    except InfeasibleError:
+        raise
+    except BudgetplanError as error:
+        records.append(sampler.fail(trial, str(error)))
+    else:
+        records.write_cost_unit(evaluator.cost_unit)
+        excess_bytes = result.device_bytes - evaluator.problem.budget_bytes
+        records.append_result(sampler.complete(trial, result, excess_bytes), result)
 
 
 class _HypervolumeHistory:
