@@ -1,15 +1,15 @@
-"""Every error a user can meet, each with the exit code of the command-line contract.
+"""Every error that a user can meet, each with its exit code.
 
     BudgetplanError
-    ├── UsageError            2  an option or a name that makes no sense
-    │   └── UnknownNameError  2  no such model, method, device; carries near names
-    ├── InfeasibleError       3  nothing fits the budget; carries the smallest budget that would
-    ├── InputError            4  a file or data set that cannot be read or does not match
-    ├── DeviceError           5  the device asked for is not there
+    ├── UsageError            2  an argument is out of its domain
+    │   └── UnknownNameError  2  no such model, method or device; has similar names
+    ├── InfeasibleError       3  nothing fits the budget; has the smallest budget that would do
+    ├── InputError            4  a file or data set cannot be read or does not match
+    ├── DeviceError           5  the device is not available
     └── MeasurementError      6  a real run failed
-        └── OutOfMemoryError  6  ... because it exceeded its memory cap
+        └── OutOfMemoryError  6  a real run exceeded its memory cap
 
-A message is one line: what was wrong, what was got, what to do.
+A message is one line: the rule, the value that broke it, and the remedy.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class UnknownNameError(UsageError):
     """A name is not in a registry.
 
     Args:
-        kind: what was looked up ("model", "method", "device").
-        name: what was asked for.
-        known: the names there are.
-        hint: what to do when no near name exists.
+        kind: kind of the name ("model", "method", "device").
+        name: the unknown name.
+        known: all names of the registry.
+        hint: remedy if no name is similar.
     """
 
     def __init__(self, *, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
@@ -59,10 +59,10 @@ class InfeasibleError(BudgetplanError):
     """Nothing fits the budget.
 
     Args:
-        budget_bytes: what was asked for.
-        smallest_bytes: the smallest budget that would do, or None when it is not known.
+        budget_bytes: the budget.
+        smallest_bytes: smallest budget that would do; None if it is not known.
         advice: the change that helps most, as one clause.
-        subject: what does not fit.
+        subject: beginning of the message, such as "nothing fits".
     """
 
     exit_code = 3
@@ -91,7 +91,7 @@ class InputError(BudgetplanError):
 
 
 class DeviceError(BudgetplanError):
-    """The device asked for is not available on this machine."""
+    """The device is not available on this machine."""
 
     exit_code = 5
 
@@ -106,8 +106,8 @@ class OutOfMemoryError(MeasurementError):
     """A real run exceeded its memory cap.
 
     Args:
-        cap_bytes: the cap it ran under.
-        detail: what the allocator said.
+        cap_bytes: cap of the run.
+        detail: message of the allocator.
     """
 
     def __init__(self, *, cap_bytes: int, detail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Quantities at the edge: parse and print bytes, seconds, joules. Inside there are only SI units.
+"""Parse and print bytes, seconds and joules. All other modules use bytes and SI units only.
 
 GB = 10^9 bytes, GiB = 2^30 bytes, as in ISO/IEC 80000-13.
 """
@@ -14,10 +14,10 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 LiveBytes = NewType("LiveBytes", int)
-"""Bytes of live tensors: ``torch.cuda.memory_allocated()`` before the allocator's rounding."""
+"""Sum of the live tensors, as ``torch.cuda.max_memory_allocated()`` reports it at the peak."""
 
 DeviceBytes = NewType("DeviceBytes", int)
-"""Bytes of device memory in use: reserved segments plus the CUDA context. A budget is in these."""
+"""Device memory in use: reserved bytes plus the CUDA context. A budget is compared with it."""
 
 _FACTORS = {
     "": 1, "b": 1,
@@ -31,7 +31,7 @@ def parse_bytes(text: str) -> int:
     """Read a size such as ``2GB``, ``2GiB``, ``2048 MiB`` or a plain number of bytes.
 
     Raises:
-        ValueError: with one line that says what was got and what is accepted.
+        ValueError: the text is not a positive size.
     """
     match = _SIZE.match(text)
     factor = _FACTORS.get(match.group(2).lower()) if match else None
@@ -49,7 +49,7 @@ def format_bytes(size: float | None) -> str:
         return "-"
     magnitude = abs(size)
     for factor, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        # 0.9995: what would print as 1000+ of the smaller unit moves up
+        # 0.9995: a size that would print as 1000 or more of a unit is printed in the next unit
         if magnitude >= factor * 0.9995:
             value = size / factor
             digits = max(0, 3 - int(math.log10(abs(value)) if abs(value) >= 1 else 0))

@@ -1,1 +1,1 @@
-"""What a replay on fake tensors cannot see of a device: allocator, kernels, workspaces."""
+"""Rules of a device that a replay on fake tensors does not show: kernels and allocators."""

@@ -1,8 +1,9 @@
-"""What PyTorch's CPU allocator really did: its own memory events, from ``torch.profiler``.
+"""Memory events of PyTorch's CPU allocator, recorded by ``torch.profiler``.
 
-This is the truth that replay is held against, and the measured peak of a run on a CPU.
-Limitations: storages that were born before the recording are not in it (their bytes must be
-added), and what a library allocates behind the allocator's back is not seen.
+The measured peak of a run on a CPU comes from these events; replays are compared with it.
+
+Limitations. Storages that were allocated before the recording are not in it, so their bytes must be
+added. Memory that a library allocates without PyTorch's allocator is not recorded.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Kineto announces every start and stop on stderr unless told otherwise before its first use.
+# Kineto prints every start and stop to stderr unless this is set before its first use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 @contextmanager
 def _memory_only() -> Iterator[None]:
-    """Keep operators out of a recording, which memory events do not need.
+    """Leave operators out of a recording, because memory events do not need them.
 
-    A Vim-S step has millions, one a token: with them the recording of one took 19 GB.
+    A Vim-S step calls millions of operators. With them, recording a step took 19 GB.
     """
     import torch
 
@@ -32,10 +33,14 @@ def _memory_only() -> Iterator[None]:
 
 
 def memory_events(run: Callable[[], object]) -> list[int]:
-    """Run a function and return the CPU allocator's events in order: +bytes, or -bytes freed."""
+    """Run a function and return the CPU allocator's events in order.
+
+    Returns:
+        Bytes of each allocation, and minus the bytes of each free.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    # `acc_events` only silences a warning of torch 2.11 about cycles, of which there is one
+    # There is only one profiling cycle, so `acc_events` changes nothing but prevents a warning.
     with (
         profile(
             activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
@@ -63,11 +68,11 @@ def peak_and_growth(events: list[int]) -> tuple[int, int]:
 
 
 def peak_during(prepare: Callable[[], object], step: Callable[[], object]) -> int:
-    """Return the highest live bytes during ``step``, counting what ``prepare`` left alive.
+    """Return the highest live bytes during ``step``, storages that ``prepare`` left alive included.
 
-    Both run under one recording, so that nothing has to be added from other accounts. Storages
-    that were born before ``prepare`` are not counted, so garbage is collected first: what died
-    under the recording would be taken off.
+    Both functions run under one recording, so all allocations since ``prepare`` are counted.
+    Storages from before are not counted, but their frees would be subtracted. So garbage is
+    collected first.
     """
     from torch.profiler import ProfilerActivity, profile, record_function
 

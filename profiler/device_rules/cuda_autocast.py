@@ -1,23 +1,26 @@
-"""CUDA's autocast, imitated on CPU tensors.
+"""CUDA's autocast rules, registered for CPU tensors while a CUDA step is replayed.
 
-A replay runs on fake CPU tensors, where ``torch.autocast`` follows the CPU's lists. They differ:
-CUDA casts the inputs of layer_norm, softmax, exp, pow, sum and some eighty more to fp32, and the
-cast copy is what autograd then saves; the CPU does not. The CPU in turn casts what CUDA leaves
-alone (cat, stack, padding, pooling). So while a CUDA step is replayed, the dispatcher's AutocastCPU
-key gets CUDA's rules, at the place where the real ones stand, above autograd.
+A replay runs on fake CPU tensors, so ``torch.autocast`` would follow the CPU's operator lists. They
+differ from CUDA's:
 
-    lower        cast to the autocast precision: what both lists have keeps the CPU's kernel, which
-                 is the same code (weights' casts are cached until autocast ends)
-    FP32         cast every floating argument but fp64 to fp32
-    FP32_DTYPE   ask for an fp32 result (``dtype=``), if the first argument is castable and no other
-                 result was asked for; softmax of fp16 then reads fp16 without a copy
-    PROMOTE      cast to the widest floating type among the arguments
-    the rest     falls through
+- CUDA casts the inputs of layer_norm, softmax, exp, pow, sum and some eighty other operators to
+  fp32, and autograd then saves the copy; the CPU does not.
+- The CPU casts the inputs of cat, stack, padding and pooling; CUDA does not.
 
-Source: the lists of torch/include/ATen/autocast_mode.h (AT_FORALL_LOWER_PRECISION_FP, _FP32,
-_FP32_SET_OPT_DTYPE, _DIFFERENT_REDISPATCH_SIGNATURE, _PROMOTE) and ``CachedCastStrategy`` there;
-https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float32". A test
-compares them with what this build of PyTorch has registered for CUDA.
+The dispatcher's AutocastCPU key therefore gets CUDA's rules, above autograd, as on CUDA:
+
+    lower        cast to the autocast precision. Operators in both lists keep the CPU's kernel,
+                 which is the same code: casts of weights are cached until autocast ends
+    FP32         cast every floating-point argument except fp64 to fp32
+    FP32_DTYPE   request an fp32 result (``dtype=``) if the first argument can be cast and the call
+                 has no ``dtype``; softmax of fp16 then reads fp16 without a copy
+    PROMOTE      cast to the widest floating-point type among the arguments
+    others       no rule: the call falls through
+
+Source: the macros AT_FORALL_LOWER_PRECISION_FP, _FP32, _FP32_SET_OPT_DTYPE,
+_DIFFERENT_REDISPATCH_SIGNATURE and _PROMOTE, and ``CachedCastStrategy``, in
+torch/include/ATen/autocast_mode.h; https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that
+can autocast to float32". A test compares the lists with the registrations of the installed PyTorch.
 """
 
 from __future__ import annotations
@@ -66,10 +69,10 @@ _NORM = {
     "norm.Scalar": ("norm.ScalarOpt_dtype", 1),
     "norm.ScalarOpt_dim": ("norm.ScalarOpt_dim_dtype", 3),
 }
-"""Overload to call instead, with ``dtype=``; number of arguments after the tensor."""
+"""Overload that takes ``dtype=``, and its number of arguments after the tensor."""
 
 _DTYPE_POSITION = {"softmax.int": 2, "log_softmax.int": 2}
-"""Where ``dtype`` may be given by position; elsewhere it is keyword-only."""
+"""Position of ``dtype`` in operators where it is not keyword-only."""
 
 _HALF_TO_FLOAT = {"softmax.int": "_softmax", "log_softmax.int": "_log_softmax"}
 
@@ -83,9 +86,9 @@ _EXCLUDED = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
 def imitate_cuda_autocast(library: Library) -> None:
-    """Give AutocastCPU the rules of CUDA, until the library is destroyed."""
+    """Register CUDA's rules for AutocastCPU, until the library is destroyed."""
     with warnings.catch_warnings():
-        # torch 2.8 says once that a kernel is replaced; that is what is wanted here
+        # PyTorch warns once that a registered kernel is replaced, which is the purpose here.
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         _register(library)
 

@@ -5,8 +5,8 @@ tensors for backward. So during the replay of a CUDA step, the dispatcher's Auto
 CUDA's implementation of:
 
     attention  profiler/device_rules/cuda_attention.py
-    dropout    one fused kernel that saves a mask of one byte an element; the CPU saves a mask in
-               the input's precision. Source: ``is_fused_kernel_acceptable``,
+    dropout    one fused kernel that saves a byte mask; the CPU saves a mask in the input's
+               precision. Source: ``is_fused_kernel_acceptable``,
                aten/src/ATen/native/Dropout.cpp
     rms_norm   one fused kernel that saves one fp32 number a row; the CPU composes it of five
                operations. Source: ``rms_norm_symint``, aten/src/ATen/native/layer_norm.cpp
@@ -14,8 +14,8 @@ CUDA's implementation of:
 
 Other operators save the same on both: layer_norm and group_norm (mean and reciprocal standard
 deviation, fp32), gelu (its input), max_pool (int64 indices), convolution (its inputs). Batch norm
-uses cuDNN on CUDA. In the layout that models have here (NCHW) cuDNN saves what the native kernel
-saves, because its reserve space is for NHWC only (``getCudnnBatchNormMode``,
+uses cuDNN on CUDA. In the layout that models have here (NCHW) cuDNN saves the same tensors as the
+native kernel, because its reserve space is for NHWC only (``getCudnnBatchNormMode``,
 aten/src/ATen/native/cudnn/BatchNorm.cpp).
 
 Memory that kernels allocate and free inside one operation: profiler/device_rules/cuda_scratch.py.

@@ -1,7 +1,7 @@
 """The measured rung: a few real steps in a process of their own, under a hard memory cap.
 
-On a CPU the peak is the allocator's own record of one steady step, with everything that was
-allocated from the building of the model on. On a CUDA device it is ``max_memory_allocated`` and
+On a CPU the peak is read from the allocator's events during a steady step; everything allocated
+since the model was built counts. On a CUDA device it is ``max_memory_allocated`` and
 ``max_memory_reserved`` over the timed steps. On a CPU the timed steps are others than the recorded
 one, because recording takes time. Inputs are random: neither memory nor time depends on them.
 """
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from profiler.training_step import Batch, TrainingStep
 
 _UNSTEADY = 2.0
-"""Ratio of the longest to the shortest step from which a note says that times are unsteady."""
+"""Ratio of the longest to the shortest step above which a note about unsteady times is added."""
 
 Fetch = Callable[[], "Batch"]
 
 
 class MeasurementRequest(Message, frozen=True, kw_only=True):
-    """The request of one measuring process.
+    """Request of a measuring process.
 
     Attributes:
         candidate: workload and placement to run.

@@ -32,7 +32,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Call(Message, frozen=True, kw_only=True, tag="call"):
-    """The work of one child process.
+    """Work for a child process.
 
     Attributes:
         address: ``module:function`` of the function to call.

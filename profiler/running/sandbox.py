@@ -3,7 +3,7 @@
 The function takes a request and a progress callback and returns a result; request and result are
 records (profiler/running/messages.py). Every way in which the process can fail becomes one error of
 ``profiler.errors`` in the parent. A function that shall run under a memory cap sets the cap itself
-(profiler/running/memory_caps.py), because only it knows which memory shall not count.
+(profiler/running/memory_caps.py), after the allocations that shall not count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The caching allocator of one device and one stream.
+"""The caching allocator: it serves requests from free blocks, and fetches and returns segments.
+
+It models a single device and a single stream.
 
 Complexity: a request or a free takes O(log n) comparisons and one O(n) memory move, for n free
 blocks in its pool.
@@ -28,7 +30,7 @@ from profiler.device_rules.caching_allocator.sizes import (
 from profiler.units import format_bytes
 
 _EXPANDABLE_RANGE_BYTES = 1 << 42
-"""Address range of one expandable segment. PyTorch takes 9/8 of the device's memory; here it only
+"""Address range of an expandable segment. PyTorch takes 9/8 of the device's memory; here it only
 matters that the range is larger than anything mapped."""
 
 
@@ -56,7 +58,7 @@ class SimulatedOutOfMemory(Exception):  # noqa: N818 - named after what it simul
 
 
 class CachingAllocator:
-    """The allocator of one device and one stream.
+    """The caching allocator of a device.
 
     Args:
         settings: options; None for PyTorch's defaults.
@@ -111,8 +113,8 @@ class CachingAllocator:
             nbytes: bytes requested.
 
         Returns:
-            The bytes of its block. All of them count as allocated, also those beyond the request
-            that were not split off.
+            The bytes of its block. The whole block counts as allocated, also the part beyond the
+            request.
 
         Raises:
             SimulatedOutOfMemory: it does not fit under the cap.
@@ -153,7 +155,7 @@ class CachingAllocator:
         block.pool.merge(block)
 
     def empty_cache(self) -> None:
-        """Give all unused segments back to the driver (`release_cached_blocks`)."""
+        """Release all unused segments to the driver (`release_cached_blocks`)."""
         for pool in (self._large, self._small):
             for _, _, block in list(pool.free):
                 if block.segment is not None:
@@ -235,25 +237,25 @@ class CachingAllocator:
 
     def _new_address(self, nbytes: int) -> int:
         address = self._next_address
-        # A gap of one page keeps neighbouring segments apart.
+        # A gap of 2 MiB keeps neighbouring segments apart.
         self._next_address += round_to_multiple(nbytes, SMALL_SEGMENT_BYTES) + SMALL_SEGMENT_BYTES
         return address
 
     # --- giving memory back ---
 
     def _release(self, block: Block) -> None:
-        """Give back a segment that is one free block (`release_block`)."""
+        """Return a segment that is a single free block to the driver (`release_block`)."""
         block.pool.remove(block)
         del self._first_blocks[block.address]
         self.reserved_bytes -= block.size
 
     def _release_oversize(self, pool: Pool, size: int) -> bool:
-        """Give back blocks that only oversize requests may use (`release_available_cached_blocks`).
+        """Release blocks that only oversize requests may use (`release_available_cached_blocks`).
 
-        One block that is large enough is given back, or else the largest blocks until their sum is.
+        One block that is large enough is released, or else the largest blocks until their sum is.
 
         Returns:
-            Whether at least ``size`` bytes were given back.
+            Whether at least ``size`` bytes were released.
         """
         if self.settings.max_split_size_bytes is None or self.settings.expandable_segments:
             return False
@@ -270,7 +272,7 @@ class CachingAllocator:
         return released >= wanted
 
     def _collect_garbage(self) -> None:
-        """Give back large blocks of at least average age (`garbage_collect_cached_blocks`)."""
+        """Release large blocks of at least average age (`garbage_collect_cached_blocks`)."""
         assert self.limit_bytes is not None
         threshold = int(self.settings.garbage_collection_threshold * self.limit_bytes)
         excess = self.reserved_bytes - threshold

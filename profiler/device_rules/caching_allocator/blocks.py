@@ -153,8 +153,9 @@ class Pool:
     def split(self, block: Block, size: int) -> None:
         """Split a block that serves a request of ``size`` bytes, and free the rest.
 
-        A block of the large pool is split only if more than 1 MiB is left over, because the rest
-        can serve no smaller request (`should_split`). What is not split off counts as allocated.
+        A block of the large pool is split only if more than 1 MiB is left over, because the large
+        pool serves no smaller request (`should_split`). A rest that is not split off counts as
+        allocated.
         """
         rest = block.size - size
         if self.splits_always:
@@ -201,10 +202,10 @@ class Pool:
         return self.merge(block), mapped
 
     def unmap(self, block: Block) -> int:
-        """Give back the whole pages inside a free block (`unmap_block`).
+        """Release the whole pages inside a free block (`unmap_block`).
 
         Returns:
-            The bytes given back.
+            The bytes released.
         """
         segment = block.segment
         assert segment is not None
