@@ -2,7 +2,7 @@
 
     parent -> child   Call(address, request type, request)                once, then end of file
     child -> parent   ProgressReport(activity, fraction)                  any number
-                      Result(result) or Failure(error class, message)     once, the last line
+                      ReturnValue(result) or Failure(error class, message)     once, the last line
 
 Requests and results are records: ``msgspec`` structs or dataclasses. Both sides decode strictly: an
 unknown field, a missing field, a wrong type or a number that is not finite is an error.
@@ -57,7 +57,7 @@ class ProgressReport(Message, frozen=True, kw_only=True, tag="progress"):
     fraction: Fraction
 
 
-class Result(Message, frozen=True, kw_only=True, tag="result"):
+class ReturnValue(Message, frozen=True, kw_only=True, tag="result"):
     """The return value of a function.
 
     Attributes:
@@ -79,7 +79,7 @@ class Failure(Message, frozen=True, kw_only=True, tag="failure"):
     message: str
 
 
-Answer = ProgressReport | Result | Failure
+Answer = ProgressReport | ReturnValue | Failure
 """Any line that a child sends."""
 
 

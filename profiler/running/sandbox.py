@@ -27,7 +27,7 @@ from profiler.running.messages import (
     Failure,
     Message,
     ProgressReport,
-    Result,
+    ReturnValue,
     address_of,
     decode,
     decode_answer,
@@ -123,7 +123,7 @@ def _exchange(
     call: Call,
     on_progress: Progress | None,
     timeout_seconds: float,
-) -> Result | Failure | None:
+) -> ReturnValue | Failure | None:
     """Send the call, pass progress on, and return the last message; None if the process died."""
     assert process.stdin is not None and process.stdout is not None
     timed_out = threading.Event()
@@ -184,7 +184,7 @@ def _serve() -> None:
         call = decode(sys.stdin.buffer.read(), Call)
         request = decode(call.request, import_address(call.request_type))
         result = import_address(call.address)(request, progress)
-        answer: Result | Failure = Result(result=msgspec.Raw(encode(result)))
+        answer: ReturnValue | Failure = ReturnValue(result=msgspec.Raw(encode(result)))
     except Exception as error:
         lines = str(error).strip().splitlines()
         answer = Failure(
