@@ -1,31 +1,48 @@
-"""The profile of a family of workloads: what any micro-batch, rank and placement will need.
+"""Parametric profiles: memory and work of a training step as functions of batch and rank.
 
-A *family* is everything of a workload but micro-batch, accumulation, rank and optimizer. One
-replay per placement option (two for a method with a rank) gives, for every storage, its size as
-``c0 + cB*B + cr*r + cBr*B*r``: the sequence of operations does not depend on either, and at a
-micro-batch that is a large prime a size is a multiple of it exactly when the batch is in it. Live
-bytes after every event are then such a polynomial too, and the peak of a unit's forward or
-backward is the upper envelope of few of them. (One image on a CPU, and every rank of some methods,
-is a family of its own: ``family_of``.)
+A *family* is a workload without its micro-batch, accumulation, rank and optimizer (``family_of``).
+All members of a family run the same operations in the same order; only sizes differ. So the size of
+every storage, and the FLOPs and the traffic of every operation, is a polynomial
 
-    stored_i    growth over unit i's forward (and the glue before it) of what it leaves behind: its
-                output, and what is still there when backward begins
-    forward_i   envelope of live bytes during it, above what units before it left and cached
-    backward_i  envelope during its backward, above static + what earlier units store + gradients
-                of later units
+    c0 + cB*B + cr*r + cBr*B*r          (B: micro-batch, r: rank of the method)
 
-    cached_i    what unit i's forward leaves until the last unit has run, but not to backward:
-                autocast's copies of weights, where no saved tensor is one
+**Probes.** Two replays determine the four coefficients, both at B = 1009, one at r = 4 and one at
+r = 8. A method without a rank needs only one.
 
-One thing is no polynomial: the buffers that CUDA's sums leave partial results in
-(profiler/device_rules/cuda_reductions.py). A line that has one says of which reduction it is, and
-its bytes at a micro-batch are computed then. (Those of layer norm's gradients at very many rows are left out.)
+- Rank: the difference of the two sizes, divided by 4, is the slope in r; the remainder is free of
+  r.
+- Batch: 1009 is a prime, and no other dimension is divisible by 1009. So a size is a multiple of
+  1009 exactly if the batch is one of its factors. Then remainder and slope, divided by 1009, are cB
+  and cBr; otherwise they are c0 and cr.
 
-Units are composed as a chain (``planner.placement.chain``): the option of one unit does not change
-another's numbers. Where it would, a number is what it is beside the neighbour that costs most: a
-unit's input may be saved by itself alone, and go while it runs backward, or by the unit before it
-too (ResNet's ReLU saves its result), and stay. Where a network is no chain (a skip connection
-across units), this is an approximation, and replay decides.
+**Peaks.** A sum of such polynomials is one as well, so live bytes after each tick are a vector of
+four coefficients. The peak over a unit's forward or backward is the maximum over its ticks, a
+different tick at different B and r. An *envelope* keeps the ticks that are highest at some point of
+a grid of B and r, which are few (``Envelope``).
+
+**Composition.** Every unit is profiled with the same option in all units, one profile per option. A
+placement that mixes options is composed unit by unit (``planner.placement.chain``) from
+
+    stored_i    bytes that stay between unit i's forward and its backward: saved tensors and output
+    cached_i    bytes that stay from unit i's forward to the end of the forward: autocast's cached
+                weight casts, unless a saved tensor shares them
+    forward_i   envelope during unit i's forward, above stored and cached bytes of earlier units
+    backward_i  envelope during unit i's backward, above static bytes, stored bytes of earlier units
+                and gradients of later units
+
+**Exception.** Buffers of partial sums in CUDA reductions are no polynomial: their size depends on
+how many blocks of threads the GPU runs (profiler/device_rules/cuda_reductions.py). A line of an
+envelope names the reduction whose buffer is alive at its tick, and the buffer's size is computed
+for each B.
+
+Limitations:
+
+- Composition assumes that a unit's numbers do not depend on its neighbours' options. If two units
+  can save the same tensor (ResNet's ReLU saves its result, which is the next unit's input), the
+  profile assumes the neighbour that costs more.
+- A skip connection across units is not a chain. The profile is then an approximation, which the
+  replay of a candidate checks.
+- Partial sums of layer norm's weight gradients at very many rows are left out.
 """
 
 from __future__ import annotations
@@ -48,31 +65,34 @@ from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
 PROBE_BATCH = 1009
-"""A prime: what it divides has the batch as a factor (see ``_coefficients``)."""
+"""Micro-batch of the probes: a prime, so that it divides exactly the sizes with a factor B."""
 
 PROBE_RANKS = (4, 8)
+"""Ranks of the two probes of a method with a rank."""
 
 RANK_IS_A_DIVISOR = frozenset({"side"})
-"""Methods of whose rank no size is a polynomial: every rank is a family of its own."""
+"""Methods whose sizes are divided by the rank, which is no polynomial: each rank is a family."""
 
 RANK_OF_THE_UPDATE = frozenset({"galore"})
-"""Methods whose rank only their optimizer knows. There no size is a polynomial of it (GaLore leaves
-matrices alone that have no side above it), so the update of every rank is replayed by itself."""
+"""Methods whose rank changes only the optimizer's update. GaLore projects a matrix only if both its
+sides exceed the rank, which is no polynomial, so the update is replayed for each rank."""
 
 BLOCKWISE = frozenset({"adamw8bit"})
-"""Optimizers whose state is in blocks, and in another precision for small matrices."""
+"""Optimizers with state in blocks of values, and in fp32 for small tensors. Their state is no
+polynomial of the rank, so the update is replayed for each rank."""
 
 _GRADIENT = OWNERS.index("gradient")
 
 _SUM, _CAST = "aten.add.Tensor", "aten._to_copy.default"
 
+# where envelopes are evaluated to find the ticks that can be the highest
 _BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 
 _RANK_GRID = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def terms(batch: float, rank: float | None) -> Floats:
-    """Return [4] the monomials (1, B, r, B*r) at a point."""
+    """Return [4] the monomials (1, B, r, B*r); r is 0 for a method without a rank."""
     r = rank or 0
     return np.array([1.0, batch, r, batch * r])
 
@@ -82,12 +102,12 @@ _GRID = np.stack([terms(b, r) for b in _BATCH_GRID for r in _RANK_GRID], axis=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """For each unit, the upper envelope of a few polynomials.
+    """The highest live bytes of each unit, as the maximum of a few polynomials (lines).
 
     Attributes:
         lines: [L, 4] coefficients, unit after unit; every unit has at least one line.
-        reduction: [L] of which reduction partial sums are there as well, -1 for none.
-        starts: [units] first line of each unit.
+        reduction: [L] index of the reduction whose partial sums are alive as well, -1 for none.
+        starts: [units] index of each unit's first line.
     """
 
     lines: Floats
@@ -95,12 +115,13 @@ class Envelope:
     starts: Ints
 
     def at(self, point: Floats, partial_sums: Floats) -> Floats:
-        """Return [units] the envelope's value at a point.
+        """Return [units] highest live bytes at a point.
 
         Args:
-            point: the monomials.
-            partial_sums: [reductions + 1] bytes of each one's, and 0.
+            point: [4] the monomials (``terms``).
+            partial_sums: [reductions + 1] bytes of each reduction's partial sums, then a 0.
         """
+        # reduction -1 indexes the 0 at the end
         values = self.lines @ point + partial_sums[self.reduction]
         highest: Floats = np.maximum.reduceat(values, self.starts)
         return highest
@@ -108,17 +129,17 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Operations of a part of the step, as polynomials.
+    """Operations of a part of the step, with FLOPs and traffic as polynomials.
 
     Attributes:
-        flops: [operations, 4].
-        moved_bytes: [operations, 4].
-        launches: [operations] kernels on a GPU.
-        unit: [operations] unit index, -1 outside.
+        flops: [operations, 4] coefficients of the FLOPs.
+        moved_bytes: [operations, 4] coefficients of the bytes read and written.
+        launches: [operations] kernels that the operation launches on a GPU.
+        unit: [operations] unit index, -1 outside all units.
         phase: [operations] phase code.
         kind: [operations] index into ``kinds``.
-        kinds: what the operations compute.
-        begins_refill: [operations] whether a frame begins to run again with it.
+        kinds: names of the kinds (``OperationRecord.kind``).
+        begins_refill: [operations] whether the operation is the first of a recomputation.
     """
 
     flops: Floats
@@ -157,20 +178,22 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionProfile:
-    """What the units need when all of them run under one option.
+    """Memory and work of a step in which every unit has the same option.
 
     Attributes:
         base: [4] live bytes when the first forward begins (parameters, buffers, inputs).
-        stored: [units, 4].
-        cached: [units, 4].
-        forward: envelope over each unit's forward.
-        backward: envelope over each unit's backward, in a step of one micro-batch.
-        accumulating: likewise when gradients of all units are there from the start.
+        stored: [units, 4] bytes that stay between the unit's forward and its backward.
+        cached: [units, 4] bytes that stay from the unit's forward to the end of the forward.
+        forward: envelope over each unit's forward, above stored and cached bytes of earlier ones.
+        backward: envelope over each unit's backward without accumulation, above the bytes that
+            earlier units store and the gradients of later units.
+        accumulating: envelope over each unit's backward in a step that accumulates: the gradients
+            of all units are alive from the start, and new ones are added to them.
         head: envelope from the last unit's exit to the first backward, above that exit.
         gradients: [units + 1, 4] gradients that each unit's backward leaves, the head's last.
         boundary: [units, 4] bytes of the unit's output.
         reductions: [reductions, 5] fields of each ``Reduction``.
-        work: the operations.
+        work: the operations of the step.
     """
 
     base: Floats
@@ -186,7 +209,7 @@ class OptionProfile:
     work: Work
 
     def partial_sums(self, micro_batch: int, device: DeviceSpec) -> Floats:
-        """Return [reductions + 1] bytes of each reduction's partial sums, and 0."""
+        """Return [reductions + 1] bytes of each reduction's partial sums, then a 0."""
         known = [Reduction(*row) for row in self.reductions.tolist()]
         return _partial_sums(known, micro_batch, device)
 
@@ -198,12 +221,12 @@ class OptionProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateProfile:
-    """What the optimizer needs.
+    """Memory and work of the optimizer.
 
     Attributes:
-        state: [4] bytes that live through the whole step.
+        state: [4] bytes of the optimizer's state, alive through the whole step.
         temporary: [4] highest extra bytes of the update, above parameters, gradients and state.
-        work: its operations.
+        work: operations of the update.
     """
 
     state: Floats
@@ -212,13 +235,13 @@ class UpdateProfile:
 
 
 def family_of(workload: Workload, *, of_one_image: bool = False) -> Workload:
-    """Return the workload that stands for its family.
+    """Return the workload that represents its family in replays.
 
     Args:
-        workload: any of the family.
-        of_one_image: whether it is the family of micro-batch 1 alone. A dimension of one is no
-            hindrance to a view, so operations may copy less there, or more (TinyViT's attention on
-            a CPU, where one window is the whole map: no copies of queries, keys and values).
+        workload: any member of the family.
+        of_one_image: whether the family has only micro-batch 1. A dimension of size 1 can change
+            strides, and then some operations copy where others need no copy: TinyViT's attention on
+            a CPU copies no queries, keys and values if one window is the whole map.
     """
     named = with_rank_in_name(workload.method, workload.rank)
     if named is not None:
@@ -234,17 +257,17 @@ def family_of(workload: Workload, *, of_one_image: bool = False) -> Workload:
 
 
 def update_family_of(workload: Workload) -> Workload:
-    """Return the workload that stands for all of the same update.
+    """Return the workload that stands for all workloads with the same update.
 
-    Parameters and optimizer state are fp32 in any case.
+    The precision does not matter: parameters and optimizer state are fp32 under autocast too.
     """
     family = family_of(workload).replace(precision="fp32")
-    if workload.rank is None or not _is_of_one_rank(workload.method, workload.optimizer):
+    if workload.rank is None or not _has_one_rank(workload.method, workload.optimizer):
         return family
     return family.replace(rank=workload.rank)
 
 
-def _is_of_one_rank(method: str, optimizer: str) -> bool:
+def _has_one_rank(method: str, optimizer: str) -> bool:
     return method in RANK_OF_THE_UPDATE or optimizer in BLOCKWISE
 
 
@@ -260,16 +283,16 @@ Replayer = Callable[[Candidate], EventLog]
 def profile_option(
     family: Workload, placement: Placement, replayer: Replayer, device: DeviceSpec
 ) -> tuple[OptionProfile, list[EventLog]]:
-    """Replay a family under one placement and return its polynomials and what they were read off.
+    """Replay a family under one placement; return its profile and the logs of the probes.
 
     Args:
-        family: of ``family_of``.
-        placement: for all units.
-        replayer: makes the logs.
+        family: a result of ``family_of``.
+        placement: decisions, the same option for all units.
+        replayer: replays a candidate without an optimizer step.
         device: device of the replays; it decides the partial sums of reductions.
 
     Raises:
-        ValueError: the replays do not line up (the network's operations depend on the batch).
+        ValueError: the probes have different operations (the network depends on batch or rank).
     """
     logs = [
         replayer(Candidate(workload=workload, placement=placement)) for workload in _probes(family)
@@ -278,8 +301,14 @@ def profile_option(
 
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
-    """Replay the optimizer's step of a family (of ``update_family_of``)."""
-    probes = [family] if _is_of_one_rank(family.method, optimizer) else _probes(family)
+    """Replay the optimizer's update of a family and return its profile.
+
+    Args:
+        family: a result of ``update_family_of``.
+        optimizer: name of the optimizer.
+        replayer: replays the update of a candidate.
+    """
+    probes = [family] if _has_one_rank(family.method, optimizer) else _probes(family)
     probes = [probe.replace(optimizer=optimizer) for probe in probes]
     logs = [replayer(Candidate(workload=workload)) for workload in probes]
     sizes = _sizes(logs)
@@ -293,16 +322,16 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
 
 
 def at_micro_batch(log: EventLog, micro_batch: int, device: DeviceSpec) -> EventLog:
-    """Return a family's log as it would be at another micro-batch: only sizes differ."""
+    """Return a family's log with the sizes of another micro-batch, without a rank."""
     partial = _partial_sums(log.reductions, micro_batch, device)
     sizes = _sizes([log]) @ terms(micro_batch, None) + partial[np.maximum(log.reduction, -1)]
     return replace(log, nbytes=np.rint(sizes).astype(np.int64))
 
 
 def _partial_sums(reductions: Sequence[Reduction], micro_batch: int, device: DeviceSpec) -> Floats:
-    """Return [reductions + 1] bytes of partial sums at a micro-batch, and 0 for what has none."""
+    """Return [reductions + 1] bytes of partial sums at a micro-batch, then a 0."""
 
-    def there(size: int) -> int:
+    def at_batch(size: int) -> int:
         return size // PROBE_BATCH * micro_batch if size % PROBE_BATCH == 0 else size
 
     found = [0.0] * (len(reductions) + 1)
@@ -310,13 +339,13 @@ def _partial_sums(reductions: Sequence[Reduction], micro_batch: int, device: Dev
         return np.array(found)
     on = multiprocessors(device)
     for index, seen in enumerate(reductions):
-        here = replace(seen, outputs=there(seen.outputs), inputs=there(seen.inputs))
+        here = replace(seen, outputs=at_batch(seen.outputs), inputs=at_batch(seen.inputs))
         found[index] = float(sum(here.scratch_bytes(on)[:1]))
     return np.array(found)
 
 
 def _sizes(logs: Sequence[EventLog]) -> Floats:
-    """Return [storages, 4] coefficients, of partial sums none."""
+    """Return [storages, 4] coefficients of the sizes, zeros for partial sums."""
     sizes = _coefficients([log.nbytes for log in logs])
     sizes[logs[0].reduction != -1] = 0.0
     return sizes
@@ -329,10 +358,15 @@ def _probes(family: Workload) -> list[Workload]:
 
 
 def _coefficients(values: Sequence[Ints]) -> Floats:
-    """Read c0 + cB*B + cr*r + cBr*B*r off values seen at (p, r1) and, where given, (p, r2).
+    """Return [values, 4] coefficients of c0 + cB*B + cr*r + cBr*B*r.
 
-    The micro-batch p is a prime that no other dimension has: a value is a multiple of it exactly
-    when the batch is a factor of it, so one replay tells both parts apart.
+    Args:
+        values: [values] at (B, r) = (p, r1) and, for a method with a rank, at (p, r2), where p is
+            ``PROBE_BATCH`` and r1, r2 are ``PROBE_RANKS``. No value has both a part with the
+            factor B and a part without it.
+
+    Raises:
+        ValueError: the probes have different numbers of values.
     """
     if len({len(v) for v in values}) != 1:
         raise ValueError("the replays have different numbers of storages or operations")
@@ -362,7 +396,12 @@ def _live(log: EventLog, sizes: Floats) -> Floats:
 
 
 class _Sums:
-    """Which reduction's partial sums are there after each tick, and their bytes over the grid."""
+    """Partial sums of reductions: the one alive after each tick, and its bytes on the grid.
+
+    Attributes:
+        at_tick: [ticks + 1] index of the reduction, -1 for none.
+        on_grid: [reductions + 1, points] bytes at each point of the grid, then zeros.
+    """
 
     def __init__(self, log: EventLog, device: DeviceSpec) -> None:
         self.at_tick = np.full(log.ticks + 1, -1)
@@ -373,12 +412,17 @@ class _Sums:
         self.on_grid = np.repeat(np.stack(each, axis=1), len(_RANK_GRID), axis=1)
 
     def envelope(self, runs: Sequence[tuple[slice, Floats]]) -> Envelope:
-        """Return the envelope of units, each given by when it runs and its lines there."""
+        """Return the envelope of some units.
+
+        Args:
+            runs: for each unit, the slice of ticks in which it runs, and [ticks, 4] live bytes.
+        """
         kept, reductions = [], []
         for span, run in runs:
             lines = run if len(run) else np.zeros((1, 4))
             reduction = self.at_tick[span] if len(run) else np.array([-1])
             values = lines @ _GRID + self.on_grid[reduction]
+            # only lines that are the highest at some point of the grid can matter
             highest = np.unique(np.argmax(values, axis=0))
             kept.append(lines[highest])
             reductions.append(reduction[highest])
@@ -398,14 +442,20 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
     moments = _Moments.of(log)
     count = len(log.units)
     exits = [moments.start, *moments.exits]
+
+    # [forward] level: bytes left for backward; there: the same with autocast's cached casts
     level = live[moments.start] + _levels(log, sizes, moments)
     stored = np.diff(level, axis=0)
     there = level + _cached(log, sizes, moments)
     spans = [slice(exits[i], exits[i + 1] + 1) for i in range(count)]
     forward = sums.envelope([(span, live[span] - there[i]) for i, span in enumerate(spans)])
+
+    # [head] from the last exit to the first backward of a unit
     turn = min([begin for begin, _ in moments.backwards.values()], default=log.ticks)
     ending = slice(exits[-1], turn + 1)
     head = sums.envelope([(ending, live[ending] - there[-1])])
+
+    # [gradients] by the unit in whose backward they are accumulated
     is_gradient = (log.owner == _GRADIENT) & (log.birth > moments.start)
     gradients = np.zeros((count + 1, 4))
     gradients[count] = sizes[is_gradient & (log.birth <= turn)].sum(axis=0)
@@ -414,6 +464,11 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
         gradients[index] = sizes[born].sum(axis=0)
     gradients_live = _live_of(log, sizes, is_gradient)
     passing = _live_of(log, sizes, is_gradient, death=_soon(log))
+
+    # [backward] Bytes above the level at the unit's entry. Tensors of earlier units that this
+    # backward frees early are added back: the chain counts them as stored until their own backward.
+    # One micro-batch: gradients of later units are counted by the chain. Accumulating: gradients
+    # exist already, and a new one lives only until it is added.
     backward, accumulating = [], []
     for index in range(count):
         begin, end = moments.backwards.get(index, (0, -1))
@@ -437,10 +492,11 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
 
 
 def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
-    """Return [units + 1, 4] bytes that each unit leaves behind, above those at the start.
+    """Return [units + 1, 4] bytes that units up to each leave for backward, above the start.
 
-    That is what is still there when backward begins, and the unit's own output: whether that lasts
-    is for the next unit to say. Not what others hold meanwhile (a caller's variable).
+    These are the storages alive when backward begins, and the unit's own output. The output counts
+    even if it dies before backward, because the next unit's option decides whether it is saved.
+    Storages that only a caller's variable keeps alive during the forward do not count.
     """
     backward = _start_of(log, Phase.BACKWARD)
     lasting = _live_of(log, sizes, log.death > backward)
@@ -454,7 +510,10 @@ def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
 
 
 def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
-    """Return [units + 1, 4] bytes that units up to each have cached: there is no batch in them."""
+    """Return [units + 1, 4] bytes that units up to each have cached until the forward's end.
+
+    These are weight casts: they outlive the last unit, die before backward, and have no factor B.
+    """
     last, backward = moments.exits[-1], _start_of(log, Phase.BACKWARD)
     passing = (log.birth > moments.start) & (log.death > last) & (log.death <= backward)
     cached = passing & ~_has_batch(log, sizes)
@@ -463,18 +522,19 @@ def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
 
 
 def _has_batch(log: EventLog, sizes: Floats) -> Mask:
-    """Return [storages] whether the batch is a factor of it."""
+    """Return [storages] whether the size has the batch as a factor."""
     batched: Mask = (sizes[:, 1] != 0) | (sizes[:, 3] != 0)
     if batched.any():
         return batched
-    # of one image nothing tells, but all that units leave beside results are autocast's copies
+    # At batch size 1, divisibility cannot identify batched tensors. All remaining unbatched tensors
+    # are autocast weight casts, so those are selected by operation name.
     copies = [code for code, name in enumerate(log.operation_names) if name == _CAST]
     one_image: Mask = ~np.isin(log.operation, copies)
     return one_image
 
 
 def _freed(log: EventLog, sizes: Floats, moments: _Moments, index: int) -> Floats:
-    """Return [ticks + 1, 4] what backward has freed of what the units before one had left."""
+    """Return [ticks + 1, 4] bytes left by the units before ``index`` that backward has freed."""
     before = moments.exits[index - 1] if index else moments.start
     left = (log.birth > moments.start) & (log.birth <= before)
     freed = left & (log.death > _start_of(log, Phase.BACKWARD)) & (log.death <= log.ticks)
@@ -491,10 +551,12 @@ def _live_of(log: EventLog, sizes: Floats, chosen: Mask, death: Ints | None = No
 
 
 def _soon(log: EventLog) -> Ints:
-    """Return when each storage would die if it were added to something at once.
+    """Return [storages] when each would die if it were a gradient that is accumulated at once.
 
-    That is at the next birth by another operation: autograd runs AccumulateGrad before it goes on,
-    but first adds the gradients of an input that two have read.
+    When gradients exist already, autograd adds a new gradient to them (AccumulateGrad) and frees it
+    before it runs the next operation. So the storage dies at the next birth by another operation.
+    Additions do not count as the next operation: they sum the gradients of a tensor with several
+    users, which autograd does before AccumulateGrad.
     """
     sums = [code for code, name in enumerate(log.operation_names) if name == _SUM]
     order = np.argsort(log.birth, kind="stable")
@@ -512,7 +574,15 @@ def _soon(log: EventLog) -> Ints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Moments:
-    """Ticks of the first micro-batch: forward begins, each unit's forward, each unit's backward."""
+    """Ticks of the only micro-batch.
+
+    Attributes:
+        start: start of the forward.
+        enters: [units] start of each unit's forward.
+        exits: [units] end of each unit's forward; a unit that was not called has the end of the
+            unit before it.
+        backwards: start and end of each unit's backward, by unit index.
+    """
 
     start: int
     enters: list[int]
@@ -524,12 +594,11 @@ class _Moments:
         start = _start_of(log, Phase.FORWARD)
         forwards, backwards = first_spans(log, Phase.FORWARD), first_spans(log, Phase.BACKWARD)
         enters, exits, last = [], [], start
-        for index in range(len(log.units)):  # a unit that was not called takes no time
+        for index in range(len(log.units)):
             span = forwards.get(index)
             last = max(last, last if span is None else span.end)
             enters.append(last if span is None else span.begin)
             exits.append(last)
-        # no unit runs backward where only the classifier learns
         ranges = {index: (span.begin, span.end) for index, span in backwards.items()}
         return cls(start=start, enters=enters, exits=exits, backwards=ranges)
 
@@ -544,7 +613,8 @@ def _work(logs: Sequence[EventLog]) -> Work:
         raise ValueError("the replays have different numbers of operations")
     operations = logs[0].operations
     flops = _coefficients([np.array([op.flops for op in log.operations]) for log in logs])
-    # an operation moves weights and activations alike: the two parts are told apart at the source
+    # A single operation moves both weights and activations, so the sum's divisibility is
+    # meaningless. The recorder counts the two parts apart (``OperationRecord.batched_bytes``).
     batched = [np.array([op.batched_bytes for op in log.operations]) for log in logs]
     fixed = [np.array([op.moved_bytes - op.batched_bytes for op in log.operations]) for log in logs]
     moved = _coefficients(batched) + _coefficients(fixed)

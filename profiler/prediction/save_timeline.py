@@ -12,20 +12,17 @@ from profiler.replay.event_log import EventLog
 SUFFIXES = (".png", ".html")
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
 def save_timeline(log: EventLog, path: Path, *, title: str = "", caption: str = "") -> None:
     """Draw a step to a file.
 
     Args:
-        log: of the step; rounded beforehand if sizes should be an allocator's.
-        path: ends in ``.png`` or ``.html``.
-        title: above the picture.
-        caption: what the numbers leave out, or another remark below it.
+        log: log of the step; round it first (``EventLog.rounded``) to show an allocator's sizes.
+        path: a file that ends in ``.png`` or ``.html``.
+        title: text above the picture.
+        caption: text below the picture.
 
     Raises:
-        UsageError: another ending, or matplotlib is not installed.
+        UsageError: the file has another ending, or matplotlib is not installed.
         InputError: the file cannot be written.
     """
     check_suffix(path)
@@ -42,7 +39,7 @@ def save_timeline(log: EventLog, path: Path, *, title: str = "", caption: str = 
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse what cannot be drawn, before any work is done for it.
+    """Refuse a file of another format; called before the step is replayed.
 
     Raises:
         UsageError: the file ends in neither ``.png`` nor ``.html``.

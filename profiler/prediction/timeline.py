@@ -1,12 +1,11 @@
-"""A picture of one step: live bytes by owner over time, with phases, units and the peak marked.
+"""The memory timeline of a step: live bytes by owner over time, with phases, units and the peak.
 
-    Timeline       what is drawn, read from a log: a few hundred columns, each the moment of highest
-                   live bytes in its stretch of ticks, so that the peak is never smoothed away
-    save_timeline  writes it as PNG (matplotlib, the extra ``plot``) or as one HTML file without
-                   anything from elsewhere (profiler/prediction/timeline_html.py)
+``Timeline`` holds the data of the picture. It has at most 900 columns; each shows the moment of
+highest live bytes in its range of ticks, so the peak is never averaged away. ``save_timeline``
+draws it as PNG (``timeline_png``) or HTML (``timeline_html``).
 
-Time runs in ticks, one for each birth and each death of a storage; it is an order, not a duration.
-Ticks of the log at which nothing that is shown happens (setting up) are left out.
+The horizontal axis counts ticks, one for each birth and each death of a storage. It shows an order,
+not a duration. Ticks without a birth or a death in the steady step (the setup) are left out.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from profiler.replay.unit_spans import phase_spans, unit_spans
 from profiler.units import GIB, MIB, format_bytes
 
 COLUMNS = 900
+"""Largest number of columns."""
 
 STACK = ("parameter", "buffer", "optimizer", "gradient", "input", "activation", "temporary")
-"""From the bottom: what lives through the step first, so that what comes and goes is on top."""
+"""Owners from the bottom up: first bytes that live through the whole step, then transient ones."""
 
 COLOURS = {
     "parameter": "#0072B2",
@@ -36,7 +36,7 @@ COLOURS = {
     "activation": "#CC79A7",
     "temporary": "#D55E00",
 }
-"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+"""The palette of Okabe and Ito, which colour-blind readers can distinguish."""
 
 SHADES = {"forward": "#C9D6E8", "recompute": "#8FA8C8", "backward": "#EBD9C3"}
 
@@ -45,12 +45,12 @@ OUTSIDE = "outside units"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A stretch of the step.
+    """A labelled range of ticks.
 
     Attributes:
         start: first tick.
-        end: first tick after it.
-        name: a phase or a unit.
+        end: first tick after the range.
+        name: name of a phase or a unit.
         kind: ``forward``, ``backward`` or ``recompute`` for a unit, ``phase`` for a phase.
     """
 
@@ -62,16 +62,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """What is drawn of a step.
+    """Data of the picture.
 
     Attributes:
-        ticks: [columns] moments shown, in order.
+        ticks: [columns] tick that each column shows, in order.
         owners: [owners, columns] live bytes by owner, in the order of ``STACK``.
         total_ticks: length of the step.
-        phases: in order of time, without empty ones.
-        units: forward, recompute and backward of each unit.
-        peak_tick: the first moment of highest live bytes; one of ``ticks``.
-        highest: the most each owner ever holds, shown or not.
+        phases: phases in order of time, without empty ones.
+        units: forwards, recomputations and backwards of the units.
+        peak_tick: first tick with the highest live bytes; one of ``ticks``.
+        highest: each owner's highest live bytes, also between columns.
     """
 
     ticks: Ints
@@ -84,7 +84,7 @@ class Timeline:
 
     @classmethod
     def of(cls, log: EventLog, *, columns: int = COLUMNS) -> Timeline:
-        """Read a log."""
+        """Return the timeline of a log."""
         log = _without_idle_ticks(log)
         ticks = _highest_of_each_stretch(log.live_bytes(), columns)
         owners = [log.live_bytes(select=log.owner == OWNERS.index(name))[ticks] for name in STACK]
@@ -116,7 +116,7 @@ class Timeline:
         """Return the phase and the unit at a tick."""
         phase = next((s.name for s in self.phases if s.start <= tick < s.end), Phase.SETUP.label)
         inside = [s for s in self.units if s.start <= tick < s.end]
-        # a recomputation lies within its unit's backward, and says more
+        # a recomputation lies within its unit's backward and is the more precise label
         inside.sort(key=lambda span: span.kind != "recompute")
         if not inside:
             return phase, OUTSIDE
@@ -124,13 +124,13 @@ class Timeline:
 
     @property
     def peak_label(self) -> str:
-        """The peak in words."""
+        """Size, phase and unit of the peak, as text."""
         phase, unit = self.place(self.peak_tick)
         return f"peak {format_bytes(self.peak_bytes)} in {phase}, {unit}"
 
 
 def _without_idle_ticks(log: EventLog) -> EventLog:
-    """Number the ticks anew, leaving out those without a birth or a death."""
+    """Return the log with the ticks renumbered, those without a birth or a death left out."""
     moments = np.unique(np.concatenate([log.birth, log.death[log.death < log.ticks]]))
     moments = moments[moments > 0]
     last = len(moments)
@@ -193,17 +193,17 @@ def _recomputations(log: EventLog) -> Iterator[Span]:
 
 
 def scale_of(peak_bytes: int) -> tuple[int, str]:
-    """Return the unit of the vertical axis."""
+    """Return bytes and name of the vertical axis's unit."""
     return (GIB, "GiB") if peak_bytes >= 2 * GIB else (MIB, "MiB")
 
 
 def labels(spans: tuple[Span, ...], total_ticks: int, *, per_letter: float) -> list[Span]:
-    """Return the spans that are wide enough for their label, recomputations apart.
+    """Return the spans that are wide enough for their label, without recomputations.
 
     Args:
         spans: phases or units.
         total_ticks: length of the step.
-        per_letter: share of the picture's width that a letter takes.
+        per_letter: width of a letter as a share of the picture's width.
     """
     return [
         span

@@ -1,7 +1,8 @@
-"""The record of one replayed or real training step: every storage's birth and death.
+"""The event log of a training step: every storage's birth and death, marks, and operations.
 
-Time is counted in ticks: each birth and each death is one tick, in program order. Everything
-else (peak, owners, units, timeline, the allocator's input) is computed from this log.
+Time is counted in ticks: each birth and each death is one tick, in program order. Tick 0 is the
+state before the step. The peak, the bytes by owner, the units' profiles, the timeline and the input
+of the caching allocator's model are all computed from this log.
 """
 
 from __future__ import annotations
@@ -68,18 +69,18 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationRecord:
-    """One kind of operation in one place of the step.
+    """An operation that computed or moved something.
 
     Attributes:
         phase: the phase it runs in.
-        unit: index of the unit it belongs to, -1 outside.
-        flops: 0 for work that only moves bytes.
-        moved_bytes: inputs read plus outputs written.
-        batched_bytes: the part of them in tensors whose size is a multiple of the micro-batch.
-        kind: what it computes, for rates of its own: the aten name, and of a convolution whether it
-            is depthwise or pointwise, of batch normalisation whether the statistics are given.
-        begins_refill: True for the first operation of a recomputable call in backward.
-        launches: how many kernels it is on a GPU, if that is known to be more than one.
+        unit: index of the unit it runs in, -1 outside all units.
+        flops: FLOPs, 0 for an operation that only moves bytes.
+        moved_bytes: bytes of inputs read plus outputs written.
+        batched_bytes: part of ``moved_bytes`` in tensors with a multiple of the micro-batch.
+        kind: kind of operation, for kinds with rates of their own: the aten name, with a suffix for
+            depthwise and pointwise convolutions and for batch normalisation with given statistics.
+        begins_refill: whether it is the first operation of a recomputable call in backward.
+        launches: number of kernels on a GPU; 1 unless the operation is a loop of known length.
     """
 
     phase: Phase
@@ -94,25 +95,25 @@ class OperationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLog:
-    """Storages and marks of one step.
+    """Storages, marks and operations of a step.
 
     Attributes:
-        nbytes: [storages] size of each.
-        birth: [storages] tick; storages that outlive the step on both sides are born at 0.
-        death: [storages] tick, or ``ticks + 1`` for those alive at the end.
+        nbytes: [storages] bytes.
+        birth: [storages] tick of birth, 0 for storages that exist before the step.
+        death: [storages] tick of death, ``ticks + 1`` for storages alive at the end.
         owner: [storages] index into ``OWNERS``.
         phase: [storages] phase of birth.
-        unit: [storages] unit of birth, -1 outside units.
+        unit: [storages] unit of birth, -1 outside all units.
         operation: [storages] index into ``operation_names``.
-        reduction: [storages] index into ``reductions`` of what is a buffer of partial sums; -2 for
-            one that is only known at this batch, -1 for all other storages.
-        reductions: all that partial sums are of.
-        operation_names: aten names.
+        reduction: [storages] index into ``reductions`` for a buffer of partial sums, -2 for one
+            whose size is only known at this batch, -1 for all other storages.
+        reductions: reductions with a buffer of partial sums.
+        operation_names: aten names of the operations that made the storages.
         ticks: length of the step.
-        marks: in order of time.
-        units: unit names.
+        marks: marks in order of time (read them through ``profiler.replay.unit_spans``).
+        units: unit names in forward order.
         boundary_bytes: [units] bytes of each unit's output, 0 for a unit that was not called.
-        operations: every operation that computed or moved something, in order.
+        operations: operations in order of time.
     """
 
     nbytes: Ints
@@ -132,12 +133,16 @@ class EventLog:
     operations: tuple[OperationRecord, ...]
 
     def rounded(self, multiple: int) -> EventLog:
-        """Return the log with every size rounded up, as an allocator rounds."""
+        """Return the log with every size rounded up to a multiple, as allocators do."""
         sizes = -(-self.nbytes // multiple) * multiple
         return replace(self, nbytes=sizes)
 
     def live_bytes(self, *, select: Mask | None = None) -> Ints:
-        """Return [ticks + 1] live bytes after each tick, of all or of the selected storages."""
+        """Return [ticks + 1] live bytes after each tick.
+
+        Args:
+            select: [storages] storages that count; None for all.
+        """
         chosen = slice(None) if select is None else select
         delta = np.zeros(self.ticks + 2, dtype=np.int64)
         np.add.at(delta, self.birth[chosen], self.nbytes[chosen])
@@ -146,7 +151,7 @@ class EventLog:
 
     @property
     def peak_tick(self) -> int:
-        """The first tick at which live bytes are highest."""
+        """First tick with the highest live bytes."""
         return int(np.argmax(self.live_bytes()))
 
     @property
@@ -161,7 +166,7 @@ class EventLog:
         return OwnerBytes(**{name: int(sums[code]) for code, name in enumerate(OWNERS)})
 
     def max_by_owner(self) -> OwnerBytes:
-        """Return the highest live bytes of each owner, at whatever moment."""
+        """Return each owner's highest live bytes, each at its own moment."""
         highest = {
             name: int(self.live_bytes(select=self.owner == code).max(initial=0))
             for code, name in enumerate(OWNERS)
@@ -179,7 +184,12 @@ class EventLog:
                 yield "free", -1 - code, int(self.nbytes[-1 - code])
 
     def flops(self, phase: Phase, *, unit: int | None = None) -> int:
-        """Return the FLOPs of a phase, of one unit or of everything."""
+        """Return the FLOPs of a phase.
+
+        Args:
+            phase: the phase.
+            unit: index of the unit that counts; None for the whole phase.
+        """
         return sum(
             op.flops
             for op in self.operations

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from profiler.workload import Workload
 
 _BOOK_LENGTH = 256
+"""Values of an 8-bit code book."""
 
 
 def tensors_in_move_order(module: nn.Module) -> Iterator[Tensor]:
-    """Yield parameters and buffers in the order in which ``to`` moves them (``Module._apply``)."""
+    """Yield parameters and buffers in the order in which ``Module.to`` moves them.
+
+    The order decides which blocks of the caching allocator they get. Source: ``Module._apply``,
+    torch/nn/modules/module.py.
+    """
     for child in module.children():
         yield from tensors_in_move_order(child)
     for table in (module._parameters, module._buffers):
@@ -34,7 +39,11 @@ def tensors_in_move_order(module: nn.Module) -> Iterator[Tensor]:
 def make_fake_optimizer(
     model: nn.Module, workload: Workload, method: Method, *, device: DeviceSpec
 ) -> Optimizer:
-    """Make the optimizer; the code books of an 8-bit one are numbers, which fake tensors have not.
+    """Return the optimizer of a fake model.
+
+    bitsandbytes computes the values of its 8-bit code books when it makes the optimizer and its
+    first state. Fake tensors have no values, so the optimizer is made outside fake mode, and fake
+    code books of the same size replace the real ones.
 
     Source: ``Optimizer8bit.fill_qmap``, bitsandbytes/optim/optimizer.py.
     """
@@ -54,7 +63,7 @@ def make_fake_optimizer(
 
 
 def leave_out_host_state(recorder: Recorder, optimizer: Optimizer) -> None:
-    """Leave out the step counters: PyTorch keeps them on the host unless an update is capturable.
+    """Leave the step counters out: PyTorch keeps them on the host unless the update is capturable.
 
     Source: ``_init_group``, torch/optim/adamw.py.
     """

@@ -1,13 +1,13 @@
-"""FLOPs of one dispatched operation, by two rules.
+"""FLOPs of a dispatched operation, by two rules.
 
 *Correct* (the default): matmuls, convolutions and attention, a multiply-add counted as 2.
 PyTorch's own formulas are used, except for the convolution's backward: until
 github.com/pytorch/pytorch/pull/183405 the weight gradient left the groups out, which makes a
-depthwise backward look up to 20 times as expensive as it is (facts/seeds.md 4.4).
+depthwise backward look up to 20 times as expensive as it is.
 
 *As published*: the rule of the counter behind arXiv 2507.23536, to reproduce its numbers
-(`published_flops`). Its slips are kept: no groups in the weight gradient, a bias counted in every
-convolution's backward, BatchNorm's scale gradient looked for at the running mean.
+(`published_flops`). Its errors are kept: it ignores groups in the weight gradient, counts a bias in
+every convolution's backward, and reads the running mean's ``requires_grad`` for BatchNorm's scale.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def convolution_backward_flops(
 ) -> int:
     """Return the FLOPs of a convolution's backward.
 
-    Each of the input's and the weight's gradient costs as much as the forward:
-    2 * batch * positions * weights, where ``weight_shape`` already has the input channels of one
-    group. The bias gradient is a sum and not counted.
+    The gradients of input and weight each cost as much as the forward:
+    2 * batch * positions * weights. ``weight_shape`` already has the input channels of a single
+    group, so groups need no factor. The bias gradient is a sum and is not counted.
 
     Args:
         input_shape: [batch, in_channels, *spatial].
         weight_shape: [out_channels, in_channels / groups, *kernel].
         output_shape: [batch, out_channels, *spatial].
-        transposed: whether the convolution is.
+        transposed: whether the convolution is transposed.
         wanted: whether the input's, weight's and bias's gradients are computed.
     """
     spatial = input_shape[2:] if transposed else output_shape[2:]
@@ -75,7 +75,7 @@ def operation_flops(
     kwargs: dict[str, Any],
     out: Any,
 ) -> int:
-    """Return the FLOPs of one dispatched aten operation; 0 for elementwise work."""
+    """Return the FLOPs of a dispatched aten operation; 0 for elementwise work."""
     packet = func._overloadpacket
     if packet is _CONVOLUTION_BACKWARD:
         grad, image, weight = args[0], args[1], args[2]
@@ -93,7 +93,7 @@ def operation_flops(
 
 
 def elementwise_flops(out: Any) -> int:
-    """Return one FLOP per element written: how an optimizer's update is counted."""
+    """Return one FLOP per element written, the rule for an optimizer's update."""
     if isinstance(out, Tensor):
         return out.numel() if out.is_floating_point() else 0
     if isinstance(out, tuple | list):
@@ -105,7 +105,7 @@ def elementwise_flops(out: Any) -> int:
 
 
 def published_flops(func: Any, args: tuple[Any, ...], out: Any) -> int:
-    """Return what the counter of arXiv 2507.23536 counts for an operation, 0 for those it skips.
+    """Return the FLOPs that the counter of arXiv 2507.23536 counts; 0 for operations it skips.
 
     Source: model_profiler/profilers/flops_counter/flop_counter.py of
     github.com/gslama12/pytorch-model-profiler at 26c8e01. The optimizer's operations are counted

@@ -127,7 +127,7 @@ class OperationCounter:
         return now is not None and now is not before
 
     def _traffic(self, values: Iterable[Any]) -> tuple[int, int]:
-        """Return the bytes of all tensors, and of those whose size is a multiple of the batch."""
+        """Return the bytes of all tensors, and of the tensors with a multiple of the batch."""
         moved = batched = 0
         for item in values:
             if isinstance(item, Tensor):

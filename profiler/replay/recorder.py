@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run an operation and record what it made."""
+        """Run an operation and record its results."""
         kwargs = kwargs or {}
         if func.namespace == "prim":
             known = func is _DEVICE and isinstance(args[0], FakeTensor)

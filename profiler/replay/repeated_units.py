@@ -1,18 +1,41 @@
-"""Replay a deep network as a shallow one, and write down what the deep one would have done.
+"""Replay a deep network with fewer units, and expand its log to that of all units.
 
-Most backbones are rows of units that are alike, and replay is slow in proportion to their number.
-Of such a row three units run: the first, the second and the last. The others hand on what they are
-given. In the log their part is empty, and is filled with copies of the second unit's.
+Most backbones repeat one block many times, and a replay's time grows with the number of operations.
+Blocks with equal modules and equal decisions allocate equal storages. So of each *row* of equal
+consecutive units only three run: the first, the second and the last. The units between the second
+and the last are *skipped*: their forward returns its input. The second is the *template*: its
+events are copied once for each skipped unit. The first and the last run because each has a
+neighbour that is not an equal unit.
 
-    find_rows    which units are alike, and how a placement leaves them so
-    skip_units    make the units between the second and the last of each row hand on their input
-    expand_log the log of a step in which they did not
+    find_rows    find the rows of a backbone under a placement
+    skip_units   replace the forward of the skipped units
+    expand_log   insert the copies into the log of such a step
 
-A copy of a storage dies in its own unit's part where the original dies in the second unit's. What
-is handed from unit to unit (an output, a gradient) dies in the part of the unit it is handed to:
-where, is told by what the first unit hands to the second. If the parts do not line up so, the
-answer is None and the step has to be replayed whole. ``tests/profiler/test_abridged.py`` holds
-logs against those of whole replays, storage by storage.
+Example, a row of five units (copies 1 and 2 stand for units 2 and 3):
+
+    ticks of the recorded step   | fwd 0 | fwd 1 | fwd 4 | ... | bwd 4 | bwd 1 | bwd 0 |
+    ticks of the expanded step   | fwd 0 | fwd 1 | copy 1 | copy 2 | fwd 4 | ...
+                                             ... | bwd 4 | copy 2 | copy 1 | bwd 1 | bwd 0 |
+
+A storage that is born while the template runs is copied. The death of a copy depends on where the
+template's storage dies:
+
+    while the template runs       at the same place in the copy's own forward or backward
+    while the next unit runs      (an output that the next unit saves) while the next copy runs. The
+                                  place is where the template frees the first unit's output
+    while the previous unit runs  (backward: the gradient of the unit's input) while the previous
+                                  copy runs. The place is where the template frees the last unit's
+                                  gradient
+    later                         at the same event (an optimizer step, the end of the step)
+
+So the first and the last unit show how a neighbour frees storages that it receives. If storages
+cannot be matched this way, ``expand_log`` returns None and the whole step has to be
+replayed. ``tests/profiler/replay/test_repeated_units.py`` compares expanded logs with logs of whole
+steps, storage by storage.
+
+Limitation: autocast frees its cached weight casts in an order of its own between forward and
+backward. The expanded log frees a template's cast and its copies' casts at one moment. Peaks are
+the same, single ticks may differ.
 """
 
 from __future__ import annotations
@@ -34,16 +57,16 @@ from profiler.replay.event_log import EventLog, Mark, MarkKind, OperationRecord,
 from profiler.replay.unit_spans import StepSpan, unit_spans
 
 _RUNNING = 3
-"""Units of a row that run: the first has another unit before it, the last another behind it."""
+"""Units of a row that run: the first, the template and the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitRow:
-    """Units in a row that are alike.
+    """Consecutive units with equal modules and equal decisions.
 
     Attributes:
-        first: index of the first.
-        count: how many there are, more than three.
+        first: index of the first unit.
+        count: number of units, more than three.
     """
 
     first: int
@@ -51,34 +74,40 @@ class UnitRow:
 
     @property
     def template(self) -> int:
-        """The unit that those who do not run are copies of."""
+        """Index of the unit whose events are copied."""
         return self.first + 1
 
     @property
     def last(self) -> int:
-        """The last unit, which runs."""
+        """Index of the last unit."""
         return self.first + self.count - 1
 
     @property
     def skipped(self) -> range:
-        """The units that do not run."""
+        """Indices of the units that do not run."""
         return range(self.template + 1, self.last)
 
 
-# --- which units are alike ------------------------------------------------------------------------
+# --- equal units ----------------------------------------------------------------------------------
 
 
 def find_rows(
     backbone: nn.Module, units: Sequence[str], placement: Placement
 ) -> tuple[UnitRow, ...]:
-    """Return the rows of more than three units that are alike and treated alike.
+    """Return the rows of more than three equal units.
 
-    Two units are alike if their modules have the same classes, settings, shapes and trainable
-    parameters under the same names. One that has a hook is like no other: the hook may do anything.
+    Two units are equal if their modules have the same classes, settings, shapes and trainable
+    parameters under the same names, and the placement the same decisions. A unit with a forward
+    hook equals no other, because the hook can do anything.
+
+    Args:
+        backbone: the model, on any device.
+        units: unit names in forward order.
+        placement: decisions by unit.
     """
-    looks = [_look(unit, modules_of(backbone, unit), placement) for unit in units]
+    signatures = [_signature(unit, modules_of(backbone, unit), placement) for unit in units]
     rows, first = [], 0
-    for _, group in groupby(looks):
+    for _, group in groupby(signatures):
         row = UnitRow(first, len(list(group)))
         if row.count > _RUNNING:
             rows.append(row)
@@ -86,7 +115,8 @@ def find_rows(
     return tuple(rows)
 
 
-def _look(unit: str, modules: Sequence[nn.Module], placement: Placement) -> object:
+def _signature(unit: str, modules: Sequence[nn.Module], placement: Placement) -> object:
+    """Return a value that is equal for equal units."""
     if len(modules) > 1 or modules[0]._forward_pre_hooks or modules[0]._forward_hooks:
         return unit
     decisions = [
@@ -99,7 +129,8 @@ def _look(unit: str, modules: Sequence[nn.Module], placement: Placement) -> obje
 
 def _settings(module: nn.Module) -> Iterator[object]:
     yield type(module)
-    if is_stochastic_depth(module):  # how often it drops makes no difference to what it stores
+    if is_stochastic_depth(module):
+        # the rate grows with depth, but only zero or not zero changes the stored tensors
         yield module.drop_prob > 0
         return
     yield module.extra_repr()
@@ -111,7 +142,7 @@ def _settings(module: nn.Module) -> Iterator[object]:
 
 
 def skip_units(backbone: nn.Module, units: Sequence[str], rows: Sequence[UnitRow]) -> None:
-    """Let the idle units of some rows hand on their input; their hooks are still called."""
+    """Make the skipped units of some rows return their input; their hooks still run."""
     for row in rows:
         for index in row.skipped:
             (module,) = modules_of(backbone, units[index])
@@ -119,14 +150,16 @@ def skip_units(backbone: nn.Module, units: Sequence[str], rows: Sequence[UnitRow
 
 
 def _identity(features: Tensor, *_: Any, **__: Any) -> Tensor:
-    handed: Tensor = _Identity.apply(features)
-    return handed
+    passed: Tensor = _Identity.apply(features)
+    return passed
 
 
 class _Identity(torch.autograd.Function):
-    """A node of its own in the graph, so that a hook has a turn; it hands on the gradient itself.
+    """An identity with a node of its own in the graph.
 
-    A view of it would not do: autograd adds in place only to what nobody else holds.
+    The hook on a unit's output marks the start of its backward, so each skipped unit needs a node.
+    The backward returns the same gradient tensor, not a view: autograd sums gradients in place
+    only if nothing else references the tensor.
     """
 
     @staticmethod
@@ -138,15 +171,20 @@ class _Identity(torch.autograd.Function):
         return gradient
 
 
-# --- the log of the deep network ------------------------------------------------------------------
+# --- the log of the whole network -----------------------------------------------------------------
 
 
 class _UnevenError(Exception):
-    """The units of a row do not line up."""
+    """The storages of a row's units cannot be matched."""
 
 
 def expand_log(log: EventLog, rows: Sequence[UnitRow]) -> EventLog | None:
-    """Return the log as it would be if the idle units had run; None if that cannot be told."""
+    """Return the log as it would be if the skipped units had run; None if it cannot be inferred.
+
+    Args:
+        log: log of a single micro-batch without an optimizer step.
+        rows: rows whose skipped units did not run.
+    """
     try:
         for row in rows:
             log = _expand_row(log, row)
@@ -157,7 +195,7 @@ def expand_log(log: EventLog, rows: Sequence[UnitRow]) -> EventLog | None:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """A stretch of time: the ticks after ``begin``, up to ``end``."""
+    """The ticks after ``begin``, up to and including ``end``."""
 
     begin: int
     end: int
@@ -172,12 +210,13 @@ class _Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class _TemplateSpans:
-    """When three units run: before the model unit, the model unit itself, after it.
+class _RowStretches:
+    """When the three running units of a row run.
 
     Attributes:
-        forward: in this order.
-        backward: likewise (though time runs the other way); empty parts where there is none.
+        forward: the first unit, the template and the last unit, in this order.
+        backward: the same units in the same order, though time runs the other way; stretches after
+            the end of the log if the units have no backward.
     """
 
     forward: tuple[_Stretch, _Stretch, _Stretch]
@@ -185,17 +224,19 @@ class _TemplateSpans:
 
 
 def _expand_row(log: EventLog, row: UnitRow) -> EventLog:
-    parts = _template_spans(log, row)
+    stretches = _row_stretches(log, row)
     copies = len(row.skipped)
-    time = _Time(parts, copies)
-    fates = _fates(log, parts)
-    columns = [(time.moved(log.birth), _moved_deaths(log, time, fates), log.unit)]
+    ticks = _TickMap(stretches, copies)
+    lifetimes = _lifetimes(log, stretches)
+    # columns of the recorded storages first, then those of each copy
+    columns = [(ticks.expanded(log.birth), _expanded_deaths(log, ticks, lifetimes), log.unit)]
     sources = [np.arange(len(log.birth))]
-    copied = np.flatnonzero(fates.copied)
+    copied = np.flatnonzero(lifetimes.copied)
     for copy in range(1, copies + 1):
-        birth = time.in_copy(log.birth[copied], copy)
-        death = _copied_deaths(log, time, fates, copy)[copied]
-        unit = np.where(log.unit[copied] == row.template, row.template + copy, log.unit[copied])
+        birth = ticks.in_copy(log.birth[copied], copy)
+        death = _copied_deaths(log, ticks, lifetimes, copy)[copied]
+        in_template = log.unit[copied] == row.template
+        unit = np.where(in_template, row.template + copy, log.unit[copied])
         columns.append((birth, death, unit))
         sources.append(copied)
     births, deaths, units = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -211,18 +252,18 @@ def _expand_row(log: EventLog, row: UnitRow) -> EventLog:
         unit=units[order],
         operation=log.operation[source],
         reduction=log.reduction[source],
-        ticks=log.ticks + time.added(log.ticks),
-        marks=tuple(_expanded_marks(log, row, time)),
+        ticks=int(ticks.expanded(np.array([log.ticks]))[0]),
+        marks=tuple(_expanded_marks(log, row, ticks)),
         operations=tuple(_expanded_operations(log, row)),
     )
 
 
-def _template_spans(log: EventLog, row: UnitRow) -> _TemplateSpans:
-    """Return the parts of the first, the second and the last unit of a row.
+def _row_stretches(log: EventLog, row: UnitRow) -> _RowStretches:
+    """Return when the first unit, the template and the last unit of a row run.
 
     Raises:
-        _UnevenError: something happens in an idle unit (a hook works there), or not all have a
-            backward.
+        _UnevenError: a skipped unit allocates something (a hook in it), a unit runs twice, or only
+            some units have a backward.
     """
     spans = unit_spans(log)
     forwards = _one_span_each([s for s in spans if s.phase is Phase.FORWARD])
@@ -231,7 +272,7 @@ def _template_spans(log: EventLog, row: UnitRow) -> _TemplateSpans:
     end = forwards[row.skipped[0]].begin
     if any((forwards[i].begin, forwards[i].end) != (end, end) for i in row.skipped):
         raise _UnevenError
-    # up to the next unit's entry, or birth: a caller lets go of the input after the unit's exit
+    # the caller frees a unit's input after the unit's exit, so the stretch lasts to the next birth
     later = log.birth[log.birth > forwards[row.last].end]
     forward = (
         _Stretch(forwards[row.first].begin, forwards[row.template].begin),
@@ -239,7 +280,7 @@ def _template_spans(log: EventLog, row: UnitRow) -> _TemplateSpans:
         _Stretch(end, int(later.min(initial=log.ticks + 1)) - 1),
     )
     backwards = _one_span_each([s for s in spans if s.phase is Phase.BACKWARD])
-    return _TemplateSpans(forward, _backward_stretches(log, row, backwards))
+    return _RowStretches(forward, _backward_stretches(log, row, backwards))
 
 
 def _one_span_each(spans: Sequence[StepSpan]) -> dict[int, StepSpan]:
@@ -273,149 +314,163 @@ def _backward_stretches(
     )
 
 
-class _Time:
-    """Where moments of the shallow step lie in the deep one.
+class _TickMap:
+    """Maps ticks of the recorded step to ticks of the expanded step.
 
-    The forward of the model unit is followed by those of the copies, its backward is preceded by
-    theirs, the last one's first. What goes between the two (autocast's copies of weights) goes at
-    one moment for the model unit and its copies, where in truth each has a moment of its own.
+    The copies' forwards follow the template's. Their backwards precede the template's, in reverse
+    order.
 
     Args:
-        parts: of the shallow step.
-        copies: how many there are.
+        stretches: stretches of the recorded step.
+        copies: number of skipped units.
     """
 
-    def __init__(self, parts: _TemplateSpans, copies: int) -> None:
+    def __init__(self, stretches: _RowStretches, copies: int) -> None:
         self.copies = copies
-        self.forward, self.backward = parts.forward[1], parts.backward[1]
+        self.forward, self.backward = stretches.forward[1], stretches.backward[1]
 
-    def added(self, tick: int) -> int:
-        """Return by how much a moment moves."""
-        return int(self.moved(np.array([tick]))[0]) - tick
-
-    def moved(self, ticks: Ints) -> Ints:
-        """Return the same moments in the deep step."""
-        moved = ticks.copy()
-        for part in (self.forward, self.backward):
-            turn = part.begin if part is self.backward else part.end
-            moved += self.copies * part.length * (ticks > turn)
-        return moved
+    def expanded(self, ticks: Ints) -> Ints:
+        """Return the ticks of the same events in the expanded step."""
+        expanded = ticks.copy()
+        # copies are inserted after the template's forward and before its backward
+        for stretch, insertion in (
+            (self.forward, self.forward.end),
+            (self.backward, self.backward.begin),
+        ):
+            expanded += self.copies * stretch.length * (ticks > insertion)
+        return expanded
 
     def in_copy(self, ticks: Ints, copy: int) -> Ints:
-        """Return the moments of a copy (0 is the model) that correspond to the model's own."""
-        moved = self.moved(ticks)
-        for part in (self.forward, self.backward):
-            later = -copy if part is self.backward else copy
-            moved += later * part.length * part.holds(ticks)
-        return moved
+        """Return the ticks of a copy's events, given those of the template's; copy 0 is itself."""
+        expanded = self.expanded(ticks)
+        for stretch, direction in ((self.forward, 1), (self.backward, -1)):
+            expanded += direction * copy * stretch.length * stretch.holds(ticks)
+        return expanded
 
 
 @dataclass(frozen=True, slots=True)
-class _Fates:
-    """What becomes of storages.
+class _Lifetimes:
+    """How the storages around the template live.
+
+    The two pairs hold indices of storages. Each pairs the template's storages with those of a
+    neighbour that play the same role, in order of birth.
 
     Attributes:
-        copied: [storages] those born in a part of the model unit.
-        own: [storages] those that die in a part of the model unit.
-        handed_up: what the model unit hands to the next one, and the same things that it was given.
-        handed_down: in backward, what it hands to the unit before, and what it was given.
+        copied: [storages] whether the storage is born while the template runs.
+        own: [storages] whether it dies while the template runs.
+        to_next: storages that the template passes to the next unit, and those that the first unit
+            passes to the template.
+        to_previous: gradients that the template passes to the previous unit, and those that the
+            last unit passes to the template.
     """
 
     copied: Mask
     own: Mask
-    handed_up: tuple[Ints, Ints]
-    handed_down: tuple[Ints, Ints]
+    to_next: tuple[Ints, Ints]
+    to_previous: tuple[Ints, Ints]
 
 
-def _fates(log: EventLog, parts: _TemplateSpans) -> _Fates:
-    before, model, after = parts.forward
-    first, own, last = parts.backward
-    in_forward, in_backward = model.holds(log.birth), own.holds(log.birth)
+def _lifetimes(log: EventLog, stretches: _RowStretches) -> _Lifetimes:
+    first, template, last = stretches.forward
+    first_back, template_back, last_back = stretches.backward
+    in_forward, in_backward = template.holds(log.birth), template_back.holds(log.birth)
+    # [born in forward] freed in the next unit's forward, or saved and freed in its backward
     up = [
         _match(
             log,
-            in_forward & theirs.holds(log.death),
-            before.holds(log.birth) & ours.holds(log.death),
+            in_forward & next_unit.holds(log.death),
+            first.holds(log.birth) & own_unit.holds(log.death),
         )
-        for theirs, ours in ((after, model), (last, own))
+        for next_unit, own_unit in ((last, template), (last_back, template_back))
     ]
+    # [born in backward] freed in the previous unit's backward
     down = _match(
         log,
-        in_backward & first.holds(log.death),
-        last.holds(log.birth) & own.holds(log.death),
+        in_backward & first_back.holds(log.death),
+        last_back.holds(log.birth) & template_back.holds(log.death),
     )
-    later = (log.birth > model.end) & ~in_backward & ~last.holds(log.birth)
-    lost = later & own.holds(log.death)
-    lost |= in_forward & (log.death > own.end) & (log.death <= log.ticks)
-    lost |= in_backward & (log.death > first.end) & (log.death <= log.ticks)
-    if lost.any():
+    # [unexplained] the template frees what neither it nor a neighbour made, or a storage of its own
+    # outlives the next unit's or the previous unit's part: its copies would be wrong
+    elsewhere = (log.birth > template.end) & ~in_backward & ~last_back.holds(log.birth)
+    unexplained = elsewhere & template_back.holds(log.death)
+    unexplained |= in_forward & (log.death > template_back.end) & (log.death <= log.ticks)
+    unexplained |= in_backward & (log.death > first_back.end) & (log.death <= log.ticks)
+    if unexplained.any():
         raise _UnevenError
-    return _Fates(
+    return _Lifetimes(
         copied=in_forward | in_backward,
-        own=model.holds(log.death) | own.holds(log.death),
-        handed_up=(np.concatenate([p[0] for p in up]), np.concatenate([p[1] for p in up])),
-        handed_down=down,
+        own=template.holds(log.death) | template_back.holds(log.death),
+        to_next=(np.concatenate([p[0] for p in up]), np.concatenate([p[1] for p in up])),
+        to_previous=down,
     )
 
 
-def _match(log: EventLog, given: Mask, received: Mask) -> tuple[Ints, Ints]:
-    """Pair what the model unit gives with what it is given, in order of birth."""
-    ours, theirs = np.flatnonzero(given), np.flatnonzero(received)
+def _match(log: EventLog, passed: Mask, received: Mask) -> tuple[Ints, Ints]:
+    """Pair the storages that the template passes on with those it receives, in order of birth.
+
+    Raises:
+        _UnevenError: the two differ in number or in size.
+    """
+    ours, theirs = np.flatnonzero(passed), np.flatnonzero(received)
     if len(ours) != len(theirs) or (log.nbytes[ours] != log.nbytes[theirs]).any():
         raise _UnevenError
     return ours, theirs
 
 
-def _moved_deaths(log: EventLog, time: _Time, fates: _Fates) -> Ints:
-    """Return [storages] when the storages of the shallow step die in the deep one."""
-    death = time.moved(log.death)
-    ours, theirs = fates.handed_up
-    death[ours] = time.in_copy(log.death[theirs], 1)
-    _, given = fates.handed_down
-    death[given] = time.in_copy(log.death[given], time.copies)
+def _expanded_deaths(log: EventLog, ticks: _TickMap, lifetimes: _Lifetimes) -> Ints:
+    """Return [storages] when the recorded storages die in the expanded step."""
+    death = ticks.expanded(log.death)
+    ours, theirs = lifetimes.to_next
+    death[ours] = ticks.in_copy(log.death[theirs], 1)  # the template's next unit is copy 1
+    _, received = lifetimes.to_previous
+    # the last unit's gradient goes to the last copy, no longer to the template
+    death[received] = ticks.in_copy(log.death[received], ticks.copies)
     return death
 
 
-def _copied_deaths(log: EventLog, time: _Time, fates: _Fates, copy: int) -> Ints:
-    """Return [storages] when the storages of one copy die."""
-    death = np.where(fates.own, time.in_copy(log.death, copy), time.moved(log.death))
-    ours, theirs = fates.handed_up
-    if copy < time.copies:
-        death[ours] = time.in_copy(log.death[theirs], copy + 1)
-    ours, theirs = fates.handed_down
-    death[ours] = time.in_copy(log.death[theirs], copy - 1)
+def _copied_deaths(log: EventLog, ticks: _TickMap, lifetimes: _Lifetimes, copy: int) -> Ints:
+    """Return [storages] when a copy's storages die; only those born in the template count."""
+    own = ticks.in_copy(log.death, copy)
+    death = np.where(lifetimes.own, own, ticks.expanded(log.death))
+    ours, theirs = lifetimes.to_next
+    if copy < ticks.copies:  # the last copy's next unit is the last unit, as in the recorded step
+        death[ours] = ticks.in_copy(log.death[theirs], copy + 1)
+    ours, theirs = lifetimes.to_previous
+    death[ours] = ticks.in_copy(log.death[theirs], copy - 1)
     return death
 
 
-def _expanded_marks(log: EventLog, row: UnitRow, time: _Time) -> Iterator[Mark]:
-    """Yield the marks, those of the copies behind the model unit's (before it, in backward)."""
-    forward, backward = time.forward.length, time.backward.length
+def _expanded_marks(log: EventLog, row: UnitRow, ticks: _TickMap) -> Iterator[Mark]:
+    """Yield the marks of the expanded step in order of time."""
+    forward, backward = ticks.forward.length, ticks.backward.length
     entered = shift = 0
     for mark in log.marks:
-        of_unit = mark.kind is not MarkKind.PHASE
-        if of_unit and mark.value in row.skipped:
+        is_unit_mark = mark.kind is not MarkKind.PHASE
+        if is_unit_mark and mark.value in row.skipped:
             continue
         if mark.kind is MarkKind.BACKWARD and mark.value == row.template:
-            for copy in range(time.copies, 0, -1):
+            for copy in range(ticks.copies, 0, -1):
                 yield Mark(mark.tick + shift, MarkKind.BACKWARD, row.template + copy)
                 shift += backward
         yield Mark(mark.tick + shift, mark.kind, mark.value)
         if mark.kind is MarkKind.ENTER and mark.value == row.template:
             entered = mark.tick
         if mark.kind is MarkKind.EXIT and mark.value == row.template:
-            for copy in range(1, time.copies + 1):
+            for copy in range(1, ticks.copies + 1):
                 yield Mark(entered + copy * forward, MarkKind.ENTER, row.template + copy)
                 yield Mark(mark.tick + copy * forward, MarkKind.EXIT, row.template + copy)
-            shift += time.copies * forward
+            shift += ticks.copies * forward
 
 
 def _expanded_operations(log: EventLog, row: UnitRow) -> Iterator[OperationRecord]:
-    for is_model, group in groupby(log.operations, lambda op: op.unit == row.template):
+    """Yield the operations of the expanded step in order."""
+    for is_template, group in groupby(log.operations, lambda op: op.unit == row.template):
         block = list(group)
-        units = [row.template]
-        if is_model:
-            goes_back = block[0].phase in (Phase.BACKWARD, Phase.RECOMPUTE)
-            all_units = [row.template, *row.skipped]
-            units = all_units[::-1] if goes_back else all_units
+        if not is_template:
+            yield from block
+            continue
+        units = [row.template, *row.skipped]
+        if block[0].phase in (Phase.BACKWARD, Phase.RECOMPUTE):
+            units.reverse()
         for unit in units:
-            yield from (replace(op, unit=unit) if is_model else op for op in block)
+            yield from (replace(op, unit=unit) for op in block)

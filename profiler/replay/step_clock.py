@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from profiler.replay.event_log import Mark, MarkKind, Phase
 
 OUTSIDE_UNITS = -1
-"""Unit index of what runs outside all units."""
+"""Unit index outside all units."""
 
 
 class StepClock:

@@ -210,7 +210,7 @@ def replay_built_model(
         kernel_bytes: memory inside operations; None for none.
         optimizer: whether the optimizer's state and update are included.
         published_flops: whether FLOPs are counted as in arXiv 2507.23536.
-        rows: rows of equal units, of which three run.
+        rows: rows of equal units; only three units of each row run.
         timer: times each distinct operation; None for no timing.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _imitate(device):

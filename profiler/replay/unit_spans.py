@@ -7,7 +7,7 @@ the stretches between them:
     forward   from a unit's ``ENTER`` mark to its ``EXIT`` mark
     backward  from a unit's ``BACKWARD`` mark to the next ``BACKWARD`` or ``PHASE`` mark, or to the
               end of the log. The mark is set when the gradient of the unit's output is there, so
-              the stretch includes what runs between this unit and the one before it
+              the stretch includes the operations between this unit and the one before it
 
 A unit has one forward and one backward in each micro-batch.
 """

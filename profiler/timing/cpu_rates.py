@@ -54,7 +54,7 @@ ones measure the launch, which the roofline has as a bound of its own."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedKinds:
-    """Timings of one backbone on this processor, in the arrays that ``Store`` keeps.
+    """Timings of a backbone on this processor, in the arrays that ``Store`` keeps.
 
     Attributes:
         base: [4] FLOP/s of a matrix product, bytes/s of a copy, seconds of a launch, seconds of a
@@ -137,9 +137,9 @@ def plain_cpu_rates() -> Rates:
 
 @cache
 def refill_seconds() -> float:
-    """Return the Python seconds of one recomputation, on top of its operations.
+    """Return the Python seconds that a recomputation adds to its operations.
 
-    A checkpointed call is recorded in forward and called again in backward, all of it in Python. On
+    A checkpointed call is recorded in forward and called again in backward, both in Python. On
     tensors of a few values nearly all time is Python's. The difference between a step with and one
     without checkpointing is divided by the number of recomputations. Takes less than 0.1 s.
     """

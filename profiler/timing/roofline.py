@@ -42,7 +42,7 @@ class Rates:
         source: origin of the rates (data sheet, timed here, calibrated).
         launch_seconds: least seconds of an operation, however small.
         slowness: measured over roofline seconds, by kind of operation; 1 for kinds not listed.
-        refill_seconds: Python seconds of one recomputation, on top of its operations. 0 on a GPU,
+        refill_seconds: Python seconds that a recomputation adds to its operations. 0 on a GPU,
             where the host runs ahead of the kernels.
     """
 
