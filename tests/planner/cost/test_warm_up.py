@@ -27,12 +27,12 @@ from planner.cost.family_profiles import FamilyProfiles
 from planner.cost.warm_up import profile_families
 from profiler.devices.table import device_spec
 from profiler.store import Store
-from test_warm_up import DEVICE, WORKWORKLOADS
+from test_warm_up import DEVICE, WORKLOADS
 
 fractions = []
 profiles = FamilyProfiles(device_spec(DEVICE), Store(Path(sys.argv[1])))
-profile_families(profiles, WORKWORKLOADS, lambda _, fraction: fractions.append(fraction))
-assert all(profiles.is_stored(workload) for workload in WORKWORKLOADS)
+profile_families(profiles, WORKLOADS, lambda _, fraction: fractions.append(fraction))
+assert all(profiles.is_stored(workload) for workload in WORKLOADS)
 assert fractions[-1] == 1.0
 """
 """Run in an interpreter of its own: once a backward has started autograd's threads, as in other
