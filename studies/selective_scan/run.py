@@ -119,7 +119,7 @@ def gradients(model: nn.Module) -> Tensor:
 
 def measure(depth: int, repeats: int, threads: list[int]) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = vim.vim_small(depth=depth, num_classes=CLASSES)
+    model = vim.Vim(depth=depth, num_classes=CLASSES)
     images = torch.randn(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE)
     labels = torch.arange(BATCH)
     losses, grads, memory, times = {}, {}, {}, []

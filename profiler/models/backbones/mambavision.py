@@ -30,7 +30,7 @@ Limitation: no published checkpoint was loaded, so its names are not verified.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from timm.layers import DropPath, trunc_normal_
@@ -367,49 +367,16 @@ def _init_linear(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
 
 
-def mambavision_t(**kwargs: Any) -> MambaVision:
-    """MambaVision-T: 31.8 M parameters."""
-    return MambaVision(**kwargs)
+_large = partial(MambaVision, dim=196, stem_dim=64, heads=(4, 8, 16, 32), layer_scale=1e-5)
 
-
-def mambavision_t2(**kwargs: Any) -> MambaVision:
-    """MambaVision-T2: 35.1 M parameters."""
-    return MambaVision(**{"depths": (1, 3, 11, 4), **kwargs})
-
-
-def mambavision_s(**kwargs: Any) -> MambaVision:
-    """MambaVision-S: 50.1 M parameters."""
-    return MambaVision(**{"dim": 96, "stem_dim": 64, "depths": (3, 3, 7, 5), **kwargs})
-
-
-def mambavision_b(**kwargs: Any) -> MambaVision:
-    """MambaVision-B: 97.7 M parameters."""
-    shape = {"dim": 128, "stem_dim": 64, "depths": (3, 3, 10, 5), "layer_scale": 1e-5}
-    return MambaVision(**{**shape, **kwargs})
-
-
-def mambavision_l(**kwargs: Any) -> MambaVision:
-    """MambaVision-L: 227.9 M parameters."""
-    return MambaVision(**{**_LARGE, "depths": (3, 3, 10, 5), **kwargs})
-
-
-def mambavision_l2(**kwargs: Any) -> MambaVision:
-    """MambaVision-L2: 241.5 M parameters."""
-    return MambaVision(**{**_LARGE, "depths": (3, 3, 12, 5), **kwargs})
-
-
-_LARGE: dict[str, Any] = {
-    "dim": 196,
-    "stem_dim": 64,
-    "heads": (4, 8, 16, 32),
-    "layer_scale": 1e-5,
+MAMBAVISION_MODELS: dict[str, Callable[..., MambaVision]] = {
+    "mambavision_t": MambaVision,  # 31.8 M parameters
+    "mambavision_t2": partial(MambaVision, depths=(1, 3, 11, 4)),  # 35.1 M
+    "mambavision_s": partial(MambaVision, dim=96, stem_dim=64, depths=(3, 3, 7, 5)),  # 50.1 M
+    "mambavision_b": partial(
+        MambaVision, dim=128, stem_dim=64, depths=(3, 3, 10, 5), layer_scale=1e-5
+    ),  # 97.7 M
+    "mambavision_l": partial(_large, depths=(3, 3, 10, 5)),  # 227.9 M
+    "mambavision_l2": partial(_large, depths=(3, 3, 12, 5)),  # 241.5 M
 }
-
-MAMBAVISION_MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mambavision_t": mambavision_t,
-    "mambavision_t2": mambavision_t2,
-    "mambavision_s": mambavision_s,
-    "mambavision_b": mambavision_b,
-    "mambavision_l": mambavision_l,
-    "mambavision_l2": mambavision_l2,
-}
+"""Constructors of the published models, which take the other arguments of ``MambaVision``."""

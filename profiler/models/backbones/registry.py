@@ -121,13 +121,13 @@ def build(
 
     canonical = resolve(name)
     if device == "meta":
-        return copy.deepcopy(_on_meta(canonical, num_classes, image_size, drop_path))
+        return copy.deepcopy(_shapes_only(canonical, num_classes, image_size, drop_path))
     with torch.device(device):
         return _construct(canonical, num_classes, image_size, drop_path).train()
 
 
 @lru_cache(maxsize=8)
-def _on_meta(canonical: str, num_classes: int, image_size: int, drop_path: float) -> nn.Module:
+def _shapes_only(canonical: str, num_classes: int, image_size: int, drop_path: float) -> nn.Module:
     """Return a backbone on ``meta`` to copy: copying takes a sixth of the time of construction."""
     import torch
 

@@ -281,23 +281,17 @@ def _chunk_gradients(
         softplus: whether the step sizes are softplus(delta).
     """
     factor, state, adjoint, steps, drive, d_steps = scratch
-    grad_states = grad_y.unsqueeze(2)
 
     # [Recompute the states]
     _chunk_states(
         chunk, before, factor=factor, state=state, steps=steps, drive=drive, softplus=softplus
     )
-    if wanted.c:
-        torch.sum(torch.mul(state, grad_states, out=adjoint), -1, out=out.c)
-    if wanted.skip:
-        total = adjoint[:, 0, 0]
-        torch.sum(torch.mul(chunk.u, grad_y, out=d_steps), 1, out=total)
-        out.skip.add_(torch.sum(total, 0, out=d_steps[0, 0]))
+    _output_gradients(chunk, grad_y, scratch, out, wanted)
     if not (wanted.u or wanted.delta or wanted.rates or wanted.b):
         return
 
     # [Adjoint states; factor becomes factor * adjoint]
-    _recur_back(adjoint, factor, grad_states, chunk.c, carry)
+    _recur_back(adjoint, factor, grad_y.unsqueeze(2), chunk.c, carry)
     carry.copy_(factor[:, 0])
 
     # [Gradient of the exponent, in `factor`; `state` is free from here on]
@@ -322,6 +316,19 @@ def _chunk_gradients(
             torch.sigmoid(chunk.delta, out=steps)  # the derivative of softplus
             d_steps.mul_(steps)
         out.delta.copy_(d_steps)
+
+
+def _output_gradients(
+    chunk: ScanInputs, grad_y: Tensor, scratch: _Scratch, out: ScanInputs, wanted: WantedGradients
+) -> None:
+    """Write the gradients of c and skip, which need no adjoint; ``adjoint`` is free until then."""
+    if wanted.c:
+        products = torch.mul(scratch.state, grad_y.unsqueeze(2), out=scratch.adjoint)
+        torch.sum(products, -1, out=out.c)
+    if wanted.skip:
+        total = scratch.adjoint[:, 0, 0]
+        torch.sum(torch.mul(chunk.u, grad_y, out=scratch.d_steps), 1, out=total)
+        out.skip.add_(torch.sum(total, 0, out=scratch.d_steps[0, 0]))
 
 
 def _recur_back(adjoint: Tensor, decay: Tensor, grad: Tensor, c: Tensor, after: Tensor) -> None:

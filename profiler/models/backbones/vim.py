@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed, trunc_normal_
@@ -218,23 +218,9 @@ def _resized_positions(positions: Tensor, *, model: Vim) -> Tensor:
     return torch.cat([resized[:, : model.middle], cls_position, resized[:, model.middle :]], dim=1)
 
 
-def vim_tiny(**kwargs: Any) -> Vim:
-    """Vim-Ti: 7 M parameters."""
-    return Vim(**{"dim": 192, **kwargs})
-
-
-def vim_small(**kwargs: Any) -> Vim:
-    """Vim-S: 26 M parameters."""
-    return Vim(**{"dim": 384, **kwargs})
-
-
-def vim_base(**kwargs: Any) -> Vim:
-    """Vim-B: 98 M parameters."""
-    return Vim(**{"dim": 768, **kwargs})
-
-
-VIM_MODELS: dict[str, Callable[..., nn.Module]] = {
-    "vim_tiny_patch16_224": vim_tiny,
-    "vim_small_patch16_224": vim_small,
-    "vim_base_patch16_224": vim_base,
+VIM_MODELS: dict[str, Callable[..., Vim]] = {
+    "vim_tiny_patch16_224": partial(Vim, dim=192),  # 7 M parameters
+    "vim_small_patch16_224": partial(Vim, dim=384),  # 26 M
+    "vim_base_patch16_224": partial(Vim, dim=768),  # 98 M
 }
+"""Constructors of the published models, which take the other arguments of ``Vim``."""

@@ -17,8 +17,6 @@ from profiler.models.backbones.mambavision import (
     TokenBlock,
     _from_windows,
     _to_windows,
-    mambavision_b,
-    mambavision_t,
 )
 
 
@@ -32,7 +30,7 @@ def tiny(**kwargs) -> MambaVision:
 
 def test_parameter_count_of_t():
     with torch.device("meta"):
-        model = mambavision_t()
+        model = MambaVision()
     assert sum(parameter.numel() for parameter in model.parameters()) == 31_794_248
 
 
@@ -56,7 +54,7 @@ def test_sizes_of_the_family(name, published_millions):
 
 def test_blocks_of_t():
     with torch.device("meta"):
-        levels = mambavision_t().levels
+        levels = MambaVision().levels
     kinds = [
         [type(block.mixer if isinstance(block, TokenBlock) else block) for block in level.blocks]
         for level in levels
@@ -73,7 +71,7 @@ def test_blocks_of_t():
 
 def test_names_of_the_state_dict():
     with torch.device("meta"):
-        state = mambavision_t().state_dict()
+        state = MambaVision().state_dict()
     expected = {
         "patch_embed.conv_down.0.weight": (32, 3, 3, 3),
         "patch_embed.conv_down.4.running_var": (80,),
@@ -97,7 +95,7 @@ def test_names_of_the_state_dict():
     assert {name: tuple(state[name].shape) for name in expected} == expected
     assert not any("gamma" in name for name in state)
     with torch.device("meta"):
-        assert "levels.2.blocks.0.gamma_1" in mambavision_b().state_dict()
+        assert "levels.2.blocks.0.gamma_1" in MAMBAVISION_MODELS["mambavision_b"]().state_dict()
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -200,9 +198,11 @@ def test_other_image_sizes_run(size):
 
 def test_no_storage_on_meta_or_without_weights():
     with torch.device("meta"):
-        assert all(x.is_meta for x in mambavision_t().state_dict().values())
+        assert all(x.is_meta for x in MambaVision().state_dict().values())
     with init_empty_weights():
-        assert all(parameter.is_meta for parameter in mambavision_b().parameters())
+        assert all(
+            parameter.is_meta for parameter in MAMBAVISION_MODELS["mambavision_b"]().parameters()
+        )
 
 
 def test_training_step_on_fake_tensors():

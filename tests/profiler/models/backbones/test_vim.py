@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from profiler.errors import InputError
 from profiler.models import backbones
-from profiler.models.backbones.vim import VIM_MODELS, Vim, VimMixer, vim_small
+from profiler.models.backbones.vim import VIM_MODELS, Vim, VimMixer
 
 
 def tiny(**kwargs) -> Vim:
@@ -76,7 +76,7 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
 def test_state_dict_is_the_published_one():
     with torch.device("meta"):
-        state = vim_small().state_dict()
+        state = Vim().state_dict()
     assert {name: tuple(x.shape) for name, x in state.items()} == published_shapes()
 
 
@@ -225,9 +225,9 @@ def test_interface_of_a_timm_model():
 
 def test_no_storage_on_meta_or_without_weights():
     with torch.device("meta"):
-        assert all(x.is_meta for x in vim_small().state_dict().values())
+        assert all(x.is_meta for x in Vim().state_dict().values())
     with init_empty_weights():
-        assert all(parameter.is_meta for parameter in vim_small(img_size=96).parameters())
+        assert all(parameter.is_meta for parameter in Vim(img_size=96).parameters())
 
 
 def test_training_step_on_fake_tensors():
