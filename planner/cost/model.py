@@ -76,21 +76,6 @@ class CostModel:
         self._indices: dict[Workload, dict[Placement, TableIndices]] = {}
         self._chains: dict[tuple[Workload, tuple[UnitOption, ...]], Chain] = {}
 
-    # -- earlier names, for callers that are not converted yet ---------------------------------
-
-    @property
-    def spec(self) -> DeviceSpec:
-        """The device."""
-        return self.device
-
-    def menu(self, workload: Workload) -> tuple[UnitOption, ...]:
-        """Return every option that units of the backbone have."""
-        return self.profiles.unit_options(workload)
-
-    def quick(self, candidate: Candidate) -> StepEstimate:
-        """Estimate one optimizer step of a candidate."""
-        return self.estimate(candidate)
-
     # -- profiles ------------------------------------------------------------------------------
 
     def prepare(

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.cost.budget import needed_bytes, round_up_to_printed
+from planner.cost.budget import needed_bytes
 from planner.placement.chain import (
     JOINED,
     Chain,
@@ -228,37 +228,3 @@ def place_within_budget(
             return placements.best()
     placements.try_uniform(options)
     return placements.best()
-
-
-# -- earlier names, for callers that are not converted yet -----------------------------------------
-
-round_up = round_up_to_printed
-
-
-def place_checked(
-    load: Workload,
-    policy: str,
-    cost: CostModel,
-    *,
-    device: str,
-    budget_bytes: int,
-    options: tuple[UnitOption, ...],
-) -> Report:
-    """Call ``place_within_budget``."""
-    assert device == cost.device.name
-    return place_within_budget(
-        load,
-        PolicyChoice(policy),
-        cost,
-        budget_bytes=DeviceBytes(budget_bytes),
-        options=options,
-    )
-
-
-def device_bytes_of(error: InfeasibleError, load: Workload, cost: CostModel) -> int | None:
-    """Return the smallest budget that an error names."""
-    del load, cost
-    return error.smallest_bytes
-
-
-__all__ = ["device_bytes_of", "needed_bytes", "place_checked", "place_within_budget", "round_up"]

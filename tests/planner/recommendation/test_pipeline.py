@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 import planner.training.validation
-from planner.cost.place_within_budget import needed_bytes, round_up
+from planner.cost.budget import needed_bytes, round_up_to_printed
 from planner.plan import Accuracy, Plan, read_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
 from planner.recommendation.choose import choose
@@ -372,5 +372,5 @@ def test_a_studys_name_is_a_file_name() -> None:
     "size", [1, MIB, MIB + 1, 999 * MIB + 5, GIB - 1, GIB + 1, 3 * GIB + 12345]
 )
 def test_a_rounded_size_is_enough_as_printed(size: int) -> None:
-    printed = parse_bytes(format_bytes(round_up(size)).replace(" ", ""))
+    printed = parse_bytes(format_bytes(round_up_to_printed(size)).replace(" ", ""))
     assert size <= printed <= size + max(MIB, GIB // 50)

@@ -98,5 +98,5 @@ def test_composed_is_replayed(
     predicted = model.estimate(candidate).peak_bytes
     if target == "cuda":
         live = predicted / model.profiles.allocator_overhead(load).allocated
-        predicted = round(live) - sum(workspaces_of(model.spec))
+        predicted = round(live) - sum(workspaces_of(model.device))
     assert predicted == pytest.approx(seen, rel=TOLERANCE)
