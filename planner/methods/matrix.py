@@ -7,19 +7,30 @@ was trained for a few steps and *works* or *fails*. The study alone writes the f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from planner.json_files import read_json
 from profiler.errors import InputError
+from profiler.json_records import (
+    JsonObject,
+    check_schema,
+    json_object,
+    read_record,
+    warn_of_dropped,
+)
 
 PACKAGED = Path(__file__).with_name("method_matrix.json")
 
 METHOD_MATRIX_SCHEMA = "budgetplan.method_matrix/1"
 
-WORKS, REFUSED, FAILS = "works", "refused", "fails"
+Status = Literal["works", "refused", "fails"]
+
+WORKS: Status = "works"
+REFUSED: Status = "refused"
+FAILS: Status = "fails"
 
 CELLS: Mapping[str, str] = {WORKS: "yes", REFUSED: "-", FAILS: "fail"}
 """Text of each status in a table."""
@@ -34,14 +45,15 @@ class Outcome:
         reason: reason why it does not work; None if it works.
     """
 
-    status: str
+    status: Status
     reason: str | None
 
     def __post_init__(self) -> None:
-        assert self.status in CELLS, self.status
-        assert (self.reason is None) == (self.status == WORKS), (
-            "only a refusal or failure has a reason"
-        )
+        if (self.reason is None) != (self.status == WORKS):
+            raise InputError(
+                f"a method has a reason if and only if it does not work, "
+                f"got status {self.status!r} and reason {self.reason!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +91,7 @@ class MethodMatrix:
     backbones: Mapping[str, str]
     methods: tuple[str, ...]
     outcomes: Mapping[str, Mapping[str, Outcome]]
-    environment: Mapping[str, Any]
+    environment: JsonObject
 
     def column(self, backbone: str) -> list[str]:
         """Return the cells of a backbone's column, one per method."""
@@ -123,22 +135,12 @@ def load_matrix(path: Path = PACKAGED) -> MethodMatrix:
     Raises:
         InputError: the file is missing or damaged, or has another schema.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        found = data["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is missing or damaged; install budgetplan again") from error
-    if found != METHOD_MATRIX_SCHEMA:
-        raise InputError(f"{path} has schema {found!r}, expected {METHOD_MATRIX_SCHEMA!r}")
-    return MethodMatrix(
-        backbones=data["backbones"],
-        methods=tuple(data["methods"]),
-        outcomes={
-            method: {name: Outcome(**outcome) for name, outcome in row.items()}
-            for method, row in data["outcomes"].items()
-        },
-        environment=data["environment"],
-    )
+    data = json_object(read_json(path, kind="method matrix"), part="matrix")
+    dropped = check_schema(data, METHOD_MATRIX_SCHEMA, minor=0, part="matrix")
+    content = {k: v for k, v in data.items() if k not in ("schema", "schema_minor")}
+    matrix = read_record(MethodMatrix, content, part="matrix", dropped=dropped)
+    warn_of_dropped(dropped, part="matrix")
+    return matrix
 
 
 def markdown(matrix: MethodMatrix) -> str:
