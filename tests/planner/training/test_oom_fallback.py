@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from planner.cost.model import CostModel
+from planner.cost.step_estimate import StepEstimate
 from planner.training.learning_rate import LearningRate
 from planner.training.oom_fallback import tighter_placements
 from planner.training.session import Session
@@ -61,11 +62,11 @@ def test_with_a_cost_model_each_placement_needs_less_and_costs_more() -> None:
 
 def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
     class Mute(CostModel):
-        def menu(self, workload: Workload) -> tuple[str, ...]:
+        def estimate(self, candidate: Candidate) -> StepEstimate:
             raise MemoryError
 
     units = CostModel(CPU, Store.in_memory()).profiles.units(SMALL)
-    found = tighter_placements(Candidate(workload=SMALL), units, Mute("cpu", Store.in_memory()))
+    found = tighter_placements(Candidate(workload=SMALL), units, Mute(CPU, Store.in_memory()))
     assert [c.policy.name for c in found] == ["first-k", "static"]
 
 
