@@ -80,8 +80,7 @@ class Placement:
             decision = _BY_WORD.get(word) if isinstance(word, str) else None
             if decision is None:
                 raise InputError(
-                    f"unknown decision {word!r} for unit {name!r}; "
-                    f"use one of {', '.join(Decision)}"
+                    f"unknown decision {word!r} for unit {name!r}; use one of {', '.join(Decision)}"
                 )
             if decision is not _KEEP:
                 changed[name] = decision

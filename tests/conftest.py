@@ -13,7 +13,7 @@ elif "BUDGETPLAN_CACHE" not in os.environ:
     os.environ["BUDGETPLAN_CACHE"] = tempfile.mkdtemp(prefix="budgetplan-tests-")
     atexit.register(shutil.rmtree, os.environ["BUDGETPLAN_CACHE"], ignore_errors=True)
 
-from hypothesis import HealthCheck, settings  # noqa: E402 - the environment comes first
+from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
 settings.register_profile(

@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FAMILIES = {
     "noun clause": re.compile(
-        r"\bwhat(?:ever)? (?:is|it|was|were|are|they|the|a|an|every|each|has|have|had|can|could|may|"
-        r"might|must|will|would|should|does|do|did|there|this|that|these|those|no|one|we|you|its|"
+        r"\bwhat(?:ever)? (?:is|it|was|were|are|they|the|a|an|every|each|has|have|had|can|could|"
+        r"may|might|must|will|would|should|does|do|did|there|this|that|these|those|no|one|we|you|its|"
         r"[a-z]+s|[a-z]+ed)\b",
         re.IGNORECASE,
     ),

@@ -26,7 +26,9 @@ def test_the_shipped_schemas_are_those_of_the_records() -> None:
     assert {path.name for path in FOLDER.iterdir()} == set(json_schemas())
     for name, schema in json_schemas().items():
         shipped = json.loads((FOLDER / name).read_text(encoding="utf-8"))
-        assert shipped == json.loads(json.dumps(schema)), f"{name} is old: run python -m planner.json_schemas"
+        assert shipped == json.loads(json.dumps(schema)), (
+            f"{name} is old: run python -m planner.json_schemas"
+        )
 
 
 def test_every_property_has_a_description() -> None:

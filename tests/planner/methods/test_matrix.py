@@ -14,7 +14,7 @@ from rich.console import Console
 
 from planner.cli import cli
 from planner.cli.list_tables import show_matrix
-from planner.methods.describe import trained_layers, method_facts
+from planner.methods.describe import method_facts, trained_layers
 from planner.methods.matrix import MethodMatrix, Outcome, load_matrix, markdown
 from profiler.errors import InputError
 from profiler.models import backbones
@@ -155,8 +155,6 @@ def test_facts_of_a_method_on_a_backbone() -> None:
     assert replace(refused, refused=None).layers == {}
     model = backbones.build("vit_s", num_classes=10, image_size=64, device="meta")
     assert (
-        trained_layers(get_method("ssf").apply(model, Workload(model="vit_s", method="ssf")))[
-            "qkv"
-        ]
+        trained_layers(get_method("ssf").apply(model, Workload(model="vit_s", method="ssf")))["qkv"]
         == 12
     )
