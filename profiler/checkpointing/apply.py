@@ -1,29 +1,30 @@
 """Makes a model follow a placement: the same code for replay, measurement and training.
 
     apply_placement   replaces the forwards of the units that a placement does not keep
-    apply_adaptive    lets the paper's rule decide on entry of each unit, at run time
-    AppliedPlacement  the replaced forwards; ``remove`` gives the modules their own ones back
+    apply_adaptive    applies the run-time rule of arXiv:2607.02158, on entry of each unit
+    AppliedPlacement  the replaced forwards; ``remove`` restores the modules' own forwards
 
     decision          effect
     recompute         The unit is one recomputable call (``module_call.py``).
     segment           The same, and the unit's input is a view of the output of the unit before. In
-                      backward, restoring that view recomputes the unit before, whose own backward
-                      then finds its saved tensors filled: one forward for the whole segment. The
-                      input is kept instead where the model changes it between the two units, or
-                      where the unit before saved nothing (a frozen prefix).
+                      backward, restoring that view recomputes the unit before. This also fills that
+                      unit's saved tensors for its own backward, so each unit of a segment is
+                      recomputed only once. The input is kept instead if the model changes it
+                      between the two units, or if the unit before saved nothing (a frozen prefix).
     cheap             Calls of norms, activation functions, dropout and copies inside the unit are
                       recomputable (``cheap_ops.py``).
     light             The same for depthwise convolutions, attention and scans.
-    lean              As light, with cheap outputs recomputed for each of their uses.
+    lean              As light, and a cheap output is recomputed for each of its uses.
     unit/branch       The branch is one recomputable call. Its input is a view of the output of the
                       preceding norm, so the norm's output is dropped as well. The residual stream
-                      stays, and the branch's output where an operation outside saves it (a
-                      trainable LayerScale). ``unit/branch: cheap`` confines cheap to the branch and
-                      the preceding norm; inside a light unit it exempts the branch from light.
-    unit/layer        Recompute of a layer beside cheap, light or lean: the output of its matmul or
-                      convolution is dropped like the cheap ones.
+                      stays in memory. So does the branch's output if an operation outside the
+                      branch saves it (a trainable LayerScale). ``unit/branch: cheap`` confines
+                      cheap to the branch and the preceding norm; inside a light unit it exempts the
+                      branch from light.
+    unit/layer        Recompute of a layer inside a cheap, light or lean unit: the output of the
+                      layer's matmul or convolution is dropped like the cheap outputs.
 
-A unit that is a run of siblings is called through its first module (``forwards.UnitRun``).
+A unit of several sibling modules is called through its first module (``forwards.UnitRun``).
 
 Limits: a unit must not modify its own input in place (recomputing raises). Tensors that a custom
 autograd function keeps without ``save_for_backward`` stay in memory (bitsandbytes: its quantised
@@ -92,7 +93,7 @@ class AppliedPlacement:
         self.remove()
 
     def _module(self, backbone: nn.Module, unit: str) -> nn.Module:
-        """Return the module whose forward is the unit's."""
+        """Return the module that runs the unit: the unit itself, or a ``UnitRun``."""
         members = modules_of(backbone, unit)
         if len(members) == 1:
             return members[0]
@@ -102,8 +103,8 @@ class AppliedPlacement:
         return run
 
     def _add_recomputed(self, forward: ReplacedForward) -> None:
-        # adapters after the module around them, which may be an adapter itself: removal in reverse
-        # order then restores every forward
+        # Replace adapters after the module that contains them. If that module is an adapter itself,
+        # its forward is replaced twice; removal in reverse order restores the original.
         adapters = replace_adapters(forward.function.name, forward.module)
         self._forwards += [forward, *adapters]
 
@@ -145,7 +146,7 @@ def apply_placement(
     _check(placement, known, backbone)
     applied = AppliedPlacement(units=known)
     applied._decisions = dict(placement.decisions)
-    previous = PreviousOutput()
+    previous = PreviousOutput()  # shared: one unit registers its output, the next one takes it
     for name, after in zip(known, (*known[1:], None), strict=True):
         decision = placement.decision(name)
         parts = [key for key in placement.decisions if key.startswith(f"{name}/")]
@@ -174,7 +175,7 @@ def apply_adaptive(
     threshold: float = 0.5,
     units: Sequence[str] | None = None,
 ) -> AppliedPlacement:
-    """Make a model follow the paper's rule: recompute a unit entered with much memory in use.
+    """Recompute a unit if live bytes at its entry reach a share of the budget.
 
     Source: ``inject_dynamic_checkpointing`` in the code of arXiv:2607.02158.
 
@@ -182,7 +183,7 @@ def apply_adaptive(
         model: a backbone, or the model that a method made from a backbone.
         budget_bytes: memory budget.
         live_bytes: returns the bytes allocated now (``torch.cuda.memory_allocated`` on CUDA).
-        threshold: share of the budget from which on units are recomputed.
+        threshold: share of the budget at and above which units are recomputed.
         units: the units that the rule decides about; the backbone's units if None.
     """
     backbone = backbone_of(model)

@@ -2,45 +2,47 @@
 
 While ``SelectiveRecomputation`` is active, every call of a cheap torch function becomes a
 ``FunctionCall``, and an operation that saves its output stores an empty ``OutputView`` instead.
-Matmuls, convolutions, attention and scans run once and keep their outputs. A ViT block stores 16 D
-values per token; dropping the outputs of the two norms (2 D) and of GELU (4 D) leaves 10 D.
+Matmuls, convolutions, attention and scans run once, and their saved outputs stay in memory. A ViT
+block of width D stores 16 D values per token; dropping the outputs of the two norms (2 D) and of
+GELU (4 D) leaves 10 D.
 
     call of a torch function
-      ├─ not cheap ─────────────────────────► runs as it is; its saved tensors go to _pack
+      ├─ not cheap ─────────────────────────► runs as it is; saves OutputViews of cheap outputs
       └─ cheap ─► runs as a FunctionCall, its saved tensors held
                     ├─ its inputs are available ─► its saved tensors are dropped, and the output is
-                    │                              registered: who saves it stores an OutputView
-                    └─ they are not ─────────────► its inputs are released, everything stays
+                    │                              registered for later OutputViews
+                    └─ they are not ─────────────► its saved tensors stay, as in the plain model
 
 Dropping an output frees memory only if the inputs stay anyway. An input is *available* if an
 operation saved it already (LayerNorm and GELU save their inputs), if it is itself the output of a
 FunctionCall (BatchNorm, then ReLU, then dropout), if it is a parameter, or if it is small. A ReLU
 behind an addition and a dropout behind a matmul have no available input.
 
-Under autocast, the low-precision copies of weights are dropped too. A plain model keeps two bytes
-for every weight until backward.
+Under autocast, the low-precision copies of weights are dropped too. In a plain model these copies
+take two bytes per weight until backward.
 
 Three settings extend the set of dropped tensors:
 
     drop_mixing     Functions that mix no channels count as cheap. A depthwise convolution does k*k
                     multiplications per output value, where a pointwise one does hundreds. Attention
-                    does two per token it attends to (98 in a 7x7 window, 394 in a ViT at 224
-                    pixels), as one function or as products of activations. A scan does seven for
-                    each of its 8 or 16 states, and returns a state for every 16 tokens beside its
-                    output.
+                    does two for each token attended to (98 in a 7x7 window, 394 in a ViT at 224
+                    pixels); it is recognised as one function and as products of activations. A scan
+                    does seven for each of its 8 or 16 states. Beside its output, it returns a state
+                    for every 16 tokens.
     drop_layer      The matmul or convolution of a named layer becomes a FunctionCall too.
     per_use         A cheap output is recomputed for each of its uses (``recompute.py``). Together
-                    with dropped layers, at no time in backward are all tensors of the unit there.
+                    with ``drop_layer``, backward never holds all tensors of the unit at once.
 
-A ``TorchFunctionMode`` sees each function, so ``nn.SiLU`` and ``F.silu`` are the same to it. An
-in-place function runs in place in forward, as the model wants, and out of place when recomputed
-unless nothing else needs its input.
+Calls are intercepted by a ``TorchFunctionMode``. It works below modules, so ``nn.SiLU`` and
+``F.silu`` are the same call. An in-place function runs in place in forward, as in the plain model.
+A recomputation runs it in place only if nothing else needs the input.
 
 Tried and rejected: torch's selective checkpointing (``create_selective_checkpoint_contexts``) that
 saves the outputs of matmuls, convolutions and attention. On ViT-S blocks in float32 it stores
-11.0 D where this stores 10.0 D, because it must keep the unit's input and every matmul's output,
-saved by an operation or not. Its step takes 1.02 to 1.07 of the plain step's time, this one 0.97 to
-1.01 (one CPU core, batch 8 and 1, best of several). In bfloat16 both store the same.
+11.0 D where this module stores 10.0 D, because it must keep the unit's input and every matmul's
+output, even if no operation saves the output. Its step takes 1.02 to 1.07 of the plain step's time;
+with this module the step takes 0.97 to 1.01 (one CPU core, batch 8 and 1, best of several). In
+bfloat16 both store the same.
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ from profiler.checkpointing.recompute import (
 from profiler.device_rules.cuda_dispatch import runs_on_cpu
 
 _SMALL = 16
-"""A tensor with at most 1/16 of the values of the tensors beside it, such as a mean per token, is
-small: storing it costs less than recomputing it."""
+"""A tensor is small if it has at most 1/16 of the values of the call's largest tensor (a mean per
+token, for example). Storing it costs less than recomputing it."""
 
 
 class _KeptTensors:
@@ -96,7 +98,7 @@ class _KeptTensors:
 
     def add(self, tensor: Tensor) -> Tensor:
         """Register a tensor that an operation saved and return it without its graph."""
-        kept = tensor.detach()
+        kept = tensor.detach()  # held in the table, so no other storage can get this address
         self._kept[_address(tensor)] = (kept, tensor._version)
         return kept
 
@@ -155,11 +157,11 @@ class SelectiveRecomputation(TorchFunctionMode):
 
     @contextlib.contextmanager
     def in_part(self, *, drops: bool, paused: bool = False) -> Iterator[None]:
-        """Treat a part of the unit in its own way; mixing functions are not dropped there.
+        """Apply a part's own decision during its forward. ``drop_mixing`` is off there.
 
         Args:
             drops: see ``active``.
-            paused: True to leave all calls alone, inside a part that is one ModuleCall.
+            paused: True for a part that is one ModuleCall: every call inside runs as it is.
         """
         before = self._drops, self._paused, self._drop_mixing
         self._drops, self._paused, self._drop_mixing = drops, paused, False
@@ -172,7 +174,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         """Return an OutputView for an input that can be recomputed, else a KeptInput."""
         if isinstance(tensor, nn.Parameter):
             return tensor
-        if self._kept.has(tensor):
+        if self._kept.has(tensor):  # in memory anyway, so recomputing it would free nothing
             return KeptInput(tensor)
         return self._outputs.find(tensor) or KeptInput(tensor)
 
@@ -187,13 +189,15 @@ class SelectiveRecomputation(TorchFunctionMode):
         if function is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if function.name in MULTIPLYING:
+            # before the casts, which replace the weights by which a dropped layer is recognised
             is_dropped = self._is_dropped(args, kwargs)
             args = tuple(self._cast_if_frozen(arg) for arg in args)
             if not is_dropped and not self._is_dropped_mixing(function, args, kwargs):
                 return func(*args, **kwargs)
         tensors = list(_each((*args, *kwargs.values()), Tensor))
         if all(isinstance(tensor, nn.Parameter) for tensor in tensors):
-            return func(*args, **kwargs)  # its size does not grow with the batch
+            return func(*args, **kwargs)  # the output's size does not grow with the batch
+        # such a call saves no input, so only earlier operations can have made its inputs available
         if function.name in SAVE_NO_INPUT and not self._are_available(tensors):
             return func(*args, **kwargs)
         if function.name == "batch_norm" and runs_on_cpu(tensors[0]):
@@ -237,7 +241,11 @@ class SelectiveRecomputation(TorchFunctionMode):
         return self._drops and any(id(tensor) in self._dropped_weights for tensor in tensors)
 
     def _cast_if_frozen(self, weight: Any) -> Any:
-        """Cast a frozen weight as autocast would: its copy has no graph to recognise it by."""
+        """Cast a frozen weight as autocast would, and register the cast.
+
+        Autocast's own copy of a frozen weight has no graph, so ``OutputTable`` could not recognise
+        it.
+        """
         if not self._drops or not isinstance(weight, nn.Parameter) or weight.requires_grad:
             return weight
         cast, call = weight_cast(weight)
@@ -268,8 +276,8 @@ class SelectiveRecomputation(TorchFunctionMode):
     def _is_new_output(self, output: Tensor, *, inplace: bool) -> bool:
         """Return False for a view of an input, and for an input that was modified.
 
-        An input modified in place by a function called with ``inplace=True`` is new if the output
-        is all of its storage.
+        An input that a function modified with ``inplace=True`` counts as new if the output fills
+        its storage.
         """
         version, _ = self._inputs.get(_address(output), (None, 0))
         if version is None:
@@ -280,7 +288,7 @@ class SelectiveRecomputation(TorchFunctionMode):
     # --- availability of inputs
 
     def _are_available(self, tensors: Sequence[Tensor]) -> bool:
-        """Return True if all inputs that a call does not save are available without it."""
+        """Return True if all inputs of a call are available before the call saves anything."""
         largest = max((tensor.numel() for tensor in tensors), default=0)
         return all(
             isinstance(tensor, nn.Parameter)
@@ -304,8 +312,9 @@ class SelectiveRecomputation(TorchFunctionMode):
     def _keep_inputs(self, call: FunctionCall) -> bool:
         """Keep the inputs of a product or an attention; return False for every other function.
 
-        A product saves reshaped copies of its inputs, and attention with a trainable bias runs as
-        several operations. Their inputs are as large as those copies, and stay in their place.
+        A product saves reshaped copies of its inputs. Attention with a trainable bias runs as
+        several operations, which save other tensors than its inputs. The inputs are no larger than
+        these saved tensors, so keeping the inputs and dropping the saved tensors costs no memory.
         """
         if call.function.name not in PRODUCTS | {ATTENTION}:
             return False
@@ -316,16 +325,17 @@ class SelectiveRecomputation(TorchFunctionMode):
     # --- saved tensors
 
     def _pack(self, tensor: Tensor) -> Tensor | SavedTensor:
-        """Pack hook of everything that the unit saves, inside cheap calls and outside."""
+        """Pack hook for all tensors that the unit saves, inside cheap calls and outside."""
         call = self._call
         if call is not None and self._drops and self._is_made_by_call(tensor):
             is_statistics = call.function.output_from_saved is not None
             if self._is_large(tensor, call) and not is_statistics:
                 return call.pack_held(tensor)
+            # with ``per_use``, recomputing a view fills no saved tensor, so small ones stay
             if is_statistics or not call.per_use:
                 return call.pack_small(tensor)
         if call is not None:
-            call.skip()
+            call.skip()  # the recomputation does not fill it, but counts it as the forward does
         if self._kept.has(tensor):
             return tensor.detach()
         view = self._view_of_output(tensor) if self._drops else None
@@ -336,8 +346,9 @@ class SelectiveRecomputation(TorchFunctionMode):
         view = self._outputs.find(tensor)
         if view is not None:
             assert isinstance(view.call, FunctionCall)
-            view.call.drop_small()
+            view.call.drop_small()  # recomputing the output fills them too (``function_call.py``)
         elif tensor.dtype in (torch.bfloat16, torch.float16):
+            # of a trainable weight: its AccumulateGrad node holds the weight as ``variable``
             weight = getattr(cast_source(tensor), "variable", None)
             if isinstance(weight, nn.Parameter):
                 return weight_cast_call(weight, tensor.dtype).view_of_output(tensor)
@@ -349,7 +360,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         return version != tensor._version and not self._kept.has(tensor)
 
     def _is_large(self, tensor: Tensor, call: FunctionCall) -> bool:
-        """Return True if a saved tensor is worth dropping; all of attention's are."""
+        """Return True if a saved tensor is worth dropping; attention's always count as large."""
         largest = max((numel for _, numel in self._inputs.values()), default=0)
         return tensor.numel() * _SMALL > largest or call.function.name == ATTENTION
 

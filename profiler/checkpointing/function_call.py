@@ -1,14 +1,15 @@
 """The call of a torch function, such as a norm or an activation function.
 
-Only after the call it is clear whether dropping its saved tensors frees memory. They are therefore
-held at first (``pack_held``), and afterwards the caller decides:
+Whether dropping a call's saved tensors frees memory is known only after the call. Until then they
+stay filled (``pack_held``). Afterwards the caller decides:
 
-    drop               recompute the saved tensor in backward
-    release_inputs     keep all, as in the plain model; the call is never recomputed
+    drop               empty the saved tensors; backward recomputes them
+    release_inputs     keep all saved tensors, as in the plain model; the call is never recomputed
 
-Small saved tensors (``pack_small``), such as a norm's statistics, stay until an operation saves a
-view of the output. From then on that view is unpacked before the call's own backward needs the
-small ones, so recomputing it restores them as well.
+Small saved tensors (``pack_small``), such as a norm's statistics, stay filled as long as no
+operation saves a view of the output. Once one does, they are dropped too: the backward of that
+operation runs before the call's own, unpacks the view, and so recomputes the call. The
+recomputation fills the small saved tensors as well.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class FunctionCall(RecomputableCall):
 
     def pack_held(self, tensor: Tensor) -> SavedTensor:
         """Hold a saved tensor until the caller drops it or releases the inputs."""
-        view = OutputView(self, tensor)  # it may turn out to be the output itself
+        view = OutputView(self, tensor)  # the saved tensor may be the output itself (``drop``)
         view.tensor = tensor.detach()
         self.saved.append(weakref.ref(view))
         return view
@@ -67,8 +68,8 @@ class FunctionCall(RecomputableCall):
     def drop(self, position: int, saved: OutputView, output: Tensor) -> None:
         """Empty a saved tensor.
 
-        If the function saved its own output (ReLU), or its backward does as well with the output,
-        the saved tensor becomes a view of the output: one recomputation then serves both.
+        If the function saved its own output (ReLU), or its backward can use the output (ReLU6), the
+        saved tensor becomes a view of the output: one recomputation then serves both.
 
         Args:
             position: index in ``RecomputableCall.saved``.
@@ -83,7 +84,7 @@ class FunctionCall(RecomputableCall):
         saved.tensor = None
 
     def drop_small(self) -> None:
-        """Empty the small saved tensors, unless the output is computed from them."""
+        """Empty the small saved tensors, unless ``output_from_saved`` needs them."""
         if self.function.output_from_saved is not None:
             return
         for ref in self.small:
@@ -105,9 +106,10 @@ class FunctionCall(RecomputableCall):
             if output is not None:
                 return output
         if kwargs.get("inplace"):
-            # in place only if nothing else needs the input or the tensors saved for backward
+            # in place only if no saved tensor is to be filled and nothing else needs the input
             kwargs["inplace"] = not empty and self._is_only_user_of_first(args)
             if kwargs["inplace"]:
+                # autograd allows no in-place change of a leaf that requires gradients
                 with torch.no_grad():
                     changed: Tensor = self.function.run(*args, **kwargs)
                     return changed.detach()

@@ -1,16 +1,17 @@
-"""The call of a whole module (a unit or a branch), with everything inside dropped.
+"""The call of a whole module (a unit or a branch), with all tensors saved inside dropped.
 
-A recomputation stops at the last saved tensor, but the order of layers can defeat this. An
-adapter (LoRA) runs the frozen layer first and its own small matmuls after it, so the saved tensors
-of the adapter come after the frozen layer's matmul. If nothing saved after a frozen layer depends
-on the layer's output, that matmul can be left out:
+A recomputation stops at the last saved tensor. With an adapter (LoRA), this still runs a matmul in
+vain. The module runs the frozen layer first and the adapter's small matmuls after it, so the
+adapter's saved tensors come after the frozen layer's matmul. If no tensor saved after a frozen
+layer depends on the layer's output, the recomputation can skip that matmul:
 
     forward         x ──┬── frozen layer ──── y ──┐
                         └── A ── B ───────────── (+) ── output
-    recomputation   saves x for A, A x for B; y only if the output is wanted
+    recomputation   fills x (saved by A) and A x (saved by B); runs the frozen layer only if the
+                    output is needed
 
-``SkippableLayer`` is the last frozen layer of a call for which this holds. A recomputation that
-does not need the output replaces it by uninitialised memory of the same shape.
+``SkippableLayer`` is the last frozen layer of a call that can be skipped. A recomputation that does
+not need the call's output replaces the layer's output by uninitialised memory of the same shape.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ from profiler.checkpointing.recompute import (
 
 
 class ModuleCall(RecomputableCall):
-    """A module's forward with every saved tensor inside dropped.
+    """A module's forward with all tensors saved inside dropped.
 
     Attributes:
-        skippable: the last frozen layer, as long as nothing saved after it depends on its output.
-        frozen_storages: while a frozen layer runs, the storages that it may save and stay
-            skippable: its weights, or their autocast copies with the call that casts again.
-        in_adapter: True while an adapter or a dropout runs: tensors without a graph that it saves
-            (dropout masks) are its own and do not depend on the frozen layer.
+        skippable: the last frozen layer, as long as no tensor saved after it depends on its output.
+        frozen_storages: while a frozen layer runs, the storages of its weights (with None) and of
+            their autocast copies (with the call that casts again); None at all other times. A layer
+            that saves any other storage cannot be skipped.
+        in_adapter: True while an adapter or a dropout runs. Tensors without a graph that are saved
+            then (dropout masks) do not depend on the frozen layer's output.
     """
 
     __slots__ = ("frozen_storages", "in_adapter", "skippable")
@@ -77,6 +79,7 @@ class ModuleCall(RecomputableCall):
             address = tensor.untyped_storage()._cdata
             if address in self.frozen_storages:
                 self.skip()
+                # a weight stays in memory anyway; an autocast copy is dropped and cast again
                 cast = self.frozen_storages[address]
                 return tensor.detach() if cast is None else cast.view_of_output(tensor)
             self.frozen_storages = None  # the layer saves activations, so it cannot be skipped
@@ -104,9 +107,11 @@ class ModuleCall(RecomputableCall):
         """
         if recomputing():
             skipped = self.skippable
+            # a call may contain several frozen layers; the position identifies the skippable one
             at_start = skipped is not None and self.position + 1 == skipped.start
             if skipped is None or not at_start or self.is_output_wanted():
                 return layer(*args, **kwargs)
+            # later saved tensors keep the positions that they had in the first forward
             self.position = skipped.stop - 1
             return skipped.stand_in()
         self.skippable, self.frozen_storages, start = None, storages, len(self.saved)
@@ -146,6 +151,7 @@ class SkippableLayer:
         """
         assert self.node is not None
         if tensor.grad_fn is None:
+            # a leaf (an input or a parameter) was computed from nothing
             return not (in_adapter or tensor.requires_grad or isinstance(tensor, nn.Parameter))
         oldest = self.node._sequence_nr()
         pending, seen = [tensor.grad_fn], set()

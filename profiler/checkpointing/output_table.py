@@ -1,8 +1,9 @@
 """Recognises the output of a recomputable call among tensors that other operations save.
 
-An operation saves the call's output itself, one of its views, or under autocast a copy in lower
-precision. Output and views share a storage. The copy has its own: it is recognised by its
-place in the autograd graph, behind a cast of the node that made the output.
+An operation saves the call's output itself, a view of the output, or under autocast a copy in lower
+precision. Output and views share a storage, so they are found by the storage's address. A copy has
+a storage of its own. It is found through the autograd graph: the copy's node is a cast, and the
+input of the cast comes from the node that made the output.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class _Output:
     def __init__(self, output: Tensor, call: RecomputableCall) -> None:
         self.call = call
         storage = output.untyped_storage()
-        # A weak reference lets the memory be freed and keeps the address from being used again.
+        # A weak reference lets the memory be freed, but keeps the StorageImpl object. So no other
+        # storage gets its address, the key of the table.
         self.storage = StorageWeakRef(storage)
         self.version = output._version
         self.node = output.grad_fn
@@ -56,6 +58,7 @@ class OutputTable:
         """Register the output of a call."""
         known = _Output(output, call)
         self._by_storage[output.untyped_storage()._cdata] = known
+        # the strides of a cast fit a recomputed and cast output only if both fill their storage
         if known.node is not None and known.fills_storage:
             self._by_node[known.node] = known
 
@@ -68,7 +71,7 @@ class OutputTable:
 
 
 def cast_source(tensor: Tensor) -> Any:
-    """Return the autograd node whose whole output a tensor is a cast of, None if it is no cast."""
+    """Return the node whose output was cast to a tensor; None if the tensor is no whole cast."""
     node = tensor.grad_fn
     if node is not None and node.name() in _VIEW_NODES:
         node = node.next_functions[0][0]

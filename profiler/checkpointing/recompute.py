@@ -1,43 +1,47 @@
 """Recomputation of a call: saved tensors are dropped in forward and recomputed in backward.
 
-*Where* a layer is recomputed: in ``RecomputableCall.recompute``. *When*: in backward, at the moment
-when autograd unpacks a saved tensor that was dropped.
+``RecomputableCall.recompute`` runs the call again. It starts in backward, when autograd unpacks a
+saved tensor that was dropped.
 
     forward     The call runs under autograd's pack hook. The graph stores an empty SavedTensor for
-                each tensor that the call saves. The call keeps its inputs: as a KeptInput (the
-                tensor itself) or as an OutputView (a view of the output of an earlier
-                recomputable call, which is dropped as well).
+                each tensor that the call saves. The call stores each input as a KeptInput (the
+                tensor itself), or as an OutputView if the input is the output of an earlier
+                recomputable call. That output is then dropped as well.
     backward    Autograd unpacks a SavedTensor. If it is filled, its tensor is returned. If it is
                 empty, ``recompute`` runs:
-                  1. Take the inputs. An empty OutputView first recomputes the call before.
-                  2. Restore autocast, the random generators and BatchNorm's momentum.
+                  1. Take the inputs. An empty OutputView first recomputes the call that made it.
+                  2. Restore autocast and the random generators. Set BatchNorm's momentum to 0, so
+                     that its running statistics are not updated twice.
                   3. Run the function again. The pack hook sees the same tensors in the same order
                      and fills every empty SavedTensor that is still alive.
-                  4. Stop at the last one (an exception, as in torch.utils.checkpoint), unless
-                     somebody waits for the output. Then run to the end and fill the OutputViews.
+                  4. Stop at the last one (an exception, as in torch.utils.checkpoint). If the
+                     output is needed too, run to the end and fill the OutputViews.
                 Autograd frees each SavedTensor, and with it the tensor, after its last use.
 
     RecomputableFunction   the called function: a module's forward or a torch function
     RecomputableCall       its inputs, autocast state and random state; ``recompute``
     SavedTensor            placeholder for a saved tensor in the autograd graph
-    OutputView             a view or a cast of a call's *output*, held by an operation that saved it
-                           or by a later call that takes it as input
+    OutputView             placeholder for a view or a cast of a call's *output*, held by an
+                           operation that saved it or by a later call that takes it as input
     KeptInput              an input that stays in memory
 
-    module_call.py         calls of a unit or a branch, everything inside dropped
+    module_call.py         calls of a unit or a branch, all tensors saved inside dropped
     function_call.py       calls of a torch function, chosen by cheap_ops.py
 
 This is non-reentrant checkpointing: graph, hooks and gradients are those of the plain model.
 References lead from a tensor's users to the call that made it, never back, so calls are freed
 together with the graph.
 
-A call with ``per_use`` set restores as little as it can, one tensor at a time. If the requester has
-``per_use`` set as well, only the requested view is restored; otherwise all views of the output are.
-Tensors saved for its own backward are restored only when that backward runs.
+A call with ``per_use`` set restores only some of its dropped tensors. The request decides which:
+
+    a view, as an input of another call with ``per_use``   this view
+    a view, for any other use                              all views of the output
+    a saved tensor, for the call's own backward            all saved tensors, and no view
 
 Sources: Chen et al. 2016 (arXiv:1604.06174); ``torch/utils/checkpoint.py`` with
-``use_reentrant=False``, from which early stop and lifetimes of recomputed tensors are taken. It has
-no output views: there, an operation that saves a unit's output keeps it in memory.
+``use_reentrant=False``, from which early stop and lifetimes of recomputed tensors are taken.
+``torch.utils.checkpoint`` has no output views: if an operation outside a unit saves the unit's
+output, the output stays in memory.
 """
 
 from __future__ import annotations
@@ -94,10 +98,10 @@ class RecomputableFunction:
         run: the function.
         stochastic: True if it may draw random numbers.
         batch_norms: BatchNorm layers inside, whose running statistics a second run must not update.
-        output_from_saved: function of (small saved tensors, the call's arguments) that returns the
-            output in less time than ``run``, or None if it cannot. None without such a function.
-        output_serves_backward: True if the backward gives the same result from the output as from
-            the input that it saves.
+        output_from_saved: faster way to the output, a function of (small saved tensors, the call's
+            arguments) that returns None where it does not apply. None for a function without one.
+        output_serves_backward: True if the backward computes the same gradient from the output as
+            from the saved input.
     """
 
     name: str
@@ -109,7 +113,9 @@ class RecomputableFunction:
 
     @classmethod
     def of_module(cls, name: str, module: nn.Module) -> RecomputableFunction:
-        """Return a module's present forward."""
+        """Return the present forward of a module, which may be a replaced one."""
+        # any layer inside may draw random numbers; without one, the random state is dropped after
+        # the first forward (``forget_unused_random_state``)
         norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
         tracking = tuple(norm for norm in norms if norm.running_mean is not None)
         return cls(name=name, run=module.forward, stochastic=True, batch_norms=tracking)
@@ -132,7 +138,7 @@ class SavedTensor:
         """Return the tensor; if it was dropped, recompute the call first.
 
         Args:
-            only_this: True if a call with ``per_use`` shall restore no other view.
+            only_this: whether a call with ``per_use`` restores no other view.
 
         Raises:
             RuntimeError: the recomputation saved fewer or other tensors than the forward.
@@ -151,7 +157,7 @@ class SavedTensor:
         if tensor.shape != self.shape or tensor.dtype != self.dtype:
             got, expected = (tuple(tensor.shape), tensor.dtype), (tuple(self.shape), self.dtype)
             raise _different(self.call, f"{got} where its first forward saved {expected}")
-        self.tensor = tensor.detach()
+        self.tensor = tensor.detach()  # frees the recomputation's graph, in which no backward runs
 
 
 class OutputView(SavedTensor):
@@ -165,13 +171,14 @@ class OutputView(SavedTensor):
         self.requires_grad = like.requires_grad
 
     def take(self, *, only_this: bool) -> Tensor:
-        """Return the tensor and drop it: a recomputation needs each input once."""
+        """Return the tensor and empty the view: a recomputation needs each input once."""
         tensor = self.unpack(only_this=only_this)
         self.tensor = None
         return tensor
 
     def _restore(self, *, only_this: bool) -> None:
-        # another view of the same output may be filled: then a stride is all that is needed
+        # a filled view of the same dtype shares the output's storage: striding replaces a
+        # recomputation
         for other in self.call.filled_views():
             if other.tensor is not None and other.dtype == self.dtype:
                 self.tensor = other.tensor.as_strided(*self.geometry)
@@ -191,6 +198,7 @@ class KeptInput:
     __slots__ = ("requires_grad", "shape", "tensor", "version")
 
     def __init__(self, tensor: Tensor) -> None:
+        # a detached tensor shares the version counter, so later in-place changes can be detected
         self.tensor, self.shape = tensor.detach(), tensor.shape
         self.requires_grad = tensor.requires_grad
         self.version = tensor._version
@@ -214,7 +222,7 @@ StoreInput = Callable[[Tensor], object]
 
 
 def unpack(packed: SavedTensor | Tensor) -> Tensor:
-    """Unpack hook of this package: return the tensor of a packed one."""
+    """Unpack hook: return the saved tensor, recomputed if it was dropped."""
     return packed.unpack() if isinstance(packed, SavedTensor) else packed
 
 
@@ -242,10 +250,11 @@ class RecomputableCall:
         store_input: function from each tensor among the arguments to its stand-in.
 
     Attributes:
-        per_use: True if the call restores one tensor at a time (module docstring).
-        saved: a weak reference to the SavedTensor of each tensor that the call saved, in order. A
-            saved tensor that this call does not restore has ``no_tensor`` in its place, so that
-            positions stay those of the pack hook.
+        per_use: True if a request restores only some of the dropped tensors (module docstring).
+        saved: weak references to the SavedTensor of each tensor that the call saved, in order. They
+            are weak so that a tensor that backward has used is not recomputed again. ``no_tensor``
+            stands for a saved tensor that this call does not restore: positions count the calls of
+            the pack hook.
         views: weak references to the views of the output.
         position: index into ``saved`` of the last tensor saved by the recomputation under way.
     """
@@ -321,8 +330,8 @@ class RecomputableCall:
         """Run the function again and fill the empty saved tensors and views that are alive.
 
         Args:
-            requested: the tensor that is needed now. With ``per_use``, a view restores views only,
-                and a saved tensor restores saved tensors only.
+            requested: the tensor that is needed now. With ``per_use``, only views are restored if
+                it is a view, and only saved tensors if it is a saved tensor.
             only_this: with ``per_use``, restore no other view than ``requested``.
         """
         wanted = [view for ref in self.views if (view := ref()) is not None and view.tensor is None]
@@ -331,7 +340,7 @@ class RecomputableCall:
             is_view = any(requested is view for view in wanted)
             wanted = [v for v in wanted if is_view and (v is requested or not only_this)]
             empty = set() if is_view else empty
-        # inputs first: taking one may recompute the call that made it
+        # before this call's state is restored: taking an input may recompute the call that made it
         args = [map_tensors(value, self._take) for value in self.args]
         kwargs = {key: map_tensors(value, self._take) for key, value in self.kwargs.items()}
         token = _recomputing.set(True)
@@ -364,7 +373,8 @@ class RecomputableCall:
             if self.position >= last and not output_wanted:
                 raise _AllFilledError
 
-        # with gradients, even for the output alone: some kernels differ when gradients are off
+        # gradients are enabled even for the output alone: without them some operations run another
+        # kernel, whose results differ
         with contextlib.suppress(_AllFilledError), torch.enable_grad():
             with saved_tensors_hooks(fill_next, _no_backward):
                 output: Tensor = self.function.run(*args, **kwargs)
@@ -390,7 +400,7 @@ class RecomputableCall:
 
 
 def no_tensor() -> None:
-    """Stand in for the weak reference of a saved tensor that a call does not restore."""
+    """Replace the weak reference to a saved tensor that a call does not restore; return None."""
 
 
 def is_empty(saved: SavedTensor | None) -> bool:
@@ -401,7 +411,8 @@ def is_empty(saved: SavedTensor | None) -> bool:
 _TENSORS = (KeptInput, OutputView, Tensor)
 
 SEQUENCES = (list, tuple)
-"""Types of arguments that may hold tensors. A union type would be built anew at every call."""
+"""Types of arguments that may hold tensors. ``list | tuple`` in ``isinstance`` would build a union
+type at every call."""
 
 
 def map_tensors(value: object, change: Callable[[Any], object]) -> object:

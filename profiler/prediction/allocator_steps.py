@@ -1,9 +1,9 @@
 """Feeds a replayed step to the model of the caching allocator, several times in a row.
 
-A replay yields live bytes. Reserved bytes depend on the allocator's free blocks, and these on the
-order of all mallocs and frees since the process began: the first step, which also creates the
-optimizer's state and the cuBLAS workspaces, shapes the segments that later steps reuse. So the
-model runs the start of a real training:
+A replay yields live bytes. Reserved bytes depend on the allocator's free blocks. The free blocks
+depend on the order of all mallocs and frees since the process began. The first step also allocates
+the optimizer's state and the cuBLAS workspaces, and later steps reuse its segments. So the model
+runs the start of a real training:
 
     setup     parameters, buffers
     step 1    all events of the step. The first matrix product of the forward and of the backward
@@ -43,10 +43,11 @@ def run_steps(
         allocator: the model; its peaks are those of the run afterwards.
         log: log of a steady step.
         steps: number of steps.
-        workspaces: bytes of the cuBLAS workspaces of forward and backward, as many as there are.
+        workspaces: bytes of the cuBLAS workspaces of forward and backward, in this order; empty for
+            none.
 
     Returns:
-        The log of the last step, in which every storage has the size of the block it was given.
+        The log of the last step, in which every storage has the size of its block.
     """
     granted = log.nbytes.copy()
 
@@ -103,5 +104,6 @@ def _first_products(log: EventLog, workspaces: Sequence[int]) -> dict[int, tuple
     for number, (nbytes, phases) in enumerate(zip(workspaces, (~back, back), strict=False), 1):
         found = np.flatnonzero(is_product & phases)
         at = found if len(found) else np.flatnonzero(log.birth > 0)
+        # negative keys differ from all storage indices
         taken[int(at[np.argmin(log.birth[at])])] = (-number, nbytes)
     return taken

@@ -75,9 +75,11 @@ class Recorder(TorchDispatchMode):
         self.boundary_bytes = [0] * len(unit_names)
         self._kernel_bytes = kernel_bytes
         self._counter = counter if counter is not None else OperationCounter(batch=1)
+        # code 0: storages that no operation of the step made
         self._operation_codes: dict[str, int] = {"(given)": 0}
         self._is_view: dict[OpOverload, bool] = {}
-        references_of_unshared_gradient()  # it runs autograd, so not first inside an operation
+        # the first call runs autograd, which must not happen inside an operation
+        references_of_unshared_gradient()
 
     def __torch_dispatch__(
         self,
@@ -88,10 +90,13 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run an operation and record its results."""
         kwargs = kwargs or {}
+        # a query for a tensor's device is no operation of the step
         if func.namespace == "prim":
             known = func is _DEVICE and isinstance(args[0], FakeTensor)
             return args[0].fake_device if known else func(*args, **kwargs)
         phase = self.clock.phase
+        # A real backward stores a sum in a gradient that nothing else references (in_place.py), so
+        # the sum takes over that gradient's row. Reference counts are read before the sum exists.
         summed = gradient_added_to(args) if func is ADD and phase is Phase.BACKWARD else None
         update = phase is Phase.OPTIMIZER
         out = run_update(func, args, kwargs) if update else func(*args, **kwargs)
@@ -102,6 +107,7 @@ class Recorder(TorchDispatchMode):
             view = self._is_view[func] = only_views(func)
         if view:
             return out
+        # a recomputation has no mark; its phase is set for the records of this operation only
         if phase is Phase.BACKWARD and recomputing():
             self.clock.phase = Phase.RECOMPUTE
             self._record(func, args, kwargs, out)
@@ -115,6 +121,7 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
         scratch = self._scratch(func, args, kwargs, code)
+        # first, because ``follow`` ignores a storage that it follows already
         for tensor, nbytes in understated_results(func, args, out):
             self.storages.follow(tensor, operation=code, nbytes=nbytes)
         self._follow_results(out, code)
@@ -128,10 +135,10 @@ class Recorder(TorchDispatchMode):
     def _scratch(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], code: int
     ) -> list[int]:
-        """Record the blocks that a kernel takes, and return those alive beside its results.
+        """Record a kernel's blocks; return the rows of blocks that are held beside the results.
 
-        An update needs none: it works in place. The exception is bitsandbytes on a CPU, which
-        unpacks its 8-bit state.
+        An optimizer update takes no blocks, because it works in place. The exception is
+        bitsandbytes on a CPU, which unpacks its 8-bit state.
         """
         update = self.clock.phase is Phase.OPTIMIZER
         eight_bit = func.namespace == "bitsandbytes" and not self.storages.warming_up
@@ -143,6 +150,7 @@ class Recorder(TorchDispatchMode):
         rows = [table.birth(nbytes, owner=owner, operation=code) for nbytes in blocks]
         if self._kernel_bytes.beside_results:
             return rows
+        # the blocks include the results, so they must die before the results are recorded
         for row in rows:
             table.death(row)
         return []
@@ -156,7 +164,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
-        """Let the optimizer make its state inside, so that the step recorded after it is steady."""
+        """Enclose the first update, which makes the optimizer's state: the next one is steady."""
         self.storages.warming_up, self.clock.phase = True, Phase.OPTIMIZER
         yield
         self.storages.warming_up = False

@@ -4,8 +4,8 @@ Most backbones repeat one block many times, and a replay's time grows with the n
 Blocks with equal modules and equal decisions allocate equal storages. So of each *row* of equal
 consecutive units only three run: the first, the second and the last. The units between the second
 and the last are *skipped*: their forward returns its input. The second is the *template*: its
-events are copied once for each skipped unit. The first and the last run because each has a
-neighbour that is not an equal unit.
+events (births and deaths of storages, one per tick) are copied once for each skipped unit. The
+first and the last run because each has a neighbour that is not an equal unit.
 
     find_rows    find the rows of a backbone under a placement
     skip_units   replace the forward of the skipped units
@@ -17,20 +17,21 @@ Example, a row of five units (copies 1 and 2 stand for units 2 and 3):
     ticks of the expanded step   | fwd 0 | fwd 1 | copy 1 | copy 2 | fwd 4 | ...
                                              ... | bwd 4 | copy 2 | copy 1 | bwd 1 | bwd 0 |
 
-A storage that is born while the template runs is copied. The death of a copy depends on where the
-template's storage dies:
+A storage that is born while the template runs is copied. The template's storage determines when its
+copies die:
 
-    while the template runs       at the same place in the copy's own forward or backward
-    while the next unit runs      (an output that the next unit saves) while the next copy runs. The
-                                  place is where the template frees the first unit's output
-    while the previous unit runs  (backward: the gradient of the unit's input) while the previous
-                                  copy runs. The place is where the template frees the last unit's
-                                  gradient
+    it dies                       a copy dies
+    while the template runs       while the copy's own unit runs, at the same place
+    while the next unit runs      (the unit's output) while the unit after the copy runs, at the
+                                  place where the template frees the first unit's output
+    while the previous unit runs  (backward: the gradient of the unit's input) while the unit before
+                                  the copy runs, at the place where the template frees the gradient
+                                  that the last unit passes to it
     later                         at the same event (an optimizer step, the end of the step)
 
-So the first and the last unit show how a neighbour frees storages that it receives. If storages
-cannot be matched this way, ``expand_log`` returns None and the whole step has to be
-replayed. ``tests/profiler/replay/test_repeated_units.py`` compares expanded logs with logs of whole
+So the template itself shows where a unit frees the storages that its neighbours pass to it. If
+storages cannot be matched this way, ``expand_log`` returns None and the whole step is replayed.
+``tests/profiler/replay/test_repeated_units.py`` compares expanded logs with logs of whole
 steps, storage by storage.
 
 Limitation: autocast frees its cached weight casts in an order of its own between forward and
@@ -98,7 +99,7 @@ def find_rows(
 
     Two units are equal if their modules have the same classes, settings, shapes and trainable
     parameters under the same names, and the placement the same decisions. A unit with a forward
-    hook equals no other, because the hook can do anything.
+    hook equals no other, because the hook can do anything. Neither does a unit of several modules.
 
     Args:
         backbone: the model, on any device.
@@ -164,7 +165,7 @@ class _Identity(torch.autograd.Function):
 
     @staticmethod
     def forward(_: Any, features: Tensor) -> Tensor:
-        return features.view_as(features)
+        return features.view_as(features)  # a new tensor without a new storage
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
@@ -214,9 +215,9 @@ class _RowStretches:
     """When the three running units of a row run.
 
     Attributes:
-        forward: the first unit, the template and the last unit, in this order.
-        backward: the same units in the same order, though time runs the other way; stretches after
-            the end of the log if the units have no backward.
+        forward: stretches of the first unit, the template and the last unit.
+        backward: stretches of the same units in the same order, which is the reverse order of time;
+            empty stretches after the end of the log if the units have no backward.
     """
 
     forward: tuple[_Stretch, _Stretch, _Stretch]
@@ -270,9 +271,11 @@ def _row_stretches(log: EventLog, row: UnitRow) -> _RowStretches:
     if any(index not in forwards for index in range(row.first, row.last + 1)):
         raise _UnevenError
     end = forwards[row.skipped[0]].begin
+    # a skipped unit must have no event of its own
     if any((forwards[i].begin, forwards[i].end) != (end, end) for i in row.skipped):
         raise _UnevenError
-    # the caller frees a unit's input after the unit's exit, so the stretch lasts to the next birth
+    # The caller frees a unit's input only after the unit's exit. So the last unit's stretch extends
+    # to the next birth, and includes these deaths.
     later = log.birth[log.birth > forwards[row.last].end]
     forward = (
         _Stretch(forwards[row.first].begin, forwards[row.template].begin),
@@ -304,6 +307,7 @@ def _backward_stretches(
         return never, never, never
     if not all(has_backward):
         raise _UnevenError
+    # order of time: the last unit, the skipped units (no events), the template, the first unit
     begin, turn = spans[row.template].begin, spans[row.first].begin
     if any(spans[index].begin != begin for index in row.skipped):
         raise _UnevenError
@@ -341,7 +345,8 @@ class _TickMap:
         return expanded
 
     def in_copy(self, ticks: Ints, copy: int) -> Ints:
-        """Return the ticks of a copy's events, given those of the template's; copy 0 is itself."""
+        """Return the ticks of a copy's events, given the template's; copy 0 is the template."""
+        # expanded() places the template's forward before all copies and its backward after them
         expanded = self.expanded(ticks)
         for stretch, direction in ((self.forward, 1), (self.backward, -1)):
             expanded += direction * copy * stretch.length * stretch.holds(ticks)
@@ -352,8 +357,8 @@ class _TickMap:
 class _Lifetimes:
     """How the storages around the template live.
 
-    The two pairs hold indices of storages. Each pairs the template's storages with those of a
-    neighbour that play the same role, in order of birth.
+    ``to_next`` and ``to_previous`` are pairs of equally long arrays of storage indices. Entry k of
+    both arrays has the same role, once as the template's storage and once as a neighbour's.
 
     Attributes:
         copied: [storages] whether the storage is born while the template runs.
@@ -389,8 +394,9 @@ def _lifetimes(log: EventLog, stretches: _RowStretches) -> _Lifetimes:
         in_backward & first_back.holds(log.death),
         last_back.holds(log.birth) & template_back.holds(log.death),
     )
-    # [unexplained] the template frees what neither it nor a neighbour made, or a storage of its own
-    # outlives the next unit's or the previous unit's part: its copies would be wrong
+    # [unexplained] Copies would be wrong in two cases: the template frees a later storage that
+    # neither it nor the last unit made, or a storage of the template dies after its neighbour's
+    # stretch but within the step.
     elsewhere = (log.birth > template.end) & ~in_backward & ~last_back.holds(log.birth)
     unexplained = elsewhere & template_back.holds(log.death)
     unexplained |= in_forward & (log.death > template_back.end) & (log.death <= log.ticks)
@@ -436,6 +442,7 @@ def _copied_deaths(log: EventLog, ticks: _TickMap, lifetimes: _Lifetimes, copy: 
     if copy < ticks.copies:  # the last copy's next unit is the last unit, as in the recorded step
         death[ours] = ticks.in_copy(log.death[theirs], copy + 1)
     ours, theirs = lifetimes.to_previous
+    # the unit before copy 1 is the template, copy 0
     death[ours] = ticks.in_copy(log.death[theirs], copy - 1)
     return death
 
@@ -448,6 +455,7 @@ def _expanded_marks(log: EventLog, row: UnitRow, ticks: _TickMap) -> Iterator[Ma
         is_unit_mark = mark.kind is not MarkKind.PHASE
         if is_unit_mark and mark.value in row.skipped:
             continue
+        # copies run after the template in forward, and before it in backward
         if mark.kind is MarkKind.BACKWARD and mark.value == row.template:
             for copy in range(ticks.copies, 0, -1):
                 yield Mark(mark.tick + shift, MarkKind.BACKWARD, row.template + copy)

@@ -62,9 +62,9 @@ if TYPE_CHECKING:
 class KernelMemory(Enum):
     """Memory inside operations that a replay includes.
 
-    ``NONE``: none. ``THIS_BATCH``: the memory at the replayed batch. ``ANY_BATCH``: also buffers of
-    partial sums that have no bytes at the replayed batch and some at others, for profiles over the
-    batch (``profiler.prediction.parametric``); for CUDA devices only.
+    ``NONE``: none. ``THIS_BATCH``: the memory at the replayed batch. ``ANY_BATCH``: in addition,
+    buffers of partial sums that are empty at the replayed batch but not at every batch. Profiles
+    over the batch need them (``profiler.prediction.parametric``); for CUDA devices only.
     """
 
     NONE = "none"
@@ -78,10 +78,10 @@ class ReplayOptions:
 
     Attributes:
         optimizer: whether the optimizer's state and update are included. They depend on neither
-            batch nor placement, so the search adds them to a replay without them.
+            batch nor placement, so the search replays them once (``replay_update``) and adds them.
         kernel_memory: memory inside operations.
-        repeated_units: whether only three units of a row of equal ones run
-            (``profiler.replay.repeated_units``). If the others cannot be inferred, all run.
+        repeated_units: whether only three units of each row of equal units run, and the log is
+            expanded (``profiler.replay.repeated_units``). If that fails, all units run.
         published_flops: whether FLOPs are counted as in arXiv 2507.23536.
     """
 
@@ -91,7 +91,7 @@ class ReplayOptions:
     published_flops: bool = False
 
     def __post_init__(self) -> None:
-        # parameter tensors of different units share the update's operations
+        # an operation of the update may handle parameters of several units, and belongs to no unit
         if self.repeated_units and self.optimizer:
             raise ValueError("repeated_units infers no optimizer step; pass optimizer=False")
 
@@ -106,7 +106,7 @@ class ReplayOptions:
         elif self.kernel_memory is KernelMemory.ANY_BATCH:
             raise ValueError("KernelMemory.ANY_BATCH needs a CUDA device; use THIS_BATCH or NONE")
         elif self.repeated_units and self.kernel_memory is not KernelMemory.NONE:
-            # CPU kernels are probed in the order of a whole step
+            # the memory of CPU kernels is looked up by an operation's position in the whole step
             raise ValueError("repeated_units on a CPU needs kernel_memory=KernelMemory.NONE")
         if self.repeated_units and workload.accumulation > 1:
             raise ValueError(f"repeated_units needs accumulation=1, got {workload.accumulation}")
@@ -174,6 +174,7 @@ def _kernel_bytes(
     if device.is_cuda:
         this_batch = memory is KernelMemory.THIS_BATCH
         return CudaKernels(multiprocessors(device), only_this_batch=this_batch)
+    # CPU kernels are measured at small batches only, and extrapolated to larger ones
     batch = candidate.workload.micro_batch
     if batch <= max(PROBE_BATCHES):
         return Probe()

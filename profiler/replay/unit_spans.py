@@ -1,13 +1,13 @@
 """Stretches of a step, read from the marks of an event log: its phases, and each unit's runs.
 
-This is the one reader of ``EventLog.marks``. Marks are moments; every other module works with
-the stretches between them:
+Marks are moments. Other modules work with the stretches between them, which only this module
+computes:
 
     phase     from its mark to the next phase's mark, or to the end of the log
     forward   from a unit's ``ENTER`` mark to its ``EXIT`` mark
     backward  from a unit's ``BACKWARD`` mark to the next ``BACKWARD`` or ``PHASE`` mark, or to the
-              end of the log. The mark is set when the gradient of the unit's output is there, so
-              the stretch includes the operations between this unit and the one before it
+              end of the log. The mark is set when the gradient of the unit's output is computed,
+              so the stretch includes the operations between this unit and the unit before it
 
 A unit has one forward and one backward in each micro-batch.
 """
