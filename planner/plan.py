@@ -40,9 +40,9 @@ from profiler.json_records import (
 from profiler.records import Report, Rung
 from profiler.workload import Candidate
 
-SCHEMA = "budgetplan.plan/1"
+PLAN_SCHEMA = "budgetplan.plan/1"
 
-SCHEMA_MINOR = 1
+PLAN_SCHEMA_MINOR = 1
 """1 added ``schema_minor`` itself; files without it are of minor version 0."""
 
 AccuracyKind = Literal["measured", EstimateKind, "none"]
@@ -106,8 +106,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the plan file and of ``recommend --json``."""
         return {
-            "schema": SCHEMA,
-            "schema_minor": SCHEMA_MINOR,
+            "schema": PLAN_SCHEMA,
+            "schema_minor": PLAN_SCHEMA_MINOR,
             "candidate": self.candidate.to_json(),
             "prediction": self.prediction.to_json(),
             "measurement": None if self.measurement is None else self.measurement.to_json(),
@@ -125,7 +125,7 @@ class Plan:
             InputError: the data is not a plan. The message names the field.
         """
         given = json_object(data, part="plan")
-        dropped = check_schema(given, SCHEMA, minor=SCHEMA_MINOR, part="plan")
+        dropped = check_schema(given, PLAN_SCHEMA, minor=PLAN_SCHEMA_MINOR, part="plan")
         for name in ("candidate", "prediction", "measurement", "scores", "provenance"):
             if name not in given:
                 raise InputError(f"plan.{name}: missing field")

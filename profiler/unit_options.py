@@ -198,9 +198,9 @@ def _branches(parts: UnitParts, branch: int | None) -> tuple[str, ...]:
 
 _WHOLE = {decision: WholeUnit(decision) for decision in Decision}
 
-_KEEP = Decision.KEEP
+_KEEP_OPTION = Decision.KEEP
 
-KEPT = _WHOLE[_KEEP]
+KEPT = _WHOLE[_KEEP_OPTION]
 
 COMMON_OPTIONS: tuple[UnitOption, ...] = (
     KEPT,
@@ -247,9 +247,9 @@ def option_with(
         decisions: the placement's entries for the unit and its parts.
         parts: parts of the unit.
     """
-    whole = decisions.get(unit, _KEEP)
+    whole = decisions.get(unit, _KEEP_OPTION)
     # one decision for the whole unit, or none: the search comes here thousands of times a second
-    if len(decisions) == (whole is not _KEEP):
+    if len(decisions) == (whole is not _KEEP_OPTION):
         return _WHOLE[whole]
     options = options_of({unit: parts})
     return next((o for o in options if o.decisions(unit, parts) == decisions), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in SOURCES}
 
 
+@cache
 def imported(path: Path) -> list[str]:
     """Return every module that a file imports, those inside functions included."""
     found: list[str] = []
@@ -178,3 +180,34 @@ def test_the_core_is_imported_without_heavy_packages() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_every_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+SAME_MEANING = {
+    "apply_plan",
+    "load_trained",
+    "measure",
+    "predict",
+    "recommend",
+    "train",
+    "validate",
+}
+"""Functions of the Python interface, the commands that call them, and the functions they call."""
+
+
+def test_a_top_level_name_has_one_meaning() -> None:
+    """Private names included: a reader who searches for a name finds one definition."""
+    places: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            else:
+                names = []
+            for name in names:
+                places.setdefault(name, set()).add(module)
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert {n: f for n, f in twice.items() if n not in SAME_MEANING and n != "__all__"} == {}

@@ -42,7 +42,7 @@ data_option = click.option(
 @json_option
 def show(plan: Path, as_json: bool) -> None:
     """Print a plan file."""
-    _show(api.load_plan(plan), as_json=as_json)
+    _show_plan(api.load_plan(plan), as_json=as_json)
 
 
 @click.command()
@@ -84,10 +84,10 @@ def validate(
             pretrained=pretrained,
             on_progress=notify,
         )
-    _show(checked, as_json=as_json)
+    _show_plan(checked, as_json=as_json)
 
 
-def _show(plan: Plan, *, as_json: bool) -> None:
+def _show_plan(plan: Plan, *, as_json: bool) -> None:
     from planner.cli.plan_tables import show_plan
 
     if as_json:

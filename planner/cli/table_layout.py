@@ -66,10 +66,10 @@ def tables(
         if groups[-1] and _width([*lead, *groups[-1], column]) > width:
             groups.append([])
         groups[-1].append(column)
-    return [_table([*lead, *group], styles or {}) for group in groups]
+    return [_rich_table([*lead, *group], styles or {}) for group in groups]
 
 
-def _table(columns: Sequence[Column], styles: Mapping[int, str]) -> Table:
+def _rich_table(columns: Sequence[Column], styles: Mapping[int, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(
@@ -92,7 +92,7 @@ def _width(columns: Sequence[Column]) -> int:
         replace(c, cells=[cell[:WRAPPED_CELL_COLUMNS] for cell in c.cells]) if c.wraps else c
         for c in columns
     ]
-    return Measurement.get(console, console.options, _table(narrow, {})).maximum + INDENT
+    return Measurement.get(console, console.options, _rich_table(narrow, {})).maximum + INDENT
 
 
 def facts_table(rows: Iterable[tuple[str, str]]) -> Table:

@@ -15,7 +15,7 @@ from planner.cli.output import console, print_json, progress_bar
 if TYPE_CHECKING:
     from profiler.records import Report
 
-Flops = Literal["correct", "as-published"]
+FlopsCounting = Literal["correct", "as-published"]
 
 flops_option = click.option(
     "--flops",
@@ -40,7 +40,7 @@ flops_option = click.option(
 def predict(
     *,
     as_json: bool,
-    flops: Flops,
+    flops: FlopsCounting,
     model: str,
     method: str,
     vram: int | None,
@@ -131,7 +131,7 @@ def profile(
     as_json: bool,
     plot: Path | None,
     placement: bool,
-    flops: Flops,
+    flops: FlopsCounting,
     model: str,
     method: str,
     vram: int | None,

@@ -50,9 +50,9 @@ from profiler.replay.event_log import OperationRecord, Phase
 from profiler.timing.roofline import Rates
 from profiler.workload import Workload
 
-SCHEMA = "budgetplan.calibration/1"
+CALIBRATION_SCHEMA = "budgetplan.calibration/1"
 
-SCHEMA_MINOR = 1
+CALIBRATION_SCHEMA_MINOR = 1
 """1 added ``schema_minor`` itself."""
 
 ROUNDS = 20
@@ -198,7 +198,10 @@ class Calibration:
         Raises:
             InputError: the file cannot be written.
         """
-        write_json({"schema": SCHEMA, "schema_minor": SCHEMA_MINOR} | asdict(self), Path(path))
+        write_json(
+            {"schema": CALIBRATION_SCHEMA, "schema_minor": CALIBRATION_SCHEMA_MINOR} | asdict(self),
+            Path(path),
+        )
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -210,7 +213,9 @@ class Calibration:
         """
         data = json_object(read_json(Path(path), kind="calibration"), part="calibration")
         try:
-            dropped = check_schema(data, SCHEMA, minor=SCHEMA_MINOR, part="calibration")
+            dropped = check_schema(
+                data, CALIBRATION_SCHEMA, minor=CALIBRATION_SCHEMA_MINOR, part="calibration"
+            )
             content = {k: v for k, v in data.items() if k not in ("schema", "schema_minor")}
             calibration = read_record(cls, content, part="calibration", dropped=dropped)
         except InputError as error:

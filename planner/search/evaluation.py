@@ -51,24 +51,24 @@ class PointEvaluator:
             InfeasibleError: the policy ``static`` cannot be placed.
             BudgetplanError: the method refuses the backbone, or the speed is not known.
         """
-        load = point.workload
-        self._prepare(load)
+        workload = point.workload
+        self._prepare(workload)
         candidate = self._place(point)
         step = self.cost.estimate(candidate)
         score = relative_score(
-            model=load.model,
-            method=load.method,
+            model=workload.model,
+            method=workload.method,
             data=self.problem.data,
-            rank=load.rank,
+            rank=workload.rank,
             pretrained=self.problem.pretrained,
             train_images=self.problem.train_images,
-            trainable_parameters=self._trainable_parameters(load),
+            trainable_parameters=self._trainable_parameters(workload),
         )
         return TrialResult(
             candidate=candidate,
             assignment=assignment,
-            score=score.value - (SGD_STEP if load.optimizer == "sgd" else 0.0),
-            cost=self._cost(step, load),
+            score=score.value - (SGD_STEP if workload.optimizer == "sgd" else 0.0),
+            cost=self._cost(step, workload),
             peak_bytes=step.peak_bytes,
             device_bytes=step.device_bytes,
             step_seconds=step.step_seconds,
@@ -76,11 +76,11 @@ class PointEvaluator:
             reason=score.reason,
         )
 
-    def _prepare(self, load: Workload) -> None:
+    def _prepare(self, workload: Workload) -> None:
         # All batches of a family share its profile, so one micro-batch of 1 stands for all.
-        family = load.replace(micro_batch=1, accumulation=1)
+        family = workload.replace(micro_batch=1, accumulation=1)
         if family not in self._prepared:
-            self.cost.prepare(load, self._on_profile)
+            self.cost.prepare(workload, self._on_profile)
             self._prepared.add(family)
 
     def _place(self, point: SearchPoint) -> Candidate:
@@ -96,7 +96,7 @@ class PointEvaluator:
         # Without a recomputed unit, the placement is the same as that of the policy none.
         return nothing_recomputed if placed.placement.is_none else placed
 
-    def _cost(self, step: StepEstimate, load: Workload) -> float:
+    def _cost(self, step: StepEstimate, workload: Workload) -> float:
         if self.cost_unit is None:
             self.cost_unit = "seconds" if step.energy_joules is None else "joules"
         spent = step.energy_joules if self.cost_unit == "joules" else step.step_seconds
@@ -105,9 +105,9 @@ class PointEvaluator:
                 f"the speed of {self.problem.device.name} is not known; plan for a device of "
                 "`budgetplan devices`"
             )
-        return spent / load.effective_batch * COST_IMAGES
+        return spent / workload.effective_batch * COST_IMAGES
 
-    def _trainable_parameters(self, load: Workload) -> int | None:
+    def _trainable_parameters(self, workload: Workload) -> int | None:
         """Return the number of trainable parameters, by which random weights are ordered."""
         if self.problem.pretrained:
             return None
@@ -115,5 +115,5 @@ class PointEvaluator:
 
         # The count does not depend on these four, and it is cached by workload.
         return count_parameters(
-            load.replace(micro_batch=1, accumulation=1, precision="fp32", optimizer="adamw")
+            workload.replace(micro_batch=1, accumulation=1, precision="fp32", optimizer="adamw")
         ).trainable

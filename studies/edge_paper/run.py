@@ -3,7 +3,7 @@
 python studies/edge_paper/run.py    writes rows.jsonl.gz and summary.json, and prints the claims as rows
                                     of a table
 
-Three models, one 224 x 224 image, fp32, AdamW, rank 4 (facts/seeds.md 4.2). Methods:
+Three models, one 224 x 224 image, fp32, AdamW, rank 4 (the set-up of the paper). Methods:
 
     full, bn_head, galore       as the program has them
     lora, dora                  as the program has them: adapters, and the classifier learns

@@ -2,7 +2,7 @@
 
 Peak: live tensor bytes of one forward and backward (no optimizer state), from budgetplan's replay,
 cross-checked against ``torch.distributed._tools.MemTracker``. Time: the A100 roofline of
-``torch.distributed._tools.RuntimeEstimator`` with ``prim.device`` queries (facts/peers.md B2) and
+``torch.distributed._tools.RuntimeEstimator`` with ``prim.device`` queries and
 allocations not billed as traffic, which is not the planner's own. A peer changes the model itself
 (``alter``) instead of handing in a placement.
 """

@@ -1,6 +1,6 @@
 """A peer: PyTorch's ``sac_ilp`` (torch.distributed._tools), planned and then really applied.
 
-Needs PuLP < 3 and pwlf on the path. Two workarounds (facts/peers.md B2): the estimators want an
+Needs PuLP < 3 and pwlf on the path. Two workarounds: the estimators want an
 accelerator, and a module that saves nothing divides by zero. The plan says what share of a module's
 activations to discard; PyTorch's own per-operator MILP turns that into a policy, and selective
 checkpointing follows it. Its runtimes are the evaluator's own.

@@ -12,7 +12,7 @@ import pytest
 
 from planner.json_files import MAX_FILE_BYTES, check_folder
 from planner.plan import (
-    SCHEMA_MINOR,
+    PLAN_SCHEMA_MINOR,
     Accuracy,
     Plan,
     plan_file_name,
@@ -218,7 +218,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_path(
 
 
 def test_a_newer_minor_version_is_read_with_one_warning() -> None:
-    data = _set("schema_minor", to=SCHEMA_MINOR + 1)(make_plan().to_json())
+    data = _set("schema_minor", to=PLAN_SCHEMA_MINOR + 1)(make_plan().to_json())
     assert Plan.from_json(data) == make_plan()  # nothing unknown, nothing to warn of
     for where in (
         ("fresh",), ("candidate", "workload", "fresh"), ("prediction", "memory", "fresh"),
@@ -229,7 +229,7 @@ def test_a_newer_minor_version_is_read_with_one_warning() -> None:
         assert Plan.from_json(data) == make_plan()
     assert len(warned) == 1
     assert "and 2 more" in str(warned[0].message)
-    data["schema_minor"] = SCHEMA_MINOR
+    data["schema_minor"] = PLAN_SCHEMA_MINOR
     with pytest.raises(InputError, match="unknown field"):
         Plan.from_json(data)
 
