@@ -12,7 +12,7 @@ and how many seconds of recomputation it adds. All numbers come from a profile;
 
 A unit whose index is ``JOINED`` belongs to a *segment* (Chen et al. 2016, arXiv:1604.06174): it is
 recomputed together with the unit before it, and only the output of the last unit of the segment is
-stored. The first unit of a segment has its plain ``recompute`` option.
+stored. The first unit of a segment has the ``recompute`` option without parts.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ChainOption:
         backward_bytes: highest live bytes during its backward, recomputation included, above static
             bytes, bytes stored by earlier units and gradients of later units.
         recompute_seconds: time that this option adds to the step.
-        parts: decisions for sub-units by name, in addition to ``decision``. A unit with parts
-            cannot have the decision ``recompute``.
+        parts: decisions for branches and layers of the unit by name, in addition to ``decision``;
+            none if the decision is ``recompute``. An option without parts is *plain*.
     """
 
     decision: Decision
@@ -78,6 +78,7 @@ class ChainOption:
             )
         object.__setattr__(self, "parts", MappingProxyType(changed))
 
+    # ``parts`` has no hash, so the generated method would fail; equal options still hash alike
     def __hash__(self) -> int:
         return hash((self.decision, self.stored_bytes, self.recompute_seconds))
 
@@ -138,7 +139,11 @@ class ChainUnit:
 
     @property
     def can_join(self) -> bool:
-        """True if the unit can be part of a segment of several units."""
+        """True if the unit can be part of a segment of several units.
+
+        The bytes and seconds of a segment follow from the plain ``keep`` and ``recompute`` options
+        and the size of the output (``chain_cost``), so the unit must have all three.
+        """
         known = self.boundary_bytes is not None and self.plain_index(Decision.KEEP) is not None
         return known and self.plain_index(Decision.RECOMPUTE) is not None
 

@@ -7,9 +7,9 @@ A training step runs the units 1..n forward and then backward. While it is at un
 
 and the peak is the largest of these 2n numbers and of ``floor_bytes``.
 
-Segments. Let a..b be the units of a segment, ``keep_j`` and ``recompute_j`` the two plain options
-of unit j, and B = static + bytes stored by all units before a. Only the output of b is stored.
-The live bytes assumed are
+Segments. Let a..b be the units of a segment, ``keep_j`` and ``recompute_j`` the options of unit j
+without parts, boundary_j the bytes of its output, and B = static + bytes stored by all units before
+a. Only the output of b is stored. The live bytes assumed are
 
     forward of j     B + (boundary_{j-1} if j > a) + recompute_j.forward_bytes
     stored by a..b   boundary_b
@@ -121,7 +121,7 @@ def live_bytes(chain: Chain, indices: Ints, arrays: ChainArrays | None = None) -
     t = arrays or chain_arrays(chain)
     rows = np.arange(len(chain.units))
     joined = indices == JOINED
-    leads = _next_is_joined(joined)
+    leads = _next_is_joined(joined)  # the units of a segment except its last
     picked = np.where(joined, t.recompute, indices)
 
     # [Stored] a segment stores the output of its last unit, counted at that unit
@@ -134,7 +134,9 @@ def live_bytes(chain: Chain, indices: Ints, arrays: ChainArrays | None = None) -
     if not joined.any():
         return forward, backward
 
-    # [Segments] in backward every unit of a segment is live as if it had been kept
+    # [Segments] After its recomputation, a segment stores as much as if its units were kept. inner:
+    # bytes that earlier units of the same segment then hold; head: the segment's first unit; rerun:
+    # highest live bytes during the recomputation up to each unit.
     kept = t.stored[rows, t.keep]
     prefix = np.cumsum(kept) - kept
     head = np.maximum.accumulate(np.where(joined, 0, rows), axis=1)

@@ -7,10 +7,11 @@
 
 A unit is *eligible* for a chain policy if it has a plain ``recompute`` option.
 
-Compared on measured steps in studies/placement_curves. ``adaptive`` keeps the first units and
-recomputes the last ones, since live bytes grow during forward. In a uniform chain this has the
-highest peak for a given number of recomputed units: recomputing the *first* units costs the same
-time and has one unit less at the peak.
+studies/placement_curves compares the policies on measured steps. ``adaptive`` keeps the first units
+and recomputes the last ones, since live bytes grow during forward. In a uniform chain this has the
+highest peak for a given number of recomputed units: the last unit is recomputed while all kept
+units are stored. Recomputing the *first* units costs the same time, and the kept units are freed
+before the first recomputation.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def last_k(chain: Chain, k: int) -> Placement:
 
 
 def chen(chain: Chain, segments: int | None = None) -> Placement:
-    """Recompute in equally long segments, all but the last.
+    """Divide the units into equally long segments, and recompute all segments but the last.
 
     The last segment is kept: its backward follows its forward at once, so that recomputing it would
     cost time and free nothing at the peak.
@@ -93,7 +94,7 @@ def chen(chain: Chain, segments: int | None = None) -> Placement:
     count = segments or max(1, round(math.sqrt(len(joinable))))
     length = max(1, len(joinable) // count)
     for place, i in enumerate(joinable[: length * (count - 1)]):
-        # a segment ends early where the next unit is fixed or runs in another loop
+        # a segment also starts after a unit that cannot join, or at one that may not continue it
         starts = place % length == 0 or joinable[place - 1] != i - 1
         starts = starts or not chain.units[i].may_continue_segment
         indices[i] = _recompute_index(chain.units[i]) if starts else JOINED

@@ -1,7 +1,8 @@
 """Lower bounds of the recompute time of a path under a budget, by Lagrangian duality.
 
-Let S be the bytes stored before position a, and l >= 0 a price in seconds per byte. Two dual
-functions are computed on a grid of prices:
+``path_moves`` defines positions, moves (with stored, need and seconds), S and M. Let S be the bytes
+stored before position a, and l >= 0 a price in seconds per byte. Two dual functions are computed on
+a grid of prices:
 
     D_a(l) = min over paths from 0 to a      of (seconds + l * stored)
     E_a(l) = min over S and paths from a on  of (seconds - l * S)
@@ -11,9 +12,9 @@ E_a(l) + l S from a on. A path through a move therefore takes at least
 
     max over l of  D_start(l) + seconds + l * stored + E_stop(l)
 
-The budget enters through the moves: a move is feasible only if S <= c, where c = min(budget - need,
-budget - stored - least M after the move). The least value of seconds + l S over the paths to
-``start`` with S <= c is at least
+The budget enters through the capacity c of each move: the move is feasible only if S <= c, where
+c = min(budget - need, budget - stored - least M after the move). The least value of seconds + l S
+over the paths to ``start`` with S <= c is at least
 
     C(l) = max over m >= l of  D_start(m) - (m - l) * c
 
@@ -46,7 +47,7 @@ MAX_PRICES = 128
 
 
 class NoBounds:
-    """Replaces ``DualBounds`` where no budget is given: limits nothing and bounds nothing."""
+    """Replaces ``DualBounds`` if no budget is given: M is unlimited, and all bounds are zero."""
 
     def __init__(self, moves: PathMoves) -> None:
         self.limits = [UNREACHABLE] * moves.positions
@@ -81,7 +82,9 @@ class DualBounds:
         after = _dual_after(moves, prices, own, caps + moves.stored[:, None])
         self.through: Floats = (self._before[moves.start] + after).max(axis=1)
         # D is concave in the price, so max over l of D(l) - l * room is found by bisection: the
-        # line of price k + 1 lies above the line of price k exactly for room < breaks[k].
+        # line of price k + 1 lies above the line of price k exactly for room < -breaks[k]. With the
+        # sign changed, breaks ascend. D is infinite at a position without a path, where no label
+        # can be; the 0 avoids inf - inf.
         reached = np.where(np.isfinite(self._before), self._before, 0.0)
         self._breaks = -np.diff(reached, axis=1) / np.diff(prices)
 
@@ -122,8 +125,8 @@ def _dual_before(moves: PathMoves, prices: Floats, own: Floats, caps: Floats) ->
 def _dual_after(moves: PathMoves, prices: Floats, own: Floats, caps: Floats) -> Floats:
     """Return [moves, prices]: least seconds - l * S over paths that begin with the move.
 
-    The recursion of D from the other end. Here the term in S is negative, so the capacity bounds
-    the running maximum over prices m <= l; it limits T = S + stored, the bytes after the move.
+    This is the recursion of D from the other end. The term in S is negative, so the running maximum
+    is over prices m <= l. The capacity limits T = S + stored, the bytes after the move.
 
     Args:
         moves: the moves.
@@ -132,6 +135,7 @@ def _dual_after(moves: PathMoves, prices: Floats, own: Floats, caps: Floats) -> 
         caps: [moves, 1] largest T after each move.
     """
     dual = np.full((moves.positions, len(prices)), math.inf)
+    # at the end no capacity bounds S, so -l * S has no minimum for any l > 0
     dual[-1] = np.where(prices > 0, -math.inf, 0.0)
     passed = np.empty_like(own)
     groups = groups_by(moves, moves.start)
@@ -166,6 +170,7 @@ def _price_grid(moves: PathMoves) -> Floats:
     grid = np.unique(np.minimum(edges, steepest))
     if len(grid) > MAX_PRICES:
         grid = grid[np.linspace(0, len(grid) - 1, MAX_PRICES).round().astype(np.int64)]
+    # the differences in DualBounds need two prices; any price gives a valid bound
     return grid if len(grid) > 1 else np.array([0.0, 1.0 / span])
 
 

@@ -10,7 +10,8 @@ One budget is solved in these steps:
 
     1. Remove the moves that lie on no feasible path. If none is left, the budget is infeasible.
     2. Start with the path of least peak as the best path known.
-    3. Sweep labels with a small width over the moves of smallest bound, to find a good path soon.
+    3. Sweep labels over the moves of smallest bound, with few labels a position (a small *width*),
+       to find a good path soon.
     4. Sweep again with larger widths over all moves whose bound is below the best time known.
 
 A sweep that dropped no label with a bound below the best time proves the best path ``OPTIMAL``. If
@@ -51,16 +52,16 @@ from profiler.placement import Placement
 from profiler.units import LiveBytes
 
 WIDTHS = (64, 1024, 16384)
-"""Labels a position, from sweep to sweep."""
+"""Largest number of labels at a position, in the order of the sweeps."""
 
 CORE_MOVES = 6
-"""Moves a position in the first sweep."""
+"""Largest number of moves in the first sweep, divided by the number of positions."""
 
 FRONTIER_LABELS = 4096
-"""Labels a position up to which the whole curve is computed in one sweep."""
+"""Largest number of labels at a position for which the whole curve is computed in one sweep."""
 
 FRONTIER_BUDGETS = 65
-"""Budgets solved one by one where the curve has more labels than that."""
+"""Number of budgets solved one by one if a position has more than ``FRONTIER_LABELS`` labels."""
 
 
 class SolutionStatus(enum.Enum):
@@ -157,6 +158,7 @@ def _sampled_frontier(chain: Chain, moves: PathMoves) -> list[Solution]:
         assert found.recompute_seconds is not None
         last = solutions[-1].recompute_seconds if solutions else math.inf
         assert last is not None
+        # a larger budget with the same time is no point of the front
         if found.recompute_seconds < last * (1 - SECONDS_TOLERANCE):
             solutions.append(found)
     return solutions
@@ -196,6 +198,7 @@ def _solve(
         if len(last.need):
             best_seconds = float(last.seconds[-1])
             best = indices_of_path(taken, path_of_label(taken, sweep, len(last.need) - 1))
+        # a faster path can only be lost with a dropped label or with a move left out
         bound = max(bound, min(best_seconds, sweep.dropped_seconds, left_out))
         if bound >= best_seconds * (1 - relative_gap):
             break

@@ -1,7 +1,7 @@
 """Label-setting dynamic programming: the Pareto front of M against seconds at every position.
 
 A label stands for one path from a position to the end of the chain. It holds M (``path_moves``) and
-C, the recompute seconds of that path. A move in front of the path gives the label
+C, the recompute seconds of that path. Putting a move before the path gives the label
 
     M' = max(need, stored + M)        C' = seconds + C
 
@@ -128,6 +128,7 @@ def _undominated_labels(labels: ParetoLabels) -> ParetoLabels:
     seconds = labels.seconds[order]
     if not len(seconds):
         return labels
+    # in the order of M, a label must be faster than all before it; of equal M, the last is fastest
     before = np.concatenate([[math.inf], np.minimum.accumulate(seconds)[:-1]])
     order = order[seconds < before]
     need = labels.need[order]
@@ -151,6 +152,7 @@ def _narrow(need: Ints, bound: Floats, width: int) -> Mask:
     order = np.lexsort((bound, ranges.astype(np.int64)))
     ordered = ranges[order].astype(np.int64)
     first = np.append(True, ordered[1:] != ordered[:-1])
+    # with width 1, the first half has taken the only label
     chosen[order[first]] |= width > half
     return chosen
 

@@ -9,15 +9,16 @@ a..b is a move from a to b+1. A placement is a path from 0 to n. A move has
              moves before it (static bytes and gradients of later units are included)
     seconds  recompute time
 
-With S = bytes stored by the moves before a move, the peak of a path is the largest S + need. The
-part of a path from position a on fits a budget exactly if S + M <= budget, where
+With S = bytes stored by the moves before a move, the peak of a path is the largest S + need. Let M
+be the highest live bytes of the part of a path from position a on, above the S of that position:
 
     M = max(need, stored + M of the rest of the path)
 
-M never decreases when the M of the rest increases. Therefore one pass from the end gives the least
-M of every position. The least M at position 0 is the smallest feasible peak, which also proves
-that every smaller budget is infeasible. One pass from the start gives the least S of every
-position. A move with least S + max(need, stored + least M) > budget lies on no feasible path.
+This part fits a budget exactly if S + M <= budget. M never decreases when the M of the rest
+increases. Therefore one pass from the end gives the least M of every position. The least M at
+position 0 is the smallest feasible peak, which also proves that every smaller budget is infeasible.
+One pass from the start gives the least S of every position. A move with least S + max(need, stored
++ least M) > budget lies on no feasible path.
 
 Cost: linear in the number of moves. Without segments there is one move per option; with segments
 there are up to n (n - 1) / 2 more.
@@ -128,6 +129,7 @@ def _undominated(stored: Ints, need: Ints, seconds: Floats, count: int) -> list[
     """Return the options not dominated in all three numbers; of equal options only the first."""
     rows = list(zip(seconds.tolist(), stored.tolist(), need.tolist(), range(count), strict=False))
     kept: list[tuple[float, int, int, int]] = []
+    # ascending seconds: an option kept before is at least as fast, so only bytes are compared
     for row in sorted(rows):
         if not any(k[1] <= row[1] and k[2] <= row[2] for k in kept):
             kept.append(row)
@@ -141,6 +143,8 @@ def _segment_moves(chain: Chain, t: ChainArrays) -> Iterator[_Columns]:
     length L follows from the one of length L - 1 with the same start in constant time.
     """
     rows = np.arange(len(chain.units))
+    # rerun and backward count kept bytes from the start of the chain; subtracting prefix[start]
+    # below counts them from the start of the segment
     kept = t.stored[rows, t.keep]
     prefix = np.cumsum(kept) - kept
     rerun = prefix + t.forward[rows, t.keep]

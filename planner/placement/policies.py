@@ -11,21 +11,22 @@ Policies that give every unit the same option, and need no budget:
 
 Policies over a chain of units, without a budget:
 
-    every-K, first-K, last-K   recompute one of K units, the first K, the last K
+    every-K, first-K, last-K   recompute the first of every K units, the first K, the last K
     chen                       segments of about sqrt(n) units (Chen et al. 2016, arXiv:1604.06174),
                                cut as torch.utils.checkpoint.checkpoint_sequential cuts them
 
 Policies with a budget:
 
-    adaptive     run-time rule of arXiv 2607.02158, simulated ahead. It may exceed the budget
+    adaptive     run-time rule of arXiv 2607.02158, applied to profiled bytes before the run. It may
+                 exceed the budget
     rotor        least time over whole units and segments: the persistent schedules of Beaumont et
                  al. (arXiv:1911.13214) without their nested levels, so that nothing is recomputed
                  twice in a step
     optimal      least time over all options of every unit, and over segments
 
-Uniform policies are carried out by ``profiler.unit_options.uniform_placement``, chain policies by
-``planner.placement.chain_policies``. This module imports no array library, so that ``--help`` can
-list the policies without delay.
+``profiler.unit_options.uniform_placement`` makes the placements of uniform policies,
+``planner.placement.chain_policies`` those of chain policies. This module imports no array library,
+so that ``--help`` can list the policies without delay.
 """
 
 from __future__ import annotations
@@ -242,8 +243,8 @@ def policy_words(*, needs_budget: bool | None = None) -> tuple[str, ...]:
     """Return the words that ``parse_policy`` accepts, with ``K`` for a count.
 
     Args:
-        needs_budget: whether to list only policies with, or only policies without a budget; None
-            for all.
+        needs_budget: True to list only policies that need a budget, False to list only the others;
+            None for all.
     """
     policies = POLICIES.values()
     return tuple(p.word for p in policies if needs_budget in (None, p.needs_budget))

@@ -6,22 +6,26 @@ every storage, and the FLOPs and the traffic of every operation, is a polynomial
 
     c0 + cB*B + cr*r + cBr*B*r          (B: micro-batch, r: rank of the method)
 
+No value mixes terms with B and terms without B.
+
 **Probes.** Two replays determine the four coefficients, both at B = 1009, one at r = 4 and one at
 r = 8. A method without a rank needs only one.
 
 - Rank: the difference of the two sizes, divided by 4, is the slope in r; the remainder is free of
   r.
 - Batch: 1009 is a prime, and no other dimension is divisible by 1009. So a size is a multiple of
-  1009 exactly if the batch is one of its factors. Then remainder and slope, divided by 1009, are cB
-  and cBr; otherwise they are c0 and cr.
+  1009 exactly if the batch is one of its factors. In that case remainder and slope, divided by
+  1009, are cB and cBr; otherwise they are c0 and cr.
 
-**Peaks.** A sum of such polynomials is one as well, so live bytes after each tick are a vector of
-four coefficients. The peak over a unit's forward or backward is the maximum over its ticks, a
-different tick at different B and r. An *envelope* keeps the ticks that are highest at some point of
-a grid of B and r, which are few (``Envelope``).
+**Peaks.** A sum of such polynomials is again such a polynomial, so the live bytes after each tick
+are a vector of four coefficients. The peak over a unit's forward or backward is the maximum over
+its ticks, and the tick that attains it depends on B and r. Only the ticks that are highest at some
+point of a grid of B and r are kept, which are few. Their polynomials are the *lines* of the unit's
+*envelope* (``Envelope``).
 
-**Composition.** Every unit is profiled with the same option in all units, one profile per option. A
-placement that mixes options is composed unit by unit (``planner.placement.chain``) from
+**Composition.** An *option* is a decision for a unit and its parts. Each option is profiled in a
+step of its own, in which all units have this option. A placement that mixes options is composed
+unit by unit (``planner.placement.chain``) from
 
     stored_i    bytes that stay between unit i's forward and its backward: saved tensors and output
     cached_i    bytes that stay from unit i's forward to the end of the forward: autocast's cached
@@ -30,18 +34,18 @@ placement that mixes options is composed unit by unit (``planner.placement.chain
     backward_i  envelope during unit i's backward, above static bytes, stored bytes of earlier units
                 and gradients of later units
 
-**Exception.** Buffers of partial sums in CUDA reductions are no polynomial: their size depends on
-how many blocks of threads the GPU runs (profiler/device_rules/cuda_reductions.py). A line of an
-envelope names the reduction whose buffer is alive at its tick, and the buffer's size is computed
-for each B.
+**Exception.** The sizes of buffers of partial sums in CUDA reductions are no polynomials: they
+depend on how many blocks of threads the GPU runs (profiler/device_rules/cuda_reductions.py). Each
+line of an envelope therefore has the index of the reduction whose buffer is alive at its tick, and
+the buffer's size is computed for each B.
 
 Limitations:
 
 - Composition assumes that a unit's numbers do not depend on its neighbours' options. If two units
   can save the same tensor (ResNet's ReLU saves its result, which is the next unit's input), the
-  profile assumes the neighbour that costs more.
-- A skip connection across units is not a chain. The profile is then an approximation, which the
-  replay of a candidate checks.
+  profile assumes the neighbour's option that costs more.
+- With a skip connection across units, the units form no chain. The profile is then an
+  approximation, which the replay of a candidate checks.
 - Partial sums of layer norm's weight gradients at very many rows are left out.
 """
 
@@ -71,11 +75,12 @@ PROBE_RANKS = (4, 8)
 """Ranks of the two probes of a method with a rank."""
 
 RANK_IS_A_DIVISOR = frozenset({"side"})
-"""Methods whose sizes are divided by the rank, which is no polynomial: each rank is a family."""
+"""Methods with sizes divided by the rank, which are no polynomials: each rank is a family."""
 
 RANK_OF_THE_UPDATE = frozenset({"galore"})
 """Methods whose rank changes only the optimizer's update. GaLore projects a matrix only if both its
-sides exceed the rank, which is no polynomial, so the update is replayed for each rank."""
+sides exceed the rank. So sizes are no polynomials of the rank, and the update is replayed for each
+rank."""
 
 BLOCKWISE = frozenset({"adamw8bit"})
 """Optimizers with state in blocks of values, and in fp32 for small tensors. Their state is no
@@ -189,8 +194,10 @@ class OptionProfile:
             earlier units store and the gradients of later units.
         accumulating: envelope over each unit's backward in a step that accumulates: the gradients
             of all units are alive from the start, and new ones are added to them.
-        head: envelope from the last unit's exit to the first backward, above that exit.
-        gradients: [units + 1, 4] gradients that each unit's backward leaves, the head's last.
+        head: envelope from the last unit's exit to the first backward, above the live bytes at that
+            exit.
+        gradients: [units + 1, 4] bytes of parameter gradients that each unit's backward creates;
+            the last row is the head's.
         boundary: [units, 4] bytes of the unit's output.
         reductions: [reductions, 5] fields of each ``Reduction``.
         work: the operations of the step.
@@ -239,9 +246,9 @@ def family_of(workload: Workload, *, of_one_image: bool = False) -> Workload:
 
     Args:
         workload: any member of the family.
-        of_one_image: whether the family has only micro-batch 1. A dimension of size 1 can change
-            strides, and then some operations copy where others need no copy: TinyViT's attention on
-            a CPU copies no queries, keys and values if one window is the whole map.
+        of_one_image: whether the family has only micro-batch 1. There a dimension of size 1 can
+            make a strided tensor contiguous, so that an operation copies nothing: TinyViT's
+            attention on a CPU copies no queries, keys and values if one window is the whole map.
     """
     named = with_rank_in_name(workload.method, workload.rank)
     if named is not None:
@@ -257,7 +264,7 @@ def family_of(workload: Workload, *, of_one_image: bool = False) -> Workload:
 
 
 def update_family_of(workload: Workload) -> Workload:
-    """Return the workload that stands for all workloads with the same update.
+    """Return the workload that represents all workloads with the same optimizer update.
 
     The precision does not matter: parameters and optimizer state are fp32 under autocast too.
     """
@@ -317,6 +324,7 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
     state = sizes[(log.owner == state_code) & (log.birth == 0)].sum(axis=0)
     live = _live(log, sizes)
     temporary = live - live[0]
+    # a single line instead of an envelope: the tick with the largest sum over the grid
     highest = temporary[np.argmax((temporary @ _GRID).sum(axis=1))]
     return UpdateProfile(state=state, temporary=highest, work=_work(logs).of(Phase.OPTIMIZER))
 
@@ -324,6 +332,7 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
 def at_micro_batch(log: EventLog, micro_batch: int, device: DeviceSpec) -> EventLog:
     """Return a family's log with the sizes of another micro-batch, without a rank."""
     partial = _partial_sums(log.reductions, micro_batch, device)
+    # storages without a known reduction (-1, -2) take the 0 at the end
     sizes = _sizes([log]) @ terms(micro_batch, None) + partial[np.maximum(log.reduction, -1)]
     return replace(log, nbytes=np.rint(sizes).astype(np.int64))
 
@@ -331,6 +340,7 @@ def at_micro_batch(log: EventLog, micro_batch: int, device: DeviceSpec) -> Event
 def _partial_sums(reductions: Sequence[Reduction], micro_batch: int, device: DeviceSpec) -> Floats:
     """Return [reductions + 1] bytes of partial sums at a micro-batch, then a 0."""
 
+    # a size has the factor B exactly if the probe's batch divides it
     def at_batch(size: int) -> int:
         return size // PROBE_BATCH * micro_batch if size % PROBE_BATCH == 0 else size
 
@@ -340,6 +350,7 @@ def _partial_sums(reductions: Sequence[Reduction], micro_batch: int, device: Dev
     on = multiprocessors(device)
     for index, seen in enumerate(reductions):
         here = replace(seen, outputs=at_batch(seen.outputs), inputs=at_batch(seen.inputs))
+        # only the partial sums; the counters behind them have storages of their own
         found[index] = float(sum(here.scratch_bytes(on)[:1]))
     return np.array(found)
 
@@ -408,6 +419,7 @@ class _Sums:
         buffers = np.flatnonzero(log.reduction >= 0)
         for index in buffers.tolist():
             self.at_tick[log.birth[index] : log.death[index]] = log.reduction[index]
+        # the rank varies fastest in the grid, and partial sums do not depend on it
         each = [_partial_sums(log.reductions, batch, device) for batch in _BATCH_GRID]
         self.on_grid = np.repeat(np.stack(each, axis=1), len(_RANK_GRID), axis=1)
 
@@ -443,7 +455,8 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
     count = len(log.units)
     exits = [moments.start, *moments.exits]
 
-    # [forward] level: bytes left for backward; there: the same with autocast's cached casts
+    # [forward] level: bytes that units so far store for backward, by unit; there: level plus the
+    # autocast weight casts that they have cached
     level = live[moments.start] + _levels(log, sizes, moments)
     stored = np.diff(level, axis=0)
     there = level + _cached(log, sizes, moments)
@@ -465,10 +478,11 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
     gradients_live = _live_of(log, sizes, is_gradient)
     passing = _live_of(log, sizes, is_gradient, death=_soon(log))
 
-    # [backward] Bytes above the level at the unit's entry. Tensors of earlier units that this
-    # backward frees early are added back: the chain counts them as stored until their own backward.
-    # One micro-batch: gradients of later units are counted by the chain. Accumulating: gradients
-    # exist already, and a new one lives only until it is added.
+    # [backward] Bytes above the level at the unit's entry. Tensors of earlier units that have been
+    # freed early are added back: the chain counts them as stored until their own unit's backward.
+    # One micro-batch: the gradients live at the start are subtracted, because the chain adds them.
+    # Accumulating: all gradients are subtracted, because the chain counts them as static; a new
+    # gradient counts only until it is added to the old one (passing).
     backward, accumulating = [], []
     for index in range(count):
         begin, end = moments.backwards.get(index, (0, -1))
@@ -492,15 +506,17 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
 
 
 def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
-    """Return [units + 1, 4] bytes that units up to each leave for backward, above the start.
+    """Return [units + 1, 4] bytes stored for backward at the start and after each unit.
 
-    These are the storages alive when backward begins, and the unit's own output. The output counts
-    even if it dies before backward, because the next unit's option decides whether it is saved.
-    Storages that only a caller's variable keeps alive during the forward do not count.
+    They are counted above the start of the forward. Storages count that are still alive when
+    backward begins, and the output of the unit that has just run. The output counts even if it dies
+    before backward, because the next unit's option decides whether it is saved. Storages that only
+    a variable of the calling code keeps alive during the forward do not count.
     """
     backward = _start_of(log, Phase.BACKWARD)
     lasting = _live_of(log, sizes, log.death > backward)
     level: Floats = lasting[[moments.start, *moments.exits]] - lasting[moments.start]
+    # an output has the factor B; cached weight casts have not (``_cached``)
     has_batch = _has_batch(log, sizes)
     for index, (enter, leave) in enumerate(zip(moments.enters, moments.exits, strict=True)):
         own = (log.birth > enter) & (log.birth <= leave)
@@ -510,9 +526,10 @@ def _levels(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
 
 
 def _cached(log: EventLog, sizes: Floats, moments: _Moments) -> Floats:
-    """Return [units + 1, 4] bytes that units up to each have cached until the forward's end.
+    """Return [units + 1, 4] bytes of cached weight casts at the start and after each unit.
 
-    These are weight casts: they outlive the last unit, die before backward, and have no factor B.
+    Autocast caches them until the end of the forward: they outlive the last unit, die before
+    backward, and have no factor B.
     """
     last, backward = moments.exits[-1], _start_of(log, Phase.BACKWARD)
     passing = (log.birth > moments.start) & (log.death > last) & (log.death <= backward)
@@ -534,7 +551,7 @@ def _has_batch(log: EventLog, sizes: Floats) -> Mask:
 
 
 def _freed(log: EventLog, sizes: Floats, moments: _Moments, index: int) -> Floats:
-    """Return [ticks + 1, 4] bytes left by the units before ``index`` that backward has freed."""
+    """Return [ticks + 1, 4] bytes of the units before ``index`` that backward has freed so far."""
     before = moments.exits[index - 1] if index else moments.start
     left = (log.birth > moments.start) & (log.birth <= before)
     freed = left & (log.death > _start_of(log, Phase.BACKWARD)) & (log.death <= log.ticks)
@@ -544,6 +561,7 @@ def _freed(log: EventLog, sizes: Floats, moments: _Moments, index: int) -> Float
 
 
 def _live_of(log: EventLog, sizes: Floats, chosen: Mask, death: Ints | None = None) -> Floats:
+    """Return [ticks + 1, 4] live bytes of some storages; ``death`` replaces the recorded deaths."""
     delta = np.zeros((log.ticks + 2, 4))
     np.add.at(delta, log.birth[chosen], sizes[chosen])
     np.subtract.at(delta, (log.death if death is None else death)[chosen], sizes[chosen])
@@ -551,7 +569,7 @@ def _live_of(log: EventLog, sizes: Floats, chosen: Mask, death: Ints | None = No
 
 
 def _soon(log: EventLog) -> Ints:
-    """Return [storages] when each would die if it were a gradient that is accumulated at once.
+    """Return [storages] the tick of death if the storage were a gradient accumulated at once.
 
     When gradients exist already, autograd adds a new gradient to them (AccumulateGrad) and frees it
     before it runs the next operation. So the storage dies at the next birth by another operation.
@@ -561,6 +579,7 @@ def _soon(log: EventLog) -> Ints:
     sums = [code for code, name in enumerate(log.operation_names) if name == _SUM]
     order = np.argsort(log.birth, kind="stable")
     death = log.death.copy()
+    # from the last birth to the first; ``following`` is the next birth by another operation
     following = log.ticks
     for position in range(len(order) - 1, -1, -1):
         index = order[position]
@@ -613,8 +632,8 @@ def _work(logs: Sequence[EventLog]) -> Work:
         raise ValueError("the replays have different numbers of operations")
     operations = logs[0].operations
     flops = _coefficients([np.array([op.flops for op in log.operations]) for log in logs])
-    # A single operation moves both weights and activations, so the sum's divisibility is
-    # meaningless. The recorder counts the two parts apart (``OperationRecord.batched_bytes``).
+    # A single operation moves both weights and activations, so divisibility cannot classify the sum
+    # of their bytes. The recorder counts the two apart (``OperationRecord.batched_bytes``).
     batched = [np.array([op.batched_bytes for op in log.operations]) for log in logs]
     fixed = [np.array([op.moved_bytes - op.batched_bytes for op in log.operations]) for log in logs]
     moved = _coefficients(batched) + _coefficients(fixed)

@@ -2,8 +2,8 @@
 
 `torch.cuda.max_memory_allocated()` and `max_memory_reserved()` do not report the sum of the
 tensors. Sizes are rounded, small and large requests are served from separate pools, and memory is
-taken from the driver in segments that go back only when memory runs out. This package follows those
-rules without a GPU and without torch.
+taken from the driver in segments that are returned only when memory runs out. This package follows
+those rules without a GPU and without torch.
 
     settings    options of ``PYTORCH_CUDA_ALLOC_CONF``
     sizes       block size of a request, segment size of a block

@@ -183,7 +183,7 @@ class CachingAllocator:
 
     def _take_free(self, pool: Pool, size: int) -> Block | None:
         """Take the smallest free block that may serve a request (`get_free_block`)."""
-        pool.searches += 1
+        pool.searches += 1  # the clock by which the age of free blocks is counted
         free = pool.free
         index = bisect_left(free, (size,))
         if index == len(free):
@@ -194,6 +194,7 @@ class CachingAllocator:
         # Oversize blocks are never split, so a smaller request would waste them.
         if size < self._max_split <= found:
             return None
+        # An oversize request takes no block that is larger than it by ``_oversize_excess`` or more.
         if size >= self._max_split and found >= size + self._oversize_excess:
             return None
         return free.pop(index)[2]
@@ -277,6 +278,7 @@ class CachingAllocator:
         threshold = int(self.settings.garbage_collection_threshold * self.limit_bytes)
         excess = self.reserved_bytes - threshold
         pool = self._large
+        # only a segment that is a single free block can be returned to the driver
         kept = [block for _, _, block in pool.free if not block.is_split]
         while excess > 0 and kept:
             average = sum(pool.searches - block.free_since for block in kept) / len(kept)
@@ -290,6 +292,7 @@ class CachingAllocator:
 
     def _expand(self, pool: Pool, size: int) -> Block:
         """Make a free block by mapping memory, and take it (`try_allocate_expandable_block`)."""
+        # ``_map`` merges new memory with the free block before it, so the block grows in the loop
         block = self._find_expandable(pool, size)
         if not block.mapped:
             block = self._map(block, min(block.size, size))

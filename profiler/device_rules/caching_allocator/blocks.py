@@ -2,8 +2,8 @@
 
 A segment is a contiguous range of addresses. It is divided into blocks, which form a doubly linked
 list in the order of their addresses. A block is allocated, free, or (in an expandable segment only)
-not backed by memory. The free blocks of all segments that hold small, or large, requests form a
-pool.
+not backed by memory. There are two pools: the free blocks of all segments for small requests, and
+those of all segments for large requests.
 
     segment   | allocated | free | allocated |   unmapped ...          |
                             ^ in the pool       ^ in the pool's list of unmapped blocks
@@ -100,7 +100,7 @@ class Block:
 
 
 class Pool:
-    """The free and the unmapped blocks of all segments for small, or for large, requests.
+    """One of two pools: free and unmapped blocks of all segments for small (or large) requests.
 
     Args:
         is_small: whether it serves requests up to 1 MiB.
@@ -229,6 +229,7 @@ class Pool:
         if block.next is not None and not block.next.mapped:
             self.remove_unmapped(block.next)
             block.absorb_next()
+        # otherwise nothing of the segment is mapped, and it is released (CachingAllocator._unmap)
         if block.is_split:
             self.add_unmapped(block)
         return end - start

@@ -24,9 +24,9 @@ ROUNDUP_INTERVALS = 16
 """Powers of two from 1 MiB on that have a rounding of their own (kRoundUpPowerOfTwoIntervals)."""
 
 DEFAULT_CONFIGURATION = "expandable_segments:True"
-"""Options to plan for and to train under if the environment sets none. Segments of fixed size are
-left with holes: ResNet-18 with 128 images, every other unit recomputed, reserves 2.9 GiB for a peak
-of 1.7 GiB; with expandable segments it reserves 2.2 GiB (studies/hollow_gpu)."""
+"""Options to plan for and to train under if the environment sets none. Segments of fixed size keep
+free memory that fits no request: ResNet-18 with 128 images, every other unit recomputed, reserves
+2.9 GiB for a peak of 1.7 GiB; with expandable segments it reserves 2.2 GiB (studies/hollow_gpu)."""
 
 _VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 

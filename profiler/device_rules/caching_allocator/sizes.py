@@ -31,7 +31,7 @@ def round_size(nbytes: int, settings: AllocatorSettings) -> int:
     """Return the block size of a request (`round_size`, `roundup_power2_next_division`)."""
     if nbytes < MIN_BLOCK_BYTES:
         return MIN_BLOCK_BYTES
-    # The first interval is that of sizes up to 2 MiB, whose bit length is 21.
+    # Interval 0 contains all sizes below 2 MiB, whose bit length is at most 21.
     interval = min(max(0, nbytes.bit_length() - 21), ROUNDUP_INTERVALS - 1)
     divisions = settings.roundup_power2_divisions[interval]
     is_power_of_two = nbytes & (nbytes - 1) == 0
