@@ -1,7 +1,7 @@
 """Selective recomputation inside a unit: drop the outputs of functions that are cheap to recompute.
 
 While ``SelectiveRecomputation`` is active, every call of a cheap torch function becomes a
-``FunctionCall``, and an operation that saves its output stores an empty ``OutputView`` instead.
+``FunctionCall``. An operation that saves the call's output stores an empty ``OutputView`` instead.
 Matmuls, convolutions, attention and scans run once, and their saved outputs stay in memory. A ViT
 block of width D stores 16 D values per token; dropping the outputs of the two norms (2 D) and of
 GELU (4 D) leaves 10 D.

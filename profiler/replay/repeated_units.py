@@ -35,8 +35,8 @@ storages cannot be matched this way, ``expand_log`` returns None and the whole s
 steps, storage by storage.
 
 Limitation: autocast frees its cached weight casts in an order of its own between forward and
-backward. The expanded log frees a template's cast and its copies' casts at one moment. Peaks are
-the same, single ticks may differ.
+backward. The expanded log frees a template's cast and its copies' casts at one moment. The peak is
+the same; live bytes at single ticks may differ.
 """
 
 from __future__ import annotations
