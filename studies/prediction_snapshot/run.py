@@ -21,8 +21,13 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 KEPT = HERE / "answers.json.gz"
+CHANGED_ON_PURPOSE = {
+    r"\.placement\.policy: (\w+)-k -> \1-\d+$": "a counted policy keeps its count: every-3, not every-k",
+    r"\.plan_files\[\d+\]: (.*)-\w{8}\.json -> \1-\w{8}\.json$": "the name has a digest of the candidate, which gained parameters",
+}
+"""Pattern of "path: old -> new" to the reason why an answer differs from that of the kept commit."""
 MISSING = "(no such key)"
-WORDS = {"notes", "note", "reason", "message", "description", "source"}
+WORDS = {"notes", "note", "reason", "message", "description", "source", "refused"}
 
 
 def environment() -> dict[str, str]:
@@ -105,6 +110,12 @@ def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:
     return [] if old == new and type(old) is type(new) else [(at, old, new)]
 
 
+def purpose_of(difference: tuple[str, Any, Any]) -> str | None:
+    """Return why an answer may differ so, None if it may not."""
+    text = "{}: {} -> {}".format(*difference)
+    return next((why for rule, why in CHANGED_ON_PURPOSE.items() if re.search(rule, text)), None)
+
+
 def is_prose(path: str) -> bool:
     """True for what people read and programs do not."""
     return any(part.split("[")[0] in WORDS for part in path.split("."))
@@ -114,12 +125,17 @@ def report(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> int:
     """Print the differences; return how many answers differ in more than sentences and new keys."""
     moved, prose, paths = 0, 0, Counter[str]()
     added: set[str] = set()
+    on_purpose = Counter[str]()
     for before, after in zip(old, new, strict=True):
         if before["arguments"] != after["arguments"]:
             raise SystemExit("the two records are not of the same cases")
         found = differences(before, after)
         added |= {_without_indices(path) for path, a, _ in found if a is MISSING}
-        numbers = [d for d in found if not is_prose(d[0]) and d[1] is not MISSING]
+        if before["exit_code"] == 1:  # an internal error, which nobody wants back
+            found = []
+        purposes = [reason for d in found if (reason := purpose_of(d))]
+        on_purpose.update(purposes)
+        numbers = [d for d in found if not (is_prose(d[0]) or d[1] is MISSING or purpose_of(d))]
         prose += any(is_prose(path) for path, _, _ in found)
         if numbers:
             moved += 1
@@ -130,6 +146,8 @@ def report(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> int:
     print(f"{len(old)} answers: {moved} differ, {prose} in sentences")
     for path, count in paths.most_common(15):
         print(f"  {count:4d} {path}")
+    for reason, count in on_purpose.items():
+        print(f"  {count:4d} on purpose: {reason}")
     if added:
         print("keys added:", ", ".join(sorted(added)))
     return moved
