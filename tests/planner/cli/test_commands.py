@@ -139,7 +139,7 @@ def test_sizes() -> None:
 def test_policies_as_written() -> None:
     for policy in ("none", "static", "cheap", "chen", "every-2", "adaptive", "optimal"):
         assert Checkpoint().convert(policy, None, None) == policy
-    assert "use one of none, static" in usage(
+    assert "unknown checkpoint policy 'sometimes'" in usage(
         "predict", *SMALL, "--method", "full", "--checkpoint", "sometimes"
     )
 
@@ -147,7 +147,7 @@ def test_policies_as_written() -> None:
 @pytest.mark.parametrize("policy", ["optimal", "adaptive"])
 def test_a_policy_with_a_budget_needs_one(policy: str) -> None:
     line = refused(2, "predict", *SMALL, "--method", "full", "--checkpoint", policy)
-    assert f"--checkpoint {policy} needs a budget; give it with --vram" in line
+    assert f"checkpoint policy {policy} needs a memory budget; give it with --vram" in line
 
 
 def test_a_rank_for_a_method_without_one() -> None:
