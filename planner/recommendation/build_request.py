@@ -17,6 +17,7 @@ from planner.search.space import (
     DEFAULT_CHECKPOINTS,
     DEFAULT_OPTIMIZERS,
     EFFECTIVE_BATCH,
+    SearchedMethod,
     Space,
     divisors,
     limit_ranks,
@@ -27,7 +28,7 @@ from planner.search.space import (
 )
 from planner.target_device import find_target
 from planner.training.run_options import RunOptions
-from profiler.devices.table import device_spec
+from profiler.devices.table import DeviceSpec, device_spec
 from profiler.errors import UsageError
 from profiler.models import backbones
 from profiler.units import DeviceBytes
@@ -78,20 +79,15 @@ def build_request(
     base = Workload(model=name, image_size=size, num_classes=classes_of(data, image_size=size))
     if weights is not None:
         check_weights(base, weights)
-    wanted = parse_methods("all" if methods is None else ",".join(methods))
-    working, refused = working_methods(base, wanted)
-    if not working:
-        first, reason = next(iter(refused.items()))
-        raise UsageError(f"no method is left for {name}: {first}: {reason}")
-    spec = device_spec(target.label.name)
     runs_on_cpu = target.runs_on == "cpu" and validations > 0
-    searched = tuple(precisions or precisions_for(spec, runs_on_cpu=runs_on_cpu))
-    unsearched = [] if precisions else [p for p in precisions_for(spec) if p not in searched]
-    reasons = refused | dict.fromkeys(unsearched, FP16_ON_CPU)
+    methods_of, refused = _searched_methods(base, methods)
+    searched, unsearched = _searched_precisions(
+        precisions, device_spec(target.label.name), runs_on_cpu=runs_on_cpu
+    )
     return Request(
         space=Space(
             base=base,
-            methods=tuple(limit_ranks(searched_method(each), base) for each in working),
+            methods=methods_of,
             micro_batches=divisors(effective_batch),
             effective_batch=effective_batch,
             precisions=searched,
@@ -117,5 +113,29 @@ def build_request(
         or (pretrained and (validations == 0 or backbones.can_load_pretrained(name))),
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
-        left_out=tuple(LeftOut(name=each, reason=why) for each, why in reasons.items()),
+        left_out=(*refused, *unsearched),
     )
+
+
+def _searched_methods(
+    base: Workload, methods: Sequence[str] | None
+) -> tuple[tuple[SearchedMethod, ...], tuple[LeftOut, ...]]:
+    """Return the methods that work on the backbone, and the others with their reason."""
+    wanted = parse_methods("all" if methods is None else ",".join(methods))
+    working, refused = working_methods(base, wanted)
+    if not working:
+        first, reason = next(iter(refused.items()))
+        raise UsageError(f"no method is left for {base.model}: {first}: {reason}")
+    chosen = tuple(limit_ranks(searched_method(each), base) for each in working)
+    return chosen, tuple(LeftOut(name=name, reason=reason) for name, reason in refused.items())
+
+
+def _searched_precisions(
+    precisions: Sequence[str] | None, spec: DeviceSpec, *, runs_on_cpu: bool
+) -> tuple[tuple[str, ...], tuple[LeftOut, ...]]:
+    """Return the precisions to search, and the device's others with the reason."""
+    if precisions:
+        return tuple(precisions), ()
+    searched = tuple(precisions_for(spec, runs_on_cpu=runs_on_cpu))
+    others = [precision for precision in precisions_for(spec) if precision not in searched]
+    return searched, tuple(LeftOut(name=name, reason=FP16_ON_CPU) for name in others)
