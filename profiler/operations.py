@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
+
+Operation: TypeAlias = OpOverload
+"""An operator that PyTorch dispatched, such as ``aten::add.Tensor``."""
+
+Arguments: TypeAlias = tuple[Any, ...]
+"""Arguments of an operator by position. The operator's schema gives the type of each."""
 
 _ALLOCATIONS = {
     "aten::empty",
@@ -17,12 +24,12 @@ _ALLOCATIONS = {
 }
 
 
-def only_allocates(func: Any) -> bool:
+def only_allocates(func: Operation) -> bool:
     """Return whether an operator allocates a tensor and writes nothing to it."""
     return func._schema.name in _ALLOCATIONS
 
 
-def only_views(func: Any) -> bool:
+def only_views(func: Operation) -> bool:
     """Return whether all results of an operator alias an input and it writes to none."""
     # _unsafe_view is a view too, but its schema does not declare the alias.
     if func is torch.ops.aten._unsafe_view.default:
@@ -33,7 +40,7 @@ def only_views(func: Any) -> bool:
     )
 
 
-def read_arguments(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def read_arguments(func: Operation, args: tuple[object, ...]) -> tuple[object, ...]:
     """Return the arguments that an operator reads.
 
     The scratch of a selective scan is left out: its size does not depend on the batch, and the
@@ -45,12 +52,12 @@ def read_arguments(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(arg for declared, arg in named if declared.name != "workspace")
 
 
-def bytes_in(values: Any) -> int:
+def bytes_in(values: object) -> int:
     """Return the bytes of all tensors in nested containers."""
     return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
-def operation_kind(func: Any, args: tuple[Any, ...]) -> str:
+def operation_kind(func: Operation, args: Arguments) -> str:
     """Return the kind of an operation, for rates measured by kind (``OperationRecord.kind``).
 
     It is the operator's name; convolutions are distinguished by depthwise and pointwise, and batch

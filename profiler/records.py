@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from profiler.errors import InputError
 from profiler.json_records import (
@@ -204,7 +204,7 @@ class Report:
         kind = "measurement" if self.rung is Rung.MEASURED else "prediction"
         return f"budgetplan.{kind}/1"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the JSON object of the command-line contract."""
         return {
             "schema": self.schema,

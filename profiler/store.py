@@ -50,7 +50,7 @@ class Store:
         return cls(Path(given) if given else Path.home() / ".cache" / "budgetplan" / "profiles")
 
     def fetch(
-        self, kind: type[_Profile], key: tuple[Any, ...], make: Callable[[], _Profile]
+        self, kind: type[_Profile], key: tuple[object, ...], make: Callable[[], _Profile]
     ) -> _Profile:
         """Return the profile stored under a key, or make and store it.
 
@@ -71,12 +71,12 @@ class Store:
             _write(path, _flatten(made))
         return made
 
-    def holds(self, key: tuple[Any, ...]) -> bool:
+    def holds(self, key: tuple[object, ...]) -> bool:
         """Return whether a profile is stored under a key."""
         path = self._path(key)
         return path is not None and path.is_file()
 
-    def _path(self, key: tuple[Any, ...]) -> Path | None:
+    def _path(self, key: tuple[object, ...]) -> Path | None:
         if self.folder is None:
             return None
         text = json.dumps([STORE_SCHEMA, _versions(), key], sort_keys=True)

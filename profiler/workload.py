@@ -99,7 +99,7 @@ class Workload:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return a JSON object with every field."""
         data = asdict(self)
         data["targets"] = None if self.targets is None else list(self.targets)
@@ -136,7 +136,7 @@ class Candidate:
     placement: Placement = KEEP_ALL
     policy: PolicyChoice = NO_POLICY
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data for a plan file."""
         placement = placement_to_json(self.placement, self.policy)
         return {"workload": self.workload.to_json(), "placement": placement}

@@ -48,7 +48,7 @@ bfloat16 both store the same.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -181,8 +181,12 @@ class SelectiveRecomputation(TorchFunctionMode):
     # --- calls
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         """Run a call, as a FunctionCall if its function is cheap or its layer is dropped."""
         kwargs = kwargs or {}
         function = None if self._paused else recomputable_function(func)
@@ -215,7 +219,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         return output
 
     def _is_dropped_mixing(
-        self, function: RecomputableFunction, args: Sequence[Any], kwargs: dict[str, Any]
+        self, function: RecomputableFunction, args: Sequence[object], kwargs: dict[str, object]
     ) -> bool:
         if not (self._drop_mixing and self._drops):
             return False
@@ -236,11 +240,11 @@ class SelectiveRecomputation(TorchFunctionMode):
         is_layer = call.function.name in MULTIPLYING
         return is_layer or (keeps_no_input and any(not view.call.per_use for view in views))
 
-    def _is_dropped(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    def _is_dropped(self, args: Sequence[object], kwargs: dict[str, object]) -> bool:
         tensors = (*args, *kwargs.values())
         return self._drops and any(id(tensor) in self._dropped_weights for tensor in tensors)
 
-    def _cast_if_frozen(self, weight: Any) -> Any:
+    def _cast_if_frozen(self, weight: object) -> object:
         """Cast a frozen weight as autocast would, and register the cast.
 
         Autocast's own copy of a frozen weight has no graph, so ``OutputTable`` could not recognise

@@ -58,18 +58,18 @@ class ReplacedForward:
         if self.own_forward is not None:
             self.module.__dict__["forward"] = self.own_forward
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the module; without gradients nothing is saved, and its own forward is enough."""
         if torch.is_grad_enabled():
             return self.run(args, kwargs)
         return self.function.run(*args, **kwargs)
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run the module with its decision."""
         raise NotImplementedError
 
     def as_module_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, store_input: StoreInput
+        self, args: tuple[object, ...], kwargs: dict[str, object], *, store_input: StoreInput
     ) -> tuple[Any, ModuleCall]:
         """Run the module with everything inside dropped; return output and call."""
         call = ModuleCall(self.function, args, kwargs, store_input=store_input)
@@ -115,7 +115,7 @@ class RecomputedUnit(ReplacedForward):
         super().__init__(name, module)
         self.previous, self.own_output = previous, own_output
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run the unit and hand its output on to the next unit of the segment."""
         store_input = KeptInput if self.previous is None else self.previous.store_input
         output, call = self.as_module_call(args, kwargs, store_input=store_input)
@@ -137,7 +137,7 @@ class SelectiveUnit(ReplacedForward):
         )
         self.drops = decision != Decision.KEEP
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run the unit under selective recomputation."""
         with self.recomputation.active(drops=self.drops):
             return self.function.run(*args, **kwargs)
@@ -157,7 +157,7 @@ class UnitPart(ReplacedForward):
         super().__init__(name, module)
         self.decision, self.recomputation = decision, recomputation
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run the branch; its input is a view of the preceding norm's output."""
         if self.decision == Decision.RECOMPUTE:
             store_input = self.recomputation.store_input
@@ -188,7 +188,7 @@ class AdaptiveUnit(ReplacedForward):
         super().__init__(name, module)
         self.is_tight, self.decisions = is_tight, decisions
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Decide, then run the unit."""
         is_tight = self.is_tight()
         self.decisions[self.function.name] = Decision.RECOMPUTE if is_tight else Decision.KEEP
@@ -203,7 +203,7 @@ class AdaptiveUnit(ReplacedForward):
 class FrozenLayer(ReplacedForward):
     """The layer under an adapter, which a recomputation may skip."""
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run the layer under the module call around it."""
         call = running_call()
         weights = list(self.module.parameters())
@@ -228,7 +228,7 @@ def _linear_with(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
 class AdapterModule(ReplacedForward):
     """An adapter or a dropout: tensors without a graph that it saves are not the frozen layer's."""
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run the module, with the module call around it informed."""
         call = running_call()
         if not isinstance(call, ModuleCall):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +42,8 @@ class FunctionCall(RecomputableCall):
     def __init__(
         self,
         function: RecomputableFunction,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        args: Sequence[object],
+        kwargs: dict[str, object],
         *,
         store_input: StoreInput,
     ) -> None:
@@ -98,7 +97,7 @@ class FunctionCall(RecomputableCall):
         self.args, self.kwargs, self.random = [], {}, None
 
     def _run_again(
-        self, args: list[Any], kwargs: dict[str, Any], *, empty: set[int], output_wanted: bool
+        self, args: list[object], kwargs: dict[str, object], *, empty: set[int], output_wanted: bool
     ) -> Tensor:
         if not empty and self.function.output_from_saved is not None:
             kept = [saved.tensor for ref in self.small if (saved := ref()) is not None]

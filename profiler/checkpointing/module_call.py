@@ -51,8 +51,8 @@ class ModuleCall(RecomputableCall):
     def __init__(
         self,
         function: RecomputableFunction,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        args: Sequence[object],
+        kwargs: dict[str, object],
         *,
         store_input: StoreInput,
     ) -> None:
@@ -61,7 +61,7 @@ class ModuleCall(RecomputableCall):
         self.frozen_storages: dict[int, RecomputableCall | None] | None = None
         self.in_adapter = False
 
-    def run_first(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def run_first(self, args: Sequence[object], kwargs: dict[str, object]) -> object:
         """Run the forward and drop its saved tensors."""
         try:
             with running(self), saved_tensors_hooks(self._pack, unpack):
@@ -92,11 +92,11 @@ class ModuleCall(RecomputableCall):
     def run_frozen(
         self,
         layer: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        args: Sequence[object],
+        kwargs: dict[str, object],
         *,
         storages: dict[int, RecomputableCall | None],
-    ) -> Any:
+    ) -> object:
         """Run a frozen layer inside the call, or skip it in a recomputation.
 
         Args:
@@ -180,10 +180,14 @@ class _StandIn(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+        ctx: object,
+        anchor: Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: object, *gradients: Tensor) -> object:
         raise RuntimeError("backward inside a recompute is not supported")

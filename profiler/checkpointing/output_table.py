@@ -8,8 +8,6 @@ input of the cast comes from the node that made the output.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -70,7 +68,7 @@ class OutputTable:
         return None if known is None else known.call.view_of_output(tensor)
 
 
-def cast_source(tensor: Tensor) -> Any:
+def cast_source(tensor: Tensor) -> object:
     """Return the node whose output was cast to a tensor; None if the tensor is no whole cast."""
     node = tensor.grad_fn
     if node is not None and node.name() in _VIEW_NODES:

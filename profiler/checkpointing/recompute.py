@@ -275,8 +275,8 @@ class RecomputableCall:
     def __init__(
         self,
         function: RecomputableFunction,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        args: Sequence[object],
+        kwargs: dict[str, object],
         *,
         store_input: StoreInput,
     ) -> None:
@@ -353,7 +353,7 @@ class RecomputableCall:
             view.fill_from(output)
 
     def _run_again(
-        self, args: list[Any], kwargs: dict[str, Any], *, empty: set[int], output_wanted: bool
+        self, args: list[object], kwargs: dict[str, object], *, empty: set[int], output_wanted: bool
     ) -> Tensor:
         """Run the function and fill saved tensors; return the output, empty after an early stop.
 

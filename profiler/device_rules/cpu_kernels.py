@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from torch.utils._pytree import tree_map
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
 from profiler.device_rules.kernel_bytes import Blocks, KernelBytes, storage_bytes
+from profiler.operations import Operation
 
 PROBE_BATCHES = (2, 4)
 """Batches at which every operation runs; larger ones are extended from these."""
@@ -61,7 +61,12 @@ class Probe(KernelBytes):
     inside_bytes: list[int] = field(default_factory=list)
 
     def inside(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, live_bytes: int
+        self,
+        func: Operation,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        *,
+        live_bytes: int,
     ) -> Blocks:
         """Run the operation, or return the result of an earlier run with equal arguments."""
         nbytes = probed_bytes(func, args, kwargs)
@@ -92,9 +97,9 @@ class Extended(KernelBytes):
 
     def inside(
         self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        func: Operation,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
         *,
         live_bytes: int,
     ) -> Blocks:
@@ -128,7 +133,7 @@ _in_attention: ContextVar[bool] = ContextVar("in_attention", default=False)
 _ADD = torch.ops.aten.add.Tensor
 
 
-def probed_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, object]) -> int:
     """Return the live bytes at an operation's own peak, or 0 if they are no more than its results.
 
     The operation runs on zeros, once for each distinct set of shapes and strides.
@@ -145,7 +150,7 @@ def probed_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
     return _peaks[key]
 
 
-def _needs_no_probe(func: Any, args: tuple[Any, ...]) -> bool:
+def _needs_no_probe(func: Operation, args: tuple[object, ...]) -> bool:
     """Return whether an operation is elementwise on one dtype, or only allocates its result."""
     if "empty" in func.__name__:
         return True
@@ -154,8 +159,8 @@ def _needs_no_probe(func: Any, args: tuple[Any, ...]) -> bool:
     return elementwise and len(dtypes) <= 1
 
 
-def _run_once(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    held: list[Any] = []
+def _run_once(func: Operation, args: tuple[object, ...], kwargs: dict[str, object]) -> int:
+    held: list[object] = []
     try:
         func(*args, **kwargs)  # the first call of a library may allocate memory that it keeps
         peak, growth = peak_and_growth(memory_events(lambda: held.append(func(*args, **kwargs))))
@@ -164,7 +169,7 @@ def _run_once(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return peak if peak > growth else 0
 
 
-def argument_signature(arg: Any) -> Any:
+def argument_signature(arg: object) -> object:
     """Return shape, dtype and strides of a tensor as text, and any other argument unchanged.
 
     Operations with equal signatures run the same kernels.
@@ -174,7 +179,7 @@ def argument_signature(arg: Any) -> Any:
     return arg
 
 
-def zeros_like_it(arg: Any) -> Any:
+def zeros_like_it(arg: object) -> object:
     """Return zeros with the layout of a fake tensor, and any other argument unchanged."""
     if not isinstance(arg, Tensor):
         return arg
@@ -197,7 +202,7 @@ def imitate_cpu() -> Iterator[None]:
     attention = torch.ops.aten.scaled_dot_product_attention.default
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
 
-    def marked(*args: Any, **kwargs: Any) -> Tensor:
+    def marked(*args: object, **kwargs: object) -> Tensor:
         token = _in_attention.set(True)
         try:
             out: Tensor = attention._op_dk(composite, *args, **kwargs)

@@ -34,6 +34,8 @@ from torch import Tensor
 from torch.library import Library, fallthrough_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from profiler.operations import Operation
+
 KEY = "AutocastCPU"
 
 _LOWER = """
@@ -114,35 +116,36 @@ def _registered(key: str) -> set[str]:
     return {name.removeprefix("aten::") for name in names if name.startswith("aten::")}
 
 
-def _overload(name: str) -> Any:
+def _overload(name: str) -> Operation:
     packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+    operation: Operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    return operation
 
 
 def _castable(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype in _FLOATS
 
 
-def _cast(values: Any, dtype: torch.dtype) -> Any:
+def _cast(values: object, dtype: torch.dtype) -> object:
     return tree_map(lambda value: value.to(dtype) if _castable(value) else value, values)
 
 
-def _to_lower(values: Any) -> Any:
+def _to_lower(values: object) -> object:
     return _cast(values, torch.get_autocast_dtype("cpu"))
 
 
-def _to_fp32(values: Any) -> Any:
+def _to_fp32(values: object) -> object:
     return _cast(values, torch.float32)
 
 
-def _to_widest(values: Any) -> Any:
+def _to_widest(values: object) -> object:
     dtypes = {value.dtype for value in tree_leaves(values) if _castable(value)}
     widest = torch.float32 if torch.float32 in dtypes else torch.get_autocast_dtype("cpu")
     return _cast(values, widest)
 
 
-def _casting(operation: Any, cast: Callable[[Any], Any]) -> Callable[..., Any]:
-    def kernel(*args: Any, **kwargs: Any) -> Any:
+def _casting(operation: Operation, cast: Callable[[object], Any]) -> Callable[..., object]:
+    def kernel(*args: object, **kwargs: object) -> object:
         with torch._C._ExcludeDispatchKeyGuard(_EXCLUDED):
             args, kwargs = cast((args, kwargs))
             return operation(*args, **kwargs)
@@ -150,11 +153,11 @@ def _casting(operation: Any, cast: Callable[[Any], Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _with_dtype(name: str) -> Callable[..., Any]:
+def _with_dtype(name: str) -> Callable[..., object]:
     operation, position = _overload(name), _DTYPE_POSITION.get(name)
     fused = _HALF_TO_FLOAT.get(name)
 
-    def kernel(*args: Any, **kwargs: Any) -> Any:
+    def kernel(*args: Any, **kwargs: object) -> object:
         asked = kwargs.get("dtype")
         if position is not None and len(args) > position:
             *args, asked = args  # type: ignore[assignment]
@@ -169,12 +172,12 @@ def _with_dtype(name: str) -> Callable[..., Any]:
     return kernel
 
 
-def _norm(name: str) -> Callable[..., Any]:
+def _norm(name: str) -> Callable[..., object]:
     with_dtype, given = _NORM[name]
     plain, operation = _overload(name), _overload(with_dtype)
-    defaults: tuple[Any, ...] = (2,) if given == 1 else (2, [], False)
+    defaults: tuple[object, ...] = (2,) if given == 1 else (2, [], False)
 
-    def kernel(tensor: Tensor, *args: Any) -> Any:
+    def kernel(tensor: Tensor, *args: object) -> object:
         with torch._C._ExcludeDispatchKeyGuard(_EXCLUDED):
             if not _castable(tensor):
                 return plain(tensor, *args)

@@ -34,10 +34,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import ceil, prod
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverloadPacket
 from torch._prims_common import suggest_memory_format
 
 from profiler.device_rules.caching_allocator.sizes import round_to_multiple
@@ -45,6 +45,7 @@ from profiler.device_rules.cuda_attention import HALF_DTYPES
 from profiler.device_rules.cuda_reductions import WARP_THREADS, PartialSums, reduction_of
 from profiler.device_rules.kernel_bytes import Blocks
 from profiler.devices.table import Multiprocessors
+from profiler.operations import Operation
 
 _WIDE_LOADS = 4
 """Values of 32 bits that a thread of a sum loads at once (``sum_functor``)."""
@@ -76,7 +77,7 @@ class CudaKernels:
     def __init__(self, multiprocessors: Multiprocessors, *, only_this_batch: bool = True) -> None:
         self.multiprocessors = multiprocessors
         self.only_this_batch = only_this_batch
-        self._rules: dict[Any, Callable[..., Blocks]] = {
+        self._rules: dict[OpOverloadPacket, Callable[..., Blocks]] = {
             torch.ops.aten.sum: self._sum,
             torch.ops.aten.mean: self._mean,
             torch.ops.aten.convolution: _convolution,
@@ -92,9 +93,9 @@ class CudaKernels:
 
     def inside(
         self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        func: Operation,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
         *,
         live_bytes: int = 0,
     ) -> Blocks:
@@ -104,11 +105,11 @@ class CudaKernels:
 
     # --- reductions ---
 
-    def _sum(self, image: Tensor, dims: Sequence[int] | None = None, *_: Any) -> Blocks:
+    def _sum(self, image: Tensor, dims: Sequence[int] | None = None, *_: object) -> Blocks:
         wide_loads = 2 * _WIDE_LOADS if image.dtype in HALF_DTYPES else _WIDE_LOADS
         return self._reduction(image, dims, wide_loads=wide_loads)
 
-    def _mean(self, image: Tensor, dims: Sequence[int] | None = None, *_: Any) -> Blocks:
+    def _mean(self, image: Tensor, dims: Sequence[int] | None = None, *_: object) -> Blocks:
         return self._reduction(image, dims, wide_loads=_WIDE_LOADS)
 
     def _reduction(self, image: Tensor, dims: Sequence[int] | None, *, wide_loads: int) -> Blocks:
@@ -185,7 +186,7 @@ class CudaKernels:
         return (*copies, *map(PartialSums, partial))
 
 
-def _convolution(image: Tensor, weight: Tensor, *_: Any) -> Blocks:
+def _convolution(image: Tensor, weight: Tensor, *_: object) -> Blocks:
     layout = _layout(image, weight)
     return tuple(_bytes(t) for t in (image, weight) if not _has_layout(t, layout))
 
@@ -203,11 +204,11 @@ def _has_layout(tensor: Tensor, layout: torch.memory_format) -> bool:
 # --- normalisation, softmax, roll -----------------------------------------------------------------
 
 
-def _layer_norm(image: Tensor, *_: Any) -> Blocks:
+def _layer_norm(image: Tensor, *_: object) -> Blocks:
     return () if image.is_contiguous() else (_bytes(image),)
 
 
-def _softmax_backward(grad: Tensor, *_: Any) -> Blocks:
+def _softmax_backward(grad: Tensor, *_: object) -> Blocks:
     return (_bytes(grad),)
 
 
@@ -228,7 +229,7 @@ def _index_put(
 # --- attention ------------------------------------------------------------------------------------
 
 
-def _efficient_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
+def _efficient_backward(grad: Tensor, query: Tensor, *_: object) -> Blocks:
     batch, heads, rows, head = query.shape
     delta = batch * heads * rows * 4
     product = grad.numel() * 4 if query.dtype == torch.float32 else 0
@@ -238,7 +239,7 @@ def _efficient_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
     return (delta, max(product, accumulators))
 
 
-def _flash_backward(grad: Tensor, query: Tensor, *_: Any) -> Blocks:
+def _flash_backward(grad: Tensor, query: Tensor, *_: object) -> Blocks:
     batch, heads, rows, head = query.shape
     sums = batch * heads * round_to_multiple(rows, 128) * 4
     return (sums * (round_to_multiple(head, 32) if head <= 192 else 256), sums)

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from profiler.operations import Arguments, Operation
+
 Blocks = tuple[int, ...]
 """Bytes of every block that an operation holds at its own peak."""
 
@@ -28,7 +30,12 @@ class KernelBytes(Protocol):
     beside_results: bool
 
     def inside(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, live_bytes: int
+        self,
+        func: Operation,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        *,
+        live_bytes: int,
     ) -> Blocks:
         """Return the blocks of an operation; none if it holds no more than its results.
 
@@ -42,7 +49,7 @@ class KernelBytes(Protocol):
 
 
 def understated_results(
-    func: Any, args: tuple[Any, ...], out: Any
+    func: Operation, args: Arguments, out: Any
 ) -> tuple[tuple[Tensor, int], ...]:
     """Return the results whose storage is larger than that of the fake tensors, with real bytes.
 

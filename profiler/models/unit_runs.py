@@ -14,12 +14,12 @@ the modules: ``conv1+bn1+act1+maxpool``. If the forward cannot run on ``meta``, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from profiler.models.backbones.timm_interface import classifiers, run_on_meta
 from profiler.models.layers import count_layers, count_weight_layers
@@ -128,10 +128,10 @@ class _Trace(TorchFunctionMode):
         # By id of the output. Holding the tensor keeps its id from being reused.
         self._makers: dict[int, tuple[Tensor, _ModuleCall]] = {}
 
-    def watch(self, module: nn.Module, name: str) -> list[Any]:
+    def watch(self, module: nn.Module, name: str) -> list[RemovableHandle]:
         """Register hooks that record the calls of a module; return their handles."""
 
-        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(_: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             self._begin(name, args, kwargs)
 
         def after(_: object, _args: object, output: object) -> None:
@@ -143,8 +143,12 @@ class _Trace(TorchFunctionMode):
         ]
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         """Count the uses by an operation outside the recorded calls."""
         if self._open is None:
             self.count_uses((*args, *(kwargs or {}).values()))
@@ -159,7 +163,7 @@ class _Trace(TorchFunctionMode):
             elif id(value) in self._makers:
                 self._makers[id(value)][1].uses += 1
 
-    def _begin(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         is_one = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
         maker = self._makers.get(id(args[0])) if is_one else None
         after = maker[1] if maker is not None and maker[1] is self._last else None

@@ -19,7 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverloadPacket
 from torch.utils.flop_counter import flop_registry
+
+from profiler.operations import Arguments, Operation
 
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward
 
@@ -60,7 +63,7 @@ def convolution_backward_flops(
 
 
 @cache
-def _formula(packet: Any) -> Callable[..., int] | None:
+def _formula(packet: OpOverloadPacket) -> Callable[..., int] | None:
     if packet is _CONVOLUTION_BACKWARD:
         return None
     formula: Callable[..., int] | None = flop_registry.get(packet)
@@ -70,10 +73,10 @@ def _formula(packet: Any) -> Callable[..., int] | None:
 
 
 def operation_flops(
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    out: Any,
+    func: Operation,
+    args: Arguments,
+    kwargs: dict[str, object],
+    out: object,
 ) -> int:
     """Return the FLOPs of a dispatched aten operation; 0 for elementwise work."""
     packet = func._overloadpacket
@@ -92,7 +95,7 @@ def operation_flops(
     return int(formula(*args, **kwargs, out_val=out))
 
 
-def elementwise_flops(out: Any) -> int:
+def elementwise_flops(out: object) -> int:
     """Return one FLOP per element written, the rule for an optimizer's update."""
     if isinstance(out, Tensor):
         return out.numel() if out.is_floating_point() else 0
@@ -104,7 +107,7 @@ def elementwise_flops(out: Any) -> int:
 # --- as published ---------------------------------------------------------------------------------
 
 
-def published_flops(func: Any, args: tuple[Any, ...], out: Any) -> int:
+def published_flops(func: Operation, args: Arguments, out: object) -> int:
     """Return the FLOPs that the counter of arXiv 2507.23536 counts; 0 for operations it skips.
 
     Source: model_profiler/profilers/flops_counter/flop_counter.py of
@@ -115,27 +118,27 @@ def published_flops(func: Any, args: tuple[Any, ...], out: Any) -> int:
     return 0 if rule is None else rule(args, out)
 
 
-def _published_matmul(args: tuple[Any, ...], out: Any) -> int:
+def _published_matmul(args: Arguments, out: object) -> int:
     rows, inner, columns = args[0].shape[0], args[0].shape[-1], args[1].shape[-1]
     return int(2 * rows * inner * columns - rows * columns)
 
 
-def _published_addmm(args: tuple[Any, ...], out: Any) -> int:
+def _published_addmm(args: Arguments, out: object) -> int:
     return _published_matmul(args[1:3], out) + int(args[0].shape[0] * args[1].shape[-1])
 
 
-def _published_bmm(args: tuple[Any, ...], out: Any) -> int:
+def _published_bmm(args: Arguments, out: object) -> int:
     return int(2 * args[0].numel() * args[1].shape[-1])
 
 
-def _published_convolution(args: tuple[Any, ...], out: Tensor) -> int:
+def _published_convolution(args: Arguments, out: Tensor) -> int:
     image, weight, bias, transposed = args[0], args[1], args[2], args[6]
     spatial = (image if transposed else out).shape[2:]
     products = image.shape[0] * weight.numel() * prod(spatial)
     return int(2 * (products + (out.numel() if bias is not None else 0)))
 
 
-def _published_convolution_backward(args: tuple[Any, ...], out: Any) -> int:
+def _published_convolution_backward(args: Arguments, out: object) -> int:
     grad, image, weight = args[:3]
     transposed, wanted = args[7], args[10]
     total = 0
@@ -150,28 +153,28 @@ def _published_convolution_backward(args: tuple[Any, ...], out: Any) -> int:
     return int(2 * total)
 
 
-def _published_norm(args: tuple[Any, ...], out: Any) -> int:
+def _published_norm(args: Arguments, out: object) -> int:
     image, weight, bias = args[:3]
     learned = sum(t is not None and t.requires_grad for t in (weight, bias))
     return int((6 + learned) * image.numel() + 2 * image.shape[1])
 
 
-def _published_norm_backward(args: tuple[Any, ...], out: Any) -> int:
+def _published_norm_backward(args: Arguments, out: object) -> int:
     image, weight = args[0], args[2]
     one, channels = image.numel(), int(image.shape[1])
     learned = weight is not None and weight.requires_grad
     return int(4 * one + channels + (one + channels if learned else 0))
 
 
-def _published_add(args: tuple[Any, ...], out: Any) -> int:
+def _published_add(args: Arguments, out: object) -> int:
     return int(2 * args[0].numel())
 
 
-def _published_mul(args: tuple[Any, ...], out: Tensor) -> int:
+def _published_mul(args: Arguments, out: Tensor) -> int:
     return out.numel()
 
 
-_PUBLISHED: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
+_PUBLISHED: dict[str, Callable[[Arguments, Any], int]] = {
     "mm": _published_matmul,
     "addmm": _published_addmm,
     "bmm": _published_bmm,

@@ -21,6 +21,8 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from profiler.operations import Arguments, Operation
+
 ADD = torch.ops.aten.add.Tensor
 
 _is_dense = torch.ops.aten.is_non_overlapping_and_dense
@@ -28,7 +30,7 @@ _is_dense = torch.ops.aten.is_non_overlapping_and_dense
 _FILLS = {"zero_", "fill_", "copy_"}
 
 
-def run_update(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def run_update(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
     """Run an operation of the optimizer's update, or skip it where it changes no size.
 
     The step counters are scalars and stay real tensors: the update reads their values. Operations
@@ -54,7 +56,7 @@ def _is_arithmetic_in_place(func: OpOverload) -> bool:
     return name.startswith("_foreach_") or torch.Tag.pointwise in func.tags or name in _FILLS
 
 
-def gradient_added_to(args: tuple[Any, ...]) -> Tensor | None:
+def gradient_added_to(args: Arguments) -> Tensor | None:
     """Return the gradient in which a real run would store a sum, None for a new storage.
 
     Args:
@@ -85,8 +87,12 @@ def references_of_unshared_gradient() -> tuple[int, int]:
 
     class CountReferences(TorchDispatchMode):
         def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-        ) -> Any:
+            self,
+            func: Operation,
+            types: object,
+            args: Arguments = (),
+            kwargs: Mapping[str, object] | None = None,
+        ) -> object:
             if func is ADD and not torch.is_grad_enabled():
                 seen.append(_references(args[0]))
             return func(*args, **(kwargs or {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -23,8 +23,8 @@ class OperationTimer(Protocol):
         self,
         kind: str,
         func: OpOverload,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
         *,
         flops: int,
         moved_bytes: int,
@@ -76,9 +76,9 @@ class OperationCounter:
     def count(
         self,
         func: OpOverload,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: Any,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        out: object,
         *,
         phase: Phase,
         unit: int,
@@ -126,7 +126,7 @@ class OperationCounter:
         self._last_call = _no_call if now is None else weakref.ref(now)
         return now is not None and now is not before
 
-    def _traffic(self, values: Iterable[Any]) -> tuple[int, int]:
+    def _traffic(self, values: Iterable[object]) -> tuple[int, int]:
         """Return the bytes of all tensors, and of the tensors with a multiple of the batch."""
         moved = batched = 0
         for item in values:
@@ -145,9 +145,9 @@ class OperationCounter:
     def _flops(
         self,
         func: OpOverload,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: Any,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        out: object,
         phase: Phase,
     ) -> int:
         if self._published:

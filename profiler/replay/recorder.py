@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import recomputing
 from profiler.device_rules.kernel_bytes import KernelBytes, understated_results
-from profiler.operations import only_allocates, only_views
+from profiler.operations import Arguments, Operation, only_allocates, only_views
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.in_place import (
     ADD,
@@ -77,17 +75,17 @@ class Recorder(TorchDispatchMode):
         self._counter = counter if counter is not None else OperationCounter(batch=1)
         # code 0: storages that no operation of the step made
         self._operation_codes: dict[str, int] = {"(given)": 0}
-        self._is_view: dict[OpOverload, bool] = {}
+        self._is_view: dict[Operation, bool] = {}
         # the first call runs autograd, which must not happen inside an operation
         references_of_unshared_gradient()
 
     def __torch_dispatch__(
         self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        func: Operation,
+        types: object,
+        args: Arguments = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         """Run an operation and record its results."""
         kwargs = kwargs or {}
         # a query for a tensor's device is no operation of the step
@@ -117,7 +115,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _record(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+        self, func: Operation, args: tuple[object, ...], kwargs: dict[str, object], out: object
     ) -> None:
         code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
         scratch = self._scratch(func, args, kwargs, code)
@@ -133,7 +131,7 @@ class Recorder(TorchDispatchMode):
         self._counter.count(func, args, kwargs, out, phase=clock.phase, unit=clock.unit)
 
     def _scratch(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], code: int
+        self, func: Operation, args: tuple[object, ...], kwargs: dict[str, object], code: int
     ) -> list[int]:
         """Record a kernel's blocks; return the rows of blocks that are held beside the results.
 
@@ -155,7 +153,7 @@ class Recorder(TorchDispatchMode):
             table.death(row)
         return []
 
-    def _follow_results(self, out: Any, code: int) -> None:
+    def _follow_results(self, out: object, code: int) -> None:
         if isinstance(out, Tensor):
             self.storages.follow(out, operation=code)
         elif isinstance(out, tuple | list):

@@ -44,7 +44,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +149,7 @@ def skip_units(backbone: nn.Module, units: Sequence[str], rows: Sequence[UnitRow
             module.__dict__["forward"] = _identity
 
 
-def _identity(features: Tensor, *_: Any, **__: Any) -> Tensor:
+def _identity(features: Tensor, *_: object, **__: object) -> Tensor:
     passed: Tensor = _Identity.apply(features)
     return passed
 
@@ -164,11 +163,11 @@ class _Identity(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(_: Any, features: Tensor) -> Tensor:
+    def forward(_: object, features: Tensor) -> Tensor:
         return features.view_as(features)  # a new tensor without a new storage
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
+    def backward(_: object, gradient: Tensor) -> Tensor:
         return gradient
 
 

@@ -10,7 +10,7 @@ unknown field, a missing field, a wrong type or a number that is not finite is a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
@@ -118,7 +118,7 @@ def decode_answer(line: bytes) -> Answer:
     return decode(line, Answer)  # type: ignore[arg-type]  # mypy has no type of a union's type
 
 
-def address_of(definition: Any) -> str:
+def address_of(definition: Callable[..., object]) -> str:
     """Return ``module:name`` of a function or class at the top level of a module."""
     return f"{definition.__module__}:{definition.__qualname__}"
 

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -197,8 +196,8 @@ class KindTimer:
         self,
         kind: str,
         func: OpOverload,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
         *,
         flops: int,
         moved_bytes: int,
@@ -227,7 +226,9 @@ class KindTimer:
         return {kind: measured / expected for kind, (measured, expected) in self._sums.items()}
 
 
-def _run_on_zeros(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+def _run_on_zeros(
+    func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> float:
     """Return the seconds of an operation on zeros; 0 if it is not defined on them."""
     with unset_fake_temporarily(), torch.no_grad():
         real, named = tree_map(zeros_like_it, (args, dict(kwargs)))

@@ -7,8 +7,6 @@ The rest of the program reads these of any backbone: ``num_classes``, ``num_feat
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -46,7 +44,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = num_features
-        self.pretrained_cfg: dict[str, Any] = {
+        self.pretrained_cfg: dict[str, object] = {
             "num_classes": num_classes,
             "input_size": (in_chans, img_size, img_size),
             "mean": IMAGENET_MEAN,

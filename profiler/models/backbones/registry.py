@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.backbones.timm_interface import IMAGE_SIZE
@@ -139,7 +139,7 @@ def _construct(canonical: str, num_classes: int, image_size: int, drop_path: flo
     own = _own_models().get(canonical)
     if own is not None:
         return own(num_classes=num_classes, img_size=image_size, drop_path_rate=drop_path)
-    options: dict[str, Any] = {"num_classes": num_classes}
+    options: dict[str, object] = {"num_classes": num_classes}
     if drop_path:
         options["drop_path_rate"] = drop_path
     native = native_image_size(canonical)
@@ -152,7 +152,7 @@ def _construct(canonical: str, num_classes: int, image_size: int, drop_path: flo
         ) from error
 
 
-def _create(canonical: str, image_size: int | None, options: dict[str, Any]) -> nn.Module:
+def _create(canonical: str, image_size: int | None, options: dict[str, object]) -> nn.Module:
     """Call timm's constructor; ``image_size`` None means the model's own size."""
     import timm
 

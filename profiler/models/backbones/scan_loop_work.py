@@ -7,8 +7,9 @@ so ``loop_work`` counts its launches and bytes on one small sequence and scales 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -24,7 +25,7 @@ from profiler.models.backbones.scan_loops import (
     scan_workspace,
 )
 from profiler.models.backbones.scan_operators import backward_results, forward_results
-from profiler.operations import bytes_in, only_allocates, only_views
+from profiler.operations import Arguments, Operation, bytes_in, only_allocates, only_views
 
 
 class LoopWork(NamedTuple):
@@ -41,7 +42,7 @@ class LoopWork(NamedTuple):
     moved_bytes: int
 
 
-def loop_work(func: Any, args: tuple[Any, ...]) -> LoopWork | None:
+def loop_work(func: Operation, args: Arguments) -> LoopWork | None:
     """Return the work of the PyTorch loops inside a scan operator; None for any other operator.
 
     Args:
@@ -112,8 +113,12 @@ class _OperationCount(TorchDispatchMode):
         self.launches = self.moved_bytes = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Operation,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         """Run the operation and count it, unless it is a view or an allocation."""
         out = func(*args, **(kwargs or {}))
         if not only_views(func) and not only_allocates(func):

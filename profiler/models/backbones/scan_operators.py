@@ -152,7 +152,11 @@ def _fake_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 @register_flop_formula(torch.ops.budgetplan.selective_scan)
 def scan_forward_flops(
-    u_shape: Sequence[int], delta_shape: Any, rates_shape: Sequence[int], *_: Any, **__: Any
+    u_shape: Sequence[int],
+    delta_shape: object,
+    rates_shape: Sequence[int],
+    *_: object,
+    **__: object,
 ) -> int:
     """Seven per state and position: exponent, exp, input, recurrence (2), output (2)."""
     return 7 * math.prod(u_shape) * rates_shape[0]
@@ -160,8 +164,8 @@ def scan_forward_flops(
 
 @register_flop_formula(torch.ops.budgetplan.selective_scan_backward)
 def scan_backward_flops(
-    grad_shape: Any, u_shape: Sequence[int], delta_shape: Any, rates_shape: Sequence[int],
-    *rest: Any, **__: Any,
+    grad_shape: object, u_shape: Sequence[int], delta_shape: object, rates_shape: Sequence[int],
+    *rest: Any, **__: object,
 ) -> int:  # fmt: skip
     """Five per state and position for the recomputed states, two a gradient, six for the adjoint.
 

@@ -104,7 +104,7 @@ def _has_mamba_kernel() -> bool:
     return importlib.util.find_spec("mamba_ssm") is not None
 
 
-def _mamba_kernel_scan(*arguments: Any) -> Tensor:
+def _mamba_kernel_scan(*arguments: object) -> Tensor:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     y: Tensor = selective_scan_fn(*arguments)

@@ -48,7 +48,7 @@ def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD))
 
 
-def run_on_meta(model: nn.Module) -> Any:
+def run_on_meta(model: nn.Module) -> object:
     """Run a model's forward on shapes alone, at the image size it was trained at.
 
     Raises:

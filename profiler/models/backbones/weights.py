@@ -9,14 +9,14 @@ import textwrap
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from profiler.errors import InputError
 from profiler.models.backbones.registry import is_own_model, resolve
 from profiler.models.backbones.timm_interface import classifier_names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def _load_pretrained(model: nn.Module, canonical: str) -> WeightSource:
     return WeightSource(kind="pretrained", detail=str(config.get("hf_hub_id") or canonical))
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Tensor]:
     import pickle
 
     import torch
@@ -159,7 +159,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _load_state(model: nn.Module, state: dict[str, Any], *, origin: str) -> None:
+def _load_state(model: nn.Module, state: dict[str, Tensor], *, origin: str) -> None:
     """Copy a state dict into a model; only the classifier may have another shape or be absent."""
     heads = tuple(f"{name}." for name in classifier_names(model))
     own = model.state_dict()

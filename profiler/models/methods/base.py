@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from profiler.errors import UsageError
 
@@ -128,14 +128,14 @@ class Method(ABC):
         """Run after the optimizer step, before gradients are freed (AdaLoRA's rank allocator)."""
         return None
 
-    def training_state(self, model: nn.Module) -> dict[str, Any]:
+    def training_state(self, model: nn.Module) -> dict[str, object]:
         """Return the state of a schedule between steps, as tensors and plain data.
 
         Parameters, buffers and the optimizer's state are not included: the training saves them.
         """
         return {}
 
-    def restore_training_state(self, model: nn.Module, state: dict[str, Any]) -> None:
+    def restore_training_state(self, model: nn.Module, state: dict[str, object]) -> None:
         """Restore the result of ``training_state``; called after ``on_training_start``."""
         return None
 
