@@ -147,7 +147,7 @@ def test_from_a_question_to_a_trained_model() -> None:
     file = answer.front[answer.recommended].file
     plan = load_plan(file)
     assert plan == load_plan(str(file)) == answer.front[answer.recommended].plan
-    checked = validate(plan, device="cpu", steps=1, out="checked.json", pretrained=False)
+    checked = validate(plan, device="cpu", steps=2, out="checked.json", pretrained=False)
     assert isinstance(checked, Plan)
     assert load_plan("checked.json") == checked
     result = train(file, device="cpu", steps=1, pretrained=False, seed=3)
