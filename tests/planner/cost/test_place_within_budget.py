@@ -107,7 +107,7 @@ def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
             return lambda budget: LiveBytes(int(1.2 * to_live(budget)))
 
     load = ON_CPU
-    cost = Optimist("cpu", Store.in_memory())
+    cost = Optimist(CPU, Store.in_memory())
     budget = int(0.8 * need(load, KEEP_ALL, "cpu"))
     first = cost.place(load, PolicyChoice("optimal"), budget)
     assert need(load, first.placement, "cpu") > budget
