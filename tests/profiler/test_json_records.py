@@ -13,7 +13,7 @@ from profiler.json_records import (
     check_schema,
     read_record,
 )
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement
 from profiler.records import DeviceLabel, Memory, Parameters, Report, Rung
 from profiler.workload import Candidate, Workload
 
@@ -100,7 +100,7 @@ def make_report() -> Report:
     return Report(
         candidate=Candidate(
             workload=Workload(model="test_vit", targets=("qkv",), alpha=0.1),
-            placement=Placement(decisions={"blocks.0": "recompute"}),
+            placement=Placement(decisions={"blocks.0": Decision.RECOMPUTE}),
         ),
         device=DeviceLabel(name="cpu", full_name="this CPU", kind="cpu"),
         rung=Rung.EMULATED,

@@ -1,5 +1,6 @@
 import json
 import pickle
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,16 @@ from profiler.workload import Candidate, Workload
 
 
 def test_a_placement_is_its_decisions():
-    one = Placement({"b": "recompute", "a": Decision.KEEP})
+    words: Any = {"b": "recompute", "a": Decision.KEEP}
+    one = Placement(words)
     other = Placement({"b": Decision.RECOMPUTE})
     assert one == other
     assert hash(one) == hash(other)
     assert one.decisions == {"b": Decision.RECOMPUTE}
     assert type(one.decisions["b"]) is Decision
     assert (one.decision("a"), one.decision("b")) == (Decision.KEEP, Decision.RECOMPUTE)
-    assert Placement({"a": "keep"}) == KEEP_ALL
+    kept: Any = {"a": "keep"}
+    assert Placement(kept) == KEEP_ALL
     assert KEEP_ALL.is_none
     assert pickle.loads(pickle.dumps(one)) == one
 

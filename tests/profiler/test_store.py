@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from profiler import store as store_module
-from profiler.prediction.parametric import Envelope, Floats
+from profiler.arrays import Floats
+from profiler.prediction.parametric import Envelope
 from profiler.store import Store
 
 

@@ -8,7 +8,7 @@ import pytest
 from planner.cli import cli
 from planner.cli.options import Checkpoint, Checkpoints
 from planner.placement.policies import parse_policy, policy_words
-from planner.search.space import Space, method_choice
+from planner.search.space import Space, searched_method
 from profiler.errors import UnknownNameError
 from profiler.workload import Workload
 
@@ -18,7 +18,7 @@ WORDS = [word.replace("-K", "-3") for word in policy_words()]
 def space_of(word: str) -> Space:
     return Space(
         base=Workload(model="test_vit"),
-        methods=(method_choice("head"),),
+        methods=(searched_method("head"),),
         micro_batches=(1,),
         effective_batch=1,
         precisions=("fp32",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -48,9 +49,10 @@ def kept(workload: Workload) -> int:
     return model().estimate(Candidate(workload=workload)).peak_bytes
 
 
-def smallest(workload: Workload, **options: tuple[str, ...]) -> int:
+def smallest(workload: Workload, **options: Any) -> int:
     with pytest.raises(InfeasibleError) as caught:
         model().place(workload, PolicyChoice("optimal"), 1, **options)
+    assert caught.value.smallest_bytes is not None
     return caught.value.smallest_bytes
 
 

@@ -19,11 +19,18 @@ from toy_chains import (
 
 from planner.placement.chain import Chain, ChainUnit, option_indices
 from planner.placement.chain_cost import chain_arrays, peak_bytes
-from planner.placement.optimal import SolutionStatus, frontier, smallest_feasible, solve
+from planner.placement.optimal import Solution, SolutionStatus, frontier, smallest_feasible, solve
 from profiler.placement import Decision
+from profiler.units import LiveBytes
 
 # PLACEMENT_MORE=100 runs the comparisons with brute force on thousands of chains
 MORE = int(os.environ.get("PLACEMENT_MORE", "1"))
+
+
+def peak_and_seconds(solution: Solution) -> tuple[LiveBytes, float]:
+    assert solution.peak_bytes is not None
+    assert solution.recompute_seconds is not None
+    return solution.peak_bytes, solution.recompute_seconds
 
 
 def check_against_all_placements(rng, chain, *, segments=True, everything=None):
@@ -144,7 +151,9 @@ def test_infeasible_is_proved_and_the_smallest_budget_feasible():
         below = solve(chain, least.peak_bytes - 1)
         assert below.status is SolutionStatus.INFEASIBLE
         assert below.smallest_feasible_bytes == least.peak_bytes
-        assert below.placement is below.recompute_seconds is below.bound_seconds is None
+        assert below.placement is None
+        assert below.recompute_seconds is None
+        assert below.bound_seconds is None
 
 
 def test_frontier_is_every_undominated_placement():
@@ -168,8 +177,8 @@ def test_frontier_is_monotone_and_reachable(monkeypatch, labels):
     monkeypatch.setattr("planner.placement.optimal.FRONTIER_LABELS", labels)
     chain = random_chain(np.random.default_rng(9), 20, 4, real=True)
     curve = frontier(chain)
-    peaks = [s.peak_bytes for s in curve]
-    seconds = [s.recompute_seconds for s in curve]
+    points = [peak_and_seconds(solution) for solution in curve]
+    peaks, seconds = [peak for peak, _ in points], [added for _, added in points]
     assert peaks == sorted(set(peaks))
     assert seconds == sorted(set(seconds), reverse=True)
     assert peaks[0] == smallest_feasible(chain).peak_bytes

@@ -113,8 +113,8 @@ def told_step_by_step(chain: Chain, choice: OptionIndices) -> tuple[int, float]:
             previous = units[i - 1]
             held = previous.boundary_bytes
             live = entry + held
-            again = units[i].options[units[i].plain_index(Decision.RECOMPUTE)]
-            peak = max(peak, live + again.forward_bytes)
+            recompute = units[i].options[units[i].plain_index(Decision.RECOMPUTE)]
+            peak = max(peak, live + recompute.forward_bytes)
             members.append(i)
             live = entry + units[i].boundary_bytes
     gradients = 0

@@ -18,7 +18,7 @@ from profiler.checkpointing.apply import apply_placement
 from profiler.errors import InputError
 from profiler.models.build import build_model
 from profiler.models.methods import get_method
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement
 from profiler.training_step import TrainingStep
 from profiler.workload import Workload
 
@@ -37,7 +37,9 @@ def own_model(workload: Workload, seed: int = 1) -> nn.Module:
 
 def placement_of(workload: Workload) -> Placement:
     units = build_model(workload, device="meta").units
-    return Placement(decisions=dict.fromkeys(units[:-1], "recompute") | {units[-1]: "cheap"})
+    return Placement(
+        decisions={**dict.fromkeys(units, Decision.RECOMPUTE), units[-1]: Decision.DROP_CHEAP}
+    )
 
 
 def images_of(workload: Workload) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from planner.training.oom_fallback import tighter_placements
 from planner.training.session import Session
 from profiler.devices.table import CPU, device_spec
 from profiler.models.build import build_model
-from profiler.placement import KEEP_ALL, Placement
+from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.running.memory_caps import cap_host_memory
 from profiler.running.messages import Message
 from profiler.running.sandbox import run_in_process
@@ -29,20 +29,22 @@ SMALL = Workload(model="mobilenetv2_035", micro_batch=4, image_size=64, num_clas
 LARGE = Workload(model="test_vit", micro_batch=256, image_size=160, num_classes=10)
 
 
-def from_fixed(placement: Placement, units: str) -> list[dict[str, str]]:
+def from_fixed(placement: Placement, units: str) -> list[dict[str, Decision]]:
     candidate = Candidate(workload=SMALL, placement=placement)
     return [dict(c.placement.decisions) for c in tighter_placements(candidate, tuple(units))]
 
 
 def test_without_a_cost_model_half_of_the_units_then_all_are_recomputed() -> None:
-    half, full = dict.fromkeys("abc", "recompute"), dict.fromkeys("abcde", "recompute")
+    half, full = (dict.fromkeys(units, Decision.RECOMPUTE) for units in ("abc", "abcde"))
     assert from_fixed(KEEP_ALL, "abcde") == [half, full]
     assert from_fixed(Placement(decisions=half), "abcde") == [full]
     assert from_fixed(Placement(decisions=full), "abcde") == []
-    mixed = Placement(decisions={"a/mlp": "cheap", "d": "recompute", "e": "segment"})
+    mixed = Placement(
+        decisions={"a/mlp": Decision.DROP_CHEAP, "d": Decision.RECOMPUTE, "e": Decision.SEGMENT}
+    )
     first, last = from_fixed(mixed, "abcdef")
-    assert first == dict.fromkeys("abcd", "recompute") | {"e": "segment"}
-    assert last == first | {"f": "recompute"}
+    assert first == dict.fromkeys("abcd", Decision.RECOMPUTE) | {"e": Decision.SEGMENT}
+    assert last == first | {"f": Decision.RECOMPUTE}
 
 
 def test_with_a_cost_model_each_placement_needs_less_and_costs_more() -> None:

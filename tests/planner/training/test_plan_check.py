@@ -13,7 +13,7 @@ from trainings import digits, run, workload
 from planner.plan import Plan
 from planner.training.plan_check import check_against_model, check_data, load_data_for
 from profiler.errors import InputError
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement
 
 
 def test_a_plan_is_held_against_the_model_it_names() -> None:
@@ -33,7 +33,7 @@ def test_a_plan_is_held_against_the_model_it_names() -> None:
     ):
         with pytest.raises(InputError, match=complaint):
             check_against_model(with_workload(**changes))
-    lacking = Placement(decisions={"blocks.99": "recompute"})
+    lacking = Placement(decisions={"blocks.99": Decision.RECOMPUTE})
     with pytest.raises(InputError, match=r"blocks\.99"):
         check_against_model(replace(plan, candidate=replace(plan.candidate, placement=lacking)))
 

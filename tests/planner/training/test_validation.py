@@ -19,9 +19,10 @@ from planner.training.short_training import SHORT_BATCH
 from planner.training.validation import Validation, validate
 from planner.training.validation_messages import ValidationRequest, ValidationResult
 from planner.training.validation_run import run_validation
+from profiler.devices.table import CPU
 from profiler.errors import InputError, OutOfMemoryError, UsageError
 from profiler.models.build import build_model
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement
 from profiler.prediction.report import predict
 from profiler.records import Rung
 from profiler.training_step import TrainingStep, make_optimizer
@@ -32,7 +33,7 @@ VIT = Workload(
     model="vit_tiny_patch16_224", method="lora", rank=4, micro_batch=16, accumulation=4,
     image_size=64, num_classes=10,
 )  # fmt: skip
-STATIC = Placement(decisions={f"blocks.{i}": "recompute" for i in range(12)})
+STATIC = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(12)})
 RESNET = Workload(
     model="resnet18", method="full", micro_batch=8, accumulation=1, image_size=64, num_classes=10
 )
@@ -66,7 +67,7 @@ def test_a_measured_peak_is_the_predicted_one() -> None:
     said: list[tuple[str, float]] = []
     candidate = Candidate(workload=VIT.replace(micro_batch=4), placement=STATIC)
     seen = run(candidate, on_progress=lambda text, done: said.append((text, done)))
-    prediction = predict(candidate, device="cpu")
+    prediction = predict(candidate, device=CPU)
     # the process has its own thread count, so kernels may differ a little
     assert seen.report.memory.peak_bytes == pytest.approx(prediction.memory.peak_bytes, rel=0.005)
     assert seen.findings(prediction, budget_bytes=2**30) == ()
@@ -142,7 +143,7 @@ def test_a_run_above_its_budget_is_stopped() -> None:
 
 def test_a_run_within_its_predicted_peak_is_not_stopped() -> None:
     candidate = Candidate(workload=RESNET)
-    prediction = predict(candidate, device="cpu")
+    prediction = predict(candidate, device=CPU)
     seen = run(candidate, budget_bytes=prediction.memory.peak_bytes, steps=2)
     peak = seen.report.memory.peak_bytes
     assert peak <= 1.005 * prediction.memory.peak_bytes
@@ -159,7 +160,7 @@ def test_bad_requests_are_one_line() -> None:
         run(Candidate(workload=VIT), data="/no/such/folder")  # and the process tells it
     with pytest.raises(InputError, match="digits has 10"):
         in_this_process(Candidate(workload=VIT.replace(num_classes=3)))
-    lacking = Placement(decisions={"blocks.77": "recompute"})
+    lacking = Placement(decisions={"blocks.77": Decision.RECOMPUTE})
     with pytest.raises(InputError, match=r"blocks\.77"):
         in_this_process(Candidate(workload=VIT, placement=lacking))
     with pytest.raises(UsageError, match="two steps"):
@@ -193,7 +194,12 @@ def test_power_is_energy_over_the_time_of_many_repetitions(
         return 100 * (time.perf_counter() - started), None
 
     monkeypatch.setattr("planner.training.inference.energy_of", hundred_watts)
-    watts = power_of(lambda: calls.append(time.sleep(0.01) or 0.0))
+
+    def ten_milliseconds() -> None:
+        time.sleep(0.01)
+        calls.append(0.01)
+
+    watts = power_of(ten_milliseconds)
     assert len(calls) > 1
     assert watts == pytest.approx(100, rel=0.1)
     monkeypatch.setattr(

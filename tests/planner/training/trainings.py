@@ -17,7 +17,7 @@ from planner.training.loop import train
 from planner.training.plan_check import load_data_for
 from planner.training.run_options import RunOptions
 from planner.training.trained_model import MODEL_FOLDER
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement
 from profiler.workload import Workload
 
 OF_RUN = {field.name for field in fields(RunOptions)}
@@ -26,7 +26,7 @@ OF_RUN = {field.name for field in fields(RunOptions)}
 VIT = "vit_tiny_patch16_224"
 
 
-STATIC = Placement(decisions={f"blocks.{i}": "recompute" for i in range(12)})
+STATIC = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(12)})
 
 
 def workload(**changes: Any) -> Workload:

@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -133,7 +133,9 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
     return Placement(decisions=decisions)
 
 
-def train_step(model: nn.Module, *, autocast: bool = False, steps: int = 1, edge: int = 32) -> dict:
+def train_step(
+    model: nn.Module, *, autocast: bool = False, steps: int = 1, edge: int = 32
+) -> dict[str, Tensor]:
     """Everything a training step leaves behind."""
     torch.manual_seed(3)
     model.zero_grad(set_to_none=True)
@@ -147,7 +149,7 @@ def train_step(model: nn.Module, *, autocast: bool = False, steps: int = 1, edge
     return left | {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
 
 
-def assert_same(got: dict, expected: dict) -> None:
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert got.keys() == expected.keys()
     different = [name for name in expected if not torch.equal(got[name], expected[name])]
     assert not different, different

@@ -11,7 +11,7 @@ from profiler.device_rules import cpu_kernels as kernels
 from profiler.device_rules.cpu_kernels import PROBE_BATCHES, Extended, Probe
 from profiler.devices.table import CPU
 from profiler.models.build import build_model
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement
 from profiler.replay.step_replay import replay_built_model, replay_step
 from profiler.workload import Candidate, Workload
 
@@ -85,7 +85,7 @@ def test_convolutions_that_go_over_to_onednn_at_16_images_are_seen() -> None:
     """On one thread; without that the peak is 13 % too low."""
     workload = Workload(model="test_efficientnet", micro_batch=16, image_size=64, num_classes=10)
     built = build_model(workload, device="meta")
-    everything = dict.fromkeys(built.units, "recompute")
+    everything = dict.fromkeys(built.units, Decision.RECOMPUTE)
     candidate = Candidate(workload=workload, placement=Placement(decisions=everything))
     every = replay_built_model(built, candidate, device=CPU, kernel_bytes=Probe())
     assert replay_step(candidate, device=CPU).peak_bytes == every.peak_bytes

@@ -65,10 +65,11 @@ class Calls(TorchDispatchMode):
         return out
 
 
-def qkv(dtype: torch.dtype, *, head: int = HEAD) -> list[Tensor]:
-    return [
+def qkv(dtype: torch.dtype, *, head: int = HEAD) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (
         torch.empty(BATCH, HEADS, TOKENS, head, dtype=dtype, requires_grad=True) for _ in range(3)
-    ]
+    )
+    return q, k, v
 
 
 def up(number: int, multiple: int) -> int:
@@ -110,9 +111,9 @@ def test_flash_attention_pads_odd_heads():
 
 
 def test_no_logsumexp_without_gradients():
-    tensors = [t.detach() for t in qkv(torch.float32)]
+    q, k, v = (t.detach() for t in qkv(torch.float32))
     with imitate_cuda(TURING), Calls() as calls:
-        F.scaled_dot_product_attention(*tensors)
+        F.scaled_dot_product_attention(q, k, v)
     packet = torch.ops.aten._scaled_dot_product_efficient_attention
     (out,) = [out for func, _, out in calls.seen if func is packet]
     assert out[1].numel() == 0
@@ -120,12 +121,12 @@ def test_no_logsumexp_without_gradients():
 
 def test_bias_rows_are_padded_and_its_gradient_is_full_size():
     batch, heads, tokens = 3, 4, 49
-    tensors = [torch.empty(batch, heads, tokens, 32, requires_grad=True) for _ in range(3)]
+    q, k, v = (torch.empty(batch, heads, tokens, 32, requires_grad=True) for _ in range(3))
     bias = torch.empty(1, heads, tokens, tokens, requires_grad=True)
-    saved = Saved(*tensors)
+    saved = Saved(q, k, v)
     with imitate_cuda(TURING):
         with saved.hooks():
-            out = F.scaled_dot_product_attention(*tensors, attn_mask=bias)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         output = batch * tokens * heads * 32 * 4
         logsumexp = batch * heads * up(tokens, 32) * 4
         assert saved.nbytes == output + logsumexp + 16 + heads * tokens * 56 * 4
@@ -157,16 +158,16 @@ def test_bias_rows_are_padded_and_its_gradient_is_full_size():
     ],
 )
 def test_choice_of_attention(dtype, capability, mask, head, expected):
-    tensors = qkv(dtype, head=head)
+    q, k, v = qkv(dtype, head=head)
     bias = torch.empty(1, HEADS, TOKENS, TOKENS, dtype=dtype) if mask else None
-    choice = choose_attention(*tensors, bias, dropout=0.0, learns=True, capability=capability)
+    choice = choose_attention(q, k, v, bias, dropout=0.0, learns=True, capability=capability)
     assert choice == expected
 
 
 def test_cudnn_takes_no_bias_that_learns():
-    tensors = qkv(torch.bfloat16)
+    q, k, v = qkv(torch.bfloat16)
     bias = torch.empty(1, HEADS, TOKENS, TOKENS, dtype=torch.bfloat16, requires_grad=True)
-    choice = choose_attention(*tensors, bias, dropout=0.0, learns=True, capability=HOPPER)
+    choice = choose_attention(q, k, v, bias, dropout=0.0, learns=True, capability=HOPPER)
     assert choice == EFFICIENT
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from profiler.errors import UnknownNameError
 from profiler.models.backbones.mambavision import MambaVision
@@ -160,6 +160,11 @@ def test_most_parameters_of_convolutional_backbones_are_in_units():
         assert inside > 0.75 * sum(p.numel() for p in model.parameters()), name
 
 
+class ReadsItsInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(x.sum())
+
+
 class Siblings(nn.Module):
     """A stem and a neck of loose layers around blocks; ``use`` says how forward joins them."""
 
@@ -216,8 +221,7 @@ def test_a_run_is_called_in_a_row_and_seen_by_nobody_else(use, runs):
 
 def test_a_forward_that_meta_tensors_cannot_run_has_no_runs():
     model = Siblings("in a row")
-    model.act = nn.Module()
-    model.act.forward = lambda x: x * float(x.sum())
+    model.set_submodule("act", ReadsItsInput())
     assert find_units(model) == find_blocks(model)
 
 

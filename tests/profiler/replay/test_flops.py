@@ -28,7 +28,7 @@ def step(model: str, *, as_published: bool = False, batch: int = 1, method: str 
     return replay_step(Candidate(workload=workload), device=CPU, options=options)
 
 
-def giga(log: EventLog, phase: int) -> float:
+def giga(log: EventLog, phase: Phase) -> float:
     return log.flops(phase) / 1e9
 
 

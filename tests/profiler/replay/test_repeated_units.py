@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
         profile_option(
             given.workload.replace(rank=None),
             given.placement,
-            lambda _, log=log: log,
+            partial(lambda log, _: log, log),
             GPU,
         )
         for log in (told, true)

@@ -16,6 +16,7 @@ from profiler.replay.event_log import Phase
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step, replay_update
 from profiler.replay.unit_spans import first_spans
 from profiler.running.measurement import build_step
+from profiler.training_step import Fetch, TrainingStep
 from profiler.workload import Candidate, Workload
 
 GPU = lookup("rtx-2060-super")
@@ -28,7 +29,7 @@ def workload(model: str, method: str = "full", **changes: object) -> Workload:
     return base.replace(**changes)
 
 
-def placed(load: Workload, decision: str | None, *, every: int = 1) -> Candidate:
+def placed(load: Workload, decision: Decision | None, *, every: int = 1) -> Candidate:
     if decision is None:
         return Candidate(workload=load)
     units = build_model(load, device="meta").units[::every]
@@ -36,13 +37,17 @@ def placed(load: Workload, decision: str | None, *, every: int = 1) -> Candidate
 
 
 def real_peak(candidate: Candidate) -> int:
-    made: list[object] = []
+    made: list[tuple[TrainingStep, list[Fetch]]] = []
+
+    def run() -> None:
+        step, batches = made[0]
+        step.run(batches)
 
     def prepare() -> None:
-        made.extend(build_step(candidate, device="cpu"))
-        made[0].run(made[1])
+        made.append(build_step(candidate, device="cpu"))
+        run()
 
-    return peak_during(prepare, lambda: made[0].run(made[1]))
+    return peak_during(prepare, run)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from profiler.running.measurement import (
     run_measurement,
 )
 from profiler.units import MIB
+from profiler.training_step import Fetch, TrainingStep
 from profiler.workload import Candidate, Workload
 
 SMALL = Candidate(
@@ -83,14 +84,18 @@ def test_a_placement_that_fits_is_measured_under_its_budget() -> None:
 
 
 def test_the_peak_is_that_of_a_steady_step() -> None:
-    made = []
+    made: list[tuple[TrainingStep, list[Fetch]]] = []
+
+    def run() -> None:
+        step, batches = made[0]
+        step.run(batches)
 
     def prepare() -> None:
-        made.extend(build_step(SMALL, device="cpu"))
-        made[0].run(made[1])
-        made[0].run(made[1])
+        made.append(build_step(SMALL, device="cpu"))
+        run()
+        run()
 
-    by_hand = peak_during(prepare, lambda: made[0].run(made[1]))
+    by_hand = peak_during(prepare, run)
     seen = measure_on_host(
         lambda: build_step(SMALL, device="cpu"), steps=2, warmup=1, progress=silent
     )

@@ -64,7 +64,7 @@ def test_a_malformed_message_is_a_failed_measurement_of_one_line() -> None:
         run_in_process(children.overdone, Nothing(), Nothing)
     # the child refuses a request, the parent a result
     with pytest.raises(MeasurementError, match=r"Expected `int`, got `str`"):
-        run_in_process(children.not_a_number, Number(number="one"), Nothing)  # type: ignore[arg-type]
+        run_in_process(children.not_a_number, Number(number="one"), Nothing)
     with pytest.raises(MeasurementError, match="Expected `float`, got `null`"):
         run_in_process(children.not_a_number, Number(number=1), list[float])
 

@@ -18,7 +18,8 @@ from planner.training.images.crops import centre_crop, random_crop
 def test_the_centre_crop_is_resize_255_and_center_crop_224(tmp_path, size):
     with Image.open(paint(tmp_path / "p.png", size)) as opened:
         picture = opened.convert("RGB")
-    box = centre_crop(*size, random.Random(0))
+    width, height = size
+    box = centre_crop(width, height, random.Random(0))
     ours = picture.resize((224, 224), Image.Resampling.BILINEAR, box=box)
     theirs = v2.Compose([v2.Resize(255), v2.CenterCrop(224)])(picture)
     difference = np.abs(np.asarray(ours, float) - np.asarray(theirs, float))

@@ -100,9 +100,9 @@ def test_cifar100_from_its_own_files(tmp_path, monkeypatch):
     contents["meta"] = {"fine_label_names": ["apple", "whale"]}
     sums = {}
     for name, content in contents.items():
-        data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
-        sums[name] = hashlib.md5(data).hexdigest()
+        pickled = pickle.dumps(content)
+        (folder / name).write_bytes(pickled)
+        sums[name] = hashlib.md5(pickled).hexdigest()
     monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", sums["train"]]])
     monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", sums["test"]]])
     meta = {**datasets.CIFAR100.meta, "md5": sums["meta"]}

@@ -68,8 +68,8 @@ def test_output_and_every_gradient_equal_float64(shape, threads):
 def test_the_kernel_and_the_loops_agree_and_take_the_same_memory(monkeypatch):
     inputs = random_inputs(**SHAPES[0], dtype=torch.float32)
     ran = []
-    for kernel in (scan_kernel.scan_kernel(), None):
-        monkeypatch.setattr(scan_operators, "scan_kernel", lambda kernel=kernel: kernel)
+    for used in (scan_kernel.scan_kernel(), None):
+        monkeypatch.setattr(scan_operators, "scan_kernel", lambda used=used: used)
         results = gradients(selective_scan, inputs)
         events = memory_events(lambda: gradients(selective_scan, inputs))
         ran.append((results, peak_and_growth(events)))

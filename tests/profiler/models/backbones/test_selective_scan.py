@@ -105,9 +105,11 @@ def test_equals_the_recurrence_in_float64(length, groups):
 
 def test_gradcheck():
     inputs = random_inputs(batch=2, inner=2, states=2, length=18)
-    assert torch.autograd.gradcheck(
-        lambda *tensors: selective_scan(*tensors, delta_softplus=True), tuple(inputs.values())
-    )
+
+    def scan(*tensors: Tensor) -> Tensor:
+        return selective_scan(**dict(zip(inputs, tensors, strict=True)), delta_softplus=True)
+
+    assert torch.autograd.gradcheck(scan, tuple(inputs.values()))
 
 
 def test_gradcheck_without_softplus_bias_skip_and_gate():

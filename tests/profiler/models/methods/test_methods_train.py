@@ -11,8 +11,10 @@ import torch
 from profiler.models.methods import get_method
 from profiler.models.methods.base import Method
 
-EVERYWHERE = ("full", "head", "bitfit", "lora", "dora", "adalora", "galore", "ssf", "ln_tune")
-EVERYWHERE += ("partial_2", "side")
+EVERYWHERE = (
+    *("full", "head", "bitfit", "lora", "dora", "adalora", "galore", "ssf", "ln_tune"),
+    *("partial_2", "side"),
+)
 ONLY_ON = {
     "bn_head": ("tiny_vit", "resnet", "mobilenet", "mambavision"),
     "qlora": ("vit", "tiny_vit", "vim", "mambavision"),
