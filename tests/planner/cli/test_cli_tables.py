@@ -151,7 +151,7 @@ def test_a_wide_terminal_gets_one_table_and_a_narrow_one_several() -> None:
     assert len(tables(columns, keys=1, width=200)) == 1
     narrow = tables(columns, keys=1, width=60)
     assert len(narrow) > 1
-    assert all(table.columns[0].header.plain == "row" for table in narrow)  # type: ignore[union-attr]
+    assert all(table.columns[0].header.plain == "row" for table in narrow)
     shown = [str(column.header) for table in narrow for column in table.columns[1:]]
     assert shown == [f"number {i}" for i in range(9)]
 

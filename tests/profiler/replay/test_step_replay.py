@@ -15,8 +15,8 @@ from profiler.placement import Decision, Placement
 from profiler.replay.event_log import Phase
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step, replay_update
 from profiler.replay.unit_spans import first_spans
-from profiler.running.measurement import build_step
-from profiler.training_step import Fetch, TrainingStep
+from profiler.running.measurement import Fetch, build_step
+from profiler.training_step import TrainingStep
 from profiler.workload import Candidate, Workload
 
 GPU = lookup("rtx-2060-super")

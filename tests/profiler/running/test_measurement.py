@@ -14,6 +14,7 @@ from profiler.placement import PolicyChoice
 from profiler.prediction.report import predict
 from profiler.records import Report, Rung
 from profiler.running.measurement import (
+    Fetch,
     MeasuredSteps,
     MeasurementRequest,
     build_step,
@@ -22,8 +23,8 @@ from profiler.running.measurement import (
     report_measurement,
     run_measurement,
 )
+from profiler.training_step import TrainingStep
 from profiler.units import MIB
-from profiler.training_step import Fetch, TrainingStep
 from profiler.workload import Candidate, Workload
 
 SMALL = Candidate(

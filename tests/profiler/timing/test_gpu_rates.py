@@ -34,7 +34,7 @@ class SmallGpu:
 
     @property
     def spec(self) -> hardware.DeviceSpec:
-        return device.spec_of(self)  # type: ignore[arg-type]
+        return device.spec_of(self)
 
 
 @pytest.fixture(autouse=True)
