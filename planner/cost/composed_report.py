@@ -9,7 +9,7 @@ from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats
 from profiler.devices.table import DeviceSpec, device_label
 from profiler.models.parameter_count import count_parameters
-from profiler.prediction.parametric import OptionProfile, UpdateProfile, Work, terms
+from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Work, terms
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import Phase
 from profiler.unit_options import KEPT, UnitOption

@@ -19,14 +19,13 @@ from profiler.device_rules.caching_allocator import (
 from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import (
-    OptionProfile,
-    UpdateProfile,
     at_micro_batch,
     family_of,
     profile_option,
     profile_update,
     update_family_of,
 )
+from profiler.prediction.profile_records import OptionProfile, UpdateProfile
 from profiler.replay.event_log import EventLog
 from profiler.store import Store
 from profiler.unit_options import (

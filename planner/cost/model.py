@@ -34,7 +34,8 @@ from planner.placement.policies import BudgetUse, UniformPolicy, find_policy, pa
 from profiler.devices.table import DeviceSpec, cuda_context, workspaces_of
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
-from profiler.prediction.parametric import family_of, terms
+from profiler.prediction.parametric import family_of
+from profiler.prediction.profile_records import terms
 from profiler.records import Report
 from profiler.store import Store
 from profiler.timing.rates import rates

@@ -13,7 +13,7 @@ import numpy as np
 
 from profiler.arrays import Floats
 from profiler.devices.table import DeviceSpec
-from profiler.prediction.parametric import OptionProfile, UpdateProfile, terms
+from profiler.prediction.profile_records import OptionProfile, UpdateProfile, terms
 from profiler.replay.event_log import Phase
 from profiler.timing.roofline import Rates
 from profiler.unit_options import UnitOption

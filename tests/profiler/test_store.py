@@ -12,7 +12,7 @@ import pytest
 
 from profiler import store as store_module
 from profiler.arrays import Floats
-from profiler.prediction.parametric import Envelope
+from profiler.prediction.profile_records import Envelope
 from profiler.store import Store
 
 
