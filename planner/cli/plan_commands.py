@@ -187,7 +187,7 @@ def train(
         print_json(result.to_json() | {"output": str(result.output)})
         return
     click.echo(
-        f"{100 * result.accuracy:.2f} % of held-out {result.data['name']} images right, "
+        f"{100 * result.accuracy:.2f} % of the {result.data['name']} test images right, "
         f"{result.weights.kind} weights"
     )
     click.echo(f"saved in {result.output}/")
@@ -209,6 +209,6 @@ def _show_step(at: TrainProgress, notify: Notify, *, readings_to_stderr: bool) -
         line = (
             f"{seen.seconds / 60:.1f} min, step {seen.step} ({at.step} of {at.steps} in epoch "
             f"{at.epoch}): loss {seen.loss:.3f}, {100 * seen.accuracy:.1f} % of {seen.images} "
-            "held-out images right"
+            "test images right"
         )
         click.echo(line, err=readings_to_stderr)

@@ -1,4 +1,4 @@
-"""Accuracy of a model on held-out images."""
+"""Accuracy of a model on labelled images."""
 
 from __future__ import annotations
 

@@ -24,20 +24,20 @@ from profiler.placement import Placement, PolicyChoice, placement_from_json, pla
 
 TRAINING_SCHEMA = "budgetplan.training/1"
 
-TRAINING_SCHEMA_MINOR = 1
-"""1 added ``seed``, ``weights_file`` and ``schema_minor``."""
+TRAINING_SCHEMA_MINOR = 2
+"""1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 ``data.selection_images``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyReading:
-    """Held-out accuracy at one moment of a training.
+    """Test accuracy at one moment of a training.
 
     Attributes:
         step: optimizer steps done.
         seconds: duration of the training so far, with evaluations and earlier runs.
         loss: mean training loss over this epoch so far.
         accuracy: fraction of ``images`` classified right.
-        images: number of held-out images evaluated.
+        images: number of test images evaluated.
     """
 
     step: PositiveInt
@@ -79,7 +79,7 @@ class EpochResult:
     Attributes:
         epoch: number of the epoch, from 1.
         loss: mean training loss over its steps.
-        accuracy: fraction of all held-out images classified right at its end.
+        accuracy: fraction of all test images classified right at its end.
         seconds: duration, evaluations included.
     """
 
@@ -108,7 +108,7 @@ class TrainResult:
 
     Attributes:
         epochs: whole epochs, those before a resume included.
-        readings: accuracy over the training; the last is over all held-out images.
+        readings: accuracy over the training; the last is over all test images.
         learning_rate: learning rate with its reason.
         seed: seed of the run; None in records of minor version 0.
         weights: origin of the backbone's weights; shown beside every accuracy.
@@ -140,7 +140,7 @@ class TrainResult:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of all held-out images classified right at the end."""
+        """Fraction of all test images classified right at the end."""
         return self.readings[-1].accuracy
 
     def to_json(self) -> dict[str, Any]:

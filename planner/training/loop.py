@@ -1,12 +1,12 @@
 """Train the candidate of a plan: its model, method, placement, batch, precision and optimizer.
 
-    train          epochs of steps with held-out accuracy in between; saves the result
+    train          epochs of steps with test accuracy in between; saves the result
     TrainingLoop   the loop itself: steps, evaluations, checkpoints and the end
 
 One step is ``profiler.training_step.TrainingStep``, the code that was predicted and measured. The
 learning rate is constant, as in the code of arXiv 2607.02158; with random weights it first rises
 linearly. An epoch has whole steps only; the images left over, fewer than a step takes, differ from
-epoch to epoch. After an epoch and at the end, the accuracy is over all held-out images. Once a
+epoch to epoch. After an epoch and at the end, the accuracy is over all test images. Once a
 minute in between, it is over a small sample. Each reading records its number of images.
 
 The output folder is described in planner/training/trained_model.py, and its checkpoints in
@@ -125,7 +125,8 @@ def train(
     checkpoint = _check_output(output, resume=resume)
 
     torch.manual_seed(options.seed)
-    last_step = options.steps or epochs * (len(images.train) // workload.effective_batch)
+    steps_per_epoch = len(images.training_whole()) // workload.effective_batch
+    last_step = options.steps or epochs * steps_per_epoch
     session = _open_session(
         plan, options, last_step=last_step, learning_rate=learning_rate, tighter=tighter, rule=rule
     )
@@ -182,8 +183,10 @@ class TrainingLoop:
         self._session, self._images, self._state = session, images, state
         self._last_step, self._seed = last_step, seed
         self._save, self._on_progress, self._interrupt = save, on_progress, interrupt
-        self._interim_images = images.held_out.sample(INTERIM_IMAGES, seed=seed)
-        self._steps_per_epoch = len(images.train) // session.step.workload.effective_batch
+        self._interim_images = images.test.sample(INTERIM_IMAGES, seed=seed)
+        self._training_images = images.training_whole()
+        effective_batch = session.step.workload.effective_batch
+        self._steps_per_epoch = len(self._training_images) // effective_batch
         self._clock = _Clock(state.seconds, limit_seconds)
         self._evaluated_at = state.seconds
 
@@ -204,7 +207,7 @@ class TrainingLoop:
             raise KeyboardInterrupt
         readings = self._state.readings
         if not readings or readings[-1].step < self._session.step.global_step:
-            self._evaluate(self._images.held_out)
+            self._evaluate(self._images.test)
             self._save()
 
     @property
@@ -219,7 +222,7 @@ class TrainingLoop:
         state, workload = self._state, self._session.step.workload
         batches = iter(
             batch_loader(
-                self._images.train,
+                self._training_images,
                 batch_size=workload.micro_batch,
                 shuffle=True,
                 seed=self._seed,
@@ -235,7 +238,7 @@ class TrainingLoop:
                 self._evaluate(self._interim_images)
                 self._save()
         if state.steps == self._steps_per_epoch:
-            state.end_epoch(self._evaluate(self._images.held_out))
+            state.end_epoch(self._evaluate(self._images.test))
             self._save()
 
     def _train_step(self, batches: Iterator[Batch]) -> None:

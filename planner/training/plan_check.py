@@ -80,8 +80,9 @@ def check_data(images: ImageData, workload: Workload) -> None:
             f"the plan is for images of {workload.image_size} px, "
             f"{name} was loaded at {image_size} px; load it at the plan's size"
         )
-    if len(images.train) < workload.effective_batch:
+    training_images = len(images.training_whole())
+    if training_images < workload.effective_batch:
         raise InputError(
             f"one step of the plan takes {workload.effective_batch} images, {name} has "
-            f"{len(images.train)} to train on; make a plan with a smaller batch"
+            f"{training_images} to train on; make a plan with a smaller batch"
         )

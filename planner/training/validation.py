@@ -36,8 +36,8 @@ VALIDATION_STEPS = 6
 TRAINING_SECONDS = 40.0
 """Time limit of the training steps on a CPU. Two steps are done in any case."""
 
-HELD_OUT_SECONDS = 15.0
-"""Time limit of the evaluation, from which the number of held-out images follows."""
+TEST_SECONDS = 15.0
+"""Time limit of the evaluation, from which the number of test images follows."""
 
 PEAK_TOLERANCE = 0.02
 """Relative excess of a measured peak above which it is reported; the replay aims at 0.005."""
@@ -49,12 +49,12 @@ class Validation:
 
     Attributes:
         report: peak, time and energy of a step, of rung ``measured``.
-        accuracy: accuracy on held-out images after the few steps.
+        accuracy: accuracy on test images after the few steps.
         accuracy_images: number of these images.
         weights: origin of the backbone's weights.
         data: data source as plain data.
         losses: loss of each step done.
-        inference_seconds: seconds for the whole held-out set, scaled up from ``accuracy_images``.
+        inference_seconds: seconds for the whole test set, scaled up from ``accuracy_images``.
         inference_peak_bytes: peak of an evaluated batch, with the model and without an optimizer.
         inference_watts: average power of the evaluation; None where it cannot be read.
         notes: sentences about the parts of the run that were cut short.
@@ -115,7 +115,7 @@ def validate(
     *,
     budget_bytes: int | None,
     training_seconds: float = TRAINING_SECONDS,
-    held_out_seconds: float = HELD_OUT_SECONDS,
+    test_seconds: float = TEST_SECONDS,
     on_progress: Progress | None = None,
 ) -> Validation:
     """Run a candidate for a few steps in a process of its own and evaluate it.
@@ -126,7 +126,7 @@ def validate(
             fewer are done if ``training_seconds`` are over.
         budget_bytes: hard memory limit in device bytes; None for no limit.
         training_seconds: time limit of the training steps on a CPU.
-        held_out_seconds: time limit of the evaluation.
+        test_seconds: time limit of the evaluation.
         on_progress: called with (activity, fraction done).
 
     Raises:
@@ -149,7 +149,7 @@ def validate(
         weights=None if options.weights is None else str(options.weights),
         pretrained=options.pretrained,
         training_seconds=training_seconds,
-        held_out_seconds=held_out_seconds,
+        test_seconds=test_seconds,
     )
     result = run_in_process(
         run_validation,
@@ -163,7 +163,7 @@ def validate(
         report=report_measurement(candidate, result.training, device=options.device),
         accuracy=Accuracy(
             value=inference.accuracy,
-            source=f"measured on {inference.images} held-out images of {result.data.name} "
+            source=f"measured on {inference.images} test images of {result.data.name} "
             f"after {len(result.losses)} steps, {result.weights.kind} weights",
             kind="measured",
         ),

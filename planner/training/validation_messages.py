@@ -25,7 +25,7 @@ class ValidationRequest(Message, frozen=True, kw_only=True):
         weights: path of a weights file; None for no file.
         pretrained: whether timm's pretrained weights are loaded when no file is given.
         training_seconds: time limit of the training steps on a CPU.
-        held_out_seconds: time limit of the evaluation.
+        test_seconds: time limit of the evaluation.
     """
 
     candidate: Candidate
@@ -37,16 +37,16 @@ class ValidationRequest(Message, frozen=True, kw_only=True):
     weights: str | None
     pretrained: bool
     training_seconds: float
-    held_out_seconds: float
+    test_seconds: float
 
 
 class Inference(Message, frozen=True, kw_only=True):
-    """Accuracy and cost of evaluating held-out images.
+    """Accuracy and cost of evaluating test images.
 
     Attributes:
         accuracy: fraction of the images classified right.
         images: number of images evaluated.
-        seconds: seconds for the whole held-out set, scaled up from ``images``.
+        seconds: seconds for the whole test set, scaled up from ``images``.
         peak_bytes: peak of an evaluated batch, with the model and without an optimizer.
         watts: average power; None where it cannot be read.
     """

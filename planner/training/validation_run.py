@@ -30,19 +30,19 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     progress("loading images", 0.0)
     images = load_data_for(workload, request.data)
     # The images are decoded before the cap is set: neither their time nor their memory counts.
-    training = ShortTraining(request, images.train)
+    training = ShortTraining(request, images.training_whole())
     if request.budget_bytes:
         _cap_memory(request.budget_bytes, kind, workload)
     torch.manual_seed(request.seed)
     with gc_frozen():
         steps = training.on_cuda(progress) if kind == "cuda" else training.on_host(progress)
     built = training.drop_all_but_model()
-    progress("evaluating held-out images", 0.75)
-    inference = evaluate_inference(built.model, images.held_out, request)
+    progress("evaluating test images", 0.75)
+    inference = evaluate_inference(built.model, images.test, request)
     notes = [*training.notes]
-    if inference.images < len(images.held_out):
+    if inference.images < len(images.test):
         notes.append(
-            f"inference time is scaled up from {inference.images} to {len(images.held_out)} images"
+            f"inference time is scaled up from {inference.images} to {len(images.test)} images"
         )
     return ValidationResult(
         training=msgspec.structs.replace(steps, notes=tuple(notes)),

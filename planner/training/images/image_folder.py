@@ -1,8 +1,10 @@
 """Images from a folder with one sub-folder for each class.
 
-The folder has class folders, or ``train`` and one of ``val``, ``valid`` and ``test`` with class
-folders in them. Without a held-out part the images are split 80/20 within each class. Training
-images get a random crop and are mirrored half of the time; held-out images get the centre crop.
+The folder has class folders, or parts with class folders in them
+(``planner.training.images.folder_parts``). Without a held-out part, 20 % of each class's images are
+the test images. Without a selection part, 10 % of each class's training images are taken out for
+it. Training images get a random crop and are mirrored half of the time; the others get the centre
+crop.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.training.images.crops import centre_crop, random_crop
+from planner.training.images.crops import CropRule, centre_crop, random_crop
+from planner.training.images.folder_parts import find_parts
 from planner.training.images.image_files import IMAGE_SUFFIXES, check_header, error_text
 from planner.training.images.image_set import (
     DataSource,
     ImageData,
     ImageSet,
     InputFormat,
-    stratified_split,
 )
+from planner.training.images.split import split_off_test
 from profiler.errors import InputError
 
-HELD_OUT_FOLDERS = ("val", "valid", "test")
+LabelledFiles = Sequence[tuple[Path, int]]
+"""Files with their labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,43 +54,40 @@ def read_folder(spec: str, input_format: InputFormat, seed: int) -> ImageData:
     Args:
         spec: the folder as the user wrote it; ``~`` is expanded.
         input_format: size and normalisation of the images.
-        seed: seed of the split, where the folder has no held-out part.
+        seed: seed of the split, where the folder lacks a part.
 
     Raises:
-        InputError: no such folder, fewer than two classes, a class without images, a held-out class
-            that is not trained, or a file that is not an image.
+        InputError: no such folder, no clear parts, fewer than two classes, a class without images,
+            classes that differ between the parts, or a file that is not an image.
     """
     root = Path(spec).expanduser()
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise InputError(f"data {spec!r} {state}; give a folder or digits, cifar100, dtd")
     with _listing_errors(root):
-        train_root, held_out_root = _train_and_held_out(root)
-        train = _list_classes(train_root)
-        held_out = _list_classes(held_out_root) if held_out_root is not None else None
-    classes = _class_names(train, train_root)
-    items = train.labelled(classes)
-    if held_out is None:
-        first, second = stratified_split([label for _, label in items], seed, classes)
-        parts = [items[i] for i in first], [items[i] for i in second]
-    else:
-        untrained = sorted(set(held_out.files) - set(classes))
-        if untrained:
-            raise InputError(
-                f"{held_out_root} has class {untrained[0]!r}, which {train_root} lacks; "
-                "add its training images or remove it"
-            )
-        parts = items, held_out.labelled(classes)
-        if not parts[1]:
-            raise InputError(f"no images in {held_out_root}; remove it to split {train_root} 80/20")
+        folders = find_parts(root)
+        listings = {folder: _list_classes(folder) for folder in folders.all()}
+    classes = _class_names(listings[folders.train], folders.train)
+    for folder in folders.held_out():
+        _check_classes(listings[folder], classes, folder=folder, train=folders.train)
+    train = listings[folders.train].labelled(classes)
+    selection, test = (
+        None if folder is None else listings[folder].labelled(classes)
+        for folder in (folders.selection, folders.test)
+    )
+    if test is None:
+        first, second = split_off_test([label for _, label in train], seed, classes)
+        train, test = [train[i] for i in first], [train[i] for i in second]
     return data_from_files(
         spec,
         input_format,
         class_names=classes,
-        train=parts[0],
-        held_out=parts[1],
+        train=train,
+        selection=selection,
+        test=test,
         root=root,
-        skipped=train.skipped + (held_out.skipped if held_out is not None else 0),
+        seed=seed,
+        skipped=sum(listing.skipped for listing in listings.values()),
     )
 
 
@@ -95,9 +96,11 @@ def data_from_files(
     input_format: InputFormat,
     *,
     class_names: Sequence[str],
-    train: Sequence[tuple[Path, int]],
-    held_out: Sequence[tuple[Path, int]],
+    train: LabelledFiles,
+    test: LabelledFiles,
+    selection: LabelledFiles | None = None,
     root: Path,
+    seed: int,
     skipped: int = 0,
 ) -> ImageData:
     """Return a data set of image files, after opening each file once.
@@ -107,52 +110,51 @@ def data_from_files(
         input_format: size and normalisation of the images.
         class_names: name of each class, by label.
         train: training files with their labels.
-        held_out: held-out files with their labels.
+        test: test files with their labels.
+        selection: selection files with their labels; None to take them out of ``train``.
         root: folder that the fingerprint's file names are relative to.
+        seed: seed of the selection part, where it is taken out of ``train``.
         skipped: number of files that are not images.
 
     Raises:
         InputError: a file cannot be opened as an image.
     """
-    files = [path for path, _ in (*train, *held_out)]
+    files = [path for path, _ in (*train, *(selection or ()), *test)]
     for path in files:
         check_header(path)
+    trained = _image_set(train, input_format, crop=random_crop, mirror=True)
+    tested = _image_set(test, input_format, crop=centre_crop, mirror=False)
+    source = DataSource(
+        name=name,
+        train_images=len(train),
+        held_out_images=len(test),
+        fingerprint=_hash_names_and_sizes(files, root),
+        skipped_files=skipped,
+        selection_images=None if selection is None else len(selection),
+    )
+    if selection is None:
+        return ImageData.take_selection(
+            train=trained, test=tested, class_names=class_names, source=source, seed=seed
+        )
     return ImageData(
-        train=ImageSet(
-            images=[path for path, _ in train],
-            labels=[label for _, label in train],
-            input_format=input_format,
-            crop=random_crop,
-            mirror=True,
-        ),
-        held_out=ImageSet(
-            images=[path for path, _ in held_out],
-            labels=[label for _, label in held_out],
-            input_format=input_format,
-            crop=centre_crop,
-            mirror=False,
-        ),
+        train=trained,
+        selection=_image_set(selection, input_format, crop=centre_crop, mirror=False),
+        test=tested,
         class_names=tuple(class_names),
-        source=DataSource(
-            name=name,
-            train_images=len(train),
-            held_out_images=len(held_out),
-            fingerprint=_hash_names_and_sizes(files, root),
-            skipped_files=skipped,
-        ),
+        source=source,
     )
 
 
-def _train_and_held_out(root: Path) -> tuple[Path, Path | None]:
-    """Return the folders of the training images and of the held-out images.
-
-    A folder ``train`` without folders in it is the class "train", not the training part.
-    """
-    train = root / "train"
-    if not (train.is_dir() and any(entry.is_dir() for entry in train.iterdir())):
-        return root, None
-    held_out = [root / name for name in HELD_OUT_FOLDERS if (root / name).is_dir()]
-    return train, held_out[0] if held_out else None
+def _image_set(
+    items: LabelledFiles, input_format: InputFormat, *, crop: CropRule, mirror: bool
+) -> ImageSet:
+    return ImageSet(
+        images=[path for path, _ in items],
+        labels=[label for _, label in items],
+        input_format=input_format,
+        crop=crop,
+        mirror=mirror,
+    )
 
 
 def _list_classes(folder: Path) -> _FolderListing:
@@ -178,6 +180,30 @@ def _class_names(listing: _FolderListing, folder: Path) -> list[str]:
         if not files:
             raise InputError(f"class folder {folder / name} has no images; fill or remove it")
     return classes
+
+
+def _check_classes(
+    listing: _FolderListing, classes: Sequence[str], *, folder: Path, train: Path
+) -> None:
+    """Check that a held-out folder has images of the trained classes, and of no other.
+
+    A missing class is refused: the accuracy over the rest is no accuracy of the classifier, and the
+    usual reason is a folder with another spelling or a copy that stopped half-way.
+    """
+    if not any(listing.files.values()):
+        raise InputError(f"no images in class folders of {folder}; remove it to split {train}")
+    untrained = sorted(set(listing.files) - set(classes))
+    if untrained:
+        raise InputError(
+            f"{folder} has class {untrained[0]!r}, which {train} lacks; "
+            "add its training images or remove it"
+        )
+    missing = [name for name in classes if not listing.files.get(name)]
+    if missing:
+        raise InputError(
+            f"{folder} has no images of {len(missing)} of {len(classes)} classes "
+            f"({missing[0]!r}); add them, or remove the folder to split {train}"
+        )
 
 
 @contextlib.contextmanager

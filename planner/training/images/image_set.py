@@ -12,6 +12,7 @@ epoch, never on a global generator. ``image_set[i]`` uses the index as the draw.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,16 +20,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from planner.training.images.crops import CropRule
 from planner.training.images.image_files import open_image
-from profiler.errors import InputError, UsageError
+from planner.training.images.split import split_off_selection
+from profiler.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
     from planner.training.images.image_files import Pixels
-
-HELD_OUT_SHARE = 0.2
-"""Share of the images held out where a data set has no held-out part of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +36,10 @@ class DataSource:
 
     Attributes:
         name: ``digits``, ``cifar100``, ``dtd``, or the folder as the user wrote it.
-        train_images: number of training images.
-        held_out_images: number of held-out images.
+        train_images: number of training images, those of the selection part not included.
+        held_out_images: number of test images.
+        selection_images: number of selection images; None in records of trainings and plans that
+            had no such part.
         fingerprint: SHA-256 of the pixels and labels, or of a folder's file names and sizes.
         skipped_files: number of files in class folders that are not images.
     """
@@ -48,13 +49,17 @@ class DataSource:
     held_out_images: int
     fingerprint: str
     skipped_files: int = 0
+    selection_images: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a plan file."""
         return asdict(self)
 
     def __str__(self) -> str:
-        text = f"{self.name}: {self.train_images} training images, {self.held_out_images} held out"
+        text = f"{self.name}: {self.train_images} training images, "
+        if self.selection_images is not None:
+            text += f"{self.selection_images} for selection, "
+        text += f"{self.held_out_images} for the test"
         return text + (f", {self.skipped_files} other files skipped" if self.skipped_files else "")
 
 
@@ -157,55 +162,97 @@ class ImageSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageData:
-    """A data set of two parts.
+    """A data set of three parts.
 
     Attributes:
         train: images to train on.
-        held_out: images to evaluate on.
+        selection: images that choose the best checkpoint, the learning rate and the end of a
+            training.
+        test: images that are evaluated once, at the end.
         class_names: name of each class, by label.
         source: origin of the data set.
+        selection_positions: for selection images that were taken out of the training images, the
+            index of each in the whole training set; empty if the part is the data set's own.
+
+    Raises:
+        UsageError: the positions are not one index of the whole set for each selection image.
     """
 
     train: ImageSet
-    held_out: ImageSet
+    selection: ImageSet
+    test: ImageSet
     class_names: tuple[str, ...]
     source: DataSource
+    selection_positions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        positions, count = self.selection_positions, len(self.selection)
+        whole = range(len(self.train) + count)
+        if positions and (len(set(positions)) != count or not set(positions) <= set(whole)):
+            raise UsageError(
+                f"selection_positions must be {count} different indices below {len(whole)}, "
+                f"got {len(positions)} up to {max(positions)}"
+            )
+
+    @classmethod
+    def take_selection(
+        cls,
+        *,
+        train: ImageSet,
+        test: ImageSet,
+        class_names: Sequence[str],
+        source: DataSource,
+        seed: int,
+    ) -> Self:
+        """Return a data set whose selection images are taken out of its training images.
+
+        Args:
+            train: the whole training set.
+            test: test images; selection images are cropped in the same way.
+            class_names: name of each class, by label.
+            source: origin of the data set, with the size of the whole training set.
+            seed: seed of the split.
+
+        Raises:
+            InputError: no class has two training images.
+        """
+        kept, taken = split_off_selection(train.labels, seed)
+        selection = replace(train.select(taken), crop=test.crop, mirror=test.mirror)
+        return cls(
+            train=train.select(kept),
+            selection=selection,
+            test=test,
+            class_names=tuple(class_names),
+            source=replace(source, train_images=len(kept), selection_images=len(taken)),
+            selection_positions=tuple(taken),
+        )
 
     @property
     def num_classes(self) -> int:
         """Number of classes: the width of the classifier."""
         return len(self.class_names)
 
+    @property
+    def images_per_class(self) -> tuple[int, ...]:
+        """Number of training images of each class, by label."""
+        counts = Counter(self.train.labels)
+        return tuple(counts[label] for label in range(self.num_classes))
 
-def stratified_split(
-    labels: Sequence[int], seed: int, names: Sequence[str] | None = None
-) -> tuple[list[int], list[int]]:
-    """Split indices 80/20 within each class; the same labels and seed give the same split.
+    def training_whole(self) -> ImageSet:
+        """Return the training set with the selection images put back, in the original order.
 
-    Args:
-        labels: class index of each image.
-        seed: seed of the shuffle within each class.
-        names: name of each class, for the error message.
-
-    Returns:
-        The indices of the training images and of the held-out images, each in order.
-
-    Raises:
-        InputError: a class has only one image.
-    """
-    groups: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        groups.setdefault(label, []).append(index)
-    train: list[int] = []
-    held_out: list[int] = []
-    for label, group in sorted(groups.items()):
-        if len(group) < 2:
-            name = names[label] if names is not None else str(label)
-            raise InputError(
-                f"class {name!r} has one image; add a second one, since one is held out"
-            )
-        random.Random(f"{seed}/{label}").shuffle(group)
-        count = max(1, round(HELD_OUT_SHARE * len(group)))
-        held_out += group[:count]
-        train += group[count:]
-    return sorted(train), sorted(held_out)
+        Plans from before the selection part train on this set. Selection images that were never
+        part of the training set stay out.
+        """
+        if not self.selection_positions:
+            return self.train
+        put_back = dict(zip(self.selection_positions, range(len(self.selection)), strict=True))
+        others = iter(range(len(self.train)))
+        images: list[Path | Pixels] = []
+        labels: list[int] = []
+        for position in range(len(self.train) + len(self.selection)):
+            index = put_back.get(position)
+            part, i = (self.train, next(others)) if index is None else (self.selection, index)
+            images.append(part.images[i])
+            labels.append(part.labels[i])
+        return replace(self.train, images=images, labels=labels)

@@ -1,15 +1,17 @@
-"""Load a named data set or a folder of images, split into training and held-out images.
+"""Load a named data set or a folder of images, in three parts: train, selection and test.
 
     digits      scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no network
     cifar100    torchvision, 50,000 + 10,000 images of 32x32 pixels, downloaded once
-    dtd         torchvision, Describable Textures: train + val (3,760) against test (1,880)
-    DIR         DIR/train and DIR/val (or valid, test), or class folders directly in DIR
+    dtd         torchvision, Describable Textures: train, val and test have 1,880 images each
+    DIR         class folders in DIR/train, DIR/val and DIR/test, or directly in DIR
                 (planner/training/images/image_folder.py)
+
+A part that a data set lacks is taken out of its training images (planner/training/images/split.py).
 
 The transforms are those of the code of arXiv 2607.02158. CIFAR-100 is resized, and mirrored for
 training. DTD and folders get a random crop of 80-100 % of the area and are mirrored for training;
-held out, they get the crop of Resize(255) and CenterCrop(224). Digits are only resized, because a
-mirrored digit is another shape.
+for selection and test, they get the crop of Resize(255) and CenterCrop(224). Digits are only
+resized, because a mirrored digit is another shape.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import tarfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +37,8 @@ from planner.training.images.image_set import (
     ImageData,
     ImageSet,
     InputFormat,
-    stratified_split,
 )
+from planner.training.images.split import split_off_test
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def load_data(
         std: standard deviation of each channel, from the same configuration.
         data_root: folder for downloads; ``$BUDGETPLAN_DATA`` or ``~/.cache/budgetplan/data`` if
             None.
-        seed: seed of the split, where the data set has no held-out part.
+        seed: seed of the split, where the data set lacks a part.
 
     Raises:
         InputError: the data cannot be read or downloaded.
@@ -75,9 +78,9 @@ def load_data(
         case "digits":
             return _load_digits(input_format, seed)
         case "cifar100":
-            return _load_cifar100(input_format, root)
+            return _load_cifar100(input_format, root, seed)
         case "dtd":
-            return _load_dtd(input_format, root)
+            return _load_dtd(input_format, root, seed)
     return read_folder(spec, input_format, seed)
 
 
@@ -94,7 +97,7 @@ def _load_digits(input_format: InputFormat, seed: int) -> ImageData:
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # 16 levels of ink
     labels = [int(label) for label in bunch.target]
-    train, held_out = stratified_split(labels, seed)
+    train, test = split_off_test(labels, seed)
     images = ImageSet(
         images=list(pixels),
         labels=labels,
@@ -102,20 +105,21 @@ def _load_digits(input_format: InputFormat, seed: int) -> ImageData:
         crop=whole_image,
         mirror=False,
     )
-    return ImageData(
+    return ImageData.take_selection(
         train=images.select(train),
-        held_out=images.select(held_out),
-        class_names=tuple(str(name) for name in bunch.target_names),
+        test=images.select(test),
+        class_names=[str(name) for name in bunch.target_names],
         source=DataSource(
             name="digits",
             train_images=len(train),
-            held_out_images=len(held_out),
+            held_out_images=len(test),
             fingerprint=_hash_pixels((pixels, labels)),
         ),
+        seed=seed,
     )
 
 
-def _load_cifar100(input_format: InputFormat, root: Path) -> ImageData:
+def _load_cifar100(input_format: InputFormat, root: Path, seed: int) -> ImageData:
     from torchvision.datasets import CIFAR100
 
     with _download_errors("cifar100", root):
@@ -130,20 +134,21 @@ def _load_cifar100(input_format: InputFormat, root: Path) -> ImageData:
         )
         for part in (train, test)
     ]
-    return ImageData(
+    return ImageData.take_selection(
         train=sets[0],
-        held_out=sets[1],
-        class_names=tuple(train.classes),
+        test=sets[1],
+        class_names=train.classes,
         source=DataSource(
             name="cifar100",
             train_images=len(train),
             held_out_images=len(test),
             fingerprint=_hash_pixels((train.data, train.targets), (test.data, test.targets)),
         ),
+        seed=seed,
     )
 
 
-def _load_dtd(input_format: InputFormat, root: Path) -> ImageData:
+def _load_dtd(input_format: InputFormat, root: Path, seed: int) -> ImageData:
     from torchvision.datasets import DTD
 
     with _download_errors("dtd", root):
@@ -153,14 +158,18 @@ def _load_dtd(input_format: InputFormat, root: Path) -> ImageData:
             for split in ("train", "val", "test")
         ]
     train, val, test = ([part[i] for i in range(len(part))] for part in parts)
-    return data_from_files(
+    data = data_from_files(
         "dtd",
         input_format,
         class_names=parts[0].classes,
-        train=[*train, *val],
-        held_out=test,
+        train=train,
+        selection=val,
+        test=test,
         root=root,
+        seed=seed,
     )
+    # The paper trains on train and val together.
+    return replace(data, selection_positions=tuple(range(len(train), len(train) + len(val))))
 
 
 @contextlib.contextmanager

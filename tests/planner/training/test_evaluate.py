@@ -10,7 +10,7 @@ from planner.training.evaluate import accuracy
 
 
 def test_accuracy_is_the_share_of_right_answers_and_leaves_the_mode() -> None:
-    held_out = digits(32, train_images=40, held_out=20).held_out
+    test = digits(32, train_images=40, test_images=20).test
 
     class Three(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def test_accuracy_is_the_share_of_right_answers_and_leaves_the_mode() -> None:
             return nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
 
     model = Three().train()
-    share = sum(label == 3 for label in held_out.labels) / len(held_out)
+    share = sum(label == 3 for label in test.labels) / len(test)
     assert 0 < share < 1
-    assert accuracy(model, held_out, batch_size=7) == share
+    assert accuracy(model, test, batch_size=7) == share
     assert model.training

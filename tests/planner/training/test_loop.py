@@ -22,7 +22,7 @@ from profiler.models.build import build_model
 def test_training_learns_digits(tmp_path: Path) -> None:
     small = workload(model="resnet10t", method="full", rank=None, micro_batch=16, accumulation=1)
     seen: list[TrainProgress] = []
-    data = digits(32, train_images=480, held_out=100)
+    data = digits(32, train_images=480, test_images=100)
     result = run(make_plan(small), tmp_path, images=data, epochs=3, on_progress=seen.append)
     assert result.accuracy > 0.5  # chance is 0.1
     assert result.epochs[2].loss < 1 < result.epochs[0].loss
@@ -37,7 +37,7 @@ def test_training_learns_digits(tmp_path: Path) -> None:
     # what was saved is what was evaluated
     again = build_model(small).model
     again.load_state_dict(learned(tmp_path))
-    assert accuracy(again, data.held_out, batch_size=7) == result.accuracy
+    assert accuracy(again, data.test, batch_size=7) == result.accuracy
 
 
 def test_an_interrupt_keeps_the_step_under_way(tmp_path: Path) -> None:

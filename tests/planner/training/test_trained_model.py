@@ -40,8 +40,8 @@ def test_an_adapter_is_saved_in_pefts_own_format(tmp_path: Path) -> None:
     torch.manual_seed(0)  # the frozen random weights of the training
     base = build(VIT, num_classes=10, image_size=32)
     again = PeftModel.from_pretrained(base, str(tmp_path / MODEL_FOLDER))
-    held_out = digits(32, train_images=40, held_out=20).held_out
-    assert accuracy(again, held_out, batch_size=8) == result.accuracy
+    test = digits(32, train_images=40, test_images=20).test
+    assert accuracy(again, test, batch_size=8) == result.accuracy
     assert read_plan(tmp_path / PLAN_FILE) == plan
 
 
@@ -51,8 +51,8 @@ def test_what_was_trained_is_loaded_from_its_folder(tmp_path: Path, method: str)
     result = run(plan, tmp_path)
     model = load_trained(tmp_path)
     assert not model.training
-    held_out = digits(32, train_images=40, held_out=20).held_out
-    assert accuracy(model, held_out, batch_size=8) == result.accuracy
+    test = digits(32, train_images=40, test_images=20).test
+    assert accuracy(model, test, batch_size=8) == result.accuracy
 
 
 def _same_answers(folder: Path, other: nn.Module, **given: Any) -> bool:

@@ -44,7 +44,7 @@ def run(candidate: Candidate, **changes: Any) -> Validation:
         "budget_bytes": 2**30,
         "data": "digits",
         "steps": 3,
-        "held_out_seconds": 0.0,
+        "test_seconds": 0.0,
         "pretrained": False,
     }
     given |= changes
@@ -57,7 +57,7 @@ def run(candidate: Candidate, **changes: Any) -> Validation:
 def in_this_process(candidate: Candidate, **changes: Any) -> ValidationResult:
     request = ValidationRequest(
         candidate=candidate, device="cpu", budget_bytes=None, data="digits", steps=4, seed=0,
-        weights=None, pretrained=False, training_seconds=60, held_out_seconds=60,
+        weights=None, pretrained=False, training_seconds=60, test_seconds=60,
     )  # fmt: skip
     request = msgspec.structs.replace(request, **changes)
     return run_validation(request, lambda text, done: None)
@@ -94,11 +94,12 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     workload = RESNET.replace(micro_batch=16)
     seen = in_this_process(Candidate(workload=workload))
     data = load_data_for(workload, "digits")
+    whole = data.training_whole()
     torch.manual_seed(0)
     model = build_model(workload).model
     optimizer = make_optimizer(model, workload, learning_rate=1e-3)
     step, losses = TrainingStep(model, optimizer, workload), []
-    batches = iter(batch_loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
+    batches = iter(batch_loader(whole, batch_size=16, shuffle=True, seed=0, drop_last=True))
     first = next(batches)
     fed = [(first[0][:SHORT_BATCH], first[1][:SHORT_BATCH]), first, *islice(batches, 2)]
     for index in range(4):
@@ -106,16 +107,16 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
             group["lr"] = 1e-3 * (index + 1) / 11
         losses.append(float(step.run([lambda: fed.pop(0)])))
     assert seen.losses == pytest.approx(losses, rel=1e-4)
-    held_out = data.held_out.sample(256, seed=0)
+    test = data.test.sample(256, seed=0)
     assert seen.inference.images == 256
     # one image may fall on the other side: threads order sums differently
     assert seen.inference.accuracy == pytest.approx(
-        accuracy(model, held_out, batch_size=16), abs=1.5 / 256
+        accuracy(model, test, batch_size=16), abs=1.5 / 256
     )
 
 
 def test_inference_needs_the_model_and_little_more() -> None:
-    full = in_this_process(Candidate(workload=RESNET), held_out_seconds=0.0)
+    full = in_this_process(Candidate(workload=RESNET), test_seconds=0.0)
     held = model_bytes(build_model(RESNET).model)
     assert held == sum(t.nbytes for t in build_model(RESNET).model.state_dict().values())
     # stem of 64 channels at 32x32, and its input

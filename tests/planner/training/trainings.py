@@ -38,19 +38,21 @@ def workload(**changes: Any) -> Workload:
 
 
 @cache
-def digits(image_size: int, *, train_images: int = 1437, held_out: int = 360) -> ImageData:
+def digits(image_size: int, *, train_images: int = 1437, test_images: int = 360) -> ImageData:
+    """Some of the digits; a whole training set of ``train_images``, no selection image in it."""
     data = load_data_for(workload(image_size=image_size), "digits")
     return replace(
         data,
-        train=data.train.sample(train_images, seed=0),
-        held_out=data.held_out.sample(held_out, seed=0),
+        train=data.training_whole().sample(train_images, seed=0),
+        test=data.test.sample(test_images, seed=0),
+        selection_positions=(),
     )
 
 
 def run(plan: Plan, output: Path, **changes: Any) -> TrainResult:
     size = plan.candidate.workload.image_size
     given: dict[str, Any] = {
-        "images": digits(size, train_images=40, held_out=20),
+        "images": digits(size, train_images=40, test_images=20),
         "epochs": 2,
         "output": output,
         "pretrained": False,
@@ -76,5 +78,5 @@ class StopError(Exception):
 
 
 def other_data() -> ImageData:
-    data = digits(32, train_images=40, held_out=20)
+    data = digits(32, train_images=40, test_images=20)
     return replace(data, source=replace(data.source, fingerprint="another"))

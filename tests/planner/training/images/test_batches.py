@@ -41,7 +41,7 @@ def test_batches_leave_the_global_generators_alone(flat):
 
 
 def test_an_epoch_visits_each_image_once(digits):
-    part = digits.held_out.sample(50, seed=0)
+    part = digits.test.sample(50, seed=0)
     batches = drain(batch_loader(part, batch_size=16, shuffle=True, seed=0, drop_last=False))
     assert [len(y) for _, y in batches] == [16, 16, 16, 2]
     assert sorted(torch.cat([y for _, y in batches]).tolist()) == sorted(part.labels)
@@ -52,7 +52,7 @@ def test_an_epoch_visits_each_image_once(digits):
 
 
 def test_unshuffled_batches_are_in_order(digits):
-    part = digits.held_out.select(range(10))
+    part = digits.test.select(range(10))
     (batch,) = drain(batch_loader(part, batch_size=10, shuffle=False, seed=5, drop_last=False))
     assert batch[1].tolist() == part.labels
 
@@ -66,7 +66,7 @@ def test_worker_processes_give_the_same_batches(flat):
 
 
 def test_impossible_batches(digits):
-    part = digits.held_out.sample(5, seed=0)
+    part = digits.test.sample(5, seed=0)
     with pytest.raises(UsageError, match="larger than the data set of 5 images"):
         batch_loader(part, batch_size=6, shuffle=True, seed=0, drop_last=True)
     with pytest.raises(UsageError, match="positive"):

@@ -20,9 +20,11 @@ def test_flat_folder_is_split_within_classes(flat):
     (flat / ".hidden").mkdir()
     data = load_data(str(flat), **SHAPE)
     assert data.class_names == ("cat", "dog", "emu")
-    assert (len(data.train), len(data.held_out)) == (24, 6)
-    assert list(np.bincount(data.held_out.labels)) == [2, 2, 2]
-    assert not set(data.train.images) & set(data.held_out.images)
+    assert (len(data.train), len(data.selection), len(data.test)) == (21, 3, 6)
+    assert list(np.bincount(data.test.labels)) == [2, 2, 2]
+    assert list(np.bincount(data.selection.labels)) == [1, 1, 1]
+    assert data.images_per_class == (7, 7, 7)
+    assert len({*data.train.images, *data.selection.images, *data.test.images}) == 30
     assert all(
         path.parent.name == data.class_names[label]
         for path, label in zip(data.train.images, data.train.labels, strict=True)
@@ -37,29 +39,78 @@ def test_files_and_labels_agree_with_torchvisions_image_folder(flat):
     theirs = sorted(datasets.ImageFolder(flat).samples)
     ours = [
         (str(path), label)
-        for part in (data.train, data.held_out)
+        for part in (data.train, data.selection, data.test)
         for path, label in zip(part.images, part.labels, strict=True)
     ]
     assert sorted(ours) == theirs
 
 
-@pytest.mark.parametrize("held_out", ["val", "valid", "test"])
-def test_folder_with_its_own_parts(tmp_path, held_out):
+def parts(root, *folders, classes=("a", "b"), count=3):
+    for folder in folders:
+        for name in classes:
+            for i in range(count):
+                paint(root / folder / name / f"{i}.png", seed=i)
+
+
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "DEV", "test", "Eval"])
+def test_the_only_held_out_folder_is_the_test_part(tmp_path, held_out):
     for name in ("a", "b"):
         for i in range(3):
-            paint(tmp_path / "train" / name / f"{i}.JPG", seed=i)
+            paint(tmp_path / "Train" / name / f"{i}.JPG", seed=i)
         paint(tmp_path / held_out / name / "deeper" / "x.png")
     data = load_data(str(tmp_path), **SHAPE)
-    assert (len(data.train), len(data.held_out)) == (6, 2)
-    assert data.held_out.labels == [0, 1]
+    assert data.class_names == ("a", "b")
+    assert (len(data.train), len(data.selection), len(data.test)) == (4, 2, 2)
+    assert data.test.labels == data.selection.labels == [0, 1]
+    assert len(data.training_whole()) == 6
+
+
+def test_folder_with_three_parts(tmp_path):
+    parts(tmp_path, "training", "Validation", "testing")
+    (tmp_path / "annotations").mkdir()
+    data = load_data(str(tmp_path), **SHAPE)
+    assert [{p.relative_to(tmp_path).parts[0] for p in part.images}
+            for part in (data.train, data.selection, data.test)] == [
+        {"training"}, {"Validation"}, {"testing"}
+    ]  # fmt: skip
+    source = data.source
+    assert (source.train_images, source.selection_images, source.held_out_images) == (6, 6, 6)
+    assert data.training_whole() is data.train
+    assert not data.selection.mirror
+    assert data.selection.crop is data.test.crop
 
 
 def test_train_folder_alone_is_split(tmp_path):
-    for name in ("a", "b"):
-        for i in range(5):
-            paint(tmp_path / "train" / name / f"{i}.png", seed=i)
+    parts(tmp_path, "train", count=5)
     data = load_data(str(tmp_path), **SHAPE)
-    assert (len(data.train), len(data.held_out)) == (8, 2)
+    assert (len(data.train), len(data.selection), len(data.test)) == (6, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("train", "Training"), "Training and train in .* both name the train part"),
+        (("train", "val", "dev"), "dev and val in .* both name the selection part"),
+        (("train", "test", "eval"), "eval and test in .* both name the test part"),
+        (("val", "test"), "no training part in .*, which has test, val"),
+    ],
+)
+def test_parts_that_are_not_clear(tmp_path, folders, words):
+    parts(tmp_path, *folders)
+    refused(tmp_path, words)
+
+
+def test_a_nested_class_called_train(tmp_path):
+    parts(tmp_path, "train")
+    paint(tmp_path / "car" / "1.png")
+    refused(tmp_path, "train in .* may be a part or a class, beside car")
+
+
+def test_parts_without_classes(tmp_path):
+    for part in ("Train", "Test"):
+        for i in range(4):
+            paint(tmp_path / part / f"{i}.png", seed=i)
+    refused(tmp_path, "has the parts Test, Train, but no class folders")
 
 
 def test_trains_can_be_a_class(tmp_path):
@@ -88,7 +139,7 @@ def test_every_mode_becomes_three_channels(flat, mode):
             picture = colours.convert(mode)
     picture.save(path, **({"transparency": b"\x00\x80"} if mode == "P" else {}))
     data = load_data(str(flat), **SHAPE)
-    part = data.train if path in data.train.images else data.held_out
+    (part,) = [p for p in (data.train, data.selection, data.test) if path in p.images]
     image, _ = part[list(part.images).index(path)]
     assert image.shape == (3, 32, 32)
     assert torch.isfinite(image).all()
@@ -121,16 +172,20 @@ def test_class_with_one_image(flat):
     refused(flat, "'fox' has one image")
 
 
-def test_held_out_class_that_is_not_trained(tmp_path):
-    for part, names in (("train", "ab"), ("val", "bc")):
-        for name in names:
-            paint(tmp_path / part / name / "1.png")
-    refused(tmp_path, "has class 'c'")
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_held_out_part_has_the_trained_classes(tmp_path, part):
+    parts(tmp_path, "train", "val", "test")
+    paint(tmp_path / part / "c" / "1.png")
+    refused(tmp_path, f"{part} has class 'c'")
+    paint(tmp_path / "train" / "c" / "1.png")
+    paint(tmp_path / {"val": "test", "test": "val"}[part] / "c" / "1.png")
+    assert load_data(str(tmp_path), **SHAPE).num_classes == 3
+    (tmp_path / part / "c" / "1.png").unlink()
+    refused(tmp_path, rf"{part} has no images of 1 of 3 classes \('c'\)")
 
 
 def test_held_out_folder_without_images(tmp_path):
-    for name in "ab":
-        paint(tmp_path / "train" / name / "1.png")
+    parts(tmp_path, "train")
     (tmp_path / "val").mkdir()
     refused(tmp_path, "no images in .*val")
 
@@ -147,5 +202,5 @@ def test_truncated_image_is_named_when_it_is_used(flat, suffix):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     data = load_data(str(flat), **SHAPE)
     with pytest.raises(InputError, match=rf"cannot read image .*cut\.{suffix}"):
-        for part in (data.train, data.held_out):
+        for part in (data.train, data.selection, data.test):
             drain(batch_loader(part, batch_size=4, shuffle=False, seed=0, drop_last=False))

@@ -27,12 +27,13 @@ def offline(monkeypatch):
 
 
 def test_digits_are_all_there_and_split_within_classes(digits):
-    assert (len(digits.train), len(digits.held_out)) == (1438, 359)
+    assert (len(digits.training_whole()), len(digits.test)) == (1438, 359)
     assert digits.num_classes == 10
     assert digits.class_names == tuple("0123456789")
     counts = np.bincount(load_digits().target)
-    assert list(np.bincount(digits.held_out.labels)) == [round(0.2 * n) for n in counts]
-    together = sorted(image.tobytes() for image in [*digits.train.images, *digits.held_out.images])
+    assert list(np.bincount(digits.test.labels)) == [round(0.2 * n) for n in counts]
+    parts = (digits.train, digits.selection, digits.test)
+    together = sorted(image.tobytes() for part in parts for image in part.images)
     everything = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     assert together == sorted(image.tobytes() for image in everything)
 
@@ -40,9 +41,10 @@ def test_digits_are_all_there_and_split_within_classes(digits):
 def test_digits_split_depends_on_the_seed_alone(digits):
     again, other = load_data("digits", **SHAPE), load_data("digits", **SHAPE, seed=1)
     assert again.source == digits.source
-    assert again.held_out.labels == digits.held_out.labels
+    assert again.test.labels == digits.test.labels
+    assert again.selection_positions == digits.selection_positions != other.selection_positions
     assert np.array_equal(again.train.images, digits.train.images)
-    assert other.held_out.labels != digits.held_out.labels
+    assert other.test.labels != digits.test.labels
     assert other.source.fingerprint == digits.source.fingerprint
 
 
@@ -110,9 +112,11 @@ def test_cifar100_from_its_own_files(tmp_path, monkeypatch):
 
     data = load_data("cifar100", data_root=tmp_path, **SHAPE)
     assert data.class_names == ("apple", "whale")
-    assert (len(data.train), len(data.held_out)) == (6, 4)
-    assert (data.train.mirror, data.held_out.mirror) == (True, False)
-    image, label = data.held_out[3]
+    assert (len(data.train), len(data.selection), len(data.test)) == (4, 2, 4)
+    assert [part.mirror for part in (data.train, data.selection, data.test)] == [True, False, False]
+    whole = np.stack(data.training_whole().images).transpose(0, 3, 1, 2).reshape(6, 3072)
+    assert np.array_equal(whole, pixels["train"])
+    image, label = data.test[3]
     raw = torch.from_numpy(pixels["test"][3].reshape(3, 32, 32).astype(np.float32)) / 255
     assert torch.allclose(
         image, v2.functional.normalize(raw, SHAPE["mean"], SHAPE["std"]), atol=1e-6
@@ -132,16 +136,17 @@ def dtd(root):
     return base
 
 
-def test_dtd_trains_on_train_and_val(tmp_path, offline):
+def test_dtd_has_three_parts_of_its_own(tmp_path, offline):
     dtd(tmp_path)
     data = load_data("dtd", data_root=tmp_path, **SHAPE)
     assert data.class_names == ("banded", "woven")
-    assert [p.name for p in data.train.images] == [
-        "banded_train.jpg", "woven_train.jpg", "banded_val.jpg", "woven_val.jpg"
-    ]  # fmt: skip
-    assert data.train.labels == [0, 1, 0, 1]
-    assert [p.name for p in data.held_out.images] == ["banded_test.jpg", "woven_test.jpg"]
-    assert data.held_out[1][0].shape == (3, 32, 32)
+    assert [p.name for p in data.train.images] == ["banded_train.jpg", "woven_train.jpg"]
+    assert [p.name for p in data.selection.images] == ["banded_val.jpg", "woven_val.jpg"]
+    # the paper trains on train and val
+    assert data.training_whole().images == [*data.train.images, *data.selection.images]
+    assert data.training_whole().labels == [0, 1, 0, 1]
+    assert [p.name for p in data.test.images] == ["banded_test.jpg", "woven_test.jpg"]
+    assert data.test[1][0].shape == (3, 32, 32)
 
 
 def test_dtd_with_a_missing_file(tmp_path, offline):

@@ -1,0 +1,110 @@
+"""Parts of a folder of images: the folders for training, selection and test.
+
+A folder is a part if its name is one of ``PART_NAMES``, in any case, and it has folders in it. A
+folder ``train`` with images and without folders is the class "train". If a folder has a training
+part and one held-out part, the latter is the test part, whatever its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.training.images.image_files import IMAGE_SUFFIXES
+from profiler.errors import InputError
+
+PART_NAMES = {
+    "train": ("train", "training"),
+    "selection": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""Usual folder names, by part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderParts:
+    """Folders of the parts of a data set.
+
+    Attributes:
+        train: folder of the training images.
+        selection: folder of the selection images; None if they are to be taken out of ``train``.
+        test: folder of the test images; None if they are to be taken out of ``train``.
+    """
+
+    train: Path
+    selection: Path | None = None
+    test: Path | None = None
+
+    def held_out(self) -> list[Path]:
+        """Return the folders that are not trained on."""
+        return [folder for folder in (self.selection, self.test) if folder is not None]
+
+    def all(self) -> list[Path]:
+        """Return every folder."""
+        return [self.train, *self.held_out()]
+
+
+def find_parts(root: Path) -> FolderParts:
+    """Return the parts of a folder; the folder itself is the training part if it has none.
+
+    Raises:
+        InputError: two folders have names of the same part, a held-out part stands without a
+            training part, or parts stand beside class folders.
+        OSError: a folder cannot be listed.
+    """
+    folders = _folders_in(root)
+    named = {part: [f for f in folders if _part_of(f) == part] for part in PART_NAMES}
+    if not any(_folders_in(folder) for same in named.values() for folder in same):
+        _refuse_loose_parts(root, folders, named)
+        return FolderParts(train=root)
+    for part, same in named.items():
+        if len(same) > 1:
+            raise InputError(
+                f"{same[0].name} and {same[1].name} in {root} both name the {part} part; "
+                "remove or rename one"
+            )
+    if not named["train"]:
+        raise InputError(
+            f"no training part in {root}, which has {', '.join(f.name for f in folders[:8])}; "
+            "name one folder train, or rename those that are classes"
+        )
+    (train,) = named["train"]
+    held_out = [*named["selection"], *named["test"]]
+    classes = [f for f in folders if _part_of(f) is None and _has_images(f)]
+    if classes and not held_out:
+        raise InputError(
+            f"{train.name} in {root} may be a part or a class, beside {classes[0].name}; "
+            "move one of them"
+        )
+    match held_out:
+        case [selection, test]:
+            return FolderParts(train=train, selection=selection, test=test)
+        case [test]:
+            return FolderParts(train=train, test=test)
+    return FolderParts(train=train)
+
+
+def _part_of(folder: Path) -> str | None:
+    """Return the part that a folder's name means; None if it is no usual name of a part."""
+    name = folder.name.casefold()
+    return next((part for part, names in PART_NAMES.items() if name in names), None)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, in order, without hidden ones."""
+    entries = sorted(folder.iterdir())
+    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+
+
+def _refuse_loose_parts(root: Path, folders: list[Path], named: dict[str, list[Path]]) -> None:
+    """Refuse a training folder beside a held-out folder, both without class folders in them."""
+    only_parts = all(_part_of(folder) is not None for folder in folders)
+    if only_parts and named["train"] and (named["selection"] or named["test"]):
+        raise InputError(
+            f"{root} has the parts {', '.join(f.name for f in folders)}, but no class folders in "
+            "them; put the images of each class in a folder of its own"
+        )
