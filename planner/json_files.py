@@ -1,16 +1,21 @@
-"""JSON files: written atomically; read with a size limit, without control characters and NaN."""
+"""JSON files: written atomically; read with a size limit, without control characters and NaN.
+
+The same limits hold for data that is read as a record (``profiler.json_records``). They are checked
+here too, because not all JSON that is read becomes a record.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from profiler.errors import InputError
+from profiler.json_records import shortened, unsafe_text
 from profiler.units import MIB, format_bytes
 
 MAX_FILE_BYTES = 16 * MIB
@@ -74,28 +79,46 @@ def read_json(path: Path, *, kind: str) -> Any:
     if len(raw) > MAX_FILE_BYTES:
         limit = format_bytes(MAX_FILE_BYTES)
         raise InputError(f"{kind} file {path} is larger than {limit}, the limit for a {kind}")
+    return parse_json(raw, where=f"{kind} file {path}")
+
+
+def parse_json(raw: bytes, *, where: str) -> Any:
+    """Return the value of a JSON document of unknown origin.
+
+    Raises:
+        InputError: not JSON, a number that is not finite, or text with control characters.
+    """
     try:
-        data = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        _refuse_control_characters(data, f"{kind} file {path}")
-        return data
+        data = json.loads(
+            raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite_number
+        )
+        _refuse_unsafe_text(data, where)
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{kind} file {path} is not JSON ({reason})") from error
+        raise InputError(f"{where} is not JSON ({reason})") from error
+    return data
 
 
-def _refuse_control_characters(data: object, where: str) -> None:
-    """Refuse text with control characters, which could manipulate the terminal."""
+def _refuse_unsafe_text(data: object, where: str) -> None:
+    """Refuse text that could manipulate the terminal or cannot be written again."""
     if isinstance(data, str):
-        if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in data):
-            raise InputError(f"{where} has control characters in {data[:40]!r}")
+        if unsafe_text(data):
+            raise InputError(f"{where} has control characters in {shortened(data, 40)}")
     elif isinstance(data, Mapping):
         for key, value in data.items():
-            _refuse_control_characters(key, where)
-            _refuse_control_characters(value, where)
+            _refuse_unsafe_text(key, where)
+            _refuse_unsafe_text(value, where)
     elif isinstance(data, list):
         for value in data:
-            _refuse_control_characters(value, where)
+            _refuse_unsafe_text(value, where)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{shortened(text, 40)} is too large a number")
+    return number

@@ -22,22 +22,28 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from msgspec import Meta
 
 from planner.json_files import read_json, write_json
 from planner.scoring.accuracy_prior import EstimateKind
 from planner.scoring.netscore import Scores
+from profiler.devices.table import DEVICES, short_name
 from profiler.errors import InputError
 from profiler.json_records import (
+    LARGEST_BYTES,
+    ByteCount,
     Fraction,
     JsonObject,
-    PositiveInt,
     check_schema,
     json_object,
     read_record,
+    shortened,
     warn_of_dropped,
 )
-from profiler.records import Report, Rung
+from profiler.records import DeviceLabel, Report, Rung
+from profiler.units import MIB
 from profiler.workload import Candidate
 
 PLAN_SCHEMA = "budgetplan.plan/1"
@@ -46,6 +52,11 @@ PLAN_SCHEMA_MINOR = 1
 """1 added ``schema_minor`` itself; files without it are of minor version 0."""
 
 AccuracyKind = Literal["measured", EstimateKind, "none"]
+
+SMALLEST_BUDGET = MIB
+"""No model trains in less."""
+
+BudgetBytes = Annotated[int, Meta(ge=SMALLEST_BUDGET, le=LARGEST_BYTES)]
 
 PACKAGES = ("budgetplan", "torch", "timm", "peft")
 
@@ -97,7 +108,7 @@ class Plan:
     measurement: Report | None = None
     scores: Scores | None = None
     accuracy: Accuracy
-    budget_bytes: PositiveInt
+    budget_bytes: BudgetBytes
     provenance: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -138,8 +149,43 @@ class Plan:
         if given["measurement"] is not None:
             given["measurement"] = _report("measurement", given, dropped)
         plan = read_record(cls, given, part="plan", dropped=dropped)
+        _check_provenance(plan.provenance)
         warn_of_dropped(dropped, part="plan")
         return plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HostPrediction:
+    """Replay for the CPU of a run that took place on the CPU in place of the planned GPU."""
+
+    peak_bytes: ByteCount | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _KnownProvenance:
+    """The entries of a provenance that this program reads; all others are shown only."""
+
+    data: Annotated[str, Meta(min_length=1, max_length=4096)] = "digits"
+    host_prediction: _HostPrediction | None = None
+
+
+def _check_provenance(provenance: Mapping[str, Any]) -> None:
+    known = {name: provenance[name] for name in ("data", "host_prediction") if name in provenance}
+    read_record(_KnownProvenance, known, part="plan.provenance", dropped=[])
+
+
+def _check_device(device: DeviceLabel, part: str) -> None:
+    """Refuse a device that exists nowhere.
+
+    The name of a GPU that the device table lacks is made of the name that its driver reports.
+    """
+    known = DEVICES.get(device.name)
+    if known is None and (device.kind == "cpu" or short_name(device.full_name) != device.name):
+        raise InputError(
+            f"{part}: no such device {shortened(device.name)}; `budgetplan devices` lists them"
+        )
+    if known is not None and known.is_cuda != (device.kind == "cuda"):
+        raise InputError(f"{part}: {device.name} is not of kind {device.kind!r}")
 
 
 def _report(name: str, plan: Mapping[str, Any], dropped: list[str] | None) -> Report:
@@ -149,6 +195,7 @@ def _report(name: str, plan: Mapping[str, Any], dropped: list[str] | None) -> Re
         raise InputError(f"{part}.rung: a {name} cannot have rung {report.rung.value!r}")
     if report.candidate != plan["candidate"]:
         raise InputError(f"{part}: the workload or placement is another than in plan.candidate")
+    _check_device(report.device, f"{part}.device")
     return report
 
 

@@ -9,7 +9,9 @@
     └── MeasurementError      6  a real run failed
         └── OutOfMemoryError  6  a real run exceeded its memory cap
 
-A message is one line: the rule, the value that broke it, and the remedy.
+A message is one line: the rule, the value that broke it, and the remedy. Messages quote values from
+files of unknown origin, so every message and warning is cut to ``LONGEST_MESSAGE`` characters, and
+characters that could steer a terminal are escaped.
 """
 
 from __future__ import annotations
@@ -19,15 +21,49 @@ from collections.abc import Iterable
 
 from profiler.units import format_bytes
 
+LONGEST_MESSAGE = 300
+"""Characters of an error or warning. A value from a damaged file can be megabytes long."""
+
+_ENDING = 80
+"""Last characters of a message that is cut: the remedy stands at the end."""
+
+
+def printable_line(message: str) -> str:
+    """Return a message as one line of at most ``LONGEST_MESSAGE`` printable characters."""
+    if len(message) > 2 * LONGEST_MESSAGE:  # before the passes over each character
+        message = f"{message[:LONGEST_MESSAGE]} {message[-LONGEST_MESSAGE:]}"
+    line = " ".join(message.split())
+    if not line.isprintable():  # control characters, surrogates, changes of the writing direction
+        line = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
+        )
+    if len(line) <= LONGEST_MESSAGE:
+        return line
+    return f"{line[: LONGEST_MESSAGE - _ENDING - 3]}...{line[-_ENDING:]}"
+
 
 class BudgetplanError(Exception):
-    """Base of all errors that end a command with one line and an exit code."""
+    """Base of all errors that end a command with one line and an exit code.
+
+    Args:
+        message: the rule, the value that broke it, and the remedy.
+    """
 
     exit_code = 1
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable_line(str(message)))
+
 
 class BudgetplanWarning(UserWarning):
-    """Base of all warnings of this program; a command prints one line on stderr."""
+    """Base of all warnings of this program; a command prints one line on stderr.
+
+    Args:
+        message: the fact, and what follows from it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable_line(str(message)))
 
 
 class UsageError(BudgetplanError):

@@ -4,10 +4,12 @@
     check_schema    refuses another schema and compares minor versions
     unknown_field   refuses a field, or collects its path for a file of a newer minor version
     json_object     refuses data that is not a JSON object
+    unsafe_text     finds characters that could steer a terminal or cannot be written
 
 msgspec converts and validates. It neither refuses unknown fields of a dataclass nor infinite
 numbers, and its messages do not show the value. This module adds both: before the conversion it
 walks the data beside the type, after a failure it formats one line with the path and the value.
+The walk also holds the limits of free content: numbers, length of texts, depth.
 
 A file with a newer minor schema version may have additional fields. Its reader passes a list as
 ``dropped``: unknown fields are then left out, and their paths are appended to the list. In every
@@ -26,23 +28,51 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from profiler.errors import BudgetplanError, BudgetplanWarning, InputError
+from profiler.errors import BudgetplanError, BudgetplanWarning, InputError, printable_line
 
 JsonObject: TypeAlias = Mapping[str, Any]
 """A JSON object of free content: raw trials, the environment, provenance."""
 
-NonNegativeInt = Annotated[int, Meta(ge=0)]
-PositiveInt = Annotated[int, Meta(ge=1)]
-NonNegativeFloat = Annotated[float, Meta(ge=0)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
+LARGEST_NUMBER = 10**18
+"""Ceiling of every count and duration: FLOPs of a step of a million images of ViT-g."""
+
+LARGEST_BYTES = 2**50
+"""1 PiB, above the memory of any device."""
+
+LARGEST_FLOAT = 1e40
+"""Magnitude of any number with a fraction. A float32 ends at 3.4e38."""
+
+LONGEST_TEXT = 20_000
+"""Characters of a text. The longest that this program writes, a note, has a few hundred."""
+
+DEEPEST = 40
+"""Depth of nested objects and lists. A plan has a depth of 6."""
+
+NonNegativeInt = Annotated[int, Meta(ge=0, le=LARGEST_NUMBER)]
+PositiveInt = Annotated[int, Meta(ge=1, le=LARGEST_NUMBER)]
+NonNegativeFloat = Annotated[float, Meta(ge=0, le=float(LARGEST_NUMBER))]
+PositiveFloat = Annotated[float, Meta(gt=0, le=float(LARGEST_NUMBER))]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
-LONGEST_MESSAGE = 300
-"""Characters of an error message. A value from a damaged file can be megabytes long."""
+ByteCount = Annotated[int, Meta(ge=0, le=LARGEST_BYTES)]
+ByteGrowth = Annotated[int, Meta(ge=-LARGEST_BYTES, le=LARGEST_BYTES)]
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+"""Name of a model, a method, a unit or a device."""
 
 LONGEST_VALUE = 80
 
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, without tab and newline
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # writing direction (Unicode UAX #9)
+    "\u2028\u2029\ufff9-\ufffb\U000e0000-\U000e007f"  # separators, annotations, tags
+    "\ud800-\udfff]"  # halves of surrogate pairs, which UTF-8 cannot write
+)
+
 ANYTHING = inspect.AnyType()
+
+NEWEST_MINOR = 10_000
+"""Ceiling of ``schema_minor``, which counts additions."""
 
 
 class NewerFileWarning(BudgetplanWarning):
@@ -51,8 +81,8 @@ class NewerFileWarning(BudgetplanWarning):
 
 _Record = TypeVar("_Record")
 
-_MESSAGE = re.compile(r"^(.*?)(?: - at `\$(.*)`)?$", re.DOTALL)
-"""A message of msgspec: a sentence, then the JSON path of the value in backticks."""
+_MESSAGE = re.compile(r"^(.*?)(?: - at `(key` in `)?\$(.*)`)?$", re.DOTALL)
+"""A message of msgspec: a sentence, then the JSON path of the value or of a dict's key."""
 
 _TYPE_WORDS: Mapping[type[inspect.Type], str] = {
     inspect.IntType: "integer",
@@ -104,8 +134,6 @@ def read_record(
         return msgspec.convert(known, kind)
     except msgspec.ValidationError as error:
         raise InputError(_explain(error, shape, known, part)) from error
-    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
-        raise InputError(one_line(part, "text that is not valid Unicode")) from error
     except BudgetplanError as error:  # from a record's own check
         raise InputError(one_line(part, str(error))) from error
 
@@ -126,11 +154,14 @@ def check_schema(
     """
     if data.get("schema") != schema:
         raise InputError(
-            one_line(f"{part}.schema", f"expected {schema!r}, got {data.get('schema')!r}")
+            one_line(f"{part}.schema", f"expected {schema!r}, got {shortened(data.get('schema'))}")
         )
     found = data.get("schema_minor", 0)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-        raise InputError(one_line(f"{part}.schema_minor", f"expected integer >= 0, got {found!r}"))
+    is_integer = isinstance(found, int) and not isinstance(found, bool)
+    if not is_integer or not 0 <= found <= NEWEST_MINOR:
+        rule = f"integer >= 0{f' <= {NEWEST_MINOR}' if is_integer and found > 0 else ''}"
+        got = shortened(found)
+        raise InputError(one_line(f"{part}.schema_minor", f"expected {rule}, got {got}"))
     return [] if found > minor else None
 
 
@@ -158,28 +189,70 @@ def _shape(kind: Hashable) -> inspect.Type:
     return inspect.type_info(kind)
 
 
-# ---- unknown fields and numbers that are not finite ----------------------------------------------
+# ---- unknown fields and values out of every range ------------------------------------------------
 
 
-def _known_part(shape: inspect.Type, data: Any, path: str, dropped: list[str] | None) -> Any:
-    """Return the data without unknown fields; refuse them, and NaN and infinity, otherwise."""
-    if isinstance(data, float) and not math.isfinite(data):
-        raise InputError(one_line(path, f"expected a finite number, got {data!r}"))
+def unsafe_text(text: str) -> bool:
+    """Return whether a text has characters that steer a terminal or that UTF-8 cannot write.
+
+    These are control characters (newline and tab apart), changes of the writing direction, line
+    separators, and halves of surrogate pairs, which JSON can escape.
+    """
+    return _UNSAFE.search(text) is not None
+
+
+def _known_part(
+    shape: inspect.Type, data: Any, path: str, dropped: list[str] | None, depth: int = 0
+) -> Any:
+    """Return the data without unknown fields; refuse them, and values out of range, otherwise."""
     if isinstance(data, Mapping):
+        _check_depth(depth, path)
         known = {}
         for key, value in data.items():
+            _check_key(key, path)
             inside = _inside(shape, key)
             if inside is None:
                 unknown_field(f"{path}.{key}", dropped)
             else:
-                known[key] = _known_part(inside, value, f"{path}.{key}", dropped)
+                known[key] = _known_part(inside, value, f"{path}.{key}", dropped, depth + 1)
         return known
     if isinstance(data, list | tuple):
+        _check_depth(depth, path)
         return [
-            _known_part(_inside(shape, i) or ANYTHING, value, f"{path}[{i}]", dropped)
+            _known_part(_inside(shape, i) or ANYTHING, value, f"{path}[{i}]", dropped, depth + 1)
             for i, value in enumerate(data)
         ]
+    rule = _broken_limit(shape, data)
+    if rule is not None:
+        raise InputError(one_line(path, f"expected {rule}, got {shortened(data)}"))
     return data
+
+
+def _broken_limit(shape: inspect.Type, value: object) -> str | None:
+    """Return the limit of all values that a value breaks, in words; None if it breaks none."""
+    match value:
+        case float() if not abs(value) <= LARGEST_FLOAT:  # NaN included
+            is_finite = math.isfinite(value)
+            return "a number below 1e40" if is_finite else "a finite number"
+        case int() if abs(value) >= 2**64 and shape == ANYTHING:
+            return "an integer of 64 bits"
+        case str() if unsafe_text(value):
+            return "text without control characters"
+        case str() if shape != ANYTHING and ("\n" in value or "\t" in value):
+            return "text of one line"
+        case str() if len(value) > LONGEST_TEXT:
+            return f"text of at most {LONGEST_TEXT} characters"
+    return None
+
+
+def _check_depth(depth: int, path: str) -> None:
+    if depth > DEEPEST:
+        raise InputError(one_line(path, f"expected at most {DEEPEST} levels of objects and lists"))
+
+
+def _check_key(key: object, path: str) -> None:
+    if isinstance(key, str) and (unsafe_text(key) or len(key) > LONGEST_TEXT):
+        raise InputError(one_line(path, f"expected a printable key, got {shortened(key)}"))
 
 
 def _inside(shape: inspect.Type, key: object) -> inspect.Type | None:
@@ -207,7 +280,9 @@ def _explain(error: msgspec.ValidationError, shape: inspect.Type, data: Any, par
     """Return the rule that a value broke, with its path and the value."""
     found = _MESSAGE.match(str(error))
     assert found is not None
-    sentence, path = found.group(1), found.group(2) or ""
+    sentence, path = found.group(1), found.group(3) or ""
+    if found.group(2):
+        return one_line(f"{part}{path}", f"a key is out of its range: {sentence}")
     for name, index in _STEP.findall(path):
         # msgspec does not name the key of a dict's value
         if index == "..." or error.__cause__ is not None:
@@ -218,24 +293,31 @@ def _explain(error: msgspec.ValidationError, shape: inspect.Type, data: Any, par
         return one_line(part, sentence)
     for record in shape.types if isinstance(shape, inspect.UnionType) else (shape,):
         if isinstance(record, inspect.DataclassType) and isinstance(data, Mapping):
-            missing = next(
-                f.encode_name for f in record.fields if f.required and f.name not in data
-            )
-            return one_line(f"{part}{path}.{missing}", "missing field")
-    got = repr(data)
-    got = got if len(got) <= LONGEST_VALUE else f"{got[:LONGEST_VALUE]}..."
-    return one_line(f"{part}{path}", f"expected {_words(shape)}, got {got}")
+            for spec in record.fields:
+                if spec.required and spec.name not in data:
+                    return one_line(f"{part}{path}.{spec.encode_name}", "missing field")
+            return one_line(f"{part}{path}", sentence)
+    return one_line(f"{part}{path}", f"expected {_words(shape, data)}, got {shortened(data)}")
 
 
-def _words(shape: inspect.Type) -> str:
-    """Return a type in words: ``integer >= 0 or null``."""
+def _words(shape: inspect.Type, value: object) -> str:
+    """Return a type in words, ``integer >= 0 or null``, for a value that it refuses.
+
+    A ceiling that holds for every number is named only if the value exceeds it.
+    """
     match shape:
         case inspect.UnionType(types=types):
-            words = " or ".join(_words(member) for member in types)
+            words = " or ".join(_words(member, value) for member in types)
         case inspect.IntType() | inspect.FloatType():
             bounds = ((">", shape.gt), (">=", shape.ge), ("<", shape.lt), ("<=", shape.le))
-            limits = [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+            limits = [
+                f"{sign} {bound:.10g}"
+                for sign, bound in bounds
+                if bound is not None and not (abs(bound) in _CEILINGS and _is_below(value))
+            ]
             words = " ".join([_TYPE_WORDS[type(shape)], *limits])
+        case inspect.StrType(max_length=int(longest)) if isinstance(value, str):
+            words = f"text of {shape.min_length or 0} to {longest} characters"
         case inspect.EnumType(cls=cls):
             words = f"one of {', '.join(str(member.value) for member in cls)}"
         case inspect.LiteralType(values=values):
@@ -245,7 +327,26 @@ def _words(shape: inspect.Type) -> str:
     return words
 
 
+_CEILINGS = (LARGEST_BYTES, LARGEST_NUMBER)
+
+
+def _is_below(value: object) -> bool:
+    return not isinstance(value, int | float) or abs(value) <= LARGEST_BYTES
+
+
 def one_line(path: str, message: str) -> str:
-    """Return an error message of one line, cut to ``LONGEST_MESSAGE`` characters."""
-    line = " ".join(f"{path}: {message}".split())
-    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}..."
+    """Return an error message of one line; a path that is too long keeps its end."""
+    if len(path) > 2 * LONGEST_VALUE:
+        path = f"{path[:LONGEST_VALUE]}...{path[-LONGEST_VALUE:]}"
+    return printable_line(f"{path}: {message}")
+
+
+def shortened(value: object, limit: int = LONGEST_VALUE) -> str:
+    """Return a value as a message quotes it: its ``repr``, which escapes, cut to a limit."""
+    if isinstance(value, str | list | tuple):
+        value = value[: limit + 1]
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a deep nesting
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -30,7 +30,6 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from types import MappingProxyType
 from typing import Self
 
 from profiler.errors import InputError
-from profiler.json_records import one_line, read_record
+from profiler.json_records import Name, one_line, read_record, shortened
 
 
 class Decision(StrEnum):
@@ -52,6 +51,12 @@ class Decision(StrEnum):
     RECOMPUTE = "recompute"
     SEGMENT = "segment"
 
+
+LARGEST_PARAMETER = 1e18
+"""Magnitude of a policy's parameter, such as a count of units or a budget in bytes."""
+
+_COUNT_DIGITS = 9
+"""Digits of a count in a policy's display name."""
 
 _BY_WORD = {str(decision): decision for decision in Decision}
 
@@ -80,7 +85,8 @@ class Placement:
             decision = _BY_WORD.get(word) if isinstance(word, str) else None
             if decision is None:
                 raise InputError(
-                    f"unknown decision {word!r} for unit {name!r}; use one of {', '.join(Decision)}"
+                    f"unknown decision {shortened(word)} for unit {shortened(name)}; "
+                    f"use one of {', '.join(Decision)}"
                 )
             if decision is not _KEEP:
                 changed[name] = decision
@@ -114,7 +120,7 @@ class PolicyChoice:
         parameters: finite numbers by name, such as ``k`` or ``threshold``.
 
     Raises:
-        InputError: a parameter is not a finite number.
+        InputError: a parameter is not a finite number of magnitude <= ``LARGEST_PARAMETER``.
     """
 
     name: str = "none"
@@ -123,10 +129,10 @@ class PolicyChoice:
     def __post_init__(self) -> None:
         for parameter, value in self.parameters.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (is_number and math.isfinite(value)):
+            if not (is_number and abs(value) <= LARGEST_PARAMETER):  # NaN is not
                 raise InputError(
-                    f"parameter {parameter!r} of policy {self.name!r} must be a finite number, "
-                    f"got {value!r}"
+                    f"parameter {shortened(parameter)} of policy {shortened(self.name)} must be a "
+                    f"finite number of magnitude <= {LARGEST_PARAMETER:g}, got {shortened(value)}"
                 )
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
 
@@ -140,8 +146,9 @@ class PolicyChoice:
     def display_name(self) -> str:
         """The name with its count filled in: ``every-3`` for ``every-k`` with k = 3."""
         stem, _, last = self.name.rpartition("-")
-        is_counted = last == "k" and "k" in self.parameters
-        return f"{stem}-{self.parameters['k']}" if is_counted else self.name
+        count: object = self.parameters.get("k")
+        is_counted = last == "k" and isinstance(count, int) and 0 <= count < 10**_COUNT_DIGITS
+        return f"{stem}-{count}" if is_counted else self.name
 
     @classmethod
     def from_display_name(cls, text: str, parameters: Mapping[str, float] | None = None) -> Self:
@@ -149,7 +156,7 @@ class PolicyChoice:
 
         Plan files before schema 1.1 have no parameters and write ``every-k`` without its count.
         """
-        counted = re.fullmatch(r"(.+)-([0-9]+)", text)
+        counted = re.fullmatch(rf"(.+)-([0-9]{{1,{_COUNT_DIGITS}}})", text)
         if counted is None:
             return cls(text, parameters or {})
         return cls(f"{counted[1]}-k", {"k": int(counted[2]), **(parameters or {})})
@@ -172,9 +179,9 @@ def placement_to_json(placement: Placement, policy: PolicyChoice) -> dict[str, o
 class _PlacementObject:
     """The JSON object of a placement. Plans of schema 1.0 have no parameters."""
 
-    policy: str = "none"
+    policy: Name = "none"
     parameters: dict[str, int | float] = field(default_factory=dict)
-    decisions: dict[str, str] = field(default_factory=dict)
+    decisions: dict[Name, str] = field(default_factory=dict)
 
 
 def placement_from_json(

@@ -12,11 +12,15 @@ from typing import Literal, Self
 
 from profiler.errors import InputError
 from profiler.json_records import (
+    ByteCount,
+    ByteGrowth,
     JsonObject,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     json_object,
     read_record,
+    shortened,
     unknown_field,
 )
 from profiler.workload import Candidate
@@ -53,13 +57,13 @@ class Rung(StrEnum):
 class OwnerBytes:
     """Bytes by owner."""
 
-    parameter: NonNegativeInt = 0
-    buffer: NonNegativeInt = 0
-    gradient: NonNegativeInt = 0
-    activation: NonNegativeInt = 0
-    optimizer: NonNegativeInt = 0
-    input: NonNegativeInt = 0
-    temporary: NonNegativeInt = 0
+    parameter: ByteCount = 0
+    buffer: ByteCount = 0
+    gradient: ByteCount = 0
+    activation: ByteCount = 0
+    optimizer: ByteCount = 0
+    input: ByteCount = 0
+    temporary: ByteCount = 0
 
     @property
     def total(self) -> int:
@@ -80,9 +84,9 @@ class Memory:
         max_by_group: highest live bytes of each owner over the step, each at its own moment.
     """
 
-    peak_bytes: NonNegativeInt
-    reserved_bytes: NonNegativeInt | None = None
-    device_bytes: NonNegativeInt | None = None
+    peak_bytes: ByteCount
+    reserved_bytes: ByteCount | None = None
+    device_bytes: ByteCount | None = None
     at_peak: OwnerBytes | None = None
     max_by_group: OwnerBytes | None = None
 
@@ -129,11 +133,11 @@ class UnitReport:
         recompute_seconds: roofline time of the recomputation; None for an unknown device.
     """
 
-    name: str
-    decision: str
-    stored_bytes: int
-    boundary_bytes: NonNegativeInt
-    working_bytes: int | None
+    name: Name
+    decision: Name
+    stored_bytes: ByteGrowth
+    boundary_bytes: ByteCount
+    working_bytes: ByteGrowth | None
     forward_flops: NonNegativeInt
     backward_flops: NonNegativeInt
     recompute_flops: NonNegativeInt
@@ -161,10 +165,10 @@ class DeviceLabel:
         note: reason for this device when the user did not choose it.
     """
 
-    name: str
-    full_name: str
+    name: Name
+    full_name: Name
     kind: Literal["cpu", "cuda"]
-    memory_bytes: NonNegativeInt | None = None
+    memory_bytes: ByteCount | None = None
     note: str = ""
 
 
@@ -245,6 +249,6 @@ class Report:
         if schema not in (None, report.schema):
             raise InputError(
                 f"{part}.schema: expected {report.schema!r} for rung {report.rung.value!r}, "
-                f"got {schema!r:.80}"
+                f"got {shortened(schema)}"
             )
         return report

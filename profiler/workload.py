@@ -5,14 +5,13 @@ This module imports no torch: a workload is read from files, hashed into cache k
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self, get_args
 
 from msgspec import Meta
 
 from profiler.errors import InputError, UsageError
-from profiler.json_records import PositiveInt, json_object, read_record, unknown_field
+from profiler.json_records import Name, json_object, read_record, shortened, unknown_field
 from profiler.placement import (
     KEEP_ALL,
     NO_POLICY,
@@ -29,6 +28,30 @@ OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 Rate = Annotated[float, Meta(ge=0, lt=1)]
 """Probability of a dropped value or path, in [0, 1)."""
+
+_COUNT = Meta(ge=1, le=65_536)
+_CLASSES = Meta(ge=1, le=1_000_000)
+_PIXELS = Meta(ge=8, le=8192)
+_SCALE = Meta(gt=0, le=1e6)
+
+Count = Annotated[int, _COUNT]
+"""A rank, a micro-batch or an accumulation. GPUs hold thousands of images at most."""
+
+Classes = Annotated[int, _CLASSES]
+"""Classes. ImageNet-21k has 21,841."""
+
+Pixels = Annotated[int, _PIXELS]
+"""Height and width of an image. Smaller ones have fewer pixels than the digits data set."""
+
+Scale = Annotated[float, _SCALE]
+"""A factor or a norm above 0."""
+
+_INTEGER_RANGES = {
+    "micro_batch": _COUNT,
+    "accumulation": _COUNT,
+    "image_size": _PIXELS,
+    "num_classes": _CLASSES,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,35 +76,36 @@ class Workload:
         drop_path: stochastic depth rate given to the backbone.
     """
 
-    model: str
-    method: str = "full"
-    rank: PositiveInt | None = None
-    alpha: float | None = None
+    model: Name
+    method: Name = "full"
+    rank: Count | None = None
+    alpha: Scale | None = None
     dropout: Rate = 0.0
-    targets: tuple[str, ...] | None = None
-    micro_batch: PositiveInt = 32
-    accumulation: PositiveInt = 1
+    targets: tuple[Name, ...] | None = None
+    micro_batch: Count = 32
+    accumulation: Count = 1
     precision: PrecisionName = "fp32"
     optimizer: OptimizerName = "adamw"
-    image_size: PositiveInt = 224
-    num_classes: PositiveInt = 1000
-    grad_clip: float | None = None
+    image_size: Pixels = 224
+    num_classes: Classes = 1000
+    grad_clip: Scale | None = None
     drop_path: Rate = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "accumulation", "image_size", "num_classes"):
-            _positive_integer(name, getattr(self, name))
+        for name, limits in _INTEGER_RANGES.items():
+            _integer_in(name, getattr(self, name), limits)
         if self.rank is not None:
-            _positive_integer("rank", self.rank)
+            _integer_in("rank", self.rank, _COUNT)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("alpha", "grad_clip"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise UsageError(f"{name} must be a finite number, got {value!r}")
+            if value is not None and not 0 < value <= 1e6:
+                raise UsageError(f"{name} must lie in (0, 1e6], got {shortened(value)}")
         for name in ("dropout", "drop_path"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
+                got = shortened(getattr(self, name))
+                raise UsageError(f"{name} must lie in [0, 1), got {got}")
         if self.targets is not None:
             object.__setattr__(self, "targets", tuple(self.targets))
 
@@ -167,11 +191,15 @@ class Candidate:
         return cls(workload=workload, placement=placement, policy=policy)
 
 
-def _positive_integer(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} must be a positive integer, got {value!r}")
+def _integer_in(name: str, value: object, limits: Meta) -> None:
+    lowest, highest = int(limits.ge or 0), int(limits.le or 0)
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not lowest <= value <= highest:  # type: ignore[operator]
+        raise UsageError(
+            f"{name} must be an integer from {lowest} to {highest}, got {shortened(value)}"
+        )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {shortened(value)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from planner.api.arguments import device_name, device_of_run, no_progress, optional_size
-from profiler.errors import BudgetplanWarning, UsageError
+from profiler.errors import BudgetplanWarning, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,13 +70,11 @@ def validate(
     """
     from planner.plan import write_plan
     from planner.recommendation.real_runs import validate_plan
-    from planner.target_device import find_target
     from planner.training.run_options import RunOptions
 
     content, name = _plan(plan), device_name(device)
-    planned = find_target(content.prediction.device.name)
     run = RunOptions(
-        device=planned.runs_on if name == "auto" else device_of_run(name),
+        device=_planned_device(content) if name == "auto" else device_of_run(name),
         data=data or _data_of(content),
         steps=steps,
         seed=seed,
@@ -233,6 +231,16 @@ def _plan(plan: Plan | str | Path) -> Plan:
     return load_plan(plan) if isinstance(plan, str | Path) else plan
 
 
+def _planned_device(plan: Plan) -> str:
+    """Return the plan's GPU if it is in this machine, else ``cpu``."""
+    from planner.target_device import find_target
+
+    try:
+        return find_target(plan.prediction.device.name).runs_on
+    except UnknownNameError:  # a GPU that the table lacks, of another machine
+        return "cpu"
+
+
 def _data_of(plan: Plan) -> str:
     """Return the data set or folder that a plan was made for."""
     return str(plan.provenance.get("data", "digits"))
@@ -252,7 +260,7 @@ def _placed_by(
     """Return the plan under a policy's placement, and the rule that decides at run time if any."""
     from planner.cost.place_by_policy import default_cost_model, place_by_policy
     from planner.placement.policies import parse_policy
-    from planner.plan import with_placement
+    from planner.plan import SMALLEST_BUDGET, with_placement
     from planner.training.adaptive_rule import AdaptiveRule
     from profiler.devices.table import device_spec
     from profiler.prediction.report import predict as replay
@@ -263,6 +271,8 @@ def _placed_by(
             raise UsageError("--vram is the budget of --checkpoint; give a policy too")
         return plan, None
     budget = optional_size(vram) or plan.budget_bytes
+    if budget < SMALLEST_BUDGET:
+        raise UsageError(f"--vram must be at least 1 MiB to train, got {budget} bytes")
     choice = parse_policy(policy, threshold=threshold)
     if choice.name == "adaptive":
         return plan, AdaptiveRule(budget_bytes=budget, threshold=threshold)

@@ -102,7 +102,7 @@ def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
     table.add_column(overflow="fold")
     for name, value in rows:
         if value not in ("", "-"):
-            table.add_row(name, Text(value))
+            table.add_row(Text(name), Text(value))
     return table
 
 

@@ -21,8 +21,8 @@ from planner.plan import (
     write_plan,
 )
 from planner.scoring.netscore import compute_scores
-from profiler.errors import InputError
-from profiler.json_records import LONGEST_MESSAGE, NewerFileWarning
+from profiler.errors import LONGEST_MESSAGE, InputError
+from profiler.json_records import NewerFileWarning
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.records import (
     DeviceLabel,
@@ -131,9 +131,12 @@ def _drop(key: str) -> Any:
         (_set("surprise", to=1), "plan.surprise: unknown field"),
         (_drop("prediction"), "plan.prediction: missing field"),
         (_drop("budget_bytes"), "plan.budget_bytes: missing field"),
-        (_set("budget_bytes", to="2GB"), "plan.budget_bytes: expected integer >= 1, got '2GB'"),
-        (_set("budget_bytes", to=True), "plan.budget_bytes: expected integer >= 1, got True"),
-        (_set("budget_bytes", to=-1), "plan.budget_bytes: expected integer >= 1, got -1"),
+        (
+            _set("budget_bytes", to="2GB"),
+            "plan.budget_bytes: expected integer >= 1048576, got '2GB'",
+        ),
+        (_set("budget_bytes", to=True), "plan.budget_bytes: expected integer >= 1048576, got True"),
+        (_set("budget_bytes", to=-1), "plan.budget_bytes: expected integer >= 1048576, got -1"),
         (_set("candidate", to=7), "plan.candidate must be a JSON object, got int"),
         (
             _set("candidate", "workload", "model", to=None),
@@ -143,7 +146,10 @@ def _drop(key: str) -> Any:
             _set("candidate", "workload", "micro_batch", to="32"),
             "workload.micro_batch: expected int",
         ),
-        (_set("candidate", "workload", "micro_batch", to=0), "expected integer >= 1, got 0"),
+        (
+            _set("candidate", "workload", "micro_batch", to=0),
+            "expected integer >= 1 <= 65536, got 0",
+        ),
         (
             _set("candidate", "workload", "precision", to="int3"),
             "candidate.workload.precision: expected one of bf16, fp16, fp32, got 'int3'",
@@ -190,7 +196,7 @@ def _drop(key: str) -> Any:
         ),
         (_set("accuracy", "value", to=None), "kind 'none' if and only if its value is null"),
         (_set("provenance", to="me"), "plan.provenance: expected JSON object, got 'me'"),
-        (_set("budget_bytes", to="x" * 10_000), "expected integer >= 1, got 'xxx"),
+        (_set("budget_bytes", to="x" * 10_000), "expected integer >= 1048576, got 'xxx"),
     ],
 )
 def test_a_foreign_plan_is_refused_in_one_line(tmp_path: Path, change: Any, complaint: str) -> None:

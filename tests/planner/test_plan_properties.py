@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from test_plan import make_plan
 
 from planner.plan import Plan
-from profiler.errors import InputError
-from profiler.json_records import LONGEST_MESSAGE
+from profiler.errors import LONGEST_MESSAGE, InputError
 
 ORIGINAL = json.loads(json.dumps(make_plan().to_json()))
 ANYTHING = st.one_of(

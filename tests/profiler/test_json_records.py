@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from profiler.errors import InputError, UsageError
+from profiler.errors import LONGEST_MESSAGE, InputError, UsageError
 from profiler.json_records import (
-    LONGEST_MESSAGE,
     JsonObject,
     PositiveInt,
     check_schema,
@@ -67,13 +66,13 @@ def test_nested_records_defaults_and_free_parts_are_read() -> None:
         ({"leaf": None, "free": {"a": [float("nan")]}}, "tree.free.a[0]: expected a finite number"),
         ({"leaf": {"size": 1, "name": "refused"}}, "tree: the name is refused"),
         ({"leaf": {"size": "9" * 1000}}, "tree.leaf.size: expected integer >= 1, got '999"),
-        ({"l" * 1000: 1}, "unknown"),
+        ({"l" * 1000: 1}, "tree.lll"),
     ],
 )
 def test_a_refusal_names_the_path_and_the_value(data: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         read_record(Tree, data, part="tree")
-    assert str(caught.value).startswith(message) or len(str(caught.value)) == LONGEST_MESSAGE
+    assert str(caught.value).startswith(message)
     assert len(str(caught.value)) <= LONGEST_MESSAGE
     assert "\n" not in str(caught.value)
 
@@ -108,7 +107,7 @@ def make_report() -> Report:
         flops=None,
         step_seconds=None,
         energy_joules=1 / 3,
-        parameters=Parameters(total=2**63, trainable=0),
+        parameters=Parameters(total=10**18, trainable=0),
         notes=("a note",),
         details={"trials": [1, 2.5, None]},
     )
@@ -130,7 +129,10 @@ def test_a_report_comes_back_from_json() -> None:
         ({"placement": {"decisions": {"blocks.0": "banana"}}}, "banana"),
         ({"workload": {"model": "a", "precision": "fp8"}}, "workload.precision: expected one of"),
         ({"workload": {"model": "a", "dropout": 1}}, "dropout: expected number >= 0 < 1, got 1"),
-        ({"workload": {"model": "a", "rank": True}}, "rank: expected integer >= 1 or null"),
+        (
+            {"workload": {"model": "a", "rank": True}},
+            "rank: expected integer >= 1 <= 65536 or null",
+        ),
         ({"workload": {"model": "a", "targets": "qkv"}}, "targets: expected list or null"),
         ({"workload": {}}, "report.workload.model: missing field"),
         ({"workload": None}, "report.workload must be a JSON object"),

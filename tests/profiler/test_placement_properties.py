@@ -8,8 +8,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from profiler.errors import InputError
-from profiler.json_records import LONGEST_MESSAGE
+from profiler.errors import LONGEST_MESSAGE, InputError
 from profiler.placement import (
     Decision,
     Placement,
