@@ -124,7 +124,8 @@ image_size_option = click.option(
 weights_option = click.option(
     "--weights",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of weights: safetensors or a torch state dict. [default: timm's pretrained weights]",
+    help="File of weights: safetensors, a torch state dict or a checkpoint; FILE::model_ema takes "
+    "an entry of a checkpoint, such as averaged weights. [default: timm's pretrained weights]",
 )
 
 pretrained_option = click.option(

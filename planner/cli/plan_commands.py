@@ -190,6 +190,8 @@ def train(
         f"{100 * result.accuracy:.2f} % of the {result.data['name']} test images right, "
         f"{result.weights.kind} weights"
     )
+    for note in result.weights.notes:
+        click.echo(note)
     click.echo(f"saved in {result.output}/")
 
 

@@ -101,6 +101,8 @@ def _provenance_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         elif name == "weights" and isinstance(value, Mapping):
             detail = value.get("detail")
             yield "weights", f"{value.get('kind')}" + (f" ({detail})" if detail else "")
+            for note in value.get("notes") or ():
+                yield "note", str(note)
         elif name == "origin" and isinstance(value, list):
             for note in value:
                 yield "note", str(note)

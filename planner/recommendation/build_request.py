@@ -77,8 +77,7 @@ def build_request(
     name = backbones.resolve(model)
     size = image_size or backbones.native_image_size(name)
     base = Workload(model=name, image_size=size, num_classes=classes_of(data, image_size=size))
-    if weights is not None:
-        check_weights(base, weights)
+    weight_notes = () if weights is None else check_weights(base, weights)
     runs_on_cpu = target.runs_on == "cpu" and validations > 0
     methods_of, refused = _searched_methods(base, methods)
     searched, unsearched = _searched_precisions(
@@ -114,6 +113,7 @@ def build_request(
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
         left_out=(*refused, *unsearched),
+        weight_notes=weight_notes,
     )
 
 

@@ -34,6 +34,7 @@ def answer_notes(
         *_device_notes(request),
         *_search_notes(found),
         *_left_out_notes(request.left_out),
+        *request.weight_notes,
         *_run_notes(request, ran),
         *dict.fromkeys(predicted),
     )

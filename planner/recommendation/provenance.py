@@ -49,7 +49,11 @@ def run_provenance(validation: Validation | None, host: Report | None) -> dict[s
     if validation is None:
         return {"weights": {"kind": "none", "detail": "nothing was run"}}
     return {
-        "weights": {"kind": validation.weights.kind, "detail": validation.weights.detail},
+        "weights": {
+            "kind": validation.weights.kind,
+            "detail": validation.weights.detail,
+            "notes": list(validation.weights.notes),
+        },
         "run": {
             "images": dict(validation.data),
             "losses": list(validation.losses),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -53,6 +52,7 @@ class Request:
         stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
         left_out: methods and precisions that are not searched.
+        weight_notes: sentences on what was taken from the weights file.
     """
 
     space: Space
@@ -67,6 +67,7 @@ class Request:
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
     left_out: tuple[LeftOut, ...] = ()
+    weight_notes: tuple[str, ...] = ()
 
 
 def classes_of(data: str, *, image_size: int) -> int:
@@ -82,8 +83,8 @@ def classes_of(data: str, *, image_size: int) -> int:
     return load_data(data, image_size=image_size, mean=mean, std=std).num_classes
 
 
-def check_weights(base: Workload, weights: Path) -> None:
-    """Refuse a file of weights before anything is computed.
+def check_weights(base: Workload, weights: Path) -> tuple[str, ...]:
+    """Refuse a file of weights before anything is computed, and return notes on its content.
 
     Raises:
         InputError: the file cannot be read, or holds weights of another model.
@@ -93,11 +94,7 @@ def check_weights(base: Workload, weights: Path) -> None:
     model = backbones.build(
         base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
     )
-    with warnings.catch_warnings():
-        # On the meta device, loading checks names and shapes and copies nothing. PyTorch warns
-        # about the missing copy.
-        warnings.simplefilter("ignore", UserWarning)
-        backbones.load_weights(model, base.model, weights=weights, pretrained=False)
+    return backbones.load_weights(model, base.model, weights=weights, pretrained=False).notes
 
 
 def study_name(model: str, device: DeviceLabel, budget_bytes: int) -> str:

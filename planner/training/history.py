@@ -25,7 +25,8 @@ from profiler.placement import Placement, PolicyChoice, placement_from_json, pla
 TRAINING_SCHEMA = "budgetplan.training/1"
 
 TRAINING_SCHEMA_MINOR = 2
-"""1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 ``data.selection_images``."""
+"""1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 ``data.selection_images`` and
+``weights.notes``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ class WeightsFile:
     """File of weights that a training began with.
 
     Attributes:
-        path: absolute path at the time of the training.
+        path: absolute path at the time of the training, with the entry of ``FILE::ENTRY``.
         sha256: SHA-256 of its content in hexadecimal digits.
     """
 

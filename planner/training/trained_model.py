@@ -22,6 +22,7 @@ from planner.plan import read_plan
 from planner.training.history import TrainResult, WeightsFile
 from planner.training.plan_check import check_against_model
 from profiler.errors import InputError
+from profiler.models.backbones import ENTRY_MARK, split_entry
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.methods.save_load import trained_tensors
 
@@ -50,7 +51,7 @@ def weights_file_of(path: Path | None) -> WeightsFile | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
+        with split_entry(path)[0].open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         raise InputError(f"cannot read weights file {path}: {error.strerror or error}") from error
@@ -126,8 +127,12 @@ def _check_pretrained(result: TrainResult, built: BuiltModel, folder: Path) -> N
 def _same_file(result: TrainResult, given: Path | None, folder: Path) -> Path:
     """Return the weights file of a training; refuse a missing file and another content."""
     recorded = result.weights_file
-    path = given or Path(recorded.path if recorded is not None else result.weights.detail)
-    if not path.is_file():
+    before = Path(recorded.path if recorded is not None else result.weights.detail)
+    path = given or before
+    entry = split_entry(before)[1]
+    if entry is not None and split_entry(path)[1] is None:
+        path = Path(f"{path}{ENTRY_MARK}{entry}")
+    if not split_entry(path)[0].is_file():
         raise InputError(
             f"the weights file {path} of {folder} is missing; give its present place as weights"
         )

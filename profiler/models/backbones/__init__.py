@@ -4,6 +4,7 @@ Callers write ``from profiler.models import backbones`` and ``backbones.build("v
 Importing this package imports no torch.
 """
 
+from profiler.models.backbones.file_entry import ENTRY_MARK, split_entry
 from profiler.models.backbones.registry import (
     ALIASES,
     build,
@@ -16,6 +17,7 @@ from profiler.models.backbones.weights import WeightSource, can_load_pretrained,
 
 __all__ = [
     "ALIASES",
+    "ENTRY_MARK",
     "WeightSource",
     "build",
     "can_load_pretrained",
@@ -25,4 +27,5 @@ __all__ = [
     "model_names",
     "native_image_size",
     "resolve",
+    "split_entry",
 ]
