@@ -1,9 +1,11 @@
 """Profiles stored on disk between runs, under a hash of everything they depend on.
 
 A file is a NumPy ``.npz`` of plain arrays (never pickled objects). Its name is the SHA-256 of the
-key, the versions of PyTorch, timm, peft, bitsandbytes and budgetplan, and the schema. A damaged
-file is deleted and its profile is made again. The folder is ``$BUDGETPLAN_CACHE``, else
-``~/.cache/budgetplan/profiles``.
+key, the versions of PyTorch, timm, peft, bitsandbytes and budgetplan, and the schema. It contains a
+SHA-256 of its arrays. The folder is ``$BUDGETPLAN_CACHE``, else ``~/.cache/budgetplan/profiles``.
+
+The store never fails a command. A file that cannot be read, or whose arrays do not have the stored
+SHA-256, is deleted and its profile is made again. If a file cannot be written, no part of it stays.
 """
 
 from __future__ import annotations
@@ -13,17 +15,23 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 
 STORE_SCHEMA = 17
 """Version of the profiles' meaning. Increase it with every change of the meaning."""
+
+LARGEST_PROFILE_BYTES = 1 << 30
+"""Bytes of a profile's arrays. The largest, of a model of 500 units, has a few megabytes."""
+
+_DIGEST = "sha256"
+"""Array of a file that holds the SHA-256 of all others; no field of a profile has this name."""
 
 _Profile = TypeVar("_Profile")
 
@@ -47,7 +55,10 @@ class Store:
     def default(cls) -> Self:
         """Return the store of the user's cache folder."""
         given = os.environ.get("BUDGETPLAN_CACHE")
-        return cls(Path(given) if given else Path.home() / ".cache" / "budgetplan" / "profiles")
+        try:
+            return cls(Path(given) if given else Path.home() / ".cache" / "budgetplan" / "profiles")
+        except RuntimeError:  # a user without a home folder
+            return cls(None)
 
     def fetch(
         self, kind: type[_Profile], key: tuple[object, ...], make: Callable[[], _Profile]
@@ -60,21 +71,19 @@ class Store:
             make: function that makes the profile if it is not stored.
         """
         path = self._path(key)
-        if path is not None and path.is_file():
-            try:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    return _unflatten(kind, dict(arrays))
-            except (OSError, ValueError, KeyError, BadZipFile, EOFError):
-                path.unlink(missing_ok=True)
+        if path is None:
+            return make()
+        found = _read(path, kind)
+        if found is not None:
+            return found
         made = make()
-        if path is not None:
-            _write(path, _flatten(made))
+        _write(path, _flatten(made))
         return made
 
     def holds(self, key: tuple[object, ...]) -> bool:
         """Return whether a profile is stored under a key."""
         path = self._path(key)
-        return path is not None and path.is_file()
+        return path is not None and _is_file(path)
 
     def _path(self, key: tuple[object, ...]) -> Path | None:
         if self.folder is None:
@@ -117,12 +126,57 @@ def _unflatten(kind: type[_Profile], arrays: dict[str, Any], prefix: str = "") -
     return kind(**values)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be searched, a path that is too long
+        return False
+
+
+def _read(path: Path, kind: type[_Profile]) -> _Profile | None:
+    """Return the profile in a file; delete the file and return None if it is damaged."""
+    if not _is_file(path):
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if sum(entry.file_size for entry in archive.zip.infolist()) > LARGEST_PROFILE_BYTES:
+                raise ValueError("the file unpacks to more than any profile")
+            arrays = dict(archive)
+        if arrays.pop(_DIGEST).item() != _digest(arrays):
+            raise ValueError("the arrays have changed")
+        return _unflatten(kind, arrays)
+    except Exception:  # zip, zlib, NumPy's headers and Python's tokenizer raise many classes
+        _delete(path)
+        return None
+
+
+def _digest(arrays: dict[str, Any]) -> str:
+    """Return the SHA-256 of names, types, shapes and content."""
+    state = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()
+
+
 def _write(path: Path, arrays: dict[str, Any]) -> None:
-    """Write a file atomically; do nothing if the folder cannot be written to."""
+    """Write a file atomically; leave nothing if it cannot be written."""
+    draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, **arrays)
-        Path(file.name).replace(path)
-    except OSError:
+            draft = Path(file.name)
+            np.savez(file, **arrays, **{_DIGEST: np.array(_digest(arrays))})
+        draft.replace(path)
+        draft = None
+    except OSError:  # no right to write, a full disk, a folder in the file's place
         return
+    finally:
+        if draft is not None:
+            _delete(draft)
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +97,29 @@ def test_another_key_is_another_profile(tmp_path: Path) -> None:
         lambda path: path.write_bytes(b"not a zip file"),
         lambda path: path.write_bytes(path.read_bytes()[:200]),
         lambda path: np.savez(path, sizes=np.zeros(2)),  # a part is missing
+        lambda path: path.write_bytes(path.read_bytes().replace(b"\x93NUMPY", b"\x93NUMPX")),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"'fortran", b"'\x00ortran")),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"(2, 4)", b"(9**9)")),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"<f8", b"<f4")),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x09")),
+        lambda path: rewrite(path, sizes=np.array([9.0, 9.0])),
+        lambda path: rewrite(path, sizes=np.array(["a", "b"])),
+        lambda path: rewrite(path, extra=np.zeros(1)),
     ],
-    ids=["empty", "not an archive", "cut short", "incomplete"],
+    ids=[
+        "empty",
+        "not an archive",
+        "cut short",
+        "incomplete",
+        "another magic",
+        "a header of bytes",
+        "another shape",
+        "another type",
+        "another directory",
+        "other values",
+        "texts",
+        "one more",
+    ],
 )
 def test_a_damaged_file_is_made_anew(damage: Callable[[Path], None], tmp_path: Path) -> None:
     Store(tmp_path).fetch(Profile, ("a",), Maker())
@@ -106,6 +129,77 @@ def test_a_damaged_file_is_made_anew(damage: Callable[[Path], None], tmp_path: P
     assert make.calls == 1
     assert Store(tmp_path).fetch(Profile, ("a",), make).sizes[0] == 5.0
     assert make.calls == 1
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Write a whole archive in which some arrays are others."""
+    with np.load(path) as arrays:
+        content = dict(arrays)
+    np.savez(path, **{**content, **changes})
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_any_flipped_bit_of_an_archive_is_a_miss_or_changes_nothing(
+    method: int, tmp_path: Path
+) -> None:
+    """Compressed by hand, so that the decompressors see damaged streams as well."""
+    Store(tmp_path).fetch(Profile, ("a",), Maker())
+    path = only_file(tmp_path)
+    with zipfile.ZipFile(path) as plain:
+        content = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(path, "w", compression=method) as packed:
+        for name, data in content.items():
+            packed.writestr(name, data)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << (at % 8)
+        path.write_bytes(bytes(damaged))
+        found = Store(tmp_path).fetch(Profile, ("a",), Maker())
+        np.testing.assert_array_equal(found.sizes, profile().sizes)
+        np.testing.assert_array_equal(found.envelope.lines, profile().envelope.lines)
+        found = Store(tmp_path).fetch(Profile, ("a",), Maker(None))
+        np.testing.assert_array_equal(found.sizes, profile().sizes)
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
+    Store(tmp_path).fetch(Profile, ("a",), Maker())
+    path = only_file(tmp_path)
+    data = bytearray(path.read_bytes())
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 24 : directory + 28] = (2**31).to_bytes(4, "little")  # the size it claims
+    path.write_bytes(bytes(data))
+    make = Maker(profile(5.0))
+    assert Store(tmp_path).fetch(Profile, ("a",), make).sizes[0] == 5.0
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        make = Maker()
+        assert Store(tmp_path).fetch(Profile, ("a",), make) is make.made
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_no_reason_to_fail(tmp_path: Path) -> None:
+    Store(tmp_path).fetch(Profile, ("a",), Maker())
+    path = only_file(tmp_path)
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    make = Maker()
+    assert Store(tmp_path).fetch(Profile, ("a",), make) is make.made
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null/below", "/tmp/" + "x" * 300])
+def test_a_folder_that_cannot_be_made_is_no_reason_to_fail(folder: str) -> None:
+    make = Maker()
+    store = Store(Path(folder))
+    assert store.fetch(Profile, ("a",), make) is make.made
+    assert not store.holds(("a",))
 
 
 class Trap:
