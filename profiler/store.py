@@ -167,7 +167,8 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             draft = Path(file.name)
-            np.savez(file, **arrays, **{_DIGEST: np.array(_digest(arrays))})
+            content: dict[str, Any] = {**arrays, _DIGEST: np.array(_digest(arrays))}
+            np.savez(file, **content)
         draft.replace(path)
         draft = None
     except OSError:  # no right to write, a full disk, a folder in the file's place

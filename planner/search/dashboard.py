@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.search.storage import check_file, sqlite_path, unusable_storage
+from planner.search.storage import check_file, optuna_url, sqlite_path, storage_errors
 from profiler.errors import InputError, UsageError
 
 
@@ -25,16 +25,13 @@ def serve_dashboard(
     """
     import optuna
     from optuna_dashboard import run_server
-    from sqlalchemy.exc import SQLAlchemyError
 
     path = sqlite_path(url)
     if path is not None and not path.exists():
         raise InputError(f"{path} does not exist; `budgetplan recommend` creates studies")
     check_file(url)
-    try:
-        storage = optuna.storages.get_storage(url)
-    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-        raise unusable_storage(url, error) from error
+    with storage_errors(url):
+        storage = optuna.storages.get_storage(optuna_url(url))
     on_ready()
     try:
         run_server(storage, host=host, port=port)

@@ -1,16 +1,23 @@
-"""The database of a study: opens it, and checks that it is ours and of the same problem."""
+"""The database of a study: opens it, and checks that it is ours and of the same problem.
+
+A database may come from somebody else, or may have been edited. Everything is read and checked
+before anything is written. Optuna, SQLAlchemy and the decoders of their columns raise errors of
+many classes on an edited database; ``storage_errors`` raises all of them as one ``InputError``.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.plan import versions
 from planner.search.problem import OBJECTIVES, SearchProblem
-from profiler.errors import InputError, UsageError
+from profiler.errors import BudgetplanError, InputError, UsageError
+from profiler.json_records import shortened
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -21,6 +28,15 @@ PROBLEM_ATTRIBUTE = "budgetplan.problem"
 
 STUDY_FOLDER = Path("studies")
 
+LONGEST_NAME = 200
+"""Bytes of a study name. A file name has at most 255, with its ending and SQLite's journal."""
+
+_TABLES = {
+    "studies", "study_directions", "study_user_attributes", "trials", "trial_params",
+    "trial_values", "trial_user_attributes", "version_info",
+}  # fmt: skip
+"""Tables of an Optuna database that a search reads."""
+
 
 def default_storage(study_name: str) -> str:
     """Return the URL of ``studies/NAME.db`` in the current directory.
@@ -28,9 +44,14 @@ def default_storage(study_name: str) -> str:
     Raises:
         UsageError: the name cannot be a file name.
     """
-    if not study_name or any(c in study_name for c in "/\\\0") or study_name.startswith("."):
-        raise UsageError(f"a study name must be a valid file name, got {study_name!r}")
-    return f"sqlite:///{STUDY_FOLDER / study_name}.db"
+    is_file_name = not (any(c in study_name for c in "/\\?") or study_name.startswith("."))
+    is_short = 0 < len(study_name.encode(errors="surrogatepass")) <= LONGEST_NAME
+    if not (is_file_name and is_short and study_name.isprintable()):
+        raise UsageError(
+            f"a study name must be a file name of at most {LONGEST_NAME} bytes, without ?, "
+            f"got {shortened(study_name)}"
+        )
+    return _sqlite_url(STUDY_FOLDER / f"{study_name}.db")
 
 
 def newest_storage() -> str:
@@ -42,7 +63,13 @@ def newest_storage() -> str:
     files = sorted(STUDY_FOLDER.glob("*.db"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise InputError(f"there is no study in {STUDY_FOLDER}/; name one with --storage")
-    return f"sqlite:///{files[-1]}"
+    return _sqlite_url(files[-1])
+
+
+def _sqlite_url(path: Path) -> str:
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(path)).render_as_string()
 
 
 def open_study(problem: SearchProblem, name: str, url: str) -> Study:
@@ -52,27 +79,41 @@ def open_study(problem: SearchProblem, name: str, url: str) -> Study:
         InputError: the storage cannot be used, or the study belongs to another problem.
     """
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     check_file(url)
-    try:
-        study = optuna.create_study(
-            study_name=name,
-            storage=_storage(url),
-            directions=list(OBJECTIVES),
-            load_if_exists=True,
-        )
-        known = study.user_attrs
-        if not known and not study.get_trials(deepcopy=False):
+    with storage_errors(url, name):
+        storage = optuna.storages.get_storage(_storage(url))
+        if name not in optuna.get_all_study_names(storage):
+            study = optuna.create_study(
+                study_name=name, storage=storage, directions=list(OBJECTIVES)
+            )
             _write_problem(study, problem)
             return study
-    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
-        raise unusable_storage(url, error) from error
-    except optuna.exceptions.OptunaError as error:
-        raise unusable_storage(url, error) from error
-    _check_same_problem(problem, known.get(PROBLEM_ATTRIBUTE), name)
+        study = optuna.load_study(study_name=name, storage=storage)
+        directions = tuple(direction.name.lower() for direction in study.directions)
+        if directions != OBJECTIVES:
+            raise InputError(
+                f"study {shortened(name)} was not made by budgetplan: its objectives are "
+                f"{', '.join(directions)}, not {', '.join(OBJECTIVES)}; use another --study"
+            )
+        known = study.user_attrs
+        if not known and not study.get_trials(deepcopy=False):
+            _write_problem(study, problem)  # an earlier process was stopped before it wrote it
+            return study
+    _check_same_problem(problem, known.get(PROBLEM_ATTRIBUTE), shortened(name))
     return study
+
+
+@contextmanager
+def storage_errors(url: str, name: str | None = None) -> Iterator[None]:
+    """Raise any error of Optuna and its database as one line that names storage and study."""
+    try:
+        yield
+    except BudgetplanError:
+        raise
+    except Exception as error:
+        raise unusable_storage(url, error, name) from error
 
 
 class _UnsyncedConnection(sqlite3.Connection):
@@ -92,35 +133,47 @@ def _storage(url: str) -> RDBStorage | str:
 
     if sqlite_path(url) is None:
         return url
-    return RDBStorage(url, engine_kwargs={"connect_args": {"factory": _UnsyncedConnection}})
+    return RDBStorage(
+        optuna_url(url), engine_kwargs={"connect_args": {"factory": _UnsyncedConnection}}
+    )
 
 
-def unusable_storage(url: str, error: Exception) -> InputError:
+def optuna_url(url: str) -> str:
+    """Return a URL for Optuna, which takes it for a template with ``{SCHEMA_VERSION}``."""
+    return url if sqlite_path(url) is None else url.replace("{", "{{").replace("}", "}}")
+
+
+def unusable_storage(url: str, error: Exception, name: str | None = None) -> InputError:
     """Return the one-line error for a storage that Optuna cannot use, without its password."""
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(f"the study storage {_without_password(url)} cannot be used ({reason[0]})")
+    reason = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {reason[0]}" if reason[0] else type(error).__name__
+    study = "" if name is None else f"study {shortened(name)} in "
+    return InputError(
+        f"{study}the study storage {_without_password(url)} cannot be used ({text[:120]}); "
+        "name another with --storage"
+    )
 
 
 def _write_problem(study: Study, problem: SearchProblem) -> None:
     # Only the problem decides whether a study can be continued. The rest is for the dashboard.
+    study.set_user_attr(PROBLEM_ATTRIBUTE, problem.to_json())
     study.set_user_attr("model", problem.space.base.model)
     study.set_user_attr("budget_bytes", problem.budget_bytes)
     study.set_user_attr("device", problem.device.name)
     study.set_user_attr("versions", versions())
-    study.set_user_attr(PROBLEM_ATTRIBUTE, problem.to_json())
 
 
 def _check_same_problem(problem: SearchProblem, stored: object, name: str) -> None:
     if not isinstance(stored, dict):
-        raise InputError(f"study {name!r} was not made by budgetplan; use another --study")
+        raise InputError(f"study {name} was not made by budgetplan; use another --study")
     wanted = json.loads(json.dumps(problem.to_json()))
     if stored == wanted:
         return
     for key in wanted:
         if stored.get(key) != wanted[key] and key != "space":
             raise InputError(
-                f"study {name!r} belongs to another problem: its {key.replace('_', ' ')} is "
-                f"{stored.get(key)!r}, not {wanted[key]!r}; use another --study"
+                f"study {name} belongs to another problem: its {key.replace('_', ' ')} is "
+                f"{shortened(stored.get(key))}, not {wanted[key]!r}; use another --study"
             )
     space = stored.get("space")
     changed = next(
@@ -128,17 +181,22 @@ def _check_same_problem(problem: SearchProblem, stored: object, name: str) -> No
         "space",
     )
     raise InputError(
-        f"study {name!r} belongs to another problem: its {changed.replace('_', ' ')} differ; "
+        f"study {name} belongs to another problem: its {changed.replace('_', ' ')} differ; "
         "use the options it was started with, or another --study"
     )
 
 
 def sqlite_path(url: str) -> Path | None:
     """Return the file of an SQLite URL; None for any other database."""
-    scheme, _, rest = url.partition(":///")
-    if not scheme.startswith("sqlite") or not rest:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)  # SQLAlchemy 2.1 reads %20 as a blank, and 2.0 does not
+    except (ArgumentError, ValueError):
         return None
-    return Path(rest.partition("?")[0])
+    is_file = parsed.drivername.startswith("sqlite") and parsed.database not in (None, ":memory:")
+    return Path(str(parsed.database)) if is_file else None
 
 
 def check_file(url: str) -> None:
@@ -156,13 +214,16 @@ def check_file(url: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.stat().st_size == 0:
+        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
             return
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        if not path.is_file():
+            raise InputError(f"{path} is not a regular file; name another study database")
+        read_only = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(read_only, uri=True)) as database:
             tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:
         raise InputError(f"{path} is not a readable study database ({error})") from error
-    if "studies" not in tables or "trials" not in tables:
+    if not tables >= _TABLES:
         raise InputError(f"{path} is an SQLite file that holds no Optuna studies; name another")
 
 

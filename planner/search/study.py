@@ -74,8 +74,8 @@ def search(
     if trials < 1:
         raise UsageError(f"trials must be a positive integer, got {trials!r}")
     url = storage or default_storage(study_name)
-    records = TrialRecords(open_study(problem, study_name, url))
-    sampler = PointSampler(problem.space, records.stored_trials(), seed=seed)
+    records = TrialRecords(open_study(problem, study_name, url), problem.space, url=url)
+    sampler = PointSampler(problem.space, records.stored, seed=seed)
     evaluator = PointEvaluator(problem, cost, on_profile, cost_unit=records.cost_unit)
     growth = _HypervolumeHistory(problem)
     stopped = None

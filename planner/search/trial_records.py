@@ -1,17 +1,28 @@
-"""The trials of a durable study: appends finished ones and reads stored ones."""
+"""The trials of a durable study: appends finished ones and reads stored ones.
+
+A stored trial may have been edited, or may be somebody else's. ``usable_trial`` reads it as a file
+of unknown origin is read, and makes it anew from what it has checked, so that nothing else reaches
+the sampler. Trials that cannot be used are ignored with one warning.
+"""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
-from planner.search.problem import COST_IMAGES, CostUnit, TrialResult
-from profiler.errors import InputError
+from planner.search.problem import CONSTRAINT, COST_IMAGES, CostUnit, TrialResult
+from planner.search.space import Assignment, Space
+from planner.search.storage import storage_errors
+from profiler.errors import BudgetplanError, BudgetplanWarning, InputError
+from profiler.json_records import ByteCount, JsonObject, NonNegativeFloat, read_record, shortened
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 LEGACY_CONSTRAINT = "constraints"
@@ -21,28 +32,78 @@ COST_UNIT = "cost_unit"
 """User attribute of a study with the unit of the cost objective."""
 
 
+LARGEST_SCORE = 1e6
+"""Magnitude of a score, in log-odds."""
+
+LARGEST_COST = 1e18
+"""Joules or seconds of ``COST_IMAGES`` images."""
+
+
+class ForeignTrialWarning(BudgetplanWarning):
+    """Trials of a study were not written by budgetplan, and were ignored."""
+
+
 class TrialRecords:
     """A durable study and the results of its trials.
 
+    Args:
+        study: the study.
+        space: space of its problem.
+        url: its storage, for error messages.
+
     Attributes:
-        count: number of stored trials, failed ones included.
+        stored: usable trials that were stored when the study was opened, oldest first.
+        count: number of usable trials, failed ones included.
         results: one result per trial that did not fail, oldest first.
+
+    Raises:
+        InputError: the trials or the cost unit cannot be read.
     """
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        stored = self.stored_trials()
-        self.count = len(stored)
-        self.results = [result_of(trial) for trial in stored if trial.values]
+    def __init__(self, study: Study, space: Space, *, url: str) -> None:
+        self._study, self._url = study, url
+        self.stored: list[FrozenTrial] = []
+        self.results: list[TrialResult] = []
+        with storage_errors(url, study.study_name):
+            trials = study.get_trials(deepcopy=False)
+            unit = study.user_attrs.get(COST_UNIT)
+        for trial in trials:
+            try:
+                usable, result = usable_trial(trial, space)
+            except BudgetplanError:
+                continue
+            self.stored.append(usable)
+            if result is not None:
+                self.results.append(result)
+        self.count = len(self.stored)
+        self._report_ignored(len(trials))
+        self.cost_unit = self._checked_unit(unit)
 
-    def stored_trials(self) -> list[FrozenTrial]:
-        """Return all trials of the study, oldest first."""
-        return self._study.get_trials(deepcopy=False)
+    def _report_ignored(self, trials: int) -> None:
+        """Warn of trials that cannot be used; refuse the study if it has no other."""
+        study = shortened(self._study.study_name)
+        reason = "not written by budgetplan, or changed since"
+        if trials and not self.stored:
+            raise InputError(f"all {trials} trials of study {study} are {reason}; use another one")
+        if self.count < trials:
+            warnings.warn(
+                f"{trials - self.count} of {trials} trials of study {study} are {reason}; "
+                "they are ignored",
+                ForeignTrialWarning,
+                stacklevel=4,
+            )
 
-    @property
-    def cost_unit(self) -> CostUnit | None:
-        """Unit of the cost objective; None before the first trial."""
-        return cast("CostUnit | None", self._study.user_attrs.get(COST_UNIT))
+    def _checked_unit(self, unit: object) -> CostUnit | None:
+        """Return the unit of the cost objective; None before the first result."""
+        match unit:
+            case "joules" | "seconds":
+                return unit
+            case None if not self.results:
+                return None
+        raise InputError(
+            f"study {shortened(self._study.study_name)} has the cost unit {shortened(unit)}, not "
+            "joules or seconds; use another --study"
+        )
 
     def write_cost_unit(self, unit: CostUnit | None) -> None:
         """Store the unit and name the objectives after it, unless they are stored already."""
@@ -50,12 +111,11 @@ class TrialRecords:
             return
         from optuna.exceptions import ExperimentalWarning
 
-        self._study.set_user_attr(COST_UNIT, unit)
-        with warnings.catch_warnings():
+        names = ["accuracy score", f"{unit} for {COST_IMAGES} images", "device bytes"]
+        with storage_errors(self._url, self._study.study_name), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.set_metric_names(
-                ["accuracy score", f"{unit} for {COST_IMAGES} images", "device bytes"]
-            )
+            self._study.set_user_attr(COST_UNIT, unit)
+            self._study.set_metric_names(names)
 
     def append_result(self, trial: FrozenTrial, result: TrialResult) -> None:
         """Append a completed trial and its result."""
@@ -68,17 +128,17 @@ class TrialRecords:
 
         constraints = dict(trial.constraints) or None
         legacy = {LEGACY_CONSTRAINT: list(constraints.values())} if constraints else None
-        self._study.add_trial(
-            create_trial(
-                state=trial.state,
-                values=trial.values,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=trial.user_attrs,
-                system_attrs=legacy,
-                constraints=constraints,
-            )
+        made = create_trial(
+            state=trial.state,
+            values=trial.values,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=trial.user_attrs,
+            system_attrs=legacy,
+            constraints=constraints,
         )
+        with storage_errors(self._url, self._study.study_name):
+            self._study.add_trial(made)
         self.count += 1
 
 
@@ -94,28 +154,88 @@ def user_attributes(result: TrialResult) -> dict[str, Any]:
     }
 
 
-def result_of(trial: FrozenTrial) -> TrialResult:
-    """Read a stored trial.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialAttributes:
+    """The user attributes of a completed trial."""
+
+    candidate: JsonObject
+    peak_bytes: ByteCount
+    device_bytes: ByteCount
+    step_seconds: NonNegativeFloat | None
+    energy_joules: NonNegativeFloat | None
+    reason: str
+
+
+def usable_trial(trial: FrozenTrial, space: Space) -> tuple[FrozenTrial, TrialResult | None]:
+    """Return a stored trial, made anew of its checked parts, and its result if it did not fail.
 
     Raises:
-        InputError: the trial was not written by budgetplan.
+        InputError: the trial is not finished, is no point of the space, or was not written by
+            budgetplan.
     """
-    attributes = trial.user_attrs
+    from optuna.trial import TrialState, create_trial
+
+    if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+        raise InputError(f"trial {trial.number} is not finished")
     try:
-        score, cost, _ = trial.values
-        return TrialResult(
-            candidate=Candidate.from_json(attributes["candidate"]),
-            assignment=dict(trial.params),
-            score=score,
-            cost=cost,
-            peak_bytes=int(attributes["peak_bytes"]),
-            device_bytes=DeviceBytes(int(attributes["device_bytes"])),
-            step_seconds=attributes["step_seconds"],
-            energy_joules=attributes["energy_joules"],
-            reason=str(attributes["reason"]),
+        assignment, distributions = _checked_point(trial, space)
+        if trial.state == TrialState.FAIL:
+            failed = create_trial(
+                state=trial.state, params=dict(assignment), distributions=distributions
+            )
+            return failed, None
+        result = _result_of(trial, assignment)
+        if result.candidate.workload != space.point(assignment).workload:
+            raise InputError(f"trial {trial.number} has the workload of another point")
+        excess_bytes = trial.constraints[CONSTRAINT]
+        if not isfinite(excess_bytes):
+            raise InputError(f"trial {trial.number} has the constraint {excess_bytes!r}")
+        usable = create_trial(
+            values=list(result.objectives),
+            params=dict(assignment),
+            distributions=distributions,
+            constraints={CONSTRAINT: excess_bytes},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"trial {trial.number} of the study was not written by budgetplan ({error!r}); "
-            "use another --study"
-        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise InputError(f"trial {trial.number} was not written by budgetplan") from error
+    return usable, result
+
+
+def _checked_point(
+    trial: FrozenTrial, space: Space
+) -> tuple[Assignment, dict[str, BaseDistribution]]:
+    """Return the values and distributions of a trial; refuse those that the space does not have."""
+    from optuna.distributions import CategoricalDistribution
+
+    method = space.method(str(trial.params["method"]))
+    values = {"method": tuple(m.name for m in space.methods), **space.dimensions(method)}
+    expected: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(tuple(choices)) for name, choices in values.items()
+    }
+    if trial.distributions != expected or trial.params.keys() != expected.keys():
+        raise InputError(f"trial {trial.number} is of another search space")
+    for name, choices in values.items():
+        if trial.params[name] not in choices:
+            raise InputError(f"trial {trial.number} has {name} {shortened(trial.params[name])}")
+    return dict(trial.params), expected
+
+
+def _result_of(trial: FrozenTrial, assignment: Assignment) -> TrialResult:
+    part = f"trial {trial.number}"
+    stored = read_record(TrialAttributes, trial.user_attrs, part=part, dropped=[])
+    score, cost, device_bytes = trial.values
+    if not (abs(score) <= LARGEST_SCORE and 0 <= cost <= LARGEST_COST):
+        raise InputError(f"{part} has the objectives {score!r}, {cost!r}")
+    if device_bytes != stored.device_bytes:
+        raise InputError(f"{part} has the objective {device_bytes!r}, not its device bytes")
+    return TrialResult(
+        candidate=Candidate.from_json(stored.candidate, part=part),
+        assignment=assignment,
+        score=score,
+        cost=cost,
+        peak_bytes=stored.peak_bytes,
+        device_bytes=DeviceBytes(stored.device_bytes),
+        step_seconds=stored.step_seconds,
+        energy_joules=stored.energy_joules,
+        reason=stored.reason,
+    )
