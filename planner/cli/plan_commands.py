@@ -192,6 +192,9 @@ def train(
     )
     for note in result.weights.notes:
         click.echo(note)
+    from planner.training.images.image_set import DataSource
+
+    click.echo(f"data: {DataSource.from_json(result.data, part='training.data')}")
     click.echo(f"saved in {result.output}/")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
@@ -10,6 +11,8 @@ from planner.cli.cell_text import accuracy_of, candidate_facts, difference, nets
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
+from planner.training.images.image_set import DataSource
+from profiler.errors import InputError
 from profiler.records import Report
 from profiler.units import format_bytes, format_joules, format_seconds
 
@@ -92,7 +95,16 @@ def _score_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield label, netscore_of(plan.scores, name)
 
 
+def _image_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield the images of the real run, if the plan records a run with such a record."""
+    run = plan.provenance.get("run")
+    images = run.get("images") if isinstance(run, Mapping) else None
+    with contextlib.suppress(InputError):  # a plan's provenance may hold anything
+        yield "images", str(DataSource.from_json(images, part="plan.provenance.run.images"))
+
+
 def _provenance_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield from _image_facts(plan)
     for name, value in plan.provenance.items():
         if isinstance(value, str | int | float):
             yield name.replace("_", " "), str(value)

@@ -9,7 +9,7 @@ from planner.recommendation.request import (
     LeftOut,
     Request,
     check_weights,
-    classes_of,
+    data_facts,
     study_name,
 )
 from planner.search.pareto import HypervolumeStagnation
@@ -76,7 +76,8 @@ def build_request(
     target = find_target(device)
     name = backbones.resolve(model)
     size = image_size or backbones.native_image_size(name)
-    base = Workload(model=name, image_size=size, num_classes=classes_of(data, image_size=size))
+    num_classes, source = data_facts(data, image_size=size)
+    base = Workload(model=name, image_size=size, num_classes=num_classes)
     weight_notes = () if weights is None else check_weights(base, weights)
     runs_on_cpu = target.runs_on == "cpu" and validations > 0
     methods_of, refused = _searched_methods(base, methods)
@@ -113,6 +114,7 @@ def build_request(
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
         left_out=(*refused, *unsearched),
+        source=source,
         weight_notes=weight_notes,
     )
 

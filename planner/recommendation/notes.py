@@ -1,8 +1,8 @@
 """The notes of an answer: one sentence per fact that limits or explains its numbers.
 
-Notes come from the device, the search, the methods left out, the real runs and the predictions, in
-this order. A note of a prediction (an assumed CUDA context, an uncalibrated time) is written where
-the prediction is made, and repeated here once.
+Notes come from the images, the device, the search, the methods left out, the real runs and the
+predictions, in this order. A note of a prediction (an assumed CUDA context, an uncalibrated time)
+is written where the prediction is made, and repeated here once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def answer_notes(
     ran = [candidate for candidate in candidates if candidate.validation is not None]
     predicted = [note for candidate in candidates for note in candidate.prediction.notes]
     return (
+        *(() if request.source is None else (str(request.source),)),
         *_device_notes(request),
         *_search_notes(found),
         *_left_out_notes(request.left_out),

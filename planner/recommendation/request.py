@@ -9,6 +9,7 @@ from pathlib import Path
 
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
+from planner.training.images.image_set import DataSource
 from planner.training.images.load import load_data
 from planner.training.run_options import RunOptions
 from profiler.records import DeviceLabel
@@ -52,6 +53,7 @@ class Request:
         stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
         left_out: methods and precisions that are not searched.
+        source: origin of the images of a folder; None for a named data set.
         weight_notes: sentences on what was taken from the weights file.
     """
 
@@ -67,20 +69,24 @@ class Request:
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
     left_out: tuple[LeftOut, ...] = ()
+    source: DataSource | None = None
     weight_notes: tuple[str, ...] = ()
 
 
-def classes_of(data: str, *, image_size: int) -> int:
-    """Return the number of classes of a data set or folder; nothing is downloaded.
+def data_facts(data: str, *, image_size: int) -> tuple[int, DataSource | None]:
+    """Return the number of classes of a data set or folder, and the origin of a folder's images.
+
+    Nothing is downloaded. The origin of a named data set is None, because it is not loaded.
 
     Raises:
         InputError: the folder cannot be read.
     """
     if data in CLASSES:
-        return CLASSES[data]
+        return CLASSES[data], None
     # Only the labels are read, so any normalisation will do.
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return load_data(data, image_size=image_size, mean=mean, std=std).num_classes
+    images = load_data(data, image_size=image_size, mean=mean, std=std)
+    return images.num_classes, images.source
 
 
 def check_weights(base: Workload, weights: Path) -> tuple[str, ...]:

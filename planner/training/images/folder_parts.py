@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.training.images.image_files import IMAGE_SUFFIXES
+from planner.training.images.image_files import image_suffixes
+from planner.training.images.listing import is_hidden
 from profiler.errors import InputError
 
 PART_NAMES = {
@@ -93,11 +94,11 @@ def _part_of(folder: Path) -> str | None:
 def _folders_in(folder: Path) -> list[Path]:
     """Return the folders in a folder, in order, without hidden ones."""
     entries = sorted(folder.iterdir())
-    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
 
 
 def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    return any(path.suffix.lower() in image_suffixes() for path in folder.iterdir())
 
 
 def _refuse_loose_parts(root: Path, folders: list[Path], named: dict[str, list[Path]]) -> None:

@@ -1,13 +1,19 @@
-"""Image files, decoded by Pillow. Every error is one line that names the file."""
+"""Image files, decoded by Pillow. Every error is one line that names the file.
+
+Pillow recognizes a format by the file's content. Formats that it only identifies (HDF5, MPEG) or
+hands to another program (EPS, to Ghostscript) are left out, whatever the file's suffix is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.training.images.bit_depth import check_depth, to_rgb
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,13 +22,51 @@ if TYPE_CHECKING:
 
     Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+UNSUPPORTED_FORMATS = frozenset(("EPS", "MPEG"))
+"""Formats of Pillow that run another program, or that it identifies without decoding."""
+
+FORMATS_WITHOUT_SUFFIX = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+"""Formats that a file without a suffix may have. Their first bytes are unmistakable."""
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Return the names of the formats that Pillow decodes itself."""
+    from PIL import Image
+    from PIL.ImageFile import StubImageFile
+
+    Image.init()
+    return tuple(
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if name not in UNSUPPORTED_FORMATS
+        and not (isinstance(factory, type) and issubclass(factory, StubImageFile))
+    )
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of these formats, in lower case and with the dot."""
+    from PIL import Image
+
+    registered = Image.registered_extensions()
+    formats = {*image_formats(), "MPO"}  # Pillow opens MPO as JPEG
+    return frozenset(suffix for suffix, name in registered.items() if name in formats)
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a file is an image by its suffix, or by its content if it has no suffix."""
+    if path.suffix:
+        return path.suffix.lower() in image_suffixes()
+    try:
+        with _opened(path, FORMATS_WITHOUT_SUFFIX):
+            return True
+    except InputError:
+        return False
 
 
 def open_image(source: Path | Pixels) -> Image:
-    """Return an image in RGB.
+    """Return an image in RGB with 8 bits a channel; of several frames or pages, the first.
 
     Args:
         source: file, or pixels of shape [H, W] or [H, W, 3].
@@ -30,13 +74,16 @@ def open_image(source: Path | Pixels) -> Image:
     Raises:
         InputError: the file cannot be read or decoded.
     """
-    from PIL import Image
-
     if not isinstance(source, Path):
+        from PIL import Image
+
         return Image.fromarray(source).convert("RGB")
-    with _decoding(source), Image.open(source) as opened:
-        # Pillow warns when it converts a palette with transparency to RGB directly.
-        return (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
+    from PIL import ImageOps
+
+    with _opened(source, image_formats()) as opened:
+        opened.load()
+        ImageOps.exif_transpose(opened, in_place=True)
+        return to_rgb(opened)
 
 
 def check_header(path: Path) -> None:
@@ -47,27 +94,30 @@ def check_header(path: Path) -> None:
     Raises:
         InputError: the file cannot be read, or is not an image.
     """
-    from PIL import Image
-
-    with _decoding(path), Image.open(path):
-        pass
+    with _opened(path, image_formats()) as opened:
+        check_depth(opened)
 
 
 @contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn every error of Pillow into an ``InputError`` that names the file."""
+def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image]:
+    """Open an image file; every error becomes an ``InputError`` that names the file."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
-            yield
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            with Image.open(path, formats=formats) as opened:
+                yield opened
+    except MemoryError:  # not a fault of the file: a training can continue with less memory
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"image {path} is too large: {error_text(error)}; shrink it") from error
+    except Exception as error:  # decoders of damaged files raise errors of many classes
         raise InputError(
-            f"cannot read image {path}: {error_text(error)}; repair or remove it"
+            f"cannot read image {path}: {error_text(error)}; repair, convert or remove it"
         ) from error
 
 
 def error_text(error: BaseException) -> str:
     """Return the message of an error on one line, or its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:160] or type(error).__name__

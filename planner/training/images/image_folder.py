@@ -11,41 +11,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from planner.training.images.crops import CropRule, centre_crop, random_crop
-from planner.training.images.folder_parts import find_parts
-from planner.training.images.image_files import IMAGE_SUFFIXES, check_header, error_text
+from planner.training.images.folder_parts import FolderParts, find_parts
+from planner.training.images.image_files import check_header, error_text
 from planner.training.images.image_set import (
     DataSource,
     ImageData,
     ImageSet,
     InputFormat,
 )
+from planner.training.images.listing import (
+    HIDDEN,
+    OUTSIDE_CLASSES,
+    FolderListing,
+    count_files,
+    is_hidden,
+    list_classes,
+)
 from planner.training.images.split import split_off_test
 from profiler.errors import InputError
 
 LabelledFiles = Sequence[tuple[Path, int]]
 """Files with their labels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FolderListing:
-    """The files of a folder of class folders.
-
-    Attributes:
-        files: image files by class name, in order.
-        skipped: number of other files.
-    """
-
-    files: dict[str, list[Path]]
-    skipped: int
-
-    def labelled(self, classes: Sequence[str]) -> list[tuple[Path, int]]:
-        """Return (file, label); the label is the class's index in ``classes``."""
-        return [(f, i) for i, name in enumerate(classes) for f in self.files.get(name, [])]
 
 
 def read_folder(spec: str, input_format: InputFormat, seed: int) -> ImageData:
@@ -66,7 +58,8 @@ def read_folder(spec: str, input_format: InputFormat, seed: int) -> ImageData:
         raise InputError(f"data {spec!r} {state}; give a folder or digits, cifar100, dtd")
     with _listing_errors(root):
         folders = find_parts(root)
-        listings = {folder: _list_classes(folder) for folder in folders.all()}
+        beside = _count_beside(root, folders)
+        listings = {folder: list_classes(folder) for folder in folders.all()}
     classes = _class_names(listings[folders.train], folders.train)
     for folder in folders.held_out():
         _check_classes(listings[folder], classes, folder=folder, train=folders.train)
@@ -87,7 +80,7 @@ def read_folder(spec: str, input_format: InputFormat, seed: int) -> ImageData:
         test=test,
         root=root,
         seed=seed,
-        skipped=sum(listing.skipped for listing in listings.values()),
+        skipped=sum((listing.skipped for listing in listings.values()), beside),
     )
 
 
@@ -101,7 +94,7 @@ def data_from_files(
     selection: LabelledFiles | None = None,
     root: Path,
     seed: int,
-    skipped: int = 0,
+    skipped: Mapping[str, int] | None = None,
 ) -> ImageData:
     """Return a data set of image files, after opening each file once.
 
@@ -114,7 +107,7 @@ def data_from_files(
         selection: selection files with their labels; None to take them out of ``train``.
         root: folder that the fingerprint's file names are relative to.
         seed: seed of the selection part, where it is taken out of ``train``.
-        skipped: number of files that are not images.
+        skipped: number of files that are left out, by reason.
 
     Raises:
         InputError: a file cannot be opened as an image.
@@ -129,7 +122,8 @@ def data_from_files(
         train_images=len(train),
         held_out_images=len(test),
         fingerprint=_hash_names_and_sizes(files, root),
-        skipped_files=skipped,
+        skipped_files=sum((skipped or {}).values()),
+        skip_reasons=dict(skipped or {}),
         selection_images=None if selection is None else len(selection),
     )
     if selection is None:
@@ -145,6 +139,16 @@ def data_from_files(
     )
 
 
+def _count_beside(root: Path, folders: FolderParts) -> Counter[str]:
+    """Count the files beside the parts; none where the class folders are in ``root`` itself."""
+    beside: Counter[str] = Counter()
+    if folders.train != root:
+        for entry in root.iterdir():
+            if entry not in folders.all():
+                beside[HIDDEN if is_hidden(entry.name) else OUTSIDE_CLASSES] += count_files(entry)
+    return beside
+
+
 def _image_set(
     items: LabelledFiles, input_format: InputFormat, *, crop: CropRule, mirror: bool
 ) -> ImageSet:
@@ -157,40 +161,25 @@ def _image_set(
     )
 
 
-def _list_classes(folder: Path) -> _FolderListing:
-    """List the class folders in a folder; names with a leading dot are ignored."""
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    files: dict[str, list[Path]] = {}
-    skipped = sum(not entry.is_dir() for entry in entries)
-    for entry in filter(Path.is_dir, entries):
-        found = [path for path in sorted(entry.rglob("*")) if path.is_file()]
-        files[entry.name] = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
-        skipped += len(found) - len(files[entry.name])
-    return _FolderListing(files=files, skipped=skipped)
-
-
-def _class_names(listing: _FolderListing, folder: Path) -> list[str]:
-    """Return the names of the classes; refuse fewer than two, and a class without images."""
+def _class_names(listing: FolderListing, folder: Path) -> list[str]:
+    """Return the names of the classes; refuse fewer than two."""
     classes = list(listing.files)
     if not classes:
         raise InputError(f"no class folders in {folder}; put the images of each class in a folder")
     if len(classes) == 1:
         raise InputError(f"only one class ({classes[0]!r}) in {folder}; a classifier needs two")
-    for name, files in listing.files.items():
-        if not files:
-            raise InputError(f"class folder {folder / name} has no images; fill or remove it")
     return classes
 
 
 def _check_classes(
-    listing: _FolderListing, classes: Sequence[str], *, folder: Path, train: Path
+    listing: FolderListing, classes: Sequence[str], *, folder: Path, train: Path
 ) -> None:
     """Check that a held-out folder has images of the trained classes, and of no other.
 
     A missing class is refused: the accuracy over the rest is no accuracy of the classifier, and the
     usual reason is a folder with another spelling or a copy that stopped half-way.
     """
-    if not any(listing.files.values()):
+    if not listing.files:
         raise InputError(f"no images in class folders of {folder}; remove it to split {train}")
     untrained = sorted(set(listing.files) - set(classes))
     if untrained:
@@ -198,7 +187,7 @@ def _check_classes(
             f"{folder} has class {untrained[0]!r}, which {train} lacks; "
             "add its training images or remove it"
         )
-    missing = [name for name in classes if not listing.files.get(name)]
+    missing = [name for name in classes if name not in listing.files]
     if missing:
         raise InputError(
             f"{folder} has no images of {len(missing)} of {len(classes)} classes "
@@ -217,5 +206,9 @@ def _listing_errors(root: Path) -> Iterator[None]:
 
 
 def _hash_names_and_sizes(paths: Iterable[Path], root: Path) -> str:
-    lines = (f"{path.relative_to(root).as_posix()}\t{path.stat().st_size}\n" for path in paths)
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    lines = [
+        # A name that is no valid text is hashed by its bytes.
+        os.fsencode(f"{path.relative_to(root).as_posix()}\t{path.stat().st_size}\n")
+        for path in paths
+    ]
+    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()

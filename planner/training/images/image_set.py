@@ -14,14 +14,16 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from planner.training.images.crops import CropRule
 from planner.training.images.image_files import open_image
+from planner.training.images.listing import describe_skipped
 from planner.training.images.split import split_off_selection
 from profiler.errors import UsageError
+from profiler.json_records import NonNegativeInt, read_record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,26 +43,43 @@ class DataSource:
         selection_images: number of selection images; None in records of trainings and plans that
             had no such part.
         fingerprint: SHA-256 of the pixels and labels, or of a folder's file names and sizes.
-        skipped_files: number of files in class folders that are not images.
+        skipped_files: number of files in a folder that are not used.
+        skip_reasons: numbers of these files by reason; empty in records of earlier versions.
     """
 
     name: str
-    train_images: int
-    held_out_images: int
+    train_images: NonNegativeInt
+    held_out_images: NonNegativeInt
     fingerprint: str
-    skipped_files: int = 0
-    selection_images: int | None = None
+    skipped_files: NonNegativeInt = 0
+    skip_reasons: dict[str, NonNegativeInt] = field(default_factory=dict)
+    selection_images: NonNegativeInt | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a plan file."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: object, *, part: str) -> Self:
+        """Read the object that ``to_json`` returns, of this or another version.
+
+        Args:
+            data: JSON object; unknown fields are left out.
+            part: path of the object in error messages.
+
+        Raises:
+            InputError: the data is not the origin of a data set.
+        """
+        return read_record(cls, data, part=part, dropped=[])
 
     def __str__(self) -> str:
         text = f"{self.name}: {self.train_images} training images, "
         if self.selection_images is not None:
             text += f"{self.selection_images} for selection, "
         text += f"{self.held_out_images} for the test"
-        return text + (f", {self.skipped_files} other files skipped" if self.skipped_files else "")
+        if self.skipped_files:
+            text += f", {self.skipped_files} files skipped"
+        return text + (f" ({describe_skipped(self.skip_reasons)})" if self.skip_reasons else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

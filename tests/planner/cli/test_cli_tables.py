@@ -15,6 +15,7 @@ from planner.cli.table_layout import Column, show_table, tables
 from planner.placement.placement_table import PlacementRow
 from planner.plan import Accuracy, Plan
 from planner.scoring.netscore import compute_scores
+from planner.training.images.image_set import DataSource
 from profiler.errors import InputError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.records import (
@@ -134,6 +135,21 @@ def test_no_line_is_wider_than_the_terminal_and_no_cell_is_cut(page: str, width:
     text = printed(PAGES[page], width=width)
     assert all(len(line) <= width for line in text.splitlines())
     assert "…" not in text
+
+
+@pytest.mark.parametrize("images", [None, [], {"name": 3}, {"name": "x", "train_images": -1}])
+def test_a_plan_shows_the_images_of_its_run(images: object) -> None:
+    source = DataSource(
+        name="pets", train_images=7, held_out_images=2, fingerprint="0", selection_images=1,
+        skipped_files=3, skip_reasons={".heic": 3},
+    )  # fmt: skip
+    shown, unread = (
+        replace(plan(None), provenance={"run": {"images": content}})
+        for content in ({**source.to_json(), "of a newer version": 1}, images)
+    )
+    text = printed(lambda console: show_plan(shown, console), width=200)
+    assert "7 training images, 1 for selection, 2 for the test, 3 files skipped (3 .heic)" in text
+    assert "training images" not in printed(lambda c: show_plan(unread, c), width=200)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

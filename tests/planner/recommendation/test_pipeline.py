@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
+from PIL import Image
 
 import planner.training.validation
 from planner.cost.budget import needed_bytes, round_up_to_printed
 from planner.plan import Accuracy, Plan, read_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
 from planner.recommendation.choose import choose
+from planner.recommendation.notes import answer_notes
 from planner.recommendation.pipeline import recommend
 from planner.recommendation.real_runs import validate_plan
-from planner.recommendation.request import Request, classes_of, study_name
+from planner.recommendation.request import Request, data_facts, study_name
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import compute_scores
 from planner.search.space import SearchedMethod, Space
@@ -356,10 +359,25 @@ def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> No
 
 
 def test_classes_without_a_download() -> None:
-    assert classes_of("digits", image_size=32) == 10
-    assert classes_of("cifar100", image_size=32) == 100
+    assert data_facts("digits", image_size=32) == (10, None)
+    assert data_facts("cifar100", image_size=32) == (100, None)
     with pytest.raises(InputError):
-        classes_of("no/such/folder", image_size=32)
+        data_facts("no/such/folder", image_size=32)
+
+
+def test_the_images_of_a_folder_are_a_note(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8)).save(tmp_path / "pets" / name / f"{i}.png")
+    (tmp_path / "pets" / "a" / "x.heic").touch()
+    classes, source = data_facts(str(tmp_path / "pets"), image_size=32)
+    assert classes == 2
+    found = SimpleNamespace(stopped=None, cost_unit="joules")
+    notes = answer_notes(replace(request(tmp_path), source=source), found, [])
+    assert notes[0].endswith(
+        "pets: 4 training images, 2 for selection, 2 for the test, 1 files skipped (1 .heic)"
+    )
 
 
 def test_a_studys_name_is_a_file_name() -> None:
