@@ -38,13 +38,13 @@ def find_target(name: str) -> TargetDevice:
     Raises:
         UnknownNameError: no such device.
     """
-    from profiler.devices.nvml import detect_gpu
+    from profiler.devices.nvml import detect_gpu, why_no_gpu
     from profiler.store import Store
     from profiler.timing.gpu_rates import adopt_gpu
 
     gpu = detect_gpu()
     here = gpu.spec.name if gpu is not None else None
-    reason = "no GPU was found here"
+    reason = "" if gpu is not None or name != "auto" else why_no_gpu()
     if gpu is not None and here not in DEVICES and short_name(name) in ("auto", here):
         try:
             adopt_gpu(gpu.spec, Store.default())

@@ -59,7 +59,7 @@ class BudgetplanWarning(UserWarning):
     """Base of all warnings of this program; a command prints one line on stderr.
 
     Args:
-        message: the fact, and what follows from it.
+        message: the fact and its consequence.
     """
 
     def __init__(self, message: object = "") -> None:

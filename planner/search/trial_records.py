@@ -1,7 +1,7 @@
 """The trials of a durable study: appends finished ones and reads stored ones.
 
 A stored trial may have been edited, or may be somebody else's. ``usable_trial`` reads it as a file
-of unknown origin is read, and makes it anew from what it has checked, so that nothing else reaches
+of unknown origin is read, and makes it anew from the checked parts, so that no other part reaches
 the sampler. Trials that cannot be used are ignored with one warning.
 """
 

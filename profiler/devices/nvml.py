@@ -1,7 +1,12 @@
 """The GPUs of this machine, through NVML: their names, memory, power and energy counters.
 
-Pieces: `Gpu` (the readings that this program uses), `NvmlGpu` (a GPU of this machine), `find_gpus`,
-`open_gpu` and `detect_gpu`. `profiler.devices.recorded_gpu` has a GPU that needs no driver.
+Pieces: `Gpu` (the readings that this program uses), `NvmlGpu` (a GPU of this machine), `TorchGpu`
+(one that NVML does not report), `find_gpus`, `open_gpu` and `detect_gpu`.
+`profiler.devices.recorded_gpu` has a GPU that needs no driver.
+
+NVML answers "Not Supported" where a GPU lacks a reading: memory with unified memory (GB10), the
+energy counter before Volta, nearly everything of a MIG slice. Name, memory and compute capability
+then come from PyTorch (`profiler.devices.cuda_properties`); used bytes, power and energy are None.
 
 NVML is loaded on first use. Importing this module needs no driver and never fails.
 """
@@ -17,6 +22,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Protocol
 
+from profiler.devices.cuda_properties import CudaProperties, cuda_properties, has_device_file
 from profiler.devices.table import DeviceSpec, match_nvml, short_name
 from profiler.errors import DeviceError
 
@@ -33,8 +39,8 @@ class Gpu(Protocol):
         """Name that the driver reports."""
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes of its memory."""
+    def memory_bytes(self) -> int | None:
+        """Bytes of its memory; None if they cannot be read."""
 
     @property
     def compute_capability(self) -> tuple[int, int]:
@@ -44,8 +50,8 @@ class Gpu(Protocol):
     def spec(self) -> DeviceSpec:
         """Its row of the device table; for other GPUs a row of the driver's data, without rates."""
 
-    def used_bytes(self) -> int:
-        """Bytes of memory in use by all processes."""
+    def used_bytes(self) -> int | None:
+        """Bytes of memory in use by all processes; None if they cannot be read."""
 
     def power_watts(self) -> float | None:
         """Present power of the board in watts; None if it cannot be read."""
@@ -58,6 +64,10 @@ class Gpu(Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Wait for some seconds of that clock."""
+
+
+class NoGpuError(DeviceError):
+    """There is no GPU, no driver, or ``CUDA_VISIBLE_DEVICES`` hides every GPU."""
 
 
 # --- NVML -----------------------------------------------------------------------------------------
@@ -84,12 +94,22 @@ def _nvml() -> Any:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise DeviceError(
-            f"no NVIDIA GPU can be reached on this machine ({error}); name a device to plan for"
-            " with --device, or use --device cpu"
-        ) from error
+        raise _not_reached(pynvml, error) from error
     atexit.register(_shut_down, pynvml)
     return pynvml
+
+
+def _not_reached(pynvml: Any, error: Exception) -> DeviceError:
+    """Return the error of a driver that does not answer: there is none, or it refuses."""
+    if getattr(error, "value", None) in (
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    ):
+        return NoGpuError(
+            f"no NVIDIA GPU can be reached on this machine ({error}); name a device to plan for "
+            "with --device, or use --device cpu"
+        )
+    return DeviceError(f"there is an NVIDIA driver here, but NVML reports {error}")
 
 
 def _shut_down(pynvml: Any) -> None:
@@ -111,7 +131,7 @@ def _nvml_errors(action: str) -> Iterator[Any]:
 
 
 def _decoded(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 class NvmlGpu:
@@ -119,18 +139,25 @@ class NvmlGpu:
 
     Args:
         index: number of the GPU in NVML, which counts in the order of the PCI bus.
+        cuda_index: number of the same GPU in CUDA, by which PyTorch is asked for what NVML does not
+            report; None if it has none.
 
     Raises:
-        DeviceError: there is no such GPU.
+        DeviceError: there is no such GPU, or its name is not known.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, cuda_index: int | None = None) -> None:
         with _nvml_errors(f"open GPU {index}") as pynvml:
             self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            self._name = _decoded(pynvml.nvmlDeviceGetName(self._handle))
-            self._memory_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).total)
         self._pynvml = pynvml
         self.index = index
+        self._cuda_index = cuda_index
+        name = self._reading("nvmlDeviceGetName") or getattr(self._by_torch(), "name", None)
+        if name is None:
+            raise DeviceError(
+                f"GPU {index} was found, but neither NVML nor PyTorch reports its name"
+            )
+        self._name = _decoded(name)
 
     @property
     def nvml_name(self) -> str:
@@ -138,32 +165,53 @@ class NvmlGpu:
         return self._name
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes of its memory."""
-        return self._memory_bytes
+    def memory_bytes(self) -> int | None:
+        """Bytes of its memory; None if neither NVML nor PyTorch reports them."""
+        memory = self._reading("nvmlDeviceGetMemoryInfo")
+        if memory is not None:
+            return int(memory.total)
+        seen = self._by_torch()
+        return None if seen is None else seen.memory_bytes
 
     @property
-    def uuid(self) -> str:
-        """Unique identifier of the board."""
-        with _nvml_errors("read the GPU's UUID") as pynvml:
-            return _decoded(pynvml.nvmlDeviceGetUUID(self._handle))
+    def uuid(self) -> str | None:
+        """Unique identifier of the board; None if it cannot be read."""
+        found = self._reading("nvmlDeviceGetUUID")
+        return None if found is None else _decoded(found)
+
+    @property
+    def has_slices(self) -> bool:
+        """Whether the GPU is divided into MIG slices, of which CUDA uses one."""
+        mode = self._reading("nvmlDeviceGetMigMode")
+        return mode is not None and bool(mode[0])
 
     @property
     def compute_capability(self) -> tuple[int, int]:
-        """(major, minor)."""
-        with _nvml_errors("read the GPU's compute capability") as pynvml:
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(self._handle)
-            return int(major), int(minor)
+        """(major, minor).
+
+        Raises:
+            DeviceError: neither NVML nor PyTorch reports it.
+        """
+        found = self._reading("nvmlDeviceGetCudaComputeCapability")
+        if found is not None:
+            return int(found[0]), int(found[1])
+        seen = self._by_torch()
+        if seen is None:
+            raise DeviceError(
+                f"{self._name} was found, but neither NVML nor PyTorch reports its compute "
+                "capability"
+            )
+        return seen.major, seen.minor
 
     @property
     def spec(self) -> DeviceSpec:
         """Its row of the device table; for other GPUs a row of the driver's data, without rates."""
         return spec_of(self)
 
-    def used_bytes(self) -> int:
-        """Bytes of memory in use by all processes."""
-        with _nvml_errors("read the GPU's memory") as pynvml:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+    def used_bytes(self) -> int | None:
+        """Bytes of memory in use by all processes; None if they cannot be read."""
+        memory = self._reading("nvmlDeviceGetMemoryInfo")
+        return None if memory is None else int(memory.used)
 
     def power_watts(self) -> float | None:
         """Present power of the board in watts; None if it cannot be read."""
@@ -183,11 +231,50 @@ class NvmlGpu:
         """Wait."""
         time.sleep(seconds)
 
-    def _reading(self, function: str) -> int | None:
+    def _reading(self, function: str) -> Any:
+        """Return the reading of a function of NVML; None if it is not supported or permitted."""
         try:
-            return int(getattr(self._pynvml, function)(self._handle))
-        except self._pynvml.NVMLError:
+            return getattr(self._pynvml, function)(self._handle)
+        except (self._pynvml.NVMLError, AttributeError):  # a binding that lacks the function
             return None
+
+    def _by_torch(self) -> CudaProperties | None:
+        return None if self._cuda_index is None else cuda_properties(self._cuda_index)
+
+
+class TorchGpu:
+    """A GPU or a MIG slice that NVML does not report, as PyTorch sees it: without power or energy.
+
+    Args:
+        seen: its properties.
+    """
+
+    def __init__(self, seen: CudaProperties) -> None:
+        self.nvml_name = seen.name
+        self.memory_bytes: int | None = seen.memory_bytes
+        self.compute_capability = (seen.major, seen.minor)
+
+    @property
+    def spec(self) -> DeviceSpec:
+        """Its row of the device table; for other GPUs a row of PyTorch's data, without rates."""
+        return spec_of(self)
+
+    def used_bytes(self) -> int | None:
+        """None: PyTorch reports the memory of its own process only."""
+
+    def power_watts(self) -> float | None:
+        """None: PyTorch reports no power."""
+
+    def counter_joules(self) -> float | None:
+        """None: PyTorch reports no energy."""
+
+    def now_seconds(self) -> float:
+        """Return the machine's monotonic clock."""
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
 
 
 def spec_of(gpu: Gpu) -> DeviceSpec:
@@ -227,61 +314,109 @@ def find_gpus() -> tuple[NvmlGpu, ...]:
     with _nvml_errors("count the GPUs") as pynvml:
         count = int(pynvml.nvmlDeviceGetCount())
     if count == 0:
-        raise DeviceError("the NVIDIA driver reports no GPU; name a device to plan for")
+        raise NoGpuError("the NVIDIA driver reports no GPU; name a device to plan for")
     return tuple(NvmlGpu(index) for index in range(count))
 
 
-def open_gpu(cuda_index: int = 0) -> NvmlGpu:
+def open_gpu(cuda_index: int = 0) -> Gpu:
     """Return the GPU with a CUDA index, which ``CUDA_VISIBLE_DEVICES`` maps to a GPU.
 
     Limitation: unless ``CUDA_DEVICE_ORDER`` is ``PCI_BUS_ID``, CUDA orders GPUs by speed and NVML
     by bus. On a machine with GPUs of several kinds the index may then mean another GPU.
 
+    A MIG slice, and a GPU that NVML does not report, are opened as PyTorch sees them.
+
     Raises:
-        DeviceError: no such GPU, or a MIG slice, whose power cannot be read on its own.
+        DeviceError: no such GPU, or neither NVML nor PyTorch can use it. The message names
+            the GPU and the missing reading.
     """
+    try:
+        return _open_by_nvml(cuda_index)
+    except NoGpuError as error:
+        seen = cuda_properties(cuda_index) if has_device_file() and not _is_hidden() else None
+        if seen is None:
+            raise error
+    except DeviceError as error:
+        seen = cuda_properties(cuda_index)
+        if seen is None:
+            raise DeviceError(f"{error}; PyTorch cannot use it either") from error
+    return TorchGpu(seen)
+
+
+def _open_by_nvml(cuda_index: int) -> NvmlGpu:
     visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if visible is None:
-        return NvmlGpu(cuda_index)
+        return _undivided(NvmlGpu(cuda_index, cuda_index))
     if cuda_index >= len(visible):
-        raise DeviceError(
+        raise NoGpuError(
             f"CUDA index {cuda_index} does not exist: CUDA_VISIBLE_DEVICES has {len(visible)} GPUs"
         )
     wanted = visible[cuda_index]
     if isinstance(wanted, int):
-        return NvmlGpu(wanted)
+        return _undivided(NvmlGpu(wanted, cuda_index))
+    if wanted.startswith("MIG-"):
+        raise DeviceError(f"NVML does not report the MIG slice {wanted[:60]!r}")
     for gpu in find_gpus():
-        if gpu.uuid.startswith(wanted):
-            return gpu
+        if (gpu.uuid or "").startswith(wanted):
+            return _undivided(NvmlGpu(gpu.index, cuda_index))
     raise DeviceError(f"no GPU of this machine has the UUID {wanted!r} of CUDA_VISIBLE_DEVICES")
+
+
+def _undivided(gpu: NvmlGpu) -> NvmlGpu:
+    """Return the GPU; refuse one of which CUDA uses only a slice.
+
+    Raises:
+        DeviceError: the GPU is divided into MIG slices.
+    """
+    if gpu.has_slices:
+        raise DeviceError(
+            f"{gpu.nvml_name} was found, divided into MIG slices; NVML reports their sum"
+        )
+    return gpu
+
+
+def _is_hidden() -> bool:
+    return visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES")) == ()
 
 
 def visible_devices(text: str | None) -> tuple[int | str, ...] | None:
     """Read ``CUDA_VISIBLE_DEVICES``: indices or UUIDs; None if it is not set.
 
-    As in CUDA, an entry that names no GPU (``-1``) ends the list.
-
-    Raises:
-        DeviceError: an entry is a MIG slice.
+    As in CUDA, an entry that names no GPU (``-1``) ends the list. UUIDs of MIG slices begin with
+    ``MIG-``.
     """
     if text is None:
         return None
     found: list[int | str] = []
     for entry in (part.strip() for part in text.split(",")):
-        if entry.startswith("MIG-"):
-            raise DeviceError("a MIG slice is not supported: its power cannot be read on its own")
-        if entry.isdigit():
+        if entry.isascii() and entry.isdigit() and len(entry) <= 9:
             found.append(int(entry))
-        elif entry.startswith("GPU-"):
+        elif entry.startswith(("GPU-", "MIG-")):
             found.append(entry)
         else:
             break
     return tuple(found)
 
 
-def detect_gpu() -> NvmlGpu | None:
-    """Return the first GPU that CUDA would use, or None. Never raises."""
+def detect_gpu() -> Gpu | None:
+    """Return the first GPU that CUDA would use, or None. Never raises.
+
+    `why_no_gpu` returns the reason for None.
+    """
     try:
-        return open_gpu()
+        gpu = open_gpu()
+        _ = gpu.spec  # a GPU that cannot be described cannot be planned for
+        return gpu
     except DeviceError:
         return None
+
+
+def why_no_gpu() -> str:
+    """Return the reason for which `detect_gpu` returns None: the GPU and the missing reading."""
+    try:
+        _ = open_gpu().spec
+    except NoGpuError:
+        return "no GPU was found here"
+    except DeviceError as error:
+        return str(error)
+    return "no GPU is used"

@@ -14,7 +14,7 @@ from typing import Self
 
 from profiler.devices.nvml import Gpu, spec_of
 from profiler.devices.table import DeviceSpec
-from profiler.errors import InputError
+from profiler.errors import DeviceError, InputError
 
 RECORDING_SCHEMA = "budgetplan.device-recording/1"
 
@@ -157,7 +157,12 @@ def record(
         seconds: length of the recording.
         origin: machine and date, kept in the recording.
         period_seconds: time between two samples.
+
+    Raises:
+        DeviceError: the GPU does not report its memory.
     """
+    if gpu.memory_bytes is None or gpu.used_bytes() is None:
+        raise DeviceError(f"{gpu.nvml_name} does not report its memory and cannot be recorded")
     start = gpu.now_seconds()
     samples: list[Sample] = []
     while True:
@@ -165,7 +170,7 @@ def record(
         samples.append(
             Sample(
                 seconds=at if samples else 0.0,
-                used_bytes=gpu.used_bytes(),
+                used_bytes=gpu.used_bytes() or 0,
                 power_watts=gpu.power_watts(),
                 counter_joules=gpu.counter_joules(),
             )
