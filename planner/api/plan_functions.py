@@ -112,7 +112,7 @@ def train(
     Args:
         plan: plan, or the path of a plan file.
         out: folder of the result; None for ``trained/`` and the name of the plan's file.
-        data: ``digits``, ``cifar100``, ``dtd``, or a folder; None for the plan's data.
+        data: name of a data set, or a folder; None for the plan's data.
         epochs: epochs in all, those before a resume included.
         steps: optimizer steps in all, in place of ``epochs``.
         minutes: duration after which the run ends with the current step.

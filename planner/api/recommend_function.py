@@ -43,7 +43,7 @@ def recommend(
     Args:
         model: timm name or alias of the backbone.
         vram: budget in bytes or as text, the CUDA context included.
-        data: ``digits``, ``cifar100``, ``dtd``, or a folder with one subfolder for each class.
+        data: name of a data set, or a folder with one subfolder for each class.
         device: ``auto`` (this machine's GPU, else the RTX 2060 SUPER), ``cpu``, or a device of the
             table.
         methods: methods to search; None for all that work on the backbone.

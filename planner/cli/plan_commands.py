@@ -22,6 +22,7 @@ from planner.cli.options import (
     weights_option,
 )
 from planner.cli.output import console, print_json, progress_bar
+from planner.training.images.registry import DATA_NAMES
 
 if TYPE_CHECKING:
     from planner.plan import Plan
@@ -32,7 +33,7 @@ plan_argument = click.argument("plan", type=click.Path(path_type=Path))
 
 data_option = click.option(
     "--data",
-    help="Data set: digits, cifar100, dtd, or a folder with one subfolder for each class. "
+    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class. "
     "[default: the plan's]",
 )
 

@@ -23,6 +23,7 @@ from planner.cli.options import (
     weights_option,
 )
 from planner.cli.output import console, print_json, progress_bar
+from planner.training.images.registry import DATA_NAMES
 
 
 @click.command(epilog=SIZES)
@@ -36,7 +37,7 @@ from planner.cli.output import console, print_json, progress_bar
     "--data",
     default="digits",
     show_default=True,
-    help="Data set: digits, cifar100, dtd, or a folder with one subfolder for each class.",
+    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class.",
 )
 @device_option
 @click.option("--no-validate", is_flag=True, help="Skip the real runs; nothing is measured.")

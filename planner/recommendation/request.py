@@ -11,13 +11,11 @@ from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
 from planner.training.images.image_set import DataSource
 from planner.training.images.load import load_data
+from planner.training.images.registry import find_named
 from planner.training.run_options import RunOptions
 from profiler.records import DeviceLabel
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
-
-CLASSES = {"digits": 10, "cifar100": 100, "dtd": 47}
-"""Number of classes of the named data sets."""
 
 Notify = Callable[[str, str, float], None]
 """Called with (stage, current work, fraction of the stage done)."""
@@ -81,8 +79,9 @@ def data_facts(data: str, *, image_size: int) -> tuple[int, DataSource | None]:
     Raises:
         InputError: the folder cannot be read.
     """
-    if data in CLASSES:
-        return CLASSES[data], None
+    named = find_named(data)
+    if named is not None:
+        return named[0].num_classes, None
     # Only the labels are read, so any normalisation will do.
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     images = load_data(data, image_size=image_size, mean=mean, std=std)

@@ -47,7 +47,7 @@ def load_data_for(workload: Workload, spec: str, *, backbone: nn.Module | None =
 
     Args:
         workload: workload whose image size, classes and batch the data must fit.
-        spec: ``digits``, ``cifar100``, ``dtd`` or a folder.
+        spec: name of a data set, or a folder.
         backbone: backbone whose normalisation is used; None to build it on ``meta``.
 
     Raises:

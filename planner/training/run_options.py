@@ -13,7 +13,7 @@ class RunOptions:
     """Data, length, seed, weights and device of a real run.
 
     Attributes:
-        data: ``digits``, ``cifar100``, ``dtd``, or a folder of class folders.
+        data: name of a data set, or a folder of class folders.
         device: ``cpu``, ``cuda``, or the name of this machine's GPU in the device table.
         steps: number of optimizer steps; None for the length that the run has by default.
         seed: seed of new weights, dropout and the order of images.

@@ -19,7 +19,7 @@ class ValidationRequest(Message, frozen=True, kw_only=True):
         candidate: workload and placement to run.
         device: type of device to run on.
         budget_bytes: hard memory limit in device bytes; None for no limit.
-        data: ``digits``, ``cifar100``, ``dtd`` or a folder.
+        data: name of a data set, or a folder.
         steps: number of training steps.
         seed: seed of new weights, dropout and the choice of images.
         weights: path of a weights file; None for no file.

@@ -49,13 +49,10 @@ def read_folder(spec: str, input_format: InputFormat, seed: int) -> ImageData:
         seed: seed of the split, where the folder lacks a part.
 
     Raises:
-        InputError: no such folder, no clear parts, fewer than two classes, a class without images,
+        InputError: no clear parts, fewer than two classes, a class without images,
             classes that differ between the parts, or a file that is not an image.
     """
     root = Path(spec).expanduser()
-    if not root.is_dir():
-        state = "is a file" if root.exists() else "does not exist"
-        raise InputError(f"data {spec!r} {state}; give a folder or digits, cifar100, dtd")
     with _listing_errors(root):
         folders = find_parts(root)
         beside = _count_beside(root, folders)

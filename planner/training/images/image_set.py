@@ -37,7 +37,7 @@ class DataSource:
     """The origin of a data set, for the provenance of a plan.
 
     Attributes:
-        name: ``digits``, ``cifar100``, ``dtd``, or the folder as the user wrote it.
+        name: name of the data set, or the folder as the user wrote it.
         train_images: number of training images, those of the selection part not included.
         held_out_images: number of test images.
         selection_images: number of selection images; None in records of trainings and plans that

@@ -152,7 +152,7 @@ def test_every_mode_becomes_three_channels(flat, mode):
 
 
 def test_no_such_folder(tmp_path):
-    refused(tmp_path / "nowhere", "does not exist; give a folder or digits, cifar100, dtd")
+    refused(tmp_path / "nowhere", "does not exist; give a folder or digits, animals")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", "is a file")
 

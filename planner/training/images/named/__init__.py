@@ -1,0 +1,1 @@
+"""Loaders of the named data sets, one module for each origin."""

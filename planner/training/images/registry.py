@@ -1,0 +1,103 @@
+"""The named data sets: what ``--data NAME`` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.training.images.image_set import ImageData
+from planner.training.images.named.animals import load_animals
+from planner.training.images.named.cifar10_c import load_cifar10_c
+from planner.training.images.named.digits import load_digits
+from planner.training.images.named.load_request import LoadRequest
+from planner.training.images.named.torchvision_sets import load_cifar10, load_cifar100, load_dtd
+from planner.training.images.named.visual_wake_words import load_visual_wake_words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedData:
+    """A named data set.
+
+    Attributes:
+        name: name for ``--data``.
+        description: origin, number and size of the images.
+        num_classes: number of classes.
+        load: loader of the data set.
+        variant: form of the text after a colon, such as ``DIR``; empty if there is none.
+        origin: where the files come from: ``installed``, ``downloaded`` or ``copied`` by the user.
+    """
+
+    name: str
+    description: str
+    num_classes: int
+    load: Callable[[LoadRequest], ImageData]
+    variant: str = ""
+    origin: str = "installed"
+
+
+_SETS = (
+    NamedData(
+        name="digits",
+        description="1,797 handwritten digits of 8x8 pixels (scikit-learn)",
+        num_classes=10,
+        load=load_digits,
+    ),
+    NamedData(
+        name="animals",
+        description="10,000 silhouettes of 28x28 pixels (package animal-mnist)",
+        num_classes=10,
+        load=load_animals,
+    ),
+    NamedData(
+        name="cifar10",
+        description="50,000 + 10,000 images of 32x32 pixels (torchvision)",
+        num_classes=10,
+        load=load_cifar10,
+        origin="downloaded",
+    ),
+    NamedData(
+        name="cifar100",
+        description="50,000 + 10,000 images of 32x32 pixels (torchvision)",
+        num_classes=100,
+        load=load_cifar100,
+        origin="downloaded",
+    ),
+    NamedData(
+        name="dtd",
+        description="Describable Textures, 1,880 images in each part (torchvision)",
+        num_classes=47,
+        load=load_dtd,
+        origin="downloaded",
+    ),
+    NamedData(
+        name="cifar10-c",
+        description="CIFAR-10, tested on corrupted images (arXiv 1903.12261)",
+        num_classes=10,
+        load=load_cifar10_c,
+        variant="CORRUPTION:SEVERITY",
+        origin="copied",
+    ),
+    NamedData(
+        name="vww",
+        description="Visual Wake Words, from COCO's images and boxes (arXiv 1906.05721)",
+        num_classes=2,
+        load=load_visual_wake_words,
+        variant="DIR",
+        origin="copied",
+    ),
+)
+
+NAMED_DATA = {data.name: data for data in _SETS}
+"""Every named data set, by name."""
+
+DATA_NAMES = ", ".join(NAMED_DATA)
+"""The names, for help texts and errors."""
+
+
+def find_named(spec: str) -> tuple[NamedData, str] | None:
+    """Return the named data set of a ``--data`` text and its variant; None for a folder."""
+    name, _, variant = spec.partition(":")
+    found = NAMED_DATA.get(name)
+    if found is None or (variant and not found.variant):
+        return None
+    return found, variant
