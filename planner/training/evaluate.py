@@ -1,7 +1,8 @@
-"""Accuracy of a model on labelled images."""
+"""Accuracy of a model on labelled images, over all images and as the mean over classes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,64 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Accuracy of a model on labelled images.
+
+    Attributes:
+        accuracy: fraction of the images classified right.
+        mean_class_accuracy: mean over classes of the fraction of a class's images classified right;
+            a class without images does not count. Where classes are of different sizes, a model
+            that neglects small ones has a smaller value here.
+        images: number of images.
+    """
+
+    accuracy: float
+    mean_class_accuracy: float
+    images: int
+
+
+def evaluate_images(
+    model: nn.Module,
+    image_set: ImageSet,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Evaluation:
+    """Return the accuracy of a model on images.
+
+    The model is evaluated in evaluation mode and left in the mode that it had.
+
+    Args:
+        model: maps images [batch, 3, S, S] to logits [batch, classes].
+        image_set: at least one image with its label.
+        batch_size: images per forward.
+        device: device of the model.
+        precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
+    """
+    was_training = model.training
+    model.eval()
+    parts: list[torch.Tensor] = []
+    batches = batch_loader(image_set, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
+    try:
+        with torch.no_grad(), autocast(precision, device_type(device)):
+            for images, labels in batches:
+                predicted = model(images.to(device)).argmax(dim=1)
+                parts.append(predicted == labels.to(device))
+    finally:
+        model.train(was_training)
+    is_right = torch.cat(parts).cpu()  # once, so that the device is not waited for at each batch
+    labels = torch.as_tensor(image_set.labels)
+    counts, right = labels.bincount(), labels[is_right].bincount(minlength=int(labels.max()) + 1)
+    seen = counts > 0
+    return Evaluation(
+        accuracy=int(is_right.sum()) / len(image_set),
+        mean_class_accuracy=float((right[seen].double() / counts[seen]).mean()),
+        images=len(image_set),
+    )
+
+
 def accuracy(
     model: nn.Module,
     image_set: ImageSet,
@@ -22,26 +81,8 @@ def accuracy(
     device: str = "cpu",
     precision: str = "fp32",
 ) -> float:
-    """Return the fraction of images that the model classifies right.
-
-    The model is evaluated in evaluation mode and left in the mode that it had.
-
-    Args:
-        model: maps images [batch, 3, S, S] to logits [batch, classes].
-        image_set: images with labels.
-        batch_size: images per forward.
-        device: device of the model.
-        precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
-    """
-    was_training = model.training
-    model.eval()
-    right = torch.zeros((), dtype=torch.long, device=device)
-    batches = batch_loader(image_set, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
-    try:
-        with torch.no_grad(), autocast(precision, device_type(device)):
-            for images, labels in batches:
-                predicted = model(images.to(device)).argmax(dim=1)
-                right += (predicted == labels.to(device)).sum()
-    finally:
-        model.train(was_training)
-    return right.item() / len(image_set)
+    """Return the fraction of images that the model classifies right, as ``evaluate_images``."""
+    evaluation = evaluate_images(
+        model, image_set, batch_size=batch_size, device=device, precision=precision
+    )
+    return evaluation.accuracy

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from planner.training.images.image_set import ImageSet
+from planner.training.images.split import indices_by_label
 from profiler.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def batch_loader(
     num_workers: int = 0,
     epoch: int = 0,
     skip: int = 0,
+    balance: bool = False,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Return a loader of (images [B, 3, S, S], labels [B]).
 
@@ -40,15 +42,20 @@ def batch_loader(
         num_workers: number of processes that decode images.
         epoch: number of the first pass.
         skip: number of images left out at the beginning of the first pass.
+        balance: whether each class is shown equally often. An epoch then has as many images as
+            before, those of small classes several times and those of large classes in part.
 
     Raises:
-        UsageError: the batch size is not positive, or no batch is full with ``drop_last``.
+        UsageError: the batch size is not positive, no batch is full with ``drop_last``, or
+            ``balance`` without ``shuffle``.
     """
     import torch
     from torch.utils.data import DataLoader
 
     if batch_size < 1:
         raise UsageError(f"batch_size must be a positive integer, got {batch_size!r}")
+    if balance and not shuffle:
+        raise UsageError("balanced classes need a random order, got shuffle=False")
     if drop_last and len(image_set) < batch_size:
         raise UsageError(
             f"a batch of {batch_size} is larger than the data set of {len(image_set)} images; "
@@ -57,7 +64,14 @@ def batch_loader(
     batches: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         image_set,  # type: ignore[arg-type]  # a map-style data set by protocol, not by subclass
         batch_size=batch_size,
-        sampler=_EpochSampler(len(image_set), shuffle=shuffle, seed=seed, epoch=epoch, skip=skip),
+        sampler=_EpochSampler(
+            len(image_set),
+            shuffle=shuffle,
+            seed=seed,
+            epoch=epoch,
+            skip=skip,
+            balanced_labels=image_set.labels if balance else None,
+        ),
         drop_last=drop_last,
         num_workers=num_workers,
         # Without a generator of its own the DataLoader draws a number from the global one.
@@ -69,19 +83,60 @@ def batch_loader(
 class _EpochSampler:
     """Yields (index, draw) for each image of an epoch; ``ImageSet`` describes the draw."""
 
-    def __init__(self, length: int, *, shuffle: bool, seed: int, epoch: int, skip: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        epoch: int,
+        skip: int,
+        balanced_labels: Sequence[int] | None,
+    ) -> None:
         self._length, self._shuffle, self._seed = length, shuffle, seed
         self._epoch, self._skip = epoch, skip
+        self._groups: dict[int, list[int]] | None = None
+        if balanced_labels is not None:
+            self._groups = indices_by_label(balanced_labels)
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = random.Random(f"{self._seed}/{self._epoch}")
-        order = list(range(self._length))
-        if self._shuffle:
-            rng.shuffle(order)
+        if self._groups is not None:
+            order = _balanced_order(self._groups, self._length, rng)
+        else:
+            order = list(range(self._length))
+            if self._shuffle:
+                rng.shuffle(order)
         draws = ((index, rng.getrandbits(32)) for index in order)
         skipped = self._skip
         self._epoch, self._skip = self._epoch + 1, 0
         return islice(draws, skipped, None)
+
+
+def _balanced_order(
+    groups: Mapping[int, Sequence[int]], length: int, rng: random.Random
+) -> list[int]:
+    """Return indices in a random order, equally many of each class.
+
+    The numbers of two classes differ by one at most. An image of a small class is shown again only
+    after all images of its class were shown. This varies less than independent draws.
+
+    Args:
+        groups: indices of each class.
+        length: number of indices to return.
+        rng: random generator of the epoch.
+    """
+    share, rest = divmod(length, len(groups))
+    with_one_more = set(rng.sample(sorted(groups), rest))
+    order: list[int] = []
+    for label, group in groups.items():
+        wanted = share + (label in with_one_more)
+        while wanted > 0:
+            shown = rng.sample(group, min(wanted, len(group)))
+            order += shown
+            wanted -= len(shown)
+    rng.shuffle(order)
+    return order

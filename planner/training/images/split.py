@@ -40,7 +40,7 @@ def split_off_test(
     """
     train: list[int] = []
     test: list[int] = []
-    for label, group in _indices_by_label(labels):
+    for label, group in indices_by_label(labels).items():
         if len(group) < 2:
             name = names[label] if names is not None else str(label)
             raise InputError(
@@ -72,15 +72,15 @@ def split_off_selection(labels: Sequence[int], seed: int) -> tuple[list[int], li
     """
     train: list[int] = []
     selection: list[int] = []
-    groups = _indices_by_label(labels)
-    for label, group in groups:
+    groups = indices_by_label(labels)
+    for label, group in groups.items():
         random.Random(f"{seed}/{label}/selection").shuffle(group)
         least = 1 if len(group) >= SMALLEST_SHARED_CLASS else 0
         count = max(least, round(SELECTION_SHARE * len(group)))
         selection += group[:count]
         train += group[count:]
     if not selection:
-        spare = next((group for _, group in groups if len(group) > 1), None)
+        spare = next((group for group in groups.values() if len(group) > 1), None)
         if spare is None:
             raise InputError(
                 "no class has two training images; add images, since at least one is taken out to "
@@ -91,9 +91,9 @@ def split_off_selection(labels: Sequence[int], seed: int) -> tuple[list[int], li
     return sorted(train), sorted(selection)
 
 
-def _indices_by_label(labels: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Return (label, its indices), by label."""
+def indices_by_label(labels: Sequence[int]) -> dict[int, list[int]]:
+    """Return the indices of each label in order, by ascending label."""
     groups: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         groups.setdefault(label, []).append(index)
-    return sorted(groups.items())
+    return dict(sorted(groups.items()))
