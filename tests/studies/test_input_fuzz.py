@@ -1,0 +1,110 @@
+"""The fuzzers of files from strangers, for a few seconds each, and what they count as a fault."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from profiler.errors import InputError
+
+STUDY = Path(__file__).parents[2] / "studies" / "input_fuzz"
+
+MUTANTS = {"plans": 300, "weights": 60, "images": 150, "cache": 300, "studies": 15}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", MUTANTS)
+def test_no_mutant_of_a_file_is_a_fault(part: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(STUDY / "run.py"), part, "--check", "--count", str(MUTANTS[part])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["faults"]) == (0, 0), found["examples"]
+    counts = found["counts"]
+    assert sum(counts.values()) == MUTANTS[part]
+    assert counts["accepted"] > 0
+    assert part == "cache" or counts["refused"] > 0
+
+
+@pytest.fixture
+def outcome() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fuzz_outcome", STUDY / "outcome.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def refuse() -> None:
+    raise InputError("no plan")
+
+
+class LongError(InputError):
+    """An error that escapes the limit."""
+
+    def __str__(self) -> str:
+        return "x" * 301
+
+
+def refuse_at_length() -> None:
+    raise LongError
+
+
+def fail() -> None:
+    raise KeyError("internal")
+
+
+def compute_for_ever() -> None:
+    while True:
+        try:
+            sum(range(10_000))
+        except Exception:  # a handler of the code under test does not swallow the limit
+            continue
+
+
+def wait_for_ever() -> None:
+    time.sleep(3600)
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"),
+    [
+        (lambda: None, "accepted"),
+        (refuse, "refused"),
+        (refuse_at_length, "long line"),
+        (fail, "not ours"),
+        (compute_for_ever, "hang"),
+        (wait_for_ever, "hang"),
+    ],
+)
+def test_outcomes_are_told_apart(
+    outcome: ModuleType, monkeypatch: pytest.MonkeyPatch, action: Callable[[], None], kind: str
+) -> None:
+    monkeypatch.setattr(outcome, "LONGEST_SECONDS", 0.1)
+    monkeypatch.setattr(outcome, "LONGEST_WAIT_SECONDS", 0.1 if action is wait_for_ever else 60.0)
+    seen = outcome.Outcomes()
+    seen.try_one(7, action)
+    assert dict(seen.counts) == {kind: 1}
+    assert seen.faults == (kind not in ("accepted", "refused"))
+    assert [example["seed"] for example in seen.examples] == [7] * seen.faults
+
+
+def test_the_canary_shows_that_a_pickle_was_loaded(outcome: ModuleType, tmp_path: Path) -> None:
+    data = pickle.dumps(outcome.canary(tmp_path / "sung"))
+    assert not (tmp_path / "sung").exists()
+    pickle.loads(data)
+    assert (tmp_path / "sung").exists()
