@@ -234,7 +234,7 @@ def _broken_limit(shape: inspect.Type, value: object) -> str | None:
         case float() if not abs(value) <= LARGEST_FLOAT:  # NaN included
             is_finite = math.isfinite(value)
             return "a number below 1e40" if is_finite else "a finite number"
-        case int() if abs(value) >= 2**64 and shape == ANYTHING:
+        case int() if abs(value) >= 2**64 and not _is_bounded(shape):
             return "an integer of 64 bits"
         case str() if unsafe_text(value):
             return "text without control characters"
@@ -243,6 +243,12 @@ def _broken_limit(shape: inspect.Type, value: object) -> str | None:
         case str() if len(value) > LONGEST_TEXT:
             return f"text of at most {LONGEST_TEXT} characters"
     return None
+
+
+def _is_bounded(shape: inspect.Type) -> bool:
+    """Return whether the conversion itself refuses large integers, with the field's own range."""
+    numbers = [m for m in _members(shape) if isinstance(m, inspect.IntType | inspect.FloatType)]
+    return bool(numbers) and all(number.le is not None for number in numbers)
 
 
 def _check_depth(depth: int, path: str) -> None:

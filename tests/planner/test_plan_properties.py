@@ -6,12 +6,14 @@ import copy
 import json
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_plan import make_plan
 
-from planner.plan import Plan
+from planner.plan import Plan, plan_file_name, read_plan, write_plan
 from profiler.errors import LONGEST_MESSAGE, InputError
+from profiler.placement import Decision
 
 ORIGINAL = json.loads(json.dumps(make_plan().to_json()))
 ANYTHING = st.one_of(
@@ -76,4 +78,64 @@ def test_a_mutant_is_read_whole_or_refused_in_one_line(
         assert "\n" not in str(error)
         return
     written = plan.to_json()
-    assert Plan.from_json(copy.deepcopy(written)).to_json() == written
+    assert Plan.from_json(copy.deepcopy(written)) == plan
+
+
+SAFE_TEXT = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), min_size=1, max_size=200)
+VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": SAFE_TEXT,
+        "method": SAFE_TEXT,
+        "rank": st.none() | st.integers(1, 65_536),
+        "alpha": st.none() | st.floats(0, 1e6, exclude_min=True),
+        "dropout": st.floats(0, 1, exclude_max=True),
+        "targets": st.none() | st.lists(SAFE_TEXT, max_size=3),
+        "micro_batch": st.integers(1, 65_536),
+        "accumulation": st.integers(1, 65_536),
+        "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+        "optimizer": st.sampled_from(["adamw", "sgd", "adamw8bit"]),
+        "image_size": st.integers(8, 8192),
+        "num_classes": st.integers(1, 1_000_000),
+        "grad_clip": st.none() | st.floats(0, 1e6, exclude_min=True),
+        "drop_path": st.floats(0, 1, exclude_max=True),
+    },
+)
+FREE = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | SAFE_TEXT | st.floats(-1e40, 1e40),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SAFE_TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    workload=VALUES,
+    policy=SAFE_TEXT,
+    parameters=st.dictionaries(SAFE_TEXT, st.integers(-(10**18), 10**18) | st.floats(-1e18, 1e18)),
+    decisions=st.dictionaries(SAFE_TEXT, st.sampled_from(list(Decision))),
+    budget=st.integers(2**20, 2**50),
+    notes=st.dictionaries(SAFE_TEXT, FREE, max_size=3),
+)
+def test_every_plan_within_its_ranges_comes_back_from_its_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    workload: dict[str, Any],
+    policy: str,
+    parameters: dict[str, float],
+    decisions: dict[str, Decision],
+    budget: int,
+    notes: dict[str, Any],
+) -> None:
+    data = copy.deepcopy(ORIGINAL)
+    for part in (data["candidate"], data["prediction"], data["measurement"]):
+        part["workload"] |= workload
+        part["placement"] = {
+            "policy": policy, "parameters": parameters, "decisions": decisions
+        }  # fmt: skip
+    data |= {"budget_bytes": budget, "provenance": {"notes": notes}}
+    plan = Plan.from_json(data)
+    path = tmp_path_factory.mktemp("plans") / plan_file_name(plan.candidate)
+    write_plan(plan, path)
+    assert read_plan(path) == plan
+    for name, value in workload.items():
+        expected = tuple(value) if isinstance(value, list) else value
+        assert getattr(plan.candidate.workload, name) == expected

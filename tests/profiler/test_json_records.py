@@ -77,6 +77,49 @@ def test_a_refusal_names_the_path_and_the_value(data: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unbounded:
+    seed: int | None = None
+    loss: float = 0.0
+    free: JsonObject = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"seed": 2**64}, "record.seed: expected an integer of 64 bits, got 18446744073709551616"),
+        ({"seed": -(10**400)}, "record.seed: expected an integer of 64 bits, got -1000"),
+        ({"loss": 10**400}, "record.loss: expected an integer of 64 bits, got 1000"),
+        ({"loss": 1e300}, "record.loss: expected a number below 1e40, got 1e+300"),
+        ({"free": {"a": [2**64]}}, "record.free.a[0]: expected an integer of 64 bits"),
+        ({"free": {"a": "\u202e"}}, "record.free.a: expected text without control characters"),
+        ({"free": {"a": "x" * 20_001}}, "record.free.a: expected text of at most 20000 characters"),
+        ({"free": {"\x1b[2J": 1}}, r"record.free: expected a printable key, got '\x1b[2J'"),
+        (
+            {"seed": 10**5000},
+            "record.seed: expected an integer of 64 bits, got a value of",
+        ),
+    ],
+)
+def test_a_field_without_a_range_has_that_of_all_values(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_record(Unbounded, data, part="record")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("depth", [30, 45, 5000])
+def test_nesting_has_a_limit(depth: int) -> None:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    data = {"free": {"a": value}}
+    if depth == 30:
+        assert read_record(Unbounded, data, part="record").free == {"a": value}
+        return
+    with pytest.raises(InputError, match="expected at most 40 levels"):
+        read_record(Unbounded, data, part="record")
+
+
 def test_unknown_fields_are_collected_for_a_newer_file() -> None:
     dropped: list[str] = []
     data = {"leaf": {"size": 1, "new": {"deep": 1}}, "later": 2, "leaves": [{"size": 1, "n": 0}]}
