@@ -78,10 +78,14 @@ def data_facts(data: str, *, image_size: int) -> tuple[int, DataSource | None]:
 
     Raises:
         InputError: the folder cannot be read.
+        UsageError: the name's text after the colon is malformed.
     """
     named = find_named(data)
     if named is not None:
-        return named[0].num_classes, None
+        found, variant = named
+        if found.check_variant is not None:
+            found.check_variant(variant)
+        return found.num_classes, None
     # Only the labels are read, so any normalisation will do.
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     images = load_data(data, image_size=image_size, mean=mean, std=std)

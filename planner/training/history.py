@@ -25,8 +25,8 @@ from profiler.placement import Placement, PolicyChoice, placement_from_json, pla
 TRAINING_SCHEMA = "budgetplan.training/1"
 
 TRAINING_SCHEMA_MINOR = 2
-"""1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 ``data.selection_images`` and
-``weights.notes``."""
+"""1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 added ``weights.notes``, and
+``selection_images``, ``skip_reasons`` and ``copied_images`` of ``data``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

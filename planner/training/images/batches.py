@@ -104,7 +104,7 @@ class _EpochSampler:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = random.Random(f"{self._seed}/{self._epoch}")
-        if self._groups is not None:
+        if self._groups:
             order = _balanced_order(self._groups, self._length, rng)
         else:
             order = list(range(self._length))

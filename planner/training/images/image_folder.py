@@ -14,8 +14,10 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from planner.training.images.copies import count_copies
 from planner.training.images.crops import CropRule, centre_crop, random_crop
 from planner.training.images.folder_parts import FolderParts, find_parts
 from planner.training.images.image_files import check_header, error_text
@@ -127,12 +129,14 @@ def data_from_files(
         return ImageData.take_selection(
             train=trained, test=tested, class_names=class_names, source=source, seed=seed
         )
+    selected = _image_set(selection, input_format, crop=centre_crop, mirror=False)
+    copies = count_copies(trained.images, (selected.images, tested.images))
     return ImageData(
         train=trained,
-        selection=_image_set(selection, input_format, crop=centre_crop, mirror=False),
+        selection=selected,
         test=tested,
         class_names=tuple(class_names),
-        source=source,
+        source=replace(source, copied_images=copies),
     )
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from planner.training.images.copies import count_copies
 from planner.training.images.crops import CropRule
 from planner.training.images.image_files import open_image
 from planner.training.images.listing import describe_skipped
@@ -45,6 +46,8 @@ class DataSource:
         fingerprint: SHA-256 of the pixels and labels, or of a folder's file names and sizes.
         skipped_files: number of files in a folder that are not used.
         skip_reasons: numbers of these files by reason; empty in records of earlier versions.
+        copied_images: number of selection and test images that are copies of training images; None
+            if they were not compared.
     """
 
     name: str
@@ -54,6 +57,7 @@ class DataSource:
     skipped_files: NonNegativeInt = 0
     skip_reasons: dict[str, NonNegativeInt] = field(default_factory=dict)
     selection_images: NonNegativeInt | None = None
+    copied_images: NonNegativeInt | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a plan file."""
@@ -77,8 +81,11 @@ class DataSource:
         if self.selection_images is not None:
             text += f"{self.selection_images} for selection, "
         text += f"{self.held_out_images} for the test"
+        if self.copied_images:
+            text += f"; {self.copied_images} of the latter two are copies of training images"
         if self.skipped_files:
-            text += f", {self.skipped_files} files skipped"
+            files = "file" if self.skipped_files == 1 else "files"
+            text += f", {self.skipped_files} {files} skipped"
         return text + (f" ({describe_skipped(self.skip_reasons)})" if self.skip_reasons else "")
 
 
@@ -242,7 +249,14 @@ class ImageData:
             selection=selection,
             test=test,
             class_names=tuple(class_names),
-            source=replace(source, train_images=len(kept), selection_images=len(taken)),
+            source=replace(
+                source,
+                train_images=len(kept),
+                selection_images=len(taken),
+                copied_images=count_copies(
+                    train.select(kept).images, (selection.images, test.images)
+                ),
+            ),
             selection_positions=tuple(taken),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from planner.training.images.image_set import ImageData
 from planner.training.images.named.animals import load_animals
-from planner.training.images.named.cifar10_c import load_cifar10_c
+from planner.training.images.named.cifar10_c import load_cifar10_c, parse_cifar10_c
 from planner.training.images.named.digits import load_digits
 from planner.training.images.named.load_request import LoadRequest
 from planner.training.images.named.torchvision_sets import load_cifar10, load_cifar100, load_dtd
@@ -24,6 +24,8 @@ class NamedData:
         num_classes: number of classes.
         load: loader of the data set.
         variant: form of the text after a colon, such as ``DIR``; empty if there is none.
+        check_variant: raises a ``UsageError`` if the text after the colon is not of that form; None
+            if every text is. A command that loads the data later calls it at once.
         origin: where the files come from: ``installed``, ``downloaded`` or ``copied`` by the user.
     """
 
@@ -32,6 +34,7 @@ class NamedData:
     num_classes: int
     load: Callable[[LoadRequest], ImageData]
     variant: str = ""
+    check_variant: Callable[[str], object] | None = None
     origin: str = "installed"
 
 
@@ -75,6 +78,7 @@ _SETS = (
         num_classes=10,
         load=load_cifar10_c,
         variant="CORRUPTION:SEVERITY",
+        check_variant=parse_cifar10_c,
         origin="copied",
     ),
     NamedData(

@@ -27,7 +27,13 @@ from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
 from planner.training.validation import Validation
 from profiler.devices.table import device_label
-from profiler.errors import InfeasibleError, InputError, MeasurementError, OutOfMemoryError
+from profiler.errors import (
+    InfeasibleError,
+    InputError,
+    MeasurementError,
+    OutOfMemoryError,
+    UsageError,
+)
 from profiler.records import Rung
 from profiler.units import GIB, MIB, format_bytes, parse_bytes
 from profiler.workload import Workload
@@ -361,22 +367,25 @@ def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> No
 def test_classes_without_a_download() -> None:
     assert data_facts("digits", image_size=32) == (10, None)
     assert data_facts("cifar100", image_size=32) == (100, None)
+    assert data_facts("cifar10-c:fog:2", image_size=32) == (10, None)
+    with pytest.raises(UsageError, match="severity from 1 to 5"):
+        data_facts("cifar10-c:fog", image_size=32)
     with pytest.raises(InputError):
         data_facts("no/such/folder", image_size=32)
 
 
 def test_the_images_of_a_folder_are_a_note(tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    for shade, name in enumerate(("a", "b")):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for i in range(4):
-            Image.new("L", (8, 8)).save(tmp_path / "pets" / name / f"{i}.png")
+            Image.new("L", (8, 8), 4 * shade + i).save(tmp_path / "pets" / name / f"{i}.png")
     (tmp_path / "pets" / "a" / "x.heic").touch()
     classes, source = data_facts(str(tmp_path / "pets"), image_size=32)
     assert classes == 2
     found = SimpleNamespace(stopped=None, cost_unit="joules")
     notes = answer_notes(replace(request(tmp_path), source=source), found, [])
     assert notes[0].endswith(
-        "pets: 4 training images, 2 for selection, 2 for the test, 1 files skipped (1 .heic)"
+        "pets: 4 training images, 2 for selection, 2 for the test, 1 file skipped (1 .heic)"
     )
 
 

@@ -38,7 +38,7 @@ def load_cifar10_c(request: LoadRequest) -> ImageData:
         UsageError: the variant is not ``CORRUPTION:SEVERITY``.
         InputError: a file is missing or damaged, or CIFAR-10 cannot be downloaded.
     """
-    corruption, severity = _parse_variant(request.variant)
+    corruption, severity = parse_cifar10_c(request.variant)
     folder = request.root / FOLDER_NAME
     every, labels = (_read_npy(folder / f"{name}.npy") for name in (corruption, "labels"))
     check_arrays(every, labels, shape=(32, 32, 3), classes=10, place=folder / f"{corruption}.npy")
@@ -54,8 +54,12 @@ def load_cifar10_c(request: LoadRequest) -> ImageData:
     return cifar_with_test_images(name, pixels, labels[chosen].tolist(), request)
 
 
-def _parse_variant(variant: str) -> tuple[str, int]:
-    """Return the corruption and its severity, from 1 to 5."""
+def parse_cifar10_c(variant: str) -> tuple[str, int]:
+    """Return the corruption and its severity, from 1 to 5.
+
+    Raises:
+        UsageError: the variant is not ``CORRUPTION:SEVERITY``.
+    """
     corruption, _, severity = variant.partition(":")
     if severity not in tuple(str(number + 1) for number in range(SEVERITIES)):
         raise UsageError(

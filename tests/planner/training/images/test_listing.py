@@ -27,7 +27,7 @@ def test_a_path_with_a_hidden_part_is_skipped_and_counted(flat, name):
     shutil.copy(flat / "cat" / "1.png", flat / "cat" / name)
     data = load_data(str(flat), **SHAPE)
     assert data.source.skip_reasons == {"hidden or system": 1}
-    assert "1 files skipped (1 hidden or system)" in str(data.source)
+    assert "1 file skipped (1 hidden or system)" in str(data.source)
     assert data.source.fingerprint == plain.source.fingerprint
     assert data.test.images == plain.test.images
 
