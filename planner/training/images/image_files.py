@@ -29,6 +29,23 @@ FORMATS_WITHOUT_SUFFIX = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF
 """Formats that a file without a suffix may have. Their first bytes are unmistakable."""
 
 
+TRANSPOSE_OF_ORIENTATION = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""Pillow's transposition that turns an image upright, by the EXIF orientation.
+
+``ImageOps.exif_transpose`` has the same table, but fails where other EXIF entries are damaged.
+"""
+
+_ORIENTATION_TAG = 0x0112
+
+
 @cache
 def image_formats() -> tuple[str, ...]:
     """Return the names of the formats that Pillow decodes itself."""
@@ -59,7 +76,7 @@ def is_image_file(path: Path) -> bool:
     if path.suffix:
         return path.suffix.lower() in image_suffixes()
     try:
-        with _opened(path, FORMATS_WITHOUT_SUFFIX):
+        with _opened(path, tuple(set(FORMATS_WITHOUT_SUFFIX) & set(image_formats()))):
             return True
     except InputError:
         return False
@@ -74,16 +91,23 @@ def open_image(source: Path | Pixels) -> Image:
     Raises:
         InputError: the file cannot be read or decoded.
     """
+    from PIL import Image
+
     if not isinstance(source, Path):
-        from PIL import Image
-
         return Image.fromarray(source).convert("RGB")
-    from PIL import ImageOps
-
     with _opened(source, image_formats()) as opened:
         opened.load()
-        ImageOps.exif_transpose(opened, in_place=True)
-        return to_rgb(opened)
+        image = to_rgb(opened)
+        name = TRANSPOSE_OF_ORIENTATION.get(_orientation(opened))
+        return image if name is None else image.transpose(Image.Transpose[name])
+
+
+def _orientation(image: Image) -> int:
+    """Return the EXIF orientation of an image; 1, which is upright, if it cannot be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged EXIF data; the pixels can be intact
+        return 1
 
 
 def check_header(path: Path) -> None:

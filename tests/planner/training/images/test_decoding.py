@@ -163,6 +163,13 @@ def test_every_orientation_is_turned_upright(tmp_path, orientation, suffix):
     assert np.abs(seen - np.asarray(upright)).max() <= (3 if suffix == "jpg" else 0)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
+def test_damaged_exif_data_do_not_make_the_pixels_unreadable(tmp_path, exif):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(BYTES).save(path, quality=100, exif=exif)
+    assert np.abs(gray(path).astype(int) - BYTES).max() <= 3
+
+
 def test_orientation_of_sixteen_bits(tmp_path):
     deep = Image.fromarray(np.rint(RAMP * 65535).astype(np.uint16))
     exif = Image.Exif()
