@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from planner.disk.drafts import write_file
 from profiler.errors import InputError
 from profiler.json_records import shortened, unsafe_text
 from profiler.units import MIB, format_bytes
@@ -23,41 +22,17 @@ MAX_FILE_BYTES = 16 * MIB
 
 
 def write_json(data: Mapping[str, Any], path: Path) -> None:
-    """Write JSON data to a temporary file beside the target, then rename it.
+    """Write JSON data atomically.
 
     Raises:
         InputError: the file cannot be written.
     """
-    text = json.dumps(dict(data), indent=1, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp's 0600 would keep the group out
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_file(path, json_bytes(data))
 
 
-def check_folder(path: Path) -> None:
-    """Check that files can be written into a folder, before a long computation needs it.
-
-    Raises:
-        InputError: the folder cannot be created or written into.
-    """
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=there):
-            return
-    except OSError as error:
-        raise InputError(f"cannot write into {path}: {error.strerror or error}") from error
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """Return the content of a JSON file."""
+    return (json.dumps(dict(data), indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path, *, kind: str) -> Any:

@@ -1,6 +1,7 @@
 """The plan file: one candidate, its prediction, its measurement and the origin of every number.
 
     write_plan       writes atomically: a reader sees the old file or the new one, never a part
+    write_new_plan   writes under a free name if there is a file of other content
     read_plan        validates every field: JSON only, a size limit, no unknown field
     plan_file_name   readable name, equal for equal candidates and different for different ones
 
@@ -15,6 +16,7 @@ otherwise they are an error.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -26,7 +28,8 @@ from typing import Annotated, Any, Literal, Self
 
 from msgspec import Meta
 
-from planner.json_files import read_json, write_json
+from planner.disk.drafts import write_file
+from planner.json_files import json_bytes, read_json, write_json
 from planner.scoring.accuracy_prior import EstimateKind
 from planner.scoring.netscore import Scores
 from profiler.devices.table import DEVICES, short_name
@@ -229,6 +232,57 @@ def write_plan(plan: Plan, path: Path) -> None:
         InputError: the file cannot be written.
     """
     write_json(plan.to_json(), path)
+
+
+def write_new_plan(plan: Plan, path: Path) -> Path:
+    """Write a plan without losing a file of other content; return the path of the plan.
+
+    If there is a file already, the plan gets the next free name: ``NAME-2.json``, ``NAME-3.json``.
+    A file that holds the same plan, made at another time, is left as it is.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    content = json_bytes(plan.to_json())
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            write_file(place, content, keep_existing=True)
+        except FileExistsError:
+            if not _is_same_plan(plan, place):
+                continue
+        return place
+    raise AssertionError("there are infinitely many numbers")
+
+
+def check_replaceable(path: Path, plan: Plan) -> None:
+    """Refuse to replace a file that is no plan for the same candidate.
+
+    Raises:
+        InputError: there is such a file.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        is_same = read_plan(path).candidate == plan.candidate
+    except InputError:
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"{path} exists and is no plan for this candidate; remove it, or give another --out"
+        )
+
+
+def _is_same_plan(plan: Plan, path: Path) -> bool:
+    """Return whether a file holds a plan that differs at most in its time."""
+    try:
+        there = read_plan(path).to_json()
+    except InputError:
+        return False
+    made = json.loads(json_bytes(plan.to_json()))
+    for each in (there, made):
+        each["provenance"] = {k: v for k, v in each["provenance"].items() if k != "made_at"}
+    return bool(json.loads(json_bytes(there)) == made)
 
 
 def read_plan(path: Path) -> Plan:

@@ -30,6 +30,7 @@ LAYERS = (
     ("profiler.running",),
     ("profiler.timing",),
     ("profiler.prediction",),
+    ("planner.disk",),
     ("planner.json_files", "planner.parallel", "planner.target_device"),
     ("planner.placement",),
     ("planner.scoring", "planner.methods"),

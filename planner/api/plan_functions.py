@@ -56,7 +56,8 @@ def validate(
         device: ``auto`` (the plan's GPU if it is in this machine, else the CPU), ``cpu``, or the
             name of this machine's GPU.
         steps: optimizer steps; None for a few.
-        out: file for the plan with its measurement; None to write none.
+        out: file for the plan with its measurement; None to write none. Only a plan for the same
+            candidate is replaced.
         weights: file of weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
         seed: seed for new weights and data order.
@@ -68,7 +69,9 @@ def validate(
         OutOfMemoryError: the run exceeded the budget.
         MeasurementError: the run failed in another way.
     """
-    from planner.plan import write_plan
+    from planner.disk.drafts import remove_draft_files
+    from planner.disk.free_space import check_folder
+    from planner.plan import check_replaceable, write_plan
     from planner.recommendation.real_runs import validate_plan
     from planner.training.run_options import RunOptions
 
@@ -81,6 +84,10 @@ def validate(
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,
     )
+    if out is not None:
+        check_folder(Path(out).parent)
+        remove_draft_files(Path(out).parent)
+        check_replaceable(Path(out), content)
     checked = validate_plan(content, run=run, notify=on_progress or no_progress)
     if out is not None:
         write_plan(checked, Path(out))
@@ -135,38 +142,39 @@ def train(
         DeviceError: no such device.
         MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
     """
-    from planner.plan import plan_file_name
     from planner.training.checkpoints import latest_checkpoint
     from planner.training.loop import train as run
+    from planner.training.output_folder import training_folder
     from planner.training.run_options import RunOptions
 
     content = _plan(plan)
-    name = Path(plan if isinstance(plan, str | Path) else plan_file_name(content.candidate)).stem
-    output = Path("trained") / name if out is None else Path(out)
+    output = _default_folder(plan) if out is None else Path(out)
     placed, rule = _placed_by(content, checkpoint, vram=vram, threshold=threshold)
     chosen = _training_device(device)
     if chosen == "cpu" and content.candidate.workload.precision == "fp16":
         warnings.warn(FP16_TRAINING_ON_CPU, BudgetplanWarning, stacklevel=2)
+    options = RunOptions(
+        data=data or _data_of(content),
+        device=chosen,
+        steps=steps,
+        seed=seed,
+        weights=None if weights is None else Path(weights),
+        pretrained=pretrained,
+    )
     try:
-        return run(
-            placed,
-            RunOptions(
-                data=data or _data_of(content),
-                device=chosen,
-                steps=steps,
-                seed=seed,
-                weights=None if weights is None else Path(weights),
-                pretrained=pretrained,
-            ),
-            epochs=epochs,
-            minutes=minutes,
-            output=output,
-            resume=resume,
-            learning_rate=learning_rate,
-            rule=rule,
-            on_progress=on_progress,
-            on_interrupt=on_interrupt,
-        )
+        with training_folder(output, plan=placed, is_resumed=resume):
+            return run(
+                placed,
+                options,
+                epochs=epochs,
+                minutes=minutes,
+                output=output,
+                resume=resume,
+                learning_rate=learning_rate,
+                rule=rule,
+                on_progress=on_progress,
+                on_interrupt=on_interrupt,
+            )
     except KeyboardInterrupt as interrupt:
         is_early = latest_checkpoint(output) is None
         interrupt.add_note(
@@ -239,6 +247,16 @@ def _planned_device(plan: Plan) -> str:
         return find_target(plan.prediction.device.name).runs_on
     except UnknownNameError:  # a GPU that the table lacks, of another machine
         return "cpu"
+
+
+def _default_folder(plan: Plan | str | Path) -> Path:
+    """Return ``trained/`` and the name of the plan's file, which may come from a stranger."""
+    from planner.disk.names import safe_file_name
+    from planner.plan import plan_file_name
+
+    of_candidate = Path(plan_file_name(_plan(plan).candidate)).stem
+    name = Path(plan).stem if isinstance(plan, str | Path) else of_candidate
+    return Path("trained") / safe_file_name(name, otherwise=of_candidate)
 
 
 def _data_of(plan: Plan) -> str:

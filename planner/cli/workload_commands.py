@@ -140,10 +140,10 @@ def profile(
 ) -> None:
     """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
     from planner.cli.report_tables import show_profile
-    from profiler.prediction.save_timeline import check_suffix
+    from profiler.prediction.save_timeline import check_plot_file
 
     if plot is not None:
-        check_suffix(plot)
+        check_plot_file(plot)
     with progress_bar(silent=as_json) as notify:
         units = api.profile_units(
             model,

@@ -1,4 +1,4 @@
-"""Checkpoints of a training, written beside their place and renamed, so that each one is whole.
+"""Checkpoints of a training, each written whole or not at all.
 
     checkpoint-N/          after optimizer step N
       learned.safetensors  trained tensors
@@ -10,7 +10,6 @@ A resume is refused if the identity (workload, data, seed, learning rate, ...) d
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from planner.disk.drafts import discard_folder, draft_folder
 from planner.json_files import read_json, write_json
 from planner.training.history import AccuracyReading, EpochResult
 from planner.training.session import Session
@@ -26,6 +26,7 @@ from profiler.json_records import NonNegativeFloat, NonNegativeInt, json_object,
 from profiler.models.methods.save_load import load_trained_tensors, save_trained_tensors
 
 _PREFIX = "checkpoint-"
+_PROGRESS_FILE = "progress.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,6 +82,15 @@ def latest_checkpoint(output: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds a checkpoint that this program wrote."""
+    try:
+        progress = read_json(folder / _PROGRESS_FILE, kind="checkpoint")
+    except InputError:
+        return False
+    return isinstance(progress, dict) and "identity" in progress
+
+
 def save_checkpoint(
     output: Path, session: Session, state: TrainState, identity: Mapping[str, Any]
 ) -> None:
@@ -93,17 +103,23 @@ def save_checkpoint(
         identity: plain data that a resumed training must have in common with this one.
     """
     previous = latest_checkpoint(output)
+    # A resumed training may end at the step it began at; the folder is then replaced.
     folder = output / f"{_PREFIX}{session.step.global_step}"
-    draft = output / f".{folder.name}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_trained_tensors(session.model, draft, method=session.built.method.name)
-    torch.save(session.state_dict(), draft / "state.pt")
-    write_json({"identity": dict(identity), **asdict(state)}, draft / "progress.json")
-    shutil.rmtree(folder, ignore_errors=True)  # a resumed training may end at the step it began at
-    draft.replace(folder)
-    if previous is not None and previous != folder:
-        shutil.rmtree(previous)
+    remedy = "free some space" + ("" if previous is None else " and continue with --resume")
+    values = session.state_dict()
+    with draft_folder(folder, remedy=remedy) as draft:
+        save_trained_tensors(session.model, draft, method=session.built.method.name)
+        torch.save(values, draft / "state.pt")
+        write_json({"identity": dict(identity), **asdict(state)}, draft / _PROGRESS_FILE)
+    remove_old_checkpoints(output)
+
+
+def remove_old_checkpoints(output: Path) -> None:
+    """Remove all checkpoints in a training's folder but the latest."""
+    latest = latest_checkpoint(output)
+    for folder in output.glob(f"{_PREFIX}*"):
+        if folder != latest and is_checkpoint(folder):
+            discard_folder(folder)
 
 
 def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any]) -> TrainState:
@@ -117,7 +133,7 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
     Raises:
         InputError: the checkpoint is damaged, or is of another training.
     """
-    path = folder / "progress.json"
+    path = folder / _PROGRESS_FILE
     progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
     saved = json_object(progress.pop("identity", None), part=f"{path}: identity")
     state = read_record(TrainState, progress, part=str(path))

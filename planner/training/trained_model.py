@@ -11,12 +11,12 @@ that training.json records, and are refused if they can no longer be the same.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from planner.disk.drafts import draft_folder
 from planner.json_files import read_json
 from planner.plan import read_plan
 from planner.training.history import TrainResult, WeightsFile
@@ -34,12 +34,13 @@ PLAN_FILE, HISTORY_FILE, MODEL_FOLDER = "plan.json", "training.json", "model"
 
 
 def save_model(built: BuiltModel, folder: Path) -> None:
-    """Write the trained tensors of a model into a folder, which is replaced as a whole."""
-    draft = folder.with_name(f".{folder.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    built.method.save(built.model, draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
+    """Write the trained tensors of a model into a folder, which is replaced as a whole.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with draft_folder(folder, remedy="free some space and continue with --resume") as draft:
+        built.method.save(built.model, draft)
 
 
 def weights_file_of(path: Path | None) -> WeightsFile | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from profiler.errors import InputError, UsageError
 from profiler.prediction.timeline import Timeline
-from profiler.prediction.timeline_png import save_png
+from profiler.prediction.timeline_png import png
 from profiler.replay.event_log import EventLog
 
 SUFFIXES = (".png", ".html")
+
+PLOT_MARK = b"budgetplan"
+"""Text near the beginning of each plot, by which a later plot may replace it."""
+
+MARK_WITHIN_BYTES = 1024
 
 
 def save_timeline(log: EventLog, path: Path, *, title: str = "", caption: str = "") -> None:
@@ -23,26 +29,44 @@ def save_timeline(log: EventLog, path: Path, *, title: str = "", caption: str = 
 
     Raises:
         UsageError: the file has another ending, or matplotlib is not installed.
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or there is another file.
     """
-    check_suffix(path)
+    check_plot_file(path)
     timeline = Timeline.of(log)
-    try:
-        if path.suffix.lower() == ".png":
-            save_png(timeline, path, title, caption)
-        else:
-            from profiler.prediction.timeline_html import page
+    if path.suffix.lower() == ".png":
+        content = png(timeline, title, caption)
+    else:
+        from profiler.prediction.timeline_html import page
 
-            path.write_text(page(timeline, title=title, caption=caption), encoding="utf-8")
+        content = page(timeline, title=title, caption=caption).encode()
+    draft = path.with_name(f".{path.name}.budgetplan-draft")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
     except OSError as error:
         raise InputError(f"the plot {path} cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a file of another format; called before the step is replayed.
+def check_plot_file(path: Path) -> None:
+    """Refuse a file that cannot be drawn to; called before the step is replayed.
 
     Raises:
         UsageError: the file ends in neither ``.png`` nor ``.html``.
+        InputError: there is a file that is no plot of this program.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"a plot is written as .png or .html, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise InputError(f"the plot {path} cannot be written: there is no folder {path.parent}")
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            is_ours = PLOT_MARK in file.read(MARK_WITHIN_BYTES)
+    except OSError as error:
+        raise InputError(f"the plot {path} cannot be written: {error.strerror}") from error
+    if not is_ours:
+        raise InputError(f"{path} exists and is no plot of budgetplan; give another file")

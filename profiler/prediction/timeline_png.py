@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from profiler.prediction.timeline import (
 from profiler.units import format_bytes
 
 
-def save_png(timeline: Timeline, path: Path, title: str, caption: str) -> None:
-    """Write a timeline as a PNG file.
+def png(timeline: Timeline, title: str, caption: str) -> bytes:
+    """Return a timeline as the content of a PNG file.
 
     Raises:
         UsageError: matplotlib (the extra ``plot``) is not installed.
@@ -40,7 +40,9 @@ def save_png(timeline: Timeline, path: Path, title: str, caption: str) -> None:
     _draw_peak(axes, timeline)
     _draw_units(strip, timeline, caption)
     axes.set_title(title or "Live bytes over one training step", loc="left", fontsize=11, pad=22)
-    FigureCanvasAgg(figure).print_png(path)
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content, metadata={"Software": "budgetplan"})
+    return content.getvalue()
 
 
 def _draw_areas(axes: Any, timeline: Timeline) -> None:

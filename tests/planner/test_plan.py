@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from planner.json_files import MAX_FILE_BYTES, check_folder
+from planner.disk.free_space import check_folder
+from planner.json_files import MAX_FILE_BYTES
 from planner.plan import (
     PLAN_SCHEMA_MINOR,
     Accuracy,
