@@ -73,6 +73,7 @@ def recommend(
     """
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
+    from planner.search.storage_url import mask_url
 
     notify = on_progress or no_progress
     notify("start", "loading the model's structure", 0.0)
@@ -101,6 +102,6 @@ def recommend(
     try:
         return answer(request, notify=notify)
     except KeyboardInterrupt as interrupt:
-        where = f" --storage {storage}" if storage else ""
+        where = f" --storage {mask_url(storage)}" if storage else ""
         interrupt.add_note(f"the same command with --study {request.study}{where} goes on")
         raise

@@ -182,14 +182,15 @@ def dashboard(storage: str | None, host: str, port: int, as_json: bool) -> None:
     """Show studies in a browser with optuna-dashboard."""
     from planner.search.dashboard import serve_dashboard
     from planner.search.storage import newest_storage
+    from planner.search.storage_url import mask_url
 
     url = storage or newest_storage()
-    address = f"http://{host}:{port}/"
+    shown, address = mask_url(url), f"http://{host}:{port}/"
 
     def announce() -> None:
         if as_json:
-            print_json({"schema": "budgetplan.dashboard/1", "storage": url, "address": address})
+            print_json({"schema": "budgetplan.dashboard/1", "storage": shown, "address": address})
         else:
-            click.echo(f"{url} at {address} (Ctrl-C ends it)")
+            click.echo(f"{shown} at {address} (Ctrl-C ends it)")
 
     serve_dashboard(url, host=host, port=port, on_ready=announce)

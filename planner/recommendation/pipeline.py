@@ -20,9 +20,11 @@ later stage is dropped, and the answer lists it.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
-from planner.json_files import check_folder
-from planner.plan import write_plan
+from planner.disk.drafts import remove_draft_files
+from planner.disk.free_space import check_folder
+from planner.plan import write_new_plan
 from planner.recommendation.answer import Recommendation
 from planner.recommendation.baselines import paper_baselines
 from planner.recommendation.build_entry import build_entry
@@ -33,7 +35,9 @@ from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
 from planner.search.problem import CostEstimator, SearchProblem, SearchResult
+from planner.search.storage import default_storage
 from planner.search.study import search
+from planner.search.study_lock import check_storage
 from profiler.devices.table import device_spec
 from profiler.store import Store
 
@@ -56,6 +60,8 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
 
     began = time.perf_counter()
     check_folder(request.out)
+    remove_draft_files(request.out)
+    check_storage(request.storage or default_storage(request.study))
     cost = CostModel(device_spec(request.device.name), Store.default())
     prefetch(cost, request.space.workloads(), on_progress=lambda t, f: notify("profile", t, f))
     found = _search(request, cost, notify)
@@ -65,8 +71,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     ran = run_best(request, replayed.passed, notify)
     entries = tuple(build_entry(request, found, candidate) for candidate in ran.passed)
     recommended, reason = choose(entries)
-    for entry in entries:
-        write_plan(entry.plan, entry.file)
+    entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
     return Recommendation(
         request=request,
         study=found.study,

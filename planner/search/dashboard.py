@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.search.storage import check_file, optuna_url, sqlite_path, storage_errors
+from planner.search.storage import check_file, optuna_url, storage_errors
+from planner.search.storage_url import sqlite_path
 from profiler.errors import InputError, UsageError
 
 

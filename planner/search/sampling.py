@@ -39,6 +39,15 @@ class PointSampler:
         for assignment in self._starting_points:
             if assignment_key(assignment) not in self._seen:
                 self._study.enqueue_trial(assignment, skip_if_exists=True)
+        self._list_unseen()
+
+    def add_stored(self, trials: Sequence[FrozenTrial]) -> None:
+        """Add trials that other processes have evaluated; their points are not proposed again."""
+        if not trials:
+            return
+        self._study.add_trials(trials)
+        self._seen |= {assignment_key(trial.params) for trial in trials}
+        self._list_unseen()
 
     @property
     def is_exhausted(self) -> bool:
@@ -50,14 +59,14 @@ class PointSampler:
         from optuna.trial import TrialState
 
         trial, point = self._draw()
-        if assignment_key(trial.params) in self._seen:
+        while assignment_key(trial.params) in self._seen:
             self._study.tell(trial, state=TrialState.FAIL)
-            self._study.enqueue_trial(self._next_unseen())
+            # Another process may have evaluated a starting point; the next one is then drawn.
+            if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                self._study.enqueue_trial(self._next_unseen())
             trial, point = self._draw()
         self._seen.add(assignment_key(trial.params))
-        # The list of all points is made late: most short searches never need it.
-        if self._unseen is not None or len(self._seen) >= len(self._starting_points):
-            self._drop_seen()
+        self._list_unseen()
         return trial, point
 
     def complete(self, trial: Trial, result: TrialResult, excess_bytes: int) -> FrozenTrial:
@@ -86,6 +95,11 @@ class PointSampler:
         self._drop_seen()
         assert self._unseen, "propose was called after the space was exhausted"
         return self._unseen[-1]
+
+    def _list_unseen(self) -> None:
+        """List the unseen points, late: most short searches never need the list."""
+        if self._unseen is not None or len(self._seen) >= len(self._starting_points):
+            self._drop_seen()
 
     def _drop_seen(self) -> None:
         """Drop seen points from the end of the shuffled list, so that its last one is unseen."""

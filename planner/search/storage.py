@@ -3,6 +3,10 @@
 A database may come from somebody else, or may have been edited. Everything is read and checked
 before anything is written. Optuna, SQLAlchemy and the decoders of their columns raise errors of
 many classes on an edited database; ``storage_errors`` raises all of them as one ``InputError``.
+
+An SQLite file is opened in write-ahead mode with ``synchronous=NORMAL``: a power failure may lose
+the last trials and cannot corrupt the study. Where there is no write-ahead mode (network file
+systems), each trial waits for the disk.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.plan import versions
 from planner.search.problem import OBJECTIVES, SearchProblem
+from planner.search.storage_url import mask_secrets, mask_url, sqlite_path
 from profiler.errors import BudgetplanError, InputError, UsageError
 from profiler.json_records import shortened
 
@@ -30,6 +35,9 @@ STUDY_FOLDER = Path("studies")
 
 LONGEST_NAME = 200
 """Bytes of a study name. A file name has at most 255, with its ending and SQLite's journal."""
+
+LONGEST_WAIT_SECONDS = 60
+"""Seconds that a connection waits for another process that writes to the same SQLite file."""
 
 _TABLES = {
     "studies", "study_directions", "study_user_attributes", "trials", "trial_params",
@@ -72,7 +80,7 @@ def _sqlite_url(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def open_study(problem: SearchProblem, name: str, url: str) -> Study:
+def open_study(problem: SearchProblem, name: str, url: str, storage: RDBStorage) -> Study:
     """Open the durable study of a problem, or create it.
 
     Raises:
@@ -81,9 +89,7 @@ def open_study(problem: SearchProblem, name: str, url: str) -> Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    check_file(url)
     with storage_errors(url, name):
-        storage = optuna.storages.get_storage(_storage(url))
         if name not in optuna.get_all_study_names(storage):
             study = optuna.create_study(
                 study_name=name, storage=storage, directions=list(OBJECTIVES)
@@ -116,26 +122,34 @@ def storage_errors(url: str, name: str | None = None) -> Iterator[None]:
         raise unusable_storage(url, error, name) from error
 
 
-class _UnsyncedConnection(sqlite3.Connection):
-    """A connection that does not wait for the disk, because waiting takes longer than a trial.
-
-    If the process is killed, nothing is lost, because the operating system still writes its cache.
-    A power failure can corrupt the study.
-    """
+class _DurableConnection(sqlite3.Connection):
+    """A connection that survives a power failure, and waits for the disk only where it must."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.execute("PRAGMA synchronous=OFF")
+        (mode,) = self.execute("PRAGMA journal_mode").fetchone()
+        if mode == "wal":
+            self.execute("PRAGMA synchronous=NORMAL")  # SQLite's default is FULL
 
 
-def _storage(url: str) -> RDBStorage | str:
+def write_ahead(storage: RDBStorage, url: str) -> None:
+    """Switch the SQLite file of a checked study to write-ahead mode."""
+    if sqlite_path(url) is None:
+        return
+    with storage_errors(url), storage.engine.connect() as connection:
+        mode = connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar()
+        if mode == "wal":
+            connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
+
+
+def new_storage(url: str) -> RDBStorage:
+    """Connect to a database, and create Optuna's tables in a new one."""
     from optuna.storages import RDBStorage
 
     if sqlite_path(url) is None:
-        return url
-    return RDBStorage(
-        optuna_url(url), engine_kwargs={"connect_args": {"factory": _UnsyncedConnection}}
-    )
+        return RDBStorage(url)
+    options = {"factory": _DurableConnection, "timeout": LONGEST_WAIT_SECONDS}
+    return RDBStorage(optuna_url(url), engine_kwargs={"connect_args": options})
 
 
 def optuna_url(url: str) -> str:
@@ -145,11 +159,14 @@ def optuna_url(url: str) -> str:
 
 def unusable_storage(url: str, error: Exception, name: str | None = None) -> InputError:
     """Return the one-line error for a storage that Optuna cannot use, without its password."""
-    reason = str(error).strip().splitlines() or [""]
-    text = f"{type(error).__name__}: {reason[0]}" if reason[0] else type(error).__name__
+    cause: BaseException = error
+    if type(cause).__name__ == "StorageInternalError" and cause.__cause__ is not None:
+        cause = cause.__cause__  # Optuna's own text is about its time-outs
+    reason = mask_secrets(str(cause), url).strip().splitlines() or [""]
+    text = f"{type(cause).__name__}: {reason[0]}" if reason[0] else type(cause).__name__
     study = "" if name is None else f"study {shortened(name)} in "
     return InputError(
-        f"{study}the study storage {_without_password(url)} cannot be used ({text[:120]}); "
+        f"{study}the study storage {mask_url(url)} cannot be used ({text[:120]}); "
         "name another with --storage"
     )
 
@@ -186,19 +203,6 @@ def _check_same_problem(problem: SearchProblem, stored: object, name: str) -> No
     )
 
 
-def sqlite_path(url: str) -> Path | None:
-    """Return the file of an SQLite URL; None for any other database."""
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        parsed = make_url(url)  # SQLAlchemy 2.1 reads %20 as a blank, and 2.0 does not
-    except (ArgumentError, ValueError):
-        return None
-    is_file = parsed.drivername.startswith("sqlite") and parsed.database not in (None, ":memory:")
-    return Path(str(parsed.database)) if is_file else None
-
-
 def check_file(url: str) -> None:
     """Refuse a file that is not an Optuna database, and create the folder of a new one.
 
@@ -208,7 +212,9 @@ def check_file(url: str) -> None:
         InputError: not a URL, or the file is not an Optuna database.
     """
     if "://" not in url:
-        raise InputError(f"{url!r} is not a storage URL; write it as sqlite:///studies/NAME.db")
+        raise InputError(
+            f"{mask_url(url)!r} is not a storage URL; write it as sqlite:///studies/NAME.db"
+        )
     path = sqlite_path(url)
     if path is None:
         return
@@ -225,11 +231,3 @@ def check_file(url: str) -> None:
         raise InputError(f"{path} is not a readable study database ({error})") from error
     if not tables >= _TABLES:
         raise InputError(f"{path} is an SQLite file that holds no Optuna studies; name another")
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    user, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    return f"{scheme}{separator}{user.partition(':')[0]}@{host}"

@@ -4,6 +4,8 @@
     sampling.py       proposes points, each once
     evaluation.py     turns a point into a candidate with its estimate
     storage.py        opens the durable study and checks that it belongs to the same problem
+    study_lock.py     lets one process at a time work on a study
+    storage_url.py    storage URLs without their passwords
     trial_records.py  appends finished trials to the study and reads them back
 
 A search has three objectives: an accuracy score (maximized; it orders candidates and is not an
@@ -13,12 +15,15 @@ penalty. The sampler is Optuna's TPE: at a few hundred trials of this kind it is
 and 200 times faster than GPSampler.
 
 The sampler works on a study in memory. Each finished trial is then appended to the durable study in
-one call, so that an interrupted search leaves no unfinished trial behind.
+one call, so that an interrupted search leaves no unfinished trial behind. Several processes may
+search one study: each point is proposed, evaluated and appended under the study's lock, after the
+trials of the other processes have been read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from planner.search.evaluation import PointEvaluator
 from planner.search.pareto import (
@@ -37,7 +42,9 @@ from planner.search.problem import (
     TrialResult,
 )
 from planner.search.sampling import PointSampler
-from planner.search.storage import default_storage, open_study
+from planner.search.storage import default_storage, open_study, write_ahead
+from planner.search.storage_url import mask_url
+from planner.search.study_lock import StudyLock, check_storage, opened_storage
 from planner.search.trial_records import TrialRecords
 from profiler.errors import BudgetplanError, InfeasibleError, UsageError
 
@@ -74,21 +81,33 @@ def search(
     if trials < 1:
         raise UsageError(f"trials must be a positive integer, got {trials!r}")
     url = storage or default_storage(study_name)
-    records = TrialRecords(open_study(problem, study_name, url), problem.space, url=url)
-    sampler = PointSampler(problem.space, records.stored, seed=seed)
-    evaluator = PointEvaluator(problem, cost, on_profile, cost_unit=records.cost_unit)
-    growth = _HypervolumeHistory(problem)
-    stopped = None
-    while records.count < trials and stopped is None:
-        _run_trial(sampler, evaluator, records)
-        on_trial(records.count, trials)
-        if sampler.is_exhausted:
-            stopped = "every point of the space was evaluated"
-        elif stop is not None and stop.should_stop(growth.after_each(records.results)):
-            stopped = f"the front did not grow in {stop.window} trials"
+    check_storage(url)
+    with (
+        closing(StudyLock(url, study_name)) as lock,
+        opened_storage(url, study_name, lock) as database,
+    ):
+        with lock.held():
+            study = open_study(problem, study_name, url, database)
+            write_ahead(database, url)
+            records = TrialRecords(study, problem.space, url=url)
+            sampler = PointSampler(problem.space, records.stored, seed=seed)
+        evaluator = PointEvaluator(problem, cost, on_profile, cost_unit=records.cost_unit)
+        growth, stopped = _HypervolumeHistory(problem), None
+        while stopped is None:
+            with lock.held():
+                sampler.add_stored(records.read_new())
+                if records.count < trials and not sampler.is_exhausted:
+                    _run_trial(sampler, evaluator, records)
+                    on_trial(records.count, trials)
+            if sampler.is_exhausted:
+                stopped = "every point of the space was evaluated"
+            elif records.count >= trials:
+                break
+            elif stop is not None and stop.should_stop(growth.after_each(records.results)):
+                stopped = f"the front did not grow in {stop.window} trials"
     return SearchResult(
         study=study_name,
-        storage=url,
+        storage=mask_url(url),
         results=tuple(records.results),
         trials=records.count,
         cost_unit=evaluator.cost_unit,

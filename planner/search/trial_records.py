@@ -61,23 +61,32 @@ class TrialRecords:
     """
 
     def __init__(self, study: Study, space: Space, *, url: str) -> None:
-        self._study, self._url = study, url
-        self.stored: list[FrozenTrial] = []
+        self._study, self._space, self._url = study, space, url
+        self._read = 0
+        self.count = 0
         self.results: list[TrialResult] = []
+        self.stored = self.read_new()
         with storage_errors(url, study.study_name):
-            trials = study.get_trials(deepcopy=False)
             unit = study.user_attrs.get(COST_UNIT)
-        for trial in trials:
+        self._report_ignored(self._read)
+        self.cost_unit = self._checked_unit(unit)
+
+    def read_new(self) -> list[FrozenTrial]:
+        """Return the usable trials that others have appended since the last call."""
+        with storage_errors(self._url, self._study.study_name):
+            new = self._study.get_trials(deepcopy=False)[self._read :]
+        found = []
+        for trial in new:
             try:
-                usable, result = usable_trial(trial, space)
+                usable, result = usable_trial(trial, self._space)
             except BudgetplanError:
                 continue
-            self.stored.append(usable)
+            found.append(usable)
             if result is not None:
                 self.results.append(result)
-        self.count = len(self.stored)
-        self._report_ignored(len(trials))
-        self.cost_unit = self._checked_unit(unit)
+        self._read += len(new)
+        self.count += len(found)
+        return found
 
     def _report_ignored(self, trials: int) -> None:
         """Warn of trials that cannot be used; refuse the study if it has no other."""
@@ -140,6 +149,7 @@ class TrialRecords:
         with storage_errors(self._url, self._study.study_name):
             self._study.add_trial(made)
         self.count += 1
+        self._read += 1
 
 
 def user_attributes(result: TrialResult) -> dict[str, Any]:
