@@ -15,6 +15,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_all_start_methods, get_context
 from typing import Any, TypeVar
 
+from profiler.running.process_end import TERMINATION_SIGNALS, end_with_parent
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -46,7 +48,7 @@ def map_forked(
     # copy its page.
     gc.freeze()
     pool = ProcessPoolExecutor(
-        workers, get_context("fork"), initializer=_start_child, initargs=(function,)
+        workers, get_context("fork"), initializer=_start_child, initargs=(function, os.getpid())
     )
     try:
         with warnings.catch_warnings():
@@ -59,16 +61,24 @@ def map_forked(
             if future.exception() is None:
                 results[index] = future.result()
             on_done(items[index], done / len(items))
+    except BaseException:
+        # A replay can take half a minute. After Ctrl-C or SIGTERM nobody waits for it.
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         gc.unfreeze()
     return results
 
 
-def _start_child(function: Callable[[Any], Any]) -> None:
+def _start_child(function: Callable[[Any], Any], parent_pid: int) -> None:
     import torch
 
+    end_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    for number in TERMINATION_SIGNALS:  # the parent's handlers would unwind a copy of its stack
+        signal.signal(number, signal.SIG_DFL)
     # OpenMP's threads do not survive a fork; an operation on several threads would wait forever
     torch.set_num_threads(1)
     gc.set_threshold(50_000)  # a replay creates many objects and little garbage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import warnings
@@ -12,13 +13,12 @@ from typing import IO, Any
 import click
 
 from profiler.errors import BudgetplanError, BudgetplanWarning
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+from profiler.running.process_end import exit_code_of, termination_raises
 
 EPILOG = (
     "Exit codes: 0 done, 2 usage, 3 nothing fits the budget, 4 bad input, 5 no such device here, "
-    "6 a measurement failed, 130 interrupted. With the environment variable BUDGETPLAN_DEBUG=1 "
-    "an error shows its traceback."
+    "6 a measurement failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP). With the environment "
+    "variable BUDGETPLAN_DEBUG=1 an error shows its traceback."
 )
 
 
@@ -40,16 +40,17 @@ class CommandGroup(click.Group):
         """Run a command."""
         show_traceback = bool(os.environ.get("BUDGETPLAN_DEBUG"))
         try:
-            with _warnings_in_one_line():
+            with _warnings_in_one_line(), termination_raises():
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
             raise
         except KeyboardInterrupt as interrupt:
             # a function that can continue later has added a note with the way to do it
-            click.echo(
-                "; ".join(["budgetplan: stopped", *getattr(interrupt, "__notes__", ())]), err=True
-            )
-            raise click.exceptions.Exit(INTERRUPTED) from None
+            by = f" by {interrupt}" if str(interrupt) else ""
+            notes = getattr(interrupt, "__notes__", ())
+            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+                click.echo("; ".join([f"budgetplan: stopped{by}", *notes]), err=True)
+            raise click.exceptions.Exit(exit_code_of(interrupt)) from None
         except BudgetplanError as error:
             if show_traceback:
                 raise

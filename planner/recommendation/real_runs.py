@@ -107,7 +107,7 @@ def run_for_real(
         OutOfMemoryError: the run needs more than the budget.
         MeasurementError: the run failed for another reason.
     """
-    from planner.training.validation import validate
+    from planner.training.validation import time_limit, validate
     from profiler.devices.table import CPU
     from profiler.prediction.report import predict
 
@@ -117,7 +117,13 @@ def run_for_real(
         host = predict(candidate, device=CPU)
         # The budget is that of the GPU. The CPU's kernels may need more for the same candidate.
         cap_bytes = max(budget_bytes, math.ceil(HOST_CAP_RATIO * host.memory.peak_bytes))
-    validation = validate(candidate, run, budget_bytes=cap_bytes, on_progress=on_progress)
+    validation = validate(
+        candidate,
+        run,
+        budget_bytes=cap_bytes,
+        limit_seconds=time_limit((host or prediction).step_seconds, steps=run.steps),
+        on_progress=on_progress,
+    )
     used_bytes = needed_bytes(validation.report)
     if host is None and used_bytes > budget_bytes:
         raise OutOfMemoryError(cap_bytes=budget_bytes, detail=f"it used {format_bytes(used_bytes)}")

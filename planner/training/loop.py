@@ -204,7 +204,7 @@ class TrainingLoop:
         if self._interrupt.is_set:
             if self._state.steps:
                 self._save()
-            raise KeyboardInterrupt
+            raise self._interrupt.interrupt()
         readings = self._state.readings
         if not readings or readings[-1].step < self._session.step.global_step:
             self._evaluate(self._images.test)

@@ -39,6 +39,15 @@ TRAINING_SECONDS = 40.0
 TEST_SECONDS = 15.0
 """Time limit of the evaluation, from which the number of test images follows."""
 
+LEAST_LIMIT_SECONDS = 900.0
+"""Shortest time after which a validation is stopped: data or weights may have to be downloaded."""
+
+LIMIT_RATIO = 10.0
+"""Time after which a validation is stopped, as a ratio of its expected time (>= 1)."""
+
+UNKNOWN_LIMIT_SECONDS = 3600.0
+"""Time after which a validation is stopped if the time of its steps is not known."""
+
 PEAK_TOLERANCE = 0.02
 """Relative excess of a measured peak above which it is reported; the replay aims at 0.005."""
 
@@ -109,6 +118,19 @@ class Validation:
         }
 
 
+def time_limit(step_seconds: float | None, *, steps: int | None) -> float:
+    """Return the seconds after which a validation hangs for certain and is stopped.
+
+    Args:
+        step_seconds: predicted seconds of a step on the device of the run; None if not known.
+        steps: number of training steps; None for the default.
+    """
+    if step_seconds is None:
+        return UNKNOWN_LIMIT_SECONDS
+    expected = (steps or VALIDATION_STEPS) * step_seconds + TRAINING_SECONDS + TEST_SECONDS
+    return max(LEAST_LIMIT_SECONDS, LIMIT_RATIO * expected)
+
+
 def validate(
     candidate: Candidate,
     options: RunOptions,
@@ -116,6 +138,7 @@ def validate(
     budget_bytes: int | None,
     training_seconds: float = TRAINING_SECONDS,
     test_seconds: float = TEST_SECONDS,
+    limit_seconds: float = UNKNOWN_LIMIT_SECONDS,
     on_progress: Progress | None = None,
 ) -> Validation:
     """Run a candidate for a few steps in a process of its own and evaluate it.
@@ -127,6 +150,7 @@ def validate(
         budget_bytes: hard memory limit in device bytes; None for no limit.
         training_seconds: time limit of the training steps on a CPU.
         test_seconds: time limit of the evaluation.
+        limit_seconds: time after which the process is killed (``time_limit``).
         on_progress: called with (activity, fraction done).
 
     Raises:
@@ -156,6 +180,7 @@ def validate(
         request,
         ValidationResult,
         cap_bytes=budget_bytes,
+        timeout_seconds=limit_seconds,
         on_progress=on_progress,
     )
     inference = result.inference

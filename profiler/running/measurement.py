@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Literal
 
 from profiler.devices.table import device_label
 from profiler.environment import Environment, environment
-from profiler.errors import DeviceError, UsageError
+from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.models.parameter_count import count_parameters
 from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory, lift_host_cap
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
-from profiler.units import format_seconds
+from profiler.units import format_bytes, format_seconds
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
@@ -116,7 +116,22 @@ def measure(
     measured = run_in_process(
         run_measurement, request, MeasuredSteps, cap_bytes=cap_bytes, on_progress=on_progress
     )
+    _check_cap(measured, cap_bytes, on_cuda=request.device == "cuda")
     return report_measurement(candidate, measured, device=device)
+
+
+def _check_cap(measured: MeasuredSteps, cap_bytes: int | None, *, on_cuda: bool) -> None:
+    """Compare the peak with the cap, because no cap is exact.
+
+    The kernel's limit on host memory leaves 256 MiB of headroom, and outside Linux there is none.
+    On CUDA the cap is on reserved bytes; other processes may use the device as well.
+
+    Raises:
+        OutOfMemoryError: the run used more than the cap.
+    """
+    used = measured.reserved_bytes if on_cuda else measured.peak_bytes
+    if cap_bytes and used and used > cap_bytes:
+        raise OutOfMemoryError(cap_bytes=cap_bytes, detail=f"it used {format_bytes(used)}")
 
 
 def report_measurement(candidate: Candidate, measured: MeasuredSteps, *, device: str) -> Report:

@@ -4,11 +4,16 @@ The function takes a request and a progress callback and returns a result; reque
 records (profiler/running/messages.py). Every way in which the process can fail becomes one error of
 ``profiler.errors`` in the parent. A function that shall run under a memory cap sets the cap itself
 (profiler/running/memory_caps.py), after the allocations that shall not count.
+
+The process has a process group of its own, which is killed as a whole at the end of the call. It
+ends with its parent however that ends (profiler/running/process_end.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +39,7 @@ from profiler.running.messages import (
     encode,
     import_address,
 )
+from profiler.running.process_end import end_with_parent
 
 Progress = Callable[[str, float], None]
 """A progress callback: (activity, fraction done)."""
@@ -88,16 +94,17 @@ def run_in_process(
     )
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "profiler.running.sandbox"],
+            [sys.executable, "-m", "profiler.running.sandbox", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             env=_child_environment(),
+            process_group=0,
         )
         try:
             answer = _exchange(process, call, on_progress, timeout_seconds)
         finally:
-            process.kill()
+            _kill_group(process)
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
@@ -110,6 +117,13 @@ def run_in_process(
             raise OutOfMemoryError(cap_bytes=cap_bytes or 0, detail=answer.message)
         raise _ERRORS[answer.error](answer.message)
     return decode(answer.result, result)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child and all processes that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def _child_environment() -> dict[str, str]:
@@ -130,7 +144,7 @@ def _exchange(
 
     def stop() -> None:
         timed_out.set()
-        process.kill()
+        _kill_group(process)
 
     watchdog = threading.Timer(timeout_seconds, stop)
     watchdog.daemon = True
@@ -148,7 +162,7 @@ def _exchange(
             if on_progress is not None:
                 on_progress(answer.activity, answer.fraction)
     except BrokenPipeError:
-        process.kill()
+        _kill_group(process)
     finally:
         watchdog.cancel()
     process.wait()
@@ -169,6 +183,7 @@ def _error_of_death(code: int | None, stderr: str, cap_bytes: int | None) -> Exc
 
 def _serve() -> None:
     """Read the call from stdin, run it, and write messages to the original stdout."""
+    end_with_parent(int(sys.argv[1]))
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Libraries print to stdout, which would break the stream of messages.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

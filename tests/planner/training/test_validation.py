@@ -16,7 +16,7 @@ from planner.training.inference import model_bytes, power_of
 from planner.training.plan_check import load_data_for
 from planner.training.run_options import RunOptions
 from planner.training.short_training import SHORT_BATCH
-from planner.training.validation import Validation, validate
+from planner.training.validation import Validation, time_limit, validate
 from planner.training.validation_messages import ValidationRequest, ValidationResult
 from planner.training.validation_run import run_validation
 from profiler.devices.table import CPU
@@ -154,6 +154,13 @@ def test_a_run_within_its_predicted_peak_is_not_stopped() -> None:
     assert "10.0% above" in above
     (more,) = seen.findings(prediction, budget_bytes=peak - 1)
     assert "more than the budget" in more
+
+
+def test_a_run_that_hangs_is_stopped_after_ten_times_its_expected_time() -> None:
+    assert time_limit(60.0, steps=6) == 10 * (6 * 60 + 40 + 15)
+    assert time_limit(60.0, steps=None) == time_limit(60.0, steps=6)
+    assert time_limit(0.01, steps=6) == 900
+    assert time_limit(None, steps=6) == 3600
 
 
 def test_bad_requests_are_one_line() -> None:

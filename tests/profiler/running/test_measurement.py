@@ -53,6 +53,15 @@ def test_measured_in_a_process_equals_predicted() -> None:
     assert seen == sorted(seen)
 
 
+def test_a_cap_below_the_headroom_is_compared_with_the_peak() -> None:
+    """The kernel's limit leaves 256 MiB of headroom, so it does not stop a step of a few MiB."""
+    cap = predict(SMALL, device=CPU).memory.peak_bytes // 2
+    with pytest.raises(OutOfMemoryError, match=r"exceeded its memory cap .* \(it used") as caught:
+        measure(SMALL, device="cpu", cap_bytes=cap, steps=1, warmup=1)
+    assert caught.value.exit_code == 6
+    assert caught.value.cap_bytes == cap
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_an_eight_bit_optimizers_state_is_predicted(method: str) -> None:
     load = SMALL.workload.replace(method=method, optimizer="adamw8bit")
