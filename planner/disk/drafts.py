@@ -89,7 +89,7 @@ def draft_folder(folder: Path, *, remedy: str = "") -> Iterator[Path]:
 
 
 def discard_folder(folder: Path) -> None:
-    """Remove a folder so that a killed process leaves all of it, or a draft."""
+    """Remove a folder so that a killed process leaves the whole folder or a draft."""
     draft = folder.with_name(_DRAFT_PREFIX + folder.name)
     _remove_any(draft)
     folder.rename(draft)

@@ -15,7 +15,7 @@ MASK = "***"
 
 _SECRET_KEY = re.compile(r"pass|pwd|secret|token|key|auth|cred|odbc_connect|dsn", re.IGNORECASE)
 _SQLITE_FILE = re.compile(r"sqlite[^:@/]*:///")
-_QUERY = re.compile(r"([?&;])([^=&;?]*)=([^&]*)")
+_QUERY_ITEM = re.compile(r"([?&;])([^=&;?]*)=([^&]*)")
 
 
 def mask_url(url: str) -> str:
@@ -28,14 +28,14 @@ def mask_url(url: str) -> str:
     before, at, after = rest.rpartition("@")
     if at and before and not _SQLITE_FILE.match(url):
         rest = f"{MASK}@{after}"
-    return scheme + separator + _QUERY.sub(_mask_value, rest)
+    return scheme + separator + _QUERY_ITEM.sub(_mask_value, rest)
 
 
 def mask_secrets(text: str, url: str) -> str:
     """Return a message of a database driver without the secrets of a storage URL.
 
     Args:
-        text: message that may quote the URL or parts of it.
+        text: message that may quote the URL or its parts.
         url: the URL.
     """
     text = text.replace(url, mask_url(url))
@@ -58,7 +58,7 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """Split a text at its first ``://``; all of it is the rest if there is none."""
+    """Split a text at its first ``://``; without one, the whole text is the rest."""
     scheme, separator, rest = url.partition("://")
     return (scheme, separator, rest) if separator else ("", "", url)
 
@@ -71,7 +71,7 @@ def _mask_value(found: re.Match[str]) -> str:
 def _secrets(url: str) -> set[str]:
     """Return the parts of a URL that are masked, as written and decoded; no short or empty ones."""
     _, _, rest = _split(url)
-    found = {m.group(3) for m in _QUERY.finditer(rest) if _SECRET_KEY.search(m.group(2))}
+    found = {m.group(3) for m in _QUERY_ITEM.finditer(rest) if _SECRET_KEY.search(m.group(2))}
     before, at, _ = rest.rpartition("@")
     if at and not _SQLITE_FILE.match(url):
         found |= {before, before.partition(":")[2]}

@@ -1,6 +1,6 @@
 """The lock of a study: several processes may search one study.
 
-One of them at a time proposes, evaluates and stores a point, so that no point is evaluated twice
+Only one at a time proposes, evaluates and stores a point, so that no point is evaluated twice
 and no trial is left unfinished. The lock ends with its process.
 """
 

@@ -15,13 +15,13 @@ from profiler.running.process_end import Terminated, exit_code_of, termination_r
 
 ROOT = Path(__file__).parents[3]
 
-POOL = """
+POOL = r"""
 import os, sys, time
 from planner.parallel import map_forked
 os.sched_getaffinity = lambda pid: {0, 1}
 
 def work(item):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())
     time.sleep(60)
 
 from profiler.running.process_end import exit_code_of, termination_raises
