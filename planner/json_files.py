@@ -20,6 +20,9 @@ from profiler.units import MIB, format_bytes
 MAX_FILE_BYTES = 16 * MIB
 """Largest file that is read. A plan of a 500-unit model with raw trials is below 1 MiB."""
 
+MOST_VALUES = 300_000
+"""Values in a file. They are read within a second; the plan of a 500-unit model has 10,000."""
+
 
 def write_json(data: Mapping[str, Any], path: Path) -> None:
     """Write JSON data atomically.
@@ -61,31 +64,37 @@ def parse_json(raw: bytes, *, where: str) -> Any:
     """Return the value of a JSON document of unknown origin.
 
     Raises:
-        InputError: not JSON, a number that is not finite, or text with control characters.
+        InputError: not JSON, too many values, a number that is not finite, or text with control
+            characters.
     """
     try:
         data = json.loads(
             raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite_number
         )
-        _refuse_unsafe_text(data, where)
+        _check_values(data, where)
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{where} is not JSON ({reason})") from error
     return data
 
 
-def _refuse_unsafe_text(data: object, where: str) -> None:
-    """Refuse text that could manipulate the terminal or cannot be written again."""
-    if isinstance(data, str):
-        if unsafe_text(data):
-            raise InputError(f"{where} has control characters in {shortened(data, 40)}")
-    elif isinstance(data, Mapping):
-        for key, value in data.items():
-            _refuse_unsafe_text(key, where)
-            _refuse_unsafe_text(value, where)
-    elif isinstance(data, list):
-        for value in data:
-            _refuse_unsafe_text(value, where)
+def _check_values(data: object, where: str) -> None:
+    """Refuse too many values, and text that steers a terminal or cannot be written again."""
+    rest, count = [data], 1
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            if unsafe_text(value):
+                raise InputError(f"{where} has control characters in {shortened(value, 40)}")
+        elif isinstance(value, dict | list):
+            count += len(value)
+            if count > MOST_VALUES:
+                raise InputError(f"{where} has more than {MOST_VALUES} values, the limit")
+            if isinstance(value, dict):
+                rest += value.keys()
+                rest += value.values()
+            else:
+                rest += value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -57,6 +57,9 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 ByteCount = Annotated[int, Meta(ge=0, le=LARGEST_BYTES)]
 ByteGrowth = Annotated[int, Meta(ge=-LARGEST_BYTES, le=LARGEST_BYTES)]
 
+MOST_UNITS = 4096
+"""Units of a model, or decisions for units and their parts."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 """Name of a model, a method, a unit or a device."""
 
@@ -341,7 +344,7 @@ def _is_below(value: object) -> bool:
 
 
 def one_line(path: str, message: str) -> str:
-    """Return an error message of one line; a path that is too long keeps its end."""
+    """Return a one-line error message; a path that is too long keeps its end."""
     if len(path) > 2 * LONGEST_VALUE:
         path = f"{path[:LONGEST_VALUE]}...{path[-LONGEST_VALUE:]}"
     return printable_line(f"{path}: {message}")

@@ -35,10 +35,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Self
+from typing import Annotated, Self
+
+from msgspec import Meta
 
 from profiler.errors import InputError
-from profiler.json_records import Name, one_line, read_record, shortened
+from profiler.json_records import MOST_UNITS, Name, one_line, read_record, shortened
 
 
 class Decision(StrEnum):
@@ -181,7 +183,7 @@ class _PlacementObject:
 
     policy: Name = "none"
     parameters: dict[str, int | float] = field(default_factory=dict)
-    decisions: dict[Name, str] = field(default_factory=dict)
+    decisions: Annotated[dict[Name, str], Meta(max_length=MOST_UNITS)] = field(default_factory=dict)
 
 
 def placement_from_json(

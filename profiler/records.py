@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+
+from msgspec import Meta
 
 from profiler.errors import InputError
 from profiler.json_records import (
+    MOST_UNITS,
     ByteCount,
     ByteGrowth,
     JsonObject,
@@ -198,7 +201,7 @@ class Report:
     step_seconds: NonNegativeFloat | None
     energy_joules: NonNegativeFloat | None
     parameters: Parameters
-    units: tuple[UnitReport, ...] = ()
+    units: Annotated[tuple[UnitReport, ...], Meta(max_length=MOST_UNITS)] = ()
     notes: tuple[str, ...] = ()
     details: JsonObject = field(default_factory=dict)
 

@@ -5,7 +5,7 @@ key, the versions of PyTorch, timm, peft, bitsandbytes and budgetplan, and the s
 SHA-256 of its arrays. The folder is ``$BUDGETPLAN_CACHE``, else ``~/.cache/budgetplan/profiles``.
 
 The store never fails a command. A file that cannot be read, or whose arrays do not have the stored
-SHA-256, is deleted and its profile is made again. If a file cannot be written, no part of it stays.
+SHA-256, is deleted and its profile is made again. If a file cannot be written, nothing stays.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ Justify = Literal["left", "right"]
 
 INDENT = 2
 
+MOST_FACTS = 1000
+"""Rows of a table of facts; a plan of unknown origin can have many more."""
+
 WRAPPED_CELL_COLUMNS = 28
 """Least width of a column whose cells wrap."""
 
@@ -96,13 +99,18 @@ def _width(columns: Sequence[Column]) -> int:
 
 
 def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Return a table of name and value; a long value wraps within its column."""
+    """Return a table of name and value; a long value wraps within its column.
+
+    After ``MOST_FACTS`` rows the number of the others is shown.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for name, value in rows:
-        if value not in ("", "-"):
-            table.add_row(Text(name), Text(value))
+    shown = [(name, value) for name, value in rows if value not in ("", "-")]
+    for name, value in shown[:MOST_FACTS]:
+        table.add_row(Text(name), Text(value))
+    if len(shown) > MOST_FACTS:
+        table.add_row("...", f"{len(shown) - MOST_FACTS} more")
     return table
 
 

@@ -2,7 +2,7 @@
 
 A database may come from somebody else, or may have been edited. Everything is read and checked
 before anything is written. Optuna, SQLAlchemy and the decoders of their columns raise errors of
-many classes on an edited database; ``storage_errors`` raises all of them as one ``InputError``.
+many classes on an edited database; ``storage_errors`` turns each into an ``InputError``.
 
 An SQLite file is opened in write-ahead mode with ``synchronous=NORMAL``: a power failure may lose
 the last trials and cannot corrupt the study. Where there is no write-ahead mode (network file

@@ -181,7 +181,7 @@ class NvmlGpu:
 
     @property
     def has_slices(self) -> bool:
-        """Whether the GPU is divided into MIG slices, of which CUDA uses one."""
+        """Whether the GPU is divided into MIG slices. CUDA then uses a single slice."""
         mode = self._reading("nvmlDeviceGetMigMode")
         return mode is not None and bool(mode[0])
 
@@ -363,7 +363,7 @@ def _open_by_nvml(cuda_index: int) -> NvmlGpu:
 
 
 def _undivided(gpu: NvmlGpu) -> NvmlGpu:
-    """Return the GPU; refuse one of which CUDA uses only a slice.
+    """Return the GPU; refuse a GPU that is divided into slices.
 
     Raises:
         DeviceError: the GPU is divided into MIG slices.

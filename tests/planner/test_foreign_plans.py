@@ -71,6 +71,9 @@ BAD_PLANS = {
     "an unknown decision of 5000 letters": with_value(
         "candidate", "placement", "decisions", to={"blocks.0": "x" * 5000}
     ),
+    "a unit too many": with_value(
+        "candidate", "placement", "decisions", to={f"blocks.{i}": "keep" for i in range(4097)}
+    ),
     "an unknown field of 5000 letters": with_value("x" * 5000, to=1),
 }
 
@@ -100,6 +103,7 @@ GOOD_PLANS = {
     "the plan itself": TEXT,
     "letters of every script": with_value("provenance", to={"study": "Übung 日本語 می‌خواهم"}),
     "a note of two lines": with_value("provenance", to={"study": "one\n\ttwo"}),
+    "thousands of notes": with_value("provenance", to={"origin": ["a note"] * 50_000}),
     "the largest values": with_value("budget_bytes", to=2**50),
     "markup of another program": with_value("provenance", to={"[/bold]": "[/bold] {x} %s"}),
     "a GPU that the table lacks": with_value(

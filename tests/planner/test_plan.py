@@ -257,6 +257,8 @@ def test_a_file_of_the_first_minor_version_is_read() -> None:
         (b"[" * 200_000, "not JSON"),
         (b"9" * 5000, "not JSON"),
         (b" " * (MAX_FILE_BYTES + 1), "larger than"),
+        (b'{"a": [' + b"0, " * 300_000 + b"0]}", "has more than 300000 values"),
+        (b'{"a": [' + b"[], " * 300_000 + b"0]}", "has more than 300000 values"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
