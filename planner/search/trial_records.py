@@ -206,7 +206,9 @@ def usable_trial(trial: FrozenTrial, space: Space) -> tuple[FrozenTrial, TrialRe
             distributions=distributions,
             constraints={CONSTRAINT: excess_bytes},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except BudgetplanError:
+        raise
+    except Exception as error:  # Optuna compares and converts whatever the database holds
         raise InputError(f"trial {trial.number} was not written by budgetplan") from error
     return usable, result
 

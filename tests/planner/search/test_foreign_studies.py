@@ -124,6 +124,8 @@ def test_an_edited_study_is_refused_in_one_line(statement: str) -> None:
         ("UPDATE trial_values SET value_type = 'INF_POS', value = NULL WHERE trial_id = 3", 1),
         ("UPDATE trial_values SET value = value + 1 WHERE objective = 2 AND trial_id = 3", 1),
         ("DELETE FROM trial_params WHERE trial_id = 3", 1),
+        ("UPDATE trial_params SET distribution_json = replace(distribution_json, '\"full\"', "
+         f"'1{'0' * 400}') WHERE param_name = 'method' AND trial_id = 3", 1),
         ("UPDATE trial_user_attributes SET value_json = '-1' "
          "WHERE key = 'peak_bytes' AND trial_id = 3", 1),
         ("UPDATE trial_user_attributes SET value_json = '1e999' "
