@@ -104,9 +104,14 @@ def candidate_of(
     from planner.cost.place_by_policy import default_cost_model, place_by_policy
     from planner.placement.policies import parse_policy
     from profiler.devices.table import device_spec
+    from profiler.models.forward_check import check_forward
 
+    workload = _workload(model, method, options)
+    if workload.micro_batch == 1:
+        # BatchNorm can refuse it, while the composed rung scales profiles of larger batches
+        check_forward(workload)
     return place_by_policy(
-        _workload(model, method, options),
+        workload,
         parse_policy(options.get("checkpoint", "none"), threshold=options.get("threshold")),
         default_cost_model(device_spec(device)),
         budget_bytes=optional_size(vram),

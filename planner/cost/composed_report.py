@@ -8,6 +8,7 @@ from planner.cost.step_estimate import StepEstimate
 from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats
 from profiler.devices.table import DeviceSpec, device_label
+from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
 from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Work, terms
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
@@ -55,7 +56,10 @@ def composed_report(
         energy_joules=estimate.energy_joules,
         parameters=count_parameters(workload),
         units=_unit_reports(unit_options, options, costs, point, has_rates=has_rates),
-        notes=("composed from the family's profile; time and energy are uncalibrated",),
+        notes=(
+            "composed from the family's profile; time and energy are uncalibrated",
+            *method_notes(workload.replace(micro_batch=2, accumulation=1)),
+        ),
     )
 
 

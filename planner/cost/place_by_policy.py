@@ -35,7 +35,8 @@ def place_by_policy(
 ) -> Candidate:
     """Return a workload with the placement that a policy makes.
 
-    A policy without a budget needs no profile, only the units of the backbone.
+    A policy without a budget and without segments needs no profile, only the units of the
+    backbone.
 
     Args:
         workload: workload to place.
@@ -75,7 +76,6 @@ def _place_within(
         raise InfeasibleError(
             budget_bytes=budget_bytes,
             smallest_bytes=round_up_to_printed(needed),
-            advice="a smaller --batch-size frees activations, a method that trains less the rest",
         )
     return report.candidate
 
@@ -88,18 +88,15 @@ def _place_without_budget(workload: Workload, policy: PolicyChoice, cost: CostMo
     units = cost.profiles.unit_parts(workload)
     if not units:
         raise UsageError(f"{workload.model} has no units that can be recomputed")
-    if isinstance(find_policy(policy.name), UniformPolicy):
+    # Which neighbours can share a segment is known from the profile only.
+    if isinstance(find_policy(policy.name), UniformPolicy) or policy.name == "chen":
         return cost.place(workload, policy, DeviceBytes(0))
     placement = place_chain(_bare_chain(units), policy, 0)
     return Candidate(workload=workload, placement=placement, policy=policy)
 
 
 def _bare_chain(units: Iterable[str]) -> Chain:
-    """Return a chain without costs, for policies that only count units.
-
-    Limitation: any two neighbours may share a segment here. ``CostModel.chain`` excludes neighbours
-    of different loops, so ``chen`` can place differently in a search.
-    """
+    """Return a chain without costs, for policies that only count units."""
     from planner.placement.chain import Chain, ChainOption, ChainUnit
 
     options = tuple(

@@ -23,6 +23,7 @@ from planner.search.space import (
     limit_ranks,
     parse_methods,
     precisions_for,
+    refusal_of_one_image,
     searched_method,
     working_methods,
 )
@@ -31,6 +32,7 @@ from planner.training.run_options import RunOptions
 from profiler.devices.table import DeviceSpec, device_spec
 from profiler.errors import UsageError
 from profiler.models import backbones
+from profiler.models.forward_check import check_forward
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
@@ -78,9 +80,11 @@ def build_request(
     size = image_size or backbones.native_image_size(name)
     num_classes, source = data_facts(data, image_size=size)
     base = Workload(model=name, image_size=size, num_classes=num_classes)
+    check_forward(base.replace(micro_batch=2))
     weight_notes = () if weights is None else check_weights(base, weights)
     runs_on_cpu = target.runs_on == "cpu" and validations > 0
     methods_of, refused = _searched_methods(base, methods)
+    micro_batches, too_small = _searched_micro_batches(base, methods_of, effective_batch)
     searched, unsearched = _searched_precisions(
         precisions, device_spec(target.label.name), runs_on_cpu=runs_on_cpu
     )
@@ -88,7 +92,7 @@ def build_request(
         space=Space(
             base=base,
             methods=methods_of,
-            micro_batches=divisors(effective_batch),
+            micro_batches=micro_batches,
             effective_batch=effective_batch,
             precisions=searched,
             optimizers=tuple(optimizers),
@@ -113,7 +117,7 @@ def build_request(
         or (pretrained and (validations == 0 or backbones.can_load_pretrained(name))),
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
-        left_out=(*refused, *unsearched),
+        left_out=(*refused, *too_small, *unsearched),
         source=source,
         weight_notes=weight_notes,
     )
@@ -130,6 +134,19 @@ def _searched_methods(
         raise UsageError(f"no method is left for {base.model}: {first}: {reason}")
     chosen = tuple(limit_ranks(searched_method(each), base) for each in working)
     return chosen, tuple(LeftOut(name=name, reason=reason) for name, reason in refused.items())
+
+
+def _searched_micro_batches(
+    base: Workload, methods: Sequence[SearchedMethod], effective_batch: int
+) -> tuple[tuple[int, ...], tuple[LeftOut, ...]]:
+    """Return the micro-batches to search; without 1 if one image is too few for a method."""
+    sizes = divisors(effective_batch)
+    reason = refusal_of_one_image(base, methods)
+    if reason is None:
+        return sizes, ()
+    if effective_batch == 1:
+        raise UsageError(f"{reason}; use --effective-batch 2 or more")
+    return sizes[1:], (LeftOut(name="micro-batch 1", reason=reason),)
 
 
 def _searched_precisions(

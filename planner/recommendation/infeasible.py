@@ -3,8 +3,8 @@
     nothing_fits       the error of ``recommend``: no candidate of the space fits
     change_that_fits   the advice of ``predict``: one candidate does not fit
 
-The smallest budget is replayed and rounded up to the printed digits, so that a run with the printed
-budget succeeds.
+Advice is given only if it was predicted to fit. The smallest budget is replayed and rounded up to
+the printed digits, so that a run with the printed budget succeeds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes, round_up_to_printed
@@ -33,10 +34,24 @@ REPLAYED_CANDIDATES = 3
 percent of the replayed one, so the smallest replayed candidate is among the first."""
 
 
+IMAGE_SHARES = (0.75, 0.5, 0.25)
+"""Shares of the image size that are predicted when nothing fits."""
+
+SIZE_STEP = 32
+"""Image sizes are tried in multiples of this: most backbones reduce images 32 times."""
+
+
 def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> InfeasibleError:
-    """Return the error with the smallest budget that would fit."""
+    """Return the error with the smallest budget that would fit.
+
+    Raises:
+        UsageError: no candidate runs at all.
+    """
     candidates = [result.candidate for result in found.results]
     candidates += _smallest_candidates(request.space, cost)
+    if not candidates:
+        reason = next(iter(found.failures), "every method refuses it")
+        raise UsageError(f"no candidate runs on {request.space.base.model}: {reason}")
     composed = sorted(candidates, key=lambda c: cost.estimate(c).device_bytes)
     smallest_bytes, report = min(
         (_smallest_budget(c, cost) for c in composed[:REPLAYED_CANDIDATES]),
@@ -45,7 +60,7 @@ def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> Infe
     return InfeasibleError(
         budget_bytes=request.budget_bytes,
         smallest_bytes=smallest_bytes,
-        advice=_advice(report, request.budget_bytes, request.space),
+        advice=_advice(report, request.budget_bytes, request.space, cost),
     )
 
 
@@ -90,23 +105,60 @@ def _smallest_budget(candidate: Candidate, cost: CostModel) -> tuple[int, Report
     return round_up_to_printed(need), report
 
 
-def _advice(report: Report, budget_bytes: int, space: Space) -> str:
-    """Return the change that helps most, judged by the largest part of the smallest candidate."""
+def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostModel) -> str:
+    """Return the reason for the smallest need, and the first change that was predicted to fit."""
     load = report.candidate.workload
     how = f"{load.method} with micro-batch {load.micro_batch} needs that"
     memory = report.memory
     outside_bytes = needed_bytes(report) - (memory.reserved_bytes or memory.peak_bytes)
     if outside_bytes >= budget_bytes:
         return f"{how}, and the CUDA context alone takes {format_bytes(outside_bytes)}"
-    if "head" not in {method.name for method in space.methods}:
-        return f"{how}; --methods head helps most, because it stores no activations"
+    for option, changed in _smaller_searches(report.candidate, space):
+        if _fits(changed, cost, budget_bytes):
+            return f"{how}; {option} makes it fit"
     parts = memory.at_peak
     if parts is None:
-        return f"{how}; a smaller backbone helps most"
+        return how
     state_bytes = parts.parameter + parts.gradient + parts.optimizer + parts.buffer
     if parts.total - state_bytes > state_bytes:
-        return f"{how}, mostly for activations; a smaller --image-size helps most"
-    return f"{how}, mostly for weights ({format_bytes(state_bytes)}); a smaller backbone helps most"
+        return f"{how}, mostly for activations"
+    return f"{how}, mostly for weights ({format_bytes(state_bytes)})"
+
+
+def _smaller_searches(candidate: Candidate, space: Space) -> Iterator[tuple[str, Candidate]]:
+    """Yield options of ``recommend`` that may need less, each with its smallest candidate."""
+    load = candidate.workload
+    if "head" not in {method.name for method in space.methods}:
+        yield "--methods head", _with_head(load, micro_batch=load.micro_batch)
+    for share in IMAGE_SHARES:
+        size = round(load.image_size * share / SIZE_STEP) * SIZE_STEP
+        if SIZE_STEP <= size < load.image_size:
+            smaller = load.replace(image_size=size)
+            yield f"--image-size {size}", replace(candidate, workload=smaller)
+
+
+def _with_head(load: Workload, *, micro_batch: int) -> Candidate:
+    """Return a linear probe with the same effective batch."""
+    return Candidate(
+        workload=load.replace(
+            method="head",
+            rank=None,
+            alpha=None,
+            targets=None,
+            micro_batch=micro_batch,
+            accumulation=math.ceil(load.effective_batch / micro_batch),
+        )
+    )
+
+
+def _fits(candidate: Candidate, cost: CostModel, budget_bytes: DeviceBytes) -> bool:
+    """Return whether a candidate runs and its replay fits the budget."""
+    from profiler.prediction.report import predict
+
+    try:
+        return needed_bytes(predict(candidate, device=cost.device)) <= budget_bytes
+    except UsageError:
+        return False
 
 
 def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: DeviceBytes) -> str:
@@ -120,8 +172,9 @@ def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: Device
         smaller = load.replace(
             micro_batch=size, accumulation=math.ceil(load.effective_batch / size)
         )
-        cost.prepare(smaller)
-        with suppress(InfeasibleError):
+        # at micro-batch 1, BatchNorm may have too few values
+        with suppress(InfeasibleError, UsageError):
+            cost.prepare(smaller)
             report = place_within_budget(
                 smaller,
                 OPTIMAL,
@@ -137,4 +190,13 @@ def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: Device
                     changes.append("--checkpoint optimal")
                 return f"{' '.join(changes) or '--checkpoint none'} makes it fit"
         size //= 2
-    return "no smaller micro-batch fits either; a method that trains less helps most"
+    if load.method != "head":
+        for micro_batch in dict.fromkeys((load.micro_batch, 1)):
+            probe = _with_head(load, micro_batch=micro_batch)
+            if _fits(probe, cost, budget_bytes):
+                accumulation = probe.workload.accumulation
+                return (
+                    "no smaller micro-batch fits; --method head "
+                    f"--batch-size {micro_batch} --accumulate {accumulation} makes it fit"
+                )
+    return "no smaller micro-batch fits either"

@@ -7,6 +7,7 @@ is written where the prediction is made, and repeated here once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from planner.cost.budget import needed_bytes
@@ -16,6 +17,9 @@ from planner.recommendation.choose import LONG_RUN_STEPS
 from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
 from profiler.units import format_bytes
+
+_SHOWN_FAILURES = 3
+"""Reasons of failed trials that are shown, the most frequent first."""
 
 
 def answer_notes(
@@ -57,6 +61,8 @@ def _search_notes(found: SearchResult) -> Iterator[str]:
         yield f"the search ended early: {found.stopped}"
     if found.cost_unit == "seconds":
         yield "the power of this device is not known, so the search minimized time, not energy"
+    for reason, count in Counter(found.failures).most_common(_SHOWN_FAILURES):
+        yield f"{count} of {found.trials} trials were left out: {reason}"
 
 
 def _left_out_notes(left_out: Sequence[LeftOut]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.ranking import next_to_check
 from planner.recommendation.request import Notify, Request
 from planner.search.problem import TrialResult
+from profiler.errors import UsageError
 from profiler.records import Report
 from profiler.units import format_bytes
 from profiler.workload import Candidate
@@ -41,7 +42,11 @@ def replay_front(
         result = waiting.pop(next_to_check(request, waiting, [c.result for c in passed]))
         summary = candidate_summary(result.candidate)
         notify("replay", summary, len(passed) / FRONT_SIZE)
-        report = ahead.get(result.candidate) or _replay(request, result.candidate, cost)
+        try:
+            report = ahead.get(result.candidate) or _replay(request, result.candidate, cost)
+        except UsageError as error:
+            dropped.append(f"{summary}: {error}")
+            continue
         need_bytes = needed_bytes(report)
         if need_bytes <= request.budget_bytes:
             # The replay may have changed the placement. Its score is the same, its cost is close.

@@ -125,6 +125,7 @@ class SearchResult:
         trials: number of trials, failed ones included.
         cost_unit: unit of ``TrialResult.cost``.
         stopped: why the search ended before the requested number of trials; None if it did not.
+        failures: reason of each trial that failed.
     """
 
     study: str
@@ -133,6 +134,7 @@ class SearchResult:
     trials: int
     cost_unit: CostUnit | None
     stopped: str | None = None
+    failures: tuple[str, ...] = ()
 
     def front(self, budget_bytes: DeviceBytes) -> list[TrialResult]:
         """Return the non-dominated results within the budget, each distinct run once."""

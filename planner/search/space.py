@@ -267,18 +267,30 @@ def limit_ranks(method: SearchedMethod, base: Workload) -> SearchedMethod:
 def working_methods(workload: Workload, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the methods that work on a backbone, and the reason for each that does not.
 
+    A method works if it accepts the backbone and the forward of its model runs on shapes alone.
+
     Raises:
         UnknownNameError: no such method or model.
     """
+    from profiler.models.forward_check import refusal_of_forward
     from profiler.models.methods import get_method
 
     model = _on_meta(workload)
     refused = {}
     for name in names:
-        reason = get_method(name).refusal(model, workload.replace(method=name))
+        method, load = get_method(name), workload.replace(method=name, micro_batch=2)
+        reason = method.refusal(model, load) or refusal_of_forward(method.resolve(load))
         if reason is not None:
             refused[name] = reason
     return [name for name in names if name not in refused], refused
+
+
+def refusal_of_one_image(base: Workload, methods: Sequence[SearchedMethod]) -> str | None:
+    """Return why one image is too few for a method (BatchNorm's statistics); None if it is not."""
+    from profiler.models.forward_check import refusal_of_forward
+
+    loads = (base.replace(method=m.name, rank=m.default_rank, micro_batch=1) for m in methods)
+    return next((reason for load in loads if (reason := refusal_of_forward(load))), None)
 
 
 def _on_meta(workload: Workload) -> nn.Module:

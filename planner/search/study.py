@@ -109,6 +109,7 @@ def search(
         study=study_name,
         storage=mask_url(url),
         results=tuple(records.results),
+        failures=tuple(records.failures),
         trials=records.count,
         cost_unit=evaluator.cost_unit,
         stopped=stopped,
@@ -123,7 +124,7 @@ def _run_trial(sampler: PointSampler, evaluator: PointEvaluator, records: TrialR
     except InfeasibleError:
         raise
     except BudgetplanError as error:
-        records.append(sampler.fail(trial, str(error)))
+        records.append_failure(sampler.fail(trial, str(error)))
     else:
         records.write_cost_unit(evaluator.cost_unit)
         excess_bytes = result.device_bytes - evaluator.problem.budget_bytes

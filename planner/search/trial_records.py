@@ -55,6 +55,7 @@ class TrialRecords:
         stored: usable trials that were stored when the study was opened, oldest first.
         count: number of usable trials, failed ones included.
         results: one result per trial that did not fail, oldest first.
+        failures: reason of each trial that failed, oldest first.
 
     Raises:
         InputError: the trials or the cost unit cannot be read.
@@ -65,6 +66,7 @@ class TrialRecords:
         self._read = 0
         self.count = 0
         self.results: list[TrialResult] = []
+        self.failures: list[str] = []
         self.stored = self.read_new()
         with storage_errors(url, study.study_name):
             unit = study.user_attrs.get(COST_UNIT)
@@ -84,6 +86,8 @@ class TrialRecords:
             found.append(usable)
             if result is not None:
                 self.results.append(result)
+            else:
+                self.failures.append(_failure(usable))
         self._read += len(new)
         self.count += len(found)
         return found
@@ -131,6 +135,11 @@ class TrialRecords:
         self.append(trial)
         self.results.append(result)
 
+    def append_failure(self, trial: FrozenTrial) -> None:
+        """Append a failed trial and its reason."""
+        self.append(trial)
+        self.failures.append(_failure(trial))
+
     def append(self, trial: FrozenTrial) -> None:
         """Append a finished trial in one call: an interruption leaves all of it or nothing."""
         from optuna.trial import create_trial
@@ -150,6 +159,10 @@ class TrialRecords:
             self._study.add_trial(made)
         self.count += 1
         self._read += 1
+
+
+def _failure(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("reason", "no reason was stored"))
 
 
 def user_attributes(result: TrialResult) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     from planner.training.plan_check import load_data_for
     from planner.training.short_training import ShortTraining
     from planner.training.training_device import device_type
+    from profiler.models.forward_check import explain_refusals
     from profiler.training_step import gc_frozen
 
     workload, kind = request.candidate.workload, device_type(request.device)
@@ -34,7 +35,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     if request.budget_bytes:
         _cap_memory(request.budget_bytes, kind, workload)
     torch.manual_seed(request.seed)
-    with gc_frozen():
+    with gc_frozen(), explain_refusals(workload):
         steps = training.on_cuda(progress) if kind == "cuda" else training.on_host(progress)
     built = training.drop_all_but_model()
     progress("evaluating test images", 0.75)

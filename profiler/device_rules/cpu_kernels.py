@@ -10,14 +10,16 @@ events are recorded (profiler/device_rules/cpu_allocator.py).
                   the n-th operation are extended linearly in the batch. Only operations that could
                   make the peak of the step run at the batch itself
 
-Limitation: libraries choose other algorithms and block sizes at other batches, so a linear
-extension can be far off. It is used only where it cannot change the peak, as long as the error is
-below a factor of 2. Replayed peaks then equal the allocator's to the byte in most cases.
+Limitations: an operation that may not run here (`can_run_on_zeros`) has the bytes that follow from
+small batches, or no temporary memory. Libraries choose other algorithms and block sizes at other
+batches, so a linear extension can be far off. It is used only where it cannot change the peak, as
+long as the error is below a factor of 2. Replayed peaks then equal the allocator's to the byte in
+most cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,11 +28,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.library import Library
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
 from profiler.device_rules.kernel_bytes import Blocks, KernelBytes, storage_bytes
 from profiler.operations import Operation
+from profiler.units import GIB
 
 PROBE_BATCHES = (2, 4)
 """Batches at which every operation runs; larger ones are extended from these."""
@@ -125,6 +128,12 @@ def _extend(low: list[int], high: list[int], batch: int) -> list[int]:
 
 # --- running one operation ------------------------------------------------------------------------
 
+MAX_RUN_BYTES = 2 * GIB
+"""Largest arguments and results, together, of an operation that is run."""
+
+_RECURRENT = ("rnn", "lstm", "gru")
+"""Parts of the names of PyTorch's recurrent operations."""
+
 _peaks: dict[tuple[str, str], int] = {}
 """Bytes by operation and arguments, for the life of the process."""
 
@@ -145,9 +154,42 @@ def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, ob
     signature = str(tree_map(argument_signature, (args, kwargs)))
     key = (str(func), f"{torch.get_num_threads()} {signature}")
     if key not in _peaks:
-        with unset_fake_temporarily(), torch.no_grad():
-            _peaks[key] = _run_once(func, *tree_map(zeros_like_it, (args, kwargs)))
+        _peaks[key] = 0
+        if can_run_on_zeros(func, args, kwargs):
+            with unset_fake_temporarily(), torch.no_grad():
+                _peaks[key] = _run_once(func, *tree_map(zeros_like_it, (args, kwargs)))
     return _peaks[key]
+
+
+def can_run_on_zeros(
+    func: Operation, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> bool:
+    """Return whether an operation may be run on zeros here.
+
+    Recurrent layers may not: their backward reads a workspace that only its forward can fill, and
+    crashes on zeros. Operations on more than `MAX_RUN_BYTES` may not either: a prediction must not
+    need the memory that it predicts.
+    """
+    if any(word in func.__name__ for word in _RECURRENT):
+        return False
+    tensors = [a for a in tree_leaves((args, dict(kwargs))) if isinstance(a, Tensor)]
+    nbytes = sum(storage_bytes(tensor) for tensor in tensors)
+    if nbytes > MAX_RUN_BYTES:
+        return False
+    with unset_fake_temporarily(), torch.no_grad():
+        try:
+            results = func(*tree_map(_meta_copy, args), **tree_map(_meta_copy, dict(kwargs)))
+        except Exception:  # not every operation has shapes on meta; its arguments are small
+            return True
+    nbytes += sum(storage_bytes(r) for r in tree_leaves(results) if isinstance(r, Tensor))
+    return nbytes <= MAX_RUN_BYTES
+
+
+def _meta_copy(arg: object) -> object:
+    """Return a tensor of the same layout on ``meta``, and any other argument unchanged."""
+    if not isinstance(arg, Tensor):
+        return arg
+    return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta")
 
 
 def _needs_no_probe(func: Operation, args: tuple[object, ...]) -> bool:

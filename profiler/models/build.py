@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from profiler.models.backbones import WeightSource
 from profiler.models.checkpointable_units import find_units
 from profiler.models.methods import get_method
 from profiler.models.methods.base import backbone_of
+from profiler.models.zero_scales import zero_scale_note
 from profiler.workload import Workload
 
 if TYPE_CHECKING:
@@ -79,5 +80,15 @@ def build_model(
     if reason is not None:
         raise UsageError(f"{workload.method} cannot be used on {workload.model}: {reason}")
     units = find_units(backbone)  # before the method adds modules
-    model = method.apply(backbone, workload)
+    try:
+        model = method.apply(backbone, workload)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # a backbone with layers of another kind than the method, or a library behind it, expects
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(
+            f"{workload.method} cannot be used on {workload.model} ({reason}); use another method"
+        ) from error
+    if source.kind == "random" and device != "meta":
+        note = zero_scale_note(model, workload)
+        source = source if note is None else replace(source, notes=(note,))
     return BuiltModel(model=model, method=method, units=units, weights=source)

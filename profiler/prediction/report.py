@@ -13,6 +13,7 @@ from profiler.devices.table import (
     device_label,
     workspaces_of,
 )
+from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
 from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
@@ -72,7 +73,14 @@ def report_of(
             )
         memory = _cuda_memory(log, device, settings, notes)
     else:
+        from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES  # imports torch
+
         memory = _host_memory(log)
+        if log.peak_bytes > MAX_RUN_BYTES:
+            notes.append(
+                f"operations on more than {format_bytes(MAX_RUN_BYTES)} were not run, so their "
+                "temporary memory is extended from small batches or left out"
+            )
     if device.memory_bytes is not None and (memory.device_bytes or 0) > device.memory_bytes:
         notes.append(
             f"it needs more than the {format_bytes(device.memory_bytes)} of {device.full_name}"
@@ -87,6 +95,7 @@ def report_of(
     if seconds is not None and roofline is not None and roofline.watts is not None:
         joules = seconds * roofline.watts
         notes.append("energy is that time at the board power, uncalibrated")
+    notes.extend(method_notes(workload.replace(micro_batch=2, accumulation=1)))
     return Report(
         candidate=candidate,
         device=device_label(device.name),

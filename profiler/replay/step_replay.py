@@ -36,6 +36,7 @@ from profiler.device_rules.cuda_scratch import CudaKernels
 from profiler.device_rules.kernel_bytes import KernelBytes
 from profiler.devices.table import CPU, DeviceSpec, multiprocessors
 from profiler.models.build import BuiltModel, build_model
+from profiler.models.forward_check import explain_refusals
 from profiler.replay.event_log import EventLog
 from profiler.replay.fake_model import (
     FakeScaler,
@@ -134,11 +135,22 @@ def replay_step(
         timer: times each distinct operation (``profiler.timing.cpu_rates``); None for no timing.
 
     Raises:
-        UsageError: the method does not work on the backbone.
+        UsageError: the method does not work on the backbone, or the model does not run.
         InputError: the placement names a unit that the backbone lacks.
         ValueError: the options do not allow this device or workload.
     """
     options.check(device, candidate.workload)
+    with explain_refusals(candidate.workload):
+        return _replay_step(candidate, device=device, options=options, timer=timer)
+
+
+def _replay_step(
+    candidate: Candidate,
+    *,
+    device: DeviceSpec,
+    options: ReplayOptions,
+    timer: OperationTimer | None,
+) -> EventLog:
     accumulation = min(candidate.workload.accumulation, 2)
     workload = candidate.workload.replace(accumulation=accumulation)
     candidate = Candidate(workload=workload, placement=candidate.placement)

@@ -175,6 +175,7 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
     """Build the model, warm up, read the peak and time the steps. Runs in the child process."""
     import torch
 
+    from profiler.models.forward_check import explain_refusals
     from profiler.training_step import gc_frozen
 
     on_cuda = request.device == "cuda"
@@ -187,7 +188,7 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
             cap_host_step(request.candidate.workload, request.cap_bytes)
     torch.manual_seed(0)
     run = measure_on_cuda if on_cuda else measure_on_host
-    with gc_frozen():
+    with gc_frozen(), explain_refusals(request.candidate.workload):
         return run(
             lambda: build_step(request.candidate, device=request.device),
             steps=request.steps,

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 
 from profiler.arrays import Floats
 from profiler.checkpointing.apply import apply_placement
-from profiler.device_rules.cpu_kernels import argument_signature, zeros_like_it
+from profiler.device_rules.cpu_kernels import argument_signature, can_run_on_zeros, zeros_like_it
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
@@ -229,7 +229,9 @@ class KindTimer:
 def _run_on_zeros(
     func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> float:
-    """Return the seconds of an operation on zeros; 0 if it is not defined on them."""
+    """Return the seconds of an operation on zeros; 0 if it cannot run on them."""
+    if not can_run_on_zeros(func, args, kwargs):
+        return 0.0
     with unset_fake_temporarily(), torch.no_grad():
         real, named = tree_map(zeros_like_it, (args, dict(kwargs)))
         try:

@@ -8,6 +8,7 @@ from profiler.models.backbones.file_entry import ENTRY_MARK, split_entry
 from profiler.models.backbones.registry import (
     ALIASES,
     build,
+    build_on_meta,
     model_names,
     native_image_size,
     resolve,
@@ -20,6 +21,7 @@ __all__ = [
     "ENTRY_MARK",
     "WeightSource",
     "build",
+    "build_on_meta",
     "can_load_pretrained",
     "classifier_names",
     "image_statistics",

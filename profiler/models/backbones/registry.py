@@ -74,7 +74,16 @@ def resolve(name: str) -> str:
         return canonical
     import timm
 
-    if timm.is_model(canonical.partition(".")[0]):  # behind the dot: the tag of the weights
+    architecture, _, tag = canonical.partition(".")  # behind the dot: the tag of the weights
+    if timm.is_model(architecture):
+        tags = [name.partition(".")[2] for name in timm.list_models(architecture, pretrained=True)]
+        if tag and tag not in tags:
+            raise UnknownNameError(
+                kind=f"tag of the weights of {architecture}",
+                name=tag,
+                known=tags,
+                hint=f"use {architecture} or one of its tags: {', '.join(tags[:6]) or 'none'}",
+            )
         return canonical
     raise UnknownNameError(
         kind="model",
@@ -124,6 +133,14 @@ def build(
         return copy.deepcopy(_shapes_only(canonical, num_classes, image_size, drop_path))
     with torch.device(device):
         return _construct(canonical, num_classes, image_size, drop_path).train()
+
+
+def build_on_meta(name: str, *, image_size: int) -> nn.Module:
+    """Construct a backbone on ``meta`` anew, so that a dispatch mode can observe it."""
+    import torch
+
+    with torch.device("meta"):
+        return _construct(resolve(name), 2, image_size, 0.0)
 
 
 @lru_cache(maxsize=8)

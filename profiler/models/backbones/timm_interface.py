@@ -58,10 +58,17 @@ def run_on_meta(model: nn.Module) -> object:
     from torch.func import functional_call
 
     _, height, width = _config(model).get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    # One name for each module and tensor in it, and no ties: functional_call replaces a tensor once
+    # for each tied name, and of a module with two names it would restore the replaced tensor.
+    shapes = {
+        f"{name}.{key}" if name else key: torch.empty_like(tensor, device="meta")
+        for name, module in model.named_modules()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
     # In training mode BatchNorm refuses one value per channel, so the batch has two images.
-    return functional_call(model, shapes, torch.empty(2, 3, height, width, device="meta"))
+    images = torch.empty(2, 3, height, width, device="meta")
+    return functional_call(model, shapes, images, tie_weights=False)
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ from profiler.models.backbones.timm_interface import classifier_names
 from profiler.models.methods.base import Method
 from profiler.models.methods.target_layers import (
     BatchNorm,
+    dilated_convolutions,
     freeze_statistics,
     grouped_convolutions,
     on_meta_if_fake,
@@ -91,6 +92,12 @@ class PeftMethod(Method):
             notes.append(
                 f"{len(left_out)} grouped (depthwise) convolutions get no adapter: "
                 "peft requires ranks that their groups divide"
+            )
+        dilated = dilated_convolutions(model)
+        if dilated:
+            notes.append(
+                f"{len(dilated)} dilated convolutions get no adapter: peft makes adapters without "
+                "dilation"
             )
         if any(isinstance(module, BatchNorm) for module in model.modules()):
             notes.append("BatchNorm keeps the running statistics of the pretrained backbone")

@@ -141,7 +141,7 @@ class FourBitLinear(Linear4bit):  # type: ignore[misc]
         """Multiply in the compute dtype; outside autocast, return the dtype of the input."""
         incoming = x.dtype
         product: Tensor = _Multiply.apply(x.to(self.compute_dtype), self)
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             return product
         return product.to(incoming)
 

@@ -139,7 +139,11 @@ def target_modules(model: nn.Module, targets: tuple[str, ...] | None) -> list[st
 
 
 def adaptable_layers(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Return the names of the linear layers and of the ungrouped convolutions, no classifier."""
+    """Return the names of the linear layers and of the plain convolutions, no classifier.
+
+    Grouped convolutions are left out, and dilated ones: peft makes adapters without dilation, whose
+    outputs have another size.
+    """
     heads = tuple(classifier_names(model))
     linear: list[str] = []
     convolution: list[str] = []
@@ -148,7 +152,7 @@ def adaptable_layers(model: nn.Module) -> tuple[list[str], list[str]]:
             continue
         if type(module) is nn.Linear:
             linear.append(name)
-        elif isinstance(module, nn.Conv2d) and module.groups == 1:
+        elif isinstance(module, nn.Conv2d) and module.groups == 1 and not _is_dilated(module):
             convolution.append(name)
     return linear, convolution
 
@@ -182,6 +186,19 @@ def grouped_convolutions(model: nn.Module) -> list[str]:
     return [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
 
 
+def dilated_convolutions(model: nn.Module) -> list[str]:
+    """Return the names of the dilated convolutions that are not grouped."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and _is_dilated(module)
+    ]
+
+
+def _is_dilated(convolution: nn.Conv2d) -> bool:
+    return any(step != 1 for step in convolution.dilation)
+
+
 def _default_suffixes(model: nn.Module, linear: list[str]) -> tuple[str, ...] | None:
     """Return the default targets of a known architecture; None for any other."""
     ends = {name.rpartition(".")[2] for name in linear}
@@ -210,6 +227,8 @@ def _matching(model: nn.Module, suffixes: tuple[str, ...]) -> list[str]:
 def _nothing_matches(model: nn.Module, suffix: str, layers: list[str]) -> str:
     if any(_ends_with(name, (suffix,)) for name in grouped_convolutions(model)):
         return f"target {suffix!r} names only grouped convolutions, which cannot be adapted"
+    if any(_ends_with(name, (suffix,)) for name in dilated_convolutions(model)):
+        return f"target {suffix!r} names only dilated convolutions, which cannot be adapted"
     ends = sorted({name.rpartition(".")[2] for name in layers})
     return f"target {suffix!r} matches no layer; use one of {', '.join(ends[:12])}"
 

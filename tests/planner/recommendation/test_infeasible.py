@@ -1,0 +1,38 @@
+"""Advice is given only if it was predicted to fit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from planner import predict
+from planner.api.workload_functions import check_fits
+from profiler.errors import InfeasibleError
+
+SIZE = 32
+
+
+def advice_of(vram: int, **workload: object) -> str:
+    report = predict("test_vit", "full", device="cpu", **workload)
+    with pytest.raises(InfeasibleError) as caught:
+        check_fits(report, vram)
+    return str(caught.value)
+
+
+def test_the_advised_method_fits() -> None:
+    vram = 5_000_000  # the optimizer's state of full fine-tuning alone takes 6 MB
+    advice = advice_of(vram, batch_size=2, image_size=SIZE)
+    found = re.search(r"--method head --batch-size (\d+) --accumulate (\d+) makes it fit", advice)
+    assert found is not None, advice
+    batch, accumulate = map(int, found.groups())
+    probe = predict(
+        "test_vit", "head", batch_size=batch, accumulate=accumulate, device="cpu", image_size=SIZE
+    )
+    check_fits(probe, vram)
+
+
+def test_no_method_is_advised_if_none_fits() -> None:
+    """A head of 100,000 classes is most of the model, so that training less does not help."""
+    advice = advice_of(8_000_000, batch_size=2, num_classes=100_000, image_size=SIZE)
+    assert advice.endswith("no smaller micro-batch fits either")
