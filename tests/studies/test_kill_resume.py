@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 STUDY = Path(__file__).parents[2] / "studies" / "kill_resume"
-EVERY = 8
-"""Of 65 operations on files, each eighth is tested here; the study tests all of them."""
+EVERY = 13
+"""Of 65 operations on files, each thirteenth is tested here; the study tests all of them."""
 
 
+@pytest.mark.slow
 def test_a_training_survives_a_kill_at_any_operation_on_its_files(tmp_path: Path) -> None:
     """In a process of its own: forks of a process that has run a backward cannot train."""
     done = subprocess.run(
