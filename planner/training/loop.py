@@ -201,14 +201,14 @@ class TrainingLoop:
         with self._interrupt.installed(), gc_frozen():
             while not self._is_over:
                 self._train_epoch()
+            readings, step = self._state.readings, self._session.step.global_step
+            if not self._interrupt.is_set and (not readings or readings[-1].step < step):
+                self._evaluate(self._images.test)
+                self._save()
         if self._interrupt.is_set:
             if self._state.steps:
                 self._save()
             raise self._interrupt.interrupt()
-        readings = self._state.readings
-        if not readings or readings[-1].step < self._session.step.global_step:
-            self._evaluate(self._images.test)
-            self._save()
 
     @property
     def _is_over(self) -> bool:

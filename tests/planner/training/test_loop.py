@@ -17,6 +17,7 @@ from planner.training.history import TrainProgress
 from planner.training.trained_model import HISTORY_FILE
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.build import build_model
+from profiler.running.process_end import Terminated
 
 
 def test_training_learns_digits(tmp_path: Path) -> None:
@@ -66,6 +67,20 @@ def test_an_interrupt_keeps_the_step_under_way(tmp_path: Path) -> None:
     resumed = run(plan, tmp_path / "stopped", epochs=2, resume=True)
     assert resumed.accuracy == straight.accuracy
     assert same(learned(tmp_path / "stopped"), learned(tmp_path / "straight"))
+
+
+def test_an_interrupt_during_the_last_evaluation_keeps_the_steps(tmp_path: Path) -> None:
+    plan = make_plan(workload(micro_batch=4, model="test_vit", method="head", rank=None))
+
+    def interrupt(progress: TrainProgress) -> None:
+        if progress.reading is not None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Terminated):
+        run(plan, tmp_path, steps=3, on_progress=interrupt)
+    kept = latest_checkpoint(tmp_path)
+    assert kept is not None and kept.name == "checkpoint-3"
+    assert run(plan, tmp_path, steps=3, resume=True).readings[-1].step == 3
 
 
 def test_within_an_epoch_there_are_readings_and_checkpoints_to_go_on_from(
