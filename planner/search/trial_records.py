@@ -221,7 +221,7 @@ def usable_trial(trial: FrozenTrial, space: Space) -> tuple[FrozenTrial, TrialRe
         )
     except BudgetplanError:
         raise
-    except Exception as error:  # Optuna compares and converts whatever the database holds
+    except Exception as error:  # Optuna compares and converts any content of the database
         raise InputError(f"trial {trial.number} was not written by budgetplan") from error
     return usable, result
 
