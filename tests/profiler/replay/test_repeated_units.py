@@ -81,6 +81,14 @@ def test_the_log_is_that_of_a_whole_step(model: str, method: str, option: str) -
     assert told.boundary_bytes == true.boundary_bytes
 
 
+def test_units_with_two_results_all_run() -> None:
+    given = candidate("mvitv2_tiny", "head", micro_batch=2)
+    options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
+    log, true = replay_step(given, device=GPU, options=options), whole(given)
+    assert log.ticks == true.ticks
+    assert log.peak_bytes == true.peak_bytes
+
+
 @pytest.mark.parametrize(
     "option", [Decision.KEEP, Decision.DROP_CHEAP, Decision.RECOMPUTE, "parts:all"]
 )
