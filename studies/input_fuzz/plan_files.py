@@ -152,7 +152,17 @@ def _mutate(data: dict[str, Any], rng: Random) -> None:
 def _value(rng: Random, old: Any) -> Any:
     kind = rng.random()
     if isinstance(old, int | float) and not isinstance(old, bool) and kind < 0.2:
-        return rng.choice((old + 1, -old, old * 2, old / 3, float(old), old * 10**6, str(old)))
+        return rng.choice(
+            (
+                old + 1,
+                -old,
+                old * 2,
+                old / 3 if abs(old) < 1e300 else 0,
+                float(str(old)[:300]),
+                old * 10**6,
+                str(old),
+            )
+        )
     if isinstance(old, str) and kind < 0.2:
         at = rng.randrange(len(old) + 1)
         return old[:at] + rng.choice(TEXTS) + old[at:]

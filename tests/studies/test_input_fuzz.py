@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import pickle
@@ -108,3 +109,18 @@ def test_the_canary_shows_that_a_pickle_was_loaded(outcome: ModuleType, tmp_path
     assert not (tmp_path / "sung").exists()
     pickle.loads(data)
     assert (tmp_path / "sung").exists()
+
+
+def test_the_summary_counts_every_row_without_a_fault() -> None:
+    summary = json.loads((STUDY / "summary.json").read_text(encoding="utf-8"))
+    readme = (STUDY / "README.md").read_text(encoding="utf-8")
+    assert set(summary["parts"]) == set(MUTANTS)
+    for name, part in summary["parts"].items():
+        rows = [
+            json.loads(line)
+            for line in gzip.decompress((STUDY / f"{name}.jsonl.gz").read_bytes()).splitlines()
+        ]
+        assert sum(row["mutants"] for row in rows) == part["mutants"]
+        assert sum(part["counts"].values()) == part["mutants"]
+        assert part["faults"] == sum(row["faults"] for row in rows) == 0
+        assert f"| `{name}` | {part['mutants']:,} |" in readme
