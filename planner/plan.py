@@ -30,6 +30,7 @@ from msgspec import Meta
 
 from planner.disk.drafts import write_file
 from planner.json_files import json_bytes, read_json, write_json
+from planner.recipe import Recipe
 from planner.scoring.accuracy_prior import EstimateKind
 from planner.scoring.netscore import Scores
 from profiler.devices.table import DEVICES, short_name
@@ -51,8 +52,8 @@ from profiler.workload import Candidate
 
 PLAN_SCHEMA = "budgetplan.plan/1"
 
-PLAN_SCHEMA_MINOR = 1
-"""1 added ``schema_minor`` itself; files without it are of minor version 0."""
+PLAN_SCHEMA_MINOR = 2
+"""1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``."""
 
 AccuracyKind = Literal["measured", EstimateKind, "none"]
 
@@ -103,6 +104,8 @@ class Plan:
         scores: NetScore and its variants; None when no accuracy is known.
         accuracy: accuracy with its origin.
         budget_bytes: device bytes of the budget that the candidate was chosen under.
+        recipe: how to train the candidate; None in plans before minor version 2, which train as
+            when they were written.
         provenance: versions, time, study, weights, data, and the origin of every number.
     """
 
@@ -112,6 +115,7 @@ class Plan:
     scores: Scores | None = None
     accuracy: Accuracy
     budget_bytes: BudgetBytes
+    recipe: Recipe | None = None
     provenance: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,6 +132,7 @@ class Plan:
             "scores": None if self.scores is None else self.scores.to_json(),
             "accuracy": self.accuracy.to_json(),
             "budget_bytes": self.budget_bytes,
+            "recipe": None if self.recipe is None else self.recipe.to_json(),
             "provenance": dict(self.provenance),
         }
 

@@ -11,9 +11,9 @@ learning rate.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ SGD_MOMENTUM = 0.9
 
 PhaseMarker = Callable[[str], AbstractContextManager[None]]
 """Takes ``input``, ``forward``, ``backward`` or ``optimizer``; the phase runs inside the result."""
+
+ParameterGroup = dict[str, Any]
+"""``params`` and options of an optimizer for them, such as ``lr`` and ``weight_decay``."""
 
 Batch = tuple[Tensor, Tensor]
 """Images [batch, 3, size, size] and class indices [batch]."""
@@ -61,6 +64,7 @@ def make_optimizer(
     method: Method | None = None,
     foreach: bool = False,
     learning_rate: float | None = None,
+    groups: Sequence[ParameterGroup] | None = None,
 ) -> Optimizer:
     """Return the optimizer of a workload over the model's trainable parameters.
 
@@ -71,14 +75,19 @@ def make_optimizer(
         foreach: whether AdamW and SGD update all parameters in one group of kernels. PyTorch
             chooses True on CUDA and False on a CPU. It decides which temporaries the step
             allocates, so it is always passed.
-        learning_rate: None for ``default_learning_rate``.
+        learning_rate: rate of parameters without one of their own; None for
+            ``default_learning_rate``.
+        groups: all trainable parameters with the learning rate and weight decay of each, as
+            PyTorch's optimizers take them; None for one group of all.
     """
     rate = learning_rate if learning_rate is not None else default_learning_rate(workload)
+    parameters = list(groups) if groups is not None else [{"params": trainable_parameters(model)}]
     if method is not None:
-        own = method.make_optimizer(model, workload, learning_rate=rate, weight_decay=WEIGHT_DECAY)
+        own = method.make_optimizer(
+            parameters, workload, learning_rate=rate, weight_decay=WEIGHT_DECAY
+        )
         if own is not None:
             return own
-    parameters = trainable_parameters(model)
     if workload.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, foreach=foreach)
     if workload.optimizer == "adamw8bit":

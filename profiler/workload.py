@@ -74,6 +74,8 @@ class Workload:
         num_classes: number of classes.
         grad_clip: largest global gradient norm; None for no clipping.
         drop_path: stochastic depth rate given to the backbone.
+        frozen_batch_norm: whether BatchNorm keeps its running statistics and normalises by them,
+            also where its scale and shift learn.
     """
 
     model: Name
@@ -90,6 +92,7 @@ class Workload:
     num_classes: Classes = 1000
     grad_clip: Scale | None = None
     drop_path: Rate = 0.0
+    frozen_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, limits in _INTEGER_RANGES.items():

@@ -34,6 +34,7 @@ LAYERS = (
     ("planner.json_files", "planner.parallel", "planner.target_device"),
     ("planner.placement",),
     ("planner.scoring", "planner.methods"),
+    ("planner.recipe",),
     ("planner.plan",),
     ("planner.json_schemas",),
     ("planner.cost",),
@@ -47,7 +48,7 @@ LAYERS = (
 
 ONLY_IMPORTERS = {
     "pynvml": ("profiler.devices",),
-    "timm": ("profiler.models",),
+    "timm": ("profiler.models", "planner.training.parameter_groups"),
     "peft": ("profiler.models",),
     "bitsandbytes": ("profiler.models", "profiler.training_step"),
     "optuna": ("planner.search",),
@@ -67,7 +68,7 @@ WITHOUT_TORCH = (
     "profiler.running.sandbox", "profiler.running.measurement", "profiler.models.methods",
     "profiler.prediction.report", "planner", "planner.api", "planner.placement",
     "planner.scoring.netscore", "planner.scoring.accuracy_prior", "planner.search.pareto",
-    "planner.plan", "planner.cost.model",
+    "planner.recipe", "planner.plan", "planner.cost.model",
 )  # fmt: skip
 """Modules that a command may import before it is known that torch is needed."""
 HEAVY = ("torch", "timm", "peft", "optuna", "click", "rich", "bitsandbytes", "pynvml")

@@ -23,6 +23,7 @@ class WorkloadOptions(TypedDict, total=False):
             method's default.
         alpha: LoRA's scaling numerator; None for twice the rank.
         dropout: dropout rate on the adapter's input (0).
+        frozen_batch_norm: whether BatchNorm keeps its running statistics (False).
         targets: module-name suffixes to adapt; None for the method's default.
         precision: ``fp32`` (the default), or autocast to ``bf16`` or ``fp16``.
         optimizer: ``adamw`` (the default), ``sgd`` or ``adamw8bit``.
@@ -37,6 +38,7 @@ class WorkloadOptions(TypedDict, total=False):
     rank: int | None
     alpha: float | None
     dropout: float
+    frozen_batch_norm: bool
     targets: Sequence[str] | None
     precision: PrecisionName
     optimizer: OptimizerName
@@ -86,6 +88,7 @@ def _workload(model: str, method: str, options: WorkloadOptions) -> Workload:
             rank=options.get("rank"),
             alpha=options.get("alpha"),
             dropout=options.get("dropout", 0.0),
+            frozen_batch_norm=options.get("frozen_batch_norm", False),
             targets=None if targets is None else tuple(targets),
             micro_batch=options.get("batch_size", 32),
             accumulation=options.get("accumulate", 1),

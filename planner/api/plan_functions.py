@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from planner.recommendation.request import Notify
     from planner.training.adaptive_rule import AdaptiveRule
     from planner.training.history import TrainProgress, TrainResult
+    from planner.training.resolve_recipe import RecipeName
     from profiler.devices.table import DeviceSpec
 
 FP16_TRAINING_ON_CPU = (
@@ -99,12 +100,14 @@ def train(
     *,
     out: str | Path | None = None,
     data: str | None = None,
-    epochs: int = 10,
+    epochs: int | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     resume: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    recipe: RecipeName = "plan",
     learning_rate: float | None = None,
+    balance: bool | None = None,
     checkpoint: str | None = None,
     threshold: float = 0.5,
     vram: int | str | None = None,
@@ -120,12 +123,14 @@ def train(
         plan: plan, or the path of a plan file.
         out: folder of the result; None for ``trained/`` and the name of the plan's file.
         data: name of a data set, or a folder; None for the plan's data.
-        epochs: epochs in all, those before a resume included.
+        epochs: epochs in all, those before a resume included; None for the recipe's.
         steps: optimizer steps in all, in place of ``epochs``.
         minutes: duration after which the run ends with the current step.
         resume: continue from the last checkpoint in ``out``.
         device: ``auto`` takes a GPU if there is one.
-        learning_rate: learning rate; None for the default of the method and the weights.
+        recipe: the plan's recipe, the ``default`` one for this data, or the ``paper``'s.
+        learning_rate: learning rate in place of the recipe's.
+        balance: draw each class equally often; None for the recipe's choice.
         checkpoint: placement policy in place of the plan's placement; None for the plan's.
             ``adaptive`` decides while training.
         threshold: share of the budget at which ``adaptive`` starts to recompute.
@@ -143,9 +148,10 @@ def train(
         MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
     """
     from planner.training.checkpoints import latest_checkpoint
-    from planner.training.loop import train as run
     from planner.training.output_folder import training_folder
+    from planner.training.resolve_recipe import RecipeChanges
     from planner.training.run_options import RunOptions
+    from planner.training.training_run import train as run
 
     content = _plan(plan)
     output = _default_folder(plan) if out is None else Path(out)
@@ -166,11 +172,12 @@ def train(
             return run(
                 placed,
                 options,
-                epochs=epochs,
+                changes=RecipeChanges(
+                    recipe=recipe, learning_rate=learning_rate, epochs=epochs, balance=balance
+                ),
                 minutes=minutes,
                 output=output,
                 resume=resume,
-                learning_rate=learning_rate,
                 rule=rule,
                 on_progress=on_progress,
                 on_interrupt=on_interrupt,

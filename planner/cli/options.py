@@ -179,6 +179,11 @@ _WORKLOAD_OPTIONS = (
         type=Names(),
         help="Module-name suffixes to adapt, separated by commas. [default: the method's own]",
     ),
+    click.option(
+        "--frozen-batch-norm",
+        is_flag=True,
+        help="Keep BatchNorm's running statistics, also where its scale and shift learn.",
+    ),
     click.option("--batch-size", type=positive, required=True, help="Images in a micro-batch."),
     click.option(
         "--accumulate",

@@ -101,7 +101,7 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
 @plan_argument
 @data_option
 @click.option(
-    "--epochs", type=positive, default=10, show_default=True, help="Number of epochs in all."
+    "--epochs", type=positive, help="Number of epochs in all. [default: the plan's recipe]"
 )
 @click.option("--steps", type=positive, help="Optimizer steps in all, in place of --epochs.")
 @click.option(
@@ -127,9 +127,17 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
     help="Device of the training; auto takes a GPU if there is one.",
 )
 @click.option(
-    "--learning-rate",
-    type=float,
-    help="Learning rate. [default: depends on the method and the weights]",
+    "--recipe",
+    type=click.Choice(["plan", "default", "paper"]),
+    default="plan",
+    show_default=True,
+    help="Recipe: the plan's, the default for this data, or that of arXiv 2607.02158.",
+)
+@click.option("--learning-rate", type=float, help="Learning rate. [default: the recipe's]")
+@click.option(
+    "--balance/--no-balance",
+    default=None,
+    help="Draw each class equally often. [default: the recipe's choice]",
 )
 @click.option(
     "--checkpoint",
@@ -148,13 +156,15 @@ def train(
     plan: Path,
     as_json: bool,
     data: str | None,
-    epochs: int,
+    epochs: int | None,
     steps: int | None,
     minutes: float | None,
     resume: bool,
     out: Path | None,
     device: Literal["auto", "cpu", "cuda"],
+    recipe: Literal["plan", "default", "paper"],
     learning_rate: float | None,
+    balance: bool | None,
     checkpoint: str | None,
     vram: int | None,
     threshold: float,
@@ -174,7 +184,9 @@ def train(
             minutes=minutes,
             resume=resume,
             device=device,
+            recipe=recipe,
             learning_rate=learning_rate,
+            balance=balance,
             checkpoint=checkpoint,
             threshold=threshold,
             vram=vram,
@@ -215,6 +227,6 @@ def _show_step(at: TrainProgress, notify: Notify, *, readings_to_stderr: bool) -
         line = (
             f"{seen.seconds / 60:.1f} min, step {seen.step} ({at.step} of {at.steps} in epoch "
             f"{at.epoch}): loss {seen.loss:.3f}, {100 * seen.accuracy:.1f} % of {seen.images} "
-            "test images right"
+            f"{seen.part} images right"
         )
         click.echo(line, err=readings_to_stderr)

@@ -13,11 +13,14 @@ from planner.recommendation.request import Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import LOWEST_ACCURACY, Scores, compute_scores
 from planner.search.problem import SearchResult
+from profiler.models import backbones
 from profiler.records import Report
 from profiler.units import MIB
 
 if TYPE_CHECKING:
+    from planner.recipe import Recipe
     from planner.training.validation import Validation
+    from profiler.workload import Workload
 
 
 def build_entry(request: Request, found: SearchResult, checked: CheckedCandidate) -> FrontEntry:
@@ -32,6 +35,7 @@ def build_entry(request: Request, found: SearchResult, checked: CheckedCandidate
         scores=plan_scores(accuracy, checked.prediction, validation),
         accuracy=accuracy,
         budget_bytes=request.budget_bytes,
+        recipe=plan_recipe(request, checked.candidate.workload),
         provenance=plan_provenance(request, found, checked, expected),
     )
     return FrontEntry(
@@ -41,6 +45,23 @@ def build_entry(request: Request, found: SearchResult, checked: CheckedCandidate
         expected=expected,
         validation=validation,
         host_prediction=checked.host_prediction,
+    )
+
+
+def plan_recipe(request: Request, workload: Workload) -> Recipe:
+    """Return the default recipe of a candidate for the images of a request."""
+    from planner.training.choose_recipe import default_recipe
+
+    return default_recipe(
+        workload,
+        backbones.build(
+            workload.model,
+            num_classes=workload.num_classes,
+            image_size=workload.image_size,
+            device="meta",
+        ),
+        weights="pretrained" if request.trains_pretrained else "random",
+        train_images=request.train_images,
     )
 
 

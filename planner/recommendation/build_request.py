@@ -79,7 +79,12 @@ def build_request(
     name = backbones.resolve(model)
     size = image_size or backbones.native_image_size(name)
     num_classes, source = data_facts(data, image_size=size)
-    base = Workload(model=name, image_size=size, num_classes=num_classes)
+    base = Workload(
+        model=name,
+        image_size=size,
+        num_classes=num_classes,
+        frozen_batch_norm=(pretrained or weights is not None) and _has_batch_norm(name),
+    )
     check_forward(base.replace(micro_batch=2))
     weight_notes = () if weights is None else check_weights(base, weights)
     runs_on_cpu = target.runs_on == "cpu" and validations > 0
@@ -121,6 +126,18 @@ def build_request(
         source=source,
         weight_notes=weight_notes,
     )
+
+
+def _has_batch_norm(model: str) -> bool:
+    """Return whether a backbone has BatchNorm.
+
+    On pretrained weights it then keeps its statistics: in four epochs of digits at 64 px,
+    EfficientNet-Lite0 reached 99 % with them and 95 % with those of micro-batches of 4, and with
+    the classifier and BatchNorm alone 95 % and 83 % (studies/recipes).
+    """
+    size = backbones.native_image_size(model)
+    built = backbones.build(model, num_classes=1, image_size=size, device="meta")
+    return backbones.has_batch_norm(built)
 
 
 def _searched_methods(

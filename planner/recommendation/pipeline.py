@@ -94,6 +94,8 @@ def search_problem(request: Request) -> SearchProblem:
         device=device_spec(request.device.name),
         budget_bytes=request.budget_bytes,
         data=request.run.data,
+        # The published results of named data sets know their number of images.
+        train_images=None if request.source is None else request.source.train_images,
         # The plan will fine-tune pretrained weights, even if they cannot be loaded here and now.
         pretrained=request.run.pretrained or request.run.weights is not None,
     )

@@ -52,7 +52,7 @@ class Request:
         out: folder of the plan files.
         left_out: methods and precisions that are not searched.
         source: origin of the images of a folder; None for a named data set.
-        weight_notes: sentences on what was taken from the weights file.
+        weight_notes: sentences on the content of the weights file.
     """
 
     space: Space
@@ -69,6 +69,20 @@ class Request:
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
     weight_notes: tuple[str, ...] = ()
+
+    @property
+    def train_images(self) -> int:
+        """Number of training images, those of the selection part not included."""
+        if self.source is not None:
+            return self.source.train_images
+        named = find_named(self.run.data)
+        assert named is not None, self.run.data
+        return named[0].train_images
+
+    @property
+    def trains_pretrained(self) -> bool:
+        """Whether plans begin with pretrained weights, even if they cannot be loaded here."""
+        return self.run.pretrained or self.run.weights is not None
 
 
 def data_facts(data: str, *, image_size: int) -> tuple[int, DataSource | None]:

@@ -7,8 +7,9 @@
 
 The effective batch is the same for every point: a smaller micro-batch is accumulated more often.
 Two points therefore differ in cost and not in the optimizer's gradients. Backbones with BatchNorm
-are the exception, because their statistics are those of a micro-batch. Every dimension is finite,
-and ``Space.assignments`` enumerates all points.
+are the exception if their statistics are those of a micro-batch, which on pretrained weights they
+are not (``Workload.frozen_batch_norm``). Every dimension is finite, and ``Space.assignments``
+enumerates all points.
 """
 
 from __future__ import annotations

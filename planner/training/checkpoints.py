@@ -4,6 +4,7 @@
       learned.safetensors  trained tensors
       state.pt             optimizer, gradient scaler, random states, placement
       progress.json        progress of the training, and its identity
+    best-epoch/            trained tensors of the epoch with the best selection accuracy
 
 A resume is refused if the identity (workload, data, seed, learning rate, ...) differs.
 """
@@ -27,6 +28,7 @@ from profiler.models.methods.save_load import load_trained_tensors, save_trained
 
 _PREFIX = "checkpoint-"
 _PROGRESS_FILE = "progress.json"
+BEST_FOLDER = "best-epoch"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class TrainState:
         steps: steps done in the current epoch.
         loss: sum of the losses of these steps.
         epoch_began: value of ``seconds`` at the beginning of the current epoch.
+        best: selection reading of the epoch whose tensors are kept; None before the first.
     """
 
     epochs: list[EpochResult] = field(default_factory=list)
@@ -48,6 +51,7 @@ class TrainState:
     steps: NonNegativeInt = 0
     loss: float = 0.0
     epoch_began: NonNegativeFloat = 0.0
+    best: AccuracyReading | None = None
 
     @property
     def epoch(self) -> int:
@@ -169,3 +173,24 @@ def _difference(key: str, was: object, now: object) -> tuple[str, object, object
 def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def save_best_epoch(output: Path, session: Session) -> None:
+    """Keep the trained tensors of the best epoch so far, in place of the one before."""
+    with draft_folder(output / BEST_FOLDER, remedy="free some space") as draft:
+        save_trained_tensors(session.model, draft, method=session.built.method.name)
+
+
+def load_best_epoch(output: Path, session: Session) -> None:
+    """Restore the trained tensors of the best epoch.
+
+    Raises:
+        InputError: they are missing or damaged.
+    """
+    load_trained_tensors(session.model, output / BEST_FOLDER, method=session.built.method.name)
+
+
+def remove_best_epoch(output: Path) -> None:
+    """Remove the tensors of the best epoch, after they were saved as the model."""
+    if (output / BEST_FOLDER).exists():
+        discard_folder(output / BEST_FOLDER)

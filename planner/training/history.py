@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from planner.training.learning_rate import LearningRate
+from planner.recipe import Recipe
 from profiler.errors import InputError
 from profiler.json_records import (
     Fraction,
@@ -25,27 +25,60 @@ from profiler.placement import Placement, PolicyChoice, placement_from_json, pla
 TRAINING_SCHEMA = "budgetplan.training/1"
 
 TRAINING_SCHEMA_MINOR = 2
-"""1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 added ``weights.notes``, and
-``selection_images``, ``skip_reasons`` and ``copied_images`` of ``data``."""
+"""1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 added ``weights.notes``, ``recipe``,
+``selected_step``, the ``part`` and ``mean_class_accuracy`` of a reading, and ``selection_images``,
+``skip_reasons`` and ``copied_images`` of ``data``."""
+
+Part = Literal["selection", "test"]
+"""Part of a data set that is evaluated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRate:
+    """A learning rate and the reason for it.
+
+    Attributes:
+        value: rate after the warm-up.
+        warm_up_steps: number of steps over which the rate rises linearly; 0 for none.
+        reason: reason for the value, as one clause.
+    """
+
+    value: float
+    warm_up_steps: int
+    reason: str
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """Return the learning rate of a recipe."""
+        return cls(
+            value=recipe.learning_rate,
+            warm_up_steps=recipe.warm_up_steps,
+            reason=recipe.source,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyReading:
-    """Test accuracy at one moment of a training.
+    """Accuracy at one moment of a training.
 
     Attributes:
         step: optimizer steps done.
         seconds: duration of the training so far, with evaluations and earlier runs.
         loss: mean training loss over this epoch so far.
         accuracy: fraction of ``images`` classified right.
-        images: number of test images evaluated.
+        mean_class_accuracy: mean over classes of the fraction of a class's images classified right;
+            None in records before minor version 2.
+        images: number of images evaluated.
+        part: part of the data set that they are from.
     """
 
     step: PositiveInt
     seconds: NonNegativeFloat
     loss: float
     accuracy: Fraction
+    mean_class_accuracy: Fraction | None = None
     images: PositiveInt
+    part: Part = "test"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +113,8 @@ class EpochResult:
     Attributes:
         epoch: number of the epoch, from 1.
         loss: mean training loss over its steps.
-        accuracy: fraction of all test images classified right at its end.
+        accuracy: fraction of the monitored part classified right at its end: the selection part, or
+            the test part where the recipe selects no epoch.
         seconds: duration, evaluations included.
     """
 
@@ -111,6 +145,8 @@ class TrainResult:
         epochs: whole epochs, those before a resume included.
         readings: accuracy over the training; the last is over all test images.
         learning_rate: learning rate with its reason.
+        recipe: recipe of the training; None in records before minor version 2.
+        selected_step: step whose tensors were saved; None for the last one.
         seed: seed of the run; None in records of minor version 0.
         weights: origin of the backbone's weights; shown beside every accuracy.
         weights_file: file of the weights; None if they came from elsewhere.
@@ -125,6 +161,8 @@ class TrainResult:
     epochs: tuple[EpochResult, ...]
     readings: tuple[AccuracyReading, ...]
     learning_rate: LearningRate
+    recipe: Recipe | None = None
+    selected_step: PositiveInt | None = None
     seed: int | None = None
     weights: WeightSource
     weights_file: WeightsFile | None = None
@@ -153,6 +191,8 @@ class TrainResult:
             "readings": [asdict(reading) for reading in self.readings],
             "accuracy": self.accuracy,
             "learning_rate": asdict(self.learning_rate),
+            "recipe": None if self.recipe is None else self.recipe.to_json(),
+            "selected_step": self.selected_step,
             "seed": self.seed,
             "weights": asdict(self.weights),
             "weights_file": None if self.weights_file is None else asdict(self.weights_file),

@@ -1,17 +1,17 @@
-"""Train the candidate of a plan: its model, method, placement, batch, precision and optimizer.
+"""The loop of a training: steps, evaluations, checkpoints, the best epoch and the end.
 
-    train          epochs of steps with test accuracy in between; saves the result
-    TrainingLoop   the loop itself: steps, evaluations, checkpoints and the end
+    LoopImages     the images that a recipe trains on, and those that it evaluates on
+    TrainingLoop   the loop
 
-One step is ``profiler.training_step.TrainingStep``, the code that was predicted and measured. The
-learning rate is constant, as in the code of arXiv 2607.02158; with random weights it first rises
-linearly. An epoch has whole steps only; the images left over, fewer than a step takes, differ from
-epoch to epoch. After an epoch and at the end, the accuracy is over all test images. Once a
-minute in between, it is over a small sample. Each reading records its number of images.
+One step is ``profiler.training_step.TrainingStep``, the code that was predicted and measured. An
+epoch has whole steps only; the images left over, fewer than a step takes, differ from epoch to
+epoch. After each epoch the accuracy is over the whole selection part, and the best epoch's tensors
+are kept; training stops early if the recipe says so. Once a minute in between, it is over a small
+sample. The test part is evaluated once, at the end, with the best epoch's tensors. A recipe that
+selects no epoch trains on the selection images too and evaluates on the test part throughout.
 
-The output folder is described in planner/training/trained_model.py, and its checkpoints in
-planner/training/checkpoints.py. A checkpoint is written after every epoch and once a minute. A
-resumed training ends as an uninterrupted one would, on a CPU bit for bit.
+A checkpoint is written after every epoch and once a minute. A resumed training ends as an
+uninterrupted one would, on a CPU bit for bit.
 
 Out of memory: if the allocator refuses memory in forward or backward, the session repeats the step
 under a tighter placement and the training continues under it (planner/training/session.py). An
@@ -25,47 +25,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
-import torch
-
-from planner.json_files import write_json
-from planner.plan import Plan, versions, write_plan
-from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
-from planner.training.checkpoints import (
-    TrainState,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from planner.training.evaluate import accuracy
-from planner.training.history import AccuracyReading, TrainProgress, TrainResult, WeightsFile
+from planner.training.checkpoints import TrainState, load_best_epoch, save_best_epoch
+from planner.training.evaluate import evaluate_images
+from planner.training.history import AccuracyReading, Part, TrainProgress
 from planner.training.images.batches import batch_loader
-from planner.training.images.image_set import ImageData, ImageSet
 from planner.training.interrupt import InterruptFlag
-from planner.training.learning_rate import choose_learning_rate
-from planner.training.plan_check import check_against_model, check_data, load_data_for
-from planner.training.run_options import RunOptions
-from planner.training.session import Session
-from planner.training.trained_model import (
-    HISTORY_FILE,
-    MODEL_FOLDER,
-    PLAN_FILE,
-    save_model,
-    weights_file_of,
-)
-from planner.training.training_device import cap_to_budget, device_type
-from profiler.errors import InputError, MeasurementError, UnknownNameError, UsageError
-from profiler.models.build import build_model
+from profiler.errors import MeasurementError
 from profiler.training_step import Batch, gc_frozen
-from profiler.workload import Candidate
 
 if TYPE_CHECKING:
-    from planner.cost.model import CostModel
+    from planner.recipe import Recipe
+    from planner.training.images.image_set import ImageData, ImageSet
+    from planner.training.session import Session
+    from profiler.workload import Workload
 
 INTERIM_SECONDS = 60.0
 """Seconds of training between two evaluations (and checkpoints) within an epoch."""
@@ -73,83 +50,48 @@ INTERIM_SECONDS = 60.0
 INTERIM_IMAGES = 64
 """Images of an evaluation within an epoch: a few seconds on a slow CPU, standard error <= 6 %."""
 
+NOT_LEARNING = (
+    "the loss of the first epoch is not below that of guessing, so nothing was learned yet: "
+    "try another --learning-rate, more epochs, or another method"
+)
 
-def train(
-    plan: Plan,
-    options: RunOptions,
-    *,
-    epochs: int,
-    output: Path,
-    images: ImageData | None = None,
-    minutes: float | None = None,
-    resume: bool = False,
-    learning_rate: float | None = None,
-    tighter: Sequence[Candidate] | None = None,
-    rule: AdaptiveRule | None = None,
-    on_progress: Callable[[TrainProgress], None] | None = None,
-    on_interrupt: Callable[[], None] | None = None,
-) -> TrainResult:
-    """Train the candidate of a plan and save the result.
 
-    Args:
-        plan: plan to train.
-        options: data, device, seed and weights; ``steps`` is the number of optimizer steps in all,
-            in place of ``epochs``. On CUDA the allocator is capped at the plan's budget.
-        epochs: number of epochs in all, those before a resume included.
-        output: folder of the result.
-        images: data set that is loaded already, in place of ``options.data``.
-        minutes: time limit of this run; the training ends after the step that exceeds it.
-        resume: whether to continue from the folder's checkpoint. The placement may differ from that
-            of the interrupted run.
-        learning_rate: learning rate; None to choose one.
-        tighter: candidates to step down to when memory runs out; None to compute them.
-        rule: the adaptive rule, followed in place of the plan's placement.
-        on_progress: called after each step and each evaluation.
-        on_interrupt: called in the signal handler when a first Ctrl-C waits for the step to end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopImages:
+    """The images of a training.
 
-    Raises:
-        InputError: the plan does not fit the model or the data, or there is nothing to resume.
-        DeviceError: the device is not in this machine.
-        MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
-        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint of the last step is in the folder.
+    Attributes:
+        train: images to train on.
+        monitor: images that are evaluated after each epoch.
+        monitor_part: part of the data set that they are.
+        test: images that are evaluated at the end.
+        num_classes: number of classes.
     """
-    for name, given in (("epochs", epochs), ("minutes", minutes)):
-        if given is not None and not given > 0:
-            raise UsageError(f"{name} must be positive, got {given!r}")
-    device_type(options.device)
-    reference = check_against_model(plan)
-    workload = plan.candidate.workload
-    if images is None:
-        images = load_data_for(workload, options.data, backbone=reference.backbone)
-    check_data(images, workload)
-    checkpoint = _check_output(output, resume=resume)
 
-    torch.manual_seed(options.seed)
-    steps_per_epoch = len(images.training_whole()) // workload.effective_batch
-    last_step = options.steps or epochs * steps_per_epoch
-    session = _open_session(
-        plan, options, last_step=last_step, learning_rate=learning_rate, tighter=tighter, rule=rule
-    )
-    weights_file = weights_file_of(options.weights)
-    identity = _resume_identity(plan, options, images, session, rule)
-    state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
-    write_plan(plan, output / PLAN_FILE)
-    TrainingLoop(
-        session,
-        images,
-        state,
-        last_step=last_step,
-        limit_seconds=None if minutes is None else 60 * minutes,
-        seed=options.seed,
-        save=partial(save_checkpoint, output, session, state, identity),
-        on_progress=on_progress,
-        interrupt=InterruptFlag(on_interrupt),
-    ).run()
-    session.close()
-    result = _result(session, images, state, options, weights_file=weights_file, output=output)
-    save_model(session.built, output / MODEL_FOLDER)
-    write_json(result.to_json(), output / HISTORY_FILE)
-    return result
+    train: ImageSet
+    monitor: ImageSet
+    monitor_part: Part
+    test: ImageSet
+    num_classes: int
+
+    @classmethod
+    def of(cls, images: ImageData, recipe: Recipe) -> Self:
+        """Return the images that a recipe uses."""
+        selects = recipe.selects_epoch
+        train = images.train if selects else images.training_whole()
+        if not recipe.augment:
+            train = replace(train, crop=images.test.crop, mirror=False)
+        return cls(
+            train=train,
+            monitor=images.selection if selects else images.test,
+            monitor_part="selection" if selects else "test",
+            test=images.test,
+            num_classes=images.num_classes,
+        )
+
+    def steps_per_epoch(self, workload: Workload) -> int:
+        """Return the number of whole steps in an epoch."""
+        return len(self.train) // workload.effective_batch
 
 
 class TrainingLoop:
@@ -159,9 +101,9 @@ class TrainingLoop:
         session: the model in training.
         images: images to train and to evaluate on.
         state: progress of the training, kept up to date.
-        last_step: optimizer step after which the training ends.
         limit_seconds: time limit of this run; None for no limit.
         seed: seed of the order of images.
+        output: folder that keeps the best epoch's tensors.
         save: writes a checkpoint.
         on_progress: called after each step and each evaluation; None for no call.
         interrupt: flag that Ctrl-C sets.
@@ -170,23 +112,22 @@ class TrainingLoop:
     def __init__(
         self,
         session: Session,
-        images: ImageData,
+        images: LoopImages,
         state: TrainState,
         *,
-        last_step: int,
         limit_seconds: float | None,
         seed: int,
+        output: Path,
         save: Callable[[], None],
         on_progress: Callable[[TrainProgress], None] | None,
         interrupt: InterruptFlag,
     ) -> None:
         self._session, self._images, self._state = session, images, state
-        self._last_step, self._seed = last_step, seed
+        self._recipe, self._last_step = session.recipe, session.total_steps
+        self._seed, self._output = seed, output
         self._save, self._on_progress, self._interrupt = save, on_progress, interrupt
-        self._interim_images = images.test.sample(INTERIM_IMAGES, seed=seed)
-        self._training_images = images.training_whole()
-        effective_batch = session.step.workload.effective_batch
-        self._steps_per_epoch = len(self._training_images) // effective_batch
+        self._interim_images = images.monitor.sample(INTERIM_IMAGES, seed=seed)
+        self._steps_per_epoch = images.steps_per_epoch(session.step.workload)
         self._clock = _Clock(state.seconds, limit_seconds)
         self._evaluated_at = state.seconds
 
@@ -201,18 +142,34 @@ class TrainingLoop:
         with self._interrupt.installed(), gc_frozen():
             while not self._is_over:
                 self._train_epoch()
-            readings, step = self._state.readings, self._session.step.global_step
-            if not self._interrupt.is_set and (not readings or readings[-1].step < step):
-                self._evaluate(self._images.test)
+            if not self._interrupt.is_set:
+                self._finish()
+            elif self._state.steps:
                 self._save()
         if self._interrupt.is_set:
-            if self._state.steps:
-                self._save()
             raise self._interrupt.interrupt()
+
+    def _finish(self) -> None:
+        """Evaluate what no reading covers; then test the best epoch, whose tensors are kept."""
+        state, step = self._state, self._session.step.global_step
+        if not state.readings or state.readings[-1].step < step:
+            self._evaluate_epoch()
+            self._save()
+        if self._recipe.selects_epoch and not self._interrupt.is_set:
+            load_best_epoch(self._output, self._session)
+            self._evaluate(self._images.test, "test")
+
+    @property
+    def _mean_loss(self) -> float:
+        """Mean loss of the current epoch, or of the last one at its end."""
+        state = self._state
+        return state.mean_loss if state.steps else state.epochs[-1].loss
 
     @property
     def _is_over(self) -> bool:
         if self._interrupt.is_set or self._session.step.global_step >= self._last_step:
+            return True
+        if self._epochs_without_gain() >= (self._recipe.patience_epochs or math.inf):
             return True
         # The state's time moves with the steps, so that each run takes at least one step.
         return self._clock.is_up(self._state.seconds)
@@ -222,12 +179,13 @@ class TrainingLoop:
         state, workload = self._state, self._session.step.workload
         batches = iter(
             batch_loader(
-                self._training_images,
+                self._images.train,
                 batch_size=workload.micro_batch,
                 shuffle=True,
                 seed=self._seed,
                 drop_last=True,
                 epoch=state.epoch,
+                balance=self._recipe.balance,
                 skip=state.steps * workload.effective_batch,
             )
         )
@@ -235,10 +193,10 @@ class TrainingLoop:
             self._train_step(batches)
             since = self._clock.seconds() - self._evaluated_at
             if state.steps < self._steps_per_epoch and since >= INTERIM_SECONDS:
-                self._evaluate(self._interim_images)
+                self._evaluate(self._interim_images, self._images.monitor_part)
                 self._save()
         if state.steps == self._steps_per_epoch:
-            state.end_epoch(self._evaluate(self._images.test))
+            state.end_epoch(self._evaluate_epoch())
             self._save()
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
@@ -255,10 +213,27 @@ class TrainingLoop:
             )
         self._report(message="; ".join(session.step_downs[step_downs_before:]))
 
-    def _evaluate(self, images: ImageSet) -> AccuracyReading:
+    def _evaluate_epoch(self) -> AccuracyReading:
+        """Evaluate on the monitored part; keep the tensors if they are the best so far."""
+        state = self._state
+        reading = self._evaluate(self._images.monitor, self._images.monitor_part)
+        if self._recipe.selects_epoch and (
+            state.best is None or reading.accuracy > state.best.accuracy
+        ):
+            save_best_epoch(self._output, self._session)
+            state.best = reading
+        return reading
+
+    def _epochs_without_gain(self) -> int:
+        """Return the number of whole epochs after the best one."""
+        if self._state.best is None:
+            return 0
+        return len(self._state.epochs) - self._state.best.step // self._steps_per_epoch
+
+    def _evaluate(self, images: ImageSet, part: Part) -> AccuracyReading:
         """Evaluate on some images and record the reading."""
         session, state = self._session, self._state
-        fraction = accuracy(
+        found = evaluate_images(
             session.model,
             images,
             batch_size=session.step.workload.micro_batch,
@@ -269,12 +244,18 @@ class TrainingLoop:
         reading = AccuracyReading(
             step=session.step.global_step,
             seconds=state.seconds,
-            loss=state.mean_loss,
-            accuracy=fraction,
-            images=len(images),
+            loss=self._mean_loss,
+            accuracy=found.accuracy,
+            mean_class_accuracy=found.mean_class_accuracy,
+            images=found.images,
+            part=part,
         )
         state.readings.append(reading)
-        self._report(reading=reading)
+        is_first_epoch = state.epoch == 1 and state.steps == self._steps_per_epoch
+        is_guessing = self._mean_loss >= math.log(self._images.num_classes)
+        self._report(
+            reading=reading, message=NOT_LEARNING if is_first_epoch and is_guessing else ""
+        )
         return reading
 
     def _report(self, *, reading: AccuracyReading | None = None, message: str = "") -> None:
@@ -289,7 +270,7 @@ class TrainingLoop:
                 step=state.steps,
                 steps=self._steps_per_epoch,
                 done=min(1.0, max(done, self._clock.share(state.seconds))),
-                loss=state.mean_loss,
+                loss=self._mean_loss,
                 reading=reading,
                 message=message,
             )
@@ -318,113 +299,3 @@ class _Clock:
     def is_up(self, seconds: float) -> bool:
         """Return whether a duration has reached this run's limit."""
         return self._limit is not None and seconds - self._before >= self._limit
-
-
-def _check_output(output: Path, *, resume: bool) -> Path | None:
-    """Return the checkpoint to continue from; None for a new training."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; give a folder for the result")
-    checkpoint = latest_checkpoint(output)
-    if resume and checkpoint is None:
-        raise InputError(f"there is nothing to resume in {output}; leave --resume out")
-    if not resume and checkpoint is not None:
-        raise InputError(
-            f"{output} holds a training already; use --resume to continue it, or another folder"
-        )
-    return checkpoint if resume else None
-
-
-def _open_session(
-    plan: Plan,
-    options: RunOptions,
-    *,
-    last_step: int,
-    learning_rate: float | None,
-    tighter: Sequence[Candidate] | None,
-    rule: AdaptiveRule | None,
-) -> Session:
-    """Build the model of a plan on its device and return its session."""
-    workload = plan.candidate.workload
-    # On a CPU the reader counts from its own call on, so it comes before the model.
-    live_bytes = None if rule is None else live_bytes_reader(options.device)
-    built = build_model(workload, weights=options.weights, pretrained=options.pretrained)
-    kind = device_type(options.device)
-    if kind == "cuda":
-        cap_to_budget(plan)
-    built.model.to(options.device).train()
-    return Session(
-        candidate=plan.candidate,
-        built=built,
-        device=options.device,
-        rate=choose_learning_rate(workload, built, given=learning_rate),
-        total_steps=last_step,
-        tighter=tighter,
-        cost=_cost_model(plan, kind),
-        rule=rule,
-        live_bytes=live_bytes,
-    )
-
-
-def _resume_identity(
-    plan: Plan,
-    options: RunOptions,
-    images: ImageData,
-    session: Session,
-    rule: AdaptiveRule | None,
-) -> dict[str, Any]:
-    """Return the data that a resumed training must have in common with the interrupted one."""
-    return {
-        "workload": plan.candidate.workload.to_json(),
-        "data": images.source.fingerprint,
-        "weights": session.built.weights.kind,
-        "weights file": str(options.weights) if options.weights is not None else None,
-        "seed": options.seed,
-        "learning rate": session.rate.value,
-        "adaptive rule": None if rule is None else asdict(rule),
-    }
-
-
-def _cost_model(plan: Plan, kind: str) -> CostModel | None:
-    """Return the cost model that computes tighter placements, or None.
-
-    On CUDA it is that of the device that was planned for; None if that is no GPU of the table.
-    """
-    from planner.cost.model import CostModel
-    from profiler.devices.table import CPU, device_spec
-    from profiler.store import Store
-
-    planned = plan.prediction.device
-    if kind == "cpu":
-        return CostModel(CPU, Store.default())
-    if planned.kind != "cuda":
-        return None
-    try:
-        return CostModel(device_spec(planned.name), Store.default())
-    except UnknownNameError:  # a GPU of another machine, measured there, that the table lacks
-        return None
-
-
-def _result(
-    session: Session,
-    images: ImageData,
-    state: TrainState,
-    options: RunOptions,
-    *,
-    weights_file: WeightsFile | None,
-    output: Path,
-) -> TrainResult:
-    """Return the record of a training that has ended."""
-    return TrainResult(
-        epochs=tuple(state.epochs),
-        readings=tuple(state.readings),
-        learning_rate=session.rate,
-        seed=options.seed,
-        weights=session.built.weights,
-        weights_file=weights_file,
-        data=images.source.to_json(),
-        placement=session.candidate.placement,
-        policy=session.candidate.policy,
-        step_downs=tuple(session.step_downs),
-        versions=versions(),
-        output=output,
-    )

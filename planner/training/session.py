@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from planner.recipe import Recipe
 from planner.training.active_placement import ActivePlacement
 from planner.training.adaptive_rule import AdaptiveRule
-from planner.training.learning_rate import LearningRate
+from planner.training.parameter_groups import parameter_groups, set_learning_rate
 from planner.training.training_device import device_type
 from profiler.errors import MeasurementError
 from profiler.models.build import BuiltModel
@@ -52,7 +53,7 @@ class Session:
         candidate: workload of the model, and the placement to begin with.
         built: the model, on its device.
         device: device of the model.
-        rate: learning rate.
+        recipe: learning rate, schedule, weight decay and smoothing.
         total_steps: number of optimizer steps of the whole training.
         tighter: candidates to step down to, in order; None to compute them when needed.
         cost: cost model that computes them; None for fixed ones.
@@ -70,21 +71,23 @@ class Session:
         candidate: Candidate,
         built: BuiltModel,
         device: str,
-        rate: LearningRate,
+        recipe: Recipe,
         total_steps: int,
         tighter: Iterable[Candidate] | None = None,
         cost: CostModel | None = None,
         rule: AdaptiveRule | None = None,
         live_bytes: Callable[[], int] | None = None,
     ) -> None:
-        self.built, self.device, self.rate = built, device, rate
+        self.built, self.device, self.recipe = built, device, recipe
+        self.total_steps = total_steps
         kind, workload = device_type(device), candidate.workload
         optimizer = make_optimizer(
             self.model,
             workload,
             method=built.method,
             foreach=kind == "cuda",
-            learning_rate=rate.value,
+            learning_rate=recipe.learning_rate,
+            groups=parameter_groups(built, recipe, at_once=kind == "cuda"),
         )
         built.method.on_training_start(self.model, total_steps=total_steps)
         self.step = TrainingStep(
@@ -94,6 +97,7 @@ class Session:
             method=built.method,
             device_type=kind,
             mark=self._note_phase,
+            label_smoothing=recipe.label_smoothing,
         )
         self.step_downs: list[str] = []
         self._phase = ""
@@ -143,8 +147,8 @@ class Session:
 
     def set_rate(self) -> None:
         """Set the optimizer's learning rate to that of the next step."""
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = self.rate.at(self.step.global_step)
+        factor = self.recipe.rate_factor(self.step.global_step, total_steps=self.total_steps)
+        set_learning_rate(self.step.optimizer, self.recipe.learning_rate * factor)
 
     def _attempt(self, batches: _StepBatches) -> float | str:
         """Return the loss, or the message of the allocator's refusal.

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from planner.training.choose_recipe import default_recipe
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
-from planner.training.learning_rate import choose_learning_rate
 from planner.training.session import Session
 from planner.training.validation_messages import ValidationRequest
 from profiler.device_rules.cpu_allocator import peak_during
@@ -71,6 +71,7 @@ class ShortTraining:
         if request.device == "cpu":
             accumulation = min(2, self._workload.accumulation)
             self._workload = self._workload.replace(accumulation=accumulation)
+        self._train_images = len(images)
         self._decoded = _decode(images, self._workload, request)
         self._batches = cycle(self._decoded)
         self._session: Session | None = None
@@ -132,12 +133,19 @@ class ShortTraining:
             pretrained=request.pretrained,
         )
         built.model.to(request.device).train()
+        recipe = default_recipe(
+            request.candidate.workload,
+            built.backbone,
+            weights="random" if built.weights.kind == "random" else "pretrained",
+            train_images=self._train_images,
+        )
+        steps_per_epoch = self._train_images // request.candidate.workload.effective_batch
         session = Session(
             candidate=replace(request.candidate, workload=self._workload),
             built=built,
             device=request.device,
-            rate=choose_learning_rate(self._workload, built),
-            total_steps=request.steps,
+            recipe=recipe,
+            total_steps=max(request.steps, recipe.epochs * steps_per_epoch),
         )
         self._session = session
         run = session.step.run

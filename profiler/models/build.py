@@ -12,6 +12,7 @@ from profiler.models.backbones import WeightSource
 from profiler.models.checkpointable_units import find_units
 from profiler.models.methods import get_method
 from profiler.models.methods.base import backbone_of
+from profiler.models.methods.target_layers import freeze_statistics
 from profiler.models.zero_scales import zero_scale_note
 from profiler.workload import Workload
 
@@ -31,12 +32,15 @@ class BuiltModel:
         method: the method that made it trainable.
         units: names of the checkpointable units, as modules of the backbone, in forward order.
         weights: source of the backbone's weights.
+        has_new_classifier: whether the classifier has random values although weights were loaded;
+            False with random weights.
     """
 
     model: nn.Module
     method: Method
     units: tuple[str, ...]
     weights: WeightSource
+    has_new_classifier: bool = False
 
     @property
     def backbone(self) -> nn.Module:
@@ -69,12 +73,15 @@ def build_model(
         drop_path=workload.drop_path,
         device=device,
     )
-    if device == "meta":
-        source = WeightSource(kind="random", detail="shapes only")
-    else:
+    source, has_new_classifier = WeightSource(kind="random", detail="shapes only"), False
+    if device != "meta":
+        loads = weights is not None or pretrained
+        random_sums = _classifier_sums(backbone) if loads else []
         source = backbones.load_weights(
             backbone, workload.model, weights=weights, pretrained=pretrained
         )
+        is_loaded = loads and source.kind != "random"
+        has_new_classifier = is_loaded and _classifier_sums(backbone) == random_sums
     method = get_method(workload.method)
     reason = method.refusal(backbone, workload)
     if reason is not None:
@@ -88,7 +95,24 @@ def build_model(
         raise UsageError(
             f"{workload.method} cannot be used on {workload.model} ({reason}); use another method"
         ) from error
+    if workload.frozen_batch_norm:
+        freeze_statistics(model, also_trained=True)
     if source.kind == "random" and device != "meta":
         note = zero_scale_note(model, workload)
         source = source if note is None else replace(source, notes=(note,))
-    return BuiltModel(model=model, method=method, units=units, weights=source)
+    return BuiltModel(
+        model=model,
+        method=method,
+        units=units,
+        weights=source,
+        has_new_classifier=has_new_classifier,
+    )
+
+
+def _classifier_sums(backbone: nn.Module) -> list[float]:
+    """Return the sum of each tensor of the classifier, which tells random from loaded values.
+
+    A copy of the tensors would need their memory again.
+    """
+    heads = backbones.classifiers(backbone)
+    return [float(tensor.detach().sum()) for head in heads for tensor in head.parameters()]

@@ -2,7 +2,7 @@
 
 A backbone can refuse an image size in its forward, a library a kind of layer, and BatchNorm a
 single value for each channel. These are facts about the arguments, so they end in a usage error
-that names what works.
+that names a working choice.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def check_forward(workload: Workload) -> None:
     """Refuse a workload whose model cannot run.
 
     Raises:
-        UsageError: names the reason and what works.
+        UsageError: names the reason and a working choice.
     """
     reason = refusal_of_forward(workload)
     if reason is not None:

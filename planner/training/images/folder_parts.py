@@ -2,7 +2,7 @@
 
 A folder is a part if its name is one of ``PART_NAMES``, in any case, and it has folders in it. A
 folder ``train`` with images and without folders is the class "train". If a folder has a training
-part and one held-out part, the latter is the test part, whatever its name.
+part and one held-out part, the latter is the test part under every name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Image files, decoded by Pillow. Every error is one line that names the file.
 
 Pillow recognizes a format by the file's content. Formats that it only identifies (HDF5, MPEG) or
-hands to another program (EPS, to Ghostscript) are left out, whatever the file's suffix is.
+hands to another program (EPS, to Ghostscript) are left out under every suffix.
 """
 
 from __future__ import annotations

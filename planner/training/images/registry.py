@@ -22,6 +22,7 @@ class NamedData:
         name: name for ``--data``.
         description: origin, number and size of the images.
         num_classes: number of classes.
+        train_images: number of training images, those of the selection part not included.
         load: loader of the data set.
         variant: form of the text after a colon, such as ``DIR``; empty if there is none.
         check_variant: raises a ``UsageError`` if the text after the colon is not of that form; None
@@ -32,6 +33,7 @@ class NamedData:
     name: str
     description: str
     num_classes: int
+    train_images: int
     load: Callable[[LoadRequest], ImageData]
     variant: str = ""
     check_variant: Callable[[str], object] | None = None
@@ -43,18 +45,21 @@ _SETS = (
         name="digits",
         description="1,797 handwritten digits of 8x8 pixels (scikit-learn)",
         num_classes=10,
+        train_images=1295,
         load=load_digits,
     ),
     NamedData(
         name="animals",
         description="10,000 silhouettes of 28x28 pixels (package animal-mnist)",
         num_classes=10,
+        train_images=7200,
         load=load_animals,
     ),
     NamedData(
         name="cifar10",
         description="50,000 + 10,000 images of 32x32 pixels (torchvision)",
         num_classes=10,
+        train_images=45000,
         load=load_cifar10,
         origin="downloaded",
     ),
@@ -62,6 +67,7 @@ _SETS = (
         name="cifar100",
         description="50,000 + 10,000 images of 32x32 pixels (torchvision)",
         num_classes=100,
+        train_images=45000,
         load=load_cifar100,
         origin="downloaded",
     ),
@@ -69,6 +75,7 @@ _SETS = (
         name="dtd",
         description="Describable Textures, 1,880 images in each part (torchvision)",
         num_classes=47,
+        train_images=1880,
         load=load_dtd,
         origin="downloaded",
     ),
@@ -76,6 +83,7 @@ _SETS = (
         name="cifar10-c",
         description="CIFAR-10, tested on corrupted images (arXiv 1903.12261)",
         num_classes=10,
+        train_images=45000,
         load=load_cifar10_c,
         variant="CORRUPTION:SEVERITY",
         check_variant=parse_cifar10_c,
@@ -85,6 +93,7 @@ _SETS = (
         name="vww",
         description="Visual Wake Words, from COCO's images and boxes (arXiv 1906.05721)",
         num_classes=2,
+        train_images=106_458,
         load=load_visual_wake_words,
         variant="DIR",
         origin="copied",

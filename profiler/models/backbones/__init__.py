@@ -13,7 +13,12 @@ from profiler.models.backbones.registry import (
     native_image_size,
     resolve,
 )
-from profiler.models.backbones.timm_interface import classifier_names, image_statistics
+from profiler.models.backbones.timm_interface import (
+    classifier_names,
+    classifiers,
+    has_batch_norm,
+    image_statistics,
+)
 from profiler.models.backbones.weights import WeightSource, can_load_pretrained, load_weights
 
 __all__ = [
@@ -24,6 +29,8 @@ __all__ = [
     "build_on_meta",
     "can_load_pretrained",
     "classifier_names",
+    "classifiers",
+    "has_batch_norm",
     "image_statistics",
     "load_weights",
     "model_names",

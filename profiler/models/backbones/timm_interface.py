@@ -42,6 +42,13 @@ def classifier_names(model: nn.Module) -> list[str]:
     return names
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether a model has a BatchNorm layer."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
 def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation per channel that the backbone expects."""
     config = _config(model)

@@ -10,9 +10,10 @@ This module imports no torch, because commands that show names and summaries nee
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profiler.errors import UsageError
 
@@ -115,9 +116,21 @@ class Method(ABC):
         """
 
     def make_optimizer(
-        self, model: nn.Module, workload: Workload, *, learning_rate: float, weight_decay: float
+        self,
+        groups: Sequence[dict[str, Any]],
+        workload: Workload,
+        *,
+        learning_rate: float,
+        weight_decay: float,
     ) -> Optimizer | None:
-        """Return the method's own optimizer; None if it uses the workload's."""
+        """Return the method's own optimizer; None if it uses the workload's.
+
+        Args:
+            groups: the trainable parameters, as PyTorch's optimizers take them.
+            workload: gives rank and optimizer.
+            learning_rate: rate of groups without one.
+            weight_decay: decay of groups without one.
+        """
         return None
 
     def on_training_start(self, model: nn.Module, *, total_steps: int) -> None:

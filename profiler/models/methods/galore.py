@@ -23,7 +23,7 @@ Limitation: gradients stay full-rank. GaLore saves optimizer memory only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,11 +54,16 @@ class GaLore(Method):
         return model.requires_grad_(requires_grad=True)
 
     def make_optimizer(
-        self, model: nn.Module, workload: Workload, *, learning_rate: float, weight_decay: float
+        self,
+        groups: Sequence[dict[str, Any]],
+        workload: Workload,
+        *,
+        learning_rate: float,
+        weight_decay: float,
     ) -> Optimizer:
         """Return the low-rank AdamW."""
         return GaLoreAdamW(
-            [p for p in model.parameters() if p.requires_grad],
+            groups,
             lr=learning_rate,
             rank=self.rank(workload),
             weight_decay=weight_decay,
@@ -81,7 +86,7 @@ class GaLoreAdamW(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float = 1e-3,
         rank: int,

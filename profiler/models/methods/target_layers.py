@@ -32,10 +32,17 @@ def learn_only(model: nn.Module, names: set[str]) -> None:
     freeze_statistics(model)
 
 
-def freeze_statistics(model: nn.Module) -> None:
-    """Keep BatchNorm layers without trainable parameters in evaluation mode permanently."""
+def freeze_statistics(model: nn.Module, *, also_trained: bool = False) -> None:
+    """Keep BatchNorm layers in evaluation mode permanently.
+
+    Args:
+        model: model that holds the layers.
+        also_trained: whether layers with trainable parameters are included.
+    """
     for module in model.modules():
-        if isinstance(module, BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+        if not isinstance(module, BatchNorm):
+            continue
+        if also_trained or not any(p.requires_grad for p in module.parameters()):
             module.train(False)
             # A later model.train() must not switch the layer back.
             module.train = _stay.__get__(module)  # type: ignore[method-assign]

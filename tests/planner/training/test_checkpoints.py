@@ -56,7 +56,7 @@ def test_a_resume_that_is_not_the_same_training_is_refused(tmp_path: Path) -> No
         run(plan, tmp_path)
     with pytest.raises(InputError, match="seed was 0, is now 1"):
         run(plan, tmp_path, resume=True, seed=1)
-    with pytest.raises(InputError, match="learning rate"):
+    with pytest.raises(InputError, match="learning_rate"):
         run(plan, tmp_path, resume=True, learning_rate=1.0)
     with pytest.raises(InputError, match=r"workload.s dropout was 0\.0, is now 0\.1"):
         run(make_plan(workload(dropout=0.1)), tmp_path, resume=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from trainings import STATIC
 
-from planner.training.history import AccuracyReading, TrainResult
-from planner.training.learning_rate import LearningRate
+from planner.training.history import AccuracyReading, LearningRate, TrainResult
 from profiler.errors import InputError
 from profiler.models.backbones import WeightSource
 from profiler.placement import PolicyChoice

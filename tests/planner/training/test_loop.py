@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,16 +13,19 @@ import torch
 from plans import make_plan
 from trainings import StopError, digits, learned, run, same, workload
 
+from planner.plan import read_plan
+from planner.recipe import Recipe
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import accuracy
 from planner.training.history import TrainProgress
-from planner.training.trained_model import HISTORY_FILE
+from planner.training.trained_model import HISTORY_FILE, PLAN_FILE, load_trained
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.build import build_model
 from profiler.running.process_end import Terminated
 
 
-def test_training_learns_digits(tmp_path: Path) -> None:
+def test_training_learns_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.training.loop.INTERIM_SECONDS", math.inf)
     small = workload(model="resnet10t", method="full", rank=None, micro_batch=16, accumulation=1)
     seen: list[TrainProgress] = []
     data = digits(32, train_images=480, test_images=100)
@@ -122,6 +127,59 @@ def test_a_training_of_some_steps_ends_within_an_epoch_and_can_go_on(tmp_path: P
     assert [e.loss for e in longer.epochs] == [e.loss for e in straight.epochs]
 
 
+RECIPE = Recipe(
+    learning_rate=2e-3, warm_up_steps=2, epochs=3, weights="random", source="the test's"
+)
+
+
+def test_the_best_epoch_is_saved_and_tested_once(tmp_path: Path) -> None:
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=RECIPE)
+    data = digits(32, train_images=40, test_images=20)
+    result = run(plan, tmp_path, epochs=None)
+    on_selection = [r for r in result.readings if r.part == "selection"]
+    assert [(r.step, r.images) for r in on_selection] == [
+        (step, len(data.selection)) for step in (5, 10, 15)
+    ]
+    assert [r.part for r in result.readings] == ["selection"] * 3 + ["test"]
+    best = max(on_selection, key=lambda r: r.accuracy)
+    assert result.selected_step == best.step
+    assert [e.accuracy for e in result.epochs] == [r.accuracy for r in on_selection]
+    # the saved model is that of the best epoch: its accuracies come out again
+    model = load_trained(tmp_path)
+    assert accuracy(model, data.selection, batch_size=7) == best.accuracy
+    assert accuracy(model, data.test, batch_size=7) == result.accuracy
+    saved = read_plan(tmp_path / PLAN_FILE)
+    assert saved.recipe == result.recipe == RECIPE
+    assert {path.name for path in tmp_path.iterdir()} >= {"model", "plan.json", "training.json"}
+    assert not list(tmp_path.glob("*best*"))
+
+
+def test_a_resumed_training_by_a_recipe_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    plan = replace(make_plan(workload(micro_batch=4, dropout=0.3)), recipe=RECIPE)
+    straight = run(plan, tmp_path / "straight", epochs=None)
+
+    def interrupt(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step, progress.reading) == (2, 4, None):
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(plan, tmp_path / "resumed", epochs=None, on_progress=interrupt)
+    resumed = run(plan, tmp_path / "resumed", epochs=None, resume=True)
+    assert same(learned(tmp_path / "resumed"), learned(tmp_path / "straight"))
+    assert [r.accuracy for r in resumed.readings] == [r.accuracy for r in straight.readings]
+    assert resumed.selected_step == straight.selected_step
+
+
+def test_a_training_without_gain_stops_early(tmp_path: Path) -> None:
+    still = replace(RECIPE, learning_rate=1e-12, epochs=9, patience_epochs=2)
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=still)
+    seen: list[TrainProgress] = []
+    result = run(plan, tmp_path, epochs=None, on_progress=seen.append)
+    assert len(result.epochs) == 3
+    assert result.selected_step == 5
+    assert any("nothing was learned" in at.message for at in seen)
+
+
 def test_a_training_ends_when_its_time_is_up(tmp_path: Path) -> None:
     result = run(make_plan(workload(micro_batch=4)), tmp_path, minutes=1e-6)
     assert [r.step for r in result.readings] == [1]
@@ -147,5 +205,8 @@ def test_arguments_out_of_their_domain_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    data = digits(32, train_images=40, test_images=20)
+    bright = replace(data.train.input_format, std=(1e-38, 1e-38, 1e-38))
+    images = replace(data, train=replace(data.train, input_format=bright))
     with pytest.raises(MeasurementError, match="learning-rate"):
-        run(make_plan(workload(method="full", rank=None)), tmp_path, learning_rate=1e30)
+        run(make_plan(workload(method="full", rank=None)), tmp_path, images=images)

@@ -11,7 +11,7 @@ import torch
 
 from planner.cost.model import CostModel
 from planner.cost.step_estimate import StepEstimate
-from planner.training.learning_rate import LearningRate
+from planner.recipe import Recipe
 from planner.training.oom_fallback import tighter_placements
 from planner.training.session import Session
 from profiler.devices.table import CPU, device_spec
@@ -95,7 +95,7 @@ def train_two_steps(request: Request, progress: Callable[..., None]) -> Trained:
         candidate=Candidate(workload=LARGE),
         built=built,
         device="cpu",
-        rate=LearningRate(value=1e-3, warm_up_steps=0, reason="test"),
+        recipe=Recipe(learning_rate=1e-3, schedule="constant", epochs=1, source="test"),
         total_steps=2,
         cost=cost,
     )

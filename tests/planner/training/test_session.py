@@ -36,7 +36,7 @@ def _hook_into_build_model(monkeypatch: pytest.MonkeyPatch, hook: Any) -> None:
             made.backbone.blocks[-1].attn.register_forward_pre_hook(hook)
         return made
 
-    monkeypatch.setattr("planner.training.loop.build_model", hooked)
+    monkeypatch.setattr("planner.training.training_run.build_model", hooked)
 
 
 def test_out_of_memory_steps_down_and_loses_no_step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_an_adapter_is_saved_in_pefts_own_format(tmp_path: Path) -> None:
     again = PeftModel.from_pretrained(base, str(tmp_path / MODEL_FOLDER))
     test = digits(32, train_images=40, test_images=20).test
     assert accuracy(again, test, batch_size=8) == result.accuracy
-    assert read_plan(tmp_path / PLAN_FILE) == plan
+    assert replace(read_plan(tmp_path / PLAN_FILE), recipe=None) == plan
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "bitfit"])

@@ -13,14 +13,16 @@ from torch import Tensor
 from planner.plan import Plan
 from planner.training.history import TrainResult
 from planner.training.images.image_set import ImageData
-from planner.training.loop import train
 from planner.training.plan_check import load_data_for
+from planner.training.resolve_recipe import RecipeChanges
 from planner.training.run_options import RunOptions
 from planner.training.trained_model import MODEL_FOLDER
+from planner.training.training_run import train
 from profiler.placement import Decision, Placement
 from profiler.workload import Workload
 
 OF_RUN = {field.name for field in fields(RunOptions)}
+OF_RECIPE = {field.name for field in fields(RecipeChanges)}
 
 
 VIT = "vit_tiny_patch16_224"
@@ -59,6 +61,7 @@ def run(plan: Plan, output: Path, **changes: Any) -> TrainResult:
     }
     given |= changes
     of_run = {key: given.pop(key) for key in OF_RUN & given.keys()}
+    given["changes"] = RecipeChanges(**{key: given.pop(key) for key in OF_RECIPE & given.keys()})
     return train(plan, RunOptions(data="digits", **of_run), **given)
 
 

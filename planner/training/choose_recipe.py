@@ -1,0 +1,239 @@
+"""Choose the recipe of a training by method, backbone, weights and number of training images.
+
+    default_recipe   the recipe that ``recommend`` writes into a plan
+    paper_recipe     that of the code of arXiv 2607.02158 (``--recipe paper``)
+    earlier_recipe   that of plans without a recipe: they train as when they were written
+
+The default recipe has a linear warm-up, a cosine to zero and no decay of norms and biases. On
+pretrained weights a new classifier starts at zero, as in BiT (arXiv 1912.11370): timm's random
+classifier of EfficientNet-Lite0 is so large that a linear probe of digits reached 89 % in four
+epochs, and 93 % from zero.
+
+Learning rates are AdamW's for about 32 images per step. Those of convolutional backbones were
+compared on EfficientNet-Lite0 (``studies/recipes``); those of other backbones are published ones
+and were not tried here, because no pretrained weights of them were at hand. Random weights have
+rates of their own, compared on digits at 64 px with random ViT-S and ResNet-18.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from planner.recipe import InitialWeights, Recipe
+from profiler.training_step import WEIGHT_DECAY, default_learning_rate
+from profiler.workload import Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BackboneKind = Literal["convolutional", "normalised by layer"]
+
+MethodKind = Literal["full", "affine", "low rank", "added", "head"]
+
+METHOD_KINDS: dict[str, MethodKind] = {
+    "full": "full",
+    "galore": "full",
+    "head": "head",
+    "bn_head": "affine",
+    "bitfit": "affine",
+    "ln_tune": "affine",
+    "ssf": "affine",
+    "adaptformer": "added",
+    "vpt_shallow": "added",
+    "vpt_deep": "added",
+    "prefix": "added",
+    "side": "added",
+}
+"""Kind of each method by its trainable tensors. ``partial_k`` is ``full``, others are low rank."""
+
+PUBLISHED_1E_3 = "AdamW at 1e-3, the rate of FacT (arXiv 2212.03145) and of MambaPEFT (2411.03855)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """AdamW's learning rate, its source, and the classifier's rate over it."""
+
+    value: float
+    source: str
+    head_ratio: float = 1.0
+
+
+TRIED = "best rate tried on EfficientNet-Lite0 and digits (studies/recipes)"
+
+RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
+    ("convolutional", "full"): _Rate(1e-3, TRIED),
+    ("convolutional", "affine"): _Rate(3e-3, TRIED, head_ratio=3.0),
+    ("convolutional", "low rank"): _Rate(5e-3, TRIED),
+    ("convolutional", "added"): _Rate(5e-3, TRIED),
+    ("convolutional", "head"): _Rate(1e-2, TRIED),
+    ("normalised by layer", "full"): _Rate(
+        1e-4,
+        "AdamW with layer decay, as in BEiT (arXiv 2106.08254) and MAE (2111.06377)",
+        head_ratio=10.0,
+    ),
+    ("normalised by layer", "affine"): _Rate(1e-3, PUBLISHED_1E_3),
+    ("normalised by layer", "low rank"): _Rate(1e-3, PUBLISHED_1E_3),
+    ("normalised by layer", "added"): _Rate(1e-3, PUBLISHED_1E_3),
+    ("normalised by layer", "head"): _Rate(
+        1e-2, "the rate of the convolutional backbones' linear probe; not tried on this kind"
+    ),
+}
+
+LAYER_DECAY = 0.75
+"""Layer decay of full training, that of BEiT-B (arXiv 2106.08254, table 9 of the appendix)."""
+
+SGD_FACTOR = 10.0
+"""SGD's rate (momentum 0.9) over AdamW's; an assumption of ours, as is that of schema 1's plans."""
+
+WARM_UP_STEPS, WARM_UP_SHARE = 10, 0.1
+"""Steps of warm-up, and the largest share of the training that they take."""
+
+TARGET_STEPS = 300
+"""Optimizer steps of a training on a small data set."""
+
+FEWEST_EPOCHS, MOST_EPOCHS = 5, 50
+
+RANDOM_WEIGHTS_RATE, RANDOM_WEIGHTS_BATCH = 5e-4, 512
+"""AdamW's rate, and its batch, for full training of random weights: DeiT's (arXiv 2012.12877).
+
+It is scaled to other batches by the square root, as Adam's is (arXiv 2205.10287). After 44 steps
+ViT-S reached 47 % at 1e-4, 33 % at 5e-4 and 11 % at 1e-3.
+"""
+
+RANDOM_WITHOUT_LAYER_NORM_RATE = 1e-3
+"""AdamW's rate for full training of random weights without LayerNorm: Adam's own (1412.6980).
+
+After 44 steps ResNet-18 reached 87 % at this rate and 54 % at 1e-4.
+"""
+
+RANDOM_ADDITION_RATE = 2e-3
+"""AdamW's rate on random weights for methods that only add modules.
+
+After 88 steps ViT-S reached, at this rate and at the paper's 5e-4: head 46 and 36 %, side tuning
+55 and 36 %, AdaptFormer 62 and 37 %, prefix 46 and 35 %. Methods that change the backbone's weights
+do not gain: BitFit 38 and 41 %, SSF 43 and 43 %, LoRA 16 and 57 % (44 steps).
+"""
+
+PAPER_EPOCHS = 10
+
+RANDOM_ADDITION_METHODS = frozenset({"head", "adaptformer", "prefix", "side"})
+
+
+def default_recipe(
+    workload: Workload,
+    backbone: nn.Module,
+    *,
+    weights: InitialWeights,
+    train_images: int,
+    balance: bool = False,
+) -> Recipe:
+    """Return the recipe for a workload on a data set of a given size.
+
+    Args:
+        workload: method, optimizer and batch.
+        backbone: the backbone; its weights may be on ``meta``.
+        weights: weights that the training begins with.
+        train_images: number of training images, the selection part not included.
+        balance: whether each class is drawn equally often.
+    """
+    steps_per_epoch = max(1, train_images // workload.effective_batch)
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(TARGET_STEPS / steps_per_epoch)))
+    warm_up = min(WARM_UP_STEPS, int(WARM_UP_SHARE * epochs * steps_per_epoch))
+    kind, method = _backbone_kind(backbone), method_kind(workload.method)
+    is_random = weights == "random"
+    rate = _random_weights_rate(workload, kind) if is_random else RATES[kind, method]
+    return Recipe(
+        learning_rate=rate.value * _optimizer_factor(workload),
+        head_rate_ratio=1.0 if is_random else rate.head_ratio,
+        layer_decay=LAYER_DECAY if not is_random and _decays_by_layer(workload, kind) else 1.0,
+        schedule="cosine",
+        warm_up_steps=warm_up,
+        weight_decay=_weight_decay(workload),
+        zero_head=weights == "pretrained",
+        epochs=epochs,
+        patience_epochs=max(3, math.ceil(epochs / 3)),
+        balance=balance,
+        weights=weights,
+        source=f"{rate.source}; {epochs} epochs for {train_images} images",
+    )
+
+
+def paper_recipe(workload: Workload) -> Recipe:
+    """Return the recipe of the code of arXiv 2607.02158, as ``profiler.training_step`` cites it."""
+    return Recipe(
+        learning_rate=default_learning_rate(workload),
+        schedule="constant",
+        weight_decay=_weight_decay(workload),
+        decay_norms_and_biases=True,
+        epochs=PAPER_EPOCHS,
+        selects_epoch=False,
+        source="the code of arXiv 2607.02158",
+    )
+
+
+def earlier_recipe(workload: Workload, backbone: nn.Module, *, weights: InitialWeights) -> Recipe:
+    """Return the recipe that plans without one were trained by.
+
+    It is the paper's for pretrained weights. Random weights have rates of their own and a warm-up.
+    """
+    recipe = paper_recipe(workload)
+    if weights == "pretrained":
+        return recipe
+    rate = _random_weights_rate(workload, _backbone_kind(backbone))
+    return Recipe(
+        learning_rate=rate.value * _optimizer_factor(workload),
+        schedule="constant",
+        warm_up_steps=WARM_UP_STEPS,
+        weight_decay=recipe.weight_decay,
+        decay_norms_and_biases=True,
+        epochs=PAPER_EPOCHS,
+        selects_epoch=False,
+        weights="random",
+        source=rate.source,
+    )
+
+
+def method_kind(method: str) -> MethodKind:
+    """Return the kind of a method by its trainable tensors."""
+    if method.startswith("partial_"):
+        return "full"
+    return METHOD_KINDS.get(method, "low rank")
+
+
+def _backbone_kind(backbone: nn.Module) -> BackboneKind:
+    """Return whether a backbone is normalised by LayerNorm: transformers, ConvNeXt, Mamba."""
+    from torch import nn
+
+    norms = (nn.LayerNorm, nn.RMSNorm)
+    has_norm = any(isinstance(module, norms) for module in backbone.modules())
+    return "normalised by layer" if has_norm else "convolutional"
+
+
+def _decays_by_layer(workload: Workload, kind: BackboneKind) -> bool:
+    """Return whether the layers of a backbone have different rates."""
+    return kind == "normalised by layer" and workload.method == "full"
+
+
+def _random_weights_rate(workload: Workload, kind: BackboneKind) -> _Rate:
+    """Return AdamW's rate on random weights."""
+    if workload.method in RANDOM_ADDITION_METHODS:
+        return _Rate(RANDOM_ADDITION_RATE, "for modules added to random weights")
+    if workload.method != "full":
+        adamw = workload.replace(optimizer="adamw")
+        return _Rate(default_learning_rate(adamw), "the code of arXiv 2607.02158, random weights")
+    reason = "for full training of random weights"
+    if kind == "convolutional":
+        return _Rate(RANDOM_WITHOUT_LAYER_NORM_RATE, reason)
+    factor = math.sqrt(workload.effective_batch / RANDOM_WEIGHTS_BATCH)
+    return _Rate(RANDOM_WEIGHTS_RATE * factor, reason)
+
+
+def _optimizer_factor(workload: Workload) -> float:
+    return SGD_FACTOR if workload.optimizer == "sgd" else 1.0
+
+
+def _weight_decay(workload: Workload) -> float:
+    """Return AdamW's weight decay; the SGD of ``make_optimizer`` has none."""
+    return 0.0 if workload.optimizer == "sgd" else WEIGHT_DECAY

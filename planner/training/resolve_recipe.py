@@ -1,0 +1,94 @@
+"""Resolve the recipe that a training uses: the plan's, with the changes of the caller.
+
+RecipeChanges    changes of the caller
+resolve_recipe   the recipe for the weights and the images at hand
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from planner.plan import Plan
+from planner.recipe import LARGEST_RATE, InitialWeights, Recipe
+from planner.training.choose_recipe import default_recipe, earlier_recipe, paper_recipe
+from profiler.errors import BudgetplanWarning, UsageError
+
+if TYPE_CHECKING:
+    from planner.training.images.image_set import ImageData
+    from profiler.models.build import BuiltModel
+
+RecipeName = Literal["plan", "default", "paper"]
+"""The plan's recipe, the default one for the data at hand, or that of arXiv 2607.02158."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeChanges:
+    """Changes to the recipe of a plan.
+
+    Attributes:
+        recipe: the recipe to begin with.
+        learning_rate: learning rate in place of the recipe's.
+        epochs: number of epochs in place of the recipe's, those before a resume included.
+        balance: whether each class is drawn equally often; None for the recipe's choice.
+
+    Raises:
+        UsageError: the learning rate or the number of epochs is out of its domain.
+    """
+
+    recipe: RecipeName = "plan"
+    learning_rate: float | None = None
+    epochs: int | None = None
+    balance: bool | None = None
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate <= LARGEST_RATE:
+            raise UsageError(
+                f"the learning rate must be positive and at most {LARGEST_RATE:g}, got {rate!r}"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise UsageError(f"epochs must be positive, got {self.epochs!r}")
+
+
+def resolve_recipe(
+    plan: Plan, built: BuiltModel, images: ImageData, changes: RecipeChanges
+) -> Recipe:
+    """Return the recipe of a training.
+
+    If the plan's recipe is meant for pretrained weights and only random ones could be loaded, or
+    the reverse, the default recipe for the weights at hand is used, and a warning says so.
+    """
+    workload = plan.candidate.workload
+    weights: InitialWeights = "random" if built.weights.kind == "random" else "pretrained"
+    recipe = plan.recipe
+    if changes.recipe == "paper":
+        recipe = paper_recipe(workload)
+    elif changes.recipe == "plan" and recipe is None:
+        recipe = earlier_recipe(workload, built.backbone, weights=weights)
+        if changes.learning_rate is not None:  # such a rate was used without a warm-up
+            recipe = replace(recipe, warm_up_steps=0)
+    elif recipe is None or changes.recipe == "default" or recipe.weights != weights:
+        if recipe is not None and recipe.weights != weights:
+            warnings.warn(
+                f"the plan's recipe is for {recipe.weights} weights, but these are {weights} "
+                f"({built.weights.detail}): the default recipe for {weights} weights is used",
+                BudgetplanWarning,
+                stacklevel=2,
+            )
+        recipe = default_recipe(
+            workload, built.backbone, weights=weights, train_images=len(images.train)
+        )
+    return _changed(recipe, changes)
+
+
+def _changed(recipe: Recipe, changes: RecipeChanges) -> Recipe:
+    if changes.learning_rate is not None:
+        source = f"learning rate as given; otherwise: {recipe.source}"
+        recipe = replace(recipe, learning_rate=changes.learning_rate, source=source)
+    if changes.epochs is not None:
+        recipe = replace(recipe, epochs=changes.epochs)
+    if changes.balance is not None:
+        recipe = replace(recipe, balance=changes.balance)
+    return recipe

@@ -1,0 +1,264 @@
+"""Train the candidate of a plan by its recipe, and save the result.
+
+    train   check, build, train, select the best epoch, test once, save
+
+The recipe is the plan's (planner/recipe.py), unless the caller changes it
+(planner/training/resolve_recipe.py). The plan saved beside the model holds the one that was used.
+
+The output folder is described in planner/training/trained_model.py, and its checkpoints in
+planner/training/checkpoints.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from planner.json_files import write_json
+from planner.plan import Plan, versions, write_plan
+from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
+from planner.training.checkpoints import (
+    TrainState,
+    latest_checkpoint,
+    load_checkpoint,
+    remove_best_epoch,
+    save_checkpoint,
+)
+from planner.training.history import LearningRate, TrainProgress, TrainResult, WeightsFile
+from planner.training.images.image_set import ImageData
+from planner.training.interrupt import InterruptFlag
+from planner.training.loop import LoopImages, TrainingLoop
+from planner.training.plan_check import check_against_model, check_data, load_data_for
+from planner.training.resolve_recipe import RecipeChanges, resolve_recipe
+from planner.training.run_options import RunOptions
+from planner.training.session import Session
+from planner.training.trained_model import (
+    HISTORY_FILE,
+    MODEL_FOLDER,
+    PLAN_FILE,
+    save_model,
+    weights_file_of,
+)
+from planner.training.training_device import cap_to_budget, device_type
+from profiler.errors import InputError, UnknownNameError, UsageError
+from profiler.models import backbones
+from profiler.models.build import BuiltModel, build_model
+from profiler.workload import Candidate
+
+if TYPE_CHECKING:
+    from planner.cost.model import CostModel
+
+NOT_IDENTITY = frozenset({"epochs", "patience_epochs", "source"})
+"""Values of a recipe that a resumed training may change."""
+
+
+def train(
+    plan: Plan,
+    options: RunOptions,
+    *,
+    output: Path,
+    changes: RecipeChanges | None = None,
+    images: ImageData | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    tighter: Sequence[Candidate] | None = None,
+    rule: AdaptiveRule | None = None,
+    on_progress: Callable[[TrainProgress], None] | None = None,
+    on_interrupt: Callable[[], None] | None = None,
+) -> TrainResult:
+    """Train the candidate of a plan and save the result.
+
+    Args:
+        plan: plan to train.
+        options: data, device, seed and weights; ``steps`` is the number of optimizer steps in all,
+            in place of the recipe's epochs. On CUDA the allocator is capped at the plan's budget.
+        output: folder of the result.
+        changes: changes to the plan's recipe; None for none.
+        images: data set that is loaded already, in place of ``options.data``.
+        minutes: time limit of this run; the training ends after the step that exceeds it.
+        resume: whether to continue from the folder's checkpoint. The placement may differ from that
+            of the interrupted run.
+        tighter: candidates to step down to when memory runs out; None to compute them.
+        rule: the adaptive rule, followed in place of the plan's placement.
+        on_progress: called after each step and each evaluation.
+        on_interrupt: called in the signal handler when a first Ctrl-C waits for the step to end.
+
+    Raises:
+        InputError: the plan does not fit the model or the data, or there is nothing to resume.
+        DeviceError: the device is not in this machine.
+        MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
+        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint of the last step is in the folder.
+    """
+    if minutes is not None and not minutes > 0:
+        raise UsageError(f"minutes must be positive, got {minutes!r}")
+    device_type(options.device)
+    reference = check_against_model(plan)
+    if images is None:
+        images = load_data_for(plan.candidate.workload, options.data, backbone=reference.backbone)
+    check_data(images, plan.candidate.workload)
+    checkpoint = _check_output(output, resume=resume)
+
+    torch.manual_seed(options.seed)
+    # On a CPU the reader counts from its own call on, so it comes before the model.
+    live_bytes = None if rule is None else live_bytes_reader(options.device)
+    built = _build(plan, options)
+    if built.weights.kind == "random" and plan.candidate.workload.frozen_batch_norm:
+        # Random weights have no statistics to keep.
+        plan = _with_own_statistics(plan)
+        torch.manual_seed(options.seed)
+        built = _build(plan, options)
+    recipe = resolve_recipe(plan, built, images, changes or RecipeChanges())
+    if recipe.zero_head and built.has_new_classifier:
+        _zero_classifier(built)
+    loop_images = LoopImages.of(images, recipe)
+    steps = recipe.epochs * loop_images.steps_per_epoch(plan.candidate.workload)
+    session = Session(
+        candidate=plan.candidate,
+        built=built,
+        device=options.device,
+        recipe=recipe,
+        total_steps=options.steps or steps,
+        tighter=tighter,
+        cost=_cost_model(plan, device_type(options.device)),
+        rule=rule,
+        live_bytes=live_bytes,
+    )
+    weights_file = weights_file_of(options.weights)
+    identity = _resume_identity(plan, options, images, session, rule)
+    state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
+    write_plan(replace(plan, recipe=recipe), output / PLAN_FILE)
+    TrainingLoop(
+        session,
+        loop_images,
+        state,
+        limit_seconds=None if minutes is None else 60 * minutes,
+        seed=options.seed,
+        output=output,
+        save=partial(save_checkpoint, output, session, state, identity),
+        on_progress=on_progress,
+        interrupt=InterruptFlag(on_interrupt),
+    ).run()
+    session.close()
+    result = _result(session, images, state, options, weights_file=weights_file, output=output)
+    save_model(session.built, output / MODEL_FOLDER)
+    write_json(result.to_json(), output / HISTORY_FILE)
+    remove_best_epoch(output)
+    return result
+
+
+def _check_output(output: Path, *, resume: bool) -> Path | None:
+    """Return the checkpoint to continue from; None for a new training."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; give a folder for the result")
+    checkpoint = latest_checkpoint(output)
+    if resume and checkpoint is None:
+        raise InputError(f"there is nothing to resume in {output}; leave --resume out")
+    if not resume and checkpoint is not None:
+        raise InputError(
+            f"{output} holds a training already; use --resume to continue it, or another folder"
+        )
+    return checkpoint if resume else None
+
+
+def _build(plan: Plan, options: RunOptions) -> BuiltModel:
+    """Build the model of a plan on its device, in training mode."""
+    built = build_model(
+        plan.candidate.workload, weights=options.weights, pretrained=options.pretrained
+    )
+    if device_type(options.device) == "cuda":
+        cap_to_budget(plan)
+    built.model.to(options.device).train()
+    return built
+
+
+def _with_own_statistics(plan: Plan) -> Plan:
+    """Return a plan whose BatchNorm layers normalise by the batch."""
+    workload = plan.candidate.workload.replace(frozen_batch_norm=False)
+    candidate = replace(plan.candidate, workload=workload)
+    return replace(
+        plan,
+        candidate=candidate,
+        prediction=replace(plan.prediction, candidate=candidate),
+        measurement=None,
+    )
+
+
+def _zero_classifier(built: BuiltModel) -> None:
+    """Set the trained tensors of the classifier to zero; its first logits are then all equal."""
+    heads = tuple(f".{name}." for name in backbones.classifier_names(built.backbone))
+    with torch.no_grad():
+        for name, parameter in built.model.named_parameters():
+            if parameter.requires_grad and any(head in f".{name}" for head in heads):
+                parameter.zero_()
+
+
+def _resume_identity(
+    plan: Plan,
+    options: RunOptions,
+    images: ImageData,
+    session: Session,
+    rule: AdaptiveRule | None,
+) -> dict[str, Any]:
+    """Return the data that a resumed training must have in common with the interrupted one."""
+    return {
+        "workload": plan.candidate.workload.to_json(),
+        "data": images.source.fingerprint,
+        "weights": session.built.weights.kind,
+        "weights file": str(options.weights) if options.weights is not None else None,
+        "seed": options.seed,
+        "recipe": {k: v for k, v in session.recipe.to_json().items() if k not in NOT_IDENTITY},
+        "adaptive rule": None if rule is None else asdict(rule),
+    }
+
+
+def _cost_model(plan: Plan, kind: str) -> CostModel | None:
+    """Return the cost model that computes tighter placements, or None.
+
+    On CUDA it is that of the device that was planned for; None if that is no GPU of the table.
+    """
+    from planner.cost.model import CostModel
+    from profiler.devices.table import CPU, device_spec
+    from profiler.store import Store
+
+    planned = plan.prediction.device
+    if kind == "cpu":
+        return CostModel(CPU, Store.default())
+    if planned.kind != "cuda":
+        return None
+    try:
+        return CostModel(device_spec(planned.name), Store.default())
+    except UnknownNameError:  # a GPU of another machine, measured there, that the table lacks
+        return None
+
+
+def _result(
+    session: Session,
+    images: ImageData,
+    state: TrainState,
+    options: RunOptions,
+    *,
+    weights_file: WeightsFile | None,
+    output: Path,
+) -> TrainResult:
+    """Return the record of a training that has ended."""
+    return TrainResult(
+        epochs=tuple(state.epochs),
+        readings=tuple(state.readings),
+        learning_rate=LearningRate.of(session.recipe),
+        recipe=session.recipe,
+        selected_step=None if state.best is None else state.best.step,
+        seed=options.seed,
+        weights=session.built.weights,
+        weights_file=weights_file,
+        data=images.source.to_json(),
+        placement=session.candidate.placement,
+        policy=session.candidate.policy,
+        step_downs=tuple(session.step_downs),
+        versions=versions(),
+        output=output,
+    )

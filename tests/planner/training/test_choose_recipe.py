@@ -1,0 +1,106 @@
+"""The recipe by method, backbone, weights and data size, and the changes of a caller."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from plans import make_plan
+from trainings import digits, workload
+
+from planner.recipe import Recipe
+from planner.training.choose_recipe import default_recipe, earlier_recipe, paper_recipe
+from planner.training.resolve_recipe import RecipeChanges, resolve_recipe
+from profiler.errors import BudgetplanWarning, InputError, UsageError
+from profiler.models.backbones import WeightSource
+from profiler.models.build import BuiltModel, build_model
+from profiler.workload import Workload
+
+FULL = workload(method="full", rank=None, micro_batch=16)
+CONVOLUTIONAL = FULL.replace(model="resnet10t")
+
+
+def built(load: Workload, *, kind: str = "random") -> BuiltModel:
+    return replace(build_model(load, device="meta"), weights=WeightSource(kind=kind, detail=""))
+
+
+def recipe(load: Workload, *, train_images: int = 1294) -> Recipe:
+    backbone = built(load).backbone
+    return default_recipe(load, backbone, weights="pretrained", train_images=train_images)
+
+
+def test_plans_without_a_recipe_train_as_when_they_were_written() -> None:
+    def rate(load: Workload, kind: str) -> float:
+        weights = "random" if kind == "random" else "pretrained"
+        found = earlier_recipe(load, built(load).backbone, weights=weights)
+        assert (found.schedule, found.selects_epoch, found.epochs) == ("constant", False, 10)
+        assert found.warm_up_steps == (10 if kind == "random" else 0)
+        return found.learning_rate
+
+    beside = workload(method="prefix", rank=8)
+    assert rate(FULL, "pretrained") == 1e-5
+    assert rate(workload(), "pretrained") == rate(workload(), "random") == 5e-4
+    assert rate(beside, "random") == 2e-3
+    assert rate(beside, "pretrained") == 5e-4
+    # DeiT's 5e-4 for 512 images; a step of 32 has a sixteenth of them
+    assert rate(FULL, "random") == pytest.approx(5e-4 / 4)
+    assert rate(FULL.replace(optimizer="sgd"), "random") == pytest.approx(5e-3 / 4)
+    assert rate(CONVOLUTIONAL, "random") == 1e-3
+
+
+def test_the_default_recipe_depends_on_backbone_method_and_number_of_images() -> None:
+    assert recipe(CONVOLUTIONAL).learning_rate == 1e-3
+    assert recipe(CONVOLUTIONAL.replace(optimizer="sgd")).learning_rate == 1e-2
+    assert recipe(CONVOLUTIONAL.replace(optimizer="sgd")).weight_decay == 0
+    assert recipe(FULL).layer_decay < 1 == recipe(CONVOLUTIONAL).layer_decay
+    assert recipe(workload()).learning_rate < recipe(workload(method="head")).learning_rate
+    # 40 steps an epoch: 300 steps are 8 epochs; few images take more epochs, many take fewer
+    assert recipe(FULL).epochs == 8
+    assert recipe(FULL, train_images=100).epochs == 50
+    assert recipe(FULL, train_images=45_000).epochs == 5
+    assert recipe(FULL, train_images=10).warm_up_steps == 5
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    cosine = replace(recipe(FULL), warm_up_steps=4)
+    factors = [cosine.rate_factor(step, total_steps=24) for step in range(30)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[14] == pytest.approx(0.5)
+    assert factors[9] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert factors == sorted(factors[:5]) + sorted(factors[5:], reverse=True)
+    assert min(factors) > 0
+    constant = paper_recipe(FULL)
+    assert {constant.rate_factor(step, total_steps=9) for step in range(20)} == {1.0}
+
+
+def test_changes_of_the_caller_replace_values_of_the_plan() -> None:
+    planned = replace(make_plan(FULL), recipe=recipe(FULL))
+    model = built(FULL, kind="pretrained")
+
+    def resolved(**changes: object) -> Recipe:
+        made = RecipeChanges(**changes)
+        return resolve_recipe(planned, model, digits(32, train_images=40), made)
+
+    assert resolved() == planned.recipe
+    assert resolved(epochs=3) == replace(recipe(FULL), epochs=3)
+    changed = resolved(learning_rate=0.5, balance=True)
+    assert (changed.learning_rate, changed.balance, changed.epochs) == (0.5, True, 8)
+    assert resolved(recipe="paper") == paper_recipe(FULL)
+    assert resolved(recipe="default").epochs == 50  # for the 40 images at hand
+    for changes in ({"learning_rate": 0.0}, {"learning_rate": math.nan}, {"epochs": 0}):
+        with pytest.raises(UsageError):
+            RecipeChanges(**changes)
+
+
+def test_other_weights_than_the_recipe_is_for_change_it_and_that_is_said() -> None:
+    planned = replace(make_plan(FULL), recipe=recipe(FULL))
+    with pytest.warns(BudgetplanWarning, match="for pretrained weights, but these are random"):
+        found = resolve_recipe(planned, built(FULL), digits(32), RecipeChanges())
+    assert found.weights == "random"
+    assert not found.zero_head
+
+
+def test_a_recipe_that_selects_no_epoch_cannot_stop_early() -> None:
+    with pytest.raises(InputError, match="patience_epochs"):
+        replace(recipe(FULL), selects_epoch=False)
