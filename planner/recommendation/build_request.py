@@ -78,7 +78,7 @@ def build_request(
     target = find_target(device)
     name = backbones.resolve(model)
     size = image_size or backbones.native_image_size(name)
-    num_classes, source = data_facts(data, image_size=size)
+    num_classes, source = data_facts(data, image_size=size, is_used=validations > 0)
     base = Workload(
         model=name,
         image_size=size,

@@ -85,13 +85,20 @@ class Request:
         return self.run.pretrained or self.run.weights is not None
 
 
-def data_facts(data: str, *, image_size: int) -> tuple[int, DataSource | None]:
+def data_facts(data: str, *, image_size: int, is_used: bool) -> tuple[int, DataSource | None]:
     """Return the number of classes of a data set or folder, and the origin of a folder's images.
 
-    Nothing is downloaded. The origin of a named data set is None, because it is not loaded.
+    Args:
+        data: name of a data set, or a folder.
+        image_size: height and width of the images in pixels.
+        is_used: whether candidates will be run on the images. A named data set is then loaded, and
+            downloaded if need be, before the search; otherwise it need not be here.
+
+    Returns:
+        The number of classes; the origin of a folder's images, None for a named data set.
 
     Raises:
-        InputError: the folder cannot be read.
+        InputError: the folder or the data set cannot be read.
         UsageError: the name's text after the colon is malformed.
     """
     named = find_named(data)
@@ -99,11 +106,12 @@ def data_facts(data: str, *, image_size: int) -> tuple[int, DataSource | None]:
         found, variant = named
         if found.check_variant is not None:
             found.check_variant(variant)
-        return found.num_classes, None
+        if not is_used:
+            return found.num_classes, None
     # Only the labels are read, so any normalisation will do.
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     images = load_data(data, image_size=image_size, mean=mean, std=std)
-    return images.num_classes, images.source
+    return images.num_classes, images.source if named is None else None
 
 
 def check_weights(base: Workload, weights: Path) -> tuple[str, ...]:

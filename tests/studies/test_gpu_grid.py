@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -19,16 +18,7 @@ from profiler.units import GIB, MIB
 from profiler.workload import Workload
 
 HERE = Path(__file__).parents[2] / "studies" / "gpu_grid"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def study() -> Any:
-    """The study's modules, importable as they are when it runs."""
-    sys.path.insert(0, str(HERE))
-    yield
-    sys.path.remove(str(HERE))
-    for name in ("cells", "run", "compare", "probes"):
-        sys.modules.pop(name, None)
+STUDY_FOLDERS = ("gpu_grid",)
 
 
 # --- the grid

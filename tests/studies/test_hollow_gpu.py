@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,9 @@ def _reason() -> str | None:
     return f"{missing[0]} is not installed" if missing else None
 
 
+STUDY_FOLDERS = ("hollow_gpu", "gpu_grid")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
     reason = _reason()
@@ -43,7 +45,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if os.environ.get("CI") and "not installed" in reason:
             pytest.fail(f"{reason}, and CI is expected to have it")
         pytest.skip(reason)
-    sys.path[:0] = [str(STUDIES / "hollow_gpu"), str(STUDIES / "gpu_grid")]
     import study
 
     study.LIBRARIES = tmp_path_factory.mktemp("hollow")

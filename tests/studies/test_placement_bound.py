@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,18 +11,8 @@ import pytest
 from profiler.units import MIB
 from profiler.workload import Workload
 
-HERE = Path(__file__).parents[2] / "studies" / "placement_curves"
+STUDY_FOLDERS = ("placement_curves",)
 WORKLOAD = Workload(model="vit_tiny_patch16_224", micro_batch=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def study() -> Any:
-    """The study's modules, importable as they are when it runs."""
-    sys.path.insert(0, str(HERE))
-    yield
-    sys.path.remove(str(HERE))
-    for name in ("bound", "evaluate", "evaluator", "rows", "rule"):
-        sys.modules.pop(name, None)
 
 
 def chain(sizes: list[int], costs: list[float], *, linked: bool, unread: int = 0) -> Any:

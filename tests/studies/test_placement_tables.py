@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 HERE = Path(__file__).parents[2] / "studies" / "placement_curves"
+STUDY_FOLDERS = ("placement_curves",)
 ROUNDS = 11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def study() -> Any:
-    """The study's modules, importable as they are when it runs."""
-    before = {*sys.modules}
-    sys.path.insert(0, str(HERE))
-    yield
-    sys.path.remove(str(HERE))
-    for name in {*sys.modules} - before:
-        if getattr(sys.modules[name], "__file__", None) == str(HERE / f"{name}.py"):
-            del sys.modules[name]
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows() -> None:

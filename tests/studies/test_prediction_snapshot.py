@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-STUDY = Path(__file__).parents[2] / "studies" / "prediction_snapshot"
+STUDY_FOLDERS = ("prediction_snapshot",)
 GROUPS = 4
 """The cases are split so that several workers can share them."""
 CASES = 40
@@ -16,11 +14,9 @@ CASES = 40
 
 @pytest.fixture(scope="module")
 def snapshot() -> Any:
-    sys.path.insert(0, str(STUDY))
     import run
 
-    yield run
-    sys.path.remove(str(STUDY))
+    return run
 
 
 @pytest.mark.slow

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "studies"
-sys.path.insert(0, str(STUDIES))
-
-import harness  # noqa: E402
-import readme_table  # noqa: E402
+STUDY_FOLDERS = ("",)
 
 
 def test_the_readmes_table_is_computed_from_the_summaries() -> None:
+    import readme_table
+
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{readme_table.START}\n{readme_table.table()}{readme_table.END}" in text
 
@@ -27,6 +25,8 @@ def test_the_readme_has_at_most_150_lines() -> None:
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*/**/*.jsonl.gz")), ids=lambda p: p.name)
 def test_every_raw_row_has_its_provenance(path: Path) -> None:
+    import harness
+
     rows = harness.Rows(path.parent, path.name.removesuffix(".jsonl.gz")).read()
     assert rows
     for row in rows:
@@ -37,6 +37,8 @@ def test_every_raw_row_has_its_provenance(path: Path) -> None:
 
 
 def test_rows_of_a_run_are_appended_packed_and_read_in_order(tmp_path: Path) -> None:
+    import harness
+
     book = harness.Rows(tmp_path)
     book.append({"n": 1}, {"n": 2})
     book.pack()
@@ -51,6 +53,8 @@ def test_rows_of_a_run_are_appended_packed_and_read_in_order(tmp_path: Path) -> 
 
 
 def test_a_campaign_over_two_commits_says_so(tmp_path: Path) -> None:
+    import harness
+
     one, two = {"commit": "a"}, {"commit": "b"}
     assert harness.campaign([one, one])["one_commit"]
     assert not harness.campaign([one, two])["one_commit"]

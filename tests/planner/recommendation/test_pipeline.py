@@ -365,13 +365,21 @@ def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> No
 
 
 def test_classes_without_a_download() -> None:
-    assert data_facts("digits", image_size=32) == (10, None)
-    assert data_facts("cifar100", image_size=32) == (100, None)
-    assert data_facts("cifar10-c:fog:2", image_size=32) == (10, None)
+    assert data_facts("digits", image_size=32, is_used=False) == (10, None)
+    assert data_facts("cifar100", image_size=32, is_used=False) == (100, None)
+    assert data_facts("cifar10-c:fog:2", image_size=32, is_used=False) == (10, None)
     with pytest.raises(UsageError, match="severity from 1 to 5"):
-        data_facts("cifar10-c:fog", image_size=32)
+        data_facts("cifar10-c:fog", image_size=32, is_used=False)
     with pytest.raises(InputError):
-        data_facts("no/such/folder", image_size=32)
+        data_facts("no/such/folder", image_size=32, is_used=False)
+
+
+def test_a_data_set_that_is_not_here_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUDGETPLAN_DATA", str(tmp_path))
+    with pytest.raises(InputError):
+        data_facts("cifar10-c:fog:2", image_size=32, is_used=True)
 
 
 def test_the_images_of_a_folder_are_a_note(tmp_path: Path) -> None:
@@ -380,7 +388,7 @@ def test_the_images_of_a_folder_are_a_note(tmp_path: Path) -> None:
         for i in range(4):
             Image.new("L", (8, 8), 4 * shade + i).save(tmp_path / "pets" / name / f"{i}.png")
     (tmp_path / "pets" / "a" / "x.heic").touch()
-    classes, source = data_facts(str(tmp_path / "pets"), image_size=32)
+    classes, source = data_facts(str(tmp_path / "pets"), image_size=32, is_used=False)
     assert classes == 2
     found = SimpleNamespace(stopped=None, cost_unit="joules")
     notes = answer_notes(replace(request(tmp_path), source=source), found, [])
