@@ -29,10 +29,11 @@ import torch
 from planner.plan import Accuracy, Plan
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.images.image_set import ImageData
-from planner.training.loop import train
 from planner.training.output_folder import training_folder
 from planner.training.plan_check import load_data_for
+from planner.training.resolve_recipe import RecipeChanges
 from planner.training.run_options import RunOptions
+from planner.training.training_run import train
 from profiler.models.parameter_count import count_parameters
 from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.workload import Candidate, Workload
@@ -83,7 +84,7 @@ def train_into(folder: Path, plan: Plan, data: ImageData) -> None:
         train(
             plan,
             RunOptions(data="digits", pretrained=False),
-            epochs=EPOCHS,
+            changes=RecipeChanges(epochs=EPOCHS),
             output=folder,
             images=data,
             resume=is_resumed,

@@ -390,7 +390,7 @@ def test_the_images_of_a_folder_are_a_note(tmp_path: Path) -> None:
     (tmp_path / "pets" / "a" / "x.heic").touch()
     classes, source = data_facts(str(tmp_path / "pets"), image_size=32, is_used=False)
     assert classes == 2
-    found = SimpleNamespace(stopped=None, cost_unit="joules")
+    found = SimpleNamespace(stopped=None, cost_unit="joules", failures=())
     notes = answer_notes(replace(request(tmp_path), source=source), found, [])
     assert notes[0].endswith(
         "pets: 4 training images, 2 for selection, 2 for the test, 1 file skipped (1 .heic)"

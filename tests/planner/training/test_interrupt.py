@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +11,19 @@ from planner.training.interrupt import InterruptFlag
 from profiler.running.process_end import Terminated, termination_raises
 
 
+@pytest.fixture
+def no_signal_is_ignored() -> Iterator[None]:
+    """Handle SIGHUP, which nohup ignores, and SIGINT, which a shell's background job ignores."""
+    before = {
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("no_signal_is_ignored")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_waits_and_the_second_raises(number: signal.Signals) -> None:
     seen: list[str] = []

@@ -15,7 +15,16 @@ from profiler.running.process_end import Terminated, exit_code_of, termination_r
 
 ROOT = Path(__file__).parents[3]
 
-POOL = r"""
+NOT_IGNORED = """
+import signal
+# A shell starts what runs in its background with SIGINT ignored, and nohup ignores SIGHUP.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+
+POOL = (
+    NOT_IGNORED
+    + r"""
 import os, sys, time
 from planner.parallel import map_forked
 os.sched_getaffinity = lambda pid: {0, 1}
@@ -31,8 +40,11 @@ try:
 except KeyboardInterrupt as interrupt:
     sys.exit(exit_code_of(interrupt))
 """
+)
 
-SANDBOX = """
+SANDBOX = (
+    NOT_IGNORED
+    + """
 import sys
 from profiler.running.process_end import exit_code_of, termination_raises
 from profiler.running.sandbox import run_in_process
@@ -46,6 +58,7 @@ try:
 except KeyboardInterrupt as interrupt:
     sys.exit(exit_code_of(interrupt))
 """
+)
 
 
 def is_running(pid: int) -> bool:

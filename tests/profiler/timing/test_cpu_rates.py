@@ -41,8 +41,9 @@ def test_an_operation_is_run_once_for_each_shape_and_counted_every_time():
     calls = []
 
     def sleeping(x: torch.Tensor) -> torch.Tensor:
-        calls.append(x.shape)
-        time.sleep(0.01 * len(x))
+        if x.device.type == "cpu":  # on meta, its results are only sized
+            calls.append(x.shape)
+            time.sleep(0.01 * len(x))
         return x
 
     timer = KindTimer(PLAIN)
