@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--most-images", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     rows = Rows(HERE)
     if options.what == "run":
         with tempfile.TemporaryDirectory() as folder:
