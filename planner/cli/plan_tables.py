@@ -11,6 +11,7 @@ from planner.cli.cell_text import accuracy_of, candidate_facts, difference, nets
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
+from planner.recipe import Recipe
 from planner.training.images.image_set import DataSource
 from profiler.errors import InputError
 from profiler.records import Report
@@ -23,6 +24,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     load = plan.candidate.workload
     page.heading(f"Plan: {load.model} in {format_bytes(plan.budget_bytes)}")
     page.block(facts_table(candidate_facts(plan.candidate)))
+    page.heading("Recipe")
+    page.block(facts_table(_recipe_facts(plan.recipe)))
     page.heading("Predicted and measured")
     page.block(*tables(comparison_columns(plan), keys=1, width=page.width))
     page.heading("Accuracy and scores")
@@ -80,6 +83,16 @@ def _quantities(report: Report | None) -> list[float | None]:
 def _printed(quantities: Sequence[float | None]) -> list[str]:
     *sizes, seconds, joules = quantities
     return [*map(format_bytes, sizes), format_seconds(seconds), format_joules(joules)]
+
+
+def _recipe_facts(recipe: Recipe | None) -> Iterator[tuple[str, str]]:
+    """Yield how the plan trains."""
+    if recipe is None:
+        yield "trains by", "the recipe of the time when the plan was written (it names none)"
+        return
+    yield "trains by", recipe.describe()
+    yield "begins with", f"{recipe.weights} weights"
+    yield "source", recipe.source
 
 
 def _score_facts(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -38,7 +38,10 @@ def show_recommendation(answer: Recommendation, console: Console) -> None:
     page.block(*tables(front_columns(answer), keys=2, width=page.width, styles=chosen))
     page.heading("Recommended")
     page.block(Text(answer.reason, style="green"))
-    page.line(f"budgetplan train {answer.front[answer.recommended].file}")
+    recommended = answer.front[answer.recommended]
+    if recommended.plan.recipe is not None:
+        page.block(Text(f"trains by {recommended.plan.recipe.describe()}"))
+    page.line(f"budgetplan train {recommended.file}")
     if answer.baselines:
         page.heading("Defaults of arXiv 2607.02158 on this device (batch 32, fp32, AdamW)")
         page.block(*tables(baseline_columns(answer.baselines), keys=1, width=page.width))
