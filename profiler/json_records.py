@@ -6,10 +6,11 @@
     json_object     refuses data that is not a JSON object
     unsafe_text     finds characters that could steer a terminal or cannot be written
 
-msgspec converts and validates. It neither refuses unknown fields of a dataclass nor infinite
-numbers, and its messages do not show the value. This module adds both: before the conversion it
-walks the data beside the type, after a failure it formats one line with the path and the value.
-The walk also holds the limits of free content: numbers, length of texts, depth.
+msgspec converts and validates. It accepts unknown fields of a dataclass and infinite numbers,
+and its messages do not show the value. Therefore this module walks the data and the type together
+before the conversion, and refuses such fields and numbers. The walk also enforces the limits of
+free content: size of numbers, length of texts, depth. If the conversion fails, this module formats
+one line with the path and the value.
 
 A file with a newer minor schema version may have additional fields. Its reader passes a list as
 ``dropped``: unknown fields are then left out, and their paths are appended to the list. In every
@@ -207,7 +208,10 @@ def unsafe_text(text: str) -> bool:
 def _known_part(
     shape: inspect.Type, data: Any, path: str, dropped: list[str] | None, depth: int = 0
 ) -> Any:
-    """Return the data without unknown fields; refuse them, and values out of range, otherwise."""
+    """Return the data without unknown fields; refuse values out of range.
+
+    Unknown fields are refused too if ``dropped`` is None.
+    """
     if isinstance(data, Mapping):
         _check_depth(depth, path)
         known = {}
@@ -232,7 +236,7 @@ def _known_part(
 
 
 def _broken_limit(shape: inspect.Type, value: object) -> str | None:
-    """Return the limit of all values that a value breaks, in words; None if it breaks none."""
+    """Return the general limit that a value exceeds, in words; None if it exceeds none."""
     match value:
         case float() if not abs(value) <= LARGEST_FLOAT:  # NaN included
             is_finite = math.isfinite(value)

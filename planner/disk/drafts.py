@@ -1,12 +1,12 @@
-"""Files and folders that are written whole or not at all, also if the process is killed.
+"""Atomic writes of files and folders: a killed process leaves the old content or the new one.
 
 Each is written as a draft beside its place, flushed to the disk and renamed. A draft's name
 contains ``budgetplan-draft``. The process that writes a draft file holds a lock on it, which the
-kernel releases when the process ends. ``remove_drafts`` thus recognizes the drafts of a killed run.
+kernel releases when the process ends: a draft file without a lock is left from a killed process.
 
     .NAME.RANDOM.budgetplan-draft   draft of a file
     .budgetplan-draft-NAME          draft of a folder
-    .budgetplan-draft-old-NAME      the folder before, while the draft takes its place
+    .budgetplan-draft-old-NAME      the old folder, while the draft replaces it
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def write_file(path: Path, content: bytes, *, keep_existing: bool = False) -> No
     Args:
         path: the file.
         content: its content.
-        keep_existing: whether an existing file is an error.
+        keep_existing: whether an existing file is kept, and an error is raised.
 
     Raises:
         FileExistsError: there is a file already, and ``keep_existing`` is true.
@@ -89,7 +89,7 @@ def draft_folder(folder: Path, *, remedy: str = "") -> Iterator[Path]:
 
 
 def discard_folder(folder: Path) -> None:
-    """Remove a folder so that a killed process leaves the whole folder or a draft."""
+    """Remove a folder; a killed process leaves the whole folder or a draft, never a part."""
     draft = folder.with_name(_DRAFT_PREFIX + folder.name)
     _remove_any(draft)
     folder.rename(draft)

@@ -1,8 +1,8 @@
 """Exclusive locks between processes, released by the kernel when the process that holds one ends.
 
-A lock is ``flock`` on a file, so there are no stale locks. The file holds the process that took it
-last, for messages. It may be removed by the process that holds the lock. A process that waited for
-the removed file therefore opens the path again.
+A lock is ``flock`` on a file, so there are no stale locks. For messages, the file contains the
+process id and host of its last holder. The holder may delete the file. A process that waited for
+the deleted file detects this once it has the lock, and opens the path again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOCK_SCHEMA = "budgetplan.lock/1"
 
 
 class FileLock:
-    """An exclusive lock on a file; not inherited in effect by forked processes once released.
+    """An exclusive lock on a file; ``release`` frees it even if a fork inherited the open file.
 
     Args:
         path: the file, created when it is locked first.

@@ -11,7 +11,7 @@ from profiler.errors import InputError
 from profiler.units import MIB, format_bytes
 
 LARGEST_TRIAL_BYTES = 4 * MIB
-"""Largest file that is written as a trial. It finds quotas, which the free space does not show."""
+"""Largest test file. Writing one detects disk quotas, which the free space does not show."""
 
 
 def check_folder(path: Path, *, needed_bytes: int = MIB) -> None:
@@ -37,6 +37,6 @@ def check_folder(path: Path, *, needed_bytes: int = MIB) -> None:
     free_bytes = shutil.disk_usage(there).free
     if free_bytes < needed_bytes:
         raise InputError(
-            f"{path} needs {format_bytes(needed_bytes)} of free space, there are "
-            f"{format_bytes(free_bytes)}; free some space or give another folder"
+            f"{path} needs {format_bytes(needed_bytes)} of free space, but only "
+            f"{format_bytes(free_bytes)} are free; free some space or give another folder"
         )

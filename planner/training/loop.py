@@ -4,14 +4,15 @@
     TrainingLoop   the loop
 
 One step is ``profiler.training_step.TrainingStep``, the code that was predicted and measured. An
-epoch has whole steps only; the images left over, fewer than a step takes, differ from epoch to
-epoch. After each epoch the accuracy is over the whole selection part, and the best epoch's tensors
-are kept; training stops early if the recipe says so. Once a minute in between, it is over a small
-sample. The test part is evaluated once, at the end, with the best epoch's tensors. A recipe that
-selects no epoch trains on the selection images too and evaluates on the test part throughout.
+epoch drops the last, incomplete step; the dropped images differ from epoch to epoch. After each
+epoch the model is evaluated on the whole selection part, and the tensors of the best epoch are
+saved. Training stops after ``patience_epochs`` epochs without a gain. Within an epoch the model is
+evaluated once a minute on a small sample. The test part is evaluated once, at the end, with the
+best epoch's tensors. If the recipe selects no epoch, the selection images are trained on too, and
+all evaluations use the test part.
 
-A checkpoint is written after every epoch and once a minute. A resumed training ends as an
-uninterrupted one would, on a CPU bit for bit.
+A checkpoint is written after every epoch and once a minute. A resumed training has the
+same result as an uninterrupted one; on a CPU the two are bitwise identical.
 
 Out of memory: if the allocator refuses memory in forward or backward, the session repeats the step
 under a tighter placement and the training continues under it (planner/training/session.py). An
@@ -48,7 +49,7 @@ INTERIM_SECONDS = 60.0
 """Seconds of training between two evaluations (and checkpoints) within an epoch."""
 
 INTERIM_IMAGES = 64
-"""Images of an evaluation within an epoch: a few seconds on a slow CPU, standard error <= 6 %."""
+"""Images of an evaluation within an epoch: a few seconds on a slow CPU, standard error <= 6.3 %."""
 
 NOT_LEARNING = (
     "the loss of the first epoch is not below that of guessing, so nothing was learned yet: "
@@ -63,7 +64,7 @@ class LoopImages:
     Attributes:
         train: images to train on.
         monitor: images that are evaluated after each epoch.
-        monitor_part: part of the data set that they are.
+        monitor_part: part of the data set that ``monitor`` comes from.
         test: images that are evaluated at the end.
         num_classes: number of classes.
     """
@@ -150,7 +151,7 @@ class TrainingLoop:
             raise self._interrupt.interrupt()
 
     def _finish(self) -> None:
-        """Evaluate what no reading covers; then test the best epoch, whose tensors are kept."""
+        """Evaluate after the last step if that is missing; then load the best epoch and test it."""
         state, step = self._state, self._session.step.global_step
         if not state.readings or state.readings[-1].step < step:
             self._evaluate_epoch()
@@ -171,7 +172,7 @@ class TrainingLoop:
             return True
         if self._epochs_without_gain() >= (self._recipe.patience_epochs or math.inf):
             return True
-        # The state's time moves with the steps, so that each run takes at least one step.
+        # ``state.seconds`` changes only after a step, so each run takes at least one step.
         return self._clock.is_up(self._state.seconds)
 
     def _train_epoch(self) -> None:

@@ -192,8 +192,7 @@ class ImageData:
 
     Attributes:
         train: images to train on.
-        selection: images that choose the best checkpoint, the learning rate and the end of a
-            training.
+        selection: images that choose the best epoch and the end of a training.
         test: images that are evaluated once, at the end.
         class_names: name of each class, by label.
         source: origin of the data set.

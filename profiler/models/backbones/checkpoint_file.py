@@ -103,7 +103,7 @@ class _PlainData:
 
 
 def _new_dictionary(*args: object) -> OrderedDict[Any, Any]:
-    """Stand for ``defaultdict``, whose argument makes values that nothing reads."""
+    """Replace ``defaultdict``; its default factory is not needed."""
     return OrderedDict()
 
 

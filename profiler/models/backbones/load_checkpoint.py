@@ -154,7 +154,8 @@ def _notes(
     if is_average(choice.entry) or is_average(choice.prefix):
         yield "weights: they are averaged ones (EMA)"
     elif averages := [path for path in choice.others if is_average(path)]:
-        yield f"weights: the averaged ones were not taken; {file.name}{ENTRY_MARK}{averages[0]} is"
+        other = f"{file.name}{ENTRY_MARK}{averages[0]}"
+        yield f"weights: the averaged ones (EMA) were not loaded; to load them, give {other}"
     resampled = [
         name
         for name, value in loaded.items()
@@ -166,7 +167,7 @@ def _notes(
         yield f"weights: resampled {_listed(resampled)} {shapes}"
     yield from _head_notes(choice, loaded, model)
     if left := _left_out(choice, model):
-        yield f"weights: left out {len(left)} tensors without a place in the model: {_listed(left)}"
+        yield f"weights: left out {len(left)} tensors that the model lacks: {_listed(left)}"
 
 
 def _left_out(choice: StateChoice, model: nn.Module) -> list[str]:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _MAX_DEPTH = 4
-"""Nested entries that are searched for tensors."""
+"""Levels of nested entries that are searched for tensors."""
 
 _SMALL_SHARE = 4
-"""Entries with fewer tensors than the largest by more than this factor are not tried: optimizers
-keep a few tensors in one entry per parameter."""
+"""An entry is not tried if the largest one has more than this many times its number of tensors.
+Optimizers have such small entries: one per parameter, with a few tensors each."""
 
 _WRAPPERS = (
     *("module", "_orig_mod", "model", "backbone", "encoder", "net", "network", "trunk"),
@@ -62,7 +62,7 @@ class StateChoice:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Order of choices: by the shared names; without any, by the number of tensors."""
+        """Sort key of choices: ``shared``, then (only if it is 0) the number of tensors."""
         return self.shared, 0 if self.shared else len(self.tensors)
 
 

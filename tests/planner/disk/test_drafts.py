@@ -203,6 +203,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(full_disk: Path) -> None:
 
 
 def test_more_than_the_free_space_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="free space, there are"):
+    with pytest.raises(InputError, match="free space, but only"):
         check_folder(tmp_path / "new", needed_bytes=1 << 63)
     assert names(tmp_path) == []
