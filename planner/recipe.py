@@ -29,7 +29,9 @@ Decay = Annotated[float, Meta(ge=0, le=10)]
 
 Steps = Annotated[int, Meta(ge=0, le=10**9)]
 
-Epochs = Annotated[int, Meta(ge=1, le=100_000)]
+LARGEST_EPOCHS = 100_000
+
+Epochs = Annotated[int, Meta(ge=1, le=LARGEST_EPOCHS)]
 
 LARGEST_RATE = 100.0
 """Upper bound of a learning rate; SGD's largest published rates are below it."""
@@ -93,11 +95,13 @@ class Recipe:
             step: number of the step, from 0.
             total_steps: steps of the whole training.
         """
-        warm_up = min(1.0, (step + 1) / (self.warm_up_steps + 1))
         if self.schedule == "constant":
-            return warm_up
-        falling = max(1, total_steps - self.warm_up_steps)
-        done = min(1.0, max(0, step - self.warm_up_steps) / falling)
+            return min(1.0, (step + 1) / (self.warm_up_steps + 1))
+        # A training that was made shorter has a shorter warm-up too.
+        warm_up_steps = min(self.warm_up_steps, int(WARM_UP_SHARE * total_steps))
+        warm_up = min(1.0, (step + 1) / (warm_up_steps + 1))
+        falling = max(1, total_steps - warm_up_steps)
+        done = min(1.0, max(0, step - warm_up_steps) / falling)
         return warm_up * max(0.5 * (1 + math.cos(math.pi * done)), LAST_RATE_FACTOR)
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +120,9 @@ class Recipe:
         parts.append(f"{self.epochs} epoch{'s' * (self.epochs > 1)}")
         return ", ".join(parts)
 
+
+WARM_UP_SHARE = 0.1
+"""Largest share of a training with a cosine schedule that the warm-up takes."""
 
 LAST_RATE_FACTOR = 1e-3
 """Smallest factor of the cosine schedule, so that steps after a planned end still learn."""

@@ -199,9 +199,10 @@ def train(
     if as_json:
         print_json(result.to_json() | {"output": str(result.output)})
         return
+    kind = result.weights.kind
     click.echo(
         f"{100 * result.accuracy:.2f} % of the {result.data['name']} test images right, "
-        f"{result.weights.kind} weights"
+        f"{'weights from a file' if kind == 'file' else f'{kind} weights'}"
     )
     for note in result.weights.notes:
         click.echo(note)

@@ -31,6 +31,7 @@ from profiler.checkpointing.apply import AppliedPlacement, apply_placement
 from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.methods import get_method
+from profiler.models.methods.target_layers import freeze_statistics
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,6 +66,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     reference = check_against_model(plan)
     _check_backbone(model, workload)
     applied = get_method(workload.method).apply(model, workload)
+    if workload.frozen_batch_norm:
+        freeze_statistics(applied, also_trained=True)
     # The units are those of the reference: to find them can take a forward, which would update the
     # running statistics of the user's BatchNorm layers.
     _APPLIED[applied] = apply_placement(applied, plan.candidate.placement, units=reference.units)

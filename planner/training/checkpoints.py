@@ -4,7 +4,7 @@
       learned.safetensors  trained tensors
       state.pt             optimizer, gradient scaler, random states, placement
       progress.json        progress of the training, and its identity
-    best-epoch/            trained tensors of the epoch with the best selection accuracy
+    best-epoch-N/          trained tensors after step N, the best selection accuracy so far
 
 A resume is refused if the identity (workload, data, seed, learning rate, ...) differs.
 """
@@ -28,7 +28,7 @@ from profiler.models.methods.save_load import load_trained_tensors, save_trained
 
 _PREFIX = "checkpoint-"
 _PROGRESS_FILE = "progress.json"
-BEST_FOLDER = "best-epoch"
+BEST_PREFIX = "best-epoch-"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,6 +116,7 @@ def save_checkpoint(
         torch.save(values, draft / "state.pt")
         write_json({"identity": dict(identity), **asdict(state)}, draft / _PROGRESS_FILE)
     remove_old_checkpoints(output)
+    _remove_older_best_epochs(output, state.best)
 
 
 def remove_old_checkpoints(output: Path) -> None:
@@ -176,21 +177,29 @@ def _shorten(value: object) -> str:
 
 
 def save_best_epoch(output: Path, session: Session) -> None:
-    """Keep the trained tensors of the best epoch so far, in place of the one before."""
-    with draft_folder(output / BEST_FOLDER, remedy="free some space") as draft:
+    """Write the trained tensors of the best epoch so far.
+
+    Those of the epoch before are removed when the next checkpoint is written, so that a killed
+    training can go on from the checkpoint and the best epoch that belong together.
+    """
+    folder = output / f"{BEST_PREFIX}{session.step.global_step}"
+    with draft_folder(folder, remedy="free some space") as draft:
         save_trained_tensors(session.model, draft, method=session.built.method.name)
 
 
-def load_best_epoch(output: Path, session: Session) -> None:
-    """Restore the trained tensors of the best epoch.
+def load_best_epoch(output: Path, session: Session, *, step: int) -> None:
+    """Restore the trained tensors of the best epoch, which ended at a step.
 
     Raises:
         InputError: they are missing or damaged.
     """
-    load_trained_tensors(session.model, output / BEST_FOLDER, method=session.built.method.name)
+    load_trained_tensors(
+        session.model, output / f"{BEST_PREFIX}{step}", method=session.built.method.name
+    )
 
 
-def remove_best_epoch(output: Path) -> None:
-    """Remove the tensors of the best epoch, after they were saved as the model."""
-    if (output / BEST_FOLDER).exists():
-        discard_folder(output / BEST_FOLDER)
+def _remove_older_best_epochs(output: Path, best: AccuracyReading | None) -> None:
+    kept = None if best is None else f"{BEST_PREFIX}{best.step}"
+    for folder in output.glob(f"{BEST_PREFIX}*"):
+        if folder.name != kept and folder.is_dir():
+            discard_folder(folder)

@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from planner.recipe import InitialWeights, Recipe
+from planner.recipe import WARM_UP_SHARE, InitialWeights, Recipe
 from profiler.training_step import WEIGHT_DECAY, default_learning_rate
 from profiler.workload import Workload
 
@@ -87,8 +87,8 @@ LAYER_DECAY = 0.75
 SGD_FACTOR = 10.0
 """Ratio of SGD's rate (momentum 0.9) to AdamW's; assumed, not published."""
 
-WARM_UP_STEPS, WARM_UP_SHARE = 10, 0.1
-"""Steps of warm-up, and the largest share of the training that they take."""
+WARM_UP_STEPS = 10
+"""Steps of warm-up; fewer in a short training."""
 
 TARGET_STEPS = 300
 """Optimizer steps of a training on a small data set."""
@@ -143,6 +143,8 @@ def default_recipe(
     warm_up = min(WARM_UP_STEPS, int(WARM_UP_SHARE * epochs * steps_per_epoch))
     kind, method = _backbone_kind(backbone), method_kind(workload.method)
     is_random = weights == "random"
+    # AdaLoRA's ranks are those of its whole schedule, so no earlier epoch can be restored.
+    selects_epoch = workload.method != "adalora"
     rate = _random_weights_rate(workload, kind) if is_random else RATES[kind, method]
     return Recipe(
         learning_rate=rate.value * _optimizer_factor(workload),
@@ -151,16 +153,18 @@ def default_recipe(
         schedule="cosine",
         warm_up_steps=warm_up,
         weight_decay=_weight_decay(workload),
-        zero_head=weights == "pretrained",
+        # GaLore's first projections are of the first gradients, which a zero classifier makes zero.
+        zero_head=weights == "pretrained" and workload.method != "galore",
         epochs=epochs,
-        patience_epochs=max(3, math.ceil(epochs / 3)),
+        patience_epochs=max(3, math.ceil(epochs / 3)) if selects_epoch else None,
+        selects_epoch=selects_epoch,
         balance=balance,
         weights=weights,
         source=f"{rate.source}; {epochs} epochs for {train_images} images",
     )
 
 
-def paper_recipe(workload: Workload) -> Recipe:
+def paper_recipe(workload: Workload, *, weights: InitialWeights = "pretrained") -> Recipe:
     """Return the recipe of the code of arXiv 2607.02158, as ``profiler.training_step`` cites it."""
     return Recipe(
         learning_rate=default_learning_rate(workload),
@@ -169,6 +173,7 @@ def paper_recipe(workload: Workload) -> Recipe:
         decay_norms_and_biases=True,
         epochs=PAPER_EPOCHS,
         selects_epoch=False,
+        weights=weights,
         source="the code of arXiv 2607.02158",
     )
 
@@ -181,7 +186,7 @@ def earlier_recipe(workload: Workload, backbone: nn.Module, *, weights: InitialW
     recipe = paper_recipe(workload)
     if weights == "pretrained":
         return recipe
-    rate = _random_weights_rate(workload, _backbone_kind(backbone))
+    rate = _random_weights_rate(workload, _backbone_kind(backbone, rms_norm=False))
     return Recipe(
         learning_rate=rate.value * _optimizer_factor(workload),
         schedule="constant",
@@ -202,11 +207,16 @@ def method_kind(method: str) -> MethodKind:
     return METHOD_KINDS.get(method, "low rank")
 
 
-def _backbone_kind(backbone: nn.Module) -> BackboneKind:
-    """Return ``normalised by layer`` if there is a LayerNorm or RMSNorm, else ``convolutional``."""
+def _backbone_kind(backbone: nn.Module, *, rms_norm: bool = True) -> BackboneKind:
+    """Return ``normalised by layer`` if there is a LayerNorm or RMSNorm, else ``convolutional``.
+
+    Args:
+        backbone: the backbone.
+        rms_norm: whether RMSNorm counts; it did not before plans had recipes.
+    """
     from torch import nn
 
-    norms = (nn.LayerNorm, nn.RMSNorm)
+    norms = (nn.LayerNorm, nn.RMSNorm) if rms_norm else (nn.LayerNorm,)
     has_norm = any(isinstance(module, norms) for module in backbone.modules())
     return "normalised by layer" if has_norm else "convolutional"
 

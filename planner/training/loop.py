@@ -153,11 +153,12 @@ class TrainingLoop:
     def _finish(self) -> None:
         """Evaluate after the last step if that is missing; then load the best epoch and test it."""
         state, step = self._state, self._session.step.global_step
-        if not state.readings or state.readings[-1].step < step:
+        last = state.readings[-1] if state.readings else None
+        if last is None or last.step < step or last.images < len(self._images.monitor):
             self._evaluate_epoch()
             self._save()
-        if self._recipe.selects_epoch and not self._interrupt.is_set:
-            load_best_epoch(self._output, self._session)
+        if state.best is not None and not self._interrupt.is_set:
+            load_best_epoch(self._output, self._session, step=state.best.step)
             self._evaluate(self._images.test, "test")
 
     @property

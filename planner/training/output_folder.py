@@ -16,7 +16,7 @@ from planner.disk.file_lock import FileLock, read_holder
 from planner.disk.free_space import check_folder
 from planner.json_files import read_json
 from planner.plan import Plan
-from planner.training.checkpoints import BEST_FOLDER, is_checkpoint, remove_old_checkpoints
+from planner.training.checkpoints import BEST_PREFIX, is_checkpoint, remove_old_checkpoints
 from planner.training.history import TRAINING_SCHEMA
 from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
 from profiler.errors import InputError
@@ -106,9 +106,8 @@ def _own_entries(output: Path) -> Iterator[str]:
         return
     for path in output.iterdir():
         name = path.name
-        if name in (PLAN_FILE, HISTORY_FILE, MODEL_FOLDER, BEST_FOLDER) or name.startswith(
-            "checkpoint-"
-        ):
+        is_record = name in (PLAN_FILE, HISTORY_FILE, MODEL_FOLDER)
+        if is_record or name.startswith(("checkpoint-", BEST_PREFIX)):
             yield name
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from planner.plan import Plan
-from planner.recipe import LARGEST_RATE, InitialWeights, Recipe
+from planner.recipe import LARGEST_EPOCHS, LARGEST_RATE, InitialWeights, Recipe
 from planner.training.choose_recipe import default_recipe, earlier_recipe, paper_recipe
 from profiler.errors import BudgetplanWarning, UsageError
 
@@ -48,8 +48,11 @@ class RecipeChanges:
             raise UsageError(
                 f"the learning rate must be positive and at most {LARGEST_RATE:g}, got {rate!r}"
             )
-        if self.epochs is not None and self.epochs < 1:
-            raise UsageError(f"epochs must be positive, got {self.epochs!r}")
+        if self.epochs is not None and not 1 <= self.epochs <= LARGEST_EPOCHS:
+            raise UsageError(f"epochs must be from 1 to {LARGEST_EPOCHS}, got {self.epochs!r}")
+        if self.recipe not in get_args(RecipeName):
+            names = ", ".join(get_args(RecipeName))
+            raise UsageError(f"recipe must be one of {names}, got {self.recipe!r}")
 
 
 def resolve_recipe(
@@ -64,7 +67,7 @@ def resolve_recipe(
     weights: InitialWeights = "random" if built.weights.kind == "random" else "pretrained"
     recipe = plan.recipe
     if changes.recipe == "paper":
-        recipe = paper_recipe(workload)
+        recipe = paper_recipe(workload, weights=weights)
     elif changes.recipe == "plan" and recipe is None:
         recipe = earlier_recipe(workload, built.backbone, weights=weights)
         if changes.learning_rate is not None:  # such a rate was used without a warm-up
@@ -78,7 +81,11 @@ def resolve_recipe(
                 stacklevel=2,
             )
         recipe = default_recipe(
-            workload, built.backbone, weights=weights, train_images=len(images.train)
+            workload,
+            built.backbone,
+            weights=weights,
+            train_images=len(images.train),
+            balance=recipe is not None and recipe.balance,
         )
     return _changed(recipe, changes)
 

@@ -210,7 +210,9 @@ class Session:
         The checkpoint's placement is restored only if the training was requested with the same one.
         A resumed training may be given another placement, which changes no result.
         """
-        self.step.optimizer.load_state_dict(state["optimizer"])
+        # The groups are those of this device. Parameters are in the same order in all groupings.
+        groups = self.step.optimizer.state_dict()["param_groups"]
+        self.step.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if self.step.scaler is not None:
             self.step.scaler.load_state_dict(state["scaler"])
         self.built.method.restore_training_state(self.model, state["method"])

@@ -26,7 +26,6 @@ from planner.training.checkpoints import (
     TrainState,
     latest_checkpoint,
     load_checkpoint,
-    remove_best_epoch,
     save_checkpoint,
 )
 from planner.training.history import LearningRate, TrainProgress, TrainResult, WeightsFile
@@ -48,6 +47,7 @@ from planner.training.training_device import cap_to_budget, device_type
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models import backbones
 from profiler.models.build import BuiltModel, build_model
+from profiler.models.forward_check import check_forward
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -110,12 +110,19 @@ def train(
     if built.weights.kind == "random" and plan.candidate.workload.frozen_batch_norm:
         # Random weights have no statistics to keep.
         plan = _with_own_statistics(plan)
+        check_forward(plan.candidate.workload)
         torch.manual_seed(options.seed)
         built = _build(plan, options)
     recipe = resolve_recipe(plan, built, images, changes or RecipeChanges())
     if recipe.zero_head and built.has_new_classifier:
-        _zero_classifier(built)
+        zero_classifier(built)
     loop_images = LoopImages.of(images, recipe)
+    if loop_images.steps_per_epoch(plan.candidate.workload) == 0:
+        raise InputError(
+            f"one step of the plan takes {plan.candidate.workload.effective_batch} images, and "
+            f"{len(loop_images.train)} of {images.source.name} are left to train on beside the "
+            "selection images; make a plan with a smaller batch"
+        )
     steps = recipe.epochs * loop_images.steps_per_epoch(plan.candidate.workload)
     session = Session(
         candidate=plan.candidate,
@@ -147,7 +154,6 @@ def train(
     result = _result(session, images, state, options, weights_file=weights_file, output=output)
     save_model(session.built, output / MODEL_FOLDER)
     write_json(result.to_json(), output / HISTORY_FILE)
-    remove_best_epoch(output)
     return result
 
 
@@ -188,13 +194,25 @@ def _with_own_statistics(plan: Plan) -> Plan:
     )
 
 
-def _zero_classifier(built: BuiltModel) -> None:
-    """Set the trained tensors of the classifier to zero; its first logits are then all equal."""
-    heads = tuple(f".{name}." for name in backbones.classifier_names(built.backbone))
-    with torch.no_grad():
-        for name, parameter in built.model.named_parameters():
-            if parameter.requires_grad and any(head in f".{name}" for head in heads):
-                parameter.zero_()
+def zero_classifier(built: BuiltModel) -> None:
+    """Set the last layer of each classifier to zero; the first logits are then all equal.
+
+    If every layer were zero, none would have a gradient.
+    """
+    for name in backbones.classifier_names(built.backbone):
+        trained = {
+            key: parameter
+            for key, parameter in built.model.named_parameters()
+            if parameter.requires_grad and f".{name}." in f".{key}"
+        }
+        weights = [key for key, parameter in trained.items() if parameter.ndim > 1]
+        if not weights:
+            continue
+        last_layer = weights[-1].rpartition(".")[0]
+        with torch.no_grad():
+            for key, parameter in trained.items():
+                if key.rpartition(".")[0] == last_layer:
+                    parameter.zero_()
 
 
 def _resume_identity(

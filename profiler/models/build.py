@@ -110,9 +110,12 @@ def build_model(
 
 
 def _classifier_sums(backbone: nn.Module) -> list[float]:
-    """Return the sum of each tensor of the classifier, which tells random from loaded values.
+    """Return the sum of each classifier's last weight, which tells random from loaded values.
 
     A copy of the tensors would need their memory again.
     """
-    heads = backbones.classifiers(backbone)
-    return [float(tensor.detach().sum()) for head in heads for tensor in head.parameters()]
+    sums = []
+    for head in backbones.classifiers(backbone):
+        weights = [tensor for tensor in head.parameters() if tensor.ndim > 1]
+        sums += [float(tensor.detach().sum()) for tensor in weights[-1:]]
+    return sums

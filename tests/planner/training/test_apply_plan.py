@@ -26,6 +26,7 @@ VIT = Workload(
     model="test_vit", method="lora", rank=4, micro_batch=4, image_size=160, num_classes=5
 )
 RESNET = VIT.replace(model="test_resnet", method="full", rank=None, image_size=32)
+FROZEN = RESNET.replace(frozen_batch_norm=True)
 
 
 def own_model(workload: Workload, seed: int = 1) -> nn.Module:
@@ -52,7 +53,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("workload", [VIT, RESNET], ids=["wrapped", "in place"])
+@pytest.mark.parametrize(
+    "workload", [VIT, RESNET, FROZEN], ids=["wrapped", "in place", "frozen statistics"]
+)
 def test_two_steps_have_the_gradients_of_the_model_that_budgetplan_builds(
     workload: Workload, tmp_path: Path
 ) -> None:

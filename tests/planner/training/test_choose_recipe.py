@@ -60,14 +60,19 @@ def test_the_default_recipe_depends_on_backbone_method_and_number_of_images() ->
     assert recipe(FULL, train_images=100).epochs == 50
     assert recipe(FULL, train_images=45_000).epochs == 5
     assert recipe(FULL, train_images=10).warm_up_steps == 5
+    # a zero classifier would make GaLore's first gradients, and so its projections, zero
+    assert recipe(FULL).zero_head and not recipe(workload(method="galore")).zero_head
+    # AdaLoRA's ranks are final at its end only
+    assert not recipe(workload(method="adalora")).selects_epoch
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     cosine = replace(recipe(FULL), warm_up_steps=4)
-    factors = [cosine.rate_factor(step, total_steps=24) for step in range(30)]
+    factors = [cosine.rate_factor(step, total_steps=44) for step in range(50)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert factors[14] == pytest.approx(0.5)
-    assert factors[9] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert factors[24] == pytest.approx(0.5)
+    assert factors[14] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert cosine.rate_factor(0, total_steps=9) == 1.0  # too short for a warm-up
     assert factors == sorted(factors[:5]) + sorted(factors[5:], reverse=True)
     assert min(factors) > 0
     constant = paper_recipe(FULL)
@@ -88,7 +93,13 @@ def test_changes_of_the_caller_replace_values_of_the_plan() -> None:
     assert (changed.learning_rate, changed.balance, changed.epochs) == (0.5, True, 8)
     assert resolved(recipe="paper") == paper_recipe(FULL)
     assert resolved(recipe="default").epochs == 50  # for the 40 images at hand
-    for changes in ({"learning_rate": 0.0}, {"learning_rate": math.nan}, {"epochs": 0}):
+    for changes in (
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"epochs": 0},
+        {"epochs": 10**6},
+        {"recipe": "mine"},
+    ):
         with pytest.raises(UsageError):
             RecipeChanges(**changes)
 

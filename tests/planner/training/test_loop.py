@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from plans import make_plan
+from safetensors.torch import load_file
 from trainings import StopError, digits, learned, run, same, workload
 
 from planner.plan import read_plan
@@ -19,8 +20,10 @@ from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import accuracy
 from planner.training.history import TrainProgress
 from planner.training.trained_model import HISTORY_FILE, PLAN_FILE, load_trained
+from planner.training.training_run import zero_classifier
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.build import build_model
+from profiler.models.methods.save_load import trained_tensors
 from profiler.running.process_end import Terminated
 
 
@@ -151,7 +154,7 @@ def test_the_best_epoch_is_saved_and_tested_once(tmp_path: Path) -> None:
     saved = read_plan(tmp_path / PLAN_FILE)
     assert saved.recipe == result.recipe == RECIPE
     assert {path.name for path in tmp_path.iterdir()} >= {"model", "plan.json", "training.json"}
-    assert not list(tmp_path.glob("*best*"))
+    assert [path.name for path in tmp_path.glob("*best*")] == [f"best-epoch-{best.step}"]
 
 
 def test_a_resumed_training_by_a_recipe_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -168,6 +171,26 @@ def test_a_resumed_training_by_a_recipe_ends_as_an_uninterrupted_one(tmp_path: P
     assert same(learned(tmp_path / "resumed"), learned(tmp_path / "straight"))
     assert [r.accuracy for r in resumed.readings] == [r.accuracy for r in straight.readings]
     assert resumed.selected_step == straight.selected_step
+
+
+def test_a_finished_training_can_go_on_for_more_epochs(tmp_path: Path) -> None:
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=RECIPE)
+    first = run(plan, tmp_path, epochs=1)
+    again = run(plan, tmp_path, epochs=1, resume=True)
+    assert (again.accuracy, again.selected_step) == (first.accuracy, first.selected_step)
+    longer = run(plan, tmp_path, epochs=2, resume=True)
+    assert len(longer.epochs) == 2
+    (best,) = tmp_path.glob("best-epoch-*")
+    assert best.name == f"best-epoch-{longer.selected_step}"
+    assert same(load_file(best / "learned.safetensors"), trained_tensors(load_trained(tmp_path)))
+
+
+def test_too_few_images_beside_the_selection_are_refused(tmp_path: Path) -> None:
+    plan = replace(make_plan(workload(micro_batch=16)), recipe=RECIPE)
+    few = digits(32, train_images=40, test_images=20)
+    few = replace(few, train=few.train.select(range(30)), selection=few.train.select(range(30, 40)))
+    with pytest.raises(InputError, match="32 images"):
+        run(plan, tmp_path, images=few)
 
 
 def test_a_training_without_gain_stops_early(tmp_path: Path) -> None:
@@ -210,3 +233,16 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     images = replace(data, train=replace(data.train, input_format=bright))
     with pytest.raises(MeasurementError, match="learning-rate"):
         run(make_plan(workload(method="full", rank=None)), tmp_path, images=images)
+
+
+@pytest.mark.parametrize("model", ["levit_128s", "resnet10t"])
+def test_only_the_last_layer_of_a_classifier_starts_at_zero(model: str) -> None:
+    built = build_model(workload(model=model, method="full", rank=None, image_size=224))
+    zero_classifier(built)
+    images = torch.rand(2, 3, 224, 224)
+    logits = built.model(images)
+    assert not logits.any()
+    torch.nn.functional.cross_entropy(logits, torch.tensor([1, 2])).backward()
+    last = [m for m in built.model.modules() if getattr(m, "out_features", 0) == 10]
+    # the zero layer has a gradient, so the next step trains the layers before it too
+    assert last and all(layer.weight.grad.any() for layer in last)
