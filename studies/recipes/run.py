@@ -52,7 +52,7 @@ BATCH = 32
 DEFAULT_ARMS = (
     *("head", "head:random-head", "head:paper", "bn_head", "bn_head:batch-norm", "bn_head:paper"),
     *("bitfit", "bitfit:batch-norm", "lora", "lora:paper", "full", "full:paper", "full:random"),
-    *("full:batch-norm", "full:batch-norm-4", "adaptformer", "side", "ssf"),
+    *("full:batch-norm", "full:batch-norm-4", "side", "ssf"),
     *("lora:rate/3", "full:rate/3", "full:rate*3", "bn_head:rate/3", "bn_head:rate*3"),
 )
 

@@ -50,8 +50,8 @@ def test_plans_without_a_recipe_train_as_when_they_were_written() -> None:
 
 
 def test_the_default_recipe_depends_on_backbone_method_and_number_of_images() -> None:
-    assert recipe(CONVOLUTIONAL).learning_rate == 1e-3
-    assert recipe(CONVOLUTIONAL.replace(optimizer="sgd")).learning_rate == 1e-2
+    assert recipe(CONVOLUTIONAL).learning_rate == 5e-4
+    assert recipe(CONVOLUTIONAL.replace(optimizer="sgd")).learning_rate == 5e-3
     assert recipe(CONVOLUTIONAL.replace(optimizer="sgd")).weight_decay == 0
     assert recipe(FULL).layer_decay < 1 == recipe(CONVOLUTIONAL).layer_decay
     assert recipe(workload()).learning_rate < recipe(workload(method="head")).learning_rate
