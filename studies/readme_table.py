@@ -30,8 +30,9 @@ def percent(share: float, digits: int = 1) -> str:
 def rows() -> list[tuple[str, str, str]]:
     """Return (study, what was compared, result) of every line."""
     truth, hollow = summary("memory_truth"), summary("hollow_gpu")["all"]
-    composed, curves = summary("composed"), summary("placement_curves")
+    curves = summary("placement_curves")
     matrix, replay = summary("method_matrix"), summary("replay_cost")
+    accuracy = {line["arm"]: line["test_percent"] for line in summary("recipes")["arms"]}
     added = curves["evaluator_vit_s_added_share"]
     rule = curves["evaluator_part_of_the_rule_at_43_percent_less"].values()
     fits = hollow["under_2_gib"]
@@ -52,12 +53,6 @@ def rows() -> list[tuple[str, str, str]]:
             f" {wrong} were judged wrongly",
         ),
         (
-            "composed",
-            "the search's composed peak against the replay",
-            f"{composed['cells']} candidates: {percent(composed['within_1_percent'])} within 1 %,"
-            f" largest error {percent(composed['largest_relative'])}",
-        ),
-        (
             "placement_curves",
             "recompute time that a placement adds, ViT-S at 40 % of its peak",
             f"`optimal` {percent(added['optimal']['40%'])}, PyTorch's `sac_ilp`"
@@ -75,6 +70,13 @@ def rows() -> list[tuple[str, str, str]]:
             f"{matrix['counts']['works']} pairs work, {matrix['counts']['refused']} are refused with"
             f" a reason, {matrix['counts']['fails']} fail; a warm replay of ViT-S takes"
             f" {replay['seconds_by_batch']['64']:.2f} s",
+        ),
+        (
+            "recipes",
+            "test accuracy on digits of plans of EfficientNet-Lite0, ImageNet weights, 4 epochs, one seed",
+            f"`full` {accuracy['full:rate/2']} % ({accuracy['full:paper']} % by the paper's recipe,"
+            f" {accuracy['full:random']} % from random weights), `lora` {accuracy['lora']} %,"
+            f" `head` {accuracy['head']} %",
         ),
     ]
 
