@@ -111,6 +111,7 @@ def train(
         # Random weights have no statistics to keep.
         plan = _with_own_statistics(plan)
         check_forward(plan.candidate.workload)
+        del built  # two models might not fit on the device
         torch.manual_seed(options.seed)
         built = _build(plan, options)
     recipe = resolve_recipe(plan, built, images, changes or RecipeChanges())
