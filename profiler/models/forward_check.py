@@ -7,12 +7,12 @@ that names a working choice.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
 from profiler.errors import BudgetplanError, UsageError
+from profiler.models.silent_log import silent_log
 from profiler.workload import Workload
 
 _SIZE_STEPS = (1, 2, 4, 8, 14, 16, 28, 32, 56, 64)
@@ -26,7 +26,7 @@ def explain_refusals(workload: Workload) -> Iterator[None]:
     Other exceptions pass unchanged.
     """
     try:
-        with _silent_fake_tensors():
+        with silent_log("torch._subclasses.fake_tensor"):
             yield
     except (BudgetplanError, MemoryError):
         raise
@@ -37,18 +37,6 @@ def explain_refusals(workload: Workload) -> Iterator[None]:
         if reason is None:
             raise
         raise UsageError(reason) from error
-
-
-@contextmanager
-def _silent_fake_tensors() -> Iterator[None]:
-    """Silence torch's log of a failed fake operation; the exception says the same."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def check_forward(workload: Workload) -> None:

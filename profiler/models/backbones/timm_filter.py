@@ -8,12 +8,12 @@ loading; here it is called for files too.
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from profiler.models.silent_log import silent_log
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,7 +42,7 @@ def timm_filter(name: str) -> StateFilter | None:
     download = _builder.load_pretrained
     _builder.load_pretrained = take
     try:
-        with torch.device("meta"), silent_timm():
+        with torch.device("meta"), silent_log("timm"):
             timm.create_model(name, pretrained=True)
     finally:
         _builder.load_pretrained = download
@@ -65,7 +65,7 @@ def filtered(
     convert = own if callable(own) else state_filter
     if convert is None:
         return dict(state)
-    with silent_timm(), warnings.catch_warnings():
+    with silent_log("timm"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # A conversion indexes and reshapes the tensors that it expects, so anything can fail.
         try:
@@ -78,15 +78,3 @@ def filtered(
         except Exception:
             return None
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-
-
-@contextmanager
-def silent_timm() -> Iterator[None]:
-    """Silence timm's log inside the context; its messages are written as notes instead."""
-    logger = logging.getLogger("timm")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

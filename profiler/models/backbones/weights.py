@@ -112,7 +112,8 @@ def _load_pretrained(model: nn.Module, canonical: str) -> WeightSource:
     from huggingface_hub import constants
     from timm.models import load_pretrained
 
-    from profiler.models.backbones.timm_filter import silent_timm, timm_filter
+    from profiler.models.backbones.timm_filter import timm_filter
+    from profiler.models.silent_log import silent_log
 
     config = getattr(model, "pretrained_cfg", None) or {}
     if not (config.get("url") or config.get("hf_hub_id") or config.get("file")):
@@ -120,7 +121,7 @@ def _load_pretrained(model: nn.Module, canonical: str) -> WeightSource:
     constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or not hub_is_reachable()
     try:
         classifier = model.get_submodule(classifier_names(model)[0])
-        with silent_timm():
+        with silent_log("timm"):
             load_pretrained(
                 model,
                 num_classes=getattr(classifier, "out_features", 0),
