@@ -61,14 +61,16 @@ class _Rate:
     head_ratio: float = 1.0
 
 
-TRIED = "near the best of three rates tried on EfficientNet-Lite0 and digits (studies/recipes)"
+def _tried(method: str) -> str:
+    return f"near the best of the rates tried for {method} on EfficientNet-Lite0 (studies/recipes)"
+
 
 RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
-    ("convolutional", "full"): _Rate(5e-4, TRIED),
-    ("convolutional", "affine"): _Rate(3e-3, TRIED, head_ratio=3.0),
-    ("convolutional", "low rank"): _Rate(5e-3, TRIED),
+    ("convolutional", "full"): _Rate(5e-4, _tried("full")),
+    ("convolutional", "affine"): _Rate(3e-3, _tried("bn_head"), head_ratio=3.0),
+    ("convolutional", "low rank"): _Rate(5e-3, _tried("lora")),
     ("convolutional", "added"): _Rate(5e-3, "the rate of low-rank methods; not tried"),
-    ("convolutional", "head"): _Rate(1e-2, TRIED),
+    ("convolutional", "head"): _Rate(1e-2, _tried("head")),
     ("normalised by layer", "full"): _Rate(
         1e-4,
         "AdamW with layer decay, as in BEiT (arXiv 2106.08254) and MAE (2111.06377)",

@@ -71,18 +71,3 @@ def evaluate_images(
         mean_class_accuracy=float((right[seen].double() / counts[seen]).mean()),
         images=len(image_set),
     )
-
-
-def accuracy(
-    model: nn.Module,
-    image_set: ImageSet,
-    *,
-    batch_size: int,
-    device: str = "cpu",
-    precision: str = "fp32",
-) -> float:
-    """Return the fraction of images that the model classifies right, as ``evaluate_images``."""
-    evaluation = evaluate_images(
-        model, image_set, batch_size=batch_size, device=device, precision=precision
-    )
-    return evaluation.accuracy

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from trainings import digits
 
-from planner.training.evaluate import accuracy, evaluate_images
+from planner.training.evaluate import evaluate_images
 
 
 def test_accuracy_is_the_share_of_right_answers_and_leaves_the_mode() -> None:
@@ -21,7 +21,7 @@ def test_accuracy_is_the_share_of_right_answers_and_leaves_the_mode() -> None:
     model = Three().train()
     share = sum(label == 3 for label in test.labels) / len(test)
     assert 0 < share < 1
-    assert accuracy(model, test, batch_size=7) == share
+    assert evaluate_images(model, test, batch_size=7).accuracy == share
     assert model.training
 
 

@@ -17,7 +17,7 @@ from trainings import StopError, digits, learned, run, same, workload
 from planner.plan import read_plan
 from planner.recipe import Recipe
 from planner.training.checkpoints import latest_checkpoint
-from planner.training.evaluate import accuracy
+from planner.training.evaluate import evaluate_images
 from planner.training.history import TrainProgress
 from planner.training.trained_model import HISTORY_FILE, PLAN_FILE, load_trained
 from planner.training.training_run import zero_classifier
@@ -46,7 +46,7 @@ def test_training_learns_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # what was saved is what was evaluated
     again = build_model(small).model
     again.load_state_dict(learned(tmp_path))
-    assert accuracy(again, data.test, batch_size=7) == result.accuracy
+    assert evaluate_images(again, data.test, batch_size=7).accuracy == result.accuracy
 
 
 def test_an_interrupt_keeps_the_step_under_way(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_the_best_epoch_is_saved_and_tested_once(tmp_path: Path) -> None:
     assert [e.accuracy for e in result.epochs] == [r.accuracy for r in on_selection]
     # the saved model is that of the best epoch: its accuracies come out again
     model = load_trained(tmp_path)
-    assert accuracy(model, data.selection, batch_size=7) == best.accuracy
-    assert accuracy(model, data.test, batch_size=7) == result.accuracy
+    assert evaluate_images(model, data.selection, batch_size=7).accuracy == best.accuracy
+    assert evaluate_images(model, data.test, batch_size=7).accuracy == result.accuracy
     saved = read_plan(tmp_path / PLAN_FILE)
     assert saved.recipe == result.recipe == RECIPE
     assert {path.name for path in tmp_path.iterdir()} >= {"model", "plan.json", "training.json"}

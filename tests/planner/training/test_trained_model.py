@@ -15,7 +15,7 @@ from torch import nn
 from trainings import VIT, digits, learned, run, same, workload
 
 from planner.plan import read_plan
-from planner.training.evaluate import accuracy
+from planner.training.evaluate import evaluate_images
 from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE, load_trained
 from profiler.errors import InputError
 from profiler.models.build import build_model
@@ -42,7 +42,7 @@ def test_an_adapter_is_saved_in_pefts_own_format(tmp_path: Path) -> None:
     base = build(VIT, num_classes=10, image_size=32)
     again = PeftModel.from_pretrained(base, str(tmp_path / MODEL_FOLDER))
     test = digits(32, train_images=40, test_images=20).test
-    assert accuracy(again, test, batch_size=8) == result.accuracy
+    assert evaluate_images(again, test, batch_size=8).accuracy == result.accuracy
     assert replace(read_plan(tmp_path / PLAN_FILE), recipe=None) == plan
 
 
@@ -53,7 +53,7 @@ def test_what_was_trained_is_loaded_from_its_folder(tmp_path: Path, method: str)
     model = load_trained(tmp_path)
     assert not model.training
     test = digits(32, train_images=40, test_images=20).test
-    assert accuracy(model, test, batch_size=8) == result.accuracy
+    assert evaluate_images(model, test, batch_size=8).accuracy == result.accuracy
 
 
 def _same_answers(folder: Path, other: nn.Module, **given: Any) -> bool:

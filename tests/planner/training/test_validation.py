@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from planner.training.evaluate import accuracy
+from planner.training.evaluate import evaluate_images
 from planner.training.inference import model_bytes, power_of
 from planner.training.plan_check import load_data_for
 from planner.training.run_options import RunOptions
@@ -111,7 +111,7 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     assert seen.inference.images == 256
     # one image may fall on the other side: threads order sums differently
     assert seen.inference.accuracy == pytest.approx(
-        accuracy(model, test, batch_size=16), abs=1.5 / 256
+        evaluate_images(model, test, batch_size=16).accuracy, abs=1.5 / 256
     )
 
 
