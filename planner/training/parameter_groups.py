@@ -18,30 +18,31 @@ from typing import TYPE_CHECKING
 
 from planner.recipe import Recipe
 from profiler.models.backbones.timm_interface import classifier_names
+from profiler.models.methods.base import backbone_of
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from profiler.models.build import BuiltModel
     from profiler.training_step import ParameterGroup
 
 
-def parameter_groups(built: BuiltModel, recipe: Recipe, *, at_once: bool) -> list[ParameterGroup]:
+def parameter_groups(model: nn.Module, recipe: Recipe, *, at_once: bool) -> list[ParameterGroup]:
     """Return all trainable parameters of a model, grouped by learning rate and weight decay.
 
     A parameter with one dimension or fewer is a norm's or a bias, as in ``timm.optim``.
 
     Args:
-        built: the model.
+        model: the model that a method returned.
         recipe: learning rates and weight decay.
         at_once: whether the optimizer updates a group at once; otherwise, if the settings differ,
             each parameter is a group.
     """
-    heads = tuple(f".{name}." for name in classifier_names(built.backbone))
-    layer_scales = _layer_scales(built.backbone, recipe.layer_decay)
+    backbone = backbone_of(model)
+    heads = tuple(f".{name}." for name in classifier_names(backbone))
+    layer_scales = _layer_scales(backbone, recipe.layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in built.model.named_parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         # peft keeps a copy of the classifier under the classifier's own name.

@@ -87,7 +87,7 @@ class Session:
             method=built.method,
             foreach=kind == "cuda",
             learning_rate=recipe.learning_rate,
-            groups=parameter_groups(built, recipe, at_once=kind == "cuda"),
+            groups=parameter_groups(self.model, recipe, at_once=kind == "cuda"),
         )
         built.method.on_training_start(self.model, total_steps=total_steps)
         self.step = TrainingStep(

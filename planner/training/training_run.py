@@ -44,8 +44,8 @@ from planner.training.trained_model import (
     weights_file_of,
 )
 from planner.training.training_device import cap_to_budget, device_type
+from planner.training.zero_classifier import zero_classifier
 from profiler.errors import InputError, UnknownNameError, UsageError
-from profiler.models import backbones
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.forward_check import check_forward
 from profiler.workload import Candidate
@@ -116,7 +116,7 @@ def train(
         built = _build(plan, options)
     recipe = resolve_recipe(plan, built, images, changes or RecipeChanges())
     if recipe.zero_head and built.has_new_classifier:
-        zero_classifier(built)
+        zero_classifier(built.model)
     loop_images = LoopImages.of(images, recipe)
     if loop_images.steps_per_epoch(plan.candidate.workload) == 0:
         raise InputError(
@@ -193,27 +193,6 @@ def _with_own_statistics(plan: Plan) -> Plan:
         prediction=replace(plan.prediction, candidate=candidate),
         measurement=None,
     )
-
-
-def zero_classifier(built: BuiltModel) -> None:
-    """Set the last layer of each classifier to zero; the first logits are then all equal.
-
-    If every layer were zero, none would have a gradient.
-    """
-    for name in backbones.classifier_names(built.backbone):
-        trained = {
-            key: parameter
-            for key, parameter in built.model.named_parameters()
-            if parameter.requires_grad and f".{name}." in f".{key}"
-        }
-        weights = [key for key, parameter in trained.items() if parameter.ndim > 1]
-        if not weights:
-            continue
-        last_layer = weights[-1].rpartition(".")[0]
-        with torch.no_grad():
-            for key, parameter in trained.items():
-                if key.rpartition(".")[0] == last_layer:
-                    parameter.zero_()
 
 
 def _resume_identity(

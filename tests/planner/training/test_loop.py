@@ -20,7 +20,7 @@ from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import evaluate_images
 from planner.training.history import TrainProgress
 from planner.training.trained_model import HISTORY_FILE, PLAN_FILE, load_trained
-from planner.training.training_run import zero_classifier
+from planner.training.zero_classifier import zero_classifier
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.build import build_model
 from profiler.models.methods.save_load import trained_tensors
@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["levit_128s", "resnet10t"])
 def test_only_the_last_layer_of_a_classifier_starts_at_zero(model: str) -> None:
     built = build_model(workload(model=model, method="full", rank=None, image_size=224))
-    zero_classifier(built)
+    zero_classifier(built.model)
     images = torch.rand(2, 3, 224, 224)
     logits = built.model(images)
     assert not logits.any()
