@@ -108,6 +108,21 @@ PlanObject = _object_of(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlternativeObject:
+    """A named row beside the recommended one.
+
+    Attributes:
+        name: property in which the row is best, ``full``, or ``paper`` for the paper's default.
+        index: index into ``front``; null if the row does not fit.
+        note: the difference to other rows, or the memory that it needs.
+    """
+
+    name: Literal["fastest", "most accurate", "smallest", "safest", "full", "paper"]
+    index: NonNegativeInt | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecommendationObject:
     """The object that ``recommend --json`` prints.
 
@@ -123,6 +138,10 @@ class RecommendationObject:
         plan_files: file of each plan.
         recommended: index into ``front``.
         reason: reason for the recommended plan.
+        decided_by: evidence that distinguishes the recommended plan.
+        ties: indices of the other plans that are expected to be as accurate as the recommended one.
+        alternatives: named plans of the front, and those that do not fit.
+        objective: criterion for plans of equal expected accuracy.
         baselines: composed reports of the paper's defaults, by name, each with ``fits``.
         dropped: a sentence for each candidate that a later stage refused.
         notes: sentences for the reader.
@@ -139,6 +158,10 @@ class RecommendationObject:
     plan_files: tuple[str, ...]
     recommended: NonNegativeInt
     reason: str
+    decided_by: Literal["published", "probe", "learned", "cost"]
+    ties: tuple[NonNegativeInt, ...]
+    alternatives: tuple[AlternativeObject, ...]
+    objective: Literal["balanced", "accuracy", "time", "energy"]
     baselines: dict[str, JsonObject]
     dropped: tuple[str, ...]
     notes: tuple[str, ...]

@@ -52,8 +52,9 @@ from profiler.workload import Candidate
 
 PLAN_SCHEMA = "budgetplan.plan/1"
 
-PLAN_SCHEMA_MINOR = 2
-"""1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``."""
+PLAN_SCHEMA_MINOR = 3
+"""1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``; 3 the
+interval of an accuracy."""
 
 AccuracyKind = Literal["measured", EstimateKind, "none"]
 
@@ -74,14 +75,26 @@ class Accuracy:
     Attributes:
         value: fraction of held-out images classified correctly; None if unknown.
         source: origin of the value, or the reason why there is none.
-        kind: ``measured``, ``published``, ``prior`` or ``none``.
+        kind: ``measured``, ``published``, ``prior``, ``probe``, ``learned`` or ``none``.
+        low: lower end of the interval; None without one.
+        high: upper end of the interval; None without one.
+        coverage: probability with which the interval is expected to hold the accuracy; None
+            without an interval.
     """
 
     value: Fraction | None
     source: str
     kind: AccuracyKind
+    low: Fraction | None = None
+    high: Fraction | None = None
+    coverage: Fraction | None = None
 
     def __post_init__(self) -> None:
+        interval = (self.low, self.high, self.coverage)
+        if None in interval and interval != (None, None, None):
+            raise InputError(f"an interval has low, high and coverage, or none, got {interval}")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise InputError(f"an interval begins below its end, got {self.low} to {self.high}")
         if (self.kind == "none") != (self.value is None):
             raise InputError(
                 f"an accuracy has kind 'none' if and only if its value is null, "
@@ -90,7 +103,14 @@ class Accuracy:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the plan file."""
-        return {"value": self.value, "source": self.source, "kind": self.kind}
+        return {
+            "value": self.value,
+            "source": self.source,
+            "kind": self.kind,
+            "low": self.low,
+            "high": self.high,
+            "coverage": self.coverage,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from planner.api.arguments import device_name, no_progress, parse_size
 
 if TYPE_CHECKING:
     from planner.recommendation.answer import Recommendation
+    from planner.recommendation.objective import Objective
     from planner.recommendation.request import Notify
     from profiler.devices.table import DeviceSpec
 
@@ -36,6 +37,7 @@ def recommend(
     study: str | None = None,
     storage: str | None = None,
     out: str | Path = "plans",
+    objective: Objective = "balanced",
     on_progress: Notify | None = None,
 ) -> Recommendation:
     """Search for configurations that fit a budget, check them, and write a plan file for each.
@@ -62,6 +64,8 @@ def recommend(
         study: name of the study; an existing one is continued.
         storage: SQLAlchemy URL of the study; None for a file under ``studies/``.
         out: folder of the plan files.
+        objective: criterion for candidates of equal expected accuracy: ``balanced``,
+            ``time``, ``energy``, or ``accuracy`` for the most accurate one on any evidence.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
@@ -98,6 +102,7 @@ def recommend(
         study=study,
         storage=storage,
         out=Path(out),
+        objective=objective,
     )
     try:
         return answer(request, notify=notify)

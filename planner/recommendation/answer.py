@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from planner.plan import Plan
 from planner.recommendation.baselines import Baseline
@@ -46,6 +46,29 @@ class FrontEntry:
     host_prediction: Report | None = None
 
 
+AlternativeName = Literal["fastest", "most accurate", "smallest", "safest", "full", "paper"]
+
+DecidedBy = Literal["published", "probe", "learned", "cost"]
+"""The evidence that distinguishes the recommended entry from the others: published comparisons of
+methods, short trainings here, a model fitted to trainings here, or nothing but cost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A named row beside the recommended one.
+
+    Attributes:
+        name: property in which the row is best, ``full`` for training every parameter, or ``paper``
+            for the default of arXiv 2607.02158.
+        index: index into ``front``; None if the row does not fit.
+        note: one clause: the difference to other rows, or the memory that it needs.
+    """
+
+    name: AlternativeName
+    index: int | None
+    note: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
     """The answer.
@@ -60,6 +83,10 @@ class Recommendation:
         recommended: index of the recommended entry in ``front``.
         reason: one sentence: why this entry is recommended.
         baselines: the paper's defaults, by name.
+        decided_by: the evidence that distinguishes the recommended entry.
+        ties: indices of the other entries that are expected to be as accurate as the recommended
+            one.
+        alternatives: named rows of ``front``, and those that do not fit.
         dropped: one sentence per candidate that exceeded the budget or failed in a later stage.
         notes: one sentence per fact that limits or explains the answer (``notes.py``).
     """
@@ -73,6 +100,9 @@ class Recommendation:
     recommended: int
     reason: str
     baselines: Mapping[str, Baseline]
+    decided_by: DecidedBy = "cost"
+    ties: tuple[int, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -96,6 +126,10 @@ class Recommendation:
             "plan_files": [str(entry.file) for entry in self.front],
             "recommended": self.recommended,
             "reason": self.reason,
+            "decided_by": self.decided_by,
+            "ties": list(self.ties),
+            "alternatives": [asdict(each) for each in self.alternatives],
+            "objective": self.request.objective,
             "baselines": {name: b.to_json() for name, b in self.baselines.items()},
             "dropped": list(self.dropped),
             "notes": list(self.notes),

@@ -72,7 +72,14 @@ def _plan_accuracy(expected: AccuracyEstimate, validation: Validation | None) ->
     if expected.value is None or expected.kind is None:
         return Accuracy(value=None, source=expected.reason, kind="none")
     source = f"{expected.reason} ({expected.source})"
-    return Accuracy(value=expected.value, source=source, kind=expected.kind)
+    return Accuracy(
+        value=expected.value,
+        source=source,
+        kind=expected.kind,
+        low=expected.low,
+        high=expected.high,
+        coverage=expected.coverage,
+    )
 
 
 def plan_scores(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from planner.recommendation.objective import Objective, check_objective
 from planner.recommendation.request import (
     LeftOut,
     Request,
@@ -67,6 +68,7 @@ def build_request(
     study: str | None = None,
     storage: str | None = None,
     out: Path = Path("plans"),
+    objective: Objective = "balanced",
 ) -> Request:
     """Return the request that the arguments of `planner.recommend` describe.
 
@@ -75,6 +77,7 @@ def build_request(
         UsageError: an option out of its domain, or no method works on the backbone.
         InputError: the weights or the data cannot be read.
     """
+    check_objective(objective)
     target = find_target(device)
     name = backbones.resolve(model)
     size = image_size or backbones.native_image_size(name)
@@ -122,6 +125,7 @@ def build_request(
         or (pretrained and (validations == 0 or backbones.can_load_pretrained(name))),
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
+        objective=objective,
         left_out=(*refused, *too_small, *unsearched),
         source=source,
         weight_notes=weight_notes,

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from planner.cost.budget import needed_bytes
-from planner.recommendation.answer import FrontEntry, candidate_summary
+from planner.recommendation.answer import (
+    EQUAL_SCORES,
+    DecidedBy,
+    FrontEntry,
+    candidate_summary,
+)
+from planner.recommendation.objective import Objective
 from planner.recommendation.ranking import TrainingCost, best_of
 from planner.scoring.netscore import LOWEST_ACCURACY
 from profiler.units import format_bytes, format_joules, format_seconds
@@ -17,8 +24,25 @@ LONG_RUN_IMAGES = 200
 images its standard error is up to 3.5 %. A shorter run shows only that training works."""
 
 
-def choose(entries: Sequence[FrontEntry]) -> tuple[int, str]:
-    """Return the index of the entry to recommend, and the reason in one sentence.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenEntry:
+    """The entry to recommend.
+
+    Attributes:
+        index: index of the entry.
+        reason: one sentence: why this entry.
+        ties: indices of the other entries that are expected to be as accurate.
+        decided_by: the evidence that distinguishes the entry from the others.
+    """
+
+    index: int
+    reason: str
+    ties: tuple[int, ...]
+    decided_by: DecidedBy
+
+
+def choose(entries: Sequence[FrontEntry], *, objective: Objective = "balanced") -> ChosenEntry:
+    """Return the entry to recommend, and the reason in one sentence.
 
     If any entry was really run, only those are eligible. If every eligible entry has an accuracy
     that ranks candidates (measured in a long run, or expected from published numbers), the best
@@ -42,7 +66,18 @@ def choose(entries: Sequence[FrontEntry]) -> tuple[int, str]:
         else f"none of the {candidates} is expected to be more accurate (by published comparisons "
         "of methods; no accuracy is known here), and it costs least of those equal to it"
     )
-    return eligible[best], _reason_sentence(pool[best], why)
+    index = eligible[best]
+    ties = tuple(
+        i
+        for i, entry in enumerate(entries)
+        if i != index and abs(entry.result.score - entries[index].result.score) < EQUAL_SCORES
+    )
+    return ChosenEntry(
+        index=index,
+        reason=_reason_sentence(pool[best], why),
+        ties=ties,
+        decided_by="cost" if len(ties) == len(entries) - 1 else "published",
+    )
 
 
 def _known_accuracies(entries: Sequence[FrontEntry]) -> tuple[str, list[float]]:

@@ -12,6 +12,7 @@ later stage is dropped, and the answer lists it.
     ranking.py        the order in which candidates are checked
     build_entry.py    the plan of a candidate, with accuracy and scores
     choose.py         the recommended entry and the reason
+    alternatives.py   the named rows beside it
     notes.py          the notes of the answer
     answer.py         the answer
     infeasible.py     the error when nothing fits
@@ -25,6 +26,7 @@ from dataclasses import replace
 from planner.disk.drafts import remove_draft_files
 from planner.disk.free_space import check_folder
 from planner.plan import write_new_plan
+from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.answer import Recommendation
 from planner.recommendation.baselines import paper_baselines
 from planner.recommendation.build_entry import build_entry
@@ -70,7 +72,8 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         raise nothing_fits(request, found, cost)
     ran = run_best(request, replayed.passed, notify)
     entries = tuple(build_entry(request, found, candidate) for candidate in ran.passed)
-    recommended, reason = choose(entries)
+    choice = choose(entries, objective=request.objective)
+    baselines = paper_baselines(request.space, cost, request.budget_bytes)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
     return Recommendation(
         request=request,
@@ -79,9 +82,12 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         trials=found.trials,
         seconds=time.perf_counter() - began,
         front=entries,
-        recommended=recommended,
-        reason=reason,
-        baselines=paper_baselines(request.space, cost, request.budget_bytes),
+        recommended=choice.index,
+        reason=choice.reason,
+        decided_by=choice.decided_by,
+        ties=choice.ties,
+        alternatives=named_alternatives(entries, choice, baselines),
+        baselines=baselines,
         dropped=(*replayed.dropped, *ran.dropped),
         notes=answer_notes(request, found, ran.passed),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from planner.recommendation.objective import Objective
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
 from planner.training.images.image_set import DataSource
@@ -50,6 +51,7 @@ class Request:
         has_weights: whether the pretrained weights can be loaded, here or where the plan will run.
         stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
+        objective: criterion for candidates that are expected to be equally accurate.
         left_out: methods and precisions that are not searched.
         source: origin of the images of a folder; None for a named data set.
         weight_notes: sentences on the content of the weights file.
@@ -66,6 +68,7 @@ class Request:
     has_weights: bool = True
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
+    objective: Objective = "balanced"
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
     weight_notes: tuple[str, ...] = ()

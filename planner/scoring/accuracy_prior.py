@@ -34,7 +34,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-EstimateKind = Literal["published", "prior"]
+EstimateKind = Literal["published", "prior", "probe", "learned"]
 
 Regime = Literal["few", "many"]
 
@@ -56,16 +56,24 @@ class AccuracyEstimate:
 
     Attributes:
         value: fraction of held-out images classified correctly; None if not known.
-        kind: ``published`` for exactly this configuration, ``prior`` if derived; None without a
-            value.
+        kind: ``published`` for exactly this configuration, ``prior`` if derived from published
+            ones, ``probe`` if short trainings here show it, ``learned`` if fitted to trainings
+            here; None without a value.
         source: publication of the number; None without value.
         reason: one clause: how the value was derived, or why there is none.
+        low: lower end of the interval; None without one.
+        high: upper end of the interval; None without one.
+        coverage: probability with which the interval is expected to hold the accuracy, in (0, 1);
+            None without an interval.
     """
 
     value: float | None
     kind: EstimateKind | None
     source: str | None
     reason: str
+    low: float | None = None
+    high: float | None = None
+    coverage: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for the provenance of a plan."""

@@ -193,7 +193,7 @@ def _drop(key: str) -> Any:
         (_set("accuracy", "value", to=80), "accuracy.value: expected number >= 0 <= 1 or null"),
         (
             _set("accuracy", "kind", to="guessed"),
-            "expected one of measured, none, prior, published",
+            "expected one of learned, measured, none, prior, probe, published",
         ),
         (_set("accuracy", "value", to=None), "kind 'none' if and only if its value is null"),
         (_set("provenance", to="me"), "plan.provenance: expected JSON object, got 'me'"),

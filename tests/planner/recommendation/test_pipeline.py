@@ -311,17 +311,17 @@ def entries_with(
 
 def test_the_most_accurate_of_those_that_were_run_wins(answered: Recommendation) -> None:
     entries = entries_with(answered, expected=(0.95, 0.80, 0.85), measured=(False, True, True))
-    index, reason = choose(entries)
-    assert index == 2
-    assert "best published or derived accuracy" in reason
-    assert "2 really run" in reason
+    choice = choose(entries)
+    assert choice.index == 2
+    assert "best published or derived accuracy" in choice.reason
+    assert "2 really run" in choice.reason
 
 
 def test_without_runs_all_are_eligible(answered: Recommendation) -> None:
     entries = entries_with(answered, expected=(0.95, 0.80), measured=(False, False))
-    index, reason = choose(entries)
-    assert index == 0
-    assert "2 replayed" in reason
+    choice = choose(entries)
+    assert choice.index == 0
+    assert "2 replayed" in choice.reason
 
 
 def scored(entry: FrontEntry, *, score: float, cost: float) -> FrontEntry:
@@ -337,9 +337,11 @@ def test_without_any_accuracy_the_order_of_methods_decides_and_says_so(
         scored(entry, score=score, cost=cost)
         for entry, (score, cost) in zip(entries, scores_and_costs, strict=True)
     ]
-    index, reason = choose(ranked)
-    assert index == 2
-    assert "no accuracy is known here" in reason
+    choice = choose(ranked)
+    assert choice.index == 2
+    assert choice.ties == (0,)
+    assert choice.decided_by == "published"
+    assert "no accuracy is known here" in choice.reason
 
 
 def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> None:
@@ -355,10 +357,10 @@ def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> No
 
     entries = entries_with(answered, expected=(0.9, 0.8), measured=(True, True))
     long = [ran(e, value=v, steps=60) for e, v in zip(entries, (0.5, 0.7), strict=True)]
-    assert choose(long)[0] == 1
-    assert "best measured accuracy" in choose(long)[1]
+    assert choose(long).index == 1
+    assert "best measured accuracy" in choose(long).reason
     short = [ran(e, value=v, steps=6) for e, v in zip(entries, (0.5, 0.7), strict=True)]
-    assert choose(short)[0] == 0
+    assert choose(short).index == 0
 
 
 # ---- small pieces --------------------------------------------------------------------------------

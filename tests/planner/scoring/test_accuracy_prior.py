@@ -153,7 +153,8 @@ def test_every_method_has_a_place_and_a_reason_in_one_sentence(method, data):
 
 def test_priors_are_json():
     got = estimate_accuracy(model=VIT_S, method="full", data="cifar100").to_json()
-    assert list(json.loads(json.dumps(got))) == ["value", "kind", "source", "reason"]
+    names = ["value", "kind", "source", "reason", "low", "high", "coverage"]
+    assert list(json.loads(json.dumps(got))) == names
 
 
 # ---- the ordering
