@@ -1,4 +1,8 @@
-"""Accuracy of a model on labelled images, over all images and as the mean over classes."""
+"""Accuracy of a model on labelled images.
+
+evaluate_images   over all images, and as the mean over classes
+right_answers     which images are classified right
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from planner.training.images.batches import batch_loader
+from planner.training.images.batches import LabelledSet, batch_loader
 from planner.training.images.image_set import ImageSet
 from planner.training.training_device import autocast, device_type
 
@@ -51,6 +55,38 @@ def evaluate_images(
         device: device of the model.
         precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
     """
+    is_right = right_answers(
+        model, image_set, batch_size=batch_size, device=device, precision=precision
+    )
+    labels = torch.as_tensor(image_set.labels)
+    counts, right = labels.bincount(), labels[is_right].bincount(minlength=int(labels.max()) + 1)
+    seen = counts > 0
+    return Evaluation(
+        accuracy=int(is_right.sum()) / len(image_set),
+        mean_class_accuracy=float((right[seen].double() / counts[seen]).mean()),
+        images=len(image_set),
+    )
+
+
+def right_answers(
+    model: nn.Module,
+    image_set: LabelledSet,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> torch.Tensor:
+    """Return whether each image is classified right, as booleans [images] on the host.
+
+    The model is evaluated in evaluation mode and left in the mode that it had.
+
+    Args:
+        model: maps what the set holds, in batches, to logits [batch, classes].
+        image_set: at least one image, or its features, with its label.
+        batch_size: images per forward.
+        device: device of the model.
+        precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
+    """
     was_training = model.training
     model.eval()
     parts: list[torch.Tensor] = []
@@ -62,12 +98,4 @@ def evaluate_images(
                 parts.append(predicted == labels.to(device))
     finally:
         model.train(was_training)
-    is_right = torch.cat(parts).cpu()  # once, so that the device is not waited for at each batch
-    labels = torch.as_tensor(image_set.labels)
-    counts, right = labels.bincount(), labels[is_right].bincount(minlength=int(labels.max()) + 1)
-    seen = counts > 0
-    return Evaluation(
-        accuracy=int(is_right.sum()) / len(image_set),
-        mean_class_accuracy=float((right[seen].double() / counts[seen]).mean()),
-        images=len(image_set),
-    )
+    return torch.cat(parts).cpu()  # once, so that the device is not waited for at each batch

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from planner.training.images.image_set import ImageSet
 from planner.training.images.split import indices_by_label
 from profiler.errors import UsageError
 
@@ -16,8 +15,26 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
+class LabelledSet(Protocol):
+    """A map-style set of (tensor, label), such as an ``ImageSet``.
+
+    Attributes:
+        labels: class index of each item.
+    """
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class index of each item."""
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
+        """Return an item by its index, or by (index, draw)."""
+
+
 def batch_loader(
-    image_set: ImageSet,
+    image_set: LabelledSet,
     *,
     batch_size: int,
     shuffle: bool,
@@ -28,7 +45,7 @@ def batch_loader(
     skip: int = 0,
     balance: bool = False,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return a loader of (images [B, 3, S, S], labels [B]).
+    """Return a loader of (images [B, 3, S, S], labels [B]), or of features [B, D] and labels.
 
     Each pass over the loader is one epoch, with its own order and augmentations. With ``epoch`` and
     ``skip``, a resumed training gets the same images as an uninterrupted one.

@@ -1,0 +1,236 @@
+"""The input of a frozen model's classifier, computed once for each image and kept on disk.
+
+    frozen_classifier   the classifier of a model in which nothing else learns
+    cached_features     its inputs for a set of images, as a set to train on
+
+A linear probe repeats the forward of its frozen backbone in every epoch. With cached features it
+costs one forward pass over the images. This is exact if the images are not augmented, BatchNorm
+keeps its statistics and nothing before the classifier is random; the last two are checked on real
+images.
+
+The features of ``CHUNK_IMAGES`` images are one file: a NumPy array [images, features] of float32,
+never a pickled object. A file is written whole or not at all, so an interrupted extraction goes on
+with the first missing file. In memory are one batch and the features of one file; files are mapped
+when they are read.
+
+A folder belongs to one combination of weights, images, image format, device type and versions of
+the packages: its name is a hash of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from planner.disk.drafts import remove_draft_files, write_file
+from planner.plan import versions
+from planner.training.images.batches import batch_loader
+from planner.training.images.image_set import ImageSet
+from profiler.models import backbones
+from profiler.models.build import BuiltModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+CHUNK_IMAGES = 256
+"""Images of one file: at most 2 MB of features of a large ViT."""
+
+EXTRACTION_BATCH = 32
+"""Images of a forward."""
+
+FEATURES_SCHEMA = 1
+"""Version of the files' meaning. Increase it with every change of the meaning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureSet:
+    """A map-style data set of (features [D], label) in place of images.
+
+    Attributes:
+        chunks: features of consecutive images, [images, D] each.
+        labels: class index of each image.
+    """
+
+    chunks: Sequence[NDArray[np.float32]]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
+        """Return the features of one image and its label; there is nothing to draw."""
+        index = item[0] if isinstance(item, tuple) else item
+        chunk, row = divmod(index, CHUNK_IMAGES)
+        return torch.from_numpy(self.chunks[chunk][row].copy()), int(self.labels[index])
+
+
+def default_features_folder() -> Path:
+    """Return the folder of cached features: beside the cached profiles of the user."""
+    given = os.environ.get("BUDGETPLAN_CACHE")
+    return (Path(given) if given else Path.home() / ".cache" / "budgetplan") / "features"
+
+
+def frozen_classifier(built: BuiltModel, images: Tensor) -> nn.Module | None:
+    """Return the classifier if the rest of a model is fixed; None if features cannot be cached.
+
+    The rest is fixed if no parameter outside of the classifier learns, and if two forwards in
+    training mode give the classifier the same input, in two different batches. Dropout,
+    stochastic depth and BatchNorm that normalises by the batch fail this check.
+
+    Args:
+        built: the model, in training mode.
+        images: at least 3 images [N, 3, S, S] on the model's device, for the check.
+    """
+    heads = backbones.classifiers(built.backbone)
+    if len(heads) != 1:
+        return None
+    inside = {id(parameter) for parameter in heads[0].parameters()}
+    if not all(id(p) in inside for p in built.model.parameters() if p.requires_grad):
+        return None
+    with torch.no_grad():
+        whole, logits = _classifier_input(built.model, heads[0], images)
+        part, _ = _classifier_input(built.model, heads[0], images[:-1])
+        if whole is None or part is None or whole.ndim != 2:
+            return None
+        is_fixed = torch.allclose(whole[:-1], part, rtol=1e-4, atol=1e-4)
+        is_last = torch.equal(heads[0](whole), logits)
+    return heads[0] if is_fixed and is_last else None
+
+
+def cached_features(
+    built: BuiltModel,
+    classifier: nn.Module,
+    images: ImageSet,
+    *,
+    device: str = "cpu",
+    folder: Path | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FeatureSet:
+    """Return the classifier's inputs for images, without augmentation; compute missing files.
+
+    Args:
+        built: the model; the classifier's own weights do not matter.
+        classifier: module that ``frozen_classifier`` returned.
+        images: images; the crop rule must not be random, and nothing is mirrored.
+        device: device of the model.
+        folder: folder of all cached features; None for the user's.
+        on_progress: called with (images done, images in all).
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    place = (folder or default_features_folder()) / _cache_key(built, classifier, images, device)
+    remove_draft_files(place)
+    was_training = built.model.training
+    built.model.eval()
+    chunks: list[NDArray[np.float32]] = []
+    try:
+        for first in range(0, len(images), CHUNK_IMAGES):
+            count = min(CHUNK_IMAGES, len(images) - first)
+            file = place / f"{first // CHUNK_IMAGES:06d}.npy"
+            found = _read_chunk(file, count)
+            if found is None:
+                part = images.select(range(first, first + count))
+                write_file(file, _npy_bytes(_extract(built, classifier, part, device)))
+                found = _read_chunk(file, count)
+                assert found is not None, f"{file} was written and cannot be read"
+            chunks.append(found)
+            on_progress(first + count, len(images))
+    finally:
+        built.model.train(was_training)
+    return FeatureSet(chunks=chunks, labels=images.labels)
+
+
+def _extract(
+    built: BuiltModel, classifier: nn.Module, images: ImageSet, device: str
+) -> NDArray[np.float32]:
+    """Return the classifier's inputs [images, D] of a few images."""
+    batches = batch_loader(
+        images, batch_size=EXTRACTION_BATCH, shuffle=False, seed=0, drop_last=False
+    )
+    rows = []
+    with torch.no_grad():
+        for pixels, _ in batches:
+            found, _ = _classifier_input(built.model, classifier, pixels.to(device))
+            assert found is not None
+            rows.append(found.float().cpu())
+    return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)
+
+
+def _classifier_input(
+    model: nn.Module, classifier: nn.Module, images: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Return the input of the classifier, None if it is not called once, and the model's logits."""
+    seen: list[Tensor] = []
+    handle = classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        logits: Tensor = model(images)
+    finally:
+        handle.remove()
+    return (seen[0] if len(seen) == 1 else None), logits
+
+
+def _read_chunk(file: Path, count: int) -> NDArray[np.float32] | None:
+    """Return the features in a file; None if it is missing, damaged or of another shape."""
+    try:
+        array: Any = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    is_ours = array.dtype == np.float32 and array.ndim == 2 and len(array) == count
+    return array if is_ours else None
+
+
+def _npy_bytes(array: NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _cache_key(built: BuiltModel, classifier: nn.Module, images: ImageSet, device: str) -> str:
+    """Return the name of the folder: a hash of everything that the features depend on."""
+    parts = {
+        "schema": FEATURES_SCHEMA,
+        "weights": _weights_digest(built.model, classifier),
+        "images": _images_digest(images),
+        "image_size": images.input_format.image_size,
+        "mean": images.input_format.mean,
+        "std": images.input_format.std,
+        "crop": f"{images.crop.__module__}.{getattr(images.crop, '__qualname__', images.crop)}",
+        "device": device.partition(":")[0],
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _weights_digest(model: nn.Module, classifier: nn.Module) -> str:
+    """Return the SHA-256 of all tensors but the classifier's, with their names."""
+    inside = {id(tensor) for tensor in (*classifier.parameters(), *classifier.buffers())}
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) not in inside:
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _images_digest(images: ImageSet) -> str:
+    """Return a SHA-256 of images in their order: of pixels, or of paths, sizes and times."""
+    digest = hashlib.sha256()
+    for image in images.images:
+        if isinstance(image, Path):
+            state = image.stat()
+            digest.update(f"{image.absolute()} {state.st_size} {state.st_mtime_ns};".encode())
+        else:
+            digest.update(f"{image.shape};".encode() + image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,288 @@
+"""The probe: short trainings of several learners, longer ones of the better learners.
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943). All learners are trained for a
+few steps; the better half is trained anew for twice as many, and so on until two are left:
+
+    rung     steps        learners
+    0        s            all n
+    1        2 s          the better half
+    k - 1    2^(k-1) s    two; before it, at 1/3 and 3 times their learning rates for half as long
+    then     2^(k-1) s    two more seeds of these two
+    then     2^k s        and so on up to the recipe's steps, then more seeds
+
+A longer run starts anew, because the cosine of a longer training is another one. Learners with
+cached features cost seconds and are never dropped. The probe ends when its time is over, or when
+the leader is within one point of the best with a probability of ``ENOUGH`` and the last rung was
+reached.
+
+``next_run`` is a function of the finished runs alone, so an interrupted probe goes on with its next
+run, and a later probe of more minutes goes on where the earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+from planner.training.probe_records import RATE_FACTORS, Learner, ProbeRun
+from planner.training.probe_statistics import LearnerEstimate, best_rates, estimate_learners
+from profiler.errors import BudgetplanError
+
+FEWEST_STEPS = 10
+"""Steps of a run on the lowest rung, if time allows no more."""
+
+FINALISTS = 2
+
+FINAL_SEEDS, MOST_SEEDS = 3, 5
+
+ENOUGH = 0.95
+"""Probability that the leader is within one point of the best, from which the probe ends."""
+
+EXTRA_RUNGS = 3
+"""Work after the rungs in units of a rung: learning rates of the finalists, and their seeds."""
+
+
+class Runner(Protocol):
+    """The part of ``ProbeRunner`` that the schedule uses."""
+
+    def has_features(self, learner: Learner) -> bool:
+        """Return whether a learner trains on cached features."""
+
+    def run(
+        self,
+        learner: Learner,
+        *,
+        steps: int,
+        seed: int,
+        rate_factor: float,
+        out_of_time: Callable[[], bool],
+    ) -> ProbeRun | None:
+        """Train a learner and evaluate it; None if time runs out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRun:
+    """A run to do next."""
+
+    learner: Learner
+    steps: int
+    seed: int
+    rate_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLadder:
+    """The numbers of steps of a probe.
+
+    Attributes:
+        first: steps of the lowest rung.
+        rungs: number of rungs.
+        most: steps of the recipe, which no run exceeds.
+    """
+
+    first: int
+    rungs: int
+    most: int
+
+    @classmethod
+    def of(cls, *, learners: int, affordable_steps: float, most: int) -> StepLadder:
+        """Return the ladder that uses up a number of steps.
+
+        Args:
+            learners: number of learners without cached features.
+            affordable_steps: steps that the time allows in all.
+            most: steps of the recipe.
+        """
+        rungs = max(2, math.ceil(math.log2(max(learners, 1) / FINALISTS)) + 1)
+        first = int(affordable_steps / (max(learners, 1) * (rungs + EXTRA_RUNGS)))
+        highest = max(FEWEST_STEPS, most // 2 ** (rungs - 1))
+        return cls(first=min(max(first, FEWEST_STEPS), highest), rungs=rungs, most=most)
+
+    def steps(self, rung: int) -> int:
+        """Return the steps of a run on a rung, from 0."""
+        return min(self.most, self.first * 2**rung)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeEnd:
+    """The end of a probe.
+
+    Attributes:
+        reason: why it ended, one clause.
+        failures: one sentence for each learner that could not be trained.
+    """
+
+    reason: str
+    failures: tuple[str, ...] = ()
+
+
+def probe(
+    runner: Runner,
+    learners: Sequence[Learner],
+    *,
+    ladder: StepLadder,
+    seconds: float,
+    known: Sequence[ProbeRun],
+    save: Callable[[ProbeRun], None],
+    on_progress: Callable[[str, float], None] = lambda text, done: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> ProbeEnd:
+    """Train learners until the choice is clear or the time is over.
+
+    Args:
+        runner: trains a learner.
+        learners: the learners.
+        ladder: numbers of steps.
+        seconds: time of the probe.
+        known: runs of earlier probes of the same setting.
+        save: called with each finished run.
+        on_progress: called with (who leads and the current run, share of the time used).
+        clock: function that returns seconds.
+    """
+    began, runs = clock(), list(known)
+    alive, failures = list(learners), list[str]()
+    quick = frozenset(each.name for each in learners if runner.has_features(each))
+
+    def left() -> float:
+        return seconds - (clock() - began)
+
+    while (planned := next_run(alive, runs, ladder=ladder, quick=quick)) is not None:
+        if left() <= 0 or _expected_seconds(planned, runs) > left():
+            return ProbeEnd(reason="its time was over", failures=tuple(failures))
+        on_progress(_line(planned, runs), min(1.0, 1 - left() / seconds))
+        try:
+            run = runner.run(
+                planned.learner,
+                steps=planned.steps,
+                seed=planned.seed,
+                rate_factor=planned.rate_factor,
+                out_of_time=lambda: left() <= 0,
+            )
+        except BudgetplanError as error:
+            failures.append(f"{planned.learner.name}: {error}")
+            alive.remove(planned.learner)
+            continue
+        if run is None:
+            return ProbeEnd(reason="its time was over", failures=tuple(failures))
+        runs.append(run)
+        save(run)
+    reason = "more runs would not change the choice" if runs else "no learner could be trained"
+    return ProbeEnd(reason=reason, failures=tuple(failures))
+
+
+def next_run(
+    learners: Sequence[Learner],
+    runs: Sequence[ProbeRun],
+    *,
+    ladder: StepLadder,
+    quick: frozenset[str] = frozenset(),
+) -> PlannedRun | None:
+    """Return the run to do next; None if the choice is clear or nothing is left to do.
+
+    Args:
+        learners: the learners.
+        runs: finished runs of the setting.
+        ladder: numbers of steps.
+        quick: names of learners with cached features.
+    """
+    names = {each.name for each in learners}
+    mine = [run for run in runs if run.learner in names]
+    done = {(run.learner, run.steps, run.seed, run.rate_factor) for run in mine}
+    for planned in _schedule(learners, mine, ladder, quick):
+        key = (planned.learner.name, planned.steps, planned.seed, planned.rate_factor)
+        if key not in done:
+            return planned
+    return None
+
+
+def _schedule(
+    learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder, quick: frozenset[str]
+) -> Iterator[PlannedRun]:
+    """Yield the runs of a probe in order; those after the first missing run are not known yet."""
+    alive = list(learners)
+    for rung in range(ladder.rungs - 1):
+        steps = ladder.steps(rung)
+        yield from (PlannedRun(learner=each, steps=steps, seed=0) for each in alive)
+        alive = _better_half(alive, runs, steps, quick)
+    for factor in RATE_FACTORS:
+        half = ladder.steps(ladder.rungs - 2)
+        for each in alive:
+            yield PlannedRun(learner=each, steps=half, seed=0, rate_factor=factor)
+    for rung in count(ladder.rungs - 1):
+        steps = ladder.steps(rung)
+        yield from _at_best_rates(alive, runs, steps=steps, seed=0)
+        finalists = _finalists(alive, runs)
+        is_longest = steps >= ladder.most
+        for seed in range(1, MOST_SEEDS if is_longest else FINAL_SEEDS):
+            if is_clear(runs):
+                return
+            yield from _at_best_rates(finalists, runs, steps=steps, seed=seed)
+        if is_longest or is_clear(runs):
+            return
+        alive = finalists
+
+
+def _at_best_rates(
+    learners: Sequence[Learner], runs: Sequence[ProbeRun], *, steps: int, seed: int
+) -> Iterator[PlannedRun]:
+    rates = best_rates(runs)
+    for each in learners:
+        rate = rates.get(each.name, 1.0)
+        yield PlannedRun(learner=each, steps=steps, seed=seed, rate_factor=rate)
+
+
+def is_clear(runs: Sequence[ProbeRun]) -> bool:
+    """Return whether the leader is within one point of the best with enough probability."""
+    estimates = estimate_learners(runs)
+    return bool(estimates) and estimates[0].near_best >= ENOUGH
+
+
+def _better_half(
+    alive: Sequence[Learner], runs: Sequence[ProbeRun], steps: int, quick: frozenset[str]
+) -> list[Learner]:
+    """Return the better half of the learners after a rung, at least two, and the quick ones."""
+    accuracy = {
+        run.learner: run.accuracy
+        for run in runs
+        if (run.steps, run.seed, run.rate_factor) == (steps, 0, 1.0)
+    }
+    slow = [each for each in alive if each.name not in quick]
+    slow.sort(key=lambda each: -accuracy.get(each.name, 0.0))
+    kept = {each.name for each in slow[: max(FINALISTS, math.ceil(len(slow) / 2))]}
+    return [each for each in alive if each.name in kept | quick]
+
+
+def _finalists(alive: Sequence[Learner], runs: Sequence[ProbeRun]) -> list[Learner]:
+    """Return the two learners that are most probably the best."""
+    order = [estimate.learner for estimate in estimate_learners(runs)]
+    return sorted(alive, key=lambda each: order.index(each.name))[:FINALISTS]
+
+
+def _expected_seconds(planned: PlannedRun, runs: Sequence[ProbeRun]) -> float:
+    """Return the time that a run is expected to take, from earlier runs; 0 if there is none."""
+    mine = [r for r in runs if r.learner == planned.learner.name]
+    if not mine:
+        return 0.0
+    nearest = max(mine, key=lambda r: r.steps)
+    # Building and evaluating do not grow with the steps, so this errs on the long side.
+    return nearest.seconds * max(1.0, planned.steps / nearest.steps)
+
+
+def _line(planned: PlannedRun, runs: Sequence[ProbeRun]) -> str:
+    """Return a line for the progress bar: the leader, its probability and the current run."""
+    rate = "" if planned.rate_factor == 1 else f" at {planned.rate_factor:.2g} times its rate"
+    current = f"{planned.learner.name}: {planned.steps} steps{rate}"
+    estimates = estimate_learners(runs)
+    if not estimates:
+        return current
+    return f"{describe_leader(estimates)}; now {current}"
+
+
+def describe_leader(estimates: Sequence[LearnerEstimate]) -> str:
+    """Return the leader and the probability that it is the best."""
+    first = estimates[0]
+    return f"{first.learner} leads with {first.accuracy:.1%}, best with {100 * first.best:.0f} %"

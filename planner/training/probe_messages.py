@@ -1,0 +1,51 @@
+"""Messages between a probe and its child process."""
+
+from __future__ import annotations
+
+from planner.training.probe_records import Learner, ProbeRun
+from profiler.json_records import NonNegativeFloat, PositiveFloat
+from profiler.running.messages import Message
+
+
+class ProbeRequest(Message, frozen=True, kw_only=True):
+    """Request of a probe.
+
+    Attributes:
+        learners: learners at the image size of their plans.
+        data: name of a data set, or a folder.
+        device: type of device to run on.
+        seed: seed of the choice of images.
+        weights: path of a weights file; None for no file.
+        pretrained: whether timm's pretrained weights are loaded when no file is given.
+        seconds: time of the runs.
+        storage: SQLAlchemy URL of the study.
+        study: name of the study.
+    """
+
+    learners: tuple[Learner, ...]
+    data: str
+    device: str
+    seed: int
+    weights: str | None
+    pretrained: bool
+    seconds: PositiveFloat
+    storage: str
+    study: str
+
+
+class ProbeResult(Message, frozen=True, kw_only=True):
+    """Result of a probe.
+
+    Attributes:
+        runs: all runs of the setting, those of earlier probes included.
+        earlier_runs: number of these.
+        seconds: duration of this probe.
+        reason: why it ended, one clause.
+        notes: one sentence for each learner that could not be trained, and for each limit.
+    """
+
+    runs: tuple[ProbeRun, ...]
+    earlier_runs: int
+    seconds: NonNegativeFloat
+    reason: str
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,196 @@
+"""Records of a probe: its setting, its learners and its finished runs.
+
+A *learner* is a class of candidates that learn alike: they differ in micro-batch, placement or,
+on a CPU, precision, and share every run. A *run* is one short training of a learner, from the first
+step to the last, by the plan's recipe over fewer steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from msgspec import Meta
+
+from planner.recipe import Recipe
+from profiler.errors import InputError
+from profiler.json_records import NonNegativeFloat, PositiveInt, read_record
+from profiler.workload import Candidate, Workload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RATE_FACTORS = (1 / 3, 1.0, 3.0)
+"""Bracket of learning rates, as factors of the recipe's: the steps of ``studies/recipes``."""
+
+MOST_HELD_OUT_IMAGES = 100_000
+
+ShortText = Annotated[str, Meta(min_length=1, max_length=200)]
+
+Bits = Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=MOST_HELD_OUT_IMAGES // 4)]
+
+RateFactor = Annotated[float, Meta(gt=0, le=1000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """A class of candidates that learn alike.
+
+    Attributes:
+        name: method, rank, optimizer and images per step, such as ``lora r8, adamw, 32 a step``.
+        candidate: candidate that stands for the class, at the image size of the plan.
+        recipe: recipe of its plan.
+    """
+
+    name: str
+    candidate: Candidate
+    recipe: Recipe
+
+
+def learner_workload(workload: Workload, *, device: str) -> Workload:
+    """Return a workload without the values that do not change what is learned.
+
+    The micro-batch does not if BatchNorm keeps its statistics; it is the whole step then. On a CPU
+    runs are in fp32, because its half precision is emulated or slow.
+
+    Args:
+        workload: workload of a candidate.
+        device: device of the runs, ``cpu`` or a GPU.
+    """
+    if device != "cpu":
+        return workload
+    changes: dict[str, Any] = {"precision": "fp32"}
+    if workload.frozen_batch_norm:
+        changes |= {"micro_batch": workload.effective_batch, "accumulation": 1}
+    return workload.replace(**changes)
+
+
+def learner_name(workload: Workload) -> str:
+    """Return a short name, the same for candidates that learn alike."""
+    method = workload.method if workload.rank is None else f"{workload.method} r{workload.rank}"
+    name = f"{method}, {workload.optimizer}, {workload.effective_batch} a step"
+    if not workload.frozen_batch_norm:
+        name += f" of {workload.micro_batch}"
+    return name if workload.precision == "fp32" else f"{name}, {workload.precision}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSetting:
+    """What all runs of a probe have in common. Runs of two settings are never compared.
+
+    Attributes:
+        data: fingerprint of the images.
+        weights: origin and SHA-256 of the backbone's weights.
+        model: backbone.
+        image_size: height and width of the images in pixels.
+        train_images: images to train on.
+        held_out_images: images to evaluate on, disjoint from the test part.
+        device: type of device of the runs.
+        seed: seed of the choice of images.
+    """
+
+    data: ShortText
+    weights: ShortText
+    model: ShortText
+    image_size: PositiveInt
+    train_images: PositiveInt
+    held_out_images: Annotated[int, Meta(ge=1, le=MOST_HELD_OUT_IMAGES)]
+    device: ShortText
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Hash of all values."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_of(self, other: Self) -> bool:
+        """Return whether another setting has the same data, weights, model, device and seed."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("data", "weights", "model", "device", "seed")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRun:
+    """A finished run.
+
+    Attributes:
+        setting: setting of the run.
+        learner: name of the learner.
+        rate_factor: learning rate over that of the recipe.
+        learning_rate: learning rate.
+        seed: seed of new weights and of the order of images.
+        steps: optimizer steps.
+        seconds: duration, with building the model and evaluating.
+        right: whether each held-out image was classified right: bits in hexadecimal digits, the
+            first image in the highest bit.
+        diverged: whether the loss was not finite; no image counts as right then.
+        from_features: whether the run trained on cached features.
+    """
+
+    setting: ProbeSetting
+    learner: ShortText
+    rate_factor: RateFactor
+    learning_rate: RateFactor
+    seed: int
+    steps: PositiveInt
+    seconds: NonNegativeFloat
+    right: Bits
+    diverged: bool = False
+    from_features: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.right) != -(-self.setting.held_out_images // 4):
+            raise InputError(
+                f"a run on {self.setting.held_out_images} images has another number of bits"
+            )
+
+    @property
+    def key(self) -> str:
+        """Name of the run in a study: equal for runs that would repeat each other."""
+        given = [self.setting.key, self.learner, self.rate_factor, self.seed, self.steps]
+        return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
+
+    @property
+    def right_images(self) -> NDArray[np.bool_]:
+        """Whether each held-out image was classified right, [images]."""
+        import numpy as np
+
+        count = self.setting.held_out_images
+        digits = self.right + "0" * (len(self.right) % 2)
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))
+        return bits[:count].astype(bool)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the held-out images classified right."""
+        return float(self.right_images.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a study."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Read the object that ``to_json`` returns, from a study of unknown origin.
+
+        Raises:
+            InputError: the data is no finished run.
+        """
+        return read_record(cls, data, part="probe run", dropped=None)
+
+
+def as_bits(right: NDArray[np.bool_]) -> str:
+    """Return the hexadecimal digits of ``ProbeRun.right``.
+
+    Args:
+        right: whether each image was classified right, [images].
+    """
+    import numpy as np
+
+    return np.packbits(right).tobytes().hex()[: -(-len(right) // 4)]

@@ -1,0 +1,246 @@
+"""One run of a probe: a short training of a learner, and its answers on held-out images.
+
+The run is a whole training of fewer steps, with its warm-up and its cosine: an accuracy in the
+middle of a long training, where the rate is still high, orders methods worse. The model of the
+last step is evaluated, so no epoch is selected on the images that judge it.
+
+A learner in which only the classifier learns is trained on cached features
+(``planner.training.features``). Its images are not augmented then.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from planner.training.evaluate import right_answers
+from planner.training.features import FeatureSet, cached_features, frozen_classifier
+from planner.training.images.batches import LabelledSet, batch_loader
+from planner.training.probe_images import ProbeImages, without_augmentation
+from planner.training.probe_records import Learner, ProbeRun, ProbeSetting, as_bits
+from planner.training.session import Session
+from planner.training.zero_classifier import zero_classifier
+from profiler.errors import InputError
+from profiler.models import backbones
+from profiler.models.build import BuiltModel, build_model
+from profiler.training_step import gc_frozen
+from profiler.workload import Candidate, Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from profiler.training_step import Batch
+
+TIMED_STEPS = 2
+
+CHECKED_IMAGES = 4
+"""Images of the check whether features can be cached."""
+
+EVALUATION_BATCH = 32
+"""Smallest number of images of a forward of the evaluation, which keeps no activations."""
+
+
+class ProbeRunner:
+    """Trains learners on the images of a probe.
+
+    Args:
+        setting: setting of the runs.
+        images: images at the setting's size.
+        weights: file of the backbone's weights; None for no file.
+        pretrained: whether timm's pretrained weights are loaded when no file is given.
+        device: device of the runs.
+        features_folder: folder of cached features; None for the user's.
+    """
+
+    def __init__(
+        self,
+        *,
+        setting: ProbeSetting,
+        images: ProbeImages,
+        weights: Path | None,
+        pretrained: bool,
+        device: str = "cpu",
+        features_folder: Path | None = None,
+    ) -> None:
+        self.setting, self._images, self._device = setting, images, device
+        self._weights, self._pretrained = weights, pretrained
+        self._features_folder = features_folder
+        self._uses_features: dict[str, bool] = {}
+        self._features: dict[str, tuple[FeatureSet, FeatureSet]] = {}
+
+    def has_features(self, learner: Learner) -> bool:
+        """Return whether a learner trains on cached features, which its first run computes."""
+        if learner.name not in self._uses_features:
+            built = self._build(learner, seed=0)
+            self._uses_features[learner.name] = self._frozen_classifier(learner, built) is not None
+        return self._uses_features[learner.name]
+
+    def seconds_per_step(self, learner: Learner) -> float:
+        """Return the shortest of ``TIMED_STEPS`` steps after a first one, in seconds."""
+        session, batches = self._start(learner, seed=0, steps=1 + TIMED_STEPS)
+        seconds = []
+        for _ in range(1 + TIMED_STEPS):
+            began = time.perf_counter()
+            session.run(batches)
+            seconds.append(time.perf_counter() - began)
+        session.close()
+        return min(seconds[1:])
+
+    def run(
+        self,
+        learner: Learner,
+        *,
+        steps: int,
+        seed: int,
+        rate_factor: float = 1.0,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ) -> ProbeRun | None:
+        """Train a learner and evaluate it; None if time runs out before the last step.
+
+        Args:
+            learner: the learner.
+            steps: optimizer steps.
+            seed: seed of new weights and of the order of images.
+            rate_factor: learning rate over that of the recipe.
+            out_of_time: asked before each step.
+
+        Raises:
+            InputError: one step takes more images than there are.
+            MeasurementError: memory ran out.
+        """
+        began = time.perf_counter()
+        session, batches = self._start(learner, seed=seed, steps=steps, rate_factor=rate_factor)
+        held_out, workload = self._parts(learner)[1], session.step.workload
+        is_finite = True
+        with gc_frozen():
+            while is_finite and session.step.global_step < steps:
+                if out_of_time():
+                    return None
+                is_finite = math.isfinite(session.run(batches))
+        right = torch.zeros(len(held_out), dtype=torch.bool)
+        if is_finite:
+            right = right_answers(
+                session.model,
+                held_out,
+                batch_size=max(workload.micro_batch, EVALUATION_BATCH),
+                device=self._device,
+                precision=workload.precision,
+            )
+        session.close()
+        return ProbeRun(
+            setting=self.setting,
+            learner=learner.name,
+            rate_factor=rate_factor,
+            learning_rate=session.recipe.learning_rate,
+            seed=seed,
+            steps=steps,
+            seconds=time.perf_counter() - began,
+            right=as_bits(right.numpy()),
+            diverged=not is_finite,
+            from_features=self.has_features(learner),
+        )
+
+    def _start(
+        self, learner: Learner, *, seed: int, steps: int, rate_factor: float = 1.0
+    ) -> tuple[Session, Iterator[Batch]]:
+        """Return a new training of a learner, and its micro-batches."""
+        candidate = self._candidate(learner)
+        built = self._build(learner, seed)
+        if self.has_features(learner):
+            (classifier,) = backbones.classifiers(built.backbone)
+            if learner.name not in self._features:
+                self._features[learner.name] = self._extract(built, classifier)
+            built.model.forward = classifier.forward
+            candidate = Candidate(workload=candidate.workload)  # no unit runs
+        recipe = learner.recipe
+        session = Session(
+            candidate=candidate,
+            built=built,
+            device=self._device,
+            recipe=replace(recipe, learning_rate=recipe.learning_rate * rate_factor),
+            total_steps=steps,
+        )
+        train, _ = self._parts(learner)
+        return session, _endless_batches(
+            train, candidate.workload, seed=seed, balance=recipe.balance
+        )
+
+    def _build(self, learner: Learner, seed: int) -> BuiltModel:
+        """Build a learner's model, ready to train."""
+        torch.manual_seed(seed)
+        built = build_model(
+            learner.candidate.workload.replace(image_size=self.setting.image_size),
+            weights=self._weights,
+            pretrained=self._pretrained,
+        )
+        built.model.to(self._device).train()
+        if learner.recipe.zero_head and built.has_new_classifier:
+            zero_classifier(built.model)
+        return built
+
+    def _candidate(self, learner: Learner) -> Candidate:
+        """Return a learner's candidate at the size of the images."""
+        workload = learner.candidate.workload.replace(image_size=self.setting.image_size)
+        return replace(learner.candidate, workload=workload)
+
+    def _parts(self, learner: Learner) -> tuple[LabelledSet, LabelledSet]:
+        """Return the sets to train and to evaluate on: images, or features if they are cached."""
+        if learner.name in self._features:
+            return self._features[learner.name]
+        train, held_out = self._images.train, self._images.held_out
+        if not learner.recipe.augment:
+            train = without_augmentation(train, held_out)
+        return train, held_out
+
+    def _frozen_classifier(self, learner: Learner, built: BuiltModel) -> nn.Module | None:
+        """Return the classifier whose inputs can be cached, or None."""
+        held_out = self._images.held_out
+        if len(held_out) < CHECKED_IMAGES or learner.candidate.workload.precision != "fp32":
+            return None
+        few = torch.stack([held_out[index][0] for index in range(CHECKED_IMAGES)])
+        return frozen_classifier(built, few.to(self._device))
+
+    def _extract(self, built: BuiltModel, classifier: nn.Module) -> tuple[FeatureSet, FeatureSet]:
+        """Return the features of both parts."""
+        held_out = self._images.held_out
+        train = without_augmentation(self._images.train, held_out)
+        first, second = (
+            cached_features(
+                built, classifier, part, device=self._device, folder=self._features_folder
+            )
+            for part in (train, held_out)
+        )
+        return first, second
+
+
+def _endless_batches(
+    images: LabelledSet, workload: Workload, *, seed: int, balance: bool
+) -> Iterator[Batch]:
+    """Yield micro-batches epoch by epoch; an epoch has whole steps only."""
+    steps = len(images) // workload.effective_batch
+    if steps == 0:
+        raise InputError(
+            f"one step takes {workload.effective_batch} images, and the probe has {len(images)} to "
+            "train on; use a smaller --effective-batch, or no --probe-minutes"
+        )
+    for epoch in count():
+        batches = iter(
+            batch_loader(
+                images,
+                batch_size=workload.micro_batch,
+                shuffle=True,
+                seed=seed,
+                drop_last=True,
+                epoch=epoch,
+                balance=balance,
+            )
+        )
+        for _ in range(steps * workload.accumulation):
+            yield next(batches)

@@ -1,0 +1,305 @@
+"""The schedule of a probe, its statistics and its records, with made-up learners."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from planner.recipe import Recipe
+from planner.training.probe import StepLadder, is_clear, next_run, probe
+from planner.training.probe_records import (
+    Learner,
+    ProbeRun,
+    ProbeSetting,
+    as_bits,
+    learner_name,
+    learner_workload,
+)
+from planner.training.probe_statistics import (
+    COVERAGE,
+    LearnerEstimate,
+    accuracy_interval,
+    best_rates,
+    estimate_learners,
+    seed_deviation,
+)
+from profiler.errors import InputError, MeasurementError
+from profiler.workload import Candidate, Workload
+
+SETTING = ProbeSetting(
+    data="fingerprint", weights="random", model="test_vit", image_size=32, train_images=320,
+    held_out_images=200, device="cpu", seed=0,
+)  # fmt: skip
+RECIPE = Recipe(learning_rate=1e-3, epochs=8, source="test")
+
+
+def learner(name: str) -> Learner:
+    candidate = Candidate(workload=Workload(model="test_vit", image_size=32, num_classes=10))
+    return Learner(name=name, candidate=candidate, recipe=RECIPE)
+
+
+def made_run(
+    name: str, accuracy: float, *, steps: int = 10, seed: int = 0, factor: float = 1.0
+) -> ProbeRun:
+    """A run that classifies the first images right, so that runs are perfectly correlated."""
+    right = np.arange(SETTING.held_out_images) < accuracy * SETTING.held_out_images
+    return ProbeRun(
+        setting=SETTING, learner=name, rate_factor=factor, learning_rate=1e-3 * factor, seed=seed,
+        steps=steps, seconds=float(steps), right=as_bits(right),
+    )  # fmt: skip
+
+
+class MadeUpRunner:
+    """Learners of known accuracy; a step takes one second of a made-up clock."""
+
+    def __init__(self, accuracy: dict[str, float], *, quick: str = "") -> None:
+        self.accuracy, self.quick, self.now = accuracy, quick, 0.0
+        self.done: list[tuple[str, int, int, float]] = []
+        self.broken = ""
+
+    def has_features(self, learner: Learner) -> bool:
+        return learner.name == self.quick
+
+    def run(
+        self, learner: Learner, *, steps: int, seed: int, rate_factor: float,
+        out_of_time: Callable[[], bool],
+    ) -> ProbeRun | None:  # fmt: skip
+        if learner.name == self.broken:
+            raise MeasurementError("it broke")
+        for _ in range(steps):
+            if out_of_time():
+                return None
+            self.now += 1
+        self.done.append((learner.name, steps, seed, rate_factor))
+        penalty = 0.2 * abs(np.log(rate_factor))
+        best = self.accuracy[learner.name]
+        return made_run(
+            learner.name, max(0.0, best - penalty - 1 / steps), steps=steps, seed=seed,
+            factor=rate_factor,
+        )  # fmt: skip
+
+
+def search(
+    runner: MadeUpRunner, *, seconds: float, known: list[ProbeRun] | None = None
+) -> tuple[str, list[ProbeRun]]:
+    runs = list(known or [])
+    learners = [learner(name) for name in runner.accuracy]
+    ladder = StepLadder.of(
+        learners=sum(name != runner.quick for name in runner.accuracy),
+        affordable_steps=400,
+        most=80,
+    )
+    end = probe(
+        runner, learners, ladder=ladder, seconds=seconds, known=runs, save=runs.append,
+        clock=lambda: runner.now,
+    )  # fmt: skip
+    return end.reason, runs
+
+
+# ---- the schedule --------------------------------------------------------------------------------
+
+FIVE = {"full": 0.9, "lora": 0.8, "bitfit": 0.6, "ssf": 0.5, "head": 0.4}
+
+
+def test_more_steps_go_to_the_better_learners_and_the_best_leads() -> None:
+    runner = MadeUpRunner(FIVE)
+    reason, runs = search(runner, seconds=10_000)
+    assert reason == "more runs would not change the choice"
+    estimates = estimate_learners(runs)
+    assert estimates[0].learner == "full"
+    assert estimates[0].best > 0.95
+    spent = {name: sum(n for who, n, *_ in runner.done if who == name) for name in FIVE}
+    assert spent["full"] > spent["bitfit"] > 0
+    assert spent["full"] > spent["head"] > 0
+
+
+def test_learners_with_features_are_never_dropped() -> None:
+    runner = MadeUpRunner(FIVE, quick="head")
+    _, runs = search(runner, seconds=10_000)
+    longest = max(run.steps for run in runs if run.learner == "full" and run.seed == 0)
+    assert any(run.learner == "head" and run.steps >= longest / 2 for run in runs)
+
+
+def test_equal_learners_get_several_seeds_and_end() -> None:
+    runner = MadeUpRunner({"full": 0.9, "lora": 0.9})
+    reason, runs = search(runner, seconds=10_000)
+    assert reason == "more runs would not change the choice"
+    assert len(runner.done) == len(set(runner.done)), "no run is done twice"
+    first, second = estimate_learners(runs)
+    assert first.best == pytest.approx(0.5, abs=0.2)
+    assert second.near_best > 0.5
+
+
+def test_a_probe_ends_in_time_and_a_later_one_goes_on_as_if_it_had_not_ended() -> None:
+    whole = MadeUpRunner(FIVE)
+    search(whole, seconds=10_000)
+    first = MadeUpRunner(FIVE)
+    reason, runs = search(first, seconds=120)
+    assert reason == "its time was over"
+    assert first.now <= 120
+    second = MadeUpRunner(FIVE)
+    search(second, seconds=10_000, known=runs)
+    assert first.done + second.done == whole.done
+
+
+def test_a_learner_that_cannot_be_trained_is_left_out() -> None:
+    runner = MadeUpRunner(FIVE)
+    runner.broken = "full"
+    _, runs = search(runner, seconds=10_000)
+    assert estimate_learners(runs)[0].learner == "lora"
+
+
+def test_one_learner_is_measured_too() -> None:
+    runner = MadeUpRunner({"lora": 0.9})
+    _, runs = search(runner, seconds=10_000)
+    (only,) = estimate_learners(runs)
+    assert only.best == 1
+    assert only.low < only.accuracy < only.high
+
+
+def test_next_run_repeats_none() -> None:
+    ladder = StepLadder(first=10, rungs=2, most=40)
+    learners = [learner("a"), learner("b")]
+    runs: list[ProbeRun] = []
+    while (planned := next_run(learners, runs, ladder=ladder)) is not None:
+        key = (planned.learner.name, planned.steps, planned.seed, planned.rate_factor)
+        assert key not in {(r.learner, r.steps, r.seed, r.rate_factor) for r in runs}
+        runs.append(
+            made_run(
+                planned.learner.name, 0.8, steps=planned.steps, seed=planned.seed,
+                factor=planned.rate_factor,
+            )
+        )  # fmt: skip
+        assert len(runs) < 50
+    assert is_clear(runs)
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+def independent_run(
+    rng: np.random.Generator, name: str, accuracy: float, *, seed: int = 0
+) -> ProbeRun:
+    right = rng.random(SETTING.held_out_images) < accuracy
+    return replace(made_run(name, 0.5, seed=seed), right=as_bits(right))
+
+
+def test_an_interval_covers_the_true_accuracy_as_often_as_stated() -> None:
+    """400 made-up runs: binomial images around an accuracy that differs with the seed."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        run = independent_run(rng, "a", 0.9 + rng.normal(0, 0.01))
+        low, high = accuracy_interval([run], 0.01, rng)
+        covered += low <= 0.9 + rng.normal(0, 0.01) <= high
+    # binomial: 80 % of 400 has a standard deviation of 2 points
+    assert COVERAGE - 0.06 < covered / 400 < COVERAGE + 0.08
+
+
+def test_the_probability_of_the_best_is_that_of_a_paired_comparison() -> None:
+    """b differs from a in 12 images: 9 gained, 3 lost. Exact: P(gain) from a beta posterior."""
+    base = np.arange(SETTING.held_out_images) % 2 == 0
+    other = base.copy()
+    other[np.flatnonzero(~base)[:9]] = True
+    other[np.flatnonzero(base)[:3]] = False
+    runs = [
+        replace(made_run(name, 0.5, seed=seed), right=as_bits(right))
+        for name, right in (("a", base), ("b", other))
+        for seed in range(3)  # equal seeds: the deviation over seeds is small
+    ]
+    estimates = {e.learner: e for e in estimate_learners(runs)}
+    # Weights of 9 and 3 images under a uniform Dirichlet: their shares follow Beta(9, 3).
+    rng = np.random.default_rng(1)
+    shares = rng.beta(9, 3, size=100_000)
+    weight = rng.beta(12, 188, size=100_000)
+    deviation = seed_deviation(runs) / np.sqrt(3) * np.sqrt(2)
+    gain = weight * (2 * shares - 1) + rng.normal(0, deviation, size=100_000)
+    assert estimates["b"].best == pytest.approx(float((gain > 0).mean()), abs=0.02)
+    assert estimates["a"].best + estimates["b"].best == pytest.approx(1)
+
+
+def test_the_deviation_over_seeds_is_pooled() -> None:
+    runs = [
+        made_run(name, accuracy, seed=seed)
+        for name, accuracies in (("a", (0.90, 0.94)), ("b", (0.70, 0.74, 0.78)))
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    squares = 0.0008 + 2 * 0.0016
+    assert seed_deviation(runs) == pytest.approx(np.sqrt((squares + 1e-4) / 4))
+    assert seed_deviation(runs[:1]) == 0.01
+
+
+def test_another_rate_must_be_clearly_better() -> None:
+    runs = [made_run("a", 0.80), made_run("a", 0.805, factor=3.0)]
+    assert best_rates(runs) == {"a": 1.0}
+    runs.append(made_run("a", 0.95, factor=1 / 3))
+    assert best_rates(runs) == {"a": 1 / 3}
+
+
+def test_a_learner_dropped_early_is_compared_at_the_steps_that_both_have() -> None:
+    runs = [
+        made_run("a", 0.6), made_run("b", 0.5), made_run("c", 0.1),
+        made_run("a", 0.9, steps=20), made_run("b", 0.8, steps=20),
+    ]  # fmt: skip
+    first, second, last = estimate_learners(runs)
+    assert (first.learner, second.learner, last.learner) == ("a", "b", "c")
+    assert (last.steps, last.best) == (10, 0)
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+def test_a_run_survives_a_study(rng_seed: int = 3) -> None:
+    rng = np.random.default_rng(rng_seed)
+    for images in (1, 3, 8, 143, 401):
+        right = rng.random(images) < 0.5
+        setting = replace(SETTING, held_out_images=images)
+        run = replace(made_run("a", 0.5), setting=setting, right=as_bits(right))
+        again = ProbeRun.from_json(json.loads(json.dumps(run.to_json())))
+        assert again == run
+        assert np.array_equal(again.right_images, right)
+        assert again.accuracy == right.mean()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"right": "ff"},
+        {"right": "zz" * 25},
+        {"steps": 0},
+        {"rate_factor": float("nan")},
+        {"unknown": 1},
+        {"learner": "x" * 500},
+    ],
+)
+def test_an_edited_run_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        ProbeRun.from_json(made_run("a", 0.5).to_json() | change)
+
+
+def test_candidates_that_learn_alike_share_a_learner() -> None:
+    base = Workload(
+        model="test_resnet", method="full", micro_batch=4, accumulation=8, num_classes=10,
+        frozen_batch_norm=True, precision="bf16",
+    )  # fmt: skip
+
+    def name(workload: Workload, device: str = "cpu") -> str:
+        return learner_name(learner_workload(workload, device=device))
+
+    assert name(base) == name(base.replace(micro_batch=16, accumulation=2, precision="fp32"))
+    assert name(base) != name(base.replace(optimizer="sgd"))
+    assert name(base) != name(base.replace(accumulation=4))
+    assert name(base, "cuda") != name(base.replace(precision="fp32"), "cuda")
+    # BatchNorm that normalises by the batch learns from the micro-batch.
+    own = base.replace(frozen_batch_norm=False)
+    assert name(own) != name(own.replace(micro_batch=16, accumulation=2))
+
+
+def test_estimates_of_nothing_are_nothing() -> None:
+    assert estimate_learners([]) == ()
+    assert not is_clear([])
+    assert isinstance(estimate_learners([made_run("a", 1.0)])[0], LearnerEstimate)
