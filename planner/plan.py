@@ -221,10 +221,22 @@ def _report(name: str, plan: Mapping[str, Any], dropped: list[str] | None) -> Re
     report = Report.from_json(plan[name], part=part, dropped=dropped)
     if (report.rung is Rung.MEASURED) != (name == "measurement"):
         raise InputError(f"{part}.rung: a {name} cannot have rung {report.rung.value!r}")
-    if report.candidate != plan["candidate"]:
+    if not _may_report_on(report.candidate, plan["candidate"], name=name):
         raise InputError(f"{part}: the workload or placement is another than in plan.candidate")
     _check_device(report.device, f"{part}.device")
     return report
+
+
+def _may_report_on(reported: Candidate, planned: Candidate, *, name: str) -> bool:
+    """Return whether a prediction or measurement is one of the planned candidate.
+
+    A CPU runs an fp16 plan in fp32 in place of the planned GPU, and the measurement says fp32.
+    """
+    if reported == planned:
+        return True
+    in_fp32 = replace(planned, workload=planned.workload.replace(precision="fp32"))
+    is_fp16 = planned.workload.precision == "fp16"
+    return name == "measurement" and is_fp16 and reported == in_fp32
 
 
 def with_placement(plan: Plan, prediction: Report, *, budget_bytes: int) -> Plan:

@@ -30,7 +30,6 @@ from planner.search.space import (
 )
 from planner.target_device import find_target
 from planner.training.run_options import RunOptions
-from profiler.devices.table import DeviceSpec, device_spec
 from profiler.errors import UsageError
 from profiler.models import backbones
 from profiler.models.forward_check import check_forward
@@ -40,10 +39,6 @@ from profiler.workload import Workload
 TRIALS = 200
 
 VALIDATIONS = 3
-
-FP16_ON_CPU = (
-    "runs on the CPU would take too long; --no-validate, or --precisions fp32,fp16, searches it"
-)
 
 
 def build_request(
@@ -90,19 +85,15 @@ def build_request(
     )
     check_forward(base.replace(micro_batch=2))
     weight_notes = () if weights is None else check_weights(base, weights)
-    runs_on_cpu = target.runs_on == "cpu" and validations > 0
     methods_of, refused = _searched_methods(base, methods)
     micro_batches, too_small = _searched_micro_batches(base, methods_of, effective_batch)
-    searched, unsearched = _searched_precisions(
-        precisions, device_spec(target.label.name), runs_on_cpu=runs_on_cpu
-    )
     return Request(
         space=Space(
             base=base,
             methods=methods_of,
             micro_batches=micro_batches,
             effective_batch=effective_batch,
-            precisions=searched,
+            precisions=tuple(precisions or precisions_for(target.spec)),
             optimizers=tuple(optimizers),
             checkpoints=tuple(checkpoints),
         ),
@@ -126,7 +117,7 @@ def build_request(
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
         objective=objective,
-        left_out=(*refused, *too_small, *unsearched),
+        left_out=(*refused, *too_small),
         source=source,
         weight_notes=weight_notes,
     )
@@ -168,14 +159,3 @@ def _searched_micro_batches(
     if effective_batch == 1:
         raise UsageError(f"{reason}; use --effective-batch 2 or more")
     return sizes[1:], (LeftOut(name="micro-batch 1", reason=reason),)
-
-
-def _searched_precisions(
-    precisions: Sequence[str] | None, spec: DeviceSpec, *, runs_on_cpu: bool
-) -> tuple[tuple[str, ...], tuple[LeftOut, ...]]:
-    """Return the precisions to search, and the device's others with the reason."""
-    if precisions:
-        return tuple(precisions), ()
-    searched = tuple(precisions_for(spec, runs_on_cpu=runs_on_cpu))
-    others = [precision for precision in precisions_for(spec) if precision not in searched]
-    return searched, tuple(LeftOut(name=name, reason=FP16_ON_CPU) for name in others)

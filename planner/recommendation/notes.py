@@ -14,6 +14,7 @@ from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import LONG_RUN_STEPS
+from planner.recommendation.real_runs import FP16_NOTE
 from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
 from profiler.units import format_bytes
@@ -80,6 +81,9 @@ def _run_notes(request: Request, ran: Sequence[CheckedCandidate]) -> Iterator[st
             "the runs were on the CPU, because this machine has no such GPU: memory, time and "
             "energy on the GPU are predicted"
         )
+    fp16 = [c for c in ran if c.validation is not None and FP16_NOTE in c.validation.notes]
+    if fp16:
+        yield FP16_NOTE
     if ran and not request.has_weights:
         yield _random_weights_note(may_download=request.run.pretrained)
     steps = [len(c.validation.losses) for c in ran if c.validation is not None]

@@ -24,10 +24,10 @@ Notify = Callable[[str, str, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """A method or precision that is not searched.
+    """A method or micro-batch that is not searched.
 
     Attributes:
-        name: name of the method or precision.
+        name: name of the method or micro-batch.
         reason: why it is not searched, a clause without a full stop.
     """
 
@@ -52,7 +52,7 @@ class Request:
         stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
         objective: criterion for candidates that are expected to be equally accurate.
-        left_out: methods and precisions that are not searched.
+        left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
         weight_notes: sentences on the content of the weights file.
     """

@@ -214,19 +214,15 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
-def precisions_for(spec: DeviceSpec, *, runs_on_cpu: bool = False) -> tuple[str, ...]:
+def precisions_for(spec: DeviceSpec) -> tuple[str, ...]:
     """Return fp32 and the half precision of a device: bf16, or fp16 before Ampere.
 
-    Args:
-        spec: the device to plan for.
-        runs_on_cpu: whether candidates will be run on a CPU. fp16 is then left out: a matrix
-            product in fp16 takes 28 times as long there as in fp32 (an MLP of ViT-S on a Xeon with
-            AVX-512, torch 2.15).
+    From Ampere on, fp16 has the bytes and the rates of bf16 and needs a gradient scaler besides.
     """
     capability = spec.compute_capability
     if capability is None or capability >= BF16_CAPABILITY:
         return ("fp32", "bf16")
-    return ("fp32",) if runs_on_cpu else ("fp32", "fp16")
+    return ("fp32", "fp16")
 
 
 def searched_method(name: str, ranks: tuple[int, ...] = RANKS) -> SearchedMethod:

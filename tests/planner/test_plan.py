@@ -317,3 +317,28 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write into"):
         check_folder(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(("planned", "ran", "is_read"), [
+    ("fp16", "fp32", True), ("fp16", "bf16", False), ("bf16", "fp32", False),
+])  # fmt: skip
+def test_only_an_fp16_plan_may_have_run_in_fp32(
+    tmp_path: Path, planned: str, ran: str, is_read: bool
+) -> None:
+    def in_precision(report: Report, precision: str) -> Report:
+        load = report.candidate.workload.replace(precision=precision)
+        return replace(report, candidate=replace(report.candidate, workload=load))
+
+    plan = make_plan()
+    assert plan.measurement is not None
+    prediction = in_precision(plan.prediction, planned)
+    measurement = in_precision(plan.measurement, ran)
+    plan = replace(
+        plan, candidate=prediction.candidate, prediction=prediction, measurement=measurement
+    )
+    write_plan(plan, tmp_path / "plan.json")
+    if is_read:
+        assert read_plan(tmp_path / "plan.json") == plan
+    else:
+        with pytest.raises(InputError, match="the workload or placement is another"):
+            read_plan(tmp_path / "plan.json")

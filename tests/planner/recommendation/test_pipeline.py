@@ -14,7 +14,7 @@ from PIL import Image
 
 import planner.training.validation
 from planner.cost.budget import needed_bytes, round_up_to_printed
-from planner.plan import Accuracy, Plan, read_plan
+from planner.plan import Accuracy, Plan, read_plan, write_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
 from planner.recommendation.choose import choose
 from planner.recommendation.notes import answer_notes
@@ -209,11 +209,23 @@ def test_the_study_is_there(answered: Recommendation) -> None:
     assert all("budget" in trial.constraints for trial in study.trials)
 
 
-def test_a_plan_can_be_run_again(answered: Recommendation) -> None:
+def test_an_fp16_plan_runs_in_fp32_under_its_own_placement(
+    answered: Recommendation, tmp_path: Path
+) -> None:
     plan = next(e.plan for e in answered.front if e.plan.measurement is None)
+    load = plan.candidate.workload.replace(precision="fp16")
+    candidate = replace(plan.candidate, workload=load)
+    plan = replace(
+        plan, candidate=candidate, prediction=replace(plan.prediction, candidate=candidate)
+    )
     checked = validate_plan(plan, run=RUN, notify=lambda *_: None)
     assert checked.measurement is not None
-    assert checked.candidate == plan.candidate
+    assert checked.candidate == candidate
+    ran = checked.measurement.candidate
+    assert ran == replace(candidate, workload=load.replace(precision="fp32"))
+    assert any("ran in fp32" in note for note in checked.provenance["run"]["notes"])
+    write_plan(checked, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json").measurement == checked.measurement
     assert checked.accuracy.kind == "measured"
     assert checked.provenance["host_prediction"]["peak_bytes"] > 0
 

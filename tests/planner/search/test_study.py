@@ -122,8 +122,7 @@ def test_divisors() -> None:
 def test_half_precision_is_fp16_before_ampere() -> None:
     assert precisions_for(lookup("rtx-2060-super")) == ("fp32", "fp16")
     assert precisions_for(lookup("v100")) == ("fp32", "fp16")
-    assert precisions_for(lookup("v100"), runs_on_cpu=True) == ("fp32",)
-    assert precisions_for(lookup("l4"), runs_on_cpu=True) == ("fp32", "bf16")
+    assert precisions_for(lookup("l4")) == ("fp32", "bf16")
     assert precisions_for(lookup("a100-40gb")) == ("fp32", "bf16")
     assert precisions_for(lookup("cpu")) == ("fp32", "bf16")
 
