@@ -31,6 +31,19 @@ FOLDER = Path(__file__).with_name("schemas")
 _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n     +.+)*)", re.MULTILINE)
 """An attribute and its description in a docstring, with its continuation lines."""
 
+ErrorKind = Literal[
+    "usage",
+    "unknown_name",
+    "infeasible",
+    "input",
+    "device",
+    "measurement",
+    "out_of_memory",
+    "interrupted",
+    "internal",
+    "error",
+]
+
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -136,7 +149,9 @@ class RecommendationObject:
         seconds: duration of all stages.
         front: plans that passed every check, the highest expected accuracy first.
         plan_files: file of each plan.
-        recommended: index into ``front``.
+        recommended: index into ``front``, counted from 0.
+        recommended_plan_file: file of the recommended plan.
+        expected_order: rank of each plan by expected accuracy, 1 for the best and its equals.
         reason: reason for the recommended plan.
         decided_by: evidence that distinguishes the recommended plan.
         ties: indices of the other plans that are expected to be as accurate as the recommended one.
@@ -157,6 +172,8 @@ class RecommendationObject:
     front: tuple[PlanObject, ...]  # type: ignore[valid-type]  # made above
     plan_files: tuple[str, ...]
     recommended: NonNegativeInt
+    recommended_plan_file: str
+    expected_order: tuple[PositiveInt, ...]
     reason: str
     decided_by: Literal["published", "probe", "learned", "cost"]
     ties: tuple[NonNegativeInt, ...]
@@ -167,12 +184,34 @@ class RecommendationObject:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorObject:
+    """The object that a command prints with ``--json`` when it fails.
+
+    Attributes:
+        schema: schema and major version.
+        kind: kind of the error; ``usage`` and ``unknown_name`` are about the arguments.
+        message: the one line that is printed on stderr.
+        smallest_budget_bytes: smallest budget that would do, if nothing fits and it is known.
+        advice: remedy, or null.
+        exit_code: exit code of the command.
+    """
+
+    schema: Literal["budgetplan.error/1"]
+    kind: ErrorKind
+    message: str
+    smallest_budget_bytes: PositiveInt | None
+    advice: str | None
+    exit_code: PositiveInt
+
+
 def json_schemas() -> Mapping[str, dict[str, Any]]:
     """Return the schema of each object by its file name."""
     found = {
         "plan.schema.json": PlanObject,
         "report.schema.json": ReportObject,
         "recommendation.schema.json": RecommendationObject,
+        "error.schema.json": ErrorObject,
     }
     return {
         name: {"$schema": DRAFT, "title": name.partition(".")[0], **_described(kind)}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from profiler.units import format_bytes
 
@@ -42,6 +43,31 @@ def printable_line(message: str) -> str:
     return f"{line[: LONGEST_MESSAGE - _ENDING - 3]}...{line[-_ENDING:]}"
 
 
+ERROR_SCHEMA = "budgetplan.error/1"
+
+
+def error_object(
+    kind: str, message: str, *, exit_code: int, advice: str = "", smallest_bytes: int | None = None
+) -> dict[str, Any]:
+    """Return the object that a command prints with ``--json`` when it fails.
+
+    Args:
+        kind: kind of the error, such as ``usage`` or ``infeasible``.
+        message: the one line that is printed on stderr.
+        exit_code: exit code of the command.
+        advice: remedy, if the error has one.
+        smallest_bytes: smallest budget that would do, if nothing fits and it is known.
+    """
+    return {
+        "schema": ERROR_SCHEMA,
+        "kind": kind,
+        "message": message,
+        "smallest_budget_bytes": smallest_bytes,
+        "advice": advice or None,
+        "exit_code": exit_code,
+    }
+
+
 class BudgetplanError(Exception):
     """Base of all errors that end a command with one line and an exit code.
 
@@ -50,9 +76,22 @@ class BudgetplanError(Exception):
     """
 
     exit_code = 1
+    kind = "error"
+    advice = ""
+    smallest_bytes: int | None = None
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable_line(str(message)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object ``budgetplan.error/1``."""
+        return error_object(
+            self.kind,
+            str(self),
+            exit_code=self.exit_code,
+            advice=self.advice,
+            smallest_bytes=self.smallest_bytes,
+        )
 
 
 class BudgetplanWarning(UserWarning):
@@ -70,6 +109,7 @@ class UsageError(BudgetplanError):
     """An argument is out of its domain."""
 
     exit_code = 2
+    kind = "usage"
 
 
 class UnknownNameError(UsageError):
@@ -82,13 +122,15 @@ class UnknownNameError(UsageError):
         hint: remedy if no name is similar.
     """
 
+    kind = "unknown_name"
+
     def __init__(self, *, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = list(dict.fromkeys(known))
         longer = sorted((each for each in names if name and each.startswith(name)), key=len)
         similar = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
         self.near = list(dict.fromkeys([*longer, *similar]))[:4]
-        advice = f"did you mean {', '.join(self.near)}?" if self.near else hint
-        super().__init__(f"unknown {kind} {name!r}" + (f"; {advice}" if advice else ""))
+        self.advice = f"did you mean {', '.join(self.near)}?" if self.near else hint
+        super().__init__(f"unknown {kind} {name!r}" + (f"; {self.advice}" if self.advice else ""))
 
 
 class InfeasibleError(BudgetplanError):
@@ -102,6 +144,7 @@ class InfeasibleError(BudgetplanError):
     """
 
     exit_code = 3
+    kind = "infeasible"
 
     def __init__(
         self,
@@ -124,18 +167,21 @@ class InputError(BudgetplanError):
     """A file or data set cannot be read, is damaged, or does not match the model."""
 
     exit_code = 4
+    kind = "input"
 
 
 class DeviceError(BudgetplanError):
     """The device is not available on this machine."""
 
     exit_code = 5
+    kind = "device"
 
 
 class MeasurementError(BudgetplanError):
     """A real run was started and failed."""
 
     exit_code = 6
+    kind = "measurement"
 
 
 class OutOfMemoryError(MeasurementError):
@@ -145,6 +191,8 @@ class OutOfMemoryError(MeasurementError):
         cap_bytes: cap of the run.
         detail: message of the allocator.
     """
+
+    kind = "out_of_memory"
 
     def __init__(self, *, cap_bytes: int, detail: str = "") -> None:
         self.cap_bytes = cap_bytes

@@ -24,6 +24,9 @@ _FACTORS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40,
 }  # fmt: skip
+SMALLEST_PLAIN_NUMBER = MIB
+"""A number without a unit below this was not meant as bytes: no budget is that small."""
+
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*$")
 
 
@@ -40,6 +43,9 @@ def parse_bytes(text: str) -> int:
     size = int(float(match.group(1)) * factor)
     if size <= 0:
         raise ValueError(f"{text!r} is not a positive size; write it as 2GB, 2GiB or 2048MiB")
+    if not match.group(2) and size < SMALLEST_PLAIN_NUMBER:
+        number = match.group(1)
+        raise ValueError(f"{number} would be {number} bytes; did you mean {number}GB?")
     return size
 
 

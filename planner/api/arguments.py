@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from profiler.errors import DeviceError, UsageError
-from profiler.units import DeviceBytes, parse_bytes
+from profiler.units import MIB, DeviceBytes, parse_bytes
 
 if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
@@ -55,6 +55,8 @@ def parse_size(size: int | str) -> DeviceBytes:
         UsageError: the text is not a size, or the size is not positive.
     """
     try:
+        if isinstance(size, int) and 0 < size < MIB:
+            size = str(size)  # refused as its text is: 8 was meant as 8GB
         size_bytes = parse_bytes(size) if isinstance(size, str) else size
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from planner.api.arguments import device_name, device_of_run, no_progress, optional_size
+from planner.api.early_checks import check_input, check_names
 from profiler.errors import BudgetplanWarning, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -70,13 +71,15 @@ def validate(
         OutOfMemoryError: the run exceeded the budget.
         MeasurementError: the run failed in another way.
     """
+    content, name = _plan(plan), device_name(device)
+    check_names(device=name)
+    check_input(data=data, weights=weights)
     from planner.disk.drafts import remove_draft_files
     from planner.disk.free_space import check_folder
     from planner.plan import check_replaceable, write_plan
     from planner.recommendation.real_runs import validate_plan
     from planner.training.run_options import RunOptions
 
-    content, name = _plan(plan), device_name(device)
     run = RunOptions(
         device=_planned_device(content) if name == "auto" else device_of_run(name),
         data=data or _data_of(content),
@@ -147,13 +150,14 @@ def train(
         DeviceError: no such device.
         MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
     """
+    content = _plan(plan)
+    check_input(data=data, weights=weights)
     from planner.training.checkpoints import latest_checkpoint
     from planner.training.output_folder import training_folder
     from planner.training.resolve_recipe import RecipeChanges
     from planner.training.run_options import RunOptions
     from planner.training.training_run import train as run
 
-    content = _plan(plan)
     output = _default_folder(plan) if out is None else Path(out)
     placed, rule = _placed_by(content, checkpoint, vram=vram, threshold=threshold)
     chosen = _training_device(device)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.api.arguments import device_name, no_progress, parse_size
+from planner.api.early_checks import check_input, check_names, check_plan_folder, check_words
+from profiler.workload import OPTIMIZERS, PRECISIONS
 
 if TYPE_CHECKING:
     from planner.recommendation.answer import Recommendation
@@ -75,6 +77,13 @@ def recommend(
         InputError: the study, the weights or the data cannot be used.
         MeasurementError: every real run failed.
     """
+    budget_bytes = parse_size(vram)
+    named = [] if methods is None or "all" in methods else methods
+    check_names(models=[model], methods=named, device=device_name(device))
+    check_words("precision", precisions or (), PRECISIONS)
+    check_words("optimizer", optimizers, OPTIMIZERS)
+    check_input(data=data, weights=weights)
+    check_plan_folder(out)
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
     from planner.search.storage_url import mask_url
@@ -83,7 +92,7 @@ def recommend(
     notify("start", "loading the model's structure", 0.0)
     request = build_request(
         model,
-        budget_bytes=parse_size(vram),
+        budget_bytes=budget_bytes,
         data=data,
         device=device_name(device),
         methods=methods,

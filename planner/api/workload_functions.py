@@ -15,6 +15,7 @@ from planner.api.arguments import (
     optional_size,
     parse_size,
 )
+from planner.api.early_checks import check_names
 from profiler.errors import UsageError
 from profiler.units import format_bytes
 
@@ -59,6 +60,7 @@ def predict(
     """
     from planner.target_device import find_target
 
+    check_names(models=[model], methods=[method], device=device_name(device))
     if rung == "composed" and published_flops:
         raise UsageError("FLOPs as published are counted by a replay; use the rung 'replayed'")
     notify = on_progress or no_progress
@@ -110,6 +112,7 @@ def measure(
         OutOfMemoryError: the run exceeded the cap.
         MeasurementError: the run failed in another way.
     """
+    check_names(models=[model], methods=[method], device=device_name(device))
     from profiler.running.measurement import measure as run
 
     notify = on_progress or no_progress
@@ -164,6 +167,8 @@ def profile_units(
     """
     from planner.target_device import find_target
     from profiler.devices.table import device_spec
+
+    check_names(models=[model], methods=[method], device=device_name(device))
     from profiler.prediction.report import report_of
     from profiler.replay.step_replay import ReplayOptions, replay_step
 

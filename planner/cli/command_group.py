@@ -1,18 +1,24 @@
-"""The group of all commands: one-line errors, exit codes and warnings."""
+"""The group of all commands: one-line errors, exit codes and warnings.
+
+With ``--json`` a command that fails prints an object ``budgetplan.error/1`` on stdout. If it has
+printed its own object before, that object has the key ``error`` instead.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
 import click
 
-from profiler.errors import BudgetplanError, BudgetplanWarning
+from planner.cli.output import has_printed_json, json_text
+from profiler.errors import BudgetplanError, BudgetplanWarning, error_object, printable_line
 from profiler.running.process_end import exit_code_of, termination_raises
 
 EPILOG = (
@@ -23,18 +29,53 @@ EPILOG = (
 
 
 class _OneLineError(click.ClickException):
-    """An error of this program as click prints it: one line and its exit code."""
+    """An error of this program as click prints it: one line and its exit code.
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    Attributes:
+        data: object for stdout with ``--json``; None if the command printed its own object.
+    """
+
+    def __init__(
+        self, message: str, *, kind: str, exit_code: int, error: BudgetplanError | None = None
+    ) -> None:
         super().__init__(" ".join(message.split()))
         self.__dict__["exit_code"] = exit_code  # a class variable in click's type hints
+        self.data: Mapping[str, Any] | None = None
+        if not has_printed_json():
+            plain = error_object(kind, self.message, exit_code=exit_code)
+            self.data = plain if error is None else error.to_json()
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"budgetplan: {self.message}", err=True)
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            click.echo(f"budgetplan: {self.message}", err=True)
 
 
 class CommandGroup(click.Group):
     """A group whose commands end every error with one line and an exit code of the contract."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        *rest: Any,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line; with ``--json`` an error is also an object on stdout."""
+        given = list(sys.argv[1:] if args is None else args)
+        if not standalone_mode or "--json" not in given:
+            return super().main(args, *rest, standalone_mode=standalone_mode, **extra)
+        try:
+            code = super().main(args, *rest, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            error.show()
+            is_ours = isinstance(error, _OneLineError)
+            data = error.data if is_ours else _usage_object(error)
+            if data is not None:
+                click.echo(json_text(data))
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(1)
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -47,19 +88,20 @@ class CommandGroup(click.Group):
         except KeyboardInterrupt as interrupt:
             # a function that can continue later has added a note with the way to do it
             by = f" by {interrupt}" if str(interrupt) else ""
-            notes = getattr(interrupt, "__notes__", ())
-            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
-                click.echo("; ".join([f"budgetplan: stopped{by}", *notes]), err=True)
-            raise click.exceptions.Exit(exit_code_of(interrupt)) from None
+            text = "; ".join([f"stopped{by}", *getattr(interrupt, "__notes__", ())])
+            code = exit_code_of(interrupt)
+            raise _OneLineError(text, kind="interrupted", exit_code=code) from None
         except BudgetplanError as error:
             if show_traceback:
                 raise
-            raise _OneLineError(str(error), exit_code=error.exit_code) from error
+            raise _OneLineError(
+                str(error), kind=error.kind, exit_code=error.exit_code, error=error
+            ) from error
         except Exception as error:
             if show_traceback:
                 raise
             text = f"internal error, please report it: {type(error).__name__}: {error}"
-            raise _OneLineError(text, exit_code=1) from error
+            raise _OneLineError(text, kind="internal", exit_code=1) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -71,6 +113,12 @@ class CommandGroup(click.Group):
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.5)
             advice = f"did you mean {' or '.join(near)}?" if near else "see budgetplan --help"
             raise click.UsageError(f"unknown command {args[0]!r}; {advice}", ctx) from None
+
+
+def _usage_object(error: click.ClickException) -> Mapping[str, Any]:
+    """Return the object of an error that click found in the arguments."""
+    text = printable_line(error.format_message())
+    return error_object("usage", text, exit_code=error.exit_code)
 
 
 @contextmanager

@@ -22,9 +22,27 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 20
 
 
+_PRINTED = "budgetplan.json"
+"""Key in click's context: whether the command has printed its object."""
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Return a JSON object as text of several lines."""
+    return json.dumps(dict(data), indent=1, allow_nan=False)
+
+
 def print_json(data: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout."""
-    click.echo(json.dumps(dict(data), indent=1, allow_nan=False))
+    """Print the one JSON object of a command on stdout."""
+    click.echo(json_text(data))
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.meta[_PRINTED] = True
+
+
+def has_printed_json() -> bool:
+    """Return whether the running command has printed its object."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_PRINTED))
 
 
 def console() -> Console:

@@ -133,8 +133,6 @@ def recommend(
     pretrained: bool,
 ) -> None:
     """Recommend configurations that fit a budget: search, check, measure, write plan files."""
-    from planner.cli.recommendation_tables import show_recommendation
-
     with progress_bar(silent=as_json) as notify:
         answer = api.recommend(
             model,
@@ -162,6 +160,8 @@ def recommend(
     if as_json:
         print_json(answer.to_json())
     else:
+        from planner.cli.recommendation_tables import show_recommendation
+
         show_recommendation(answer, console())
 
 

@@ -11,6 +11,7 @@ import click
 from planner import api
 from planner.cli.options import SIZES, positive, workload_options
 from planner.cli.output import console, print_json, progress_bar
+from profiler.errors import InfeasibleError
 
 if TYPE_CHECKING:
     from profiler.records import Report
@@ -63,9 +64,22 @@ def predict(
             on_progress=notify,
             **workload,
         )
-    _show(report, as_json=as_json, budget_bytes=vram)
-    if vram is not None:
+    if not as_json:
+        _show(report, as_json=False, budget_bytes=vram)
+    error = None if vram is None else _excess(report, vram)
+    if as_json:
+        print_json(report.to_json() | ({} if error is None else {"error": error.to_json()}))
+    if error is not None:
+        raise error
+
+
+def _excess(report: Report, vram: int) -> InfeasibleError | None:
+    """Return the error of a prediction that exceeds a budget."""
+    try:
         api.check_fits(report, vram)
+    except InfeasibleError as error:
+        return error
+    return None
 
 
 @click.command(epilog=SIZES)
@@ -139,7 +153,6 @@ def profile(
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
     """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
-    from planner.cli.report_tables import show_profile
     from profiler.prediction.save_timeline import check_plot_file
 
     if plot is not None:
@@ -163,4 +176,6 @@ def profile(
         why = {} if rows is None else {"placement_rows": [asdict(row) for row in rows]}
         print_json(units.report.to_json() | why)
     else:
+        from planner.cli.report_tables import show_profile
+
         show_profile(units.report, console(), placement_rows=units.placement_rows)

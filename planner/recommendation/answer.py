@@ -125,6 +125,8 @@ class Recommendation:
             "front": [entry.plan.to_json() for entry in self.front],
             "plan_files": [str(entry.file) for entry in self.front],
             "recommended": self.recommended,
+            "recommended_plan_file": str(self.front[self.recommended].file),
+            "expected_order": self.expected_order,
             "reason": self.reason,
             "decided_by": self.decided_by,
             "ties": list(self.ties),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from profiler.errors import InputError, UsageError
 from profiler.prediction.timeline import Timeline
-from profiler.prediction.timeline_png import png
+from profiler.prediction.timeline_png import NO_MATPLOTLIB, png
 from profiler.replay.event_log import EventLog
 
 SUFFIXES = (".png", ".html")
@@ -54,11 +55,13 @@ def check_plot_file(path: Path) -> None:
     """Refuse a file that cannot be drawn to; called before the step is replayed.
 
     Raises:
-        UsageError: the file ends in neither ``.png`` nor ``.html``.
+        UsageError: the file ends in neither ``.png`` nor ``.html``, or matplotlib is missing.
         InputError: there is a file that is no plot of this program.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"a plot is written as .png or .html, got {path.name!r}")
+    if path.suffix.lower() == ".png" and find_spec("matplotlib") is None:
+        raise UsageError(NO_MATPLOTLIB)
     if not path.parent.is_dir():
         raise InputError(f"the plot {path} cannot be written: there is no folder {path.parent}")
     if not path.exists():

@@ -19,6 +19,8 @@ from profiler.prediction.timeline import (
 )
 from profiler.units import format_bytes
 
+NO_MATPLOTLIB = "a .png plot needs matplotlib; install it, or ask for .html"
+
 
 def png(timeline: Timeline, title: str, caption: str) -> bytes:
     """Return a timeline as the content of a PNG file.
@@ -30,7 +32,7 @@ def png(timeline: Timeline, title: str, caption: str) -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError("a .png plot needs matplotlib; install it, or ask for .html") from error
+        raise UsageError(NO_MATPLOTLIB) from error
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     axes, strip = figure.subplots(
         2, 1, sharex=True, height_ratios=(14, 1), gridspec_kw={"hspace": 0.02}

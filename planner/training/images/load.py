@@ -21,8 +21,7 @@ from pathlib import Path
 from planner.training.images.image_folder import read_folder
 from planner.training.images.image_set import ImageData, InputFormat
 from planner.training.images.named.load_request import LoadRequest
-from planner.training.images.registry import DATA_NAMES, find_named
-from profiler.errors import InputError
+from planner.training.images.registry import find_named, folder_of
 
 
 def load_data(
@@ -57,10 +56,7 @@ def load_data(
         return data.load(
             LoadRequest(input_format=input_format, root=root, seed=seed, variant=variant)
         )
-    folder = Path(spec).expanduser()
-    if not folder.is_dir():
-        state = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"data {spec!r} {state}; give a folder or {DATA_NAMES}")
+    folder_of(spec)
     return read_folder(spec, input_format, seed)
 
 

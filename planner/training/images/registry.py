@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from planner.training.images.image_set import ImageData
 from planner.training.images.named.animals import load_animals
@@ -12,6 +13,7 @@ from planner.training.images.named.digits import load_digits
 from planner.training.images.named.load_request import LoadRequest
 from planner.training.images.named.torchvision_sets import load_cifar10, load_cifar100, load_dtd
 from planner.training.images.named.visual_wake_words import load_visual_wake_words
+from profiler.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,3 +116,30 @@ def find_named(spec: str) -> tuple[NamedData, str] | None:
     if found is None or (variant and not found.variant):
         return None
     return found, variant
+
+
+def check_data_name(spec: str) -> None:
+    """Refuse a ``--data`` text that names neither a data set nor a folder; nothing is loaded.
+
+    Raises:
+        InputError: there is no such folder.
+        UsageError: the name's text after the colon is malformed.
+    """
+    named = find_named(spec)
+    if named is None:
+        folder_of(spec)
+    elif named[0].check_variant is not None:
+        named[0].check_variant(named[1])
+
+
+def folder_of(spec: str) -> Path:
+    """Return the folder that a ``--data`` text names; ``~`` is expanded.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"data {spec!r} {state}; give a folder or {DATA_NAMES}")
+    return folder

@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from profiler.errors import UnknownNameError, UsageError
+from profiler.models.backbones.model_names import OWN_MODELS, is_timm_name, own_and_timm_names
 from profiler.models.backbones.timm_interface import IMAGE_SIZE
 
 if TYPE_CHECKING:
@@ -52,19 +53,21 @@ def _own_models() -> dict[str, Callable[..., nn.Module]]:
 
 def is_own_model(name: str) -> bool:
     """Return whether a canonical name is one of the models written here."""
-    return name in _own_models()
+    return name in OWN_MODELS
 
 
 def model_names(pattern: str = "") -> list[str]:
-    """Return the canonical names that contain a pattern; the models written here come first."""
-    import timm
+    """Return the canonical names that contain a pattern; the models written here come first.
 
-    names = [*_own_models(), *timm.list_models()]
-    return [name for name in names if pattern in name]
+    Neither torch nor timm is imported.
+    """
+    return [name for name in own_and_timm_names() if pattern in name]
 
 
 def resolve(name: str) -> str:
     """Return the canonical name for an alias or a name of timm or of a model written here.
+
+    timm is imported only for the tag of its weights (``NAME.TAG``).
 
     Raises:
         UnknownNameError: no such backbone; lists similar names.
@@ -72,25 +75,30 @@ def resolve(name: str) -> str:
     canonical = ALIASES.get(name, name)
     if is_own_model(canonical):
         return canonical
+    architecture, _, tag = canonical.partition(".")  # behind the dot: the tag of the weights
+    if not is_timm_name(architecture):
+        raise UnknownNameError(
+            kind="model",
+            name=name,
+            known=[*ALIASES, *own_and_timm_names()],
+            hint="`budgetplan models` lists them",
+        )
+    if tag:
+        _check_tag(architecture, tag)
+    return canonical
+
+
+def _check_tag(architecture: str, tag: str) -> None:
     import timm
 
-    architecture, _, tag = canonical.partition(".")  # behind the dot: the tag of the weights
-    if timm.is_model(architecture):
-        tags = [name.partition(".")[2] for name in timm.list_models(architecture, pretrained=True)]
-        if tag and tag not in tags:
-            raise UnknownNameError(
-                kind=f"tag of the weights of {architecture}",
-                name=tag,
-                known=tags,
-                hint=f"use {architecture} or one of its tags: {', '.join(tags[:6]) or 'none'}",
-            )
-        return canonical
-    raise UnknownNameError(
-        kind="model",
-        name=name,
-        known=[*ALIASES, *_own_models(), *timm.list_models()],
-        hint="`budgetplan models` lists them",
-    )
+    tags = [name.partition(".")[2] for name in timm.list_models(architecture, pretrained=True)]
+    if tag not in tags:
+        raise UnknownNameError(
+            kind=f"tag of the weights of {architecture}",
+            name=tag,
+            known=tags,
+            hint=f"use {architecture} or one of its tags: {', '.join(tags[:6]) or 'none'}",
+        )
 
 
 @cache

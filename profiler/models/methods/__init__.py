@@ -6,6 +6,7 @@ Importing this package imports neither torch nor peft; ``get_method`` and ``all_
 from profiler.models.methods.base import Method, MethodInfo, backbone_of
 from profiler.models.methods.registry import (
     all_methods,
+    check_method_name,
     get_method,
     method_infos,
     method_names,
@@ -17,6 +18,7 @@ __all__ = [
     "MethodInfo",
     "all_methods",
     "backbone_of",
+    "check_method_name",
     "get_method",
     "method_infos",
     "method_names",

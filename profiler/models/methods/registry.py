@@ -178,9 +178,22 @@ def get_method(name: str) -> Method:
     Raises:
         UnknownNameError: no such method; lists similar names.
     """
+    return _load(_info(name))
+
+
+def check_method_name(name: str) -> None:
+    """Refuse a name that is not in the registry, without importing torch.
+
+    Raises:
+        UnknownNameError: no such method; lists similar names.
+    """
+    _info(name)
+
+
+def _info(name: str) -> MethodInfo:
     for info in (*_METHODS, *_matching_pattern(name)):
         if info.name == name:
-            return _load(info)
+            return info
     raise UnknownNameError(
         kind="method",
         name=name,
