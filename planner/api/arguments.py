@@ -71,8 +71,18 @@ def optional_size(size: int | str | None) -> DeviceBytes | None:
 
 
 def device_name(device: str | DeviceSpec) -> str:
-    """Return the name of a device that is given by name or as a record."""
-    return device if isinstance(device, str) else device.name
+    """Return the name of a device that is given by name or as a record.
+
+    A record that the device table lacks is used as it is (``profiler.devices.device_file`` reads
+    one from a file).
+    """
+    if isinstance(device, str):
+        return device
+    from profiler.devices.table import DEVICES, adopt
+
+    if device.name not in DEVICES:
+        adopt(device)
+    return device.name
 
 
 def _workload(model: str, method: str, options: WorkloadOptions) -> Workload:

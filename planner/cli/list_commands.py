@@ -101,18 +101,27 @@ def _refused(model: str, names: list[str]) -> dict[str, str]:
 
 
 @click.command()
+@click.argument("pattern", default="")
 @json_option
-def devices(as_json: bool) -> None:
-    """List the devices that can be planned for, and the GPU of this machine."""
-    from planner.cli.list_tables import device_columns
-    from planner.cli.table_layout import show_table
+def devices(pattern: str, as_json: bool) -> None:
+    """List the devices that can be planned for, and the GPU of this machine.
+
+    With PATTERN only those whose name contains it are listed.
+    """
     from profiler.devices.nvml import detect_gpu
     from profiler.devices.table import DEVICES
 
     gpu = detect_gpu()
     here = None if gpu is None else gpu.spec.name
+    found = [spec for spec in DEVICES.values() if pattern.lower() in spec.name]
     if as_json:
-        rows = [asdict(spec) for spec in DEVICES.values()]
+        rows = [asdict(spec) for spec in found]
         print_json({"schema": "budgetplan.devices/1", "devices": rows, "here": here})
-    else:
-        show_table(device_columns(tuple(DEVICES.values()), here=here), console())
+        return
+    if not found:
+        raise click.UsageError(f"no device's name contains {pattern!r}")
+    from planner.cli.list_tables import device_columns
+    from planner.cli.table_layout import show_table
+
+    screen = console()
+    show_table(device_columns(found, here=here, width=screen.width), screen)

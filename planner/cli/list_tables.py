@@ -130,9 +130,15 @@ def _method_facts(facts: MethodFacts) -> Iterator[tuple[str, str]]:
         yield "parameters", f"{format_count(facts.trainable_parameters)} trainable"
 
 
-def device_columns(specs: Sequence[DeviceSpec], *, here: str | None) -> list[Column]:
-    """Return the list of devices."""
-    watts = ["-" if s.tdp_watts is None else f"{s.tdp_watts:g} W" for s in specs]
+FULL_NAME_COLUMNS = 110
+"""Width of a terminal from which the table of devices has their full names."""
+
+
+def device_columns(
+    specs: Sequence[DeviceSpec], *, here: str | None, width: int = FULL_NAME_COLUMNS
+) -> list[Column]:
+    """Return the list of devices, in one table at every width from 60 columns."""
+    full_names = Column(header="full name", cells=[s.full_name for s in specs], justify="left")
     return [
         Column(
             header="device",
@@ -141,20 +147,28 @@ def device_columns(specs: Sequence[DeviceSpec], *, here: str | None) -> list[Col
         ),
         Column(header="memory", cells=[format_bytes(s.memory_bytes) for s in specs]),
         Column(
-            header="bandwidth",
-            cells=[_rate(s.memory_bandwidth_bytes_per_second, 1e9, "GB/s") for s in specs],
+            header="memory\nGB/s",
+            cells=[_rate(s.memory_bandwidth_bytes_per_second, 1e9) for s in specs],
         ),
-        Column(header="fp32", cells=[_rate(s.fp32_flops, 1e12, "TFLOPS") for s in specs]),
+        Column(header="fp32\nTFLOPS", cells=[_rate(s.fp32_flops, 1e12) for s in specs]),
         Column(
-            header="half precision",
-            cells=[
-                _rate(s.bf16_tensor_flops or s.fp16_tensor_flops, 1e12, "TFLOPS") for s in specs
-            ],
+            header="half\nTFLOPS",
+            cells=[_rate(s.bf16_tensor_flops or s.fp16_tensor_flops, 1e12) for s in specs],
         ),
-        Column(header="power", cells=watts),
-        Column(header="full name", cells=[s.full_name for s in specs], justify="left"),
+        Column(header="power\nW", cells=[_watts(s) for s in specs]),
+        *([full_names] if width >= FULL_NAME_COLUMNS else []),
     ]
 
 
-def _rate(value: float | None, unit: float, name: str) -> str:
-    return "-" if value is None else f"{value / unit:.4g} {name}"
+def _rate(value: float | None, unit: float) -> str:
+    return "-" if value is None else f"{value / unit:.4g}"
+
+
+def _watts(spec: DeviceSpec) -> str:
+    """Return the power limit, for a laptop's board with the range that its makers choose from."""
+    if spec.tdp_watts is None:
+        return "-"
+    if spec.power_range_watts is None:
+        return f"{spec.tdp_watts:g}"
+    low, high = spec.power_range_watts
+    return f"{spec.tdp_watts:g} ({low:g}-{high:g})"

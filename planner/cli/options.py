@@ -107,13 +107,52 @@ model_option = click.option(
     "--model", required=True, help="Backbone: a timm name or an alias of `budgetplan models`."
 )
 
-device_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="Device to plan for or to run on: auto (this machine's GPU, else the RTX 2060 SUPER), "
-    "cpu, or a name of `budgetplan devices`.",
-)
+_OWN_DEVICE = "budgetplan.device"
+"""Key in click's context: name of the device of ``--device-spec``."""
+
+
+def _adopt_own_device(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make a user's own device known before ``--device`` is read."""
+    if path is None:
+        return
+    from profiler.devices.device_file import read_device
+    from profiler.devices.table import adopt
+
+    spec = read_device(path)
+    adopt(spec)
+    ctx.meta[_OWN_DEVICE] = spec.name
+
+
+def _device_or_own(ctx: click.Context, _: click.Parameter, name: str) -> str:
+    own = ctx.meta.get(_OWN_DEVICE)
+    if own is None:
+        return name
+    if name not in {"auto", own}:
+        raise click.UsageError(f"--device {name} and --device-spec name two devices; leave one out")
+    return str(own)
+
+
+def device_option(command: Command) -> Command:
+    """Add the options that name a device: ``--device`` and ``--device-spec``."""
+    own = click.option(
+        "--device-spec",
+        type=click.Path(path_type=Path, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_adopt_own_device,
+        help="File of a GPU that the table lacks; `budgetplan devices NAME --json` prints rows to "
+        "start from.",
+    )
+    named = click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        callback=_device_or_own,
+        help="Device to plan for or to run on: auto (this machine's GPU, else the RTX 2060 SUPER), "
+        "cpu, or a name of `budgetplan devices`.",
+    )
+    return named(own(command))
+
 
 image_size_option = click.option(
     "--image-size",

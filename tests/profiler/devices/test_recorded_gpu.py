@@ -67,13 +67,13 @@ def test_samples_must_be_in_order() -> None:
 def test_a_gpu_outside_the_table_has_no_invented_numbers() -> None:
     sample = Sample(seconds=0.0, used_bytes=0, power_watts=1.0, counter_joules=None)
     gpu = RecordedGpu(
-        nvml_name="NVIDIA GeForce RTX 5090",
+        nvml_name="NVIDIA GeForce RTX 5090 D",
         memory_bytes=32 * GIB,
         compute_capability=(12, 0),
         samples=[sample],
         origin=MADE_UP,
     )
     spec = gpu.spec
-    assert (spec.name, spec.architecture) == ("rtx-5090", "blackwell")
+    assert (spec.name, spec.architecture) == ("rtx-5090-d", "blackwell")
     assert (spec.memory_bytes, spec.compute_capability) == (32 * GIB, (12, 0))
     assert (spec.fp32_flops, spec.memory_bandwidth_bytes_per_second, spec.tdp_watts) == (None,) * 3
