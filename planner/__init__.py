@@ -5,8 +5,12 @@ The functions below are the Python interface. ``import planner`` imports no torc
 
 from planner.api import (
     apply_plan,
+    export_plan,
+    load_backbone,
+    load_images,
     load_plan,
     load_trained,
+    make_optimizer,
     measure,
     predict,
     recommend,
@@ -15,8 +19,12 @@ from planner.api import (
 
 __all__ = [
     "apply_plan",
+    "export_plan",
+    "load_backbone",
+    "load_images",
     "load_plan",
     "load_trained",
+    "make_optimizer",
     "measure",
     "predict",
     "recommend",

@@ -141,6 +141,19 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
+    def require_recipe(self) -> Recipe:
+        """Return the recipe.
+
+        Raises:
+            InputError: the plan was written before plans had recipes.
+        """
+        if self.recipe is None:
+            raise InputError(
+                "the plan has no recipe, because it was written before plans had one; make a new "
+                "plan by `budgetplan recommend`"
+            )
+        return self.recipe
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the plan file and of ``recommend --json``."""
         return {

@@ -40,7 +40,7 @@ LAYERS = (
     ("planner.cost",),
     ("planner.search",),
     ("planner.training",),
-    ("planner.recommendation",),
+    ("planner.recommendation", "planner.export"),
     ("planner.api",),
     ("planner.cli",),
 )
@@ -57,6 +57,8 @@ ONLY_IMPORTERS = {
     "rich": ("planner.cli",),
     "matplotlib": ("profiler.prediction",),
     "torchvision": ("planner.training",),
+    "transformers": ("planner.export",),
+    "lightning": ("planner.export",),
 }
 """Heavy package to the packages of ours that may import it."""
 

@@ -10,10 +10,17 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     workload_functions    predict, measure, profile_units, check_fits, draw_timeline
     recommend_function    recommend
     plan_functions        load_plan, validate, train, apply_plan, load_trained
+    own_loop_functions    load_backbone, load_images, make_optimizer, export_plan
     arguments             plain arguments to workloads, candidates and sizes
 """
 
 from planner.api.arguments import WorkloadOptions
+from planner.api.own_loop_functions import (
+    export_plan,
+    load_backbone,
+    load_images,
+    make_optimizer,
+)
 from planner.api.plan_functions import (
     apply_plan,
     load_plan,
@@ -37,8 +44,12 @@ __all__ = [
     "apply_plan",
     "check_fits",
     "draw_timeline",
+    "export_plan",
+    "load_backbone",
+    "load_images",
     "load_plan",
     "load_trained",
+    "make_optimizer",
     "measure",
     "predict",
     "profile_units",

@@ -71,7 +71,7 @@ def validate(
         OutOfMemoryError: the run exceeded the budget.
         MeasurementError: the run failed in another way.
     """
-    content, name = _plan(plan), device_name(device)
+    content, name = plan_of(plan), device_name(device)
     check_names(device=name)
     check_input(data=data, weights=weights)
     from planner.disk.drafts import remove_draft_files
@@ -150,7 +150,7 @@ def train(
         DeviceError: no such device.
         MeasurementError: memory ran out under the tightest placement, or the loss is not finite.
     """
-    content = _plan(plan)
+    content = plan_of(plan)
     check_input(data=data, weights=weights)
     from planner.training.checkpoints import latest_checkpoint
     from planner.training.output_folder import training_folder
@@ -212,7 +212,7 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path) -> nn.Module:
         InputError: the model is not the plan's backbone, a plan was applied to it before, or the
             plan does not fit this installation. Nothing is changed then.
     """
-    content = _plan(plan)
+    content = plan_of(plan)
     from planner.training.apply import apply_plan as apply
 
     return apply(model, content)
@@ -246,7 +246,8 @@ def load_trained(
     return load(Path(folder), weights=place, pretrained=pretrained, seed=seed)
 
 
-def _plan(plan: Plan | str | Path) -> Plan:
+def plan_of(plan: Plan | str | Path) -> Plan:
+    """Return a plan, read from its file if need be."""
     return load_plan(plan) if isinstance(plan, str | Path) else plan
 
 
@@ -265,7 +266,7 @@ def _default_folder(plan: Plan | str | Path) -> Path:
     from planner.disk.names import safe_file_name
     from planner.plan import plan_file_name
 
-    of_candidate = Path(plan_file_name(_plan(plan).candidate)).stem
+    of_candidate = Path(plan_file_name(plan_of(plan).candidate)).stem
     name = Path(plan).stem if isinstance(plan, str | Path) else of_candidate
     return Path("trained") / safe_file_name(name, otherwise=of_candidate)
 

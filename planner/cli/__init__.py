@@ -12,6 +12,7 @@ from __future__ import annotations
 import click
 
 from planner.cli.command_group import EPILOG, CommandGroup
+from planner.cli.export_command import export
 from planner.cli.list_commands import devices, methods, models
 from planner.cli.plan_commands import show, train, validate
 from planner.cli.recommend_commands import dashboard, recommend
@@ -33,8 +34,8 @@ def cli() -> None:
 
 
 for command in (
-    recommend, predict, measure, profile, validate, train, show, score, models, methods, devices,
-    dashboard,
+    recommend, predict, measure, profile, validate, train, show, export, score, models, methods,
+    devices, dashboard,
 ):  # fmt: skip
     cli.add_command(command)
 

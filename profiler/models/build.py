@@ -66,22 +66,9 @@ def build_model(
     Raises:
         UsageError: the method cannot be used on this backbone; the message gives the reason.
     """
-    backbone = backbones.build(
-        workload.model,
-        num_classes=workload.num_classes,
-        image_size=workload.image_size,
-        drop_path=workload.drop_path,
-        device=device,
+    backbone, source, has_new_classifier = load_backbone(
+        workload, device=device, weights=weights, pretrained=pretrained
     )
-    source, has_new_classifier = WeightSource(kind="random", detail="shapes only"), False
-    if device != "meta":
-        loads = weights is not None or pretrained
-        random_sums = _classifier_sums(backbone) if loads else []
-        source = backbones.load_weights(
-            backbone, workload.model, weights=weights, pretrained=pretrained
-        )
-        is_loaded = loads and source.kind != "random"
-        has_new_classifier = is_loaded and _classifier_sums(backbone) == random_sums
     method = get_method(workload.method)
     reason = method.refusal(backbone, workload)
     if reason is not None:
@@ -107,6 +94,44 @@ def build_model(
         weights=source,
         has_new_classifier=has_new_classifier,
     )
+
+
+def load_backbone(
+    workload: Workload,
+    *,
+    device: str = "cpu",
+    weights: Path | None = None,
+    pretrained: bool = False,
+) -> tuple[nn.Module, WeightSource, bool]:
+    """Build the backbone of a workload and load its weights; no method is applied.
+
+    Args:
+        workload: names the backbone, its image size and number of classes.
+        device: device of the weights; ``meta`` allocates nothing and loads none.
+        weights: file of weights, or None.
+        pretrained: whether to try timm's hub if no file is given.
+
+    Returns:
+        The backbone, the source of its weights, and whether its classifier has random values
+        although weights were loaded.
+    """
+    backbone = backbones.build(
+        workload.model,
+        num_classes=workload.num_classes,
+        image_size=workload.image_size,
+        drop_path=workload.drop_path,
+        device=device,
+    )
+    source, has_new_classifier = WeightSource(kind="random", detail="shapes only"), False
+    if device != "meta":
+        loads = weights is not None or pretrained
+        random_sums = _classifier_sums(backbone) if loads else []
+        source = backbones.load_weights(
+            backbone, workload.model, weights=weights, pretrained=pretrained
+        )
+        is_loaded = loads and source.kind != "random"
+        has_new_classifier = is_loaded and _classifier_sums(backbone) == random_sums
+    return backbone, source, has_new_classifier
 
 
 def _classifier_sums(backbone: nn.Module) -> list[float]:

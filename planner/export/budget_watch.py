@@ -1,0 +1,94 @@
+"""Compare the memory of a running training with the budget and the prediction of its plan."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from planner.plan import Plan
+from profiler.errors import BudgetplanWarning
+from profiler.units import format_bytes
+
+NEAR_THE_EDGE = 0.95
+"""Share of the budget from which a training is warned: the allocator's blocks vary by a few
+percent when an evaluation or a logger allocates as well."""
+
+Peaks = tuple[int, int]
+"""Highest allocated and highest reserved bytes since the start."""
+
+
+class BudgetWatch:
+    """Watches a training from its start to its end.
+
+    On CUDA the caching allocator is capped at the budget, as ``budgetplan train`` does. On a CPU
+    nothing is read but the time of the steps.
+
+    Args:
+        plan: the plan that is trained.
+        read_peaks: returns the peaks; None for those of PyTorch's CUDA allocator, if CUDA is used.
+    """
+
+    def __init__(self, plan: Plan, read_peaks: Callable[[], Peaks] | None = None) -> None:
+        self._plan, self._read = plan, read_peaks
+        self._steps = 0
+        self._began = 0.0
+        self._has_warned = False
+
+    def start(self, *, on_cuda: bool) -> None:
+        """Set the cap and begin to count."""
+        if on_cuda and self._read is None:
+            from planner.training.training_device import cap_to_budget
+
+            cap_to_budget(self._plan)
+            self._read = _cuda_peaks_from_now()
+        self._began = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Count an optimizer step; warn once if the memory comes near the budget."""
+        self._steps += 1
+        if self._read is None or self._has_warned:
+            return
+        needed = self._device_bytes(self._read()[1])
+        if needed > NEAR_THE_EDGE * self._plan.budget_bytes:
+            self._has_warned = True
+            warnings.warn(
+                f"this training needs {format_bytes(needed)} of the plan's "
+                f"{format_bytes(self._plan.budget_bytes)}; {format_bytes(self._predicted)} were "
+                "predicted; a smaller micro-batch needs less",
+                BudgetplanWarning,
+                stacklevel=2,
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return what was measured: bytes and seconds; null where nothing was read."""
+        peaks = (None, None) if self._read is None else self._read()
+        seconds = (time.perf_counter() - self._began) / self._steps if self._steps else None
+        return {
+            "steps": self._steps,
+            "seconds_per_step": seconds,
+            "peak_bytes": peaks[0],
+            "reserved_bytes": peaks[1],
+            "predicted_peak_bytes": self._plan.prediction.memory.peak_bytes,
+            "budget_bytes": self._plan.budget_bytes,
+        }
+
+    @property
+    def _predicted(self) -> int:
+        memory = self._plan.prediction.memory
+        return memory.device_bytes or memory.peak_bytes
+
+    def _device_bytes(self, reserved: int) -> int:
+        """Return reserved bytes plus the CUDA context that the plan counts."""
+        memory = self._plan.prediction.memory
+        if memory.device_bytes is None or memory.reserved_bytes is None:
+            return reserved
+        return reserved + memory.device_bytes - memory.reserved_bytes
+
+
+def _cuda_peaks_from_now() -> Callable[[], Peaks]:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    return lambda: (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())

@@ -1,0 +1,1 @@
+"""Programs that ``budgetplan export`` copies beside a plan. Each reads ``plan.json``."""

@@ -1,0 +1,139 @@
+"""The files of each export target, held against the libraries that read them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import pytest
+import timm
+from click.testing import CliRunner
+
+from planner.cli import cli
+from planner.cli.export_command import TARGET_NAMES
+from planner.export.settings import hf_arguments, timm_arguments
+from planner.export.targets import TARGETS, export_plan
+from planner.json_files import write_json
+from planner.plan import Plan, write_plan
+from planner.recipe import Recipe
+from profiler.errors import InputError, UsageError
+from profiler.models.build import build_model
+from profiler.placement import Decision, Placement
+from profiler.workload import Workload
+from tests.planner.training.plans import make_plan
+
+RECIPE = Recipe(learning_rate=1e-3, epochs=2, patience_epochs=2, source="for this test")
+
+
+def plan_of(method: str = "lora", **changes: object) -> Plan:
+    workload = Workload(
+        model="test_vit", method=method, image_size=160, num_classes=10, micro_batch=4
+    )
+    return replace(make_plan(workload.replace(**changes)), recipe=RECIPE)
+
+
+def test_every_target_can_be_named() -> None:
+    assert tuple(TARGETS) == TARGET_NAMES
+
+
+def test_peft_alone_makes_the_plans_adapters(tmp_path: Path) -> None:
+    plan = plan_of(rank=3, alpha=5.0, dropout=0.1)
+    export_plan(plan, "peft").write(tmp_path)
+    config = peft.PeftConfig.from_pretrained(str(tmp_path))
+    own = timm.create_model("test_vit", num_classes=10, img_size=160)
+    adapted = peft.get_peft_model(own, config)
+    planned = build_model(plan.candidate.workload).model
+
+    def trained(model: object) -> dict[str, tuple[int, ...]]:
+        return {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+
+    assert trained(adapted) == trained(planned)
+    assert config.lora_alpha == 5.0
+    assert config.lora_dropout == 0.1
+
+
+def test_what_peft_does_not_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="bitfit is not a method of peft"):
+        export_plan(plan_of("bitfit"), "peft")
+
+
+def timm_parser() -> argparse.ArgumentParser:
+    """The options of timm's train.py @2aabaef0 that plans use, with their types."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("model", "opt", "sched", "amp-dtype"):
+        parser.add_argument(f"--{name}")
+    for name in (
+        "num-classes", "img-size", "batch-size", "validation-batch-size", "grad-accum-steps",
+        "epochs", "warmup-epochs",
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int)
+    for name in (
+        "lr", "weight-decay", "smoothing", "color-jitter", "decay-rate", "layer-decay",
+        "clip-grad", "drop-path", "head-init-scale",
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=float)
+    for name in ("pretrained", "sched-on-updates", "amp", "grad-checkpointing", "no-aug"):
+        parser.add_argument(f"--{name}", action="store_true")
+    return parser
+
+
+def test_timms_arguments_hold_the_plans_values() -> None:
+    every_unit = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(6)})
+    plan = plan_of("full", precision="fp16", accumulation=2, grad_clip=1.0)
+    assert "--grad-checkpointing" not in timm_arguments(plan)
+    given = timm_parser().parse_args(timm_arguments(plan))
+    assert (given.batch_size, given.grad_accum_steps, given.lr) == (4, 2, 1e-3)
+    assert (given.amp, given.amp_dtype, given.clip_grad) == (True, "float16", 1.0)
+    assert (given.sched, given.sched_on_updates, given.epochs) == ("cosine", True, 2)
+    partly = replace(plan, candidate=replace(plan.candidate, placement=every_unit))
+    assert any("placement" in text for text in export_plan(partly, "timm").differences)
+
+
+def test_timm_trains_all_weights_only() -> None:
+    with pytest.raises(UsageError, match="the plan's method is lora"):
+        timm_arguments(plan_of())
+
+
+def test_the_trainer_clips_only_if_the_plan_does() -> None:
+    assert hf_arguments(plan_of())["max_grad_norm"] == 0.0
+    assert hf_arguments(plan_of(grad_clip=0.5))["max_grad_norm"] == 0.5
+
+
+def test_a_plan_without_a_recipe_is_refused() -> None:
+    old = replace(plan_of(), recipe=None)
+    for target in ("script", "hf", "lightning", "timm"):
+        with pytest.raises((InputError, UsageError), match=r"no recipe|method is lora"):
+            export_plan(old, target)
+
+
+def test_the_command_writes_a_folder_and_replaces_nothing(tmp_path: Path) -> None:
+    write_plan(plan_of(), tmp_path / "plan.json")
+    command = ["export", str(tmp_path / "plan.json"), "--to", "hf", "--out", str(tmp_path / "x")]
+    done = CliRunner().invoke(cli, [*command, "--json"])
+    assert done.exit_code == 0
+    shown = json.loads(done.stdout)
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == sorted(shown["files"])
+    assert CliRunner().invoke(cli, command).exit_code == 0  # the same content again
+    write_json({"changed": 1}, tmp_path / "x" / "training_arguments.json")
+    refused = CliRunner().invoke(cli, command)
+    assert refused.exit_code == 4
+    assert "exists with other content" in refused.output
+
+
+@pytest.mark.parametrize("target", ["script", "hf"])
+def test_the_written_program_runs_by_itself(tmp_path: Path, target: str) -> None:
+    export_plan(plan_of("head", micro_batch=32), target).write(tmp_path)
+    length = {"script": ["--epochs", "1"], "hf": ["--steps", "2"]}[target]
+    done = subprocess.run(
+        [sys.executable, "train.py", "--no-pretrained", *length],
+        cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1",
+                           "PATH": "", "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "images right" in done.stdout
