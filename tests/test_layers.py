@@ -187,21 +187,32 @@ def test_every_module_has_a_docstring(path: Path) -> None:
 
 
 SAME_MEANING = {
+    "BudgetCallback",
     "apply_plan",
+    "export_plan",
+    "load_backbone",
+    "load_images",
     "load_trained",
     "measure",
+    "optimizer_and_schedule",
     "predict",
     "recommend",
     "train",
     "validate",
 }
-"""Functions of the Python interface, the commands that call them, and the functions they call."""
+"""Functions of the Python interface, the commands that call them, and the functions they call; the
+callbacks of two libraries."""
+
+PROGRAMS = "planner.export.scripts."
+"""Modules that are copied out as programs, each with names of its own."""
 
 
 def test_a_top_level_name_has_one_meaning() -> None:
     """Private names included: a reader who searches for a name finds one definition."""
     places: dict[str, set[str]] = {}
     for module, path in MODULES.items():
+        if module.startswith(PROGRAMS):
+            continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 names = [node.name]

@@ -10,7 +10,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     workload_functions    predict, measure, profile_units, check_fits, draw_timeline
     recommend_function    recommend
     plan_functions        load_plan, validate, train, apply_plan, load_trained
-    own_loop_functions    load_backbone, load_images, make_optimizer, export_plan
+    own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
     arguments             plain arguments to workloads, candidates and sizes
 """
 
@@ -19,7 +19,7 @@ from planner.api.own_loop_functions import (
     export_plan,
     load_backbone,
     load_images,
-    make_optimizer,
+    optimizer_and_schedule,
 )
 from planner.api.plan_functions import (
     apply_plan,
@@ -49,8 +49,8 @@ __all__ = [
     "load_images",
     "load_plan",
     "load_trained",
-    "make_optimizer",
     "measure",
+    "optimizer_and_schedule",
     "predict",
     "profile_units",
     "recommend",

@@ -51,7 +51,7 @@ def load_images(plan: Plan | str | Path, data: str | None = None) -> LoopImages:
     return load(plan_of(plan), data)
 
 
-def make_optimizer(
+def optimizer_and_schedule(
     model: nn.Module, plan: Plan | str | Path, *, total_steps: int, new_classifier: bool = True
 ) -> tuple[Optimizer, LambdaLR]:
     """Return the optimizer of a plan's recipe and its schedule.
@@ -69,7 +69,7 @@ def make_optimizer(
         InputError: the plan has no recipe.
         UsageError: the number of steps is not positive.
     """
-    from planner.training.own_loop import make_optimizer as make
+    from planner.training.own_loop import optimizer_and_schedule as make
 
     return make(model, plan_of(plan), total_steps=total_steps, new_classifier=new_classifier)
 

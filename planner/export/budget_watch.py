@@ -62,7 +62,7 @@ class BudgetWatch:
             )
 
     def record(self) -> dict[str, Any]:
-        """Return what was measured: bytes and seconds; null where nothing was read."""
+        """Return measured bytes and seconds; null where nothing was read."""
         peaks = (None, None) if self._read is None else self._read()
         seconds = (time.perf_counter() - self._began) / self._steps if self._steps else None
         return {

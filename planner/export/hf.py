@@ -103,7 +103,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers has no types t
 class BudgetCallback(TrainerCallback):  # type: ignore[misc]
     """Caps and watches memory, and writes ``budget.json`` into the output folder at the end.
 
-    It also runs what the plan's method does after each optimizer step.
+    It also runs the hook of the plan's method after each optimizer step.
 
     Args:
         plan: the plan, or the path of its file.
@@ -128,7 +128,7 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc]
         self._watch.after_step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write what was measured."""
+        """Write the record of memory and time."""
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "budget.json").write_text(json.dumps(self._watch.record(), indent=1) + "\n")

@@ -27,7 +27,7 @@ from planner.training.own_loop import (
     after_optimizer_step,
     load_backbone,
     load_images,
-    make_optimizer,
+    optimizer_and_schedule,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PlanModule(lightning.LightningModule):  # type: ignore[misc]  # no types t
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer and the schedule of the plan's recipe."""
-        optimizer, schedule = make_optimizer(
+        optimizer, schedule = optimizer_and_schedule(
             self.model,
             self.plan,
             total_steps=int(self.trainer.estimated_stepping_batches),
@@ -129,7 +129,7 @@ class PlanData(lightning.LightningDataModule):  # type: ignore[misc]
 class BudgetCallback(Callback):  # type: ignore[misc]
     """Caps and watches memory, and writes ``budget.json`` into the trainer's folder at the end.
 
-    It also runs what the plan's method does after each optimizer step, and frees the gradients
+    It also runs the hook of the plan's method after each optimizer step, and frees the gradients
     then. Lightning itself frees them after the next forward, where they would add to the peak.
 
     Args:
@@ -161,7 +161,7 @@ class BudgetCallback(Callback):  # type: ignore[misc]
         self._watch.after_step()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write what was measured."""
+        """Write the record of memory and time."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "budget.json").write_text(json.dumps(self._watch.record(), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The targets of ``budgetplan export``: the files of each, and what it cannot do of a plan.
+"""The targets of ``budgetplan export``: the files of each, and the parts of a plan it leaves out.
 
 script      a PyTorch loop
 hf          transformers' Trainer, with its TrainingArguments

@@ -1,9 +1,9 @@
 """The optimizer, the schedule and the images of a plan, for a training loop of the user's own.
 
-    load_backbone          the plan's backbone with its weights, before ``apply_plan``
-    make_optimizer         optimizer and learning-rate schedule of the plan's recipe
-    after_optimizer_step   what a method does between steps (AdaLoRA's ranks)
-    load_images            a data set in the input format of the plan's model
+    load_backbone           the plan's backbone with its weights, before ``apply_plan``
+    optimizer_and_schedule  optimizer and learning-rate schedule of the plan's recipe
+    after_optimizer_step    the hook of a method between steps (AdaLoRA's ranks)
+    load_images             the images that the plan's recipe uses
 
 With these, a loop in another framework does the same steps as ``planner.training.loop``.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def make_optimizer(
+def optimizer_and_schedule(
     model: nn.Module, plan: Plan, *, total_steps: int, new_classifier: bool = True
 ) -> tuple[Optimizer, LambdaLR]:
     """Return the optimizer of a plan's recipe and its schedule.
@@ -58,7 +58,7 @@ def make_optimizer(
 def optimizer_without_schedule(
     model: nn.Module, plan: Plan, *, new_classifier: bool = True
 ) -> Optimizer:
-    """Return the optimizer of a plan's recipe; the arguments are those of ``make_optimizer``."""
+    """Return the optimizer of a plan's recipe, without the schedule."""
     recipe, workload = plan.require_recipe(), plan.candidate.workload
     if recipe.zero_head and new_classifier:
         zero_classifier(model)
@@ -92,7 +92,7 @@ def schedule_of(
 
 
 def after_optimizer_step(model: nn.Module, plan: Plan, *, global_step: int) -> None:
-    """Do what a plan's method does after an optimizer step, before gradients are freed.
+    """Run the hook of a plan's method after an optimizer step, before gradients are freed.
 
     Only AdaLoRA does anything: it updates the importance of its ranks.
 

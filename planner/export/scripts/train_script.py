@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planner import apply_plan, load_backbone, load_images, load_plan, make_optimizer
+from planner import apply_plan, load_backbone, load_images, load_plan, optimizer_and_schedule
 from planner.plan import Plan
 from planner.training.images.batches import batch_loader
 from planner.training.own_loop import after_optimizer_step
@@ -39,7 +39,7 @@ class Loop:
         self.plan, self.model, self.steps = plan, model, 0
         self.workload, self.recipe = plan.candidate.workload, plan.require_recipe()
         self.device = next(model.parameters()).device
-        self.optimizer, self.schedule = make_optimizer(
+        self.optimizer, self.schedule = optimizer_and_schedule(
             model, plan, total_steps=total_steps, new_classifier=new_classifier
         )
         self.scaler = torch.amp.GradScaler(
