@@ -27,7 +27,6 @@ from typing import Any
 
 from cells import CAP_BYTES, Cell, brim_families, grid, largest_fitting
 from compare import predict_row
-from hollow_device import build
 from run import units_of
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
@@ -35,34 +34,26 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from harness import Rows, write_summary
 
 from profiler.device_rules.caching_allocator import DEFAULT_CONFIGURATION
-from profiler.devices.table import DeviceSpec, lookup, multiprocessors
+from profiler.devices.table import DeviceSpec, lookup
+from profiler.running.emulated.gpu import emulated_environment
 
 HERE = Path(__file__).resolve().parent
 
 RESULTS = HERE / "results"
 ROOT = HERE.parents[1]
-LIBRARIES = ROOT / ".hollow"
 MEMORY_BYTES = 80 << 30
 PROCESSES = 2
 AT_ONCE = 12
 """Cells of a hollow process; a cell that kills one costs those behind it a new start."""
-LEFT_OUT = {"galore": "its projections come from cuSOLVER, of which there is none here"}
+LEFT_OUT = {"galore": "the workspaces of cuSOLVER, which makes its projections, are not known"}
 Row = dict[str, Any]
 
 
 def environment(spec: DeviceSpec, allocator: str = "") -> dict[str, str]:
     """Return the environment in which torch finds the hollow device."""
-    libraries = build(LIBRARIES)
-    capability = spec.compute_capability or (0, 0)
-    on = multiprocessors(spec)
+    emulated = emulated_environment(spec, memory_bytes=MEMORY_BYTES)
     return os.environ | {
-        "LD_PRELOAD": ":".join(map(str, libraries)),
-        "LD_LIBRARY_PATH": str(LIBRARIES),
-        "HOLLOW_NAME": f"hollow {spec.name}",
-        "HOLLOW_CAPABILITY": "{}.{}".format(*capability),
-        "HOLLOW_SMS": str(on.count),
-        "HOLLOW_THREADS": str(on.threads),
-        "HOLLOW_MEMORY_BYTES": str(MEMORY_BYTES),
+        **emulated,
         "PYTORCH_CUDA_ALLOC_CONF": allocator,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE.parent / "gpu_grid")]),
     }

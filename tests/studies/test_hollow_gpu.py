@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from profiler.devices.table import lookup
+from profiler.running.emulated.libraries import why_not_emulated
 from profiler.workload import Workload
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -24,22 +23,19 @@ CELLS = [
 
 
 def _reason() -> str | None:
-    """Why the hollow device cannot be made here."""
+    """Why no GPU can be emulated here."""
     import torch
 
     if torch.cuda.is_available():
         return "there is a GPU: tests/profiler/test_on_gpu.py asks it"
-    if torch.version.cuda is None or importlib.util.find_spec("nvidia") is None:
-        return "torch is not built for CUDA, or its CUDA headers are not installed"
-    missing = [name for name in ("gcc", "nm") if shutil.which(name) is None]
-    return f"{missing[0]} is not installed" if missing else None
+    return why_not_emulated() or None
 
 
 STUDY_FOLDERS = ("hollow_gpu", "gpu_grid")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def study() -> Any:
     reason = _reason()
     if reason is not None:
         if os.environ.get("CI") and "not installed" in reason:
@@ -47,7 +43,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip(reason)
     import study
 
-    study.LIBRARIES = tmp_path_factory.mktemp("hollow")
     return study
 
 

@@ -1,4 +1,4 @@
-// A CUDA device that is not there: enough of the CUDA runtime, the driver, cuBLAS and cuDNN for
+// An emulated CUDA device: enough of the CUDA runtime, the driver, cuBLAS, cuDNN and cuSOLVER for
 // torch's own CUDA code to run to the end of a training step. Kernels do nothing. Device memory is
 // address space without pages: whatever would read it on the host stops the process. What is real
 // is everything on the host's side: torch's dispatch, autograd, kernels' scratch as their host code
@@ -6,10 +6,10 @@
 //
 // Loaded by LD_PRELOAD, so that these symbols are found before those of NVIDIA's libraries; and as
 // libcuda.so.1. Every other function torch imports from them is a stub that returns success
-// (stubs.c, written by hollow_device.py).
+// (stubs.c, written by libraries.py).
 //
-// Environment: HOLLOW_CAPABILITY ("8.6"), HOLLOW_SMS, HOLLOW_THREADS (of one of
-// them), HOLLOW_MEMORY_BYTES, HOLLOW_NAME.
+// Environment: EMULATED_CAPABILITY ("8.6"), EMULATED_SMS, EMULATED_THREADS (of one of
+// them), EMULATED_MEMORY_BYTES, EMULATED_NAME.
 
 #define _GNU_SOURCE
 #define __CUDA_FP16_H__  // the half types are not needed, and their headers want a CUDA toolkit
@@ -19,6 +19,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <cudnn.h>
+#include <cusolverDn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,7 +44,7 @@ static const char *setting(const char *name, const char *otherwise) {
 }
 
 __attribute__((constructor)) static void make_device(void) {
-  total_bytes = strtoull(setting("HOLLOW_MEMORY_BYTES", "8589934592"), NULL, 10);
+  total_bytes = strtoull(setting("EMULATED_MEMORY_BYTES", "8589934592"), NULL, 10);
   base = mmap(NULL, ADDRESS_SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) abort();
   base = (char *)(((uintptr_t)base + PAGE - 1) / PAGE * PAGE);
@@ -137,35 +138,47 @@ cudaError_t cudaGetSymbolAddress(void **pointer, const void *symbol) {
 
 static int capability(int part) {
   int major = 8, minor = 6;
-  sscanf(setting("HOLLOW_CAPABILITY", "8.6"), "%d.%d", &major, &minor);
+  sscanf(setting("EMULATED_CAPABILITY", "8.6"), "%d.%d", &major, &minor);
   return part ? minor : major;
 }
 
-static int sm_count(void) { return atoi(setting("HOLLOW_SMS", "28")); }
+// CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": most shared memory of
+// a block, in KiB. A multiprocessor has 1 KiB more from 8.0 on.
+static int shared_kib(void) {
+  switch (10 * capability(0) + capability(1)) {
+    case 70: return 96;
+    case 75: return 64;
+    case 80: case 87: return 163;
+    case 90: case 100: case 103: case 110: return 227;
+    default: return 99;
+  }
+}
+
+static int sm_count(void) { return atoi(setting("EMULATED_SMS", "28")); }
 
 cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return cudaSuccess; }
 cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) { *version = CUDART_VERSION; return cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int *version) { *version = CUDART_VERSION; return cudaSuccess; }
-const char *cudaGetErrorName(cudaError_t error) { return "hollow device"; }
+const char *cudaGetErrorName(cudaError_t error) { return "emulated device"; }
 const char *cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorMemoryAllocation ? "out of memory" : "hollow device";
+  return error == cudaErrorMemoryAllocation ? "out of memory" : "emulated device";
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *found, int device) {
   memset(found, 0, sizeof *found);
-  snprintf(found->name, sizeof found->name, "%s", setting("HOLLOW_NAME", "hollow device"));
+  snprintf(found->name, sizeof found->name, "%s", setting("EMULATED_NAME", "emulated device"));
   found->totalGlobalMem = total_bytes;
   found->major = capability(0);
   found->minor = capability(1);
   found->multiProcessorCount = sm_count();
   found->warpSize = 32;
   found->maxThreadsPerBlock = 1024;
-  found->maxThreadsPerMultiProcessor = atoi(setting("HOLLOW_THREADS", "1536"));
+  found->maxThreadsPerMultiProcessor = atoi(setting("EMULATED_THREADS", "1536"));
   found->maxBlocksPerMultiProcessor = 16;
   found->sharedMemPerBlock = 48 << 10;
-  found->sharedMemPerBlockOptin = 99 << 10;
-  found->sharedMemPerMultiprocessor = 100 << 10;
+  found->sharedMemPerBlockOptin = shared_kib() << 10;
+  found->sharedMemPerMultiprocessor = (shared_kib() + (capability(0) >= 8)) << 10;
   found->regsPerBlock = found->regsPerMultiprocessor = 65536;
   found->l2CacheSize = 4 << 20;
   found->maxThreadsDim[0] = found->maxThreadsDim[1] = 1024;
@@ -273,13 +286,22 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle made) {
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) {
-  *text = error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "hollow device";
+  *text = error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "emulated device";
+  return CUDA_SUCCESS;
+}
+
+// Triton reads these after it has loaded a kernel.
+CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
+  *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024
+           : attribute == CU_FUNC_ATTRIBUTE_NUM_REGS            ? 32
+                                                                : 0;
   return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = 0; return CUDA_SUCCESS; }
+// The driver's attributes have the numbers of the runtime's.
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
-  *value = 0;
+  cudaDeviceGetAttribute(value, (enum cudaDeviceAttr)attribute, device);
   return CUDA_SUCCESS;
 }
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
@@ -303,6 +325,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **found, uns
       {"cuMemRelease", cuMemRelease}, {"cuGetErrorString", cuGetErrorString},
       {"cuDeviceGet", cuDeviceGet}, {"cuDeviceGetAttribute", cuDeviceGetAttribute},
       {"cuDevicePrimaryCtxGetState", cuDevicePrimaryCtxGetState},
+      {"cuFuncGetAttribute", cuFuncGetAttribute},
   };
   *found = succeed;
   for (size_t i = 0; i < sizeof table / sizeof *table; i++)
@@ -329,12 +352,48 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
   return CUBLAS_STATUS_SUCCESS;
 }
 
+// --- cuSOLVER -------------------------------------------------------------------------------------
+// A workspace of one number: what the real library takes is not known.
+
+cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t *made) { *made = handle(); return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnCreateGesvdjInfo(gesvdjInfo_t *made) { *made = handle(); return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t *made) { *made = handle(); return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnXgesvdjGetSweeps(cusolverDnHandle_t h, gesvdjInfo_t i, int *sweeps) { *sweeps = 1; return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnXgesvdjGetResidual(cusolverDnHandle_t h, gesvdjInfo_t i, double *left) { *left = 0; return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnSgesvd_bufferSize(cusolverDnHandle_t h, int m, int n, int *lwork) { *lwork = 1; return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnSgesvdj_bufferSize(cusolverDnHandle_t h, cusolverEigMode_t j, int econ, int m, int n,
+                                              const float *a, int lda, const float *s, const float *u, int ldu,
+                                              const float *v, int ldv, int *lwork, gesvdjInfo_t i) {
+  *lwork = 1;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnSgesvdjBatched_bufferSize(cusolverDnHandle_t h, cusolverEigMode_t j, int m, int n,
+                                                     const float *a, int lda, const float *s, const float *u,
+                                                     int ldu, const float *v, int ldv, int *lwork,
+                                                     gesvdjInfo_t i, int batch) {
+  *lwork = 1;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnSgesvdaStridedBatched_bufferSize(
+    cusolverDnHandle_t h, cusolverEigMode_t j, int rank, int m, int n, const float *a, int lda, long long sa,
+    const float *s, long long ss, const float *u, int ldu, long long su, const float *v, int ldv, long long sv,
+    int *lwork, int batch) { *lwork = 1; return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnSgeqrf_bufferSize(cusolverDnHandle_t h, int m, int n, float *a, int lda, int *lwork) { *lwork = 1; return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnSorgqr_bufferSize(cusolverDnHandle_t h, int m, int n, int k, const float *a, int lda,
+                                             const float *tau, int *lwork) { *lwork = 1; return CUSOLVER_STATUS_SUCCESS; }
+cusolverStatus_t cusolverDnXgeqrf_bufferSize(cusolverDnHandle_t h, cusolverDnParams_t p, int64_t m, int64_t n,
+                                             cudaDataType ta, const void *a, int64_t lda, cudaDataType tt,
+                                             const void *tau, cudaDataType tc, size_t *device, size_t *host) {
+  *device = *host = 1;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
 // --- cuDNN ----------------------------------------------------------------------------------------
 // Every engine it offers wants no workspace: what a real one takes depends on the engine it chooses.
 
 size_t cudnnGetVersion(void) { return CUDNN_VERSION; }
 size_t cudnnGetCudartVersion(void) { return CUDART_VERSION; }
-const char *cudnnGetErrorString(cudnnStatus_t status) { return "hollow device"; }
+const char *cudnnGetErrorString(cudnnStatus_t status) { return "emulated device"; }
 cudnnStatus_t cudnnCreate(cudnnHandle_t *made) { *made = handle(); return CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t *made) { *made = handle(); return CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnCreateActivationDescriptor(cudnnActivationDescriptor_t *made) { *made = handle(); return CUDNN_STATUS_SUCCESS; }

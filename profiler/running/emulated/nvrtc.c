@@ -16,4 +16,4 @@ nvrtcResult nvrtcGetLoweredName(nvrtcProgram p, const char *const name, const ch
   *found = "kernel";
   return NVRTC_SUCCESS;
 }
-const char *nvrtcGetErrorString(nvrtcResult error) { return "hollow device"; }
+const char *nvrtcGetErrorString(nvrtcResult error) { return "emulated device"; }

@@ -1,5 +1,5 @@
 // NVML: one GPU as device.c has it, drawing 100 W; no fabric between GPUs, which torch asks for
-// before it maps an expandable segment. HOLLOW_NAME, HOLLOW_CAPABILITY and HOLLOW_MEMORY_BYTES as
+// before it maps an expandable segment. EMULATED_NAME, EMULATED_CAPABILITY and EMULATED_MEMORY_BYTES as
 // there. Types and codes are those of nvml.h, which no wheel has.
 
 #include <stdio.h>
@@ -18,7 +18,7 @@ static const char *setting(const char *name, const char *otherwise) {
 nvmlReturn_t nvmlInit_v2(void) { return NVML_SUCCESS; }
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) { return NVML_SUCCESS; }
 nvmlReturn_t nvmlShutdown(void) { return NVML_SUCCESS; }
-const char *nvmlErrorString(nvmlReturn_t code) { return "not on a hollow device"; }
+const char *nvmlErrorString(nvmlReturn_t code) { return "not on a emulated device"; }
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) { *count = 1; return NVML_SUCCESS; }
 
 static nvmlReturn_t the_device(nvmlDevice_t *device) {
@@ -35,7 +35,7 @@ nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *bus, nvmlDevice_t *dev
 }
 
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *text, unsigned int length) {
-  snprintf(text, length, "%s", setting("HOLLOW_NAME", "hollow device"));
+  snprintf(text, length, "%s", setting("EMULATED_NAME", "emulated device"));
   return NVML_SUCCESS;
 }
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned int length) {
@@ -43,13 +43,13 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *text, unsigned int len
   return NVML_SUCCESS;
 }
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
-  memory->total = memory->free = strtoull(setting("HOLLOW_MEMORY_BYTES", "8589934592"), NULL, 10);
+  memory->total = memory->free = strtoull(setting("EMULATED_MEMORY_BYTES", "8589934592"), NULL, 10);
   memory->used = 0;
   return NVML_SUCCESS;
 }
 nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor) {
   *major = 8, *minor = 6;
-  sscanf(setting("HOLLOW_CAPABILITY", "8.6"), "%d.%d", major, minor);
+  sscanf(setting("EMULATED_CAPABILITY", "8.6"), "%d.%d", major, minor);
   return NVML_SUCCESS;
 }
 
