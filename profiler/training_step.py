@@ -91,9 +91,10 @@ def make_optimizer(
     if workload.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, foreach=foreach)
     if workload.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
+        from profiler.models.import_quantised import import_quantised
 
-        eight_bit: Optimizer = AdamW8bit(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
+        optimizers = import_quantised("bitsandbytes.optim")
+        eight_bit: Optimizer = optimizers.AdamW8bit(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
         return eight_bit
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY, foreach=foreach)
 

@@ -50,7 +50,7 @@ ONLY_IMPORTERS = {
     "pynvml": ("profiler.devices",),
     "timm": ("profiler.models", "planner.training.parameter_groups"),
     "peft": ("profiler.models",),
-    "bitsandbytes": ("profiler.models", "profiler.training_step"),
+    "bitsandbytes": ("profiler.models",),
     "optuna": ("planner.search",),
     "optuna_dashboard": ("planner.search",),
     "click": ("planner.cli",),

@@ -18,6 +18,7 @@ from typing import IO, Any
 import click
 
 from planner.cli.output import has_printed_json, json_text
+from profiler.device_rules.caching_allocator import configure
 from profiler.errors import BudgetplanError, BudgetplanWarning, error_object, printable_line
 from profiler.running.process_end import exit_code_of, termination_raises
 
@@ -79,6 +80,7 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        configure(os.environ)  # PyTorch reads the options when it first uses CUDA
         show_traceback = bool(os.environ.get("BUDGETPLAN_DEBUG"))
         try:
             with _warnings_in_one_line(), termination_raises():

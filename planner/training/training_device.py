@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
 
 from planner.plan import Plan
-from profiler.device_rules.caching_allocator import configure
 from profiler.errors import DeviceError, UsageError
-from profiler.running.memory_caps import cap_cuda_memory
+from profiler.running.memory_caps import cap_cuda_memory, use_planned_configuration
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -50,7 +48,7 @@ def cap_to_budget(plan: Plan) -> None:
 
     The context is the difference of the predicted device bytes and reserved bytes.
     """
-    configure(os.environ)
+    use_planned_configuration()
     memory = plan.prediction.memory
     context = (memory.device_bytes or 0) - (memory.reserved_bytes or memory.device_bytes or 0)
     cap_cuda_memory(plan.budget_bytes - context)

@@ -7,14 +7,29 @@ runs under them, after it has made what shall not count (imports, decoded images
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
+from profiler.device_rules.caching_allocator import configuration, configure
 from profiler.units import MIB
 
 _HEADROOM_BYTES = 256 * MIB
 """Added to a cap on host memory for thread stacks, malloc arenas and the scratch space of
 libraries, which belong to no tensor."""
+
+
+def use_planned_configuration() -> None:
+    """Run PyTorch's CUDA allocator under the options that were planned for, in this process.
+
+    If the process has used CUDA before, PyTorch has read its options already. They are then changed
+    at run time; segments that exist keep their kind.
+    """
+    import torch
+
+    configure(os.environ)
+    if torch.cuda.is_initialized():
+        torch.cuda.memory._set_allocator_settings(configuration())
 
 
 def cap_cuda_memory(cap_bytes: int) -> None:

@@ -6,12 +6,11 @@ method that works on a vision backbone).
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import replace
-from importlib import import_module
 
 from profiler.errors import UnknownNameError
+from profiler.models.import_quantised import import_quantised
 from profiler.models.methods.base import Method, MethodInfo
 
 _METHODS = (
@@ -234,9 +233,8 @@ def _matching_pattern(name: str) -> tuple[MethodInfo, ...]:
 
 
 def _load(info: MethodInfo) -> Method:
-    # bitsandbytes warns on import that a CPU inference kernel cannot be downloaded. No method here
-    # calls that kernel.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     module, _, class_name = info.implementation.partition(":")
-    method: Method = getattr(import_module(f"profiler.models.methods.{module}"), class_name)(info)
+    method: Method = getattr(import_quantised(f"profiler.models.methods.{module}"), class_name)(
+        info
+    )
     return method

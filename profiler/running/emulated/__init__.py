@@ -1,7 +1,7 @@
 """An emulated GPU: PyTorch's own CUDA code runs on a device whose kernels do nothing.
 
-    device.c, nvml.c, nvrtc.c   stand-ins for the CUDA runtime, driver, cuBLAS, cuDNN, cuSOLVER, NVML
-                                and NVRTC
+    device.c, nvml.c, nvrtc.c   stand-ins for the CUDA runtime, driver, cuBLAS, cuDNN, cuSOLVER,
+                                NVML and NVRTC
     libraries                   compiles them with gcc, once for each installation of PyTorch
     gpu                         the environment of a process that runs on the emulated GPU
 

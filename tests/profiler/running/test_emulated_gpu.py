@@ -1,0 +1,91 @@
+"""The emulated GPU, and the options of PyTorch's CUDA allocator on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from profiler.devices.table import CPU, lookup
+from profiler.errors import DeviceError, UsageError
+from profiler.running.emulated import libraries
+from profiler.running.emulated.gpu import emulated_environment
+
+ROOT = Path(__file__).parents[3]
+
+PROBE = """
+import json, os, sys, torch
+from profiler.models.methods import get_method
+from profiler.running.memory_caps import use_planned_configuration
+
+def expandable():
+    torch.empty(1 << 21, device="cuda")
+    return torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]
+
+get_method("lora")  # imports peft, which imports bitsandbytes
+seen = {"bitsandbytes": "bitsandbytes" in sys.modules, "after import": torch.cuda.is_initialized()}
+seen["expandable"] = expandable()
+torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+seen["changed"] = expandable()
+use_planned_configuration()
+seen["again"] = expandable()
+found = torch.cuda.get_device_properties(0)
+seen["capability"] = [found.major, found.minor]
+seen["singular values"] = list(torch.linalg.svd(torch.ones(4, 2, device="cuda"))[1].shape)
+sys.stdout.write(json.dumps(seen))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_a_late_import_cannot_undo_the_allocators_options_and_initialises_nothing() -> None:
+    reason = libraries.why_not_emulated()
+    if reason:
+        pytest.skip(reason)
+    given = {k: v for k, v in os.environ.items() if not k.endswith("_ALLOC_CONF")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROBE],
+        env=given | emulated_environment(lookup("rtx-3060")),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "bitsandbytes": True,
+        "after import": False,
+        "expandable": True,
+        "changed": False,
+        "again": True,
+        "capability": [8, 6],
+        "singular values": [2],
+    }
+
+
+def test_every_command_sets_the_options_before_it_imports_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from click.testing import CliRunner
+
+    from planner.cli import cli
+
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert CliRunner().invoke(cli, ["devices", "--json"]).exit_code == 0
+    assert os.environ.pop("PYTORCH_CUDA_ALLOC_CONF") == "expandable_segments:True"
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="only a GPU can be emulated"):
+        emulated_environment(CPU)
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "gcc" else "/usr/bin/nm")
+    assert "gcc, which is not installed" in libraries.why_not_emulated()
+    libraries.emulated_libraries.cache_clear()
+    with pytest.raises(DeviceError, match="gcc"):
+        libraries.emulated_libraries()
