@@ -7,7 +7,7 @@ report. On a CPU nothing is reserved, and it is compared with the peak of live b
 A placement policy works with *live bytes*: bytes of tensors. ``live_budget`` is the only function
 that converts a budget:
 
-    live budget = (budget - context bytes - half a segment) / reserved bytes per live byte
+    live budget = budget - context bytes - unused bytes of the caching allocator
 
 ``smallest_budget`` inverts it numerically, so that the two cannot disagree.
 """
@@ -18,12 +18,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from profiler.device_rules.caching_allocator import LARGE_SEGMENT_BYTES
 from profiler.records import Report
 from profiler.units import GIB, MIB, DeviceBytes, LiveBytes
-
-HALF_SEGMENT_BYTES = LARGE_SEGMENT_BYTES // 2
-"""Expected unused part of the last segment that the allocator reserves."""
 
 
 def needed_bytes(report: Report) -> DeviceBytes:
@@ -34,24 +30,51 @@ def needed_bytes(report: Report) -> DeviceBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocatorOverhead:
-    """Bytes that the caching allocator takes per byte of live tensors, at the peak of a step.
+    """Bytes that the caching allocator takes beside live tensors, at one micro-batch.
 
     Attributes:
-        allocated: ratio of allocated block bytes to live bytes (>= 1, from rounding).
-        reserved: ratio of reserved segment bytes, less half a segment, to live bytes (>= 1, from
-            rounding and fragmentation).
+        allocated: ratio of allocated block bytes to live bytes at the peak (>= 1, from rounding).
+        unused_bytes: bytes of reserved segments beyond the peak of live bytes (from rounding and
+            fragmentation).
     """
 
     allocated: float
-    reserved: float
+    unused_bytes: int
 
     def reserved_bytes(self, live_bytes: float) -> int:
         """Return the reserved bytes at a peak of live bytes."""
-        return round(live_bytes * self.reserved) + HALF_SEGMENT_BYTES
+        return round(live_bytes) + self.unused_bytes
 
     def live_bytes(self, reserved_bytes: int) -> int:
         """Return the peak of live bytes at which so many bytes are reserved."""
-        return int((reserved_bytes - HALF_SEGMENT_BYTES) / self.reserved)
+        return reserved_bytes - self.unused_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverheadProfile:
+    """Overhead of the caching allocator as a function of the micro-batch.
+
+    It is read at two micro-batches and extended linearly, since the blocks that fragment the
+    segments are activations.
+
+    Attributes:
+        allocated: ratio of allocated block bytes to live bytes at the smaller micro-batch (>= 1).
+        fixed_bytes: unused bytes at micro-batch 0 of the linear extension; may be negative.
+        image_bytes: further unused bytes for each image; may be negative.
+        least_bytes: smaller of the two readings; no extension goes below it.
+    """
+
+    allocated: float
+    fixed_bytes: float
+    image_bytes: float
+    least_bytes: float
+
+    def at(self, micro_batch: int) -> AllocatorOverhead:
+        """Return the overhead at a micro-batch."""
+        extended = self.fixed_bytes + self.image_bytes * micro_batch
+        # below the smaller reading there are fewer blocks to lose bytes between
+        least = self.least_bytes if self.image_bytes < 0 else 0.0
+        return AllocatorOverhead(allocated=self.allocated, unused_bytes=round(max(extended, least)))
 
 
 def live_budget(

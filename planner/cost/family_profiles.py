@@ -7,16 +7,18 @@ one or two replays, one part per optimizer, and the overhead of the caching allo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
-from planner.cost.budget import HALF_SEGMENT_BYTES, AllocatorOverhead
+from planner.cost.budget import AllocatorOverhead, OverheadProfile
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
     configuration,
 )
 from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
+from profiler.placement import Decision, Placement
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import (
     at_micro_batch,
@@ -33,13 +35,23 @@ from profiler.unit_options import (
     KEPT,
     PartsByUnit,
     UnitOption,
+    WholeUnit,
     options_of,
     uniform_placement,
 )
 from profiler.workload import Candidate, Workload
 
-OVERHEAD_MICRO_BATCH = 16
-"""Micro-batch at which the overhead of the caching allocator is read."""
+OVERHEAD_MICRO_BATCHES = (16, 96)
+"""Micro-batches at which the overhead of the caching allocator is read."""
+
+MIXED = "mixed"
+"""Name of the overhead of placements in which some units are recomputed and others are not."""
+
+RECOMPUTED = WholeUnit(Decision.RECOMPUTE)
+
+WITH_OVERHEAD = (KEPT, RECOMPUTED)
+"""Options whose overhead is read. The others free outputs inside a unit and recompute them there;
+their overhead is near that of ``keep`` (studies/composed)."""
 
 
 class FamilyProfiles:
@@ -57,7 +69,7 @@ class FamilyProfiles:
         self._options: dict[tuple[Workload, UnitOption], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._parts: dict[Workload, PartsByUnit] = {}
-        self._overheads: dict[Workload, AllocatorOverhead] = {}
+        self._overheads: dict[tuple[Workload, str], OverheadProfile] = {}
 
     def prepare(
         self,
@@ -143,9 +155,10 @@ class FamilyProfiles:
                 return kept
         placement = uniform_placement(option, self.unit_parts(family))
         profile, logs = profile_option(family, placement, self._replay, self.device)
-        if option == KEPT and self.device.is_cuda:
+        if option in WITH_OVERHEAD and self.device.is_cuda:
             # the log is at hand, and the overhead is needed with the first estimate
-            self._overheads[family] = self._fetch_overhead(family, lambda: logs[0])
+            key = (family, option.key)
+            self._overheads[key] = self._fetch_overhead(*key, lambda: logs[0])
         return profile
 
     def update(self, workload: Workload) -> UpdateProfile:
@@ -173,36 +186,70 @@ class FamilyProfiles:
 
     # -- overhead of the caching allocator -------------------------------------------------------
 
-    def allocator_overhead(self, workload: Workload) -> AllocatorOverhead:
-        """Return the overhead of the caching allocator for a workload's family.
+    def allocator_overhead(
+        self, workload: Workload, options: Collection[UnitOption] = (KEPT,)
+    ) -> AllocatorOverhead:
+        """Return the overhead of the caching allocator under a placement with some options.
 
-        It is read once per family, from two replayed steps without recomputation that are fed to
-        the model of the allocator. Other placements fragment more or less; the replayed rung
-        computes the reserved bytes of the candidate itself.
+        It is read from two replayed steps that are fed to the model of the allocator, once for each
+        family and option. If some units are recomputed and others are not, it is the largest of
+        those of ``keep``, of ``recompute`` and of a placement that recomputes every other unit:
+        blocks of units that are kept between units that are recomputed fragment the segments most.
+        The replayed rung computes the reserved bytes of the candidate itself.
+
+        Args:
+            workload: workload of the family.
+            options: options of the units, in any order.
         """
         family = family_of(workload)
-        if family not in self._overheads:
-            self._overheads[family] = self._fetch_overhead(
-                family, lambda: self._replay(Candidate(workload=family))
+        used = [option for option in dict.fromkeys(options) if option in WITH_OVERHEAD]
+        placements = {
+            option.key: uniform_placement(option, self.unit_parts(family))
+            for option in (used or [KEPT])
+        }
+        is_mixed = RECOMPUTED in options and len(set(options)) > 1
+        if is_mixed and self.learns_in_units(workload):
+            placements[MIXED] = _alternating(self.units(family))
+        found = [
+            self._overhead(family, name, placement).at(workload.micro_batch)
+            for name, placement in placements.items()
+        ]
+        return replace(
+            max(found, key=lambda overhead: overhead.unused_bytes), allocated=found[0].allocated
+        )
+
+    def _overhead(self, family: Workload, name: str, placement: Placement) -> OverheadProfile:
+        key = (family, name)
+        if key not in self._overheads:
+            candidate = Candidate(workload=family, placement=placement)
+            self._overheads[key] = self._fetch_overhead(*key, lambda: self._replay(candidate))
+        return self._overheads[key]
+
+    def _fetch_overhead(
+        self, family: Workload, name: str, log: Callable[[], EventLog]
+    ) -> OverheadProfile:
+        def read() -> OverheadProfile:
+            replayed = log()
+            low, high = OVERHEAD_MICRO_BATCHES
+            (allocated, first), (_, second) = (
+                read_overhead(replayed, micro_batch, self.device) for micro_batch in (low, high)
             )
-        return self._overheads[family]
-
-    def _fetch_overhead(self, family: Workload, log: Callable[[], EventLog]) -> AllocatorOverhead:
-        workspaces = workspaces_of(self.device)
-
-        def read() -> AllocatorOverhead:
-            allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
-            resized = at_micro_batch(log(), OVERHEAD_MICRO_BATCH, self.device)
-            run_steps(allocator, resized, steps=2, workspaces=workspaces)
-            live = resized.peak_bytes + sum(workspaces)
-            return AllocatorOverhead(
-                allocated=allocator.peak_allocated_bytes / live,
-                reserved=max(1.0, (allocator.peak_reserved_bytes - HALF_SEGMENT_BYTES) / live),
+            slope = (second - first) / (high - low)
+            return OverheadProfile(
+                allocated=allocated,
+                fixed_bytes=first - slope * low,
+                image_bytes=slope,
+                least_bytes=min(first, second),
             )
 
-        key = ("slack", family.to_json(), *self._kernels, configuration())
-        found = self.store.fetch(AllocatorOverhead, key, read)
-        return AllocatorOverhead(allocated=float(found.allocated), reserved=float(found.reserved))
+        key = ("overhead", family.to_json(), name, *self._kernels, configuration())
+        found = self.store.fetch(OverheadProfile, key, read)
+        return OverheadProfile(
+            allocated=float(found.allocated),
+            fixed_bytes=float(found.fixed_bytes),
+            image_bytes=float(found.image_bytes),
+            least_bytes=float(found.least_bytes),
+        )
 
     # -- keys of the store -------------------------------------------------------------------
 
@@ -217,3 +264,24 @@ class FamilyProfiles:
 
     def _update_key(self, workload: Workload) -> tuple[object, ...]:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self._target
+
+
+def read_overhead(log: EventLog, micro_batch: int, device: DeviceSpec) -> tuple[float, float]:
+    """Return (allocated per live byte, unused bytes) of a replayed family at a micro-batch.
+
+    Args:
+        log: log of a family's step.
+        micro_batch: micro-batch to resize it to.
+        device: GPU of the replay.
+    """
+    workspaces = workspaces_of(device)
+    allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
+    resized = at_micro_batch(log, micro_batch, device)
+    run_steps(allocator, resized, steps=2, workspaces=workspaces)
+    live = resized.peak_bytes + sum(workspaces)
+    return allocator.peak_allocated_bytes / live, float(allocator.peak_reserved_bytes - live)
+
+
+def _alternating(units: Sequence[str]) -> Placement:
+    """Return the placement that recomputes every other unit."""
+    return Placement(dict.fromkeys(units[::2], Decision.RECOMPUTE))

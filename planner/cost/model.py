@@ -16,12 +16,12 @@ candidate itself to check it. The parts:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
-from planner.cost.budget import live_budget, smallest_budget
+from planner.cost.budget import AllocatorOverhead, live_budget, smallest_budget
 from planner.cost.composed_report import composed_report
-from planner.cost.family_profiles import FamilyProfiles
+from planner.cost.family_profiles import RECOMPUTED, FamilyProfiles
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.step_estimate import PreparedWorkload, StepEstimate, estimate_step
 from planner.cost.unit_costs import UnitCosts, unit_costs
@@ -74,6 +74,7 @@ class CostModel:
         self._context_bytes = cuda_context(device).nbytes if device.is_cuda else 0
         self._costs: dict[tuple[object, ...], UnitCosts] = {}
         self._prepared: dict[Workload, PreparedWorkload] = {}
+        self._overheads: dict[tuple[Workload, frozenset[UnitOption]], AllocatorOverhead] = {}
         self._indices: dict[Workload, dict[Placement, TableIndices]] = {}
         self._chains: dict[tuple[Workload, tuple[UnitOption, ...]], Chain] = {}
 
@@ -120,10 +121,12 @@ class CostModel:
         prepared = self._prepared.get(workload)
         if prepared is None:
             prepared = self._prepared[workload] = self._prepare_estimates(workload)
+        used: Collection[UnitOption] = (KEPT,)
         if not placement.decisions:
             live, seconds = prepared.tables[(KEPT,)].kept_bytes, 0.0
         elif Decision.SEGMENT in placement.decisions.values():
             live, seconds = self._chain_cost(candidate)
+            used = (KEPT, RECOMPUTED)
         else:
             indices = prepared.indices.get(placement)
             if indices is None:
@@ -133,8 +136,10 @@ class CostModel:
                 costs = self.costs(workload, indices.options)
                 tables = prepared.tables[indices.options] = PeakTables.of(costs, indices.options)
             live, seconds = tables.at(indices)
+            used = indices.used
         return estimate_step(
             prepared,
+            overhead=self._overhead(workload, frozenset(used)),
             live_bytes=live,
             recompute_seconds=seconds,
             accumulation=workload.accumulation,
@@ -146,7 +151,7 @@ class CostModel:
         self.profiles.prepare(workload)
         options = self._options_by_unit(workload, candidate.placement)
         # in backward the units of a segment behave as under ``recompute``, and so do their rows
-        segment, recomputed = WholeUnit(Decision.SEGMENT), WholeUnit(Decision.RECOMPUTE)
+        segment, recomputed = WholeUnit(Decision.SEGMENT), RECOMPUTED
         options = {
             unit: recomputed if option == segment else option for unit, option in options.items()
         }
@@ -165,16 +170,25 @@ class CostModel:
     def _prepare_estimates(self, workload: Workload) -> PreparedWorkload:
         costs = self.costs(workload, (KEPT,))
         roofline = self.rates(workload)
-        is_cuda = self.device.is_cuda
         return PreparedWorkload(
             costs=costs,
             tables={(KEPT,): PeakTables.of(costs, (KEPT,))},
             indices=self._indices.setdefault(family_of(workload), {}),
             watts=roofline.watts if roofline is not None else None,
             workspace_bytes=self._workspace_bytes,
-            overhead=self.profiles.allocator_overhead(workload) if is_cuda else None,
             context_bytes=self._context_bytes,
         )
+
+    def _overhead(
+        self, workload: Workload, used: frozenset[UnitOption]
+    ) -> AllocatorOverhead | None:
+        """Return the overhead of the caching allocator under some options; None on a CPU."""
+        if not self.device.is_cuda:
+            return None
+        key = (workload, used)
+        if key not in self._overheads:
+            self._overheads[key] = self.profiles.allocator_overhead(workload, used)
+        return self._overheads[key]
 
     def _table_indices(
         self, workload: Workload, placement: Placement, known: dict[Placement, TableIndices]
@@ -243,10 +257,16 @@ class CostModel:
         chain = self.chain(candidate.workload)
         return placement_table(chain, option_indices(chain, candidate.placement))
 
-    def budget_conversion(self, workload: Workload) -> Callable[[DeviceBytes], LiveBytes]:
-        """Return the function that converts a budget to live bytes (``planner.cost.budget``)."""
-        is_cuda = self.device.is_cuda
-        overhead = self.profiles.allocator_overhead(workload) if is_cuda else None
+    def budget_conversion(
+        self, workload: Workload, used: Collection[UnitOption] = (KEPT, RECOMPUTED)
+    ) -> Callable[[DeviceBytes], LiveBytes]:
+        """Return the function that converts a budget to live bytes (``planner.cost.budget``).
+
+        Args:
+            workload: workload to place.
+            used: options that the placement may have.
+        """
+        overhead = self._overhead(workload, frozenset(used))
         return partial(live_budget, context_bytes=self._context_bytes, overhead=overhead)
 
     def place(
@@ -258,6 +278,7 @@ class CostModel:
         *,
         options: tuple[UnitOption, ...] = COMMON_OPTIONS,
         chain: Chain | None = None,
+        overhead_of: Collection[UnitOption] = (KEPT, RECOMPUTED),
     ) -> Candidate:
         """Return the workload with the placement that a policy makes.
 
@@ -269,6 +290,7 @@ class CostModel:
                 has, which need the fewest replays.
             threshold: threshold of ``adaptive``, if the policy is a word.
             chain: placement problem of the workload, if it differs from ``self.chain``.
+            overhead_of: options whose overhead of the caching allocator a budget leaves free.
 
         Raises:
             InfeasibleError: no placement fits; it names the smallest budget for which one does.
@@ -286,7 +308,7 @@ class CostModel:
         if registered.budget is not BudgetUse.LIMIT:
             placement = place_chain(chain, choice, budget_bytes)
         else:
-            to_live = self.budget_conversion(workload)
+            to_live = self.budget_conversion(workload, overhead_of)
             try:
                 placement = place_chain(chain, choice, to_live(budget_bytes))
             except InfeasibleError as error:

@@ -35,16 +35,22 @@ class TableIndices:
     Attributes:
         options: options of the tables, in the order of their rows.
         flat: [units] positions in a flattened [options, units] table.
+        used: options that a unit has.
     """
 
     options: tuple[UnitOption, ...]
     flat: Ints
+    used: frozenset[UnitOption]
 
     @classmethod
     def of(cls, unit_options: Sequence[UnitOption], options: tuple[UnitOption, ...]) -> Self:
         """Return the positions of an option for each unit; each must be among ``options``."""
         rows = np.array([options.index(option) for option in unit_options], dtype=np.int64)
-        return cls(options=options, flat=rows * len(unit_options) + np.arange(len(unit_options)))
+        return cls(
+            options=options,
+            flat=rows * len(unit_options) + np.arange(len(unit_options)),
+            used=frozenset(unit_options),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,7 +184,10 @@ class _ReplayedPlacements:
         return min(self.reports.values(), key=preference)
 
     def _place(self, budget_bytes: DeviceBytes, chain: Chain) -> Candidate:
-        return self.cost.place(self.workload, self.policy, budget_bytes, chain=chain)
+        # Start from the least overhead: replays add what the placement takes beyond it.
+        return self.cost.place(
+            self.workload, self.policy, budget_bytes, chain=chain, overhead_of=(KEPT,)
+        )
 
     def _of_least_peak(self, chain: Chain) -> Candidate:
         try:
@@ -197,7 +200,7 @@ class _ReplayedPlacements:
 
     def _is_excluded(self, candidate: Candidate, chain: Chain, budget_bytes: DeviceBytes) -> bool:
         peak = peak_bytes(chain, option_indices(chain, candidate.placement))
-        return peak > self.cost.budget_conversion(self.workload)(budget_bytes)
+        return peak > self.cost.budget_conversion(self.workload, (KEPT,))(budget_bytes)
 
 
 def place_within_budget(

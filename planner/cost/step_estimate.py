@@ -42,7 +42,6 @@ class PreparedWorkload:
         indices: table positions by placement, shared by all workloads of a family.
         watts: power of the device; None if unknown.
         workspace_bytes: cuBLAS workspaces of the device.
-        overhead: overhead of the caching allocator; None on a CPU.
         context_bytes: CUDA context of the device, 0 on a CPU.
     """
 
@@ -51,13 +50,13 @@ class PreparedWorkload:
     indices: dict[Placement, TableIndices]
     watts: float | None
     workspace_bytes: int
-    overhead: AllocatorOverhead | None
     context_bytes: int
 
 
 def estimate_step(
     prepared: PreparedWorkload,
     *,
+    overhead: AllocatorOverhead | None,
     live_bytes: float,
     recompute_seconds: float,
     accumulation: int,
@@ -66,6 +65,7 @@ def estimate_step(
 
     Args:
         prepared: costs of the workload.
+        overhead: overhead of the caching allocator under the placement; None on a CPU.
         live_bytes: live bytes at the peak of the placement, without workspaces.
         recompute_seconds: recomputation in one micro-batch.
         accumulation: micro-batches in an optimizer step.
@@ -77,9 +77,9 @@ def estimate_step(
         if prepared.watts is not None:
             joules = seconds * prepared.watts
     peak, reserved = round(live_bytes) + prepared.workspace_bytes, None
-    if prepared.overhead is not None:
-        reserved = prepared.overhead.reserved_bytes(peak)
-        peak = round(peak * prepared.overhead.allocated)
+    if overhead is not None:
+        reserved = overhead.reserved_bytes(peak)
+        peak = round(peak * overhead.allocated)
     in_use = peak if reserved is None else reserved
     return StepEstimate(
         peak_bytes=peak,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from planner.cost.budget import HALF_SEGMENT_BYTES, AllocatorOverhead
-from planner.cost.family_profiles import OVERHEAD_MICRO_BATCH
+from planner.cost.budget import OverheadProfile
+from planner.cost.family_profiles import OVERHEAD_MICRO_BATCHES, RECOMPUTED
 from planner.cost.model import CostModel
 from planner.placement.policies import POLICIES
 from profiler.device_rules.caching_allocator import (
@@ -21,10 +21,11 @@ from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import PROBE_RANKS
-from profiler.prediction.report import step_seconds
+from profiler.prediction.report import predict, step_seconds
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.store import Store
 from profiler.timing.roofline import Rates
+from profiler.unit_options import KEPT
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
@@ -163,11 +164,13 @@ def test_an_unknown_policy_is_refused_and_none_keeps_all() -> None:
     assert model().place(VIT, PolicyChoice("none"), DeviceBytes(1)) == Candidate(workload=VIT)
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "head"])
-def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: str) -> None:
+@pytest.mark.parametrize(("method", "at"), [("full", 0), ("lora", 1), ("head", 0)])
+def test_the_allocators_overhead_is_that_of_a_replay_at_its_micro_batch(
+    method: str, at: int
+) -> None:
     small = Workload(model="test_vit", image_size=32, method=method)
     rank = PROBE_RANKS[0] if method == "lora" else None
-    load = small.replace(rank=rank, micro_batch=OVERHEAD_MICRO_BATCH)
+    load = small.replace(rank=rank, micro_batch=OVERHEAD_MICRO_BATCHES[at])
     priced = CostModel(device_spec("rtx-2060-super"))
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     options = ReplayOptions(optimizer=False)
@@ -175,10 +178,33 @@ def test_the_allocators_reserve_is_that_of_a_replay_at_its_micro_batch(method: s
     workspaces = workspaces_of(priced.device)
     run_steps(allocator, log, steps=2, workspaces=workspaces)
     live = log.peak_bytes + sum(workspaces)
-    assert priced.profiles.allocator_overhead(load) == AllocatorOverhead(
-        allocated=allocator.peak_allocated_bytes / live,
-        reserved=max(1.0, (allocator.peak_reserved_bytes - HALF_SEGMENT_BYTES) / live),
+    found = priced.profiles.allocator_overhead(load)
+    assert found.unused_bytes == allocator.peak_reserved_bytes - live
+    if at == 0:
+        assert found.allocated == allocator.peak_allocated_bytes / live
+
+
+def test_a_mixed_placement_has_at_least_the_overhead_of_each_of_its_options() -> None:
+    """The alternating placement of RepVGG reserves a third more than it uses."""
+    priced = CostModel(device_spec("rtx-3060"))
+    load = Workload(model="repvgg_a0", micro_batch=96, precision="bf16", num_classes=10)
+    overhead = priced.profiles.allocator_overhead
+    kept, recomputed = overhead(load, [KEPT]), overhead(load, [RECOMPUTED])
+    mixed = overhead(load, [KEPT, RECOMPUTED])
+    assert mixed.unused_bytes > max(kept.unused_bytes, recomputed.unused_bytes)
+    every_other = priced.place(load, "every-2", DeviceBytes(10**12))
+    replayed = predict(every_other, device=priced.device).memory
+    assert replayed.reserved_bytes is not None
+    assert priced.estimate(every_other).reserved_bytes == pytest.approx(
+        replayed.reserved_bytes, rel=0.02
     )
+
+
+def test_an_overhead_is_extended_linearly_and_is_never_negative() -> None:
+    profile = OverheadProfile(allocated=1.0, fixed_bytes=-100.0, image_bytes=10.0, least_bytes=60.0)
+    assert [profile.at(b).unused_bytes for b in (1, 16, 96)] == [0, 60, 860]
+    falling = OverheadProfile(allocated=1.0, fixed_bytes=116.0, image_bytes=-1.0, least_bytes=20.0)
+    assert [falling.at(b).unused_bytes for b in (16, 96, 500)] == [100, 20, 20]
 
 
 @pytest.mark.parametrize("units", [1, 3])

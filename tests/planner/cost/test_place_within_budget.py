@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from profiler.replay.event_log import MarkKind
 from profiler.replay.step_replay import replay_step
 from profiler.replay.unit_spans import highest_by_unit
 from profiler.store import Store
+from profiler.unit_options import KEPT, UnitOption
 from profiler.units import DeviceBytes, LiveBytes
 from profiler.workload import Candidate, Workload
 
@@ -102,8 +103,10 @@ def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
     class Optimist(CostModel):
         """Believes that a budget leaves more than it does."""
 
-        def budget_conversion(self, workload: Workload) -> Callable[[DeviceBytes], LiveBytes]:
-            to_live = super().budget_conversion(workload)
+        def budget_conversion(
+            self, workload: Workload, used: Collection[UnitOption] = (KEPT,)
+        ) -> Callable[[DeviceBytes], LiveBytes]:
+            to_live = super().budget_conversion(workload, used)
             return lambda budget: LiveBytes(int(1.2 * to_live(budget)))
 
     load = ON_CPU
