@@ -40,7 +40,7 @@ LAYERS = (
     ("planner.cost",),
     ("planner.search",),
     ("planner.training",),
-    ("planner.recommendation", "planner.export"),
+    ("planner.recommendation", "planner.export", "planner.doctor"),
     ("planner.api",),
     ("planner.cli",),
 )

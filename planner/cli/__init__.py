@@ -12,6 +12,7 @@ from __future__ import annotations
 import click
 
 from planner.cli.command_group import EPILOG, CommandGroup
+from planner.cli.doctor_command import doctor
 from planner.cli.export_command import export
 from planner.cli.list_commands import devices, methods, models
 from planner.cli.plan_commands import show, train, validate
@@ -35,7 +36,7 @@ def cli() -> None:
 
 for command in (
     recommend, predict, measure, profile, validate, train, show, export, score, models, methods,
-    devices, dashboard,
+    devices, dashboard, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -1,0 +1,36 @@
+"""The command that examines this machine."""
+
+from __future__ import annotations
+
+import click
+
+from planner.cli.options import json_option
+from planner.cli.output import console, print_json
+from profiler.errors import DeviceError
+
+
+@click.command()
+@json_option
+def doctor(*, as_json: bool) -> None:
+    """Examine this machine: packages, GPU, compiler, disk, cache, hub. Exit code 5 for a fault."""
+    from planner.cli.table_layout import Column, show_table
+    from planner.doctor import examine, findings_to_json, has_fault
+
+    findings = examine()
+    if as_json:
+        print_json(findings_to_json(findings))
+    else:
+        columns = [
+            Column(header="part", cells=[f.name for f in findings], justify="left"),
+            Column(header="state", cells=[f.state for f in findings], justify="left"),
+            Column(
+                header="found",
+                cells=[f"{f.found}; {f.advice}" if f.advice else f.found for f in findings],
+                justify="left",
+                wraps=True,
+            ),
+        ]
+        show_table(columns, console())
+    if has_fault(findings):
+        names = [finding.name for finding in findings if finding.state == "fault"]
+        raise DeviceError(f"this machine has a fault: {', '.join(names)}")
