@@ -1,7 +1,6 @@
-"""Examine this machine: what works here, what is missing, and what to do about it.
+"""Examine this machine: working parts, missing parts, and the remedy for each.
 
-A finding is ``ok``, ``absent`` (something optional is not here; the advice says what it would be
-good for) or ``fault`` (something is here and does not work).
+A finding is ``ok``, ``absent`` (an optional part is missing; the advice names its purpose) or ``fault`` (something is here and does not work).
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ WANTED_BYTES = 10 * GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was examined.
+    """The state of one part of the machine.
 
     Attributes:
-        name: what was examined.
+        name: the part.
         state: whether it works, is missing, or is broken.
-        found: what is there.
-        advice: what to do; empty if nothing is needed.
+        found: version, size or message.
+        advice: remedy; empty if nothing is needed.
     """
 
     name: str

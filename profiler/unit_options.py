@@ -9,7 +9,7 @@ profile, so each unit has a short list of options, and an optimal placement pick
                                                   cheap: its output stays
     CheapBranch(n)               only:n           branch n cheap, the rest of the unit kept
     RecomputeBranches(n)         parts:n          branch n recomputed, the other branches cheap
-    RecomputeBranches(None)      parts:all        every branch recomputed; what joins them stays
+    RecomputeBranches(None)      parts:all        every branch recomputed; joining operations stay
     RecomputeLayers(n)           layers:n         cheap, and the outputs of n layers dropped too
     RecomputeLayers(n, light)    light-layers:n   light, and the outputs of n layers dropped too
     RecomputeLayers(None, lean)  lean-layers      lean, and the outputs of all listed layers dropped

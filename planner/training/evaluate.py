@@ -81,7 +81,7 @@ def right_answers(
     The model is evaluated in evaluation mode and left in the mode that it had.
 
     Args:
-        model: maps what the set holds, in batches, to logits [batch, classes].
+        model: maps batches of the set to logits [batch, classes].
         image_set: at least one image, or its features, with its label.
         batch_size: images per forward.
         device: device of the model.

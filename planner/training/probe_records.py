@@ -51,7 +51,7 @@ class Learner:
 
 
 def learner_workload(workload: Workload, *, device: str) -> Workload:
-    """Return a workload without the values that do not change what is learned.
+    """Return a workload without the values that have no effect on learning.
 
     The micro-batch does not if BatchNorm keeps its statistics; it is the whole step then. On a CPU
     runs are in fp32, because its half precision is emulated or slow.
