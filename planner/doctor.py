@@ -1,6 +1,7 @@
 """Examine this machine: working parts, missing parts, and the remedy for each.
 
-A finding is ``ok``, ``absent`` (an optional part is missing; the advice names its purpose) or ``fault`` (something is here and does not work).
+A finding is ``ok``, ``absent`` (an optional part is missing; the advice names its purpose) or
+``fault`` (a part is here and does not work).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WANTED_BYTES = 10 * GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The state of one part of the machine.
+    """The state of a part of the machine.
 
     Attributes:
         name: the part.

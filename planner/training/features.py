@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CHUNK_IMAGES = 256
-"""Images of one file: at most 2 MB of features of a large ViT."""
+"""Images in a file: at most 2 MB of features of a large ViT."""
 
 EXTRACTION_BATCH = 32
 """Images of a forward."""

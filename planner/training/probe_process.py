@@ -2,7 +2,7 @@
 
 torch is imported by the functions, because the parent imports this module only for its address.
 
-On a CPU a run at the plan's image size can be too slow. A few shares of it are then tried, and the
+On a CPU a run at the plan's image size can be too slow. A few smaller sizes are then tried, and the
 largest is taken at which the longest runs have ``WANTED_STEPS`` steps, as predicted from the time
 of two steps at the smallest size. Stored runs of the same data and weights keep their size, so that
 they count.

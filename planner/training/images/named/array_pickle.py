@@ -1,4 +1,4 @@
-"""Reading of one NumPy array from a pickle, without running anything that the pickle names.
+"""Read a NumPy array from a pickle, without running anything that the pickle names.
 
 A pickle of an array calls three names of NumPy. Here they stand for small classes that keep the
 arguments, so neither NumPy's functions nor any other are called by the pickle. The array is made

@@ -64,7 +64,7 @@ def check_arrays(
     Args:
         pixels: images.
         labels: labels.
-        shape: shape of one image.
+        shape: shape of an image.
         classes: number of classes.
         place: file or folder for the error message.
 
