@@ -97,3 +97,21 @@ def format_count(count: float | None) -> str:
         if count >= factor:
             return f"{count / factor:.3g} {suffix}"
     return f"{count:.0f}"
+
+
+def unit_as_asked(size: int) -> str:
+    """Return the unit in which a person gave a size: ``GiB`` for 2GiB, ``GB`` for 2GB.
+
+    A multiple of a MiB that is no multiple of a MB was given in binary units. Sizes below one GB
+    are in ``MB`` or ``MiB``.
+    """
+    is_binary = size % MIB == 0 and size % 10**6 != 0
+    if is_binary:
+        return "GiB" if size >= GIB else "MiB"
+    return "GB" if size >= 10**9 else "MB"
+
+
+def format_bytes_in(size: float, unit: str) -> str:
+    """Print bytes in a given unit: two decimals of a GB or GiB, none of a MB or MiB."""
+    digits = 2 if unit in ("GB", "GiB") else 0
+    return f"{size / _FACTORS[unit.lower()]:.{digits}f} {unit}"

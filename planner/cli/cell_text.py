@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from planner.plan import Accuracy
+from planner.plan import Accuracy, Plan
+from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.netscore import Scores
 from profiler.placement import Decision, Placement
 from profiler.workload import Candidate
@@ -42,8 +43,17 @@ def accuracy_of(accuracy: Accuracy) -> str:
     """Return the accuracy in percent with its kind; ``-`` if unknown."""
     if accuracy.value is None:
         return "-"
-    kind = {"measured": "short run"}.get(accuracy.kind, accuracy.kind)
-    return f"{100 * accuracy.value:.1f} % ({kind})"
+    return f"{100 * accuracy.value:.1f} % ({accuracy.kind})"
+
+
+def shown_accuracy(plan: Plan) -> str:
+    """Return the accuracy of a plan if it can rank candidates; ``-`` if it cannot."""
+    return accuracy_of(plan.accuracy) if ranks_candidates(plan) else "-"
+
+
+def shown_score(plan: Plan, name: str) -> str:
+    """Return a score that was computed from an accuracy that can rank; ``-`` otherwise."""
+    return netscore_of(plan.scores, name) if ranks_candidates(plan) else "-"
 
 
 def netscore_of(scores: Scores | None, name: str) -> str:

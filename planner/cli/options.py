@@ -103,6 +103,14 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; all else goes to stderr."
 )
 
+progress_option = click.option(
+    "--progress",
+    "progress",
+    type=click.Choice(["bar", "events", "none"]),
+    help="Progress on stderr: a bar (lines if it is no terminal), JSON events, or none. "
+    "[default: bar, with --json none]",
+)
+
 model_option = click.option(
     "--model", required=True, help="Backbone: a timm name or an alias of `budgetplan models`."
 )
@@ -267,6 +275,8 @@ _WORKLOAD_OPTIONS = (
 def workload_options(command: Command) -> Command:
     """Add the options that describe one workload, its device and its budget."""
     budget = size_option("--vram", text="Budget of device memory, the CUDA context included.")
-    for option in reversed((*_WORKLOAD_OPTIONS, budget, device_option, json_option)):
+    for option in reversed(
+        (*_WORKLOAD_OPTIONS, budget, device_option, progress_option, json_option)
+    ):
         command = option(command)
     return command

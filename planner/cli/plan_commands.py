@@ -16,17 +16,18 @@ from planner.cli.options import (
     json_option,
     positive,
     pretrained_option,
+    progress_option,
     seed_option,
     size_option,
     threshold_option,
     weights_option,
 )
-from planner.cli.output import console, print_json, progress_bar
+from planner.cli.output import console, print_json
+from planner.cli.progress import ProgressDisplay, ProgressKind, progress_bar
 from planner.training.images.registry import DATA_NAMES
 
 if TYPE_CHECKING:
     from planner.plan import Plan
-    from planner.recommendation.request import Notify
     from planner.training.history import TrainProgress
 
 plan_argument = click.argument("plan", type=click.Path(path_type=Path))
@@ -59,11 +60,13 @@ def show(plan: Path, as_json: bool) -> None:
 @seed_option
 @weights_option
 @pretrained_option
+@progress_option
 @json_option
 def validate(
     *,
     plan: Path,
     as_json: bool,
+    progress: ProgressKind | None,
     data: str | None,
     device: str,
     steps: int | None,
@@ -73,7 +76,7 @@ def validate(
     pretrained: bool,
 ) -> None:
     """Run a plan for a few steps under its budget and compare it with its prediction."""
-    with progress_bar(silent=as_json) as notify:
+    with progress_bar(progress, as_json=as_json) as notify:
         checked = api.validate(
             plan,
             data=data,
@@ -150,11 +153,13 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
 @seed_option
 @weights_option
 @pretrained_option
+@progress_option
 @json_option
 def train(
     *,
     plan: Path,
     as_json: bool,
+    progress: ProgressKind | None,
     data: str | None,
     epochs: int | None,
     steps: int | None,
@@ -173,7 +178,7 @@ def train(
     pretrained: bool,
 ) -> None:
     """Train the workload of a plan under its placement and save the model."""
-    with progress_bar(silent=as_json) as notify:
+    with progress_bar(progress, as_json=as_json) as notify:
         notify("train", "building the model", 0.0)
         result = api.train(
             plan,
@@ -193,7 +198,7 @@ def train(
             weights=weights,
             pretrained=pretrained,
             seed=seed,
-            on_progress=lambda step: _show_step(step, notify, readings_to_stderr=as_json),
+            on_progress=lambda step: _show_step(step, notify),
             on_interrupt=_announce_stop,
         )
     if as_json:
@@ -218,16 +223,15 @@ def _announce_stop() -> None:
     os.write(2, line.encode())
 
 
-def _show_step(at: TrainProgress, notify: Notify, *, readings_to_stderr: bool) -> None:
-    """Show a step on the progress bar and print each accuracy reading on a line."""
-    notify("train", f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}", at.done)
+def _show_step(at: TrainProgress, display: ProgressDisplay) -> None:
+    """Show a step on the progress bar and print each accuracy reading above it."""
+    display("train", f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}", at.done)
     if at.message:
-        click.echo(at.message, err=True)
+        display.message(at.message)
     if at.reading is not None:
         seen = at.reading
-        line = (
+        display.message(
             f"{seen.seconds / 60:.1f} min, step {seen.step} ({at.step} of {at.steps} in epoch "
             f"{at.epoch}): loss {seen.loss:.3f}, {100 * seen.accuracy:.1f} % of {seen.images} "
             f"{seen.part} images right"
         )
-        click.echo(line, err=readings_to_stderr)

@@ -12,6 +12,7 @@ from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recipe import Recipe
+from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.training.images.image_set import DataSource
 from profiler.errors import InputError
 from profiler.records import Report
@@ -96,7 +97,17 @@ def _recipe_facts(recipe: Recipe | None) -> Iterator[tuple[str, str]]:
 
 
 def _score_facts(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "accuracy", accuracy_of(plan.accuracy) if plan.accuracy.value is not None else "not known"
+    if not ranks_candidates(plan):
+        yield "accuracy", "not known"
+        ran = plan.accuracy.kind == "measured"
+        yield (
+            "source",
+            "the run was too short to show how accurate the model becomes"
+            if ran
+            else plan.accuracy.source,
+        )
+        return
+    yield "accuracy", accuracy_of(plan.accuracy)
     yield "source", plan.accuracy.source
     for name, label in (
         ("netscore", "NetScore"),

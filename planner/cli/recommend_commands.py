@@ -18,11 +18,13 @@ from planner.cli.options import (
     model_option,
     positive,
     pretrained_option,
+    progress_option,
     seed_option,
     size_option,
     weights_option,
 )
-from planner.cli.output import console, print_json, progress_bar
+from planner.cli.output import console, print_json
+from planner.cli.progress import RECOMMEND_STAGES, ProgressKind, progress_bar
 from planner.training.images.registry import DATA_NAMES
 
 
@@ -106,10 +108,18 @@ from planner.training.images.registry import DATA_NAMES
 )
 @weights_option
 @pretrained_option
+@click.option("--notes", is_flag=True, help="Print all remarks on the answer.")
+@click.option(
+    "--verbose", is_flag=True, help="Print all rows with every number, and the paper's defaults."
+)
+@progress_option
 @json_option
 def recommend(
     *,
     as_json: bool,
+    progress: ProgressKind | None,
+    notes: bool,
+    verbose: bool,
     model: str,
     vram: int,
     data: str,
@@ -133,7 +143,8 @@ def recommend(
     pretrained: bool,
 ) -> None:
     """Recommend configurations that fit a budget: search, check, measure, write plan files."""
-    with progress_bar(silent=as_json) as notify:
+    stages = {k: v for k, v in RECOMMEND_STAGES.items() if k != "validate" or not no_validate}
+    with progress_bar(progress, as_json=as_json, stages=stages) as notify:
         answer = api.recommend(
             model,
             vram=vram,
@@ -160,9 +171,15 @@ def recommend(
     if as_json:
         print_json(answer.to_json())
     else:
-        from planner.cli.recommendation_tables import show_recommendation
+        from planner.cli.first_screen import show_first_screen
+        from planner.cli.recommendation_tables import show_all_rows, show_notes
 
-        show_recommendation(answer, console())
+        screen = console()
+        show_first_screen(answer, screen)
+        if verbose:
+            show_all_rows(answer, screen)
+        if notes:
+            show_notes(answer, screen)
 
 
 @click.command()

@@ -1,19 +1,18 @@
-"""Tables of a recommendation: the front, the recommended row, the baselines, the notes."""
+"""Tables behind the first screen of an answer: all rows, the baselines, the notes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
-from rich.text import Text
 
 from planner.cli.cell_text import (
-    accuracy_of,
     batch_of,
     difference,
     method_of,
-    netscore_of,
     placement_of,
+    shown_accuracy,
+    shown_score,
 )
 from planner.cli.table_layout import Column, Page, tables
 from planner.cost.budget import needed_bytes
@@ -24,27 +23,25 @@ from profiler.records import Report
 from profiler.units import format_bytes, format_joules, format_seconds
 
 
-def show_recommendation(answer: Recommendation, console: Console) -> None:
-    """Print a recommendation."""
+def show_all_rows(answer: Recommendation, console: Console) -> None:
+    """Print every row of the front with all its numbers, and the paper's defaults."""
     page = Page(console)
-    request = answer.request
-    device = answer.front[0].plan.prediction.device
-    load = answer.front[0].plan.candidate.workload
-    page.heading(
-        f"{load.model} on {request.run.data}, {load.image_size} px, in "
-        f"{format_bytes(request.budget_bytes)} of {device.name}"
-    )
+    page.heading("All rows")
     chosen = {answer.recommended: "green"}
     page.block(*tables(front_columns(answer), keys=2, width=page.width, styles=chosen))
-    page.heading("Recommended")
-    page.block(Text(answer.reason, style="green"))
     recommended = answer.front[answer.recommended]
+    page.heading("Reason")
+    page.sentences([answer.reason])
     if recommended.plan.recipe is not None:
-        page.block(Text(f"trains by {recommended.plan.recipe.describe()}"))
-    page.line(f"budgetplan train {recommended.file}")
+        page.sentences([f"trains by {recommended.plan.recipe.describe()}"])
     if answer.baselines:
         page.heading("Defaults of arXiv 2607.02158 on this device (batch 32, fp32, AdamW)")
         page.block(*tables(baseline_columns(answer.baselines), keys=1, width=page.width))
+
+
+def show_notes(answer: Recommendation, console: Console) -> None:
+    """Print the candidates that were dropped, and every note."""
+    page = Page(console)
     if answer.dropped:
         page.heading("Dropped")
         page.sentences(answer.dropped)
@@ -94,9 +91,9 @@ def front_columns(answer: Recommendation) -> list[Column]:
         *_cost_columns(plans, on_host=on_host),
         *(_host_columns(entries) if on_host else ()),
         Column(header="expected\norder", cells=[str(place) for place in answer.expected_order]),
-        Column(header="accuracy", cells=[accuracy_of(p.accuracy) for p in plans]),
-        Column(header="NetScore", cells=[netscore_of(p.scores, "netscore") for p in plans]),
-        Column(header="NS-M", cells=[netscore_of(p.scores, "ns_m") for p in plans]),
+        Column(header="accuracy", cells=[shown_accuracy(p) for p in plans]),
+        Column(header="NetScore", cells=[shown_score(p, "netscore") for p in plans]),
+        Column(header="NS-M", cells=[shown_score(p, "ns_m") for p in plans]),
     ]
 
 

@@ -10,7 +10,8 @@ import click
 
 from planner import api
 from planner.cli.options import SIZES, positive, workload_options
-from planner.cli.output import console, print_json, progress_bar
+from planner.cli.output import console, print_json
+from planner.cli.progress import ProgressKind, progress_bar
 from profiler.errors import InfeasibleError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ flops_option = click.option(
 def predict(
     *,
     as_json: bool,
+    progress: ProgressKind | None,
     flops: FlopsCounting,
     model: str,
     method: str,
@@ -53,7 +55,7 @@ def predict(
 
     The exit code is 3 when the prediction exceeds --vram.
     """
-    with progress_bar(silent=as_json) as notify:
+    with progress_bar(progress, as_json=as_json) as notify:
         report = api.predict(
             model,
             method,
@@ -95,6 +97,7 @@ def _excess(report: Report, vram: int) -> InfeasibleError | None:
 def measure(
     *,
     as_json: bool,
+    progress: ProgressKind | None,
     model: str,
     method: str,
     vram: int | None,
@@ -104,7 +107,7 @@ def measure(
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
     """Run one workload in a process of its own and measure it; --vram is its hard memory cap."""
-    with progress_bar(silent=as_json) as notify:
+    with progress_bar(progress, as_json=as_json) as notify:
         report = api.measure(
             model,
             method,
@@ -143,6 +146,7 @@ def _show(report: Report, *, as_json: bool, budget_bytes: int | None) -> None:
 def profile(
     *,
     as_json: bool,
+    progress: ProgressKind | None,
     plot: Path | None,
     placement: bool,
     flops: FlopsCounting,
@@ -157,7 +161,7 @@ def profile(
 
     if plot is not None:
         check_plot_file(plot)
-    with progress_bar(silent=as_json) as notify:
+    with progress_bar(progress, as_json=as_json) as notify:
         units = api.profile_units(
             model,
             method,

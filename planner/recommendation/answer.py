@@ -82,6 +82,7 @@ class Recommendation:
         front: candidates that passed all checks, the highest accuracy score first.
         recommended: index of the recommended entry in ``front``.
         reason: one sentence: why this entry is recommended.
+        why: the cause in ``reason``, without the configuration and its cost.
         baselines: the paper's defaults, by name.
         decided_by: the evidence that distinguishes the recommended entry.
         ties: indices of the other entries that are expected to be as accurate as the recommended
@@ -101,6 +102,7 @@ class Recommendation:
     reason: str
     baselines: Mapping[str, Baseline]
     decided_by: DecidedBy = "cost"
+    why: str = ""
     ties: tuple[int, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     dropped: tuple[str, ...] = ()

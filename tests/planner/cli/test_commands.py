@@ -261,7 +261,7 @@ def test_recommend_writes_a_plan_that_show_reads() -> None:
     assert shown == data["front"][data["recommended"]]
     again = call(*ASK, "--vram", "2GB", "--study", "small")
     assert again.exit_code == 0
-    assert "Recommended" in again.stdout
+    assert "RUN THIS" in again.stdout
     assert "another problem" in refused(4, *ASK, "--vram", "3GB", "--study", "small")
 
 

@@ -1,0 +1,327 @@
+"""The first screen of an answer: the plan to run, a few named alternatives, unknown facts.
+
+It has at most ``MOST_LINES`` lines of 80 columns. Everything else is behind ``--notes`` and
+``--verbose``, and in JSON. One memory number is shown, in the unit that the budget was given in:
+the device memory that is held against the budget (on a CPU, the peak of its allocator).
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from planner.cli.cell_text import batch_of, method_of
+from planner.cost.budget import needed_bytes
+from planner.plan import Plan
+from planner.recommendation.answer import Alternative, Recommendation
+from planner.recommendation.ranking_accuracy import ranks_candidates
+from profiler.units import (
+    format_bytes_in,
+    format_count,
+    format_joules,
+    format_seconds,
+    unit_as_asked,
+)
+
+MOST_LINES = 25
+
+LABEL_COLUMNS = 11
+"""Columns of the labels on the left: ``  memory   ``."""
+
+USAGE_CELLS = 20
+
+WHY_LINES = 3
+
+MOST_ROWS = 5
+"""Alternatives that are shown, the most useful first."""
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+_SHOWN_FIRST = ("fastest", "full", "paper", "smallest", "most accurate", "safest")
+"""Names of alternatives by descending use for a decision."""
+
+
+def show_first_screen(answer: Recommendation, console: Console) -> None:
+    """Print the first screen of an answer."""
+    width = max(console.width, 40)
+    above, below = list(_above(answer, width)), list(_below(answer, width))
+    used = sum(math.ceil(max(1, len(line)) / width) for line, _ in (*above, *below))
+    rows = _alternative_lines(answer, width, most=MOST_LINES - used - 1)
+    for line, style in (*above, *((row, "") for row in ["", *rows] if rows), *below):
+        console.print(Text(line, style=style), soft_wrap=True)
+
+
+def _above(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
+    """Yield (line, style) of everything above the alternatives."""
+    entry = answer.front[answer.recommended]
+    for line in _header(answer, width):
+        yield line, "bold"
+    yield "", ""
+    for number, line in enumerate(textwrap.wrap(_summary(entry.plan), width - LABEL_COLUMNS)):
+        yield ("RUN THIS" if number == 0 else "").ljust(LABEL_COLUMNS) + line, "bold green"
+    for label, text, most in _facts(answer):
+        for line in _labelled(label, text, width=width, most=most):
+            yield line, ""
+    command = f"budgetplan train {entry.file}"
+    is_short = LABEL_COLUMNS + len(command) <= width
+    # a long command has a line of its own, unbroken, so that it can be copied
+    yield (f"  {'start':<9}{command}" if is_short else command), "green"
+
+
+def _below(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
+    """Yield (line, style) of everything below the alternatives."""
+    yield "", ""
+    for line in [*_unknown(answer, width), *textwrap.wrap(_closing_line(answer), width)]:
+        yield line, ""
+
+
+def _header(answer: Recommendation, width: int) -> Iterator[str]:
+    request, plan = answer.request, answer.front[answer.recommended].plan
+    load, device = plan.candidate.workload, plan.prediction.device
+    budget = format_bytes_in(plan.budget_bytes, unit_as_asked(plan.budget_bytes))
+    yield from textwrap.wrap(
+        f"{load.model} on {request.run.data} ({request.train_images:,} images, "
+        f"{load.num_classes} classes), {load.image_size} px; {budget}",
+        width,
+    )[:2]
+    where = ""
+    if device.note:
+        is_here = request.run.device == device.name
+        where = " (this machine's GPU)" if is_here else " (no GPU here; --device names another)"
+    yield from textwrap.wrap(
+        f"planned for {device.full_name.removeprefix('NVIDIA ')}{where}", width
+    )
+
+
+def _summary(plan: Plan) -> str:
+    """Return the configuration in one line."""
+    load, placement = plan.candidate.workload, plan.candidate.placement
+    batch = f"batch {load.micro_batch}"
+    if load.accumulation > 1:
+        batch += f" x {load.accumulation}"
+    parts = [method_of(plan.candidate), load.precision, batch, load.optimizer]
+    if not placement.is_none:
+        parts.append(f"{plan.candidate.policy.display_name} checkpointing")
+    if plan.recipe is not None:
+        parts.append(f"lr {plan.recipe.learning_rate:g}")
+    return ", ".join(parts)
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' * (number > 1)}"
+
+
+def _facts(answer: Recommendation) -> Iterator[tuple[str, str, int]]:
+    """Yield (label, text, most lines) of the recommended plan."""
+    plan = answer.front[answer.recommended].plan
+    yield "memory", _memory(plan), 1
+    yield "time", _time(answer, plan), 2
+    yield "energy", _energy(answer, plan), 1
+    counts = plan.prediction.parameters
+    share = f"{format_count(counts.trainable)} of {format_count(counts.total)} parameters"
+    yield "trains", share, 1
+    if plan.measurement is not None:
+        yield "checked", _real_run(answer), 1
+    yield "why", answer.why or answer.reason, WHY_LINES
+
+
+def _memory(plan: Plan) -> str:
+    need, budget = needed_bytes(plan.prediction), plan.budget_bytes
+    unit = unit_as_asked(budget)
+    used, limit = format_bytes_in(need, unit), format_bytes_in(budget, unit)
+    return f"{used} of {limit}  {usage_bar(need / budget)}  fits ({plan.prediction.rung})"
+
+
+def usage_bar(share: float, cells: int = USAGE_CELLS) -> str:
+    """Return a bar of ``cells`` characters that is filled to a share, in steps of 1/8 cell."""
+    eighths = round(8 * cells * min(1.0, max(0.0, share)))
+    full, part = divmod(eighths, 8)
+    partial = _EIGHTHS[part] if part else ""
+    return ("█" * full + partial).ljust(cells, "░")
+
+
+def training_steps(answer: Recommendation, plan: Plan) -> int | None:
+    """Return the optimizer steps of the whole training; None without a recipe."""
+    if plan.recipe is None:
+        return None
+    load = plan.candidate.workload
+    return plan.recipe.epochs * math.ceil(answer.request.train_images / load.effective_batch)
+
+
+def _time(answer: Recommendation, plan: Plan) -> str:
+    seconds, steps = plan.prediction.step_seconds, training_steps(answer, plan)
+    if seconds is None:
+        return "not known"
+    rate = plan.candidate.workload.effective_batch / seconds
+    text = f"{format_seconds(seconds)} a step, {rate:,.0f} images/s"
+    if steps is None or plan.recipe is None:
+        return text
+    whole = format_seconds(steps * seconds)
+    return f"{text}; {_epochs(plan.recipe.epochs)} of these images: {whole}"
+
+
+def _energy(answer: Recommendation, plan: Plan) -> str:
+    joules, steps = plan.prediction.energy_joules, training_steps(answer, plan)
+    if joules is None:
+        return "not known: the power of this device is not"
+    text = f"{format_joules(joules)} a step"
+    return text if steps is None else f"{text}, {watt_hours(steps * joules)} in all"
+
+
+def watt_hours(joules: float) -> str:
+    """Print an energy in watt-hours with two significant digits."""
+    hours = joules / 3600
+    if hours >= 1000:
+        return f"{hours / 1000:.2g} kWh" if hours < 100_000 else f"{hours / 1000:,.0f} kWh"
+    return f"{hours:.2g} Wh" if hours < 100 else f"{hours:.0f} Wh"
+
+
+def _real_run(answer: Recommendation) -> str:
+    """Return the memory that the real run showed, and the error of its own prediction."""
+    entry = answer.front[answer.recommended]
+    run = entry.plan.measurement
+    assert run is not None
+    unit = unit_as_asked(entry.plan.budget_bytes)
+    measured = needed_bytes(run)
+    expected = entry.host_prediction or entry.plan.prediction
+    error = 100 * (needed_bytes(expected) / measured - 1) if measured else 0.0
+    steps = "" if entry.validation is None else f"{len(entry.validation.losses)} steps "
+    where = "on this CPU" if entry.host_prediction is not None else f"on {run.device.name}"
+    return (
+        f"{steps}really run {where}: {format_bytes_in(measured, unit)}, prediction {error:+.1f} %"
+    )
+
+
+def _labelled(label: str, text: str, *, width: int, most: int) -> list[str]:
+    """Return text after a label, wrapped; beyond the most lines it ends in ``...``."""
+    lines = textwrap.wrap(
+        text, width - LABEL_COLUMNS, max_lines=most, placeholder=" ...", break_on_hyphens=False
+    ) or [""]
+    return [f"  {label:<9}{lines[0]}", *(" " * LABEL_COLUMNS + line for line in lines[1:])]
+
+
+# ---- alternatives --------------------------------------------------------------------------------
+
+
+def _alternative_lines(answer: Recommendation, width: int, *, most: int) -> list[str]:
+    """Return a table of the named rows beside the recommended one, then those that do not fit.
+
+    Several names of one row are joined. Columns that do not fit the width are left out, those on
+    the right first.
+    """
+    named: dict[int, list[str]] = {}
+    too_big: list[Alternative] = []
+    for each in sorted(answer.alternatives, key=lambda a: _SHOWN_FIRST.index(a.name)):
+        if each.index is None:
+            too_big.append(each)
+        elif each.index != answer.recommended:
+            named.setdefault(each.index, []).append(each.name)
+    most = min(most - 1, MOST_ROWS)
+    too_big = too_big[: min(2, max(0, most))]
+    shown = dict(list(named.items())[: max(0, most - len(too_big))])
+    rows = [["OR", "method", "batch", "prec", "memory", "img/s", "energy", "accuracy"]]
+    rows += [_row(answer, index, names) for index, names in shown.items()]
+    lines = _aligned(rows, width) if shown else (["OR"] if too_big else [])
+    label = max([len(row[0]) for row in rows[1:]], default=8)
+    for each in too_big:
+        text = f"  {each.name:<{label}}  {_too_big(answer, each)}"
+        lines += textwrap.wrap(text, width, max_lines=1, placeholder=" ...")
+    return lines
+
+
+def _too_big(answer: Recommendation, alternative: Alternative) -> str:
+    """Return the need of a row that does not fit, in the unit that the budget was given in."""
+    baseline = answer.baselines.get("lora") if alternative.name == "paper" else None
+    if baseline is None:
+        return alternative.note
+    prediction = baseline.prediction
+    load = prediction.candidate.workload
+    need = format_bytes_in(needed_bytes(prediction), unit_as_asked(answer.request.budget_bytes))
+    method = f"{method_of(prediction.candidate)}, {load.precision}, batch {load.micro_batch}"
+    return f"{method}: needs {need}, does not fit"
+
+
+def _row(answer: Recommendation, index: int, names: Sequence[str]) -> list[str]:
+    plan = answer.front[index].plan
+    unit = unit_as_asked(plan.budget_bytes)
+    prediction, steps = plan.prediction, training_steps(answer, plan)
+    load = plan.candidate.workload
+    seconds, joules = prediction.step_seconds, prediction.energy_joules
+    method = method_of(plan.candidate)
+    if not plan.candidate.placement.is_none:
+        method += f", {plan.candidate.policy.display_name}"
+    return [
+        ", ".join(names[:2]),
+        method,
+        batch_of(plan.candidate),
+        load.precision,
+        format_bytes_in(needed_bytes(prediction), unit),
+        "-" if seconds is None else f"{load.effective_batch / seconds:,.0f}",
+        "-" if joules is None or steps is None else watt_hours(steps * joules),
+        _accuracy(answer, index),
+    ]
+
+
+def _accuracy(answer: Recommendation, index: int) -> str:
+    """Return an accuracy that can rank, else its place relative to the recommended row."""
+    plan = answer.front[index].plan
+    if ranks_candidates(plan) and plan.accuracy.value is not None:
+        value = f"{100 * plan.accuracy.value:.1f} %"
+        if plan.accuracy.low is None or plan.accuracy.high is None:
+            return value
+        return f"{100 * plan.accuracy.low:.0f}-{100 * plan.accuracy.high:.0f} %"
+    if index in answer.ties:
+        return "same tier"
+    order = answer.expected_order
+    return "lower tier" if order[index] > order[answer.recommended] else "not known"
+
+
+_RIGHT_ALIGNED = (4, 5, 6)
+
+
+def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return rows as lines of equal columns, indented below the first."""
+    columns = list(range(len(rows[0])))
+    widths = [max(len(row[i]) for row in rows) for i in columns]
+    dropped = iter((6, 3, 2, 5))
+    while sum(widths[i] + 2 for i in columns) > width:
+        drop = next(dropped, None)
+        if drop is None:
+            break
+        columns.remove(drop)
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [
+            row[i].rjust(widths[i]) if i in _RIGHT_ALIGNED else row[i].ljust(widths[i])
+            for i in columns
+        ]
+        first = cells[0] + "  " if number == 0 else "  " + cells[0]
+        lines.append("  ".join([first, *cells[1:]]).rstrip()[:width])
+    return lines
+
+
+# ---- unknown facts -------------------------------------------------------------------------------
+
+
+def _unknown(answer: Recommendation, width: int) -> list[str]:
+    plan = answer.front[answer.recommended].plan
+    if ranks_candidates(plan):
+        accuracy = plan.accuracy
+        assert accuracy.value is not None
+        text = f"Accuracy: {100 * accuracy.value:.1f} % ({accuracy.kind}: {accuracy.source})"
+    else:
+        text = f"Not known: accuracy ({answer.front[answer.recommended].expected.reason})"
+        text += ". `budgetplan train` measures it on test images."
+    if plan.measurement is not None and not answer.request.has_weights:
+        text += " No pretrained weights could be loaded here."
+    return textwrap.wrap(text, width, max_lines=2, placeholder=" ...")
+
+
+def _closing_line(answer: Recommendation) -> str:
+    number = len(answer.notes) + len(answer.dropped)
+    remarks = f"{number} remark{'s' * (number != 1)}: --notes    " if number else ""
+    return f"{remarks}all rows and scores: --verbose    machine: --json"

@@ -1,0 +1,199 @@
+"""The first screen of an answer: its layout at several widths, and that it shows what it should."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from planner.cli.first_screen import MOST_LINES, show_first_screen, usage_bar, watt_hours
+from planner.plan import Accuracy, Plan
+from planner.recipe import Recipe
+from planner.recommendation.answer import Alternative, FrontEntry, Recommendation
+from planner.recommendation.ranking_accuracy import ranks_candidates
+from planner.scoring.accuracy_prior import AccuracyEstimate
+from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.records import DeviceLabel, Memory, Parameters, Report
+from profiler.units import GIB, MIB, format_bytes_in, unit_as_asked
+from profiler.workload import Candidate, Workload
+
+GPU = DeviceLabel(
+    name="rtx-2060-super",
+    full_name="NVIDIA GeForce RTX 2060 SUPER",
+    kind="cuda",
+    note="no GPU was found here, so this is for the study's RTX 2060 SUPER",
+)
+UNKNOWN = Accuracy(value=None, source="no published accuracy on digits was found", kind="none")
+LONG_WHY = "six methods are expected to be equally accurate on ViTs and few images; " * 6
+
+
+def plan(method: str = "lora", *, need: int = 1200 * MIB, **changes: object) -> Plan:
+    candidate = Candidate(
+        workload=Workload(
+            model="vit_small_patch16_224", method=method, rank=8, micro_batch=32, precision="fp16",
+            num_classes=10,
+        ),
+        placement=Placement({"blocks.0": Decision.RECOMPUTE}),
+        policy=PolicyChoice("optimal"),
+    )  # fmt: skip
+    report = Report(
+        candidate=candidate,
+        device=GPU,
+        rung="replayed",
+        memory=Memory(peak_bytes=need - 400 * MIB, reserved_bytes=need - 300 * MIB,
+                      device_bytes=need),
+        flops=None,
+        step_seconds=0.05,
+        energy_joules=9.0,
+        parameters=Parameters(total=22_050_664, trainable=600_000),
+    )  # fmt: skip
+    recipe = Recipe(learning_rate=1e-3, epochs=8, source="published")
+    known: dict[str, object] = {
+        "accuracy": UNKNOWN, "budget_bytes": 2 * 10**9, "recipe": recipe,
+    }  # fmt: skip
+    return Plan(candidate=candidate, prediction=report, **(known | changes))
+
+
+def answer(*plans: Plan, why: str = LONG_WHY, budget: int = 2 * 10**9) -> Recommendation:
+    name = "plans/vit_small_patch16_224-lora-r8-b32x1-fp16-adamw-optimal-8b4f6b9d.json"
+    front = tuple(
+        FrontEntry(
+            plan=replace(each, budget_bytes=budget),
+            file=Path(name),
+            result=SimpleNamespace(score=-float(i)),
+            expected=AccuracyEstimate(
+                value=None, kind=None, source=None, reason="no published accuracy was found"
+            ),
+        )
+        for i, each in enumerate(plans)
+    )
+    names = ("fastest", "full", "smallest", "most accurate", "safest")
+    alternatives = [
+        Alternative(name=name, index=i, note="")
+        for i, name in enumerate(names[: len(plans) - 1], start=1)
+    ]
+    alternatives.append(Alternative(name="paper", index=None, note="needs 2.25 GiB, does not fit"))
+    return Recommendation(
+        request=SimpleNamespace(
+            train_images=1295, run=SimpleNamespace(data="digits", device="cpu"), has_weights=True,
+            budget_bytes=budget,
+        ),
+        study="s", storage="sqlite://", trials=1, seconds=1.0, front=front, recommended=0,
+        reason=why, why=why, baselines={}, ties=(1,), alternatives=tuple(alternatives),
+        notes=("a", "b"),
+    )  # fmt: skip
+
+
+def screen(shown: Recommendation, *, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    show_first_screen(shown, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+SIX = [plan(), *(plan("adaptformer", need=(600 + 100 * i) * MIB) for i in range(5))]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_it_has_at_most_25_lines_and_nothing_is_wider_but_the_command(width: int) -> None:
+    lines = screen(answer(*SIX), width=width).splitlines()
+    wide = [line for line in lines if len(line) > width]
+    assert all("budgetplan train" in line for line in wide)
+    # a terminal wraps the command
+    assert sum(1 + (len(line) - 1) // width if line else 1 for line in lines) <= MOST_LINES
+
+
+def test_the_numbers_are_those_of_the_plan() -> None:
+    text = screen(answer(*SIX))
+    steps = 8 * 41  # ceil(1295 / 32) = 41 steps an epoch
+    for part in (
+        "RUN THIS   lora r8, fp16, batch 32, adamw, optimal checkpointing, lr 0.001",
+        "1.26 GB of 2.00 GB",
+        "50 ms a step, 640 images/s; 8 epochs of these images: 16.4 s",
+        f"9 J a step, {watt_hours(steps * 9.0)} in all",
+        "600 k of 22.1 M parameters",
+        "planned for GeForce RTX 2060 SUPER (no GPU here; --device names another)",
+        "2 remarks: --notes",
+    ):
+        assert part in " ".join(text.split()) or part in text, part
+    assert "budgetplan train plans/vit_small" in text
+
+
+def test_memory_is_one_number_in_the_unit_of_the_budget() -> None:
+    gb, gib = screen(answer(*SIX)), screen(answer(*SIX, budget=2 * GIB))
+    assert "1.26 GB of 2.00 GB" in gb
+    assert "GiB" not in gb.replace("needs 2.25 GiB", "")
+    assert "1.17 GiB of 2.00 GiB" in gib
+    assert "920" not in gb  # neither the peak nor the reserved bytes
+    assert "MiB" not in gib
+
+
+def test_names_of_one_row_are_joined_and_the_recommended_row_is_none() -> None:
+    shown = answer(*SIX[:3])
+    double = replace(
+        shown,
+        alternatives=(
+            Alternative(name="safest", index=0, note=""),
+            Alternative(name="smallest", index=1, note=""),
+            Alternative(name="fastest", index=1, note=""),
+        ),
+    )
+    text = screen(double)
+    assert "fastest, smallest" in text
+    assert "safest" not in text
+    assert "same tier" in text
+
+
+def test_an_accuracy_is_shown_only_if_it_can_rank() -> None:
+    short = {"losses": [1.0] * 4, "accuracy_images": 64}
+    long = {"losses": [1.0] * 50, "accuracy_images": 200}
+    ran = Accuracy(value=0.123, source="measured on 64 images", kind="measured")
+    published = Accuracy(value=0.876, source="arXiv", kind="published")
+    assert not ranks_candidates(plan(accuracy=ran, provenance={"run": short}))
+    assert not ranks_candidates(plan(accuracy=ran))
+    assert ranks_candidates(plan(accuracy=ran, provenance={"run": long}))
+    assert "12.3 %" not in screen(answer(plan(accuracy=ran, provenance={"run": short})))
+    assert "87.6 % (published: arXiv)" in screen(answer(plan(accuracy=published)))
+    interval = replace(published, low=0.80, high=0.90, coverage=0.9, kind="probe")
+    assert "80-90 %" in screen(answer(plan(), plan(accuracy=interval)))
+
+
+def test_unknown_time_and_energy_are_said_to_be_unknown() -> None:
+    bare = plan()
+    bare = replace(
+        bare,
+        prediction=replace(bare.prediction, step_seconds=None, energy_joules=None),
+        recipe=None,
+    )
+    text = screen(answer(bare))
+    assert "time     not known" in text
+    assert "energy   not known" in text
+
+
+@given(st.floats(min_value=0, max_value=3))
+def test_the_bar_is_full_at_the_budget_and_never_wider(share: float) -> None:
+    bar = usage_bar(share)
+    assert len(bar) == 20
+    filled = sum("▏▎▍▌▋▊▉█".index(c) + 1 if c in "▏▎▍▌▋▊▉█" else 0 for c in bar)
+    assert abs(filled - 160 * min(share, 1)) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "printed"),
+    [
+        (2 * 10**9, "GB", "2.00 GB"),
+        (2 * GIB, "GiB", "2.00 GiB"),
+        (600 * 10**6, "MB", "600 MB"),
+        (512 * MIB, "MiB", "512 MiB"),
+        (8_123_456_789, "GB", "8.12 GB"),
+    ],
+)
+def test_the_unit_is_the_one_that_was_asked_in(size: int, unit: str, printed: str) -> None:
+    assert unit_as_asked(size) == unit
+    assert format_bytes_in(size, unit) == printed
