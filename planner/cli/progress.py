@@ -1,8 +1,8 @@
 """Progress of a command on stderr: one bar for the whole command, lines, or JSON events.
 
 A command has stages with shares of its time. The bar shows the stage ("2 of 5"), the elapsed time
-and the time that remains, and never runs backwards. It is at least ``BAR_CELLS`` wide; the
-description is cut to what is left. Messages are printed above it.
+and the time that remains, and never runs backwards. It is ``BAR_CELLS`` wide; the description
+is cut to the columns that remain. Messages are printed above it.
 
 The remaining time is extrapolated from the time of the whole command so far, so it is shown only
 from ``EARLIEST_ESTIMATE`` of the command on.
