@@ -160,6 +160,8 @@ class RecommendationObject:
         baselines: composed reports of the paper's defaults, by name, each with ``fits``.
         dropped: a sentence for each candidate that a later stage refused.
         notes: sentences for the reader.
+        probe: short trainings of the front: setting, number of runs, and per plan an estimate with
+            its probability of being the best; null if none were requested.
     """
 
     schema: Literal["budgetplan.recommendation/1"]
@@ -182,6 +184,7 @@ class RecommendationObject:
     baselines: dict[str, JsonObject]
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
+    probe: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
     ├── UsageError            2  an argument is out of its domain
     │   └── UnknownNameError  2  no such model, method or device; has similar names
     ├── InfeasibleError       3  nothing fits the budget; has the smallest budget that would do
+    ├── UnmetLimitError       3  no candidate is within a limit of accuracy, time or energy
     ├── InputError            4  a file or data set cannot be read or does not match
     ├── DeviceError           5  the device is not available
     └── MeasurementError      6  a real run failed
@@ -131,6 +132,12 @@ class UnknownNameError(UsageError):
         self.near = list(dict.fromkeys([*longer, *similar]))[:4]
         self.advice = f"did you mean {', '.join(self.near)}?" if self.near else hint
         super().__init__(f"unknown {kind} {name!r}" + (f"; {self.advice}" if self.advice else ""))
+
+
+class UnmetLimitError(BudgetplanError):
+    """No candidate is within a limit of accuracy, time or energy; the message has the nearest."""
+
+    exit_code = 3
 
 
 class InfeasibleError(BudgetplanError):

@@ -40,6 +40,10 @@ def recommend(
     storage: str | None = None,
     out: str | Path = "plans",
     objective: Objective = "balanced",
+    min_accuracy: float | None = None,
+    max_hours: float | None = None,
+    max_kwh: float | None = None,
+    probe_minutes: float | None = None,
     on_progress: Notify | None = None,
 ) -> Recommendation:
     """Search for configurations that fit a budget, check them, and write a plan file for each.
@@ -68,11 +72,17 @@ def recommend(
         out: folder of the plan files.
         objective: criterion for candidates of equal expected accuracy: ``balanced``,
             ``time``, ``energy``, or ``accuracy`` for the most accurate one on any evidence.
+        min_accuracy: least expected accuracy in percent; None for no limit.
+        max_hours: longest training in hours on the planned device; None for no limit.
+        max_kwh: largest energy of the training in kWh; None for no limit.
+        probe_minutes: minutes of short trainings of the candidates on the images, which decide
+            between them; None for none. A continued study keeps those of earlier probes.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
         UnknownNameError: no such model, method, policy or device.
         UsageError: an argument out of its domain, or no method works on the backbone.
+        UnmetLimitError: nothing is within the limits of accuracy, duration and energy.
         InfeasibleError: nothing fits. The message names the smallest budget that suffices.
         InputError: the study, the weights or the data cannot be used.
         MeasurementError: every real run failed.
@@ -86,6 +96,7 @@ def recommend(
     check_plan_folder(out)
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
+    from planner.recommendation.request import Limits
     from planner.search.storage_url import mask_url
 
     notify = on_progress or no_progress
@@ -112,6 +123,12 @@ def recommend(
         storage=storage,
         out=Path(out),
         objective=objective,
+        limits=Limits(
+            min_accuracy=None if min_accuracy is None else min_accuracy / 100,
+            max_hours=max_hours,
+            max_kwh=max_kwh,
+        ),
+        probe_minutes=probe_minutes,
     )
     try:
         return answer(request, notify=notify)

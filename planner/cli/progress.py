@@ -35,6 +35,19 @@ EARLIEST_ESTIMATE = 0.02
 RECOMMEND_STAGES = {"start": 1, "profile": 4, "search": 3, "replay": 2, "validate": 6}
 """Stages of ``recommend`` with their shares of its time, in the order in which they run."""
 
+PROBE_SHARE = 12
+"""Share of the stage ``probe``, which comes before the last stage, if it was requested."""
+
+
+def recommend_stages(*, probes: bool, validates: bool) -> dict[str, float]:
+    """Return the stages of a ``recommend`` with their shares of its time."""
+    stages: dict[str, float] = {k: v for k, v in RECOMMEND_STAGES.items() if k != "validate"}
+    if probes:
+        stages["probe"] = PROBE_SHARE
+    if validates:
+        stages["validate"] = RECOMMEND_STAGES["validate"]
+    return stages
+
 
 class ProgressDisplay(Protocol):
     """Shows progress; called with (stage, current work, fraction of the stage done)."""

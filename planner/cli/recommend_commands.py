@@ -24,7 +24,7 @@ from planner.cli.options import (
     weights_option,
 )
 from planner.cli.output import console, print_json
-from planner.cli.progress import RECOMMEND_STAGES, ProgressKind, progress_bar
+from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
 from planner.training.images.registry import DATA_NAMES
 
 
@@ -104,6 +104,27 @@ from planner.training.images.registry import DATA_NAMES
 )
 @image_size_option
 @click.option(
+    "--probe-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Train the candidates of the front briefly on the images for this long, and recommend by "
+    "the accuracy on held-out ones. With the same --study, earlier trainings count.",
+)
+@click.option(
+    "--min-accuracy",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    help="Least expected accuracy in percent.",
+)
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Longest training in hours, all epochs of the recipe.",
+)
+@click.option(
+    "--max-kwh",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Largest energy of the training in kWh.",
+)
+@click.option(
     "--stop-when-flat", is_flag=True, help="End the search when the Pareto front no longer grows."
 )
 @weights_option
@@ -138,12 +159,16 @@ def recommend(
     optimizers: tuple[str, ...],
     checkpoints: tuple[str, ...],
     image_size: int | None,
+    probe_minutes: float | None,
+    min_accuracy: float | None,
+    max_hours: float | None,
+    max_kwh: float | None,
     stop_when_flat: bool,
     weights: Path | None,
     pretrained: bool,
 ) -> None:
     """Recommend configurations that fit a budget: search, check, measure, write plan files."""
-    stages = {k: v for k, v in RECOMMEND_STAGES.items() if k != "validate" or not no_validate}
+    stages = recommend_stages(probes=probe_minutes is not None, validates=not no_validate)
     with progress_bar(progress, as_json=as_json, stages=stages) as notify:
         answer = api.recommend(
             model,
@@ -166,6 +191,10 @@ def recommend(
             study=study,
             storage=storage,
             out=out,
+            min_accuracy=min_accuracy,
+            max_hours=max_hours,
+            max_kwh=max_kwh,
+            probe_minutes=probe_minutes,
             on_progress=notify,
         )
     if as_json:

@@ -16,6 +16,7 @@ from profiler.records import Report
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
+    from planner.recommendation.probe_front import ProbeOutcome
     from planner.training.validation import Validation
 
 RECOMMENDATION_SCHEMA = "budgetplan.recommendation/1"
@@ -90,6 +91,7 @@ class Recommendation:
         alternatives: named rows of ``front``, and those that do not fit.
         dropped: one sentence per candidate that exceeded the budget or failed in a later stage.
         notes: one sentence per fact that limits or explains the answer (``notes.py``).
+        probe: short trainings of the front; None if none were requested.
     """
 
     request: Request
@@ -107,6 +109,7 @@ class Recommendation:
     alternatives: tuple[Alternative, ...] = ()
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    probe: ProbeOutcome | None = None
 
     @property
     def expected_order(self) -> list[int]:
@@ -137,6 +140,9 @@ class Recommendation:
             "baselines": {name: b.to_json() for name, b in self.baselines.items()},
             "dropped": list(self.dropped),
             "notes": list(self.notes),
+            "probe": None
+            if self.probe is None
+            else self.probe.to_json([e.plan.candidate.workload for e in self.front]),
         }
 
 

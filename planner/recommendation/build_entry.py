@@ -9,23 +9,39 @@ from planner.recommendation.answer import FrontEntry
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.provenance import plan_provenance
 from planner.recommendation.ranking import expected_accuracy
+from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import LOWEST_ACCURACY, Scores, compute_scores
 from planner.search.problem import SearchResult
-from profiler.models import backbones
 from profiler.records import Report
 from profiler.units import MIB
 
 if TYPE_CHECKING:
-    from planner.recipe import Recipe
+    from planner.recommendation.probe_front import ProbeOutcome
     from planner.training.validation import Validation
-    from profiler.workload import Workload
 
 
-def build_entry(request: Request, found: SearchResult, checked: CheckedCandidate) -> FrontEntry:
-    """Return the entry of a candidate that passed the checks."""
+def build_entry(
+    request: Request,
+    found: SearchResult,
+    checked: CheckedCandidate,
+    probe: ProbeOutcome | None = None,
+) -> FrontEntry:
+    """Return the entry of a candidate that passed the checks.
+
+    Args:
+        request: the request.
+        found: the trials of the search.
+        checked: the candidate.
+        probe: short trainings of the front; None without any.
+    """
     expected = expected_accuracy(request, checked.result)
+    workload = checked.candidate.workload
+    recipe = plan_recipe(request, workload)
+    if probe is not None:
+        expected = probe.expected_accuracy(workload) or expected
+        recipe = probe.recipe(workload, recipe)
     validation = checked.validation
     accuracy = _plan_accuracy(expected, validation)
     plan = Plan(
@@ -35,7 +51,7 @@ def build_entry(request: Request, found: SearchResult, checked: CheckedCandidate
         scores=plan_scores(accuracy, checked.prediction, validation),
         accuracy=accuracy,
         budget_bytes=request.budget_bytes,
-        recipe=plan_recipe(request, checked.candidate.workload),
+        recipe=recipe,
         provenance=plan_provenance(request, found, checked, expected),
     )
     return FrontEntry(
@@ -48,26 +64,12 @@ def build_entry(request: Request, found: SearchResult, checked: CheckedCandidate
     )
 
 
-def plan_recipe(request: Request, workload: Workload) -> Recipe:
-    """Return the default recipe of a candidate for the images of a request."""
-    from planner.training.choose_recipe import default_recipe
-
-    return default_recipe(
-        workload,
-        backbones.build(
-            workload.model,
-            num_classes=workload.num_classes,
-            image_size=workload.image_size,
-            device="meta",
-        ),
-        weights="pretrained" if request.trains_pretrained else "random",
-        train_images=request.train_images,
-    )
-
-
 def _plan_accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accuracy:
-    """Return the measured accuracy, or else the expected one."""
-    if validation is not None:
+    """Return the accuracy of a probe, or else of the few steps of a run, or else the expected one.
+
+    A few steps show that training works. A probe trains by the plan's recipe.
+    """
+    if validation is not None and expected.kind != "probe":
         return validation.accuracy
     if expected.value is None or expected.kind is None:
         return Accuracy(value=None, source=expected.reason, kind="none")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from planner.recommendation.objective import Objective, check_objective
 from planner.recommendation.request import (
     LeftOut,
+    Limits,
     Request,
     check_weights,
     data_facts,
@@ -64,6 +66,8 @@ def build_request(
     storage: str | None = None,
     out: Path = Path("plans"),
     objective: Objective = "balanced",
+    limits: Limits | None = None,
+    probe_minutes: float | None = None,
 ) -> Request:
     """Return the request that the arguments of `planner.recommend` describe.
 
@@ -73,10 +77,13 @@ def build_request(
         InputError: the weights or the data cannot be read.
     """
     check_objective(objective)
+    if probe_minutes is not None and not 0 < probe_minutes < math.inf:
+        raise UsageError(f"probe_minutes must be positive, got {probe_minutes!r}")
+    runs_here = validations > 0 or probe_minutes is not None
     target = find_target(device)
     name = backbones.resolve(model)
     size = image_size or backbones.native_image_size(name)
-    num_classes, source = data_facts(data, image_size=size, is_used=validations > 0)
+    num_classes, source = data_facts(data, image_size=size, is_used=runs_here)
     base = Workload(
         model=name,
         image_size=size,
@@ -113,10 +120,12 @@ def build_request(
         validations=validations,
         # without a real run no weights are loaded here, so they need not be reachable
         has_weights=weights is not None
-        or (pretrained and (validations == 0 or backbones.can_load_pretrained(name))),
+        or (pretrained and (not runs_here or backbones.can_load_pretrained(name))),
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out,
         objective=objective,
+        limits=limits or Limits(),
+        probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=(*refused, *too_small),
         source=source,
         weight_notes=weight_notes,

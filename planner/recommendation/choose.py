@@ -33,12 +33,14 @@ class ChosenEntry:
         reason: one sentence: why this entry.
         ties: indices of the other entries that are expected to be as accurate.
         decided_by: the evidence that distinguishes the entry from the others.
+        why: the cause in ``reason``, without the configuration and its cost; empty if not given.
     """
 
     index: int
     reason: str
     ties: tuple[int, ...]
     decided_by: DecidedBy
+    why: str = ""
 
 
 def choose(entries: Sequence[FrontEntry], *, objective: Objective = "balanced") -> ChosenEntry:

@@ -1,6 +1,6 @@
 """The whole flow from a request (model, data, device, budget) to an answer.
 
-    recommend   profile -> search -> front -> replay -> validate -> score -> choose -> plan files
+    recommend   profile -> search -> front -> replay -> probe -> validate -> choose -> plan files
 
 Each stage checks the one before it. The search composes estimates, the replay checks the candidates
 of the front, and a real run checks the best replayed ones. A candidate that exceeds the budget in a
@@ -8,10 +8,13 @@ later stage is dropped, and the answer lists it.
 
     request.py        the request
     replay_front.py   the replay stage
+    probe_front.py    the probe stage: short trainings on the user's images, if requested
     real_runs.py      the validation stage
     ranking.py        the order in which candidates are checked
     build_entry.py    the plan of a candidate, with accuracy and scores
     choose.py         the recommended entry and the reason
+    choose_by_probe.py  the same, by a probe
+    limits.py         limits of accuracy, duration and energy
     alternatives.py   the named rows beside it
     notes.py          the notes of the answer
     answer.py         the answer
@@ -31,8 +34,11 @@ from planner.recommendation.answer import Recommendation
 from planner.recommendation.baselines import paper_baselines
 from planner.recommendation.build_entry import build_entry
 from planner.recommendation.choose import choose
+from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import nothing_fits
+from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.notes import answer_notes
+from planner.recommendation.probe_front import probe_front
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
@@ -54,6 +60,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     Raises:
         InfeasibleError: no candidate fits. The error has the smallest budget that would fit, and
             the change that helps most.
+        UnmetLimitError: no candidate is within the limits of accuracy, duration and energy.
         InputError: the study, the weights or the data cannot be used.
         MeasurementError: every real run failed.
     """
@@ -63,16 +70,28 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     began = time.perf_counter()
     check_folder(request.out)
     remove_draft_files(request.out)
-    check_storage(request.storage or default_storage(request.study))
+    storage = request.storage or default_storage(request.study)
+    check_storage(storage)
     cost = CostModel(device_spec(request.device.name), Store.default())
     prefetch(cost, request.space.workloads(), on_progress=lambda t, f: notify("profile", t, f))
     found = _search(request, cost, notify)
-    replayed = replay_front(request, found.front(request.budget_bytes), cost, notify)
+    affordable = within_cost_limits(request, found.front(request.budget_bytes))
+    replayed = replay_front(request, affordable, cost, notify)
     if not replayed.passed:
         raise nothing_fits(request, found, cost)
-    ran = run_best(request, replayed.passed, notify)
-    entries = tuple(build_entry(request, found, candidate) for candidate in ran.passed)
-    choice = choose(entries, objective=request.objective)
+    probe = probe_front(request, replayed.passed, storage, notify)
+    ran = run_best(
+        request,
+        best_first(replayed.passed, probe, request.objective),
+        notify,
+        in_order=probe is not None,
+    )
+    built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
+    accurate = accurate_enough(request, built)
+    entries = accurate.passed
+    choice = choose_by_probe(entries, probe, objective=request.objective) or choose(
+        entries, objective=request.objective
+    )
     baselines = paper_baselines(request.space, cost, request.budget_bytes)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
     return Recommendation(
@@ -84,12 +103,14 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         front=entries,
         recommended=choice.index,
         reason=choice.reason,
+        why=choice.why,
         decided_by=choice.decided_by,
         ties=choice.ties,
         alternatives=named_alternatives(entries, choice, baselines),
         baselines=baselines,
-        dropped=(*replayed.dropped, *ran.dropped),
-        notes=answer_notes(request, found, ran.passed),
+        dropped=(*replayed.dropped, *ran.dropped, *accurate.dropped),
+        notes=(*(() if probe is None else probe.notes), *answer_notes(request, found, ran.passed)),
+        probe=probe,
     )
 
 

@@ -41,9 +41,19 @@ FP16_NOTE = (
 
 
 def run_best(
-    request: Request, candidates: Sequence[CheckedCandidate], notify: Notify
+    request: Request,
+    candidates: Sequence[CheckedCandidate],
+    notify: Notify,
+    *,
+    in_order: bool = False,
 ) -> CheckOutcome:
     """Run the best candidates until as many as requested have passed.
+
+    Args:
+        request: the request.
+        candidates: candidates that passed the replay.
+        notify: called with (stage, current work, fraction of the stage done).
+        in_order: whether they are run in their order, and not by their expected accuracy.
 
     Returns:
         All candidates but those whose run failed; those that ran have their validation.
@@ -56,7 +66,8 @@ def run_best(
     last: MeasurementError | None = None
     while waiting and runs < request.validations:
         done = [c.result for c in kept if c.validation is not None]
-        candidate = waiting.pop(next_to_check(request, [c.result for c in waiting], done))
+        index = 0 if in_order else next_to_check(request, [c.result for c in waiting], done)
+        candidate = waiting.pop(index)
         try:
             ran = _run_one(request, candidate, runs, notify)
         except MeasurementError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from planner.training.images.image_set import DataSource
 from planner.training.images.load import load_data
 from planner.training.images.registry import find_named
 from planner.training.run_options import RunOptions
+from profiler.errors import UsageError
 from profiler.records import DeviceLabel
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
@@ -36,6 +38,35 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits beside memory; None for no limit.
+
+    Attributes:
+        min_accuracy: least expected accuracy, a fraction.
+        max_hours: longest training in hours on the planned device.
+        max_kwh: largest energy of the training in kWh.
+
+    Raises:
+        UsageError: a limit is out of its domain.
+    """
+
+    min_accuracy: float | None = None
+    max_hours: float | None = None
+    max_kwh: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_accuracy is not None and not 0 < self.min_accuracy <= 1:
+            raise UsageError(
+                "min_accuracy must be above 0 and at most 100 percent, "
+                f"got {100 * self.min_accuracy:g}"
+            )
+        for name in ("max_hours", "max_kwh"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} must be positive, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A request for a recommendation.
 
@@ -52,6 +83,8 @@ class Request:
         stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
         objective: criterion for candidates that are expected to be equally accurate.
+        limits: limits of accuracy, duration and energy.
+        probe_seconds: time of the short trainings on the user's images; None for none.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
         weight_notes: sentences on the content of the weights file.
@@ -69,6 +102,8 @@ class Request:
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
     objective: Objective = "balanced"
+    limits: Limits = Limits()
+    probe_seconds: float | None = None
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
     weight_notes: tuple[str, ...] = ()

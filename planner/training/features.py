@@ -10,11 +10,11 @@ images.
 
 The features of ``CHUNK_IMAGES`` images are one file: a NumPy array [images, features] of float32,
 never a pickled object. A file is written whole or not at all, so an interrupted extraction goes on
-with the first missing file. In memory are one batch and the features of one file; files are mapped
+with the first missing file. The memory holds a batch and the features of a file; files are mapped
 when they are read.
 
 A folder belongs to one combination of weights, images, image format, device type and versions of
-the packages: its name is a hash of them.
+the packages: its name is their hash.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CHUNK_IMAGES = 256
-"""Images in a file: at most 2 MB of features of a large ViT."""
+"""Images per file: at most 2 MB of features of a large ViT."""
 
 EXTRACTION_BATCH = 32
 """Images of a forward."""
@@ -68,7 +68,7 @@ class FeatureSet:
         return len(self.labels)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
-        """Return the features of one image and its label; there is nothing to draw."""
+        """Return an image's features and its label; there is nothing to draw."""
         index = item[0] if isinstance(item, tuple) else item
         chunk, row = divmod(index, CHUNK_IMAGES)
         return torch.from_numpy(self.chunks[chunk][row].copy()), int(self.labels[index])

@@ -4,7 +4,7 @@ Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943). All learners
 few steps; the better half is trained anew for twice as many, and so on until two are left:
 
     rung     steps        learners
-    0        s            all n
+    0        s            all n; those far behind once more, at 1/3 of their learning rate
     1        2 s          the better half
     k - 1    2^(k-1) s    two; before it, at 1/3 and 3 times their learning rates for half as long
     then     2^(k-1) s    two more seeds of these two
@@ -29,7 +29,12 @@ from itertools import count
 from typing import Protocol
 
 from planner.training.probe_records import RATE_FACTORS, Learner, ProbeRun
-from planner.training.probe_statistics import LearnerEstimate, best_rates, estimate_learners
+from planner.training.probe_statistics import (
+    LearnerEstimate,
+    best_rates,
+    estimate_learners,
+    format_chance,
+)
 from profiler.errors import BudgetplanError
 
 FEWEST_STEPS = 10
@@ -41,6 +46,9 @@ FINAL_SEEDS, MOST_SEEDS = 3, 5
 
 ENOUGH = 0.95
 """Probability that the leader is within one point of the best, from which the probe ends."""
+
+LAGGING_SHARE = 0.5
+"""Share of the best accuracy of the first rung, below which a lower learning rate is tried."""
 
 EXTRA_RUNGS = 3
 """Work after the rungs in units of a rung: learning rates of the finalists, and their seeds."""
@@ -104,7 +112,7 @@ class StepLadder:
 
     def steps(self, rung: int) -> int:
         """Return the steps of a run on a rung, from 0."""
-        return min(self.most, self.first * 2**rung)
+        return min(self.most, self.first << rung)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,10 +211,12 @@ def _schedule(
     learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder, quick: frozenset[str]
 ) -> Iterator[PlannedRun]:
     """Yield the runs of a probe in order; those after the first missing run are not known yet."""
-    alive = list(learners)
+    alive = sorted(learners, key=lambda each: each.name not in quick)
     for rung in range(ladder.rungs - 1):
         steps = ladder.steps(rung)
-        yield from (PlannedRun(learner=each, steps=steps, seed=0) for each in alive)
+        yield from _at_best_rates(alive, runs if rung else (), steps=steps, seed=0)
+        if rung == 0:
+            yield from _second_tries(alive, runs, steps)
         alive = _better_half(alive, runs, steps, quick)
     for factor in RATE_FACTORS:
         half = ladder.steps(ladder.rungs - 2)
@@ -224,6 +234,31 @@ def _schedule(
         if is_longest or is_clear(runs):
             return
         alive = finalists
+
+
+def _second_tries(
+    learners: Sequence[Learner], runs: Sequence[ProbeRun], steps: int
+) -> Iterator[PlannedRun]:
+    """Yield a run at the lowest rate for each learner that lags far behind after the first rung.
+
+    Such a learner may have diverged at the recipe's rate.
+    """
+    accuracy = _accuracies(runs, steps, factors=(1.0,))
+    most = max(accuracy.values(), default=0.0)
+    for each in learners:
+        if accuracy.get(each.name, most) < LAGGING_SHARE * most:
+            yield PlannedRun(learner=each, steps=steps, seed=0, rate_factor=min(RATE_FACTORS))
+
+
+def _accuracies(
+    runs: Sequence[ProbeRun], steps: int, *, factors: Sequence[float] = RATE_FACTORS
+) -> dict[str, float]:
+    """Return the best accuracy of each learner over learning rates, with seed 0."""
+    found: dict[str, float] = {}
+    for run in runs:
+        if run.steps == steps and run.seed == 0 and run.rate_factor in factors:
+            found[run.learner] = max(run.accuracy, found.get(run.learner, 0.0))
+    return found
 
 
 def _at_best_rates(
@@ -245,11 +280,7 @@ def _better_half(
     alive: Sequence[Learner], runs: Sequence[ProbeRun], steps: int, quick: frozenset[str]
 ) -> list[Learner]:
     """Return the better half of the learners after a rung, at least two, and the quick ones."""
-    accuracy = {
-        run.learner: run.accuracy
-        for run in runs
-        if (run.steps, run.seed, run.rate_factor) == (steps, 0, 1.0)
-    }
+    accuracy = _accuracies(runs, steps)
     slow = [each for each in alive if each.name not in quick]
     slow.sort(key=lambda each: -accuracy.get(each.name, 0.0))
     kept = {each.name for each in slow[: max(FINALISTS, math.ceil(len(slow) / 2))]}
@@ -285,4 +316,7 @@ def _line(planned: PlannedRun, runs: Sequence[ProbeRun]) -> str:
 def describe_leader(estimates: Sequence[LearnerEstimate]) -> str:
     """Return the leader and the probability that it is the best."""
     first = estimates[0]
-    return f"{first.learner} leads with {first.accuracy:.1%}, best with {100 * first.best:.0f} %"
+    return (
+        f"{first.learner} leads with {100 * first.accuracy:.1f} %, the best with a probability of "
+        f"{format_chance(first.best)}"
+    )

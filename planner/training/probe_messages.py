@@ -17,7 +17,7 @@ class ProbeRequest(Message, frozen=True, kw_only=True):
         seed: seed of the choice of images.
         weights: path of a weights file; None for no file.
         pretrained: whether timm's pretrained weights are loaded when no file is given.
-        seconds: time of the runs.
+        seconds: time of the runs; loading and timing come on top.
         storage: SQLAlchemy URL of the study.
         study: name of the study.
     """

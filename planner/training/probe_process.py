@@ -2,7 +2,7 @@
 
 torch is imported by the functions, because the parent imports this module only for its address.
 
-On a CPU a run at the plan's image size can be too slow. A few smaller sizes are then tried, and the
+On a CPU a run at the plan's image size can be too slow. Smaller sizes are then tried, and the
 largest is taken at which the longest runs have ``WANTED_STEPS`` steps, as predicted from the time
 of two steps at the smallest size. Stored runs of the same data and weights keep their size, so that
 they count.
@@ -48,11 +48,10 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
     setting = runner.setting
     known = [run for run in known if run.setting == setting]
     slow = sum(not runner.has_features(learner) for learner in request.learners)
-    left = request.seconds - (time.monotonic() - began)
     most = max(learner.recipe.epochs for learner in request.learners) * _steps_per_epoch(
         request.learners[0], setting
     )
-    affordable = max(left, 0.0) / step_seconds if step_seconds else 0.0
+    affordable = request.seconds / step_seconds
     ladder = StepLadder.of(learners=slow, affordable_steps=affordable, most=max(1, most))
     if known:
         ladder = replace(ladder, first=min(run.steps for run in known))
@@ -66,7 +65,7 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
         runner,
         request.learners,
         ladder=ladder,
-        seconds=max(1.0, left),
+        seconds=request.seconds,
         known=known,
         save=save,
         on_progress=progress,

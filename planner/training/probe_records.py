@@ -50,31 +50,41 @@ class Learner:
     recipe: Recipe
 
 
-def learner_workload(workload: Workload, *, device: str) -> Workload:
-    """Return a workload without the values that have no effect on learning.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerRule:
+    """The rule for which candidates learn alike.
 
-    The micro-batch does not if BatchNorm keeps its statistics; it is the whole step then. On a CPU
-    runs are in fp32, because its half precision is emulated or slow.
+    The micro-batch changes what is learned only if BatchNorm normalises by it. On a CPU runs are in
+    fp32, because its half precision is emulated or slow.
 
-    Args:
-        workload: workload of a candidate.
-        device: device of the runs, ``cpu`` or a GPU.
+    Attributes:
+        device: device of the runs, ``cpu`` or ``cuda``.
+        has_batch_norm: whether the backbone has BatchNorm.
     """
-    if device != "cpu":
-        return workload
-    changes: dict[str, Any] = {"precision": "fp32"}
-    if workload.frozen_batch_norm:
-        changes |= {"micro_batch": workload.effective_batch, "accumulation": 1}
-    return workload.replace(**changes)
 
+    device: str
+    has_batch_norm: bool
 
-def learner_name(workload: Workload) -> str:
-    """Return a short name, the same for candidates that learn alike."""
-    method = workload.method if workload.rank is None else f"{workload.method} r{workload.rank}"
-    name = f"{method}, {workload.optimizer}, {workload.effective_batch} a step"
-    if not workload.frozen_batch_norm:
-        name += f" of {workload.micro_batch}"
-    return name if workload.precision == "fp32" else f"{name}, {workload.precision}"
+    def workload(self, workload: Workload) -> Workload:
+        """Return a workload as its runs train it, from a candidate's."""
+        if self.device != "cpu":
+            return workload
+        changes: dict[str, Any] = {"precision": "fp32"}
+        if not self._learns_from_micro_batch(workload):
+            changes |= {"micro_batch": workload.effective_batch, "accumulation": 1}
+        return workload.replace(**changes)
+
+    def name(self, workload: Workload) -> str:
+        """Return a short name, the same for candidates that learn alike."""
+        trained = self.workload(workload)
+        method = trained.method if trained.rank is None else f"{trained.method} r{trained.rank}"
+        name = f"{method}, {trained.optimizer}, {trained.effective_batch} a step"
+        if self._learns_from_micro_batch(trained):
+            name += f" of {trained.micro_batch}"
+        return name if trained.precision == "fp32" else f"{name}, {trained.precision}"
+
+    def _learns_from_micro_batch(self, workload: Workload) -> bool:
+        return self.has_batch_norm and not workload.frozen_batch_norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

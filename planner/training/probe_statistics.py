@@ -72,6 +72,11 @@ class LearnerEstimate:
     diverged: bool = False
 
 
+def format_chance(probability: float) -> str:
+    """Return a probability in percent; a bootstrap shows none above 99 %."""
+    return "more than 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
+
+
 def estimate_learners(runs: Sequence[ProbeRun], *, seed: int = 0) -> tuple[LearnerEstimate, ...]:
     """Return the estimate of each learner, the best first.
 

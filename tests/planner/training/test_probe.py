@@ -13,11 +13,10 @@ from planner.recipe import Recipe
 from planner.training.probe import StepLadder, is_clear, next_run, probe
 from planner.training.probe_records import (
     Learner,
+    LearnerRule,
     ProbeRun,
     ProbeSetting,
     as_bits,
-    learner_name,
-    learner_workload,
 )
 from planner.training.probe_statistics import (
     COVERAGE,
@@ -161,6 +160,19 @@ def test_one_learner_is_measured_too() -> None:
     assert only.low < only.accuracy < only.high
 
 
+def test_a_learner_that_lags_far_behind_is_tried_at_a_lower_rate() -> None:
+    ladder = StepLadder(first=10, rungs=2, most=20)
+    learners = [learner(name) for name in "abc"]
+    runs = [made_run("a", 0.8), made_run("b", 0.7), made_run("c", 0.1)]
+    planned = next_run(learners, runs, ladder=ladder)
+    assert planned is not None
+    assert (planned.learner.name, planned.steps, planned.rate_factor) == ("c", 10, 1 / 3)
+    runs.append(made_run("c", 0.9, factor=1 / 3))
+    later = next_run(learners, runs, ladder=ladder)
+    assert later is not None
+    assert later.learner.name in "ac"  # the better half is a and c
+
+
 def test_next_run_repeats_none() -> None:
     ladder = StepLadder(first=10, rungs=2, most=40)
     learners = [learner("a"), learner("b")]
@@ -288,7 +300,7 @@ def test_candidates_that_learn_alike_share_a_learner() -> None:
     )  # fmt: skip
 
     def name(workload: Workload, device: str = "cpu") -> str:
-        return learner_name(learner_workload(workload, device=device))
+        return LearnerRule(device=device, has_batch_norm=True).name(workload)
 
     assert name(base) == name(base.replace(micro_batch=16, accumulation=2, precision="fp32"))
     assert name(base) != name(base.replace(optimizer="sgd"))
@@ -297,6 +309,10 @@ def test_candidates_that_learn_alike_share_a_learner() -> None:
     # BatchNorm that normalises by the batch learns from the micro-batch.
     own = base.replace(frozen_batch_norm=False)
     assert name(own) != name(own.replace(micro_batch=16, accumulation=2))
+    without = LearnerRule(device="cpu", has_batch_norm=False)
+    assert without.name(own) == without.name(own.replace(micro_batch=16, accumulation=2))
+    trained = without.workload(own)
+    assert (trained.micro_batch, trained.accumulation, trained.precision) == (32, 1, "fp32")
 
 
 def test_estimates_of_nothing_are_nothing() -> None:

@@ -1,0 +1,134 @@
+"""Limits of a recommendation beside memory: accuracy, duration and energy of the training.
+
+    within_cost_limits   candidates of the search whose training is short and cheap enough
+    accurate_enough      entries whose expected accuracy is high enough
+
+The length of a training is that of its recipe, without an early stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.recommendation.answer import FrontEntry, candidate_summary
+from planner.recommendation.recipes import plan_recipe
+from planner.recommendation.request import Request
+from planner.search.problem import TrialResult
+from profiler.errors import UnmetLimitError, UsageError
+
+SECONDS_PER_HOUR = 3600.0
+
+JOULES_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyCheck:
+    """Entries that are accurate enough, and a sentence for each other."""
+
+    passed: tuple[FrontEntry, ...]
+    dropped: tuple[str, ...]
+
+
+def within_cost_limits(request: Request, front: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the candidates whose training is within the limits of duration and energy.
+
+    Args:
+        request: the request.
+        front: candidates that fit the memory.
+
+    Raises:
+        UnmetLimitError: none is; the message has the least that is needed.
+        UsageError: the speed or the power of the device is not known.
+    """
+    kept = list(front)
+    hours, kwh = request.limits.max_hours, request.limits.max_kwh
+    steps = steps_of_recipe(request)
+    if hours is not None:
+        of_step = [result.step_seconds for result in front]
+        kept = _within(kept, of_step, steps / SECONDS_PER_HOUR, limit=hours, unit="hours")
+    if kwh is not None:
+        of_step = [result.energy_joules for result in kept]
+        kept = _within(kept, of_step, steps / JOULES_PER_KWH, limit=kwh, unit="kWh")
+    return kept
+
+
+def steps_of_recipe(request: Request) -> int:
+    """Return the optimizer steps of the training that a plan of this request describes."""
+    base = request.space.base.replace(
+        micro_batch=request.space.effective_batch, accumulation=1, method="full"
+    )
+    epochs = plan_recipe(request, base).epochs
+    return epochs * max(1, request.train_images // request.space.effective_batch)
+
+
+def _within(
+    results: Sequence[TrialResult],
+    of_step: Sequence[float | None],
+    factor: float,
+    *,
+    limit: float,
+    unit: str,
+) -> list[TrialResult]:
+    """Return the results with at most ``limit`` units.
+
+    Args:
+        results: candidates.
+        of_step: seconds or joules of a step of each.
+        factor: units of the whole training per second or joule of a step.
+        limit: largest number of units.
+        unit: ``hours`` or ``kWh``, as in the option's name.
+    """
+    known = [value * factor for value in of_step if value is not None]
+    if results and not known:
+        what = "speed" if unit == "hours" else "power"
+        raise UsageError(
+            f"the {what} of this device is not known, so --max-{unit.lower()} cannot be checked; "
+            "leave it out"
+        )
+    kept = [
+        result
+        for result, value in zip(results, of_step, strict=True)
+        if value is not None and value * factor <= limit
+    ]
+    if results and not kept:
+        raise UnmetLimitError(
+            f"no candidate that fits trains within {limit:g} {unit}: the least is "
+            f"{min(known):.3g} {unit} in all epochs of its recipe; raise --max-{unit.lower()}, or "
+            "train fewer images or smaller ones"
+        )
+    return kept
+
+
+def accurate_enough(request: Request, entries: Sequence[FrontEntry]) -> AccuracyCheck:
+    """Divide entries by the limit of the expected accuracy.
+
+    Raises:
+        UnmetLimitError: no entry is expected to be accurate enough.
+    """
+    least = request.limits.min_accuracy
+    if least is None:
+        return AccuracyCheck(passed=tuple(entries), dropped=())
+    values = [entry.expected.value for entry in entries]
+    known = [value for value in values if value is not None]
+    if not known:
+        raise UnmetLimitError(
+            f"no accuracy on {request.run.data} is known for any candidate, so --min-accuracy "
+            f"{100 * least:g} cannot be checked; measure it with --probe-minutes"
+        )
+    passed, dropped = [], []
+    for entry, value in zip(entries, values, strict=True):
+        if value is not None and value >= least:
+            passed.append(entry)
+            continue
+        shown = "is not known" if value is None else f"is {100 * value:.1f} %"
+        dropped.append(
+            f"{candidate_summary(entry.plan.candidate)}: its expected accuracy {shown}, and "
+            f"{100 * least:g} % was requested"
+        )
+    if not passed:
+        raise UnmetLimitError(
+            f"no candidate that fits is expected to reach {100 * least:g} %: the highest expected "
+            f"accuracy is {100 * max(known):.1f} %; lower --min-accuracy, or raise --vram"
+        )
+    return AccuracyCheck(passed=tuple(passed), dropped=tuple(dropped))

@@ -1,0 +1,253 @@
+"""The probe stage: short trainings of the candidates of the front on the user's images.
+
+Candidates that learn alike share their trainings (``planner.training.probe_records``). The result
+is an expected accuracy of kind ``probe`` for each candidate, with an interval, and the probability
+that it is the best one. The test images are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.recipes import plan_recipe
+from planner.recommendation.request import Notify, Request
+from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.training.probe_records import (
+    Learner,
+    LearnerRule,
+    ProbeSetting,
+)
+from planner.training.probe_statistics import (
+    COVERAGE,
+    LearnerEstimate,
+    estimate_learners,
+    format_chance,
+)
+from profiler.models import backbones
+from profiler.workload import Candidate, Workload
+
+if TYPE_CHECKING:
+    from planner.recipe import Recipe
+    from planner.training.probe_messages import ProbeResult
+
+LIMIT_SECONDS = 1800.0
+"""Time after which a probe is stopped, beside its own: data or weights may be downloaded first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeOutcome:
+    """Result of a probe for the candidates of a front.
+
+    Attributes:
+        estimates: estimate by the name of the learner, the best first.
+        setting: setting of the runs; None without a run.
+        rule: rule for which candidates learn alike.
+        runs: number of finished runs, those of earlier probes included.
+        earlier_runs: number of runs of earlier probes.
+        seconds: duration of this probe.
+        notes: sentences about the probe and its limits.
+    """
+
+    estimates: Mapping[str, LearnerEstimate]
+    setting: ProbeSetting | None
+    rule: LearnerRule
+    runs: int
+    earlier_runs: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    def estimate_of(self, workload: Workload) -> LearnerEstimate | None:
+        """Return the estimate of a candidate's workload; None if it was not trained."""
+        return self.estimates.get(self.rule.name(workload))
+
+    def expected_accuracy(self, workload: Workload) -> AccuracyEstimate | None:
+        """Return the expected accuracy of a workload; None if it was not trained."""
+        found, setting = self.estimate_of(workload), self.setting
+        if found is None or setting is None or found.diverged:
+            return None
+        seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
+        at_size = ""
+        if setting.image_size != workload.image_size:
+            at_size = f" at {setting.image_size} px in place of {workload.image_size}"
+        return AccuracyEstimate(
+            value=found.accuracy,
+            kind="probe",
+            source=f"probe of {found.learner}",
+            reason=f"trained here for {found.steps} steps{at_size} on {setting.train_images} "
+            f"images, {seeds}, and tested on {setting.held_out_images} others, none of them of "
+            f"the test part; the best of {len(self.estimates)} with a probability of "
+            f"{format_chance(found.best)}",
+            low=min(found.low, found.accuracy),
+            high=max(found.high, found.accuracy),
+            coverage=COVERAGE,
+        )
+
+    def recipe(self, workload: Workload, recipe: Recipe) -> Recipe:
+        """Return a recipe with the learning rate that the probe found better, or unchanged."""
+        found = self.estimate_of(workload)
+        if found is None or found.rate_factor == 1:
+            return recipe
+        return replace(
+            recipe,
+            learning_rate=recipe.learning_rate * found.rate_factor,
+            source=f"learning rate by the probe, {found.rate_factor:.2g} times the default "
+            f"({recipe.source})",
+        )
+
+    def to_json(self, workloads: Sequence[Workload]) -> dict[str, Any]:
+        """Return the object ``probe`` of the answer.
+
+        Args:
+            workloads: workload of each entry of the front.
+        """
+        found = [self.estimate_of(workload) for workload in workloads]
+        return {
+            "setting": None if self.setting is None else asdict(self.setting),
+            "runs": self.runs,
+            "earlier_runs": self.earlier_runs,
+            "seconds": self.seconds,
+            "coverage": COVERAGE,
+            "entries": [None if each is None else asdict(each) for each in found],
+        }
+
+
+def probe_front(
+    request: Request, candidates: Sequence[CheckedCandidate], storage: str, notify: Notify
+) -> ProbeOutcome | None:
+    """Probe the candidates of a front; None if no probe was requested.
+
+    Args:
+        request: the request.
+        candidates: candidates that passed the replay.
+        storage: SQLAlchemy URL of the study, with its password.
+        notify: called with (stage, current work, fraction of the stage done).
+
+    Raises:
+        InputError: the data, the weights or the study cannot be used.
+        MeasurementError: the child process died.
+    """
+    from planner.training.probe_messages import ProbeRequest, ProbeResult
+    from planner.training.probe_process import run_probe
+    from profiler.running.sandbox import run_in_process
+
+    if request.probe_seconds is None:
+        return None
+    run = request.run
+    device = "cpu" if run.device == "cpu" else "cuda"
+    rule = LearnerRule(device=device, has_batch_norm=_backbone_has_batch_norm(request))
+    if request.trains_pretrained and not request.has_weights:
+        return _no_probe(
+            rule,
+            "nothing was probed: the pretrained weights cannot be loaded here, and random ones "
+            "order methods in another way; give --weights FILE",
+        )
+    learners = _learners(request, [c.candidate for c in candidates], rule)
+    result = run_in_process(
+        run_probe,
+        ProbeRequest(
+            learners=learners,
+            data=run.data,
+            device=device,
+            seed=run.seed,
+            weights=None if run.weights is None else str(run.weights),
+            pretrained=run.pretrained,
+            seconds=request.probe_seconds,
+            storage=storage,
+            study=request.study,
+        ),
+        ProbeResult,
+        timeout_seconds=request.probe_seconds + LIMIT_SECONDS,
+        on_progress=lambda text, done: notify("probe", text, done),
+    )
+    return _outcome(result, learners, rule)
+
+
+def _backbone_has_batch_norm(request: Request) -> bool:
+    base = request.space.base
+    backbone = backbones.build(
+        base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
+    )
+    return backbones.has_batch_norm(backbone)
+
+
+def _learners(
+    request: Request, candidates: Sequence[Candidate], rule: LearnerRule
+) -> tuple[Learner, ...]:
+    """Return one learner for each class of candidates that learn alike."""
+    found: dict[str, Learner] = {}
+    for candidate in candidates:
+        workload, name = rule.workload(candidate.workload), rule.name(candidate.workload)
+        # On a CPU nothing is recomputed: the probe's time counts there, not its memory.
+        stands_for = Candidate(workload=workload) if rule.device == "cpu" else candidate
+        if name not in found:
+            recipe = plan_recipe(request, candidate.workload)
+            found[name] = Learner(name=name, candidate=stands_for, recipe=recipe)
+    return tuple(found.values())
+
+
+def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: LearnerRule) -> ProbeOutcome:
+    # A study may hold runs of learners that are not on this front.
+    names = {learner.name for learner in learners}
+    runs = [run for run in result.runs if run.learner in names]
+    estimates = {each.learner: each for each in estimate_learners(runs)}
+    return ProbeOutcome(
+        estimates=estimates,
+        setting=runs[0].setting if runs else None,
+        rule=rule,
+        runs=len(runs),
+        earlier_runs=result.earlier_runs,
+        seconds=result.seconds,
+        notes=tuple(_probe_notes(result, learners, estimates)),
+    )
+
+
+def _probe_notes(
+    result: ProbeResult, learners: Sequence[Learner], estimates: Mapping[str, LearnerEstimate]
+) -> list[str]:
+    missing = [learner.name for learner in learners if learner.name not in estimates]
+    kept = f", {result.earlier_runs} of them by an earlier probe" if result.earlier_runs else ""
+    notes = [
+        f"the probe ended after {result.seconds:.0f} s and {len(result.runs)} trainings{kept}: "
+        f"{result.reason}"
+    ]
+    if result.runs:
+        notes += _scale_notes(result, learners)
+    if any(run.from_features for run in result.runs):
+        notes.append("the probe trained heads on cached features, without augmentation")
+    if missing:
+        notes.append(f"the probe had no time for {'; '.join(missing)}; give it more minutes")
+    return [*notes, *result.notes]
+
+
+def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[str]:
+    """Yield a note for each way in which the probe's trainings are smaller than the plans'."""
+    setting, workload = result.runs[0].setting, learners[0].candidate.workload
+    if setting.image_size != workload.image_size:
+        yield (
+            f"the probe trained at {setting.image_size} px in place of {workload.image_size} px, "
+            "because its time allows no more: its accuracies order the methods, and are not those "
+            "of the plans"
+        )
+    longest = max(run.steps for run in result.runs)
+    epochs = max(learner.recipe.epochs for learner in learners)
+    steps = epochs * max(1, setting.train_images // workload.effective_batch)
+    if longest < steps:
+        yield (
+            f"the longest trainings of the probe had {longest} steps, and those of the plans have "
+            f"about {steps}: they are more accurate, and their order may be another"
+        )
+
+
+def _no_probe(rule: LearnerRule, note: str) -> ProbeOutcome:
+    return ProbeOutcome(
+        estimates={},
+        setting=None,
+        rule=rule,
+        runs=0,
+        earlier_runs=0,
+        seconds=0.0,
+        notes=(note,),
+    )

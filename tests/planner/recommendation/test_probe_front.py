@@ -1,0 +1,240 @@
+"""The probe stage: real short trainings of a small model, kept in the study, and the choice."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import planner.training.probe
+import planner.training.probe_images
+import profiler.running.sandbox
+from planner.recommendation.answer import Recommendation
+from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.choose_by_probe import choose_by_probe, preferred
+from planner.recommendation.limits import accurate_enough, within_cost_limits
+from planner.recommendation.pipeline import recommend
+from planner.recommendation.probe_front import probe_front
+from planner.recommendation.request import Limits, Request
+from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.search.probe_storage import append_probe_run, read_probe_runs
+from planner.search.space import SearchedMethod, Space
+from planner.training.probe import StepLadder
+from planner.training.probe_statistics import LearnerEstimate
+from planner.training.run_options import RunOptions
+from profiler.devices.table import device_label
+from profiler.errors import UnmetLimitError, UsageError
+from profiler.placement import Placement
+from profiler.records import DeviceLabel, Memory, Parameters, Report, Rung
+from profiler.running.messages import decode, encode
+from profiler.units import GIB, DeviceBytes
+from profiler.workload import Candidate, Workload
+
+SPACE = Space(
+    base=Workload(model="test_vit", num_classes=10, image_size=32),
+    methods=(SearchedMethod(name="full"), SearchedMethod(name="head")),
+    micro_batches=(4, 16),
+    effective_batch=16,
+    precisions=("fp32",),
+    optimizers=("adamw",),
+)
+
+
+def request(folder: Path, **changes: Any) -> Request:
+    asked = Request(
+        space=SPACE,
+        budget_bytes=DeviceBytes(2 * GIB),
+        device=device_label("rtx-2060-super", "as the test says"),
+        run=RunOptions(device="cpu", data="digits", pretrained=False),
+        study="probed",
+        trials=8,
+        storage=f"sqlite:///{folder / 'probed.db'}",
+        validations=0,
+        has_weights=False,
+        out=folder / "plans",
+        probe_seconds=300.0,
+    )
+    return replace(asked, **changes)
+
+
+def short_ladder(*, most: int, **_: Any) -> StepLadder:
+    assert most == 5 * (1295 // 16)  # five epochs, the fewest of a recipe
+    return StepLadder(first=2, rungs=2, most=4)
+
+
+def notify(stage: str, text: str, done: float) -> None:
+    assert stage == "probe"
+    assert text
+    assert 0 <= done <= 1
+
+
+def in_this_process(
+    function: Callable[[Any, Any], Any], message: Any, result: type, **options: Any
+) -> Any:
+    """Call a function as a sandbox does, its messages encoded and decoded, without a process."""
+    given = decode(encode(message), type(message))
+    return decode(encode(function(given, options["on_progress"])), result)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("probed")
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "profiles"))
+    monkeypatch.setattr(profiler.running.sandbox, "run_in_process", in_this_process)
+    monkeypatch.setattr(planner.training.probe_images, "WANTED_HELD_OUT", 0)
+    monkeypatch.setattr(planner.training.probe.StepLadder, "of", staticmethod(short_ladder))
+
+
+@pytest.fixture(scope="module")
+def answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "profiles"))
+        patch.setattr(profiler.running.sandbox, "run_in_process", in_this_process)
+        patch.setattr(planner.training.probe_images, "WANTED_HELD_OUT", 0)
+        patch.setattr(planner.training.probe.StepLadder, "of", staticmethod(short_ladder))
+        return recommend(request(folder))
+
+
+def test_accuracies_of_the_front_are_those_of_trainings_here(answered: Recommendation) -> None:
+    assert answered.decided_by == "probe"
+    assert answered.probe is not None
+    assert answered.probe.runs > 0
+    chosen = answered.front[answered.recommended]
+    assert chosen.expected.kind == chosen.plan.accuracy.kind == "probe"
+    assert chosen.plan.accuracy.value is not None
+    assert chosen.plan.accuracy.low is not None
+    assert chosen.plan.accuracy.high is not None
+    assert chosen.plan.accuracy.low <= chosen.plan.accuracy.value <= chosen.plan.accuracy.high
+    assert "the best of the candidates trained here" in answered.reason
+    estimates = [
+        answered.probe.estimate_of(entry.plan.candidate.workload) for entry in answered.front
+    ]
+    assert sum(each.best for each in answered.probe.estimates.values()) == pytest.approx(1)
+    assert estimates[answered.recommended] is not None
+
+
+def test_the_answer_in_json_has_the_probe(answered: Recommendation) -> None:
+    data = json.loads(json.dumps(answered.to_json(), allow_nan=False))
+    assert len(data["probe"]["entries"]) == len(data["front"])
+    assert data["probe"]["setting"]["held_out_images"] == 143
+    assert data["decided_by"] == "probe"
+
+
+def test_runs_are_in_the_study_and_a_second_answer_goes_on_from_them(
+    answered: Recommendation, folder: Path
+) -> None:
+    storage, front = f"sqlite:///{folder / 'probed.db'}", answered.front
+    stored = read_probe_runs(storage, "probed")
+    assert answered.probe is not None
+    assert len(stored) == answered.probe.runs
+    damaged = dict(stored[0]) | {"right": "not bits"}
+    append_probe_run(storage, "probed", "0" * 24, damaged)
+    checked = [CheckedCandidate(result=e.result, prediction=e.plan.prediction) for e in front]
+    again = probe_front(request(folder, probe_seconds=300.0), checked, storage, notify)
+    assert again is not None
+    assert again.earlier_runs == len(stored)
+    assert again.runs == len(stored)
+    assert again.setting == answered.probe.setting
+    with sqlite3.connect(folder / "probed.db") as database:
+        (trials,) = database.execute("SELECT COUNT(*) FROM trials").fetchone()
+    assert trials == answered.trials
+
+
+def test_random_weights_in_place_of_pretrained_ones_are_not_probed(folder: Path) -> None:
+    run = RunOptions(device="cpu", data="digits", pretrained=True)
+    outcome = probe_front(request(folder, run=run), [], "not opened", notify)
+    assert outcome is not None
+    assert "nothing was probed" in outcome.notes[0]
+    assert choose_by_probe([], outcome, objective="balanced") is None
+
+
+# ---- the choice ----------------------------------------------------------------------------------
+
+
+def estimate(best: float, near: float, **changes: Any) -> LearnerEstimate:
+    made = LearnerEstimate(
+        learner="a", rate_factor=1.0, accuracy=0.9, low=0.88, high=0.92, steps=100, seeds=1,
+        best=best, near_best=near,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def report(joules: float | None, seconds: float) -> Report:
+    return Report(
+        candidate=Candidate(workload=SPACE.base, placement=Placement()),
+        device=DeviceLabel(name="cpu", full_name="CPU", kind="cpu"),
+        rung=Rung.COMPOSED,
+        memory=Memory(peak_bytes=1),
+        flops=None,
+        step_seconds=seconds,
+        energy_joules=joules,
+        parameters=Parameters(total=1, trainable=1),
+    )
+
+
+def test_the_objective_decides_between_candidates_that_count_as_equal() -> None:
+    estimates = [estimate(0.6, 0.9), estimate(0.35, 0.7), estimate(0.05, 0.1), None]
+    reports = [report(3.0, 1.0), report(2.0, 2.0), report(1.0, 0.5), report(0.5, 0.1)]
+
+    def chosen(objective: Any, eligible: range = range(4)) -> int | None:
+        return preferred(estimates, reports, objective, eligible=eligible)
+
+    assert chosen("balanced") == chosen("energy") == 1
+    assert chosen("time") == chosen("accuracy") == 0
+    assert chosen("balanced", range(2, 4)) == 2
+    assert chosen("balanced", range(3, 4)) is None
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def test_limits_of_time_and_energy_name_the_least_that_is_needed(
+    answered: Recommendation, folder: Path
+) -> None:
+    front = [entry.result for entry in answered.front]
+    least = min(result.step_seconds or 0 for result in front)
+    recipe = answered.front[0].plan.recipe
+    assert recipe is not None
+    steps = recipe.epochs * (1295 // 16)
+    limit = 1.0001 * least * steps / 3600
+    kept = within_cost_limits(request(folder, limits=Limits(max_hours=limit)), front)
+    assert {result.step_seconds for result in kept} == {least}
+    with pytest.raises(UnmetLimitError, match=f"least is {least * steps / 3600:.3g} hours"):
+        within_cost_limits(request(folder, limits=Limits(max_hours=limit / 2)), front)
+    with pytest.raises(UnmetLimitError, match="kWh"):
+        within_cost_limits(request(folder, limits=Limits(max_kwh=1e-12)), front)
+    unknown = [replace(result, energy_joules=None) for result in front]
+    with pytest.raises(UsageError, match="power of this device is not known"):
+        within_cost_limits(request(folder, limits=Limits(max_kwh=1.0)), unknown)
+
+
+def test_an_accuracy_that_nothing_reaches_is_refused(
+    answered: Recommendation, folder: Path
+) -> None:
+    known = [entry for entry in answered.front if entry.expected.value is not None]
+    values = sorted(entry.expected.value or 0 for entry in known)
+    kept = accurate_enough(request(folder, limits=Limits(min_accuracy=values[-1])), answered.front)
+    assert {entry.expected.value for entry in kept.passed} == {values[-1]}
+    assert len(kept.passed) + len(kept.dropped) == len(answered.front)
+    high = request(folder, limits=Limits(min_accuracy=0.9999))
+    with pytest.raises(UnmetLimitError, match="highest expected accuracy is"):
+        accurate_enough(high, answered.front)
+    nothing = AccuracyEstimate(value=None, kind=None, source=None, reason="not known")
+    unknown = [replace(entry, expected=nothing) for entry in answered.front]
+    with pytest.raises(UnmetLimitError, match="--probe-minutes"):
+        accurate_enough(high, unknown)
+
+
+@pytest.mark.parametrize("given", [{"min_accuracy": 1.5}, {"max_hours": 0.0}, {"max_kwh": -1.0}])
+def test_limits_out_of_their_domain_are_refused(given: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Limits(**given)
