@@ -14,6 +14,7 @@ from planner.api import (
     optimizer_and_schedule,
     predict,
     recommend,
+    rehearse,
     train,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "optimizer_and_schedule",
     "predict",
     "recommend",
+    "rehearse",
     "train",
 ]

@@ -54,7 +54,7 @@ PLAN_SCHEMA = "budgetplan.plan/1"
 
 PLAN_SCHEMA_MINOR = 3
 """1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``; 3 the
-interval of an accuracy."""
+interval of an accuracy, and ``rehearsal``."""
 
 AccuracyKind = Literal["measured", EstimateKind, "none"]
 
@@ -64,6 +64,9 @@ SMALLEST_BUDGET = MIB
 BudgetBytes = Annotated[int, Meta(ge=SMALLEST_BUDGET, le=LARGEST_BYTES)]
 
 PACKAGES = ("budgetplan", "torch", "timm", "peft")
+
+_PART_OF = {Rung.MEASURED: "measurement", Rung.EMULATED: "rehearsal"}
+"""Part of a plan that holds a report of a rung; all others are predictions."""
 
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -121,6 +124,8 @@ class Plan:
         candidate: workload and placement to train.
         prediction: predicted memory, time and energy per step.
         measurement: report of a real run; None without one.
+        rehearsal: report of a run on an emulated GPU, of which only the memory is real; None
+            without one.
         scores: NetScore and its variants; None when no accuracy is known.
         accuracy: accuracy with its origin.
         budget_bytes: device bytes of the budget that the candidate was chosen under.
@@ -132,6 +137,7 @@ class Plan:
     candidate: Candidate
     prediction: Report
     measurement: Report | None = None
+    rehearsal: Report | None = None
     scores: Scores | None = None
     accuracy: Accuracy
     budget_bytes: BudgetBytes
@@ -162,6 +168,7 @@ class Plan:
             "candidate": self.candidate.to_json(),
             "prediction": self.prediction.to_json(),
             "measurement": None if self.measurement is None else self.measurement.to_json(),
+            "rehearsal": None if self.rehearsal is None else self.rehearsal.to_json(),
             "scores": None if self.scores is None else self.scores.to_json(),
             "accuracy": self.accuracy.to_json(),
             "budget_bytes": self.budget_bytes,
@@ -187,8 +194,9 @@ class Plan:
             given["candidate"], part="plan.candidate", dropped=dropped
         )
         given["prediction"] = _report("prediction", given, dropped)
-        if given["measurement"] is not None:
-            given["measurement"] = _report("measurement", given, dropped)
+        for name in ("measurement", "rehearsal"):
+            if given.get(name) is not None:
+                given[name] = _report(name, given, dropped)
         plan = read_record(cls, given, part="plan", dropped=dropped)
         _check_provenance(plan.provenance)
         warn_of_dropped(dropped, part="plan")
@@ -232,7 +240,7 @@ def _check_device(device: DeviceLabel, part: str) -> None:
 def _report(name: str, plan: Mapping[str, Any], dropped: list[str] | None) -> Report:
     part = f"plan.{name}"
     report = Report.from_json(plan[name], part=part, dropped=dropped)
-    if (report.rung is Rung.MEASURED) != (name == "measurement"):
+    if _PART_OF.get(report.rung, "prediction") != name:
         raise InputError(f"{part}.rung: a {name} cannot have rung {report.rung.value!r}")
     if not _may_report_on(report.candidate, plan["candidate"], name=name):
         raise InputError(f"{part}: the workload or placement is another than in plan.candidate")
@@ -265,6 +273,7 @@ def with_placement(plan: Plan, prediction: Report, *, budget_bytes: int) -> Plan
         candidate=prediction.candidate,
         prediction=prediction,
         measurement=None,
+        rehearsal=None,
         scores=None,
         accuracy=Accuracy(value=None, source="the placement was changed", kind="none"),
         budget_bytes=budget_bytes,

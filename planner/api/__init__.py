@@ -10,6 +10,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     workload_functions    predict, measure, profile_units, check_fits, draw_timeline
     recommend_function    recommend
     plan_functions        load_plan, validate, train, apply_plan, load_trained
+    rehearse_function     rehearse
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
     arguments             plain arguments to workloads, candidates and sizes
 """
@@ -29,6 +30,7 @@ from planner.api.plan_functions import (
     validate,
 )
 from planner.api.recommend_function import recommend
+from planner.api.rehearse_function import rehearse
 from planner.api.workload_functions import (
     UnitProfile,
     check_fits,
@@ -54,6 +56,7 @@ __all__ = [
     "predict",
     "profile_units",
     "recommend",
+    "rehearse",
     "train",
     "validate",
 ]

@@ -17,6 +17,7 @@ from planner.cli.export_command import export
 from planner.cli.list_commands import devices, methods, models
 from planner.cli.plan_commands import show, train, validate
 from planner.cli.recommend_commands import dashboard, recommend
+from planner.cli.rehearse_command import rehearse
 from planner.cli.score_command import score
 from planner.cli.workload_commands import measure, predict, profile
 
@@ -35,8 +36,8 @@ def cli() -> None:
 
 
 for command in (
-    recommend, predict, measure, profile, validate, train, show, export, score, models, methods,
-    devices, dashboard, doctor,
+    recommend, predict, measure, profile, validate, rehearse, train, show, export, score, models,
+    methods, devices, dashboard, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

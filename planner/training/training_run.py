@@ -192,6 +192,7 @@ def _with_own_statistics(plan: Plan) -> Plan:
         candidate=candidate,
         prediction=replace(plan.prediction, candidate=candidate),
         measurement=None,
+        rehearsal=None,
     )
 
 

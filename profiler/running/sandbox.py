@@ -25,6 +25,7 @@ import msgspec
 
 from profiler.device_rules.caching_allocator import configure
 from profiler.errors import DeviceError, InputError, MeasurementError, OutOfMemoryError, UsageError
+from profiler.running.emulated.gpu import is_emulated
 from profiler.running.memory_caps import is_out_of_memory
 from profiler.running.messages import (
     Call,
@@ -71,6 +72,7 @@ def run_in_process(
     cap_bytes: int | None = None,
     timeout_seconds: float = 3600,
     on_progress: Progress | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> ResultT:
     """Call ``function(request, progress)`` in a fresh interpreter and return its result.
 
@@ -81,6 +83,8 @@ def run_in_process(
         cap_bytes: memory cap that the function sets, for the error message; None for no cap.
         timeout_seconds: time after which the process is killed.
         on_progress: progress callback in this process.
+        environment: variables of the child beside this process's own, such as those of an emulated
+            GPU; None for none.
 
     Raises:
         OutOfMemoryError: the cap was exceeded.
@@ -98,7 +102,7 @@ def run_in_process(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=_child_environment(),
+            env=_child_environment() | (environment or {}),
             process_group=0,
         )
         try:
@@ -206,6 +210,8 @@ def _serve() -> None:
             error=_nearest_class(error), message=lines[0] if lines else type(error).__name__
         )
     send(answer)
+    if is_emulated():
+        os._exit(0)  # cuDNN's frontend crashes at the end of a process without the real cuDNN
 
 
 def _nearest_class(error: Exception) -> ErrorClass:

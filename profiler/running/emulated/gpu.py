@@ -9,8 +9,12 @@ from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.errors import UsageError
 from profiler.running.emulated.libraries import emulated_libraries
 
-IS_EMULATED = "EMULATED_NAME"
-"""Variable that is set in a process on an emulated GPU."""
+_NAME = "EMULATED_NAME"
+
+
+def is_emulated() -> bool:
+    """Return whether the GPU of this process is emulated."""
+    return _NAME in os.environ
 
 
 def emulated_environment(
@@ -39,7 +43,7 @@ def emulated_environment(
     return {
         "LD_PRELOAD": ":".join(preloaded),
         "LD_LIBRARY_PATH": ":".join(search),
-        IS_EMULATED: name,
+        _NAME: name,
         "EMULATED_CAPABILITY": f"{major}.{minor}",
         "EMULATED_SMS": str(on.count),
         "EMULATED_THREADS": str(on.threads),

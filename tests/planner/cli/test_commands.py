@@ -18,7 +18,7 @@ from planner.plan import read_plan
 from profiler.records import OWNERS
 
 COMMANDS = (
-    "recommend", "predict", "measure", "validate", "profile", "train",
+    "recommend", "predict", "measure", "validate", "rehearse", "profile", "train",
     "score", "show", "models", "methods", "devices", "dashboard",
 )  # fmt: skip
 SMALL = ("--model", "test_vit", "--image-size", "32", "--num-classes", "10", "--batch-size", "2")

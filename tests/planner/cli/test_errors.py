@@ -64,6 +64,7 @@ WRONG = {
     (*PREDICT, "--method", "lorra"): ("unknown_name", "did you mean lora"),
     ("train", "nix.json"): ("input", "nix.json is missing"),
     ("validate", "nix.json"): ("input", "nix.json is missing"),
+    ("rehearse", "nix.json"): ("input", "nix.json is missing"),
     ("profile", *PREDICT[1:], "--method", "full", "--plot", "a.svg"): ("usage", ".png or .html"),
 }  # fmt: skip
 

@@ -1,0 +1,57 @@
+"""The command ``rehearse``: a plan's training on an emulated GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner import api
+from planner.cli.options import json_option, positive
+from planner.cli.output import print_json, progress_bar
+from planner.cli.plan_commands import plan_argument
+from profiler.units import format_bytes
+
+
+@click.command()
+@plan_argument
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="GPU to emulate, a name of `budgetplan devices`; auto takes the plan's.",
+)
+@click.option("--steps", type=positive, help="Optimizer steps of the run. [default: a few]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the plan with its rehearsal to this file.",
+)
+@json_option
+def rehearse(
+    *, plan: Path, device: str, steps: int | None, out: Path | None, as_json: bool
+) -> None:
+    """Run a plan's training through PyTorch's CUDA code on an emulated GPU.
+
+    No GPU is needed, but gcc and a CUDA build of PyTorch. The run shows memory and what fails on
+    this GPU; it shows no time and no accuracy. Exit codes: 5 no compiler or no CUDA build, 6 the
+    run fails.
+    """
+    with progress_bar(silent=as_json) as notify:
+        rehearsed = api.rehearse(plan, device=device, steps=steps, out=out, on_progress=notify)
+    if as_json:
+        print_json(rehearsed.to_json())
+        return
+    report = rehearsed.rehearsal
+    assert report is not None
+    memory, budget = report.memory, rehearsed.budget_bytes
+    click.echo(f"it runs on an emulated {report.device.full_name}")
+    for stage in report.details["stages"]:
+        size = format_bytes(stage["reserved_bytes"])
+        click.echo(f"  {stage['stage']}: {size} reserved")
+    click.echo(
+        f"device memory {format_bytes(memory.device_bytes)} of {format_bytes(budget)}, "
+        f"predicted {format_bytes(rehearsed.prediction.memory.device_bytes)}"
+    )
+    for note in report.notes:
+        click.echo(f"note: {note}")

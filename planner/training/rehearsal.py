@@ -1,0 +1,111 @@
+"""Rehearsal: run a plan's training through PyTorch's CUDA code on an emulated GPU.
+
+It shows what only CUDA shows: whether every operation exists for the precision, whether the step,
+the evaluation, the checkpoint and a resumed step run to their end under the plan's memory cap, and
+what PyTorch's allocator reserves for them. It shows no time, no energy and no accuracy.
+
+Limitations: kernels do not run, so an error of a kernel itself stays hidden. cuDNN and cuSOLVER
+request no workspace. The CUDA context is that of the device table.
+"""
+
+from __future__ import annotations
+
+from planner.plan import Plan
+from planner.training.rehearsal_run import RehearsalRequest, RehearsedRun, run_rehearsal
+from profiler.devices.table import DeviceSpec, cuda_context, device_label
+from profiler.errors import UsageError
+from profiler.models.parameter_count import count_parameters
+from profiler.records import Memory, Report, Rung
+from profiler.running.emulated.gpu import emulated_environment
+from profiler.running.sandbox import Progress, run_in_process
+from profiler.units import MIB, format_bytes
+
+REHEARSAL_STEPS = 3
+
+LIMIT_SECONDS = 900.0
+"""Time after which a rehearsal is stopped; ViT-S takes about 20 s on an idle core."""
+
+STEADY_STAGE = "a training step"
+
+
+def rehearse(
+    plan: Plan,
+    device: DeviceSpec,
+    *,
+    steps: int = REHEARSAL_STEPS,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Run a plan's training on an emulated GPU and report its memory.
+
+    Args:
+        plan: plan to rehearse.
+        device: GPU to emulate.
+        steps: number of training steps before the evaluation, at least two.
+        on_progress: called with (activity, fraction done).
+
+    Raises:
+        UsageError: fewer than two steps, or a device that is no GPU.
+        DeviceError: no GPU can be emulated here.
+        OutOfMemoryError: the run needs more than the plan's budget.
+        MeasurementError: the run fails on this GPU.
+    """
+    if steps < 2:
+        raise UsageError(f"a rehearsal needs at least two steps, got {steps!r}")
+    context = cuda_context(device)
+    cap_bytes = max(MIB, plan.budget_bytes - context.nbytes)
+    run = run_in_process(
+        run_rehearsal,
+        RehearsalRequest(
+            candidate=plan.candidate,
+            cap_bytes=cap_bytes,
+            label_smoothing=0.0 if plan.recipe is None else plan.recipe.label_smoothing,
+            steps=steps,
+        ),
+        RehearsedRun,
+        cap_bytes=plan.budget_bytes,
+        timeout_seconds=LIMIT_SECONDS,
+        on_progress=on_progress,
+        environment=emulated_environment(device),
+    )
+    return _report(plan, device, run)
+
+
+def _report(plan: Plan, device: DeviceSpec, run: RehearsedRun) -> Report:
+    context = cuda_context(device)
+    steady = next(reading for reading in run.stages if reading.stage == STEADY_STAGE)
+    largest = max(run.stages, key=lambda reading: reading.reserved_bytes)
+    notes = [
+        f"PyTorch's CUDA code ran on an emulated {device.full_name}: its kernels did nothing, so "
+        "there is no time and no accuracy",
+        "workspaces of cuDNN and cuSOLVER are not included",
+        f"CUDA context {'assumed' if context.is_assumed else 'measured'}",
+        f"the whole run reserved at most {format_bytes(largest.reserved_bytes)}, in "
+        f"{largest.stage}",
+    ]
+    if not run.expandable_segments:
+        notes.append("the allocator ran under segments of fixed size")
+    return Report(
+        candidate=plan.candidate,
+        device=device_label(device.name),
+        rung=Rung.EMULATED,
+        memory=Memory(
+            peak_bytes=steady.peak_bytes,
+            reserved_bytes=steady.reserved_bytes,
+            device_bytes=steady.reserved_bytes + context.nbytes,
+        ),
+        flops=None,
+        step_seconds=None,
+        energy_joules=None,
+        parameters=count_parameters(plan.candidate.workload),
+        notes=tuple(notes),
+        details={
+            "stages": [
+                {
+                    "stage": reading.stage,
+                    "peak_bytes": reading.peak_bytes,
+                    "reserved_bytes": reading.reserved_bytes,
+                }
+                for reading in run.stages
+            ]
+        },
+    )

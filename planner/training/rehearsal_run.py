@@ -1,0 +1,232 @@
+"""The child process of a rehearsal: build, train a few steps, evaluate, save, on an emulated GPU.
+
+torch is imported by the functions, because the parent imports this module only for its address.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiler.errors import MeasurementError
+from profiler.json_records import NonNegativeInt, PositiveInt
+from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory
+from profiler.running.messages import Message
+from profiler.running.sandbox import Progress
+from profiler.units import GIB
+from profiler.workload import Candidate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from planner.training.session import Session
+
+HOST_BYTES = 6 * GIB
+"""Limit on the host memory of a rehearsal: weights are made on the host and moved to the device."""
+
+DEVICE = "cuda"
+
+
+class RehearsalRequest(Message, frozen=True, kw_only=True):
+    """Request of a rehearsal.
+
+    Attributes:
+        candidate: workload and placement to run.
+        cap_bytes: limit on the bytes that the CUDA allocator reserves.
+        label_smoothing: smoothing of the recipe, which decides the operations of the loss.
+        steps: number of training steps, at least two.
+    """
+
+    candidate: Candidate
+    cap_bytes: PositiveInt
+    label_smoothing: float
+    steps: PositiveInt
+
+
+class StageBytes(Message, frozen=True, kw_only=True):
+    """Highest bytes of the CUDA allocator in a stage of the run.
+
+    Attributes:
+        stage: name of the stage.
+        peak_bytes: highest allocated bytes.
+        reserved_bytes: highest reserved bytes.
+    """
+
+    stage: str
+    peak_bytes: NonNegativeInt
+    reserved_bytes: NonNegativeInt
+
+
+class RehearsedRun(Message, frozen=True, kw_only=True):
+    """Readings of a rehearsal.
+
+    Attributes:
+        stages: readings of each stage, in their order.
+        expandable_segments: whether the allocator ran under expandable segments.
+    """
+
+    stages: tuple[StageBytes, ...]
+    expandable_segments: bool
+
+
+class _Stages:
+    """Runs the stages of a rehearsal one after the other and reads the allocator after each."""
+
+    def __init__(self, progress: Progress, *, count: int) -> None:
+        self.readings: list[StageBytes] = []
+        self._progress, self._count = progress, count
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Enclose a stage; an error inside names it.
+
+        Raises:
+            MeasurementError: the stage failed. The message of a refused allocation keeps PyTorch's
+                words, by which the parent recognises it.
+        """
+        import torch
+
+        self._progress(name, len(self.readings) / self._count)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            yield
+            torch.cuda.synchronize()
+        except Exception as error:  # whatever fails here would fail on the GPU
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            raise MeasurementError(f"{name} fails: {type(error).__name__}: {first}") from error
+        self.readings.append(
+            StageBytes(
+                stage=name,
+                peak_bytes=torch.cuda.max_memory_allocated(),
+                reserved_bytes=torch.cuda.max_memory_reserved(),
+            )
+        )
+
+
+def run_rehearsal(request: RehearsalRequest, progress: Progress) -> RehearsedRun:
+    """Run the stages of a training on the emulated GPU of this process."""
+    import torch
+
+    from profiler.models.forward_check import explain_refusals
+    from profiler.training_step import gc_frozen
+
+    _check_kernels()
+    cap_host_memory(HOST_BYTES)
+    torch.manual_seed(0)
+    stages = _Stages(progress, count=6)
+    with gc_frozen(), explain_refusals(request.candidate.workload):
+        _rehearse(request, stages)
+    settings = torch.cuda.memory._snapshot()["allocator_settings"]
+    return RehearsedRun(
+        stages=tuple(stages.readings),
+        expandable_segments=bool(settings["expandable_segments"]),
+    )
+
+
+def _check_kernels() -> None:
+    """Refuse a GPU that this build of PyTorch has no kernels for: an emulated kernel never fails.
+
+    Kernels of compute capability X.Y run on X.Z with Z >= Y (CUDA C++ Programming Guide, "Binary
+    Compatibility"). Kernels in PTX, which run on every later GPU, are in no wheel for CUDA 13.
+    """
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    compiled = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    fits = [
+        name
+        for name in compiled
+        if int(name[3:].rstrip("af")) // 10 == major and int(name[3:].rstrip("af")) % 10 <= minor
+    ]
+    if not fits:
+        raise MeasurementError(
+            f"this PyTorch has no kernels for compute capability {major}.{minor}, only for "
+            f"{', '.join(compiled)}; install a build that has them"
+        )
+
+
+def _rehearse(request: RehearsalRequest, stages: _Stages) -> None:
+    import torch
+
+    from planner.training.checkpoints import TrainState, load_checkpoint, save_checkpoint
+    from planner.training.trained_model import save_model
+    from profiler.models.build import build_model
+
+    workload = request.candidate.workload
+    batches: Iterator[Any] = repeat(_random_batch(request.candidate))
+    with stages.stage("loading the model"):
+        built = build_model(workload)
+        cap_cuda_memory(request.cap_bytes)
+        built.model.to(DEVICE).train()
+        session = _session(request, built)
+    step = _stepper(session, batches, workload.accumulation)
+    with stages.stage("the first step"):
+        step()
+    for _ in range(request.steps - 2):
+        step()  # the optimizer's state exists now, and free blocks are reused
+    with stages.stage("a training step"):
+        step()
+    with stages.stage("evaluation"):
+        session.model.eval()
+        with torch.no_grad(), session.step.autocast():
+            images: Tensor = next(batches)[0].to(DEVICE)
+            session.model(images).argmax(dim=1).cpu()
+            del images
+        session.model.train()
+    with tempfile.TemporaryDirectory() as folder, stages.stage("saving and resuming"):
+        state = TrainState()
+        save_checkpoint(Path(folder), session, state, {})
+        latest = Path(folder) / f"checkpoint-{session.step.global_step}"
+        load_checkpoint(latest, session, {})
+        save_model(session.built, Path(folder) / "model")
+    with stages.stage("a step after resuming"):
+        step()
+    session.close()
+
+
+def _session(request: RehearsalRequest, built: Any) -> Session:
+    from dataclasses import replace
+
+    from planner.training.choose_recipe import default_recipe
+    from planner.training.session import Session
+
+    workload = request.candidate.workload
+    recipe = default_recipe(
+        workload, built.backbone, weights="random", train_images=100 * workload.effective_batch
+    )
+    return Session(
+        candidate=request.candidate,
+        built=built,
+        device=DEVICE,
+        recipe=replace(recipe, label_smoothing=request.label_smoothing),
+        total_steps=1000,
+    )
+
+
+def _stepper(session: Session, batches: Iterator[Any], accumulation: int) -> Callable[[], None]:
+    """Return a function that runs one step as a training does, without its fallback on memory."""
+
+    def fetch() -> tuple[Tensor, Tensor]:
+        images, labels = next(batches)
+        return images.to(DEVICE), labels.to(DEVICE)
+
+    def step() -> None:
+        session.set_rate()
+        float(session.step.run([fetch] * accumulation))
+
+    return step
+
+
+def _random_batch(candidate: Candidate) -> tuple[Tensor, Tensor]:
+    """Return a micro-batch of images and labels on the host."""
+    import torch
+
+    workload = candidate.workload
+    size = workload.image_size
+    images = torch.rand(workload.micro_batch, 3, size, size)
+    return images, torch.zeros(workload.micro_batch, dtype=torch.long)

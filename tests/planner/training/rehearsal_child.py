@@ -1,0 +1,95 @@
+"""Rehearsals in one process on an emulated GPU: one that runs, and faults that only CUDA shows."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from planner.training import rehearsal_run
+from planner.training.rehearsal_run import RehearsalRequest, run_rehearsal
+from profiler.models import build
+from profiler.running.messages import encode
+from profiler.units import MIB
+from profiler.workload import Candidate, Workload
+
+WORKLOAD = Workload(
+    model="test_vit", method="lora", num_classes=10, micro_batch=8, accumulation=2,
+    precision="fp16", rank=4, image_size=32,
+)  # fmt: skip
+
+
+def request(cap_bytes: int = 512 * MIB) -> RehearsalRequest:
+    return RehearsalRequest(
+        candidate=Candidate(workload=WORKLOAD), cap_bytes=cap_bytes, label_smoothing=0.1, steps=3
+    )
+
+
+def mixes_devices(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.ones(x.shape[-1])
+
+
+def reads_on_the_host(x: torch.Tensor) -> torch.Tensor:
+    x.detach().numpy()
+    return x
+
+
+def draws_on_the_host(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.rand(x.shape, device=x.device, generator=torch.Generator())
+
+
+def trains_the_bias_of_a_long_norm(x: torch.Tensor) -> torch.Tensor:
+    rows = x.float().sum() + torch.zeros(70_000, 8, device=x.device)
+    bias = nn.Parameter(torch.zeros(8, device=x.device))
+    frozen = torch.ones(8, device=x.device)
+    return x + nn.functional.layer_norm(rows, (8,), frozen, bias).sum()
+
+
+FAULTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    mixes_devices,
+    reads_on_the_host,
+    draws_on_the_host,
+    trains_the_bias_of_a_long_norm,
+)
+
+
+def failure(asked: RehearsalRequest) -> str:
+    try:
+        run_rehearsal(asked, lambda text, fraction: None)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "it ran"
+
+
+def main() -> None:
+    """Print the stages of the run without a fault, and the failure of each fault."""
+    good = run_rehearsal(request(), lambda text, fraction: None)
+    gc.collect()
+    torch.cuda.empty_cache()
+    found = {"good": json.loads(encode(good)), "out of memory": failure(request(4 * MIB))}
+    own = build.build_model
+    for fault in FAULTS:
+
+        def planted(workload: Workload, fault: Callable[..., torch.Tensor] = fault) -> object:
+            built = own(workload)
+            built.backbone.norm.register_forward_hook(lambda module, args, out: fault(out))
+            return built
+
+        build.build_model = planted  # type: ignore[assignment]
+        found[fault.__name__] = failure(request())
+        build.build_model = own
+    torch.cuda.get_arch_list = lambda: ["sm_80", "sm_90a"]
+    found["kernels"] = failure(request())
+    sys.stdout.write(json.dumps(found))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+assert rehearsal_run.DEVICE == "cuda"
+if __name__ == "__main__":
+    main()
