@@ -197,6 +197,7 @@ SAME_MEANING = {
     "optimizer_and_schedule",
     "predict",
     "recommend",
+    "rehearse",
     "train",
     "validate",
 }

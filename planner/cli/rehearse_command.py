@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from planner import api
-from planner.cli.options import json_option, positive
-from planner.cli.output import print_json, progress_bar
+from planner.cli.options import json_option, positive, progress_option
+from planner.cli.output import print_json
 from planner.cli.plan_commands import plan_argument
+from planner.cli.progress import ProgressKind, progress_bar
 from profiler.units import format_bytes
 
 
@@ -27,9 +28,16 @@ from profiler.units import format_bytes
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the plan with its rehearsal to this file.",
 )
+@progress_option
 @json_option
 def rehearse(
-    *, plan: Path, device: str, steps: int | None, out: Path | None, as_json: bool
+    *,
+    plan: Path,
+    device: str,
+    steps: int | None,
+    out: Path | None,
+    as_json: bool,
+    progress: ProgressKind | None,
 ) -> None:
     """Run a plan's training through PyTorch's CUDA code on an emulated GPU.
 
@@ -37,7 +45,7 @@ def rehearse(
     this GPU; it shows no time and no accuracy. Exit codes: 5 no compiler or no CUDA build, 6 the
     run fails.
     """
-    with progress_bar(silent=as_json) as notify:
+    with progress_bar(progress, as_json=as_json) as notify:
         rehearsed = api.rehearse(plan, device=device, steps=steps, out=out, on_progress=notify)
     if as_json:
         print_json(rehearsed.to_json())

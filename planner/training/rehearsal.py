@@ -67,10 +67,11 @@ def rehearse(
         on_progress=on_progress,
         environment=emulated_environment(device),
     )
-    return _report(plan, device, run)
+    return rehearsal_report(plan, device, run)
 
 
-def _report(plan: Plan, device: DeviceSpec, run: RehearsedRun) -> Report:
+def rehearsal_report(plan: Plan, device: DeviceSpec, run: RehearsedRun) -> Report:
+    """Return the readings of a rehearsal as a report."""
     context = cuda_context(device)
     steady = next(reading for reading in run.stages if reading.stage == STEADY_STAGE)
     largest = max(run.stages, key=lambda reading: reading.reserved_bytes)
