@@ -40,7 +40,7 @@ LAYERS = (
     ("planner.cost",),
     ("planner.search",),
     ("planner.training",),
-    ("planner.recommendation", "planner.export", "planner.doctor"),
+    ("planner.recommendation", "planner.export", "planner.doctor", "planner.training_free"),
     ("planner.api",),
     ("planner.cli",),
 )
@@ -57,7 +57,8 @@ ONLY_IMPORTERS = {
     "rich": ("planner.cli",),
     "matplotlib": ("profiler.prediction",),
     "torchvision": ("planner.training",),
-    "transformers": ("planner.export",),
+    "transformers": ("planner.export", "profiler.models.frozen"),
+    "open_clip": ("profiler.models.frozen",),
     "lightning": ("planner.export",),
 }
 """Heavy package to the packages of ours that may import it."""
@@ -192,6 +193,7 @@ SAME_MEANING = {
     "export_plan",
     "load_backbone",
     "load_images",
+    "features",
     "load_trained",
     "measure",
     "optimizer_and_schedule",
@@ -199,6 +201,7 @@ SAME_MEANING = {
     "recommend",
     "rehearse",
     "train",
+    "training_free",
     "validate",
 }
 """Functions of the Python interface, the commands that call them, and the functions they call; the

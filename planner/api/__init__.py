@@ -12,6 +12,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     plan_functions        load_plan, validate, train, apply_plan, load_trained
     rehearse_function     rehearse
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
+    training_free_functions  features, training_free
     arguments             plain arguments to workloads, candidates and sizes
 """
 
@@ -31,6 +32,7 @@ from planner.api.plan_functions import (
 )
 from planner.api.recommend_function import recommend
 from planner.api.rehearse_function import rehearse
+from planner.api.training_free_functions import features, training_free
 from planner.api.workload_functions import (
     UnitProfile,
     check_fits,
@@ -47,6 +49,7 @@ __all__ = [
     "check_fits",
     "draw_timeline",
     "export_plan",
+    "features",
     "load_backbone",
     "load_images",
     "load_plan",
@@ -58,5 +61,6 @@ __all__ = [
     "recommend",
     "rehearse",
     "train",
+    "training_free",
     "validate",
 ]

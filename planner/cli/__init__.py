@@ -19,6 +19,7 @@ from planner.cli.plan_commands import show, train, validate
 from planner.cli.recommend_commands import dashboard, recommend
 from planner.cli.rehearse_command import rehearse
 from planner.cli.score_command import score
+from planner.cli.training_free_commands import features, training_free
 from planner.cli.workload_commands import measure, predict, profile
 
 __all__ = ["cli", "main"]
@@ -37,7 +38,7 @@ def cli() -> None:
 
 for command in (
     recommend, predict, measure, profile, validate, rehearse, train, show, export, score, models,
-    methods, devices, dashboard, doctor,
+    methods, devices, dashboard, doctor, features, training_free,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -15,6 +15,7 @@ from profiler.units import format_bytes, format_count
 if TYPE_CHECKING:
     from planner.methods.describe import MethodFacts
     from planner.methods.matrix import MethodMatrix
+    from planner.training_free.options import TrainingFreeOption
     from profiler.devices.table import DeviceSpec
     from profiler.models.methods import MethodInfo
 
@@ -172,3 +173,25 @@ def _watts(spec: DeviceSpec) -> str:
         return f"{spec.tdp_watts:g}"
     low, high = spec.power_range_watts
     return f"{spec.tdp_watts:g} ({low:g}-{high:g})"
+
+
+def training_free_columns(options: Sequence[TrainingFreeOption], data: str) -> list[Column]:
+    """Return the frozen models under a budget."""
+    accuracies = [option.accuracy for option in options]
+    return [
+        Column(header="model", cells=[o.model.name for o in options], justify="left"),
+        Column(
+            header="how",
+            cells=[o.model.kind.replace("_", "-") for o in options],
+            justify="left",
+        ),
+        Column(header="params", cells=[f"{o.model.parameters_millions:.1f} M" for o in options]),
+        Column(header="px", cells=[str(o.model.image_size) for o in options]),
+        Column(header="batch", cells=[str(o.batch) for o in options]),
+        Column(header="memory\nreplayed", cells=[format_bytes(o.device_bytes) for o in options]),
+        Column(header="fits", cells=["yes" if o.fits else "no" for o in options], justify="left"),
+        Column(
+            header=f"{data}\npublished",
+            cells=["-" if a is None else f"{100 * a.value:.1f} %" for a in accuracies],
+        ),
+    ]

@@ -71,11 +71,11 @@ def report_of(
             notes.append(
                 f"reserved bytes are those of {configuration()}, under which it is trained"
             )
-        memory = _cuda_memory(log, device, settings, notes)
+        memory = cuda_memory(log, device, settings, notes)
     else:
         from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES  # imports torch
 
-        memory = _host_memory(log)
+        memory = host_memory(log)
         if log.peak_bytes > MAX_RUN_BYTES:
             notes.append(
                 f"operations on more than {format_bytes(MAX_RUN_BYTES)} were not run, so their "
@@ -110,7 +110,8 @@ def report_of(
     )
 
 
-def _host_memory(log: EventLog) -> Memory:
+def host_memory(log: EventLog) -> Memory:
+    """Return the memory of a log on a CPU: the live bytes of its allocator."""
     return Memory(
         peak_bytes=log.peak_bytes,
         reserved_bytes=None,
@@ -120,9 +121,17 @@ def _host_memory(log: EventLog) -> Memory:
     )
 
 
-def _cuda_memory(
+def cuda_memory(
     log: EventLog, device: DeviceSpec, settings: AllocatorSettings, notes: list[str]
 ) -> Memory:
+    """Return the memory of a log on a CUDA device; notes on assumptions are appended.
+
+    Args:
+        log: a log whose sizes are rounded to the allocator's blocks.
+        device: the device.
+        settings: settings of the caching allocator.
+        notes: list to append to.
+    """
     workspaces = workspaces_of(device)
     context = cuda_context(device)
     notes.append(f"CUDA context {'assumed' if context.is_assumed else 'measured'}")

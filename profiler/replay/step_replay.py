@@ -230,7 +230,7 @@ def replay_built_model(
         rows: rows of equal units; only three units of each row run.
         timer: times each distinct operation; None for no timing.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _imitate(device):
+    with FakeTensorMode(allow_non_fake_inputs=True), imitate(device):
         to_fake(built.model)
         apply_placement(built.model, candidate.placement, units=built.units)
         skip_units(built.backbone, built.units, rows)
@@ -244,7 +244,8 @@ def replay_built_model(
         return _record_step(recorder, built, candidate.workload, device=device, optimizer=optimizer)
 
 
-def _imitate(device: DeviceSpec) -> AbstractContextManager[None]:
+def imitate(device: DeviceSpec) -> AbstractContextManager[None]:
+    """Return a context in which operations are dispatched as on a device."""
     if device.compute_capability is None:
         return imitate_cpu()
     return imitate_cuda(device.compute_capability)

@@ -1,0 +1,181 @@
+"""k-NN and a linear probe on the features of a frozen backbone.
+
+The features are those of ``planner.training.features``: computed once for each image, kept on disk,
+and shared with the probe of ``recommend``. Both classifiers are scikit-learn's. The neighbours vote
+with weights exp(cosine similarity / 0.07), as DINO's evaluation does (arXiv 2104.14294, appendix
+F.1 of DINO). The inverse regularisation of the linear probe is chosen on the selection images; the
+test images are evaluated once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from planner.training.features import cached_features, frozen_classifier
+from planner.training.images.load import load_data
+from planner.training.images.registry import find_named
+from planner.training.plan_check import load_data_for
+from profiler.errors import InputError
+from profiler.models import backbones
+from profiler.models.build import build_model
+from profiler.workload import Workload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Parts = dict[str, "tuple[NDArray[np.float32], NDArray[np.int64]]"]
+"""Features [images, D] and labels [images] of the parts ``training``, ``selection``, ``test``."""
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+
+INVERSE_REGULARISATIONS = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+CHECKED_IMAGES = 4
+"""Images on which the backbone is checked to be frozen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureAccuracy:
+    """Accuracies on the test images, as fractions.
+
+    Attributes:
+        model: the backbone.
+        weights: kind of its weights (``pretrained``, ``file`` or ``random``).
+        knn: accuracy of the weighted vote of the 20 nearest training images.
+        linear_probe: accuracy of logistic regression.
+        inverse_regularisation: C of the logistic regression, chosen on the selection images.
+        train_images: number of training images.
+        test_images: number of test images.
+        features: number of features of an image.
+    """
+
+    model: str
+    weights: str
+    knn: float
+    linear_probe: float
+    inverse_regularisation: float
+    train_images: int
+    test_images: int
+    features: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``budgetplan features --json`` prints."""
+        return {"schema": "budgetplan.features/1", **asdict(self)}
+
+
+def evaluate_features(
+    model: str,
+    *,
+    data: str,
+    image_size: int | None = None,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    folder: Path | None = None,
+    on_progress: Callable[[str, float], None] = lambda text, done: None,
+) -> FeatureAccuracy:
+    """Fit both classifiers on a data set and test them.
+
+    Args:
+        model: backbone.
+        data: name of a data set, or a folder.
+        image_size: height and width of the images in pixels; None for the backbone's own.
+        weights: file of weights; None for timm's pretrained weights.
+        pretrained: try to load timm's pretrained weights.
+        folder: folder of cached features; None for the user's.
+        on_progress: called with (activity, fraction done).
+
+    Raises:
+        InputError: the data or the weights cannot be read, or the backbone's features cannot be
+            computed once and for all.
+    """
+    named = find_named(data)
+    size = image_size or backbones.native_image_size(backbones.resolve(model))
+    if named is None:
+        classes = load_data(data, image_size=size, mean=(0.0,) * 3, std=(1.0,) * 3).num_classes
+    else:
+        classes = named[0].num_classes
+    workload = Workload(
+        model=backbones.resolve(model),
+        method="head",
+        micro_batch=1,
+        num_classes=classes,
+        image_size=size,
+        frozen_batch_norm=True,
+    )
+    built = build_model(workload, weights=weights, pretrained=pretrained)
+    images = load_data_for(workload, data, backbone=built.backbone)
+    few = torch.stack([images.test[i][0] for i in range(min(CHECKED_IMAGES, len(images.test)))])
+    classifier = frozen_classifier(built, few)
+    if classifier is None:
+        raise InputError(
+            f"{workload.model} has no single classifier on fixed features; use another backbone"
+        )
+    parts: Parts = {}
+    for number, (name, part) in enumerate(
+        (("training", images.train), ("selection", images.selection), ("test", images.test))
+    ):
+
+        def report(done: int, total: int, name: str = name, number: int = number) -> None:
+            on_progress(f"features of the {name} images", (number + done / total) / 3)
+
+        plain = replace(part, crop=images.test.crop, mirror=False)
+        found = cached_features(built, classifier, plain, folder=folder, on_progress=report)
+        parts[name] = (
+            np.concatenate(list(found.chunks)),
+            np.asarray(found.labels, dtype=np.int64),
+        )
+    return fit_and_test(parts, model=model, weights=built.weights.kind)
+
+
+def fit_and_test(parts: Parts, *, model: str, weights: str) -> FeatureAccuracy:
+    """Fit both classifiers on features [images, D] and labels [images] of three parts."""
+    train, labels = parts["training"]
+    test, test_labels = parts["test"]
+    probe, strength = _linear_probe(parts)
+    return FeatureAccuracy(
+        model=model,
+        weights=weights,
+        knn=float((_neighbours(train, labels).predict(test) == test_labels).mean()),
+        linear_probe=float((probe.predict(test) == test_labels).mean()),
+        inverse_regularisation=strength,
+        train_images=len(labels),
+        test_images=len(test_labels),
+        features=train.shape[1],
+    )
+
+
+def _neighbours(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    def weigh(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.exp((1.0 - distances) / TEMPERATURE)
+
+    vote = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), metric="cosine", weights=weigh)
+    return vote.fit(features, labels)
+
+
+def _linear_probe(parts: Parts) -> tuple[Any, float]:
+    """Return the logistic regression with the best selection accuracy, and its C."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    (train, labels), (held, held_labels) = parts["training"], parts["selection"]
+    best: tuple[float, float, Any] | None = None
+    for strength in INVERSE_REGULARISATIONS:
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # weak regularisation may need more iterations
+            probe.fit(train, labels)
+        accuracy = float((probe.predict(held) == held_labels).mean())
+        if best is None or accuracy > best[0]:
+            best = accuracy, strength, probe
+    assert best is not None
+    return best[2], best[1]

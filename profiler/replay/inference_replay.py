@@ -1,0 +1,47 @@
+"""Replay of an inference on fake tensors, with every storage's birth and death recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from profiler.device_rules.cpu_kernels import Probe
+from profiler.device_rules.cuda_scratch import CudaKernels
+from profiler.devices.table import DeviceSpec, multiprocessors
+from profiler.replay.event_log import EventLog
+from profiler.replay.fake_model import tensors_in_move_order, to_fake
+from profiler.replay.operation_counter import OperationCounter
+from profiler.replay.recorder import Recorder
+from profiler.replay.step_replay import imitate
+from profiler.replay.storages import OWNER_CODE
+
+
+def replay_inference(
+    model: nn.Module, run: Callable[[nn.Module], object], *, device: DeviceSpec, batch: int
+) -> EventLog:
+    """Return the log of ``run(model)``.
+
+    Args:
+        model: a model on ``meta``. Its tensors become fake.
+        run: makes its own inputs and calls the model.
+        device: device whose kernels are imitated.
+        batch: number of images, for the counts of operations.
+    """
+    kernels = CudaKernels(multiprocessors(device)) if device.is_cuda else Probe()
+    with FakeTensorMode(allow_non_fake_inputs=True), imitate(device), torch.no_grad():
+        to_fake(model)
+        counter = OperationCounter(batch=batch, scans_as_loops=device.is_cuda)
+        recorder = Recorder((), kernel_bytes=kernels, counter=counter)
+        with recorder:
+            for tensor in tensors_in_move_order(model):
+                owner = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+                recorder.storages.follow(tensor, owner=OWNER_CODE[owner])
+            with recorder.clock.in_phase("forward"):
+                result = run(model)
+        # the log is made while the model and the result are alive: they have not died
+        log = recorder.log()
+        del result
+    return log

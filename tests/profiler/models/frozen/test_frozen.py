@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from profiler.device_rules.cpu_allocator import peak_during
+from profiler.devices.table import CPU
+from profiler.errors import UnknownNameError
+from profiler.models.frozen.build import build_frozen
+from profiler.models.frozen.catalogue import frozen_model, frozen_models
+from profiler.models.frozen.run import InferenceLoad, run_inference
+from profiler.replay.inference_replay import replay_inference
+from tests.profiler.models.frozen.tiny import TINY
+
+
+@pytest.mark.parametrize("name", frozen_models())
+def test_the_number_of_parameters_is_the_published_one(name: str) -> None:
+    model = frozen_model(name)
+    counted = sum(p.numel() for p in build_frozen(model).parameters())
+    digits = len(str(model.parameters_millions).partition(".")[2])
+    assert round(counted / 1e6, digits) == model.parameters_millions
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", TINY)
+def test_the_peak_is_that_of_the_cpu_allocator(name: str, dtype: str) -> None:
+    model = TINY[name]
+    load = InferenceLoad(batch=3, num_classes=70, prompt_tokens=5, dtype=dtype)
+    built = build_frozen(model).to(load.torch_dtype)
+    log = replay_inference(
+        built, lambda m: run_inference(m, model, load), device=CPU, batch=load.batch
+    )
+    kept: list[object] = []
+
+    def prepare() -> None:
+        torch.manual_seed(0)
+        real = build_frozen(model, device="cpu").to(load.torch_dtype)
+        run_inference(real, model, load)  # libraries make their tables at the first call
+        kept.append(real)
+
+    measured = peak_during(prepare, lambda: run_inference(kept[0], model, load))  # type: ignore[arg-type]
+    assert log.peak_bytes == pytest.approx(measured, rel=0.005)
+
+
+def test_an_unknown_name_is_answered_with_near_ones() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean dinov2_s"):
+        frozen_model("dinov2")
