@@ -22,7 +22,7 @@ from profiler.units import MIB, format_bytes
 
 REHEARSAL_STEPS = 3
 
-LIMIT_SECONDS = 900.0
+REHEARSAL_LIMIT_SECONDS = 900.0
 """Time after which a rehearsal is stopped; ViT-S takes about 20 s on an idle core."""
 
 STEADY_STAGE = "a training step"
@@ -63,7 +63,7 @@ def rehearse(
         ),
         RehearsedRun,
         cap_bytes=plan.budget_bytes,
-        timeout_seconds=LIMIT_SECONDS,
+        timeout_seconds=REHEARSAL_LIMIT_SECONDS,
         on_progress=on_progress,
         environment=emulated_environment(device),
     )

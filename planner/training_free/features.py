@@ -37,7 +37,7 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 INVERSE_REGULARISATIONS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
-CHECKED_IMAGES = 4
+IMAGES_OF_THE_CHECK = 4
 """Images on which the backbone is checked to be frozen."""
 
 
@@ -111,7 +111,9 @@ def evaluate_features(
     )
     built = build_model(workload, weights=weights, pretrained=pretrained)
     images = load_data_for(workload, data, backbone=built.backbone)
-    few = torch.stack([images.test[i][0] for i in range(min(CHECKED_IMAGES, len(images.test)))])
+    few = torch.stack(
+        [images.test[i][0] for i in range(min(IMAGES_OF_THE_CHECK, len(images.test)))]
+    )
     classifier = frozen_classifier(built, few)
     if classifier is None:
         raise InputError(

@@ -29,9 +29,9 @@ def build_frozen(model: FrozenModel, *, device: str = "meta") -> nn.Module:
         InputError: the library of the model is not installed.
     """
     make = {
-        "timm": _timm,
-        "open_clip": _open_clip,
-        "transformers": _transformers,
+        "timm": _timm_backbone,
+        "open_clip": _two_towers,
+        "transformers": _language_model,
         "own": _mobilevlm,
     }[model.library]
     try:
@@ -42,7 +42,7 @@ def build_frozen(model: FrozenModel, *, device: str = "meta") -> nn.Module:
     return built.eval().requires_grad_(False)
 
 
-def _timm(model: FrozenModel) -> nn.Module:
+def _timm_backbone(model: FrozenModel) -> nn.Module:
     import timm
 
     # the position embedding keeps its published size and is resampled in the forward
@@ -52,7 +52,7 @@ def _timm(model: FrozenModel) -> nn.Module:
     return made
 
 
-def _open_clip(model: FrozenModel) -> nn.Module:
+def _two_towers(model: FrozenModel) -> nn.Module:
     import open_clip
 
     config = model.config or open_clip.get_model_config(model.model)
@@ -76,7 +76,7 @@ def _is_siglip(config: dict[str, Any]) -> bool:
     return "timm_model_name" in config.get("vision_cfg", {})
 
 
-def _transformers(model: FrozenModel) -> nn.Module:
+def _language_model(model: FrozenModel) -> nn.Module:
     import transformers
 
     config, kind = {
