@@ -5,6 +5,8 @@ The functions below are the Python interface. ``import planner`` imports no torc
 
 from planner.api import (
     apply_plan,
+    classify,
+    evaluate,
     export_plan,
     load_backbone,
     load_images,
@@ -20,6 +22,8 @@ from planner.api import (
 
 __all__ = [
     "apply_plan",
+    "classify",
+    "evaluate",
     "export_plan",
     "load_backbone",
     "load_images",

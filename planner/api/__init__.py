@@ -11,6 +11,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     recommend_function    recommend
     plan_functions        load_plan, validate, train, apply_plan, load_trained
     rehearse_function     rehearse
+    trained_functions     evaluate, classify
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
     training_free_functions  features, training_free
     arguments             plain arguments to workloads, candidates and sizes
@@ -32,6 +33,7 @@ from planner.api.plan_functions import (
 )
 from planner.api.recommend_function import recommend
 from planner.api.rehearse_function import rehearse
+from planner.api.trained_functions import classify, evaluate
 from planner.api.training_free_functions import features, training_free
 from planner.api.workload_functions import (
     UnitProfile,
@@ -47,7 +49,9 @@ __all__ = [
     "WorkloadOptions",
     "apply_plan",
     "check_fits",
+    "classify",
     "draw_timeline",
+    "evaluate",
     "export_plan",
     "features",
     "load_backbone",

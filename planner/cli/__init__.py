@@ -19,6 +19,7 @@ from planner.cli.plan_commands import show, train, validate
 from planner.cli.recommend_commands import dashboard, recommend
 from planner.cli.rehearse_command import rehearse
 from planner.cli.score_command import score
+from planner.cli.trained_commands import classify, evaluate
 from planner.cli.training_free_commands import features, training_free
 from planner.cli.workload_commands import measure, predict, profile
 
@@ -37,8 +38,8 @@ def cli() -> None:
 
 
 for command in (
-    recommend, predict, measure, profile, validate, rehearse, train, show, export, score, models,
-    methods, devices, dashboard, doctor, features, training_free,
+    recommend, predict, measure, profile, validate, rehearse, train, evaluate, classify, show,
+    export, score, models, methods, devices, dashboard, doctor, features, training_free,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -11,7 +11,7 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -54,23 +54,17 @@ class _OneLineError(click.ClickException):
 class CommandGroup(click.Group):
     """A group whose commands end every error with one line and an exit code of the contract."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        *rest: Any,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Run the command line; with ``--json`` an error is also an object on stdout."""
+        run: Callable[..., Any] = super().main
         given = list(sys.argv[1:] if args is None else args)
-        if not standalone_mode or "--json" not in given:
-            return super().main(args, *rest, standalone_mode=standalone_mode, **extra)
+        if "--json" not in given or not options.get("standalone_mode", True):
+            return run(args, *rest, **options)
         try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
+            code = run(args, *rest, **options | {"standalone_mode": False})
         except click.ClickException as error:
             error.show()
-            is_ours = isinstance(error, _OneLineError)
-            data = error.data if is_ours else _usage_object(error)
+            data = error.data if isinstance(error, _OneLineError) else _usage_object(error)
             if data is not None:
                 click.echo(json_text(data))
             sys.exit(error.exit_code)

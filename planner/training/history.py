@@ -13,6 +13,7 @@ from profiler.json_records import (
     Fraction,
     JsonObject,
     NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
     check_schema,
     json_object,
@@ -24,10 +25,10 @@ from profiler.placement import Placement, PolicyChoice, placement_from_json, pla
 
 TRAINING_SCHEMA = "budgetplan.training/1"
 
-TRAINING_SCHEMA_MINOR = 2
+TRAINING_SCHEMA_MINOR = 3
 """1 added ``seed``, ``weights_file`` and ``schema_minor``; 2 added ``weights.notes``, ``recipe``,
 ``selected_step``, the ``part`` and ``mean_class_accuracy`` of a reading, and ``selection_images``,
-``skip_reasons`` and ``copied_images`` of ``data``."""
+``skip_reasons`` and ``copied_images`` of ``data``; 3 added ``class_names`` and ``transform``."""
 
 Part = Literal["selection", "test"]
 """Part of a data set that is evaluated."""
@@ -138,6 +139,24 @@ class WeightsFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputTransform:
+    """The transform from an image in RGB to the model's input: crop, resize, normalise.
+
+    Attributes:
+        image_size: height and width of the input in pixels; the crop is resized bilinearly.
+        mean: mean of each channel, subtracted; white is 1.
+        std: standard deviation of each channel, divided by; white is 1.
+        crop: ``whole`` for the whole image, ``centre`` for the centred square of 224/255 of the
+            shorter side.
+    """
+
+    image_size: PositiveInt
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    crop: Literal["whole", "centre"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
     """Result of a training: the record in ``training.json``.
 
@@ -151,6 +170,8 @@ class TrainResult:
         weights: origin of the backbone's weights; shown beside every accuracy.
         weights_file: file of the weights; None if they came from elsewhere.
         data: data source as plain data.
+        class_names: name of each class, by label; empty in records before minor version 3.
+        transform: transform of selection and test images; None in records before minor version 3.
         placement: placement that the model followed at the end.
         policy: policy that made it.
         step_downs: one sentence for each change of placement after an out-of-memory error.
@@ -167,6 +188,8 @@ class TrainResult:
     weights: WeightSource
     weights_file: WeightsFile | None = None
     data: JsonObject
+    class_names: tuple[str, ...] = ()
+    transform: InputTransform | None = None
     placement: Placement
     policy: PolicyChoice
     step_downs: tuple[str, ...]
@@ -197,6 +220,8 @@ class TrainResult:
             "weights": asdict(self.weights),
             "weights_file": None if self.weights_file is None else asdict(self.weights_file),
             "data": dict(self.data),
+            "class_names": list(self.class_names),
+            "transform": None if self.transform is None else asdict(self.transform),
             "placement": placement_to_json(self.placement, self.policy),
             "step_downs": list(self.step_downs),
             "versions": dict(self.versions),

@@ -18,6 +18,7 @@ from planner.json_files import read_json
 from planner.plan import Plan
 from planner.training.checkpoints import BEST_PREFIX, is_checkpoint, remove_old_checkpoints
 from planner.training.history import TRAINING_SCHEMA
+from planner.training.run_files import CSV_FILE, SVG_FILE
 from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
 from profiler.errors import InputError
 from profiler.units import MIB
@@ -106,7 +107,7 @@ def _own_entries(output: Path) -> Iterator[str]:
         return
     for path in output.iterdir():
         name = path.name
-        is_record = name in (PLAN_FILE, HISTORY_FILE, MODEL_FOLDER)
+        is_record = name in (PLAN_FILE, HISTORY_FILE, MODEL_FOLDER, CSV_FILE, SVG_FILE)
         if is_record or name.startswith(("checkpoint-", BEST_PREFIX)):
             yield name
 

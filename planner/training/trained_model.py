@@ -1,8 +1,12 @@
 """The folder of a trained model: written after training, loaded for evaluation or inference.
 
     plan.json       the plan
-    training.json   accuracy by step and by epoch, learning rate, seed, weights, data, placements
-    model/          trained tensors (peft's own format, or safetensors)
+    training.json   accuracy by step and by epoch, learning rate, seed, weights, data, class names,
+                    transform, versions, placements
+    model/          trained tensors of the best epoch (peft's own format, or safetensors)
+    checkpoint-N/   trained tensors of the last step, and the state of the optimizer
+    run.csv         the readings
+    run.svg         their curves
 
 Only the trained tensors are saved. The frozen tensors are made again from the seed and the weights
 that training.json records, and are refused if they can no longer be the same.
@@ -24,7 +28,7 @@ from planner.training.plan_check import check_against_model
 from profiler.errors import InputError
 from profiler.models.backbones import ENTRY_MARK, split_entry
 from profiler.models.build import BuiltModel, build_model
-from profiler.models.methods.save_load import trained_tensors
+from profiler.models.methods.save_load import load_trained_tensors, trained_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,6 +83,7 @@ def load_trained(
     weights: Path | None = None,
     pretrained: bool | None = None,
     seed: int | None = None,
+    is_last: bool = False,
 ) -> nn.Module:
     """Return the model that a training saved in its folder, in evaluation mode on the CPU.
 
@@ -91,6 +96,7 @@ def load_trained(
         weights: present place of the backbone's weights file; None for the recorded place.
         pretrained: whether timm's pretrained weights are loaded; None if the record decides.
         seed: seed of random weights; None if the record decides.
+        is_last: whether to load the tensors of the last step in place of those of the best epoch.
 
     Raises:
         InputError: the folder holds no training, or one of another model, or the weights that the
@@ -111,8 +117,23 @@ def load_trained(
         built = build_model(workload, weights=weights, pretrained=pretrained)
         if weights is None:
             _check_pretrained(result, built, folder)
-    built.method.load(built.model, folder / MODEL_FOLDER)
+    if is_last:
+        load_trained_tensors(built.model, _last_tensors(folder), method=built.method.name)
+    else:
+        built.method.load(built.model, folder / MODEL_FOLDER)
     return built.model.eval()
+
+
+def _last_tensors(folder: Path) -> Path:
+    """Return the folder with the tensors of a training's last step."""
+    steps = {
+        int(number): path
+        for path in folder.glob("checkpoint-*")
+        if (number := path.name.rpartition("-")[2]).isdigit()
+    }
+    if not steps:
+        raise InputError(f"{folder} has no checkpoint; only the best epoch can be loaded")
+    return steps[max(steps)]
 
 
 def _check_pretrained(result: TrainResult, built: BuiltModel, folder: Path) -> None:

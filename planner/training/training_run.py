@@ -28,12 +28,20 @@ from planner.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from planner.training.history import LearningRate, TrainProgress, TrainResult, WeightsFile
+from planner.training.history import (
+    InputTransform,
+    LearningRate,
+    TrainProgress,
+    TrainResult,
+    WeightsFile,
+)
+from planner.training.images.crops import centre_crop
 from planner.training.images.image_set import ImageData
 from planner.training.interrupt import InterruptFlag
 from planner.training.loop import LoopImages, TrainingLoop
 from planner.training.plan_check import check_against_model, check_data, load_data_for
 from planner.training.resolve_recipe import RecipeChanges, resolve_recipe
+from planner.training.run_files import write_run_files
 from planner.training.run_options import RunOptions
 from planner.training.session import Session
 from planner.training.trained_model import (
@@ -155,6 +163,7 @@ def train(
     result = _result(session, images, state, options, weights_file=weights_file, output=output)
     save_model(session.built, output / MODEL_FOLDER)
     write_json(result.to_json(), output / HISTORY_FILE)
+    write_run_files(result, output)
     return result
 
 
@@ -235,6 +244,17 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
         return None
 
 
+def _transform_of(images: ImageData) -> InputTransform:
+    """Return the transform of the test images."""
+    form = images.test.input_format
+    return InputTransform(
+        image_size=form.image_size,
+        mean=(form.mean[0], form.mean[1], form.mean[2]),
+        std=(form.std[0], form.std[1], form.std[2]),
+        crop="centre" if images.test.crop is centre_crop else "whole",
+    )
+
+
 def _result(
     session: Session,
     images: ImageData,
@@ -255,6 +275,8 @@ def _result(
         weights=session.built.weights,
         weights_file=weights_file,
         data=images.source.to_json(),
+        class_names=images.class_names,
+        transform=_transform_of(images),
         placement=session.candidate.placement,
         policy=session.candidate.policy,
         step_downs=tuple(session.step_downs),

@@ -7,7 +7,7 @@ The rules follow the code of arXiv 2607.02158.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Box = tuple[float, float, float, float]
 
@@ -55,3 +55,7 @@ def random_crop(width: int, height: int, rng: random.Random) -> Box:
     w, h = min(width, height * high), min(height, width / low)
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h
+
+
+CROP_RULES: Mapping[str, CropRule] = {"whole": whole_image, "centre": centre_crop}
+"""Rules without chance, for held-out images, by their name in the record of a training."""

@@ -59,9 +59,9 @@ def _timm_names() -> tuple[tuple[str, ...], frozenset[str]]:
     """Return timm's model names in natural order, and its deprecated names."""
     spec = find_spec("timm")
     assert spec is not None, "timm is a dependency"
-    (package,) = spec.submodule_search_locations or ()
+    assert spec.origin is not None
     current, deprecated = set[str](), set[str]()
-    for path in Path(package, "models").glob("*.py"):
+    for path in Path(spec.origin).with_name("models").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         current.update(_REGISTERED.findall(text))
         for table in _DEPRECATIONS.findall(text):

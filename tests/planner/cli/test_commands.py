@@ -19,7 +19,7 @@ from profiler.records import OWNERS
 
 COMMANDS = (
     "recommend", "predict", "measure", "validate", "rehearse", "profile", "train",
-    "score", "show", "models", "methods", "devices", "dashboard",
+    "evaluate", "classify", "score", "show", "models", "methods", "devices", "dashboard",
 )  # fmt: skip
 SMALL = ("--model", "test_vit", "--image-size", "32", "--num-classes", "10", "--batch-size", "2")
 

@@ -16,6 +16,7 @@ from trainings import run, workload
 from planner.api.plan_functions import _default_folder
 from planner.plan import Plan, check_replaceable, plan_file_name, write_new_plan, write_plan
 from planner.training.output_folder import MARKER_FILE, needed_disk_bytes, training_folder
+from planner.training.run_files import CSV_FILE, SVG_FILE
 from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
 from profiler.errors import InputError
 
@@ -59,7 +60,8 @@ def test_other_files_may_stand_in_the_folder(tmp_path: Path, plan: Plan) -> None
     assert (tmp_path / "notes.txt").read_text() == "mine"
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
-        "notes.txt", MARKER_FILE, PLAN_FILE, HISTORY_FILE, MODEL_FOLDER, "checkpoint-2"
+        "notes.txt", MARKER_FILE, PLAN_FILE, HISTORY_FILE, MODEL_FOLDER, "checkpoint-2",
+        CSV_FILE, SVG_FILE,
     }  # fmt: skip
     # with the marker gone, the record of the training shows whose folder it is
     (tmp_path / MARKER_FILE).unlink()
@@ -152,7 +154,9 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(small_disk: Path, plan: 
         pytest.fail("the full disk was not seen before the work")
     assert "\n" not in str(caught.value)
     names = {path.name for path in output.iterdir()}
-    assert names == {MARKER_FILE, PLAN_FILE, HISTORY_FILE, MODEL_FOLDER, "checkpoint-2"}
+    assert names == {
+        MARKER_FILE, PLAN_FILE, HISTORY_FILE, MODEL_FOLDER, "checkpoint-2", CSV_FILE, SVG_FILE
+    }  # fmt: skip
     filler.unlink()
     with training_folder(output, plan=plan, is_resumed=True):
         assert len(run(plan, output, epochs=2, resume=True).epochs) == 2

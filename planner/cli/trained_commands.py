@@ -1,0 +1,121 @@
+"""Commands that use a trained model: evaluate and classify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from planner import api
+from planner.cli.options import json_option, positive, weights_option
+from planner.cli.output import console, print_json
+from planner.training.images.registry import DATA_NAMES
+
+which_option = click.option(
+    "--which",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Tensors of the best epoch, or of the last step.",
+)
+
+run_device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device of the forward; auto takes a GPU if there is one.",
+)
+
+
+@click.command()
+@click.argument("trained", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class. "
+    "[default: that of the training]",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["test", "selection"]),
+    default="test",
+    show_default=True,
+    help="Part of the data set.",
+)
+@which_option
+@run_device_option
+@weights_option
+@json_option
+def evaluate(
+    *,
+    trained: Path,
+    as_json: bool,
+    data: str | None,
+    part: Literal["test", "selection"],
+    which: Literal["best", "last"],
+    device: Literal["auto", "cpu", "cuda"],
+    weights: Path | None,
+) -> None:
+    """Evaluate a trained model on images: accuracy in all and by class.
+
+    TRAINED is the folder of a training, or the plan file that was trained.
+    """
+    found = api.evaluate(trained, data=data, part=part, which=which, device=device, weights=weights)
+    if as_json:
+        print_json(found.to_json())
+        return
+    from planner.cli.trained_tables import show_evaluation
+
+    show_evaluation(found, console())
+
+
+@click.command()
+@click.argument("trained", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--top", type=positive, default=1, show_default=True, help="Number of classes for each image."
+)
+@which_option
+@run_device_option
+@weights_option
+@json_option
+def classify(
+    *,
+    trained: Path,
+    images: tuple[Path, ...],
+    as_json: bool,
+    top: int,
+    which: Literal["best", "last"],
+    device: Literal["auto", "cpu", "cuda"],
+    weights: Path | None,
+) -> None:
+    """Classify image files with a trained model.
+
+    TRAINED is the folder of a training, or the plan file that was trained. The exit code is 4 if a
+    file cannot be read; the others are classified.
+    """
+    from profiler.errors import InputError
+
+    found = api.classify(trained, images, top=top, which=which, device=device, weights=weights)
+    failed = [each for each in found if each.error is not None]
+    error = (
+        None
+        if not failed
+        else InputError(f"{len(failed)} of {len(found)} files: {failed[0].error}")
+    )
+    if as_json:
+        print_json(
+            {
+                "schema": "budgetplan.classification/1",
+                "trained": str(trained),
+                "images": [each.to_json() for each in found],
+                **({} if error is None else {"error": error.to_json()}),
+            }
+        )
+    else:
+        from planner.cli.trained_tables import show_classes
+
+        show_classes([each for each in found if each.error is None], console())
+    if error is not None:
+        raise error

@@ -1,0 +1,285 @@
+"""Use of a trained folder: its accuracy on images, and the classes of single image files.
+
+The folder's ``training.json`` records the class names and the transform, so both functions need
+nothing else. Folders of earlier versions record neither: they can be evaluated, and classify
+nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from planner.plan import Plan, read_plan
+from planner.training.evaluate import right_answers
+from planner.training.history import Part, TrainResult
+from planner.training.images.crops import CROP_RULES
+from planner.training.images.image_files import open_image
+from planner.training.images.image_set import ImageData, ImageSet, InputFormat
+from planner.training.plan_check import load_data_for
+from planner.training.trained_model import PLAN_FILE, load_trained, read_result
+from planner.training.training_device import autocast
+from profiler.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EVALUATION_SCHEMA = "budgetplan.evaluation/1"
+CLASSIFICATION_SCHEMA = "budgetplan.classification/1"
+
+Which = Literal["best", "last"]
+"""Tensors of the best epoch, as saved in ``model/``, or those of the last step."""
+
+BATCH = 32
+"""Most images in a forward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedFolder:
+    """A trained model with its records.
+
+    Attributes:
+        folder: the folder.
+        plan: plan that was trained.
+        result: record of the training.
+        model: the model in evaluation mode, on ``device``.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    folder: Path
+    plan: Plan
+    result: TrainResult
+    model: nn.Module
+    device: str
+
+    @property
+    def precision(self) -> str:
+        """Precision of the forward: the plan's, but fp32 in place of fp16 on a CPU."""
+        planned = self.plan.candidate.workload.precision
+        return "fp32" if planned == "fp16" and self.device == "cpu" else planned
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a forward: the plan's micro-batch, at most ``BATCH``."""
+        return min(self.plan.candidate.workload.micro_batch, BATCH)
+
+
+def open_trained(
+    folder: Path, *, device: str, which: Which = "best", weights: Path | None = None
+) -> TrainedFolder:
+    """Load a trained folder.
+
+    Args:
+        folder: folder of the training.
+        device: ``cpu`` or ``cuda``.
+        which: tensors to load.
+        weights: present place of the backbone's weights file; None for the recorded place.
+
+    Raises:
+        InputError: the folder holds no training, or its weights cannot be loaded any more.
+    """
+    model = load_trained(folder, weights=weights, is_last=which == "last")
+    return TrainedFolder(
+        folder=folder,
+        plan=read_plan(folder / PLAN_FILE),
+        result=read_result(folder),
+        model=model.to(device),
+        device=device,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAccuracy:
+    """Accuracy on the images of one class.
+
+    Attributes:
+        name: name of the class.
+        images: number of its images.
+        right: number of them that are classified right.
+    """
+
+    name: str
+    images: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedEvaluation:
+    """Accuracy of a trained model on a part of a data set.
+
+    Attributes:
+        trained: folder of the training.
+        data: name of the data set, or its folder.
+        part: part that was evaluated.
+        images: number of images.
+        accuracy: fraction classified right.
+        mean_class_accuracy: mean over classes of the fraction of a class classified right.
+        seconds: duration, with reading and decoding of the images.
+        classes: accuracy by class.
+        weights: origin of the weights that the training began with.
+    """
+
+    trained: str
+    data: str
+    part: Part
+    images: int
+    accuracy: float
+    mean_class_accuracy: float
+    seconds: float
+    classes: tuple[ClassAccuracy, ...]
+    weights: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``evaluate --json`` prints."""
+        return {"schema": EVALUATION_SCHEMA, **asdict(self)}
+
+
+def evaluate_trained(
+    trained: TrainedFolder, *, data: str | None = None, part: Part = "test"
+) -> TrainedEvaluation:
+    """Return the accuracy of a trained model.
+
+    Args:
+        trained: the model.
+        data: data set or folder; None for that of the training.
+        part: part of the data set.
+
+    Raises:
+        InputError: the data cannot be read, or has other classes than the training.
+    """
+    began = time.perf_counter()
+    spec = data or str(trained.plan.provenance.get("data") or trained.result.data["name"])
+    images = load_data_for(trained.plan.candidate.workload, spec)
+    names = trained.result.class_names or images.class_names
+    _check_classes_of(images, names, trained.folder)
+    chosen = images.test if part == "test" else images.selection
+    options: dict[str, Any] = {
+        "batch_size": trained.batch_size,
+        "device": trained.device,
+        "precision": trained.precision,
+    }
+    is_right = right_answers(trained.model, chosen, **options)
+    labels = torch.as_tensor(chosen.labels)
+    counts = labels.bincount(minlength=len(names))
+    right = labels[is_right].bincount(minlength=len(names))
+    seen = counts > 0
+    return TrainedEvaluation(
+        trained=str(trained.folder),
+        data=spec,
+        part=part,
+        images=len(chosen),
+        accuracy=int(is_right.sum()) / len(chosen),
+        mean_class_accuracy=float((right[seen].double() / counts[seen]).mean()),
+        seconds=time.perf_counter() - began,
+        classes=tuple(
+            ClassAccuracy(name=name, images=int(counts[i]), right=int(right[i]))
+            for i, name in enumerate(names)
+        ),
+        weights=trained.result.weights.kind,
+    )
+
+
+def _check_classes_of(images: ImageData, names: Sequence[str], folder: Path) -> None:
+    """Refuse images whose classes are not those of the training, in the same order."""
+    if tuple(images.class_names) != tuple(names):
+        other = sorted({*images.class_names} ^ {*names}) or list(images.class_names)
+        raise InputError(
+            f"{images.source.name} has other classes than {folder} was trained on "
+            f"({other[0]!r}); give images of the same classes"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifiedImage:
+    """The classes of one image file.
+
+    Attributes:
+        file: the file.
+        classes: most probable classes with the model's probability, the best first; empty if the
+            file cannot be read.
+        error: reason why it cannot be read; None if it can.
+    """
+
+    file: str
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "file": self.file,
+            "class": self.classes[0][0] if self.classes else None,
+            "classes": [{"name": name, "probability": p} for name, p in self.classes],
+            "error": self.error,
+        }
+
+
+def classify_files(
+    trained: TrainedFolder, files: Sequence[Path], *, top: int = 1
+) -> list[ClassifiedImage]:
+    """Return the most probable classes of image files.
+
+    Args:
+        trained: the model.
+        files: image files, in any format that Pillow reads.
+        top: number of classes for each image.
+
+    Raises:
+        InputError: the folder is of a version that recorded no classes and no transform.
+    """
+    transform, names = trained.result.transform, trained.result.class_names
+    if transform is None or not names:
+        raise InputError(
+            f"{trained.folder} records neither class names nor a transform (an earlier version "
+            "trained it); train again to classify with it"
+        )
+    errors = {file: error for file in files if (error := _error_of(file)) is not None}
+    readable = [file for file in files if file not in errors]
+    image_set = ImageSet(
+        images=readable,
+        labels=[0] * len(readable),
+        input_format=InputFormat(
+            image_size=transform.image_size, mean=transform.mean, std=transform.std
+        ),
+        crop=CROP_RULES[transform.crop],
+        mirror=False,
+    )
+    found = dict(zip(readable, _probabilities(trained, image_set), strict=True))
+    return [
+        ClassifiedImage(file=str(file), error=errors[file])
+        if file in errors
+        else ClassifiedImage(file=str(file), classes=_top_classes(found[file], names, top))
+        for file in files
+    ]
+
+
+def _error_of(file: Path) -> str | None:
+    try:
+        open_image(file)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _probabilities(trained: TrainedFolder, images: ImageSet) -> list[torch.Tensor]:
+    """Return the probability of every class [classes], for each image."""
+    rows: list[torch.Tensor] = []
+    for first in range(0, len(images), trained.batch_size):
+        last = min(len(images), first + trained.batch_size)
+        batch = torch.stack([images[i][0] for i in range(first, last)])
+        with torch.no_grad(), autocast(trained.precision, trained.device):
+            logits = trained.model(batch.to(trained.device))
+        rows += list(logits.float().softmax(dim=1).cpu())
+    return rows
+
+
+def _top_classes(
+    row: torch.Tensor, names: Sequence[str], top: int
+) -> tuple[tuple[str, float], ...]:
+    values, indices = row.topk(min(top, len(names)))
+    return tuple((names[int(i)], float(value)) for value, i in zip(values, indices, strict=True))
