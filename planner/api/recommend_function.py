@@ -29,7 +29,7 @@ def recommend(
     optimizers: Sequence[str] = ("adamw", "sgd"),
     checkpoints: Sequence[str] = ("none", "static", "optimal"),
     image_size: int | None = None,
-    trials: int = 200,
+    trials: int | None = None,
     stop_when_flat: bool = False,
     validations: int = 3,
     steps: int | None = None,
@@ -60,7 +60,8 @@ def recommend(
         optimizers: optimizers to search.
         checkpoints: placement policies to search.
         image_size: height and width of the input in pixels; None for the model's own.
-        trials: trials of the search, those of a continued study included.
+        trials: trials of the sampler, those of a continued study included; None to evaluate every
+            point if that is quick, and else 200.
         stop_when_flat: end the search when the Pareto front no longer grows.
         validations: number of candidates that are really run; 0 for none.
         steps: steps of each real run; None for a few.

@@ -54,9 +54,8 @@ from planner.training.images.registry import DATA_NAMES
 @click.option(
     "--trials",
     type=positive,
-    default=200,
-    show_default=True,
-    help="Trials of the search, those of a continued study included.",
+    help="Trials of the sampler, those of a continued study included. [default: every point if "
+    "that is quick, else 200]",
 )
 @seed_option
 @click.option("--study", help="Name of the study; an existing study is continued.")
@@ -148,7 +147,7 @@ def recommend(
     no_validate: bool,
     top: int,
     steps: int | None,
-    trials: int,
+    trials: int | None,
     seed: int,
     study: str | None,
     storage: str | None,

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from planner.recommendation.data_facts import data_facts
 from planner.recommendation.objective import Objective, check_objective
 from planner.recommendation.request import (
     LeftOut,
     Limits,
     Request,
     check_weights,
-    data_facts,
     study_name,
 )
 from planner.search.pareto import HypervolumeStagnation
@@ -38,8 +38,6 @@ from profiler.models.forward_check import check_forward
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
-TRIALS = 200
-
 VALIDATIONS = 3
 
 
@@ -55,7 +53,7 @@ def build_request(
     optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
     checkpoints: Sequence[str] = DEFAULT_CHECKPOINTS,
     image_size: int | None = None,
-    trials: int = TRIALS,
+    trials: int | None = None,
     stop_when_flat: bool = False,
     validations: int = VALIDATIONS,
     steps: int | None = None,
@@ -83,11 +81,11 @@ def build_request(
     target = find_target(device)
     name = backbones.resolve(model)
     size = image_size or backbones.native_image_size(name)
-    num_classes, source = data_facts(data, image_size=size, is_used=runs_here)
+    facts = data_facts(data, image_size=size, is_used=runs_here)
     base = Workload(
         model=name,
         image_size=size,
-        num_classes=num_classes,
+        num_classes=facts.num_classes,
         frozen_batch_norm=(pretrained or weights is not None) and _has_batch_norm(name),
     )
     check_forward(base.replace(micro_batch=2))
@@ -127,7 +125,8 @@ def build_request(
         limits=limits or Limits(),
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=(*refused, *too_small),
-        source=source,
+        source=facts.source,
+        images_per_class=facts.images_per_class,
         weight_notes=weight_notes,
     )
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from planner.cost.budget import needed_bytes
-from planner.recommendation.answer import (
-    EQUAL_SCORES,
-    DecidedBy,
-    FrontEntry,
-    candidate_summary,
-)
-from planner.recommendation.objective import Objective
-from planner.recommendation.ranking import TrainingCost, best_of
+from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summary
+from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, equals_of
+from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import LOWEST_ACCURACY
 from profiler.units import format_bytes, format_joules, format_seconds
 
@@ -43,75 +39,135 @@ class ChosenEntry:
     why: str = ""
 
 
-def choose(entries: Sequence[FrontEntry], *, objective: Objective = "balanced") -> ChosenEntry:
+def choose(
+    entries: Sequence[FrontEntry],
+    *,
+    question: Question,
+    equal_methods: Sequence[str] = (),
+    probed: Mapping[int, AccuracyEstimate] | None = None,
+) -> ChosenEntry:
     """Return the entry to recommend, and the reason in one sentence.
 
-    If any entry was really run, only those are eligible. If every eligible entry has an accuracy
-    that ranks candidates (measured in a long run, or expected from published numbers), the best
-    training score wins. Otherwise the highest accuracy score wins, and among equal scores the
-    lowest cost objective. Memory below the budget is then not counted as a cost.
+    If any entry was really run, only those are eligible. Evidence counts in this order: probes or
+    long runs of every eligible entry, then published comparisons of methods. The rules of
+    ``ranking.best_of`` decide among entries that the evidence does not distinguish.
+
+    Args:
+        entries: entries of the answer, at least one.
+        question: budget, number of images and objective.
+        equal_methods: methods of the search that are expected to be as accurate as the best one.
+        probed: interval of the accuracy that a probe expects, by index of the entry.
     """
     measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
     eligible = measured or list(range(len(entries)))
-    pool = [entries[i] for i in eligible]
-    basis, accuracies = _known_accuracies(pool)
-    predictions = [entry.plan.prediction for entry in pool]
-    costs = [
-        TrainingCost(device_bytes=needed_bytes(report), step_joules=report.energy_joules)
-        for report in predictions
-    ]
-    best = best_of([entry.result for entry in pool], accuracies, costs)
-    candidates = f"{len(pool)} {'really run' if measured else 'replayed'} candidates"
+    intervals = _intervals(entries, eligible, probed or {})
+    if intervals:
+        highest = max(low for low, _ in intervals.values())
+        equals = [i for i in eligible if intervals[i][1] >= highest]
+    else:
+        top = equals_of([entries[i].result for i in eligible])
+        equals = [i for i in eligible if any(entries[i].result is row for row in top)]
+    # The evidence above has decided on the accuracy, so the rules see equal scores.
+    level = [replace(entries[i].result, score=0.0) for i in equals]
+    best = best_of(level, question)
+    index = next(i for i, row in zip(equals, level, strict=True) if row is best)
+    decided = _decided_by(entries[index], question, by_interval=bool(intervals), probed=probed)
+    kind = "really run" if measured else "replayed"
     why = (
-        f"it has the best {basis} for its memory and energy of the {candidates}"
-        if accuracies
-        else f"none of the {candidates} is expected to be more accurate (by published comparisons "
-        "of methods; no accuracy is known here), and it costs least of those equal to it"
-    )
-    index = eligible[best]
-    ties = tuple(
-        i
-        for i, entry in enumerate(entries)
-        if i != index and abs(entry.result.score - entries[index].result.score) < EQUAL_SCORES
+        f"it has the best {'probed' if probed else 'measured'} accuracy of the {len(eligible)} "
+        f"{kind} candidates, or costs least of those that the runs do not distinguish"
+        if intervals
+        else _published_reason(entries[index], question, equal_methods)
     )
     return ChosenEntry(
         index=index,
-        reason=_reason_sentence(pool[best], why),
-        ties=ties,
-        decided_by="cost" if len(ties) == len(entries) - 1 else "published",
+        reason=_reason_sentence(entries[index], why, question),
+        why=why,
+        ties=tuple(
+            i
+            for i, entry in enumerate(entries)
+            if i != index and (i in equals or _same_tier(entry, entries[index], bool(intervals)))
+        ),
+        decided_by=decided,
     )
 
 
-def _known_accuracies(entries: Sequence[FrontEntry]) -> tuple[str, list[float]]:
-    """Return the kind of the accuracies and a fraction per entry; no fractions if any is missing.
+def _same_tier(entry: FrontEntry, best: FrontEntry, by_interval: bool) -> bool:
+    if by_interval:
+        return False
+    return len(equals_of([entry.result, best.result])) == 2
+
+
+def _intervals(
+    entries: Sequence[FrontEntry], eligible: Sequence[int], probed: Mapping[int, AccuracyEstimate]
+) -> dict[int, tuple[float, float]]:
+    """Return (low, high) accuracy of every eligible entry; empty if any is missing.
 
     Accuracies of different kinds do not compare, so all entries must have the same kind.
     """
-    measured = [v for v in map(_long_run_accuracy, entries) if v is not None]
-    if len(measured) == len(entries):
-        return "measured accuracy", measured
-    expected = [e.expected.value for e in entries if e.expected.value is not None]
-    if len(expected) == len(entries):
-        return "published or derived accuracy", expected
-    return "", []
+    found = {
+        i: (probed[i].low, probed[i].high)
+        for i in eligible
+        if i in probed and probed[i].low is not None and probed[i].high is not None
+    }
+    if len(found) < len(eligible):
+        found = {i: run for i in eligible if (run := _long_run(entries[i])) is not None}
+    return found if len(found) == len(eligible) else {}  # type: ignore[return-value]
 
 
-def _long_run_accuracy(entry: FrontEntry) -> float | None:
-    """Return the measured accuracy as a fraction; None if the run was too short to rank by it."""
+def _long_run(entry: FrontEntry) -> tuple[float, float] | None:
+    """Return the measured accuracy plus and minus a standard error; None after a short run."""
     run = entry.validation
     if run is None or len(run.losses) < LONG_RUN_STEPS or run.accuracy_images < LONG_RUN_IMAGES:
         return None
     value = run.accuracy.value
-    return value if value is not None and value > LOWEST_ACCURACY else None
+    if value is None or value <= LOWEST_ACCURACY:
+        return None
+    error = math.sqrt(value * (1 - value) / run.accuracy_images)
+    return value - error, value + error
 
 
-def _reason_sentence(entry: FrontEntry, why: str) -> str:
+def _decided_by(
+    entry: FrontEntry,
+    question: Question,
+    *,
+    by_interval: bool,
+    probed: Mapping[int, AccuracyEstimate] | None,
+) -> DecidedBy:
+    if by_interval:
+        kinds = {estimate.kind for estimate in (probed or {}).values()}
+        return "learned" if kinds == {"learned"} else "probe"
+    return "published" if question.evidence(entry.result).tables else "cost"
+
+
+def _published_reason(entry: FrontEntry, question: Question, equal_methods: Sequence[str]) -> str:
+    evidence, method = question.evidence(entry.result), entry.plan.candidate.workload.method
+    if not evidence.tables:
+        return f"{evidence.reason}; it costs least of the candidates that nothing distinguishes"
+    others = [name for name in equal_methods if name != method]
+    if not others:
+        return f"no method is expected to be as accurate (evidence {evidence.strength})"
+    return (
+        f"{len(others) + 1} methods are expected to be equally accurate ({method}, "
+        f"{', '.join(others)}; evidence {evidence.strength}), and of these it is the best known "
+        "that costs no more than its evidence allows"
+        if question.objective == "balanced"
+        else f"{len(others) + 1} methods are expected to be equally accurate ({method}, "
+        f"{', '.join(others)}), and it is the best of these by {question.objective}"
+    )
+
+
+def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:
     prediction = entry.plan.prediction
     cost = format_joules(prediction.energy_joules)
     if prediction.energy_joules is None:
         cost = format_seconds(prediction.step_seconds)
+    need_bytes = needed_bytes(prediction)
+    rest = ""
+    if need_bytes <= EDGE * question.budget_bytes:
+        rest = f" (no plan of this method that uses the rest saves {WORTHWHILE:.0%} of the time)"
     return (
         f"{candidate_summary(entry.plan.candidate)}: {why}; it is predicted to need "
-        f"{format_bytes(needed_bytes(prediction))} of {format_bytes(entry.plan.budget_bytes)} "
+        f"{format_bytes(need_bytes)} of {format_bytes(entry.plan.budget_bytes)}{rest} "
         f"and {cost} per step."
     )

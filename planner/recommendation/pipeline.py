@@ -1,16 +1,17 @@
 """The whole flow from a request (model, data, device, budget) to an answer.
 
-    recommend   profile -> search -> front -> replay -> probe -> validate -> choose -> plan files
+    recommend   profile -> search -> rows -> replay -> probe -> validate -> choose -> plan files
 
-Each stage checks the one before it. The search composes estimates, the replay checks the candidates
-of the front, and a real run checks the best replayed ones. A candidate that exceeds the budget in a
-later stage is dropped, and the answer lists it.
+Each stage checks the one before it. The search composes estimates, the replay checks the named rows
+that are selected from them, and a real run checks the best replayed ones. A candidate that exceeds
+the budget in a later stage is dropped, and the answer lists it.
 
     request.py        the request
     replay_front.py   the replay stage
     probe_front.py    the probe stage: short trainings on the user's images, if requested
     real_runs.py      the validation stage
-    ranking.py        the order in which candidates are checked
+    ranking.py        the rules that rank candidates within the budget
+    named_rows.py     the rows of the answer
     build_entry.py    the plan of a candidate, with accuracy and scores
     choose.py         the recommended entry and the reason
     choose_by_probe.py  the same, by a probe
@@ -37,8 +38,10 @@ from planner.recommendation.choose import choose
 from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import nothing_fits
 from planner.recommendation.limits import accurate_enough, within_cost_limits
+from planner.recommendation.named_rows import answer_rows
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import probe_front
+from planner.recommendation.ranking import Question, equal_methods
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
@@ -75,7 +78,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     cost = CostModel(device_spec(request.device.name), Store.default())
     prefetch(cost, request.space.workloads(), on_progress=lambda t, f: notify("profile", t, f))
     found = _search(request, cost, notify)
-    affordable = within_cost_limits(request, found.front(request.budget_bytes))
+    affordable = within_cost_limits(request, found.fitting(request.budget_bytes))
     replayed = replay_front(request, affordable, cost, notify)
     if not replayed.passed:
         raise nothing_fits(request, found, cost)
@@ -88,9 +91,9 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     )
     built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
     accurate = accurate_enough(request, built)
-    entries = accurate.passed
+    entries, question = accurate.passed, Question.of(request)
     choice = choose_by_probe(entries, probe, objective=request.objective) or choose(
-        entries, objective=request.objective
+        entries, question=question, equal_methods=equal_methods(affordable)
     )
     baselines = paper_baselines(request.space, cost, request.budget_bytes)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
@@ -106,7 +109,9 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         why=choice.why,
         decided_by=choice.decided_by,
         ties=choice.ties,
-        alternatives=named_alternatives(entries, choice, baselines),
+        alternatives=named_alternatives(
+            entries, choice, baselines, question=question, searched=found.results
+        ),
         baselines=baselines,
         dropped=(*replayed.dropped, *ran.dropped, *accurate.dropped),
         notes=(*(() if probe is None else probe.notes), *answer_notes(request, found, ran.passed)),
@@ -121,8 +126,7 @@ def search_problem(request: Request) -> SearchProblem:
         device=device_spec(request.device.name),
         budget_bytes=request.budget_bytes,
         data=request.run.data,
-        # The published results of named data sets know their number of images.
-        train_images=None if request.source is None else request.source.train_images,
+        train_images=request.balanced_images,
         # The plan will fine-tune pretrained weights, even if they cannot be loaded here and now.
         pretrained=request.run.pretrained or request.run.weights is not None,
     )
@@ -143,6 +147,7 @@ def _search(request: Request, cost: CostEstimator, notify: Notify) -> SearchResu
         seed=request.run.seed,
         study_name=request.study,
         storage=request.storage,
+        kept_rows=lambda results: answer_rows(results, Question.of(request)),
         stop=request.stop,
         on_trial=on_trial,
         on_profile=lambda text, _: notify("search", text, done),

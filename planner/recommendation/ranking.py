@@ -1,30 +1,110 @@
-"""Ranks candidates: the accuracy to expect, the best of several, and the next one to check."""
+"""Ranks candidates within the budget: by expected accuracy, then by time and energy.
+
+    best_of             the candidate to recommend
+    best_configuration  the best of a method: rank, micro-batch, precision, checkpointing
+    equals_of           the candidates that are expected to be as accurate as the best
+
+The rules, in this order:
+
+1. Candidates of the highest accuracy score are expected to be equally accurate; others are out.
+2. Memory within the budget is no cost. A candidate above ``EDGE`` of the budget is taken only if no
+   other is left, because another program's few megabytes would end its training.
+3. Of the configurations of a method, the rank nearest to the published default is taken. Among
+   those within ``WORTHWHILE`` of the least cost, the one without checkpointing that needs the least
+   memory is taken: a larger micro-batch has to save that much.
+4. Of equally accurate methods, the one compared most often and best known is taken. ``full`` yields
+   to a method that costs ``WORTHWHILE`` less. Any other yields only to one that costs
+   ``KNOWN_SAVING`` less, was compared as often, and was in no comparison clearly below it.
+
+With the objective ``time`` or ``energy``, rule 4 takes the least cost. With ``accuracy``, it takes
+the highest mean effect in the published tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from planner.recommendation.answer import EQUAL_SCORES
+from planner.recommendation.objective import Objective
 from planner.recommendation.request import Request
 from planner.scoring.accuracy_prior import AccuracyEstimate, estimate_accuracy
-from planner.scoring.netscore import train_score
-from planner.search.pareto import hypervolume, reference_point
-from planner.search.problem import OBJECTIVES, TrialResult
+from planner.scoring.method_evidence import MethodEvidence, method_evidence, never_below
+from planner.search.problem import TrialResult
+from profiler.models.methods import method_infos
 from profiler.units import DeviceBytes
+
+EDGE = 0.96
+"""Share of the budget up to which memory is no cost. A replay is within 2 % of PyTorch's own
+allocator (studies/hollow_gpu); the rest is for other programs."""
+
+WORTHWHILE = 0.03
+"""Smallest relative saving of time or energy that counts."""
+
+KNOWN_SAVING = 0.25
+"""Relative saving for which a less known method is preferred (a choice, not a measurement)."""
+
+WELL_KNOWN = (
+    "full", "lora", "head", "adaptformer", "bitfit", "dora", "qlora", "adalora", "bn_head",
+    "ssf", "vpt_deep", "vpt_shallow", "prefix", "side", "ln_tune", "galore",
+)  # fmt: skip
+"""Methods from the best known and simplest to run to the least (a choice, not a measurement)."""
+
+
+NO_COMPARISON = MethodEvidence(
+    tier=1,
+    score=0.0,
+    tables=(),
+    effect=None,
+    strength="none",
+    reason="with random weights, more trainable parameters are expected to be more accurate",
+)
+"""Evidence on random weights, of which no comparison of methods is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingCost:
-    """Cost of training that a candidate's accuracy is weighed against.
+class Question:
+    """The part of a request that ranks candidates.
 
     Attributes:
-        device_bytes: device memory of a training step.
-        step_joules: energy of an optimizer step; None if the power is not known.
+        budget_bytes: budget in device bytes.
+        train_images: number of training images, fewer if classes are unequal.
+        pretrained: whether training starts from pretrained weights; published comparisons hold
+            for no others.
+        objective: criterion for candidates of equal expected accuracy.
     """
 
-    device_bytes: DeviceBytes
-    step_joules: float | None
+    budget_bytes: DeviceBytes
+    train_images: int | None = None
+    pretrained: bool = True
+    objective: Objective = "balanced"
+
+    @classmethod
+    def of(cls, request: Request) -> Question:
+        """Return the question of a request."""
+        return cls(
+            budget_bytes=request.budget_bytes,
+            train_images=request.balanced_images,
+            pretrained=request.trains_pretrained,
+            objective=request.objective,
+        )
+
+    def evidence(self, result: TrialResult) -> MethodEvidence:
+        """Return the published comparisons of a candidate's method."""
+        load = result.candidate.workload
+        if not self.pretrained:
+            return NO_COMPARISON
+        return method_evidence(model=load.model, method=load.method, train_images=self.train_images)
+
+    def cost(self, result: TrialResult) -> float:
+        """Return the cost of an image: time, energy, or their geometric mean."""
+        images = result.candidate.workload.effective_batch
+        known = {"time": result.step_seconds, "energy": result.energy_joules}
+        wanted = [known.get(self.objective)] if self.objective in known else [*known.values()]
+        values = [value for value in wanted if value is not None] or [result.cost]
+        return math.prod(values) ** (1 / len(values)) / images
 
 
 def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate:
@@ -36,62 +116,111 @@ def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate
         data=request.run.data,
         rank=load.rank,
         pretrained=request.has_weights,
+        train_images=request.balanced_images,
     )
     if expected.kind == "published" and load.optimizer == "sgd":
         return replace(expected, kind="prior", reason=f"{expected.reason}, but with AdamW")
     return expected
 
 
-def best_of(
-    results: Sequence[TrialResult], accuracies: Sequence[float], costs: Sequence[TrainingCost]
-) -> int:
-    """Return the index of the best candidate.
+def equals_of(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the candidates of the highest accuracy score."""
+    highest = max(result.score for result in results)
+    return [result for result in results if result.score > highest - EQUAL_SCORES]
 
-    If all accuracies are known, the highest training score wins. Otherwise the highest accuracy
-    score wins, and among equal scores the lowest cost objective.
+
+def within_edge(results: Sequence[TrialResult], question: Question) -> list[TrialResult]:
+    """Return the candidates with a margin to the budget, or all if none has one."""
+    limit = EDGE * question.budget_bytes
+    return [result for result in results if result.device_bytes <= limit] or [*results]
+
+
+def best_of(results: Sequence[TrialResult], question: Question) -> TrialResult:
+    """Return the candidate to recommend.
 
     Args:
-        results: the candidates.
-        accuracies: accuracy of each as a fraction; empty if any is not known.
-        costs: cost of training of each.
+        results: candidates that fit the budget, at least one.
+        question: budget, number of images and objective.
     """
-    if not accuracies:
-        highest = max(result.score for result in results)
-        equals = [i for i, result in enumerate(results) if result.score > highest - EQUAL_SCORES]
-        return min(equals, key=lambda i: results[i].cost)
-    scores = [
-        train_score(
-            accuracy_percent=100 * accuracy,
-            train_peak_bytes=cost.device_bytes,
-            step_joules=cost.step_joules,
+    pool = within_edge(equals_of(results), question)
+    methods = dict.fromkeys(r.candidate.workload.method for r in pool)
+    rows = [best_configuration(of_method(pool, method), question) for method in methods]
+    if question.objective in ("time", "energy"):
+        return min(rows, key=question.cost)
+    if question.objective == "accuracy":
+        return max(rows, key=lambda r: (_effect(question.evidence(r)), -question.cost(r)))
+    rows.sort(key=lambda r: (-len(question.evidence(r).tables), _fame(r)))
+    best = rows[0]
+    for row in rows[1:]:
+        if _displaces(row, best, question):
+            best = row
+    return best
+
+
+def best_configuration(results: Sequence[TrialResult], question: Question) -> TrialResult:
+    """Return the best of candidates that share a method."""
+    pool = near_default_ranks(results)
+    least = min(map(question.cost, pool))
+    quick = [r for r in pool if question.cost(r) <= (1 + WORTHWHILE) * least]
+    return min(quick, key=lambda r: (not r.candidate.placement.is_none, r.device_bytes))
+
+
+def near_default_ranks(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return, of each method, the candidates of the rank nearest to its published default."""
+    nearest: dict[str, float] = {}
+    for result in results:
+        method = result.candidate.workload.method
+        nearest[method] = min(nearest.get(method, math.inf), _rank_distance(result))
+    return [r for r in results if _rank_distance(r) == nearest[r.candidate.workload.method]]
+
+
+def equal_methods(results: Sequence[TrialResult]) -> list[str]:
+    """Return the methods of the highest accuracy score, the best known first."""
+    if not results:
+        return []
+    methods = {r.candidate.workload.method: r for r in equals_of(results)}
+    return sorted(methods, key=lambda name: _fame(methods[name]))
+
+
+def of_method(results: Iterable[TrialResult], method: str) -> list[TrialResult]:
+    """Return the candidates of a method."""
+    return [result for result in results if result.candidate.workload.method == method]
+
+
+def _displaces(row: TrialResult, best: TrialResult, question: Question) -> bool:
+    method, held = (r.candidate.workload.method for r in (row, best))
+    saving = WORTHWHILE if held == "full" else KNOWN_SAVING
+    evidence = [question.evidence(r) for r in (row, best)]
+    return (
+        question.cost(row) <= (1 - saving) * question.cost(best)
+        and len(evidence[0].tables) >= len(evidence[1].tables)
+        and never_below(
+            method,
+            held,
+            model=row.candidate.workload.model,
+            train_images=question.train_images,
         )
-        for accuracy, cost in zip(accuracies, costs, strict=True)
-    ]
-    return max(range(len(scores)), key=scores.__getitem__)
+    )
 
 
-def next_to_check(
-    request: Request, waiting: Sequence[TrialResult], checked: Sequence[TrialResult]
-) -> int:
-    """Return the index of the candidate in ``waiting`` to check next.
+def _effect(evidence: MethodEvidence) -> float:
+    return -math.inf if evidence.effect is None else evidence.effect
 
-    The first is the one that would be recommended if every candidate passed. After it comes the one
-    that adds the most hypervolume to those checked, so that a limited number of checks covers the
-    front.
-    """
-    if not checked:
-        expected = [expected_accuracy(request, result).value for result in waiting]
-        known = [accuracy for accuracy in expected if accuracy is not None]
-        costs = [
-            TrainingCost(device_bytes=r.device_bytes, step_joules=r.energy_joules) for r in waiting
-        ]
-        return best_of(waiting, known if len(known) == len(waiting) else [], costs)
-    points = [result.objectives for result in (*checked, *waiting)]
-    corner = reference_point(points, directions=OBJECTIVES)
-    front = [result.objectives for result in checked]
 
-    def volume_with(index: int) -> float:
-        more = [*front, waiting[index].objectives]
-        return hypervolume(more, reference=corner, directions=OBJECTIVES)
+def _fame(result: TrialResult) -> int:
+    method = result.candidate.workload.method
+    return WELL_KNOWN.index(method) if method in WELL_KNOWN else len(WELL_KNOWN)
 
-    return max(range(len(waiting)), key=volume_with)
+
+@cache
+def _default_ranks() -> dict[str, int | None]:
+    return {info.name: info.default_rank for info in method_infos()}
+
+
+def _rank_distance(result: TrialResult) -> float:
+    """Return how far a rank is from the method's published default, in doublings."""
+    load = result.candidate.workload
+    default = _default_ranks().get(load.method)
+    if load.rank is None or default is None:
+        return 0.0
+    return abs(math.log2(load.rank / default))

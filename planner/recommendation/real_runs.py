@@ -19,8 +19,9 @@ from planner.plan import Plan
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.build_entry import plan_scores
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
+from planner.recommendation.named_rows import answer_rows
 from planner.recommendation.provenance import run_provenance
-from planner.recommendation.ranking import next_to_check
+from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.training.run_options import RunOptions
 from profiler.errors import MeasurementError, OutOfMemoryError
@@ -62,11 +63,11 @@ def run_best(
         MeasurementError: every run failed.
     """
     kept, dropped, runs = list(candidates), list[str](), 0
+    question = Question.of(request)
     waiting = list(candidates)
     last: MeasurementError | None = None
     while waiting and runs < request.validations:
-        done = [c.result for c in kept if c.validation is not None]
-        index = 0 if in_order else next_to_check(request, [c.result for c in waiting], done)
+        index = 0 if in_order else _next_to_run(kept, waiting, question)
         candidate = waiting.pop(index)
         try:
             ran = _run_one(request, candidate, runs, notify)
@@ -80,6 +81,16 @@ def run_best(
     if last is not None and runs == 0:
         raise last
     return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
+
+
+def _next_to_run(
+    kept: Sequence[CheckedCandidate], waiting: Sequence[CheckedCandidate], question: Question
+) -> int:
+    """Return the index of the recommended candidate, then of methods that did not run yet."""
+    rows = answer_rows([candidate.result for candidate in waiting], question)
+    done = {c.candidate.workload.method for c in kept if c.validation is not None}
+    row = next((r for r in rows if r.candidate.workload.method not in done), rows[0])
+    return next(i for i, candidate in enumerate(waiting) if candidate.result is row)
 
 
 def _run_one(

@@ -1,8 +1,8 @@
-"""The replay stage: replays candidates of the front and drops those above the budget."""
+"""The replay stage: replays the rows of the answer and drops those above the budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from planner.cost.place_within_budget import place_within_budget
 from planner.placement.policies import OPTIMAL
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
-from planner.recommendation.ranking import next_to_check
+from planner.recommendation.named_rows import answer_rows
+from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.search.problem import TrialResult
 from profiler.errors import UsageError
@@ -22,67 +23,84 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
-FRONT_SIZE = 6
-"""Number of candidates that are replayed, shown and written: as many as a person compares."""
+REPLAY_ROUNDS = 4
+"""Rounds in which rows that a replay refuses are exchanged for others."""
 
 
 def replay_front(
-    request: Request, front: Sequence[TrialResult], cost: CostModel, notify: Notify
+    request: Request, results: Sequence[TrialResult], cost: CostModel, notify: Notify
 ) -> CheckOutcome:
-    """Replay candidates of the front until ``FRONT_SIZE`` fit or twice as many do not.
+    """Replay the named rows of an answer; exchange those above the budget for the next best.
+
+    Args:
+        request: the request.
+        results: candidates within the budget by their composed memory.
+        cost: cost model that composed them.
+        notify: called with (stage, candidate, fraction of the stage done).
 
     Returns:
-        The candidates that fit, by descending accuracy score, then by memory.
+        The rows that fit, by descending accuracy score, then by memory.
     """
-    waiting = list(front)
-    passed: list[CheckedCandidate] = []
+    question = Question.of(request)
+    waiting, passed = list(results), dict[int, CheckedCandidate]()
     dropped: list[str] = []
-    ahead = _replay_ahead(request, front, cost, notify)
-    while waiting and len(passed) < FRONT_SIZE and len(dropped) < 2 * FRONT_SIZE:
-        result = waiting.pop(next_to_check(request, waiting, [c.result for c in passed]))
-        summary = candidate_summary(result.candidate)
-        notify("replay", summary, len(passed) / FRONT_SIZE)
-        try:
-            report = ahead.get(result.candidate) or _replay(request, result.candidate, cost)
-        except UsageError as error:
-            dropped.append(f"{summary}: {error}")
-            continue
-        need_bytes = needed_bytes(report)
-        if need_bytes <= request.budget_bytes:
-            # The replay may have changed the placement. Its score is the same, its cost is close.
-            placed = replace(result, candidate=report.candidate)
-            passed.append(CheckedCandidate(result=placed, prediction=report))
-        else:
-            dropped.append(
-                f"{summary}: the search composed {format_bytes(result.device_bytes)}, but the "
-                f"replay needs {format_bytes(need_bytes)}"
-            )
-    passed.sort(key=lambda c: (-c.result.score, needed_bytes(c.prediction)))
-    return CheckOutcome(passed=tuple(passed), dropped=tuple(dropped))
+    for _ in range(REPLAY_ROUNDS):
+        rows = answer_rows(waiting, question) if waiting else []
+        missing = [row for row in rows if id(row) not in passed]
+        if not missing:
+            break
+        for row, report in _replayed(request, missing, cost, notify):
+            reason = _refusal(request, row, report)
+            if reason is not None:
+                dropped.append(f"{candidate_summary(row.candidate)}: {reason}")
+                waiting.remove(row)
+            elif isinstance(report, Report):
+                # The replay may have changed the placement. Its score is the same.
+                placed = replace(row, candidate=report.candidate)
+                passed[id(row)] = CheckedCandidate(result=placed, prediction=report)
+    wanted = {id(row) for row in answer_rows(waiting, question)} if waiting else set()
+    kept = [checked for key, checked in passed.items() if key in wanted] or list(passed.values())
+    kept.sort(key=lambda c: (-c.result.score, needed_bytes(c.prediction)))
+    return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
 
 
-def _replay_ahead(
-    request: Request, front: Sequence[TrialResult], cost: CostModel, notify: Notify
-) -> dict[Candidate, Report]:
-    """Replay, in parallel, the candidates that ``replay_front`` needs if every candidate fits.
+def _refusal(request: Request, row: TrialResult, report: Report | str) -> str | None:
+    """Return why a replayed row is dropped; None if it fits."""
+    if isinstance(report, str):
+        return report
+    need_bytes = needed_bytes(report)
+    if need_bytes <= request.budget_bytes:
+        return None
+    return (
+        f"the search composed {format_bytes(row.device_bytes)}, but the replay needs "
+        f"{format_bytes(need_bytes)}"
+    )
 
-    For a CPU, nothing is replayed ahead. Its replay runs kernels to find their workspace, on OpenMP
-    threads, and those do not survive a fork: the child would wait for them for ever.
+
+def _replayed(
+    request: Request, rows: Sequence[TrialResult], cost: CostModel, notify: Notify
+) -> Iterator[tuple[TrialResult, Report | str]]:
+    """Yield each row with its replay, or with the reason why it cannot be replayed.
+
+    For a GPU, replays run in parallel. For a CPU they run kernels to find their workspace, on
+    OpenMP threads, and those do not survive a fork: the child would wait for them for ever.
     """
     from planner.parallel import forked
 
-    if not cost.device.is_cuda:
-        return {}
-    waiting, wanted = list(front), list[TrialResult]()
-    while waiting and len(wanted) < FRONT_SIZE:
-        wanted.append(waiting.pop(next_to_check(request, waiting, wanted)))
-    candidates = [result.candidate for result in wanted]
-    reports = forked(
-        lambda candidate: _replay(request, candidate, cost),
-        candidates,
-        lambda candidate, done: notify("replay", candidate_summary(candidate), done),
-    )
-    return {candidates[index]: report for index, report in reports.items()}
+    ahead = {}
+    if cost.device.is_cuda:
+        ahead = forked(
+            lambda row: _replay(request, row.candidate, cost),
+            list(rows),
+            lambda row, done: notify("replay", candidate_summary(row.candidate), done),
+        )
+    for index, row in enumerate(rows):
+        if index not in ahead:
+            notify("replay", candidate_summary(row.candidate), index / len(rows))
+        try:
+            yield row, ahead.get(index) or _replay(request, row.candidate, cost)
+        except UsageError as error:
+            yield row, str(error)
 
 
 def _replay(request: Request, candidate: Candidate, cost: CostModel) -> Report:

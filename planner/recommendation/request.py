@@ -12,7 +12,6 @@ from planner.recommendation.objective import Objective
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
 from planner.training.images.image_set import DataSource
-from planner.training.images.load import load_data
 from planner.training.images.registry import find_named
 from planner.training.run_options import RunOptions
 from profiler.errors import UsageError
@@ -76,7 +75,7 @@ class Request:
         device: the device to plan for.
         run: options of the real runs; the seed is also that of the search.
         study: name of the study.
-        trials: number of trials of the search.
+        trials: number of trials of the search; None to evaluate every point if that is quick.
         storage: SQLAlchemy URL of the study; None for a file under ``studies/``.
         validations: number of candidates that are really run; 0 for none.
         has_weights: whether the pretrained weights can be loaded, here or where the plan will run.
@@ -87,6 +86,8 @@ class Request:
         probe_seconds: time of the short trainings on the user's images; None for none.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
+        images_per_class: training images of each class of a folder, by label; empty for a named
+            data set.
         weight_notes: sentences on the content of the weights file.
     """
 
@@ -95,7 +96,7 @@ class Request:
     device: DeviceLabel
     run: RunOptions
     study: str
-    trials: int
+    trials: int | None
     storage: str | None = None
     validations: int = 3
     has_weights: bool = True
@@ -106,6 +107,7 @@ class Request:
     probe_seconds: float | None = None
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
+    images_per_class: tuple[int, ...] = ()
     weight_notes: tuple[str, ...] = ()
 
     @property
@@ -118,38 +120,22 @@ class Request:
         return named[0].train_images
 
     @property
+    def balanced_images(self) -> int:
+        """Number of training images of a balanced data set that says as much about each class.
+
+        It is the number of classes times the harmonic mean of the images per class, because the
+        variance of a class's mean falls with one over its images. Published comparisons are of
+        balanced data sets. A class without images counts as one with a single image.
+        """
+        counts = [max(1, count) for count in self.images_per_class]
+        if not counts:
+            return self.train_images
+        return round(len(counts) ** 2 / sum(1 / count for count in counts))
+
+    @property
     def trains_pretrained(self) -> bool:
         """Whether plans begin with pretrained weights, even if they cannot be loaded here."""
         return self.run.pretrained or self.run.weights is not None
-
-
-def data_facts(data: str, *, image_size: int, is_used: bool) -> tuple[int, DataSource | None]:
-    """Return the number of classes of a data set or folder, and the origin of a folder's images.
-
-    Args:
-        data: name of a data set, or a folder.
-        image_size: height and width of the images in pixels.
-        is_used: whether candidates will be run on the images. A named data set is then loaded, and
-            downloaded if need be, before the search; otherwise it need not be here.
-
-    Returns:
-        The number of classes; the origin of a folder's images, None for a named data set.
-
-    Raises:
-        InputError: the folder or the data set cannot be read.
-        UsageError: the name's text after the colon is malformed.
-    """
-    named = find_named(data)
-    if named is not None:
-        found, variant = named
-        if found.check_variant is not None:
-            found.check_variant(variant)
-        if not is_used:
-            return found.num_classes, None
-    # Only the labels are read, so any normalisation will do.
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    images = load_data(data, image_size=image_size, mean=mean, std=std)
-    return images.num_classes, images.source if named is None else None
 
 
 def check_weights(base: Workload, weights: Path) -> tuple[str, ...]:

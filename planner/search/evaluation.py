@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.cost.step_estimate import StepEstimate
 from planner.placement.policies import STATIC
-from planner.scoring.accuracy_prior import relative_score
+from planner.scoring.method_evidence import relative_score
 from planner.search.problem import (
     COST_IMAGES,
     SGD_STEP,

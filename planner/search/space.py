@@ -41,6 +41,9 @@ DEFAULT_CHECKPOINTS = ("none", "static", "optimal")
 
 DEFAULT_OPTIMIZERS = ("adamw", "sgd")
 
+ADAMW_VARIANTS = ("galore",)
+"""Methods that replace AdamW and refuse every other optimizer."""
+
 BF16_CAPABILITY = (8, 0)
 """Compute capability of Ampere. PyTorch emulates bfloat16 on older GPUs."""
 
@@ -95,7 +98,7 @@ class Space:
         micro_batches: divisors of the effective batch, ascending.
         effective_batch: images per optimizer step.
         precisions: ``fp32`` and the half precision of the device.
-        optimizers: optimizers; a method that brings its own optimizer ignores this dimension.
+        optimizers: optimizers; a method that is a variant of AdamW has no such dimension.
         checkpoints: checkpoint policies as ``planner.placement.policies.parse_policy`` reads them.
 
     Raises:
@@ -134,12 +137,17 @@ class Space:
         The order of the dimensions is part of a seeded search: the sampler draws in this order.
         """
         rank = {method.rank_dimension: method.ranks} if method.ranks else {}
+        optimizer = {} if self._is_adamw_only(method) else {"optimizer": self.optimizers}
         return rank | {
             "micro_batch": self.micro_batches,
             "precision": self.precisions,
-            "optimizer": self.optimizers,
+            **optimizer,
             "checkpoint": self.checkpoints,
         }
+
+    def _is_adamw_only(self, method: SearchedMethod) -> bool:
+        """Return whether the method is a variant of AdamW, which leaves no choice of optimizer."""
+        return method.name in ADAMW_VARIANTS and "adamw" in self.optimizers
 
     def point(self, assignment: Assignment) -> SearchPoint:
         """Return the point with the assigned values."""
@@ -152,7 +160,7 @@ class Space:
             micro_batch=micro_batch,
             accumulation=self.effective_batch // micro_batch,
             precision=assignment["precision"],
-            optimizer=assignment["optimizer"],
+            optimizer=assignment.get("optimizer", "adamw"),
         )
         policy = parse_policy(str(assignment["checkpoint"]))
         return SearchPoint(workload=workload, policy=policy)
@@ -186,9 +194,10 @@ class Space:
             "method": method.name,
             "micro_batch": self.micro_batches[0 if smallest else -1],
             "precision": self.precisions[end],
-            "optimizer": self.optimizers[end],
             "checkpoint": self.checkpoints[end],
         }
+        if not self._is_adamw_only(method):
+            assignment["optimizer"] = self.optimizers[end]
         if method.default_rank is not None:
             assignment[method.rank_dimension] = method.ranks[0] if smallest else method.default_rank
         return assignment

@@ -1,6 +1,7 @@
 """The search: Optuna proposes points, the cost model estimates them, the study keeps the trials.
 
-    search            continues a study until it has the requested number of trials
+    search            evaluates every point, or continues a study to a number of trials
+    exhaustive.py     evaluates every point of a small space
     sampling.py       proposes points, each once
     evaluation.py     turns a point into a candidate with its estimate
     storage.py        opens the durable study and checks that it belongs to the same problem
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from planner.search.evaluation import PointEvaluator
+from planner.search.exhaustive import ExhaustiveResults, KeptRows, evaluate_all, store_kept
 from planner.search.pareto import (
     HypervolumeStagnation,
     hypervolume,
@@ -48,15 +50,19 @@ from planner.search.study_lock import StudyLock, check_storage, opened_storage
 from planner.search.trial_records import TrialRecords
 from profiler.errors import BudgetplanError, InfeasibleError, UsageError
 
+DEFAULT_TRIALS = 200
+"""Trials of the sampler if the space is too large to evaluate every point."""
+
 
 def search(
     problem: SearchProblem,
     cost: CostEstimator,
     *,
-    trials: int,
+    trials: int | None,
     seed: int,
     study_name: str,
     storage: str | None = None,
+    kept_rows: KeptRows = lambda results: (),
     stop: HypervolumeStagnation | None = None,
     on_trial: OnTrial = lambda done, total: None,
     on_profile: OnProgress = lambda text, fraction: None,
@@ -66,10 +72,12 @@ def search(
     Args:
         problem: space, device and budget.
         cost: estimates the candidates.
-        trials: number of trials of the study, those of earlier runs included.
+        trials: number of trials of the sampler, those of earlier runs included; None to evaluate
+            every point if that is quick, and else ``DEFAULT_TRIALS``.
         seed: seed of the sampler.
         study_name: name of the study in the storage.
         storage: SQLAlchemy URL; None for ``studies/NAME.db``.
+        kept_rows: selects results that a study of every point keeps beside the front.
         stop: rule that ends the search early; None for no such rule.
         on_trial: called after each trial with (trials done, trials requested).
         on_profile: called with (workload being profiled, fraction done).
@@ -78,7 +86,7 @@ def search(
         InputError: the storage cannot be used, or its study belongs to another problem.
         InfeasibleError: not even the placement that stores least can be made.
     """
-    if trials < 1:
+    if trials is not None and trials < 1:
         raise UsageError(f"trials must be a positive integer, got {trials!r}")
     url = storage or default_storage(study_name)
     check_storage(url)
@@ -92,6 +100,14 @@ def search(
             records = TrialRecords(study, problem.space, url=url)
             sampler = PointSampler(problem.space, records.stored, seed=seed)
         evaluator = PointEvaluator(problem, cost, on_profile, cost_unit=records.cost_unit)
+        if trials is None:
+            found = evaluate_all(evaluator, on_trial=on_trial)
+            if found is not None:
+                with lock.held():
+                    records.read_new()
+                    store_kept(records, evaluator, found, kept_rows)
+                return _all_points(study_name, url, evaluator, found)
+            trials = DEFAULT_TRIALS
         growth, stopped = _HypervolumeHistory(problem), None
         while stopped is None:
             with lock.held():
@@ -113,6 +129,19 @@ def search(
         trials=records.count,
         cost_unit=evaluator.cost_unit,
         stopped=stopped,
+    )
+
+
+def _all_points(
+    study_name: str, url: str, evaluator: PointEvaluator, found: ExhaustiveResults
+) -> SearchResult:
+    return SearchResult(
+        study=study_name,
+        storage=mask_url(url),
+        results=found.results,
+        failures=found.failures,
+        trials=found.points,
+        cost_unit=evaluator.cost_unit,
     )
 
 

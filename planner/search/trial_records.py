@@ -8,6 +8,7 @@ the sampler. Trials that cannot be used are ignored with one warning.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ LEGACY_CONSTRAINT = "constraints"
 COST_UNIT = "cost_unit"
 """User attribute of a study with the unit of the cost objective."""
 
+
+EXHAUSTIVE = "exhaustive"
+"""User attribute of a study with the numbers of points of an exhaustive evaluation."""
 
 LARGEST_SCORE = 1e6
 """Magnitude of a score, in log-odds."""
@@ -129,6 +133,12 @@ class TrialRecords:
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._study.set_user_attr(COST_UNIT, unit)
             self._study.set_metric_names(names)
+
+    def write_exhaustive_counts(self, *, points: int, fitting: int, failed: int) -> None:
+        """Store how many points were evaluated without a trial of their own."""
+        counts = {"points": points, "fitting": fitting, "failed": failed}
+        with storage_errors(self._url, self._study.study_name):
+            self._study.set_user_attr(EXHAUSTIVE, counts)
 
     def append_result(self, trial: FrozenTrial, result: TrialResult) -> None:
         """Append a completed trial and its result."""
@@ -230,19 +240,27 @@ def _checked_point(
     trial: FrozenTrial, space: Space
 ) -> tuple[Assignment, dict[str, BaseDistribution]]:
     """Return the values and distributions of a trial; refuse those that the space does not have."""
-    from optuna.distributions import CategoricalDistribution
-
-    method = space.method(str(trial.params["method"]))
-    values = {"method": tuple(m.name for m in space.methods), **space.dimensions(method)}
-    expected: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(tuple(choices)) for name, choices in values.items()
-    }
+    values = _values(trial.params, space)
+    expected = point_distributions(trial.params, space)
     if trial.distributions != expected or trial.params.keys() != expected.keys():
         raise InputError(f"trial {trial.number} is of another search space")
     for name, choices in values.items():
         if trial.params[name] not in choices:
             raise InputError(f"trial {trial.number} has {name} {shortened(trial.params[name])}")
     return dict(trial.params), expected
+
+
+def _values(assignment: Mapping[str, Any], space: Space) -> dict[str, Sequence[str | int]]:
+    method = space.method(str(assignment["method"]))
+    return {"method": tuple(m.name for m in space.methods), **space.dimensions(method)}
+
+
+def point_distributions(assignment: Mapping[str, Any], space: Space) -> dict[str, BaseDistribution]:
+    """Return the distribution of every dimension that a point has, by name."""
+    from optuna.distributions import CategoricalDistribution
+
+    values = _values(assignment, space)
+    return {name: CategoricalDistribution(tuple(choices)) for name, choices in values.items()}
 
 
 def _result_of(trial: FrozenTrial, assignment: Assignment) -> TrialResult:

@@ -14,13 +14,15 @@ from PIL import Image
 
 import planner.training.validation
 from planner.cost.budget import needed_bytes, round_up_to_printed
-from planner.plan import Accuracy, Plan, read_plan, write_plan
+from planner.plan import Accuracy, read_plan, write_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
 from planner.recommendation.choose import choose
+from planner.recommendation.data_facts import DataFacts, data_facts
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.pipeline import recommend
+from planner.recommendation.ranking import Question
 from planner.recommendation.real_runs import validate_plan
-from planner.recommendation.request import Request, data_facts, study_name
+from planner.recommendation.request import Request, study_name
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import compute_scores
 from planner.search.space import SearchedMethod, Space
@@ -35,7 +37,7 @@ from profiler.errors import (
     UsageError,
 )
 from profiler.records import Rung
-from profiler.units import GIB, MIB, format_bytes, parse_bytes
+from profiler.units import GIB, MIB, DeviceBytes, format_bytes, parse_bytes
 from profiler.workload import Workload
 
 SPACE = Space(
@@ -49,6 +51,7 @@ SPACE = Space(
     effective_batch=8,
     precisions=("fp32",),
 )
+QUESTION = Question(budget_bytes=DeviceBytes(2 * GIB), train_images=1005)
 RUN = RunOptions(device="cpu", data="digits", steps=2, pretrained=False)
 
 
@@ -91,19 +94,6 @@ def test_everything_on_the_front_was_replayed_and_fits(answered: Recommendation)
     for entry in answered.front:
         assert entry.plan.prediction.rung == Rung.REPLAYED
         assert needed_bytes(entry.plan.prediction) <= answered.request.budget_bytes
-
-
-def test_a_short_front_keeps_what_would_be_recommended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("planner.recommendation.replay_front.FRONT_SIZE", 1)
-    answer = recommend(request(tmp_path, validations=0))
-    study = optuna.load_study(study_name="small", storage=answer.storage)
-    fitting = [t.values for t in study.trials if t.constraints["budget"] <= 0]
-    best = max(score for score, _, _ in fitting)
-    (entry,) = answer.front
-    assert entry.result.score == best
-    assert entry.result.cost == min(cost for score, cost, _ in fitting if score == best)
 
 
 def test_as_many_as_asked_were_really_run_and_the_recommended_is_one(
@@ -300,88 +290,71 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
 # ---- choosing ------------------------------------------------------------------------------------
 
 
-def entries_with(
-    answered: Recommendation, *, expected: tuple[float | None, ...], measured: tuple[bool, ...]
-) -> list[FrontEntry]:
-    """Return entries that differ in their accuracy only."""
-    base = next(e for e in answered.front if e.plan.measurement is not None)
-
-    def entry(value: float | None, is_measured: bool) -> FrontEntry:
-        estimate = AccuracyEstimate(
-            value=value, kind=None if value is None else "prior", source="", reason=""
-        )
-        plan: Plan = replace(
-            base.plan,
-            measurement=base.plan.measurement if is_measured else None,
-            accuracy=Accuracy(value=None, source="not known", kind="none"),
-        )
-        validation = base.validation if is_measured else None
-        return replace(base, plan=plan, expected=estimate, validation=validation)
-
-    return [entry(v, m) for v, m in zip(expected, measured, strict=True)]
+def ran(entry: FrontEntry, *, value: float, steps: int) -> FrontEntry:
+    assert entry.validation is not None
+    validation = replace(
+        entry.validation,
+        accuracy=Accuracy(value=value, source="measured", kind="measured"),
+        accuracy_images=256,
+        losses=(1.0,) * steps,
+    )
+    return replace(entry, validation=validation)
 
 
-def test_the_most_accurate_of_those_that_were_run_wins(answered: Recommendation) -> None:
-    entries = entries_with(answered, expected=(0.95, 0.80, 0.85), measured=(False, True, True))
-    choice = choose(entries)
-    assert choice.index == 2
-    assert "best published or derived accuracy" in choice.reason
-    assert "2 really run" in choice.reason
-
-
-def test_without_runs_all_are_eligible(answered: Recommendation) -> None:
-    entries = entries_with(answered, expected=(0.95, 0.80), measured=(False, False))
-    choice = choose(entries)
-    assert choice.index == 0
-    assert "2 replayed" in choice.reason
-
-
-def scored(entry: FrontEntry, *, score: float, cost: float) -> FrontEntry:
-    return replace(entry, result=replace(entry.result, score=score, cost=cost))
-
-
-def test_without_any_accuracy_the_order_of_methods_decides_and_says_so(
-    answered: Recommendation,
-) -> None:
-    entries = entries_with(answered, expected=(None, 0.9, None, None), measured=(True,) * 4)
-    scores_and_costs = ((1.0, 9.0), (0.2, 1.0), (0.97, 5.0), (0.9, 1.0))
-    ranked = [
-        scored(entry, score=score, cost=cost)
-        for entry, (score, cost) in zip(entries, scores_and_costs, strict=True)
-    ]
-    choice = choose(ranked)
-    assert choice.index == 2
-    assert choice.ties == (0,)
-    assert choice.decided_by == "published"
-    assert "no accuracy is known here" in choice.reason
+def test_only_entries_that_were_run_are_recommended(answered: Recommendation) -> None:
+    entry = next(e for e in answered.front if e.plan.measurement is not None)
+    better = replace(entry.result, score=entry.result.score + 1)
+    unmeasured = replace(entry, plan=replace(entry.plan, measurement=None), result=better)
+    assert choose([unmeasured, entry], question=QUESTION).index == 1
+    assert choose([unmeasured, unmeasured], question=QUESTION).index == 0
 
 
 def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> None:
-    def ran(entry: FrontEntry, *, value: float, steps: int) -> FrontEntry:
-        assert entry.validation is not None
-        validation = replace(
-            entry.validation,
-            accuracy=Accuracy(value=value, source="measured", kind="measured"),
-            accuracy_images=256,
-            losses=(1.0,) * steps,
-        )
-        return replace(entry, validation=validation)
+    entry = next(e for e in answered.front if e.plan.measurement is not None)
+    worse = replace(entry, result=replace(entry.result, score=entry.result.score - 1))
+    long = [ran(e, value=v, steps=60) for e, v in zip((entry, worse), (0.5, 0.7), strict=True)]
+    chosen = choose(long, question=QUESTION)
+    assert (chosen.index, chosen.ties, chosen.decided_by) == (1, (), "probe")
+    assert "best measured accuracy" in chosen.reason
+    short = [ran(e, value=v, steps=6) for e, v in zip((entry, worse), (0.5, 0.7), strict=True)]
+    assert choose(short, question=QUESTION).index == 0
 
-    entries = entries_with(answered, expected=(0.9, 0.8), measured=(True, True))
-    long = [ran(e, value=v, steps=60) for e, v in zip(entries, (0.5, 0.7), strict=True)]
-    assert choose(long).index == 1
-    assert "best measured accuracy" in choose(long).reason
-    short = [ran(e, value=v, steps=6) for e, v in zip(entries, (0.5, 0.7), strict=True)]
-    assert choose(short).index == 0
+
+def test_probes_that_overlap_are_ties_and_others_decide(answered: Recommendation) -> None:
+    entry = next(e for e in answered.front if e.plan.measurement is not None)
+    cheap = replace(entry, result=replace(entry.result, step_seconds=0.0, energy_joules=0.0))
+
+    def probe(low: float, high: float) -> AccuracyEstimate:
+        return AccuracyEstimate(
+            value=(low + high) / 2, kind="probe", source="", reason="", low=low, high=high,
+            coverage=0.9,
+        )  # fmt: skip
+
+    apart = choose([entry, cheap], question=QUESTION, probed={0: probe(0.8, 0.9), 1: probe(0, 0.7)})
+    assert (apart.index, apart.ties, apart.decided_by) == (0, (), "probe")
+    near = choose([entry, cheap], question=QUESTION, probed={0: probe(0.8, 0.9), 1: probe(0, 0.85)})
+    assert (near.index, near.ties) == (1, (0,))
+
+
+def test_the_answer_names_its_alternatives(answered: Recommendation) -> None:
+    rows = {each.name: each for each in answered.alternatives}
+    assert {"fastest", "most accurate", "smallest", "safest", "full"} <= set(rows)
+    chosen = answered.front[answered.recommended].result
+    smallest = rows["smallest"].index
+    assert smallest is not None
+    assert answered.front[smallest].result.device_bytes <= chosen.device_bytes
+    full = rows["full"].index
+    assert full is not None
+    assert answered.front[full].plan.candidate.workload.method == "full"
 
 
 # ---- small pieces --------------------------------------------------------------------------------
 
 
 def test_classes_without_a_download() -> None:
-    assert data_facts("digits", image_size=32, is_used=False) == (10, None)
-    assert data_facts("cifar100", image_size=32, is_used=False) == (100, None)
-    assert data_facts("cifar10-c:fog:2", image_size=32, is_used=False) == (10, None)
+    assert data_facts("digits", image_size=32, is_used=False) == DataFacts(num_classes=10)
+    assert data_facts("cifar100", image_size=32, is_used=False) == DataFacts(num_classes=100)
+    assert data_facts("cifar10-c:fog:2", image_size=32, is_used=False).num_classes == 10
     with pytest.raises(UsageError, match="severity from 1 to 5"):
         data_facts("cifar10-c:fog", image_size=32, is_used=False)
     with pytest.raises(InputError):
@@ -402,13 +375,22 @@ def test_the_images_of_a_folder_are_a_note(tmp_path: Path) -> None:
         for i in range(4):
             Image.new("L", (8, 8), 4 * shade + i).save(tmp_path / "pets" / name / f"{i}.png")
     (tmp_path / "pets" / "a" / "x.heic").touch()
-    classes, source = data_facts(str(tmp_path / "pets"), image_size=32, is_used=False)
-    assert classes == 2
+    facts = data_facts(str(tmp_path / "pets"), image_size=32, is_used=False)
+    assert facts.num_classes == 2
+    assert facts.images_per_class == (2, 2)
     found = SimpleNamespace(stopped=None, cost_unit="joules", failures=())
-    notes = answer_notes(replace(request(tmp_path), source=source), found, [])
+    notes = answer_notes(replace(request(tmp_path), source=facts.source), found, [])
     assert notes[0].endswith(
         "pets: 4 training images, 2 for selection, 2 for the test, 1 file skipped (1 .heic)"
     )
+
+
+def test_unequal_classes_count_as_fewer_images(tmp_path: Path) -> None:
+    """60 and 30 images say as much about the two means as 40 and 40: 1/60 + 1/30 = 2/40."""
+    asked = request(tmp_path)
+    assert replace(asked, images_per_class=(60, 30)).balanced_images == 80
+    assert replace(asked, images_per_class=(40, 40)).balanced_images == 80
+    assert asked.balanced_images == asked.train_images
 
 
 def test_a_studys_name_is_a_file_name() -> None:

@@ -1,0 +1,57 @@
+"""The properties of a data set that the search needs, before anything is searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.training.images.image_set import DataSource
+from planner.training.images.load import load_data
+from planner.training.images.registry import find_named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """Classes and images of a data set or folder.
+
+    Attributes:
+        num_classes: number of classes.
+        source: origin of a folder's images; None for a named data set.
+        images_per_class: training images of each class of a folder, by label; empty for a named
+            data set, whose classes are about equally frequent.
+    """
+
+    num_classes: int
+    source: DataSource | None = None
+    images_per_class: tuple[int, ...] = ()
+
+
+def data_facts(data: str, *, image_size: int, is_used: bool) -> DataFacts:
+    """Return the properties of a data set or folder.
+
+    Args:
+        data: name of a data set, or a folder.
+        image_size: height and width of the images in pixels.
+        is_used: whether candidates will be run on the images. A named data set is then loaded, and
+            downloaded if need be, before the search; otherwise it need not be here.
+
+    Raises:
+        InputError: the folder or the data set cannot be read.
+        UsageError: the name's text after the colon is malformed.
+    """
+    named = find_named(data)
+    if named is not None:
+        found, variant = named
+        if found.check_variant is not None:
+            found.check_variant(variant)
+        if not is_used:
+            return DataFacts(num_classes=found.num_classes)
+    # Only the labels are read, so any normalisation will do.
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    images = load_data(data, image_size=image_size, mean=mean, std=std)
+    if named is not None:
+        return DataFacts(num_classes=images.num_classes)
+    return DataFacts(
+        num_classes=images.num_classes,
+        source=images.source,
+        images_per_class=images.images_per_class,
+    )

@@ -1,0 +1,110 @@
+"""Selects the rows that a person compares with the recommended one, from all that fit.
+
+    named_rows    the candidate of each name that there is one for
+    answer_rows   these, the recommended one first, and the best of other methods
+
+``fastest``, ``smallest`` and ``safest`` are among the candidates that are expected to be as
+accurate as the recommended one, with the rank nearest to the published default of each method: a
+prefix of two tokens is the smallest only on paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from planner.recommendation.baselines import PAPER_BATCH, PAPER_RANK
+from planner.recommendation.ranking import (
+    WORTHWHILE,
+    Question,
+    best_configuration,
+    best_of,
+    equals_of,
+    near_default_ranks,
+    of_method,
+    within_edge,
+)
+from planner.search.problem import TrialResult
+
+FEWEST_ROWS = 6
+"""Rows that an answer has if there are as many methods."""
+
+SAFE_COST_RATIO = 1.1
+"""Cost of the safest row over that of the recommended one, at most. A wide margin at any price is
+the smallest row."""
+
+
+def named_rows(results: Sequence[TrialResult], question: Question) -> dict[str, TrialResult]:
+    """Return the recommended row (``recommended``) and the alternatives by name.
+
+    Args:
+        results: candidates that fit the budget, at least one.
+        question: budget, number of images and objective.
+    """
+    best = best_of(results, question)
+    equals = [
+        row
+        for row in near_default_ranks(equals_of(results))
+        if row.candidate.workload.model == best.candidate.workload.model
+    ]
+    roomy = within_edge(equals, question)
+    limit = SAFE_COST_RATIO * question.cost(best)
+    steady = [row for row in roomy if question.cost(row) <= limit] or [best]
+    rows = {
+        "recommended": best,
+        "fastest": min(roomy, key=_seconds),
+        "most accurate": best_of(results, replace(question, objective="accuracy")),
+        "safest": min(steady, key=lambda row: row.device_bytes),
+        "smallest": _smallest(equals, question),
+    }
+    full = equals_of(of_method(results, "full") or [best])
+    if full[0].candidate.workload.method == "full":
+        rows["full"] = best_configuration(within_edge(full, question), question)
+    paper = next((row for row in results if is_paper_default(row)), None)
+    return rows if paper is None else rows | {"paper": paper}
+
+
+def answer_rows(results: Sequence[TrialResult], question: Question) -> list[TrialResult]:
+    """Return the different rows of an answer, the recommended one first.
+
+    If the names are of fewer than ``FEWEST_ROWS`` rows, the best configurations of other methods
+    follow, the most accurate method first.
+
+    Args:
+        results: candidates that fit the budget, at least one.
+        question: budget, number of images and objective.
+    """
+    rows = {id(row): row for row in named_rows(results, question).values()}
+    seen = {row.candidate.workload.method for row in rows.values()}
+    left = [row for row in results if row.candidate.workload.method not in seen]
+    while left and len(rows) < FEWEST_ROWS:
+        best = best_of(left, question)
+        rows[id(best)] = best
+        left = [r for r in left if r.candidate.workload.method != best.candidate.workload.method]
+    return list(rows.values())
+
+
+def is_paper_default(row: TrialResult) -> bool:
+    """Return whether a row is the default of arXiv 2607.02158: LoRA of rank 8, 32 images, fp32."""
+    load = row.candidate.workload
+    return row.candidate.placement.is_none and (
+        load.method,
+        load.rank,
+        load.micro_batch,
+        load.accumulation,
+        load.precision,
+        load.optimizer,
+    ) == ("lora", PAPER_RANK, PAPER_BATCH, 1, "fp32", "adamw")
+
+
+def _smallest(rows: Sequence[TrialResult], question: Question) -> TrialResult:
+    """Return the cheapest of the rows whose memory is close to the least."""
+    least = min(row.device_bytes for row in rows)
+    close = [row for row in rows if row.device_bytes <= (1 + WORTHWHILE) * least]
+    return min(close, key=question.cost)
+
+
+def _seconds(row: TrialResult) -> float:
+    images = row.candidate.workload.effective_batch
+    return math.inf if row.step_seconds is None else row.step_seconds / images
