@@ -25,18 +25,18 @@ def named_alternatives(
     question: Question,
     searched: Sequence[TrialResult],
 ) -> tuple[Alternative, ...]:
-    """Return the named rows; several names may be of one row.
+    """Return the named rows; one row may have several names.
 
     Args:
         entries: rows of the answer, at least one.
         choice: the recommended row and its ties.
         baselines: the paper's defaults.
         question: budget, number of images and objective.
-        searched: all results of the search, for the memory of what does not fit.
+        searched: all results of the search, for the memory that ``full`` needs if it does not fit.
     """
     best = entries[choice.index].result.score
     equals = {choice.index, *choice.ties}
-    # Rows that the evidence of this answer puts below the recommended one are no equals of it.
+    # Rows that the evidence of this answer puts below the recommended one are not equal to it.
     results = [
         replace(entry.result, score=best if i in equals else min(best - 1, entry.result.score))
         for i, entry in enumerate(entries)
@@ -48,7 +48,7 @@ def named_alternatives(
             Alternative(
                 name=name,
                 index=place[id(rows[name])],
-                note=_note(name, entries[place[id(rows[name])]]),
+                note=_row_note(name, entries[place[id(rows[name])]]),
             )
             for name in BEST_AT
         ),
@@ -57,7 +57,7 @@ def named_alternatives(
     )
 
 
-def _note(name: AlternativeName, entry: FrontEntry) -> str:
+def _row_note(name: AlternativeName, entry: FrontEntry) -> str:
     prediction = entry.plan.prediction
     need = format_bytes(needed_bytes(prediction))
     match name:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summary
 from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, equals_of
-from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import LOWEST_ACCURACY
 from profiler.units import format_bytes, format_joules, format_seconds
 
@@ -44,23 +43,23 @@ def choose(
     *,
     question: Question,
     equal_methods: Sequence[str] = (),
-    probed: Mapping[int, AccuracyEstimate] | None = None,
 ) -> ChosenEntry:
     """Return the entry to recommend, and the reason in one sentence.
 
-    If any entry was really run, only those are eligible. Evidence counts in this order: probes or
-    long runs of every eligible entry, then published comparisons of methods. The rules of
-    ``ranking.best_of`` decide among entries that the evidence does not distinguish.
+    If any entry was really run, only those are eligible. Long runs of every eligible entry count
+    before published comparisons of methods. The rules of ``ranking.best_of`` decide among entries
+    that the evidence does not distinguish.
 
     Args:
         entries: entries of the answer, at least one.
         question: budget, number of images and objective.
         equal_methods: methods of the search that are expected to be as accurate as the best one.
-        probed: interval of the accuracy that a probe expects, by index of the entry.
     """
     measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
     eligible = measured or list(range(len(entries)))
-    intervals = _intervals(entries, eligible, probed or {})
+    intervals = {i: run for i in eligible if (run := _long_run(entries[i])) is not None}
+    if len(intervals) < len(eligible):
+        intervals = {}  # a measured accuracy does not compare with an expected one
     if intervals:
         highest = max(low for low, _ in intervals.values())
         equals = [i for i in eligible if intervals[i][1] >= highest]
@@ -71,11 +70,10 @@ def choose(
     level = [replace(entries[i].result, score=0.0) for i in equals]
     best = best_of(level, question)
     index = next(i for i, row in zip(equals, level, strict=True) if row is best)
-    decided = _decided_by(entries[index], question, by_interval=bool(intervals), probed=probed)
     kind = "really run" if measured else "replayed"
     why = (
-        f"it has the best {'probed' if probed else 'measured'} accuracy of the {len(eligible)} "
-        f"{kind} candidates, or costs least of those that the runs do not distinguish"
+        f"it has the best measured accuracy of the {len(eligible)} {kind} candidates, or costs "
+        "least of those that the runs do not distinguish"
         if intervals
         else _published_reason(entries[index], question, equal_methods)
     )
@@ -88,7 +86,7 @@ def choose(
             for i, entry in enumerate(entries)
             if i != index and (i in equals or _same_tier(entry, entries[index], bool(intervals)))
         ),
-        decided_by=decided,
+        decided_by=_decided_by(entries[index], question, by_runs=bool(intervals)),
     )
 
 
@@ -96,23 +94,6 @@ def _same_tier(entry: FrontEntry, best: FrontEntry, by_interval: bool) -> bool:
     if by_interval:
         return False
     return len(equals_of([entry.result, best.result])) == 2
-
-
-def _intervals(
-    entries: Sequence[FrontEntry], eligible: Sequence[int], probed: Mapping[int, AccuracyEstimate]
-) -> dict[int, tuple[float, float]]:
-    """Return (low, high) accuracy of every eligible entry; empty if any is missing.
-
-    Accuracies of different kinds do not compare, so all entries must have the same kind.
-    """
-    found = {
-        i: (probed[i].low, probed[i].high)
-        for i in eligible
-        if i in probed and probed[i].low is not None and probed[i].high is not None
-    }
-    if len(found) < len(eligible):
-        found = {i: run for i in eligible if (run := _long_run(entries[i])) is not None}
-    return found if len(found) == len(eligible) else {}  # type: ignore[return-value]
 
 
 def _long_run(entry: FrontEntry) -> tuple[float, float] | None:
@@ -127,16 +108,9 @@ def _long_run(entry: FrontEntry) -> tuple[float, float] | None:
     return value - error, value + error
 
 
-def _decided_by(
-    entry: FrontEntry,
-    question: Question,
-    *,
-    by_interval: bool,
-    probed: Mapping[int, AccuracyEstimate] | None,
-) -> DecidedBy:
-    if by_interval:
-        kinds = {estimate.kind for estimate in (probed or {}).values()}
-        return "learned" if kinds == {"learned"} else "probe"
+def _decided_by(entry: FrontEntry, question: Question, *, by_runs: bool) -> DecidedBy:
+    if by_runs:
+        return "probe"
     return "published" if question.evidence(entry.result).tables else "cost"
 
 

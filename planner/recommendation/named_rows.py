@@ -31,8 +31,11 @@ FEWEST_ROWS = 6
 """Rows that an answer has if there are as many methods."""
 
 SAFE_COST_RATIO = 1.1
-"""Cost of the safest row over that of the recommended one, at most. A wide margin at any price is
-the smallest row."""
+"""Cost of the safest row over that of the recommended one, at most."""
+
+SMALL_COST_RATIO = 1.5
+"""Cost of the smallest row over that of the recommended one, at most: nobody trains for twice the
+time to save memory that is not short."""
 
 
 def named_rows(results: Sequence[TrialResult], question: Question) -> dict[str, TrialResult]:
@@ -51,12 +54,14 @@ def named_rows(results: Sequence[TrialResult], question: Question) -> dict[str, 
     roomy = within_edge(equals, question)
     limit = SAFE_COST_RATIO * question.cost(best)
     steady = [row for row in roomy if question.cost(row) <= limit] or [best]
+    limit = SMALL_COST_RATIO * question.cost(best)
+    affordable = [row for row in equals if question.cost(row) <= limit] or [best]
     rows = {
         "recommended": best,
         "fastest": min(roomy, key=_seconds),
         "most accurate": best_of(results, replace(question, objective="accuracy")),
         "safest": min(steady, key=lambda row: row.device_bytes),
-        "smallest": _smallest(equals, question),
+        "smallest": _smallest(affordable, question),
     }
     full = equals_of(of_method(results, "full") or [best])
     if full[0].candidate.workload.method == "full":

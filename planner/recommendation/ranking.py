@@ -61,7 +61,7 @@ NO_COMPARISON = MethodEvidence(
     strength="none",
     reason="with random weights, more trainable parameters are expected to be more accurate",
 )
-"""Evidence on random weights, of which no comparison of methods is known."""
+"""Evidence on random weights: no comparison of methods with them is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ def best_of(results: Sequence[TrialResult], question: Question) -> TrialResult:
     if question.objective in ("time", "energy"):
         return min(rows, key=question.cost)
     if question.objective == "accuracy":
-        return max(rows, key=lambda r: (_effect(question.evidence(r)), -question.cost(r)))
+        return max(rows, key=lambda r: (_mean_effect(question.evidence(r)), -question.cost(r)))
     rows.sort(key=lambda r: (-len(question.evidence(r).tables), _fame(r)))
     best = rows[0]
     for row in rows[1:]:
@@ -203,7 +203,7 @@ def _displaces(row: TrialResult, best: TrialResult, question: Question) -> bool:
     )
 
 
-def _effect(evidence: MethodEvidence) -> float:
+def _mean_effect(evidence: MethodEvidence) -> float:
     return -math.inf if evidence.effect is None else evidence.effect
 
 

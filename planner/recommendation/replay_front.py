@@ -50,7 +50,7 @@ def replay_front(
         if not missing:
             break
         for row, report in _replayed(request, missing, cost, notify):
-            reason = _refusal(request, row, report)
+            reason = _reason_to_drop(request, row, report)
             if reason is not None:
                 dropped.append(f"{candidate_summary(row.candidate)}: {reason}")
                 waiting.remove(row)
@@ -64,7 +64,7 @@ def replay_front(
     return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
 
 
-def _refusal(request: Request, row: TrialResult, report: Report | str) -> str | None:
+def _reason_to_drop(request: Request, row: TrialResult, report: Report | str) -> str | None:
     """Return why a replayed row is dropped; None if it fits."""
     if isinstance(report, str):
         return report

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from planner.scoring.method_evidence import effective_rank, method_evidence, rank_step
 from planner.scoring.published_tables import (
-    family_of,
+    compared_family,
     images_of,
     log_odds,
     method_effects,
@@ -132,7 +132,7 @@ def _derived(
     if table_name(anchor["method"]) != table_name(method):
         effects = [_effect(weights, each, train_images) for each in (method, anchor["method"])]
         if effects[0] is None or effects[1] is None:
-            family = family_of(weights) or "such backbones"
+            family = compared_family(weights) or "such backbones"
             return _no_estimate(f"no published comparison of {method} on {family} was found")
         change = effects[0] - effects[1]
     expected = (
@@ -188,7 +188,7 @@ def _tagged_name(model: str) -> str:
 
 def _effect(weights: str, method: str, train_images: int | None) -> float | None:
     """Return the log-odds gain over a linear probe; None if no comparable table has the method."""
-    effects = method_effects(family_of(weights), regime_of(train_images))
+    effects = method_effects(compared_family(weights), regime_of(train_images))
     return effects.get(table_name(method))
 
 

@@ -30,7 +30,7 @@ from planner.scoring.published_tables import (
     MARGIN,
     Regime,
     comparable_tables,
-    family_of,
+    compared_family,
     images_of,
     log_odds,
     method_effects,
@@ -134,7 +134,7 @@ def method_evidence(
         train_images: number of training images; None for that of a named data set.
     """
     images = images_of(data, train_images)
-    family, regime = family_of(model), regime_of(images)
+    family, regime = compared_family(model), regime_of(images)
     tiers = _tiers(family, regime)
     name = table_name(method)
     if name not in tiers:
@@ -161,14 +161,14 @@ def method_evidence(
 def never_below(method: str, other: str, *, model: str, train_images: int | None) -> bool:
     """Return whether a method is in no shared table below another by more than the margin."""
     first, second = table_name(method), table_name(other)
-    differences = _differences(first, second, family_of(model), regime_of(train_images))
+    differences = _differences(first, second, compared_family(model), regime_of(train_images))
     return all(difference >= -margin for difference, margin in differences)
 
 
 def _strength(model: str, tables: list[dict[str, Any]]) -> str:
     words = "strong" if len(tables) >= TABLES_TO_WIN else "weak"
     return f"{words}: {len(tables)} {'comparison' if len(tables) == 1 else 'comparisons'} on " + (
-        FAMILY_WORDS.get(family_of(model) or "", "this family")
+        FAMILY_WORDS.get(compared_family(model) or "", "this family")
     )
 
 

@@ -1,6 +1,6 @@
 """The published numbers in ``accuracy_priors.json``, and the two properties that select them.
 
-    family_of        family of backbones by name: ``vit``, ``vim``, ``conv``; None for others
+    compared_family        family of backbones by name: ``vit``, ``vim``, ``conv``; None for others
     regime_of        ``few`` up to 5,000 training images, else ``many``
     comparable_tables   the tables of a family and a regime
     method_effects   log-odds of each method over the linear probe in some tables
@@ -42,7 +42,7 @@ def priors() -> dict[str, Any]:
     return data
 
 
-def family_of(model: str) -> str | None:
+def compared_family(model: str) -> str | None:
     """Return the family of a backbone whose published comparisons hold for it; None if none do.
 
     Args:

@@ -1,7 +1,7 @@
 """Evaluates every point of a small search space, without a sampler and outside the storage.
 
-A point takes about a millisecond once its family is profiled, so the few thousand points of one
-backbone take seconds, and the result depends on no seed. Storing each would take longer than
+A point takes about a millisecond once its family is profiled, so a backbone's few thousand
+points take seconds, and the result depends on no seed. Storing each would take longer than
 evaluating it: the study gets the Pareto front, the rows of the answer and the number of the others.
 """
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 EXHAUSTIVE_SECONDS = 60.0
-"""Longest expected time of an exhaustive evaluation; the sampler takes over above it."""
+"""Longest expected processor time of an exhaustive evaluation; the sampler takes over above it. The
+decision thus depends on the machine and not on its load."""
 
 _POINTS_BEFORE_ESTIMATE = 100
 
@@ -54,14 +55,12 @@ class ExhaustiveResults:
 def evaluate_all(
     evaluator: PointEvaluator,
     *,
-    limit_seconds: float = EXHAUSTIVE_SECONDS,
     on_trial: OnTrial = lambda done, total: None,
 ) -> ExhaustiveResults | None:
     """Return every point of a space; None if that is expected to take too long.
 
     Args:
         evaluator: evaluator of the problem.
-        limit_seconds: longest expected time.
         on_trial: called with (points done, points in all).
 
     Raises:
@@ -69,7 +68,7 @@ def evaluate_all(
     """
     space = evaluator.problem.space
     assignments = list(space.assignments())
-    results, failures, began = list[TrialResult](), list[str](), time.perf_counter()
+    results, failures, began = list[TrialResult](), list[str](), time.process_time()
     for done, assignment in enumerate(assignments, start=1):
         try:
             results.append(evaluator.evaluate(space.point(assignment), assignment))
@@ -79,8 +78,8 @@ def evaluate_all(
             failures.append(str(error))
         if done % _POINTS_PER_REPORT == 0 or done == len(assignments):
             on_trial(done, len(assignments))
-        expected = (time.perf_counter() - began) / done * len(assignments)
-        if done >= _POINTS_BEFORE_ESTIMATE and expected > limit_seconds:
+        expected = (time.process_time() - began) / done * len(assignments)
+        if done >= _POINTS_BEFORE_ESTIMATE and expected > EXHAUSTIVE_SECONDS:
             return None
     return ExhaustiveResults(results=tuple(results), failures=tuple(failures))
 

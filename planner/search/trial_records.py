@@ -240,7 +240,7 @@ def _checked_point(
     trial: FrozenTrial, space: Space
 ) -> tuple[Assignment, dict[str, BaseDistribution]]:
     """Return the values and distributions of a trial; refuse those that the space does not have."""
-    values = _values(trial.params, space)
+    values = _choices_of(trial.params, space)
     expected = point_distributions(trial.params, space)
     if trial.distributions != expected or trial.params.keys() != expected.keys():
         raise InputError(f"trial {trial.number} is of another search space")
@@ -250,7 +250,7 @@ def _checked_point(
     return dict(trial.params), expected
 
 
-def _values(assignment: Mapping[str, Any], space: Space) -> dict[str, Sequence[str | int]]:
+def _choices_of(assignment: Mapping[str, Any], space: Space) -> dict[str, Sequence[str | int]]:
     method = space.method(str(assignment["method"]))
     return {"method": tuple(m.name for m in space.methods), **space.dimensions(method)}
 
@@ -259,7 +259,7 @@ def point_distributions(assignment: Mapping[str, Any], space: Space) -> dict[str
     """Return the distribution of every dimension that a point has, by name."""
     from optuna.distributions import CategoricalDistribution
 
-    values = _values(assignment, space)
+    values = _choices_of(assignment, space)
     return {name: CategoricalDistribution(tuple(choices)) for name, choices in values.items()}
 
 

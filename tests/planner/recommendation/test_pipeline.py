@@ -23,7 +23,6 @@ from planner.recommendation.pipeline import recommend
 from planner.recommendation.ranking import Question
 from planner.recommendation.real_runs import validate_plan
 from planner.recommendation.request import Request, study_name
-from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import compute_scores
 from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
@@ -318,22 +317,6 @@ def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> No
     assert "best measured accuracy" in chosen.reason
     short = [ran(e, value=v, steps=6) for e, v in zip((entry, worse), (0.5, 0.7), strict=True)]
     assert choose(short, question=QUESTION).index == 0
-
-
-def test_probes_that_overlap_are_ties_and_others_decide(answered: Recommendation) -> None:
-    entry = next(e for e in answered.front if e.plan.measurement is not None)
-    cheap = replace(entry, result=replace(entry.result, step_seconds=0.0, energy_joules=0.0))
-
-    def probe(low: float, high: float) -> AccuracyEstimate:
-        return AccuracyEstimate(
-            value=(low + high) / 2, kind="probe", source="", reason="", low=low, high=high,
-            coverage=0.9,
-        )  # fmt: skip
-
-    apart = choose([entry, cheap], question=QUESTION, probed={0: probe(0.8, 0.9), 1: probe(0, 0.7)})
-    assert (apart.index, apart.ties, apart.decided_by) == (0, (), "probe")
-    near = choose([entry, cheap], question=QUESTION, probed={0: probe(0.8, 0.9), 1: probe(0, 0.85)})
-    assert (near.index, near.ties) == (1, (0,))
 
 
 def test_the_answer_names_its_alternatives(answered: Recommendation) -> None:

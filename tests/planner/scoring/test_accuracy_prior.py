@@ -18,7 +18,7 @@ from planner.scoring.published_tables import (
     MARGIN,
     PRIORS,
     comparable_tables,
-    family_of,
+    compared_family,
     method_effects,
 )
 
@@ -205,7 +205,7 @@ def test_tiers_are_the_ones_that_pairwise_comparison_gives():
         )  # fmt: skip
 
     for model, images in itertools.product((VIT_S, "vim_small_patch16_224"), (1000, 9000)):
-        tables = comparable_tables(family_of(model), "few" if images == 1000 else "many")
+        tables = comparable_tables(compared_family(model), "few" if images == 1000 else "many")
         names = {m for t in tables for m in t["accuracy"]}
         for a, b in itertools.permutations(names, 2):
             if tier(a, model=model, images=images) >= tier(b, model=model, images=images):

@@ -169,6 +169,43 @@ def test_an_exhausted_search_has_the_front_of_the_enumeration(
     assert {e.objectives for e in result.front(PROBLEM.budget_bytes)} == exhaustive_front()
 
 
+def test_every_point_is_evaluated_and_the_study_keeps_front_and_kept_rows() -> None:
+    last = list(SPACE.assignments())[-1]
+    result = search(
+        PROBLEM,
+        ToyCosts(),
+        trials=None,
+        seed=0,
+        study_name="toy",
+        kept_rows=lambda rows: [r for r in rows if r.assignment == last],
+    )
+    points = list(SPACE.assignments())
+    assert [e.assignment for e in result.results] == points
+    assert {e.objectives for e in result.front(PROBLEM.budget_bytes)} == exhaustive_front()
+    kept = stored()
+    assert {tuple(trial.values) for trial in kept.trials} >= exhaustive_front()
+    assert last in [trial.params for trial in kept.trials]
+    assert len(kept.trials) < len(points) / 2
+    assert kept.user_attrs["exhaustive"]["points"] == len(points)
+    more = len(kept.trials) + 1
+    assert len(run(trials=more).results) == more  # the sampler goes on
+
+
+def test_a_space_that_takes_too_long_goes_to_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.search.exhaustive.EXHAUSTIVE_SECONDS", 0.0)
+    monkeypatch.setattr("planner.search.study.DEFAULT_TRIALS", 12)
+    result = search(PROBLEM, ToyCosts(), trials=None, seed=0, study_name="toy")
+    assert result.trials == 12
+
+
+def test_a_variant_of_adamw_has_no_other_optimizer() -> None:
+    space = replace(SPACE, methods=(SearchedMethod(name="galore"), SearchedMethod(name="full")))
+    points = [space.point(a).workload for a in space.assignments()]
+    assert {p.optimizer for p in points if p.method == "galore"} == {"adamw"}
+    assert {p.optimizer for p in points if p.method == "full"} == {"adamw", "sgd"}
+    assert all("optimizer" not in a for a in space.starting_points() if a["method"] == "galore")
+
+
 def test_a_short_search_holds_the_starting_points_and_repeats_nothing() -> None:
     result = run(trials=40)
     assert result.trials == len(result.results) == 40
