@@ -38,11 +38,12 @@ def broken_rules(
         if seconds(plan) > seconds(other) and plan.device_bytes > other.device_bytes:
             yield "it is slower and bigger than full training of the same expected accuracy"
             break
-    if any(_is_faster_twin(plan, other) for other in fitting):
+    roomy = [r for r in fitting if r.device_bytes <= MARGIN_OF_BUDGET * budget_bytes]
+    if any(_is_faster_twin(plan, other) for other in roomy):
         yield f"{load.precision} is the slower precision of the device"
     if any(_saves_by_batch(plan, other, budget_bytes) for other in fitting):
         yield f"a larger micro-batch than {load.micro_batch} saves {SAVES:.0%}"
-    if not has_evidence(load.model, load.method, images) and load.method not in ("full", "head"):
+    if not is_backed(plan, images) and any(is_backed(other, images) for other in fitting):
         yield f"no comparison of {load.method} on {load.model} is known"
     if load.optimizer != "adamw" and any(_is_adamw_twin(plan, other) for other in fitting):
         yield "it trains by SGD where AdamW fits"
@@ -59,10 +60,17 @@ def worse(larger: TrialResult, smaller: TrialResult) -> str | None:
     if larger.score < smaller.score - SAME:
         return "the larger budget has the lower expected accuracy"
     if abs(larger.score - smaller.score) <= SAME and seconds(larger) > 1.03 * seconds(smaller):
-        methods = {r.candidate.workload.method for r in (larger, smaller)}
-        if len(methods) == 1:
+        # another method or the published rank can be worth its time
+        kinds = {(w.method, w.rank) for w in (r.candidate.workload for r in (larger, smaller))}
+        if len(kinds) == 1:
             return "the larger budget is slower"
     return None
+
+
+def is_backed(plan: TrialResult, images: str) -> bool:
+    """Return whether a plan's method was compared on its family, or is the common practice."""
+    load = plan.candidate.workload
+    return load.method in ("full", "head") or has_evidence(load.model, load.method, images)
 
 
 def has_evidence(model: str, method: str, images: str) -> bool:

@@ -29,7 +29,7 @@ from planner.recommendation.build_request import build_request
 from planner.recommendation.pipeline import search_problem
 from planner.recommendation.ranking import Question, best_of, equal_methods
 from planner.search.evaluation import PointEvaluator
-from planner.search.problem import TrialResult
+from planner.search.problem import CostEstimator, SearchProblem, TrialResult
 from profiler.devices.table import device_spec
 from profiler.errors import BudgetplanError
 from profiler.store import Store
@@ -51,16 +51,23 @@ def answer(
     request = build_request(
         model, budget_bytes=budget_bytes, device=device, methods=methods, validations=0
     )
-    evaluator = PointEvaluator(search_problem(request), cost)
+    question = Question.of(request)
+    return *answer_problem(search_problem(request), cost, question), question
+
+
+def answer_problem(
+    problem: SearchProblem, cost: CostEstimator, question: Question
+) -> tuple[TrialResult | None, list[TrialResult]]:
+    """Return the recommended plan of a search problem, and every plan."""
+    evaluator = PointEvaluator(problem, cost)
     results = []
-    for assignment in request.space.assignments():
+    for assignment in problem.space.assignments():
         try:
-            results.append(evaluator.evaluate(request.space.point(assignment), assignment))
+            results.append(evaluator.evaluate(problem.space.point(assignment), assignment))
         except BudgetplanError:
             continue
-    question = Question.of(request)
-    fitting = [r for r in results if r.device_bytes <= budget_bytes]
-    return (best_of(fitting, question) if fitting else None), results, question
+    fitting = [r for r in results if r.device_bytes <= problem.budget_bytes]
+    return (best_of(fitting, question) if fitting else None), results
 
 
 def run(models: Sequence[str], methods: Sequence[str]) -> None:

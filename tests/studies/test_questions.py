@@ -1,41 +1,76 @@
-"""A covering sample of studies/questions: recommended plans against rules that an expert checks."""
+"""The choice against an expert's rules, on many questions with costs in closed form.
+
+studies/questions asks the same of profiled backbones.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 
-from planner.cost.model import CostModel
-from profiler.devices.table import device_spec
-from profiler.store import Store
-from profiler.units import GIB, MIB
+from planner.recommendation.ranking import Question
+from planner.search.problem import SearchProblem
+from planner.search.space import SearchedMethod, Space
+from profiler.devices.table import lookup
+from profiler.units import DeviceBytes
+from profiler.workload import Workload
 
 STUDY_FOLDERS = (".", "questions")
-
-
-@pytest.mark.parametrize(
-    ("model", "device", "expected"),
-    [("test_vit", "rtx-3060", "lora"), ("test_efficientnet", "rtx-2060-super", "full")],
+MODELS = ("vit_small_patch16_224", "resnet18", "tiny_vit_21m_224", "vim_small_patch16_224")
+METHODS = (
+    SearchedMethod(name="full"),
+    SearchedMethod(name="head"),
+    SearchedMethod(name="bitfit"),
+    SearchedMethod(name="lora", ranks=(2, 8), default_rank=8),
+    SearchedMethod(name="adaptformer", ranks=(4, 8), default_rank=8),
 )
-def test_no_recommended_plan_breaks_a_rule(
-    model: str, device: str, expected: str, tmp_path: Path
-) -> None:
-    from expert_rules import broken_rules, worse
-    from run import answer
+BUDGETS_MB = (210, 260, 330, 420, 600, 1000, 3000)
 
-    cost = CostModel(device_spec(device), Store(tmp_path))
-    found = []
-    for budget in (420 * MIB, 700 * MIB, 2 * GIB):
-        plan, results, _ = answer(model, device, budget, cost, ("full", "head", "lora"))
-        assert plan is not None
-        broken = broken_rules(plan, results, budget_bytes=budget, images="few")
-        assert list(broken) == []
-        found.append((plan, results, budget))
-    assert [worse(b[0], a[0]) for a, b in pairwise(found)] == [None, None]
-    plan, results, budget = found[-1]
-    assert plan.candidate.workload.method == expected
-    slow = replace(plan, step_seconds=10.0, device_bytes=budget + 1)
-    assert list(broken_rules(slow, results, budget_bytes=budget, images="few"))  # rules can fail
+
+@pytest.fixture(autouse=True)
+def toy_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).parents[1] / "planner" / "search"
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+
+
+@pytest.mark.parametrize(("model", "train_images"), list(product(MODELS, (1_000, 50_000))), ids=str)
+def test_no_recommended_plan_breaks_a_rule(model: str, train_images: int) -> None:
+    from expert_rules import broken_rules, worse
+    from run import answer_problem
+    from toy_costs import MB, ToyCosts
+
+    space = Space(
+        base=Workload(model=model, num_classes=10, image_size=32),
+        methods=METHODS,
+        micro_batches=(1, 4, 16),
+        effective_batch=16,
+        precisions=("fp32", "fp16"),
+    )
+    plans = []
+    images = "few" if train_images == 1_000 else "many"
+    for megabytes in BUDGETS_MB:
+        budget = DeviceBytes(megabytes * MB)
+        problem = SearchProblem(
+            space=space,
+            device=lookup("rtx-2060-super"),
+            budget_bytes=budget,
+            data="folder",
+            train_images=train_images,
+        )
+        question = Question(budget_bytes=budget, train_images=train_images)
+        plan, results = answer_problem(problem, ToyCosts(), question)
+        if plan is None:
+            continue
+        broken = broken_rules(plan, results, budget_bytes=budget, images=images)
+        assert list(broken) == [], megabytes
+        plans.append(plan)
+    assert len(plans) > 3
+    assert [worse(larger, smaller) for smaller, larger in pairwise(plans)] == [None] * (
+        len(plans) - 1
+    )
+    bad = replace(plans[-1], step_seconds=1e3, device_bytes=DeviceBytes(10**12))
+    assert len(list(broken_rules(bad, results, budget_bytes=budget, images=images))) >= 2

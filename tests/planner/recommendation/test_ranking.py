@@ -165,7 +165,7 @@ def test_rows_are_named_and_different() -> None:
     }  # fmt: skip
     found = answer_rows(rows, question())
     assert found[0] is rows[0]
-    assert len({id(each) for each in found}) == len(found) == 5
+    assert len({id(each) for each in found}) == len(found) == 6
 
 
 def test_an_answer_of_one_method_is_filled_with_the_next_best_methods() -> None:
