@@ -52,9 +52,9 @@ from profiler.workload import Candidate
 
 PLAN_SCHEMA = "budgetplan.plan/1"
 
-PLAN_SCHEMA_MINOR = 3
+PLAN_SCHEMA_MINOR = 4
 """1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``; 3 the
-interval of an accuracy, and ``rehearsal``."""
+interval of an accuracy, and ``rehearsal``; 4 origin and interval of seconds and joules."""
 
 AccuracyKind = Literal["measured", EstimateKind, "none"]
 

@@ -175,6 +175,51 @@ class DeviceLabel:
     note: str = ""
 
 
+class Origin(StrEnum):
+    """Where a predicted time or energy comes from."""
+
+    MEASURED = "measured here"
+    FITTED = "fitted on this GPU"
+    TRANSFERRED = "transferred from relatives"
+    DATA_SHEET = "data sheet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Ratios of measured to predicted that an interval spans.
+
+    Attributes:
+        low: ratio at the lower end.
+        high: ratio at the upper end.
+        coverage: share of measurements left out of the fit that lie inside; None if not known.
+    """
+
+    low: float
+    high: float
+    coverage: float | None = None
+
+    def around(self, predicted: float) -> ValueInterval:
+        """Return the interval of a prediction."""
+        return ValueInterval(
+            low=predicted * self.low, high=predicted * self.high, coverage=self.coverage
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueInterval:
+    """Interval of a predicted quantity, in its unit.
+
+    Attributes:
+        low: lower end.
+        high: upper end.
+        coverage: share of left-out measurements that such intervals held; None if not known.
+    """
+
+    low: NonNegativeFloat
+    high: NonNegativeFloat
+    coverage: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A prediction or a measurement: one candidate on one device.
@@ -191,6 +236,10 @@ class Report:
         units: units in forward order.
         notes: sentences for the reader (uncalibrated time, assumed context, ...).
         details: raw trials and environment, as JSON data.
+        step_seconds_origin: source of ``step_seconds``; None if there are none.
+        step_seconds_interval: interval of ``step_seconds``; None if no coverage was measured.
+        energy_joules_origin: source of ``energy_joules``.
+        energy_joules_interval: interval of ``energy_joules``.
     """
 
     candidate: Candidate
@@ -204,6 +253,10 @@ class Report:
     units: Annotated[tuple[UnitReport, ...], Meta(max_length=MOST_UNITS)] = ()
     notes: tuple[str, ...] = ()
     details: JsonObject = field(default_factory=dict)
+    step_seconds_origin: Origin | None = None
+    step_seconds_interval: ValueInterval | None = None
+    energy_joules_origin: Origin | None = None
+    energy_joules_interval: ValueInterval | None = None
 
     @property
     def schema(self) -> str:
@@ -221,7 +274,11 @@ class Report:
             "memory": asdict(self.memory),
             "flops": None if self.flops is None else asdict(self.flops),
             "step_seconds": self.step_seconds,
+            "step_seconds_origin": self.step_seconds_origin,
+            "step_seconds_interval": _interval(self.step_seconds_interval),
             "energy_joules": self.energy_joules,
+            "energy_joules_origin": self.energy_joules_origin,
+            "energy_joules_interval": _interval(self.energy_joules_interval),
             "parameters": asdict(self.parameters),
             "units": [asdict(unit) for unit in self.units],
             "notes": list(self.notes),
@@ -255,3 +312,7 @@ class Report:
                 f"got {shortened(schema)}"
             )
         return report
+
+
+def _interval(interval: ValueInterval | None) -> dict[str, object] | None:
+    return None if interval is None else asdict(interval)

@@ -52,8 +52,8 @@ from profiler.workload import Workload
 
 CALIBRATION_SCHEMA = "budgetplan.calibration/1"
 
-CALIBRATION_SCHEMA_MINOR = 1
-"""1 added ``schema_minor`` itself."""
+CALIBRATION_SCHEMA_MINOR = 2
+"""1 added ``schema_minor`` itself; 2 origin and spread of rates."""
 
 ROUNDS = 20
 """Largest number of least-squares problems solved for a set of factors."""
@@ -326,7 +326,11 @@ def calibrate(
         for precision, members in sorted(by_precision.items())
         if len(members) >= FEWEST_RUNS
     }
-    return Calibration(device=device, source=source, base=dict(base), time=time, energy=energy)
+    plain = {
+        precision: replace(rates, kernels=None, power=None, spread=None, power_spread=None)
+        for precision, rates in base.items()
+    }
+    return Calibration(device=device, source=source, base=plain, time=time, energy=energy)
 
 
 def _fit_time(runs: Sequence[CalibrationRun], base: Rates) -> TimeFit:

@@ -13,6 +13,8 @@ from profiler.models.parameter_count import count_parameters
 from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Work, terms
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import Phase
+from profiler.timing.predicted_cost import predicted_cost
+from profiler.timing.roofline import Rates
 from profiler.unit_options import KEPT, UnitOption
 from profiler.workload import Candidate
 
@@ -26,7 +28,7 @@ def composed_report(
     options: Mapping[UnitOption, OptionProfile],
     update: UpdateProfile,
     costs: UnitCosts,
-    has_rates: bool,
+    rates: Rates | None,
 ) -> Report:
     """Return the report of a candidate; bytes by owner are known to the replayed rung alone.
 
@@ -38,7 +40,7 @@ def composed_report(
         options: profiles of these options and of ``keep``.
         update: profile of the optimizer step.
         costs: costs of these options.
-        has_rates: whether the speed of the device is known.
+        rates: rates of the device; None if its speed is unknown.
     """
     workload = candidate.workload
     point = terms(workload.micro_batch, workload.rank)
@@ -52,12 +54,12 @@ def composed_report(
             device_bytes=estimate.device_bytes,
         ),
         flops=_step_flops(unit_options, options, update, point, workload.accumulation),
-        step_seconds=estimate.step_seconds,
-        energy_joules=estimate.energy_joules,
+        **predicted_cost(estimate.step_seconds, costs.watts, rates),
         parameters=count_parameters(workload),
-        units=_unit_reports(unit_options, options, costs, point, has_rates=has_rates),
+        units=_unit_reports(unit_options, options, costs, point, has_rates=rates is not None),
         notes=(
-            "composed from the family's profile; time and energy are uncalibrated",
+            "composed from the family's profile",
+            *([] if rates is None else [f"time: {rates.source}"]),
             *method_notes(workload.replace(micro_batch=2, accumulation=1)),
         ),
     )

@@ -164,17 +164,16 @@ class CostModel:
             options={option: self.profiles.option(workload, option) for option in used},
             update=self.profiles.update(workload),
             costs=self.costs(workload, used),
-            has_rates=self.rates(workload) is not None,
+            rates=self.rates(workload),
         )
 
     def _prepare_estimates(self, workload: Workload) -> PreparedWorkload:
         costs = self.costs(workload, (KEPT,))
-        roofline = self.rates(workload)
         return PreparedWorkload(
             costs=costs,
             tables={(KEPT,): PeakTables.of(costs, (KEPT,))},
             indices=self._indices.setdefault(family_of(workload), {}),
-            watts=roofline.watts if roofline is not None else None,
+            rates=self.rates(workload),
             workspace_bytes=self._workspace_bytes,
             context_bytes=self._context_bytes,
         )

@@ -8,6 +8,7 @@ from planner.cost.budget import AllocatorOverhead
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.unit_costs import UnitCosts
 from profiler.placement import Placement
+from profiler.timing.roofline import Rates
 from profiler.unit_options import UnitOption
 from profiler.units import DeviceBytes
 
@@ -40,7 +41,7 @@ class PreparedWorkload:
         costs: costs with every unit kept; bytes and seconds outside the units are read from here.
         tables: tables by the options in their rows, filled as placements use them.
         indices: table positions by placement, shared by all workloads of a family.
-        watts: power of the device; None if unknown.
+        rates: rates of the device; None if its speed is unknown.
         workspace_bytes: cuBLAS workspaces of the device.
         context_bytes: CUDA context of the device, 0 on a CPU.
     """
@@ -48,7 +49,7 @@ class PreparedWorkload:
     costs: UnitCosts
     tables: dict[tuple[UnitOption, ...], PeakTables]
     indices: dict[Placement, TableIndices]
-    watts: float | None
+    rates: Rates | None
     workspace_bytes: int
     context_bytes: int
 
@@ -74,8 +75,11 @@ def estimate_step(
     if prepared.costs.step_seconds is not None:
         micro_batch_seconds = prepared.costs.step_seconds + recompute_seconds
         seconds = micro_batch_seconds * accumulation + prepared.costs.update_seconds
-        if prepared.watts is not None:
-            joules = seconds * prepared.watts
+        if prepared.rates is not None:
+            launches = prepared.costs.step_launches * accumulation + prepared.costs.update_launches
+            seconds = max(seconds, prepared.rates.host_seconds(launches))
+        if prepared.costs.watts is not None:
+            joules = seconds * prepared.costs.watts
     peak, reserved = round(live_bytes) + prepared.workspace_bytes, None
     if overhead is not None:
         reserved = overhead.reserved_bytes(peak)

@@ -46,6 +46,9 @@ class UnitCosts:
         step_seconds: forward and backward of a micro-batch without recomputation; None if the
             speed of the device is unknown.
         update_seconds: seconds of the optimizer step.
+        step_launches: kernels launched by forward and backward.
+        update_launches: kernels launched by the optimizer step.
+        watts: power while forward and backward run; None if it is unknown.
     """
 
     base_bytes: float
@@ -60,6 +63,9 @@ class UnitCosts:
     forward_seconds: Floats
     step_seconds: float | None
     update_seconds: float
+    step_launches: int
+    update_launches: int
+    watts: float | None
 
 
 def unit_costs(
@@ -92,6 +98,7 @@ def unit_costs(
     if accumulating:
         base += float(gradients.sum())
     seconds_rates = rates or RANKING_RATES
+    step = kept.work.of(Phase.INPUT, Phase.FORWARD, Phase.BACKWARD)
     return UnitCosts(
         base_bytes=base,
         floor_bytes=floor,
@@ -109,14 +116,12 @@ def unit_costs(
             for option, profile in options.items()
         },
         forward_seconds=_unit_seconds(kept, point, seconds_rates, Phase.FORWARD),
-        step_seconds=None if rates is None else _step_seconds(kept, point, rates),
+        step_seconds=None if rates is None else float(step.seconds(point, rates).sum()),
         update_seconds=0.0 if rates is None else float(update.work.seconds(point, rates).sum()),
+        step_launches=int(step.launches.sum()),
+        update_launches=int(update.work.launches.sum()),
+        watts=None if rates is None else step.watts(point, rates),
     )
-
-
-def _step_seconds(kept: OptionProfile, point: Floats, rates: Rates) -> float:
-    work = kept.work.of(Phase.INPUT, Phase.FORWARD, Phase.BACKWARD)
-    return float(work.seconds(point, rates).sum())
 
 
 def _unit_seconds(profile: OptionProfile, point: Floats, rates: Rates, phase: Phase) -> Floats:

@@ -480,6 +480,9 @@ def _work(logs: Sequence[EventLog]) -> Work:
     fixed = [np.array([op.moved_bytes - op.batched_bytes for op in log.operations]) for log in logs]
     moved = _coefficients(batched) + _coefficients(fixed)
     kinds, kind = np.unique([op.kind for op in operations], return_inverse=True)
+    kernels, kernel = np.unique([op.kernel for op in operations], return_inverse=True)
+    dims = [np.array([op.dims for op in log.operations]).reshape(-1, 6) for log in logs]
+    columns = [_coefficients([values[:, d] for values in dims]) for d in range(6)]
     return Work(
         flops=flops,
         moved_bytes=moved,
@@ -489,4 +492,7 @@ def _work(logs: Sequence[EventLog]) -> Work:
         kind=kind.astype(np.int64),
         kinds=kinds.astype(np.str_),
         begins_refill=np.array([op.begins_refill for op in operations], dtype=np.bool_),
+        kernel=kernel.astype(np.int64),
+        kernels=kernels.astype(np.str_),
+        dims=np.stack(columns, axis=1),
     )

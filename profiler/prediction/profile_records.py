@@ -15,6 +15,7 @@ from profiler.arrays import Floats, Ints, Mask
 from profiler.device_rules.cuda_reductions import Reduction
 from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.replay.event_log import Phase
+from profiler.timing.kernel_rates import KernelRates, share_of_products
 from profiler.timing.roofline import Rates
 
 PROBE_BATCH = 1009
@@ -67,6 +68,9 @@ class Work:
         kind: [operations] index into ``kinds``.
         kinds: names of the kinds (``OperationRecord.kind``).
         begins_refill: [operations] whether the operation is the first of a recomputation.
+        kernel: [operations] index into ``kernels``.
+        kernels: names of the kernel shapes (``profiler.replay.kernel_shapes``).
+        dims: [operations, 6, 4] coefficients of the kernel shapes' dimensions.
     """
 
     flops: Floats
@@ -77,6 +81,9 @@ class Work:
     kind: Ints
     kinds: npt.NDArray[np.str_]
     begins_refill: Mask
+    kernel: Ints
+    kernels: npt.NDArray[np.str_]
+    dims: Floats
 
     def of(self, *phases: Phase) -> Work:
         """Return the operations of some phases."""
@@ -90,10 +97,16 @@ class Work:
             kind=self.kind[chosen],
             kinds=self.kinds,
             begins_refill=self.begins_refill[chosen],
+            kernel=self.kernel[chosen],
+            kernels=self.kernels,
+            dims=self.dims[chosen],
         )
 
     def seconds(self, point: Floats, roofline: Rates) -> Floats:
-        """Return [operations] roofline seconds at a point."""
+        """Return [operations] seconds at a point."""
+        if roofline.kernels is not None:
+            each: Floats = self.kernel_parts(point, roofline.kernels).sum(axis=1)
+            return each
         seconds = roofline.seconds(
             self.flops @ point,
             self.moved_bytes @ point,
@@ -101,6 +114,23 @@ class Work:
             slowness=roofline.slowness_of(self.kinds.tolist())[self.kind],
         )
         return seconds + self.begins_refill * roofline.refill_seconds
+
+    def watts(self, point: Floats, rates: Rates) -> float | None:
+        """Return the power while the operations run; None if it is unknown."""
+        if rates.kernels is None or rates.power is None:
+            return rates.watts
+        parts = self.kernel_parts(point, rates.kernels)
+        return rates.power.watts(product_share=share_of_products(parts))
+
+    def kernel_parts(self, point: Floats, kernels: KernelRates) -> Floats:
+        """Return [operations, SLOTS] seconds of each term at a point."""
+        return kernels.parts(
+            self.kernels,
+            self.kernel,
+            dims=self.dims @ point,
+            moved_bytes=self.moved_bytes @ point,
+            launches=self.launches,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
 from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.unit_spans import first_spans
+from profiler.timing.predicted_cost import predicted_cost
 from profiler.timing.rates import rates
 from profiler.timing.roofline import Rates
 from profiler.units import format_bytes
@@ -88,13 +89,14 @@ def report_of(
     seconds = None
     if roofline is not None:
         seconds = step_seconds(log, roofline, workload)
-        notes.append(f"time is a roofline: {roofline.source}")
+        notes.append(f"time: {roofline.source}")
         if any(op.launches > 1 for op in log.operations):
             notes.append("scans are timed as PyTorch's own loops; mamba_ssm's kernel takes less")
-    joules = None
-    if seconds is not None and roofline is not None and roofline.watts is not None:
-        joules = seconds * roofline.watts
-        notes.append("energy is that time at the board power, uncalibrated")
+    watts = None
+    if seconds is not None and roofline is not None:
+        watts = roofline.watts_of(log.operations)
+    if watts is not None:
+        notes.append(f"energy is that time at a predicted {watts:.0f} W")
     notes.extend(method_notes(workload.replace(micro_batch=2, accumulation=1)))
     return Report(
         candidate=candidate,
@@ -102,8 +104,7 @@ def report_of(
         rung=Rung.REPLAYED,
         memory=memory,
         flops=step_flops(log, workload),
-        step_seconds=seconds,
-        energy_joules=joules,
+        **predicted_cost(seconds, watts, roofline),
         parameters=count_parameters(workload),
         units=unit_reports(log, candidate, roofline),
         notes=tuple(notes),
@@ -168,17 +169,18 @@ def step_flops(log: EventLog, workload: Workload) -> Flops:
 
 
 def step_seconds(log: EventLog, roofline: Rates, workload: Workload) -> float:
-    """Return the roofline time of a whole optimizer step."""
+    """Return the time of a whole optimizer step."""
     shown = min(workload.accumulation, 2)
+    times = workload.accumulation / shown
     each = [
         op
         for op in log.operations
         if op.phase in (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)
     ]
     update = [op for op in log.operations if op.phase == Phase.OPTIMIZER]
-    return roofline.total_seconds(each) * workload.accumulation / shown + roofline.total_seconds(
-        update
-    )
+    seconds = roofline.total_seconds(each) * times + roofline.total_seconds(update)
+    launches = sum(op.launches for op in each) * times + sum(op.launches for op in update)
+    return max(seconds, roofline.host_seconds(launches))
 
 
 def unit_reports(

@@ -81,6 +81,8 @@ class OperationRecord:
             depthwise and pointwise convolutions and for batch normalisation with given statistics.
         begins_refill: whether it is the first operation of a recomputable call in backward.
         launches: number of kernels on a GPU; 1 unless the operation is a loop of known length.
+        kernel: name of the kernel shape (``profiler.replay.kernel_shapes``).
+        dims: dimensions of the kernel shape.
     """
 
     phase: Phase
@@ -91,6 +93,8 @@ class OperationRecord:
     kind: str = ""
     begins_refill: bool = False
     launches: int = 1
+    kernel: str = "other"
+    dims: tuple[int, ...] = (0,) * 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from profiler.models.backbones.scan_loop_work import loop_work
 from profiler.operations import operation_kind, read_arguments
 from profiler.replay.event_log import OperationRecord, Phase
 from profiler.replay.flops import elementwise_flops, operation_flops, published_flops
+from profiler.replay.kernel_shapes import kernel_shape
 
 
 class OperationTimer(Protocol):
@@ -99,6 +100,7 @@ class OperationCounter:
         if not (read or written or flops):
             return
         kind = operation_kind(func, args)
+        shape = kernel_shape(func, args, out)
         begins_refill = self._begins_refill(phase)
         loops = loop_work(func, args) if self._scans_as_loops else None
         extra = 0 if loops is None else loops.moved_bytes
@@ -115,6 +117,8 @@ class OperationCounter:
                 kind=kind,
                 begins_refill=begins_refill,
                 launches=1 if loops is None else loops.launches,
+                kernel=shape.name,
+                dims=shape.dims,
             )
         )
 

@@ -34,6 +34,7 @@ from profiler.device_rules.cpu_kernels import argument_signature, can_run_on_zer
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
+from profiler.records import Origin
 from profiler.store import Store
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
@@ -94,6 +95,7 @@ def _stored(family: Workload, threads: int) -> Rates:
         launch_seconds=launch,
         slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
         refill_seconds=refill,
+        origin=Origin.MEASURED,
     )
 
 

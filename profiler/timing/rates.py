@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from profiler.devices.table import TIMED, DeviceSpec
+from profiler.records import Origin
+from profiler.timing.kernel_rates import kernel_file
 from profiler.timing.roofline import LAUNCH_SECONDS, Rates
 
 if TYPE_CHECKING:
@@ -37,10 +39,25 @@ def published_rates(device: DeviceSpec, *, precision: str) -> Rates | None:
     flops = tensor or device.fp32_flops
     if flops is None or device.memory_bandwidth_bytes_per_second is None:
         return None
+    file = kernel_file()
+    origin = file.origin(device, precision)
     return Rates(
         flops_per_second=flops,
         bytes_per_second=device.memory_bandwidth_bytes_per_second,
         watts=device.tdp_watts,
-        source=TIMED if device.source == TIMED else "data sheet, uncalibrated",
+        source=TIMED if device.source == TIMED else _SOURCES[origin],
         launch_seconds=LAUNCH_SECONDS,
+        kernels=file.rates(device, precision),
+        power=file.power(device),
+        origin=origin,
+        spread=file.spread(origin),
+        power_spread=file.power_spread(device),
+        power_origin=file.power_origin(device),
     )
+
+
+_SOURCES = {
+    Origin.FITTED: "kernel rates fitted to published runs on this GPU",
+    Origin.TRANSFERRED: "kernel rates fitted to other GPUs, scaled by the data sheet",
+    Origin.DATA_SHEET: "kernel rates of other generations, scaled by the data sheet",
+}

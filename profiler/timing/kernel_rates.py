@@ -1,0 +1,217 @@
+"""Seconds of GPU kernels from fitted coefficients and a device's data sheet.
+
+``kernel_coefficients.json`` holds, for each class of kernels, the coefficients of the terms of
+``profiler.timing.kernel_terms``. They were fitted to published measurements (``studies/time_model``
+says to which and how well). A coefficient is dimensionless: 1.2 for ``bytes`` means 1.2 times the
+time that the data sheet's bandwidth allows. So coefficients transfer to other GPUs, with a larger
+error, which ``intervals`` states.
+
+Two corrections depend on the GPU:
+
+    sustained clock  A board of little power cannot hold its boost clock in matrix products. Its
+                     peak FLOP rates are multiplied by (W / W0) ** exponent, at most 1, where W is
+                     its watts per FP32 FLOP/s and W0 those of the largest measured board of its
+                     generation.
+    host             A step takes at least its number of launches times the host's seconds for one.
+
+Limitations: cuDNN and cuBLAS choose kernels by heuristics that no formula here has. Clocks, cooling
+and the host of the reader's machine are not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from profiler.arrays import Floats, Ints
+from profiler.devices.table import TIMED, DeviceSpec
+from profiler.records import Origin, Spread
+from profiler.timing.kernel_terms import (
+    PRODUCT_SLOTS,
+    SLOTS,
+    PeakRate,
+    Slot,
+    kernel_terms,
+    slot_keys,
+)
+from profiler.timing.power import PowerModel
+
+COEFFICIENTS_FILE = Path(__file__).with_name("kernel_coefficients.json")
+
+DEFAULT_CLASS = "elementwise"
+
+COEFFICIENTS_SCHEMA = "budgetplan.kernel_coefficients/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRates:
+    """Coefficients and rates of one GPU at one precision.
+
+    Attributes:
+        half_flops: FLOP/s of 16-bit matrix products.
+        single_flops: FLOP/s of the FP32 units.
+        bytes_per_second: memory bandwidth.
+        multiprocessors: number of multiprocessors.
+        coefficients: coefficient by class and term.
+    """
+
+    half_flops: float
+    single_flops: float
+    bytes_per_second: float
+    multiprocessors: int
+    coefficients: Mapping[str, Mapping[str, float]]
+
+    def parts(
+        self,
+        names: Sequence[str] | npt.NDArray[np.str_],
+        index: Ints,
+        *,
+        dims: Floats,
+        moved_bytes: Floats,
+        launches: Ints,
+    ) -> Floats:
+        """Return [operations, SLOTS] seconds of each term of each operation.
+
+        Args:
+            names: names of kernel shapes.
+            index: [operations] position of each operation's name.
+            dims: [operations, 6] dimensions.
+            moved_bytes: [operations] bytes read and written.
+            launches: [operations] kernels launched.
+        """
+        listed = list(map(str, names))
+        terms = kernel_terms(
+            listed,
+            index,
+            dims=dims,
+            moved_bytes=moved_bytes,
+            launches=launches,
+            multiprocessors=self.multiprocessors,
+        )
+        weights = np.array([self._weights(name) for name in listed]).reshape(len(listed), SLOTS)
+        terms *= weights[index]
+        return terms
+
+    def _weights(self, name: str) -> list[float]:
+        """Return [SLOTS] seconds for a unit of each quantity of a kernel name."""
+        units = {
+            PeakRate.HALF: 1.0 / self.half_flops,
+            PeakRate.SINGLE: 1.0 / self.single_flops,
+            PeakRate.BYTES: 1.0 / self.bytes_per_second,
+            PeakRate.LAUNCHES: 1.0,
+        }
+        return [
+            self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
+            for slot in slot_keys(name)
+        ]
+
+    def _coefficient(self, slot: Slot) -> float:
+        """Return a coefficient; a class that was not fitted takes those of ``DEFAULT_CLASS``."""
+        known = self.coefficients.get(slot.kernel_class)
+        return (self.coefficients[DEFAULT_CLASS] if known is None else known).get(slot.term, 0.0)
+
+
+def share_of_products(parts: Floats) -> float:
+    """Return the share of the time that FLOPs take in [operations, SLOTS] seconds."""
+    total = float(parts.sum())
+    return float(parts[:, PRODUCT_SLOTS].sum()) / total if total > 0 else 0.0
+
+
+class KernelFile:
+    """Content of ``kernel_coefficients.json``.
+
+    Args:
+        data: the JSON object.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        assert data["schema"] == COEFFICIENTS_SCHEMA, data["schema"]
+        self.coefficients: Mapping[str, Mapping[str, float]] = data["coefficients"]
+        self._fitted: Sequence[Mapping[str, str]] = data["fitted_on"]
+        self._clock: Mapping[str, Any] = data["sustained_clock"]
+        self._power: Mapping[str, Any] = data["power"]
+        self._spreads: Mapping[str, Mapping[str, Any]] = data["spreads"]
+
+    def origin(self, device: DeviceSpec, precision: str) -> Origin:
+        """Return where the seconds of a device at a precision come from."""
+        if device.source == TIMED or _generation(device) not in self._clock["measured"]:
+            return Origin.DATA_SHEET
+        fitted = any(
+            (row["device"], row["precision"]) == (device.name, precision) for row in self._fitted
+        )
+        return Origin.FITTED if fitted else Origin.TRANSFERRED
+
+    def spread(self, origin: Origin) -> Spread:
+        """Return the ratios of measured to predicted seconds for predictions of an origin."""
+        return _spread(self._spreads[origin.value])
+
+    def sustained_clock(self, device: DeviceSpec) -> float:
+        """Return the share of the boost clock that the board's power sustains."""
+        full = self._clock["watts_per_flops"].get(_generation(device))
+        if full is None or device.tdp_watts is None or device.fp32_flops is None:
+            return 1.0
+        share: float = (device.tdp_watts / device.fp32_flops / full) ** self._clock["exponent"]
+        return min(1.0, share)
+
+    def power_origin(self, device: DeviceSpec) -> Origin:
+        """Return where the power of a device comes from."""
+        known = _generation(device) in self._power["measured"]
+        return Origin.TRANSFERRED if known else Origin.DATA_SHEET
+
+    def power_spread(self, device: DeviceSpec) -> Spread:
+        """Return the ratios of measured to predicted power."""
+        return _spread(self._spreads[f"power, {self.power_origin(device).value}"])
+
+    def power(self, device: DeviceSpec) -> PowerModel | None:
+        """Return the power model of a GPU; None if its data sheet lacks a number."""
+        numbers = self._power
+        joules = numbers["joules_per_flop"].get(_generation(device))
+        flops, moved = device.fp32_flops, device.memory_bandwidth_bytes_per_second
+        if joules is None or device.tdp_watts is None or flops is None or moved is None:
+            return None
+        return PowerModel(
+            idle_watts=numbers["idle"][_generation(device)] * device.tdp_watts,
+            product_watts=joules * flops,
+            memory_watts=numbers["joules_per_byte"] * moved,
+            floor=numbers["floor"],
+            limit_watts=device.tdp_watts,
+            reached=numbers["reached"],
+            sharpness=numbers["sharpness"],
+        )
+
+    def rates(self, device: DeviceSpec, precision: str) -> KernelRates | None:
+        """Return the rates of a GPU; None if its data sheet lacks one."""
+        tensor = {"bf16": device.bf16_tensor_flops, "fp16": device.fp16_tensor_flops}
+        single, moved = device.fp32_flops, device.memory_bandwidth_bytes_per_second
+        if single is None or moved is None or device.sm_count is None:
+            return None
+        clock = self.sustained_clock(device)
+        return KernelRates(
+            half_flops=clock * (tensor.get(precision) or device.fp16_tensor_flops or single),
+            single_flops=clock * single,
+            bytes_per_second=moved,
+            multiprocessors=device.sm_count,
+            coefficients=self.coefficients,
+        )
+
+
+def _generation(device: DeviceSpec) -> str:
+    """Return the compute capability as text, the key of a generation of chips."""
+    return ".".join(map(str, device.compute_capability or ()))
+
+
+def _spread(row: Mapping[str, Any]) -> Spread:
+    return Spread(low=row["low"], high=row["high"], coverage=row["coverage"])
+
+
+@cache
+def kernel_file() -> KernelFile:
+    """Return ``kernel_coefficients.json``, read once."""
+    return KernelFile(json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8")))

@@ -1,0 +1,226 @@
+"""The quantities that a kernel's time on a GPU is a weighted sum of.
+
+A kernel's seconds are a sum over terms, each a physical quantity over a rate of the data sheet,
+times a coefficient of the kernel's class:
+
+    flops      FLOPs of a matrix product / peak rate
+    tile       the same with rows, columns and inner dimension padded to a tile of 128 x 32 x 32
+    unaligned  FLOPs of half-precision products whose columns or inner dimension is no multiple
+               of 8, which tensor cores cannot load aligned / peak rate
+    bytes      bytes read and written / bandwidth
+    short      bytes x min(64 / length, 4) of normalisations over short rows or small images
+    waves      bytes x ceil(C / S) x S / C of batch normalisation: a block of threads normalises a
+               channel, so that C channels run in waves of the S multiprocessors
+    few        bytes x S / C of the same
+    values     values that adding a bias, or its gradient, reads and writes / bandwidth
+    launch     kernels launched
+
+A backward convolution is two matrix products (*first*: the input's gradient, *second*: the
+weight's). ``kernel_terms`` computes [operations, SLOTS] quantities, ``slot_keys`` the coefficient
+and the rate of each slot of a kernel name. Fit and prediction both call these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from profiler.arrays import Floats, Ints
+
+SLOTS = 12
+"""Quantities of an operation: three for each of two matrix products, six for the rest."""
+
+PRODUCT_SLOTS = slice(0, 6)
+"""Slots of matrix products."""
+
+TILE_ROW_NORMS, TILE_COLUMNS, TILE_INNER = 128.0, 32.0, 32.0
+ALIGNMENT = 8.0
+SHORT_ROW, LARGEST_SHORT = 64.0, 4.0
+
+
+class PeakRate(Enum):
+    """PeakRate that a quantity is divided by."""
+
+    HALF = "half"
+    SINGLE = "single"
+    BYTES = "bytes"
+    LAUNCHES = "launches"
+
+
+class Slot(NamedTuple):
+    """Coefficient and rate of a slot; the class is empty for a slot that the kernel lacks."""
+
+    kernel_class: str
+    term: str
+    rate: PeakRate
+
+
+class ProductLayout(Enum):
+    """Matrix products in a kernel."""
+
+    NONE = 0
+    PRODUCT = 1
+    CONVOLUTION = 2
+    BACKWARD = 3
+    ONLY_INPUT = 4
+    ONLY_WEIGHT = 5
+
+
+_ABSENT = Slot("", "", PeakRate.LAUNCHES)
+
+_ROW_NORMS = ("softmax", "softmax_backward", "layer_norm", "layer_norm_backward")
+
+_PRODUCTS = ("matmul", "batched_matmul", "attention", "attention_backward")
+
+
+@cache
+def layout_of(name: str) -> ProductLayout:
+    """Return the matrix products in a kernel with this name."""
+    kind, *flags = name.split()
+    if kind in _PRODUCTS:
+        return ProductLayout.PRODUCT
+    if not kind.startswith("convolution"):
+        return ProductLayout.NONE
+    if kind == "convolution" or "depthwise" in flags:
+        return ProductLayout.CONVOLUTION
+    if "no_input" in flags:
+        return ProductLayout.ONLY_WEIGHT
+    return ProductLayout.ONLY_INPUT if "no_weight" in flags else ProductLayout.BACKWARD
+
+
+@cache
+def slot_keys(name: str) -> tuple[Slot, ...]:
+    """Return [SLOTS] the coefficient and the rate of each quantity of a kernel name."""
+    kind, *flags = name.split()
+    rate = PeakRate.HALF if "half" in flags else PeakRate.SINGLE
+    layout = layout_of(name)
+    first = second = rest = kernel_class(name)
+    if kind.startswith("convolution") and "depthwise" not in flags:
+        first = rest.replace("convolution_backward", "convolution_dgrad")
+        second = rest.replace("convolution_backward", "convolution_wgrad")
+    if layout is ProductLayout.ONLY_WEIGHT:
+        first = second
+    rest = first
+    slots = [_ABSENT] * SLOTS
+    if layout is not ProductLayout.NONE:
+        slots[0:3] = [Slot(first, term, rate) for term in ("flops", "tile", "unaligned")]
+    if layout is ProductLayout.BACKWARD:
+        slots[3:6] = [Slot(second, term, rate) for term in ("flops", "tile", "unaligned")]
+    if "depthwise" in flags:
+        # ordinary units compute it at any precision, and tiles do not matter
+        slots[0:3] = [Slot(first, "flops", PeakRate.SINGLE), _ABSENT, _ABSENT]
+    if kind.startswith("attention"):
+        slots[1:3] = [_ABSENT, _ABSENT]
+    slots[6] = Slot(rest, "bytes", PeakRate.BYTES)
+    if kind in _ROW_NORMS or kind.startswith("batch_norm"):
+        slots[7] = Slot(rest, "short", PeakRate.BYTES)
+    if kind.startswith("batch_norm"):
+        slots[8] = Slot(rest, "waves", PeakRate.BYTES)
+        slots[9] = Slot(rest, "few", PeakRate.BYTES)
+    if "bias" in flags:
+        side = "backward" if kind.endswith("backward") else "forward"
+        slots[10] = Slot(" ".join([f"bias_{side}", *_half_flag(flags)]), "values", PeakRate.BYTES)
+    slots[11] = Slot(rest, "launch", PeakRate.LAUNCHES)
+    return tuple(slots)
+
+
+@cache
+def kernel_class(name: str) -> str:
+    """Return the class that a kernel name shares coefficients with: kind and some flags."""
+    kind, *flags = name.split()
+    half = _half_flag(flags)
+    if not kind.startswith("convolution"):
+        if kind in {"matmul", "batched_matmul", "reduction", "attention", "attention_backward"}:
+            return " ".join([kind, *half])
+        return " ".join([kind, *half, *(flag for flag in flags if flag == "strided")])
+    grouping = next(f for f in flags if f in {"dense", "pointwise", "grouped", "depthwise"})
+    if grouping != "depthwise":
+        return " ".join([kind, grouping, *half])
+    kernel = next(int(f[1:].split("x")[0]) for f in flags if f[0] == "k" and f[1:2].isdigit())
+    size = "k3" if kernel <= 3 else "k5" if kernel <= 5 else "k7"
+    stride = [] if "s1" in flags else ["strided"]
+    return " ".join([kind, grouping, size, *stride, *half])
+
+
+def _half_flag(flags: Sequence[str]) -> list[str]:
+    return [flag for flag in flags if flag == "half"]
+
+
+def kernel_terms(
+    names: Sequence[str],
+    index: Ints,
+    *,
+    dims: Floats,
+    moved_bytes: Floats,
+    launches: Ints,
+    multiprocessors: int,
+) -> Floats:
+    """Return [operations, SLOTS] quantities, not divided by rates.
+
+    Args:
+        names: names of kernel shapes.
+        index: [operations] position of each operation's name.
+        dims: [operations, 6] dimensions (``profiler.replay.kernel_shapes``).
+        moved_bytes: [operations] bytes read and written.
+        launches: [operations] kernels launched.
+        multiprocessors: S of the term ``waves``.
+    """
+    terms = np.zeros((len(index), SLOTS))
+    terms[:, 6] = moved_bytes
+    terms[:, 11] = launches
+    layout = np.array([layout_of(name).value for name in names])[index]
+    _add_products(terms, layout, dims)
+    kind = np.array([_NORM_CODES.get(name.split()[0], 0) for name in names])[index]
+    norms = np.flatnonzero(kind)
+    if len(norms):
+        length = np.where(kind[norms] == 1, dims[norms, 1], dims[norms, 2])
+        moved = moved_bytes[norms]
+        terms[norms, 7] = moved * np.minimum(SHORT_ROW / np.maximum(length, 1.0), LARGEST_SHORT)
+        channels = np.maximum(dims[norms, 1], 1.0)
+        blocks = float(multiprocessors)
+        terms[norms, 8] = moved * np.ceil(channels / blocks) * blocks / channels
+        terms[norms, 9] = moved * blocks / channels
+    return terms
+
+
+_NORM_CODES = {kind: 1 for kind in _ROW_NORMS} | {"batch_norm": 2, "batch_norm_backward": 2}
+
+
+def _add_products(terms: Floats, layout: Ints, dims: Floats) -> None:
+    """Fill the slots of matrix products and of biases."""
+    chosen = np.flatnonzero(layout)
+    if not len(chosen):
+        return
+    kind, (groups, out, columns, inner, kernel, image) = layout[chosen], dims[chosen].T
+    plain = (kind == ProductLayout.PRODUCT.value) | (kind == ProductLayout.CONVOLUTION.value)
+    only_weight = kind == ProductLayout.ONLY_WEIGHT.value
+    # forward [out, inner * kernel] x [.., columns]; its input's gradient [image, columns * kernel]
+    # x [.., inner]; its weight's gradient [columns, out] x [out, inner * kernel]
+    weight = (columns, inner * kernel, out)
+    rows = np.where(plain, out, np.where(only_weight, weight[0], image))
+    wide = np.where(plain, columns, np.where(only_weight, weight[1], inner))
+    deep = np.where(plain, inner * kernel, np.where(only_weight, weight[2], columns * kernel))
+    terms[chosen, 0:3] = _matrix_product(groups, rows, wide, deep)
+    both = kind == ProductLayout.BACKWARD.value
+    terms[chosen, 3:6] = _matrix_product(groups, *weight) * both[:, None]
+    # a forward reads and writes its result once more, a backward reads the gradient
+    passes = np.where(kind == ProductLayout.CONVOLUTION.value, 2.0, 1.0)
+    terms[chosen, 10] = passes * groups * out * columns
+
+
+def _matrix_product(batch: Floats, rows: Floats, columns: Floats, inner: Floats) -> Floats:
+    """Return [products, 3] FLOPs, padded FLOPs, and FLOPs if the product is unaligned."""
+    flops = 2.0 * batch * rows * columns * inner
+    padded = 2.0 * batch * _padded_up(rows, TILE_ROW_NORMS)
+    padded *= _padded_up(columns, TILE_COLUMNS) * _padded_up(inner, TILE_INNER)
+    unaligned = (inner % ALIGNMENT != 0) | (columns % ALIGNMENT != 0)
+    return np.stack([flops, padded, flops * unaligned], axis=1)
+
+
+def _padded_up(size: Floats, tile: float) -> Floats:
+    padded: Floats = np.ceil(size / tile) * tile
+    return padded

@@ -1,0 +1,62 @@
+"""Seconds and joules of a report, with their origins and intervals."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from profiler.records import Origin, Spread, ValueInterval
+from profiler.timing.roofline import Rates
+
+
+class PredictedCost(TypedDict):
+    """Fields of a ``Report``."""
+
+    step_seconds: float | None
+    step_seconds_origin: Origin | None
+    step_seconds_interval: ValueInterval | None
+    energy_joules: float | None
+    energy_joules_origin: Origin | None
+    energy_joules_interval: ValueInterval | None
+
+
+def predicted_cost(
+    seconds: float | None, watts: float | None, rates: Rates | None
+) -> PredictedCost:
+    """Return the fields of a predicted report.
+
+    Args:
+        seconds: predicted seconds of a step.
+        watts: predicted power.
+        rates: rates that the seconds are computed from.
+    """
+    joules = None if seconds is None or watts is None else seconds * watts
+    origin = None if seconds is None or rates is None else rates.origin
+    time_spread = None if rates is None else rates.spread
+    energy_spread = None if rates is None else _product_spread(time_spread, rates.power_spread)
+    return PredictedCost(
+        step_seconds=seconds,
+        step_seconds_origin=origin,
+        step_seconds_interval=_around(seconds, time_spread),
+        energy_joules=joules,
+        energy_joules_origin=None if joules is None or rates is None else _weaker(rates),
+        energy_joules_interval=_around(joules, energy_spread),
+    )
+
+
+def _around(value: float | None, spread: Spread | None) -> ValueInterval | None:
+    return None if value is None or spread is None else spread.around(value)
+
+
+def _product_spread(time: Spread | None, power: Spread | None) -> Spread | None:
+    """Return the spread of a product of independent factors; its coverage was not measured."""
+    if time is None or power is None:
+        return None
+    low = 1.0 - ((1.0 - time.low) ** 2 + (1.0 - power.low) ** 2) ** 0.5
+    high = 1.0 + ((time.high - 1.0) ** 2 + (power.high - 1.0) ** 2) ** 0.5
+    return Spread(low=max(low, 0.0), high=high)
+
+
+def _weaker(rates: Rates) -> Origin:
+    """Return the weaker of the origins of time and power."""
+    order = list(Origin)
+    return max(rates.origin, rates.power_origin, key=order.index)
