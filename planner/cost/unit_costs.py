@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiler.arrays import Floats
+from profiler.arrays import Floats, Ints
 from profiler.devices.table import DeviceSpec
-from profiler.prediction.profile_records import OptionProfile, UpdateProfile, terms
+from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Work, terms
 from profiler.replay.event_log import Phase
+from profiler.timing.kernel_rates import share_of_products
 from profiler.timing.roofline import Rates
 from profiler.unit_options import UnitOption
 from profiler.workload import Workload
@@ -98,7 +99,9 @@ def unit_costs(
     if accumulating:
         base += float(gradients.sum())
     seconds_rates = rates or RANKING_RATES
-    step = kept.work.of(Phase.INPUT, Phase.FORWARD, Phase.BACKWARD)
+    each, watts = _kept_seconds(kept.work, point, seconds_rates)
+    is_step = np.isin(kept.work.phase, (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD))
+    is_forward = (kept.work.phase == Phase.FORWARD) & (kept.work.unit >= 0)
     return UnitCosts(
         base_bytes=base,
         floor_bytes=floor,
@@ -112,22 +115,34 @@ def unit_costs(
         head_bytes={o: float(p.head.at(point, sums[o])[0]) for o, p in options.items()},
         gradients=np.zeros_like(gradients) if accumulating else gradients,
         recompute_seconds={
-            option: _unit_seconds(profile, point, seconds_rates, Phase.RECOMPUTE)
+            option: _recompute_seconds(profile, point, seconds_rates)
             for option, profile in options.items()
         },
-        forward_seconds=_unit_seconds(kept, point, seconds_rates, Phase.FORWARD),
-        step_seconds=None if rates is None else float(step.seconds(point, rates).sum()),
+        forward_seconds=_by_unit(kept.work.unit[is_forward], each[is_forward], len(kept.stored)),
+        step_seconds=None if rates is None else float(each[is_step].sum()),
         update_seconds=0.0 if rates is None else float(update.work.seconds(point, rates).sum()),
-        step_launches=int(step.launches.sum()),
+        step_launches=int(kept.work.launches[is_step].sum()),
         update_launches=int(update.work.launches.sum()),
-        watts=None if rates is None else step.watts(point, rates),
+        watts=None if rates is None else watts,
     )
 
 
-def _unit_seconds(profile: OptionProfile, point: Floats, rates: Rates, phase: Phase) -> Floats:
-    """Return [units] roofline seconds of the operations of a phase."""
-    work = profile.work.of(phase)
+def _kept_seconds(work: Work, point: Floats, rates: Rates) -> tuple[Floats, float | None]:
+    """Return [operations] seconds of a step without recomputation, and the power meanwhile."""
+    if rates.kernels is None or rates.power is None:
+        return work.seconds(point, rates), rates.watts
+    parts = work.kernel_parts(point, rates.kernels)
+    return parts.sum(axis=1), rates.power.watts(product_share=share_of_products(parts))
+
+
+def _recompute_seconds(profile: OptionProfile, point: Floats, rates: Rates) -> Floats:
+    """Return [units] seconds of recomputation."""
+    work = profile.recompute_work
     each = work.seconds(point, rates)
     inside = work.unit >= 0
-    totals = np.bincount(work.unit[inside], weights=each[inside], minlength=len(profile.stored))
-    return totals.astype(np.float64)
+    return _by_unit(work.unit[inside], each[inside], len(profile.stored))
+
+
+def _by_unit(unit: Ints, seconds: Floats, count: int) -> Floats:
+    """Return [units] sums of the seconds of operations."""
+    return np.bincount(unit, weights=seconds, minlength=count).astype(np.float64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from profiler.arrays import Floats, Ints, Mask
 from profiler.device_rules.cuda_reductions import Reduction
 from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.replay.event_log import Phase
-from profiler.timing.kernel_rates import KernelRates, share_of_products
+from profiler.timing.kernel_rates import KernelRates
 from profiler.timing.roofline import Rates
 
 PROBE_BATCH = 1009
@@ -105,7 +106,7 @@ class Work:
     def seconds(self, point: Floats, roofline: Rates) -> Floats:
         """Return [operations] seconds at a point."""
         if roofline.kernels is not None:
-            each: Floats = self.kernel_parts(point, roofline.kernels).sum(axis=1)
+            each: Floats = np.add.reduce(self.kernel_parts(point, roofline.kernels), axis=1)
             return each
         seconds = roofline.seconds(
             self.flops @ point,
@@ -114,13 +115,6 @@ class Work:
             slowness=roofline.slowness_of(self.kinds.tolist())[self.kind],
         )
         return seconds + self.begins_refill * roofline.refill_seconds
-
-    def watts(self, point: Floats, rates: Rates) -> float | None:
-        """Return the power while the operations run; None if it is unknown."""
-        if rates.kernels is None or rates.power is None:
-            return rates.watts
-        parts = self.kernel_parts(point, rates.kernels)
-        return rates.power.watts(product_share=share_of_products(parts))
 
     def kernel_parts(self, point: Floats, kernels: KernelRates) -> Floats:
         """Return [operations, SLOTS] seconds of each term at a point."""
@@ -133,7 +127,7 @@ class Work:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class OptionProfile:
     """Memory and work of a step in which every unit has the same option.
 
@@ -173,9 +167,20 @@ class OptionProfile:
         return partial_sum_bytes(known, micro_batch, device)
 
     @property
+    def recompute_work(self) -> Work:
+        """The operations of recomputation; the search asks for them at every micro-batch."""
+        known = _RECOMPUTE_WORK.get(self)
+        if known is None:
+            known = _RECOMPUTE_WORK[self] = self.work.of(Phase.RECOMPUTE)
+        return known
+
+    @property
     def learns_in_units(self) -> bool:
         """Whether any unit runs backward."""
         return bool(self.backward.lines.any())
+
+
+_RECOMPUTE_WORK: WeakKeyDictionary[OptionProfile, Work] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

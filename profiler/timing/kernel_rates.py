@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class KernelRates:
         bytes_per_second: memory bandwidth.
         multiprocessors: number of multiprocessors.
         coefficients: coefficient by class and term.
+        weights: seconds for a unit of each quantity, by kernel name, filled as names are met.
     """
 
     half_flops: float
@@ -67,6 +68,7 @@ class KernelRates:
     bytes_per_second: float
     multiprocessors: int
     coefficients: Mapping[str, Mapping[str, float]]
+    weights: dict[str, list[float]] = field(default_factory=dict, compare=False, repr=False)
 
     def parts(
         self,
@@ -101,6 +103,12 @@ class KernelRates:
 
     def _weights(self, name: str) -> list[float]:
         """Return [SLOTS] seconds for a unit of each quantity of a kernel name."""
+        known = self.weights.get(name)
+        if known is None:
+            known = self.weights[name] = self._new_weights(name)
+        return known
+
+    def _new_weights(self, name: str) -> list[float]:
         units = {
             PeakRate.HALF: 1.0 / self.half_flops,
             PeakRate.SINGLE: 1.0 / self.single_flops,
@@ -137,6 +145,7 @@ class KernelFile:
         self._fitted: Sequence[Mapping[str, str]] = data["fitted_on"]
         self._clock: Mapping[str, Any] = data["sustained_clock"]
         self._power: Mapping[str, Any] = data["power"]
+        self._rates: dict[tuple[str, str], KernelRates] = {}
         self._spreads: Mapping[str, Mapping[str, Any]] = data["spreads"]
 
     def origin(self, device: DeviceSpec, precision: str) -> Origin:
@@ -188,11 +197,20 @@ class KernelFile:
 
     def rates(self, device: DeviceSpec, precision: str) -> KernelRates | None:
         """Return the rates of a GPU; None if its data sheet lacks one."""
-        tensor = {"bf16": device.bf16_tensor_flops, "fp16": device.fp16_tensor_flops}
         single, moved = device.fp32_flops, device.memory_bandwidth_bytes_per_second
         if single is None or moved is None or device.sm_count is None:
             return None
+        key = (device.name, precision)
+        if key not in self._rates:
+            self._rates[key] = self._new_rates(device, precision, single=single, moved=moved)
+        return self._rates[key]
+
+    def _new_rates(
+        self, device: DeviceSpec, precision: str, *, single: float, moved: float
+    ) -> KernelRates:
+        tensor = {"bf16": device.bf16_tensor_flops, "fp16": device.fp16_tensor_flops}
         clock = self.sustained_clock(device)
+        assert device.sm_count is not None
         return KernelRates(
             half_flops=clock * (tensor.get(precision) or device.fp16_tensor_flops or single),
             single_flops=clock * single,

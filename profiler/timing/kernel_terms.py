@@ -195,7 +195,7 @@ def _add_products(terms: Floats, layout: Ints, dims: Floats) -> None:
     chosen = np.flatnonzero(layout)
     if not len(chosen):
         return
-    kind, (groups, out, columns, inner, kernel, image) = layout[chosen], dims[chosen].T
+    kind, (groups, out, columns, inner, kernel, image) = layout[chosen], dims[chosen].T.copy()
     plain = (kind == ProductLayout.PRODUCT.value) | (kind == ProductLayout.CONVOLUTION.value)
     only_weight = kind == ProductLayout.ONLY_WEIGHT.value
     # forward [out, inner * kernel] x [.., columns]; its input's gradient [image, columns * kernel]
@@ -206,7 +206,8 @@ def _add_products(terms: Floats, layout: Ints, dims: Floats) -> None:
     deep = np.where(plain, inner * kernel, np.where(only_weight, weight[2], columns * kernel))
     terms[chosen, 0:3] = _matrix_product(groups, rows, wide, deep)
     both = kind == ProductLayout.BACKWARD.value
-    terms[chosen, 3:6] = _matrix_product(groups, *weight) * both[:, None]
+    if both.any():
+        terms[chosen, 3:6] = _matrix_product(groups, *weight) * both[:, None]
     # a forward reads and writes its result once more, a backward reads the gradient
     passes = np.where(kind == ProductLayout.CONVOLUTION.value, 2.0, 1.0)
     terms[chosen, 10] = passes * groups * out * columns
