@@ -2,7 +2,7 @@
 
 FLOPs and bytes do not decide a kernel's time alone: a matrix product with an inner dimension of 24,
 a depthwise convolution and a copy of a transposed tensor reach different parts of the peak rates.
-``kernel_shape`` reads what decides it from an operation's arguments. ``profiler.timing`` has the
+``kernel_shape`` reads these facts from an operation's arguments. ``profiler.timing`` has the
 rates.
 
 The name is a kind and flags, separated by blanks. The meaning of the six dimensions:

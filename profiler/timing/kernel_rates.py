@@ -1,10 +1,10 @@
 """Seconds of GPU kernels from fitted coefficients and a device's data sheet.
 
 ``kernel_coefficients.json`` holds, for each class of kernels, the coefficients of the terms of
-``profiler.timing.kernel_terms``. They were fitted to published measurements (``studies/time_model``
-says to which and how well). A coefficient is dimensionless: 1.2 for ``bytes`` means 1.2 times the
-time that the data sheet's bandwidth allows. So coefficients transfer to other GPUs, with a larger
-error, which ``intervals`` states.
+``profiler.timing.kernel_terms``. They were fitted to published measurements; ``studies/time_model``
+has the errors. A coefficient is dimensionless: 1.2 for ``bytes`` means 1.2 times the time that the
+data sheet's bandwidth allows. So coefficients transfer to other GPUs, with a larger error, which
+``spreads`` states.
 
 Two corrections depend on the GPU:
 
@@ -52,7 +52,7 @@ COEFFICIENTS_SCHEMA = "budgetplan.kernel_coefficients/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRates:
-    """Coefficients and rates of one GPU at one precision.
+    """Coefficients and rates for a GPU and a precision.
 
     Attributes:
         half_flops: FLOP/s of 16-bit matrix products.

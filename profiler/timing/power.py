@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerModel:
-    """Power of one GPU.
+    """Power model for a GPU.
 
     Attributes:
         idle_watts: power of a board that waits.

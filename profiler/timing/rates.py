@@ -45,7 +45,7 @@ def published_rates(device: DeviceSpec, *, precision: str) -> Rates | None:
         flops_per_second=flops,
         bytes_per_second=device.memory_bandwidth_bytes_per_second,
         watts=device.tdp_watts,
-        source=TIMED if device.source == TIMED else _SOURCES[origin],
+        source=TIMED if device.source == TIMED else _RATE_SOURCES[origin],
         launch_seconds=LAUNCH_SECONDS,
         kernels=file.rates(device, precision),
         power=file.power(device),
@@ -56,7 +56,7 @@ def published_rates(device: DeviceSpec, *, precision: str) -> Rates | None:
     )
 
 
-_SOURCES = {
+_RATE_SOURCES = {
     Origin.FITTED: "kernel rates fitted to published runs on this GPU",
     Origin.TRANSFERRED: "kernel rates fitted to other GPUs, scaled by the data sheet",
     Origin.DATA_SHEET: "kernel rates of other generations, scaled by the data sheet",

@@ -1,0 +1,169 @@
+"""Kernel times against closed forms, counts by hand and physical limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from profiler.devices.table import DEVICES, device_spec
+from profiler.records import Origin, Spread
+from profiler.timing.kernel_rates import KernelRates, kernel_file
+from profiler.timing.kernel_terms import kernel_terms, slot_keys
+from profiler.timing.power import PowerModel
+from profiler.timing.predicted_cost import predicted_cost
+from profiler.timing.rates import published_rates
+
+RATES = KernelRates(
+    half_flops=1e14,
+    single_flops=1e13,
+    bytes_per_second=1e12,
+    multiprocessors=80,
+    coefficients={
+        "matmul half": {"flops": 1.0, "tile": 0.5, "unaligned": 2.0, "bytes": 1.0, "launch": 1e-6},
+        "convolution_dgrad dense": {"flops": 1.0},
+        "convolution_wgrad dense": {"flops": 10.0},
+        "batch_norm": {"waves": 1.0},
+        "elementwise": {"bytes": 2.0},
+    },
+)
+
+
+def seconds(name: str, *dims: float, moved: float = 0.0) -> float:
+    parts = RATES.parts(
+        [name],
+        np.zeros(1, dtype=np.int64),
+        dims=np.array([[*dims, *[0.0] * (6 - len(dims))]]),
+        moved_bytes=np.array([moved]),
+        launches=np.ones(1, dtype=np.int64),
+    )
+    return float(parts.sum())
+
+
+def test_an_aligned_matrix_product():
+    flops = 2.0 * 256 * 64 * 128
+    expected = 1.5 * flops / 1e14 + 3e6 / 1e12 + 1e-6
+    found = seconds("matmul half", 1, 256, 64, 128, 1, 256, moved=3e6)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_unaligned_product_pays_for_its_padding():
+    # 100 x 10 x 30 in tiles of 128 x 32 x 32
+    flops, padded = 2.0 * 100 * 10 * 30, 2.0 * 128 * 32 * 32
+    expected = (flops + 0.5 * padded + 2.0 * flops) / 1e14 + 1e-6
+    found = seconds("matmul half", 1, 100, 10, 30, 1, 100)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "factor"), [("", 11.0), (" no_input", 10.0), (" no_weight", 1.0)]
+)
+def test_a_backward_convolution_is_two_products(flags: str, factor: float):
+    # batch 4, 8 x 8 positions with stride 2 from 16 x 16, 32 to 64 channels, kernel 3 x 3: both
+    # gradients have the FLOPs of the forward only if positions of input and output agree
+    forward = 2.0 * 4 * 64 * 64 * 32 * 9
+    name = f"convolution_backward dense k3x3 s1{flags}"
+    found = seconds(name, 1, 4 * 64, 64, 32, 9, 4 * 64)
+    assert found == pytest.approx(factor * forward / 1e13, rel=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "waves"), [(80, 1), (81, 2), (8, 1), (400, 5)])
+def test_batch_normalisation_runs_a_block_for_each_channel(channels: int, waves: int):
+    per_channel = 1e6
+    found = seconds("batch_norm", 16, channels, 49, moved=per_channel * channels)
+    assert found == pytest.approx(waves * 80 * per_channel / 1e12, rel=1e-12)
+
+
+def test_a_class_without_coefficients_is_elementwise():
+    assert seconds("never heard of", 7, moved=5e6) == pytest.approx(1e-5, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(kernel_file().coefficients))
+def test_each_coefficient_is_a_term_of_its_class(name: str):
+    values = kernel_file().coefficients[name]
+    assert values
+    assert all(0 < value < 100 for value in values.values())
+    if not name.startswith(("bias", "convolution_dgrad", "convolution_wgrad", "convolution")):
+        assert set(values) <= {slot.term for slot in slot_keys(name)}
+
+
+def test_memory_bound_kernels_do_not_exceed_the_bandwidth():
+    for name in ("add", "mul half", "copy", "layer_norm", "softmax half", "activation half"):
+        assert kernel_file().coefficients[name]["bytes"] >= 1.0
+
+
+def test_every_gpu_has_an_origin_and_an_interval():
+    for name, device in DEVICES.items():
+        rates = published_rates(device, precision="fp16") if device.is_cuda else None
+        if rates is None:
+            continue
+        assert rates.spread is not None
+        assert rates.spread.low < 1 < rates.spread.high, name
+    fitted = published_rates(device_spec("rtx-3090"), precision="fp16")
+    other = published_rates(device_spec("rtx-3090"), precision="fp32")
+    assert fitted is not None
+    assert other is not None
+    assert (fitted.origin, other.origin) == (Origin.FITTED, Origin.TRANSFERRED)
+    assert fitted.spread is not None
+    assert fitted.spread.coverage is not None
+
+
+def test_a_board_of_little_power_does_not_hold_its_clock():
+    file = kernel_file()
+    assert file.sustained_clock(device_spec("t4")) < 0.7
+    assert file.sustained_clock(device_spec("rtx-2060-super")) == 1.0
+
+
+POWER = PowerModel(
+    idle_watts=10.0, product_watts=100.0, memory_watts=20.0, floor=0.5,
+    limit_watts=1e6, reached=1.0, sharpness=8.0,
+)  # fmt: skip
+
+
+def test_power_far_below_the_limit_is_the_sum_of_its_parts():
+    assert POWER.watts(product_share=1.0) == pytest.approx(130.0, rel=1e-9)
+    assert POWER.watts(product_share=0.0) == pytest.approx(80.0, rel=1e-9)
+    assert POWER.watts(product_share=1.0, busy=0.0) == pytest.approx(10.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["rtx-3090", "t4", "h200", "jetson-orin-nano"])
+def test_power_stays_below_the_board_limit(name: str):
+    device = device_spec(name)
+    model = kernel_file().power(device)
+    assert model is not None
+    assert device.tdp_watts is not None
+    watts = [model.watts(product_share=share) for share in (0.0, 0.5, 1.0)]
+    assert watts == sorted(watts)
+    assert 0.2 * device.tdp_watts < watts[0] <= watts[2] < device.tdp_watts
+
+
+def test_energy_has_the_interval_of_both_factors():
+    rates = published_rates(device_spec("rtx-3090"), precision="fp16")
+    cost = predicted_cost(2.0, 100.0, rates)
+    assert cost["energy_joules"] == 200.0
+    time, energy = cost["step_seconds_interval"], cost["energy_joules_interval"]
+    assert time is not None
+    assert energy is not None
+    assert energy.low / 200.0 < time.low / 2.0 < time.high / 2.0 < energy.high / 200.0
+    assert predicted_cost(None, None, rates)["step_seconds_interval"] is None
+
+
+def test_an_interval_scales_with_its_prediction():
+    around = Spread(low=0.5, high=2.0, coverage=0.9).around(4.0)
+    assert (around.low, around.high, around.coverage) == (2.0, 8.0, 0.9)
+
+
+def test_terms_do_not_depend_on_the_order_of_operations():
+    rng = np.random.default_rng(0)
+    names = ["matmul half", "convolution_backward dense k3x3 s1", "batch_norm", "copy"]
+    index = rng.integers(0, 4, 50)
+    dims = rng.integers(1, 300, (50, 6)).astype(float)
+    moved, launches = rng.random(50), np.ones(50, dtype=np.int64)
+
+    def terms(order: np.ndarray) -> np.ndarray:
+        return kernel_terms(
+            names, index[order], dims=dims[order], moved_bytes=moved[order],
+            launches=launches[order], multiprocessors=20,
+        )  # fmt: skip
+
+    order = rng.permutation(50)
+    np.testing.assert_array_equal(terms(order), terms(np.arange(50))[order])
