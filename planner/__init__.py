@@ -6,6 +6,7 @@ The functions below are the Python interface. ``import planner`` imports no torc
 from planner.api import (
     apply_plan,
     classify,
+    estimate,
     evaluate,
     export_plan,
     load_backbone,
@@ -23,6 +24,7 @@ from planner.api import (
 __all__ = [
     "apply_plan",
     "classify",
+    "estimate",
     "evaluate",
     "export_plan",
     "load_backbone",

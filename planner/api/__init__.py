@@ -12,12 +12,14 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     plan_functions        load_plan, validate, train, apply_plan, load_trained
     rehearse_function     rehearse
     trained_functions     evaluate, classify
+    estimate_function     estimate
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
     training_free_functions  features, training_free
     arguments             plain arguments to workloads, candidates and sizes
 """
 
 from planner.api.arguments import WorkloadOptions
+from planner.api.estimate_function import estimate
 from planner.api.own_loop_functions import (
     export_plan,
     load_backbone,
@@ -51,6 +53,7 @@ __all__ = [
     "check_fits",
     "classify",
     "draw_timeline",
+    "estimate",
     "evaluate",
     "export_plan",
     "features",

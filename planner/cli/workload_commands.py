@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 import click
 
 from planner import api
+from planner.cli.module_command import MODULE_HELP, PredictCommand
 from planner.cli.options import SIZES, positive, workload_options
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
@@ -29,8 +30,9 @@ flops_option = click.option(
 )
 
 
-@click.command(epilog=SIZES)
+@click.command(cls=PredictCommand, epilog=SIZES)
 @workload_options
+@click.option("--module", metavar="PACKAGE:FACTORY", expose_value=False, help=MODULE_HELP)
 @click.option(
     "--rung",
     type=click.Choice(["composed", "replayed"]),

@@ -112,6 +112,8 @@ class EventLog:
         reduction: [storages] index into ``reductions`` for a buffer of partial sums, -2 for one
             whose size is only known at this batch, -1 for all other storages.
         reductions: reductions with a buffer of partial sums.
+        shapes: shape of the tensor that each storage was made for, ``()`` for blocks inside an
+            operation; empty in a log that was expanded from a few units.
         operation_names: aten names of the operations that made the storages.
         ticks: length of the step.
         marks: marks in order of time (read them through ``profiler.replay.unit_spans``).
@@ -135,6 +137,7 @@ class EventLog:
     units: tuple[str, ...]
     boundary_bytes: tuple[int, ...]
     operations: tuple[OperationRecord, ...]
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def rounded(self, multiple: int) -> EventLog:
         """Return the log with every size rounded up to a multiple, as allocators do."""

@@ -183,6 +183,7 @@ class Recorder(TorchDispatchMode):
             operation=table[:, OPERATION],
             reduction=table[:, REDUCTION],
             reductions=columns.reductions,
+            shapes=columns.shapes,
             operation_names=tuple(self._operation_codes),
             ticks=clock.tick,
             marks=tuple(clock.marks),

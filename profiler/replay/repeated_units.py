@@ -244,6 +244,7 @@ def _expand_row(log: EventLog, row: UnitRow) -> EventLog:
     source = np.concatenate(sources)[order]
     return replace(
         log,
+        shapes=(),
         nbytes=log.nbytes[source],
         birth=births[order],
         death=deaths[order],

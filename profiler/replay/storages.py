@@ -40,10 +40,12 @@ class StorageColumns:
     Attributes:
         table: [storages, 8] values in the order of ``NBYTES`` to ``REDUCTION``.
         reductions: reductions that the last column refers to.
+        shapes: shape of the tensor that each storage was made for.
     """
 
     table: Ints
     reductions: tuple[Reduction, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
 
 class StorageTable:
@@ -61,6 +63,7 @@ class StorageTable:
     def __init__(self, clock: StepClock) -> None:
         self._clock = clock
         self.rows: list[list[int]] = []
+        self.shapes: list[tuple[int, ...]] = []
         self.live_bytes = 0
         self.warming_up = False
         self._warm_rows: set[int] = set()
@@ -89,7 +92,9 @@ class StorageTable:
         if nbytes is None:
             nbytes = max(storage.nbytes(), _padded_bytes(tensor))
         if nbytes > 0:
-            self._watch(storage, self.birth(nbytes, owner=owner, operation=operation))
+            shape = tuple(tensor.shape)
+            row = self.birth(nbytes, owner=owner, operation=operation, shape=shape)
+            self._watch(storage, row)
 
     def _watch(self, storage: torch.UntypedStorage, row: int) -> None:
         key = storage._cdata
@@ -107,13 +112,14 @@ class StorageTable:
         if row >= 0:
             self._watch(target.untyped_storage(), row)
 
-    def birth(self, nbytes: int, *, owner: int, operation: int) -> int:
+    def birth(self, nbytes: int, *, owner: int, operation: int, shape: tuple[int, ...] = ()) -> int:
         """Record a birth and return its row."""
         tick = self._clock.next_birth()
         row = len(self.rows)
         self.live_bytes += nbytes
         phase, unit = self._clock.phase, self._clock.unit
         reduction = self._reduction_code(nbytes)
+        self.shapes.append(shape)
         self.rows.append([int(nbytes), tick, -1, owner, phase, unit, operation, reduction])
         if self.warming_up:
             self._warm_rows.add(row)
@@ -167,7 +173,8 @@ class StorageTable:
         table[table[:, PHASE] == Phase.SETUP, BIRTH] = 0
         table[survived, DEATH] = ticks + 1
         table[:, OWNER] = _resolve_owners(table, forwards, ticks)
-        return StorageColumns(table=table[keep], reductions=tuple(self._reductions))
+        shapes = tuple(self.shapes[row] for row in np.flatnonzero(keep).tolist())
+        return StorageColumns(table=table[keep], reductions=tuple(self._reductions), shapes=shapes)
 
 
 def _resolve_owners(table: Ints, forwards: Sequence[StepSpan], ticks: int) -> Ints:
