@@ -22,8 +22,8 @@ SHOWN_TENSORS = 12
 
 MODULE_HELP = (
     "Module of your own in place of --model, as PACKAGE:FACTORY. The factory returns "
-    "(module, batch), (module, batch, loss), or a mapping of arguments of planner.estimate; only --optimizer, "
-    "--precision, --device and --vram apply."
+    "(module, batch), (module, batch, loss), or a mapping of arguments of planner.estimate; only "
+    "--optimizer, --precision, --device and --vram apply."
 )
 
 
@@ -46,7 +46,8 @@ class PredictCommand(click.Command):
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Precision of the computation; bf16 and fp16 use autocast. [default: the factory's, or fp32]",
+    help="Precision of the computation; bf16 and fp16 use autocast. "
+    "[default: the factory's, or fp32]",
 )
 @click.option(
     "--optimizer",
@@ -78,7 +79,7 @@ def predict_module(
     if as_json:
         print_json(found.to_json() | ({} if error is None else {"error": error.to_json()}))
     else:
-        _show(found)
+        _show_estimate(found)
     if error is not None:
         raise error
 
@@ -110,7 +111,7 @@ def made_by_factory(address: str) -> dict[str, Any]:
     )
 
 
-def _show(found: ModuleEstimate) -> None:
+def _show_estimate(found: ModuleEstimate) -> None:
     memory = found.memory
     click.echo(f"replayed for {found.device.full_name}")
     click.echo(f"peak {format_bytes(memory.peak_bytes)}, in {found.phase}")

@@ -30,7 +30,7 @@ from profiler.replay.module_replay import ModuleStep, replay_module
 
 ESTIMATE_SCHEMA = "budgetplan.estimate/1"
 
-_RECURRENT = ("lstm", "gru", "rnn")
+_RECURRENT_NAMES = ("lstm", "gru", "rnn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ def estimate_module(step: ModuleStep, *, device: DeviceSpec) -> ModuleEstimate:
         memory = cuda_memory(log, device, settings, notes)
     else:
         memory = host_memory(log)
-    if any(word in name for name in log.operation_names for word in _RECURRENT):
+    if any(word in name for name in log.operation_names for word in _RECURRENT_NAMES):
         notes.append("memory inside the kernels of recurrent layers is not included")
     tick = log.peak_tick
     return ModuleEstimate(

@@ -138,7 +138,8 @@ def replay_module(step: ModuleStep, *, device: DeviceSpec) -> EventLog:
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UsageError(
             f"the step depends on the values of tensors ({error.func}), which a replay without "
-            "data does not have; replace .item(), nonzero() and the like by operations of fixed shape"
+            "data does not have; replace .item(), nonzero() and the like by operations of fixed "
+            "shape"
         ) from error
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
