@@ -124,7 +124,7 @@ class Plan:
         candidate: workload and placement to train.
         prediction: predicted memory, time and energy per step.
         measurement: report of a real run; None without one.
-        rehearsal: report of a run on an emulated GPU, of which only the memory is real; None
+        rehearsal: report of a run on an emulated GPU, with real memory alone; None
             without one.
         scores: NetScore and its variants; None when no accuracy is known.
         accuracy: accuracy with its origin.

@@ -23,7 +23,7 @@ def estimate(
     device: str | DeviceSpec = "auto",
     precision: str = "fp32",
 ) -> ModuleEstimate:
-    """Predict the memory of one training step of any module. Nothing is run or changed.
+    """Predict the memory that a training step of any module needs. Nothing is run or changed.
 
     The step is: fresh inputs, forward, loss, backward, optimizer step, gradients freed. The module
     may be on any device, ``meta`` included.

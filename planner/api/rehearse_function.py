@@ -27,8 +27,8 @@ def rehearse(
     """Run a plan's training on an emulated GPU and return the plan with the rehearsal.
 
     PyTorch's own CUDA code runs, with its allocator, on a device whose kernels do nothing. So a
-    machine without the planned GPU shows whether the training runs there to its end, and what it
-    reserves. There is no time and no accuracy.
+    machine without the planned GPU shows whether the training runs there to its end, and how much
+    memory it reserves. There is no time and no accuracy.
 
     Args:
         plan: plan, or the path of a plan file.

@@ -41,7 +41,7 @@ def rehearse(
 ) -> None:
     """Run a plan's training through PyTorch's CUDA code on an emulated GPU.
 
-    No GPU is needed, but gcc and a CUDA build of PyTorch. The run shows memory and what fails on
+    No GPU is needed, but gcc and a CUDA build of PyTorch. The run shows memory and failures on
     this GPU; it shows no time and no accuracy. Exit codes: 5 no compiler or no CUDA build, 6 the
     run fails.
     """

@@ -193,9 +193,9 @@ class FamilyProfiles:
 
         It is read from two replayed steps that are fed to the model of the allocator, once for each
         family and option. If some units are recomputed and others are not, it is the largest of
-        those of ``keep``, of ``recompute`` and of a placement that recomputes every other unit:
-        blocks of units that are kept between units that are recomputed fragment the segments most.
-        The replayed rung computes the reserved bytes of the candidate itself.
+        three overheads: under ``keep``, under ``recompute``, and under a placement that recomputes
+        every other unit. Blocks of units that are kept between units that are recomputed fragment
+        the segments most. The replayed rung computes the reserved bytes of the candidate itself.
 
         Args:
             workload: workload of the family.

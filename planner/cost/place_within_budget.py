@@ -184,7 +184,7 @@ class _ReplayedPlacements:
         return min(self.reports.values(), key=preference)
 
     def _place(self, budget_bytes: DeviceBytes, chain: Chain) -> Candidate:
-        # Start from the least overhead: replays add what the placement takes beyond it.
+        # Start from the least overhead: replays add the rest.
         return self.cost.place(
             self.workload, self.policy, budget_bytes, chain=chain, overhead_of=(KEPT,)
         )

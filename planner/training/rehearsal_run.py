@@ -96,7 +96,7 @@ class _Stages:
         try:
             yield
             torch.cuda.synchronize()
-        except Exception as error:  # whatever fails here would fail on the GPU
+        except Exception as error:  # it would fail on the GPU as well
             first = (str(error).strip().splitlines() or ["no message"])[0]
             raise MeasurementError(f"{name} fails: {type(error).__name__}: {first}") from error
         self.readings.append(

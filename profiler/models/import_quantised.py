@@ -1,7 +1,7 @@
 """Import of modules that import bitsandbytes, without initialising CUDA.
 
-bitsandbytes asks PyTorch for the compute capability when it is imported, and peft imports
-bitsandbytes. The question initialises CUDA in the process. Consequences without this module:
+bitsandbytes reads the compute capability when it is imported, and peft imports bitsandbytes. The
+reading initialises CUDA in the process. Consequences without this module:
 
 - PyTorch reads the options of its allocator then, so options that are set later have no effect.
 - A process that has initialised CUDA cannot be forked, so replays do not run in parallel.
@@ -51,7 +51,7 @@ def _capability_from_nvml() -> Iterator[None]:
         return
     try:
         capability = open_gpu().spec.compute_capability
-    except DeviceError:  # neither NVML nor a process of its own can ask the driver
+    except DeviceError:  # neither NVML nor PyTorch can use the GPU
         yield
         return
     asked = torch.cuda.get_device_capability

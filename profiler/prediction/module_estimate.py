@@ -1,4 +1,4 @@
-"""Memory of one training step of any ``nn.Module``: peak, its tensors, and whether it fits.
+"""Memory that a training step of any ``nn.Module`` needs: peak, its tensors, and whether it fits.
 
     estimate_module   replays a step and reads it for a device
     ModuleEstimate    peak, reserved and device bytes, and the tensors alive at the peak
@@ -42,7 +42,7 @@ class LiveTensor:
         owner: one of ``profiler.records.OWNERS``.
         name: name of the parameter or buffer; empty for other tensors.
         module: module without children in whose forward or backward it was made; empty outside.
-        operation: aten operation that made it; empty for what exists before the step.
+        operation: aten operation that made it; empty for tensors from before the step.
         shape: shape of the tensor; ``()`` also for memory inside an operation.
     """
 

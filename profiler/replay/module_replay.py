@@ -1,7 +1,7 @@
-"""Replay of one training step of any ``nn.Module`` with any batch, on fake tensors.
+"""Replay a training step of any ``nn.Module`` with any batch, on fake tensors.
 
     ModuleStep      a module, a batch, a loss and an optimizer
-    replay_module   the event log of one steady step
+    replay_module   the event log of a steady step
 
 The step is that of ``profiler.training_step``: fresh inputs, forward, loss, backward, optimizer
 step, ``zero_grad(set_to_none=True)``. The module is copied without its tensors' data, so the replay
