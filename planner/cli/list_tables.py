@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.cli.table_layout import Column, Page, facts_table, tables
-from planner.scoring.netscore import Scores
+from planner.scoring.netscore import FORMULAS, Scores
 from profiler.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def score_columns(scores: Scores) -> list[Column]:
     return [
         Column(header="score", cells=list(known), justify="left"),
         Column(header="value", cells=[f"{value:.4f}" for value in known.values()]),
+        Column(header="formula", cells=[FORMULAS[name][0] for name in known], justify="left"),
     ]
 
 

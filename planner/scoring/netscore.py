@@ -31,7 +31,9 @@ NetScore. An accuracy that is ten times higher raises it by 40 dB.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 from profiler.errors import UsageError
 from profiler.units import MIB
@@ -75,6 +77,23 @@ class Scores:
     def to_json(self) -> dict[str, float | None]:
         """Return plain data for ``score --json`` and plan files."""
         return asdict(self)
+
+
+FORMULAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "netscore": ("20 log10(a^2 / (sqrt(p) sqrt(m)))", ("parameters", "macs")),
+        "netscore_flops": ("20 log10(a^2 / (sqrt(p) sqrt(f)))", ("parameters", "flops")),
+        "ns_e": ("20 log10(a^2 / (t P)^(1/8))", ("inference_seconds", "inference_watts")),
+        "ns_m": ("20 log10(a^2 / r^(1/8))", ("inference_peak_mib",)),
+        "ns_sharp": (
+            "20 log10(a^2 / (r t P)^(1/8))",
+            ("inference_peak_mib", "inference_seconds", "inference_watts"),
+        ),
+        **{f"sam_{k}": (f"(A / log10 E)^{k}", ("energy_joules",)) for k in range(1, 6)},
+        "ppt": ("A exp(-log10(n / 10^7 + 1))", ("parameters",)),
+    }
+)
+"""Formula of each score, and the numbers that it needs beside the accuracy."""
 
 
 def compute_scores(
