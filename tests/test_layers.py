@@ -55,6 +55,7 @@ ONLY_IMPORTERS = {
     "optuna_dashboard": ("planner.search",),
     "click": ("planner.cli",),
     "rich": ("planner.cli",),
+    "jinja2": ("planner.cli",),
     "matplotlib": ("profiler.prediction",),
     "torchvision": ("planner.training",),
     "transformers": ("planner.export", "profiler.models.frozen"),

@@ -18,6 +18,7 @@ from planner.cli.list_commands import devices, methods, models
 from planner.cli.plan_commands import show, train, validate
 from planner.cli.recommend_commands import dashboard, recommend
 from planner.cli.rehearse_command import rehearse
+from planner.cli.report_command import report
 from planner.cli.score_command import score
 from planner.cli.trained_commands import classify, evaluate
 from planner.cli.training_free_commands import features, training_free
@@ -39,7 +40,7 @@ def cli() -> None:
 
 for command in (
     recommend, predict, measure, profile, validate, rehearse, train, evaluate, classify, show,
-    export, score, models, methods, devices, dashboard, doctor, features, training_free,
+    export, report, score, models, methods, devices, dashboard, doctor, features, training_free,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -128,6 +128,11 @@ from planner.training.images.registry import DATA_NAMES
 )
 @weights_option
 @pretrained_option
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the answer as one self-contained page to this file.",
+)
 @click.option("--notes", is_flag=True, help="Print all remarks on the answer.")
 @click.option(
     "--verbose", is_flag=True, help="Print all rows with every number, and the paper's defaults."
@@ -138,6 +143,7 @@ def recommend(
     *,
     as_json: bool,
     progress: ProgressKind | None,
+    html: Path | None,
     notes: bool,
     verbose: bool,
     model: str,
@@ -167,6 +173,10 @@ def recommend(
     pretrained: bool,
 ) -> None:
     """Recommend configurations that fit a budget: search, check, measure, write plan files."""
+    if html is not None:
+        from planner.cli.page.write import check_page_file
+
+        check_page_file(html)
     stages = recommend_stages(probes=probe_minutes is not None, validates=not no_validate)
     with progress_bar(progress, as_json=as_json, stages=stages) as notify:
         answer = api.recommend(
@@ -196,6 +206,10 @@ def recommend(
             probe_minutes=probe_minutes,
             on_progress=notify,
         )
+    if html is not None:
+        from planner.cli.page.write import answer_view, write_page
+
+        write_page(answer_view(answer), html)
     if as_json:
         print_json(answer.to_json())
     else:

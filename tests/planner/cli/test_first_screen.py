@@ -19,7 +19,7 @@ from planner.recommendation.answer import Alternative, FrontEntry, Recommendatio
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from profiler.placement import Decision, Placement, PolicyChoice
-from profiler.records import DeviceLabel, Memory, Parameters, Report
+from profiler.records import DeviceLabel, Memory, OwnerBytes, Parameters, Report, Rung
 from profiler.units import GIB, MIB, format_bytes_in, unit_as_asked
 from profiler.workload import Candidate, Workload
 
@@ -45,9 +45,10 @@ def plan(method: str = "lora", *, need: int = 1200 * MIB, **changes: object) -> 
     report = Report(
         candidate=candidate,
         device=GPU,
-        rung="replayed",
+        rung=Rung.REPLAYED,
         memory=Memory(peak_bytes=need - 400 * MIB, reserved_bytes=need - 300 * MIB,
-                      device_bytes=need),
+                      device_bytes=need,
+                      at_peak=OwnerBytes(parameter=86 * MIB, activation=need - 486 * MIB)),
         flops=None,
         step_seconds=0.05,
         energy_joules=9.0,

@@ -1,0 +1,140 @@
+"""Fills the template with an answer or with plans, and writes the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.cli.page.charts import bytes_chart, cost_chart, front_chart, legend, step_chart
+from planner.cli.page.view import HEADERS, PageView, PlanRow
+from planner.cost.budget import needed_bytes
+from planner.disk.drafts import write_file
+from planner.plan import Plan
+from profiler.errors import InputError
+from profiler.units import format_bytes_in, format_joules, format_seconds, unit_as_asked
+
+if TYPE_CHECKING:
+    from planner.recommendation.answer import Recommendation
+
+PAGE_MARK = b"<!-- budgetplan page -->"
+"""Text near the beginning of each page, by which a later page may replace it."""
+
+
+def check_page_file(path: Path) -> None:
+    """Refuse a file that the page cannot be written to, before any work.
+
+    Raises:
+        InputError: there is no such folder, or a file that is no page of this program.
+    """
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists() and (not path.is_file() or PAGE_MARK not in path.read_bytes()[:1024]):
+        raise InputError(f"{path} exists and is no page of budgetplan; give another file")
+
+
+def answer_view(answer: Recommendation) -> PageView:
+    """Return the content of the page of an answer."""
+    roles: dict[int, list[str]] = {}
+    for each in answer.alternatives:
+        if each.index is not None:
+            roles.setdefault(each.index, []).append(each.name)
+    rows = [
+        PlanRow(
+            name=str(i + 1),
+            plan=entry.plan,
+            file=str(entry.file),
+            roles=tuple(roles.get(i, ())),
+            is_recommended=i == answer.recommended,
+        )
+        for i, entry in enumerate(answer.front)
+    ]
+    load = rows[0].plan.candidate.workload
+    return PageView(
+        title=f"{load.model} on {answer.request.run.data}",
+        rows=rows,
+        why=answer.why or answer.reason,
+        baselines=[
+            (f"paper: {name}", needed_bytes(b.prediction), b.prediction.step_seconds)
+            for name, b in answer.baselines.items()
+        ],
+        notes=(*answer.dropped, *answer.notes),
+    )
+
+
+def plans_view(plans: Sequence[tuple[Path, Plan]]) -> PageView:
+    """Return the content of the page of plan files."""
+    rows = [
+        PlanRow(name=str(i), plan=plan, file=str(path))
+        for i, (path, plan) in enumerate(plans, start=1)
+    ]
+    models = dict.fromkeys(row.plan.candidate.workload.model for row in rows)
+    notes = dict.fromkeys(note for row in rows for note in row.plan.prediction.notes)
+    return PageView(title=", ".join(models), rows=rows, notes=tuple(notes))
+
+
+def write_page(view: PageView, path: Path, *, with_step: bool = True) -> None:
+    """Write the page of an answer or of plans.
+
+    Args:
+        view: the content.
+        path: file to write.
+        with_step: whether one step of the main plan is replayed, for its memory over time.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    check_page_file(path)
+    write_file(path, page_html(view, step=_step_svg(view.main.plan) if with_step else "").encode())
+
+
+def page_html(view: PageView, *, step: str = "") -> str:
+    """Return the page as text; every text of a plan is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("planner.cli.page", ""), autoescape=True, undefined=StrictUndefined
+    )
+    main, unit = view.main.plan, unit_as_asked(view.main.plan.budget_bytes)
+    predictions = {row.name: row.plan.prediction for row in view.rows}
+    seconds = {n: p.step_seconds for n, p in predictions.items() if p.step_seconds is not None}
+    joules = {n: p.energy_joules for n, p in predictions.items() if p.energy_joules is not None}
+    need = needed_bytes(main.prediction)
+    return environment.get_template("page.html").render(
+        view=view,
+        headers=HEADERS,
+        share=min(100.0, 100 * need / main.budget_bytes),
+        used=format_bytes_in(need, unit),
+        budget=format_bytes_in(main.budget_bytes, unit),
+        legend=legend(),
+        front=Markup(front_chart(view)),
+        owners=Markup(bytes_chart(view)),
+        step=Markup(step),
+        times=Markup(
+            cost_chart(
+                "Time of a step", seconds, {n: format_seconds(v) for n, v in seconds.items()}
+            )
+        ),
+        energies=Markup(
+            cost_chart("Energy of a step", joules, {n: format_joules(v) for n, v in joules.items()})
+        ),
+    )
+
+
+def _step_svg(plan: Plan) -> str:
+    """Return the memory over one step of a plan, replayed; empty for a device of no table."""
+    from profiler.devices.table import device_spec
+    from profiler.errors import UnknownNameError
+    from profiler.prediction.allocator_steps import BLOCK_BYTES
+    from profiler.prediction.timeline import Timeline
+    from profiler.replay.step_replay import replay_step
+
+    try:
+        spec = device_spec(plan.prediction.device.name)
+    except UnknownNameError:
+        return ""
+    log = replay_step(plan.candidate, device=spec)
+    if spec.is_cuda:
+        log = log.rounded(BLOCK_BYTES)
+    return step_chart(Timeline.of(log, columns=300), plan.prediction, plan.budget_bytes)

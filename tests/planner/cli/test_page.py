@@ -1,0 +1,146 @@
+"""The HTML page: self-contained, escaped, with the numbers of the plans; looked at in Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from test_first_screen import SIX, answer, plan
+
+from planner.cli import cli
+from planner.cli.page.charts import step_chart
+from planner.cli.page.write import answer_view, check_page_file, page_html, plans_view, write_page
+from planner.plan import write_plan
+from profiler.errors import InputError
+from profiler.prediction.timeline import STACK
+
+EVIL = '"><script>alert(1)</script>'
+
+
+class Tags(HTMLParser):
+    """Collects tags and attributes, and checks that they are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in {"meta", "circle", "rect", "line", "path", "polygon"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in {"circle", "rect", "line", "path", "polygon"}:
+            assert self.open.pop() == tag
+
+
+def test_it_is_one_file_without_network_and_script() -> None:
+    text = page_html(answer_view(answer(*SIX)))
+    found = Tags(text)
+    assert not found.open
+    assert not {"script", "link", "img", "iframe", "object"} & {*found.tags}
+    assert not {"src", "href", "onload"} & {name for name, _ in found.attributes}
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert found.tags.count("svg") == 4
+
+
+def test_the_numbers_and_the_command_are_there() -> None:
+    text = page_html(answer_view(answer(*SIX)))
+    for part in ("1.26 GB", "2.00 GB", "lora r8", "budgetplan train plans/", "fastest", "budget"):
+        assert part in text
+    assert text.count('class="recommended"') == 1
+
+
+def test_texts_of_a_plan_of_unknown_origin_are_escaped(tmp_path: Path) -> None:
+    evil = plan()
+    workload = evil.candidate.workload.replace(model=EVIL)
+    candidate = replace(evil.candidate, workload=workload)
+    evil = replace(
+        evil,
+        candidate=candidate,
+        prediction=replace(evil.prediction, candidate=candidate, notes=(EVIL,)),
+    )
+    text = page_html(plans_view([(tmp_path / EVIL.replace("/", "_"), evil)]))
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_the_step_chart_has_its_peak_below_the_budget_line_only_if_it_fits() -> None:
+    report = plan().prediction
+    peak = report.memory.peak_bytes
+    timeline = SimpleNamespace(
+        ticks=np.arange(3),
+        owners=np.array([[peak // 2, peak, peak // 2]] + [[0, 0, 0]] * (len(STACK) - 1)),
+        peak_bytes=peak,
+    )
+    assert report.memory.device_bytes is not None
+    for budget, fits in ((2 * report.memory.device_bytes, True), (peak // 2, False)):
+        text = step_chart(timeline, report, budget)
+        line = float(re.search(r'class="budget"', text) and re.search(r'y1="([\d.-]+)"', text)[1])
+        highest = min(
+            float(y)
+            for points in re.findall(r'points="([^"]+)"', text)
+            for y in re.findall(r",([\d.-]+)", points)
+        )
+        assert (highest > line) == fits
+
+
+def test_only_an_own_page_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    view = answer_view(answer(*SIX))
+    write_page(view, path, with_step=False)
+    write_page(view, path, with_step=False)
+    path.write_text("mine")
+    with pytest.raises(InputError, match="is no page of budgetplan"):
+        check_page_file(path)
+    with pytest.raises(InputError, match="there is no folder"):
+        check_page_file(tmp_path / "none" / "page.html")
+
+
+def test_the_command_reports_on_plan_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.cli.page.write._step_svg", lambda plan: "<svg></svg>")
+    files = [tmp_path / f"{i}.json" for i in (1, 2)]
+    for file, each in zip(files, SIX, strict=False):
+        write_plan(each, file)
+    page = tmp_path / "out.html"
+    asked = ["report", *map(str, files), "--html", str(page)]
+    done = CliRunner().invoke(cli, asked, catch_exceptions=False)
+    assert done.exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "adaptformer" in text
+    assert "Memory over one step" in text
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_it_fits_a_screen_in_chromium(tmp_path: Path, width: int) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    page = tmp_path / "page.html"
+    write_page(answer_view(answer(*SIX)), page, with_step=False)
+    probe = tmp_path / "probe.html"  # the width of the page's content, written into its title
+    script = (
+        "<script>onload=()=>{document.title="
+        "document.documentElement.scrollWidth+' '+innerWidth}</script></body>"
+    )
+    probe.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+         "--dump-dom", f"file://{probe}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
+    assert found is not None
+    assert int(found[1]) <= int(found[2])
