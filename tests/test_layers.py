@@ -42,6 +42,7 @@ LAYERS = (
     ("planner.training",),
     ("planner.recommendation", "planner.export", "planner.doctor", "planner.training_free"),
     ("planner.api",),
+    ("planner.service",),
     ("planner.cli",),
 )
 """From the bottom up. A module imports only from its own package and from rows above its own."""
@@ -60,6 +61,8 @@ ONLY_IMPORTERS = {
     "torchvision": ("planner.training",),
     "transformers": ("planner.export", "profiler.models.frozen"),
     "open_clip": ("profiler.models.frozen",),
+    "fastapi": ("planner.service",),
+    "uvicorn": ("planner.cli.serve_command",),
     "lightning": ("planner.export",),
 }
 """Heavy package to the packages of ours that may import it."""

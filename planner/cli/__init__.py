@@ -20,6 +20,7 @@ from planner.cli.recommend_commands import dashboard, recommend
 from planner.cli.rehearse_command import rehearse
 from planner.cli.report_command import report
 from planner.cli.score_command import score
+from planner.cli.serve_command import serve
 from planner.cli.trained_commands import classify, evaluate
 from planner.cli.training_free_commands import features, training_free
 from planner.cli.workload_commands import measure, predict, profile
@@ -41,6 +42,7 @@ def cli() -> None:
 for command in (
     recommend, predict, measure, profile, validate, rehearse, train, evaluate, classify, show,
     export, report, score, models, methods, devices, dashboard, doctor, features, training_free,
+    serve,
 ):  # fmt: skip
     cli.add_command(command)
 

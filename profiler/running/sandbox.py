@@ -56,6 +56,9 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "131072",
 }
 
+SECONDS_BETWEEN_CHECKS = 0.1
+"""Seconds between two looks at the event that cancels a call."""
+
 _ERRORS: Mapping[ErrorClass, type[Exception]] = {
     "UsageError": UsageError,
     "InputError": InputError,
@@ -73,6 +76,7 @@ def run_in_process(
     timeout_seconds: float = 3600,
     on_progress: Progress | None = None,
     environment: Mapping[str, str] | None = None,
+    cancelled: threading.Event | None = None,
 ) -> ResultT:
     """Call ``function(request, progress)`` in a fresh interpreter and return its result.
 
@@ -85,10 +89,11 @@ def run_in_process(
         on_progress: progress callback in this process.
         environment: variables of the child beside this process's own, such as those of an emulated
             GPU; None for none.
+        cancelled: event by which another thread ends the process; None for none.
 
     Raises:
         OutOfMemoryError: the cap was exceeded.
-        MeasurementError: the process failed in another way, or took too long.
+        MeasurementError: the process failed in another way, took too long, or was cancelled.
         UsageError, InputError, DeviceError: the function raised one of these.
     """
     call = Call(
@@ -106,7 +111,7 @@ def run_in_process(
             process_group=0,
         )
         try:
-            answer = _exchange(process, call, on_progress, timeout_seconds)
+            answer = _exchange(process, call, on_progress, timeout_seconds, cancelled)
         finally:
             _kill_group(process)
             process.wait()
@@ -141,18 +146,27 @@ def _exchange(
     call: Call,
     on_progress: Progress | None,
     timeout_seconds: float,
+    cancelled: threading.Event | None,
 ) -> ReturnValue | Failure | None:
     """Send the call, pass progress on, and return the last message; None if the process died."""
     assert process.stdin is not None and process.stdout is not None
-    timed_out = threading.Event()
+    timed_out, is_over = threading.Event(), threading.Event()
 
     def stop() -> None:
         timed_out.set()
         _kill_group(process)
 
+    def stop_if_cancelled(event: threading.Event) -> None:
+        while not is_over.wait(SECONDS_BETWEEN_CHECKS):
+            if event.is_set():
+                _kill_group(process)
+                return
+
     watchdog = threading.Timer(timeout_seconds, stop)
     watchdog.daemon = True
     watchdog.start()
+    if cancelled is not None:
+        threading.Thread(target=stop_if_cancelled, args=(cancelled,), daemon=True).start()
     try:
         process.stdin.write(encode(call))
         process.stdin.close()
@@ -169,7 +183,10 @@ def _exchange(
         _kill_group(process)
     finally:
         watchdog.cancel()
+        is_over.set()
     process.wait()
+    if cancelled is not None and cancelled.is_set():
+        raise MeasurementError("the run was cancelled")
     if timed_out.is_set():
         raise MeasurementError(f"the run was stopped: it took more than {timeout_seconds:g} s")
     return None

@@ -1,0 +1,71 @@
+"""The command that serves questions over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner.cli.options import positive
+from profiler.errors import InputError
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8321, show_default=True, help="Port."
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("served"),
+    show_default=True,
+    help="Folder of all questions and answers.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the token that every request must carry; needed for other addresses.",
+)
+@click.option("--allow-host", multiple=True, help="Name by which clients may address this service.")
+@click.option(
+    "--at-once", type=positive, default=1, show_default=True, help="Questions that run at once."
+)
+def serve(
+    *,
+    host: str,
+    port: int,
+    root: Path,
+    token_file: Path | None,
+    allow_host: tuple[str, ...],
+    at_once: int,
+) -> None:
+    """Serve questions over HTTP, with a page at /. Only this machine can ask by default."""
+    from planner.disk.free_space import check_folder
+    from planner.service.access import LOOPBACK, check_address
+
+    token = None if token_file is None else _read_token(token_file)
+    check_address(host, token)
+    check_folder(root)
+    try:
+        import uvicorn
+
+        from planner.service.app import create_app
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'budgetplan[service]'") from error
+    from planner.service.jobs import Jobs
+
+    hosts = LOOPBACK | {host, *(name.lower() for name in allow_host)}
+    app = create_app(Jobs(root, at_once=at_once), hosts=frozenset(hosts), token=token)
+    click.echo(f"http://{host}:{port}/ (Ctrl-C ends it)", err=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if len(token) < 16:
+        raise InputError(f"{path} must hold a token of at least 16 characters")
+    return token

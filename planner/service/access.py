@@ -1,0 +1,86 @@
+"""Who may ask, and how much: host names, origin, token and size of a request.
+
+A page of another site can make a browser send requests to a service on this machine. Three checks
+refuse it: the name in ``Host`` must be allowed (an attacker's name can be made to point here), an
+``Origin`` must be one of these names, and a question must be sent as JSON, which a foreign page
+cannot do without asking first.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from profiler.errors import UsageError
+
+LARGEST_BODY = 16 * 1024
+"""Bytes of a question; the largest possible one is far smaller."""
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Refusal(Exception):  # noqa: N818  # an answer to a client, not an error of this program
+    """A request that is not answered.
+
+    Args:
+        status: HTTP status.
+        message: the reason, one line.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+def check_address(host: str, token: str | None) -> None:
+    """Refuse to listen for other machines without a token.
+
+    Raises:
+        UsageError: the address is not of this machine alone, and there is no token.
+    """
+    if host not in LOOPBACK and not token:
+        raise UsageError(
+            f"{host} is reachable from other machines; give a token by --token-file, or listen "
+            "on 127.0.0.1"
+        )
+
+
+def check_request(
+    headers: Mapping[str, str], *, hosts: frozenset[str], token: str | None, has_body: bool
+) -> None:
+    """Check the headers of a request.
+
+    Args:
+        headers: headers by name in lower case.
+        hosts: allowed names of this service, without a port.
+        token: token that every request must carry; None for none.
+        has_body: whether the request asks a question.
+
+    Raises:
+        Refusal: 403 for a foreign host or origin, 401 for a wrong token, 413 for a large body, 415
+            for a body that is not sent as JSON.
+    """
+    if _name_in(f"//{headers.get('host', '')}") not in hosts:
+        raise Refusal(403, "this host name is not allowed; see --allow-host")
+    origin = headers.get("origin")
+    if origin is not None and _name_in(origin) not in hosts:
+        raise Refusal(403, "requests of other sites are not answered")
+    if token is not None:
+        given = headers.get("authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise Refusal(401, "a token is needed: Authorization: Bearer TOKEN")
+    if not has_body:
+        return
+    if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise Refusal(415, "a question is sent as application/json")
+    length = headers.get("content-length", "0")
+    if not length.isascii() or not length.isdigit() or int(length[:12]) > LARGEST_BODY:
+        raise Refusal(413, f"a question has at most {LARGEST_BODY} bytes")
+
+
+def _name_in(address: str) -> str:
+    try:
+        return (urlsplit(address).hostname or "").lower()
+    except ValueError:
+        return ""

@@ -1,0 +1,222 @@
+"""Jobs: each question runs in a process of its own, and its answer is kept in its folder.
+
+    ROOT/ID/question.json   the question
+    ROOT/ID/answer.json     the answer, written when it is complete
+    ROOT/ID/study.db        the study
+    ROOT/ID/plans/          the plan files
+
+An answer is kept for ever, an error is not: the next question of the same content runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from planner.disk.drafts import write_file
+from planner.service.questions import (
+    IS_ID,
+    AnswerText,
+    Question,
+    QuestionInFolder,
+    answer_question,
+)
+from profiler.errors import BudgetplanError, MeasurementError, error_object
+from profiler.running.sandbox import run_in_process
+
+Status = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+class BusyError(BudgetplanError):
+    """Too many questions wait."""
+
+    exit_code = 6
+    kind = "busy"
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A question and its progress.
+
+    Attributes:
+        id: id of the question.
+        question: the question.
+        status: state of the job.
+        activity: what runs now.
+        fraction: share of the present stage that is done.
+        text: JSON text of the answer or of the error; empty before.
+        cancelled: set to end the job.
+    """
+
+    id: str
+    question: Question
+    status: Status = "queued"
+    activity: str = ""
+    fraction: float = 0.0
+    text: str = ""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in ("done", "failed", "cancelled")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state for a client, without the answer."""
+        return {
+            "schema": "budgetplan.job/1",
+            "id": self.id,
+            "status": self.status,
+            "activity": self.activity,
+            "fraction": self.fraction,
+        }
+
+
+class Jobs:
+    """Runs questions, a few at once, in the order in which they came.
+
+    Args:
+        root: folder of all questions.
+        at_once: number of questions that run at the same time.
+        most_waiting: number of questions that may wait.
+        limit_seconds: time after which a question is stopped.
+    """
+
+    def __init__(
+        self, root: Path, *, at_once: int = 1, most_waiting: int = 16, limit_seconds: float = 900.0
+    ) -> None:
+        self._root, self._most_waiting, self._limit = root, most_waiting, limit_seconds
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._change = threading.Condition()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True, name=f"question {number}")
+            for number in range(at_once)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ask(self, question: Question) -> Job:
+        """Return the job of a question: a stored answer, a running job, or a new one.
+
+        Raises:
+            BusyError: too many questions wait.
+        """
+        with self._change:
+            found = self._find(question.id)
+            if found is not None and found.status not in ("failed", "cancelled"):
+                return found
+            if len(self._waiting) >= self._most_waiting:
+                raise BusyError(f"{self._most_waiting} questions wait already; ask again later")
+            job = Job(id=question.id, question=question)
+            self._jobs[job.id] = job
+            self._waiting.append(job)
+            self._change.notify_all()
+            return job
+
+    def get(self, job_id: str) -> Job | None:
+        """Return the job with an id; None if there is none."""
+        with self._change:
+            return self._find(job_id)
+
+    def cancel(self, job: Job) -> None:
+        """End a job that is not over."""
+        with self._change:
+            job.cancelled.set()
+            if job.status == "queued":
+                self._waiting.remove(job)
+                self._end(job, "cancelled", "")
+
+    def wait(self, job: Job, seconds: float, *, seen: tuple[str, float] | None = None) -> None:
+        """Wait until a job is over, or shows something else than ``seen``."""
+
+        def is_new() -> bool:
+            return job.is_over or (seen is not None and (job.activity, job.fraction) != seen)
+
+        with self._change:
+            self._change.wait_for(is_new, timeout=seconds)
+
+    def close(self) -> None:
+        """End all jobs and their processes."""
+        with self._change:
+            self._is_closed = True
+            for job in self._jobs.values():
+                job.cancelled.set()
+            self._waiting.clear()
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def plan_text(self, job: Job, index: int) -> str | None:
+        """Return the plan with an index of a job's answer, as JSON text; None if there is none."""
+        if job.status != "done":
+            return None
+        front = json.loads(job.text)["front"]
+        return json.dumps(front[index]) if 0 <= index < len(front) else None
+
+    def _find(self, job_id: str) -> Job | None:
+        if not IS_ID.fullmatch(job_id):
+            return None
+        if job_id not in self._jobs:
+            folder = self._root / job_id
+            try:
+                question = msgspec.json.decode(
+                    (folder / "question.json").read_bytes(), type=Question
+                )
+                text = (folder / "answer.json").read_text(encoding="utf-8")
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+                return None
+            self._jobs[job_id] = Job(id=job_id, question=question, status="done", text=text)
+        return self._jobs[job_id]
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting or self._is_closed)
+                if self._is_closed:
+                    return
+                job = self._waiting.popleft()
+                job.status = "running"
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        def report(activity: str, fraction: float) -> None:
+            with self._change:
+                job.activity, job.fraction = activity, fraction
+                self._change.notify_all()
+
+        folder = self._root / job.id
+        try:
+            write_file(folder / "question.json", msgspec.json.encode(job.question))
+            found = run_in_process(
+                answer_question,
+                QuestionInFolder(question=job.question, folder=str(folder)),
+                AnswerText,
+                timeout_seconds=self._limit,
+                on_progress=report,
+                cancelled=job.cancelled,
+            )
+            if not found.is_error:
+                write_file(folder / "answer.json", found.answer.encode())
+            status: Status = "failed" if found.is_error else "done"
+            text = found.answer
+        except BudgetplanError as error:
+            was_cancelled = job.cancelled.is_set() and isinstance(error, MeasurementError)
+            status = "cancelled" if was_cancelled else "failed"
+            text = "" if was_cancelled else json.dumps(error.to_json())
+        except Exception as error:  # one question must not end the thread
+            status = "failed"
+            text = json.dumps(error_object("internal", type(error).__name__, exit_code=1))
+        with self._change:
+            self._end(job, status, text)
+
+    def _end(self, job: Job, status: Status, text: str) -> None:
+        job.status, job.text, job.fraction = status, text, 1.0
+        self._change.notify_all()

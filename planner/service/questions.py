@@ -1,0 +1,128 @@
+"""A question to the service, and the process that answers it.
+
+torch is imported by the child process only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from planner.plan import versions
+from profiler.errors import BudgetplanError, UsageError
+from profiler.json_records import Name
+from profiler.running.messages import Message
+from profiler.running.sandbox import Progress
+
+DataName = Literal["digits", "animals", "cifar10", "cifar100", "dtd", "vww"]
+"""Named data sets. A folder of the server is never read for a client."""
+
+ID_DIGITS = 24
+
+IS_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
+
+
+class Question(Message, frozen=True, kw_only=True):
+    """What a client may ask; the fields are arguments of ``planner.recommend``.
+
+    Attributes:
+        model: timm name or alias of the backbone.
+        vram: budget, such as ``2GB``.
+        device: ``cpu`` or a name of the device table.
+        data: name of a data set.
+        methods: methods to search; null for all that work on the backbone.
+        image_size: height and width in pixels; null for the model's own.
+        trials: trials of the search.
+        objective: criterion among candidates of equal expected accuracy.
+        seed: seed of the search.
+    """
+
+    model: Name
+    vram: Annotated[str, Meta(min_length=1, max_length=20)]
+    device: Name = "rtx-2060-super"
+    data: DataName = "digits"
+    methods: Annotated[list[Name], Meta(min_length=1, max_length=30)] | None = None
+    image_size: Annotated[int, Meta(ge=8, le=1024)] | None = None
+    trials: Annotated[int, Meta(ge=1, le=500)] = 200
+    objective: Literal["balanced", "time", "energy", "accuracy"] = "balanced"
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+
+    @property
+    def id(self) -> str:
+        """Hash of the question and of the versions that answer it."""
+        text = json.dumps([msgspec.to_builtins(self), versions()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
+
+
+def read_question(body: bytes) -> Question:
+    """Read the body of a request.
+
+    Raises:
+        UsageError: it is no question.
+    """
+    try:
+        return msgspec.json.decode(body, type=Question)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise UsageError(f"the body is no question: {error}") from error
+
+
+class QuestionInFolder(Message, frozen=True, kw_only=True):
+    """A question and the folder for its study and plans.
+
+    Attributes:
+        question: the question.
+        folder: folder of its own.
+    """
+
+    question: Question
+    folder: str
+
+
+class AnswerText(Message, frozen=True, kw_only=True):
+    """An answer as JSON text.
+
+    Attributes:
+        answer: what ``recommend --json`` prints, or the object ``budgetplan.error/1``.
+        is_error: whether it is an error.
+    """
+
+    answer: str
+    is_error: bool = False
+
+
+def answer_question(request: QuestionInFolder, progress: Progress) -> AnswerText:
+    """Answer a question. Runs in the child process."""
+    from planner.api import recommend
+
+    asked = request.question
+    os.chdir(request.folder)  # so that no place on the server stands in the answer
+    try:
+        answer = recommend(
+            asked.model,
+            vram=asked.vram,
+            device=asked.device,
+            data=asked.data,
+            methods=asked.methods,
+            image_size=asked.image_size,
+            trials=asked.trials,
+            objective=asked.objective,
+            seed=asked.seed,
+            validations=0,
+            study="question",
+            storage="sqlite:///study.db",
+            out="plans",
+            on_progress=lambda stage, text, done: progress(f"{stage}: {text}", done),
+        )
+    except BudgetplanError as error:
+        return AnswerText(answer=_text(error.to_json()), is_error=True)
+    return AnswerText(answer=_text(answer.to_json()))
+
+
+def _text(data: dict[str, Any]) -> str:
+    return json.dumps(data, allow_nan=False)
