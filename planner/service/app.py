@@ -25,11 +25,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 
 from planner.service.access import LARGEST_BODY, Refusal, check_request
 from planner.service.jobs import BusyError, Job, Jobs
-from planner.service.questions import Question, read_question
+from planner.service.questions import ServiceQuestion, read_question
 from profiler.devices.table import DEVICES
 from profiler.errors import BudgetplanError, error_object
 
-LONGEST_WAIT_SECONDS = 30.0
+MOST_SECONDS_TO_WAIT = 30.0
 
 _JSON = "application/json"
 
@@ -60,12 +60,12 @@ def create_app(jobs: Jobs, *, hosts: frozenset[str], token: str | None = None) -
         try:
             check_request(headers, hosts=hosts, token=token, has_body=request.method == "POST")
         except Refusal as refusal:
-            return _refused(refusal)
+            return _refusal_response(refusal)
         return await follow(request)
 
     @app.exception_handler(Refusal)
     async def refuse(_: Request, refusal: Refusal) -> JSONResponse:
-        return _refused(refusal)
+        return _refusal_response(refusal)
 
     @app.exception_handler(BudgetplanError)
     async def explain(_: Request, error: BudgetplanError) -> JSONResponse:
@@ -89,9 +89,9 @@ KnownJob = Annotated[Job, Depends(known_job)]
 def question_schema() -> dict[str, Any]:
     """Return the JSON Schema of a question."""
     _, parts = msgspec.json.schema_components(
-        [Question], ref_template="#/components/schemas/{name}"
+        [ServiceQuestion], ref_template="#/components/schemas/{name}"
     )
-    return parts["Question"]
+    return parts["ServiceQuestion"]
 
 
 @router.post(
@@ -101,7 +101,7 @@ def question_schema() -> dict[str, Any]:
     },
 )
 async def ask(
-    request: Request, wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0
+    request: Request, wait: Annotated[float, Query(ge=0, le=MOST_SECONDS_TO_WAIT)] = 0
 ) -> Response:
     """Ask a question; ``wait`` is the number of seconds to wait for the answer."""
     jobs: Jobs = request.app.state.jobs
@@ -141,13 +141,13 @@ def cancel_question(request: Request, job: KnownJob) -> Response:
 
 
 @router.get("/v1/devices")
-def device_names() -> list[str]:
+def list_device_names() -> list[str]:
     """Return the names of the device table."""
     return sorted(DEVICES)
 
 
 @router.get("/", response_class=HTMLResponse)
-def page() -> str:
+def show_page() -> str:
     """Return a page with a form."""
     return (resources.files("planner.service") / "page.html").read_text("utf-8")
 
@@ -176,9 +176,9 @@ def _events(jobs: Jobs, job: Job) -> Iterator[str]:
         yield f"data: {json.dumps(job.to_json())}\n\n"
         if job.is_over:
             return
-        jobs.wait(job, LONGEST_WAIT_SECONDS, seen=seen)
+        jobs.wait(job, MOST_SECONDS_TO_WAIT, seen=seen)
 
 
-def _refused(refusal: Refusal) -> JSONResponse:
+def _refusal_response(refusal: Refusal) -> JSONResponse:
     shown = error_object("usage", refusal.message, exit_code=2)
     return JSONResponse(shown, status_code=refusal.status)

@@ -23,14 +23,14 @@ from planner.disk.drafts import write_file
 from planner.service.questions import (
     IS_ID,
     AnswerText,
-    Question,
     QuestionInFolder,
+    ServiceQuestion,
     answer_question,
 )
 from profiler.errors import BudgetplanError, MeasurementError, error_object
 from profiler.running.sandbox import run_in_process
 
-Status = Literal["queued", "running", "done", "failed", "cancelled"]
+JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 class BusyError(BudgetplanError):
@@ -55,8 +55,8 @@ class Job:
     """
 
     id: str
-    question: Question
-    status: Status = "queued"
+    question: ServiceQuestion
+    status: JobStatus = "queued"
     activity: str = ""
     fraction: float = 0.0
     text: str = ""
@@ -103,7 +103,7 @@ class Jobs:
         for thread in self._threads:
             thread.start()
 
-    def ask(self, question: Question) -> Job:
+    def ask(self, question: ServiceQuestion) -> Job:
         """Return the job of a question: a stored answer, a running job, or a new one.
 
         Raises:
@@ -168,7 +168,7 @@ class Jobs:
             folder = self._root / job_id
             try:
                 question = msgspec.json.decode(
-                    (folder / "question.json").read_bytes(), type=Question
+                    (folder / "question.json").read_bytes(), type=ServiceQuestion
                 )
                 text = (folder / "answer.json").read_text(encoding="utf-8")
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -205,7 +205,7 @@ class Jobs:
             )
             if not found.is_error:
                 write_file(folder / "answer.json", found.answer.encode())
-            status: Status = "failed" if found.is_error else "done"
+            status: JobStatus = "failed" if found.is_error else "done"
             text = found.answer
         except BudgetplanError as error:
             was_cancelled = job.cancelled.is_set() and isinstance(error, MeasurementError)
@@ -217,6 +217,6 @@ class Jobs:
         with self._change:
             self._end(job, status, text)
 
-    def _end(self, job: Job, status: Status, text: str) -> None:
+    def _end(self, job: Job, status: JobStatus, text: str) -> None:
         job.status, job.text, job.fraction = status, text, 1.0
         self._change.notify_all()

@@ -28,7 +28,7 @@ ID_DIGITS = 24
 IS_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 
 
-class Question(Message, frozen=True, kw_only=True):
+class ServiceQuestion(Message, frozen=True, kw_only=True):
     """What a client may ask; the fields are arguments of ``planner.recommend``.
 
     Attributes:
@@ -60,14 +60,14 @@ class Question(Message, frozen=True, kw_only=True):
         return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 
-def read_question(body: bytes) -> Question:
+def read_question(body: bytes) -> ServiceQuestion:
     """Read the body of a request.
 
     Raises:
         UsageError: it is no question.
     """
     try:
-        return msgspec.json.decode(body, type=Question)
+        return msgspec.json.decode(body, type=ServiceQuestion)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise UsageError(f"the body is no question: {error}") from error
 
@@ -80,7 +80,7 @@ class QuestionInFolder(Message, frozen=True, kw_only=True):
         folder: folder of its own.
     """
 
-    question: Question
+    question: ServiceQuestion
     folder: str
 
 

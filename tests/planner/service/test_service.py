@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from planner.service.access import LARGEST_BODY, check_address
 from planner.service.app import create_app, question_schema
 from planner.service.jobs import Jobs
-from planner.service.questions import Question
+from planner.service.questions import ServiceQuestion
 from profiler.errors import UsageError
 
 SMALL = {
@@ -185,5 +185,5 @@ def test_an_id_is_never_a_path(client: TestClient, path: str) -> None:
 
 def test_the_documented_schema_is_the_records() -> None:
     schema = question_schema()
-    assert set(schema["properties"]) == set(Question.__struct_fields__)
+    assert set(schema["properties"]) == set(ServiceQuestion.__struct_fields__)
     assert schema["required"] == ["model", "vram"]
