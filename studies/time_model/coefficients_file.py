@@ -1,0 +1,165 @@
+"""Writes the product's ``kernel_coefficients.json`` from the fits.
+
+Fitted: 16-bit classes and all memory-bound ones on the RTX 3090's training runs; fp32 products on
+NeuSight's kernels. Filled in without a run:
+
+- a class seen in one precision only has the same dimensionless coefficients in the other;
+- fp32 convolutions take NeuSight's forward 3 x 3 convolution, pointwise ones its linear layer, for
+  both gradients too; the launch is that of the RTX 3090, since NeuSight's timings include the
+  host's;
+- fused attention, which no run has, is in ``assumed``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fit import Key
+
+from profiler.timing.kernel_rates import COEFFICIENTS_FILE, COEFFICIENTS_SCHEMA
+
+LAUNCH_SECONDS = 4e-6
+
+_PRODUCTS = ("matmul", "batched_matmul", "convolution", "convolution_dgrad", "convolution_wgrad")
+
+Coefficients = dict[str, dict[str, float]]
+
+
+def write(
+    fitted: Mapping[Key, float], single: Mapping[Key, float], values: Mapping[str, Any]
+) -> None:
+    """Write the coefficients; the parts on clocks, power and assumptions stay as they are.
+
+    Args:
+        fitted: coefficients of the RTX 3090's training runs.
+        single: coefficients of fp32 products.
+        values: errors of the study, which give the spreads.
+    """
+    data = json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8"))
+    assert data["schema"] == COEFFICIENTS_SCHEMA
+    steps, other = values["steps"], values["inference"]["rtx5090_from_rtx3090"]
+    data["fitted_on"] = [
+        {
+            "device": "rtx-3090",
+            "precision": "fp16",
+            "runs": steps["rows"],
+            "families": steps["families"],
+        }
+    ]
+    for origin, (low, high) in {
+        "fitted on this GPU": steps["spread"],
+        "transferred from relatives": other["spread"],
+    }.items():
+        data["spreads"][origin] |= {"low": low, "high": high, "coverage": 0.9}
+    classes = _by_class(fitted)
+    optimizer = classes.pop("optimizer")
+    classes = _single_products(classes, _by_class(single))
+    classes |= {name: dict(optimizer) for name in ("foreach", "foreach strided")}
+    classes |= {n: v for n, v in data["coefficients"].items() if n.startswith("attention")}
+    _fill_precisions(classes)
+    _fill_depthwise(classes)
+    data["coefficients"] = {
+        name: {term: float(f"{value:.4g}") for term, value in sorted(terms.items()) if value > 0}
+        for name, terms in sorted(classes.items())
+        if any(value > 0 for value in terms.values())
+    }
+    COEFFICIENTS_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _by_class(coefficients: Mapping[Key, float]) -> Coefficients:
+    found: Coefficients = {}
+    for (name, term), value in coefficients.items():
+        found.setdefault(name, {})[term] = float(value)
+    return found
+
+
+def _single_products(classes: Coefficients, single: Coefficients) -> Coefficients:
+    """Return the classes with fp32 products from NeuSight."""
+    for terms in single.values():
+        terms["launch"] = LAUNCH_SECONDS
+    found = classes | {name: single[name] for name in ("matmul", "batched_matmul")}
+    for kind in ("convolution", "convolution_dgrad", "convolution_wgrad"):
+        found |= {
+            f"{kind} {grouping}": dict(single["convolution dense"])
+            for grouping in ("dense", "grouped")
+        }
+        found[f"{kind} pointwise"] = dict(single["matmul"])
+    return found
+
+
+def _fill_precisions(classes: Coefficients) -> None:
+    for name, terms in list(classes.items()):
+        kind, *flags = name.split()
+        if kind in _PRODUCTS and "depthwise" not in flags:
+            continue
+        is_half = "half" in flags
+        if is_half:
+            other = [kind, *(flag for flag in flags if flag != "half")]
+        else:  # the order of flags in ``kernel_class``
+            other = [kind, *flags, "half"] if "depthwise" in flags else [kind, "half", *flags]
+        if " ".join(other) not in classes:
+            copied = dict(terms)
+            if "values" in copied:  # a value has twice the bytes
+                copied["values"] *= 2.0 if is_half else 0.5
+            classes[" ".join(other)] = copied
+
+
+def _fill_depthwise(classes: Coefficients) -> None:
+    for kind in ("convolution", "convolution_backward"):
+        for size in ("k3", "k5", "k7"):
+            for flags in ("", " strided"):
+                for half in ("", " half"):
+                    name = f"{kind} depthwise {size}{flags}{half}"
+                    near = (f"{kind} depthwise {size}{half}", f"{kind} depthwise k5{flags}{half}")
+                    known = next((classes[n] for n in (name, *near) if n in classes), None)
+                    assert known is not None, name
+                    classes[name] = dict(known)
+
+
+LARGEST_BOARDS = {
+    "8.0": (250.0, 19.5e12, 1555e9),
+    "8.6": (350.0, 35.6e12, 936e9),
+    "8.7": (350.0, 35.6e12, 936e9),
+    "8.9": (450.0, 82.6e12, 1008e9),
+    "9.0": (700.0, 67e12, 3350e9),
+}
+"""Watts, FP32 FLOP/s and bytes/s of the largest board by compute capability: A100 PCIe, RTX 3090
+(for Orin too), RTX 4090, H100. None of them has a published trace."""
+
+HBM = ("7.0", "8.0", "9.0")
+
+REACHED_AT_FULL_LOAD = 1.05
+"""Free watts of a largest board over its limit: those of V100 and RTX 6000 are 1.0 to 1.1."""
+
+
+def write_power(values: Mapping[str, Any]) -> None:
+    """Write the power part of the coefficients.
+
+    Args:
+        values: the study's ``power``: fit and spread.
+    """
+    data = json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8"))
+    fit, power = values["fit"], data["power"]
+    measured = power["measured"]
+    idle = {
+        key: fit["idle_hbm" if key in HBM else "idle_gddr"] for key in (*measured, *LARGEST_BOARDS)
+    }
+    joules = dict.fromkeys(measured, fit["joules_per_flop"])
+    for key, (watts, flops, moved) in LARGEST_BOARDS.items():
+        rest = (REACHED_AT_FULL_LOAD - idle[key]) * watts - fit["joules_per_byte"] * moved
+        joules[key] = rest / flops
+    power |= {
+        name: float(f"{fit[name]:.4g}")
+        for name in ("joules_per_byte", "floor", "reached", "sharpness")
+    }
+    power["idle"] = {key: float(f"{value:.4g}") for key, value in idle.items()}
+    power["joules_per_flop"] = {key: float(f"{value:.4g}") for key, value in joules.items()}
+    low, high = values["spread"]
+    data["spreads"]["power, transferred from relatives"] |= {
+        "low": low,
+        "high": high,
+        "coverage": 0.9,
+    }
+    COEFFICIENTS_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

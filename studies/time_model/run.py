@@ -1,0 +1,155 @@
+"""Time and power of GPUs, fitted to published measurements (see README.md).
+
+    python studies/time_model/run.py replay FOLDER CACHE   # operations of the timm tables' models
+    python studies/time_model/run.py fit FOLDER CACHE      # summary.json, kernel_coefficients.json
+    python studies/time_model/run.py power FOLDER          # power part of summary.json
+
+FOLDER holds the tables (README.md names their repositories), CACHE the replays.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STUDY = Path(__file__).parent
+sys.path[:0] = [str(STUDY.parent), str(STUDY.parents[1]), str(STUDY)]
+
+import coefficients_file
+import kernels
+import power
+import replays
+from fit import errors_of, family_of, fit, left_out, matrix_of, prior_of, terms_of
+from harness import provenance, write_summary
+
+from profiler.arrays import Floats
+from profiler.timing.kernel_rates import kernel_file
+
+TRAINING = "timm_train_amp_nchw_rtx3090"
+INFERENCE = ("timm_infer_amp_nchw_rtx3090", "timm_infer_amp_nchw_rtx5090")
+
+RATES = {
+    "rtx3090": ({"half": 71e12, "single": 35.6e12, "bytes": 936e9, "launches": 1.0}, 82),
+    "rtx5090": ({"half": 209.5e12, "single": 104.8e12, "bytes": 1792e9, "launches": 1.0}, 170),
+}
+"""Data sheets: FLOP/s, bytes/s, multiprocessors."""
+
+SEEDS = 3
+"""Partitions of the families into folds; the errors are of all predictions together."""
+
+Runs = tuple[list[Mapping[str, Any]], Floats, Floats, list[str]]
+
+
+def read_runs(folder: Path, cache: Path, table: str) -> Runs:
+    """Return cached replays of a table with measured seconds, batch sizes and families."""
+    measured = {run.key: run for run in replays.read_table(folder / f"{table}.csv")}
+    kind = "train" if "train" in table else "infer"
+    rows = [
+        row
+        for row in replays.read_cache(cache / f"{kind}.jsonl.gz")
+        if "operations" in row and row["key"] in measured
+    ]
+    runs = [measured[row["key"]] for row in rows]
+    seconds = np.array([run.seconds for run in runs])
+    batch = np.array([float(run.batch) for run in runs])
+    return rows, seconds, batch, [family_of(run.model) for run in runs]
+
+
+def training(folder: Path, cache: Path) -> tuple[dict[str, Any], Floats, list[tuple[str, str]]]:
+    """Return errors with families left out, and the coefficients of all runs."""
+    rows, seconds, batch, families = read_runs(folder, cache, TRAINING)
+    rates, blocks = RATES["rtx3090"]
+    sums, keys = matrix_of([terms_of(row, rates, blocks) for row in rows])
+    folds = [left_out(sums, seconds, keys, families, seed=seed) for seed in range(SEEDS)]
+    predicted = np.concatenate(folds)
+    ratio = np.tile(seconds, SEEDS) / predicted
+    found: dict[str, Any] = errors_of(predicted, np.tile(seconds, SEEDS), np.tile(batch, SEEDS))
+    found |= {
+        "rows": len(rows),
+        "families": len(set(families)),
+        "spread": [round(float(q), 3) for q in np.quantile(ratio, (0.05, 0.95))],
+        "not_replayed": len(replays.read_table(folder / f"{TRAINING}.csv")) - len(rows),
+    }
+    return found, fit(sums, seconds, keys), keys
+
+
+def inference(folder: Path, cache: Path) -> dict[str, Any]:
+    """Return errors on the RTX 5090 by a fit to the RTX 3090, and within the RTX 3090."""
+    rows, seconds, batch, families = read_runs(folder, cache, INFERENCE[0])
+    rates, blocks = RATES["rtx3090"]
+    sums, keys = matrix_of([terms_of(row, rates, blocks) for row in rows])
+    within = left_out(sums, seconds, keys, families)
+    known = dict(zip(keys, fit(sums, seconds, keys), strict=True))
+    rows, measured, batch_5090, _ = read_runs(folder, cache, INFERENCE[1])
+    rates, blocks = RATES["rtx5090"]
+    predicted = np.array(
+        [
+            sum(value * known.get(key, prior_of(key)) for key, value in run.items())
+            for run in (terms_of(row, rates, blocks) for row in rows)
+        ]
+    )
+    return {
+        "rtx3090_families_left_out": errors_of(within, seconds, batch),
+        "rtx5090_from_rtx3090": errors_of(predicted, measured, batch_5090)
+        | {"spread": [round(float(q), 3) for q in np.quantile(measured / predicted, (0.05, 0.95))]},
+    }
+
+
+def power_errors(folder: Path) -> dict[str, Any]:
+    """Return errors of power with each card left out, with and without waiting GPUs."""
+    cells = power.read_cells(folder, kernel_file().coefficients)
+    found: dict[str, Any] = {"cards": {}}
+    ratios = []
+    for card in power.CARDS:
+        values = power.fit_power([cell for cell in cells if cell.card != card])
+        out = [cell for cell in cells if cell.card == card]
+        busy = power.busy_only(out)
+        found["cards"][card] = {
+            "all": errors_of(power.predict(out, values), _watts(out)),
+            "busy": errors_of(power.predict(busy, values), _watts(busy)),
+        }
+        ratios.append(_watts(busy) / power.predict(busy, values))
+    spread = np.quantile(np.concatenate(ratios), (0.05, 0.95))
+    values = power.fit_power(cells)
+    found["spread"] = [round(float(q), 3) for q in spread]
+    found["fit"] = dict(zip(power.NAMES, map(float, values), strict=True))
+    return found
+
+
+def _watts(cells: Sequence[power.Cell]) -> Floats:
+    return np.array([cell.watts for cell in cells])
+
+
+def main() -> None:
+    """Run the part that the command line names."""
+    part, folder = sys.argv[1], Path(sys.argv[2])
+    if part == "replay":
+        for kind, tables in {"train": (TRAINING,), "infer": INFERENCE}.items():
+            runs = [run for table in tables for run in replays.read_table(folder / f"{table}.csv")]
+            random.Random(0).shuffle(runs)
+            replays.replay_all(runs, Path(sys.argv[3]) / f"{kind}.jsonl.gz")
+        return
+    summary = STUDY / "summary.json"
+    known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    values = {key: known[key] for key in ("steps", "inference", "kernels", "power") if key in known}
+    if part == "fit":
+        cache = Path(sys.argv[3])
+        values["steps"], coefficients, keys = training(folder, cache)
+        values["inference"] = inference(folder, cache)
+        values["kernels"] = kernels.errors_by_board(folder)
+        single = kernels.pooled_coefficients(folder)
+        coefficients_file.write(dict(zip(keys, coefficients, strict=True)), single, values)
+    else:
+        values["power"] = power_errors(folder)
+        coefficients_file.write_power(values["power"])
+    write_summary(STUDY, (provenance("time_model"),), **values)
+
+
+if __name__ == "__main__":
+    main()
