@@ -162,6 +162,8 @@ class RecommendationObject:
         notes: sentences for the reader.
         probe: short trainings of the front: setting, number of runs, and per plan an estimate with
             its probability of being the best; null if none were requested.
+        totals: duration and energy of the whole training of each plan of ``front``, with price and
+            emissions from the user's rates (``planner.recommendation.run_totals``).
     """
 
     schema: Literal["budgetplan.recommendation/1"]
@@ -185,6 +187,7 @@ class RecommendationObject:
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     probe: JsonObject | None = None
+    totals: tuple[JsonObject | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

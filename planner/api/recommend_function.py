@@ -43,6 +43,8 @@ def recommend(
     min_accuracy: float | None = None,
     max_hours: float | None = None,
     max_kwh: float | None = None,
+    price_per_kwh: float | None = None,
+    grams_per_kwh: float | None = None,
     probe_minutes: float | None = None,
     on_progress: Notify | None = None,
 ) -> Recommendation:
@@ -76,6 +78,8 @@ def recommend(
         min_accuracy: least expected accuracy in percent; None for no limit.
         max_hours: longest training in hours on the planned device; None for no limit.
         max_kwh: largest energy of the training in kWh; None for no limit.
+        price_per_kwh: price of a kWh; the totals then have the price of each training.
+        grams_per_kwh: grams of CO2 for a kWh; the totals then have the emissions.
         probe_minutes: minutes of short trainings of the candidates on the images, which decide
             between them; None for none. A continued study keeps those of earlier probes.
         on_progress: called with (stage, description, fraction of the stage done).
@@ -97,7 +101,7 @@ def recommend(
     check_plan_folder(out)
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
-    from planner.recommendation.request import Limits
+    from planner.recommendation.request import EnergyRates, Limits
     from planner.search.storage_url import mask_url
 
     notify = on_progress or no_progress
@@ -129,6 +133,7 @@ def recommend(
             max_hours=max_hours,
             max_kwh=max_kwh,
         ),
+        energy_rates=EnergyRates(price_per_kwh=price_per_kwh, grams_per_kwh=grams_per_kwh),
         probe_minutes=probe_minutes,
     )
     try:

@@ -124,6 +124,16 @@ from planner.training.images.registry import DATA_NAMES
     help="Largest energy of the training in kWh.",
 )
 @click.option(
+    "--price-per-kwh",
+    type=click.FloatRange(min=0),
+    help="Price of a kWh, for the price of each training.",
+)
+@click.option(
+    "--grams-per-kwh",
+    type=click.FloatRange(min=0),
+    help="Grams of CO2 for a kWh, for the emissions of each training.",
+)
+@click.option(
     "--stop-when-flat", is_flag=True, help="End the search when the Pareto front no longer grows."
 )
 @weights_option
@@ -168,6 +178,8 @@ def recommend(
     min_accuracy: float | None,
     max_hours: float | None,
     max_kwh: float | None,
+    price_per_kwh: float | None,
+    grams_per_kwh: float | None,
     stop_when_flat: bool,
     weights: Path | None,
     pretrained: bool,
@@ -203,6 +215,8 @@ def recommend(
             min_accuracy=min_accuracy,
             max_hours=max_hours,
             max_kwh=max_kwh,
+            price_per_kwh=price_per_kwh,
+            grams_per_kwh=grams_per_kwh,
             probe_minutes=probe_minutes,
             on_progress=notify,
         )

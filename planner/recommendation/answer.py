@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from planner.plan import Plan
 from planner.recommendation.baselines import Baseline
 from planner.recommendation.request import Request
+from planner.recommendation.run_totals import RunTotals, run_totals
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.problem import SGD_STEP, TrialResult
 from profiler.records import Report
@@ -117,6 +118,12 @@ class Recommendation:
         scores = [entry.result.score for entry in self.front]
         return [1 + sum(other > score + EQUAL_SCORES for other in scores) for score in scores]
 
+    @property
+    def totals(self) -> list[RunTotals | None]:
+        """Duration and energy of the whole training of each entry."""
+        images, rates = self.request.train_images, self.request.energy_rates
+        return [run_totals(entry.plan, images=images, rates=rates) for entry in self.front]
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``recommend --json`` prints."""
         return {
@@ -128,6 +135,7 @@ class Recommendation:
             "trials": self.trials,
             "seconds": self.seconds,
             "front": [entry.plan.to_json() for entry in self.front],
+            "totals": [None if each is None else asdict(each) for each in self.totals],
             "plan_files": [str(entry.file) for entry in self.front],
             "recommended": self.recommended,
             "recommended_plan_file": str(self.front[self.recommended].file),

@@ -9,6 +9,7 @@ from pathlib import Path
 from planner.recommendation.data_facts import data_facts
 from planner.recommendation.objective import Objective, check_objective
 from planner.recommendation.request import (
+    EnergyRates,
     LeftOut,
     Limits,
     Request,
@@ -65,6 +66,7 @@ def build_request(
     out: Path = Path("plans"),
     objective: Objective = "balanced",
     limits: Limits | None = None,
+    energy_rates: EnergyRates | None = None,
     probe_minutes: float | None = None,
 ) -> Request:
     """Return the request that the arguments of `planner.recommend` describe.
@@ -123,6 +125,7 @@ def build_request(
         out=out,
         objective=objective,
         limits=limits or Limits(),
+        energy_rates=energy_rates or EnergyRates(),
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=(*refused, *too_small),
         source=facts.source,

@@ -66,6 +66,28 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyRates:
+    """The user's rates of energy; None for no such total.
+
+    Attributes:
+        price_per_kwh: price of a kWh, in any currency.
+        grams_per_kwh: grams of CO2 emitted for a kWh.
+
+    Raises:
+        UsageError: a rate is negative or not finite.
+    """
+
+    price_per_kwh: float | None = None
+    grams_per_kwh: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("price_per_kwh", "grams_per_kwh"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name} must be 0 or more, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A request for a recommendation.
 
@@ -83,6 +105,7 @@ class Request:
         out: folder of the plan files.
         objective: criterion for candidates that are expected to be equally accurate.
         limits: limits of accuracy, duration and energy.
+        energy_rates: the user's price and emissions of a kWh.
         probe_seconds: time of the short trainings on the user's images; None for none.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
@@ -104,6 +127,7 @@ class Request:
     out: Path = Path("plans")
     objective: Objective = "balanced"
     limits: Limits = Limits()
+    energy_rates: EnergyRates = EnergyRates()
     probe_seconds: float | None = None
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None

@@ -1,0 +1,85 @@
+"""Totals of a whole training: duration, energy, and price and emissions from the user's rates.
+
+The length is that of the plan's recipe without an early stop, with a training step's time for each
+step. Data loading and evaluation are left out, because their speed on the planned machine is not
+known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.plan import Plan
+from planner.recommendation.request import EnergyRates
+from profiler.records import ValueInterval
+
+JOULES_IN_A_KWH = 3.6e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTotals:
+    """Totals of one plan; None for a quantity that is not known.
+
+    Attributes:
+        images: training images of an epoch.
+        epochs: epochs of the recipe.
+        steps: optimizer steps of all epochs.
+        epoch_seconds: duration of an epoch.
+        run_seconds: duration of all epochs.
+        run_seconds_interval: its interval, from that of a step.
+        run_kwh: energy of all epochs.
+        run_kwh_interval: its interval, from that of a step.
+        price: ``run_kwh`` times the user's price of a kWh.
+        grams_co2: ``run_kwh`` times the user's grams for a kWh.
+    """
+
+    images: int
+    epochs: int
+    steps: int
+    epoch_seconds: float | None
+    run_seconds: float | None
+    run_seconds_interval: ValueInterval | None
+    run_kwh: float | None
+    run_kwh_interval: ValueInterval | None
+    price: float | None
+    grams_co2: float | None
+
+
+def run_totals(plan: Plan, *, images: int, rates: EnergyRates) -> RunTotals | None:
+    """Return the totals of a plan; None for a plan without a recipe.
+
+    Args:
+        plan: the plan.
+        images: training images of an epoch.
+        rates: the user's price and emissions of a kWh.
+    """
+    if plan.recipe is None:
+        return None
+    workload, step = plan.candidate.workload, plan.prediction
+    steps_per_epoch = max(1, images // (workload.micro_batch * workload.accumulation))
+    steps = steps_per_epoch * plan.recipe.epochs
+    kwh = _times(step.energy_joules, steps / JOULES_IN_A_KWH)
+    return RunTotals(
+        images=images,
+        epochs=plan.recipe.epochs,
+        steps=steps,
+        epoch_seconds=_times(step.step_seconds, steps_per_epoch),
+        run_seconds=_times(step.step_seconds, steps),
+        run_seconds_interval=_interval_times(step.step_seconds_interval, steps),
+        run_kwh=kwh,
+        run_kwh_interval=_interval_times(step.energy_joules_interval, steps / JOULES_IN_A_KWH),
+        price=_times(kwh, rates.price_per_kwh),
+        grams_co2=_times(kwh, rates.grams_per_kwh),
+    )
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return None if value is None or factor is None else value * factor
+
+
+def _interval_times(interval: ValueInterval | None, factor: float) -> ValueInterval | None:
+    if interval is None:
+        return None
+    return ValueInterval(
+        low=interval.low * factor, high=interval.high * factor, coverage=interval.coverage
+    )
