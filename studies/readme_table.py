@@ -32,6 +32,7 @@ def rows() -> list[tuple[str, str, str]]:
     truth, hollow = summary("memory_truth"), summary("hollow_gpu")["all"]
     curves = summary("placement_curves")
     matrix, replay = summary("method_matrix"), summary("replay_cost")
+    steps, other = summary("time_model")["steps"], summary("time_model")["inference"]
     accuracy = {line["arm"]: line["test_percent"] for line in summary("recipes")["arms"]}
     added = curves["evaluator_vit_s_added_share"]
     rule = curves["evaluator_part_of_the_rule_at_43_percent_less"].values()
@@ -70,6 +71,14 @@ def rows() -> list[tuple[str, str, str]]:
             f"{matrix['counts']['works']} pairs work, {matrix['counts']['refused']} are refused with"
             f" a reason, {matrix['counts']['fails']} fail; a warm replay of ViT-S takes"
             f" {replay['seconds_by_batch']['64']:.2f} s",
+        ),
+        (
+            "time_model",
+            "predicted step time against published training runs on an RTX 3090 (fp16), model"
+            " families left out of the fit",
+            f"{steps['rows']} models: median error {percent(steps['median_error'])}, 90th"
+            f" percentile {percent(steps['p90_error'])}; inference on an RTX 5090 that no fit saw:"
+            f" {percent(other['rtx5090_from_rtx3090']['median_error'])}",
         ),
         (
             "recipes",
