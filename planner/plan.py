@@ -357,22 +357,26 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"{path}: {error}") from error
 
 
-def plan_file_name(candidate: Candidate) -> str:
+def plan_file_name(candidate: Candidate, *, with_model: bool = True) -> str:
     """Return a name such as ``vit_small_patch16_224-lora-r8-b16x4-bf16-adamw-none-1a2b3c4d.json``.
 
     The eight hexadecimal digits are a hash of the whole candidate. Two candidates that differ in
     any field (a unit's decision, the targets) therefore have different names.
+
+    Args:
+        candidate: candidate of the plan.
+        with_model: whether the name has the backbone, the optimizer and the policy, or is short,
+            for a folder of one question.
     """
     load = candidate.workload
     digest = hashlib.sha256(json.dumps(candidate.to_json(), sort_keys=True).encode()).hexdigest()
     parts = [
-        load.model,
         load.method + (f"-r{load.rank}" if load.rank is not None else ""),
         f"b{load.micro_batch}x{load.accumulation}",
         load.precision,
-        load.optimizer,
-        candidate.policy.display_name,
     ]
+    if with_model:
+        parts = [load.model, *parts, load.optimizer, candidate.policy.display_name]
     # a leading dot would hide the file, a leading dash would make it an option
     safe = _NOT_IN_FILE_NAMES.sub("_", "-".join(parts)).lstrip(".-")[:160]
     return f"{safe}-{digest[:8]}.json"

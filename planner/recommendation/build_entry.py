@@ -56,7 +56,7 @@ def build_entry(
     )
     return FrontEntry(
         plan=plan,
-        file=request.out / plan_file_name(checked.candidate),
+        file=request.out / plan_file_name(checked.candidate, with_model=False),
         result=checked.result,
         expected=expected,
         validation=validation,

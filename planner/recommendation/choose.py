@@ -121,14 +121,15 @@ def _published_reason(entry: FrontEntry, question: Question, equal_methods: Sequ
     others = [name for name in equal_methods if name != method]
     if not others:
         return f"no method is expected to be as accurate (evidence {evidence.strength})"
-    return (
+    equal = (
         f"{len(others) + 1} methods are expected to be equally accurate ({method}, "
-        f"{', '.join(others)}; evidence {evidence.strength}), and of these it is the best known "
-        "that costs no more than its evidence allows"
-        if question.objective == "balanced"
-        else f"{len(others) + 1} methods are expected to be equally accurate ({method}, "
-        f"{', '.join(others)}), and it is the best of these by {question.objective}"
+        f"{', '.join(others)}; evidence {evidence.strength})"
     )
+    if question.objective != "balanced":
+        return f"{equal}, and it is the best of these by {question.objective}"
+    if method == equal_methods[0]:
+        return f"{equal}, and of these it is the best known"
+    return f"{equal}, and of these it costs clearly less than the better known {others[0]}"
 
 
 def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:
@@ -139,7 +140,7 @@ def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:
     need_bytes = needed_bytes(prediction)
     rest = ""
     if need_bytes <= EDGE * question.budget_bytes:
-        rest = f" (no plan of this method that uses the rest saves {WORTHWHILE:.0%} of the time)"
+        rest = f" (no plan of this method and rank that uses the rest saves {WORTHWHILE:.0%})"
     return (
         f"{candidate_summary(entry.plan.candidate)}: {why}; it is predicted to need "
         f"{format_bytes(need_bytes)} of {format_bytes(entry.plan.budget_bytes)}{rest} "

@@ -40,6 +40,7 @@ def answer_notes(
         *_device_notes(request),
         *_search_notes(found),
         *_left_out_notes(request.left_out),
+        *request.image_notes,
         *request.weight_notes,
         *_run_notes(request, ran),
         *dict.fromkeys(predicted),

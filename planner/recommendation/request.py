@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from planner.disk.names import safe_file_name
 from planner.recommendation.objective import Objective
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
@@ -112,6 +113,7 @@ class Request:
         images_per_class: training images of each class of a folder, by label; empty for a named
             data set.
         weight_notes: sentences on the content of the weights file.
+        image_notes: sentences on the image size.
     """
 
     space: Space
@@ -133,6 +135,7 @@ class Request:
     source: DataSource | None = None
     images_per_class: tuple[int, ...] = ()
     weight_notes: tuple[str, ...] = ()
+    image_notes: tuple[str, ...] = ()
 
     @property
     def train_images(self) -> int:
@@ -174,6 +177,18 @@ def check_weights(base: Workload, weights: Path) -> tuple[str, ...]:
         base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
     )
     return backbones.load_weights(model, base.model, weights=weights, pretrained=False).notes
+
+
+def question_folder(model: str, data: str, budget_bytes: int) -> str:
+    """Return the name of the folder for the plans of a question, such as ``vit_s-photos-2000MB``.
+
+    A plan of another content never replaces one that is there (``planner.plan.write_new_plan``).
+    """
+    images = Path(data).name or Path(data).resolve().name
+    return safe_file_name(
+        f"{model.replace('/', '_')}-{images.replace(':', '_')}-{budget_bytes / 1e6:.0f}MB",
+        otherwise="question",
+    )
 
 
 def study_name(model: str, device: DeviceLabel, budget_bytes: int) -> str:

@@ -130,7 +130,7 @@ class Bench:
 
 def train_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     options = ("--data", "digits", "--no-pretrained", "--epochs", str(EPOCHS), "--device", "cpu")
-    plan = str(next((bench.folder / "plans").glob("*.json")))
+    plan = str(next((bench.folder / "plans").rglob("*.json")))
     code, text, seconds = bench.run("train", plan, *options, "--out", "straight")
     assert code == 0, text
     wanted = content(bench.folder / "straight")
@@ -170,7 +170,7 @@ def recommend_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dic
 
 
 def validate_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    plan = str(next((bench.folder / "plans").glob("*.json")))
+    plan = str(next((bench.folder / "plans").rglob("*.json")))
     arguments = ("validate", plan, "--no-pretrained", "--steps", "2", "--device", "cpu",
                  "--out", "validated.json")  # fmt: skip
     code, text, seconds = bench.run(*arguments)
@@ -190,7 +190,7 @@ def validate_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict
 
 def at_once_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Start 2 to 4 processes at once on one study, one cache and one folder."""
-    plan = str(next((bench.folder / "plans").glob("*.json")))
+    plan = str(next((bench.folder / "plans").rglob("*.json")))
     for _ in range(count):
         shutil.rmtree(bench.folder / "studies", ignore_errors=True)
         processes = rng.randint(2, 4)
@@ -219,7 +219,7 @@ def at_once_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[
 
 def full_disk_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Train and search on disks of a few sizes; a refusal is one line with exit code 4."""
-    plan = str(next((bench.folder / "plans").glob("*.json")).resolve())
+    plan = str(next((bench.folder / "plans").rglob("*.json")).resolve())
     sizes = [rng.randint(64, 3000) for _ in range(count)]
     for kibibytes in sizes:
         with small_disk(bench.folder / "disk", kibibytes) as disk:

@@ -18,11 +18,12 @@ from planner.plan import Accuracy, read_plan, write_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
 from planner.recommendation.choose import choose
 from planner.recommendation.data_facts import DataFacts, data_facts
+from planner.recommendation.image_size import default_image_size, image_size_notes
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.pipeline import recommend
 from planner.recommendation.ranking import Question
 from planner.recommendation.real_runs import validate_plan
-from planner.recommendation.request import Request, study_name
+from planner.recommendation.request import Request, question_folder, study_name
 from planner.scoring.netscore import compute_scores
 from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
@@ -374,6 +375,25 @@ def test_unequal_classes_count_as_fewer_images(tmp_path: Path) -> None:
     assert replace(asked, images_per_class=(60, 30)).balanced_images == 80
     assert replace(asked, images_per_class=(40, 40)).balanced_images == 80
     assert asked.balanced_images == asked.train_images
+
+
+def test_plans_lie_in_a_folder_of_their_question(tmp_path: Path) -> None:
+    assert question_folder("vit_s", "some/photos", 2 * 10**9) == "vit_s-photos-2000MB"
+    for data in ("..", "/", "cifar10-c:fog:2"):
+        name = question_folder("hf-hub:a/b", data, 10**9)
+        assert name == Path(name).name
+        assert not name.startswith((".", "-"))
+
+
+def test_dinov2_is_fine_tuned_at_224_and_the_answer_says_so() -> None:
+    assert default_image_size("vit_small_patch14_dinov2") == 224
+    assert default_image_size("vit_small_patch16_224") == 224
+    assert default_image_size("vit_base_patch16_384") == 384
+    patches = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(14, 14)))
+    said = image_size_notes("vit_small_patch14_dinov2", 224, is_default=True, built=patches)
+    assert "518 px" in " ".join(said)
+    odd = image_size_notes("vit_small_patch14_dinov2", 230, is_default=False, built=patches)
+    assert "224 or 238 px" in " ".join(odd)
 
 
 def test_a_studys_name_is_a_file_name() -> None:
