@@ -83,6 +83,10 @@ class Memory:
         reserved_bytes: value of ``max_memory_reserved()``; None on a CPU.
         device_bytes: reserved bytes plus the CUDA context, which a budget is compared with. On a
             CPU nothing is reserved, so this is the peak.
+        needed_bytes: device bytes with which the step runs, which a budget is compared with: no
+            workspace for convolutions. None on a CPU and where it was not computed.
+        comfortable_bytes: device bytes with the workspaces that cuDNN may take for convolutions;
+            None where they are not known.
         at_peak: live bytes by owner at the moment of the peak.
         max_by_group: highest live bytes of each owner over the step, each at its own moment.
     """
@@ -90,6 +94,8 @@ class Memory:
     peak_bytes: ByteCount
     reserved_bytes: ByteCount | None = None
     device_bytes: ByteCount | None = None
+    needed_bytes: ByteCount | None = None
+    comfortable_bytes: ByteCount | None = None
     at_peak: OwnerBytes | None = None
     max_by_group: OwnerBytes | None = None
 

@@ -16,6 +16,7 @@ from profiler.devices.table import (
 from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
+from profiler.prediction.convolution_workspaces import comfortable_workspace_bytes
 from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.unit_spans import first_spans
@@ -136,18 +137,37 @@ def cuda_memory(
     workspaces = workspaces_of(device)
     context = cuda_context(device)
     notes.append(f"CUDA context {'assumed' if context.is_assumed else 'measured'}")
+    workspaces_of_convolutions = comfortable_workspace_bytes(log)
     if any("convolution" in name for name in log.operation_names):
-        notes.append("cuDNN picks convolution workspaces at run time; they are not included")
+        notes.append(_convolution_note(workspaces_of_convolutions))
     allocator = CachingAllocator(settings)
     log = run_steps(allocator, log, steps=3, workspaces=workspaces)
     workspace = sum(workspaces)
+    needed = allocator.peak_reserved_bytes + context.nbytes
+    comfortable = None
+    if workspaces_of_convolutions is not None:
+        comfortable = needed + workspaces_of_convolutions
     at_peak, highest = log.owners_at(log.peak_tick), log.max_by_owner()
     return Memory(
         peak_bytes=log.peak_bytes + workspace,
         reserved_bytes=allocator.peak_reserved_bytes,
-        device_bytes=allocator.peak_reserved_bytes + context.nbytes,
+        device_bytes=needed,
+        needed_bytes=needed,
+        comfortable_bytes=comfortable,
         at_peak=_with_temporary(at_peak, workspace),
         max_by_group=_with_temporary(highest, workspace),
+    )
+
+
+def _convolution_note(workspace_bytes: int | None) -> str:
+    """Return the remark on the workspaces of convolutions."""
+    known = "not known in 16 bits"
+    if workspace_bytes is not None:
+        known = f"up to {format_bytes(workspace_bytes)} (fitted on others' runs)"
+    return (
+        "cuDNN picks convolution workspaces at run time; they are not included, and a budget is "
+        f"compared with the bytes without them: {known}. Without memory for one, PyTorch takes a "
+        "slower algorithm"
     )
 
 

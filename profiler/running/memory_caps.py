@@ -28,6 +28,8 @@ def use_planned_configuration() -> None:
     import torch
 
     configure(os.environ)
+    # The planned workspaces are those of cuDNN's own choice; its benchmark tries larger ones.
+    torch.backends.cudnn.benchmark = False
     if torch.cuda.is_initialized():
         torch.cuda.memory._set_allocator_settings(configuration())
 
