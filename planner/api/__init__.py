@@ -13,12 +13,14 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     rehearse_function     rehearse
     trained_functions     evaluate, classify
     estimate_function     estimate
+    check_function        check
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
     training_free_functions  features, training_free
     arguments             plain arguments to workloads, candidates and sizes
 """
 
 from planner.api.arguments import WorkloadOptions
+from planner.api.check_function import check
 from planner.api.estimate_function import estimate
 from planner.api.own_loop_functions import (
     export_plan,
@@ -50,6 +52,7 @@ __all__ = [
     "UnitProfile",
     "WorkloadOptions",
     "apply_plan",
+    "check",
     "check_fits",
     "classify",
     "draw_timeline",

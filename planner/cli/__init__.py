@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import click
 
+from planner.cli.check_command import check
 from planner.cli.command_group import EPILOG, CommandGroup
 from planner.cli.doctor_command import doctor
 from planner.cli.export_command import export
@@ -40,8 +41,8 @@ def cli() -> None:
 
 
 for command in (
-    recommend, predict, measure, profile, validate, rehearse, train, evaluate, classify, show,
-    export, report, score, models, methods, devices, dashboard, doctor, features, training_free,
+    recommend, predict, measure, profile, validate, rehearse, check, train, evaluate, classify,
+    show, export, report, score, models, methods, devices, dashboard, doctor, features, training_free,
     serve,
 ):  # fmt: skip
     cli.add_command(command)

@@ -18,7 +18,7 @@ from planner.plan import read_plan
 from profiler.records import OWNERS
 
 COMMANDS = (
-    "recommend", "predict", "measure", "validate", "rehearse", "profile", "train",
+    "recommend", "predict", "measure", "validate", "rehearse", "check", "profile", "train",
     "evaluate", "classify", "score", "show", "models", "methods", "devices", "dashboard",
 )  # fmt: skip
 SMALL = ("--model", "test_vit", "--image-size", "32", "--num-classes", "10", "--batch-size", "2")

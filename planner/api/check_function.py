@@ -1,0 +1,89 @@
+"""The function behind ``budgetplan check``: whether a plan holds under the installed versions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.api.plan_functions import load_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from planner.plan import Plan
+    from profiler.errors import InfeasibleError
+
+CHECK_SCHEMA = "budgetplan.check/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCheck:
+    """A plan, replayed anew under the installed versions.
+
+    Attributes:
+        budget_bytes: device bytes of the plan's budget.
+        planned_bytes: device bytes that the plan predicts.
+        needed_bytes: device bytes that are predicted now.
+        changed_versions: package to its version in the plan and the installed one, where the two
+            differ.
+    """
+
+    budget_bytes: int
+    planned_bytes: int
+    needed_bytes: int
+    changed_versions: Mapping[str, tuple[str, str]]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the plan still fits its budget."""
+        return self.needed_bytes <= self.budget_bytes
+
+    def excess(self) -> InfeasibleError | None:
+        """Return the error of a plan that no longer fits."""
+        from profiler.errors import InfeasibleError
+        from profiler.units import DeviceBytes
+
+        if self.holds:
+            return None
+        return InfeasibleError(
+            budget_bytes=DeviceBytes(self.budget_bytes),
+            smallest_bytes=DeviceBytes(self.needed_bytes),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"schema": CHECK_SCHEMA, "holds": self.holds, **asdict(self)}
+
+
+def check(plan: Plan | str | Path) -> PlanCheck:
+    """Replay a plan under the installed versions and compare it with its budget.
+
+    Args:
+        plan: plan, or the path of a plan file.
+
+    Raises:
+        InputError: the plan cannot be read, or does not fit the installed model.
+        UnknownNameError: the device table lacks the plan's device.
+    """
+    from planner.cost.budget import needed_bytes
+    from planner.plan import versions
+    from planner.training.plan_check import check_against_model
+    from profiler.devices.table import device_spec
+    from profiler.prediction.report import predict
+
+    content = load_plan(plan) if isinstance(plan, str | Path) else plan
+    device = device_spec(content.prediction.device.name)
+    check_against_model(content)
+    made_with = content.provenance.get("versions")
+    before = dict(made_with) if isinstance(made_with, dict) else {}
+    return PlanCheck(
+        budget_bytes=content.budget_bytes,
+        planned_bytes=needed_bytes(content.prediction),
+        needed_bytes=needed_bytes(predict(content.candidate, device=device)),
+        changed_versions={
+            name: (str(before[name]), installed)
+            for name, installed in versions().items()
+            if name in before and before[name] != installed
+        },
+    )

@@ -1,0 +1,38 @@
+"""The command ``check``: whether a plan holds under the installed versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner import api
+from planner.cli.options import json_option
+from planner.cli.output import print_json
+from planner.cli.plan_commands import plan_argument
+from profiler.units import format_bytes
+
+
+@click.command()
+@plan_argument
+@json_option
+def check(*, plan: Path, as_json: bool) -> None:
+    """Replay a plan under the installed versions and compare it with its budget.
+
+    Exit codes: 0 the plan holds, 3 it no longer fits, 4 it cannot be read or its model has changed.
+    """
+    found = api.check(plan)
+    error = found.excess()
+    if as_json:
+        print_json(found.to_json() | ({} if error is None else {"error": error.to_json()}))
+    else:
+        click.echo(
+            f"predicted {format_bytes(found.needed_bytes)} of {format_bytes(found.budget_bytes)}; "
+            f"the plan says {format_bytes(found.planned_bytes)}"
+        )
+        for name, (before, now) in found.changed_versions.items():
+            click.echo(f"note: made with {name} {before}, installed is {now}")
+        if error is None:
+            click.echo("the plan holds")
+    if error is not None:
+        raise error

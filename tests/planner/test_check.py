@@ -1,0 +1,51 @@
+"""The check of a plan under the installed versions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from planner.cli import cli
+from planner.plan import Accuracy, Plan, write_plan
+from profiler.devices.table import lookup
+from profiler.prediction.report import predict
+from profiler.workload import Candidate, Workload
+
+
+def a_plan() -> Plan:
+    candidate = Candidate(
+        workload=Workload(model="test_vit", num_classes=10, micro_batch=2, image_size=32)
+    )
+    prediction = predict(candidate, device=lookup("rtx-3060"))
+    assert prediction.memory.device_bytes is not None
+    return Plan(
+        candidate=candidate,
+        prediction=prediction,
+        accuracy=Accuracy(value=None, source="not run", kind="none"),
+        budget_bytes=prediction.memory.device_bytes,
+        provenance={"versions": {"torch": "1.0", "timm": "not compared"}},
+    )
+
+
+def run(path: Path) -> tuple[int, dict[str, object]]:
+    done = CliRunner().invoke(cli, ["check", str(path), "--json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_a_plan_holds_as_long_as_its_replay_fits(tmp_path: Path) -> None:
+    plan, path = a_plan(), tmp_path / "plan.json"
+    write_plan(plan, path)
+    code, found = run(path)
+    assert (code, found["holds"]) == (0, True)
+    assert found["needed_bytes"] == found["planned_bytes"] == plan.budget_bytes
+    changed = found["changed_versions"]
+    assert isinstance(changed, dict)
+    assert changed["torch"][0] == "1.0"
+    write_plan(replace(plan, budget_bytes=plan.budget_bytes - 1), path)
+    code, found = run(path)
+    assert (code, found["holds"]) == (3, False)
+    path.write_text("{")
+    assert run(path)[0] == 4
