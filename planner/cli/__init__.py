@@ -42,8 +42,8 @@ def cli() -> None:
 
 for command in (
     recommend, predict, measure, profile, validate, rehearse, check, train, evaluate, classify,
-    show, export, report, score, models, methods, devices, dashboard, doctor, features, training_free,
-    serve,
+    show, export, report, score, models, methods, devices, dashboard, doctor, features,
+    training_free, serve,
 ):  # fmt: skip
     cli.add_command(command)
 
