@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from planner.disk.free_space import check_folder
 from planner.plan import versions
+from profiler.devices.cuda_properties import has_kernels_for
 from profiler.devices.nvml import detect_gpu, why_no_gpu
 from profiler.errors import InputError, printable_line
 from profiler.models.silent_log import silent_log
@@ -29,10 +30,21 @@ State = Literal["ok", "absent", "fault"]
 OPTIONAL_PACKAGES = {
     "matplotlib": ("plot", "draw a step as a PNG"),
     "transformers": ("hf", "train plans with transformers' Trainer"),
+    "accelerate": ("hf", "train plans with transformers' Trainer"),
     "lightning": ("lightning", "train plans with Lightning"),
+    "jsonargparse": ("lightning", "train plans with Lightning"),
+    "open-clip-torch": ("training-free", "list models that need no training"),
+    "fastapi": ("service", "serve questions over HTTP"),
+    "uvicorn": ("service", "serve questions over HTTP"),
     "animal-mnist": ("animals", "use --data animals"),
 }
 """Package to the extra that installs it, and the purpose."""
+
+COMPILERS = {
+    "run Vim and MambaVision faster on the CPU": os.environ.get("CC") or "cc",
+    "rehearse plans on an emulated GPU": "gcc",
+    "rehearse plans on an emulated GPU (binutils)": "nm",
+}
 
 WANTED_BYTES = 10 * GIB
 """Free space for pretrained weights, a study and a few trainings."""
@@ -134,47 +146,27 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _architecture(name: str, capability: tuple[int, int], built_for: list[str]) -> Finding:
-    """Return whether a build of PyTorch has kernels for a GPU.
-
-    Args:
-        name: name of the GPU.
-        capability: compute capability of the GPU.
-        built_for: architectures of the build, such as ``sm_86`` and ``compute_90``. A kernel of the
-            same major version and a lower minor one runs too; ``compute`` is compiled at run time
-            for any later GPU.
-    """
-    major, minor = capability
-    for each in built_for:
-        kind, _, digits = each.partition("_")
-        digits = digits.rstrip("af")
-        if not digits.isdigit():
-            continue
-        built = int(digits[:-1]), int(digits[-1])
-        same_kernels = kind == "sm" and built[0] == major and built[1] <= minor
-        if same_kernels or (kind == "compute" and built <= capability):
-            return Finding(
-                name="GPU", state="ok", found=f"{name}, compute capability {major}.{minor}"
-            )
+    """Return whether this PyTorch has kernels for a GPU."""
+    number = f"{capability[0]}.{capability[1]}"
+    if has_kernels_for(capability, built_for):
+        return Finding(name="GPU", state="ok", found=f"{name}, compute capability {number}")
     return Finding(
         name="GPU",
         state="fault",
-        found=f"{name} has compute capability {major}.{minor}; this PyTorch is built for "
+        found=f"{name} has compute capability {number}; this PyTorch is built for "
         f"{', '.join(built_for)}",
         advice="install a PyTorch that is built for this GPU",
     )
 
 
 def _compiler() -> Iterator[Finding]:
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        yield Finding(
-            name="C compiler",
-            state="absent",
-            found="none",
-            advice="install gcc: Vim and MambaVision then run faster on the CPU",
-        )
-    else:
-        yield Finding(name="C compiler", state="ok", found=compiler)
+    for purpose, command in COMPILERS.items():
+        program = shutil.which(command.split()[0])
+        if program is not None:
+            yield Finding(name=command, state="ok", found=program)
+        else:
+            advice = f"install a C compiler to {purpose}"
+            yield Finding(name=command, state="absent", found="none", advice=advice)
 
 
 def _disk() -> Iterator[Finding]:

@@ -26,10 +26,10 @@ def load_backbone(
     Args:
         plan: plan, or the path of a plan file.
         weights: file of weights; None for timm's pretrained weights.
-        pretrained: try to load timm's pretrained weights; without them the values are random.
+        pretrained: load timm's pretrained weights; False for random values.
 
     Raises:
-        InputError: the file cannot be read, or holds weights of another model.
+        InputError: the weights cannot be loaded, or are those of another model.
     """
     from planner.training.own_loop import load_backbone as load
 

@@ -14,11 +14,14 @@ from profiler.errors import DeviceError
 def doctor(*, as_json: bool) -> None:
     """Examine this machine: packages, GPU, compiler, disk, cache, hub. Exit code 5 for a fault."""
     from planner.cli.table_layout import Column, show_table
-    from planner.doctor import examine, findings_to_json, has_fault
+    from planner.doctor import examine, findings_to_json
 
     findings = examine()
+    faults = [finding.name for finding in findings if finding.state == "fault"]
+    error = DeviceError(f"this machine has a fault: {', '.join(faults)}") if faults else None
     if as_json:
-        print_json(findings_to_json(findings))
+        failed = {} if error is None else {"error": error.to_json()}
+        print_json(findings_to_json(findings) | failed)
     else:
         columns = [
             Column(header="part", cells=[f.name for f in findings], justify="left"),
@@ -31,6 +34,5 @@ def doctor(*, as_json: bool) -> None:
             ),
         ]
         show_table(columns, console())
-    if has_fault(findings):
-        names = [finding.name for finding in findings if finding.state == "fault"]
-        raise DeviceError(f"this machine has a fault: {', '.join(names)}")
+    if error is not None:
+        raise error

@@ -33,7 +33,8 @@ class BudgetWatch:
     def __init__(self, plan: Plan, read_peaks: Callable[[], Peaks] | None = None) -> None:
         self._plan, self._read = plan, read_peaks
         self._steps = 0
-        self._began = 0.0
+        self._seconds = 0.0
+        self._step_began: float | None = None
         self._has_warned = False
 
     def start(self, *, on_cuda: bool) -> None:
@@ -43,11 +44,19 @@ class BudgetWatch:
 
             cap_to_budget(self._plan)
             self._read = _cuda_peaks_from_now()
-        self._began = time.perf_counter()
+        self._steps, self._seconds, self._step_began = 0, 0.0, None
+
+    def before_step(self) -> None:
+        """Note the beginning of an optimizer step; later calls before its end are ignored."""
+        if self._step_began is None:
+            self._step_began = time.perf_counter()
 
     def after_step(self) -> None:
         """Count an optimizer step; warn once if the memory comes near the budget."""
         self._steps += 1
+        if self._step_began is not None:
+            self._seconds += time.perf_counter() - self._step_began
+            self._step_began = None
         if self._read is None or self._has_warned:
             return
         needed = self._device_bytes(self._read()[1])
@@ -64,7 +73,7 @@ class BudgetWatch:
     def record(self) -> dict[str, Any]:
         """Return measured bytes and seconds; null where nothing was read."""
         peaks = (None, None) if self._read is None else self._read()
-        seconds = (time.perf_counter() - self._began) / self._steps if self._steps else None
+        seconds = self._seconds / self._steps if self._steps else None
         return {
             "steps": self._steps,
             "seconds_per_step": seconds,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 
 from planner.export.budget_watch import BudgetWatch
@@ -77,6 +77,15 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers has no types t
         self.plan, self._new_classifier = plan, new_classifier
         self.add_callback(BudgetCallback(plan))
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the loader of an evaluation; unlike in training, the last batch is kept."""
+        images = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(images, batch_size=self.args.eval_batch_size)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Return the loader of a test."""
+        return self.get_eval_dataloader(test_dataset)
+
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """Make the optimizer of the plan's recipe, once."""
         if self.optimizer is None:
@@ -116,6 +125,10 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Set the cap."""
         self._watch.start(on_cuda=args.device.type == "cuda")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the beginning of a step."""
+        self._watch.before_step()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Run the method's hook while the gradients are there."""

@@ -68,10 +68,13 @@ class PlanModule(lightning.LightningModule):  # type: ignore[misc]  # no types t
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Log the share of the selection images that are classified correctly."""
+        """Log the share of the held-out images that are classified correctly.
+
+        They are the selection images, or the test images if the recipe selects no epoch.
+        """
         images, labels = batch
         right = (self(images).argmax(-1) == labels).float().mean()
-        self.log("selection_accuracy", right, prog_bar=True, batch_size=len(labels))
+        self.log("held_out_accuracy", right, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer and the schedule of the plan's recipe."""
@@ -145,6 +148,12 @@ class BudgetCallback(Callback):  # type: ignore[misc]
         """Set the cap."""
         self._steps = trainer.global_step
         self._watch.start(on_cuda=pl_module.device.type == "cuda")
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the beginning of a step at its first micro-batch."""
+        self._watch.before_step()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

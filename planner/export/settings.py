@@ -63,7 +63,7 @@ def lightning_config(plan: Plan) -> dict[str, Any]:
             {
                 "class_path": "lightning.pytorch.callbacks.EarlyStopping",
                 "init_args": {
-                    "monitor": "selection_accuracy",
+                    "monitor": "held_out_accuracy",
                     "mode": "max",
                     "patience": recipe.patience_epochs,
                 },
@@ -73,7 +73,7 @@ def lightning_config(plan: Plan) -> dict[str, Any]:
         callbacks.append(
             {
                 "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"monitor": "selection_accuracy", "mode": "max"},
+                "init_args": {"monitor": "held_out_accuracy", "mode": "max"},
             }
         )
     return {
@@ -83,6 +83,7 @@ def lightning_config(plan: Plan) -> dict[str, Any]:
             "accumulate_grad_batches": workload.accumulation,
             "precision": PRECISIONS_OF_LIGHTNING[workload.precision],
             "gradient_clip_val": workload.grad_clip,
+            "devices": 1,  # several would multiply the batch
             "num_sanity_val_steps": 0,
             "callbacks": callbacks,
         },

@@ -28,6 +28,7 @@ from planner.export.settings import (
 from planner.json_files import json_bytes
 from planner.plan import Plan
 from profiler.errors import InputError, UnknownNameError, UsageError
+from profiler.models import backbones
 
 TIMM_COMMIT = "2aabaef0"
 """Commit of github.com/huggingface/pytorch-image-models whose train.py has these options."""
@@ -111,6 +112,7 @@ def _hf(plan: Plan) -> Export:
         command="python train.py",
         differences=(
             *_patience(plan),
+            *_balance(plan),
             "the order of images is the Trainer's",
             "the last, incomplete group of micro-batches of an epoch is trained on too",
         ),
@@ -133,9 +135,15 @@ def _lightning(plan: Plan) -> Export:
 
 def _timm(plan: Plan) -> Export:
     workload, recipe = plan.candidate.workload, plan.require_recipe()
+    if backbones.is_own_model(workload.model):
+        raise UsageError(f"timm has no {workload.model}; export the plan with --to script")
     arguments = timm_arguments(plan)
+    is_native = workload.image_size == backbones.native_image_size(workload.model)
+    if not is_native and backbones.has_fixed_image_size(workload.model):
+        arguments.append(f"--model-kwargs=img_size={workload.image_size}")
     differences = [
         "augmentation and the order of images are those of timm",
+        "the folder needs train/ and validation/: without them timm validates on training images",
         "memory is not capped at the budget",
     ]
     if recipe.warm_up_steps:
@@ -151,7 +159,7 @@ def _timm(plan: Plan) -> Export:
             f"the placement {plan.candidate.policy.display_name!r} is left out: timm recomputes "
             "all blocks (--grad-checkpointing) or none; more memory is needed than planned"
         )
-    differences += _patience(plan)
+    differences += [*_patience(plan), *_balance(plan)]
     return Export(
         target="timm",
         files={"timm_arguments.txt": "".join(f"{a}\n" for a in arguments).encode()},
@@ -176,6 +184,11 @@ def _peft(plan: Plan) -> Export:
     differences = [
         "batch, precision, optimizer, recipe and placement are not part of the file",
     ]
+    if workload.method == "adalora":
+        differences.append(
+            "total_step, tinit and tfinal are those of arXiv 2607.02158; set them to your number "
+            "of steps, or the ranks are not reduced"
+        )
     if workload.method == "qlora":
         differences.append("the backbone has to be quantised to 4 bits first")
     return Export(
@@ -201,6 +214,12 @@ def _program(name: str) -> bytes:
 
 def _plan_file(plan: Plan) -> dict[str, bytes]:
     return {"plan.json": json_bytes(plan.to_json())}
+
+
+def _balance(plan: Plan) -> tuple[str, ...]:
+    if not plan.require_recipe().balance:
+        return ()
+    return ("classes are not drawn equally often",)
 
 
 def _patience(plan: Plan) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from planner.training.loop import LoopImages
 from planner.training.parameter_groups import parameter_groups
 from planner.training.plan_check import load_data_for
 from planner.training.zero_classifier import zero_classifier
-from profiler.errors import UsageError
+from profiler.errors import InputError, UsageError
 from profiler.models.backbones import WeightSource
 from profiler.models.build import load_backbone as build_backbone
 from profiler.models.methods import get_method
@@ -127,16 +127,22 @@ def load_backbone(
     Args:
         plan: the plan.
         weights: file of weights; None for timm's pretrained weights.
-        pretrained: try to load timm's pretrained weights. Without them the values are random, and
-            the plan's recipe is not meant for these.
+        pretrained: load timm's pretrained weights. False for random values, which the plan's recipe
+            may not be meant for.
 
     Raises:
-        InputError: the file cannot be read, or holds weights of another model.
+        InputError: the weights cannot be loaded, or are those of another model.
     """
     place = None if weights is None else Path(weights)
     model, source, is_new = build_backbone(
         plan.candidate.workload, weights=place, pretrained=pretrained
     )
+    wants_pretrained = plan.recipe is not None and plan.recipe.weights == "pretrained"
+    if source.kind == "random" and wants_pretrained and (pretrained or place is not None):
+        raise InputError(
+            f"the plan is for pretrained weights, which cannot be loaded ({source.detail}); give a "
+            "file of weights, or ask for random ones by pretrained=False"
+        )
     return LoadedBackbone(model=model, weights=source, has_new_classifier=is_new)
 
 

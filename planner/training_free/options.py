@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from planner.parallel import map_forked
 from profiler.arrays import Ints
+from profiler.device_rules.caching_allocator import configuration
 from profiler.models.frozen.catalogue import FrozenKind, FrozenModel, frozen_models
 from profiler.store import Store
 
@@ -167,4 +169,13 @@ class _InferenceMemories:
 
     def _key(self, model: FrozenModel, batch: int) -> tuple[object, ...]:
         device = (self._device.name, self._device.compute_capability, self._device.sm_count)
-        return ("inference", asdict(model), batch, CLASSES, self.dtype, *device)
+        libraries = [_version_of(name) for name in ("transformers", "open_clip_torch")]
+        load = (asdict(model), batch, CLASSES, self.dtype)
+        return ("inference", *load, *device, configuration(), *libraries)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

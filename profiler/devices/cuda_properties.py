@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,3 +73,26 @@ def cuda_properties(cuda_index: int) -> CudaProperties | None:
         return read_record(CudaProperties, found, part="PyTorch's properties of the GPU")
     except (OSError, subprocess.SubprocessError, ValueError, IndexError, BudgetplanError):
         return None
+
+
+def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Return whether a build of PyTorch has kernels for a GPU.
+
+    Kernels of compute capability X.Y run on X.Z with Z >= Y; PTX of X.Y is compiled at run time for
+    any later GPU (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
+
+    Args:
+        capability: compute capability of the GPU.
+        built_for: architectures of the build, such as ``sm_86`` and ``compute_90``.
+    """
+    for each in built_for:
+        kind, _, digits = each.partition("_")
+        digits = digits.rstrip("af")
+        if not digits.isdigit():
+            continue
+        built = int(digits[:-1]), int(digits[-1])
+        if kind == "compute" and built <= capability:
+            return True
+        if kind == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
+            return True
+    return False

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
+# With several GPUs the Trainer would multiply the plan's batch by their number.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
+import torch
 from transformers import TrainingArguments
 
 from planner import apply_plan, load_backbone, load_images, load_plan
@@ -31,6 +36,11 @@ def main() -> None:
     options = json.loads((HERE / "training_arguments.json").read_text(encoding="utf-8"))
     if given.steps is not None:
         options["max_steps"] = given.steps
+    if not torch.cuda.is_available():
+        options["use_cpu"] = True
+        if options["fp16"]:
+            print("fp16 needs a GPU: this trains in fp32")
+            options["fp16"] = False
     arguments = TrainingArguments(**options)
     images = load_images(plan, given.data)
     loaded = load_backbone(plan, weights=given.weights, pretrained=not given.no_pretrained)

@@ -17,6 +17,7 @@ from planner import apply_plan, load_backbone, load_images, load_plan, optimizer
 from planner.plan import Plan
 from planner.training.images.batches import batch_loader
 from planner.training.own_loop import after_optimizer_step
+from planner.training.training_device import cap_to_budget
 
 Batch = tuple[Tensor, Tensor]
 
@@ -99,6 +100,8 @@ def main() -> None:
     plan = load_plan(Path(__file__).with_name("plan.json"))
     workload, recipe = plan.candidate.workload, plan.require_recipe()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        cap_to_budget(plan)
     torch.manual_seed(0)
     images = load_images(plan, given.data)
     loaded = load_backbone(plan, weights=given.weights, pretrained=not given.no_pretrained)
@@ -106,7 +109,7 @@ def main() -> None:
     model = apply_plan(loaded.model.to(device), plan).train()
     epochs, steps = given.epochs or recipe.epochs, images.steps_per_epoch(workload)
     loop = Loop(plan, model, total_steps=epochs * steps, new_classifier=loaded.has_new_classifier)
-    best = 0.0
+    best = -1.0
     for epoch in range(epochs):
         batches = iter(
             batch_loader(
@@ -126,10 +129,15 @@ def main() -> None:
         )  # fmt: skip
         print(f"epoch {epoch + 1}: loss {sum(losses) / steps:.4f}, "
               f"{100 * accuracy:.1f} % of the {images.monitor_part} images right")  # fmt: skip
-        if accuracy >= best or not recipe.selects_epoch:
+        if accuracy > best or not recipe.selects_epoch:
             best = accuracy
             torch.save(model.state_dict(), given.out)
     print(f"saved in {given.out}")
+    model.load_state_dict(torch.load(given.out, weights_only=True))
+    test = batch_loader(
+        images.test, batch_size=workload.micro_batch, shuffle=False, seed=0, drop_last=False
+    )
+    print(f"{100 * loop.accuracy(iter(test)):.2f} % of the test images right")
 
 
 if __name__ == "__main__":

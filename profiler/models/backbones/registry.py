@@ -113,6 +113,14 @@ def native_image_size(name: str) -> int:
     return int(config.input_size[-1]) if config is not None else IMAGE_SIZE
 
 
+def has_fixed_image_size(name: str) -> bool:
+    """Return whether timm builds the backbone for one image size, which ``img_size`` changes."""
+    import timm
+
+    config = timm.get_pretrained_cfg(resolve(name), allow_unregistered=True)
+    return config is not None and bool(config.fixed_input_size)
+
+
 def build(
     name: str,
     *,

@@ -134,6 +134,10 @@ def test_the_trainer_trains_alike(reference: dict[str, Any], tmp_path: Path) -> 
     trainer.train()
     check(reference, model, of_steps(micro_losses))
     assert '"steps": 3' in (tmp_path / "budget.json").read_text()
+    # an evaluation drops no image, also with fewer than one micro-batch
+    for count in (3, 6):
+        few = [{"labels": label} for label in reference["labels"][:count]]
+        assert sum(len(batch["labels"]) for batch in trainer.get_eval_dataloader(few)) == count
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers and of a missing logger

@@ -94,6 +94,29 @@ def test_timms_arguments_hold_the_plans_values() -> None:
     assert any("placement" in text for text in export_plan(partly, "timm").differences)
 
 
+def test_timm_gets_the_image_size_where_it_matters_and_its_own_backbones_only() -> None:
+    def arguments(**changes: object) -> list[str]:
+        shown = export_plan(plan_of("full", **changes), "timm").files["timm_arguments.txt"]
+        return shown.decode().split()
+
+    assert "--model-kwargs=img_size=96" in arguments(image_size=96)
+    assert not any("model-kwargs" in each for each in arguments(image_size=160))
+    assert not any("model-kwargs" in each for each in arguments(model="test_resnet", image_size=96))
+    with pytest.raises(UsageError, match="timm has no"):
+        arguments(model="vim_tiny_patch16_224", image_size=32)
+
+
+def test_weights_that_cannot_be_loaded_end_a_plan_for_pretrained_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from planner.training.own_loop import load_backbone
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="the plan is for pretrained weights"):
+        load_backbone(plan_of())
+    assert load_backbone(plan_of(), pretrained=False).weights.kind == "random"
+
+
 def test_timm_trains_all_weights_only() -> None:
     with pytest.raises(UsageError, match="the plan's method is lora"):
         timm_arguments(plan_of())
