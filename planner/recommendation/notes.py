@@ -19,6 +19,9 @@ from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
 from profiler.units import format_bytes
 
+EVEN_SHARE = 0.8
+"""Share of balanced images from which classes count as about equally frequent."""
+
 _SHOWN_FAILURES = 3
 """Reasons of failed trials that are shown, the most frequent first."""
 
@@ -37,6 +40,7 @@ def answer_notes(
     predicted = [note for candidate in candidates for note in candidate.prediction.notes]
     return (
         *(() if request.source is None else (str(request.source),)),
+        *_imbalance_notes(request),
         *_device_notes(request),
         *_search_notes(found),
         *_left_out_notes(request.left_out),
@@ -45,6 +49,15 @@ def answer_notes(
         *_run_notes(request, ran),
         *dict.fromkeys(predicted),
     )
+
+
+def _imbalance_notes(request: Request) -> Iterator[str]:
+    counts = request.images_per_class
+    if counts and request.balanced_images < EVEN_SHARE * sum(counts):
+        yield (
+            f"classes have {min(counts)} to {max(counts)} training images: the choice of a method "
+            f"counts them as {request.balanced_images} images of a balanced data set"
+        )
 
 
 def _device_notes(request: Request) -> Iterator[str]:

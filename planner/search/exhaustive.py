@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from planner.search.evaluation import PointEvaluator
@@ -68,17 +69,22 @@ def evaluate_all(
     """
     space = evaluator.problem.space
     assignments = list(space.assignments())
-    results, failures, began = list[TrialResult](), list[str](), time.process_time()
+    results, failures, seconds = list[TrialResult](), list[str](), list[float]()
     for done, assignment in enumerate(assignments, start=1):
+        began = time.process_time()
         try:
             results.append(evaluator.evaluate(space.point(assignment), assignment))
         except InfeasibleError:
             raise
         except BudgetplanError as error:
             failures.append(str(error))
-        if done % _POINTS_PER_REPORT == 0 or done == len(assignments):
-            on_trial(done, len(assignments))
-        expected = (time.process_time() - began) / done * len(assignments)
+        seconds.append(time.process_time() - began)
+        if done % _POINTS_PER_REPORT and done < len(assignments):
+            continue
+        on_trial(done, len(assignments))
+        # The first point of a family profiles it, which the median leaves out: the sampler would
+        # profile it as well.
+        expected = median(seconds) * len(assignments)
         if done >= _POINTS_BEFORE_ESTIMATE and expected > EXHAUSTIVE_SECONDS:
             return None
     return ExhaustiveResults(results=tuple(results), failures=tuple(failures))

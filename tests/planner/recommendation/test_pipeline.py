@@ -374,6 +374,11 @@ def test_unequal_classes_count_as_fewer_images(tmp_path: Path) -> None:
     asked = request(tmp_path)
     assert replace(asked, images_per_class=(60, 30)).balanced_images == 80
     assert replace(asked, images_per_class=(40, 40)).balanced_images == 80
+    found = SimpleNamespace(stopped=None, cost_unit="joules", failures=())
+    notes = answer_notes(replace(asked, images_per_class=(900, 30)), found, [])
+    assert any("30 to 900 training images" in note for note in notes)
+    even = answer_notes(replace(asked, images_per_class=(500, 505)), found, [])
+    assert not any("training images:" in note for note in even)
     assert asked.balanced_images == asked.train_images
 
 
