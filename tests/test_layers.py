@@ -197,6 +197,7 @@ SAME_MEANING = {
     "check",
     "classify",
     "evaluate",
+    "explain",
     "export_plan",
     "load_backbone",
     "load_images",

@@ -12,6 +12,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     plan_functions        load_plan, validate, train, apply_plan, load_trained
     rehearse_function     rehearse
     trained_functions     evaluate, classify
+    explain_function      explain
     estimate_function     estimate
     check_function        check
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
@@ -22,6 +23,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
 from planner.api.arguments import WorkloadOptions
 from planner.api.check_function import check
 from planner.api.estimate_function import estimate
+from planner.api.explain_function import explain
 from planner.api.own_loop_functions import (
     export_plan,
     load_backbone,
@@ -58,6 +60,7 @@ __all__ = [
     "draw_timeline",
     "estimate",
     "evaluate",
+    "explain",
     "export_plan",
     "features",
     "load_backbone",

@@ -14,6 +14,7 @@ import click
 from planner.cli.check_command import check
 from planner.cli.command_group import EPILOG, CommandGroup
 from planner.cli.doctor_command import doctor
+from planner.cli.explain_command import explain
 from planner.cli.export_command import export
 from planner.cli.list_commands import devices, methods, models
 from planner.cli.plan_commands import show, train, validate
@@ -43,7 +44,7 @@ def cli() -> None:
 for command in (
     recommend, predict, measure, profile, validate, rehearse, check, train, evaluate, classify,
     show, export, report, score, models, methods, devices, dashboard, doctor, features,
-    training_free, serve,
+    training_free, serve, explain,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -210,7 +210,7 @@ def _labelled(label: str, text: str, *, width: int, most: int) -> list[str]:
 def _alternative_lines(answer: Recommendation, width: int, *, most: int) -> list[str]:
     """Return a table of the named rows beside the recommended one, then those that do not fit.
 
-    Several names of one row are joined. Columns that do not fit the width are left out, those on
+    The names of the same row are joined. Columns that do not fit the width are left out, those on
     the right first.
     """
     named: dict[int, list[str]] = {}

@@ -95,12 +95,12 @@ def open_trained(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassAccuracy:
-    """Accuracy on the images of one class.
+    """Accuracy on a class.
 
     Attributes:
         name: name of the class.
         images: number of its images.
-        right: number of them that are classified right.
+        right: number of images that are classified right.
     """
 
     name: str
@@ -196,7 +196,7 @@ def _check_classes_of(images: ImageData, names: Sequence[str], folder: Path) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifiedImage:
-    """The classes of one image file.
+    """The classes of an image file.
 
     Attributes:
         file: the file.

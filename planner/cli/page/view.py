@@ -1,4 +1,4 @@
-"""The content of the page: rows of plans, the headline of one of them, notes."""
+"""The content of the page: rows of plans, the headline, notes."""
 
 from __future__ import annotations
 

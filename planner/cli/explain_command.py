@@ -1,0 +1,107 @@
+"""The command explain: the use of a plan's memory, and the effect of each choice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner import api
+from planner.cli.options import json_option, progress_option
+from planner.cli.output import console, print_json
+from planner.cli.progress import ProgressKind, progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from planner.cli.table_layout import Column
+    from planner.recommendation.explain import ExplainedRow, Explanation
+
+
+SMALLEST_SHARE = 0.005
+"""Share of the memory from which an owner is shown."""
+
+
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@progress_option
+@json_option
+def explain(plan: Path, *, progress: ProgressKind | None, as_json: bool) -> None:
+    """Explain a plan: where its memory goes, and what each choice saves and costs.
+
+    The choices are compared with full fine-tuning in fp32 with the whole batch at once; each row
+    is a replayed training step.
+    """
+    with progress_bar(progress, as_json=as_json) as notify:
+        found = api.explain(plan, on_progress=notify)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _show_explanation(found, console())
+
+
+def _show_explanation(found: Explanation, screen: Console) -> None:
+    from planner.cli.table_layout import Column, Page, tables
+    from profiler.records import OWNERS
+    from profiler.units import format_bytes_in, unit_as_asked
+
+    page, unit = Page(screen), unit_as_asked(found.budget_bytes)
+    page.heading("Memory at the peak")
+    sizes = {name: getattr(found.at_peak, name) for name in OWNERS}
+    sizes["outside of tensors"] = found.outside_bytes
+    total = sum(sizes.values())
+    shown = {name: size for name, size in sizes.items() if size / total >= SMALLEST_SHARE}
+    page.block(
+        *tables(
+            [
+                Column(header="owner", cells=list(shown), justify="left"),
+                Column(header="size", cells=[format_bytes_in(s, unit) for s in shown.values()]),
+                Column(header="share", cells=[f"{s / total:.0%}" for s in shown.values()]),
+            ],
+            keys=1,
+            width=page.width,
+        )
+    )
+    page.sentences([f"the peak is in the {found.peak_phase} of {found.peak_unit}"])
+    page.heading("From the plain default to this plan")
+    page.block(*tables(_columns(found.steps, unit, adds_up=True), keys=1, width=page.width))
+    if found.neighbours:
+        page.heading("This plan with one change")
+        last = replace(found.steps[-1], change="this plan")
+        columns = _columns([last, *found.neighbours], unit, adds_up=False)
+        page.block(*tables(columns, keys=1, width=page.width))
+
+
+def _columns(rows: Sequence[ExplainedRow], unit: str, *, adds_up: bool) -> list[Column]:
+    """Return memory and time of each row, and the difference to the row before or to the first."""
+    from planner.cli.table_layout import Column
+    from profiler.units import format_bytes_in, format_seconds
+
+    def relative(values: list[float | None]) -> list[str]:
+        cells = ["-"]
+        for i in range(1, len(values)):
+            value, before = values[i], values[i - 1 if adds_up else 0]
+            cells.append("-" if value is None or not before else f"{value / before - 1:+.0%}")
+        return cells
+
+    sizes = [None if r.need_bytes is None else float(r.need_bytes) for r in rows]
+    seconds = [r.step_seconds for r in rows]
+    return [
+        Column(header="choice", cells=[r.change for r in rows], justify="left"),
+        Column(
+            header="memory",
+            cells=["-" if s is None else format_bytes_in(s, unit) for s in sizes],
+        ),
+        Column(header="", cells=relative(sizes)),
+        Column(header="step", cells=[format_seconds(s) for s in seconds]),
+        Column(header="", cells=relative(seconds)),
+        Column(
+            header="fits",
+            cells=["yes" if r.fits else (r.reason or "no")[:40] for r in rows],
+            justify="left",
+        ),
+    ]

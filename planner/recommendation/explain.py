@@ -1,0 +1,197 @@
+"""Explains a plan: the use of its memory, the effect of each choice, and its neighbours.
+
+    steps        from the plain default (every parameter learns, fp32, AdamW, the whole batch at
+                 once, no recomputation) to the plan, one choice after the other
+    neighbours   the plan with one choice changed
+    peak         the owners of the live bytes at the peak, and the moment of the peak
+
+Every row is a replayed training step, so the numbers are exact for the planned device. The
+effect of a choice depends on the choices before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from planner.cost.budget import needed_bytes
+from planner.plan import Plan
+from profiler.devices.table import DeviceSpec
+from profiler.errors import UsageError
+from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.records import OwnerBytes, Report
+from profiler.units import DeviceBytes
+from profiler.workload import Candidate, Workload
+
+EXPLANATION_SCHEMA = "budgetplan.explanation/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedRow:
+    """A candidate with its needs.
+
+    Attributes:
+        change: the choice, such as ``precision fp32 -> fp16``.
+        need_bytes: device bytes (on a CPU, the peak); None if the candidate does not run.
+        step_seconds: time of an optimizer step; None if not known.
+        fits: whether it fits the plan's budget.
+        reason: reason why it does not run; None if it does.
+    """
+
+    change: str
+    need_bytes: DeviceBytes | None
+    step_seconds: float | None
+    fits: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The explanation of a plan.
+
+    Attributes:
+        budget_bytes: device bytes of the plan's budget.
+        steps: rows from the plain default to the plan.
+        neighbours: rows with one choice of the plan changed.
+        at_peak: live bytes at the peak by owner.
+        peak_phase: phase of the step in which the peak is.
+        peak_unit: unit at the peak.
+        outside_bytes: bytes outside of live tensors: rounding, free blocks, CUDA context.
+    """
+
+    budget_bytes: int
+    steps: tuple[ExplainedRow, ...]
+    neighbours: tuple[ExplainedRow, ...]
+    at_peak: OwnerBytes
+    peak_phase: str
+    peak_unit: str
+    outside_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``explain --json`` prints."""
+        return {"schema": EXPLANATION_SCHEMA, **asdict(self)}
+
+
+def explain_plan(
+    plan: Plan, device: DeviceSpec, *, notify: Callable[[str, float], None]
+) -> Explanation:
+    """Return the explanation of a plan.
+
+    Args:
+        plan: the plan.
+        device: device that it is for.
+        notify: called with (current replay, fraction done).
+
+    Raises:
+        InputError: the plan does not fit this installation.
+    """
+    from profiler.prediction.report import report_of
+    from profiler.prediction.timeline import Timeline
+    from profiler.replay.step_replay import replay_step
+
+    steps = list(_from_plain_default(plan.candidate))
+    near = list(_neighbours_of(plan.candidate))
+    rows: list[ExplainedRow] = []
+    for number, (change, candidate) in enumerate([*steps, *near]):
+        notify(change, number / (len(steps) + len(near) + 1))
+        rows.append(_replayed_row(change, candidate, device, plan.budget_bytes))
+    notify("the plan's peak", 0.95)
+    log = replay_step(plan.candidate, device=device)
+    report, timeline = report_of(plan.candidate, log, device=device), Timeline.of(log)
+    phase, unit = timeline.place(timeline.peak_tick)
+    at_peak = report.memory.at_peak
+    assert at_peak is not None, "a replay knows the owners"
+    return Explanation(
+        budget_bytes=plan.budget_bytes,
+        steps=tuple(rows[: len(steps)]),
+        neighbours=tuple(rows[len(steps) :]),
+        at_peak=at_peak,
+        peak_phase=phase,
+        peak_unit=unit,
+        outside_bytes=needed_bytes(report) - at_peak.total,
+    )
+
+
+def _replayed_row(
+    change: str, candidate: Candidate, device: DeviceSpec, budget: int
+) -> ExplainedRow:
+    from profiler.prediction.report import predict
+
+    try:
+        report: Report = predict(candidate, device=device)
+    except UsageError as error:
+        return ExplainedRow(
+            change=change, need_bytes=None, step_seconds=None, fits=False, reason=str(error)
+        )
+    need = needed_bytes(report)
+    return ExplainedRow(
+        change=change,
+        need_bytes=need,
+        step_seconds=report.step_seconds,
+        fits=need <= budget,
+    )
+
+
+def _from_plain_default(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
+    """Yield the plain default, then the candidate after each choice that differs from it."""
+    load = planned.workload
+    plain = load.replace(
+        method="full", rank=None, alpha=None, targets=None, dropout=0.0, precision="fp32",
+        optimizer="adamw", micro_batch=load.effective_batch, accumulation=1,
+    )  # fmt: skip
+    yield f"full, fp32, batch {load.effective_batch}, adamw", Candidate(workload=plain)
+    method = {
+        name: getattr(load, name) for name in ("method", "rank", "alpha", "targets", "dropout")
+    }
+    batch = {"micro_batch": load.micro_batch, "accumulation": load.accumulation}
+    rank = "" if load.rank is None else f" r{load.rank}"
+    for change, values in (
+        (f"method {load.method}{rank}", method),
+        (f"precision {load.precision}", {"precision": load.precision}),
+        (f"optimizer {load.optimizer}", {"optimizer": load.optimizer}),
+        (f"batch {load.micro_batch}x{load.accumulation}", batch),
+    ):
+        changed = plain.replace(**values)
+        if changed != plain:
+            yield change, Candidate(workload=changed)
+        plain = changed
+    if not planned.placement.is_none:
+        yield f"{planned.policy.display_name} checkpointing", planned
+
+
+def _neighbours_of(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
+    """Yield the plan with one choice changed, candidates with less memory before the others."""
+    load = planned.workload
+    if load.micro_batch % 2 == 0:
+        yield "half the micro-batch", replace(planned, workload=_with_batch(load, 0.5))
+    if planned.placement.is_none:
+        yield from _all_recomputed(planned)
+    else:
+        yield "without checkpointing", Candidate(workload=load)
+    if load.accumulation % 2 == 0:
+        yield "double the micro-batch", replace(planned, workload=_with_batch(load, 2))
+    if load.precision != "fp32":
+        yield "fp32", replace(planned, workload=load.replace(precision="fp32"))
+    if load.method != "full":
+        everything = load.replace(method="full", rank=None, alpha=None, targets=None, dropout=0.0)
+        yield "every parameter learns", replace(planned, workload=everything)
+
+
+def _with_batch(load: Workload, factor: float) -> Workload:
+    return load.replace(
+        micro_batch=int(load.micro_batch * factor), accumulation=int(load.accumulation / factor)
+    )
+
+
+def _all_recomputed(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
+    """Yield the plan with every unit recomputed, if the backbone has units."""
+    from profiler.models.build import build_model
+
+    units = list(build_model(planned.workload, device="meta").units)
+    if units:
+        placement = Placement(dict.fromkeys(units, Decision.RECOMPUTE))
+        yield (
+            "static checkpointing",
+            replace(planned, placement=placement, policy=PolicyChoice("static")),
+        )

@@ -1,0 +1,80 @@
+"""The explanation of a plan against predictions of the same candidates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from planner.api import explain, predict
+from planner.cli import cli
+from planner.cost.budget import needed_bytes
+from planner.plan import Accuracy, Plan, write_plan
+from planner.recommendation.explain import Explanation
+
+SMALL = {"image_size": 32, "num_classes": 10, "device": "rtx-2060-super"}
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    report = predict(
+        "test_vit", "lora", rank=4, batch_size=4, accumulate=2, precision="fp16",
+        checkpoint="static", **SMALL,
+    )  # fmt: skip
+    return Plan(
+        candidate=report.candidate,
+        prediction=report,
+        accuracy=Accuracy(value=None, source="none", kind="none"),
+        budget_bytes=10**9,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(plan: Plan) -> Explanation:
+    return explain(plan)
+
+
+def test_the_steps_lead_from_the_plain_default_to_the_plan(plan: Plan, found: Explanation) -> None:
+    changes = [row.change for row in found.steps]
+    assert changes == [
+        "full, fp32, batch 8, adamw", "method lora r4", "precision fp16", "batch 4x2",
+        "static checkpointing",
+    ]  # fmt: skip
+    plain = predict("test_vit", "full", batch_size=8, **SMALL)
+    lora = predict("test_vit", "lora", rank=4, batch_size=8, **SMALL)
+    for row, report in zip(found.steps[:2], (plain, lora), strict=True):
+        assert row.need_bytes == needed_bytes(report)
+        assert row.step_seconds == report.step_seconds
+    assert found.steps[-1].need_bytes == needed_bytes(plan.prediction)
+
+
+def test_the_parts_of_the_peak_add_up_to_the_need(plan: Plan, found: Explanation) -> None:
+    assert found.at_peak.total + found.outside_bytes == needed_bytes(plan.prediction)
+    assert found.peak_phase in {"forward", "backward", "recompute", "loss", "optimizer"}
+
+
+def test_neighbours_change_one_choice(found: Explanation) -> None:
+    rows = {row.change: row for row in found.neighbours}
+    assert {"half the micro-batch", "without checkpointing", "double the micro-batch"} <= set(rows)
+    without = predict(
+        "test_vit", "lora", rank=4, batch_size=4, accumulate=2, precision="fp16", **SMALL
+    )
+    assert rows["without checkpointing"].need_bytes == needed_bytes(without)
+    assert all(row.fits == (row.need_bytes <= 10**9) for row in rows.values())
+
+
+def test_the_command_prints_tables_and_json(
+    plan: Plan, found: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan.json"
+    write_plan(plan, path)
+    monkeypatch.setattr("planner.api.explain", lambda plan, on_progress: found)
+    shown = CliRunner().invoke(cli, ["explain", str(path)], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0, shown.stderr
+    assert "From the plain default to this plan" in shown.stdout
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines())
+    data = json.loads(CliRunner().invoke(cli, ["explain", str(path), "--json"]).stdout)
+    assert data["schema"] == "budgetplan.explanation/1"
+    assert data["steps"][0]["change"].startswith("full, fp32")
