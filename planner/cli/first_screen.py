@@ -323,5 +323,5 @@ def _unknown(answer: Recommendation, width: int) -> list[str]:
 
 def _closing_line(answer: Recommendation) -> str:
     number = len(answer.notes) + len(answer.dropped)
-    remarks = f"{number} remark{'s' * (number != 1)}: --notes    " if number else ""
-    return f"{remarks}all rows: --verbose    page: --html FILE    machine: --json"
+    remarks = f"{number} remark{'s' * (number != 1)}: --notes   " if number else ""
+    return f"{remarks}all rows: --verbose   page: --html FILE   machine: --json"
