@@ -202,7 +202,7 @@ class OutOfMemoryError(MeasurementError):
     kind = "out_of_memory"
 
     def __init__(self, *, cap_bytes: int, detail: str = "") -> None:
-        self.cap_bytes = cap_bytes
+        self.cap_bytes, self.detail = cap_bytes, detail
         super().__init__(
             f"the run exceeded its memory cap of {format_bytes(cap_bytes)}"
             + (f" ({detail})" if detail else "")

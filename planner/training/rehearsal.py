@@ -11,9 +11,9 @@ request no workspace. The CUDA context is that of the device table.
 from __future__ import annotations
 
 from planner.plan import Plan
-from planner.training.rehearsal_run import RehearsalRequest, RehearsedRun, run_rehearsal
+from planner.training.rehearsal_run import HOST_BYTES, RehearsalRequest, RehearsedRun, run_rehearsal
 from profiler.devices.table import DeviceSpec, cuda_context, device_label
-from profiler.errors import UsageError
+from profiler.errors import MeasurementError, OutOfMemoryError, UsageError
 from profiler.models.parameter_count import count_parameters
 from profiler.records import Memory, Report, Rung
 from profiler.running.emulated.gpu import emulated_environment
@@ -53,20 +53,25 @@ def rehearse(
         raise UsageError(f"a rehearsal needs at least two steps, got {steps!r}")
     context = cuda_context(device)
     cap_bytes = max(MIB, plan.budget_bytes - context.nbytes)
-    run = run_in_process(
-        run_rehearsal,
-        RehearsalRequest(
-            candidate=plan.candidate,
-            cap_bytes=cap_bytes,
-            label_smoothing=0.0 if plan.recipe is None else plan.recipe.label_smoothing,
-            steps=steps,
-        ),
-        RehearsedRun,
-        cap_bytes=plan.budget_bytes,
-        timeout_seconds=REHEARSAL_LIMIT_SECONDS,
-        on_progress=on_progress,
-        environment=emulated_environment(device),
+    request = RehearsalRequest(
+        candidate=plan.candidate, cap_bytes=cap_bytes, recipe=plan.recipe, steps=steps
     )
+    try:
+        run = run_in_process(
+            run_rehearsal,
+            request,
+            RehearsedRun,
+            timeout_seconds=REHEARSAL_LIMIT_SECONDS,
+            on_progress=on_progress,
+            environment=emulated_environment(device),
+        )
+    except OutOfMemoryError as error:
+        if "CUDA" in error.detail:
+            raise OutOfMemoryError(cap_bytes=plan.budget_bytes, detail=error.detail) from error
+        raise MeasurementError(
+            f"the rehearsal needs more than {format_bytes(HOST_BYTES)} of this machine's own "
+            f"memory ({error.detail})"
+        ) from error
     return rehearsal_report(plan, device, run)
 
 

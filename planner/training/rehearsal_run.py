@@ -12,6 +12,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.recipe import Recipe
+from profiler.devices.cuda_properties import has_kernels_for
 from profiler.errors import MeasurementError
 from profiler.json_records import NonNegativeInt, PositiveInt
 from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory
@@ -37,13 +39,14 @@ class RehearsalRequest(Message, frozen=True, kw_only=True):
     Attributes:
         candidate: workload and placement to run.
         cap_bytes: limit on the bytes that the CUDA allocator reserves.
-        label_smoothing: smoothing of the recipe, which decides the operations of the loss.
+        recipe: the plan's recipe, whose parameter groups decide temporaries of the optimizer; None
+            for the default one.
         steps: number of training steps, at least two.
     """
 
     candidate: Candidate
     cap_bytes: PositiveInt
-    label_smoothing: float
+    recipe: Recipe | None
     steps: PositiveInt
 
 
@@ -118,7 +121,7 @@ def run_rehearsal(request: RehearsalRequest, progress: Progress) -> RehearsedRun
     _check_kernels()
     cap_host_memory(HOST_BYTES)
     torch.manual_seed(0)
-    stages = _Stages(progress, count=6)
+    stages = _Stages(progress, count=7)
     with gc_frozen(), explain_refusals(request.candidate.workload):
         _rehearse(request, stages)
     settings = torch.cuda.memory._snapshot()["allocator_settings"]
@@ -129,24 +132,14 @@ def run_rehearsal(request: RehearsalRequest, progress: Progress) -> RehearsedRun
 
 
 def _check_kernels() -> None:
-    """Refuse a GPU that this build of PyTorch has no kernels for: an emulated kernel never fails.
-
-    Kernels of compute capability X.Y run on X.Z with Z >= Y (CUDA C++ Programming Guide, "Binary
-    Compatibility"). Kernels in PTX, which run on every later GPU, are in no wheel for CUDA 13.
-    """
+    """Refuse a GPU without kernels in this build of PyTorch: an emulated kernel never fails."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability()
-    compiled = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-    fits = [
-        name
-        for name in compiled
-        if int(name[3:].rstrip("af")) // 10 == major and int(name[3:].rstrip("af")) % 10 <= minor
-    ]
-    if not fits:
+    capability, built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if not has_kernels_for(capability, built_for):
         raise MeasurementError(
-            f"this PyTorch has no kernels for compute capability {major}.{minor}, only for "
-            f"{', '.join(compiled)}; install a build that has them"
+            f"this PyTorch has no kernels for compute capability {capability[0]}.{capability[1]}, "
+            f"only for {', '.join(built_for)}; install a build that has them"
         )
 
 
@@ -167,8 +160,10 @@ def _rehearse(request: RehearsalRequest, stages: _Stages) -> None:
     step = _stepper(session, batches, workload.accumulation)
     with stages.stage("the first step"):
         step()
-    for _ in range(request.steps - 2):
-        step()  # the optimizer's state exists now, and free blocks are reused
+    if request.steps > 2:
+        with stages.stage("the second step"):  # the optimizer's state exists from here on
+            for _ in range(request.steps - 2):
+                step()
     with stages.stage("a training step"):
         step()
     with stages.stage("evaluation"):
@@ -190,20 +185,18 @@ def _rehearse(request: RehearsalRequest, stages: _Stages) -> None:
 
 
 def _session(request: RehearsalRequest, built: Any) -> Session:
-    from dataclasses import replace
-
     from planner.training.choose_recipe import default_recipe
     from planner.training.session import Session
 
     workload = request.candidate.workload
-    recipe = default_recipe(
+    recipe = request.recipe or default_recipe(
         workload, built.backbone, weights="random", train_images=100 * workload.effective_batch
     )
     return Session(
         candidate=request.candidate,
         built=built,
         device=DEVICE,
-        recipe=replace(recipe, label_smoothing=request.label_smoothing),
+        recipe=recipe,
         total_steps=1000,
     )
 

@@ -26,7 +26,7 @@ WORKLOAD = Workload(
 
 def request(cap_bytes: int = 512 * MIB) -> RehearsalRequest:
     return RehearsalRequest(
-        candidate=Candidate(workload=WORKLOAD), cap_bytes=cap_bytes, label_smoothing=0.1, steps=3
+        candidate=Candidate(workload=WORKLOAD), cap_bytes=cap_bytes, recipe=None, steps=3
     )
 
 

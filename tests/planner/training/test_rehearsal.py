@@ -56,6 +56,7 @@ def test_a_rehearsal_runs_every_stage_and_its_step_takes_what_is_predicted(found
     assert [*stages] == [
         "loading the model",
         "the first step",
+        "the second step",
         "a training step",
         "evaluation",
         "saving and resuming",
