@@ -54,7 +54,9 @@ def composed_report(
             device_bytes=estimate.device_bytes,
         ),
         flops=_step_flops(unit_options, options, update, point, workload.accumulation),
-        **predicted_cost(estimate.step_seconds, costs.watts, rates),
+        **predicted_cost(
+            estimate.step_seconds, costs.watts, rates, host_seconds=estimate.host_seconds
+        ),
         parameters=count_parameters(workload),
         units=_unit_reports(unit_options, options, costs, point, has_rates=rates is not None),
         notes=(

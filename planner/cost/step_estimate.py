@@ -24,6 +24,7 @@ class StepEstimate:
             CPU.
         step_seconds: time of the step; None if the speed of the device is unknown.
         energy_joules: energy of the step; None if speed or power is unknown.
+        host_seconds: seconds of the host for the step's launches, at most ``step_seconds``.
     """
 
     peak_bytes: int
@@ -31,6 +32,7 @@ class StepEstimate:
     device_bytes: DeviceBytes
     step_seconds: float | None
     energy_joules: float | None
+    host_seconds: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,12 +74,14 @@ def estimate_step(
         accumulation: micro-batches in an optimizer step.
     """
     seconds = joules = None
+    host = 0.0
     if prepared.costs.step_seconds is not None:
         micro_batch_seconds = prepared.costs.step_seconds + recompute_seconds
         seconds = micro_batch_seconds * accumulation + prepared.costs.update_seconds
         if prepared.rates is not None:
             launches = prepared.costs.step_launches * accumulation + prepared.costs.update_launches
-            seconds = max(seconds, prepared.rates.host_seconds(launches))
+            host = prepared.rates.host_seconds(launches)
+            seconds = max(seconds, host)
         if prepared.costs.watts is not None:
             joules = seconds * prepared.costs.watts
     peak, reserved = round(live_bytes) + prepared.workspace_bytes, None
@@ -91,4 +95,5 @@ def estimate_step(
         device_bytes=DeviceBytes(in_use + prepared.context_bytes),
         step_seconds=seconds,
         energy_joules=joules,
+        host_seconds=host,
     )

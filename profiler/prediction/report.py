@@ -105,7 +105,9 @@ def report_of(
         rung=Rung.REPLAYED,
         memory=memory,
         flops=step_flops(log, workload),
-        **predicted_cost(seconds, watts, roofline),
+        **predicted_cost(
+            seconds, watts, roofline, host_seconds=_host_seconds(log, roofline, workload)
+        ),
         parameters=count_parameters(workload),
         units=unit_reports(log, candidate, roofline),
         notes=tuple(notes),
@@ -199,8 +201,20 @@ def step_seconds(log: EventLog, roofline: Rates, workload: Workload) -> float:
     ]
     update = [op for op in log.operations if op.phase == Phase.OPTIMIZER]
     seconds = roofline.total_seconds(each) * times + roofline.total_seconds(update)
-    launches = sum(op.launches for op in each) * times + sum(op.launches for op in update)
-    return max(seconds, roofline.host_seconds(launches))
+    return max(seconds, _host_seconds(log, roofline, workload))
+
+
+def _host_seconds(log: EventLog, roofline: Rates | None, workload: Workload) -> float:
+    """Return the host's seconds for the launches of a whole optimizer step."""
+    if roofline is None:
+        return 0.0
+    times = workload.accumulation / min(workload.accumulation, 2)
+    launches = sum(
+        op.launches * (1.0 if op.phase == Phase.OPTIMIZER else times)
+        for op in log.operations
+        if op.phase != Phase.SETUP
+    )
+    return roofline.host_seconds(launches)
 
 
 def unit_reports(

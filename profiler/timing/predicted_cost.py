@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypedDict
 
 from profiler.records import Origin, Spread, ValueInterval
+from profiler.timing.kernel_rates import kernel_file
 from profiler.timing.roofline import Rates
 
 
@@ -20,7 +22,7 @@ class PredictedCost(TypedDict):
 
 
 def predicted_cost(
-    seconds: float | None, watts: float | None, rates: Rates | None
+    seconds: float | None, watts: float | None, rates: Rates | None, *, host_seconds: float = 0.0
 ) -> PredictedCost:
     """Return the fields of a predicted report.
 
@@ -28,7 +30,12 @@ def predicted_cost(
         seconds: predicted seconds of a step.
         watts: predicted power.
         rates: rates that the seconds are computed from.
+        host_seconds: seconds of the host for the step's launches. If they decide the time, it is
+            an assumption, whose interval has no measured coverage.
     """
+    if rates is not None and seconds is not None and seconds <= host_seconds:
+        spread = kernel_file().spread(Origin.DATA_SHEET)
+        rates = replace(rates, origin=Origin.DATA_SHEET, spread=spread)
     joules = None if seconds is None or watts is None else seconds * watts
     origin = None if seconds is None or rates is None else rates.origin
     time_spread = None if rates is None else rates.spread

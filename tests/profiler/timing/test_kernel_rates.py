@@ -147,6 +147,15 @@ def test_energy_has_the_interval_of_both_factors():
     assert predicted_cost(None, None, rates)["step_seconds_interval"] is None
 
 
+def test_a_time_that_the_host_decides_has_no_measured_coverage():
+    rates = published_rates(device_spec("rtx-3090"), precision="fp16")
+    gpu, host = (predicted_cost(2.0, 1.0, rates, host_seconds=s) for s in (1.9, 2.0))
+    assert gpu["step_seconds_origin"] is Origin.FITTED
+    assert host["step_seconds_origin"] is Origin.DATA_SHEET
+    assert host["step_seconds_interval"] is not None
+    assert host["step_seconds_interval"].coverage is None
+
+
 def test_an_interval_scales_with_its_prediction():
     around = Spread(low=0.5, high=2.0, coverage=0.9).around(4.0)
     assert (around.low, around.high, around.coverage) == (2.0, 8.0, 0.9)
