@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from planner.plan import Accuracy, Plan, plan_file_name
 from planner.recommendation.answer import FrontEntry
 from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.probe_front import ProbeOutcome, final_recipe
 from planner.recommendation.provenance import plan_provenance
 from planner.recommendation.ranking import expected_accuracy
-from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import LOWEST_ACCURACY, Scores, compute_scores
@@ -18,7 +18,6 @@ from profiler.records import Report
 from profiler.units import MIB
 
 if TYPE_CHECKING:
-    from planner.recommendation.probe_front import ProbeOutcome
     from planner.training.validation import Validation
 
 
@@ -38,10 +37,8 @@ def build_entry(
     """
     expected = expected_accuracy(request, checked.result)
     workload = checked.candidate.workload
-    recipe = plan_recipe(request, workload)
     if probe is not None:
         expected = probe.expected_accuracy(workload) or expected
-        recipe = probe.recipe(workload, recipe)
     validation = checked.validation
     accuracy = _plan_accuracy(expected, validation)
     plan = Plan(
@@ -51,7 +48,7 @@ def build_entry(
         scores=plan_scores(accuracy, checked.prediction, validation),
         accuracy=accuracy,
         budget_bytes=request.budget_bytes,
-        recipe=recipe,
+        recipe=final_recipe(request, probe, workload),
         provenance=plan_provenance(request, found, checked, expected),
     )
     return FrontEntry(

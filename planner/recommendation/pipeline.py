@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 from planner.disk.drafts import remove_draft_files
 from planner.disk.free_space import check_folder
@@ -40,7 +41,7 @@ from planner.recommendation.infeasible import nothing_fits
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.named_rows import answer_rows
 from planner.recommendation.notes import answer_notes
-from planner.recommendation.probe_front import probe_front
+from planner.recommendation.probe_front import final_recipe, probe_front
 from planner.recommendation.ranking import Question, equal_methods
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
@@ -88,6 +89,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         best_first(replayed.passed, probe, request.objective),
         notify,
         in_order=probe is not None,
+        recipe_of=partial(final_recipe, request, probe),
     )
     built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
     accurate = accurate_enough(request, built)

@@ -165,6 +165,12 @@ def probe_front(
     return _outcome(result, learners, rule)
 
 
+def final_recipe(request: Request, probe: ProbeOutcome | None, workload: Workload) -> Recipe:
+    """Return the recipe of a plan, with the learning rate of the probe if there was one."""
+    recipe = plan_recipe(request, workload)
+    return recipe if probe is None else probe.recipe(workload, recipe)
+
+
 def _backbone_has_batch_norm(request: Request) -> bool:
     base = request.space.base
     backbone = backbones.build(

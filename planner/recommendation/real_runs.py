@@ -30,7 +30,9 @@ from profiler.units import format_bytes
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
+    from planner.recipe import Recipe
     from planner.training.validation import Validation
+    from profiler.workload import Workload
 
 HOST_CAP_RATIO = 1.05
 """Memory cap of a run on a CPU in place of the GPU, as a ratio of its replayed peak (>= 1)."""
@@ -47,6 +49,7 @@ def run_best(
     notify: Notify,
     *,
     in_order: bool = False,
+    recipe_of: Callable[[Workload], Recipe] | None = None,
 ) -> CheckOutcome:
     """Run the best candidates until as many as requested have passed.
 
@@ -55,6 +58,7 @@ def run_best(
         candidates: candidates that passed the replay.
         notify: called with (stage, current work, fraction of the stage done).
         in_order: whether they are run in their order, and not by their expected accuracy.
+        recipe_of: function that returns the recipe of a workload's plan; None for default recipes.
 
     Returns:
         All candidates but those whose run failed; those that ran have their validation.
@@ -70,7 +74,13 @@ def run_best(
         index = 0 if in_order else _next_to_run(kept, waiting, question)
         candidate = waiting.pop(index)
         try:
-            ran = _run_one(request, candidate, runs, notify)
+            ran = _run_one(
+                request,
+                candidate,
+                runs,
+                notify,
+                recipe=None if recipe_of is None else recipe_of(candidate.candidate.workload),
+            )
         except MeasurementError as error:
             kept.remove(candidate)
             dropped.append(f"{candidate_summary(candidate.candidate)}: {error}")
@@ -94,7 +104,12 @@ def _next_to_run(
 
 
 def _run_one(
-    request: Request, candidate: CheckedCandidate, index: int, notify: Notify
+    request: Request,
+    candidate: CheckedCandidate,
+    index: int,
+    notify: Notify,
+    *,
+    recipe: Recipe | None,
 ) -> CheckedCandidate:
     title = f"{index + 1} of {request.validations}: {candidate_summary(candidate.candidate)}"
     ran = run_for_real(
@@ -102,6 +117,7 @@ def _run_one(
         prediction=candidate.prediction,
         budget_bytes=request.budget_bytes,
         run=request.run,
+        recipe=recipe,
         on_progress=lambda text, fraction: notify(
             "validate", f"{title}: {text}", (index + fraction) / request.validations
         ),
@@ -128,6 +144,7 @@ def run_for_real(
     prediction: Report,
     budget_bytes: int,
     run: RunOptions,
+    recipe: Recipe | None = None,
     on_progress: Callable[[str, float], None],
 ) -> FinishedRun:
     """Run a candidate for a few steps, on the CPU if the planned GPU is not in this machine.
@@ -151,6 +168,7 @@ def run_for_real(
     validation = validate(
         candidate,
         run,
+        recipe=recipe,
         budget_bytes=cap_bytes,
         limit_seconds=time_limit((host or prediction).step_seconds, steps=run.steps),
         on_progress=on_progress,
@@ -188,6 +206,7 @@ def validate_plan(plan: Plan, *, run: RunOptions, notify: Notify) -> Plan:
         prediction=plan.prediction,
         budget_bytes=plan.budget_bytes,
         run=run,
+        recipe=plan.recipe,
         on_progress=lambda text, fraction: notify("validate", text, fraction),
     )
     accuracy = ran.validation.accuracy

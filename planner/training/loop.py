@@ -124,7 +124,7 @@ class TrainingLoop:
         interrupt: InterruptFlag,
     ) -> None:
         self._session, self._images, self._state = session, images, state
-        self._recipe, self._last_step = session.recipe, session.total_steps
+        self._recipe, self._last_step = session.recipe, session.schedule.total_steps
         self._seed, self._output = seed, output
         self._save, self._on_progress, self._interrupt = save, on_progress, interrupt
         self._interim_images = images.monitor.sample(INTERIM_IMAGES, seed=seed)

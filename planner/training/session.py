@@ -15,6 +15,7 @@ from planner.recipe import Recipe
 from planner.training.active_placement import ActivePlacement
 from planner.training.adaptive_rule import AdaptiveRule
 from planner.training.parameter_groups import parameter_groups, set_learning_rate
+from planner.training.rate_schedule import RateSchedule
 from planner.training.training_device import device_type
 from profiler.errors import MeasurementError
 from profiler.models.build import BuiltModel
@@ -62,6 +63,7 @@ class Session:
 
     Attributes:
         step: the training step, with optimizer and gradient scaler.
+        schedule: learning rate by step.
         step_downs: one sentence for each change of placement after an out-of-memory error.
     """
 
@@ -79,7 +81,7 @@ class Session:
         live_bytes: Callable[[], int] | None = None,
     ) -> None:
         self.built, self.device, self.recipe = built, device, recipe
-        self.total_steps = total_steps
+        self.schedule = RateSchedule(total_steps=total_steps)
         kind, workload = device_type(device), candidate.workload
         optimizer = make_optimizer(
             self.model,
@@ -147,7 +149,7 @@ class Session:
 
     def set_rate(self) -> None:
         """Set the optimizer's learning rate to that of the next step."""
-        factor = self.recipe.rate_factor(self.step.global_step, total_steps=self.total_steps)
+        factor = self.schedule.factor(self.step.global_step, self.recipe)
         set_learning_rate(self.step.optimizer, self.recipe.learning_rate * factor)
 
     def _attempt(self, batches: _StepBatches) -> float | str:
@@ -199,6 +201,7 @@ class Session:
             "method": self.built.method.training_state(self.model),
             "random": random_states(),
             "global_step": self.step.global_step,
+            "schedule": self.schedule.to_json(),
             "asked_placement": _placement_json(self._requested),
             "placement": _placement_json(self.candidate),
             "step_downs": list(self.step_downs),
@@ -217,6 +220,11 @@ class Session:
             self.step.scaler.load_state_dict(state["scaler"])
         self.built.method.restore_training_state(self.model, state["method"])
         self.step.global_step = int(state["global_step"])
+        if "schedule" in state:  # checkpoints of earlier versions have none
+            before = RateSchedule.from_json(state["schedule"])
+            self.schedule = before.resumed(
+                self.step.global_step, self.recipe, total_steps=self.schedule.total_steps
+            )
         self.step_downs = [str(text) for text in state["step_downs"]]
         requested = (self._requested.placement, self._requested.policy)
         if placement_from_json(state["asked_placement"]) == requested:

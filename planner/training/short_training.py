@@ -26,11 +26,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from planner.recipe import InitialWeights, Recipe
 from planner.training.choose_recipe import default_recipe
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
 from planner.training.session import Session
 from planner.training.validation_messages import ValidationRequest
+from planner.training.zero_classifier import zero_classifier
 from profiler.device_rules.cpu_allocator import peak_during
 from profiler.environment import environment
 from profiler.errors import MeasurementError
@@ -133,12 +135,9 @@ class ShortTraining:
             pretrained=request.pretrained,
         )
         built.model.to(request.device).train()
-        recipe = default_recipe(
-            request.candidate.workload,
-            built.backbone,
-            weights="random" if built.weights.kind == "random" else "pretrained",
-            train_images=self._train_images,
-        )
+        recipe = self._recipe(built)
+        if recipe.zero_head and built.has_new_classifier:
+            zero_classifier(built.model)
         steps_per_epoch = self._train_images // request.candidate.workload.effective_batch
         session = Session(
             candidate=replace(request.candidate, workload=self._workload),
@@ -161,6 +160,19 @@ class ShortTraining:
         # The measurement of profiler.running calls ``step.run`` and has no place for the rate.
         session.step.run = run_and_note  # type: ignore[method-assign]
         return session.step
+
+    def _recipe(self, built: BuiltModel) -> Recipe:
+        """Return the plan's recipe, or the default one if it is meant for other weights."""
+        given = self._request.recipe
+        weights: InitialWeights = "random" if built.weights.kind == "random" else "pretrained"
+        if given is not None and given.weights == weights:
+            return given
+        return default_recipe(
+            self._request.candidate.workload,
+            built.backbone,
+            weights=weights,
+            train_images=self._train_images,
+        )
 
     def _note_loss(self, loss: float) -> None:
         if not math.isfinite(loss):

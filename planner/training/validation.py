@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from planner.plan import Accuracy
+from planner.recipe import Recipe
 from planner.training.run_options import RunOptions
 from planner.training.validation_messages import ValidationRequest, ValidationResult
 from planner.training.validation_run import run_validation
@@ -136,6 +137,7 @@ def validate(
     options: RunOptions,
     *,
     budget_bytes: int | None,
+    recipe: Recipe | None = None,
     training_seconds: float = TRAINING_SECONDS,
     test_seconds: float = TEST_SECONDS,
     limit_seconds: float = UNKNOWN_LIMIT_SECONDS,
@@ -148,6 +150,8 @@ def validate(
         options: data, device, seed and weights; ``steps`` is the number of training steps. On a CPU
             fewer are done if ``training_seconds`` are over.
         budget_bytes: hard memory limit in device bytes; None for no limit.
+        recipe: recipe of the plan, whose first steps are trained; None for the default one, which
+            also stands in for a recipe of other weights than those at hand.
         training_seconds: time limit of the training steps on a CPU.
         test_seconds: time limit of the evaluation.
         limit_seconds: time after which the process is killed (``time_limit``).
@@ -172,6 +176,7 @@ def validate(
         seed=options.seed,
         weights=None if options.weights is None else str(options.weights),
         pretrained=options.pretrained,
+        recipe=recipe,
         training_seconds=training_seconds,
         test_seconds=test_seconds,
     )

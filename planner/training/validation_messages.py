@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from planner.recipe import Recipe
 from planner.training.images.image_set import DataSource
 from profiler.json_records import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.models.backbones import WeightSource
@@ -23,6 +24,7 @@ class ValidationRequest(Message, frozen=True, kw_only=True):
         steps: number of training steps.
         seed: seed of new weights, dropout and the choice of images.
         weights: path of a weights file; None for no file.
+        recipe: recipe of the plan; None for the default one.
         pretrained: whether timm's pretrained weights are loaded when no file is given.
         training_seconds: time limit of the training steps on a CPU.
         test_seconds: time limit of the evaluation.
@@ -35,6 +37,7 @@ class ValidationRequest(Message, frozen=True, kw_only=True):
     steps: PositiveInt
     seed: int
     weights: str | None
+    recipe: Recipe | None = None
     pretrained: bool
     training_seconds: float
     test_seconds: float

@@ -21,6 +21,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     import torch
 
     from planner.training.inference import evaluate_inference
+    from planner.training.loop import LoopImages
     from planner.training.plan_check import load_data_for
     from planner.training.short_training import ShortTraining
     from planner.training.training_device import device_type
@@ -31,7 +32,10 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     progress("loading images", 0.0)
     images = load_data_for(workload, request.data)
     # The images are decoded before the cap is set: neither their time nor their memory counts.
-    training = ShortTraining(request, images.training_whole())
+    train = images.training_whole()
+    if request.recipe is not None:
+        train = LoopImages.of(images, request.recipe).train
+    training = ShortTraining(request, train)
     if request.budget_bytes:
         _cap_memory(request.budget_bytes, kind, workload)
     torch.manual_seed(request.seed)
