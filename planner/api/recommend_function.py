@@ -46,6 +46,7 @@ def recommend(
     price_per_kwh: float | None = None,
     grams_per_kwh: float | None = None,
     probe_minutes: float | None = None,
+    find_lr: bool | None = None,
     on_progress: Notify | None = None,
 ) -> Recommendation:
     """Search for configurations that fit a budget, check them, and write a plan file for each.
@@ -82,6 +83,8 @@ def recommend(
         grams_per_kwh: grams of CO2 for a kWh; the totals then have the emissions.
         probe_minutes: minutes of short trainings of the candidates on the images, which decide
             between them; None for none. A continued study keeps those of earlier probes.
+        find_lr: try learning rates for the recommended plan on the images; None to do so if it
+            costs less than a twentieth of the training.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
@@ -135,6 +138,7 @@ def recommend(
         ),
         energy_rates=EnergyRates(price_per_kwh=price_per_kwh, grams_per_kwh=grams_per_kwh),
         probe_minutes=probe_minutes,
+        find_lr=find_lr,
     )
     try:
         return answer(request, notify=notify)

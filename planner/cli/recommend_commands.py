@@ -109,6 +109,12 @@ from planner.training.images.registry import DATA_NAMES
     "the accuracy on held-out ones. With the same --study, earlier trainings count.",
 )
 @click.option(
+    "--find-lr/--no-find-lr",
+    default=None,
+    help="Try three learning rates for the recommended plan on the images. [default: if that costs "
+    "less than a twentieth of the training, and not after --probe-minutes]",
+)
+@click.option(
     "--min-accuracy",
     type=click.FloatRange(min=0, max=100, min_open=True),
     help="Least expected accuracy in percent.",
@@ -175,6 +181,7 @@ def recommend(
     checkpoints: tuple[str, ...],
     image_size: int | None,
     probe_minutes: float | None,
+    find_lr: bool | None,
     min_accuracy: float | None,
     max_hours: float | None,
     max_kwh: float | None,
@@ -218,6 +225,7 @@ def recommend(
             price_per_kwh=price_per_kwh,
             grams_per_kwh=grams_per_kwh,
             probe_minutes=probe_minutes,
+            find_lr=find_lr,
             on_progress=notify,
         )
     if html is not None:

@@ -70,6 +70,7 @@ def build_request(
     limits: Limits | None = None,
     energy_rates: EnergyRates | None = None,
     probe_minutes: float | None = None,
+    find_lr: bool | None = None,
 ) -> Request:
     """Return the request that the arguments of `planner.recommend` describe.
 
@@ -81,7 +82,7 @@ def build_request(
     check_objective(objective)
     if probe_minutes is not None and not 0 < probe_minutes < math.inf:
         raise UsageError(f"probe_minutes must be positive, got {probe_minutes!r}")
-    runs_here = validations > 0 or probe_minutes is not None
+    runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
     target = find_target(device)
     name = backbones.resolve(model)
     size = image_size or default_image_size(name)
@@ -135,6 +136,7 @@ def build_request(
         objective=objective,
         limits=limits or Limits(),
         energy_rates=energy_rates or EnergyRates(),
+        find_lr=find_lr,
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=(*refused, *too_small),
         source=facts.source,

@@ -15,6 +15,7 @@ the budget in a later stage is dropped, and the answer lists it.
     build_entry.py    the plan of a candidate, with accuracy and scores
     choose.py         the recommended entry and the reason
     choose_by_probe.py  the same, by a probe
+    rate_test.py      the learning-rate test of the recommended plan
     limits.py         limits of accuracy, duration and energy
     alternatives.py   the named rows beside it
     notes.py          the notes of the answer
@@ -43,6 +44,7 @@ from planner.recommendation.named_rows import answer_rows
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import final_recipe, probe_front
 from planner.recommendation.ranking import Question, equal_methods
+from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
@@ -97,6 +99,9 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     choice = choose_by_probe(entries, probe, objective=request.objective) or choose(
         entries, question=question, equal_methods=equal_methods(affordable)
     )
+    entries, rate_notes = with_tested_rate(
+        request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
+    )
     baselines = paper_baselines(request.space, cost, request.budget_bytes)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
     return Recommendation(
@@ -116,7 +121,11 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         ),
         baselines=baselines,
         dropped=(*replayed.dropped, *ran.dropped, *accurate.dropped),
-        notes=(*(() if probe is None else probe.notes), *answer_notes(request, found, ran.passed)),
+        notes=(
+            *(() if probe is None else probe.notes),
+            *rate_notes,
+            *answer_notes(request, found, ran.passed),
+        ),
         probe=probe,
     )
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from planner.recipe import Recipe
     from planner.training.probe_messages import ProbeResult
 
-LIMIT_SECONDS = 1800.0
+PROBE_LIMIT_SECONDS = 1800.0
 """Time after which a probe is stopped, beside its own: data or weights may be downloaded first."""
 
 
@@ -136,21 +136,20 @@ def probe_front(
     if request.probe_seconds is None:
         return None
     run = request.run
-    device = "cpu" if run.device == "cpu" else "cuda"
-    rule = LearnerRule(device=device, has_batch_norm=_backbone_has_batch_norm(request))
+    rule = rule_of(request)
     if request.trains_pretrained and not request.has_weights:
         return _no_probe(
             rule,
             "nothing was probed: the pretrained weights cannot be loaded here, and random ones "
             "order methods in another way; give --weights FILE",
         )
-    learners = _learners(request, [c.candidate for c in candidates], rule)
+    learners = learners_of(request, [c.candidate for c in candidates], rule)
     result = run_in_process(
         run_probe,
         ProbeRequest(
             learners=learners,
             data=run.data,
-            device=device,
+            device=rule.device,
             seed=run.seed,
             weights=None if run.weights is None else str(run.weights),
             pretrained=run.pretrained,
@@ -159,7 +158,7 @@ def probe_front(
             study=request.study,
         ),
         ProbeResult,
-        timeout_seconds=request.probe_seconds + LIMIT_SECONDS,
+        timeout_seconds=request.probe_seconds + PROBE_LIMIT_SECONDS,
         on_progress=lambda text, done: notify("probe", text, done),
     )
     return _outcome(result, learners, rule)
@@ -171,15 +170,19 @@ def final_recipe(request: Request, probe: ProbeOutcome | None, workload: Workloa
     return recipe if probe is None else probe.recipe(workload, recipe)
 
 
-def _backbone_has_batch_norm(request: Request) -> bool:
+def rule_of(request: Request) -> LearnerRule:
+    """Return the rule for which candidates of a request learn alike."""
     base = request.space.base
     backbone = backbones.build(
         base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
     )
-    return backbones.has_batch_norm(backbone)
+    return LearnerRule(
+        device="cpu" if request.run.device == "cpu" else "cuda",
+        has_batch_norm=backbones.has_batch_norm(backbone),
+    )
 
 
-def _learners(
+def learners_of(
     request: Request, candidates: Sequence[Candidate], rule: LearnerRule
 ) -> tuple[Learner, ...]:
     """Return one learner for each class of candidates that learn alike."""

@@ -108,6 +108,8 @@ class Request:
         limits: limits of accuracy, duration and energy.
         energy_rates: the user's price and emissions of a kWh.
         probe_seconds: time of the short trainings on the user's images; None for none.
+        find_lr: whether learning rates are tried for the recommended plan; None to try them if
+            that is cheap.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
         images_per_class: training images of each class of a folder, by label; empty for a named
@@ -131,6 +133,7 @@ class Request:
     limits: Limits = Limits()
     energy_rates: EnergyRates = EnergyRates()
     probe_seconds: float | None = None
+    find_lr: bool | None = None
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
     images_per_class: tuple[int, ...] = ()

@@ -43,7 +43,7 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
 
     began = time.monotonic()
     progress("loading images", 0.0)
-    known = _usable(read_probe_runs(request.storage, request.study))
+    known = readable_runs(read_probe_runs(request.storage, request.study))
     runner, step_seconds = _runner_of(request, known)
     setting = runner.setting
     known = [run for run in known if run.setting == setting]
@@ -79,7 +79,7 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
     )
 
 
-def _usable(stored: Sequence[object]) -> list[ProbeRun]:
+def readable_runs(stored: Sequence[object]) -> list[ProbeRun]:
     """Return the stored runs that can be read."""
     runs = []
     for each in stored:
@@ -94,7 +94,7 @@ def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[ProbeR
     """Return the runner at the image size of the probe, and the seconds of a step."""
     plan_size = request.learners[0].candidate.workload.image_size
     if request.device != "cpu":
-        runner = _runner_at(request, plan_size)
+        runner = runner_at(request, plan_size)
         return runner, _timed_step(request, runner)
     weights = _weights_text(request)
     stored = {
@@ -103,7 +103,7 @@ def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[ProbeR
         if run.setting.weights == weights and run.setting.image_size <= plan_size
     }
     sizes = _accepted_sizes(request, plan_size)
-    smallest = _runner_at(request, sizes[-1])
+    smallest = runner_at(request, sizes[-1])
     seconds = _timed_step(request, smallest)
     rungs_of_steps = WANTED_STEPS * 3 * max(2, len(request.learners)) / 2
     chosen = sizes[-1]
@@ -114,7 +114,7 @@ def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[ProbeR
             break
     if stored & set(sizes):
         chosen = max(stored & set(sizes))
-    runner = smallest if chosen == sizes[-1] else _runner_at(request, chosen)
+    runner = smallest if chosen == sizes[-1] else runner_at(request, chosen)
     return runner, seconds * (chosen / sizes[-1]) ** 2
 
 
@@ -138,7 +138,7 @@ def _accepted_sizes(request: ProbeRequest, plan_size: int) -> list[int]:
     return accepted or [plan_size]
 
 
-def _runner_at(request: ProbeRequest, image_size: int) -> ProbeRunner:
+def runner_at(request: ProbeRequest, image_size: int) -> ProbeRunner:
     """Return the runner for images of a size."""
     from planner.training.plan_check import load_data_for
     from planner.training.probe_images import ProbeImages

@@ -163,8 +163,9 @@ class ProbeRun:
     @property
     def key(self) -> str:
         """Name of the run in a study: equal for runs that would repeat each other."""
-        given = [self.setting.key, self.learner, self.rate_factor, self.seed, self.steps]
-        return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
+        return run_key(
+            self.setting, self.learner, steps=self.steps, seed=self.seed, factor=self.rate_factor
+        )
 
     @property
     def right_images(self) -> NDArray[np.bool_]:
@@ -193,6 +194,12 @@ class ProbeRun:
             InputError: the data is no finished run.
         """
         return read_record(cls, data, part="probe run", dropped=None)
+
+
+def run_key(setting: ProbeSetting, learner: str, *, steps: int, seed: int, factor: float) -> str:
+    """Return the name of a run in a study."""
+    given = [setting.key, learner, factor, seed, steps]
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
 
 
 def as_bits(right: NDArray[np.bool_]) -> str:

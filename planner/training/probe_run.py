@@ -24,7 +24,7 @@ from planner.training.evaluate import right_answers
 from planner.training.features import FeatureSet, cached_features, frozen_classifier
 from planner.training.images.batches import LabelledSet, batch_loader
 from planner.training.probe_images import ProbeImages, without_augmentation
-from planner.training.probe_records import Learner, ProbeRun, ProbeSetting, as_bits
+from planner.training.probe_records import Learner, ProbeRun, ProbeSetting, as_bits, run_key
 from planner.training.session import Session
 from planner.training.zero_classifier import zero_classifier
 from profiler.errors import InputError
@@ -81,6 +81,10 @@ class ProbeRunner:
             built = self._build(learner, seed=0)
             self._uses_features[learner.name] = self._frozen_classifier(learner, built) is not None
         return self._uses_features[learner.name]
+
+    def key_of(self, learner: Learner, *, steps: int, seed: int, rate_factor: float) -> str:
+        """Return the name in a study that a run would have."""
+        return run_key(self.setting, learner.name, steps=steps, seed=seed, factor=rate_factor)
 
     def seconds_per_step(self, learner: Learner) -> float:
         """Return the shortest of ``TIMED_STEPS`` steps after a first one, in seconds."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import planner.training.find_rate
 import planner.training.probe
 import planner.training.probe_images
 import profiler.running.sandbox
@@ -20,11 +21,13 @@ from planner.recommendation.choose_by_probe import choose_by_probe, preferred
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.pipeline import recommend
 from planner.recommendation.probe_front import probe_front
+from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.request import Limits, Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.probe_storage import append_probe_run, read_probe_runs
 from planner.search.space import SearchedMethod, Space
 from planner.training.probe import StepLadder
+from planner.training.probe_records import RATE_FACTORS
 from planner.training.probe_statistics import LearnerEstimate
 from planner.training.run_options import RunOptions
 from profiler.devices.table import device_label
@@ -155,6 +158,42 @@ def test_random_weights_in_place_of_pretrained_ones_are_not_probed(folder: Path)
     assert outcome is not None
     assert "nothing was probed" in outcome.notes[0]
     assert choose_by_probe([], outcome, objective="balanced") is None
+
+
+# ---- the learning-rate test ----------------------------------------------------------------------
+
+
+def test_learning_rates_are_tried_for_the_recommended_plan(
+    answered: Recommendation, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner.training.find_rate, "RATE_STEPS", 2)
+    entries, index = answered.front, answered.recommended
+    given = {
+        "index": index,
+        "probe": None,
+        "storage": f"sqlite:///{folder / 'probed.db'}",
+        "notify": lambda stage, text, done: said.append(stage),
+    }
+    said: list[str] = []
+    unasked, _ = with_tested_rate(request(folder), entries, **given)
+    assert unasked == entries  # nothing was measured here, so its cost is not known
+    assert said == []
+    asked = request(folder, find_lr=True)
+    tested, (note,) = with_tested_rate(asked, entries, **given)
+    assert set(said) == {"learning rate"}
+    recipe, before = tested[index].plan.recipe, entries[index].plan.recipe
+    assert recipe is not None
+    assert before is not None
+    ratio = recipe.learning_rate / before.learning_rate
+    assert any(ratio == pytest.approx(factor) for factor in RATE_FACTORS)
+    assert all(f"{before.learning_rate * factor:.2g}: " in note for factor in RATE_FACTORS)
+    assert [e for e in tested if e.file != entries[index].file] == [
+        e for e in entries if e.file != entries[index].file
+    ]
+    # A probe tries rates itself, and a refusal is a refusal.
+    probed = given | {"probe": answered.probe}
+    assert with_tested_rate(asked, entries, **probed) == (entries, ())
+    assert with_tested_rate(request(folder, find_lr=False), entries, **given) == (entries, ())
 
 
 # ---- the choice ----------------------------------------------------------------------------------
