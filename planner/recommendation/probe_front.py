@@ -201,7 +201,8 @@ def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: LearnerRule
     # A study may hold runs of learners that are not on this front.
     names = {learner.name for learner in learners}
     runs = [run for run in result.runs if run.learner in names]
-    estimates = {each.learner: each for each in estimate_learners(runs)}
+    planned = _planned_steps(result, learners) if runs else None
+    estimates = {each.learner: each for each in estimate_learners(runs, planned_steps=planned)}
     return ProbeOutcome(
         estimates=estimates,
         setting=runs[0].setting if runs else None,
@@ -241,13 +242,19 @@ def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[s
             "of the plans"
         )
     longest = max(run.steps for run in result.runs)
-    epochs = max(learner.recipe.epochs for learner in learners)
-    steps = epochs * max(1, setting.train_images // workload.effective_batch)
+    steps = _planned_steps(result, learners)
     if longest < steps:
         yield (
             f"the longest trainings of the probe had {longest} steps, and those of the plans have "
             f"about {steps}: they are more accurate, and their order may be another"
         )
+
+
+def _planned_steps(result: ProbeResult, learners: Sequence[Learner]) -> int:
+    """Return the steps of the planned trainings, on as many images as the probe has."""
+    images = result.runs[0].setting.train_images
+    epochs = max(learner.recipe.epochs for learner in learners)
+    return epochs * max(1, images // learners[0].candidate.workload.effective_batch)
 
 
 def _no_probe(rule: LearnerRule, note: str) -> ProbeOutcome:

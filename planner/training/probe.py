@@ -161,7 +161,7 @@ def probe(
     while (planned := next_run(alive, runs, ladder=ladder, quick=quick)) is not None:
         if left() <= 0 or _expected_seconds(planned, runs) > left():
             return ProbeEnd(reason="its time was over", failures=tuple(failures))
-        on_progress(_line(planned, runs), min(1.0, 1 - left() / seconds))
+        on_progress(_line(planned, runs, ladder.most), min(1.0, 1 - left() / seconds))
         try:
             run = runner.run(
                 planned.learner,
@@ -228,10 +228,10 @@ def _schedule(
         finalists = _finalists(alive, runs)
         is_longest = steps >= ladder.most
         for seed in range(1, MOST_SEEDS if is_longest else FINAL_SEEDS):
-            if is_clear(runs):
+            if is_clear(runs, planned_steps=ladder.most):
                 return
             yield from _at_best_rates(finalists, runs, steps=steps, seed=seed)
-        if is_longest or is_clear(runs):
+        if is_longest or is_clear(runs, planned_steps=ladder.most):
             return
         alive = finalists
 
@@ -270,9 +270,9 @@ def _at_best_rates(
         yield PlannedRun(learner=each, steps=steps, seed=seed, rate_factor=rate)
 
 
-def is_clear(runs: Sequence[ProbeRun]) -> bool:
+def is_clear(runs: Sequence[ProbeRun], *, planned_steps: int) -> bool:
     """Return whether the leader is within one point of the best with enough probability."""
-    estimates = estimate_learners(runs)
+    estimates = estimate_learners(runs, planned_steps=planned_steps)
     return bool(estimates) and estimates[0].near_best >= ENOUGH
 
 
@@ -303,11 +303,11 @@ def _expected_seconds(planned: PlannedRun, runs: Sequence[ProbeRun]) -> float:
     return nearest.seconds * max(1.0, planned.steps / nearest.steps)
 
 
-def _line(planned: PlannedRun, runs: Sequence[ProbeRun]) -> str:
+def _line(planned: PlannedRun, runs: Sequence[ProbeRun], planned_steps: int) -> str:
     """Return a line for the progress bar: the leader, its probability and the current run."""
     rate = "" if planned.rate_factor == 1 else f" at {planned.rate_factor:.2g} times its rate"
     current = f"{planned.learner.name}: {planned.steps} steps{rate}"
-    estimates = estimate_learners(runs)
+    estimates = estimate_learners(runs, planned_steps=planned_steps)
     if not estimates:
         return current
     return f"{describe_leader(estimates)}; now {current}"

@@ -1,13 +1,16 @@
 """Statistics of a probe's runs: intervals of accuracies, and the probability of being the best.
 
 All runs of a setting answer the same held-out images, so two learners are compared image by image:
-the difference of two accuracies has a smaller error than either. The error has two parts.
+the difference of two accuracies has a smaller error than either. The error has three parts.
 
 - The images are a sample. Each draw weighs them anew (Bayesian bootstrap, Rubin 1981: weights are
   uniform on the simplex), with the same weights for all learners.
 - Another seed gives another model. Each draw adds a normal error to every learner, with the
   standard deviation of the seeds over the square root of their number. The deviation is pooled over
   the learners with several seeds (``seed_deviation``).
+- A run shorter than the planned training is another training. Each draw adds a normal error, with
+  the standard deviation ``SHORTFALL_DEVIATION`` for each halving of the steps, in shares of the
+  best learner's error rate.
 
 Learners that were dropped early have short runs only. They are compared with the leader at the
 last number of steps that both have.
@@ -35,6 +38,11 @@ DRAWS = 4000
 
 ASSUMED_SEED_DEVIATION = 0.01
 """Standard deviation of an accuracy over seeds where no learner has two; an assumption."""
+
+SHORTFALL_DEVIATION = 0.4
+"""Standard deviation by which a halving of the steps changes an accuracy relative to the others, as
+a share of the best learner's error rate. From the first two cases of ``studies/probe`` (digits and
+glyphs, 25 of 60 steps, gaps to the leader): 0.45 and 0.34. A first estimate."""
 
 NEAR = 0.01
 """Difference of accuracies up to which two learners count as equal: one point."""
@@ -77,11 +85,14 @@ def format_chance(probability: float) -> str:
     return "more than 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
 
 
-def estimate_learners(runs: Sequence[ProbeRun], *, seed: int = 0) -> tuple[LearnerEstimate, ...]:
+def estimate_learners(
+    runs: Sequence[ProbeRun], *, planned_steps: int | None = None, seed: int = 0
+) -> tuple[LearnerEstimate, ...]:
     """Return the estimate of each learner, the best first.
 
     Args:
         runs: runs of the same setting.
+        planned_steps: steps of the training that the runs stand for; None for theirs.
         seed: seed of the bootstrap.
     """
     if not runs:
@@ -91,8 +102,15 @@ def estimate_learners(runs: Sequence[ProbeRun], *, seed: int = 0) -> tuple[Learn
     weights = rng.dirichlet(np.ones(images), size=DRAWS)
     deviation = seed_deviation(runs)
     rates = best_rates(runs)
+    shortfall = _shortfall_deviations(runs, planned_steps)
     drawn = {
-        name: _drawn_by_steps([r for r in runs if _key(r) == (name, rate)], weights, deviation, rng)
+        name: _drawn_by_steps(
+            [r for r in runs if _key(r) == (name, rate)],
+            weights,
+            deviation,
+            shortfall,
+            rng,
+        )
         for name, rate in rates.items()
     }
     gaps = _gaps_to_leader(drawn)
@@ -171,10 +189,23 @@ def _key(run: ProbeRun) -> LearnerRate:
     return run.learner, run.rate_factor
 
 
+def _shortfall_deviations(
+    runs: Sequence[ProbeRun], planned_steps: int | None
+) -> Mapping[int, float]:
+    """Return the error of short runs by their number of steps, as the module describes it."""
+    deviations = {}
+    for steps in {run.steps for run in runs}:
+        best = max(run.accuracy for run in runs if run.steps == steps)
+        halvings = max(0.0, np.log2((planned_steps or steps) / steps))
+        deviations[steps] = float(SHORTFALL_DEVIATION * (1 - best) * halvings)
+    return deviations
+
+
 def _drawn_by_steps(
     runs: Sequence[ProbeRun],
     weights: NDArray[np.float64],
     deviation: float,
+    shortfall: Mapping[int, float],
     rng: np.random.Generator,
 ) -> dict[int, NDArray[np.float64]]:
     """Return the drawn accuracies [draws] of a learner by the number of steps.
@@ -183,13 +214,15 @@ def _drawn_by_steps(
         runs: runs of the learner at one learning rate.
         weights: weights of the held-out images, [draws, images].
         deviation: standard deviation of an accuracy over seeds.
+        shortfall: standard deviation of the error of short runs, by the number of steps.
         rng: random generator.
     """
     drawn = {}
     for steps in sorted({run.steps for run in runs}):
         group = [run for run in runs if run.steps == steps]
         right = np.mean([run.right_images for run in group], axis=0)
-        noise = rng.normal(0, deviation / np.sqrt(len(group)), size=len(weights))
+        spread = np.hypot(deviation / np.sqrt(len(group)), shortfall[steps])
+        noise = rng.normal(0, spread, size=len(weights))
         drawn[steps] = weights @ right + noise
     return drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -187,7 +188,7 @@ def test_next_run_repeats_none() -> None:
             )
         )  # fmt: skip
         assert len(runs) < 50
-    assert is_clear(runs)
+    assert is_clear(runs, planned_steps=40)
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -232,6 +233,18 @@ def test_the_probability_of_the_best_is_that_of_a_paired_comparison() -> None:
     gain = weight * (2 * shares - 1) + rng.normal(0, deviation, size=100_000)
     assert estimates["b"].best == pytest.approx(float((gain > 0).mean()), abs=0.02)
     assert estimates["a"].best + estimates["b"].best == pytest.approx(1)
+
+
+def test_short_runs_are_weak_evidence() -> None:
+    """The longer the planned training, the less sure is the leader of short runs."""
+    runs = [made_run("a", 0.7), made_run("b", 0.6)]
+    sure = [estimate_learners(runs, planned_steps=n)[0].best for n in (10, 20, 100)]
+    assert sure == sorted(sure, reverse=True)
+    assert sure[0] > 0.99
+    # a gap of 0.1, and an error of 0.4 * (1 - 0.7) for each of two learners after one halving
+    deviation = np.hypot(0.4 * 0.3, 0.01) * np.sqrt(2)
+    expected = 0.5 * (1 + math.erf(0.1 / deviation / np.sqrt(2)))
+    assert sure[1] == pytest.approx(expected, abs=0.03)
 
 
 def test_the_deviation_over_seeds_is_pooled() -> None:
@@ -317,5 +330,5 @@ def test_candidates_that_learn_alike_share_a_learner() -> None:
 
 def test_estimates_of_nothing_are_nothing() -> None:
     assert estimate_learners([]) == ()
-    assert not is_clear([])
+    assert not is_clear([], planned_steps=40)
     assert isinstance(estimate_learners([made_run("a", 1.0)])[0], LearnerEstimate)
