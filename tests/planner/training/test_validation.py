@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 
+from planner.recipe import Recipe
 from planner.training.evaluate import evaluate_images
 from planner.training.inference import model_bytes, power_of
 from planner.training.plan_check import load_data_for
@@ -113,6 +114,19 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     assert seen.inference.accuracy == pytest.approx(
         evaluate_images(model, test, batch_size=16).accuracy, abs=1.5 / 256
     )
+
+
+def test_a_run_trains_by_the_recipe_of_the_plan() -> None:
+    """At a rate of almost zero, the loss of the same images stays what it was."""
+    recipe = Recipe(
+        learning_rate=1e-12, schedule="constant", epochs=1, weights="random", source="test",
+        selects_epoch=False,
+    )  # fmt: skip
+    candidate = Candidate(workload=RESNET)
+    at_rest = in_this_process(candidate, recipe=recipe, steps=3)
+    trained = in_this_process(candidate, steps=3)
+    assert at_rest.losses[0] == pytest.approx(trained.losses[0], rel=1e-4)
+    assert at_rest.losses[2] != pytest.approx(trained.losses[2], rel=1e-3)
 
 
 def test_inference_needs_the_model_and_little_more() -> None:
