@@ -38,7 +38,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 from glyphs import load_glyphs
 from harness import Rows, write_summary
 
-from planner.scoring.accuracy_prior import relative_score
+from planner.scoring.method_evidence import relative_score
 from planner.training.choose_recipe import default_recipe
 from planner.training.images.image_set import ImageData, InputFormat
 from planner.training.images.load import load_data
