@@ -88,6 +88,17 @@ class Recipe:
                 "patience_epochs out"
             )
 
+    def steps(self, train_images: int, *, effective_batch: int) -> int:
+        """Return the optimizer steps of the whole training.
+
+        An epoch leaves its last, incomplete step out. One step at least is counted.
+
+        Args:
+            train_images: number of training images, the selection part not included.
+            effective_batch: images of a step.
+        """
+        return self.epochs * max(1, train_images // effective_batch)
+
     def rate_factor(self, step: int, *, total_steps: int) -> float:
         """Return the factor of the learning rate at a step, in (0, 1].
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from profiler.devices.table import DEVICES, DeviceSpec, device_label, device_spec, short_name
+from profiler.devices.table import (
+    DEVICES,
+    DeviceSpec,
+    device_label,
+    device_spec,
+    is_adopted,
+    short_name,
+)
 from profiler.errors import BudgetplanError
 from profiler.records import DeviceLabel
 
@@ -45,7 +52,8 @@ def find_target(name: str) -> TargetDevice:
     gpu = detect_gpu()
     here = gpu.spec.name if gpu is not None else None
     reason = "" if gpu is not None or name != "auto" else why_no_gpu()
-    if gpu is not None and here not in DEVICES and short_name(name) in ("auto", here):
+    is_unknown = gpu is not None and here not in DEVICES and not is_adopted(gpu.spec.name)
+    if gpu is not None and is_unknown and short_name(name) in ("auto", here):
         try:
             adopt_gpu(gpu.spec, Store.default())
         except BudgetplanError as error:

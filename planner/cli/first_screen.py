@@ -148,8 +148,8 @@ def training_steps(answer: Recommendation, plan: Plan) -> int | None:
     """Return the optimizer steps of the whole training; None without a recipe."""
     if plan.recipe is None:
         return None
-    load = plan.candidate.workload
-    return plan.recipe.epochs * math.ceil(answer.request.train_images / load.effective_batch)
+    batch = plan.candidate.workload.effective_batch
+    return plan.recipe.steps(answer.request.train_images, effective_batch=batch)
 
 
 def _time(answer: Recommendation, plan: Plan) -> str:

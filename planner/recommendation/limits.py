@@ -58,8 +58,8 @@ def steps_of_recipe(request: Request) -> int:
     base = request.space.base.replace(
         micro_batch=request.space.effective_batch, accumulation=1, method="full"
     )
-    epochs = plan_recipe(request, base).epochs
-    return epochs * max(1, request.train_images // request.space.effective_batch)
+    recipe = plan_recipe(request, base)
+    return recipe.steps(request.train_images, effective_batch=request.space.effective_batch)
 
 
 def _within(

@@ -10,11 +10,10 @@ images.
 
 The features of ``CHUNK_IMAGES`` images are one file: a NumPy array [images, features] of float32,
 never a pickled object. A file is written whole or not at all, so an interrupted extraction goes on
-with the first missing file. The memory holds a batch and the features of a file; files are mapped
-when they are read.
+with the first missing file. The memory holds a batch of images and the features of all.
 
-A folder belongs to one combination of weights, images, image format, device type and versions of
-the packages: its name is their hash.
+A folder belongs to one combination of backbone, weights, images, image format, device type and
+versions of the packages: its name is their hash.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ def _classifier_input(
 def _read_chunk(file: Path, count: int) -> NDArray[np.float32] | None:
     """Return the features in a file; None if it is missing, damaged or of another shape."""
     try:
-        array: Any = np.load(file, mmap_mode="r", allow_pickle=False)
+        array: Any = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     is_ours = array.dtype == np.float32 and array.ndim == 2 and len(array) == count
@@ -200,6 +199,8 @@ def _cache_key(built: BuiltModel, classifier: nn.Module, images: ImageSet, devic
     """Return the name of the folder: a hash of everything that the features depend on."""
     parts = {
         "schema": FEATURES_SCHEMA,
+        # two models of equal tensors may differ in a setting, such as the activation function
+        "model": built.name,
         "weights": _weights_digest(built.model, classifier),
         "images": _images_digest(images),
         "image_size": images.input_format.image_size,

@@ -148,6 +148,11 @@ def adopt(spec: DeviceSpec) -> None:
     _adopted[short_name(spec.name)] = spec
 
 
+def is_adopted(name: str) -> bool:
+    """Return whether `adopt` was called with a GPU of this name."""
+    return short_name(name) in _adopted
+
+
 def lookup(name: str) -> DeviceSpec:
     """Return the device with a name; case, blanks and underscores do not matter.
 

@@ -29,6 +29,7 @@ class BuiltModel:
 
     Attributes:
         model: the trainable model, or peft's wrapper; maps images [batch, 3, size, size] to logits.
+        name: name of the backbone.
         method: the method that made it trainable.
         units: names of the checkpointable units, as modules of the backbone, in forward order.
         weights: source of the backbone's weights.
@@ -37,6 +38,7 @@ class BuiltModel:
     """
 
     model: nn.Module
+    name: str
     method: Method
     units: tuple[str, ...]
     weights: WeightSource
@@ -89,6 +91,7 @@ def build_model(
         source = source if note is None else replace(source, notes=(note,))
     return BuiltModel(
         model=model,
+        name=workload.model,
         method=method,
         units=units,
         weights=source,

@@ -112,7 +112,7 @@ def test_it_has_at_most_25_lines_and_nothing_is_wider_but_the_command(width: int
 
 def test_the_numbers_are_those_of_the_plan() -> None:
     text = screen(answer(*SIX))
-    steps = 8 * 41  # ceil(1295 / 32) = 41 steps an epoch
+    steps = 8 * 40  # floor(1295 / 32) = 40 whole steps an epoch
     for part in (
         "RUN THIS   lora r8, fp16, batch 32, adamw, optimal checkpointing, lr 0.001",
         "1.26 GB of 2.00 GB",
