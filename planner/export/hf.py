@@ -70,6 +70,9 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers has no types t
         options: arguments of ``Trainer``.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self, plan: Plan, model: WithLoss, *, new_classifier: bool = True, **options: Any
     ) -> None:
@@ -92,7 +95,8 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers has no types t
             self.optimizer = optimizer_without_schedule(
                 self.model.model, self.plan, new_classifier=self._new_classifier
             )
-        return self.optimizer
+        made: Optimizer = self.optimizer
+        return made
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: Optimizer | None = None
@@ -106,7 +110,8 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers has no types t
                 total_steps=num_training_steps,
             )
             self._created_lr_scheduler = True  # a second training makes its own
-        return self.lr_scheduler
+        made: LambdaLR = self.lr_scheduler
+        return made
 
 
 class BudgetCallback(TrainerCallback):  # type: ignore[misc]

@@ -91,7 +91,8 @@ def question_schema() -> dict[str, Any]:
     _, parts = msgspec.json.schema_components(
         [ServiceQuestion], ref_template="#/components/schemas/{name}"
     )
-    return parts["ServiceQuestion"]
+    schema: dict[str, Any] = parts["ServiceQuestion"]
+    return schema
 
 
 @router.post(

@@ -107,7 +107,7 @@ def run_in_process(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=_child_environment() | (environment or {}),
+            env=_child_environment() | dict(environment or {}),
             process_group=0,
         )
         try:

@@ -21,7 +21,7 @@ def front_chart(view: PageView) -> str:
     """Return device memory against step time of every plan and baseline, with the budget line."""
     plan = view.main.plan
     budget, unit = plan.budget_bytes, unit_as_asked(plan.budget_bytes)
-    points = [
+    points: list[tuple[int, float | None, str, str]] = [
         (needed_bytes(row.plan.prediction), row.plan.prediction.step_seconds, row.name,
          "#2e7d32" if row.is_recommended else "#1f6f8b")
         for row in view.rows

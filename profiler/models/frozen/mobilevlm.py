@@ -97,11 +97,13 @@ class MobileVlm(nn.Module):
     @property
     def language_model(self) -> nn.Module:
         """The decoder."""
-        return self.model
+        decoder: nn.Module = self.model
+        return decoder
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding of the decoder's tokens."""
-        return self.model.embed_tokens
+        embedding: nn.Module = self.model.embed_tokens
+        return embedding
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Return the decoder's tokens [B, side * side, width] of images [B, 3, S, S]."""

@@ -20,7 +20,7 @@ from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.records import DeviceLabel, Memory, OwnerBytes, Parameters, Report, Rung
-from profiler.units import GIB, MIB, format_bytes_in, unit_as_asked
+from profiler.units import GIB, MIB, format_bytes_in, format_seconds, unit_as_asked
 from profiler.workload import Candidate, Workload
 
 GPU = DeviceLabel(
@@ -116,7 +116,7 @@ def test_the_numbers_are_those_of_the_plan() -> None:
     for part in (
         "RUN THIS   lora r8, fp16, batch 32, adamw, optimal checkpointing, lr 0.001",
         "1.26 GB of 2.00 GB",
-        "50 ms a step, 640 images/s; 8 epochs of these images: 16.4 s",
+        f"50 ms a step, 640 images/s; 8 epochs of these images: {format_seconds(steps * 0.05)}",
         f"9 J a step, {watt_hours(steps * 9.0)} in all",
         "600 k of 22.1 M parameters",
         "planned for GeForce RTX 2060 SUPER (no GPU here; --device names another)",

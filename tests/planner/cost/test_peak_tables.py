@@ -31,6 +31,9 @@ def random_costs(units: int, seed: int, *, floor: float = 0.0, caches: bool = Fa
         forward_seconds=np.zeros(units),
         step_seconds=1.0,
         update_seconds=0.5,
+        step_launches=0,
+        update_launches=0,
+        watts=None,
     )
 
 

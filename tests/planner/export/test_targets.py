@@ -13,6 +13,7 @@ import peft
 import pytest
 import timm
 from click.testing import CliRunner
+from torch import nn
 
 from planner.cli import cli
 from planner.cli.export_command import TARGET_NAMES
@@ -49,7 +50,7 @@ def test_peft_alone_makes_the_plans_adapters(tmp_path: Path) -> None:
     adapted = peft.get_peft_model(own, config)
     planned = build_model(plan.candidate.workload).model
 
-    def trained(model: object) -> dict[str, tuple[int, ...]]:
+    def trained(model: nn.Module) -> dict[str, tuple[int, ...]]:
         return {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
 
     assert trained(adapted) == trained(planned)

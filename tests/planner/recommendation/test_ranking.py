@@ -47,11 +47,11 @@ def row(
 
 def question(*, gib: float = 2.0, images: int = FEW, **options: object) -> Question:
     budget = DeviceBytes(int(gib * GIB))
-    return Question(budget_bytes=budget, train_images=images, **options)  # type: ignore[arg-type]
+    return Question(budget_bytes=budget, train_images=images, **options)
 
 
 def chosen(*rows: TrialResult, **options: object) -> int:
-    best = best_of(rows, question(**options))  # type: ignore[arg-type]
+    best = best_of(rows, question(**options))
     return next(i for i, each in enumerate(rows) if each is best)
 
 

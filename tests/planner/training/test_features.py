@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,10 +66,11 @@ def test_models_that_learn_elsewhere_have_no_cached_features(
 
 def test_dropout_before_the_classifier_is_found() -> None:
     model = built()
-    model.backbone.drop_rate = 0.5
-    head = model.backbone.fc
-    model.backbone.global_pool.flatten = torch.nn.Sequential(
-        model.backbone.global_pool.flatten, torch.nn.Dropout(0.5)
+    backbone: Any = model.backbone
+    backbone.drop_rate = 0.5
+    head = backbone.fc
+    backbone.global_pool.flatten = torch.nn.Sequential(
+        backbone.global_pool.flatten, torch.nn.Dropout(0.5)
     )
     assert head is not None
     assert frozen_classifier(model, stacked(images(4))) is None
@@ -85,7 +87,7 @@ def test_an_interrupted_extraction_goes_on_without_repeating(
 
     def counted(
         model: BuiltModel, classifier: torch.nn.Module, part: ImageSet, device: str
-    ) -> np.ndarray[object, np.dtype[np.float32]]:
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
         if len(extracted) == 2 and not (tmp_path / "resumed").exists():
             raise KeyboardInterrupt
         extracted.append(len(part))

@@ -38,7 +38,7 @@ def test_the_peak_is_that_of_the_cpu_allocator(name: str, dtype: str) -> None:
         run_inference(real, model, load)  # libraries make their tables at the first call
         kept.append(real)
 
-    measured = peak_during(prepare, lambda: run_inference(kept[0], model, load))  # type: ignore[arg-type]
+    measured = peak_during(prepare, lambda: run_inference(kept[0], model, load))
     assert log.peak_bytes == pytest.approx(measured, rel=0.005)
 
 
