@@ -162,6 +162,8 @@ class RecommendationObject:
         notes: sentences for the reader.
         probe: short trainings of the front: setting, number of runs, and per plan an estimate with
             its probability of being the best; null if none were requested.
+        training_free: published models that classify without fine-tuning, with the replayed memory
+            of an inference and published accuracies; null if they were not listed.
         totals: duration and energy of the whole training of each plan of ``front``, with price and
             emissions from the user's rates (``planner.recommendation.run_totals``).
     """
@@ -187,6 +189,7 @@ class RecommendationObject:
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     probe: JsonObject | None = None
+    training_free: tuple[JsonObject, ...] | None = None
     totals: tuple[JsonObject | None, ...] = ()
 
 

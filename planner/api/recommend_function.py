@@ -43,6 +43,7 @@ def recommend(
     min_accuracy: float | None = None,
     max_hours: float | None = None,
     max_kwh: float | None = None,
+    training_free: bool | None = None,
     price_per_kwh: float | None = None,
     grams_per_kwh: float | None = None,
     probe_minutes: float | None = None,
@@ -79,6 +80,8 @@ def recommend(
         min_accuracy: least expected accuracy in percent; None for no limit.
         max_hours: longest training in hours on the planned device; None for no limit.
         max_kwh: largest energy of the training in kWh; None for no limit.
+        training_free: list published models that need no fine-tuning; None to list them if their
+            memory on the device is known already.
         price_per_kwh: price of a kWh; the totals then have the price of each training.
         grams_per_kwh: grams of CO2 for a kWh; the totals then have the emissions.
         probe_minutes: minutes of short trainings of the candidates on the images, which decide
@@ -136,6 +139,7 @@ def recommend(
             max_hours=max_hours,
             max_kwh=max_kwh,
         ),
+        training_free=training_free,
         energy_rates=EnergyRates(price_per_kwh=price_per_kwh, grams_per_kwh=grams_per_kwh),
         probe_minutes=probe_minutes,
         find_lr=find_lr,

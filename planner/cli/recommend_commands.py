@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -115,6 +116,13 @@ from planner.training.images.registry import DATA_NAMES
     "less than a twentieth of the training, and not after --probe-minutes]",
 )
 @click.option(
+    "--objective",
+    type=click.Choice(["balanced", "accuracy", "time", "energy"]),
+    default="balanced",
+    show_default=True,
+    help="Criterion among candidates of equal expected accuracy; accuracy trusts weak evidence.",
+)
+@click.option(
     "--min-accuracy",
     type=click.FloatRange(min=0, max=100, min_open=True),
     help="Least expected accuracy in percent.",
@@ -128,6 +136,12 @@ from planner.training.images.registry import DATA_NAMES
     "--max-kwh",
     type=click.FloatRange(min=0, min_open=True),
     help="Largest energy of the training in kWh.",
+)
+@click.option(
+    "--training-free/--no-training-free",
+    default=None,
+    help="List published models that classify without fine-tuning. [default: if their memory on "
+    "the device is known already]",
 )
 @click.option(
     "--price-per-kwh",
@@ -182,9 +196,11 @@ def recommend(
     image_size: int | None,
     probe_minutes: float | None,
     find_lr: bool | None,
+    objective: Literal["balanced", "accuracy", "time", "energy"],
     min_accuracy: float | None,
     max_hours: float | None,
     max_kwh: float | None,
+    training_free: bool | None,
     price_per_kwh: float | None,
     grams_per_kwh: float | None,
     stop_when_flat: bool,
@@ -219,9 +235,11 @@ def recommend(
             study=study,
             storage=storage,
             out=out,
+            objective=objective,
             min_accuracy=min_accuracy,
             max_hours=max_hours,
             max_kwh=max_kwh,
+            training_free=training_free,
             price_per_kwh=price_per_kwh,
             grams_per_kwh=grams_per_kwh,
             probe_minutes=probe_minutes,

@@ -19,6 +19,7 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from planner.recommendation.probe_front import ProbeOutcome
     from planner.training.validation import Validation
+    from planner.training_free.options import TrainingFreeOption
 
 RECOMMENDATION_SCHEMA = "budgetplan.recommendation/1"
 
@@ -93,6 +94,7 @@ class Recommendation:
         dropped: one sentence per candidate that exceeded the budget or failed in a later stage.
         notes: one sentence per fact that limits or explains the answer (``notes.py``).
         probe: short trainings of the front; None if none were requested.
+        training_free: published models that need no fine-tuning; None if they were not listed.
     """
 
     request: Request
@@ -111,6 +113,7 @@ class Recommendation:
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     probe: ProbeOutcome | None = None
+    training_free: tuple[TrainingFreeOption, ...] | None = None
 
     @property
     def expected_order(self) -> list[int]:
@@ -151,6 +154,9 @@ class Recommendation:
             "probe": None
             if self.probe is None
             else self.probe.to_json([e.plan.candidate.workload for e in self.front]),
+            "training_free": None
+            if self.training_free is None
+            else [option.to_json() for option in self.training_free],
         }
 
 

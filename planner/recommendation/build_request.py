@@ -69,6 +69,7 @@ def build_request(
     objective: Objective = "balanced",
     limits: Limits | None = None,
     energy_rates: EnergyRates | None = None,
+    training_free: bool | None = None,
     probe_minutes: float | None = None,
     find_lr: bool | None = None,
 ) -> Request:
@@ -136,6 +137,7 @@ def build_request(
         objective=objective,
         limits=limits or Limits(),
         energy_rates=energy_rates or EnergyRates(),
+        training_free=training_free,
         find_lr=find_lr,
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=(*refused, *too_small),

@@ -120,7 +120,7 @@ def _published_reason(entry: FrontEntry, question: Question, equal_methods: Sequ
         return f"{evidence.reason}; it costs least of the candidates that nothing distinguishes"
     others = [name for name in equal_methods if name != method]
     if not others:
-        return f"no method is expected to be as accurate (evidence {evidence.strength})"
+        return f"no other method is expected to be as accurate (evidence {evidence.strength})"
     equal = (
         f"{len(others) + 1} methods are expected to be equally accurate ({method}, "
         f"{', '.join(others)}; evidence {evidence.strength})"

@@ -21,6 +21,7 @@ the budget in a later stage is dropped, and the answer lists it.
     notes.py          the notes of the answer
     answer.py         the answer
     infeasible.py     the error when nothing fits
+    without_training.py  published models that need no fine-tuning
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
+from planner.recommendation.without_training import list_training_free, training_free_notes
 from planner.search.problem import CostEstimator, SearchProblem, SearchResult
 from planner.search.storage import default_storage
 from planner.search.study import search
@@ -103,6 +105,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
     )
     baselines = paper_baselines(request.space, cost, request.budget_bytes)
+    training_free = list_training_free(request, notify)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
     return Recommendation(
         request=request,
@@ -123,10 +126,13 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         dropped=(*replayed.dropped, *ran.dropped, *accurate.dropped),
         notes=(
             *(() if probe is None else probe.notes),
+            *accurate.notes,
             *rate_notes,
             *answer_notes(request, found, ran.passed),
+            *training_free_notes(request, training_free),
         ),
         probe=probe,
+        training_free=training_free,
     )
 
 

@@ -217,7 +217,12 @@ def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: LearnerRule
 def _probe_notes(
     result: ProbeResult, learners: Sequence[Learner], estimates: Mapping[str, LearnerEstimate]
 ) -> list[str]:
-    missing = [learner.name for learner in learners if learner.name not in estimates]
+    failed = {note.partition(":")[0] for note in result.notes}
+    missing = [
+        learner.name
+        for learner in learners
+        if learner.name not in estimates and learner.name not in failed
+    ]
     kept = f", {result.earlier_runs} of them by an earlier probe" if result.earlier_runs else ""
     notes = [
         f"the probe ended after {result.seconds:.0f} s and {len(result.runs)} trainings{kept}: "

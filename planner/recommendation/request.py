@@ -110,6 +110,8 @@ class Request:
         probe_seconds: time of the short trainings on the user's images; None for none.
         find_lr: whether learning rates are tried for the recommended plan; None to try them if
             that is cheap.
+        training_free: whether published models that need no fine-tuning are listed; None to list
+            them if their memory is known already.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
         images_per_class: training images of each class of a folder, by label; empty for a named
@@ -134,6 +136,7 @@ class Request:
     energy_rates: EnergyRates = EnergyRates()
     probe_seconds: float | None = None
     find_lr: bool | None = None
+    training_free: bool | None = None
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
     images_per_class: tuple[int, ...] = ()

@@ -35,7 +35,7 @@ from planner.training.probe_statistics import (
     estimate_learners,
     format_chance,
 )
-from profiler.errors import BudgetplanError
+from profiler.errors import printable_line
 
 FEWEST_STEPS = 10
 """Steps of a run on the lowest rung, if time allows no more."""
@@ -170,8 +170,8 @@ def probe(
                 rate_factor=planned.rate_factor,
                 out_of_time=lambda: left() <= 0,
             )
-        except BudgetplanError as error:
-            failures.append(f"{planned.learner.name}: {error}")
+        except Exception as error:  # an operation may fail for one method alone
+            failures.append(f"{planned.learner.name}: {printable_line(str(error))}")
             alive.remove(planned.learner)
             continue
         if run is None:

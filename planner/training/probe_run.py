@@ -123,21 +123,23 @@ class ProbeRunner:
         session, batches = self._start(learner, seed=seed, steps=steps, rate_factor=rate_factor)
         held_out, workload = self._parts(learner)[1], session.step.workload
         is_finite = True
-        with gc_frozen():
-            while is_finite and session.step.global_step < steps:
-                if out_of_time():
-                    return None
-                is_finite = math.isfinite(session.run(batches))
         right = torch.zeros(len(held_out), dtype=torch.bool)
-        if is_finite:
-            right = right_answers(
-                session.model,
-                held_out,
-                batch_size=max(workload.micro_batch, EVALUATION_BATCH),
-                device=self._device,
-                precision=workload.precision,
-            )
-        session.close()
+        try:
+            with gc_frozen():
+                while is_finite and session.step.global_step < steps:
+                    if out_of_time():
+                        return None
+                    is_finite = math.isfinite(session.run(batches))
+            if is_finite:
+                right = right_answers(
+                    session.model,
+                    held_out,
+                    batch_size=max(workload.micro_batch, EVALUATION_BATCH),
+                    device=self._device,
+                    precision=workload.precision,
+                )
+        finally:
+            session.close()
         return ProbeRun(
             setting=self.setting,
             learner=learner.name,
@@ -184,6 +186,11 @@ class ProbeRunner:
             weights=self._weights,
             pretrained=self._pretrained,
         )
+        if built.weights.kind == "random" and learner.recipe.weights == "pretrained":
+            raise InputError(
+                f"the probe needs pretrained weights, which cannot be loaded "
+                f"({built.weights.detail}); give a file of weights by --weights"
+            )
         built.model.to(self._device).train()
         if learner.recipe.zero_head and built.has_new_classifier:
             zero_classifier(built.model)

@@ -81,6 +81,11 @@ class TrainingFreeOption:
         }
 
 
+def is_prepared(device: DeviceSpec, store: Store) -> bool:
+    """Return whether the memory of every model on a device is in the store."""
+    return not _InferenceMemories(device, store).missing(list(frozen_models().values()))
+
+
 def training_free_options(
     *,
     device: DeviceSpec,
@@ -145,13 +150,17 @@ class _InferenceMemories:
         """Replay in parallel the largest batch of each model that is not in the store."""
         if self._store.folder is None:
             return  # forked processes could not hand their results over
-        missing = [m for m in models if not self._store.holds(self._key(m, BATCHES[m.kind][0]))]
+        missing = self.missing(models)
         missing.sort(key=lambda model: -model.parameters_millions)
 
         def replay(model: FrozenModel) -> None:
             self.of(model, BATCHES[model.kind][0])
 
         map_forked(replay, missing, lambda model, done: on_progress(model.name, done))
+
+    def missing(self, models: Sequence[FrozenModel]) -> list[FrozenModel]:
+        """Return the models whose largest batch is not in the store."""
+        return [m for m in models if not self._store.holds(self._key(m, BATCHES[m.kind][0]))]
 
     def of(self, model: FrozenModel, batch: int) -> tuple[int, int]:
         """Return peak bytes and device bytes of an inference."""

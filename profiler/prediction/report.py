@@ -97,7 +97,7 @@ def report_of(
     if seconds is not None and roofline is not None:
         watts = roofline.watts_of(log.operations)
     if watts is not None:
-        notes.append(f"energy is that time at a predicted {watts:.0f} W")
+        notes.append("energy is that time at the predicted power")
     notes.extend(method_notes(workload.replace(micro_batch=2, accumulation=1)))
     return Report(
         candidate=candidate,

@@ -21,7 +21,7 @@ MOST_ROWS = 2500
 """Rows of a table that are used, drawn at random."""
 
 CLOCK_EXPONENT = 0.75
-"""Exponent of the sustained clock, from T4 and P4 against V100 and P100 (``run.py clock``)."""
+"""Exponent of the sustained clock, chosen by the errors of T4 and P4 left out of the fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -265,8 +265,15 @@ def test_an_accuracy_that_nothing_reaches_is_refused(
     assert {entry.expected.value for entry in kept.passed} == {values[-1]}
     assert len(kept.passed) + len(kept.dropped) == len(answered.front)
     high = request(folder, limits=Limits(min_accuracy=0.9999))
+    unsure = accurate_enough(high, answered.front)  # a probe trains less than the plans
+    assert [entry.expected.kind for entry in unsure.passed] == ["probe"] * len(known)
+    assert "not known" in unsure.notes[0]
+    published = [
+        replace(entry, expected=replace(entry.expected, kind="published", source="a table"))
+        for entry in known
+    ]
     with pytest.raises(UnmetLimitError, match="highest expected accuracy is"):
-        accurate_enough(high, answered.front)
+        accurate_enough(high, published)
     nothing = AccuracyEstimate(value=None, kind=None, source=None, reason="not known")
     unknown = [replace(entry, expected=nothing) for entry in answered.front]
     with pytest.raises(UnmetLimitError, match="--probe-minutes"):

@@ -28,7 +28,7 @@ SEEN = unlisted_gpu.TimedRates(
 class SmallGpu:
     """What a driver says of a laptop's GPU."""
 
-    nvml_name = "NVIDIA GeForce MX450"
+    nvml_name = "NVIDIA GeForce MX999"
     memory_bytes = 2 * GIB
     compute_capability = (7, 5)
 
@@ -55,17 +55,17 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
 
 def test_it_is_timed_once_and_planned_for(here: list[str]) -> None:
     target = find_target("auto")
-    assert (target.label.name, target.runs_on) == ("mx450", "mx450")
+    assert (target.label.name, target.runs_on) == ("mx999", "mx999")
     assert target.label.memory_bytes == 2 * GIB
-    find_target("mx450")
+    find_target("mx999")
     assert here == ["time_rates"]
-    spec = lookup("MX450")
+    spec = lookup("MX999")
     assert (multiprocessors(spec).count, multiprocessors(spec).threads) == (14, 1024)
     roofline = published_rates(spec, precision="fp16")
     assert roofline is not None
     assert (roofline.flops_per_second, roofline.watts, roofline.source) == (4e12, None, TIMED)
     load = Workload(model="test_vit", method="head", image_size=64, micro_batch=2)
-    report = predict(Candidate(workload=load), device=lookup("mx450"))
+    report = predict(Candidate(workload=load), device=lookup("mx999"))
     assert report.step_seconds is not None
     assert report.energy_joules is None
 
@@ -77,9 +77,9 @@ def test_where_timing_fails_the_answer_says_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(unlisted_gpu, "run_in_process", fail)
     target = find_target("auto")
     assert (target.label.name, target.runs_on) == (STUDY_DEVICE, "cpu")
-    assert "MX450 is not in the table, and the run died" in target.label.note
+    assert "MX999 is not in the table, and the run died" in target.label.note
     with pytest.raises(UnknownNameError):
-        lookup("mx450")
+        lookup("mx999")
 
 
 def test_names_are_as_the_table_has_them() -> None:
