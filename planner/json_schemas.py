@@ -35,6 +35,8 @@ ErrorKind = Literal[
     "usage",
     "unknown_name",
     "infeasible",
+    "unmet_limit",
+    "busy",
     "input",
     "device",
     "measurement",

@@ -138,6 +138,7 @@ class UnmetLimitError(BudgetplanError):
     """No candidate is within a limit of accuracy, time or energy; the message has the nearest."""
 
     exit_code = 3
+    kind = "unmet_limit"
 
 
 class InfeasibleError(BudgetplanError):

@@ -80,8 +80,14 @@ def device_name(device: str | DeviceSpec) -> str:
         return device
     from profiler.devices.table import DEVICES, adopt
 
-    if device.name not in DEVICES:
+    known = DEVICES.get(device.name)
+    if known is None:
         adopt(device)
+    elif known != device:
+        raise UsageError(
+            f"{device.name} is a device of the table with other numbers; give the record another "
+            "name"
+        )
     return device.name
 
 

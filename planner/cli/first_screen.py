@@ -8,6 +8,7 @@ the device memory that is held against the budget (on a CPU, the peak of its all
 from __future__ import annotations
 
 import math
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -66,7 +67,7 @@ def _above(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
     for label, text, most in _facts(answer):
         for line in _labelled(label, text, width=width, most=most):
             yield line, ""
-    command = f"budgetplan train {entry.file}"
+    command = f"budgetplan train {shlex.quote(str(entry.file))}"
     is_short = LABEL_COLUMNS + len(command) <= width
     # a long command has a line of its own, unbroken, so that it can be copied
     yield (f"  {'start':<9}{command}" if is_short else command), "green"
@@ -91,7 +92,8 @@ def _header(answer: Recommendation, width: int) -> Iterator[str]:
     where = ""
     if device.note:
         is_here = request.run.device == device.name
-        where = " (this machine's GPU)" if is_here else " (no GPU here; --device names another)"
+        none = "no GPU here; " if "no GPU was found" in device.note else ""
+        where = " (this machine's GPU)" if is_here else f" ({none}--device names another)"
     yield from textwrap.wrap(
         f"planned for {device.full_name.removeprefix('NVIDIA ')}{where}", width
     )
@@ -316,7 +318,8 @@ def _unknown(answer: Recommendation, width: int) -> list[str]:
     else:
         text = f"Not known: accuracy ({answer.front[answer.recommended].expected.reason})"
         text += ". `budgetplan train` measures it on test images."
-    if plan.measurement is not None and not answer.request.has_weights:
+    is_wanted = answer.request.trains_pretrained
+    if plan.measurement is not None and is_wanted and not answer.request.has_weights:
         text += " No pretrained weights could be loaded here."
     return textwrap.wrap(text, width, max_lines=2, placeholder=" ...")
 

@@ -39,13 +39,17 @@ PROBE_SHARE = 12
 """Share of the stage ``probe``, which comes before the last stage, if it was requested."""
 
 
-def recommend_stages(*, probes: bool, validates: bool) -> dict[str, float]:
+def recommend_stages(
+    *, probes: bool, validates: bool, finds_rate: bool = False
+) -> dict[str, float]:
     """Return the stages of a ``recommend`` with their shares of its time."""
     stages: dict[str, float] = {k: v for k, v in RECOMMEND_STAGES.items() if k != "validate"}
     if probes:
         stages["probe"] = PROBE_SHARE
     if validates:
         stages["validate"] = RECOMMEND_STAGES["validate"]
+    if finds_rate:
+        stages["learning rate"] = PROBE_SHARE
     return stages
 
 

@@ -212,7 +212,9 @@ def recommend(
         from planner.cli.page.write import check_page_file
 
         check_page_file(html)
-    stages = recommend_stages(probes=probe_minutes is not None, validates=not no_validate)
+    stages = recommend_stages(
+        probes=probe_minutes is not None, validates=not no_validate, finds_rate=bool(find_lr)
+    )
     with progress_bar(progress, as_json=as_json, stages=stages) as notify:
         answer = api.recommend(
             model,

@@ -46,6 +46,7 @@ from profiler.json_records import (
     read_record,
     warn_of_dropped,
 )
+from profiler.records import Origin
 from profiler.replay.event_log import OperationRecord, Phase
 from profiler.timing.roofline import Rates
 from profiler.workload import Workload
@@ -189,6 +190,8 @@ class Calibration:
                     fit.apply(self.base[precision]),
                     watts=None if energy is None else energy.watts_through_origin,
                     source=f"calibrated: {self.source}",
+                    origin=Origin.FITTED,
+                    power_origin=Origin.FITTED if energy else Origin.DATA_SHEET,
                 )
         return None
 

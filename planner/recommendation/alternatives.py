@@ -52,7 +52,7 @@ def named_alternatives(
             )
             for name in BEST_AT
         ),
-        *_full(entries, searched),
+        *_full(entries, searched, question.budget_bytes),
         *_paper(rows, place, baselines),
     )
 
@@ -71,15 +71,20 @@ def _row_note(name: AlternativeName, entry: FrontEntry) -> str:
             return "the highest mean accuracy in published comparisons, beyond what they can tell"
 
 
-def _full(entries: Sequence[FrontEntry], searched: Sequence[TrialResult]) -> Iterator[Alternative]:
+def _full(
+    entries: Sequence[FrontEntry], searched: Sequence[TrialResult], budget_bytes: int
+) -> Iterator[Alternative]:
     rows = [i for i, entry in enumerate(entries) if entry.plan.candidate.workload.method == "full"]
     tried = [r for r in searched if r.candidate.workload.method == "full"]
     if rows:
         best = min(rows, key=lambda i: entries[i].result.cost)
         yield Alternative(name="full", index=best, note="every parameter learns")
     elif tried:
-        need = format_bytes(min(result.device_bytes for result in tried))
-        yield Alternative(name="full", index=None, note=f"needs {need} or more, does not fit")
+        least = min(result.device_bytes for result in tried)
+        note = f"needs {format_bytes(least)} or more, does not fit"
+        if least <= budget_bytes:
+            note = "fits, but did not pass the limits or the later checks"
+        yield Alternative(name="full", index=None, note=note)
 
 
 def _paper(

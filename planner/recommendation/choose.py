@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 
 from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summary
-from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, equals_of
+from planner.recommendation.ranking import (
+    EDGE,
+    WORTHWHILE,
+    Question,
+    best_of,
+    equal_methods,
+    equals_of,
+)
 from planner.scoring.netscore import LOWEST_ACCURACY
 from profiler.units import format_bytes, format_joules, format_seconds
 
@@ -42,7 +49,7 @@ def choose(
     entries: Sequence[FrontEntry],
     *,
     question: Question,
-    equal_methods: Sequence[str] = (),
+    searched_methods: Sequence[str] = (),
 ) -> ChosenEntry:
     """Return the entry to recommend, and the reason in one sentence.
 
@@ -53,7 +60,7 @@ def choose(
     Args:
         entries: entries of the answer, at least one.
         question: budget, number of images and objective.
-        equal_methods: methods of the search that are expected to be as accurate as the best one.
+        searched_methods: methods of the search with the highest expected accuracy.
     """
     measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
     eligible = measured or list(range(len(entries)))
@@ -75,7 +82,9 @@ def choose(
         f"it has the best measured accuracy of the {len(eligible)} {kind} candidates, or costs "
         "least of those that the runs do not distinguish"
         if intervals
-        else _published_reason(entries[index], question, equal_methods)
+        else _published_reason(
+            entries[index], [entries[i] for i in equals], question, searched_methods
+        )
     )
     return ChosenEntry(
         index=index,
@@ -114,22 +123,50 @@ def _decided_by(entry: FrontEntry, question: Question, *, by_runs: bool) -> Deci
     return "published" if question.evidence(entry.result).tables else "cost"
 
 
-def _published_reason(entry: FrontEntry, question: Question, equal_methods: Sequence[str]) -> str:
-    evidence, method = question.evidence(entry.result), entry.plan.candidate.workload.method
+def _published_reason(
+    entry: FrontEntry,
+    equals: Sequence[FrontEntry],
+    question: Question,
+    searched_methods: Sequence[str],
+) -> str:
+    """Return the reason for an entry, as a clause.
+
+    Args:
+        entry: the chosen entry.
+        equals: entries that are expected to be as accurate, the chosen one among them.
+        question: budget, number of images and objective.
+        searched_methods: methods of the search with the highest expected accuracy.
+    """
+    evidence, method = question.evidence(entry.result), _method_of(entry)
     if not evidence.tables:
         return f"{evidence.reason}; it costs least of the candidates that nothing distinguishes"
-    others = [name for name in equal_methods if name != method]
+    methods = equal_methods([each.result for each in equals])
+    others = [name for name in methods if name != method]
+    more_accurate = [name for name in searched_methods if name not in methods]
+    rest = ""
+    if more_accurate and method not in searched_methods:
+        rest = (
+            f"{', '.join(more_accurate)} did not pass the later checks, though expected to be more "
+            "accurate; of the others "
+        )
     if not others:
-        return f"no other method is expected to be as accurate (evidence {evidence.strength})"
+        return f"{rest}no other method is expected to be as accurate (evidence {evidence.strength})"
     equal = (
-        f"{len(others) + 1} methods are expected to be equally accurate ({method}, "
+        f"{rest}{len(others) + 1} methods are expected to be equally accurate ({method}, "
         f"{', '.join(others)}; evidence {evidence.strength})"
     )
     if question.objective != "balanced":
         return f"{equal}, and it is the best of these by {question.objective}"
-    if method == equal_methods[0]:
+    if method == methods[0]:
         return f"{equal}, and of these it is the best known"
-    return f"{equal}, and of these it costs clearly less than the better known {others[0]}"
+    known = [each for each in equals if _method_of(each) == others[0]]
+    if all(question.cost(entry.result) < question.cost(each.result) for each in known):
+        return f"{equal}, and of these it costs clearly less than the better known {others[0]}"
+    return f"{equal}, and it leaves more of the budget free than the better known {others[0]}"
+
+
+def _method_of(entry: FrontEntry) -> str:
+    return entry.plan.candidate.workload.method
 
 
 def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:

@@ -141,4 +141,4 @@ def _why(estimates: Sequence[LearnerEstimate | None], index: int) -> str:
     if not others:
         return text
     verb = "is" if len(others) == 1 else "are"
-    return f"{text}; {', '.join(others)} {verb} within one point of it, at no less cost"
+    return f"{text}; {', '.join(others)} {verb} within one point of the best"

@@ -1,6 +1,7 @@
 """Limits of a recommendation beside memory: accuracy, duration and energy of the training.
 
     within_cost_limits   candidates of the search whose training is short and cheap enough
+    exceeded_limit       the limit that a replayed candidate exceeds
     accurate_enough      entries whose expected accuracy is high enough
 
 The length of a training is that of its recipe, without an early stop.
@@ -16,6 +17,7 @@ from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
 from planner.search.problem import TrialResult
 from profiler.errors import UnmetLimitError, UsageError
+from profiler.records import Report
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -58,6 +60,19 @@ def within_cost_limits(request: Request, front: Sequence[TrialResult]) -> list[T
         of_step = [result.energy_joules for result in kept]
         kept = _within(kept, of_step, steps / JOULES_PER_KWH, limit=kwh, unit="kWh")
     return kept
+
+
+def exceeded_limit(request: Request, report: Report) -> str | None:
+    """Return which limit of duration or energy a replayed candidate exceeds; None for none."""
+    limits, steps = request.limits, steps_of_recipe(request)
+    for limit, of_step, factor, unit in (
+        (limits.max_hours, report.step_seconds, steps / SECONDS_PER_HOUR, "hours"),
+        (limits.max_kwh, report.energy_joules, steps / JOULES_PER_KWH, "kWh"),
+    ):
+        if limit is not None and (of_step is None or of_step * factor > limit):
+            found = "is not known" if of_step is None else f"is {of_step * factor:.3g} {unit}"
+            return f"its replayed training {found}, more than {limit:g} {unit}"
+    return None
 
 
 def steps_of_recipe(request: Request) -> int:

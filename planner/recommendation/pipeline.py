@@ -99,7 +99,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     accurate = accurate_enough(request, built)
     entries, question = accurate.passed, Question.of(request)
     choice = choose_by_probe(entries, probe, objective=request.objective) or choose(
-        entries, question=question, equal_methods=equal_methods(affordable)
+        entries, question=question, searched_methods=equal_methods(affordable)
     )
     entries, rate_notes = with_tested_rate(
         request, entries, index=choice.index, probe=probe, storage=storage, notify=notify

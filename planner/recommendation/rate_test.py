@@ -14,8 +14,9 @@ from planner.recommendation.probe_front import ProbeOutcome, learners_of, rule_o
 from planner.recommendation.request import Notify, Request
 from planner.training.find_rate import RATE_STEPS, find_rate
 from planner.training.probe_messages import ProbeRequest, ProbeResult
-from planner.training.probe_records import RATE_FACTORS, ProbeRun
+from planner.training.probe_records import RATE_FACTORS, LearnerRule, ProbeRun
 from planner.training.probe_statistics import best_rates
+from profiler.errors import BudgetplanError
 
 LARGEST_SHARE = 1 / 20
 """Largest share of the planned training that the test may cost if it was not requested."""
@@ -43,13 +44,26 @@ def with_tested_rate(
         storage: SQLAlchemy URL of the study, with its password.
         notify: called with (stage, current work, fraction of the stage done).
     """
-    from profiler.running.sandbox import run_in_process
-
     entry = entries[index]
     if not _is_wanted(request, entry, probe):
         return tuple(entries), ()
-    run, rule = request.run, rule_of(request)
-    result = run_in_process(
+    rule = rule_of(request)
+    try:
+        result = _run_test(request, entry, rule, storage, notify)
+    except BudgetplanError as error:
+        return tuple(entries), (f"the learning rate was not tested: {error}",)
+    tested, note = _tested(entry, result.runs)
+    return (*entries[:index], tested, *entries[index + 1 :]), (note,)
+
+
+def _run_test(
+    request: Request, entry: FrontEntry, rule: LearnerRule, storage: str, notify: Notify
+) -> ProbeResult:
+    """Train at each of the rates, in a process of its own."""
+    from profiler.running.sandbox import run_in_process
+
+    run = request.run
+    return run_in_process(
         find_rate,
         ProbeRequest(
             learners=learners_of(request, [entry.plan.candidate], rule),
@@ -66,8 +80,6 @@ def with_tested_rate(
         timeout_seconds=RATE_LIMIT_SECONDS,
         on_progress=lambda text, done: notify("learning rate", text, done),
     )
-    tested, note = _tested(entry, result.runs)
-    return (*entries[:index], tested, *entries[index + 1 :]), (note,)
 
 
 def _is_wanted(request: Request, entry: FrontEntry, probe: ProbeOutcome | None) -> bool:
@@ -101,6 +113,8 @@ def _tested(entry: FrontEntry, runs: Sequence[ProbeRun]) -> tuple[FrontEntry, st
         f"a test of {RATE_STEPS} steps at each of three rates on {runs[0].setting.train_images} "
         f"images ({shown} of {runs[0].setting.held_out_images} held-out images right)"
     )
+    if all(run.diverged for run in runs):
+        return entry, f"no learning rate worked in {tested}; try another --learning-rate or method"
     if factor == 1:
         return entry, f"the learning rate {recipe.learning_rate:g} was confirmed by {tested}"
     rate = recipe.learning_rate * factor

@@ -11,6 +11,7 @@ from planner.cost.place_within_budget import place_within_budget
 from planner.placement.policies import OPTIMAL
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
+from planner.recommendation.limits import exceeded_limit
 from planner.recommendation.named_rows import answer_rows
 from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
@@ -65,12 +66,12 @@ def replay_front(
 
 
 def _reason_to_drop(request: Request, row: TrialResult, report: Report | str) -> str | None:
-    """Return why a replayed row is dropped; None if it fits."""
+    """Return why a replayed row is dropped; None if it fits the budget and the limits."""
     if isinstance(report, str):
         return report
     need_bytes = needed_bytes(report)
     if need_bytes <= request.budget_bytes:
-        return None
+        return exceeded_limit(request, report)
     return (
         f"the search composed {format_bytes(row.device_bytes)}, but the replay needs "
         f"{format_bytes(need_bytes)}"

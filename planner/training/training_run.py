@@ -147,7 +147,8 @@ def train(
     weights_file = weights_file_of(options.weights)
     identity = _resume_identity(plan, options, images, session, rule)
     state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
-    write_plan(replace(plan, recipe=recipe), output / PLAN_FILE)
+    trained = replace(plan, recipe=recipe, provenance={**plan.provenance, "data": options.data})
+    write_plan(trained, output / PLAN_FILE)
     TrainingLoop(
         session,
         loop_images,

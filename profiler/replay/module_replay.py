@@ -89,6 +89,7 @@ class ModuleStep:
                 f"optimizer must be one of {', '.join(OPTIMIZER_NAMES)}, or a function that takes "
                 f"parameters and returns an optimizer; got {self.optimizer!r}"
             )
+        object.__setattr__(self, "batch", _plain(self.batch))
         is_pair = isinstance(self.batch, tuple | list) and len(self.batch) == 2
         if self.loss is not None and not is_pair:
             raise UsageError("with a loss, the batch must be a pair (inputs, target)")
@@ -119,6 +120,15 @@ class ModuleStep:
         return found
 
 
+def _plain(batch: Any) -> Any:
+    """Return a batch whose mappings are dicts; PyTorch's tree functions know no others."""
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        return {key: _plain(value) for key, value in batch.items()}
+    if type(batch) in (tuple, list):
+        return type(batch)(_plain(value) for value in batch)
+    return batch
+
+
 def replay_module(step: ModuleStep, *, device: DeviceSpec) -> EventLog:
     """Replay one steady training step of a module.
 
@@ -129,8 +139,8 @@ def replay_module(step: ModuleStep, *, device: DeviceSpec) -> EventLog:
     Raises:
         UsageError: the step fails, or depends on the values of tensors.
     """
-    copied = _without_data(step.module)
     try:
+        copied = _without_data(step.module)
         with FakeTensorMode(allow_non_fake_inputs=True), _imitation(device):
             to_fake(copied)
             copied.train(step.module.training)

@@ -200,7 +200,7 @@ class KernelFile:
         single, moved = device.fp32_flops, device.memory_bandwidth_bytes_per_second
         if single is None or moved is None or device.sm_count is None:
             return None
-        key = (device.name, precision)
+        key = (device, precision)
         if key not in self._rates:
             self._rates[key] = self._new_rates(device, precision, single=single, moved=moved)
         return self._rates[key]
@@ -208,11 +208,12 @@ class KernelFile:
     def _new_rates(
         self, device: DeviceSpec, precision: str, *, single: float, moved: float
     ) -> KernelRates:
+        # PyTorch emulates bf16 where there are no cores for it
         tensor = {"bf16": device.bf16_tensor_flops, "fp16": device.fp16_tensor_flops}
         clock = self.sustained_clock(device)
         assert device.sm_count is not None
         return KernelRates(
-            half_flops=clock * (tensor.get(precision) or device.fp16_tensor_flops or single),
+            half_flops=clock * (tensor.get(precision) or single),
             single_flops=clock * single,
             bytes_per_second=moved,
             multiprocessors=device.sm_count,

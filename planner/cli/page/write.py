@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def answer_view(answer: Recommendation) -> PageView:
         PlanRow(
             name=str(i + 1),
             plan=entry.plan,
-            file=str(entry.file),
+            file=shlex.quote(str(entry.file)),
             roles=tuple(roles.get(i, ())),
             is_recommended=i == answer.recommended,
         )

@@ -83,6 +83,7 @@ def answer(*plans: Plan, why: str = LONG_WHY, budget: int = 2 * 10**9) -> Recomm
     return Recommendation(
         request=SimpleNamespace(
             train_images=1295, run=SimpleNamespace(data="digits", device="cpu"), has_weights=True,
+            trains_pretrained=True,
             budget_bytes=budget,
         ),
         study="s", storage="sqlite://", trials=1, seconds=1.0, front=front, recommended=0,
