@@ -46,12 +46,11 @@ def estimate(
             tensors.
     """
     from planner.target_device import find_target
-    from profiler.devices.table import device_spec
     from profiler.prediction.module_estimate import estimate_module
     from profiler.replay.module_replay import ModuleStep
 
+    target = find_target(device_name(device))
     step = ModuleStep(
         module=module, batch=batch, loss=loss, optimizer=optimizer, precision=precision
     )
-    target = find_target(device_name(device))
-    return estimate_module(step, device=device_spec(target.label.name))
+    return estimate_module(step, device=target.spec)

@@ -214,8 +214,11 @@ class FamilyProfiles:
             self._overhead(family, name, placement).at(workload.micro_batch)
             for name, placement in placements.items()
         ]
+        # The sum of the roundings of all blocks depends little on the placement.
+        kept = self._overhead(family, KEPT.key, uniform_placement(KEPT, self.unit_parts(family)))
         return replace(
-            max(found, key=lambda overhead: overhead.unused_bytes), allocated=found[0].allocated
+            max(found, key=lambda overhead: overhead.unused_bytes),
+            allocated=kept.at(workload.micro_batch).allocated,
         )
 
     def _overhead(self, family: Workload, name: str, placement: Placement) -> OverheadProfile:

@@ -54,7 +54,8 @@ def environment(spec: DeviceSpec, allocator: str = "") -> dict[str, str]:
     emulated = emulated_environment(spec, memory_bytes=MEMORY_BYTES)
     return os.environ | {
         **emulated,
-        "PYTORCH_CUDA_ALLOC_CONF": allocator,
+        # the default is written out, because an empty text is replaced by the planned options
+        "PYTORCH_CUDA_ALLOC_CONF": allocator or "expandable_segments:False",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE.parent / "gpu_grid")]),
     }
 

@@ -149,7 +149,7 @@ def same(left: Any, right: Any) -> bool:
 
 def leftovers(folder: Path) -> list[str]:
     """Return names that no finished training has; one checkpoint is left."""
-    wanted = {".budgetplan", "plan.json", "training.json", "model"}
+    wanted = {".budgetplan", "plan.json", "training.json", "run.csv", "run.svg", "model"}
     latest = latest_checkpoint(folder)
     wanted |= set() if latest is None else {latest.name}
     return sorted({path.name for path in folder.iterdir()} - wanted)

@@ -126,6 +126,12 @@ def purpose_of(difference: tuple[str, Any, Any], arguments: list[str]) -> str | 
     if "cpu" in arguments and path.endswith(".working_bytes"):
         is_close = abs(new - old) <= CPU_SCRATCH_TOLERANCE * old
         return "scratch memory of CPU kernels" if is_close else None
+    if "composed" in arguments and path.endswith(("reserved_bytes", "device_bytes")):
+        return (
+            "composed reserved bytes have the unused bytes of each option and of mixed placements"
+        )
+    if path == ".answer" and old is None and "budgetplan.error" in str(new):
+        return "a refusal is an object"
     text = f"{path}: {old} -> {new}"
     return next((why for rule, why in CHANGED_ON_PURPOSE.items() if re.search(rule, text)), None)
 

@@ -54,6 +54,7 @@ def call_all():
         "explain": {"plan": "no such file.json"},
         "evaluate": {"trained": "no such folder"},
         "classify": {"trained": "no such folder", "files": []},
+        "estimate": {"module": None, "batch": None, "device": "no such device"},
         "export_plan": {"plan": "no such file.json", "to": "hf"},
         "load_backbone": {"plan": "no such file.json"},
         "load_images": {"plan": "no such file.json"},
