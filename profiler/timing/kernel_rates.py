@@ -145,7 +145,7 @@ class KernelFile:
         self._fitted: Sequence[Mapping[str, str]] = data["fitted_on"]
         self._clock: Mapping[str, Any] = data["sustained_clock"]
         self._power: Mapping[str, Any] = data["power"]
-        self._rates: dict[tuple[str, str], KernelRates] = {}
+        self._rates: dict[tuple[DeviceSpec, str], KernelRates] = {}
         self._spreads: Mapping[str, Mapping[str, Any]] = data["spreads"]
 
     def origin(self, device: DeviceSpec, precision: str) -> Origin:

@@ -28,6 +28,7 @@ CHANGED_ON_PURPOSE = {
 }
 """Pattern of "path: old -> new" to the reason why an answer differs from that of the kept commit."""
 CHANGED_CASES = {
+    "recommend": "methods are ranked by comparisons on their family of backbones, and rows are named",
     "chen": "segments of chen are joined on both rungs, where the composed one refused or differed",
 }
 """Argument of a case to the reason why its whole answer differs from that of the kept commit."""
