@@ -194,7 +194,7 @@ def _real_run(answer: Recommendation) -> str:
     steps = "" if entry.validation is None else f"{len(entry.validation.losses)} steps "
     where = "on this CPU" if entry.host_prediction is not None else f"on {run.device.name}"
     return (
-        f"{steps}really run {where}: {format_bytes_in(measured, unit)}, prediction {error:+.1f} %"
+        f"{steps}really run {where}: {format_bytes_in(measured, unit)}, prediction {error:+z.1f} %"
     )
 
 
