@@ -36,6 +36,22 @@ _DIGEST = "sha256"
 _Profile = TypeVar("_Profile")
 
 
+def cache_folder(part: str) -> Path:
+    """Return the user's folder of cached features, compiled libraries or other parts.
+
+    Args:
+        part: name of the folder.
+
+    Raises:
+        OSError: the user has no home folder, and BUDGETPLAN_CACHE is not set.
+    """
+    given = os.environ.get("BUDGETPLAN_CACHE")
+    try:
+        return (Path(given) if given else Path.home() / ".cache" / "budgetplan") / part
+    except RuntimeError as error:
+        raise OSError(f"{error}; set BUDGETPLAN_CACHE to a folder") from error
+
+
 class Store:
     """A folder of profiles.
 

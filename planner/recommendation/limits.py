@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from planner.recommendation.answer import FrontEntry, candidate_summary
 from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
+from planner.recommendation.run_totals import JOULES_PER_KWH
 from planner.search.problem import TrialResult
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.records import Report
 
 SECONDS_PER_HOUR = 3600.0
-
-JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

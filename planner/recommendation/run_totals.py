@@ -13,7 +13,7 @@ from planner.plan import Plan
 from planner.recommendation.request import EnergyRates
 from profiler.records import ValueInterval
 
-JOULES_IN_A_KWH = 3.6e6
+JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,19 +55,18 @@ def run_totals(plan: Plan, *, images: int, rates: EnergyRates) -> RunTotals | No
     """
     if plan.recipe is None:
         return None
-    workload, step = plan.candidate.workload, plan.prediction
-    steps_per_epoch = max(1, images // (workload.micro_batch * workload.accumulation))
-    steps = steps_per_epoch * plan.recipe.epochs
-    kwh = _times(step.energy_joules, steps / JOULES_IN_A_KWH)
+    step, epochs = plan.prediction, plan.recipe.epochs
+    steps = plan.recipe.steps(images, effective_batch=plan.candidate.workload.effective_batch)
+    kwh = _times(step.energy_joules, steps / JOULES_PER_KWH)
     return RunTotals(
         images=images,
-        epochs=plan.recipe.epochs,
+        epochs=epochs,
         steps=steps,
-        epoch_seconds=_times(step.step_seconds, steps_per_epoch),
+        epoch_seconds=_times(step.step_seconds, steps // epochs),
         run_seconds=_times(step.step_seconds, steps),
         run_seconds_interval=_interval_times(step.step_seconds_interval, steps),
         run_kwh=kwh,
-        run_kwh_interval=_interval_times(step.energy_joules_interval, steps / JOULES_IN_A_KWH),
+        run_kwh_interval=_interval_times(step.energy_joules_interval, steps / JOULES_PER_KWH),
         price=_times(kwh, rates.price_per_kwh),
         grams_co2=_times(kwh, rates.grams_per_kwh),
     )

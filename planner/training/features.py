@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,10 @@ from planner.disk.drafts import remove_draft_files, write_file
 from planner.plan import versions
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
+from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.build import BuiltModel
+from profiler.store import cache_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,9 +75,15 @@ class FeatureSet:
 
 
 def default_features_folder() -> Path:
-    """Return the folder of cached features: beside the cached profiles of the user."""
-    given = os.environ.get("BUDGETPLAN_CACHE")
-    return (Path(given) if given else Path.home() / ".cache" / "budgetplan") / "features"
+    """Return the folder of cached features: beside the cached profiles of the user.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    try:
+        return cache_folder("features")
+    except OSError as error:
+        raise InputError(f"features cannot be kept: {error}") from error
 
 
 def frozen_classifier(built: BuiltModel, images: Tensor) -> nn.Module | None:

@@ -27,6 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from profiler.store import cache_folder
+
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 SECONDS_TO_COMPILE = 60
@@ -142,8 +144,7 @@ def _compiled() -> Path:
 
 def kernel_folder() -> Path:
     """Return the folder of compiled libraries."""
-    given = os.environ.get("BUDGETPLAN_CACHE")
-    return (Path(given) if given else Path.home() / ".cache" / "budgetplan") / "kernels"
+    return cache_folder("kernels")
 
 
 def _library_hash(compiler: Path) -> str:

@@ -33,7 +33,7 @@ def build_frozen(model: FrozenModel, *, device: str = "meta") -> nn.Module:
         "open_clip": _two_towers,
         "transformers": _language_model,
         "own": _mobilevlm,
-    }[model.library]
+    }[model.package]
     try:
         with torch.device(device), silent_log("transformers"):
             built: nn.Module = make(model)

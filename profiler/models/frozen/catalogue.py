@@ -38,7 +38,7 @@ class FrozenModel:
     Attributes:
         name: name on the command line.
         kind: how it classifies.
-        library: library that has the model's code; ``own`` for ``mobilevlm``.
+        package: package that has the model's code; ``own`` for ``mobilevlm``.
         model: name of the architecture in the library.
         checkpoint: name of the published weights.
         image_size: height and width of the images in pixels.
@@ -51,7 +51,7 @@ class FrozenModel:
 
     name: str
     kind: FrozenKind
-    library: Literal["timm", "open_clip", "transformers", "own"]
+    package: Literal["timm", "open_clip", "transformers", "own"]
     model: str
     checkpoint: str
     image_size: int

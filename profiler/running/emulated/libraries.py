@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from profiler.errors import DeviceError
+from profiler.store import cache_folder
 
 _HERE = Path(__file__).parent
 
@@ -67,20 +68,21 @@ def emulated_libraries() -> tuple[Path, ...]:
     if reason:
         raise DeviceError(reason)
     installed = _Installation.find()
-    folder = _cache_folder() / f"emulated-{installed.hash()}"
-    names = ("libcuda.so.1", installed.nvrtc_name, "libnvidia-ml.so.1")
-    if not all((folder / name).is_file() for name in names):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as draft:
-            _compile_all(installed, Path(draft))
-            for name in names:  # atomic: processes that compile at once do not collide
-                os.replace(Path(draft) / name, folder / name)
+    try:
+        folder = cache_folder("kernels") / f"emulated-{installed.hash()}"
+        names = ("libcuda.so.1", installed.nvrtc_name, "libnvidia-ml.so.1")
+        if not all((folder / name).is_file() for name in names):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as draft:
+                _compile_all(installed, Path(draft))
+                for name in names:  # atomic: processes that compile at once do not collide
+                    os.replace(Path(draft) / name, folder / name)
+    except OSError as error:
+        raise DeviceError(
+            f"the emulated GPU cannot be kept on disk ({error}); set BUDGETPLAN_CACHE to a folder "
+            "that can be written into"
+        ) from error
     return tuple(folder / name for name in names)
-
-
-def _cache_folder() -> Path:
-    given = os.environ.get("BUDGETPLAN_CACHE")
-    return (Path(given) if given else Path.home() / ".cache" / "budgetplan") / "kernels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from planner.recipe import Recipe
 from planner.recommendation.request import EnergyRates
 from planner.recommendation.run_totals import run_totals
 from profiler.errors import UsageError
 from profiler.records import ValueInterval
+from profiler.workload import Workload
 
 STEP = SimpleNamespace(
     step_seconds=0.5,
@@ -20,8 +22,8 @@ STEP = SimpleNamespace(
     energy_joules_interval=None,
 )
 PLAN: Any = SimpleNamespace(
-    recipe=SimpleNamespace(epochs=10),
-    candidate=SimpleNamespace(workload=SimpleNamespace(micro_batch=8, accumulation=4)),
+    recipe=Recipe(learning_rate=1e-3, epochs=10, source="for this test"),
+    candidate=SimpleNamespace(workload=Workload(model="test_vit", micro_batch=8, accumulation=4)),
     prediction=STEP,
 )
 RATES = EnergyRates(price_per_kwh=0.3, grams_per_kwh=400.0)

@@ -18,6 +18,7 @@ from planner.training.features import (
     frozen_classifier,
 )
 from planner.training.images.image_set import ImageSet
+from profiler.errors import InputError
 from profiler.models.build import BuiltModel, build_model
 
 
@@ -140,3 +141,17 @@ def test_a_pickled_object_is_never_loaded(tmp_path: Path) -> None:
     found = cached_features(model, classifier, some, folder=tmp_path)
     assert isinstance(found, FeatureSet)
     assert found[0][0].dtype == torch.float32
+
+
+def test_without_a_home_folder_the_cache_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("BUDGETPLAN_CACHE", raising=False)
+    with pytest.raises(InputError, match="set BUDGETPLAN_CACHE to a folder"):
+        features_module.default_features_folder()
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
+    assert features_module.default_features_folder() == tmp_path / "features"

@@ -12,9 +12,9 @@ _VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
            "intermediate_size": 64, "image_size": 64, "patch_size": 16}  # fmt: skip
 
 
-def _model(name: str, kind: Any, library: Any, model: str, size: int, config: Any) -> FrozenModel:
+def _model(name: str, kind: Any, package: Any, model: str, size: int, config: Any) -> FrozenModel:
     return FrozenModel(
-        name=name, kind=kind, library=library, model=model, checkpoint="none", image_size=size,
+        name=name, kind=kind, package=package, model=model, checkpoint="none", image_size=size,
         parameters_millions=0.0, parameters_source="none", image_tokens=None, accuracies={},
         config=config,
     )  # fmt: skip
