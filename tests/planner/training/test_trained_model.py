@@ -43,7 +43,9 @@ def test_an_adapter_is_saved_in_pefts_own_format(tmp_path: Path) -> None:
     again = PeftModel.from_pretrained(base, str(tmp_path / MODEL_FOLDER))
     test = digits(32, train_images=40, test_images=20).test
     assert evaluate_images(again, test, batch_size=8).accuracy == result.accuracy
-    assert replace(read_plan(tmp_path / PLAN_FILE), recipe=None) == plan
+    written = read_plan(tmp_path / PLAN_FILE)
+    assert written.provenance["data"] == "digits"
+    assert replace(written, recipe=None, provenance=plan.provenance) == plan
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "bitfit"])
