@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from planner.disk.drafts import write_file
-from planner.json_files import json_bytes, read_json, write_json
+from planner.disk.json_files import json_bytes, read_json, write_json
 from planner.recipe import Recipe
 from planner.scoring.accuracy_prior import EstimateKind
 from planner.scoring.netscore import Scores

@@ -31,7 +31,7 @@ LAYERS = (
     ("profiler.timing",),
     ("profiler.prediction",),
     ("planner.disk",),
-    ("planner.json_files", "planner.parallel", "planner.target_device"),
+    ("planner.parallel", "planner.target_device"),
     ("planner.placement",),
     ("planner.scoring", "planner.methods"),
     ("planner.recipe",),

@@ -35,7 +35,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from planner.json_files import read_json, write_json
+from planner.disk.json_files import read_json, write_json
 from profiler.arrays import Floats
 from profiler.errors import InputError, UsageError
 from profiler.json_records import (

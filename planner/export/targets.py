@@ -25,7 +25,7 @@ from planner.export.settings import (
     recomputes_all_units,
     timm_arguments,
 )
-from planner.json_files import json_bytes
+from planner.disk.json_files import json_bytes
 from planner.plan import Plan
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models import backbones

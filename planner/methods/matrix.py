@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from planner.json_files import read_json
+from planner.disk.json_files import read_json
 from profiler.errors import InputError
 from profiler.json_records import (
     JsonObject,

@@ -30,7 +30,7 @@ def score_inputs(path: Path) -> dict[str, float]:
         InputError: the path is neither a plan nor the folder of a training.
     """
     if path.is_dir():
-        from planner.json_files import read_json
+        from planner.disk.json_files import read_json
 
         record = read_json(path / "training.json", kind="training")
         result = TrainResult.from_json(record, output=path)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from planner.disk.drafts import discard_folder, draft_folder
-from planner.json_files import read_json, write_json
+from planner.disk.json_files import read_json, write_json
 from planner.training.history import AccuracyReading, EpochResult
 from planner.training.session import Session
 from profiler.errors import InputError

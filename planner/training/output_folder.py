@@ -14,7 +14,7 @@ from pathlib import Path
 from planner.disk.drafts import cannot_write, remove_drafts
 from planner.disk.file_lock import FileLock, read_holder
 from planner.disk.free_space import check_folder
-from planner.json_files import read_json
+from planner.disk.json_files import read_json
 from planner.plan import Plan
 from planner.training.checkpoints import BEST_PREFIX, is_checkpoint, remove_old_checkpoints
 from planner.training.history import TRAINING_SCHEMA

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from planner.disk.drafts import draft_folder
-from planner.json_files import read_json
+from planner.disk.json_files import read_json
 from planner.plan import read_plan
 from planner.training.history import TrainResult, WeightsFile
 from planner.training.plan_check import check_against_model

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from planner.json_files import write_json
+from planner.disk.json_files import write_json
 from planner.plan import Plan, versions, write_plan
 from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
 from planner.training.checkpoints import (

@@ -15,7 +15,7 @@ from outcome import FaultError
 from rich.console import Console
 
 from planner.cli.plan_tables import show_plan
-from planner.json_files import parse_json
+from planner.disk.json_files import parse_json
 from planner.plan import Plan, plan_file_name
 
 EXAMPLE = Path(__file__).with_name("plan.json")

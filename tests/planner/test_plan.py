@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from planner.disk.free_space import check_folder
-from planner.json_files import MAX_FILE_BYTES
+from planner.disk.json_files import MAX_FILE_BYTES
 from planner.plan import (
     PLAN_SCHEMA_MINOR,
     Accuracy,

@@ -19,7 +19,7 @@ from planner.cli import cli
 from planner.cli.export_command import TARGET_NAMES
 from planner.export.settings import hf_arguments, timm_arguments
 from planner.export.targets import TARGETS, export_plan
-from planner.json_files import write_json
+from planner.disk.json_files import write_json
 from planner.plan import Plan, write_plan
 from planner.recipe import Recipe
 from profiler.errors import InputError, UsageError
