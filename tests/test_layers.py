@@ -212,6 +212,7 @@ SAME_MEANING = {
     "train",
     "training_free",
     "validate",
+    "zero_shot",
 }
 """Functions of the Python interface, the commands that call them, and the functions they call; the
 callbacks of two libraries."""

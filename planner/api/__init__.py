@@ -16,7 +16,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     estimate_function     estimate
     check_function        check
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
-    training_free_functions  features, training_free
+    training_free_functions  features, training_free, zero_shot
     arguments             plain arguments to workloads, candidates and sizes
 """
 
@@ -40,7 +40,7 @@ from planner.api.plan_functions import (
 from planner.api.recommend_function import recommend
 from planner.api.rehearse_function import rehearse
 from planner.api.trained_functions import classify, evaluate
-from planner.api.training_free_functions import features, training_free
+from planner.api.training_free_functions import features, training_free, zero_shot
 from planner.api.workload_functions import (
     UnitProfile,
     check_fits,
@@ -76,4 +76,5 @@ __all__ = [
     "train",
     "training_free",
     "validate",
+    "zero_shot",
 ]

@@ -24,7 +24,7 @@ from planner.cli.report_command import report
 from planner.cli.score_command import score
 from planner.cli.serve_command import serve
 from planner.cli.trained_commands import classify, evaluate
-from planner.cli.training_free_commands import features, training_free
+from planner.cli.training_free_commands import features, training_free, zero_shot
 from planner.cli.workload_commands import measure, predict, profile
 
 __all__ = ["cli", "main"]
@@ -44,7 +44,7 @@ def cli() -> None:
 for command in (
     recommend, predict, measure, profile, validate, rehearse, check, train, evaluate, classify,
     show, export, report, score, models, methods, devices, dashboard, doctor, features,
-    training_free, serve, explain,
+    training_free, zero_shot, serve, explain,
 ):  # fmt: skip
     cli.add_command(command)
 

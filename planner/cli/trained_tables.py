@@ -11,7 +11,8 @@ from planner.cli.table_layout import Column, Page, show_table, tables
 from profiler.units import format_seconds
 
 if TYPE_CHECKING:
-    from planner.training.use_trained import ClassifiedImage, TrainedEvaluation
+    from planner.training.use_trained import ClassAccuracy, ClassifiedImage, TrainedEvaluation
+    from planner.training_free.zero_shot import ZeroShotEvaluation
 
 MOST_CLASSES = 20
 """Classes that are shown; of more, those with the lowest accuracy."""
@@ -29,7 +30,36 @@ def show_evaluation(found: TrainedEvaluation, console: Console) -> None:
             f"the training began with {found.weights} weights",
         ]
     )
-    seen = [each for each in found.classes if each.images]
+    _show_by_class(page, found.classes)
+
+
+def show_zero_shot(found: ZeroShotEvaluation, console: Console) -> None:
+    """Print the accuracy of a model that was not trained, in all and by class."""
+    page = Page(console)
+    page.heading(f"{found.model} on the {found.part} images of {found.data}")
+    how = "by class names" if found.free_answers is None else "by the likelihood of class names"
+    sentences = [
+        f"{100 * found.accuracy:.2f} % of {found.images} images right {how}, in "
+        f"{format_seconds(found.seconds)}"
+    ]
+    free = found.free_answers
+    if free is not None:
+        sentences.append(
+            f"{100 * free.accuracy:.2f} % by free answers; {100 * free.answered:.2f} % of the "
+            "answers name a class"
+        )
+    kind = "4-bit weights" if found.is_four_bit else f"{found.dtype} weights"
+    count = len(found.prompts)
+    sentences.append(
+        f"{kind} from {found.weights}; "
+        + (f"{count} prompts for each class" if count > 1 else f"prompt: {found.prompts[0]}")
+    )
+    page.sentences(sentences)
+    _show_by_class(page, found.classes)
+
+
+def _show_by_class(page: Page, classes: Sequence[ClassAccuracy]) -> None:
+    seen = [each for each in classes if each.images]
     shown = sorted(seen, key=lambda each: each.right / each.images)[:MOST_CLASSES]
     columns = [
         Column(header="class", cells=[each.name for each in shown], justify="left"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -13,11 +14,14 @@ from planner.cli.options import (
     positive,
     pretrained_option,
     progress_option,
+    seed_option,
     size_option,
     weights_option,
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
+from planner.cli.trained_commands import run_device_option
+from planner.training.images.registry import DATA_NAMES
 
 
 @click.command(name="training-free")
@@ -91,3 +95,82 @@ def features(
     )
     click.echo(f"  linear probe  {100 * found.linear_probe:.2f} %")
     click.echo(f"  20-NN         {100 * found.knn:.2f} %")
+
+
+@click.command(name="zero-shot")
+@click.option("--model", required=True, help="Model of `budgetplan training-free`.")
+@click.option(
+    "--weights",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File or folder of the published weights on this machine.",
+)
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["test", "selection"]),
+    default="test",
+    show_default=True,
+    help="Part of the data set.",
+)
+@click.option(
+    "--class-names",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Text file with one name on each line. [default: the data set's own names]",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    help="Prompt with {} for the class name, repeatable; for a prompted model, the question. "
+    "[default: the published ensemble for the data set]",
+)
+@click.option("--images", type=positive, help="Most images, drawn at random. [default: all]")
+@run_device_option
+@click.option(
+    "--four-bit", is_flag=True, help="Store the linear layers of a prompted model in 4 bits."
+)
+@seed_option
+@progress_option
+@json_option
+def zero_shot(
+    *,
+    model: str,
+    weights: Path,
+    data: str,
+    part: Literal["test", "selection"],
+    class_names: Path | None,
+    prompts: tuple[str, ...],
+    images: int | None,
+    device: Literal["auto", "cpu", "cuda"],
+    four_bit: bool,
+    seed: int,
+    progress: ProgressKind | None,
+    as_json: bool,
+) -> None:
+    """Classify images by class names, without any training."""
+    with progress_bar(progress, as_json=as_json) as notify:
+        found = api.zero_shot(
+            model,
+            weights=weights,
+            data=data,
+            part=part,
+            class_names=class_names,
+            prompts=prompts,
+            images=images,
+            device=device,
+            four_bit=four_bit,
+            seed=seed,
+            on_progress=notify,
+        )
+    if as_json:
+        print_json(found.to_json())
+        return
+    from planner.cli.trained_tables import show_zero_shot
+
+    show_zero_shot(found, console())

@@ -1,51 +1,175 @@
-"""Predicted memory of an inference of a frozen model."""
+"""Predicted memory, time and energy of an inference of a frozen model.
+
+Time is the sum over the kernels of each part of the inference (``profiler.models.frozen.run``), as
+for a training step. On a CPU there is none: the rates of a CPU are timed for backbones.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from profiler.device_rules.caching_allocator import AllocatorSettings, configuration
 from profiler.models.frozen.build import build_frozen
-from profiler.models.frozen.run import InferenceLoad, run_inference
+from profiler.models.frozen.run import (
+    NAME_TOKENS,
+    NAMES_AT_ONCE,
+    WRITTEN_TOKENS,
+    InferenceLoad,
+    run_inference,
+)
 from profiler.prediction.allocator_steps import BLOCK_BYTES
 from profiler.prediction.report import cuda_memory, host_memory
 from profiler.replay.inference_replay import replay_inference
+from profiler.timing.predicted_cost import PredictedCost, predicted_cost
+from profiler.timing.rates import published_rates
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from profiler.devices.table import DeviceSpec
     from profiler.models.frozen.catalogue import FrozenModel
+    from profiler.replay.event_log import OperationRecord
+    from profiler.timing.roofline import Rates
+
+PARTS = ("prompts", "images", "names", "token")
+"""Parts of an inference; a model has the parts of its kind."""
+
+_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceMemory:
-    """Memory of an inference.
+class PartCost:
+    """Predicted cost of a part of an inference.
+
+    Attributes:
+        seconds: seconds of its kernels, or of the host's launches if these take longer.
+        host_seconds: seconds of the host's launches.
+        watts: power meanwhile; None if it is unknown.
+    """
+
+    seconds: float
+    host_seconds: float
+    watts: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferencePrediction:
+    """Memory and cost of an inference.
 
     Attributes:
         peak_bytes: highest live bytes.
         device_bytes: reserved bytes and the CUDA context; on a CPU ``peak_bytes``.
+        parts: cost of each part; empty on a device of unknown rates.
     """
 
     peak_bytes: int
     device_bytes: int
+    parts: Mapping[str, PartCost]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSetCost:
+    """Predicted cost of the classification of images.
+
+    Attributes:
+        setup: cost of the class prompts, once for a data set.
+        image: cost of an image: its tower, and for a prompted model all class names and a free
+            answer.
+    """
+
+    setup: PredictedCost
+    image: PredictedCost
 
 
 def predict_inference(
     model: FrozenModel, load: InferenceLoad, *, device: DeviceSpec
-) -> InferenceMemory:
-    """Replay one inference on fake tensors and return its memory on a device.
+) -> InferencePrediction:
+    """Replay one inference on fake tensors and return its memory and cost on a device.
 
     Raises:
         InputError: the library of the model is not installed.
     """
     built = build_frozen(model).to(load.torch_dtype)
-    log = replay_inference(
-        built, lambda fake: run_inference(fake, model, load), device=device, batch=load.batch
+    if load.is_four_bit:
+        from profiler.models.frozen.four_bit import quantise_frozen
+
+        quantise_frozen(built, compute_dtype=load.torch_dtype)
+    replay = replay_inference(
+        built,
+        lambda fake, begin_part: run_inference(fake, model, load, begin_part),
+        device=device,
+        batch=load.batch,
     )
+    rates = None
     if device.is_cuda:
         settings = AllocatorSettings.parse(configuration())
-        memory = cuda_memory(log.rounded(BLOCK_BYTES), device, settings, [])
+        memory = cuda_memory(replay.log.rounded(BLOCK_BYTES), device, settings, [])
+        rates = published_rates(device, precision=_PRECISIONS[load.dtype])
     else:
-        memory = host_memory(log)
+        memory = host_memory(replay.log)
     assert memory.device_bytes is not None
-    return InferenceMemory(peak_bytes=memory.peak_bytes, device_bytes=memory.device_bytes)
+    return InferencePrediction(
+        peak_bytes=memory.peak_bytes,
+        device_bytes=memory.device_bytes,
+        parts={}
+        if rates is None
+        else {name: _part_cost(each, rates) for name, each in replay.parts.items()},
+    )
+
+
+def _part_cost(operations: Sequence[OperationRecord], rates: Rates) -> PartCost:
+    host = rates.host_seconds(sum(op.launches for op in operations))
+    return PartCost(
+        seconds=max(rates.total_seconds(operations), host),
+        host_seconds=host,
+        watts=rates.watts_of(operations) if operations else None,
+    )
+
+
+def data_set_cost(
+    parts: Mapping[str, PartCost],
+    *,
+    batch: int,
+    dtype: str,
+    device: DeviceSpec,
+    num_classes: int,
+    predicted_classes: int,
+) -> DataSetCost | None:
+    """Return the cost of images from the cost of the parts; None without rates.
+
+    Args:
+        parts: cost of each part.
+        batch: images that the part ``images`` has.
+        dtype: type of the weights.
+        device: device of the prediction.
+        num_classes: number of classes of the data set.
+        predicted_classes: number of class prompts in the part ``prompts``.
+    """
+    rates = published_rates(device, precision=_PRECISIONS[dtype]) if device.is_cuda else None
+    if rates is None or not parts:
+        return None
+    times = {
+        "images": 1.0 / batch,
+        "names": -(-num_classes // NAMES_AT_ONCE),
+        "token": NAME_TOKENS / WRITTEN_TOKENS,
+    }
+    image = [_times(parts[name], factor) for name, factor in times.items() if name in parts]
+    setup = [
+        _times(parts[name], num_classes / predicted_classes) for name in parts if name == "prompts"
+    ]
+    return DataSetCost(setup=_sum_cost(setup, rates), image=_sum_cost(image, rates))
+
+
+def _times(part: PartCost, factor: float) -> PartCost:
+    return replace(part, seconds=part.seconds * factor, host_seconds=part.host_seconds * factor)
+
+
+def _sum_cost(parts: Sequence[PartCost], rates: Rates) -> PredictedCost:
+    """Return the cost of parts that run one after the other."""
+    seconds = sum(part.seconds for part in parts)
+    watts = None
+    if parts and seconds and all(part.watts is not None for part in parts):
+        watts = sum((part.watts or 0.0) * part.seconds for part in parts) / seconds
+    host = sum(part.host_seconds for part in parts)
+    return predicted_cost(seconds, watts, rates, host_seconds=host)

@@ -2,18 +2,53 @@
 
 transformers has both towers; the projector LDPv2 is written here after its description and the
 published tensor names (github.com/Meituan-AutoML/MobileVLM, ``vision_projector.py``). The names of
-all tensors are those of the published checkpoints.
+all tensors are those of the published checkpoints, except that transformers 5 no longer has the
+module ``vision_model`` inside of the image tower (``published_names``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 FEATURE_LAYER = -2
 """Layer of the image tower whose output is projected: the last but one."""
+
+
+IMAGE_TOKEN = -200
+"""Placeholder of an image token among the tokens of a prompt, as in LLaVA."""
+
+_TOWER = "model.vision_tower.vision_tower."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MobileVlmOutput:
+    """Result of a forward, with the names of transformers' outputs.
+
+    Attributes:
+        logits: [B, tokens, vocabulary] logits of the positions that were kept.
+        cache: keys and values so far.
+    """
+
+    logits: Tensor
+    cache: Any
+
+    @property
+    def past_key_values(self) -> Any:
+        """The cache under its former name."""
+        return self.cache
+
+
+def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a published checkpoint under the names of ``MobileVlm``."""
+    return {
+        name.replace(f"{_TOWER}vision_model.", _TOWER): tensor for name, tensor in tensors.items()
+    }
 
 
 class FeatureLayer(nn.Module):
@@ -104,6 +139,31 @@ class MobileVlm(nn.Module):
         """Return the embedding of the decoder's tokens."""
         embedding: nn.Module = self.model.embed_tokens
         return embedding
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **options: Any,
+    ) -> MobileVlmOutput:
+        """Read tokens, those of an image among them.
+
+        Args:
+            input_ids: [B, tokens] tokens; ``IMAGE_TOKEN`` stands for each token of the image.
+            pixel_values: [B, 3, S, S] images; None if no token is ``IMAGE_TOKEN``.
+            logits_to_keep: number of last positions whose logits are returned; 0 for all.
+            options: options of transformers' decoder, the cache among them.
+        """
+        is_image = input_ids == IMAGE_TOKEN
+        embedded = self.model.embed_tokens(input_ids.masked_fill(is_image, 0))
+        if pixel_values is not None:
+            seen = self.image_tokens(pixel_values).to(embedded.dtype)
+            embedded = torch.masked_scatter(embedded, is_image.unsqueeze(-1), seen)
+        found = self.model(inputs_embeds=embedded, **options)
+        cache = found.cache if hasattr(found, "cache") else found.past_key_values
+        hidden = found.last_hidden_state[:, -logits_to_keep:]
+        return MobileVlmOutput(logits=self.lm_head(hidden), cache=cache)
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Return the decoder's tokens [B, side * side, width] of images [B, 3, S, S]."""

@@ -2,13 +2,14 @@
 
 A features model maps images to features. A contrastive model maps class prompts to text features
 once, then images to image features, and compares both. A prompted model reads the tokens of an
-image and of a prompt into its cache of keys and values, then writes an answer token by token; two
-written tokens show the steady state.
+image and of a prompt into its cache of keys and values. It then reads the class names, a few at
+once, after as many copies of the cache, and writes a free answer token by token; two written tokens
+show the steady state.
 """
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from profiler.errors import UsageError
+from profiler.models.frozen.decoder_cache import cache_name, decoder_of, repeated_cache
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +27,18 @@ if TYPE_CHECKING:
 PROMPT_BATCH = 64
 """Class prompts that a text tower reads at once."""
 
+NAMES_AT_ONCE = 4
+"""Class names that a prompted model scores at once, each after a copy of the cache."""
+
+NAME_TOKENS = 4
+"""Tokens of a class name with the end of the answer, and of a free answer: most have 2 to 4."""
+
 WRITTEN_TOKENS = 2
+"""Tokens of a free answer that an inference of zeros writes; each further one costs the same."""
+
+BeginPart = Callable[[str], None]
+"""Called with the name of a part of the inference before it runs: ``prompts``, ``images``,
+``names``, ``token``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +50,14 @@ class InferenceLoad:
         num_classes: number of classes; a contrastive model reads one prompt for each.
         prompt_tokens: tokens of the question to a prompted model.
         dtype: type of weights and images: ``float32``, ``float16`` or ``bfloat16``.
+        is_four_bit: whether the linear layers are stored in 4 bits and multiply in ``dtype``.
     """
 
     batch: int
     num_classes: int = 100
     prompt_tokens: int = 32
     dtype: str = "float32"
+    is_four_bit: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "num_classes", "prompt_tokens"):
@@ -58,26 +73,34 @@ class InferenceLoad:
         return found
 
 
-def run_inference(built: nn.Module, model: FrozenModel, load: InferenceLoad) -> Tensor:
+def run_inference(
+    built: nn.Module,
+    model: FrozenModel,
+    load: InferenceLoad,
+    begin_part: BeginPart = lambda name: None,
+) -> Tensor:
     """Run one batch on images of zeros; return scores [batch, classes], features or tokens.
 
     Args:
         built: the model, whose weights have the load's type.
         model: its entry in the catalogue.
         load: the input.
+        begin_part: called before each part.
     """
     images = torch.zeros(load.batch, 3, model.image_size, model.image_size, dtype=load.torch_dtype)
     run = {"features": _features, "zero_shot": _zero_shot, "prompted": _prompted}[model.kind]
     with torch.no_grad():
-        return run(built, model, load, images)
+        return run(built, load, images, begin_part)
 
 
-def _features(built: Any, model: FrozenModel, load: InferenceLoad, images: Tensor) -> Tensor:
+def _features(built: Any, load: InferenceLoad, images: Tensor, begin_part: BeginPart) -> Tensor:
+    begin_part("images")
     found: Tensor = built(images)
     return found
 
 
-def _zero_shot(built: Any, model: FrozenModel, load: InferenceLoad, images: Tensor) -> Tensor:
+def _zero_shot(built: Any, load: InferenceLoad, images: Tensor, begin_part: BeginPart) -> Tensor:
+    begin_part("prompts")
     parts = []
     for first in range(0, load.num_classes, PROMPT_BATCH):
         count = min(PROMPT_BATCH, load.num_classes - first)
@@ -85,18 +108,22 @@ def _zero_shot(built: Any, model: FrozenModel, load: InferenceLoad, images: Tens
         parts.append(built.encode_text(prompts, normalize=True))
     texts = torch.cat(parts)
     del parts
+    begin_part("images")
     scores: Tensor = built.encode_image(images, normalize=True) @ texts.T
     return scores
 
 
-def _prompted(built: Any, model: FrozenModel, load: InferenceLoad, images: Tensor) -> Tensor:
-    embed, decoder = built.get_input_embeddings(), _decoder(built)
+def _prompted(built: Any, load: InferenceLoad, images: Tensor, begin_part: BeginPart) -> Tensor:
+    begin_part("images")
+    embed, decoder, name = built.get_input_embeddings(), decoder_of(built), cache_name(built)
     prompt = torch.zeros(load.batch, load.prompt_tokens, dtype=torch.long)
     tokens = torch.cat([_image_tokens(built, images), embed(prompt)], dim=1)
     found = decoder(inputs_embeds=tokens, use_cache=True)
     del tokens
+    begin_part("names")
+    _score_names(built, load, getattr(found, name))
+    begin_part("token")
     written = _next(built, found)
-    name = _cache_name(decoder)
     for _ in range(WRITTEN_TOKENS - 1):
         cache = {name: getattr(found, name)}
         found = decoder(inputs_embeds=embed(written), use_cache=True, **cache)
@@ -104,21 +131,19 @@ def _prompted(built: Any, model: FrozenModel, load: InferenceLoad, images: Tenso
     return written
 
 
-def _cache_name(decoder: Any) -> str:
-    """Return transformers' name of the keys and values: ``cache`` in later versions."""
-    names = inspect.signature(decoder.forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
+def _score_names(built: Any, load: InferenceLoad, cache: Any) -> None:
+    """Read a few class names after copies of the cache, as ``prompted.likelihoods`` does."""
+    names = torch.zeros(load.batch * NAMES_AT_ONCE, NAME_TOKENS - 1, dtype=torch.long)
+    embedded = built.get_input_embeddings()(names)
+    options = {cache_name(built): repeated_cache(cache, NAMES_AT_ONCE)}
+    found = decoder_of(built)(inputs_embeds=embedded, use_cache=True, **options)
+    built.lm_head(found.last_hidden_state).float().log_softmax(dim=-1)
 
 
 def _next(built: Any, found: Any) -> Tensor:
     """Return the most likely next token [B, 1]; only the last position is classified."""
     token: Tensor = built.lm_head(found.last_hidden_state[:, -1:]).argmax(-1)
     return token
-
-
-def _decoder(built: Any) -> Any:
-    inner = built.model
-    return getattr(inner, "language_model", None) or getattr(inner, "text_model", None) or inner
 
 
 def _image_tokens(built: Any, images: Tensor) -> Tensor:

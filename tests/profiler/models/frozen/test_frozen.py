@@ -28,8 +28,8 @@ def test_the_peak_is_that_of_the_cpu_allocator(name: str, dtype: str) -> None:
     load = InferenceLoad(batch=3, num_classes=70, prompt_tokens=5, dtype=dtype)
     built = build_frozen(model).to(load.torch_dtype)
     log = replay_inference(
-        built, lambda m: run_inference(m, model, load), device=CPU, batch=load.batch
-    )
+        built, lambda m, begin: run_inference(m, model, load, begin), device=CPU, batch=load.batch
+    ).log
     kept: list[object] = []
 
     def prepare() -> None:
