@@ -172,9 +172,8 @@ class ImageSet:
 
         side = self.input_format.image_size
         box = self.crop(image.width, image.height, rng)
-        image = image.resize(
-            (side, side), Resampling[self.input_format.resampling.upper()], box=box
-        )
+        resampling = Resampling[self.input_format.resampling.upper()]
+        image = image.resize((side, side), resampling, box=box)
         if self.mirror and rng.random() < 0.5:
             image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
         return image

@@ -36,7 +36,7 @@ _CLIP_FILES = (
 """Names of open_clip's weights on the hub, the preferred ones first."""
 
 _MODEL_TYPES = {"paligemma": ("paligemma",), "smolvlm": ("smolvlm", "idefics3")}
-"""``model_type`` in the configuration of each family. The first SmolVLMs are of Idefics3's class."""
+"""``model_type`` in the configuration of each family. The first SmolVLMs have Idefics3's class."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -96,8 +96,8 @@ def load_two_towers(model: FrozenModel, weights: Path) -> TwoTowers:
         )
     except Exception as error:  # transformers raises many types on missing or damaged files
         raise InputError(
-            f"{folder} has no tokenizer of {model.name} ({_reason(error)}); copy tokenizer.json and "
-            "tokenizer_config.json of its checkpoint there"
+            f"{folder} has no tokenizer of {model.name} ({_reason(error)}); copy tokenizer.json "
+            "and tokenizer_config.json of its checkpoint there"
         ) from error
     return TwoTowers(built=built, tokenize=tokenizer)
 

@@ -1,11 +1,12 @@
 """Answers of a language model that sees an image: class names by likelihood, and free text.
 
-The prompt of each family is that of its library or publication:
+The prompt of each family is that of its library or publication (LF is a line feed):
 
-    PaliGemma     IMAGE <bos> QUESTION \\n                      (transformers' processor)
+    PaliGemma     IMAGE <bos> QUESTION LF                           (transformers' processor)
     SmolVLM       <|im_start|>User:<fake_token_around_image><global-img> IMAGE
-                  <fake_token_around_image> QUESTION <end_of_utterance>\\nAssistant:   (its chat template)
-    MobileVLM V2  <s> SYSTEM USER: IMAGE \\n QUESTION ASSISTANT:              (conversation ``v1``)
+                  <fake_token_around_image> QUESTION <end_of_utterance> LF Assistant:
+                                                                    (its chat template)
+    MobileVLM V2  <s> SYSTEM USER: IMAGE LF QUESTION ASSISTANT:     (conversation ``v1``)
 
 An image is read once, with the prompt, into the cache of keys and values. The likelihood of a class
 name is the product of the probabilities of its tokens and of the end of the answer, so that a name
