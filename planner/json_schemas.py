@@ -70,6 +70,7 @@ class CandidateObject:
 
     workload: Workload
     placement: PlacementObject
+    kind: Literal["tuned"] = "tuned"
 
 
 def _object_of(record: type, leading: Sequence[Any], objects: Mapping[type, type | None]) -> type:
@@ -165,7 +166,10 @@ class RecommendationObject:
         probe: short trainings of the front: setting, number of runs, and per plan an estimate with
             its probability of being the best; null if none were requested.
         training_free: published models that classify without fine-tuning, with the replayed memory
-            of an inference and published accuracies; null if they were not listed.
+            of an inference, predicted cost, published accuracies and plan files; null if they were
+            not listed.
+        recommended_training_free: index into ``training_free`` of the one that wins over the
+            recommended plan, under --allow-training-free; null if none may or does.
         totals: duration and energy of the whole training of each plan of ``front``, with price and
             emissions from the user's rates (``planner.recommendation.run_totals``).
     """
@@ -192,6 +196,7 @@ class RecommendationObject:
     notes: tuple[str, ...]
     probe: JsonObject | None = None
     training_free: tuple[JsonObject, ...] | None = None
+    recommended_training_free: NonNegativeInt | None = None
     totals: tuple[JsonObject | None, ...] = ()
 
 

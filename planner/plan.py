@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from msgspec import Meta
 
@@ -52,9 +52,14 @@ from profiler.workload import Candidate
 
 PLAN_SCHEMA = "budgetplan.plan/1"
 
-PLAN_SCHEMA_MINOR = 4
+PLAN_SCHEMA_MINOR = 5
 """1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``; 3 the
-interval of an accuracy, and ``rehearsal``; 4 origin and interval of seconds and joules."""
+interval of an accuracy, and ``rehearsal``; 4 origin and interval of seconds and joules; 5
+``candidate.kind`` (files without it are of kind ``tuned``)."""
+
+CandidateKind = Literal["tuned", "features", "zero_shot"]
+"""A candidate that is fine-tuned, one whose frozen features get a probe, or one that classifies as
+it is (``planner.training_free.plan_file`` has the last two)."""
 
 AccuracyKind = Literal["measured", EstimateKind, "none"]
 
@@ -165,7 +170,7 @@ class Plan:
         return {
             "schema": PLAN_SCHEMA,
             "schema_minor": PLAN_SCHEMA_MINOR,
-            "candidate": self.candidate.to_json(),
+            "candidate": {"kind": "tuned", **self.candidate.to_json()},
             "prediction": self.prediction.to_json(),
             "measurement": None if self.measurement is None else self.measurement.to_json(),
             "rehearsal": None if self.rehearsal is None else self.rehearsal.to_json(),
@@ -188,19 +193,49 @@ class Plan:
         for name in ("candidate", "prediction", "measurement", "scores", "provenance"):
             if name not in given:
                 raise InputError(f"plan.{name}: missing field")
+        kind = plan_kind(given)
+        if kind != "tuned":
+            raise InputError(
+                f"it is a plan of kind {kind!r}, which fine-tunes nothing: only "
+                f"`show` and {_COMMANDS[kind]} take it"
+            )
         del given["schema"]
         given.pop("schema_minor", None)
-        given["candidate"] = Candidate.from_json(
-            given["candidate"], part="plan.candidate", dropped=dropped
-        )
+        candidate = json_object(given["candidate"], part="plan.candidate")
+        candidate.pop("kind", None)
+        given["candidate"] = Candidate.from_json(candidate, part="plan.candidate", dropped=dropped)
         given["prediction"] = _report("prediction", given, dropped)
         for name in ("measurement", "rehearsal"):
             if given.get(name) is not None:
                 given[name] = _report(name, given, dropped)
         plan = read_record(cls, given, part="plan", dropped=dropped)
-        _check_provenance(plan.provenance)
+        check_provenance(plan.provenance)
         warn_of_dropped(dropped, part="plan")
         return plan
+
+
+_COMMANDS = {"features": "`train` and `evaluate`", "zero_shot": "`evaluate`"}
+"""Commands beside ``show`` that take a plan without fine-tuning, by its kind."""
+
+
+def plan_kind(data: object) -> CandidateKind:
+    """Return the kind of the candidate in the object of a plan file.
+
+    Raises:
+        InputError: the kind is unknown, or the object has no candidate.
+    """
+    given = json_object(data, part="plan")
+    if "candidate" not in given:
+        raise InputError("plan.candidate: missing field")
+    kind = json_object(given["candidate"], part="plan.candidate").get("kind", "tuned")
+    for known in get_args(CandidateKind):
+        if kind == known:
+            found: CandidateKind = known
+            return found
+    raise InputError(
+        f"plan.candidate.kind: expected one of {', '.join(get_args(CandidateKind))}, "
+        f"got {shortened(kind)}"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,12 +253,13 @@ class _KnownProvenance:
     host_prediction: _HostPrediction | None = None
 
 
-def _check_provenance(provenance: Mapping[str, Any]) -> None:
+def check_provenance(provenance: Mapping[str, Any]) -> None:
+    """Refuse a provenance whose entries that this program reads are of another type."""
     known = {name: provenance[name] for name in ("data", "host_prediction") if name in provenance}
     read_record(_KnownProvenance, known, part="plan.provenance", dropped=[])
 
 
-def _check_device(device: DeviceLabel, part: str) -> None:
+def check_device(device: DeviceLabel, part: str) -> None:
     """Refuse a device that exists nowhere.
 
     The name of a GPU that the device table lacks is made of the name that its driver reports.
@@ -244,7 +280,7 @@ def _report(name: str, plan: Mapping[str, Any], dropped: list[str] | None) -> Re
         raise InputError(f"{part}.rung: a {name} cannot have rung {report.rung.value!r}")
     if not _may_report_on(report.candidate, plan["candidate"], name=name):
         raise InputError(f"{part}: the workload or placement is another than in plan.candidate")
-    _check_device(report.device, f"{part}.device")
+    check_device(report.device, f"{part}.device")
     return report
 
 

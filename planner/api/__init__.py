@@ -16,7 +16,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     estimate_function     estimate
     check_function        check
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
-    training_free_functions  features, training_free, zero_shot
+    training_free_functions  features, training_free, zero_shot, train_probe, evaluate_frozen
     arguments             plain arguments to workloads, candidates and sizes
 """
 
@@ -40,7 +40,16 @@ from planner.api.plan_functions import (
 from planner.api.recommend_function import recommend
 from planner.api.rehearse_function import rehearse
 from planner.api.trained_functions import classify, evaluate
-from planner.api.training_free_functions import features, training_free, zero_shot
+from planner.api.training_free_functions import (
+    evaluate_frozen,
+    features,
+    is_without_tuning,
+    load_frozen_plan,
+    plan_kind,
+    train_probe,
+    training_free,
+    zero_shot,
+)
 from planner.api.workload_functions import (
     UnitProfile,
     check_fits,
@@ -60,20 +69,25 @@ __all__ = [
     "draw_timeline",
     "estimate",
     "evaluate",
+    "evaluate_frozen",
     "explain",
     "export_plan",
     "features",
+    "is_without_tuning",
     "load_backbone",
+    "load_frozen_plan",
     "load_images",
     "load_plan",
     "load_trained",
     "measure",
     "optimizer_and_schedule",
+    "plan_kind",
     "predict",
     "profile_units",
     "recommend",
     "rehearse",
     "train",
+    "train_probe",
     "training_free",
     "validate",
     "zero_shot",

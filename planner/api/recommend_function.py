@@ -44,6 +44,7 @@ def recommend(
     max_hours: float | None = None,
     max_kwh: float | None = None,
     training_free: bool | None = None,
+    allow_training_free: bool = False,
     price_per_kwh: float | None = None,
     grams_per_kwh: float | None = None,
     probe_minutes: float | None = None,
@@ -82,6 +83,8 @@ def recommend(
         max_kwh: largest energy of the training in kWh; None for no limit.
         training_free: list published models that need no fine-tuning; None to list them if their
             memory on the device is known already.
+        allow_training_free: let one of them be the recommended plan file, if it is published to be
+            more accurate than the best tuned plan is expected to be.
         price_per_kwh: price of a kWh; the totals then have the price of each training.
         grams_per_kwh: grams of CO2 for a kWh; the totals then have the emissions.
         probe_minutes: minutes of short trainings of the candidates on the images, which decide
@@ -140,6 +143,7 @@ def recommend(
             max_kwh=max_kwh,
         ),
         training_free=training_free,
+        allow_training_free=allow_training_free,
         energy_rates=EnergyRates(price_per_kwh=price_per_kwh, grams_per_kwh=grams_per_kwh),
         probe_minutes=probe_minutes,
         find_lr=find_lr,

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from planner.api.arguments import no_progress, parse_size
-from planner.api.early_checks import check_input
+from planner.api.early_checks import check_input, check_plan_folder
 from planner.api.plan_functions import _training_device
-from profiler.errors import UsageError
+from profiler.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from planner.plan import CandidateKind
     from planner.recommendation.request import Notify
+    from planner.training.use_trained import TrainedEvaluation
     from planner.training_free.features import FeatureAccuracy
     from planner.training_free.options import TrainingFreeOption
+    from planner.training_free.plan_file import FrozenPlan
+    from planner.training_free.probe_folder import FittedProbe
     from planner.training_free.zero_shot import ZeroShotEvaluation
 
 
@@ -23,6 +27,7 @@ def training_free(
     *,
     device: str = "auto",
     data: str = "cifar100",
+    out: str | Path | None = None,
     on_progress: Notify | None = None,
 ) -> tuple[TrainingFreeOption, ...]:
     """Return the known frozen models under a budget, those that fit first.
@@ -30,25 +35,45 @@ def training_free(
     Args:
         vram: budget in bytes or as text.
         device: ``auto``, ``cpu``, or a name of the device table.
-        data: data set whose published accuracies are shown.
+        data: data set or folder: its published accuracies, classes and images.
+        out: folder of the plan files of those that fit; None to write none.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
         UsageError: no such device.
-        InputError: a library of these models is not installed.
+        InputError: a library of these models is not installed, or there is no such data.
     """
+    check_input(data=data)
+    from planner.plan import SMALLEST_BUDGET
+    from planner.recommendation.data_facts import FACTS_IMAGE_SIZE, data_facts
     from planner.target_device import find_target
+    from planner.training.images.registry import find_named
     from planner.training_free.options import training_free_options
+    from planner.training_free.plan_file import with_plan_files
     from profiler.store import Store
 
-    budget = parse_size(vram)
+    budget, target = parse_size(vram), find_target(device)
+    if budget < SMALLEST_BUDGET:
+        raise UsageError(f"vram must be at least 1 MiB, got {budget} bytes")
+    if out is not None:
+        check_plan_folder(out)
     notify = on_progress or no_progress
-    return training_free_options(
-        device=find_target(device).spec,
+    facts, named = data_facts(data, image_size=FACTS_IMAGE_SIZE, is_used=False), find_named(data)
+    options = training_free_options(
+        device=target.spec,
         budget_bytes=budget,
         data=data,
+        num_classes=facts.num_classes,
+        train_images=facts.source.train_images
+        if facts.source is not None
+        else (None if named is None else named[0].train_images),
         store=Store.default(),
         on_progress=lambda text, done: notify("replay", text, done),
+    )
+    if out is None:
+        return options
+    return with_plan_files(
+        options, folder=Path(out), device=target.label, budget_bytes=budget, data=data
     )
 
 
@@ -163,3 +188,147 @@ def zero_shot(
     return evaluate_zero_shot(
         found, run, on_progress=lambda text, done: notify("zero-shot", text, done)
     )
+
+
+def plan_kind(path: str | Path) -> CandidateKind:
+    """Return whether a plan file is ``tuned``, ``features`` or ``zero_shot``.
+
+    Raises:
+        InputError: the file cannot be read as a plan.
+    """
+    from planner.training_free.plan_file import kind_of_file
+
+    return kind_of_file(Path(path))
+
+
+def load_frozen_plan(path: str | Path) -> FrozenPlan:
+    """Return the plan of kind ``features`` or ``zero_shot`` in a file.
+
+    Raises:
+        InputError: the file is missing, damaged or no such plan. The message names the field.
+    """
+    from planner.training_free.plan_file import read_frozen_plan
+
+    return read_frozen_plan(Path(path))
+
+
+def train_probe(
+    plan: FrozenPlan | str | Path,
+    *,
+    out: str | Path | None = None,
+    data: str | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    on_progress: Notify | None = None,
+) -> FittedProbe:
+    """Fit the linear probe of a plan of kind ``features`` and save it in a folder.
+
+    Args:
+        plan: plan, or the path of a plan file.
+        out: folder of the result; None for ``trained/`` and the name of the plan's file.
+        data: data set or folder; None for the plan's.
+        weights: file of the backbone's weights; None for timm's pretrained weights.
+        pretrained: try to load timm's pretrained weights.
+        on_progress: called with (stage, description, fraction of the stage done).
+
+    Raises:
+        InputError: the plan fits no probe, the data or the weights cannot be read, or the folder
+            holds files of others.
+    """
+    content = load_frozen_plan(plan) if isinstance(plan, str | Path) else plan
+    if content.candidate.kind != "features":
+        raise InputError(
+            f"{content.candidate.model} is not fitted to images; `budgetplan evaluate PLAN` runs it"
+        )
+    check_input(data=data or content.data, weights=weights)
+    from planner.training_free.probe_folder import train_probe as fit
+
+    notify = on_progress or no_progress
+    named = f"features-{content.candidate.model}"
+    return fit(
+        content,
+        _probe_folder_of(plan if isinstance(plan, str | Path) else named)
+        if out is None
+        else Path(out),
+        data=data,
+        weights=None if weights is None else Path(weights),
+        pretrained=pretrained,
+        on_progress=lambda text, done: notify("features", text, done),
+    )
+
+
+def evaluate_frozen(
+    plan: str | Path,
+    *,
+    data: str | None = None,
+    part: Literal["test", "selection"] = "test",
+    weights: str | Path | None = None,
+    class_names: str | Path | None = None,
+    images: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    on_progress: Notify | None = None,
+) -> ZeroShotEvaluation | TrainedEvaluation:
+    """Evaluate a plan without fine-tuning, or a folder of `train_probe`.
+
+    Args:
+        plan: path of a plan file, or the folder of a fitted probe.
+        data: data set or folder; None for the plan's.
+        part: part of the data set.
+        weights: local file or folder of the weights; a ``zero_shot`` plan needs it.
+        class_names: text file with one name on each line; None for the data set's own names.
+        images: most images, drawn at random; None for all.
+        device: ``auto`` takes a GPU if there is one.
+        on_progress: called with (stage, description, fraction of the stage done).
+
+    Raises:
+        UsageError: an argument that this kind of plan does not take.
+        InputError: the plan, the weights or the data cannot be read, or the probe is not fitted.
+    """
+    path = Path(plan)
+    if path.is_file() and plan_kind(path) == "zero_shot":
+        content = load_frozen_plan(path)
+        if weights is None:
+            raise UsageError(
+                f"--weights FILE or FOLDER must name the weights of {content.model.checkpoint}"
+            )
+        return zero_shot(
+            content.candidate.model,
+            weights=weights,
+            data=data or content.data,
+            part=part,
+            class_names=class_names,
+            prompts=content.candidate.prompts,
+            images=images,
+            device=device,
+            four_bit=content.candidate.four_bit,
+            on_progress=on_progress,
+        )
+    if class_names is not None or images is not None:
+        raise UsageError("--class-names and --images are for plans of kind 'zero_shot'")
+    folder = _probe_folder_of(path) if path.is_file() else path
+    check_input(data=data, weights=weights)
+    from planner.training_free.probe_folder import evaluate_probe, is_probe_folder
+
+    if not is_probe_folder(folder):
+        raise InputError(f"{path} has no fitted probe in {folder}; run `budgetplan train {path}`")
+    place = None if weights is None else Path(weights)
+    return evaluate_probe(folder, data=data, part=part, weights=place)
+
+
+def is_without_tuning(path: str | Path) -> bool:
+    """Return whether a path is a plan without fine-tuning, or the folder of a fitted probe.
+
+    Raises:
+        InputError: a file that is no plan.
+    """
+    place = Path(path)
+    if place.is_file():
+        return plan_kind(place) != "tuned"
+    return (place / "probe.json").is_file()
+
+
+def _probe_folder_of(plan: str | Path) -> Path:
+    """Return ``trained/`` and the name of the plan's file, which may come from a stranger."""
+    from planner.disk.names import safe_file_name
+
+    return Path("trained") / safe_file_name(Path(plan).stem, otherwise="probe")

@@ -67,10 +67,27 @@ def _above(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
     for label, text, most in _facts(answer):
         for line in _labelled(label, text, width=width, most=most):
             yield line, ""
+    if answer.recommended_training_free is not None:
+        yield from _winner(answer, width)
     command = f"budgetplan train {shlex.quote(str(entry.file))}"
     is_short = LABEL_COLUMNS + len(command) <= width
     # a long command has a line of its own, unbroken, so that it can be copied
     yield (f"  {'start':<9}{command}" if is_short else command), "green"
+
+
+def _winner(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
+    """Yield (line, style) of the model without fine-tuning that wins, and its command."""
+    assert answer.training_free is not None and answer.recommended_training_free is not None
+    option = answer.training_free[answer.recommended_training_free]
+    assert option.accuracy is not None
+    text = (
+        f"{option.model.name} without fine-tuning: {100 * option.accuracy.value:.1f} % published, "
+        f"{option.model.parameters_millions:.0f} M parameters"
+    )
+    for line in _labelled("better", text, width=width, most=2):
+        yield line, "bold green"
+    command = "train" if option.model.kind == "features" else "evaluate --weights FOLDER"
+    yield f"budgetplan {command} {shlex.quote(str(option.plan_file))}", "green"
 
 
 def _below(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
@@ -222,12 +239,15 @@ def _alternative_lines(answer: Recommendation, width: int, *, most: int) -> list
             too_big.append(each)
         elif each.index != answer.recommended:
             named.setdefault(each.index, []).append(each.name)
-    most = min(most - 1, MOST_ROWS)
+    frozen = _frozen_row(answer)
+    most = min(most - 1, MOST_ROWS) - (frozen is not None)
     too_big = too_big[: min(2, max(0, most))]
     shown = dict(list(named.items())[: max(0, most - len(too_big))])
     rows = [["OR", "method", "batch", "prec", "memory", "img/s", "energy", "accuracy"]]
     rows += [_row(answer, index, names) for index, names in shown.items()]
-    lines = _aligned(rows, width) if shown else (["OR"] if too_big else [])
+    if frozen is not None and most >= 0:
+        rows.append(frozen)
+    lines = _aligned(rows, width) if len(rows) > 1 else (["OR"] if too_big else [])
     label = max([len(row[0]) for row in rows[1:]], default=8)
     for each in too_big:
         text = f"  {each.name:<{label}}  {_too_big(answer, each)}"
@@ -265,6 +285,30 @@ def _row(answer: Recommendation, index: int, names: Sequence[str]) -> list[str]:
         "-" if seconds is None else f"{load.effective_batch / seconds:,.0f}",
         "-" if joules is None or steps is None else watt_hours(steps * joules),
         _accuracy(answer, index),
+    ]
+
+
+def _frozen_row(answer: Recommendation) -> list[str] | None:
+    """Return the row of the best model without fine-tuning that fits; None if none is listed.
+
+    Its energy is that of the features of all training images; a zero-shot model spends none.
+    """
+    option = next((o for o in answer.training_free or () if o.fits), None)
+    if option is None:
+        return None
+    seconds = None if option.cost is None else option.cost.image["step_seconds"]
+    joules = None if option.probe is None else option.probe.extraction_joules
+    no_energy = "-" if option.model.kind == "features" else "none"
+    known = option.accuracy
+    return [
+        "no tuning",
+        option.model.name,
+        str(option.batch),
+        "4 bits" if option.is_four_bit else {"float16": "fp16"}.get(option.dtype, "fp32"),
+        format_bytes_in(option.device_bytes, unit_as_asked(answer.request.budget_bytes)),
+        "-" if not seconds else f"{1 / seconds:,.0f}",
+        no_energy if joules is None else watt_hours(joules),
+        "not known" if known is None else f"{100 * known.value:.1f} % publ.",
     ]
 
 

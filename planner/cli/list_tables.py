@@ -10,7 +10,7 @@ from rich.text import Text
 
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.scoring.netscore import FORMULAS, Scores
-from profiler.units import format_bytes, format_count
+from profiler.units import format_bytes, format_count, format_joules, format_seconds
 
 if TYPE_CHECKING:
     from planner.methods.describe import MethodFacts
@@ -179,6 +179,9 @@ def _watts(spec: DeviceSpec) -> str:
 def training_free_columns(options: Sequence[TrainingFreeOption], data: str) -> list[Column]:
     """Return the frozen models under a budget."""
     accuracies = [option.accuracy for option in options]
+    images = [None if option.cost is None else option.cost.image for option in options]
+    probes = [option.probe for option in options]
+    bits = {"float16": "fp16", "float32": "fp32"}
     return [
         Column(header="model", cells=[o.model.name for o in options], justify="left"),
         Column(
@@ -187,12 +190,27 @@ def training_free_columns(options: Sequence[TrainingFreeOption], data: str) -> l
             justify="left",
         ),
         Column(header="params", cells=[f"{o.model.parameters_millions:.1f} M" for o in options]),
-        Column(header="px", cells=[str(o.model.image_size) for o in options]),
         Column(header="batch", cells=[str(o.batch) for o in options]),
+        Column(
+            header="weights", cells=["4 bits" if o.is_four_bit else bits[o.dtype] for o in options]
+        ),
         Column(header="memory\nreplayed", cells=[format_bytes(o.device_bytes) for o in options]),
         Column(header="fits", cells=["yes" if o.fits else "no" for o in options], justify="left"),
         Column(
-            header=f"{data}\npublished",
+            header=f"{data}\npublished"[:24],
             cells=["-" if a is None else f"{100 * a.value:.1f} %" for a in accuracies],
+        ),
+        Column(header="px", cells=[str(o.model.image_size) for o in options]),
+        Column(
+            header="an image\npredicted",
+            cells=["-" if i is None else format_seconds(i["step_seconds"]) for i in images],
+        ),
+        Column(
+            header="energy\npredicted",
+            cells=["-" if i is None else format_joules(i["energy_joules"]) for i in images],
+        ),
+        Column(
+            header="features of all\ntraining images",
+            cells=["-" if p is None else format_seconds(p.extraction_seconds) for p in probes],
         ),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
 from planner import api
 from planner.cli.options import (
@@ -25,6 +26,7 @@ from planner.cli.options import (
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressDisplay, ProgressKind, progress_bar
 from planner.training.images.registry import DATA_NAMES
+from profiler.errors import UsageError
 
 if TYPE_CHECKING:
     from planner.plan import Plan
@@ -44,6 +46,15 @@ data_option = click.option(
 @json_option
 def show(plan: Path, as_json: bool) -> None:
     """Print a plan file."""
+    if api.is_without_tuning(plan):
+        frozen = api.load_frozen_plan(plan)
+        if as_json:
+            print_json(frozen.to_json())
+            return
+        from planner.cli.frozen_tables import show_frozen_plan
+
+        show_frozen_plan(frozen, console())
+        return
     _show_plan(api.load_plan(plan), as_json=as_json)
 
 
@@ -177,7 +188,24 @@ def train(
     weights: Path | None,
     pretrained: bool,
 ) -> None:
-    """Train the workload of a plan under its placement and save the model."""
+    """Train the workload of a plan under its placement and save the model.
+
+    A plan without fine-tuning, of kind features, gets its linear probe fitted.
+    """
+    if api.is_without_tuning(plan):
+        from planner.cli.training_free_commands import fit_probe
+
+        refuse_options_of_tuning()
+        fit_probe(
+            plan,
+            data=data,
+            out=out,
+            weights=weights,
+            pretrained=pretrained,
+            progress=progress,
+            as_json=as_json,
+        )
+        return
     with progress_bar(progress, as_json=as_json) as notify:
         notify("train", "building the model", 0.0)
         result = api.train(
@@ -215,6 +243,29 @@ def train(
 
     click.echo(f"data: {DataSource.from_json(result.data, part='training.data')}")
     click.echo(f"saved in {result.output}/")
+
+
+OPTIONS_OF_A_PROBE = frozenset(
+    ("plan", "data", "out", "weights", "pretrained", "progress", "as_json")
+)
+"""Parameters of ``train`` that the fit of a linear probe has too."""
+
+
+def refuse_options_of_tuning() -> None:
+    """Refuse options of ``train`` that a linear probe does not have.
+
+    Raises:
+        UsageError: there is one on the command line.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_given and name not in OPTIONS_OF_A_PROBE:
+            raise UsageError(
+                f"{parameter.opts[0]} is for plans that fine-tune; a linear probe has no such "
+                "option"
+            )
 
 
 def _announce_stop() -> None:

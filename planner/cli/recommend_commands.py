@@ -144,6 +144,12 @@ from planner.training.images.registry import DATA_NAMES
     "the device is known already]",
 )
 @click.option(
+    "--allow-training-free",
+    is_flag=True,
+    help="Recommend one of them if it is published to be more accurate on the data than the best "
+    "tuned plan is expected to be.",
+)
+@click.option(
     "--price-per-kwh",
     type=click.FloatRange(min=0),
     help="Price of a kWh, for the price of each training.",
@@ -201,6 +207,7 @@ def recommend(
     max_hours: float | None,
     max_kwh: float | None,
     training_free: bool | None,
+    allow_training_free: bool,
     price_per_kwh: float | None,
     grams_per_kwh: float | None,
     stop_when_flat: bool,
@@ -242,6 +249,7 @@ def recommend(
             max_hours=max_hours,
             max_kwh=max_kwh,
             training_free=training_free,
+            allow_training_free=allow_training_free,
             price_per_kwh=price_per_kwh,
             grams_per_kwh=grams_per_kwh,
             probe_minutes=probe_minutes,

@@ -8,9 +8,11 @@ from typing import Literal
 import click
 
 from planner import api
-from planner.cli.options import json_option, positive, weights_option
+from planner.cli.options import json_option, positive, progress_option, weights_option
 from planner.cli.output import console, print_json
+from planner.cli.progress import ProgressKind
 from planner.training.images.registry import DATA_NAMES
+from profiler.errors import UsageError
 
 which_option = click.option(
     "--which",
@@ -45,12 +47,27 @@ run_device_option = click.option(
 )
 @which_option
 @run_device_option
+@click.option(
+    "--class-names",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Text file of class names for a plan of kind zero_shot, one on each line. "
+    "[default: the data set's own names]",
+)
+@click.option(
+    "--images",
+    type=positive,
+    help="Most images for a plan of kind zero_shot, drawn at random. [default: all]",
+)
 @weights_option
+@progress_option
 @json_option
 def evaluate(
     *,
     trained: Path,
     as_json: bool,
+    class_names: Path | None,
+    images: int | None,
+    progress: ProgressKind | None,
     data: str | None,
     part: Literal["test", "selection"],
     which: Literal["best", "last"],
@@ -59,8 +76,26 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on images: accuracy in all and by class.
 
-    TRAINED is the folder of a training, or the plan file that was trained.
+    TRAINED is the folder of a training, or the plan file that was trained. A plan of kind zero_shot
+    needs no training, but --weights.
     """
+    if api.is_without_tuning(trained):
+        from planner.cli.training_free_commands import evaluate_without_tuning
+
+        evaluate_without_tuning(
+            trained,
+            data=data,
+            part=part,
+            weights=weights,
+            class_names=class_names,
+            images=images,
+            device=device,
+            progress=progress,
+            as_json=as_json,
+        )
+        return
+    if class_names is not None or images is not None:
+        raise UsageError("--class-names and --images are for plans of kind 'zero_shot'")
     found = api.evaluate(trained, data=data, part=part, which=which, device=device, weights=weights)
     if as_json:
         print_json(found.to_json())

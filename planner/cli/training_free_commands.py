@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -23,6 +23,10 @@ from planner.cli.progress import ProgressKind, progress_bar
 from planner.cli.trained_commands import run_device_option
 from planner.training.images.registry import DATA_NAMES
 
+if TYPE_CHECKING:
+    from planner.training.use_trained import TrainedEvaluation
+    from planner.training_free.zero_shot import ZeroShotEvaluation
+
 
 @click.command(name="training-free")
 @size_option("--vram", text="Memory budget of the device.", required=True)
@@ -31,19 +35,30 @@ from planner.training.images.registry import DATA_NAMES
     "--data",
     default="cifar100",
     show_default=True,
-    help="Data set whose published accuracies are shown.",
+    help=f"Data set ({DATA_NAMES}) or folder; named ones have published accuracies.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write a plan file for each model that fits into this folder.",
 )
 @progress_option
 @json_option
 def training_free(
-    *, vram: int, device: str, data: str, progress: ProgressKind | None, as_json: bool
+    *,
+    vram: int,
+    device: str,
+    data: str,
+    out: Path | None,
+    progress: ProgressKind | None,
+    as_json: bool,
 ) -> None:
-    """List frozen models that classify without fine-tuning, with memory and accuracy."""
+    """List frozen models that classify without fine-tuning: memory, time, energy, accuracy."""
     from planner.cli.list_tables import training_free_columns
     from planner.cli.table_layout import show_table
 
     with progress_bar(progress, as_json=as_json) as notify:
-        options = api.training_free(vram, device=device, data=data, on_progress=notify)
+        options = api.training_free(vram, device=device, data=data, out=out, on_progress=notify)
     if as_json:
         entries = [option.to_json() for option in options]
         print_json(
@@ -51,6 +66,8 @@ def training_free(
         )
         return
     show_table(training_free_columns(options, data), console())
+    if out is not None:
+        click.echo(f"{sum(o.plan_file is not None for o in options)} plan files in {out}/")
 
 
 @click.command()
@@ -168,9 +185,94 @@ def zero_shot(
             seed=seed,
             on_progress=notify,
         )
+    _show_evaluation(found, as_json=as_json)
+
+
+def fit_probe(
+    plan: Path,
+    *,
+    data: str | None,
+    out: Path | None,
+    weights: Path | None,
+    pretrained: bool,
+    progress: ProgressKind | None,
+    as_json: bool,
+) -> None:
+    """Fit and save the linear probe of a plan, and print its accuracy.
+
+    Args:
+        plan: file of a plan without fine-tuning.
+        data: data set or folder; None for the plan's.
+        out: folder of the result; None for ``trained/`` and the plan's name.
+        weights: file of the backbone's weights.
+        pretrained: try to load timm's pretrained weights.
+        progress: kind of the progress display.
+        as_json: print the record.
+    """
+    with progress_bar(progress, as_json=as_json) as notify:
+        found = api.train_probe(
+            plan, out=out, data=data, weights=weights, pretrained=pretrained, on_progress=notify
+        )
     if as_json:
         print_json(found.to_json())
         return
-    from planner.cli.trained_tables import show_zero_shot
+    kind = found.weights.get("kind")
+    click.echo(
+        f"{100 * found.accuracy:.2f} % of {found.test_images} test images of {found.data} right, "
+        f"{'weights from a file' if kind == 'file' else f'{kind} weights'}"
+    )
+    click.echo(
+        f"linear probe on {found.features} features of {found.train_images} training images; "
+        f"saved in {found.output}/"
+    )
 
-    show_zero_shot(found, console())
+
+def evaluate_without_tuning(
+    plan: Path,
+    *,
+    data: str | None,
+    part: Literal["test", "selection"],
+    weights: Path | None,
+    class_names: Path | None,
+    images: int | None,
+    device: Literal["auto", "cpu", "cuda"],
+    progress: ProgressKind | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a plan without fine-tuning, or a fitted probe, and print the accuracy.
+
+    Args:
+        plan: file of the plan, or the folder of a probe.
+        data: data set or folder; None for the plan's.
+        part: part of the data set.
+        weights: weights on this machine.
+        class_names: file of class names.
+        images: most images.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: kind of the progress display.
+        as_json: print the record.
+    """
+    with progress_bar(progress, as_json=as_json) as notify:
+        found = api.evaluate_frozen(
+            plan,
+            data=data,
+            part=part,
+            weights=weights,
+            class_names=class_names,
+            images=images,
+            device=device,
+            on_progress=notify,
+        )
+    _show_evaluation(found, as_json=as_json)
+
+
+def _show_evaluation(found: ZeroShotEvaluation | TrainedEvaluation, *, as_json: bool) -> None:
+    from planner.cli.trained_tables import show_evaluation, show_zero_shot
+    from planner.training.use_trained import TrainedEvaluation
+
+    if as_json:
+        print_json(found.to_json())
+    elif isinstance(found, TrainedEvaluation):
+        show_evaluation(found, console())
+    else:
+        show_zero_shot(found, console())

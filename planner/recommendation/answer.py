@@ -95,6 +95,8 @@ class Recommendation:
         notes: one sentence per fact that limits or explains the answer (``notes.py``).
         probe: short trainings of the front; None if none were requested.
         training_free: published models that need no fine-tuning; None if they were not listed.
+        recommended_training_free: index of the one that wins over the recommended plan; None if
+            none may or does.
     """
 
     request: Request
@@ -114,6 +116,16 @@ class Recommendation:
     notes: tuple[str, ...] = ()
     probe: ProbeOutcome | None = None
     training_free: tuple[TrainingFreeOption, ...] | None = None
+    recommended_training_free: int | None = None
+
+    @property
+    def recommended_file(self) -> Path:
+        """File of the recommended plan: of the option that wins, else of the front's entry."""
+        if self.training_free is not None and self.recommended_training_free is not None:
+            file = self.training_free[self.recommended_training_free].plan_file
+            assert file is not None, "an option that fits has a plan file"
+            return file
+        return self.front[self.recommended].file
 
     @property
     def expected_order(self) -> list[int]:
@@ -141,7 +153,7 @@ class Recommendation:
             "totals": [None if each is None else asdict(each) for each in self.totals],
             "plan_files": [str(entry.file) for entry in self.front],
             "recommended": self.recommended,
-            "recommended_plan_file": str(self.front[self.recommended].file),
+            "recommended_plan_file": str(self.recommended_file),
             "expected_order": self.expected_order,
             "reason": self.reason,
             "decided_by": self.decided_by,
@@ -157,6 +169,7 @@ class Recommendation:
             "training_free": None
             if self.training_free is None
             else [option.to_json() for option in self.training_free],
+            "recommended_training_free": self.recommended_training_free,
         }
 
 

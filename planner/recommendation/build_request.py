@@ -70,6 +70,7 @@ def build_request(
     limits: Limits | None = None,
     energy_rates: EnergyRates | None = None,
     training_free: bool | None = None,
+    allow_training_free: bool = False,
     probe_minutes: float | None = None,
     find_lr: bool | None = None,
 ) -> Request:
@@ -81,6 +82,10 @@ def build_request(
         InputError: the weights or the data cannot be read.
     """
     check_objective(objective)
+    if allow_training_free and training_free is False:
+        raise UsageError(
+            "--allow-training-free needs the models that --no-training-free leaves out"
+        )
     if probe_minutes is not None and not 0 < probe_minutes < math.inf:
         raise UsageError(f"probe_minutes must be positive, got {probe_minutes!r}")
     runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
@@ -138,6 +143,7 @@ def build_request(
         limits=limits or Limits(),
         energy_rates=energy_rates or EnergyRates(),
         training_free=training_free,
+        allow_training_free=allow_training_free,
         find_lr=find_lr,
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=(*refused, *too_small),

@@ -8,6 +8,9 @@ from planner.training.images.image_set import DataSource
 from planner.training.images.load import load_data
 from planner.training.images.registry import find_named
 
+FACTS_IMAGE_SIZE = 224
+"""Image size of a request that only needs the facts; they do not depend on it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:

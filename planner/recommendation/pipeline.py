@@ -49,7 +49,11 @@ from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
-from planner.recommendation.without_training import list_training_free, training_free_notes
+from planner.recommendation.without_training import (
+    best_without_training,
+    list_training_free,
+    training_free_notes,
+)
 from planner.search.problem import CostEstimator, SearchProblem, SearchResult
 from planner.search.storage import default_storage
 from planner.search.study import search
@@ -129,10 +133,13 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
             *accurate.notes,
             *rate_notes,
             *answer_notes(request, found, ran.passed),
-            *training_free_notes(request, training_free),
+            *training_free_notes(request, training_free, entries[choice.index]),
         ),
         probe=probe,
         training_free=training_free,
+        recommended_training_free=best_without_training(
+            request, training_free, entries[choice.index]
+        ),
     )
 
 

@@ -112,6 +112,7 @@ class Request:
             that is cheap.
         training_free: whether published models that need no fine-tuning are listed; None to list
             them if their memory is known already.
+        allow_training_free: whether one of them may win over the tuned plans.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
         images_per_class: training images of each class of a folder, by label; empty for a named
@@ -137,6 +138,7 @@ class Request:
     probe_seconds: float | None = None
     find_lr: bool | None = None
     training_free: bool | None = None
+    allow_training_free: bool = False
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
     images_per_class: tuple[int, ...] = ()

@@ -4,35 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from planner.recommendation.answer import FrontEntry
 from planner.recommendation.request import Notify, Request
 from planner.training_free.options import TrainingFreeOption, is_prepared, training_free_options
+from planner.training_free.plan_file import with_plan_files
 from profiler.devices.table import device_spec
 from profiler.store import Store
 
+LARGER = 2.0
+"""Ratio of parameters from which a note compares the sizes of the models."""
+
 
 def list_training_free(request: Request, notify: Notify) -> tuple[TrainingFreeOption, ...] | None:
-    """Return the options under the request's budget; None if they are not to be listed.
+    """Return the options under the request's budget with plan files; None if none are wanted.
 
     Raises:
         InputError: they were requested, and a library of theirs is not installed.
     """
     device, store = device_spec(request.device.name), Store.default()
     wanted = is_prepared(device, store) if request.training_free is None else request.training_free
-    if not wanted:
+    if not wanted and not request.allow_training_free:
         return None
-    return training_free_options(
+    options = training_free_options(
         device=device,
         budget_bytes=request.budget_bytes,
         data=request.run.data,
+        num_classes=request.space.base.num_classes,
+        train_images=request.train_images,
         store=store,
         on_progress=lambda text, done: notify("training-free", text, done),
     )
+    return with_plan_files(
+        options,
+        folder=request.out,
+        device=request.device,
+        budget_bytes=request.budget_bytes,
+        data=request.run.data,
+    )
+
+
+def best_without_training(
+    request: Request, options: Sequence[TrainingFreeOption] | None, tuned: FrontEntry
+) -> int | None:
+    """Return the index of the option that wins over the recommended plan; None if none may or does.
+
+    An option wins if it fits and its published accuracy on the same data set is above the accuracy
+    that is expected of the plan. If either is unknown, nothing is compared.
+    """
+    expected = tuned.expected.value
+    if not request.allow_training_free or options is None or expected is None:
+        return None
+    better = [
+        (option.accuracy.value, -index)
+        for index, option in enumerate(options)
+        if option.fits and option.accuracy is not None and option.accuracy.value > expected
+    ]
+    return -max(better)[1] if better else None
 
 
 def training_free_notes(
-    request: Request, options: Sequence[TrainingFreeOption] | None
+    request: Request, options: Sequence[TrainingFreeOption] | None, tuned: FrontEntry
 ) -> Iterator[str]:
-    """Yield a note on the models that fit."""
+    """Yield notes on the models that fit, and on their size beside the recommended one's."""
     if options is None:
         if request.training_free is None:
             yield (
@@ -52,3 +85,21 @@ def training_free_notes(
         f"{len(fitting)} of {len(options)} published models that classify without fine-tuning fit "
         f"the budget{best}; `budgetplan training-free` lists them"
     )
+    if known:
+        yield from size_note(known[0], tuned)
+    if request.allow_training_free and tuned.expected.value is None:
+        yield (
+            "no model without fine-tuning is recommended, because no accuracy of the tuned plan is "
+            "known to compare with"
+        )
+
+
+def size_note(option: TrainingFreeOption, tuned: FrontEntry) -> Iterator[str]:
+    """Yield a note if an option has far more parameters than a tuned plan."""
+    frozen, total = option.model.parameters_millions, tuned.plan.prediction.parameters.total / 1e6
+    if frozen > LARGER * total:
+        yield (
+            f"{option.model.name} has {frozen:.0f} M frozen parameters, "
+            f"{tuned.plan.candidate.workload.model} {total:.0f} M tuned ones: their accuracies "
+            "compare models of different size, not methods"
+        )

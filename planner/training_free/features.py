@@ -9,8 +9,9 @@ test images are evaluated once.
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from planner.training.features import cached_features, frozen_classifier
 from planner.training.images.load import load_data
 from planner.training.images.registry import find_named
 from planner.training.plan_check import load_data_for
+from planner.training_free.option_cost import INVERSE_REGULARISATIONS, MOST_ITERATIONS
 from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.build import build_model
@@ -30,12 +32,13 @@ from profiler.workload import Workload
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from planner.training.images.image_set import ImageData
+    from profiler.models.backbones.weights import WeightSource
+
 Parts = dict[str, "tuple[NDArray[np.float32], NDArray[np.int64]]"]
 """Features [images, D] and labels [images] of the parts ``training``, ``selection``, ``test``."""
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
-
-INVERSE_REGULARISATIONS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 IMAGES_OF_THE_CHECK = 4
 """Images on which the backbone is checked to be frozen."""
@@ -54,6 +57,8 @@ class FeatureAccuracy:
         train_images: number of training images.
         test_images: number of test images.
         features: number of features of an image.
+        extraction_seconds: duration of the features of all images; short if they were kept.
+        fit_seconds: duration of the fits and of both evaluations.
     """
 
     model: str
@@ -64,10 +69,31 @@ class FeatureAccuracy:
     train_images: int
     test_images: int
     features: int
+    extraction_seconds: float | None = None
+    fit_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``budgetplan features --json`` prints."""
         return {"schema": "budgetplan.features/1", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExtractedFeatures:
+    """Features of a data set, with their origin.
+
+    Attributes:
+        parts: features and labels of the requested parts.
+        workload: the frozen backbone with a classifier.
+        weights: origin of the weights.
+        images: the data set.
+        seconds: duration, with decoding; features that were kept cost only their reading.
+    """
+
+    parts: Parts
+    workload: Workload
+    weights: WeightSource
+    images: ImageData
+    seconds: float
 
 
 def evaluate_features(
@@ -95,17 +121,58 @@ def evaluate_features(
         InputError: the data or the weights cannot be read, or the backbone's features cannot be
             computed once and for all.
     """
-    named = find_named(data)
+    found = extract_features(
+        model,
+        data=data,
+        image_size=image_size,
+        weights=weights,
+        pretrained=pretrained,
+        folder=folder,
+        on_progress=on_progress,
+    )
+    began = time.perf_counter()
+    accuracy = fit_and_test(found.parts, model=model, weights=found.weights.kind)
+    return replace(
+        accuracy,
+        extraction_seconds=found.seconds,
+        fit_seconds=time.perf_counter() - began,
+    )
+
+
+def extract_features(
+    model: str,
+    *,
+    data: str,
+    parts: Sequence[str] = ("training", "selection", "test"),
+    image_size: int | None = None,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    folder: Path | None = None,
+    on_progress: Callable[[str, float], None] = lambda text, done: None,
+) -> ExtractedFeatures:
+    """Compute the features of a data set, or read those that are kept.
+
+    Args:
+        model: backbone.
+        data: name of a data set, or a folder.
+        parts: parts of the data set: ``training``, ``selection``, ``test``.
+        image_size: height and width of the images in pixels; None for the backbone's own.
+        weights: file of weights; None for timm's pretrained weights.
+        pretrained: try to load timm's pretrained weights.
+        folder: folder of cached features; None for the user's.
+        on_progress: called with (activity, fraction done).
+
+    Raises:
+        InputError: the data or the weights cannot be read, or the backbone's features cannot be
+            computed once and for all.
+    """
+    began = time.perf_counter()
     size = image_size or backbones.native_image_size(backbones.resolve(model))
-    if named is None:
-        classes = load_data(data, image_size=size, mean=(0.0,) * 3, std=(1.0,) * 3).num_classes
-    else:
-        classes = named[0].num_classes
     workload = Workload(
         model=backbones.resolve(model),
         method="head",
         micro_batch=1,
-        num_classes=classes,
+        num_classes=_number_of_classes(data, size),
         image_size=size,
         frozen_batch_norm=True,
     )
@@ -119,28 +186,41 @@ def evaluate_features(
         raise InputError(
             f"{workload.model} has no single classifier on fixed features; use another backbone"
         )
-    parts: Parts = {}
-    for number, (name, part) in enumerate(
-        (("training", images.train), ("selection", images.selection), ("test", images.test))
-    ):
+    every = {"training": images.train, "selection": images.selection, "test": images.test}
+    found: Parts = {}
+    for number, name in enumerate(parts):
 
         def report(done: int, total: int, name: str = name, number: int = number) -> None:
-            on_progress(f"features of the {name} images", (number + done / total) / 3)
+            fraction = (number + done / total) / len(parts)
+            on_progress(f"features of the {name} images", fraction)
 
-        plain = replace(part, crop=images.test.crop, mirror=False)
-        found = cached_features(built, classifier, plain, folder=folder, on_progress=report)
-        parts[name] = (
-            np.concatenate(list(found.chunks)),
-            np.asarray(found.labels, dtype=np.int64),
+        plain = replace(every[name], crop=images.test.crop, mirror=False)
+        cached = cached_features(built, classifier, plain, folder=folder, on_progress=report)
+        found[name] = (
+            np.concatenate(list(cached.chunks)),
+            np.asarray(cached.labels, dtype=np.int64),
         )
-    return fit_and_test(parts, model=model, weights=built.weights.kind)
+    return ExtractedFeatures(
+        parts=found,
+        workload=workload,
+        weights=built.weights,
+        images=images,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _number_of_classes(data: str, image_size: int) -> int:
+    named = find_named(data)
+    if named is not None and not named[0].variant:
+        return named[0].num_classes
+    return load_data(data, image_size=image_size, mean=(0.0,) * 3, std=(1.0,) * 3).num_classes
 
 
 def fit_and_test(parts: Parts, *, model: str, weights: str) -> FeatureAccuracy:
     """Fit both classifiers on features [images, D] and labels [images] of three parts."""
     train, labels = parts["training"]
     test, test_labels = parts["test"]
-    probe, strength = _linear_probe(parts)
+    probe, strength = linear_probe(parts)
     return FeatureAccuracy(
         model=model,
         weights=weights,
@@ -163,8 +243,8 @@ def _neighbours(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Any
     return vote.fit(features, labels)
 
 
-def _linear_probe(parts: Parts) -> tuple[Any, float]:
-    """Return the logistic regression with the best selection accuracy, and its C."""
+def linear_probe(parts: Parts) -> tuple[Any, float]:
+    """Return the standardised regression with the best selection accuracy, and its C."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -172,7 +252,9 @@ def _linear_probe(parts: Parts) -> tuple[Any, float]:
     (train, labels), (held, held_labels) = parts["training"], parts["selection"]
     best: tuple[float, float, Any] | None = None
     for strength in INVERSE_REGULARISATIONS:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+        probe = make_pipeline(
+            StandardScaler(), LogisticRegression(C=strength, max_iter=MOST_ITERATIONS)
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # weak regularisation may need more iterations
             probe.fit(train, labels)

@@ -1,19 +1,31 @@
-"""The known frozen models as options: memory of an inference, and published accuracies."""
+"""The known frozen models as options: memory, time, energy, and published accuracies."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from planner.parallel import map_forked
-from profiler.arrays import Ints
+from planner.training_free.option_cost import ProbeCost, cost_to_json, probe_cost
+from profiler.arrays import Floats, Ints
 from profiler.device_rules.caching_allocator import configuration
 from profiler.models.frozen.catalogue import FrozenKind, FrozenModel, frozen_models
+from profiler.prediction.inference import (
+    PARTS,
+    DataSetCost,
+    InferencePrediction,
+    PartCost,
+    data_set_cost,
+    predict_inference,
+)
 from profiler.store import Store
+from profiler.timing.kernel_rates import COEFFICIENTS_FILE
 
 if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
@@ -31,14 +43,17 @@ CLASSES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredMemory:
-    """Memory of an inference, as the profile store keeps it.
+class StoredInference:
+    """Prediction of an inference, as the profile store keeps it.
 
     Attributes:
-        values: [2] peak bytes and device bytes.
+        values: [3] peak bytes, device bytes and features of an image.
+        costs: [parts, 3] seconds, host seconds and watts of each of ``PARTS``; NaN for what a model
+            does not have or what is not known.
     """
 
     values: Ints
+    costs: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +63,30 @@ class TrainingFreeOption:
     Attributes:
         model: the model.
         batch: images at once.
-        dtype: type of the weights.
+        dtype: type of the weights, and of the products of 4-bit weights.
+        is_four_bit: whether the linear layers are stored in 4 bits.
         peak_bytes: replayed highest live bytes of an inference.
         device_bytes: the same with unused blocks and the CUDA context; held against the budget.
         fits: whether ``device_bytes`` are within the budget.
         accuracy: published accuracy on the data set; None if none is known.
+        num_classes: classes that the cost of an image is of.
+        cost: predicted seconds and joules; None on a device of unknown rates.
+        probe: cost of a linear probe; None for a model that needs none.
+        plan_file: file of the option's plan; None if none was written.
     """
 
     model: FrozenModel
     batch: int
     dtype: str
+    is_four_bit: bool
     peak_bytes: int
     device_bytes: int
     fits: bool
     accuracy: PublishedAccuracy | None
+    num_classes: int
+    cost: DataSetCost | None
+    probe: ProbeCost | None
+    plan_file: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return an entry of ``training_free`` in the answer."""
@@ -74,16 +99,22 @@ class TrainingFreeOption:
             "parameters_millions": self.model.parameters_millions,
             "batch": self.batch,
             "dtype": self.dtype,
+            "four_bit": self.is_four_bit,
             "rung": "replayed",
             "memory": {"peak_bytes": self.peak_bytes, "device_bytes": self.device_bytes},
             "fits": self.fits,
             "accuracy": None if known is None else {"kind": "published", **asdict(known)},
+            "num_classes": self.num_classes,
+            "trains": self.model.kind == "features",
+            "cost": None if self.cost is None else cost_to_json(self.cost),
+            "probe": None if self.probe is None else asdict(self.probe),
+            "plan_file": None if self.plan_file is None else str(self.plan_file),
         }
 
 
 def is_prepared(device: DeviceSpec, store: Store) -> bool:
-    """Return whether the memory of every model on a device is in the store."""
-    return not _InferenceMemories(device, store).missing(list(frozen_models().values()))
+    """Return whether the prediction of every model on a device is in the store."""
+    return not Inferences(device, store).missing(list(frozen_models().values()))
 
 
 def training_free_options(
@@ -91,6 +122,8 @@ def training_free_options(
     device: DeviceSpec,
     budget_bytes: int,
     data: str,
+    num_classes: int,
+    train_images: int | None,
     store: Store,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> tuple[TrainingFreeOption, ...]:
@@ -100,6 +133,8 @@ def training_free_options(
         device: device that the budget is of.
         budget_bytes: the budget in device bytes.
         data: name of the data set, for published accuracies.
+        num_classes: number of classes.
+        train_images: number of training images, for the cost of a probe; None if it is not known.
         store: store of profiles.
         on_progress: called with (model, fraction done).
 
@@ -107,9 +142,19 @@ def training_free_options(
         InputError: a library is not installed.
     """
     models = list(frozen_models().values())
-    memory = _InferenceMemories(device, store)
-    memory.prepare(models, on_progress)
-    options = [_option(model, memory, budget_bytes, data) for model in models]
+    found = Inferences(device, store)
+    found.prepare(models, on_progress)
+    options = [
+        option_of(
+            model,
+            found,
+            budget_bytes=budget_bytes,
+            data=data,
+            num_classes=num_classes,
+            train_images=train_images,
+        )
+        for model in models
+    ]
 
     def order(option: TrainingFreeOption) -> tuple[bool, float]:
         accuracy = 0.0 if option.accuracy is None else option.accuracy.value
@@ -118,69 +163,120 @@ def training_free_options(
     return tuple(sorted(options, key=order))
 
 
-def _option(
-    model: FrozenModel, memory: _InferenceMemories, budget_bytes: int, data: str
+def option_of(
+    model: FrozenModel,
+    inferences: Inferences,
+    *,
+    budget_bytes: int,
+    data: str,
+    num_classes: int,
+    train_images: int | None,
 ) -> TrainingFreeOption:
-    """Return a model with the largest batch that fits, or with its smallest batch."""
-    for batch in BATCHES[model.kind]:
-        peak, needed = memory.of(model, batch)
-        if needed <= budget_bytes:
+    """Return a model in the largest form that fits, or in its smallest form.
+
+    The forms are batches of images, and 4-bit weights for a prompted model.
+    """
+    forms = [(batch, False) for batch in BATCHES[model.kind]]
+    if model.kind == "prompted":
+        forms.append((1, True))
+    for batch, is_four_bit in forms:
+        found = inferences.of(model, batch, is_four_bit)
+        if found.device_bytes <= budget_bytes:
             break
+    cost = data_set_cost(
+        found.parts,
+        batch=batch,
+        dtype=inferences.dtype,
+        device=inferences.device,
+        num_classes=num_classes,
+        predicted_classes=CLASSES,
+    )
+    probe = None
+    if found.features and train_images is not None:
+        probe = probe_cost(cost, found.features, num_classes, train_images)
     return TrainingFreeOption(
         model=model,
         batch=batch,
-        dtype=memory.dtype,
-        peak_bytes=peak,
-        device_bytes=needed,
-        fits=needed <= budget_bytes,
+        dtype=inferences.dtype,
+        is_four_bit=is_four_bit,
+        peak_bytes=found.peak_bytes,
+        device_bytes=found.device_bytes,
+        fits=found.device_bytes <= budget_bytes,
         accuracy=model.accuracies.get(data),
+        num_classes=num_classes,
+        cost=cost,
+        probe=probe,
     )
 
 
-class _InferenceMemories:
-    """Replayed memory of inferences on a device, kept in the profile store."""
+class Inferences:
+    """Predictions of inferences on a device, kept in the profile store."""
 
     def __init__(self, device: DeviceSpec, store: Store) -> None:
         self.dtype = "float16" if device.is_cuda else "float32"
-        self._device, self._store = device, store
+        self.device, self._store = device, store
 
     def prepare(
         self, models: Sequence[FrozenModel], on_progress: Callable[[str, float], None]
     ) -> None:
-        """Replay in parallel the largest batch of each model that is not in the store."""
+        """Replay in parallel the largest form of each model that is not in the store."""
         if self._store.folder is None:
             return  # forked processes could not hand their results over
         missing = self.missing(models)
         missing.sort(key=lambda model: -model.parameters_millions)
 
         def replay(model: FrozenModel) -> None:
-            self.of(model, BATCHES[model.kind][0])
+            self.of(model, BATCHES[model.kind][0], is_four_bit=False)
 
         map_forked(replay, missing, lambda model, done: on_progress(model.name, done))
 
     def missing(self, models: Sequence[FrozenModel]) -> list[FrozenModel]:
-        """Return the models whose largest batch is not in the store."""
-        return [m for m in models if not self._store.holds(self._key(m, BATCHES[m.kind][0]))]
+        """Return the models whose largest form is not in the store."""
+        return [m for m in models if not self._store.holds(self._key(m, BATCHES[m.kind][0], False))]
 
-    def of(self, model: FrozenModel, batch: int) -> tuple[int, int]:
-        """Return peak bytes and device bytes of an inference."""
+    def of(self, model: FrozenModel, batch: int, is_four_bit: bool) -> InferencePrediction:
+        """Return the prediction of an inference."""
 
-        def make() -> StoredMemory:
+        def make() -> StoredInference:
             from profiler.models.frozen.run import InferenceLoad
-            from profiler.prediction.inference import predict_inference
 
-            load = InferenceLoad(batch=batch, num_classes=CLASSES, dtype=self.dtype)
-            found = predict_inference(model, load, device=self._device)
-            return StoredMemory(values=np.array([found.peak_bytes, found.device_bytes]))
+            load = InferenceLoad(
+                batch=batch, num_classes=CLASSES, dtype=self.dtype, is_four_bit=is_four_bit
+            )
+            found = predict_inference(model, load, device=self.device)
+            return StoredInference(
+                values=np.array([found.peak_bytes, found.device_bytes, found.features]),
+                costs=np.array([_cost_row(found.parts.get(name)) for name in PARTS]),
+            )
 
-        stored = self._store.fetch(StoredMemory, self._key(model, batch), make)
-        return int(stored.values[0]), int(stored.values[1])
+        stored = self._store.fetch(StoredInference, self._key(model, batch, is_four_bit), make)
+        return InferencePrediction(
+            peak_bytes=int(stored.values[0]),
+            device_bytes=int(stored.values[1]),
+            parts={
+                name: PartCost(
+                    seconds=float(row[0]),
+                    host_seconds=float(row[1]),
+                    watts=None if np.isnan(row[2]) else float(row[2]),
+                )
+                for name, row in zip(PARTS, stored.costs, strict=True)
+                if not np.isnan(row[0])
+            },
+            features=int(stored.values[2]),
+        )
 
-    def _key(self, model: FrozenModel, batch: int) -> tuple[object, ...]:
-        device = (self._device.name, self._device.compute_capability, self._device.sm_count)
+    def _key(self, model: FrozenModel, batch: int, is_four_bit: bool) -> tuple[object, ...]:
+        device = (self.device.name, self.device.compute_capability, self.device.sm_count)
         libraries = [_version_of(name) for name in ("transformers", "open_clip_torch")]
-        load = (asdict(model), batch, CLASSES, self.dtype)
-        return ("inference", *load, *device, configuration(), *libraries)
+        load = (asdict(model), batch, CLASSES, self.dtype, is_four_bit)
+        coefficients = hashlib.sha256(COEFFICIENTS_FILE.read_bytes()).hexdigest()[:16]
+        return ("inference", *load, *device, configuration(), coefficients, *libraries)
+
+
+def _cost_row(part: PartCost | None) -> list[float]:
+    if part is None:
+        return [np.nan] * 3
+    return [part.seconds, part.host_seconds, np.nan if part.watts is None else part.watts]
 
 
 def _version_of(package: str) -> str:

@@ -61,11 +61,13 @@ class InferencePrediction:
         peak_bytes: highest live bytes.
         device_bytes: reserved bytes and the CUDA context; on a CPU ``peak_bytes``.
         parts: cost of each part; empty on a device of unknown rates.
+        features: features of an image; 0 for a model that needs no probe.
     """
 
     peak_bytes: int
     device_bytes: int
     parts: Mapping[str, PartCost]
+    features: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,7 @@ def predict_inference(
         parts={}
         if rates is None
         else {name: _part_cost(each, rates) for name, each in replay.parts.items()},
+        features=int(getattr(built, "num_features", 0)) if model.kind == "features" else 0,
     )
 
 

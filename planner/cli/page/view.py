@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from planner.cli.cell_text import batch_of, difference, method_of, placement_of, shown_accuracy
 from planner.cost.budget import needed_bytes
@@ -15,6 +16,9 @@ from profiler.units import (
     format_seconds,
     unit_as_asked,
 )
+
+if TYPE_CHECKING:
+    from planner.training_free.options import TrainingFreeOption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,35 @@ HEADERS = (
 """Headers of the table of plans, for ``PlanRow.cells``."""
 
 
+FROZEN_HEADERS = (
+    "model", "how", "parameters", "weights", "memory", "fits", "an image", "energy", "accuracy",
+    "published by",
+)  # fmt: skip
+"""Headers of the table of models without fine-tuning, for ``frozen_cells``."""
+
+
+def frozen_cells(option: TrainingFreeOption, unit: str) -> tuple[str, ...]:
+    """Return the texts of the row of a model without fine-tuning.
+
+    Args:
+        option: the model.
+        unit: unit of the memory, as the budget was given.
+    """
+    known, image = option.accuracy, None if option.cost is None else option.cost.image
+    return (
+        option.model.name,
+        option.model.kind.replace("_", "-"),
+        f"{option.model.parameters_millions:g} M",
+        "4 bits" if option.is_four_bit else option.dtype,
+        format_bytes_in(option.device_bytes, unit),
+        "yes" if option.fits else "no",
+        format_seconds(None if image is None else image["step_seconds"]),
+        format_joules(None if image is None else image["energy_joules"]),
+        "-" if known is None else f"{100 * known.value:.1f} %",
+        "-" if known is None else f"{known.protocol}; {known.source}",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageView:
     """The content of the page.
@@ -73,6 +106,7 @@ class PageView:
         why: reason of the recommendation; empty without one.
         baselines: (name, device bytes, step seconds) of the paper's defaults.
         notes: sentences.
+        frozen: rows of models without fine-tuning (``frozen_cells``).
     """
 
     title: str
@@ -80,6 +114,7 @@ class PageView:
     why: str = ""
     baselines: Sequence[tuple[str, int, float | None]] = ()
     notes: Sequence[str] = field(default_factory=tuple)
+    frozen: Sequence[tuple[str, ...]] = ()
 
     @property
     def main(self) -> PlanRow:

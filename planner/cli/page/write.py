@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.cli.page.charts import bytes_chart, cost_chart, front_chart, legend, step_chart
-from planner.cli.page.view import HEADERS, PageView, PlanRow
+from planner.cli.page.view import FROZEN_HEADERS, HEADERS, PageView, PlanRow, frozen_cells
 from planner.cost.budget import needed_bytes
 from planner.disk.drafts import write_file
 from planner.plan import Plan
@@ -60,6 +60,10 @@ def answer_view(answer: Recommendation) -> PageView:
             for name, b in answer.baselines.items()
         ],
         notes=(*answer.dropped, *answer.notes),
+        frozen=[
+            frozen_cells(option, unit_as_asked(answer.request.budget_bytes))
+            for option in answer.training_free or ()
+        ],
     )
 
 
@@ -105,6 +109,7 @@ def page_html(view: PageView, *, step: str = "") -> str:
     return environment.get_template("page.html").render(
         view=view,
         headers=HEADERS,
+        frozen_headers=FROZEN_HEADERS,
         share=min(100.0, 100 * need / main.budget_bytes),
         used=format_bytes_in(need, unit),
         budget=format_bytes_in(main.budget_bytes, unit),

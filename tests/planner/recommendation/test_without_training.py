@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from planner.recommendation.without_training import list_training_free, training_free_notes
+from planner.recommendation.without_training import (
+    best_without_training,
+    list_training_free,
+    training_free_notes,
+)
 from planner.training_free.options import TrainingFreeOption
 from profiler.models.frozen.catalogue import frozen_models
 
@@ -15,16 +19,26 @@ def request(wanted: bool | None) -> Any:
     return SimpleNamespace(
         training_free=wanted,
         device=SimpleNamespace(name="rtx-3060"),
+        allow_training_free=False,
         budget_bytes=2 * 10**9,
         run=SimpleNamespace(data="cifar100"),
     )
+
+
+def tuned(accuracy: float | None, *, millions: float = 22) -> Any:
+    plan = SimpleNamespace(
+        candidate=SimpleNamespace(workload=SimpleNamespace(model="vit_small_patch16_224")),
+        prediction=SimpleNamespace(parameters=SimpleNamespace(total=millions * 1e6)),
+    )
+    return SimpleNamespace(plan=plan, expected=SimpleNamespace(value=accuracy))
 
 
 def option(name: str, *, fits: bool) -> TrainingFreeOption:
     model = frozen_models()[name]
     return TrainingFreeOption(
         model=model, batch=1, dtype="float16", peak_bytes=1, device_bytes=1, fits=fits,
-        accuracy=model.accuracies.get("cifar100"),
+        is_four_bit=False, accuracy=model.accuracies.get("cifar100"), num_classes=100, cost=None,
+        probe=None,
     )  # fmt: skip
 
 
@@ -35,12 +49,37 @@ def test_nothing_is_replayed_unless_it_is_wanted(
     for wanted in (None, False):
         assert list_training_free(request(wanted), lambda *_: None) is None
     assert not list(tmp_path.iterdir())
-    assert "--training-free lists them" in next(training_free_notes(request(None), None))
-    assert list(training_free_notes(request(False), None)) == []
+    assert "--training-free lists them" in next(
+        training_free_notes(request(None), None, tuned(0.9))
+    )
+    assert list(training_free_notes(request(False), None, tuned(0.9))) == []
 
 
 def test_the_note_names_the_most_accurate_model_that_fits() -> None:
     options = (option("dinov2_l", fits=True), option("paligemma_3b", fits=False))
-    (note,) = training_free_notes(request(True), options)
+    note, size = training_free_notes(request(True), options, tuned(0.9))
     assert note.startswith("1 of 2 published models")
     assert "dinov2_l is published with 91.7 % on cifar100" in note
+    assert "dinov2_l has 304 M frozen parameters, vit_small_patch16_224 22 M tuned ones" in size
+    assert len(list(training_free_notes(request(True), options, tuned(0.9, millions=300)))) == 1
+
+
+def test_a_model_without_tuning_wins_only_if_it_may_and_if_it_is_known_to_be_better() -> None:
+    options = (
+        option("openclip_l14", fits=True),
+        option("dinov2_l", fits=True),
+        option("smolvlm_500m", fits=True),
+    )
+    asked = request(True)
+    assert best_without_training(asked, options, tuned(0.5)) is None
+    asked.allow_training_free = True
+    assert best_without_training(asked, options, tuned(0.5)) == 1
+    assert best_without_training(asked, options, tuned(0.9)) == 1
+    assert best_without_training(asked, options, tuned(0.92)) is None
+    assert best_without_training(asked, options, tuned(None)) is None
+    too_big = (option("dinov2_l", fits=False), option("openclip_l14", fits=True))
+    assert best_without_training(asked, too_big, tuned(0.8)) == 1
+    assert (
+        "no accuracy of the tuned plan"
+        in list(training_free_notes(asked, options, tuned(None)))[-1]
+    )

@@ -1,0 +1,69 @@
+"""The table of a plan without fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from planner.cli.cell_text import accuracy_of
+from planner.cli.table_layout import Page, facts_table
+from profiler.units import format_bytes, format_joules, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.training_free.plan_file import FrozenPlan
+
+
+def show_frozen_plan(plan: FrozenPlan, console: Console) -> None:
+    """Print a plan without fine-tuning."""
+    page = Page(console)
+    page.heading(f"Plan: {plan.candidate.model} in {format_bytes(plan.budget_bytes)}")
+    page.block(facts_table(list(_facts(plan))))
+    page.heading(f"Predicted for {plan.prediction.device.name}")
+    page.block(facts_table(list(_predicted_facts(plan))))
+    page.heading("Accuracy and provenance")
+    page.block(
+        facts_table(
+            [
+                ("accuracy", accuracy_of(plan.accuracy)),
+                ("source", plan.accuracy.source),
+                ("data", plan.data),
+                ("made at", str(plan.provenance.get("made_at", "-"))),
+            ]
+        )
+    )
+
+
+def _facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
+    candidate, model = plan.candidate, plan.model
+    does = {
+        "features": "a linear probe is fitted on the features of the frozen backbone",
+        "zero_shot": "images are compared with class names",
+        "prompted": "a language model that sees the image is asked for the class",
+    }
+    yield "kind", f"{candidate.kind}: {does[model.kind]}"
+    yield "checkpoint", model.checkpoint
+    yield "parameters", f"{model.parameters_millions:g} M, none of them trained"
+    yield "weights", "4 bits" if candidate.four_bit else candidate.dtype
+    yield "images at once", str(candidate.batch)
+    yield "classes", str(candidate.num_classes)
+    if candidate.prompts:
+        yield "prompts", "; ".join(candidate.prompts)
+
+
+def _predicted_facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
+    found = plan.prediction
+    yield "peak", format_bytes(found.peak_bytes)
+    yield "device memory", f"{format_bytes(found.device_bytes)} (replayed)"
+    seconds, joules = format_seconds(found.image_seconds), format_joules(found.image_joules)
+    span = found.image_seconds_interval
+    if span is not None:
+        seconds += f" ({format_seconds(span.low)} to {format_seconds(span.high)})"
+    if found.image_seconds_origin is not None:
+        seconds += f", {found.image_seconds_origin.value}"
+    yield "an image", seconds
+    span = found.image_joules_interval
+    if span is not None:
+        joules += f" ({format_joules(span.low)} to {format_joules(span.high)})"
+    yield "energy", joules
