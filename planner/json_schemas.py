@@ -66,7 +66,12 @@ class PlacementObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateObject:
-    """A workload with its placement, as in a file."""
+    """A workload with its placement, as in a file.
+
+    Attributes:
+        kind: ``tuned``; files without it are of this kind. Plans without fine-tuning have other
+            kinds and candidates (docs/plan_file.md).
+    """
 
     workload: Workload
     placement: PlacementObject

@@ -66,7 +66,7 @@ def training_free(
         num_classes=facts.num_classes,
         train_images=facts.source.train_images
         if facts.source is not None
-        else (None if named is None else named[0].train_images),
+        else (None if named is None else named[0].size_of(named[1]).train_images),
         store=Store.default(),
         on_progress=lambda text, done: notify("replay", text, done),
     )

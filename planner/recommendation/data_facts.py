@@ -47,7 +47,7 @@ def data_facts(data: str, *, image_size: int, is_used: bool) -> DataFacts:
         if found.check_variant is not None:
             found.check_variant(variant)
         if not is_used:
-            return DataFacts(num_classes=found.num_classes)
+            return DataFacts(num_classes=found.size_of(variant).num_classes)
     # Only the labels are read, so any normalisation will do.
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     images = load_data(data, image_size=image_size, mean=mean, std=std)

@@ -152,7 +152,7 @@ class Request:
             return self.source.train_images
         named = find_named(self.run.data)
         assert named is not None, self.run.data
-        return named[0].train_images
+        return named[0].size_of(named[1]).train_images
 
     @property
     def balanced_images(self) -> int:

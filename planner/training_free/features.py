@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,8 @@ class FeatureAccuracy:
     train_images: int
     test_images: int
     features: int
-    extraction_seconds: float | None = None
-    fit_seconds: float | None = None
+    extraction_seconds: float | None = field(default=None, compare=False)
+    fit_seconds: float | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``budgetplan features --json`` prints."""
@@ -211,8 +211,8 @@ def extract_features(
 
 def _number_of_classes(data: str, image_size: int) -> int:
     named = find_named(data)
-    if named is not None and not named[0].variant:
-        return named[0].num_classes
+    if named is not None:
+        return named[0].size_of(named[1]).num_classes
     return load_data(data, image_size=image_size, mean=(0.0,) * 3, std=(1.0,) * 3).num_classes
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from planner.training.images.image_set import ImageData
 from planner.training.images.named.animals import load_animals
 from planner.training.images.named.cifar10_c import load_cifar10_c, parse_cifar10_c
 from planner.training.images.named.digits import load_digits
-from planner.training.images.named.load_request import LoadRequest
+from planner.training.images.named.fgvc import FGVC_SETS, load_fgvc, parse_fgvc
+from planner.training.images.named.load_request import LoadRequest, SetSize
 from planner.training.images.named.torchvision_sets import load_cifar10, load_cifar100, load_dtd
 from planner.training.images.named.visual_wake_words import load_visual_wake_words
+from planner.training.images.named.vtab import VTAB_TASKS, load_vtab, parse_vtab
 from profiler.errors import InputError
 
 
@@ -30,6 +32,7 @@ class NamedData:
         check_variant: raises a ``UsageError`` if the text after the colon is not of that form; None
             if every text is. A command that loads the data later calls it at once.
         origin: where the files come from: ``installed``, ``downloaded`` or ``copied`` by the user.
+        sizes: size of each variant, by the text up to a second colon, where they differ.
     """
 
     name: str
@@ -40,6 +43,12 @@ class NamedData:
     variant: str = ""
     check_variant: Callable[[str], object] | None = None
     origin: str = "installed"
+    sizes: Mapping[str, SetSize] = field(default_factory=dict)
+
+    def size_of(self, variant: str) -> SetSize:
+        """Return the size of a variant whose form was checked."""
+        whole = SetSize(num_classes=self.num_classes, train_images=self.train_images)
+        return self.sizes.get(variant.partition(":")[0], whole)
 
 
 _SETS = (
@@ -99,6 +108,28 @@ _SETS = (
         load=load_visual_wake_words,
         variant="DIR",
         origin="copied",
+    ),
+    NamedData(
+        name="vtab",
+        description="VTAB-1k, one of 19 tasks (arXiv 1910.04867)",
+        num_classes=100,
+        train_images=800,
+        load=load_vtab,
+        variant="TASK",
+        check_variant=parse_vtab,
+        origin="copied",
+        sizes=VTAB_TASKS,
+    ),
+    NamedData(
+        name="fgvc",
+        description="FGVC, one of five sets: cub, nabirds, flowers, dogs, cars (arXiv 2203.12119)",
+        num_classes=200,
+        train_images=5394,
+        load=load_fgvc,
+        variant="SET",
+        check_variant=parse_fgvc,
+        origin="copied",
+        sizes={name: each.size for name, each in FGVC_SETS.items()},
     ),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from planner.training.images.crops import whole_image
@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from planner.training.images.image_files import Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSize:
+    """Size of a data set.
+
+    Attributes:
+        num_classes: number of classes.
+        train_images: number of training images, those of the selection part not included.
+    """
+
+    num_classes: int
+    train_images: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +109,19 @@ def hash_pixels(*parts: tuple[Pixels, Sequence[int]]) -> str:
         digest.update(pixels.tobytes())
         digest.update(repr(list(labels)).encode())
     return digest.hexdigest()
+
+
+def safe_image_path(name: str, origin: Path) -> PurePosixPath:
+    """Return the path of an image that a file names; refuse one that leaves the folder of images.
+
+    Args:
+        name: path as the file has it.
+        origin: the file, for the error message.
+
+    Raises:
+        InputError: the path is absolute, empty or leaves its folder.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise InputError(f"{origin} names the file {name!r}, outside of the folder of images")
+    return path

@@ -12,14 +12,14 @@ Another ending in place of 2017 works too, if it is the same in all names. The t
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
 from planner.training.images.image_files import error_text
 from planner.training.images.image_folder import data_from_files
 from planner.training.images.image_set import ImageData
-from planner.training.images.named.load_request import LoadRequest
+from planner.training.images.named.load_request import LoadRequest, safe_image_path
 from profiler.errors import InputError
 
 PERSON_AREA_SHARE = 0.005
@@ -104,7 +104,7 @@ def _labelled_files(annotations: Path) -> list[tuple[Path, int]]:
     for picture in coco.images:
         smallest = PERSON_AREA_SHARE * picture.width * picture.height
         has_person = largest.get(picture.id, 0.0) > smallest
-        labelled.append((folder / _safe_name(picture.file_name, annotations), int(has_person)))
+        labelled.append((folder / safe_image_path(picture.file_name, annotations), int(has_person)))
     return labelled
 
 
@@ -115,11 +115,3 @@ def _read_coco(path: Path) -> _Coco:
         raise InputError(
             f"cannot read {path} as COCO annotations: {error_text(error)}; copy it again"
         ) from error
-
-
-def _safe_name(name: str, annotations: Path) -> PurePosixPath:
-    """Return the name of an image's file; refuse one that leaves the folder of the images."""
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise InputError(f"{annotations} names the file {name!r}, outside of the folder of images")
-    return path
