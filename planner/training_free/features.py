@@ -196,10 +196,9 @@ def extract_features(
 
         plain = replace(every[name], crop=images.test.crop, mirror=False)
         cached = cached_features(built, classifier, plain, folder=folder, on_progress=report)
-        found[name] = (
-            np.concatenate(list(cached.chunks)),
-            np.asarray(cached.labels, dtype=np.int64),
-        )
+        labels, chunks = np.asarray(cached.labels, dtype=np.int64), list(cached.chunks)
+        del cached  # its chunks are freed one by one below
+        found[name] = joined_rows(chunks), labels
     return ExtractedFeatures(
         parts=found,
         workload=workload,
@@ -207,6 +206,21 @@ def extract_features(
         images=images,
         seconds=time.perf_counter() - began,
     )
+
+
+def joined_rows(chunks: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the rows of all chunks; each chunk leaves the list when it was copied.
+
+    ``np.concatenate`` would hold all features twice. Here the system commits the pages of the
+    result as they are written, while the memory of the copied chunks is free again.
+    """
+    rows = np.empty((sum(map(len, chunks)), chunks[0].shape[1]), dtype=np.float32)
+    first = 0
+    while chunks:
+        chunk = chunks.pop(0)
+        rows[first : first + len(chunk)] = chunk
+        first += len(chunk)
+    return rows
 
 
 def _number_of_classes(data: str, image_size: int) -> int:

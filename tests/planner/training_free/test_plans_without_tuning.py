@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import planner.training_free.probe_folder as probe_folder
-import profiler.models.frozen.catalogue as catalogue
 from planner import api
 from planner.cli import cli
 from planner.plan import read_plan
+from planner.training_free import probe_folder
 from planner.training_free.features import extract_features, linear_probe
 from planner.training_free.options import TrainingFreeOption
 from planner.training_free.plan_file import (
@@ -27,6 +26,7 @@ from planner.training_free.plan_file import (
 from planner.training_free.probe_folder import train_probe
 from profiler.devices.table import device_label
 from profiler.errors import InputError, UsageError
+from profiler.models.frozen import catalogue
 from profiler.models.frozen.catalogue import PublishedAccuracy
 from tests.profiler.models.frozen.checkpoints import towers_folder
 from tests.profiler.models.frozen.tiny import TINY
