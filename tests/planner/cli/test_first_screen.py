@@ -18,7 +18,12 @@ from planner.recipe import Recipe
 from planner.recommendation.answer import Alternative, FrontEntry, Recommendation
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.training_free.option_cost import probe_cost
+from planner.training_free.options import TrainingFreeOption
+from profiler.devices.table import device_spec
+from profiler.models.frozen.catalogue import frozen_model
 from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.prediction.inference import PartCost, data_set_cost
 from profiler.records import DeviceLabel, Memory, OwnerBytes, Parameters, Report, Rung
 from profiler.units import GIB, MIB, format_bytes_in, format_seconds, unit_as_asked
 from profiler.workload import Candidate, Workload
@@ -97,6 +102,22 @@ def screen(shown: Recommendation, *, width: int = 80) -> str:
     show_first_screen(shown, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def frozen_option(name: str = "dinov2_l", *, fits: bool = True) -> TrainingFreeOption:
+    """A model without fine-tuning that takes 0.5 s and 50 J for 32 images."""
+    model, gpu = frozen_model(name), device_spec("rtx-2060-super")
+    parts = {"images": PartCost(seconds=0.5, host_seconds=0.0, watts=100.0)}
+    cost = data_set_cost(
+        parts, batch=32, dtype="float16", device=gpu, num_classes=10, predicted_classes=100
+    )
+    is_probe = model.kind == "features"
+    return TrainingFreeOption(
+        model=model, batch=32, dtype="float16", is_four_bit=False, peak_bytes=10**9,
+        device_bytes=1_200 * MIB, fits=fits, accuracy=model.accuracies.get("cifar100"),
+        num_classes=10, cost=cost, probe=probe_cost(cost, 1024, 10, 1295) if is_probe else None,
+        plan_file=Path("plans/features-dinov2_l-b32-fp16.json") if fits else None,
+    )  # fmt: skip
 
 
 SIX = [plan(), *(plan("adaptformer", need=(600 + 100 * i) * MIB) for i in range(5))]
@@ -199,3 +220,22 @@ def test_the_bar_is_full_at_the_budget_and_never_wider(share: float) -> None:
 def test_the_unit_is_the_one_that_was_asked_in(size: int, unit: str, printed: str) -> None:
     assert unit_as_asked(size) == unit
     assert format_bytes_in(size, unit) == printed
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("winner", [None, 1])
+def test_a_model_without_fine_tuning_is_a_row_and_may_win(width: int, winner: int | None) -> None:
+    options = (frozen_option("openclip_l14", fits=False), frozen_option())
+    shown = replace(answer(*SIX), training_free=options, recommended_training_free=winner)
+    lines = screen(shown, width=width).splitlines()
+    (row,) = [line for line in lines if line.startswith("  no tuning")]
+    assert "dinov2_l" in row and "91.7 % publ." in row and "64" in row.split()
+    # 1,295 images at 50 J for 32
+    assert watt_hours(1295 * 50 / 32) in row or width == 80
+    assert len(lines) <= MOST_LINES
+    assert all(len(line) <= width or "budgetplan " in line for line in lines)
+    text = "\n".join(lines)
+    assert ("91.7 % published" in text) == (winner is not None)
+    command = "budgetplan train plans/features-dinov2_l-b32-fp16.json"
+    assert (command in text) == (winner is not None)
+    assert str(shown.recommended_file).startswith("plans/features") == (winner is not None)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_first_screen import SIX, answer, plan
+from test_first_screen import SIX, answer, frozen_option, plan
 
 from planner.cli import cli
 from planner.cli.page.charts import step_chart
@@ -61,6 +61,15 @@ def test_the_numbers_and_the_command_are_there() -> None:
     for part in ("1.26 GB", "2.00 GB", "lora r8", "budgetplan train plans/", "fastest", "budget"):
         assert part in text
     assert text.count('class="recommended"') == 1
+
+
+def test_models_without_fine_tuning_have_a_table() -> None:
+    shown = replace(answer(*SIX), training_free=(frozen_option(), frozen_option("siglip_b16")))
+    text = page_html(answer_view(shown))
+    assert not Tags(text).open
+    assert "Without fine-tuning" in text
+    assert "91.7 %" in text and "304.4 M" in text and "zero-shot" in text
+    assert "Without fine-tuning" not in page_html(answer_view(answer(*SIX)))
 
 
 def test_texts_of_a_plan_of_unknown_origin_are_escaped(tmp_path: Path) -> None:

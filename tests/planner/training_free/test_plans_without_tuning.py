@@ -226,3 +226,40 @@ def test_arguments_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not fitted to images"):
         api.train_probe(write("clip", tmp_path))
     assert train_probe is not api.train_probe
+
+
+VALUES = (
+    None, True, -1, 0, 1e308, "", "x" * 30_000, "a\nb", "\u202e", [], {}, [[]], {"a": 1}, "nan",
+    "../../etc/passwd", 2**70,
+)  # fmt: skip
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value in a JSON object."""
+    found = [path] if path else []
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in items if isinstance(data, dict | list) else ():
+        found += places(value, (*path, key))
+    return found
+
+
+@pytest.mark.parametrize("name", ["clip", "features", "smolvlm"])
+def test_no_mutant_of_a_plan_is_more_than_one_line(name: str, tmp_path: Path) -> None:
+    file = write(name, tmp_path)
+    whole = json.loads(file.read_text())
+    refused = 0
+    for path in places(whole):
+        for value in VALUES:
+            content = json.loads(json.dumps(whole))
+            inner = content
+            for part in path[:-1]:
+                inner = inner[part]
+            inner[path[-1]] = value
+            file.write_text(json.dumps(content))
+            try:
+                read_frozen_plan(file)
+            except InputError as error:
+                refused += 1
+                text = str(error).replace(str(file), "FILE")
+                assert "\n" not in text and len(text) <= 400 and text.isprintable(), text
+    assert refused > 300
