@@ -36,7 +36,7 @@ def training_free(
         vram: budget in bytes or as text.
         device: ``auto``, ``cpu``, or a name of the device table.
         data: data set or folder: its published accuracies, classes and images.
-        out: folder of the plan files of those that fit; None to write none.
+        out: folder of plan files, one for each model that fits; None to write none.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:

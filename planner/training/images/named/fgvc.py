@@ -33,7 +33,7 @@ class FineGrainedSet:
 
     Attributes:
         folder: its folder in the benchmark.
-        images: folder of the images inside of it; empty for itself.
+        images: its subfolder with the images; empty for the folder itself.
         size: number of classes and training images.
     """
 
