@@ -1,4 +1,4 @@
-"""One inference of a frozen model: what is computed for a batch of images.
+"""One inference of a frozen model on a batch of images.
 
 A features model maps images to features. A contrastive model maps class prompts to text features
 once, then images to image features, and compares both. A prompted model reads the tokens of an
