@@ -22,8 +22,10 @@ def list_training_free(request: Request, notify: Notify) -> tuple[TrainingFreeOp
         InputError: they were requested, and a library of theirs is not installed.
     """
     device, store = device_spec(request.device.name), Store.default()
-    wanted = is_prepared(device, store) if request.training_free is None else request.training_free
-    if not wanted and not request.allow_training_free:
+    wanted = request.training_free or request.allow_training_free
+    if request.training_free is None and not wanted:
+        wanted = is_prepared(device, store, budget_bytes=request.budget_bytes)
+    if not wanted:
         return None
     options = training_free_options(
         device=device,

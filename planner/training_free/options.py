@@ -112,9 +112,10 @@ class TrainingFreeOption:
         }
 
 
-def is_prepared(device: DeviceSpec, store: Store) -> bool:
-    """Return whether the prediction of every model on a device is in the store."""
-    return not Inferences(device, store).missing(list(frozen_models().values()))
+def is_prepared(device: DeviceSpec, store: Store, *, budget_bytes: int) -> bool:
+    """Return whether every prediction that a list under a budget needs is in the store."""
+    inferences = Inferences(device, store)
+    return not inferences.missing(list(frozen_models().values()), budget_bytes=budget_bytes)
 
 
 def training_free_options(
@@ -143,7 +144,7 @@ def training_free_options(
     """
     models = list(frozen_models().values())
     found = Inferences(device, store)
-    found.prepare(models, on_progress)
+    found.prepare(models, budget_bytes=budget_bytes, on_progress=on_progress)
     options = [
         option_of(
             model,
@@ -172,14 +173,8 @@ def option_of(
     num_classes: int,
     train_images: int | None,
 ) -> TrainingFreeOption:
-    """Return a model in the largest form that fits, or in its smallest form.
-
-    The forms are batches of images, and 4-bit weights for a prompted model.
-    """
-    forms = [(batch, False) for batch in BATCHES[model.kind]]
-    if model.kind == "prompted":
-        forms.append((1, True))
-    for batch, is_four_bit in forms:
+    """Return a model in the largest form that fits, or in its smallest form."""
+    for batch, is_four_bit in forms_of(model):
         found = inferences.of(model, batch, is_four_bit)
         if found.device_bytes <= budget_bytes:
             break
@@ -209,6 +204,12 @@ def option_of(
     )
 
 
+def forms_of(model: FrozenModel) -> tuple[tuple[int, bool], ...]:
+    """Return (images at once, whether in 4 bits) of each form of a model, the largest first."""
+    forms = tuple((batch, False) for batch in BATCHES[model.kind])
+    return (*forms, (1, True)) if model.kind == "prompted" else forms
+
+
 class Inferences:
     """Predictions of inferences on a device, kept in the profile store."""
 
@@ -217,22 +218,36 @@ class Inferences:
         self.device, self._store = device, store
 
     def prepare(
-        self, models: Sequence[FrozenModel], on_progress: Callable[[str, float], None]
+        self,
+        models: Sequence[FrozenModel],
+        *,
+        budget_bytes: int,
+        on_progress: Callable[[str, float], None],
     ) -> None:
-        """Replay in parallel the largest form of each model that is not in the store."""
+        """Replay in parallel the forms of each model until one fits; skip what is in the store."""
         if self._store.folder is None:
             return  # forked processes could not hand their results over
-        missing = self.missing(models)
+        missing = self.missing(models, budget_bytes=budget_bytes)
         missing.sort(key=lambda model: -model.parameters_millions)
 
         def replay(model: FrozenModel) -> None:
-            self.of(model, BATCHES[model.kind][0], is_four_bit=False)
+            for batch, is_four_bit in forms_of(model):
+                if self.of(model, batch, is_four_bit).device_bytes <= budget_bytes:
+                    return
 
         map_forked(replay, missing, lambda model, done: on_progress(model.name, done))
 
-    def missing(self, models: Sequence[FrozenModel]) -> list[FrozenModel]:
-        """Return the models whose largest form is not in the store."""
-        return [m for m in models if not self._store.holds(self._key(m, BATCHES[m.kind][0], False))]
+    def missing(self, models: Sequence[FrozenModel], *, budget_bytes: int) -> list[FrozenModel]:
+        """Return the models with a form that is needed and not in the store."""
+        return [model for model in models if self._lacks(model, budget_bytes)]
+
+    def _lacks(self, model: FrozenModel, budget_bytes: int) -> bool:
+        for batch, is_four_bit in forms_of(model):
+            if not self._store.holds(self._key(model, batch, is_four_bit)):
+                return True
+            if self.of(model, batch, is_four_bit).device_bytes <= budget_bytes:
+                return False
+        return False
 
     def of(self, model: FrozenModel, batch: int, is_four_bit: bool) -> InferencePrediction:
         """Return the prediction of an inference."""

@@ -89,6 +89,17 @@ def test_a_prompted_image_costs_its_reading_all_names_and_a_free_answer() -> Non
     assert prompts.image["energy_joules"] == pytest.approx(0.25 * 50)
 
 
+def test_a_list_is_prepared_if_every_form_up_to_the_fitting_one_is_kept(tmp_path: Any) -> None:
+    found = Inferences(GPU, Store(tmp_path))
+    models = [frozen_model("dinov2_s")]
+    large = found.of(models[0], 32, False).device_bytes
+    assert found.missing(models, budget_bytes=large) == []
+    assert found.missing(models, budget_bytes=large - 1) == models  # batch 8 is needed too
+    found.prepare(models, budget_bytes=large - 1, on_progress=lambda name, done: None)
+    assert found.missing(models, budget_bytes=large - 1) == []
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+
+
 def test_a_prediction_is_kept_and_read_again(tmp_path: Any) -> None:
     store = Store(tmp_path)
     model = frozen_model("dinov2_s")
