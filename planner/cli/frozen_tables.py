@@ -19,7 +19,7 @@ def show_frozen_plan(plan: FrozenPlan, console: Console) -> None:
     """Print a plan without fine-tuning."""
     page = Page(console)
     page.heading(f"Plan: {plan.candidate.model} in {format_bytes(plan.budget_bytes)}")
-    page.block(facts_table(list(_facts(plan))))
+    page.block(facts_table(list(_candidate_facts(plan))))
     page.heading(f"Predicted for {plan.prediction.device.name}")
     page.block(facts_table(list(_predicted_facts(plan))))
     page.heading("Accuracy and provenance")
@@ -35,7 +35,7 @@ def show_frozen_plan(plan: FrozenPlan, console: Console) -> None:
     )
 
 
-def _facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
+def _candidate_facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
     candidate, model = plan.candidate, plan.model
     does = {
         "features": "a linear probe is fitted on the features of the frozen backbone",

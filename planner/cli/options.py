@@ -175,6 +175,14 @@ weights_option = click.option(
     "an entry of a checkpoint, such as averaged weights. [default: timm's pretrained weights]",
 )
 
+run_device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device of the forward; auto takes a GPU if there is one.",
+)
+
 pretrained_option = click.option(
     "--pretrained/--no-pretrained",
     default=True,

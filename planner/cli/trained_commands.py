@@ -8,7 +8,13 @@ from typing import Literal
 import click
 
 from planner import api
-from planner.cli.options import json_option, positive, progress_option, weights_option
+from planner.cli.options import (
+    json_option,
+    positive,
+    progress_option,
+    run_device_option,
+    weights_option,
+)
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind
 from planner.training.images.registry import DATA_NAMES
@@ -20,14 +26,6 @@ which_option = click.option(
     default="best",
     show_default=True,
     help="Tensors of the best epoch, or of the last step.",
-)
-
-run_device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device of the forward; auto takes a GPU if there is one.",
 )
 
 
@@ -58,7 +56,12 @@ run_device_option = click.option(
     type=positive,
     help="Most images for a plan of kind zero_shot, drawn at random. [default: all]",
 )
-@weights_option
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="File of the weights that the training began with; for a plan of kind zero_shot, file or "
+    "folder of the model's weights. [default: the recorded file]",
+)
 @progress_option
 @json_option
 def evaluate(

@@ -14,13 +14,13 @@ from planner.cli.options import (
     positive,
     pretrained_option,
     progress_option,
+    run_device_option,
     seed_option,
     size_option,
     weights_option,
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
-from planner.cli.trained_commands import run_device_option
 from planner.training.images.registry import DATA_NAMES
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ ENSEMBLES = {"cifar10": _CIFAR, "cifar100": _CIFAR, "cifar10-c": _CIFAR, "dtd": 
 MADE_UP_NAME = re.compile(r"class \d+")
 """Class of a data set whose files have numbers in place of names."""
 
-LONGEST_NAME = 200
+LONGEST_CLASS_NAME = 200
 
 
 def prompts_for(data: str) -> tuple[str, ...]:
@@ -81,9 +81,9 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         raise InputError(f"class names {path} cannot be read as UTF-8 text: {error}") from error
     names = [line.strip() for line in text.rstrip("\n").split("\n")]
     for number, name in enumerate(names, start=1):
-        if not name or len(name) > LONGEST_NAME or unsafe_text(name):
+        if not name or len(name) > LONGEST_CLASS_NAME or unsafe_text(name):
             raise InputError(
-                f"{path}, line {number}: expected a class name of at most {LONGEST_NAME} "
+                f"{path}, line {number}: expected a class name of at most {LONGEST_CLASS_NAME} "
                 f"characters, got {shortened(name)}"
             )
     return tuple(names)
@@ -107,13 +107,13 @@ def matching_class(answer: str, names: Sequence[str]) -> int | None:
 
     The whole answer counts first, then the longest name that stands in it as whole words.
     """
-    words = [_words(name) for name in names]
-    text = _words(answer)
+    words = [_plain_words(name) for name in names]
+    text = _plain_words(answer)
     if text in words and text:
         return words.index(text)
     inside = [i for i, name in enumerate(words) if name and f" {name} " in f" {text} "]
     return max(inside, key=lambda i: (len(words[i]), -i), default=None)
 
 
-def _words(text: str) -> str:
+def _plain_words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower().replace("_", " ")))

@@ -82,10 +82,10 @@ def cost_to_json(cost: DataSetCost) -> dict[str, Any]:
     return {
         "image_seconds": image["step_seconds"],
         "image_seconds_origin": _origin(image["step_seconds_origin"]),
-        "image_seconds_interval": _interval(image["step_seconds_interval"]),
+        "image_seconds_interval": _interval_object(image["step_seconds_interval"]),
         "image_joules": image["energy_joules"],
         "image_joules_origin": _origin(image["energy_joules_origin"]),
-        "image_joules_interval": _interval(image["energy_joules_interval"]),
+        "image_joules_interval": _interval_object(image["energy_joules_interval"]),
         "prompt_seconds": setup["step_seconds"],
         "prompt_joules": setup["energy_joules"],
     }
@@ -95,5 +95,5 @@ def _origin(origin: Origin | None) -> str | None:
     return None if origin is None else origin.value
 
 
-def _interval(interval: ValueInterval | None) -> dict[str, Any] | None:
+def _interval_object(interval: ValueInterval | None) -> dict[str, Any] | None:
     return None if interval is None else asdict(interval)

@@ -116,7 +116,7 @@ def train_probe(
     Raises:
         InputError: the data or the weights cannot be read, or the folder holds files of others.
     """
-    _check_output(output)
+    _check_probe_folder(output)
     model = plan.model
     found = extract_features(
         model.model,
@@ -267,7 +267,7 @@ def _predicted(
     return found
 
 
-def _check_output(output: Path) -> None:
+def _check_probe_folder(output: Path) -> None:
     """Refuse a folder with files that this program did not write."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; give a folder for the result")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from planner.training.images.image_set import ImageSet
     from profiler.models.frozen.load import TwoTowers
 
-OnProgress = Callable[[str, float], None]
+ShowProgress = Callable[[str, float], None]
 
 WRITTEN_AT_MOST = 4 * NAME_TOKENS
 """Most tokens of a free answer; a longer answer names a class at its beginning or not at all."""
@@ -129,7 +129,7 @@ class ZeroShotEvaluation:
 
 
 def evaluate_zero_shot(
-    model: FrozenModel, run: ZeroShotRun, *, on_progress: OnProgress = lambda text, done: None
+    model: FrozenModel, run: ZeroShotRun, *, on_progress: ShowProgress = lambda text, done: None
 ) -> ZeroShotEvaluation:
     """Evaluate a contrastive or prompted model on a data set.
 
@@ -147,7 +147,7 @@ def evaluate_zero_shot(
         prompts = run.prompts or prompts_for(run.data)
         began = time.perf_counter()
         classes = class_features(towers, names, prompts)
-        chosen = _compare(towers, classes, images, run.batch, on_progress)
+        chosen = _nearest_classes(towers, classes, images, run.batch, on_progress)
     else:
         prompted = _open_prompted(model, run, dtype)
         prompts = run.prompts or (PROMPT_FORMS[model.model].question,)
@@ -192,8 +192,8 @@ def _encode(encoder: Any, given: Tensor) -> Tensor:
     return found
 
 
-def _compare(
-    towers: TwoTowers, classes: Tensor, images: ImageSet, batch: int, on_progress: OnProgress
+def _nearest_classes(
+    towers: TwoTowers, classes: Tensor, images: ImageSet, batch: int, on_progress: ShowProgress
 ) -> list[int]:
     """Return the class of each image whose features are nearest."""
     chosen: list[int] = []
@@ -210,7 +210,7 @@ def _ask(
     question: str,
     names: Sequence[str],
     images: ImageSet,
-    on_progress: OnProgress,
+    on_progress: ShowProgress,
 ) -> tuple[list[int], list[int | None]]:
     """Return the class of each image by likelihood, and the class of its free answer."""
     answers = [prompted.name_tokens(name) for name in names]

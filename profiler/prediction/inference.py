@@ -157,14 +157,16 @@ def data_set_cost(
         "names": -(-num_classes // NAMES_AT_ONCE),
         "token": NAME_TOKENS / WRITTEN_TOKENS,
     }
-    image = [_times(parts[name], factor) for name, factor in times.items() if name in parts]
+    image = [_repeated(parts[name], factor) for name, factor in times.items() if name in parts]
     setup = [
-        _times(parts[name], num_classes / predicted_classes) for name in parts if name == "prompts"
+        _repeated(parts[name], num_classes / predicted_classes)
+        for name in parts
+        if name == "prompts"
     ]
     return DataSetCost(setup=_sum_cost(setup, rates), image=_sum_cost(image, rates))
 
 
-def _times(part: PartCost, factor: float) -> PartCost:
+def _repeated(part: PartCost, factor: float) -> PartCost:
     return replace(part, seconds=part.seconds * factor, host_seconds=part.host_seconds * factor)
 
 

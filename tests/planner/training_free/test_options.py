@@ -95,7 +95,7 @@ def test_a_list_is_prepared_if_every_form_up_to_the_fitting_one_is_kept(tmp_path
     large = found.of(models[0], 32, False).device_bytes
     assert found.missing(models, budget_bytes=large) == []
     assert found.missing(models, budget_bytes=large - 1) == models  # batch 8 is needed too
-    found.prepare(models, budget_bytes=large - 1, on_progress=lambda name, done: None)
+    found.of(models[0], 8, False)
     assert found.missing(models, budget_bytes=large - 1) == []
     assert len(list(tmp_path.rglob("*.npz"))) == 2
 

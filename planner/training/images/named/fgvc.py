@@ -61,7 +61,7 @@ FGVC_SETS = {
 }
 """The sets by name. Numbers of training images are those of arXiv 2203.12119, table 7."""
 
-_PREFIX = re.compile(r"^(\d+\.|n\d+-)")
+_CLASS_NUMBER = re.compile(r"^(\d+\.|n\d+-)")
 """Number in front of a class's name in the folders of CUB and Stanford Dogs."""
 
 ClassId = int | str
@@ -96,7 +96,7 @@ def load_fgvc(request: LoadRequest) -> ImageData:
     return data_from_files(
         f"fgvc:{request.variant}",
         request.input_format,
-        class_names=_class_names(train, ids),
+        class_names=_folder_names(train, ids),
         train=parts["train"],
         selection=parts.get("val"),
         test=parts["test"],
@@ -147,11 +147,11 @@ def _labelled_images(
     return found
 
 
-def _class_names(train: Mapping[str, ClassId], ids: Sequence[ClassId]) -> list[str]:
+def _folder_names(train: Mapping[str, ClassId], ids: Sequence[ClassId]) -> list[str]:
     """Return the names of the classes' folders if each class has one of its own, else numbers."""
     folders: dict[ClassId, set[str]] = {each: set() for each in ids}
     for name, each in train.items():
         folders[each].add(PurePosixPath(name).parent.name)
-    names = [_PREFIX.sub("", next(iter(found))) for found in folders.values() if len(found) == 1]
+    names = [_CLASS_NUMBER.sub("", next(iter(found))) for found in folders.values() if len(found) == 1]
     is_named = len(set(names)) == len(ids) and not any(n.isdigit() or not n for n in names)
     return names if is_named else [f"class {label}" for label in range(len(ids))]

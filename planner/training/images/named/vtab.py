@@ -20,7 +20,7 @@ from planner.training.images.image_set import ImageData, ImageSet
 from planner.training.images.named.load_request import LoadRequest, SetSize, safe_image_path
 from profiler.errors import InputError, UnknownNameError
 
-_CLASSES = {
+_TASK_CLASSES = {
     "cifar": 100, "caltech101": 102, "dtd": 47, "oxford_flowers102": 102, "oxford_iiit_pet": 37,
     "svhn": 10, "sun397": 397, "patch_camelyon": 2, "eurosat": 10, "resisc45": 45,
     "diabetic_retinopathy": 5, "clevr_count": 8, "clevr_dist": 6, "dmlab": 6, "kitti": 4,
@@ -28,7 +28,7 @@ _CLASSES = {
 }  # fmt: skip
 
 VTAB_TASKS = {
-    task: SetSize(num_classes=count, train_images=800) for task, count in _CLASSES.items()
+    task: SetSize(num_classes=count, train_images=800) for task, count in _TASK_CLASSES.items()
 }
 """Size of each task, by the name of its folder."""
 
