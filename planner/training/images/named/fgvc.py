@@ -152,6 +152,7 @@ def _folder_names(train: Mapping[str, ClassId], ids: Sequence[ClassId]) -> list[
     folders: dict[ClassId, set[str]] = {each: set() for each in ids}
     for name, each in train.items():
         folders[each].add(PurePosixPath(name).parent.name)
-    names = [_CLASS_NUMBER.sub("", next(iter(found))) for found in folders.values() if len(found) == 1]
+    single = [next(iter(found)) for found in folders.values() if len(found) == 1]
+    names = [_CLASS_NUMBER.sub("", name) for name in single]
     is_named = len(set(names)) == len(ids) and not any(n.isdigit() or not n for n in names)
     return names if is_named else [f"class {label}" for label in range(len(ids))]
