@@ -23,6 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 KEPT = HERE / "answers.json.gz"
 CHANGED_ON_PURPOSE = {
     r"\.placement\.policy: (\w+)-k -> \1-\d+$": "a counted policy keeps its count: every-3, not every-k",
+    r"\.schema_minor: \d+ -> \d+$": "plans gained keys",
     r"(step_seconds|energy_joules|forward_seconds|recompute_seconds): .* -> .*$": "times are sums over fitted kernels, and energy has a predicted power",
     r"\.plan_files\[\d+\]: (.*)-\w{8}\.json -> \1-\w{8}\.json$": "the name has a digest of the candidate, which gained parameters",
 }
