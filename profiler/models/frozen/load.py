@@ -81,7 +81,9 @@ def load_two_towers(model: FrozenModel, weights: Path) -> TwoTowers:
         with silent_log("root"):  # open_clip logs there
             open_clip.load_checkpoint(built, str(file), strict=True, weights_only=True)
     except Exception as error:  # torch and open_clip raise many types on damaged files
-        raise InputError(f"{file} holds no weights of {model.name}: {_reason(error)}") from error
+        raise InputError(
+            f"{file} holds no weights of {model.name} as open_clip names them: {_reason(error)}"
+        ) from error
     config = model.config or open_clip.get_model_config(model.model)
     text = config["text_cfg"]
     if "hf_tokenizer_name" not in text:
