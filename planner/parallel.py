@@ -7,6 +7,7 @@ imported PyTorch, timm and peft already; importing them takes longer than severa
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import warnings
@@ -20,6 +21,10 @@ from profiler.running.process_end import TERMINATION_SIGNALS, end_with_parent
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+LONGEST_CALL_SECONDS = 300.0
+"""Time of a call, on average over the calls of a worker, after which the calls count as hung. A
+replay takes half a minute at most. A thread that was lost in a fork can block a call for ever."""
+
 _functions: list[Callable[[Any], Any]] = []
 """The function that a forked process calls. It is inherited by the fork, so it need not be
 pickled, and may be a closure."""
@@ -32,8 +37,9 @@ def map_forked(
 ) -> dict[int, Result]:
     """Return ``function(item)`` by the index of the item.
 
-    Items whose call failed are missing from the result, and so are all items if this process cannot
-    be forked or has a single core. The caller computes missing items itself and gets their errors.
+    Items whose call failed or hangs are missing from the result, and so are all items if this
+    process cannot be forked or has a single core. The caller computes missing items itself and gets
+    their errors.
 
     Args:
         function: function to call with each item; its result is pickled.
@@ -50,26 +56,33 @@ def map_forked(
     pool = ProcessPoolExecutor(
         workers, get_context("fork"), initializer=_start_child, initargs=(function, os.getpid())
     )
+    limit_seconds = LONGEST_CALL_SECONDS * math.ceil(len(items) / workers)
     try:
         with warnings.catch_warnings():
             # Python 3.12 warns of a fork in a process with threads. The only threads here draw the
             # progress bar, and a child does not use them.
             warnings.simplefilter("ignore", DeprecationWarning)
             running = {pool.submit(_call, item): index for index, item in enumerate(items)}
-        for done, future in enumerate(as_completed(running), start=1):
+        for done, future in enumerate(as_completed(running, limit_seconds), start=1):
             index = running[future]
             if future.exception() is None:
                 results[index] = future.result()
             on_done(items[index], done / len(items))
+    except TimeoutError:
+        _kill_workers(pool)
     except BaseException:
         # A replay can take half a minute. After Ctrl-C or SIGTERM nobody waits for it.
-        for process in list((pool._processes or {}).values()):
-            process.kill()
+        _kill_workers(pool)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
         gc.unfreeze()
     return results
+
+
+def _kill_workers(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def _start_child(function: Callable[[Any], Any], parent_pid: int) -> None:

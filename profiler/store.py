@@ -10,6 +10,7 @@ SHA-256, is deleted and its profile is made again. If a file cannot be written, 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -178,17 +179,44 @@ def _digest(arrays: dict[str, Any]) -> str:
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
     """Write a file atomically; leave nothing if it cannot be written."""
+    content: dict[str, Any] = {**arrays, _DIGEST: np.array(_digest(arrays))}
+    with suppress(OSError):  # no right to write, a full disk, a folder in the file's place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _write_unnamed(path, content):
+            _write_draft(path, content)
+
+
+def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
+    """Write a file that gets its name when it is complete; a killed process leaves nothing.
+
+    A file of this name that another process has written meanwhile stays: its content is the same.
+
+    Returns:
+        Whether the file system has unnamed files (open(2), O_TMPFILE).
+    """
+    try:
+        handle = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            return False
+        raise
+    with os.fdopen(handle, "w+b") as file:
+        np.savez(file, **content)
+        file.flush()
+        with suppress(FileExistsError):
+            os.link(f"/proc/self/fd/{handle}", path, follow_symlinks=True)
+    return True
+
+
+def _write_draft(path: Path, content: dict[str, Any]) -> None:
+    """Write a file under another name, then rename it."""
     draft = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             draft = Path(file.name)
-            content: dict[str, Any] = {**arrays, _DIGEST: np.array(_digest(arrays))}
             np.savez(file, **content)
         draft.replace(path)
         draft = None
-    except OSError:  # no right to write, a full disk, a folder in the file's place
-        return
     finally:
         if draft is not None:
             _delete(draft)

@@ -16,7 +16,7 @@ from planner.api.arguments import (
     parse_size,
 )
 from planner.api.early_checks import check_names
-from profiler.errors import UsageError
+from profiler.errors import BudgetplanError, UsageError
 from profiler.units import format_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
     from profiler.records import Report
     from profiler.replay.event_log import EventLog
+    from profiler.workload import Candidate
 
 
 def predict(
@@ -119,18 +120,34 @@ def measure(
     name = device_name(device)
     here = device_of_run(name)
     notify("measure", "building the workload", 0.0)
+    candidate = candidate_of(model, method, device=here, vram=vram, options=workload)
+    notify("measure", "predicting the time", 0.0)
     report = run(
-        candidate_of(model, method, device=here, vram=vram, options=workload),
+        candidate,
         device=here,
         cap_bytes=optional_size(vram),
         steps=steps,
         warmup=warmup,
+        expected_step_seconds=_expected_step_seconds(candidate, device=here),
         on_progress=lambda text, done: notify("measure", text, done),
     )
     if name != "auto" or here != "cpu":
         return report
-    note = "no GPU was found here, so it was run on the CPU"
+    from profiler.devices.nvml import why_no_gpu
+
+    note = f"{why_no_gpu()}, so it was run on the CPU"
     return replace(report, device=replace(report.device, note=note))
+
+
+def _expected_step_seconds(candidate: Candidate, *, device: str) -> float | None:
+    """Return the replayed seconds of a step; None if they are not known."""
+    from profiler.devices.table import device_spec
+    from profiler.prediction.report import predict as replay
+
+    try:
+        return replay(candidate, device=device_spec(device)).step_seconds
+    except BudgetplanError:  # what the real run refuses, it refuses in its own words
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,13 @@ from typing import Any
 
 from planner.disk.drafts import write_file
 from planner.disk.free_space import check_folder
+from planner.disk.json_files import json_bytes
 from planner.export.settings import (
     hf_arguments,
     lightning_config,
     recomputes_all_units,
     timm_arguments,
 )
-from planner.disk.json_files import json_bytes
 from planner.plan import Plan
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models import backbones

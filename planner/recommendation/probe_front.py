@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from planner.recipe import Recipe
     from planner.training.probe_messages import ProbeResult
 
-PROBE_LIMIT_SECONDS = 1800.0
-"""Time after which a probe is stopped, beside its own: data or weights may be downloaded first."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeOutcome:
@@ -129,6 +126,7 @@ def probe_front(
         InputError: the data, the weights or the study cannot be used.
         MeasurementError: the child process died.
     """
+    from planner.recommendation.run_limits import probe_limit
     from planner.training.probe_messages import ProbeRequest, ProbeResult
     from planner.training.probe_process import run_probe
     from profiler.running.sandbox import run_in_process
@@ -158,7 +156,7 @@ def probe_front(
             study=request.study,
         ),
         ProbeResult,
-        timeout_seconds=request.probe_seconds + PROBE_LIMIT_SECONDS,
+        timeout_seconds=probe_limit(request, learners, rule),
         on_progress=lambda text, done: notify("probe", text, done),
     )
     return _outcome(result, learners, rule)

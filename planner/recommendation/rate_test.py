@@ -21,9 +21,6 @@ from profiler.errors import BudgetplanError
 LARGEST_SHARE = 1 / 20
 """Largest share of the planned training that the test may cost if it was not requested."""
 
-RATE_LIMIT_SECONDS = 3600.0 * 12
-"""Time after which the test is stopped; a slow CPU can need hours where it was requested."""
-
 
 def with_tested_rate(
     request: Request,
@@ -60,24 +57,26 @@ def _run_test(
     request: Request, entry: FrontEntry, rule: LearnerRule, storage: str, notify: Notify
 ) -> ProbeResult:
     """Train at each of the rates, in a process of its own."""
+    from planner.recommendation.run_limits import rate_limit
     from profiler.running.sandbox import run_in_process
 
-    run = request.run
+    run, learners = request.run, learners_of(request, [entry.plan.candidate], rule)
+    limit_seconds = rate_limit(request, learners[0], rule)
     return run_in_process(
         find_rate,
         ProbeRequest(
-            learners=learners_of(request, [entry.plan.candidate], rule),
+            learners=learners,
             data=run.data,
             device=rule.device,
             seed=run.seed,
             weights=None if run.weights is None else str(run.weights),
             pretrained=run.pretrained,
-            seconds=RATE_LIMIT_SECONDS,
+            seconds=limit_seconds,
             storage=storage,
             study=request.study,
         ),
         ProbeResult,
-        timeout_seconds=RATE_LIMIT_SECONDS,
+        timeout_seconds=limit_seconds,
         on_progress=lambda text, done: notify("learning rate", text, done),
     )
 

@@ -170,7 +170,7 @@ def run_for_real(
         run,
         recipe=recipe,
         budget_bytes=cap_bytes,
-        limit_seconds=time_limit((host or prediction).step_seconds, steps=run.steps),
+        timeout_seconds=time_limit((host or prediction).step_seconds, steps=run.steps),
         on_progress=on_progress,
     )
     used_bytes = needed_bytes(validation.report)

@@ -8,9 +8,9 @@ costs one forward pass over the images. This is exact if the images are not augm
 keeps its statistics and nothing before the classifier is random; the last two are checked on real
 images.
 
-The features of ``CHUNK_IMAGES`` images are one file: a NumPy array [images, features] of float32,
-never a pickled object. A file is written whole or not at all, so an interrupted extraction goes on
-with the first missing file. The memory holds a batch of images and the features of all.
+The features of ``CHUNK_IMAGES`` images are one file of a ``profiler.store.Store``: written whole or
+not at all, never a pickled object, and made again if it is damaged. An interrupted extraction goes
+on with the first missing file. The memory holds a batch of images and the features of all.
 
 A folder belongs to one combination of backbone, weights, images, image format, device type and
 versions of the packages: its name is their hash.
@@ -19,27 +19,25 @@ versions of the packages: its name is their hash.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from planner.disk.drafts import remove_draft_files, write_file
 from planner.plan import versions
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
-from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.build import BuiltModel
-from profiler.store import cache_folder
+from profiler.store import Store, cache_folder
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 CHUNK_IMAGES = 256
@@ -48,8 +46,19 @@ CHUNK_IMAGES = 256
 EXTRACTION_BATCH = 32
 """Images of a forward."""
 
-FEATURES_SCHEMA = 1
+FEATURES_SCHEMA = 2
 """Version of the files' meaning. Increase it with every change of the meaning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureChunk:
+    """Features of consecutive images, as a file holds them.
+
+    Attributes:
+        features: [images, D] inputs of the classifier.
+    """
+
+    features: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,16 +83,12 @@ class FeatureSet:
         return torch.from_numpy(self.chunks[chunk][row].copy()), int(self.labels[index])
 
 
-def default_features_folder() -> Path:
-    """Return the folder of cached features: beside the cached profiles of the user.
-
-    Raises:
-        InputError: there is no such folder.
-    """
+def default_features_folder() -> Path | None:
+    """Return the folder of cached features: beside the cached profiles of the user, if any."""
     try:
         return cache_folder("features")
-    except OSError as error:
-        raise InputError(f"features cannot be kept: {error}") from error
+    except OSError:  # a user without a home folder
+        return None
 
 
 def frozen_classifier(built: BuiltModel, images: Tensor) -> nn.Module | None:
@@ -124,6 +129,8 @@ def cached_features(
 ) -> FeatureSet:
     """Return the classifier's inputs for images, without augmentation; compute missing files.
 
+    Features that cannot be kept on disk are kept in memory alone.
+
     Args:
         built: the model; the classifier's own weights do not matter.
         classifier: module that ``frozen_classifier`` returned.
@@ -131,30 +138,29 @@ def cached_features(
         device: device of the model.
         folder: folder of all cached features; None for the user's.
         on_progress: called with (images done, images in all).
-
-    Raises:
-        InputError: the folder cannot be written.
     """
-    place = (folder or default_features_folder()) / _cache_key(built, classifier, images, device)
-    remove_draft_files(place)
+    root = folder or default_features_folder()
+    name = _cache_key(built, classifier, images, device)
+    store = Store(None if root is None else root / name)
     was_training = built.model.training
     built.model.eval()
     chunks: list[NDArray[np.float32]] = []
     try:
         for first in range(0, len(images), CHUNK_IMAGES):
             count = min(CHUNK_IMAGES, len(images) - first)
-            file = place / f"{first // CHUNK_IMAGES:06d}.npy"
-            found = _read_chunk(file, count)
-            if found is None:
-                part = images.select(range(first, first + count))
-                write_file(file, _npy_bytes(_extract(built, classifier, part, device)))
-                found = _read_chunk(file, count)
-                assert found is not None, f"{file} was written and cannot be read"
-            chunks.append(found)
+            part = images.select(range(first, first + count))
+            made = partial(_extract_chunk, built, classifier, part, device)
+            chunks.append(store.fetch(FeatureChunk, (first, count), made).features)
             on_progress(first + count, len(images))
     finally:
         built.model.train(was_training)
     return FeatureSet(chunks=chunks, labels=images.labels)
+
+
+def _extract_chunk(
+    built: BuiltModel, classifier: nn.Module, images: ImageSet, device: str
+) -> FeatureChunk:
+    return FeatureChunk(features=_extract(built, classifier, images, device))
 
 
 def _extract(
@@ -184,22 +190,6 @@ def _classifier_input(
     finally:
         handle.remove()
     return (seen[0] if len(seen) == 1 else None), logits
-
-
-def _read_chunk(file: Path, count: int) -> NDArray[np.float32] | None:
-    """Return the features in a file; None if it is missing, damaged or of another shape."""
-    try:
-        array: Any = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    is_ours = array.dtype == np.float32 and array.ndim == 2 and len(array) == count
-    return array if is_ours else None
-
-
-def _npy_bytes(array: NDArray[np.float32]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _cache_key(built: BuiltModel, classifier: nn.Module, images: ImageSet, device: str) -> str:

@@ -28,6 +28,7 @@ from profiler.models.backbones import WeightSource
 from profiler.records import Report
 from profiler.running.measurement import report_measurement
 from profiler.running.sandbox import Progress, run_in_process
+from profiler.running.time_limit import LOAD_SECONDS, UNKNOWN_LIMIT_SECONDS, limit_seconds
 from profiler.units import format_bytes
 from profiler.workload import Candidate
 
@@ -39,15 +40,6 @@ TRAINING_SECONDS = 40.0
 
 TEST_SECONDS = 15.0
 """Time limit of the evaluation, from which the number of test images follows."""
-
-LEAST_LIMIT_SECONDS = 900.0
-"""Shortest time after which a validation is stopped: data or weights may have to be downloaded."""
-
-LIMIT_RATIO = 10.0
-"""Time after which a validation is stopped, as a ratio of its expected time (>= 1)."""
-
-UNKNOWN_LIMIT_SECONDS = 3600.0
-"""Time after which a validation is stopped if the time of its steps is not known."""
 
 PEAK_TOLERANCE = 0.02
 """Relative excess of a measured peak above which it is reported; the replay aims at 0.005."""
@@ -126,10 +118,10 @@ def time_limit(step_seconds: float | None, *, steps: int | None) -> float:
         step_seconds: predicted seconds of a step on the device of the run; None if not known.
         steps: number of training steps; None for the default.
     """
-    if step_seconds is None:
-        return UNKNOWN_LIMIT_SECONDS
-    expected = (steps or VALIDATION_STEPS) * step_seconds + TRAINING_SECONDS + TEST_SECONDS
-    return max(LEAST_LIMIT_SECONDS, LIMIT_RATIO * expected)
+    expected = None
+    if step_seconds is not None:
+        expected = (steps or VALIDATION_STEPS) * step_seconds + TRAINING_SECONDS + TEST_SECONDS
+    return limit_seconds(expected, least_seconds=LOAD_SECONDS)
 
 
 def validate(
@@ -140,7 +132,7 @@ def validate(
     recipe: Recipe | None = None,
     training_seconds: float = TRAINING_SECONDS,
     test_seconds: float = TEST_SECONDS,
-    limit_seconds: float = UNKNOWN_LIMIT_SECONDS,
+    timeout_seconds: float = UNKNOWN_LIMIT_SECONDS,
     on_progress: Progress | None = None,
 ) -> Validation:
     """Run a candidate for a few steps in a process of its own and evaluate it.
@@ -154,7 +146,7 @@ def validate(
             also stands in for a recipe of other weights than those at hand.
         training_seconds: time limit of the training steps on a CPU.
         test_seconds: time limit of the evaluation.
-        limit_seconds: time after which the process is killed (``time_limit``).
+        timeout_seconds: time after which the process is killed (``time_limit``).
         on_progress: called with (activity, fraction done).
 
     Raises:
@@ -185,7 +177,7 @@ def validate(
         request,
         ValidationResult,
         cap_bytes=budget_bytes,
-        timeout_seconds=limit_seconds,
+        timeout_seconds=timeout_seconds,
         on_progress=on_progress,
     )
     inference = result.inference

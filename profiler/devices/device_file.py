@@ -38,13 +38,19 @@ def read_device(path: Path) -> DeviceSpec:
 
 
 def _content(path: Path) -> Any:
+    if not path.is_file():
+        problem = "is not a regular file" if path.exists() else "is missing"
+        raise InputError(f"device file {path} {problem}")
     try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise InputError(f"device file {path} is too large")
-        return msgspec.json.decode(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"device file {path} cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    if len(content) > LARGEST_FILE_BYTES:
+        raise InputError(f"device file {path} is too large")
+    try:
+        return msgspec.json.decode(content)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(f"device file {path} is no JSON: {error}") from error
 
 

@@ -22,6 +22,7 @@ from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory, lift_host_cap
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
+from profiler.running.time_limit import START_SECONDS, limit_seconds
 from profiler.units import format_bytes, format_seconds
 from profiler.workload import Candidate, Workload
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 _UNSTEADY = 2.0
 """Ratio of the longest to the shortest step above which a note about unsteady times is added."""
+
+RECORDED_STEPS = 1
+"""Steps on a CPU between the first ones and the timed ones, in which memory is recorded."""
 
 Fetch = Callable[[], "Batch"]
 
@@ -83,6 +87,7 @@ def measure(
     cap_bytes: int | None = None,
     steps: int = 5,
     warmup: int = 2,
+    expected_step_seconds: float | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Run a candidate in a process of its own and report the readings.
@@ -94,6 +99,8 @@ def measure(
         steps: number of timed steps.
         warmup: number of steps before the first reading; the first step allocates the optimizer's
             state.
+        expected_step_seconds: predicted seconds of a step, from which the limit of the process's
+            time follows; None if not known.
         on_progress: progress callback (activity, fraction done).
 
     Raises:
@@ -114,10 +121,26 @@ def measure(
         warmup=warmup,
     )
     measured = run_in_process(
-        run_measurement, request, MeasuredSteps, cap_bytes=cap_bytes, on_progress=on_progress
+        run_measurement,
+        request,
+        MeasuredSteps,
+        cap_bytes=cap_bytes,
+        timeout_seconds=time_limit(expected_step_seconds, steps=warmup + RECORDED_STEPS + steps),
+        on_progress=on_progress,
     )
     _check_cap(measured, cap_bytes, on_cuda=request.device == "cuda")
     return report_measurement(candidate, measured, device=device)
+
+
+def time_limit(step_seconds: float | None, *, steps: int) -> float:
+    """Return the seconds after which a measurement hangs for certain and is stopped.
+
+    Args:
+        step_seconds: predicted seconds of a step; None if not known.
+        steps: number of all steps.
+    """
+    expected = None if step_seconds is None else steps * step_seconds
+    return limit_seconds(expected, least_seconds=START_SECONDS)
 
 
 def _check_cap(measured: MeasuredSteps, cap_bytes: int | None, *, on_cuda: bool) -> None:

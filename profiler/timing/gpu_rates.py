@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from profiler.devices.table import TIMED, DeviceSpec, adopt
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
+from profiler.running.time_limit import START_SECONDS
 
 if TYPE_CHECKING:
     from profiler.store import Store
@@ -64,7 +65,9 @@ def adopt_gpu(spec: DeviceSpec, store: Store) -> DeviceSpec:
     """
 
     def time_in_child() -> TimedRates:
-        return run_in_process(time_rates, TimingRequest(), TimedRates)
+        return run_in_process(
+            time_rates, TimingRequest(), TimedRates, timeout_seconds=START_SECONDS
+        )
 
     seen = store.fetch(TimedRates, ("gpu", spec.full_name, spec.memory_bytes), time_in_child)
     has_bf16 = (spec.compute_capability or (0, 0)) >= (8, 0)

@@ -30,10 +30,18 @@ TARGETS = {
     "images": ("image_files", "ImageTarget"),
     "cache": ("cache_files", "CacheTarget"),
     "studies": ("study_files", "StudyTarget"),
+    "trained": ("trained_folders", "TrainedTarget"),
+    "features": ("trained_folders", "FeatureTarget"),
+    "devices": ("record_files", "DeviceTarget"),
+    "probes": ("record_files", "ProbeTarget"),
+    "answers": ("record_files", "AnswerTarget"),
 }
 """Module and class of each part, imported when the part is run."""
 
-MUTANTS_PER_ROW = {"plans": 1000, "weights": 250, "images": 250, "cache": 1000, "studies": 50}
+MUTANTS_PER_ROW = {
+    "plans": 10_000, "weights": 1000, "images": 1000, "cache": 1000, "studies": 100,
+    "trained": 100, "features": 1000, "devices": 1000, "probes": 1000, "answers": 1000,
+}  # fmt: skip
 
 
 def fuzz(part: str, *, first_seed: int, count: int) -> Outcomes:

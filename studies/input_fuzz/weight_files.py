@@ -71,7 +71,7 @@ class WeightTarget:
     def _mutant(self, rng: Random) -> bytes:
         kind = rng.random()
         if kind < 0.30:
-            return _damaged(rng.choice(self.whole), rng)
+            return damaged(rng.choice(self.whole), rng)
         if kind < 0.65:
             content = self._changed_content(rng)
             try:
@@ -82,7 +82,7 @@ class WeightTarget:
             return _with_pickle(self.whole[0], lambda data: _damaged_pickle(data, rng))
         if kind < 0.90:
             return self._payload(rng)
-        return _damaged_header(self.whole[3], rng)
+        return damaged_header(self.whole[3], rng)
 
     def _changed_content(self, rng: Random) -> Any:
         """Return a state dict with other names, values and containers."""
@@ -164,7 +164,7 @@ def _value(old: Any, rng: Random) -> Any:
     return rng.choice(makers)()
 
 
-def _damaged(data: bytes, rng: Random) -> bytes:
+def damaged(data: bytes, rng: Random) -> bytes:
     changed = bytearray(data)
     kind = rng.random()
     if kind < 0.2:
@@ -209,7 +209,7 @@ def _damaged_pickle(data: bytes, rng: Random) -> bytes:
     return bytes(changed)
 
 
-def _damaged_header(data: bytes, rng: Random) -> bytes:
+def damaged_header(data: bytes, rng: Random) -> bytes:
     """Return a safetensors file with another JSON header."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])

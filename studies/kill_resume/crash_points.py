@@ -27,18 +27,20 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from planner.plan import Accuracy, Plan
+from planner.recipe import Recipe
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.images.image_set import ImageData
 from planner.training.output_folder import training_folder
 from planner.training.plan_check import load_data_for
-from planner.training.resolve_recipe import RecipeChanges
 from planner.training.run_options import RunOptions
 from planner.training.training_run import train
 from profiler.models.parameter_count import count_parameters
 from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.workload import Candidate, Workload
 
-EPOCHS = 2
+EPOCHS = 6
+"""Epochs of the recipe. The training stops before, by its selection accuracy."""
+
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.truncate"}
 
 
@@ -63,6 +65,14 @@ def small_plan() -> Plan:
         ),
         accuracy=Accuracy(value=None, source="not run", kind="none"),
         budget_bytes=10**9,
+        recipe=Recipe(
+            learning_rate=1e-3,
+            warm_up_steps=1,
+            epochs=EPOCHS,
+            patience_epochs=1,
+            weights="random",
+            source="study of kills",
+        ),
     )
 
 
@@ -84,7 +94,6 @@ def train_into(folder: Path, plan: Plan, data: ImageData) -> None:
         train(
             plan,
             RunOptions(data="digits", pretrained=False),
-            changes=RecipeChanges(epochs=EPOCHS),
             output=folder,
             images=data,
             resume=is_resumed,
@@ -170,6 +179,7 @@ def rows(work: Path, *, every: int = 1) -> list[dict[str, Any]]:
 
     assert forked(straight) == 0
     wanted, events = content(reference), events_file.read_text().splitlines()
+    assert len(wanted["progress"]["epochs"]) < EPOCHS, "the training must stop early"
     found = []
     for number in range(1, len(events) + 1, every):
         folder = work / f"killed-{number}"

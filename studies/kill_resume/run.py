@@ -1,9 +1,10 @@
-"""Kills commands at random moments, starts them again and compares; shares and fills up folders.
+"""Kills commands at random moments of every stage, starts them again and compares.
 
-    python studies/kill_resume/run.py N [--seed S] [--only PART...]
+    python studies/kill_resume/run.py [PART ...] [--share S] [--check]
 
-Parts: crash_points, train, recommend, validate, at_once, full_disk (needs root). N is the number of
-kills of each command. The README describes what is checked.
+Parts: those of ``KILLS``, crash_points, at_once, full_disk (needs root). Without one, all are run.
+S scales the numbers of kills. --check prints the rows, keeps none, and fails if one is not good.
+The README describes what is checked.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,215 +29,300 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 
 from crash_points import content, leftovers, rows, same
 from harness import Rows, write_summary
+from warm_commands import Command, Stage, import_everything
 
-COMMAND = [sys.executable, "-c", "from planner.cli import main; main()"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
-TOKEN = "BUDGETPLAN_KILL_STUDY"
 TRIALS = 16
 EPOCHS = 3
+DATA = ("--data", "digits", "--no-pretrained")
 SPACE = (
-    "--vram", "200MB", "--model", "test_vit", "--image-size", "32", "--device", "cpu",
+    "recommend", "--vram", "200MB", "--model", "test_vit", "--image-size", "32", "--device", "cpu",
     "--methods", "head,bitfit", "--precisions", "fp32", "--effective-batch", "16",
-    "--top", "1", "--steps", "2", "--trials", str(TRIALS), "--study", "s", "--no-pretrained",
+    "--study", "s", *DATA,
 )  # fmt: skip
+
+SEARCHES = {
+    "recommend, every point": ("--no-validate",),
+    "recommend, sampler": ("--no-validate", "--trials", str(TRIALS)),
+    "recommend, real runs": ("--top", "1", "--steps", "2", "--no-find-lr"),
+    "recommend, probe": ("--no-validate", "--probe-minutes", "0.15"),
+    "recommend, learning rate": ("--no-validate", "--find-lr"),
+}
+"""Options beside ``SPACE`` of each kind of search."""
+
+KILLS = {
+    "recommend, every point": 40,
+    "recommend, sampler": 15,
+    "recommend, real runs": 15,
+    "recommend, probe": 15,
+    "recommend, learning rate": 15,
+    "validate": 20,
+    "train": 60,
+    "features": 30,
+}
+"""Number of kills of each command."""
 
 
 class Bench:
-    """A working folder, and commands that run in it under a token in their environment."""
+    """A working folder, and commands that run in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.token = f"{os.getpid()}-{folder.name}"
-        cache = folder.parent / "cache"
-        self.environment = os.environ | {
-            TOKEN: self.token,
-            "PYTHONPATH": str(HERE.parents[1]),
-            "OMP_NUM_THREADS": "1",
-            "BUDGETPLAN_CACHE": str(cache),
-        }
+        self.cache = folder.parent / "cache"
         folder.mkdir(parents=True, exist_ok=True)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, name: str = "log") -> Command:
         """Start a command."""
-        return subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        log = self.folder.parent / name
+        log.unlink(missing_ok=True)
+        return Command(
+            *arguments,
+            folder=self.folder,
+            log=log,
+            variables={"BUDGETPLAN_CACHE": str(self.cache)},
         )
 
-    def run(self, *arguments: str) -> tuple[int, str, float]:
-        """Run a command; return its exit code, its output and its seconds."""
-        began = time.monotonic()
-        process = self.start(*arguments)
-        text, _ = process.communicate()
-        return process.returncode, text, time.monotonic() - began
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Run a command; return its exit code and its output."""
+        command = self.start(*arguments)
+        return command.wait(), command.text()
 
-    def kill(self, number: int, after: float, *arguments: str) -> tuple[int, str]:
-        """Start a command, send a signal after some seconds, and wait for its end."""
-        process = self.start(*arguments)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(after)
-        process.send_signal(number)
-        text, _ = process.communicate()
-        return process.returncode, text
+    def straight(self, *arguments: str) -> list[Stage]:
+        """Run a command without a kill; return its stages."""
+        command = self.start(*arguments, "--progress", "events")
+        stages = command.stages()
+        assert command.code == 0, command.text()
+        return stages
 
-    def processes(self) -> list[int]:
-        """Return the processes that carry the token, this one's children or not."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                is_zombie = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                if not is_zombie and f"{TOKEN}={self.token}".encode() in (
-                    path / "environ"
-                ).read_bytes().split(b"\0"):
-                    found.append(int(path.name))
-        return found
-
-    def after_two_seconds(self) -> int:
-        """Return the number of processes that are alive two seconds later."""
-        deadline = time.monotonic() + 2
-        while self.processes() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return len(self.processes())
+    def kill(self, stages: list[Stage], rng: random.Random, *arguments: str) -> dict[str, Any]:
+        """Kill a command at a random moment of a random stage; return what was seen."""
+        stage, number = rng.choice(stages), rng.choice(SIGNALS)
+        command = self.start(*arguments, "--progress", "events")
+        after = rng.uniform(0, stage.seconds)
+        code = command.kill_in(stage.name, after, number)
+        return {
+            "signal": int(number),
+            "stage": stage.name,
+            "code": code,
+            "alive": command.alive_after_two_seconds(),
+        }
 
     def temporary_files(self) -> list[str]:
-        """Return drafts and locks anywhere in the folder, and the cache's temporary files."""
-        names = [p for p in self.folder.rglob("*") if "budgetplan-draft" in p.name]
-        names += [p for p in self.folder.rglob("*.lock")] + [*self.folder.rglob("*.tmp")]
-        return sorted(str(p.relative_to(self.folder)) for p in names)
+        """Return drafts and locks in the folder, and temporary files of the cache."""
+        found = []
+        for root in (self.folder, self.cache):
+            names = [p for p in root.rglob("*") if "budgetplan-draft" in p.name]
+            names += [*root.rglob("*.lock"), *root.rglob("*.tmp")]
+            found += [str(p.relative_to(root.parent)) for p in names]
+        return sorted(found)
 
-    def trials(self) -> list[str]:
-        """Return the points of the study, oldest first; empty without a study."""
+    def query(self, text: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query of the study; empty if it was killed before its tables."""
         path = self.folder / "studies" / "s.db"
         if not path.exists():
             return []
-        query = (
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            try:
+                return database.execute(text).fetchall()
+            except sqlite3.OperationalError:
+                return []
+
+    def trials(self) -> list[str]:
+        """Return state, point and values of each trial of the study, oldest first."""
+        points = self.query(
             "SELECT t.number, t.state, group_concat(p.param_name || '=' || p.param_value) FROM"
             " (SELECT * FROM trial_params ORDER BY param_name) p JOIN trials t USING (trial_id)"
             " GROUP BY t.number ORDER BY t.number"
         )
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            try:
-                found = database.execute(query).fetchall()
-            except sqlite3.OperationalError:  # killed before the tables were made
-                return []
-        return [f"{state} {point}" for _, state, point in found]
+        values = dict(
+            self.query(
+                "SELECT t.number, group_concat(v.objective || '=' || v.value) FROM"
+                " (SELECT * FROM trial_values ORDER BY objective) v JOIN trials t USING (trial_id)"
+                " GROUP BY t.number"
+            )
+        )
+        return [f"{state} {point} {values.get(number)}" for number, state, point in points]
+
+    def probe_runs(self) -> dict[str, str]:
+        """Return the stored trainings of probes and learning-rate tests by their key."""
+        return dict(
+            self.query(
+                "SELECT key, value_json FROM study_user_attributes"
+                " WHERE key LIKE 'budgetplan.probe.%'"
+            )
+        )
+
+    def any_plan(self) -> str:
+        """Return a plan file of an earlier search."""
+        return str(min((self.folder / "plans").rglob("*.json")))
 
 
-def train_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    options = ("--data", "digits", "--no-pretrained", "--epochs", str(EPOCHS), "--device", "cpu")
-    plan = str(next((bench.folder / "plans").rglob("*.json")))
-    code, text, seconds = bench.run("train", plan, *options, "--out", "straight")
-    assert code == 0, text
+def is_kept(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Return whether everything from before is there unchanged."""
+    return all(after.get(key) == value for key, value in before.items())
+
+
+def search_part(
+    part: str, bench: Bench, count: int, rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    arguments = (*SPACE, *SEARCHES[part], "--out", "found")
+    stages = bench.straight(*arguments)
+    wanted, wanted_runs = sorted(bench.trials()), bench.probe_runs()
+    names = {path.name for path in (bench.folder / "found").rglob("*.json")}
+    for _ in range(count):
+        shutil.rmtree(bench.folder / "studies")
+        shutil.rmtree(bench.folder / "found")
+        row = bench.kill(stages, rng, *arguments)
+        before, runs_before = bench.trials(), bench.probe_runs()
+        plans = {p: p.stat().st_mtime_ns for p in (bench.folder / "found").rglob("*.json")}
+        again, text = bench.run(*arguments)
+        after, runs = bench.trials(), bench.probe_runs()
+        is_whole = len(after) == TRIALS if "sampler" in part else sorted(after) == wanted
+        if "learning rate" in part:
+            is_whole = is_whole and runs.keys() == wanted_runs.keys()
+        kept = after[: len(before)] == before and is_kept(runs_before, runs)
+        found = {path.name for path in (bench.folder / "found").rglob("*.json")}
+        # measured times and accuracies of a probe differ from run to run, and so may the plans
+        is_equal = found == names or "every point" not in part
+        yield row | {
+            "part": part, "trials_before": len(before), "trials": len(after),
+            "distinct": len(set(after)), "runs_before": len(runs_before), "runs": len(runs),
+            "again": again, "same": not again and is_whole and kept and is_equal
+            and len(set(after)) == len(after)
+            and all(p.exists() and p.stat().st_mtime_ns == t for p, t in plans.items()),
+            "leftovers": bench.temporary_files(), "text": text[-300:] if again else "",
+        }  # fmt: skip
+    shutil.rmtree(bench.folder / "studies")
+
+
+def validate_part(
+    part: str, bench: Bench, count: int, rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    out = bench.folder / "validated.json"
+    arguments = ("validate", bench.any_plan(), *DATA, "--steps", "2", "--device", "cpu",
+                 "--out", out.name)  # fmt: skip
+    stages = bench.straight(*arguments)
+    for index in range(count):
+        is_there = index % 2 == 1  # a file of an earlier run must survive the kill
+        if not is_there:
+            out.unlink(missing_ok=True)
+        row = bench.kill(stages, rng, *arguments)
+        is_whole = (
+            bool(json.loads(out.read_bytes())["measurement"]) if out.exists() else not is_there
+        )
+        again, text = bench.run(*arguments)
+        yield row | {
+            "part": part, "again": again, "same": not again and is_whole and out.exists(),
+            "leftovers": bench.temporary_files(), "text": text[-300:] if again else "",
+        }  # fmt: skip
+
+
+def train_part(part: str, bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+    arguments = ("train", bench.any_plan(), *DATA, "--epochs", str(EPOCHS), "--device", "cpu")
+    stages = bench.straight(*arguments, "--out", "straight")
     wanted = content(bench.folder / "straight")
     for index in range(count):
-        number, out = rng.choice(SIGNALS), f"out-{index}"
-        arguments = ("train", plan, *options, "--out", out)
-        code, _ = bench.kill(number, rng.uniform(0, seconds), *arguments)
-        alive = bench.after_two_seconds()
-        folder = bench.folder / out
+        folder = bench.folder / f"out-{index}"
+        own = (*arguments, "--out", folder.name)
+        row = bench.kill(stages, rng, *own)
         kept = sorted(p.name for p in folder.glob("checkpoint-*")) if folder.exists() else []
-        code_again, text, _ = bench.run(*arguments, *(["--resume"] if kept else []))
-        yield {
-            "part": "train", "signal": number, "code": code, "kept": kept, "alive": alive,
-            "again": code_again, "same": code_again == 0 and same(content(folder), wanted),
+        again, text = bench.run(*own, *(["--resume"] if kept else []))
+        yield row | {
+            "part": part, "kept": kept, "again": again,
+            "same": not again and same(content(folder), wanted),
             "leftovers": leftovers(folder) if folder.exists() else [],
+            "text": text[-300:] if again else "",
         }  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def recommend_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    code, text, seconds = bench.run("recommend", *SPACE)
-    assert code == 0, text
+def features_part(
+    part: str, bench: Bench, count: int, rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    arguments = ("features", "--model", "test_vit", "--image-size", "32", *DATA)
+    stages = bench.straight(*arguments)
+    _, wanted = bench.run(*arguments)
+    folder = bench.cache / "features"
     for _ in range(count):
-        shutil.rmtree(bench.folder / "studies")
-        number = rng.choice(SIGNALS)
-        code, _ = bench.kill(number, rng.uniform(0, seconds), "recommend", *SPACE)
-        alive, before = bench.after_two_seconds(), bench.trials()
-        code_again, text, _ = bench.run("recommend", *SPACE)
-        after = bench.trials()
-        yield {
-            "part": "recommend", "signal": number, "code": code, "alive": alive,
-            "trials_before": len(before), "trials": len(after), "distinct": len(set(after)),
-            "again": code_again,
-            "same": code_again == 0 and len(after) == TRIALS and after[: len(before)] == before,
-            "leftovers": bench.temporary_files(),
-        }  # fmt: skip
-
-
-def validate_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    plan = str(next((bench.folder / "plans").rglob("*.json")))
-    arguments = ("validate", plan, "--no-pretrained", "--steps", "2", "--device", "cpu",
-                 "--out", "validated.json")  # fmt: skip
-    code, text, seconds = bench.run(*arguments)
-    assert code == 0, text
-    for _ in range(count):
-        (bench.folder / "validated.json").unlink(missing_ok=True)
-        number = rng.choice(SIGNALS)
-        code, _ = bench.kill(number, rng.uniform(0, seconds), *arguments)
-        alive = bench.after_two_seconds()
-        code_again, text, _ = bench.run(*arguments)
-        yield {
-            "part": "validate", "signal": number, "code": code, "alive": alive,
-            "again": code_again, "same": (bench.folder / "validated.json").exists(),
-            "leftovers": bench.temporary_files(),
+        shutil.rmtree(folder)
+        row = bench.kill(stages, rng, *arguments)
+        before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")}
+        again, text = bench.run(*arguments)
+        after = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")}
+        yield row | {
+            "part": part, "chunks_before": len(before), "chunks": len(after), "again": again,
+            "same": text == wanted and is_kept(before, after),
+            "leftovers": bench.temporary_files(), "text": text[-300:] if again else "",
         }  # fmt: skip
 
 
 def at_once_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Start 2 to 4 processes at once on one study, one cache and one folder."""
-    plan = str(next((bench.folder / "plans").rglob("*.json")))
+    """Start 2 to 8 processes at once on one study, one cache and one folder."""
+    plan = bench.any_plan()
+    search = (*SPACE, "--no-validate", "--trials", str(TRIALS))
+    features = ("features", "--model", "test_vit", "--image-size", "32", *DATA)
+    _, wanted = bench.run(*features)
+    training = ("train", plan, *DATA, "--epochs", "1", "--device", "cpu", "--out", "shared")
     for _ in range(count):
+        processes = rng.randint(2, 8)
         shutil.rmtree(bench.folder / "studies", ignore_errors=True)
-        processes = rng.randint(2, 4)
-        started = [bench.start("recommend", *SPACE, "--no-validate") for _ in range(processes)]
-        codes = [p.wait() if p.communicate() else None for p in started]
+        for profile in bench.cache.glob("*.npz"):
+            profile.unlink()
+        codes, _, alive = _at_once(bench, processes, *search)
         trials = bench.trials()
         yield {
             "part": "recommend at once", "processes": processes, "codes": codes,
-            "trials": len(trials), "distinct": len(set(trials)), "alive": bench.after_two_seconds(),
+            "trials": len(trials), "distinct": len(set(trials)), "alive": alive,
             "same": len(trials) == len(set(trials)) == TRIALS and not any(codes),
             "leftovers": bench.temporary_files(),
         }  # fmt: skip
-        arguments = ("train", plan, "--data", "digits", "--no-pretrained", "--epochs", "1",
-                     "--device", "cpu", "--out", "shared")  # fmt: skip
-        started = [bench.start(*arguments) for _ in range(processes)]
-        texts = [p.communicate()[0] for p in started]
-        codes = sorted(p.returncode for p in started)
+        shutil.rmtree(bench.cache / "features")
+        codes, texts, alive = _at_once(bench, processes, *features)
+        yield {
+            "part": "features at once", "processes": processes, "codes": codes,
+            "same": not any(codes) and set(texts) == {wanted}, "alive": alive,
+            "leftovers": bench.temporary_files(),
+        }  # fmt: skip
+        codes, texts, alive = _at_once(bench, processes, *training)
         refusals = [t for t in texts if "is training into" in t or "holds a training already" in t]
         yield {
             "part": "train at once", "processes": processes, "codes": codes,
             "same": codes == [0] + [4] * (processes - 1) and len(refusals) == processes - 1,
-            "alive": bench.after_two_seconds(), "leftovers": leftovers(bench.folder / "shared"),
+            "alive": alive, "leftovers": leftovers(bench.folder / "shared"),
         }  # fmt: skip
         shutil.rmtree(bench.folder / "shared")
 
 
+def _at_once(bench: Bench, processes: int, *arguments: str) -> tuple[list[int], list[str], int]:
+    """Run one command several times at once; return codes, texts, and processes left."""
+    started = [bench.start(*arguments, name=f"log-{index}") for index in range(processes)]
+    codes = sorted(command.wait() for command in started)
+    alive = sum(command.alive_after_two_seconds() for command in started)
+    return codes, [command.text() for command in started], alive
+
+
 def full_disk_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Train and search on disks of a few sizes; a refusal is one line with exit code 4."""
-    plan = str(next((bench.folder / "plans").rglob("*.json")).resolve())
+    plan = str((bench.folder / bench.any_plan()).resolve())
     sizes = [rng.randint(64, 3000) for _ in range(count)]
     for kibibytes in sizes:
         with small_disk(bench.folder / "disk", kibibytes) as disk:
             for part, arguments in (
-                ("train", ("train", plan, "--data", "digits", "--no-pretrained", "--epochs", "2",
-                           "--device", "cpu", "--out", str(disk / "out"))),
-                ("recommend", ("recommend", *SPACE, "--no-validate", "--storage",
-                               f"sqlite:///{disk}/s.db", "--out", str(disk / "plans"))),
+                ("train", ("train", plan, *DATA, "--epochs", "2", "--device", "cpu",
+                           "--out", str(disk / "out"))),
+                ("recommend", (*SPACE, "--no-validate", "--storage", f"sqlite:///{disk}/s.db",
+                               "--out", str(disk / "plans"))),
             ):  # fmt: skip
-                code, text, _ = bench.run(*arguments)
+                command = bench.start(*arguments)
+                code, text = command.wait(), command.text()
                 lines = [line for line in text.splitlines() if line.startswith("budgetplan: ")]
-                drafts = [p.name for p in disk.rglob("*budgetplan-draft*")]
                 yield {
                     "part": f"{part} on a small disk", "kibibytes": kibibytes, "code": code,
-                    "line": lines[-1] if lines else "", "alive": bench.after_two_seconds(),
+                    "line": lines[-1] if lines else "",
+                    "alive": command.alive_after_two_seconds(),
                     "same": code in (0, 4) and "internal error" not in text
                     and "Traceback" not in text,
-                    "leftovers": drafts,
+                    "leftovers": [p.name for p in disk.rglob("*budgetplan-draft*")],
                 }  # fmt: skip
                 for path in disk.iterdir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -254,39 +339,59 @@ def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-PARTS = {
-    "recommend": recommend_part,
-    "train": train_part,
+KillPart = Callable[[str, Bench, int, random.Random], Iterator[dict[str, Any]]]
+
+PARTS: dict[str, KillPart] = {
+    **dict.fromkeys(SEARCHES, search_part),
     "validate": validate_part,
-    "at_once": at_once_part,
-    "full_disk": full_disk_part,
+    "train": train_part,
+    "features": features_part,
 }
+
+OTHERS = {"at_once": (at_once_part, 6), "full_disk": (full_disk_part, 6)}
+"""Parts without a kill, with their numbers of rounds."""
 
 
 def is_good(row: dict[str, Any]) -> bool:
     return bool(row["same"]) and not row["alive"] and not row["leftovers"]
 
 
+def all_rows(folder: Path, wanted: list[str], *, share: float) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the parts. The forks of ``crash_points`` come first: they import least."""
+    if "crash_points" in wanted:
+        for row in rows(folder):
+            yield {"part": "crash point", "alive": 0, **row}
+    import_everything()
+    bench = Bench(folder / "work")
+    code, text = bench.run(*SPACE, "--no-validate")
+    assert code == 0, text
+    for part in (p for p in PARTS if p in wanted):
+        count = max(1, round(share * KILLS[part]))
+        yield from PARTS[part](part, bench, count, random.Random(part))
+    for part, (run, rounds) in OTHERS.items():
+        if part in wanted:
+            yield from run(bench, max(1, round(share * rounds)), random.Random(part))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("count", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", default=["crash_points", *PARTS])
+    parser.add_argument("parts", nargs="*", default=["crash_points", *PARTS, *OTHERS])
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    book = Rows(HERE)
+    os.environ["PYTHONPATH"] = str(HERE.parents[1])  # for sandboxes, which start in other folders
+    os.environ["OMP_NUM_THREADS"] = "1"
+    book, bad = Rows(HERE), 0
+    if not arguments.check and len(arguments.parts) == len(PARTS) + len(OTHERS) + 1:
+        book.clear()  # a campaign of one commit
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(Path(name) / "work")
-        if "crash_points" in arguments.only:
-            made = rows(Path(name))
-            book.append(*({"part": "crash point", "alive": 0, **row} for row in made))
-        if {*arguments.only} & {*PARTS}:
-            code, text, _ = bench.run("recommend", *SPACE, "--no-validate")
-            assert code == 0, text
-        for part in (p for p in PARTS if p in arguments.only):
-            rng = random.Random(f"{arguments.seed}/{part}")
-            for row in PARTS[part](bench, arguments.count, rng):
+        for row in all_rows(Path(name).resolve(), arguments.parts, share=arguments.share):
+            bad += not is_good(row)
+            if not arguments.check:
                 book.append(row)
-                print("ok " if is_good(row) else "BAD", json.dumps(row), flush=True)
+            print("ok " if is_good(row) else "BAD", json.dumps(row), flush=True)
+    if arguments.check:
+        sys.exit(bad > 0)
     book.pack()
     summarise(book)
 
@@ -298,11 +403,13 @@ def summarise(book: Rows) -> None:
     counts = {
         part: {
             "runs": sum(row["part"] == part for row in found),
+            "killed": sum(row["part"] == part and bool(row.get("code")) for row in found),
             "good": sum(row["part"] == part and is_good(row) for row in found),
         }
         for part in parts
     }
-    write_summary(HERE, found, parts=counts)
+    stages = sorted({f"{row['part']}: {row['stage']}" for row in found if "stage" in row})
+    write_summary(HERE, found, parts=counts, stages=stages)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import torch
 
+from planner import parallel
 from planner.parallel import map_forked
 
 several_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
@@ -50,6 +52,24 @@ def test_a_process_that_dies_takes_nothing_with_it_but_its_results() -> None:
         return n
 
     assert set(map_forked(die, [1, 1, 1], lambda *_: None)) == set()
+
+
+@several_cores
+@pytest.mark.timeout(60)
+def test_calls_that_hang_are_killed_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "LONGEST_CALL_SECONDS", 1.0)
+    workers: list[int] = []
+
+    def call(n: int) -> int:
+        if n:
+            time.sleep(3600)
+        return os.getpid()
+
+    results = map_forked(call, [0, 1, 1], lambda *_: None)
+    workers += results.values()
+    assert set(results) == {0}
+    with pytest.raises(ProcessLookupError):
+        os.kill(workers[0], 0)
 
 
 def test_one_item_is_the_callers() -> None:

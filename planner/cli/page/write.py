@@ -30,8 +30,16 @@ def check_page_file(path: Path) -> None:
     """
     if not path.absolute().parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.exists() and (not path.is_file() or PAGE_MARK not in path.read_bytes()[:1024]):
+    if path.exists() and not (path.is_file() and _is_page(path)):
         raise InputError(f"{path} exists and is no page of budgetplan; give another file")
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return PAGE_MARK in file.read(1024)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def answer_view(answer: Recommendation) -> PageView:

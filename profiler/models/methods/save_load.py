@@ -68,11 +68,22 @@ def load_trained_tensors(model: nn.Module, directory: Path, *, method: str) -> N
         verb = "lacks" if name in wanted else "has an unknown"
         raise InputError(f"{path} does not fit the model: it {verb} tensor {name!r}")
     for name, tensor in wanted.items():
-        if tensor.shape != saved[name].shape:
-            raise InputError(
-                f"{path} does not fit the model: {name!r} has shape {tuple(saved[name].shape)}, "
-                f"the model has {tuple(tensor.shape)}"
-            )
+        _check_fits(name, saved[name], tensor, path)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(saved[name])
+
+
+def _check_fits(name: str, saved: Tensor, wanted: Tensor, path: Path) -> None:
+    """Refuse a tensor of another shape or kind of number, or with values that are not finite."""
+    if wanted.shape != saved.shape:
+        raise InputError(
+            f"{path} does not fit the model: {name!r} has shape {tuple(saved.shape)}, "
+            f"the model has {tuple(wanted.shape)}"
+        )
+    if wanted.is_floating_point() != saved.is_floating_point() or saved.is_complex():
+        raise InputError(
+            f"{path} does not fit the model: {name!r} holds {saved.dtype}, the model {wanted.dtype}"
+        )
+    if saved.is_floating_point() and not bool(torch.isfinite(saved.float()).all()):
+        raise InputError(f"{path} is damaged: {name!r} has values that are not finite")

@@ -17,9 +17,9 @@ from torch import nn
 
 from planner.cli import cli
 from planner.cli.export_command import TARGET_NAMES
+from planner.disk.json_files import write_json
 from planner.export.settings import hf_arguments, timm_arguments
 from planner.export.targets import TARGETS, export_plan
-from planner.disk.json_files import write_json
 from planner.plan import Plan, write_plan
 from planner.recipe import Recipe
 from profiler.errors import InputError, UsageError

@@ -18,7 +18,6 @@ from planner.training.features import (
     frozen_classifier,
 )
 from planner.training.images.image_set import ImageSet
-from profiler.errors import InputError
 from profiler.models.build import BuiltModel, build_model
 
 
@@ -103,11 +102,14 @@ def test_an_interrupted_extraction_goes_on_without_repeating(
     assert len(found) == len(some)
 
     (folder,) = (each for each in tmp_path.iterdir() if each.is_dir())
-    damaged = sorted(folder.glob("*.npy"))[1]
-    damaged.write_bytes(damaged.read_bytes()[:-100])
+    for damaged in folder.glob("*.npz"):
+        content = bytearray(damaged.read_bytes())
+        content[300] ^= 1  # one bit of a feature
+        damaged.write_bytes(content)
     again = cached_features(model, classifier, some, folder=tmp_path)
-    assert extracted == [CHUNK_IMAGES, CHUNK_IMAGES, 3, CHUNK_IMAGES]
-    assert torch.equal(again[CHUNK_IMAGES][0], again[CHUNK_IMAGES % 20][0])  # the same image
+    assert extracted == 2 * [CHUNK_IMAGES, CHUNK_IMAGES, 3]
+    for mine, whole in zip(again.chunks, found.chunks, strict=True):
+        np.testing.assert_array_equal(mine, whole)
 
 
 def test_other_weights_and_other_images_have_other_features(tmp_path: Path) -> None:
@@ -136,14 +138,14 @@ def test_a_pickled_object_is_never_loaded(tmp_path: Path) -> None:
     classifier = frozen_classifier(model, stacked(some)[:4])
     assert classifier is not None
     cached_features(model, classifier, some, folder=tmp_path)
-    (file,) = tmp_path.rglob("*.npy")
-    np.save(file, np.array([{"a": 1}] * len(some), dtype=object), allow_pickle=True)
+    (file,) = tmp_path.rglob("*.npz")
+    np.savez(file, features=np.array([{"a": 1}] * len(some), dtype=object))
     found = cached_features(model, classifier, some, folder=tmp_path)
     assert isinstance(found, FeatureSet)
     assert found[0][0].dtype == torch.float32
 
 
-def test_without_a_home_folder_the_cache_is_refused_with_the_remedy(
+def test_without_a_home_folder_features_are_kept_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_home() -> Path:
@@ -151,7 +153,12 @@ def test_without_a_home_folder_the_cache_is_refused_with_the_remedy(
 
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.delenv("BUDGETPLAN_CACHE", raising=False)
-    with pytest.raises(InputError, match="set BUDGETPLAN_CACHE to a folder"):
-        features_module.default_features_folder()
+    assert features_module.default_features_folder() is None
+    model, some = built(), images(3)
+    classifier = frozen_classifier(model, stacked(some))
+    assert classifier is not None
+    in_memory = cached_features(model, classifier, some)
+    kept = cached_features(model, classifier, some, folder=tmp_path)
+    np.testing.assert_array_equal(in_memory.chunks[0], kept.chunks[0])
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
     assert features_module.default_features_folder() == tmp_path / "features"

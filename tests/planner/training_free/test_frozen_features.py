@@ -57,7 +57,7 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = evaluate_features("test_efficientnet", **options)
     assert first.train_images + first.test_images < 1797  # the selection part is in neither
     assert first.linear_probe > 0.5
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
     torch.manual_seed(0)
     assert evaluate_features("test_efficientnet", **options) == first
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == files
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == files

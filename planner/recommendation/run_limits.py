@@ -1,0 +1,62 @@
+"""Time limits of a probe and of a learning-rate test, from the predicted time of a step.
+
+Both train on the user's images in a child process. A child that hangs is killed at its limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.recommendation.request import Request
+from planner.training.find_rate import RATE_STEPS
+from planner.training.probe_images import MOST_HELD_OUT
+from planner.training.probe_records import RATE_FACTORS, Learner, LearnerRule
+from profiler.errors import BudgetplanError
+from profiler.running.time_limit import LOAD_SECONDS, limit_seconds
+
+TIMED_STEPS = 3
+"""Steps of a probe outside of its time: two are timed, and the last one may exceed the time."""
+
+
+def probe_limit(request: Request, learners: Sequence[Learner], rule: LearnerRule) -> float:
+    """Return the seconds after which a probe is killed.
+
+    Its trainings end after the requested time by themselves. Loading, timing, the features of all
+    training images and the evaluation of the last training come on top.
+    """
+    assert request.probe_seconds is not None
+    images = (request.train_images or 0) + MOST_HELD_OUT
+    each = [
+        _seconds(request, learner, rule, steps=TIMED_STEPS, images=images) for learner in learners
+    ]
+    known = [seconds for seconds in each if seconds is not None]
+    beside = max(known) if known and len(known) == len(each) else None
+    return request.probe_seconds + limit_seconds(beside, least_seconds=LOAD_SECONDS)
+
+
+def rate_limit(request: Request, learner: Learner, rule: LearnerRule) -> float:
+    """Return the seconds after which a learning-rate test is killed."""
+    rates = len(RATE_FACTORS)
+    steps, images = rates * RATE_STEPS, rates * MOST_HELD_OUT
+    expected = _seconds(request, learner, rule, steps=steps, images=images)
+    return limit_seconds(expected, least_seconds=LOAD_SECONDS)
+
+
+def _seconds(
+    request: Request, learner: Learner, rule: LearnerRule, *, steps: int, images: int
+) -> float | None:
+    """Return the predicted time of steps and of forwards of images; None if not known.
+
+    An image of an evaluation counts as much as one of a training step, which takes longer.
+    """
+    from profiler.devices.table import CPU, device_spec
+    from profiler.prediction.report import predict
+
+    device = CPU if rule.device == "cpu" else device_spec(request.device.name)
+    try:
+        step_seconds = predict(learner.candidate, device=device).step_seconds
+    except BudgetplanError:  # the child will say what is wrong
+        return None
+    if step_seconds is None:
+        return None
+    return step_seconds * (steps + images / learner.candidate.workload.effective_batch)
