@@ -79,7 +79,9 @@ class CommandGroup(click.Group):
         try:
             with _warnings_in_one_line(), termination_raises():
                 return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+        except (click.exceptions.Exit, click.ClickException, BrokenPipeError) as error:
+            if type(error) is click.UsageError:  # a command's own, which may quote a file name
+                error.message = printable_line(error.message)
             raise
         except KeyboardInterrupt as interrupt:
             # a function that can continue later has added a note with the way to do it

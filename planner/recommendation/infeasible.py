@@ -169,11 +169,11 @@ def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: Device
     load = candidate.workload
     size = load.micro_batch
     while size:
-        smaller = load.replace(
-            micro_batch=size, accumulation=math.ceil(load.effective_batch / size)
-        )
-        # at micro-batch 1, BatchNorm may have too few values
+        # at micro-batch 1, BatchNorm may have too few values, and the accumulation has a limit
         with suppress(InfeasibleError, UsageError):
+            smaller = load.replace(
+                micro_batch=size, accumulation=math.ceil(load.effective_batch / size)
+            )
             cost.prepare(smaller)
             report = place_within_budget(
                 smaller,
@@ -192,11 +192,12 @@ def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: Device
         size //= 2
     if load.method != "head":
         for micro_batch in dict.fromkeys((load.micro_batch, 1)):
-            probe = _with_head(load, micro_batch=micro_batch)
-            if _fits(probe, cost, budget_bytes):
-                accumulation = probe.workload.accumulation
-                return (
-                    "no smaller micro-batch fits; --method head "
-                    f"--batch-size {micro_batch} --accumulate {accumulation} makes it fit"
-                )
+            with suppress(UsageError):
+                probe = _with_head(load, micro_batch=micro_batch)
+                if _fits(probe, cost, budget_bytes):
+                    accumulation = probe.workload.accumulation
+                    return (
+                        "no smaller micro-batch fits; --method head "
+                        f"--batch-size {micro_batch} --accumulate {accumulation} makes it fit"
+                    )
     return "no smaller micro-batch fits either"

@@ -11,6 +11,7 @@ from profiler.checkpointing.apply import apply_placement
 from profiler.errors import InputError, UsageError
 from profiler.models.backbones import image_statistics
 from profiler.models.build import BuiltModel, build_model
+from profiler.models.forward_check import refusal_of_forward
 from profiler.models.parameter_count import count_parameters
 from profiler.workload import Workload
 
@@ -23,8 +24,8 @@ def check_against_model(plan: Plan) -> BuiltModel:
 
     Raises:
         InputError: the model or the method does not exist here, the method does not work on the
-            model, the parameter counts have changed, or the placement names units that the model
-            lacks.
+            model, the model refuses the image size or the micro-batch, the parameter counts have
+            changed, or the placement names units that the model lacks.
     """
     workload = plan.candidate.workload
     try:
@@ -39,6 +40,9 @@ def check_against_model(plan: Plan) -> BuiltModel:
             f"{planned.total} ({planned.trainable}) in the plan; make a new plan"
         )
     apply_placement(built.model, plan.candidate.placement, units=built.units).remove()
+    reason = refusal_of_forward(workload)
+    if reason is not None:
+        raise InputError(f"the plan cannot run: {reason}")
     return built
 
 

@@ -18,12 +18,19 @@ from profiler.models.parameter_count import count_parameters
 from profiler.records import Memory, Report, Rung
 from profiler.running.emulated.gpu import emulated_environment
 from profiler.running.sandbox import Progress, run_in_process
+from profiler.running.time_limit import START_SECONDS, limit_seconds
 from profiler.units import MIB, format_bytes
 
 REHEARSAL_STEPS = 3
 
-REHEARSAL_LIMIT_SECONDS = 900.0
-"""Time after which a rehearsal is stopped; ViT-S takes about 20 s on an idle core."""
+FIXED_SECONDS = 20.0
+"""Expected time of a rehearsal without its steps: ViT-S takes about that on an idle core."""
+
+SECONDS_PER_PARAMETER = 1e-7
+"""Expected time to make, copy and save a parameter of the model."""
+
+STEP_SECONDS = 0.5
+"""Expected host time of a step: that of ViT-S is below on an idle core."""
 
 STEADY_STAGE = "a training step"
 
@@ -61,7 +68,7 @@ def rehearse(
             run_rehearsal,
             request,
             RehearsedRun,
-            timeout_seconds=REHEARSAL_LIMIT_SECONDS,
+            timeout_seconds=time_limit(plan, steps=steps),
             on_progress=on_progress,
             environment=emulated_environment(device),
         )
@@ -73,6 +80,22 @@ def rehearse(
             f"memory ({error.detail})"
         ) from error
     return rehearsal_report(plan, device, run)
+
+
+def time_limit(plan: Plan, *, steps: int) -> float:
+    """Return the seconds after which a rehearsal hangs for certain and is stopped.
+
+    Kernels do nothing, so its time is that of the host and grows with the numbers of parameters and
+    of micro-batches.
+
+    Args:
+        plan: plan to rehearse.
+        steps: number of training steps before the evaluation.
+    """
+    parameters = plan.prediction.parameters.total
+    micro_batches = (steps + 1) * plan.candidate.workload.accumulation
+    expected = FIXED_SECONDS + SECONDS_PER_PARAMETER * parameters + STEP_SECONDS * micro_batches
+    return limit_seconds(expected, least_seconds=START_SECONDS)
 
 
 def rehearsal_report(plan: Plan, device: DeviceSpec, run: RehearsedRun) -> Report:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import resource
+import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +20,8 @@ from profiler import store as store_module
 from profiler.arrays import Floats
 from profiler.prediction.profile_records import Envelope
 from profiler.store import Store
+
+IGNORE_FORK = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +242,60 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) ->
     occupied.write_text("in the way")
     make = Maker()
     assert Store(occupied / "below").fetch(Profile, ("a",), make) is make.made
+
+
+@IGNORE_FORK
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(np, "savez", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        Store(tmp_path).fetch(Profile, ("a",), Maker())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_unnamed_files_gets_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert not store_module._write_unnamed(tmp_path / "a.npz", {})
+    monkeypatch.setattr(store_module, "_write_unnamed", lambda *_: False)
+    Store(tmp_path).fetch(Profile, ("a",), Maker())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+    make = Maker()
+    found = Store(tmp_path).fetch(Profile, ("a",), make)
+    np.testing.assert_array_equal(found.sizes, profile().sizes)
+    assert make.calls == 0
+
+
+@IGNORE_FORK
+def test_processes_that_write_one_file_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                for number in range(20):
+                    Store(tmp_path).fetch(Profile, (number,), Maker())
+                code = 0
+            os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * 4
+    assert len(list(tmp_path.iterdir())) == 20
+    make = Maker()
+    for number in range(20):
+        found = Store(tmp_path).fetch(Profile, (number,), make)
+        np.testing.assert_array_equal(found.sizes, profile().sizes)
+    assert make.calls == 0
 
 
 def test_no_part_of_a_file_is_left_behind(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ UNSUPPORTED_FORMATS = frozenset(("EPS", "MPEG"))
 FORMATS_WITHOUT_SUFFIX = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 """Formats that a file without a suffix may have. Their first bytes are unmistakable."""
 
+SUFFIXES_OF_PHONES = frozenset((".heic", ".heif"))
+"""Suffixes that phones also give to JPEG files, when they convert a photo but keep its name."""
 
 TRANSPOSE_OF_ORIENTATION = {
     2: "FLIP_LEFT_RIGHT",
@@ -72,9 +74,12 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether a file is an image by its suffix, or by its content if it has no suffix."""
-    if path.suffix:
-        return path.suffix.lower() in image_suffixes()
+    """Return whether a file is an image by its suffix, or by its content if that tells nothing."""
+    suffix = path.suffix.lower()
+    if suffix in image_suffixes():
+        return True
+    if suffix and suffix not in SUFFIXES_OF_PHONES:
+        return False
     try:
         with _opened(path, tuple(set(FORMATS_WITHOUT_SUFFIX) & set(image_formats()))):
             return True

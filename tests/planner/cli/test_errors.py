@@ -138,3 +138,12 @@ def test_a_small_number_without_a_unit_is_no_size(number: str) -> None:
 def test_a_large_number_without_a_unit_is_bytes() -> None:
     assert parse_bytes("1048576") == 1 << 20
     assert parse_bytes("8GB") == 8 * 10**9
+
+
+def test_a_file_name_with_a_newline_stays_on_one_line() -> None:
+    plan = Path(__file__).parents[3] / "studies" / "input_fuzz" / "plan.json"
+    name = Path("a\nplan\x1b[2J.json")
+    name.write_bytes(plan.read_bytes())
+    result = CliRunner().invoke(cli, ["score", str(name)], prog_name="budgetplan")
+    assert result.exit_code == 2
+    assert "Error: a plan\\x1b[2J.json has no accuracy" in result.stderr

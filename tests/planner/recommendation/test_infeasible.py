@@ -32,6 +32,12 @@ def test_the_advised_method_fits() -> None:
     check_fits(probe, vram)
 
 
+def test_micro_batches_beyond_the_largest_accumulation_are_not_tried() -> None:
+    """At a micro-batch below 65,536 the same effective batch needs more than 65,536 of them."""
+    advice = advice_of(10**9, batch_size=65_536, accumulate=65_536, image_size=SIZE)
+    assert advice.endswith("no smaller micro-batch fits either")
+
+
 def test_no_method_is_advised_if_none_fits() -> None:
     """A head of 100,000 classes is most of the model, so that training less does not help."""
     advice = advice_of(8_000_000, batch_size=2, num_classes=100_000, image_size=SIZE)

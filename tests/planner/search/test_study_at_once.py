@@ -14,6 +14,7 @@ import optuna
 import pytest
 from toy_costs import MB, ToyCosts
 
+from planner.search.probe_storage import append_probe_run, read_probe_runs
 from planner.search.problem import SearchProblem, SearchResult
 from planner.search.space import SearchedMethod, Space
 from planner.search.storage import storage_errors
@@ -68,6 +69,39 @@ def test_processes_on_one_study_share_its_trials() -> None:
     for assignment in PROBLEM.space.starting_points():
         assert json.dumps(assignment, sort_keys=True) in keys()
     assert left_over() == []
+
+
+def append_runs(process: int) -> None:
+    for number in range(5):
+        append_probe_run(URL, "toy", f"{process}-{number}", {"process": process})
+        append_probe_run(URL, "toy", f"shared-{number}", {"number": number})
+
+
+@IGNORE_FORK
+def test_probes_of_several_processes_keep_all_runs() -> None:
+    run(1)
+    children = [FORK.Process(target=append_runs, args=(process,)) for process in range(8)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * 8
+    found = [json.dumps(each) for each in read_probe_runs(URL, "toy")]
+    own = [json.dumps({"process": process}) for process in range(8)] * 5
+    shared = [json.dumps({"number": number}) for number in range(5)]
+    assert sorted(found) == sorted(own + shared)
+
+
+@IGNORE_FORK
+def test_eight_processes_may_create_one_study() -> None:
+    """optuna#820, optuna#4621: a locked database, or tables that another process just made."""
+    children = [FORK.Process(target=run, args=(8, seed)) for seed in range(8)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(240)
+    assert [child.exitcode for child in children] == [0] * 8
+    assert len(set(keys())) == len(keys()) == 8
 
 
 def left_over() -> list[str]:

@@ -38,6 +38,13 @@ def test_a_plan_is_held_against_the_model_it_names() -> None:
         check_against_model(replace(plan, candidate=replace(plan.candidate, placement=lacking)))
 
 
+def test_a_plan_that_its_model_refuses_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    plan = make_plan(workload(image_size=33))
+    with pytest.raises(InputError, match=r"cannot run: .* at 33 px .*; use 32 or 48"):
+        run(plan, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="7 classes, digits has 10"):
         load_data_for(workload(num_classes=7), "digits")

@@ -36,6 +36,14 @@ def test_a_measurement_counts_all_of_its_steps() -> None:
     assert measurement.time_limit(None, steps=8) == 3600
 
 
+def test_a_rehearsal_counts_parameters_and_micro_batches() -> None:
+    plan = make_plan(SMALL.workload.replace(accumulation=4))
+    parameters = plan.prediction.parameters.total
+    expected = 20 + parameters / 1e7 + 0.5 * 4 * 100
+    assert rehearsal.time_limit(plan, steps=99) == pytest.approx(10 * expected)
+    assert rehearsal.time_limit(plan, steps=2) == 300
+
+
 def measure() -> object:
     return measurement.measure(SMALL, device="cpu", expected_step_seconds=0.001)
 

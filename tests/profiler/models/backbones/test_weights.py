@@ -409,3 +409,26 @@ def test_a_damaged_file_is_refused_or_loads(
         load(path)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+# ---- public reports ------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_without_a_classifier_loads_for_any_number_of_classes(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    """huggingface/pytorch-image-models#2332: InternViT has no head, and num_classes=3 is given."""
+    headless = {name: value for name, value in state.items() if not name.startswith("head.")}
+    loaded, notes = load(saved(headless, tmp_path), classes=3)
+    assert all(torch.equal(loaded[name], value) for name, value in headless.items())
+    assert loaded["head.weight"].shape[0] == 3
+    assert any("classifier" in note for note in notes)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.module.", "module._orig_mod.module."])
+def test_a_compiled_model_in_a_parallel_one_is_recognised(
+    tmp_path: Path, state: dict[str, Tensor], prefix: str
+) -> None:
+    """huggingface/pytorch-image-models PR 2003: which prefix is outside is not known."""
+    loaded, _ = load(saved({prefix + name: value for name, value in state.items()}, tmp_path))
+    assert same(loaded, state)
