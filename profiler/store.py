@@ -204,7 +204,8 @@ def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
         np.savez(file, **content)
         file.flush()
         with suppress(FileExistsError):
-            os.link(f"/proc/self/fd/{handle}", path, follow_symlinks=True)
+            # Python follows the link in /proc only if it is given a folder; it uses none here
+            os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
     return True
 
 

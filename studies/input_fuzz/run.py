@@ -1,6 +1,8 @@
 """Fuzz the files that budgetplan reads from strangers: python studies/input_fuzz/run.py PART ...
 
---count N    mutants of each part, after those that have rows already
+PART         name of a part, or NAME:N for N mutants of it
+--count N    mutants of each other part, after those that have rows already
+--check      print one JSON object for each part, keep no rows, and fail if there is a fault
 --pack       compress the rows and write summary.json; nothing is run without a PART
 """
 
@@ -12,7 +14,7 @@ import logging
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -69,10 +71,10 @@ def run_part(rows: Rows, part: str, count: int) -> None:
         first += size
 
 
-def check_parts(parts: Sequence[str], count: int) -> bool:
+def check_parts(parts: Mapping[str, int]) -> bool:
     """Run mutants from the first seed on, print one JSON object a part; return if all is well."""
     faults = 0
-    for part in parts:
+    for part, count in parts.items():
         outcomes = fuzz(part, first_seed=0, count=count)
         print(json.dumps({"part": part, "mutants": count, **outcomes.to_json()}), flush=True)
         faults += outcomes.faults
@@ -99,16 +101,21 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Run the parts that are named, then pack if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*TARGETS, []], metavar="PART")
+    parser.add_argument("parts", nargs="*", metavar="PART")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--pack", action="store_true")
     arguments = parser.parse_args()
+    parts = {}
+    for name, _, count in (part.partition(":") for part in arguments.parts):
+        if name not in TARGETS:
+            parser.error(f"no part {name!r}; use {', '.join(TARGETS)}")
+        parts[name] = int(count or arguments.count)
     if arguments.check:
-        sys.exit(not check_parts(arguments.parts, arguments.count))
-    for part in arguments.parts:
+        sys.exit(not check_parts(parts))
+    for part, count in parts.items():
         # one open file a part, so that parts can be run at the same time
-        run_part(Rows(HERE, part), part, arguments.count)
+        run_part(Rows(HERE, part), part, count)
     if arguments.pack:
         everything = []
         for part in MUTANTS_PER_ROW:

@@ -1,4 +1,4 @@
-"""Twenty commands are killed in different stages; the same command goes on and ends as it should."""
+"""Commands that are killed in twenty moments: started again, they end as they should."""
 
 from __future__ import annotations
 

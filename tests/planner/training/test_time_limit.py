@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +77,8 @@ def test_a_child_that_hangs_is_killed_at_its_limit(
     least: str,
     call: Callable[[], object],
 ) -> None:
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parents[2])]))
     monkeypatch.setattr(module, function, hang)
     monkeypatch.setattr(module, least, 3.0)
     monkeypatch.setattr("profiler.running.time_limit.LIMIT_RATIO", 0.01)
