@@ -81,7 +81,7 @@ class CommandGroup(click.Group):
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, BrokenPipeError) as error:
             if type(error) is click.UsageError:  # a command's own, which may quote a file name
-                error.message = printable_line(error.message)
+                raise click.UsageError(printable_line(error.message), error.ctx) from error
             raise
         except KeyboardInterrupt as interrupt:
             # a function that can continue later has added a note with the way to do it

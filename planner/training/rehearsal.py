@@ -68,7 +68,7 @@ def rehearse(
             run_rehearsal,
             request,
             RehearsedRun,
-            timeout_seconds=time_limit(plan, steps=steps),
+            timeout_seconds=rehearsal_limit(plan, steps=steps),
             on_progress=on_progress,
             environment=emulated_environment(device),
         )
@@ -82,7 +82,7 @@ def rehearse(
     return rehearsal_report(plan, device, run)
 
 
-def time_limit(plan: Plan, *, steps: int) -> float:
+def rehearsal_limit(plan: Plan, *, steps: int) -> float:
     """Return the seconds after which a rehearsal hangs for certain and is stopped.
 
     Kernels do nothing, so its time is that of the host and grows with the numbers of parameters and

@@ -125,14 +125,16 @@ def measure(
         request,
         MeasuredSteps,
         cap_bytes=cap_bytes,
-        timeout_seconds=time_limit(expected_step_seconds, steps=warmup + RECORDED_STEPS + steps),
+        timeout_seconds=measurement_limit(
+            expected_step_seconds, steps=warmup + RECORDED_STEPS + steps
+        ),
         on_progress=on_progress,
     )
     _check_cap(measured, cap_bytes, on_cuda=request.device == "cuda")
     return report_measurement(candidate, measured, device=device)
 
 
-def time_limit(step_seconds: float | None, *, steps: int) -> float:
+def measurement_limit(step_seconds: float | None, *, steps: int) -> float:
     """Return the seconds after which a measurement hangs for certain and is stopped.
 
     Args:

@@ -27,6 +27,7 @@ from torch import nn
 from profiler.errors import InputError, UsageError
 from profiler.models.backbones.timm_interface import classifier_names
 from profiler.models.methods.base import Method
+from profiler.models.methods.save_load import check_weight
 from profiler.models.methods.target_layers import (
     BatchNorm,
     dilated_convolutions,
@@ -109,10 +110,13 @@ class PeftMethod(Method):
 
     def load(self, model: nn.Module, directory: Path) -> None:
         """Load an adapter into a model that the same method prepared."""
-        if not (directory / "adapter_model.safetensors").is_file():
-            raise InputError(f"{directory} holds no peft adapter (adapter_model.safetensors)")
+        file = directory / "adapter_model.safetensors"
+        if not file.is_file():
+            raise InputError(f"{directory} holds no peft adapter ({file.name})")
         try:
             state = load_peft_weights(str(directory), device="cpu")
+            for name, tensor in state.items():
+                check_weight(name, tensor, file)
             outcome = peft.set_peft_model_state_dict(model, state)
         except (SafetensorError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -121,6 +125,9 @@ class PeftMethod(Method):
             raise InputError(
                 f"the adapter in {directory} does not fit: unknown {outcome.unexpected_keys[0]!r}"
             )
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        for name in sorted(trained & {*outcome.missing_keys}):
+            raise InputError(f"the adapter in {directory} does not fit: it lacks {name!r}")
 
 
 def exact_targets(model: nn.Module, names: list[str]) -> list[str] | str:

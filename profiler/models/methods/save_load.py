@@ -81,9 +81,17 @@ def _check_fits(name: str, saved: Tensor, wanted: Tensor, path: Path) -> None:
             f"{path} does not fit the model: {name!r} has shape {tuple(saved.shape)}, "
             f"the model has {tuple(wanted.shape)}"
         )
-    if wanted.is_floating_point() != saved.is_floating_point() or saved.is_complex():
-        raise InputError(
-            f"{path} does not fit the model: {name!r} holds {saved.dtype}, the model {wanted.dtype}"
-        )
-    if saved.is_floating_point() and not bool(torch.isfinite(saved.float()).all()):
+    if wanted.is_floating_point():
+        check_weight(name, saved, path)
+
+
+def check_weight(name: str, saved: Tensor, path: Path) -> None:
+    """Refuse a tensor that cannot be a trained weight.
+
+    Raises:
+        InputError: its numbers have no fractions, or one is not finite.
+    """
+    if not saved.is_floating_point():
+        raise InputError(f"{path} does not fit the model: {name!r} holds {saved.dtype}")
+    if not bool(torch.isfinite(saved.float()).all()):
         raise InputError(f"{path} is damaged: {name!r} has values that are not finite")

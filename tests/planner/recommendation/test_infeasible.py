@@ -33,8 +33,8 @@ def test_the_advised_method_fits() -> None:
 
 
 def test_micro_batches_beyond_the_largest_accumulation_are_not_tried() -> None:
-    """At a micro-batch below 65,536 the same effective batch needs more than 65,536 of them."""
-    advice = advice_of(10**9, batch_size=65_536, accumulate=65_536, image_size=SIZE)
+    """At micro-batch 1 the same effective batch needs 131,072 of them."""
+    advice = advice_of(1_100_000, batch_size=2, accumulate=65_536, image_size=SIZE)
     assert advice.endswith("no smaller micro-batch fits either")
 
 

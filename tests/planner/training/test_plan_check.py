@@ -39,7 +39,7 @@ def test_a_plan_is_held_against_the_model_it_names() -> None:
 
 
 def test_a_plan_that_its_model_refuses_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    plan = make_plan(workload(image_size=33))
+    plan = make_plan(workload(model="test_vit", image_size=33))
     with pytest.raises(InputError, match=r"cannot run: .* at 33 px .*; use 32 or 48"):
         run(plan, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -33,17 +33,17 @@ def test_a_limit_follows_from_the_expected_time(expected: float | None, limit: f
 
 
 def test_a_measurement_counts_all_of_its_steps() -> None:
-    assert measurement.time_limit(60.0, steps=8) == LIMIT_RATIO * 8 * 60
-    assert measurement.time_limit(0.1, steps=8) == 300
-    assert measurement.time_limit(None, steps=8) == 3600
+    assert measurement.measurement_limit(60.0, steps=8) == LIMIT_RATIO * 8 * 60
+    assert measurement.measurement_limit(0.1, steps=8) == 300
+    assert measurement.measurement_limit(None, steps=8) == 3600
 
 
 def test_a_rehearsal_counts_parameters_and_micro_batches() -> None:
     plan = make_plan(SMALL.workload.replace(accumulation=4))
     parameters = plan.prediction.parameters.total
     expected = 20 + parameters / 1e7 + 0.5 * 4 * 100
-    assert rehearsal.time_limit(plan, steps=99) == pytest.approx(10 * expected)
-    assert rehearsal.time_limit(plan, steps=2) == 300
+    assert rehearsal.rehearsal_limit(plan, steps=99) == pytest.approx(10 * expected)
+    assert rehearsal.rehearsal_limit(plan, steps=2) == 300
 
 
 def measure() -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -9,6 +10,7 @@ import pytest
 import small_backbones as small
 import torch
 from peft.tuners.adalora.layer import RankAllocator
+from safetensors.torch import load_file, save_file
 
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models import backbones
@@ -77,6 +79,31 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
         method.load(other, tmp_path)
     with pytest.raises(InputError, match="no peft adapter"):
         method.load(other, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value * float("nan"), "not finite"),
+        (lambda value: value.to(torch.int8), "holds torch.int8"),
+        (None, "it lacks"),
+    ],
+    ids=["nan", "int8", "missing"],
+)
+def test_a_damaged_adapter_is_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor] | None, words: str
+) -> None:
+    method, load = get_method("lora"), small.workload("lora", rank=4)
+    method.save(method.apply(small.make("vit"), load), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    for wanted in ("lora_B", "head"):
+        tensors = load_file(file)
+        name = next(name for name in tensors if wanted in name)
+        changed = {} if change is None else {name: change(tensors[name])}
+        save_file({k: v for k, v in tensors.items() if k != name} | changed, file)
+        with pytest.raises(InputError, match=words):
+            method.load(method.apply(small.make("vit"), load), tmp_path)
+        save_file(tensors, file)
 
 
 def test_a_target_that_matches_nothing_is_a_usage_error() -> None:
