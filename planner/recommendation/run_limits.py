@@ -14,7 +14,7 @@ from planner.training.probe_records import RATE_FACTORS, Learner, LearnerRule
 from profiler.errors import BudgetplanError
 from profiler.running.time_limit import LOAD_SECONDS, limit_seconds
 
-TIMED_STEPS = 3
+STEPS_OUTSIDE = 3
 """Steps of a probe outside of its time: two are timed, and the last one may exceed the time."""
 
 
@@ -27,7 +27,8 @@ def probe_limit(request: Request, learners: Sequence[Learner], rule: LearnerRule
     assert request.probe_seconds is not None
     images = (request.train_images or 0) + MOST_HELD_OUT
     each = [
-        _seconds(request, learner, rule, steps=TIMED_STEPS, images=images) for learner in learners
+        _expected_run_seconds(request, learner, rule, steps=STEPS_OUTSIDE, images=images)
+        for learner in learners
     ]
     known = [seconds for seconds in each if seconds is not None]
     beside = max(known) if known and len(known) == len(each) else None
@@ -38,11 +39,11 @@ def rate_limit(request: Request, learner: Learner, rule: LearnerRule) -> float:
     """Return the seconds after which a learning-rate test is killed."""
     rates = len(RATE_FACTORS)
     steps, images = rates * RATE_STEPS, rates * MOST_HELD_OUT
-    expected = _seconds(request, learner, rule, steps=steps, images=images)
+    expected = _expected_run_seconds(request, learner, rule, steps=steps, images=images)
     return limit_seconds(expected, least_seconds=LOAD_SECONDS)
 
 
-def _seconds(
+def _expected_run_seconds(
     request: Request, learner: Learner, rule: LearnerRule, *, steps: int, images: int
 ) -> float | None:
     """Return the predicted time of steps and of forwards of images; None if not known.

@@ -118,7 +118,11 @@ class PeftMethod(Method):
             for name, tensor in state.items():
                 check_weight(name, tensor, file)
             outcome = peft.set_peft_model_state_dict(model, state)
-        except (SafetensorError, RuntimeError, KeyError) as error:
+        except KeyError as error:
+            raise InputError(
+                f"the adapter in {directory} does not fit: it lacks {error}"
+            ) from error
+        except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"the adapter in {directory} does not fit: {reason}") from error
         if outcome.unexpected_keys:
