@@ -204,6 +204,12 @@ class Spread:
     high: float
     coverage: float | None = None
 
+    def times(self, other: Spread) -> Spread:
+        """Return the spread of a product of independent factors; its coverage was not measured."""
+        low = 1.0 - ((1.0 - self.low) ** 2 + (1.0 - other.low) ** 2) ** 0.5
+        high = 1.0 + ((self.high - 1.0) ** 2 + (other.high - 1.0) ** 2) ** 0.5
+        return Spread(low=max(low, 0.0), high=high)
+
     def around(self, predicted: float) -> ValueInterval:
         """Return the interval of a prediction."""
         return ValueInterval(

@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-STORE_SCHEMA = 18
+STORE_SCHEMA = 19
 """Version of the profiles' meaning. Increase it with every change of the meaning."""
 
 LARGEST_PROFILE_BYTES = 1 << 30

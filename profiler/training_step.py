@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from profiler.errors import UsageError
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -82,21 +84,48 @@ def make_optimizer(
     """
     rate = learning_rate if learning_rate is not None else default_learning_rate(workload)
     parameters = list(groups) if groups is not None else [{"params": trainable_parameters(model)}]
+    fused = "fused" in workload.levers
     if method is not None:
         own = method.make_optimizer(
             parameters, workload, learning_rate=rate, weight_decay=WEIGHT_DECAY
         )
         if own is not None:
+            if fused:
+                raise UsageError(
+                    f"{workload.method} updates by an optimizer of its own, which has no fused "
+                    "update; leave fused out"
+                )
             return own
+    # both at once are an error in PyTorch
+    kernels: dict[str, bool] = {"fused": True} if fused else {"foreach": foreach}
     if workload.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, foreach=foreach)
+        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, **kernels)
     if workload.optimizer == "adamw8bit":
         from profiler.models.import_quantised import import_quantised
 
         optimizers = import_quantised("bitsandbytes.optim")
         eight_bit: Optimizer = optimizers.AdamW8bit(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
         return eight_bit
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY, foreach=foreach)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY, **kernels)
+
+
+@contextmanager
+def backend_settings(workload: Workload) -> Iterator[None]:
+    """Apply the levers ``tf32`` and ``cudnn_benchmark`` inside the context, which are global."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, object]] = []
+    if "cudnn_benchmark" in workload.levers:
+        settings.append((cudnn, "benchmark", True))
+    if "tf32" in workload.levers:
+        settings.append((products, "fp32_precision", "tf32"))
+    before = [getattr(place, name) for place, name, _ in settings]
+    for place, name, value in settings:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(settings, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextmanager
@@ -142,6 +171,9 @@ class TrainingStep:
         label_smoothing: float = 0.0,
     ) -> None:
         self.model = model
+        self._forward: Callable[[Tensor], Tensor] = model
+        if "compile" in workload.levers:
+            self._forward = torch.compile(model)
         self.optimizer = optimizer
         self.workload = workload
         self.method = method
@@ -165,9 +197,10 @@ class TrainingStep:
     def accumulate(self, batches: Iterable[Callable[[], Batch]]) -> Tensor:
         """Run forward and backward of every micro-batch and return the mean loss."""
         total: Tensor | None = None
-        for fetch in batches:
-            loss = self._micro_batch(fetch)
-            total = loss if total is None else total + loss
+        with backend_settings(self.workload):
+            for fetch in batches:
+                loss = self._micro_batch(fetch)
+                total = loss if total is None else total + loss
         if total is None:
             raise ValueError("a step takes at least one micro-batch, got none")
         return total
@@ -175,9 +208,11 @@ class TrainingStep:
     def _micro_batch(self, fetch: Callable[[], Batch]) -> Tensor:
         with self.mark("input"):
             images, labels = fetch()
+            if "channels_last" in self.workload.levers:
+                images = images.contiguous(memory_format=torch.channels_last)
         with self.mark("forward"):
             with self.autocast():
-                logits = self.model(images)
+                logits = self._forward(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
                 if self.workload.accumulation > 1:
                     loss = loss / self.workload.accumulation

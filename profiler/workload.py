@@ -26,6 +26,20 @@ OptimizerName = Literal["adamw", "sgd", "adamw8bit"]
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
+Lever = Literal["channels_last", "fused", "tf32", "cudnn_benchmark", "compile"]
+"""Setting that changes the speed of a step and not its results, up to rounding.
+
+``channels_last`` stores images and convolution weights with channels innermost; ``fused`` updates
+parameters in one kernel; ``tf32`` allows TF32 in matrix products of fp32 (PyTorch allows it in
+convolutions by default); ``cudnn_benchmark`` lets cuDNN time its algorithms and keep the fastest;
+``compile`` runs the model under ``torch.compile``.
+"""
+
+LEVERS: tuple[Lever, ...] = get_args(Lever)
+
+FUSED_OPTIMIZERS = ("adamw", "sgd")
+"""Optimizers of PyTorch with a fused update; bitsandbytes fuses its own always."""
+
 Rate = Annotated[float, Meta(ge=0, lt=1)]
 """Probability of a dropped value or path, in [0, 1)."""
 
@@ -76,6 +90,8 @@ class Workload:
         drop_path: stochastic depth rate given to the backbone.
         frozen_batch_norm: whether BatchNorm keeps its running statistics and normalises by them,
             also where its scale and shift learn.
+        levers: levers in use, in the order of ``LEVERS``. The JSON object leaves an empty tuple
+            out, so that workloads without levers keep their hashes and file names.
     """
 
     model: Name
@@ -93,6 +109,7 @@ class Workload:
     grad_clip: Scale | None = None
     drop_path: Rate = 0.0
     frozen_batch_norm: bool = False
+    levers: tuple[Lever, ...] = ()
 
     def __post_init__(self) -> None:
         for name, limits in _INTEGER_RANGES.items():
@@ -111,6 +128,22 @@ class Workload:
                 raise UsageError(f"{name} must lie in [0, 1), got {got}")
         if self.targets is not None:
             object.__setattr__(self, "targets", tuple(self.targets))
+        self._check_levers()
+
+    def _check_levers(self) -> None:
+        for name in self.levers:
+            _one_of("levers", name, LEVERS)
+        if "tf32" in self.levers and self.precision != "fp32":
+            raise UsageError(
+                f"tf32 is for products of fp32, got precision {self.precision}; leave tf32 out"
+            )
+        if "fused" in self.levers and self.optimizer not in FUSED_OPTIMIZERS:
+            raise UsageError(
+                f"{self.optimizer} has no second, fused update; leave fused out, or use "
+                f"{' or '.join(FUSED_OPTIMIZERS)}"
+            )
+        in_order = tuple(name for name in LEVERS if name in self.levers)
+        object.__setattr__(self, "levers", in_order)
 
     @property
     def effective_batch(self) -> int:
@@ -127,10 +160,11 @@ class Workload:
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, object]:
-        """Return a JSON object with every field."""
+        """Return a JSON object with every field; ``levers`` only if there are any."""
         data = asdict(self)
         data["targets"] = None if self.targets is None else list(self.targets)
-        return data
+        del data["levers"]
+        return data | {"levers": list(self.levers)} if self.levers else data
 
     @classmethod
     def from_json(
@@ -163,6 +197,13 @@ class Candidate:
     placement: Placement = KEEP_ALL
     policy: PolicyChoice = NO_POLICY
 
+    def __post_init__(self) -> None:
+        if "compile" in self.workload.levers and not self.placement.is_none:
+            raise UsageError(
+                "torch.compile does not trace the recomputation of a placement; leave compile out, "
+                "or use the checkpoint policy none"
+            )
+
     def to_json(self) -> dict[str, object]:
         """Return plain data for a plan file."""
         placement = placement_to_json(self.placement, self.policy)
@@ -191,7 +232,10 @@ class Candidate:
         placement, policy = placement_from_json(
             given.get("placement", {}), part=f"{part}.placement", dropped=dropped
         )
-        return cls(workload=workload, placement=placement, policy=policy)
+        try:
+            return cls(workload=workload, placement=placement, policy=policy)
+        except UsageError as error:
+            raise InputError(f"{part}: {error}") from error
 
 
 def _integer_in(name: str, value: object, limits: Meta) -> None:

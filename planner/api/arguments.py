@@ -10,7 +10,7 @@ from profiler.units import MIB, DeviceBytes, parse_bytes
 
 if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
-    from profiler.workload import Candidate, OptimizerName, PrecisionName, Workload
+    from profiler.workload import Candidate, Lever, OptimizerName, PrecisionName, Workload
 
 
 class WorkloadOptions(TypedDict, total=False):
@@ -27,6 +27,8 @@ class WorkloadOptions(TypedDict, total=False):
         targets: module-name suffixes to adapt; None for the method's default.
         precision: ``fp32`` (the default), or autocast to ``bf16`` or ``fp16``.
         optimizer: ``adamw`` (the default), ``sgd`` or ``adamw8bit``.
+        levers: settings that change a step's speed and not its result (none):
+            ``channels_last``, ``fused``, ``tf32``, ``cudnn_benchmark``, ``compile``.
         image_size: height and width of the input in pixels; None for the model's own.
         num_classes: number of classes (1000).
         checkpoint: checkpoint policy as commands write it: ``every-3`` (``none``).
@@ -42,6 +44,7 @@ class WorkloadOptions(TypedDict, total=False):
     targets: Sequence[str] | None
     precision: PrecisionName
     optimizer: OptimizerName
+    levers: Sequence[Lever]
     image_size: int | None
     num_classes: int
     checkpoint: str
@@ -112,6 +115,7 @@ def _workload(model: str, method: str, options: WorkloadOptions) -> Workload:
             accumulation=options.get("accumulate", 1),
             precision=options.get("precision", "fp32"),
             optimizer=options.get("optimizer", "adamw"),
+            levers=tuple(options.get("levers", ())),
             image_size=options.get("image_size") or backbones.native_image_size(name),
             num_classes=options.get("num_classes", 1000),
         )

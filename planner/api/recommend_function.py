@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from planner.api.arguments import device_name, no_progress, parse_size
 from planner.api.early_checks import check_input, check_names, check_plan_folder, check_words
+from planner.recommendation.lever_choice import parse_levers
 from profiler.workload import OPTIMIZERS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def recommend(
     storage: str | None = None,
     out: str | Path = "plans",
     objective: Objective = "balanced",
+    levers: str | Sequence[str] = "auto",
     min_accuracy: float | None = None,
     max_hours: float | None = None,
     max_kwh: float | None = None,
@@ -78,6 +80,9 @@ def recommend(
         out: folder of the plan files.
         objective: criterion for candidates of equal expected accuracy: ``balanced``,
             ``time``, ``energy``, or ``accuracy`` for the most accurate one on any evidence.
+        levers: ``auto`` for levers that are predicted to gain, ``none``, or names, which each row
+            takes if it allows them: ``channels_last``, ``fused``, ``tf32``, ``cudnn_benchmark``,
+            ``compile``.
         min_accuracy: least expected accuracy in percent; None for no limit.
         max_hours: longest training in hours on the planned device; None for no limit.
         max_kwh: largest energy of the training in kWh; None for no limit.
@@ -106,6 +111,7 @@ def recommend(
     check_names(models=[model], methods=named, device=device_name(device))
     check_words("precision", precisions or (), PRECISIONS)
     check_words("optimizer", optimizers, OPTIMIZERS)
+    parse_levers(levers)
     check_input(data=data, weights=weights)
     check_plan_folder(out)
     from planner.recommendation.build_request import build_request
@@ -137,6 +143,7 @@ def recommend(
         storage=storage,
         out=Path(out),
         objective=objective,
+        levers=levers,
         limits=Limits(
             min_accuracy=None if min_accuracy is None else min_accuracy / 100,
             max_hours=max_hours,

@@ -13,12 +13,13 @@ import click
 
 from planner.cli.check_command import check
 from planner.cli.command_group import EPILOG, CommandGroup
+from planner.cli.dashboard_command import dashboard
 from planner.cli.doctor_command import doctor
 from planner.cli.explain_command import explain
 from planner.cli.export_command import export
 from planner.cli.list_commands import devices, methods, models
 from planner.cli.plan_commands import show, train, validate
-from planner.cli.recommend_commands import dashboard, recommend
+from planner.cli.recommend_commands import recommend
 from planner.cli.rehearse_command import rehearse
 from planner.cli.report_command import report
 from planner.cli.score_command import score

@@ -27,6 +27,25 @@ def batch_of(candidate: Candidate) -> str:
     return f"{load.micro_batch}x{load.accumulation}"
 
 
+_LEVER_WORDS = {
+    "channels_last": "channels-last",
+    "tf32": "TF32",
+    "cudnn_benchmark": "cudnn.benchmark",
+    "compile": "torch.compile",
+}
+
+
+def optimizer_of(candidate: Candidate) -> str:
+    """Return the optimizer, such as ``fused adamw``."""
+    load = candidate.workload
+    return f"fused {load.optimizer}" if "fused" in load.levers else load.optimizer
+
+
+def levers_of(candidate: Candidate) -> list[str]:
+    """Return the levers beside a fused optimizer, in words."""
+    return [_LEVER_WORDS[name] for name in candidate.workload.levers if name in _LEVER_WORDS]
+
+
 def placement_of(candidate: Candidate, units: int | None = None) -> str:
     """Return the policy and its decisions: ``optimal: 2 cheap, 1 in parts, 3 recompute of 12``."""
     placement, policy = candidate.placement, candidate.policy.display_name
@@ -75,7 +94,9 @@ def candidate_facts(candidate: Candidate) -> Iterator[tuple[str, str]]:
     yield "method", method_of(candidate)
     yield "batch", f"{load.micro_batch} x {load.accumulation} = {load.effective_batch} images"
     yield "precision", load.precision
-    yield "optimizer", load.optimizer
+    yield "optimizer", optimizer_of(candidate)
+    if levers := levers_of(candidate):
+        yield "levers", ", ".join(levers)
     yield "input", f"{load.image_size} px, {load.num_classes} classes"
     yield "checkpointing", placement_of(candidate)
 

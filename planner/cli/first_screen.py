@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from planner.cli.cell_text import batch_of, method_of
+from planner.cli.cell_text import batch_of, levers_of, method_of, optimizer_of
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recommendation.answer import Alternative, Recommendation
@@ -37,12 +37,17 @@ USAGE_CELLS = 20
 
 WHY_LINES = 3
 
+MOST_PLANLESS = 3
+"""Alternatives without a plan file: rows that do not fit, and smaller images."""
+
 MOST_ROWS = 5
 """Alternatives that are shown, the most useful first."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
-_SHOWN_FIRST = ("fastest", "full", "paper", "smallest", "most accurate", "safest")
+_SHOWN_FIRST = (
+    "fastest", "full", "paper", "smallest", "most accurate", "safest", "smaller images",
+)  # fmt: skip
 """Names of alternatives by descending use for a decision."""
 
 
@@ -122,11 +127,12 @@ def _summary(plan: Plan) -> str:
     batch = f"batch {load.micro_batch}"
     if load.accumulation > 1:
         batch += f" x {load.accumulation}"
-    parts = [method_of(plan.candidate), load.precision, batch, load.optimizer]
+    parts = [method_of(plan.candidate), load.precision, batch, optimizer_of(plan.candidate)]
     if not placement.is_none:
         parts.append(f"{plan.candidate.policy.display_name} checkpointing")
     if plan.recipe is not None:
         parts.append(f"lr {plan.recipe.learning_rate:g}")
+    parts += levers_of(plan.candidate)
     return ", ".join(parts)
 
 
@@ -227,29 +233,29 @@ def _labelled(label: str, text: str, *, width: int, most: int) -> list[str]:
 
 
 def _alternative_lines(answer: Recommendation, width: int, *, most: int) -> list[str]:
-    """Return a table of the named rows beside the recommended one, then those that do not fit.
+    """Return a table of the named rows beside the recommended one, then those without a plan.
 
     The names of the same row are joined. Columns that do not fit the width are left out, those on
     the right first.
     """
     named: dict[int, list[str]] = {}
-    too_big: list[Alternative] = []
+    planless: list[Alternative] = []
     for each in sorted(answer.alternatives, key=lambda a: _SHOWN_FIRST.index(a.name)):
         if each.index is None:
-            too_big.append(each)
+            planless.append(each)
         elif each.index != answer.recommended:
             named.setdefault(each.index, []).append(each.name)
     frozen = _frozen_row(answer)
     most = min(most - 1, MOST_ROWS) - (frozen is not None)
-    too_big = too_big[: min(2, max(0, most))]
-    shown = dict(list(named.items())[: max(0, most - len(too_big))])
+    planless = planless[: min(MOST_PLANLESS, max(0, most))]
+    shown = dict(list(named.items())[: max(0, most - len(planless))])
     rows = [["OR", "method", "batch", "prec", "memory", "img/s", "energy", "accuracy"]]
     rows += [_row(answer, index, names) for index, names in shown.items()]
     if frozen is not None and most >= 0:
         rows.append(frozen)
-    lines = _aligned(rows, width) if len(rows) > 1 else (["OR"] if too_big else [])
+    lines = _aligned(rows, width) if len(rows) > 1 else (["OR"] if planless else [])
     label = max([len(row[0]) for row in rows[1:]], default=8)
-    for each in too_big:
+    for each in planless:
         text = f"  {each.name:<{label}}  {_too_big(answer, each)}"
         lines += textwrap.wrap(text, width, max_lines=1, placeholder=" ...")
     return lines

@@ -15,7 +15,7 @@ import click
 from planner.placement.policies import parse_policy, policy_words
 from profiler.errors import UsageError
 from profiler.units import parse_bytes
-from profiler.workload import OPTIMIZERS, PRECISIONS
+from profiler.workload import LEVERS, OPTIMIZERS, PRECISIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -260,6 +260,13 @@ _WORKLOAD_OPTIONS = (
         default="adamw",
         show_default=True,
         help="Optimizer; adamw8bit is that of bitsandbytes.",
+    ),
+    click.option(
+        "--levers",
+        type=Names(),
+        default="",
+        metavar="LIST",
+        help=f"Settings of speed: {', '.join(LEVERS)}. [default: none]",
     ),
     image_size_option,
     click.option(

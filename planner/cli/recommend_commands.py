@@ -1,4 +1,4 @@
-"""Commands of the search: recommend and dashboard."""
+"""The command recommend."""
 
 from __future__ import annotations
 
@@ -123,6 +123,15 @@ from planner.training.images.registry import DATA_NAMES
     help="Criterion among candidates of equal expected accuracy; accuracy trusts weak evidence.",
 )
 @click.option(
+    "--levers",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|LIST",
+    help="Settings that change a step's speed and not its result: auto takes those of "
+    "channels_last, fused and tf32 that are predicted to gain; a list may also name "
+    "cudnn_benchmark and compile.",
+)
+@click.option(
     "--min-accuracy",
     type=click.FloatRange(min=0, max=100, min_open=True),
     help="Least expected accuracy in percent.",
@@ -203,6 +212,7 @@ def recommend(
     probe_minutes: float | None,
     find_lr: bool | None,
     objective: Literal["balanced", "accuracy", "time", "energy"],
+    levers: str,
     min_accuracy: float | None,
     max_hours: float | None,
     max_kwh: float | None,
@@ -245,6 +255,7 @@ def recommend(
             storage=storage,
             out=out,
             objective=objective,
+            levers=levers,
             min_accuracy=min_accuracy,
             max_hours=max_hours,
             max_kwh=max_kwh,
@@ -272,34 +283,3 @@ def recommend(
             show_all_rows(answer, screen)
         if notes:
             show_notes(answer, screen)
-
-
-@click.command()
-@click.option(
-    "--storage", help="SQLAlchemy URL of the studies. [default: the newest file in studies/]"
-)
-@click.option("--host", default="localhost", show_default=True, help="Host name to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65535),
-    default=8080,
-    show_default=True,
-    help="Port to listen on.",
-)
-@json_option
-def dashboard(storage: str | None, host: str, port: int, as_json: bool) -> None:
-    """Show studies in a browser with optuna-dashboard."""
-    from planner.search.dashboard import serve_dashboard
-    from planner.search.storage import newest_storage
-    from planner.search.storage_url import mask_url
-
-    url = storage or newest_storage()
-    shown, address = mask_url(url), f"http://{host}:{port}/"
-
-    def announce() -> None:
-        if as_json:
-            print_json({"schema": "budgetplan.dashboard/1", "storage": shown, "address": address})
-        else:
-            click.echo(f"{shown} at {address} (Ctrl-C ends it)")
-
-    serve_dashboard(url, host=host, port=port, on_ready=announce)

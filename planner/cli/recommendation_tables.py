@@ -9,7 +9,9 @@ from rich.console import Console
 from planner.cli.cell_text import (
     batch_of,
     difference,
+    levers_of,
     method_of,
+    optimizer_of,
     placement_of,
     shown_accuracy,
     shown_score,
@@ -80,7 +82,7 @@ def front_columns(answer: Recommendation) -> list[Column]:
         ),
         Column(
             header="optimizer",
-            cells=[p.candidate.workload.optimizer for p in plans],
+            cells=[", ".join([optimizer_of(p.candidate), *levers_of(p.candidate)]) for p in plans],
             justify="left",
         ),
         Column(

@@ -44,7 +44,7 @@ def serve(
     from planner.disk.free_space import check_folder
     from planner.service.access import LOOPBACK, check_address
 
-    token = None if token_file is None else _read_token(token_file)
+    token = None if token_file is None else read_token(token_file)
     check_address(host, token)
     check_folder(root)
     try:
@@ -61,7 +61,12 @@ def serve(
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """Return the token in a file.
+
+    Raises:
+        InputError: the file cannot be read, or its token is short.
+    """
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -101,7 +101,7 @@ class CostModel:
         accumulating = workload.accumulation > 1
         family = self.profiles.family(workload)
         size = workload.micro_batch, workload.rank, accumulating, workload.optimizer
-        key = (family, *size, options)
+        key = (family, *size, workload.levers, options)
         if key not in self._costs:
             self._costs[key] = unit_costs(
                 workload,

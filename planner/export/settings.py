@@ -7,10 +7,14 @@ from typing import Any
 from planner.plan import Plan
 from profiler.errors import UsageError
 from profiler.placement import Decision
+from profiler.workload import Workload
 
 OPTIMIZERS_OF_HF = {"adamw": "adamw_torch", "sgd": "sgd", "adamw8bit": "adamw_bnb_8bit"}
 
 OPTIMIZERS_OF_TIMM = {"adamw": "adamw", "sgd": "momentum"}
+
+TIMM_LEVERS = {"channels_last": "channels-last", "compile": "torchcompile"}
+"""Levers that timm's script has."""
 
 PRECISIONS_OF_LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -34,7 +38,9 @@ def hf_arguments(plan: Plan) -> dict[str, Any]:
         "lr_scheduler_type": recipe.schedule,
         "warmup_steps": recipe.warm_up_steps,
         "weight_decay": recipe.weight_decay,
-        "optim": OPTIMIZERS_OF_HF[workload.optimizer],
+        "optim": _hf_optimizer(workload),
+        "tf32": True if "tf32" in workload.levers else None,
+        "torch_compile": "compile" in workload.levers,
         # the Trainer clips at 1 by default; 0 means not at all
         "max_grad_norm": workload.grad_clip or 0.0,
         "bf16": workload.precision == "bf16",
@@ -49,6 +55,11 @@ def hf_arguments(plan: Plan) -> dict[str, Any]:
         "logging_steps": 10,
         "report_to": "none",
     }
+
+
+def _hf_optimizer(workload: Workload) -> str:
+    fused = "fused" in workload.levers and workload.optimizer == "adamw"
+    return "adamw_torch_fused" if fused else OPTIMIZERS_OF_HF[workload.optimizer]
 
 
 def lightning_config(plan: Plan) -> dict[str, Any]:
@@ -84,6 +95,7 @@ def lightning_config(plan: Plan) -> dict[str, Any]:
             "precision": PRECISIONS_OF_LIGHTNING[workload.precision],
             "gradient_clip_val": workload.grad_clip,
             "devices": 1,  # several would multiply the batch
+            "benchmark": "cudnn_benchmark" in workload.levers,
             "num_sanity_val_steps": 0,
             "callbacks": callbacks,
         },
@@ -145,6 +157,7 @@ def timm_arguments(plan: Plan) -> list[str]:
         options["amp-dtype"] = {"bf16": "bfloat16", "fp16": "float16"}[workload.precision]
     if recomputes_all_units(plan):
         flags.append("grad-checkpointing")
+    flags += [flag for lever, flag in TIMM_LEVERS.items() if lever in workload.levers]
     if not recipe.augment:
         flags.append("no-aug")
     return [f"--{name}={value}" for name, value in options.items()] + [f"--{f}" for f in flags]

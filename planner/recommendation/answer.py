@@ -49,7 +49,9 @@ class FrontEntry:
     host_prediction: Report | None = None
 
 
-AlternativeName = Literal["fastest", "most accurate", "smallest", "safest", "full", "paper"]
+AlternativeName = Literal[
+    "fastest", "most accurate", "smallest", "safest", "full", "paper", "smaller images"
+]
 
 DecidedBy = Literal["published", "probe", "learned", "cost"]
 """The evidence that distinguishes the recommended entry from the others: published comparisons of
@@ -61,9 +63,9 @@ class Alternative:
     """A named row beside the recommended one.
 
     Attributes:
-        name: property in which the row is best, ``full`` for training every parameter, or ``paper``
-            for the default of arXiv 2607.02158.
-        index: index into ``front``; None if the row does not fit.
+        name: property in which the row is best, ``full`` for training every parameter, ``paper``
+            for the default of arXiv 2607.02158, or ``smaller images``.
+        index: index into ``front``; None if the row does not fit, and for smaller images.
         note: one clause: the difference to other rows, or the memory that it needs.
     """
 

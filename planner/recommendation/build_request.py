@@ -8,6 +8,7 @@ from pathlib import Path
 
 from planner.recommendation.data_facts import data_facts
 from planner.recommendation.image_size import default_image_size, image_size_notes
+from planner.recommendation.lever_choice import parse_levers
 from planner.recommendation.objective import Objective, check_objective
 from planner.recommendation.request import (
     EnergyRates,
@@ -67,6 +68,7 @@ def build_request(
     storage: str | None = None,
     out: Path = Path("plans"),
     objective: Objective = "balanced",
+    levers: str | Sequence[str] = "auto",
     limits: Limits | None = None,
     energy_rates: EnergyRates | None = None,
     training_free: bool | None = None,
@@ -86,6 +88,7 @@ def build_request(
         raise UsageError(
             "--allow-training-free needs the models that --no-training-free leaves out"
         )
+    chosen_levers = parse_levers(levers)
     if probe_minutes is not None and not 0 < probe_minutes < math.inf:
         raise UsageError(f"probe_minutes must be positive, got {probe_minutes!r}")
     runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
@@ -140,6 +143,7 @@ def build_request(
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out / question_folder(model, data, budget_bytes),
         objective=objective,
+        levers=chosen_levers,
         limits=limits or Limits(),
         energy_rates=energy_rates or EnergyRates(),
         training_free=training_free,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.search.problem import TrialResult
+from profiler.prediction.lever_effects import LeverEffect
 from profiler.records import Report
 from profiler.workload import Candidate
 
@@ -20,12 +21,14 @@ class CheckedCandidate:
     Attributes:
         result: the candidate's trial in the search.
         prediction: replay for the planned device.
+        effects: predicted effects of its levers.
         validation: the real run; None if there was none.
         host_prediction: replay for the CPU, if the real run was on a CPU in place of the GPU.
     """
 
     result: TrialResult
     prediction: Report
+    effects: tuple[LeverEffect, ...] = ()
     validation: Validation | None = None
     host_prediction: Report | None = None
 

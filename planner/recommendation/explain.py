@@ -138,7 +138,7 @@ def _from_plain_default(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
     load = planned.workload
     plain = load.replace(
         method="full", rank=None, alpha=None, targets=None, dropout=0.0, precision="fp32",
-        optimizer="adamw", micro_batch=load.effective_batch, accumulation=1,
+        optimizer="adamw", micro_batch=load.effective_batch, accumulation=1, levers=(),
     )  # fmt: skip
     yield f"full, fp32, batch {load.effective_batch}, adamw", Candidate(workload=plain)
     method = {
@@ -151,6 +151,7 @@ def _from_plain_default(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
         (f"precision {load.precision}", {"precision": load.precision}),
         (f"optimizer {load.optimizer}", {"optimizer": load.optimizer}),
         (f"batch {load.micro_batch}x{load.accumulation}", batch),
+        (f"levers {', '.join(load.levers)}", {"levers": load.levers}),
     ):
         changed = plain.replace(**values)
         if changed != plain:
@@ -166,7 +167,8 @@ def _neighbours_of(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
     if load.micro_batch % 2 == 0:
         yield "half the micro-batch", replace(planned, workload=_with_batch(load, 0.5))
     if planned.placement.is_none:
-        yield from _all_recomputed(planned)
+        if "compile" not in load.levers:
+            yield from _all_recomputed(planned)
     else:
         yield "without checkpointing", Candidate(workload=load)
     if load.accumulation % 2 == 0:

@@ -18,8 +18,10 @@ the budget in a later stage is dropped, and the answer lists it.
     rate_test.py      the learning-rate test of the recommended plan
     limits.py         limits of accuracy, duration and energy
     alternatives.py   the named rows beside it
+    smaller_images.py the same on smaller images
     notes.py          the notes of the answer
     answer.py         the answer
+    study_note.py     the notes of its study
     infeasible.py     the error when nothing fits
     without_training.py  published models that need no fine-tuning
 """
@@ -27,6 +29,7 @@ the budget in a later stage is dropped, and the answer lists it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -41,7 +44,7 @@ from planner.recommendation.choose import choose
 from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import nothing_fits
 from planner.recommendation.limits import accurate_enough, within_cost_limits
-from planner.recommendation.named_rows import answer_rows
+from planner.recommendation.named_rows import answer_rows, is_paper_default
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import final_recipe, probe_front
 from planner.recommendation.ranking import Question, equal_methods
@@ -49,12 +52,14 @@ from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
+from planner.recommendation.smaller_images import with_smaller_images
+from planner.recommendation.study_note import annotate
 from planner.recommendation.without_training import (
     best_without_training,
     list_training_free,
     training_free_notes,
 )
-from planner.search.problem import CostEstimator, SearchProblem, SearchResult
+from planner.search.problem import CostEstimator, SearchProblem, SearchResult, TrialResult
 from planner.search.storage import default_storage
 from planner.search.study import search
 from planner.search.study_lock import check_storage
@@ -108,10 +113,11 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     entries, rate_notes = with_tested_rate(
         request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
     )
+    smaller = filter(None, [with_smaller_images(entries[choice.index], device=cost.device)])
     baselines = paper_baselines(request.space, cost, request.budget_bytes)
     training_free = list_training_free(request, notify)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
-    return Recommendation(
+    answer = Recommendation(
         request=request,
         study=found.study,
         storage=found.storage,
@@ -123,8 +129,11 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         why=choice.why,
         decided_by=choice.decided_by,
         ties=choice.ties,
-        alternatives=named_alternatives(
-            entries, choice, baselines, question=question, searched=found.results
+        alternatives=(
+            *named_alternatives(
+                entries, choice, baselines, question=question, searched=found.results
+            ),
+            *smaller,
         ),
         baselines=baselines,
         dropped=(*replayed.dropped, *ran.dropped, *accurate.dropped),
@@ -141,6 +150,8 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
             request, training_free, entries[choice.index]
         ),
     )
+    annotate(answer, storage)
+    return answer
 
 
 def search_problem(request: Request) -> SearchProblem:
@@ -154,6 +165,13 @@ def search_problem(request: Request) -> SearchProblem:
         # The plan will fine-tune pretrained weights, even if they cannot be loaded here and now.
         pretrained=request.run.pretrained or request.run.weights is not None,
     )
+
+
+def _kept_rows(request: Request, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the rows of an answer, and the paper's default even if it does not fit."""
+    fitting = [row for row in results if row.device_bytes <= request.budget_bytes]
+    rows = answer_rows(fitting, Question.of(request)) if fitting else []
+    return [*rows, *(row for row in results if is_paper_default(row))]
 
 
 def _search(request: Request, cost: CostEstimator, notify: Notify) -> SearchResult:
@@ -171,7 +189,7 @@ def _search(request: Request, cost: CostEstimator, notify: Notify) -> SearchResu
         seed=request.run.seed,
         study_name=request.study,
         storage=request.storage,
-        kept_rows=lambda results: answer_rows(results, Question.of(request)),
+        kept_rows=lambda results: _kept_rows(request, results),
         stop=request.stop,
         on_trial=on_trial,
         on_profile=lambda text, _: notify("search", text, done),

@@ -34,6 +34,7 @@ def plan_provenance(
             "step_seconds": checked.result.step_seconds,
             "energy_joules": checked.result.energy_joules,
         },
+        "levers": [effect.to_json() for effect in checked.effects],
         "origin": list(checked.prediction.notes),
         **run_provenance(checked.validation, checked.host_prediction),
     }

@@ -11,15 +11,14 @@ from planner.cost.place_within_budget import place_within_budget
 from planner.placement.policies import OPTIMAL
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
+from planner.recommendation.levers import LeverOutcome, with_levers
 from planner.recommendation.limits import exceeded_limit
 from planner.recommendation.named_rows import answer_rows
 from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.search.problem import TrialResult
 from profiler.errors import UsageError
-from profiler.records import Report
 from profiler.units import format_bytes
-from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
@@ -55,23 +54,24 @@ def replay_front(
             if reason is not None:
                 dropped.append(f"{candidate_summary(row.candidate)}: {reason}")
                 waiting.remove(row)
-            elif isinstance(report, Report):
+            elif isinstance(report, LeverOutcome):
                 # The replay may have changed the placement. Its score is the same.
-                placed = replace(row, candidate=report.candidate)
-                passed[id(row)] = CheckedCandidate(result=placed, prediction=report)
+                passed[id(row)] = CheckedCandidate(
+                    result=report.result(row), prediction=report.report, effects=report.effects
+                )
     wanted = {id(row) for row in answer_rows(waiting, question)} if waiting else set()
     kept = [checked for key, checked in passed.items() if key in wanted] or list(passed.values())
     kept.sort(key=lambda c: (-c.result.score, needed_bytes(c.prediction)))
     return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
 
 
-def _reason_to_drop(request: Request, row: TrialResult, report: Report | str) -> str | None:
+def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome | str) -> str | None:
     """Return why a replayed row is dropped; None if it fits the budget and the limits."""
-    if isinstance(report, str):
-        return report
-    need_bytes = needed_bytes(report)
+    if isinstance(replayed, str):
+        return replayed
+    need_bytes = needed_bytes(replayed.report)
     if need_bytes <= request.budget_bytes:
-        return exceeded_limit(request, report)
+        return exceeded_limit(request, replayed.report)
     return (
         f"the search composed {format_bytes(row.device_bytes)}, but the replay needs "
         f"{format_bytes(need_bytes)}"
@@ -80,7 +80,7 @@ def _reason_to_drop(request: Request, row: TrialResult, report: Report | str) ->
 
 def _replayed(
     request: Request, rows: Sequence[TrialResult], cost: CostModel, notify: Notify
-) -> Iterator[tuple[TrialResult, Report | str]]:
+) -> Iterator[tuple[TrialResult, LeverOutcome | str]]:
     """Yield each row with its replay, or with the reason why it cannot be replayed.
 
     For a GPU, replays run in parallel. For a CPU they run kernels to find their workspace, on
@@ -91,7 +91,7 @@ def _replayed(
     ahead = {}
     if cost.device.is_cuda:
         ahead = forked(
-            lambda row: _replay(request, row.candidate, cost),
+            lambda row: _replay(request, row, cost),
             list(rows),
             lambda row, done: notify("replay", candidate_summary(row.candidate), done),
         )
@@ -99,19 +99,20 @@ def _replayed(
         if index not in ahead:
             notify("replay", candidate_summary(row.candidate), index / len(rows))
         try:
-            yield row, ahead.get(index) or _replay(request, row.candidate, cost)
+            yield row, ahead.get(index) or _replay(request, row, cost)
         except UsageError as error:
             yield row, str(error)
 
 
-def _replay(request: Request, candidate: Candidate, cost: CostModel) -> Report:
-    """Replay a candidate; place an optimal one again, with all options of its units.
+def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome:
+    """Replay a candidate, then with the levers that it takes.
 
-    The search places with fewer options, because each option costs a replay of the family.
+    An optimal one is placed again with all options of its units: the search places with fewer,
+    because each option costs a replay of the family.
     """
     from profiler.prediction.report import predict
 
-    load = candidate.workload
+    candidate, load = row.candidate, row.candidate.workload
     if candidate.policy != OPTIMAL or candidate.placement.is_none:
         report = predict(candidate, device=cost.device)
     else:
@@ -122,4 +123,11 @@ def _replay(request: Request, candidate: Candidate, cost: CostModel) -> Report:
             budget_bytes=request.budget_bytes,
             options=cost.profiles.unit_options(load),
         )
-    return replace(report, device=request.device)
+    outcome = with_levers(
+        report,
+        row,
+        choice=request.levers,
+        budget_bytes=request.budget_bytes,
+        device=cost.device,
+    )
+    return replace(outcome, report=replace(outcome.report, device=request.device))

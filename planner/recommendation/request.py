@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from planner.disk.names import safe_file_name
+from planner.recommendation.lever_choice import LeverChoice
 from planner.recommendation.objective import Objective
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
@@ -105,6 +106,7 @@ class Request:
         stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
         objective: criterion for candidates that are expected to be equally accurate.
+        levers: levers of the rows: ``auto``, or the levers that each takes if it allows them.
         limits: limits of accuracy, duration and energy.
         energy_rates: the user's price and emissions of a kWh.
         probe_seconds: time of the short trainings on the user's images; None for none.
@@ -133,6 +135,7 @@ class Request:
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
     objective: Objective = "balanced"
+    levers: LeverChoice = "auto"
     limits: Limits = Limits()
     energy_rates: EnergyRates = EnergyRates()
     probe_seconds: float | None = None

@@ -1,40 +1,79 @@
-"""Serves studies in a browser through optuna-dashboard."""
+"""The pages of optuna-dashboard for a storage, and the file of a study that is named.
+
+optuna-dashboard 0.21 checks neither ``Host`` nor ``Origin``, and 17 of its routes write. So it is
+never served as it is: ``planner.service.dashboard_server`` stands before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from planner.search.storage import check_file, optuna_url, storage_errors
+from planner.search.storage import (
+    STUDY_FOLDER,
+    check_file,
+    newest_storage,
+    optuna_url,
+    storage_errors,
+    study_storage,
+)
 from planner.search.storage_url import sqlite_path
-from profiler.errors import InputError, UsageError
+from planner.search.study_notes import artifact_folder
+from profiler.errors import InputError
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
 
 
-def serve_dashboard(
-    url: str, *, host: str, port: int, on_ready: Callable[[], None] = lambda: None
-) -> None:
-    """Serve the studies of a storage until interrupted.
+def dashboard_storage(study: str | None) -> str:
+    """Return the URL of the studies to show.
 
     Args:
-        url: SQLAlchemy URL of the storage.
-        host: address to listen on.
-        port: port to listen on.
-        on_ready: called once the storage is open.
+        study: name of a study in ``studies/``, path of a database file, or URL; None for the
+            newest file in ``studies/``.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    if study is None:
+        return newest_storage()
+    if "://" in study:
+        return study
+    for path in (STUDY_FOLDER / f"{study}.db", Path(study)):
+        if path.is_file():
+            return study_storage(path)
+    known = sorted(path.stem for path in STUDY_FOLDER.glob("*.db"))
+    raise InputError(
+        f"there is no study {study!r} in {STUDY_FOLDER}/ and no such file; "
+        f"{'use one of ' + ', '.join(known[-5:]) if known else '`budgetplan recommend` makes one'}"
+    )
+
+
+def dashboard_app(url: str) -> WSGIApplication:
+    """Return optuna-dashboard's application for a storage.
 
     Raises:
         InputError: the storage cannot be used.
-        UsageError: the address is in use.
     """
     import optuna
-    from optuna_dashboard import run_server
+    from optuna.artifacts import FileSystemArtifactStore
+    from optuna_dashboard import wsgi
 
     path = sqlite_path(url)
     if path is not None and not path.exists():
         raise InputError(f"{path} does not exist; `budgetplan recommend` creates studies")
     check_file(url)
+    folder = artifact_folder(url)
+    store = None if folder is None else FileSystemArtifactStore(base_path=folder)
     with storage_errors(url):
         storage = optuna.storages.get_storage(optuna_url(url))
-    on_ready()
-    try:
-        run_server(storage, host=host, port=port)
-    except OSError as error:
-        raise UsageError(f"cannot serve at {host}:{port} ({error.strerror or error})") from error
+        app: WSGIApplication = wsgi(storage, artifact_store=store)
+    return app
+
+
+def other_studies(url: str) -> Iterable[str]:
+    """Return the names of the other files in ``studies/``, newest first."""
+    shown = sqlite_path(url)
+    files = [path for path in STUDY_FOLDER.glob("*.db") if path != shown]
+    return [path.stem for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True)]

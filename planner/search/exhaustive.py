@@ -32,7 +32,7 @@ _POINTS_BEFORE_ESTIMATE = 100
 _POINTS_PER_REPORT = 50
 
 KeptRows = Callable[[Sequence[TrialResult]], Sequence[TrialResult]]
-"""Selects the results that a study keeps beside the front."""
+"""Selects the results that a study keeps beside the front, from all results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def store_kept(
         [result.objectives for result in found.results], directions=OBJECTIVES, violations=excess
     )
     fitting = [r for r, over in zip(found.results, excess, strict=True) if over <= 0]
-    rows = [found.results[i] for i in front] + (list(kept_rows(fitting)) if fitting else [])
+    rows = [*(found.results[i] for i in front), *kept_rows(found.results)]
     stored = {assignment_key(result.assignment) for result in records.results}
     records.write_cost_unit(evaluator.cost_unit)
     for row in rows:

@@ -12,6 +12,7 @@ from planner.search.trial_records import user_attributes
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, Trial
 
 
@@ -27,13 +28,21 @@ class PointSampler:
         stored: trials of the durable study, oldest first.
         seed: seed of the search. It is combined with the number of stored trials, because a
             continued search would otherwise draw the same random points again.
+        sampler: sampler to use instead of TPE.
     """
 
-    def __init__(self, space: Space, stored: Sequence[FrozenTrial], *, seed: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        stored: Sequence[FrozenTrial],
+        *,
+        seed: int,
+        sampler: BaseSampler | None = None,
+    ) -> None:
         self._space = space
         self._seen = {assignment_key(trial.params) for trial in stored}
         self._random = random.Random(f"{seed}/{len(stored)}")
-        self._study = _study_in_memory(stored, seed=seed + len(stored))
+        self._study = _study_in_memory(stored, sampler=sampler, seed=seed + len(stored))
         self._unseen: list[Assignment] | None = None
         self._starting_points = space.starting_points()
         for assignment in self._starting_points:
@@ -110,12 +119,14 @@ class PointSampler:
             self._unseen.pop()
 
 
-def _study_in_memory(stored: Sequence[FrozenTrial], *, seed: int) -> Study:
+def _study_in_memory(
+    stored: Sequence[FrozenTrial], *, sampler: BaseSampler | None, seed: int
+) -> Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        directions=list(OBJECTIVES), sampler=optuna.samplers.TPESampler(seed=seed)
+        directions=list(OBJECTIVES), sampler=sampler or optuna.samplers.TPESampler(seed=seed)
     )
     study.add_trials(stored)
     return study

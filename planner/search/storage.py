@@ -59,7 +59,7 @@ def default_storage(study_name: str) -> str:
             f"a study name must be a file name of at most {LONGEST_NAME} bytes, without ?, "
             f"got {shortened(study_name)}"
         )
-    return _sqlite_url(STUDY_FOLDER / f"{study_name}.db")
+    return study_storage(STUDY_FOLDER / f"{study_name}.db")
 
 
 def newest_storage() -> str:
@@ -71,10 +71,11 @@ def newest_storage() -> str:
     files = sorted(STUDY_FOLDER.glob("*.db"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise InputError(f"there is no study in {STUDY_FOLDER}/; name one with --storage")
-    return _sqlite_url(files[-1])
+    return study_storage(files[-1])
 
 
-def _sqlite_url(path: Path) -> str:
+def study_storage(path: Path) -> str:
+    """Return the URL of an SQLite file."""
     from sqlalchemy import URL
 
     return URL.create("sqlite", database=str(path)).render_as_string()

@@ -30,6 +30,7 @@ from planner.training.plan_check import check_against_model
 from profiler.checkpointing.apply import AppliedPlacement, apply_placement
 from profiler.errors import InputError
 from profiler.models import backbones
+from profiler.models.image_layout import use_channels_last
 from profiler.models.methods import get_method
 from profiler.models.methods.target_layers import freeze_statistics
 
@@ -68,6 +69,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     applied = get_method(workload.method).apply(model, workload)
     if workload.frozen_batch_norm:
         freeze_statistics(applied, also_trained=True)
+    if "channels_last" in workload.levers:
+        use_channels_last(applied)
     # The units are those of the reference: to find them can take a forward, which would update the
     # running statistics of the user's BatchNorm layers.
     _APPLIED[applied] = apply_placement(applied, plan.candidate.placement, units=reference.units)

@@ -10,6 +10,7 @@ from profiler.errors import UsageError
 from profiler.models import backbones
 from profiler.models.backbones import WeightSource
 from profiler.models.checkpointable_units import find_units
+from profiler.models.image_layout import use_channels_last
 from profiler.models.methods import get_method
 from profiler.models.methods.base import backbone_of
 from profiler.models.methods.target_layers import freeze_statistics
@@ -86,6 +87,8 @@ def build_model(
         ) from error
     if workload.frozen_batch_norm:
         freeze_statistics(model, also_trained=True)
+    if "channels_last" in workload.levers:
+        use_channels_last(model)
     if source.kind == "random" and device != "meta":
         note = zero_scale_note(model, workload)
         source = source if note is None else replace(source, notes=(note,))

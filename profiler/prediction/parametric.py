@@ -72,7 +72,7 @@ from profiler.prediction.profile_records import (
 from profiler.records import OWNERS
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.unit_spans import first_spans, phase_spans
-from profiler.workload import Candidate, Workload
+from profiler.workload import Candidate, Lever, Workload
 
 PROBE_RANKS = (4, 8)
 """Ranks of the two probes of a method with a rank."""
@@ -120,6 +120,7 @@ def family_of(workload: Workload, *, of_one_image: bool = False) -> Workload:
         rank=_family_rank(workload),
         alpha=None,
         grad_clip=None,
+        levers=(),  # the replayed rung has the levers' memory; rates have their time
     )
 
 
@@ -128,7 +129,8 @@ def update_family_of(workload: Workload) -> Workload:
 
     The precision does not matter: parameters and optimizer state are fp32 under autocast too.
     """
-    family = family_of(workload).replace(precision="fp32")
+    fused: tuple[Lever, ...] = ("fused",) if "fused" in workload.levers else ()
+    family = family_of(workload).replace(precision="fp32", levers=fused)
     if workload.rank is None or not _has_one_rank(workload.method, workload.optimizer):
         return family
     return family.replace(rank=workload.rank)

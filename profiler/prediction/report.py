@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
@@ -18,13 +21,17 @@ from profiler.models.parameter_count import count_parameters
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
 from profiler.prediction.convolution_workspaces import comfortable_workspace_bytes
 from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
-from profiler.replay.event_log import EventLog, Phase
+from profiler.replay.event_log import EventLog, OperationRecord, Phase
 from profiler.replay.unit_spans import first_spans
+from profiler.timing.lever_factors import UNFITTED, layout_class
 from profiler.timing.predicted_cost import predicted_cost
 from profiler.timing.rates import rates
 from profiler.timing.roofline import Rates
 from profiler.units import format_bytes
 from profiler.workload import Candidate, Workload
+
+LARGEST_UNFITTED_SHARE = 0.01
+"""Share of a step's time that kernels without a factor of ``channels_last`` may take."""
 
 
 def predict(
@@ -62,9 +69,17 @@ def report_of(
     device: DeviceSpec,
     settings: AllocatorSettings | None = None,
 ) -> Report:
-    """Read a log as a report on a device."""
+    """Read a log as a report on a device.
+
+    Seconds on a GPU are those of the kernels that run without the lever ``channels_last``, times
+    its factors (``profiler.timing.lever_factors``). So a candidate with the lever is replayed once
+    more without it.
+    """
     workload = candidate.workload
     roofline = rates(device, workload)
+    timed = _log_to_time(candidate, log, device)
+    if device.is_cuda and not can_time(timed, workload, roofline):
+        roofline = None
     notes: list[str] = []
     if device.is_cuda:
         log = log.rounded(BLOCK_BYTES)
@@ -89,15 +104,16 @@ def report_of(
         )
     seconds = None
     if roofline is not None:
-        seconds = step_seconds(log, roofline, workload)
+        seconds = step_seconds(timed, roofline, workload)
         notes.append(f"time: {roofline.source}")
         if any(op.launches > 1 for op in log.operations):
             notes.append("scans are timed as PyTorch's own loops; mamba_ssm's kernel takes less")
     watts = None
     if seconds is not None and roofline is not None:
-        watts = roofline.watts_of(log.operations)
+        watts = roofline.watts_of(timed.operations)
     if watts is not None:
         notes.append("energy is that time at the predicted power")
+    notes.extend(_lever_notes(workload))
     notes.extend(method_notes(workload.replace(micro_batch=2, accumulation=1)))
     return Report(
         candidate=candidate,
@@ -106,12 +122,58 @@ def report_of(
         memory=memory,
         flops=step_flops(log, workload),
         **predicted_cost(
-            seconds, watts, roofline, host_seconds=_host_seconds(log, roofline, workload)
+            seconds, watts, roofline, host_seconds=_host_seconds(timed, roofline, workload)
         ),
         parameters=count_parameters(workload),
-        units=unit_reports(log, candidate, roofline),
+        units=unit_reports(log, candidate, roofline, timed=timed),
         notes=tuple(notes),
     )
+
+
+def can_time(log: EventLog, workload: Workload, roofline: Rates | None) -> bool:
+    """Return whether the time of a step is known under the workload's levers.
+
+    Args:
+        log: replay of the workload without ``channels_last``.
+        workload: the workload with its levers.
+        roofline: rates of the workload; None if they are unknown.
+    """
+    if "channels_last" not in workload.levers or roofline is None:
+        return roofline is not None
+    unfitted = [op for op in log.operations if layout_class(op.kernel) == UNFITTED]
+    share = roofline.total_seconds(unfitted) / roofline.total_seconds(log.operations)
+    return workload.precision != "fp32" and share < LARGEST_UNFITTED_SHARE
+
+
+def _log_to_time(candidate: Candidate, log: EventLog, device: DeviceSpec) -> EventLog:
+    """Return the log whose kernels are timed: one without ``channels_last`` on a GPU."""
+    from profiler.replay.step_replay import replay_step
+
+    levers = candidate.workload.levers
+    if "channels_last" not in levers or not device.is_cuda:
+        return log
+    without = tuple(lever for lever in levers if lever != "channels_last")
+    workload = candidate.workload.replace(levers=without)
+    return replay_step(replace(candidate, workload=workload), device=device)
+
+
+def _lever_notes(workload: Workload) -> Iterator[str]:
+    """Yield the limits of a prediction under a workload's levers."""
+    if "channels_last" in workload.levers:
+        yield (
+            "channels_last: factors of kernels fitted to an RTX 3090 in fp16; no time is predicted "
+            "in fp32, or with grouped convolutions"
+        )
+    if "compile" in workload.levers:
+        yield (
+            "time under torch.compile is not predicted, and the memory is that of the step without "
+            "it; the first steps take minutes longer"
+        )
+    if "cudnn_benchmark" in workload.levers:
+        yield (
+            "the gain of cudnn.benchmark is not predicted; its workspaces are in comfortable_bytes "
+            "where they are known, and it takes none that the memory cap does not allow"
+        )
 
 
 def host_memory(log: EventLog) -> Memory:
@@ -218,9 +280,21 @@ def _host_seconds(log: EventLog, roofline: Rates | None, workload: Workload) -> 
 
 
 def unit_reports(
-    log: EventLog, candidate: Candidate, roofline: Rates | None
+    log: EventLog,
+    candidate: Candidate,
+    roofline: Rates | None,
+    *,
+    timed: EventLog | None = None,
 ) -> tuple[UnitReport, ...]:
-    """Return one row per unit, of the first micro-batch."""
+    """Return one row per unit, of the first micro-batch.
+
+    Args:
+        log: log of the candidate, for bytes and FLOPs.
+        candidate: its placement gives the decisions.
+        roofline: rates of the device; None for no seconds.
+        timed: log of the operations that are timed; None for the same log.
+    """
+    of_seconds = log if timed is None else timed
     shown = min(candidate.workload.accumulation, 2)
     live = log.live_bytes()
     forwards, backwards = first_spans(log, Phase.FORWARD), first_spans(log, Phase.BACKWARD)
@@ -233,6 +307,9 @@ def unit_reports(
         forward = [op for op in own if op.phase == Phase.FORWARD]
         again = [op for op in own if op.phase == Phase.RECOMPUTE]
         back = [op for op in own if op.phase == Phase.BACKWARD]
+        timed_own = [op for op in of_seconds.operations if op.unit == index]
+        timed_forward = [op for op in timed_own if op.phase == Phase.FORWARD]
+        timed_again = [op for op in timed_own if op.phase == Phase.RECOMPUTE]
         working = None
         if back_span is not None:
             begin, end = back_span.begin, back_span.end
@@ -247,8 +324,14 @@ def unit_reports(
                 forward_flops=sum(op.flops for op in forward) // shown,
                 backward_flops=sum(op.flops for op in back) // shown,
                 recompute_flops=sum(op.flops for op in again) // shown,
-                forward_seconds=roofline.total_seconds(forward) / shown if roofline else None,
-                recompute_seconds=roofline.total_seconds(again) / shown if roofline else None,
+                forward_seconds=_mean_seconds(roofline, timed_forward, shown),
+                recompute_seconds=_mean_seconds(roofline, timed_again, shown),
             )
         )
     return tuple(rows)
+
+
+def _mean_seconds(
+    roofline: Rates | None, operations: Sequence[OperationRecord], count: int
+) -> float | None:
+    return None if roofline is None else roofline.total_seconds(operations) / count

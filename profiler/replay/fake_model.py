@@ -63,10 +63,12 @@ def make_fake_optimizer(
 
 
 def leave_out_host_state(recorder: Recorder, optimizer: Optimizer) -> None:
-    """Leave the step counters out: PyTorch keeps them on the host unless the update is capturable.
+    """Leave the step counters out: PyTorch keeps them on the host unless the update is fused.
 
     Source: ``_init_group``, torch/optim/adamw.py.
     """
+    if optimizer.defaults.get("fused"):
+        return
     for state in optimizer.state.values():
         counter = state.get("step")
         if isinstance(counter, Tensor):

@@ -22,7 +22,9 @@ Each dimension is a monomial in batch size and rank, as parametric profiles need
 
 Flags: ``half`` for 16-bit operands, ``strided`` for an operand that is neither dense nor broadcast;
 of convolutions ``dense``, ``pointwise``, ``grouped`` or ``depthwise``, ``kHxW`` and ``sN`` (kernel
-size and stride), ``bias``, and ``no_input`` and ``no_weight`` for a gradient that is not computed.
+size and stride), ``bias``, and ``no_input`` and ``no_weight`` for a gradient that is not computed;
+``nhwc`` for images whose channels are the innermost dimension (convolutions and batch norms);
+``given`` for a batch norm by given statistics.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from collections.abc import Iterable, Iterator
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from profiler.operations import Arguments, Operation
@@ -121,9 +124,9 @@ def _memory_bound(name: str, args: Arguments, out: object) -> KernelShape:
         image = args[1] if "backward" in name else args[0]
         kind = "batch_norm_backward" if "backward" in name else "batch_norm"
         positions = prod(image.shape[2:])
-        return _padded_shape(
-            _with_precision(kind, image), image.shape[0], image.shape[1], positions
-        )
+        flags = [*_given_flags(name, args), *_layout_flags(image)]
+        named = " ".join([_with_precision(kind, image), *flags])
+        return _padded_shape(named, image.shape[0], image.shape[1], positions)
     kind = _KINDS.get(name) or _kind_by_part(name)
     largest = max(tensors, key=Tensor.numel)
     named = _with_precision(kind, largest)
@@ -144,7 +147,7 @@ def _kind_by_part(name: str) -> str:
         return "gather"
     if any(part in name for part in _POOLS):
         return "pool_backward" if "backward" in name else "pool"
-    if name.startswith("aten::_foreach"):
+    if name.startswith(("aten::_foreach", "aten::_fused")):
         return "foreach"
     if name in {"aten::_to_copy", "aten::copy_", "aten::clone", "aten::contiguous"}:
         return "copy"
@@ -188,6 +191,7 @@ def _convolution_shape(
         f"k{'x'.join(map(str, kernel))}",
         f"s{max(stride, default=1)}",
         *(["bias"] if bias else []),
+        *_layout_flags(image),
     ]
     return _padded_shape(
         " ".join([_with_precision(kind, image), *flags]),
@@ -239,6 +243,25 @@ def _tensors_in(values: object) -> Iterator[Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from _tensors_in(value)
+
+
+_TRAINS = {"aten::native_batch_norm": 5, "aten::native_batch_norm_backward": 7}
+"""Position of the argument that says whether a batch norm computes its statistics."""
+
+
+def _given_flags(name: str, args: Arguments) -> list[str]:
+    position = _TRAINS.get(name)
+    return ["given"] if position is not None and not args[position] else []
+
+
+def _layout_flags(image: Tensor) -> list[str]:
+    """Return ``nhwc`` for a dense image batch with channels innermost, in no other order.
+
+    With a single channel or position, the images are dense in both orders and count as neither.
+    """
+    if image.dim() != 4 or image.is_contiguous():
+        return []
+    return ["nhwc"] if image.is_contiguous(memory_format=torch.channels_last) else []
 
 
 def _is_strided(tensor: Tensor) -> bool:

@@ -311,10 +311,12 @@ def _training_step(
     update: Optimizer,
     device: DeviceSpec,
 ) -> TrainingStep:
+    # a compiled step runs other kernels, which a replay does not see
+    eager = tuple(lever for lever in workload.levers if lever != "compile")
     step = TrainingStep(
         built.model,
         update,
-        workload,
+        workload.replace(levers=eager),
         method=built.method,
         foreach=device.is_cuda,
         mark=recorder.clock.in_phase,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from profiler.timing.kernel_terms import (
     kernel_terms,
     slot_keys,
 )
+from profiler.timing.lever_factors import NO_LEVERS, LeverFactors, lever_factors
 from profiler.timing.power import PowerModel
 
 COEFFICIENTS_FILE = Path(__file__).with_name("kernel_coefficients.json")
@@ -60,6 +61,7 @@ class KernelRates:
         bytes_per_second: memory bandwidth.
         multiprocessors: number of multiprocessors.
         coefficients: coefficient by class and term.
+        factors: factors of the workload's levers.
         weights: seconds for a unit of each quantity, by kernel name, filled as names are met.
     """
 
@@ -68,6 +70,7 @@ class KernelRates:
     bytes_per_second: float
     multiprocessors: int
     coefficients: Mapping[str, Mapping[str, float]]
+    factors: LeverFactors = NO_LEVERS
     weights: dict[str, list[float]] = field(default_factory=dict, compare=False, repr=False)
 
     def parts(
@@ -116,8 +119,8 @@ class KernelRates:
             PeakRate.LAUNCHES: 1.0,
         }
         return [
-            self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
-            for slot in slot_keys(name)
+            factor * self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
+            for factor, slot in zip(self.factors.of_slots(name), slot_keys(name), strict=True)
         ]
 
     def _coefficient(self, slot: Slot) -> float:
@@ -145,7 +148,7 @@ class KernelFile:
         self._fitted: Sequence[Mapping[str, str]] = data["fitted_on"]
         self._clock: Mapping[str, Any] = data["sustained_clock"]
         self._power: Mapping[str, Any] = data["power"]
-        self._rates: dict[tuple[DeviceSpec, str], KernelRates] = {}
+        self._rates: dict[tuple[DeviceSpec, str, tuple[str, ...]], KernelRates] = {}
         self._spreads: Mapping[str, Mapping[str, Any]] = data["spreads"]
 
     def origin(self, device: DeviceSpec, precision: str) -> Origin:
@@ -195,14 +198,17 @@ class KernelFile:
             sharpness=numbers["sharpness"],
         )
 
-    def rates(self, device: DeviceSpec, precision: str) -> KernelRates | None:
-        """Return the rates of a GPU; None if its data sheet lacks one."""
+    def rates(
+        self, device: DeviceSpec, precision: str, levers: tuple[str, ...] = ()
+    ) -> KernelRates | None:
+        """Return the rates of a GPU under levers; None if its data sheet lacks one."""
         single, moved = device.fp32_flops, device.memory_bandwidth_bytes_per_second
         if single is None or moved is None or device.sm_count is None:
             return None
-        key = (device, precision)
+        key = (device, precision, levers)
         if key not in self._rates:
-            self._rates[key] = self._new_rates(device, precision, single=single, moved=moved)
+            made = self._new_rates(device, precision, single=single, moved=moved)
+            self._rates[key] = replace(made, factors=lever_factors(device, levers))
         return self._rates[key]
 
     def _new_rates(

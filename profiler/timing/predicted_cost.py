@@ -39,7 +39,9 @@ def predicted_cost(
     joules = None if seconds is None or watts is None else seconds * watts
     origin = None if seconds is None or rates is None else rates.origin
     time_spread = None if rates is None else rates.spread
-    energy_spread = None if rates is None else _product_spread(time_spread, rates.power_spread)
+    energy_spread = None
+    if rates is not None and time_spread is not None and rates.power_spread is not None:
+        energy_spread = time_spread.times(rates.power_spread)
     return PredictedCost(
         step_seconds=seconds,
         step_seconds_origin=origin,
@@ -52,15 +54,6 @@ def predicted_cost(
 
 def _around(value: float | None, spread: Spread | None) -> ValueInterval | None:
     return None if value is None or spread is None else spread.around(value)
-
-
-def _product_spread(time: Spread | None, power: Spread | None) -> Spread | None:
-    """Return the spread of a product of independent factors; its coverage was not measured."""
-    if time is None or power is None:
-        return None
-    low = 1.0 - ((1.0 - time.low) ** 2 + (1.0 - power.low) ** 2) ** 0.5
-    high = 1.0 + ((time.high - 1.0) ** 2 + (power.high - 1.0) ** 2) ** 0.5
-    return Spread(low=max(low, 0.0), high=high)
 
 
 def _weaker(rates: Rates) -> Origin:

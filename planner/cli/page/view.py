@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from planner.cli.cell_text import batch_of, difference, method_of, placement_of, shown_accuracy
+from planner.cli.cell_text import (
+    batch_of,
+    difference,
+    levers_of,
+    method_of,
+    optimizer_of,
+    placement_of,
+    shown_accuracy,
+)
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from profiler.units import (
@@ -50,7 +58,7 @@ class PlanRow:
             method_of(self.plan.candidate),
             batch_of(self.plan.candidate),
             load.precision,
-            load.optimizer,
+            ", ".join([optimizer_of(self.plan.candidate), *levers_of(self.plan.candidate)]),
             placement_of(self.plan.candidate),
             format_bytes_in(needed_bytes(prediction), unit),
             format_seconds(seconds),

@@ -18,6 +18,7 @@ from planner.plan import Plan
 from planner.training.images.batches import batch_loader
 from planner.training.own_loop import after_optimizer_step
 from planner.training.training_device import cap_to_budget
+from profiler.training_step import backend_settings
 
 Batch = tuple[Tensor, Tensor]
 
@@ -40,6 +41,7 @@ class Loop:
         self.plan, self.model, self.steps = plan, model, 0
         self.workload, self.recipe = plan.candidate.workload, plan.require_recipe()
         self.device = next(model.parameters()).device
+        self.forward = torch.compile(model) if "compile" in self.workload.levers else model
         self.optimizer, self.schedule = optimizer_and_schedule(
             model, plan, total_steps=total_steps, new_classifier=new_classifier
         )
@@ -53,20 +55,21 @@ class Loop:
         with torch.autocast(
             self.device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"
         ):
-            logits: Tensor = self.model(images.to(self.device))
+            logits: Tensor = self.forward(images.to(self.device))
         return logits
 
     def step(self, batches: Sequence[Batch]) -> float:
         """Take one optimizer step on the micro-batches and return the mean loss."""
         total = 0.0
-        for images, labels in batches:
-            loss = F.cross_entropy(
-                self.logits(images).float(),
-                labels.to(self.device),
-                label_smoothing=self.recipe.label_smoothing,
-            ) / len(batches)
-            self.scaler.scale(loss).backward()
-            total += float(loss.detach())
+        with backend_settings(self.workload):
+            for images, labels in batches:
+                loss = F.cross_entropy(
+                    self.logits(images).float(),
+                    labels.to(self.device),
+                    label_smoothing=self.recipe.label_smoothing,
+                ) / len(batches)
+                self.scaler.scale(loss).backward()
+                total += float(loss.detach())
         if self.workload.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.workload.grad_clip)

@@ -1,0 +1,90 @@
+"""The command that shows studies in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner.cli.options import json_option
+from planner.cli.output import print_json
+from planner.cli.serve_command import read_token
+from profiler.errors import UsageError
+
+OTHERS_NAMED = 5
+"""Other studies that the command names, the newest first."""
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--storage", help="SQLAlchemy URL of the studies, in place of STUDY.")
+@click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on.",
+)
+@click.option(
+    "--allow-writes", is_flag=True, help="Let the pages change notes, names and trials of studies."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the token that every request must carry; needed for other addresses.",
+)
+@click.option("--allow-host", multiple=True, help="Name by which browsers may address this server.")
+@json_option
+def dashboard(
+    *,
+    study: str | None,
+    storage: str | None,
+    host: str,
+    port: int,
+    allow_writes: bool,
+    token_file: Path | None,
+    allow_host: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show a study in a browser with optuna-dashboard: its trials, notes and plan files.
+
+    STUDY is a name in studies/ or the path of a database file; the newest one by default. The pages
+    can be read only, and from this machine only, unless options say otherwise.
+    """
+    from planner.search.dashboard import dashboard_app, dashboard_storage, other_studies
+    from planner.search.storage_url import mask_url
+    from planner.service.access import LOOPBACK, check_address
+    from planner.service.dashboard_server import GuardedDashboard, serve_app
+
+    if study is not None and storage is not None:
+        raise UsageError("give STUDY or --storage, not both")
+    token = None if token_file is None else read_token(token_file)
+    check_address(host, token)
+    url = storage or dashboard_storage(study)
+    hosts = LOOPBACK | {host, *(name.lower() for name in allow_host)}
+    app = GuardedDashboard(
+        dashboard_app(url), hosts=frozenset(hosts), token=token, allow_writes=allow_writes
+    )
+    shown, address = mask_url(url), f"http://{host}:{port}/"
+
+    def announce(_: int) -> None:
+        if as_json:
+            print_json(
+                {
+                    "schema": "budgetplan.dashboard/1",
+                    "storage": shown,
+                    "address": address,
+                    "read_only": not allow_writes,
+                    "needs_token": token is not None,
+                }
+            )
+            return
+        click.echo(f"{shown} at {address} (Ctrl-C ends it)")
+        if token is not None:
+            click.echo(f"open {address}?token=TOKEN once, with the token of {token_file}")
+        others = list(other_studies(url)) if study is None and storage is None else []
+        if others:
+            click.echo(f"other studies, as STUDY: {', '.join(others[:OTHERS_NAMED])}")
+
+    serve_app(app, host=host, port=port, on_ready=announce)

@@ -1,0 +1,143 @@
+"""Decides which levers a replayed row of the answer takes.
+
+Levers change the speed of a step and not its results (``profiler.workload.Lever``), so they are
+decided after the search and do not multiply its space. By default (``auto``) a row takes a
+lever if the whole interval of its predicted effect is a gain, and the gain is at least
+``LEAST_GAIN``. If the row no longer fits the budget with its levers, it takes none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from planner.cost.budget import needed_bytes
+from planner.recommendation.lever_choice import LeverChoice
+from planner.recommendation.named_rows import is_paper_default
+from planner.search.problem import TrialResult
+from planner.search.space import ADAMW_VARIANTS
+from profiler.errors import UsageError
+from profiler.prediction.lever_effects import PREDICTED_LEVERS, LeverEffect, lever_effects
+from profiler.records import Report
+from profiler.workload import Candidate, Lever
+
+if TYPE_CHECKING:
+    from profiler.devices.table import DeviceSpec
+
+LEAST_GAIN = 0.01
+"""Least predicted share of the step's time that a lever saves: below it, the plainer plan stays."""
+
+LEVERS_OF_CPU = ("channels_last", "fused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeverOutcome:
+    """A replayed row with its levers.
+
+    Attributes:
+        report: replay of the row with its levers.
+        effects: predicted effects of the levers that it takes, where there is a prediction.
+        seconds_ratio: seconds with the levers over those without; 1 if either is unknown.
+        joules_ratio: the same of energy.
+    """
+
+    report: Report
+    effects: tuple[LeverEffect, ...] = ()
+    seconds_ratio: float = 1.0
+    joules_ratio: float = 1.0
+
+    def result(self, row: TrialResult) -> TrialResult:
+        """Return a row of the search with the replayed candidate and the gain of its levers."""
+        by_joules = row.energy_joules is not None
+        return replace(
+            row,
+            candidate=self.report.candidate,
+            step_seconds=_scaled(row.step_seconds, self.seconds_ratio),
+            energy_joules=_scaled(row.energy_joules, self.joules_ratio),
+            cost=row.cost * (self.joules_ratio if by_joules else self.seconds_ratio),
+        )
+
+
+def with_levers(
+    report: Report,
+    row: TrialResult,
+    *,
+    choice: LeverChoice,
+    budget_bytes: int,
+    device: DeviceSpec,
+) -> LeverOutcome:
+    """Return a replayed row with the levers that it takes.
+
+    Args:
+        report: replay without levers.
+        row: the row in the search.
+        choice: the user's choice.
+        budget_bytes: budget in device bytes.
+        device: device that was replayed for.
+    """
+    plain = LeverOutcome(report=report)
+    if not choice or is_paper_default(row) or not (device.is_cuda or choice != "auto"):
+        return plain
+    effects = _predicted_effects(
+        report.candidate, device, PREDICTED_LEVERS if choice == "auto" else choice
+    )
+    if choice == "auto":
+        effects = tuple(each for each in effects if _gains(each))
+        levers = tuple(each.lever for each in effects)
+    else:
+        levers = tuple(x for x in choice if _allows(report.candidate, x, device))
+    if not levers:
+        return plain
+    changed = _replay_with(report.candidate, levers, device)
+    if choice == "auto" and needed_bytes(changed) > budget_bytes:
+        return plain
+    return LeverOutcome(
+        report=changed,
+        effects=effects,
+        seconds_ratio=_ratio(changed.step_seconds, report.step_seconds),
+        joules_ratio=_ratio(changed.energy_joules, report.energy_joules),
+    )
+
+
+def _predicted_effects(
+    candidate: Candidate, device: DeviceSpec, levers: tuple[Lever, ...]
+) -> tuple[LeverEffect, ...]:
+    from profiler.replay.step_replay import replay_step
+
+    if not device.is_cuda or not any(_allows(candidate, x, device) for x in levers):
+        return ()
+    log = replay_step(candidate, device=device)
+    return lever_effects(candidate, log, device=device, levers=levers)
+
+
+def _replay_with(candidate: Candidate, levers: tuple[Lever, ...], device: DeviceSpec) -> Report:
+    from profiler.prediction.report import predict
+
+    workload = candidate.workload.replace(levers=levers)
+    return predict(replace(candidate, workload=workload), device=device)
+
+
+def _gains(effect: LeverEffect) -> bool:
+    return effect.interval.high < 1.0 and effect.seconds_ratio <= 1.0 - LEAST_GAIN
+
+
+def _allows(candidate: Candidate, lever: Lever, device: DeviceSpec) -> bool:
+    """Return whether a candidate on a device can use a lever."""
+    workload = candidate.workload
+    if not device.is_cuda and lever not in LEVERS_OF_CPU:
+        return False
+    if lever == "fused" and workload.method in ADAMW_VARIANTS:
+        return False
+    try:
+        replace(candidate, workload=workload.replace(levers=(lever,)))
+    except UsageError:
+        return False
+    return True
+
+
+def _ratio(changed: float | None, plain: float | None) -> float:
+    return 1.0 if changed is None or not plain else changed / plain
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

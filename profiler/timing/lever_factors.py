@@ -1,0 +1,124 @@
+"""Factors of a workload's levers on the seconds of kernels.
+
+    channels_last  a factor by class of kernel (``layout_class``), fitted to published runs of the
+                   same models in both orders (studies/levers)
+    tf32           FLOPs of fp32 matrix products at the rate of TF32's tensor cores
+
+The factors of ``channels_last`` are for kernels that a step without the lever runs on images with
+channels outermost, in 16 bits. Kernels whose images have channels innermost already, such as those
+of ConvNeXt, gain nothing. ``fused`` needs no factor: its replay has other kernels.
+
+Two classes have no factor (``UNFITTED``): grouped convolutions, which took 0.6 to 4 times as long
+with channels last (torch 1.12), and depthwise kernels above 7 x 7, which three models have.
+A step with such kernels has no predicted time under the lever.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from profiler.devices.table import DeviceSpec
+from profiler.records import Spread
+from profiler.timing.kernel_terms import PRODUCT_SLOTS, SLOTS
+
+LAYOUT_FILE = Path(__file__).with_name("channels_last.json")
+
+LAYOUT_CAPABILITY = (7, 0)
+"""Volta, the first generation with tensor cores. In fp32 without them the order gains nothing."""
+
+TF32_CAPABILITY = (8, 0)
+"""Ampere, the first generation with TF32."""
+
+TF32_SHARE = 0.5
+"""Peak rate of TF32 over that of fp16 with fp32 accumulation: 156 of 312 TFLOP/s on the A100 (data
+sheet, June 2021), 82.6 of 165.2 on the RTX 4090 (Ada whitepaper v2.1, table 2)."""
+
+_TF32_PRODUCTS = ("matmul", "batched_matmul")
+"""Kinds whose products the lever changes. Convolutions may use TF32 without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeverFactors:
+    """Factors on the terms of kernels.
+
+    Attributes:
+        layout: factor by class of kernel; empty without ``channels_last``.
+        products: factor on the FLOP terms of fp32 matrix products.
+    """
+
+    layout: Mapping[str, float] = field(default_factory=dict)
+    products: float = 1.0
+
+    def of_slots(self, name: str) -> list[float]:
+        """Return [SLOTS] factors for a kernel name."""
+        factors = [self.layout.get(layout_class(name), 1.0)] * SLOTS
+        kind, *flags = name.split()
+        if kind in _TF32_PRODUCTS and "half" not in flags:
+            for slot in range(*PRODUCT_SLOTS.indices(SLOTS)):
+                factors[slot] *= self.products
+        return factors
+
+
+NO_LEVERS = LeverFactors()
+
+
+UNFITTED = "unfitted"
+
+_LARGEST_DEPTHWISE = 7
+
+
+def layout_class(name: str) -> str:
+    """Return the class of a kernel whose time depends on the order of dimensions; else nothing."""
+    kind, *flags = name.split()
+    if "half" not in flags or "nhwc" in flags:
+        return ""
+    if kind.startswith("batch_norm"):
+        return "" if "given" in flags else "batch_norm"  # the published runs compute statistics
+    if not kind.startswith("convolution"):
+        return ""
+    grouping = next(f for f in flags if f in {"dense", "pointwise", "grouped", "depthwise"})
+    edge = next(int(f[1:].split("x")[0]) for f in flags if f[0] == "k" and f[1:2].isdigit())
+    is_large = grouping == "depthwise" and edge > _LARGEST_DEPTHWISE
+    return UNFITTED if grouping == "grouped" or is_large else grouping
+
+
+def lever_factors(device: DeviceSpec, levers: Collection[str]) -> LeverFactors:
+    """Return the factors of levers on a device."""
+    return LeverFactors(
+        layout=layout_fit()["factors"] if "channels_last" in levers else {},
+        products=_tf32_factor(device) if "tf32" in levers else 1.0,
+    )
+
+
+def can_gain(device: DeviceSpec, lever: str) -> bool:
+    """Return whether a device has the hardware that a lever uses."""
+    capability = device.compute_capability or (0, 0)
+    if lever == "channels_last":
+        return capability >= LAYOUT_CAPABILITY
+    return lever != "tf32" or _tf32_factor(device) < 1.0
+
+
+def _tf32_factor(device: DeviceSpec) -> float:
+    """Return the seconds of a product in TF32 over those in fp32, at peak rates."""
+    half, single = device.fp16_tensor_flops, device.fp32_flops
+    if (device.compute_capability or (0, 0)) < TF32_CAPABILITY or half is None or single is None:
+        return 1.0
+    return min(1.0, single / (TF32_SHARE * half))
+
+
+@cache
+def layout_fit() -> Mapping[str, Any]:
+    """Return ``channels_last.json``: factors, and the spread of measured over predicted ratios."""
+    data: Mapping[str, Any] = json.loads(LAYOUT_FILE.read_text(encoding="utf-8"))
+    return data
+
+
+def layout_spread() -> Spread:
+    """Return the spread of the ratio of step times with and without ``channels_last``."""
+    row = layout_fit()["spread"]
+    return Spread(low=row["low"], high=row["high"], coverage=row["coverage"])

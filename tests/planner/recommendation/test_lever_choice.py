@@ -1,0 +1,146 @@
+"""Which levers the rows of an answer take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from planner.recommendation import levers as deciding
+from planner.recommendation.lever_choice import LeverChoice, parse_levers
+from planner.recommendation.levers import LEAST_GAIN, LeverOutcome, with_levers
+from planner.search.problem import TrialResult
+from profiler.devices.table import CPU, device_spec
+from profiler.errors import UnknownNameError, UsageError
+from profiler.placement import Decision, Placement
+from profiler.prediction.lever_effects import LeverEffect
+from profiler.prediction.report import predict
+from profiler.records import Report, ValueInterval
+from profiler.units import DeviceBytes
+from profiler.workload import Candidate, Lever, Workload
+
+RTX = device_spec("rtx-3060")
+
+BASE = Workload(
+    model="test_resnet", micro_batch=32, image_size=160, num_classes=5, precision="bf16"
+)
+
+ENOUGH = 1 << 40
+
+
+def row_of(candidate: Candidate) -> TrialResult:
+    return TrialResult(
+        candidate=candidate,
+        assignment={"method": candidate.workload.method},
+        score=0.0,
+        cost=100.0,
+        peak_bytes=1,
+        device_bytes=DeviceBytes(1),
+        step_seconds=2.0,
+        energy_joules=4.0,
+        reason="",
+    )
+
+
+def decided(
+    workload: Workload,
+    choice: LeverChoice = "auto",
+    *,
+    budget_bytes: int = ENOUGH,
+    placement: Placement | None = None,
+) -> tuple[Report, LeverOutcome]:
+    candidate = Candidate(workload=workload, placement=placement or Placement())
+    report = predict(candidate, device=RTX)
+    return report, with_levers(
+        report, row_of(candidate), choice=choice, budget_bytes=budget_bytes, device=RTX
+    )
+
+
+def levers_of(outcome: LeverOutcome) -> tuple[Lever, ...]:
+    return outcome.report.candidate.workload.levers
+
+
+def test_a_row_takes_what_is_predicted_to_win_and_says_by_how_much() -> None:
+    plain, outcome = decided(BASE)
+    assert levers_of(outcome) == tuple(effect.lever for effect in outcome.effects)
+    assert "fused" in levers_of(outcome)
+    for effect in outcome.effects:
+        assert effect.interval.high < 1
+        assert effect.seconds_ratio <= 1 - LEAST_GAIN
+    assert outcome.report.step_seconds is not None
+    assert plain.step_seconds is not None
+    assert outcome.seconds_ratio == outcome.report.step_seconds / plain.step_seconds < 1
+    row = outcome.result(row_of(plain.candidate))
+    assert row.step_seconds == pytest.approx(2.0 * outcome.seconds_ratio)
+    assert row.cost == pytest.approx(100.0 * outcome.joules_ratio)
+    assert row.candidate == outcome.report.candidate
+
+
+def test_none_takes_nothing_and_a_list_takes_what_a_row_allows() -> None:
+    plain, outcome = decided(BASE, ())
+    assert outcome == LeverOutcome(report=plain)
+    wanted: tuple[Lever, ...] = ("channels_last", "tf32", "cudnn_benchmark", "compile")
+    assert levers_of(decided(BASE, wanted)[1]) == ("channels_last", "cudnn_benchmark", "compile")
+    kept = Placement({"layer1.0": Decision.RECOMPUTE})
+    assert "compile" not in levers_of(decided(BASE, wanted, placement=kept)[1])
+
+
+def test_a_row_that_no_longer_fits_takes_none() -> None:
+    plain, outcome = decided(BASE)
+    need = outcome.report.memory.needed_bytes
+    assert need is not None
+    assert levers_of(decided(BASE, budget_bytes=need)[1])
+    assert decided(BASE, budget_bytes=need - 1)[1] == LeverOutcome(report=plain)
+
+
+def test_the_papers_default_and_a_cpu_take_none() -> None:
+    paper = BASE.replace(method="lora", rank=8, precision="fp32")
+    assert not levers_of(decided(paper, ("fused",))[1])
+    report = predict(Candidate(workload=BASE.replace(micro_batch=2)), device=CPU)
+    row = row_of(report.candidate)
+    outcome = with_levers(report, row, choice="auto", budget_bytes=ENOUGH, device=CPU)
+    assert not levers_of(outcome)
+    chosen = ("fused", "cudnn_benchmark")
+    outcome = with_levers(report, row, choice=chosen, budget_bytes=ENOUGH, device=CPU)
+    assert levers_of(outcome) == ("fused",)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "high", "takes"), [(0.8, 0.99, True), (0.8, 1.0, False), (0.995, 0.999, False)]
+)
+def test_a_gain_needs_its_whole_interval_and_a_size(
+    ratio: float, high: float, *, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effect = LeverEffect(
+        lever="fused",
+        seconds_ratio=ratio,
+        interval=ValueInterval(low=0.5, high=high),
+        source="this test",
+    )
+    monkeypatch.setattr(deciding, "lever_effects", lambda *_, **__: (effect,))
+    assert (levers_of(decided(BASE)[1]) == ("fused",)) == takes
+
+
+def test_galore_has_an_update_of_its_own() -> None:
+    galore = BASE.replace(method="galore", rank=8)
+    assert "fused" not in levers_of(decided(galore)[1])
+    with pytest.raises(UsageError, match="optimizer of its own"):
+        predict(Candidate(workload=galore.replace(levers=("fused",))), device=RTX)
+
+
+def test_words_for_levers() -> None:
+    assert parse_levers("auto") == "auto"
+    assert parse_levers("none") == parse_levers([]) == ()
+    assert parse_levers(" fused, channels_last") == ("channels_last", "fused")
+    assert parse_levers(["tf32"]) == ("tf32",)
+    with pytest.raises(UnknownNameError, match="fuse"):
+        parse_levers("fuse")
+    with pytest.raises(UsageError, match="empty"):
+        parse_levers(",")
+
+
+def test_an_effect_is_plain_data() -> None:
+    outcome = decided(BASE)[1]
+    data = outcome.effects[0].to_json()
+    assert set(data) == {"lever", "seconds_ratio", "interval", "source"}
+    assert replace(outcome.effects[0]).to_json() == data
