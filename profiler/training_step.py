@@ -97,7 +97,7 @@ def make_optimizer(
                 )
             return own
     # both at once are an error in PyTorch
-    kernels: dict[str, bool] = {"fused": True} if fused else {"foreach": foreach}
+    kernels: dict[str, Any] = {"fused": True} if fused else {"foreach": foreach}
     if workload.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, **kernels)
     if workload.optimizer == "adamw8bit":

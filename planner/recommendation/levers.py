@@ -52,8 +52,8 @@ class LeverOutcome:
         return replace(
             row,
             candidate=self.report.candidate,
-            step_seconds=_scaled(row.step_seconds, self.seconds_ratio),
-            energy_joules=_scaled(row.energy_joules, self.joules_ratio),
+            step_seconds=_by_factor(row.step_seconds, self.seconds_ratio),
+            energy_joules=_by_factor(row.energy_joules, self.joules_ratio),
             cost=row.cost * (self.joules_ratio if by_joules else self.seconds_ratio),
         )
 
@@ -139,5 +139,5 @@ def _ratio(changed: float | None, plain: float | None) -> float:
     return 1.0 if changed is None or not plain else changed / plain
 
 
-def _scaled(value: float | None, factor: float) -> float | None:
+def _by_factor(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor

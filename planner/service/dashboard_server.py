@@ -102,7 +102,7 @@ class GuardedDashboard:
             cookies.load(environ.get("HTTP_COOKIE", ""))
         except http.cookies.CookieError:
             return ""
-        return cookies[COOKIE].value if COOKIE in cookies else ""
+        return str(cookies[COOKIE].value) if COOKIE in cookies else ""
 
 
 def _without_foreign_readers(start_response: StartResponse) -> Any:
