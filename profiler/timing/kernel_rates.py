@@ -102,6 +102,8 @@ class KernelRates:
         )
         weights = np.array([self._weights(name) for name in listed]).reshape(len(listed), SLOTS)
         terms *= weights[index]
+        if self.factors != NO_LEVERS:
+            terms *= self.factors.of_operations(listed, index, dims)
         return terms
 
     def _weights(self, name: str) -> list[float]:
@@ -119,8 +121,8 @@ class KernelRates:
             PeakRate.LAUNCHES: 1.0,
         }
         return [
-            factor * self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
-            for factor, slot in zip(self.factors.of_slots(name), slot_keys(name), strict=True)
+            self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
+            for slot in slot_keys(name)
         ]
 
     def _coefficient(self, slot: Slot) -> float:

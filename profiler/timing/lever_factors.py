@@ -8,23 +8,27 @@ The factors of ``channels_last`` are for kernels that a step without the lever r
 channels outermost, in 16 bits. Kernels whose images have channels innermost already, such as those
 of ConvNeXt, gain nothing. ``fused`` needs no factor: its replay has other kernels.
 
-Two classes have no factor (``UNFITTED``): grouped convolutions, which took 0.6 to 4 times as long
-with channels last (torch 1.12), and depthwise kernels above 7 x 7, which three models have.
-A step with such kernels has no predicted time under the lever.
+Three kinds have no factor (``UNFITTED``): grouped convolutions, which took 0.6 to 4 times as long
+with channels last (torch 1.12), group norms, and depthwise kernels above 7 x 7, which three models
+have. A step with such kernels has no predicted time under the lever.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from profiler.arrays import Floats, Ints
 from profiler.devices.table import DeviceSpec
 from profiler.records import Spread
-from profiler.timing.kernel_terms import PRODUCT_SLOTS, SLOTS
+from profiler.timing.kernel_terms import ALIGNMENT, PRODUCT_SLOTS, SLOTS
 
 LAYOUT_FILE = Path(__file__).with_name("channels_last.json")
 
@@ -54,20 +58,46 @@ class LeverFactors:
     layout: Mapping[str, float] = field(default_factory=dict)
     products: float = 1.0
 
-    def of_slots(self, name: str) -> list[float]:
-        """Return [SLOTS] factors for a kernel name."""
-        factors = [self.layout.get(layout_class(name), 1.0)] * SLOTS
-        kind, *flags = name.split()
-        if kind in _TF32_PRODUCTS and "half" not in flags:
-            for slot in range(*PRODUCT_SLOTS.indices(SLOTS)):
-                factors[slot] *= self.products
-        return factors
+    def of_operations(self, names: Sequence[str], index: Ints, dims: Floats) -> Floats:
+        """Return [operations, SLOTS] factors.
+
+        Args:
+            names: names of kernel shapes.
+            index: [operations] position of each operation's name.
+            dims: [operations, 6] dimensions.
+        """
+        classes = [layout_class(name) for name in names]
+        by_name = np.array([self.layout.get(found, 1.0) for found in classes])
+        can_be_odd = np.array([found in _ALIGNED for found in classes], dtype=bool)
+        odd = can_be_odd[index] & is_unaligned(dims)
+        factors = np.where(odd, self.layout.get(UNALIGNED, 1.0), by_name[index])
+        slots = np.repeat(factors[:, None], SLOTS, axis=1)
+        single = np.array([_is_single_product(name) for name in names], dtype=bool)[index]
+        slots[single, PRODUCT_SLOTS] *= self.products
+        return slots
 
 
 NO_LEVERS = LeverFactors()
 
 
+def _is_single_product(name: str) -> bool:
+    kind, *flags = name.split()
+    return kind in _TF32_PRODUCTS and "half" not in flags
+
+
+def is_unaligned(dims: Floats) -> npt.NDArray[np.bool_]:
+    """Return [operations] whether a convolution's channels are no multiple of 8, for its dims."""
+    odd: npt.NDArray[np.bool_] = (dims[:, 2:4] % ALIGNMENT != 0).any(axis=1)
+    return odd
+
+
 UNFITTED = "unfitted"
+
+UNALIGNED = "unaligned"
+"""Class of dense and pointwise convolutions whose channels are no multiple of 8, which tensor cores
+cannot load aligned. It depends on the dimensions, not on the name."""
+
+_ALIGNED = ("dense", "pointwise")
 
 _LARGEST_DEPTHWISE = 7
 
@@ -75,6 +105,8 @@ _LARGEST_DEPTHWISE = 7
 def layout_class(name: str) -> str:
     """Return the class of a kernel whose time depends on the order of dimensions; else nothing."""
     kind, *flags = name.split()
+    if kind.startswith("group_norm"):
+        return UNFITTED  # autocast computes it in fp32
     if "half" not in flags or "nhwc" in flags:
         return ""
     if kind.startswith("batch_norm"):

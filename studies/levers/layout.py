@@ -19,9 +19,9 @@ from scipy.optimize import nnls
 from profiler.arrays import Floats
 from profiler.devices.table import device_spec
 from profiler.timing.kernel_rates import kernel_file
-from profiler.timing.lever_factors import UNFITTED, layout_class
+from profiler.timing.lever_factors import UNALIGNED, UNFITTED, is_unaligned, layout_class
 
-CLASSES = ("dense", "pointwise", "depthwise", "batch_norm", UNFITTED)
+CLASSES = ("dense", "pointwise", UNALIGNED, "depthwise", "batch_norm", UNFITTED)
 
 RIDGE, HUBER, ROUNDS, FOLDS = 0.03, 0.05, 12, 5
 
@@ -59,6 +59,8 @@ def shares_of(row: Row) -> Floats:
     found = np.zeros(len(CLASSES) + 1)
     for op, value in zip(operations, seconds, strict=True):
         name = layout_class(op[2])
+        if name in ("dense", "pointwise") and is_unaligned(np.array([op[3]]))[0]:
+            name = UNALIGNED
         found[CLASSES.index(name) if name else -1] += value
     # the update of timm's benchmark: 14 passes over fp32 parameters (studies/time_model)
     found[-1] += row["parameters"] * 14 * 4 / rates.bytes_per_second

@@ -19,6 +19,7 @@ from profiler.replay.kernel_shapes import kernel_shape
 from profiler.replay.step_replay import replay_step
 from profiler.timing.kernel_terms import SLOTS, kernel_class
 from profiler.timing.lever_factors import (
+    UNALIGNED,
     UNFITTED,
     LeverFactors,
     layout_class,
@@ -201,6 +202,7 @@ def test_the_layout_flag_changes_no_class_of_coefficients() -> None:
         ("convolution half grouped k3x3 s1", UNFITTED),
         ("convolution half dense k3x3 s1 nhwc", ""),
         ("convolution dense k3x3 s1", ""),
+        ("group_norm", UNFITTED),
         ("batch_norm half", "batch_norm"),
         ("batch_norm half given", ""),
         ("matmul half", ""),
@@ -213,12 +215,17 @@ def test_classes_of_the_order(name: str, expected: str) -> None:
 def test_factors_multiply_their_terms() -> None:
     dense = layout_fit()["factors"]["dense"]
     both = lever_factors(device_spec("a100-40gb"), ("channels_last", "tf32"))
-    assert both.of_slots("convolution half dense k3x3 s1") == [dense] * SLOTS
+    names = ["convolution half dense k3x3 s1", "matmul", "matmul half"]
+    dims = np.array([[1.0, 9, 8, 16, 9, 9], [1, 9, 8, 3, 1, 9], [1, 9, 8, 3, 1, 9]])
+    found = both.of_operations(names, np.array([0, 1, 2]), dims)
+    assert found[0] == pytest.approx([dense] * SLOTS)
     # the A100 has 19.5 TFLOP/s in fp32 and 156 in TF32
-    assert both.of_slots("matmul")[:6] == pytest.approx([19.5 / 156] * 6)
-    assert both.of_slots("matmul")[6:] == [1.0] * (SLOTS - 6)
-    ones = [1.0] * SLOTS
-    assert both.of_slots("matmul half") == LeverFactors().of_slots("matmul half") == ones
+    assert found[1] == pytest.approx([19.5 / 156] * 6 + [1.0] * (SLOTS - 6))
+    assert found[2] == pytest.approx([1.0] * SLOTS)
+    for odd in ([1.0, 9, 6, 16, 9, 9], [1.0, 9, 8, 3, 9, 9]):
+        (row,) = both.of_operations(names, np.array([0]), np.array([odd]))
+        assert row == pytest.approx([layout_fit()["factors"][UNALIGNED]] * SLOTS)
+    assert LeverFactors().of_operations(names, np.array([0, 1, 2]), dims) == pytest.approx(1.0)
     # GeForce Ampere has the same rate in both
     assert lever_factors(device_spec("rtx-3090"), ("tf32",)).products == pytest.approx(
         1.0, rel=0.01
