@@ -96,7 +96,7 @@ class GuardedDashboard:
         """Return the token in the address, or else in the cookie."""
         given = parse_qs(environ.get("QUERY_STRING", "")).get("token")
         if given:
-            return given[0]
+            return str(given[0])
         cookies = http.cookies.SimpleCookie()
         try:
             cookies.load(environ.get("HTTP_COOKIE", ""))
