@@ -48,7 +48,7 @@ class Job:
         id: id of the question.
         question: the question.
         status: state of the job.
-        activity: what runs now.
+        activity: current work.
         fraction: share of the present stage that is done.
         text: JSON text of the answer or of the error; empty before.
         cancelled: set to end the job.
