@@ -42,7 +42,7 @@ EACH_AND_BF16 = pytest.mark.parametrize("workload", (*WORKLOADS, BF16), ids=(*NA
 
 @cache
 def model() -> CostModel:
-    return CostModel(CPU, Store.in_memory(), roofline=RATES)
+    return CostModel(CPU, Store.default(), roofline=RATES)
 
 
 @cache

@@ -65,7 +65,7 @@ def static_on_cpu(load: Workload, cost: CostModel) -> Report:
     ids=lambda value: getattr(value, "model", value),
 )
 def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, device: str) -> None:
-    cost = CostModel(device_spec(device), Store.in_memory())
+    cost = CostModel(device_spec(device), Store.default())
     least, most = needed_bytes(checked(load, cost, 1)), need(load, KEEP_ALL, device)
     assert least < most
     for budget in np.linspace(least, most, 3).astype(int).tolist():
@@ -77,7 +77,7 @@ def test_no_budget_is_exceeded_by_the_replay_of_its_placement(load: Workload, de
 def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
     # the least live bytes are those of many kinds of decisions, and these fragment the most
     load = Workload(model="tiny_vit_21m_224", micro_batch=32)
-    cost = CostModel(device_spec("rtx-2060-super"), Store.in_memory())
+    cost = CostModel(device_spec("rtx-2060-super"), Store.default())
     budget = need(load, cost.place(load, PolicyChoice("static"), 1).placement, "rtx-2060-super")
     report = checked(load, cost, budget)
     assert needed_bytes(report) <= budget
@@ -86,7 +86,7 @@ def test_a_budget_that_static_fits_in_is_enough_for_optimal() -> None:
 def test_whole_units_are_tried_before_all_of_them_are_recomputed() -> None:
     # in the peak of `static` the whole menu does not fit: CPU kernels take more in its backward
     load = Workload(model="resnet18", micro_batch=4)
-    cost = CostModel(CPU, Store.in_memory())
+    cost = CostModel(CPU, Store.default())
     static = static_on_cpu(load, cost)
     budget = needed_bytes(static)
     first = cost.place(
@@ -110,7 +110,7 @@ def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
             return lambda budget: LiveBytes(int(1.2 * to_live(budget)))
 
     load = ON_CPU
-    cost = Optimist(CPU, Store.in_memory())
+    cost = Optimist(CPU, Store.default())
     budget = int(0.8 * need(load, KEEP_ALL, "cpu"))
     first = cost.place(load, PolicyChoice("optimal"), budget)
     assert need(load, first.placement, "cpu") > budget
@@ -120,7 +120,7 @@ def test_a_placement_that_needs_more_than_composed_is_tightened() -> None:
 
 def test_what_does_not_fit_by_its_replay_is_refused() -> None:
     load = ON_CPU
-    cost = CostModel(CPU, Store.in_memory())
+    cost = CostModel(CPU, Store.default())
     with pytest.raises(InfeasibleError) as caught:
         place_by_policy(load, PolicyChoice("optimal"), cost, budget_bytes=DeviceBytes(2**20))
     smallest = caught.value.smallest_bytes
@@ -134,7 +134,7 @@ def test_what_does_not_fit_by_its_replay_is_refused() -> None:
 def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
     # all is recomputed in `static`, and its peak is in the stem: elsewhere nothing need be
     load = Workload(model="resnet18", method="lora", rank=8, micro_batch=4)
-    cost = CostModel(CPU, Store.in_memory())
+    cost = CostModel(CPU, Store.default())
     static = static_on_cpu(load, cost)
     budget = int(1.001 * needed_bytes(static))
     report = checked(load, cost, budget)
@@ -145,7 +145,7 @@ def test_what_cpu_kernels_take_in_a_unit_is_learned() -> None:
 
 def test_with_its_corrections_the_chain_has_the_replayed_peak() -> None:
     load = ON_CPU
-    cost = CostModel(CPU, Store.in_memory())
+    cost = CostModel(CPU, Store.default())
     chain = cost.chain(load, cost.profiles.unit_options(load))
     corrections = ReplayCorrections()
     for policy in ("static", "cheap", "none"):
@@ -158,7 +158,7 @@ def test_with_its_corrections_the_chain_has_the_replayed_peak() -> None:
 
 def test_of_other_options_the_least_that_was_missing_is_assumed() -> None:
     load = ON_CPU
-    cost = CostModel(CPU, Store.in_memory())
+    cost = CostModel(CPU, Store.default())
     chain = cost.chain(load, cost.profiles.unit_options(load))
     candidate = cost.place(load, PolicyChoice("static"), 1)
     log = replay_step(candidate, device=CPU)

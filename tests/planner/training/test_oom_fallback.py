@@ -50,7 +50,7 @@ def test_without_a_cost_model_half_of_the_units_then_all_are_recomputed() -> Non
 
 
 def test_with_a_cost_model_each_placement_needs_less_and_costs_more() -> None:
-    cost = CostModel(device_spec("rtx-2060-super"), Store.in_memory())
+    cost = CostModel(device_spec("rtx-2060-super"), Store.default())
     kept = Candidate(workload=MEDIUM)
     found = [kept, *tighter_placements(kept, cost.profiles.units(MEDIUM), cost)]
     assert len(found) == 5
@@ -69,8 +69,8 @@ def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
         def estimate(self, candidate: Candidate) -> StepEstimate:
             raise MemoryError
 
-    units = CostModel(CPU, Store.in_memory()).profiles.units(SMALL)
-    found = tighter_placements(Candidate(workload=SMALL), units, Mute(CPU, Store.in_memory()))
+    units = CostModel(CPU, Store.default()).profiles.units(SMALL)
+    found = tighter_placements(Candidate(workload=SMALL), units, Mute(CPU, Store.default()))
     assert [c.policy.name for c in found] == ["first-k", "static"]
 
 
@@ -91,7 +91,7 @@ def train_two_steps(request: Request, progress: Callable[..., None]) -> Trained:
     torch.manual_seed(0)
     built = build_model(LARGE)
     built.model.train()
-    cost = CostModel(CPU, Store.in_memory())
+    cost = CostModel(CPU, Store.default())
     cost.chain(LARGE)
     session = Session(
         candidate=Candidate(workload=LARGE),
