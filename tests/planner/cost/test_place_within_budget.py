@@ -58,7 +58,7 @@ def static_on_cpu(load: Workload, cost: CostModel) -> Report:
     ("load", "device"),
     [
         (ON_CPU, "cpu"),
-        (CONVOLUTIONS, "rtx-2060-super"),
+        (CONVOLUTIONS.replace(model="test_efficientnet"), "rtx-2060-super"),
         (CONVOLUTIONS.replace(model="resnet10t", micro_batch=64), "rtx-2060-super"),
         (TOKENS, "rtx-2060-super"),
     ],
