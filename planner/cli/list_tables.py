@@ -10,6 +10,7 @@ from rich.text import Text
 
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.scoring.netscore import FORMULAS, Scores
+from planner.scoring.training_scores import TRAINING_FORMULAS
 from profiler.units import format_bytes, format_count, format_joules, format_seconds
 
 if TYPE_CHECKING:
@@ -28,6 +29,34 @@ def score_columns(scores: Scores) -> list[Column]:
         Column(header="value", cells=[f"{value:.4f}" for value in known.values()]),
         Column(header="formula", cells=[FORMULAS[name][0] for name in known], justify="left"),
     ]
+
+
+def training_score_columns(
+    scores: Mapping[str, float | None], exponents: tuple[float, float]
+) -> list[Column]:
+    """Return the training scores that could be computed, with their exponents."""
+    known = {name: value for name, value in scores.items() if value is not None}
+    power, weight = (f"{value:.4g}" for value in exponents)
+    formulas = [
+        TRAINING_FORMULAS[name][0].replace("^2", f"^{power}").replace("(1/8)", weight)
+        for name in known
+    ]
+    return [
+        Column(header="score", cells=list(known), justify="left"),
+        Column(header="value", cells=[f"{value:.4f}" for value in known.values()]),
+        Column(header="formula", cells=formulas, justify="left"),
+    ]
+
+
+def compared_score_columns(
+    names: Sequence[str], scores: Sequence[Mapping[str, float | None]]
+) -> list[Column]:
+    """Return the training scores of several plans, one plan in a row."""
+    columns = [Column(header="plan", cells=list(names), justify="left", wraps=True)]
+    for name in TRAINING_FORMULAS:
+        cells = ["-" if each[name] is None else f"{each[name]:.4f}" for each in scores]
+        columns.append(Column(header=name, cells=cells))
+    return columns
 
 
 def alias_columns(aliases: Mapping[str, str]) -> list[Column]:

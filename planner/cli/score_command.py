@@ -1,18 +1,25 @@
-"""The command score: NetScore and its variants from numbers, a plan or a trained folder."""
+"""The command score: NetScore and its variants from numbers, plans or trained folders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.cli.options import json_option
 from planner.cli.output import console, print_json
 
+if TYPE_CHECKING:
+    from planner.scoring.sensitivity import WinningRange
+
+DEFAULT_EXPONENTS = (2.0, 0.125)
+"""Published exponents, which the options change for this project's own scores alone."""
+
 
 @click.command()
-@click.argument("target", required=False, type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, metavar="[TARGET]...", type=click.Path(path_type=Path))
 @click.option("--accuracy", type=float, help="Top-1 accuracy in percent. [default: TARGET's]")
 @click.option("--parameters", type=float, help="Number of parameters of the model.")
 @click.option("--macs", type=float, help="Multiply-accumulates of one inference.")
@@ -21,17 +28,43 @@ from planner.cli.output import console, print_json
 @click.option("--inference-watts", type=float, help="Average power during inference.")
 @click.option("--inference-peak-mib", type=float, help="Peak memory of inference in MiB.")
 @click.option("--energy-joules", type=float, help="Energy of the whole run in joules.")
+@click.option(
+    "--accuracy-exponent",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_EXPONENTS[0],
+    show_default=True,
+    help="Exponent of the accuracy in the training scores.",
+)
+@click.option(
+    "--cost-exponent",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_EXPONENTS[1],
+    show_default=True,
+    help="Exponent of each cost in the training scores.",
+)
 @json_option
 def score(
-    target: Path | None, accuracy: float | None, as_json: bool, **numbers: float | None
+    targets: tuple[Path, ...],
+    accuracy: float | None,
+    accuracy_exponent: float,
+    cost_exponent: float,
+    as_json: bool,
+    **numbers: float | None,
 ) -> None:
-    """Compute NetScore, its variants, SAM and PPT.
+    """Compute NetScore, its variants, SAM, PPT and the training scores.
 
     The numbers are those of TARGET, a plan file or the folder of a training; an option replaces one
-    of them. Without TARGET, --accuracy is needed.
+    of them. Without TARGET, --accuracy is needed. Of several TARGETs, the training scores are
+    compared: the output names the winner for each weight of the costs.
     """
-    from planner.scoring.netscore import compute_scores
-
+    if len(targets) > 1:
+        if accuracy is not None or any(value is not None for value in numbers.values()):
+            raise click.UsageError(
+                "several plans are compared by their own numbers; give one TARGET with options"
+            )
+        _compare(targets, accuracy_exponent, cost_exponent, as_json=as_json)
+        return
+    target = targets[0] if targets else None
     known = _known_numbers(target, {"accuracy_percent": accuracy, **numbers})
     if "accuracy_percent" not in known:
         raise click.UsageError(
@@ -39,23 +72,107 @@ def score(
             if target is None
             else f"{target} has no accuracy that can rank models; give --accuracy"
         )
+    _show_one(target, known, (accuracy_exponent, cost_exponent), as_json=as_json)
+
+
+def _show_one(
+    target: Path | None,
+    known: Mapping[str, float],
+    exponents: tuple[float, float],
+    *,
+    as_json: bool,
+) -> None:
+    from planner.scoring.netscore import compute_scores
+
     result = compute_scores(**known)
     missing = _missing(known, result.to_json())
+    training = _training_scores(target, known["accuracy_percent"], exponents)
     if as_json:
-        print_json(result.to_json() | {"missing": missing})
-    elif all(value is None for value in result.to_json().values()):
+        print_json(result.to_json() | {"missing": missing, "training": training})
+        return
+    values = [*result.to_json().values(), *(training or {}).values()]
+    if all(value is None for value in values):
         raise click.UsageError(
             "an accuracy alone gives no score: NetScore needs --parameters and --macs, NS-M"
             " --inference-seconds, --inference-watts and --inference-peak-mib, SAM --energy-joules"
         )
-    else:
-        from planner.cli.list_tables import score_columns
-        from planner.cli.table_layout import show_table
+    from planner.cli.list_tables import score_columns, training_score_columns
+    from planner.cli.table_layout import show_table
 
-        show_table(score_columns(result), console())
-        if missing:
-            lacking = "; ".join(f"{name}: {', '.join(of)}" for name, of in missing.items())
-            click.echo(f"\nNot computed, for lack of: {lacking}")
+    show_table(score_columns(result), console())
+    if training is not None:
+        click.echo("\nOf this project, by the predicted cost of training:")
+        show_table(training_score_columns(training, exponents), console())
+    if missing:
+        lacking = "; ".join(f"{name}: {', '.join(of)}" for name, of in missing.items())
+        click.echo(f"\nNot computed, for lack of: {lacking}")
+
+
+def _training_scores(
+    target: Path | None, accuracy_percent: float, exponents: tuple[float, float]
+) -> dict[str, float | None] | None:
+    """Return the training scores of a plan; None without one."""
+    if target is None:
+        return None
+    from planner.plan import read_plan
+    from planner.recommendation.compare_scores import training_costs
+    from planner.scoring.training_scores import training_scores
+
+    plan = read_plan(target / "plan.json" if target.is_dir() else target)
+    return training_scores(
+        training_costs(plan),
+        accuracy_percent=accuracy_percent,
+        accuracy_exponent=exponents[0],
+        cost_exponent=exponents[1],
+    ).to_json()
+
+
+def _compare(
+    targets: tuple[Path, ...], accuracy_exponent: float, cost_exponent: float, *, as_json: bool
+) -> None:
+    """Print the training scores of several plans, and the winners by the weight of the costs."""
+    from planner.recommendation.compare_scores import compare_plans, read_score_target
+    from planner.scoring.training_scores import training_scores
+
+    read = [read_score_target(path) for path in targets]
+    scores = [
+        training_scores(
+            each.costs,
+            accuracy_percent=each.accuracy_percent,
+            accuracy_exponent=accuracy_exponent,
+            cost_exponent=cost_exponent,
+        ).to_json()
+        for each in read
+    ]
+    winners = compare_plans(read, accuracy_exponent=accuracy_exponent)
+    if as_json:
+        from dataclasses import asdict
+
+        print_json(
+            {
+                "accuracy_exponent": accuracy_exponent,
+                "cost_exponent": cost_exponent,
+                "targets": [
+                    {"path": str(each.path), "accuracy_percent": each.accuracy_percent, **found}
+                    for each, found in zip(read, scores, strict=True)
+                ],
+                "winners": {name: [asdict(r) for r in found] for name, found in winners.items()},
+            }
+        )
+        return
+    from planner.cli.list_tables import compared_score_columns
+    from planner.cli.table_layout import show_table
+
+    show_table(compared_score_columns([str(each.path) for each in read], scores), console())
+    click.echo("")
+    for name, ranges in winners.items():
+        click.echo(f"{name}: {'; '.join(map(_range_words, ranges))}")
+
+
+def _range_words(each: WinningRange) -> str:
+    if each.high is None:
+        return f"{each.name} wins from exponent {each.low:.3g} of the costs on"
+    return f"{each.name} wins from {each.low:.3g} to {each.high:.3g}"
 
 
 def _known_numbers(target: Path | None, given: Mapping[str, float | None]) -> dict[str, float]:

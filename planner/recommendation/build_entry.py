@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from planner.plan import Accuracy, Plan, plan_file_name
+from planner.recommendation.after_probe import carried_accuracy
 from planner.recommendation.answer import FrontEntry
 from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.compare_scores import SCORED_KINDS
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe
 from planner.recommendation.provenance import plan_provenance
 from planner.recommendation.ranking import expected_accuracy
@@ -38,7 +40,11 @@ def build_entry(
     expected = expected_accuracy(request, checked.result)
     workload = checked.candidate.workload
     if probe is not None:
-        expected = probe.expected_accuracy(workload) or expected
+        expected = (
+            probe.expected_accuracy(workload)
+            or carried_accuracy(probe, workload, train_images=request.balanced_images)
+            or expected
+        )
     validation = checked.validation
     accuracy = _plan_accuracy(expected, validation)
     plan = Plan(
@@ -84,8 +90,13 @@ def _plan_accuracy(expected: AccuracyEstimate, validation: Validation | None) ->
 def plan_scores(
     accuracy: Accuracy, prediction: Report, validation: Validation | None
 ) -> Scores | None:
-    """Return the scores that the known numbers allow; None without an accuracy above 1 %."""
+    """Return the scores that the known numbers allow.
+
+    None without an accuracy above 1 % that was measured or published.
+    """
     if accuracy.value is None or accuracy.value <= LOWEST_ACCURACY:
+        return None
+    if accuracy.kind not in SCORED_KINDS:
         return None
     flops, images = prediction.flops, prediction.candidate.workload.effective_batch
     forward = None if flops is None else flops.forward / images

@@ -22,7 +22,7 @@ from profiler.units import format_bytes, format_joules, format_seconds
 LONG_RUN_STEPS = 50
 
 LONG_RUN_IMAGES = 200
-"""Training steps and test images from which a measured accuracy can rank candidates. With 200
+"""Training steps and selection images from which a measured accuracy can rank candidates. With 200
 images its standard error is up to 3.5 %. A shorter run shows only that training works."""
 
 

@@ -131,7 +131,7 @@ def _why(estimates: Sequence[LearnerEstimate | None], index: int) -> str:
     text = (
         f"with a probability of {format_chance(chosen.best)} the best of the candidates trained "
         f"here ({100 * chosen.accuracy:.1f} % of held-out images right after {chosen.steps} steps, "
-        f"{100 * chosen.low:.1f} to {100 * chosen.high:.1f} %)"
+        f"{100 * chosen.low:.1f} to {100 * chosen.high:.1f} % expected after the plan's)"
     )
     others = {
         each.learner: each

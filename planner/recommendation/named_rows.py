@@ -2,6 +2,7 @@
 
     named_rows    the candidate of each name that there is one for
     answer_rows   these, the recommended one first, and the best of other methods
+    probe_rows    these, and the best of every method that learns in a way of its own
 
 ``fastest``, ``smallest`` and ``safest`` are among the candidates that are expected to be as
 accurate as the recommended one, with the rank nearest to the published default of each method: a
@@ -25,6 +26,7 @@ from planner.recommendation.ranking import (
     of_method,
     within_edge,
 )
+from planner.scoring.published_tables import table_name
 from planner.search.problem import TrialResult
 
 FEWEST_ROWS = 6
@@ -87,6 +89,28 @@ def answer_rows(results: Sequence[TrialResult], question: Question) -> list[Tria
         best = best_of(left, question)
         rows[id(best)] = best
         left = [r for r in left if r.candidate.workload.method != best.candidate.workload.method]
+    return list(rows.values())
+
+
+def probe_rows(results: Sequence[TrialResult], question: Question) -> list[TrialResult]:
+    """Return the rows of an answer, and the best configuration of each further method.
+
+    A probe compares methods on the user's images, so it also gets those that published comparisons
+    rank low. A method that the comparisons equate with another, as ``dora`` with ``lora``, is left
+    out: it would be trained for the same answer.
+
+    Args:
+        results: candidates that fit the budget, at least one.
+        question: budget, number of images and objective.
+    """
+    rows = {id(row): row for row in answer_rows(results, question)}
+    seen = {row.candidate.workload.method for row in rows.values()}
+    for method in dict.fromkeys(row.candidate.workload.method for row in results):
+        if method in seen or table_name(method) != method:
+            continue
+        of_this = equals_of(of_method(results, method))
+        best = best_configuration(within_edge(of_this, question), question)
+        rows[id(best)] = best
     return list(rows.values())
 
 

@@ -15,6 +15,7 @@ the budget in a later stage is dropped, and the answer lists it.
     build_entry.py    the plan of a candidate, with accuracy and scores
     choose.py         the recommended entry and the reason
     choose_by_probe.py  the same, by a probe
+    after_probe.py    the rows of the answer, chosen anew after a probe
     rate_test.py      the learning-rate test of the recommended plan
     limits.py         limits of accuracy, duration and energy
     alternatives.py   the named rows beside it
@@ -36,6 +37,7 @@ from functools import partial
 from planner.disk.drafts import remove_draft_files
 from planner.disk.free_space import check_folder
 from planner.plan import write_new_plan
+from planner.recommendation.after_probe import remake_front
 from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.answer import Recommendation
 from planner.recommendation.baselines import paper_baselines
@@ -93,10 +95,13 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     prefetch(cost, request.space.workloads(), on_progress=lambda t, f: notify("profile", t, f))
     found = _search(request, cost, notify)
     affordable = within_cost_limits(request, found.fitting(request.budget_bytes))
-    replayed = replay_front(request, affordable, cost, notify)
+    replayed = replay_front(
+        request, affordable, cost, notify, every_method=request.probe_seconds is not None
+    )
     if not replayed.passed:
         raise nothing_fits(request, found, cost)
     probe = probe_front(request, replayed.passed, storage, notify)
+    replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
     ran = run_best(
         request,
         best_first(replayed.passed, probe, request.objective),

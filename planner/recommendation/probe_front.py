@@ -8,7 +8,7 @@ that it is the best one. The test images are never read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.recommendation.checks import CheckedCandidate
@@ -46,6 +46,7 @@ class ProbeOutcome:
         earlier_runs: number of runs of earlier probes.
         seconds: duration of this probe.
         notes: sentences about the probe and its limits.
+        workloads: workload of each learner, by its name.
     """
 
     estimates: Mapping[str, LearnerEstimate]
@@ -55,6 +56,16 @@ class ProbeOutcome:
     earlier_runs: int
     seconds: float
     notes: tuple[str, ...]
+    workloads: Mapping[str, Workload] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> list[tuple[Workload, LearnerEstimate]]:
+        """Workload and estimate of each learner whose training did not diverge."""
+        return [
+            (self.workloads[name], estimate)
+            for name, estimate in self.estimates.items()
+            if name in self.workloads and not estimate.diverged
+        ]
 
     def estimate_of(self, workload: Workload) -> LearnerEstimate | None:
         """Return the estimate of a candidate's workload; None if it was not trained."""
@@ -70,15 +81,16 @@ class ProbeOutcome:
         if setting.image_size != workload.image_size:
             at_size = f" at {setting.image_size} px in place of {workload.image_size}"
         return AccuracyEstimate(
-            value=found.accuracy,
+            value=found.expected,
             kind="probe",
             source=f"probe of {found.learner}",
-            reason=f"trained here for {found.steps} steps{at_size} on {setting.train_images} "
-            f"images, {seeds}, and tested on {setting.held_out_images} others, none of them of "
-            f"the test part; the best of {len(self.estimates)} with a probability of "
+            reason=f"{100 * found.accuracy:.1f} % after {found.steps} steps here{at_size} on "
+            f"{setting.train_images} images, {seeds}, tested on {setting.held_out_images} others, "
+            f"none of them of the test part, and carried on to the plan's steps; the best of "
+            f"{len(self.estimates)} with a probability of "
             f"{format_chance(found.best)}",
-            low=min(found.low, found.accuracy),
-            high=max(found.high, found.accuracy),
+            low=min(found.low, found.expected),
+            high=max(found.high, found.expected),
             coverage=COVERAGE,
         )
 
@@ -209,6 +221,7 @@ def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: LearnerRule
         earlier_runs=result.earlier_runs,
         seconds=result.seconds,
         notes=tuple(_probe_notes(result, learners, estimates)),
+        workloads={learner.name: learner.candidate.workload for learner in learners},
     )
 
 
@@ -229,7 +242,10 @@ def _probe_notes(
     if result.runs:
         notes += _scale_notes(result, learners)
     if any(run.from_features for run in result.runs):
-        notes.append("the probe trained heads on cached features, without augmentation")
+        notes.append(
+            "the probe trained heads, side networks and last units on stored activations, "
+            "without augmentation"
+        )
     if missing:
         notes.append(f"the probe had no time for {'; '.join(missing)}; give it more minutes")
     return [*notes, *result.notes]
@@ -249,7 +265,8 @@ def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[s
     if longest < steps:
         yield (
             f"the longest trainings of the probe had {longest} steps, and those of the plans have "
-            f"about {steps}: they are more accurate, and their order may be another"
+            f"about {steps}: the accuracies are carried on to these, with an error that "
+            "studies/probe measured, and the order may be another"
         )
 
 

@@ -13,7 +13,7 @@ from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.levers import LeverOutcome, with_levers
 from planner.recommendation.limits import exceeded_limit
-from planner.recommendation.named_rows import answer_rows
+from planner.recommendation.named_rows import answer_rows, probe_rows
 from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.search.problem import TrialResult
@@ -28,7 +28,13 @@ REPLAY_ROUNDS = 4
 
 
 def replay_front(
-    request: Request, results: Sequence[TrialResult], cost: CostModel, notify: Notify
+    request: Request,
+    results: Sequence[TrialResult],
+    cost: CostModel,
+    notify: Notify,
+    *,
+    every_method: bool = False,
+    known: Sequence[CheckedCandidate] = (),
 ) -> CheckOutcome:
     """Replay the named rows of an answer; exchange those above the budget for the next best.
 
@@ -37,6 +43,8 @@ def replay_front(
         results: candidates within the budget by their composed memory.
         cost: cost model that composed them.
         notify: called with (stage, candidate, fraction of the stage done).
+        every_method: whether the best configuration of every method is a row too.
+        known: candidates that were replayed already, which are not replayed again.
 
     Returns:
         The rows that fit, by descending accuracy score, then by memory.
@@ -44,8 +52,14 @@ def replay_front(
     question = Question.of(request)
     waiting, passed = list(results), dict[int, CheckedCandidate]()
     dropped: list[str] = []
+    choose_rows = probe_rows if every_method else answer_rows
+    replayed = {_point(each.result): each for each in known}
+    for row in results:
+        before = replayed.get(_point(row))
+        if before is not None:
+            passed[id(row)] = replace(before, result=replace(before.result, score=row.score))
     for _ in range(REPLAY_ROUNDS):
-        rows = answer_rows(waiting, question) if waiting else []
+        rows = choose_rows(waiting, question) if waiting else []
         missing = [row for row in rows if id(row) not in passed]
         if not missing:
             break
@@ -59,7 +73,7 @@ def replay_front(
                 passed[id(row)] = CheckedCandidate(
                     result=report.result(row), prediction=report.report, effects=report.effects
                 )
-    wanted = {id(row) for row in answer_rows(waiting, question)} if waiting else set()
+    wanted = {id(row) for row in choose_rows(waiting, question)} if waiting else set()
     kept = [checked for key, checked in passed.items() if key in wanted] or list(passed.values())
     kept.sort(key=lambda c: (-c.result.score, needed_bytes(c.prediction)))
     return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
@@ -76,6 +90,11 @@ def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome |
         f"the search composed {format_bytes(row.device_bytes)}, but the replay needs "
         f"{format_bytes(need_bytes)}"
     )
+
+
+def _point(result: TrialResult) -> frozenset[tuple[str, str | int]]:
+    """Return the point of the search space, which a replay does not change."""
+    return frozenset(result.assignment.items())
 
 
 def _replayed(

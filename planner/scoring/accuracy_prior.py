@@ -31,6 +31,10 @@ from planner.scoring.published_tables import (
     regime_of,
     table_name,
 )
+from planner.scoring.table_errors import difference_error, interval_of, nearest_match
+
+PRIOR_COVERAGE = 0.8
+"""Coverage of the interval of a derived accuracy."""
 
 EstimateKind = Literal["published", "prior", "probe", "learned"]
 
@@ -142,12 +146,33 @@ def _derived(
         + rank_step(method, rank)
         - rank_step(anchor["method"], anchor["rank"])
     )
+    low, high, coverage = _interval_of_derived(expected, anchor, weights, method, train_images)
     return AccuracyEstimate(
         value=1 / (1 + math.exp(-expected)),
         kind="prior",
         source=anchor["source"],
         reason=_derivation(anchor, weights, method, rank, train_images),
+        low=low,
+        high=high,
+        coverage=coverage,
     )
+
+
+def _interval_of_derived(
+    expected: float, anchor: dict[str, Any], weights: str, method: str, train_images: int | None
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Return the interval of a derived accuracy and its coverage.
+
+    The error of a difference of methods was measured by leaving tables out. That of another
+    backbone cannot be: only one published pair of backbones shares a data set and a method. Then
+    there is no interval.
+    """
+    same_method = table_name(anchor["method"]) == table_name(method)
+    if anchor["model"] != weights or same_method:
+        return None, None, None
+    match = nearest_match(compared_family(weights), regime_of(train_images))
+    error = difference_error(match).deviation
+    return (*interval_of(expected, error, coverage=PRIOR_COVERAGE), PRIOR_COVERAGE)
 
 
 def _derivation(

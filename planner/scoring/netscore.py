@@ -8,7 +8,6 @@
     ns_sharp        20 log10( a^2 / (r t P)^(1/8) )       arXiv 2607.02158, NS#
     sam_k           A^k / (log10 E)^k                     arXiv 2511.23166, SAM
     ppt             A exp(-log10(n / 10^7 + 1))           arXiv 2402.02242, V-PEFT Bench
-    train_score     20 log10( a^2 / (r_t e_t)^(1/8) )     this project, not published
 
 Symbols: a is the top-1 accuracy in percent and A the same as a fraction. p are parameters in
 millions, m multiply-accumulates in billions, f FLOPs in billions, n trainable parameters. t are
@@ -20,9 +19,8 @@ VideoClassificationTest, metrics.py) and reproduce the row of ViT-S in Table V. 
 the scripts in src/ of github.com/JokerOneK/cifar100_vits16_repro log it; at one joule or less it is
 not defined and None.
 
-ns_e, ns_m and ns_sharp count costs of inference. ``train_score`` counts costs of training with the
-same weight of 1/8: r_t MiB at the peak of a training step and e_t joules of a step. It ranks the
-candidates of a search and does not compare with any published number.
+ns_e, ns_m and ns_sharp count costs of inference. Scores of this project that count costs of
+training are in ``training_scores.py``.
 
 A cost that is ten times higher lowers a score by 2.5 dB with weight 1/8, and by 10 dB in Wong's
 NetScore. An accuracy that is ten times higher raises it by 40 dB.
@@ -36,7 +34,6 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 from profiler.errors import UsageError
-from profiler.units import MIB
 
 DEPLOYMENT_WEIGHT = 1 / 8
 """Exponent of each deployment cost in arXiv 2607.02158."""
@@ -190,27 +187,6 @@ def ppt(*, accuracy_percent: float, trainable_parameters: float) -> float:
         raise UsageError(f"trainable_parameters must be 0 or more, got {trainable_parameters!r}")
     size = math.log10(trainable_parameters / PPT_PARAMETERS + 1)
     return accuracy_percent / 100 * math.exp(-size)
-
-
-def train_score(
-    *, accuracy_percent: float, train_peak_bytes: float, step_joules: float | None = None
-) -> float:
-    """Return the accuracy weighed against the cost of training. This score is not published.
-
-    Without ``step_joules``, only memory counts. Such a score compares only with others without it.
-
-    Args:
-        accuracy_percent: top-1 accuracy in percent, above 1.
-        train_peak_bytes: device memory of a training step in bytes.
-        step_joules: energy of an optimizer step in joules; None if not known.
-
-    Raises:
-        UsageError: the accuracy is outside (1, 100], or a cost is not a positive number.
-    """
-    check_accuracy(accuracy_percent)
-    mib = _positive_number("train_peak_bytes", train_peak_bytes) / MIB
-    costs = (mib,) if step_joules is None else (mib, _positive_number("step_joules", step_joules))
-    return _score(accuracy_percent, costs, DEPLOYMENT_WEIGHT)
 
 
 def check_accuracy(accuracy_percent: float) -> None:

@@ -4,6 +4,7 @@
     regime_of        ``few`` up to 5,000 training images, else ``many``
     comparable_tables   the tables of a family and a regime
     method_effects   log-odds of each method over the linear probe in some tables
+    effects_of       the same, for given tables and up to a constant
 
 A table compares several methods on one backbone and benchmark. A cell is modelled as
 log-odds(accuracy) = table + method, fitted by least squares (alternating means) with the linear
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -85,9 +86,15 @@ def comparable_tables(family: str | None, regime: Regime | None) -> list[dict[st
 @lru_cache(maxsize=16)
 def method_effects(family: str | None, regime: Regime | None) -> Mapping[str, float]:
     """Return the effect of every method in the comparable tables; empty if there is no table."""
+    effects = effects_of(comparable_tables(family, regime))
+    return {method: effect - effects["head"] for method, effect in sorted(effects.items())}
+
+
+def effects_of(tables: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
+    """Return the effect of every method in some tables, up to a constant for all."""
     cells = [
         (t, method, log_odds(accuracy))
-        for t, table in enumerate(comparable_tables(family, regime))
+        for t, table in enumerate(tables)
         for method, accuracy in table["accuracy"].items()
     ]
     effects = {method: 0.0 for _, method, _ in cells}
@@ -98,7 +105,7 @@ def method_effects(family: str | None, regime: Regime | None) -> Mapping[str, fl
         effects = fitted
         if change < 1e-12:
             break
-    return {method: effect - effects["head"] for method, effect in sorted(effects.items())}
+    return effects
 
 
 def _means(rows: Iterable[tuple[Key, float]]) -> dict[Key, float]:

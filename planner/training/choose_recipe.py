@@ -19,7 +19,7 @@ rates of their own, compared on digits at 64 px with random ViT-S and ResNet-18.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from planner.recipe import WARM_UP_SHARE, InitialWeights, Recipe
@@ -83,6 +83,9 @@ RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
         1e-2, "the rate of the convolutional backbones' linear probe; not tried on this kind"
     ),
 }
+
+TRIED_RANK = 8
+"""Rank of the low-rank methods whose rates were tried or published."""
 
 LAYER_DECAY = 0.75
 """Layer decay of full training, that of BEiT-B (arXiv 2106.08254, table 9 of the appendix)."""
@@ -148,7 +151,10 @@ def default_recipe(
     is_random = weights == "random"
     # AdaLoRA's ranks are those of its whole schedule, so no earlier epoch can be restored.
     selects_epoch = workload.method != "adalora"
-    rate = _random_weights_rate(workload, kind) if is_random else RATES[kind, method]
+    if is_random:
+        rate = _random_weights_rate(workload, kind)
+    else:
+        rate = _of_rank(RATES[kind, method], workload, method)
     return Recipe(
         learning_rate=rate.value * _optimizer_factor(workload),
         head_rate_ratio=1.0 if is_random else rate.head_ratio,
@@ -164,6 +170,23 @@ def default_recipe(
         balance=balance,
         weights=weights,
         source=f"{rate.source}; {epochs} epochs for {train_images} images",
+    )
+
+
+def _of_rank(rate: _Rate, workload: Workload, method: MethodKind) -> _Rate:
+    """Return the rate of a low-rank method at a rank above ``TRIED_RANK``.
+
+    The scaling alpha / rank is 2 at every rank, so the change of a weight in a step grows about as
+    the root of the rank. It is stable over ranks with the scaling alpha / sqrt(rank) (rsLoRA, arXiv
+    2312.03732). Dividing the rate by the root of the rank has the same effect.
+    """
+    rank = workload.rank
+    if method != "low rank" or rank is None or rank <= TRIED_RANK or workload.alpha is not None:
+        return rate
+    return replace(
+        rate,
+        value=rate.value * math.sqrt(TRIED_RANK / rank),
+        source=f"{rate.source}, divided by the root of rank / {TRIED_RANK} (arXiv 2312.03732)",
     )
 
 

@@ -20,17 +20,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from planner.plan import versions
+from planner.training.frozen_units import FrozenUnits
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
 from profiler.models import backbones
@@ -120,7 +122,7 @@ def frozen_classifier(built: BuiltModel, images: Tensor) -> nn.Module | None:
 
 def cached_features(
     built: BuiltModel,
-    classifier: nn.Module,
+    classifier: nn.Module | FrozenUnits,
     images: ImageSet,
     *,
     device: str = "cpu",
@@ -133,7 +135,8 @@ def cached_features(
 
     Args:
         built: the model; the classifier's own weights do not matter.
-        classifier: module that ``frozen_classifier`` returned.
+        classifier: module that ``frozen_classifier`` returned, or frozen units, whose rows are then
+            the features.
         images: images; the crop rule must not be random, and nothing is mirrored.
         device: device of the model.
         folder: folder of all cached features; None for the user's.
@@ -158,22 +161,25 @@ def cached_features(
 
 
 def _extract_chunk(
-    built: BuiltModel, classifier: nn.Module, images: ImageSet, device: str
+    built: BuiltModel, classifier: nn.Module | FrozenUnits, images: ImageSet, device: str
 ) -> FeatureChunk:
     return FeatureChunk(features=_extract(built, classifier, images, device))
 
 
 def _extract(
-    built: BuiltModel, classifier: nn.Module, images: ImageSet, device: str
+    built: BuiltModel, classifier: nn.Module | FrozenUnits, images: ImageSet, device: str
 ) -> NDArray[np.float32]:
-    """Return the classifier's inputs [images, D] of a few images."""
+    """Return the features [images, D] of a few images."""
     batches = batch_loader(
         images, batch_size=EXTRACTION_BATCH, shuffle=False, seed=0, drop_last=False
     )
     rows = []
     with torch.no_grad():
         for pixels, _ in batches:
-            found, _ = _classifier_input(built.model, classifier, pixels.to(device))
+            if isinstance(classifier, FrozenUnits):
+                found = classifier.rows(built, pixels.to(device))
+            else:
+                found, _ = _classifier_input(built.model, classifier, pixels.to(device))
             assert found is not None
             rows.append(found.float().cpu())
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)
@@ -192,13 +198,22 @@ def _classifier_input(
     return (seen[0] if len(seen) == 1 else None), logits
 
 
-def _cache_key(built: BuiltModel, classifier: nn.Module, images: ImageSet, device: str) -> str:
+def _cache_key(
+    built: BuiltModel, classifier: nn.Module | FrozenUnits, images: ImageSet, device: str
+) -> str:
     """Return the name of the folder: a hash of everything that the features depend on."""
-    parts = {
+    units = classifier.key if isinstance(classifier, FrozenUnits) else None
+    learned = (
+        classifier.learned(built)
+        if isinstance(classifier, FrozenUnits)
+        else chain(classifier.parameters(), classifier.buffers())
+    )
+    parts: dict[str, Any] = {} if units is None else {"units": units}
+    parts |= {
         "schema": FEATURES_SCHEMA,
         # two models of equal tensors may differ in a setting, such as the activation function
         "model": built.name,
-        "weights": _weights_digest(built.model, classifier),
+        "weights": _weights_digest(built.model, learned),
         "images": _images_digest(images),
         "image_size": images.input_format.image_size,
         "mean": images.input_format.mean,
@@ -210,9 +225,9 @@ def _cache_key(built: BuiltModel, classifier: nn.Module, images: ImageSet, devic
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _weights_digest(model: nn.Module, classifier: nn.Module) -> str:
-    """Return the SHA-256 of all tensors but the classifier's, with their names."""
-    inside = {id(tensor) for tensor in (*classifier.parameters(), *classifier.buffers())}
+def _weights_digest(model: nn.Module, learned: Iterable[Tensor]) -> str:
+    """Return the SHA-256 of all tensors but some, with their names."""
+    inside = {id(tensor) for tensor in learned}
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) not in inside:

@@ -1,4 +1,4 @@
-"""Accuracy, time, peak and power of inference on test images."""
+"""Accuracy, time, peak and power of inference."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from profiler.training_step import Batch
 
-TEST_IMAGES = {"cpu": 256, "cuda": 2048}
-"""Largest number of test images evaluated, by type of device."""
+MOST_IMAGES = {"cpu": 256, "cuda": 2048}
+"""Largest number of images evaluated, by type of device."""
 
 INFERENCE_BATCH = 32
 """Largest batch of the evaluation; it does not exceed the micro-batch either."""
@@ -33,23 +33,24 @@ POWER_SECONDS = 2.0
 
 
 def evaluate_inference(
-    model: nn.Module, test_images: ImageSet, request: ValidationRequest
+    model: nn.Module, held_out: ImageSet, request: ValidationRequest, *, whole_images: int
 ) -> Inference:
-    """Evaluate test images: as many as the time limit allows, given the time of a batch.
+    """Evaluate held-out images: as many as the time limit allows, given the time of a batch.
 
     Args:
         model: model on the request's device, without an optimizer.
-        test_images: test images.
+        held_out: images that the model was not trained on.
         request: workload, device, seed and time limit.
+        whole_images: number of images that the returned time is scaled to.
     """
     workload, device = request.candidate.workload, request.device
     classify = _classifier(model, workload.precision, device)
-    most = min(TEST_IMAGES[device], len(test_images))
+    most = min(MOST_IMAGES[device], len(held_out))
     batch_size = min(workload.micro_batch, INFERENCE_BATCH, most)
-    first = test_images.sample(batch_size, seed=request.seed)
+    first = held_out.sample(batch_size, seed=request.seed)
     peak, batch_seconds = _peak_of_batch(model, classify, first, device)
     affordable = int(batch_size * request.test_seconds / batch_seconds)
-    sample = test_images.sample(min(most, max(batch_size, affordable)), seed=request.seed)
+    sample = held_out.sample(min(most, max(batch_size, affordable)), seed=request.seed)
 
     right, seconds = 0, 0.0
     batches: Iterator[Batch] = _unshuffled(sample, batch_size)
@@ -63,7 +64,7 @@ def evaluate_inference(
     return Inference(
         accuracy=right / len(sample),
         images=len(sample),
-        seconds=seconds * len(test_images) / len(sample),
+        seconds=seconds * whole_images / len(sample),
         peak_bytes=peak,
         watts=power_of(lambda: classify(next(repeated)[0])) if decoded else None,
     )

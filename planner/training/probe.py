@@ -37,8 +37,9 @@ from planner.training.probe_statistics import (
 )
 from profiler.errors import printable_line
 
-FEWEST_STEPS = 10
-"""Steps of a run on the lowest rung, if time allows no more."""
+FEWEST_STEPS = 20
+"""Steps of a run on the lowest rung, if time allows no more. After 10, half of the methods of
+``studies/probe`` had learned next to nothing, and their order said little."""
 
 FINALISTS = 2
 
@@ -225,7 +226,7 @@ def _schedule(
     for rung in count(ladder.rungs - 1):
         steps = ladder.steps(rung)
         yield from _at_best_rates(alive, runs, steps=steps, seed=0)
-        finalists = _finalists(alive, runs)
+        finalists = _finalists(alive, runs, ladder.most)
         is_longest = steps >= ladder.most
         for seed in range(1, MOST_SEEDS if is_longest else FINAL_SEEDS):
             if is_clear(runs, planned_steps=ladder.most):
@@ -287,9 +288,11 @@ def _better_half(
     return [each for each in alive if each.name in kept | quick]
 
 
-def _finalists(alive: Sequence[Learner], runs: Sequence[ProbeRun]) -> list[Learner]:
+def _finalists(
+    alive: Sequence[Learner], runs: Sequence[ProbeRun], planned_steps: int
+) -> list[Learner]:
     """Return the two learners that are most probably the best."""
-    order = [estimate.learner for estimate in estimate_learners(runs)]
+    order = [each.learner for each in estimate_learners(runs, planned_steps=planned_steps)]
     return sorted(alive, key=lambda each: order.index(each.name))[:FINALISTS]
 
 
@@ -317,6 +320,6 @@ def describe_leader(estimates: Sequence[LearnerEstimate]) -> str:
     """Return the leader and the probability that it is the best."""
     first = estimates[0]
     return (
-        f"{first.learner} leads with {100 * first.accuracy:.1f} %, the best with a probability of "
-        f"{format_chance(first.best)}"
+        f"{first.learner} leads with {100 * first.expected:.1f} % expected, the best with a "
+        f"probability of {format_chance(first.best)}"
     )

@@ -5,7 +5,8 @@ middle of a long training, where the rate is still high, orders methods worse. T
 last step is evaluated, so no epoch is selected on the images that judge it.
 
 A learner in which only the classifier learns is trained on cached features
-(``planner.training.features``). Its images are not augmented then.
+(``planner.training.features``), and one whose first units are frozen on their stored activations
+(``planner.training.frozen_units``). Images are not augmented then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 
 from planner.training.evaluate import right_answers
 from planner.training.features import FeatureSet, cached_features, frozen_classifier
+from planner.training.frozen_units import FrozenUnits
 from planner.training.images.batches import LabelledSet, batch_loader
 from planner.training.probe_images import ProbeImages, without_augmentation
 from planner.training.probe_records import Learner, ProbeRun, ProbeSetting, as_bits, run_key
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from profiler.training_step import Batch
 
 TIMED_STEPS = 2
+
+LARGEST_FEATURES = 1 << 30
+"""Bytes of features of a learner, above which it trains on images."""
 
 CHECKED_IMAGES = 4
 """Images of the check whether features can be cached."""
@@ -72,15 +77,18 @@ class ProbeRunner:
         self.setting, self._images, self._device = setting, images, device
         self._weights, self._pretrained = weights, pretrained
         self._features_folder = features_folder
-        self._uses_features: dict[str, bool] = {}
+        self._frozen: dict[str, FrozenUnits | str | None] = {}
         self._features: dict[str, tuple[FeatureSet, FeatureSet]] = {}
 
     def has_features(self, learner: Learner) -> bool:
         """Return whether a learner trains on cached features, which its first run computes."""
-        if learner.name not in self._uses_features:
-            built = self._build(learner, seed=0)
-            self._uses_features[learner.name] = self._frozen_classifier(learner, built) is not None
-        return self._uses_features[learner.name]
+        return self._frozen_part(learner) is not None
+
+    def _frozen_part(self, learner: Learner) -> FrozenUnits | str | None:
+        """Return the units to store activations of, or the word classifier; None without both."""
+        if learner.name not in self._frozen:
+            self._frozen[learner.name] = self._find_frozen_part(learner)
+        return self._frozen[learner.name]
 
     def key_of(self, learner: Learner, *, steps: int, seed: int, rate_factor: float) -> str:
         """Return the name in a study that a run would have."""
@@ -159,12 +167,17 @@ class ProbeRunner:
         """Return a new training of a learner, and its micro-batches."""
         candidate = self._candidate(learner)
         built = self._build(learner, seed)
-        if self.has_features(learner):
+        frozen = self._frozen_part(learner)
+        if frozen is not None:
             (classifier,) = backbones.classifiers(built.backbone)
+            part = frozen if isinstance(frozen, FrozenUnits) else classifier
             if learner.name not in self._features:
-                self._features[learner.name] = self._extract(built, classifier)
-            built.model.forward = classifier.forward
-            candidate = Candidate(workload=candidate.workload)  # no unit runs
+                self._features[learner.name] = self._extract(built, part)
+            if isinstance(frozen, FrozenUnits):
+                frozen.install(built)
+            else:
+                built.model.forward = classifier.forward
+            candidate = Candidate(workload=candidate.workload)  # no frozen unit runs
         recipe = learner.recipe
         session = Session(
             candidate=candidate,
@@ -192,6 +205,9 @@ class ProbeRunner:
                 f"({built.weights.detail}); give a file of weights by --weights"
             )
         built.model.to(self._device).train()
+        if self._device == "cpu":
+            # Convolutions of small images take half the time; only the order of sums differs.
+            built.model.to(memory_format=torch.channels_last)
         if learner.recipe.zero_head and built.has_new_classifier:
             zero_classifier(built.model)
         return built
@@ -210,15 +226,23 @@ class ProbeRunner:
             train = without_augmentation(train, held_out)
         return train, held_out
 
-    def _frozen_classifier(self, learner: Learner, built: BuiltModel) -> nn.Module | None:
-        """Return the classifier whose inputs can be cached, or None."""
-        held_out = self._images.held_out
+    def _find_frozen_part(self, learner: Learner) -> FrozenUnits | str | None:
+        held_out, images = self._images.held_out, self._images.train
         if len(held_out) < CHECKED_IMAGES or learner.candidate.workload.precision != "fp32":
             return None
+        built = self._build(learner, seed=0)
         few = torch.stack([held_out[index][0] for index in range(CHECKED_IMAGES)])
-        return frozen_classifier(built, few.to(self._device))
+        few = few.to(self._device)
+        if frozen_classifier(built, few) is not None:
+            return "classifier"
+        units = FrozenUnits.of(built, few)
+        count = len(images) + len(held_out)
+        is_small = units is not None and 4 * units.row_numbers * count <= LARGEST_FEATURES
+        return units if is_small else None
 
-    def _extract(self, built: BuiltModel, classifier: nn.Module) -> tuple[FeatureSet, FeatureSet]:
+    def _extract(
+        self, built: BuiltModel, classifier: nn.Module | FrozenUnits
+    ) -> tuple[FeatureSet, FeatureSet]:
         """Return the features of both parts."""
         held_out = self._images.held_out
         train = without_augmentation(self._images.train, held_out)

@@ -8,12 +8,10 @@ the difference of two accuracies has a smaller error than either. The error has 
 - Another seed gives another model. Each draw adds a normal error to every learner, with the
   standard deviation of the seeds over the square root of their number. The deviation is pooled over
   the learners with several seeds (``seed_deviation``).
-- A run shorter than the planned training is another training. Each draw adds a normal error, with
-  the standard deviation ``SHORTFALL_DEVIATION`` for each halving of the steps, in shares of the
-  best learner's error rate.
+- A run shorter than the planned training is another training. Each draw is carried on to the
+  planned steps (``planner.training.short_runs``), with an error that grows with the steps missing.
 
-Learners that were dropped early have short runs only. They are compared with the leader at the
-last number of steps that both have.
+Learners that were dropped early rise as those that went on did, with an error of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.training.probe_records import ProbeRun
+from planner.training.short_runs import DEFAULTS, ShortRunModel, doublings_left
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,16 +38,18 @@ DRAWS = 4000
 ASSUMED_SEED_DEVIATION = 0.01
 """Standard deviation of an accuracy over seeds where no learner has two; an assumption."""
 
-SHORTFALL_DEVIATION = 0.4
-"""Standard deviation by which a halving of the steps changes an accuracy relative to the others, as
-a share of the best learner's error rate. From the first two cases of ``studies/probe`` (digits and
-glyphs, 25 of 60 steps, gaps to the leader): 0.45 and 0.34. A first estimate."""
-
 NEAR = 0.01
 """Difference of accuracies up to which two learners count as equal: one point."""
 
+SMALLEST_SHARE = 1e-3
+"""Drawn accuracies are moved inwards to this share, where their log-odds are finite."""
+
 LearnerRate = tuple[str, float]
 """Name of a learner, and a factor of its learning rate."""
+
+if TYPE_CHECKING:
+    _Drawn = Mapping[int, NDArray[np.float64]]
+    """Drawn log-odds [draws] by the number of steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +59,11 @@ class LearnerEstimate:
     Attributes:
         learner: name of the learner.
         rate_factor: factor of the learning rate with the best accuracy.
-        accuracy: mean over seeds of the fraction of held-out images classified right.
-        low: lower end of the interval.
+        accuracy: mean over seeds of the fraction of held-out images classified right, in the runs
+            with the most steps.
+        expected: accuracy expected after the planned training; equal to ``accuracy`` up to rounding
+            if the runs are as long.
+        low: lower end of the interval of the expected accuracy.
         high: upper end.
         steps: optimizer steps of the runs.
         seeds: number of seeds.
@@ -71,6 +75,7 @@ class LearnerEstimate:
     learner: str
     rate_factor: float
     accuracy: float
+    expected: float
     low: float
     high: float
     steps: int
@@ -86,59 +91,158 @@ def format_chance(probability: float) -> str:
 
 
 def estimate_learners(
-    runs: Sequence[ProbeRun], *, planned_steps: int | None = None, seed: int = 0
+    runs: Sequence[ProbeRun],
+    *,
+    planned_steps: int | None = None,
+    seed: int = 0,
+    short_runs: ShortRunModel = DEFAULTS,
 ) -> tuple[LearnerEstimate, ...]:
     """Return the estimate of each learner, the best first.
 
     Args:
         runs: runs of the same setting.
-        planned_steps: steps of the training that the runs stand for; None for theirs.
+        planned_steps: steps of the training that the runs stand for; None for the most of theirs.
         seed: seed of the bootstrap.
+        short_runs: constants of the extrapolation.
     """
     if not runs:
         return ()
     rng = np.random.default_rng(seed)
-    images = runs[0].setting.held_out_images
-    weights = rng.dirichlet(np.ones(images), size=DRAWS)
-    deviation = seed_deviation(runs)
+    planned = max(planned_steps or 0, *(run.steps for run in runs), 1)
+    # One more image counts half, so that a perfect or hopeless score has an error too.
+    images = runs[0].setting.held_out_images + 1
+    draws = _Draws(
+        weights=rng.dirichlet(np.ones(images), size=DRAWS),
+        deviation=seed_deviation(runs),
+        common=rng.normal(0, short_runs.common_deviation, size=DRAWS),
+        planned=planned,
+        model=short_runs,
+        rng=rng,
+    )
     rates = best_rates(runs)
-    shortfall = _shortfall_deviations(runs, planned_steps)
-    drawn = {
-        name: _drawn_by_steps(
-            [r for r in runs if _key(r) == (name, rate)],
-            weights,
-            deviation,
-            shortfall,
-            rng,
-        )
-        for name, rate in rates.items()
-    }
-    gaps = _gaps_to_leader(drawn)
+    mine = {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
+    finals = draws.finals(list(mine.values()))
     # Draws in which several learners are exactly equal count for each in part.
-    is_best = gaps >= gaps.max(axis=0)
+    is_best = finals >= finals.max(axis=0)
     best = (is_best / is_best.sum(axis=0)).mean(axis=1)
-    near = (gaps >= gaps.max(axis=0) - NEAR).mean(axis=1)
+    near = (finals >= finals.max(axis=0) - NEAR).mean(axis=1)
+    tail = (1 - COVERAGE) / 2
     estimates = []
-    for index, (name, rate) in enumerate(rates.items()):
-        mine = [run for run in runs if _key(run) == (name, rate)]
-        steps = max(run.steps for run in mine)
-        last = [run for run in mine if run.steps == steps]
-        low, high = accuracy_interval(last, deviation, rng)
+    for index, (name, group) in enumerate(mine.items()):
+        steps = max(run.steps for run in group)
+        last = [run for run in group if run.steps == steps]
+        # A further training has an error of its own beside that of the mean.
+        further = finals[index] + rng.normal(0, draws.deviation, size=DRAWS)
+        low, high = np.quantile(np.clip(further, 0, 1), [tail, 1 - tail])
         estimates.append(
             LearnerEstimate(
                 learner=name,
-                rate_factor=rate,
+                rate_factor=rates[name],
                 accuracy=float(np.mean([run.accuracy for run in last])),
-                low=low,
-                high=high,
+                expected=float(np.median(finals[index])),
+                low=float(low),
+                high=float(high),
                 steps=steps,
                 seeds=len({run.seed for run in last}),
                 best=float(best[index]),
                 near_best=float(near[index]),
-                diverged=all(run.diverged for run in mine),
+                diverged=all(run.diverged for run in group),
             )
         )
-    return tuple(sorted(estimates, key=lambda e: (-e.best, -e.steps, -e.accuracy)))
+    return tuple(sorted(estimates, key=lambda e: (-e.best, -e.steps, -e.expected)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draws:
+    """Everything that the draws of the learners have in common.
+
+    Attributes:
+        weights: weights of the held-out images and of one more, [draws, images + 1].
+        deviation: standard deviation of an accuracy over seeds.
+        common: error of the extrapolation that all learners share, [draws].
+        planned: steps of the planned training.
+        model: constants of the extrapolation.
+        rng: random generator.
+    """
+
+    weights: NDArray[np.float64]
+    deviation: float
+    common: NDArray[np.float64]
+    planned: int
+    model: ShortRunModel
+    rng: np.random.Generator
+
+    def finals(self, groups: Sequence[Sequence[ProbeRun]]) -> NDArray[np.float64]:
+        """Return the drawn accuracies after the planned training, [learners, draws].
+
+        Args:
+            groups: runs of each learner at its best learning rate.
+        """
+        curves = [
+            {steps: _log_odds(self._at(runs, steps)) for steps in sorted({r.steps for r in runs})}
+            for runs in groups
+        ]
+        most = max(max(curve) for curve in curves)
+        longest = [curve for curve in curves if most in curve]
+        odds = [curve[most] if most in curve else self._as_long(curve, longest) for curve in curves]
+        doublings = doublings_left(most, self.planned)
+        if doublings:
+            rises = [self.model.rise(_means(curve), self.planned) for curve in longest]
+            own = iter(rises)
+            odds = [
+                drawn
+                + (next(own) if most in curve else float(np.mean(rises)))
+                + self._error(doublings)
+                for drawn, curve in zip(odds, curves, strict=True)
+            ]
+        drawn: NDArray[np.float64] = 1 / (1 + np.exp(-np.stack(odds)))
+        return drawn
+
+    def _as_long(self, curve: _Drawn, longest: Sequence[_Drawn]) -> NDArray[np.float64]:
+        """Return the log-odds [draws] of a dropped learner after the most steps of the probe.
+
+        The rise of the learners that went on is known. Beside it, the dropped one has the kept
+        share of its steeper slope, and an error of its own.
+        """
+        most, last = max(max(each) for each in longest), max(curve)
+        doublings = doublings_left(last, most)
+        beside = [each for each in longest if last in each]
+        if not beside:  # nothing was trained for as long
+            rise = self.model.rise(_means(curve), most)
+        else:
+            rise = float(np.mean([(each[most] - each[last]).mean() for each in beside]))
+            cut = [{s: odds for s, odds in each.items() if s <= last} for each in (curve, *beside)]
+            # The constants cancel, so this is the difference of the slopes.
+            expected = [self.model.rise(_means(each), most) for each in cut]
+            rise += expected[0] - float(np.mean(expected[1:]))
+        own = self.rng.normal(0, self.model.own_deviation, size=len(self.weights))
+        odds: NDArray[np.float64] = curve[last] + rise + np.sqrt(doublings) * own
+        return odds
+
+    def _error(self, doublings: float) -> NDArray[np.float64]:
+        """Return the error [draws] in log-odds of doublings that no learner was trained for."""
+        own = self.rng.normal(0, self.model.own_deviation, size=len(self.weights))
+        error: NDArray[np.float64] = np.sqrt(doublings) * (own + self.common)
+        return error
+
+    def _at(self, runs: Sequence[ProbeRun], steps: int) -> NDArray[np.float64]:
+        """Return the drawn accuracies [draws] of the runs of some steps."""
+        group = [run for run in runs if run.steps == steps]
+        right = np.append(np.mean([run.right_images for run in group], axis=0), 0.5)
+        noise = self.rng.normal(0, self.deviation / np.sqrt(len(group)), size=len(self.weights))
+        drawn: NDArray[np.float64] = self.weights @ right + noise
+        return drawn
+
+
+def _means(curve: _Drawn) -> dict[int, float]:
+    """Return the mean of each draw; a drawn slope would count the error of the images twice."""
+    return {steps: float(odds.mean()) for steps, odds in curve.items()}
+
+
+def _log_odds(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = np.clip(accuracy, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+    odds: NDArray[np.float64] = np.log(inside / (1 - inside))
+    return odds
 
 
 def seed_deviation(runs: Sequence[ProbeRun]) -> float:
@@ -187,90 +291,3 @@ def _is_better_rate(runs: Sequence[ProbeRun], factor: float, current: float) -> 
 
 def _key(run: ProbeRun) -> LearnerRate:
     return run.learner, run.rate_factor
-
-
-def _shortfall_deviations(
-    runs: Sequence[ProbeRun], planned_steps: int | None
-) -> Mapping[int, float]:
-    """Return the error of short runs by their number of steps, as the module describes it."""
-    deviations = {}
-    for steps in {run.steps for run in runs}:
-        best = max(run.accuracy for run in runs if run.steps == steps)
-        halvings = max(0.0, np.log2((planned_steps or steps) / steps))
-        deviations[steps] = float(SHORTFALL_DEVIATION * (1 - best) * halvings)
-    return deviations
-
-
-def _drawn_by_steps(
-    runs: Sequence[ProbeRun],
-    weights: NDArray[np.float64],
-    deviation: float,
-    shortfall: Mapping[int, float],
-    rng: np.random.Generator,
-) -> dict[int, NDArray[np.float64]]:
-    """Return the drawn accuracies [draws] of a learner by the number of steps.
-
-    Args:
-        runs: runs of the learner at one learning rate.
-        weights: weights of the held-out images, [draws, images].
-        deviation: standard deviation of an accuracy over seeds.
-        shortfall: standard deviation of the error of short runs, by the number of steps.
-        rng: random generator.
-    """
-    drawn = {}
-    for steps in sorted({run.steps for run in runs}):
-        group = [run for run in runs if run.steps == steps]
-        right = np.mean([run.right_images for run in group], axis=0)
-        spread = np.hypot(deviation / np.sqrt(len(group)), shortfall[steps])
-        noise = rng.normal(0, spread, size=len(weights))
-        drawn[steps] = weights @ right + noise
-    return drawn
-
-
-def _gaps_to_leader(
-    drawn: Mapping[str, Mapping[int, NDArray[np.float64]]],
-) -> NDArray[np.float64]:
-    """Return each learner's accuracy less that of the leader, [learners, draws].
-
-    The leader of a draw is the best learner with the most steps.
-    """
-    most = max(max(by_steps) for by_steps in drawn.values())
-    finalists = [name for name, by_steps in drawn.items() if most in by_steps]
-    final = np.stack([drawn[name][most] for name in finalists])
-    leader = final.argmax(axis=0)
-    draws = np.arange(final.shape[1])
-    gaps = []
-    for by_steps in drawn.values():
-        if most in by_steps:
-            gaps.append(by_steps[most] - final[leader, draws])
-            continue
-        shared = [max(by_steps.keys() & drawn[name].keys(), default=0) for name in finalists]
-        gap = np.full(len(draws), -1.0)
-        for index, (name, steps) in enumerate(zip(finalists, shared, strict=True)):
-            if steps:
-                chosen = leader == index
-                gap[chosen] = (by_steps[steps] - drawn[name][steps])[chosen]
-        gaps.append(gap)
-    return np.stack(gaps)
-
-
-def accuracy_interval(
-    runs: Sequence[ProbeRun], deviation: float, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Return the interval of the accuracy on new images, after a further training.
-
-    The images give a beta distribution (Jeffreys prior). The seeds give a normal error, for those
-    that were averaged and for the further one.
-
-    Args:
-        runs: runs of a learner with equal steps and rates.
-        deviation: standard deviation of an accuracy over seeds.
-        rng: random generator.
-    """
-    right = float(np.mean([run.right_images.sum() for run in runs]))
-    images = runs[0].setting.held_out_images
-    drawn = rng.beta(right + 0.5, images - right + 0.5, size=DRAWS)
-    drawn = drawn + rng.normal(0, deviation * np.sqrt(1 + 1 / len(runs)), size=DRAWS)
-    tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(np.clip(drawn, 0, 1), [tail, 1 - tail])
-    return float(low), float(high)

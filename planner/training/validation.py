@@ -39,7 +39,7 @@ TRAINING_SECONDS = 40.0
 """Time limit of the training steps on a CPU. Two steps are done in any case."""
 
 TEST_SECONDS = 15.0
-"""Time limit of the evaluation, from which the number of test images follows."""
+"""Time limit of the evaluation, from which the number of images follows."""
 
 PEAK_TOLERANCE = 0.02
 """Relative excess of a measured peak above which it is reported; the replay aims at 0.005."""
@@ -51,12 +51,12 @@ class Validation:
 
     Attributes:
         report: peak, time and energy of a step, of rung ``measured``.
-        accuracy: accuracy on test images after the few steps.
+        accuracy: accuracy on selection images after the few steps.
         accuracy_images: number of these images.
         weights: origin of the backbone's weights.
         data: data source as plain data.
         losses: loss of each step done.
-        inference_seconds: seconds for the whole test set, scaled up from ``accuracy_images``.
+        inference_seconds: seconds for the whole test set, scaled from ``accuracy_images``.
         inference_peak_bytes: peak of an evaluated batch, with the model and without an optimizer.
         inference_watts: average power of the evaluation; None where it cannot be read.
         notes: sentences about the parts of the run that were cut short.
@@ -185,7 +185,7 @@ def validate(
         report=report_measurement(candidate, result.training, device=options.device),
         accuracy=Accuracy(
             value=inference.accuracy,
-            source=f"measured on {inference.images} test images of {result.data.name} "
+            source=f"measured on {inference.images} selection images of {result.data.name} "
             f"after {len(result.losses)} steps, {result.weights.kind} weights",
             kind="measured",
         ),

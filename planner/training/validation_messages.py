@@ -44,12 +44,12 @@ class ValidationRequest(Message, frozen=True, kw_only=True):
 
 
 class Inference(Message, frozen=True, kw_only=True):
-    """Accuracy and cost of evaluating test images.
+    """Accuracy and cost of evaluating selection images.
 
     Attributes:
         accuracy: fraction of the images classified right.
         images: number of images evaluated.
-        seconds: seconds for the whole test set, scaled up from ``images``.
+        seconds: seconds for the whole test set, scaled from ``images``.
         peak_bytes: peak of an evaluated batch, with the model and without an optimizer.
         watts: average power; None where it cannot be read.
     """

@@ -5,6 +5,9 @@ torch is imported by the functions, because the parent imports this module only 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from planner.training.validation_messages import ValidationRequest, ValidationResult
@@ -15,13 +18,16 @@ from profiler.running.sandbox import Progress
 from profiler.units import MIB
 from profiler.workload import Workload
 
+if TYPE_CHECKING:
+    from planner.recipe import Recipe
+    from planner.training.images.image_set import ImageData, ImageSet
+
 
 def run_validation(request: ValidationRequest, progress: Progress) -> ValidationResult:
     """Train a few steps and evaluate, under the request's memory limit."""
     import torch
 
     from planner.training.inference import evaluate_inference
-    from planner.training.loop import LoopImages
     from planner.training.plan_check import load_data_for
     from planner.training.short_training import ShortTraining
     from planner.training.training_device import device_type
@@ -32,9 +38,7 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     progress("loading images", 0.0)
     images = load_data_for(workload, request.data)
     # The images are decoded before the cap is set: neither their time nor their memory counts.
-    train = images.training_whole()
-    if request.recipe is not None:
-        train = LoopImages.of(images, request.recipe).train
+    train = training_images(images, request.recipe)
     training = ShortTraining(request, train)
     if request.budget_bytes:
         _cap_memory(request.budget_bytes, kind, workload)
@@ -42,12 +46,15 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     with gc_frozen(), explain_refusals(workload):
         steps = training.on_cuda(progress) if kind == "cuda" else training.on_host(progress)
     built = training.drop_all_but_model()
-    progress("evaluating test images", 0.75)
-    inference = evaluate_inference(built.model, images.test, request)
+    progress("evaluating selection images", 0.75)
+    inference = evaluate_inference(
+        built.model, images.selection, request, whole_images=len(images.test)
+    )
     notes = [*training.notes]
-    if inference.images < len(images.test):
+    if inference.images != len(images.test):
         notes.append(
-            f"inference time is scaled up from {inference.images} to {len(images.test)} images"
+            f"inference time is scaled from {inference.images} selection images to the "
+            f"{len(images.test)} test images"
         )
     return ValidationResult(
         training=msgspec.structs.replace(steps, notes=tuple(notes)),
@@ -56,6 +63,16 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
         weights=built.weights,
         data=images.source,
     )
+
+
+def training_images(images: ImageData, recipe: Recipe | None) -> ImageSet:
+    """Return the images that a validation trains on.
+
+    Selection images judge the run, so they are left out even if the recipe trains on them.
+    """
+    if recipe is None or recipe.augment:
+        return images.train
+    return replace(images.train, crop=images.test.crop, mirror=False)
 
 
 def _cap_memory(budget_bytes: int, kind: str, workload: Workload) -> None:

@@ -1,13 +1,14 @@
 """Capital letters rendered from the fonts that matplotlib installs: a third labelled set.
 
-Each image is one letter of one font, shifted, turned and scaled a little. Fonts are divided between
-the parts, so no part has a font of another.
+Each image is one letter of one font, shifted, turned and scaled a little. The parts are drawn at
+random, as from a folder without parts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from planner.training.images.image_set import DataSource, ImageData
 from planner.training.images.named.load_request import LoadRequest
+from planner.training.images.split import split_off_test
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FONTS = (
@@ -26,21 +28,17 @@ PER_FONT, SIDE = 4, 32
 
 
 def load_glyphs(request: LoadRequest) -> ImageData:
-    """Return 1,560 letters; 3 of the 15 fonts are the test part."""
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    """Return 1,560 letters."""
+    folder = font_folder()
     rng = random.Random(0)
-    pixels, labels, fonts = [], [], []
-    for number, name in enumerate(FONTS):
+    pixels, labels = [], []
+    for name in FONTS:
         for label, letter in enumerate(LETTERS):
             for _ in range(PER_FONT):
-                pixels.append(_draw(letter, folder / f"{name}.ttf", rng))
+                pixels.append(draw_letter(letter, folder / f"{name}.ttf", rng))
                 labels.append(label)
-                fonts.append(number)
     images = request.whole_images(np.stack(pixels), labels, mirror=False)
-    train = [i for i, font in enumerate(fonts) if font % 5 != 4]
-    test = [i for i, font in enumerate(fonts) if font % 5 == 4]
+    train, test = split_off_test(labels, request.seed)
     digest = hashlib.sha256(np.stack(pixels).tobytes()).hexdigest()
     return ImageData.take_selection(
         train=images.select(train),
@@ -53,11 +51,22 @@ def load_glyphs(request: LoadRequest) -> ImageData:
     )
 
 
-def _draw(letter: str, font: Path, rng: random.Random) -> np.ndarray:
+@cache
+def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(file), size)
+
+
+def font_folder() -> Path:
+    """Return the folder of the fonts that matplotlib installs."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+def draw_letter(letter: str, font: Path, rng: random.Random) -> np.ndarray:
+    """Return a letter as bytes [SIDE, SIDE], shifted, turned and scaled at random."""
     image = Image.new("L", (SIDE, SIDE))
     size = rng.randint(18, 26)
     centre = (SIDE / 2 + rng.uniform(-3, 3), SIDE / 2 + rng.uniform(-3, 3))
-    ImageDraw.Draw(image).text(
-        centre, letter, fill=255, font=ImageFont.truetype(str(font), size), anchor="mm"
-    )
+    ImageDraw.Draw(image).text(centre, letter, fill=255, font=_font(font, size), anchor="mm")
     return np.asarray(image.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR), dtype=np.uint8)

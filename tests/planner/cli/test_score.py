@@ -6,13 +6,14 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from planner.cli import cli
-from planner.plan import write_plan
+from planner.plan import Accuracy, write_plan
 from planner.scoring.netscore import FORMULAS, Scores, compute_scores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -88,3 +89,60 @@ def test_json_keeps_its_nulls_and_names_what_is_missing() -> None:
     code, _, err = call("score", "nothing.json")
     assert code == 4
     assert "does not exist" in err
+
+
+# ---- training scores -----------------------------------------------------------------------------
+
+
+def two_plans(folder: Path) -> tuple[Path, Path]:
+    """Write an accurate, slow plan and a cheap one; both accuracies are published."""
+    paths = []
+    for name, value, seconds in (("accurate", 0.9, 10.0), ("cheap", 0.8, 1.0)):
+        plan = make_plan()
+        accuracy = Accuracy(value=value, source="a paper", kind="published")
+        prediction = replace(plan.prediction, step_seconds=seconds)
+        path = folder / f"{name}.json"
+        write_plan(replace(plan, accuracy=accuracy, prediction=prediction, provenance={}), path)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def test_of_several_plans_the_winner_by_the_weight_of_the_costs_is_named(tmp_path: Path) -> None:
+    accurate, cheap = two_plans(tmp_path)
+    code, out, _ = call("score", accurate, cheap, "--json")
+    assert code == 0
+    data = json.loads(out)
+    first, second = data["winners"]["train_time"]
+    assert (first["name"], second["name"]) == (str(accurate), str(cheap))
+    # 2 log10(90/80) = w log10(10)
+    assert first["high"] == pytest.approx(2 * math.log10(90 / 80))
+    gap = data["targets"][0]["train_time"] - data["targets"][1]["train_time"]
+    assert gap == pytest.approx(40 * math.log10(90 / 80) - 20 / 8)
+    assert [w["name"] for w in data["winners"]["budget_fit"]] == [str(accurate)]
+    code, out, _ = call("score", accurate, cheap)
+    assert code == 0
+    assert "wins from exponent" in " ".join(out.split())
+
+
+def test_other_exponents_change_the_training_scores_alone(tmp_path: Path) -> None:
+    path, _ = two_plans(tmp_path)
+    usual = json.loads(call("score", path, "--json")[1])
+    other = json.loads(call("score", path, "--json", "--cost-exponent", "0.25")[1])
+    seconds = 20 * 2 * math.log10(90) - usual["training"]["train_time"]
+    assert 20 * 2 * math.log10(90) - other["training"]["train_time"] == pytest.approx(2 * seconds)
+    assert {k: v for k, v in usual.items() if k != "training"} == {
+        k: v for k, v in other.items() if k != "training"
+    }
+
+
+def test_an_accuracy_of_another_kind_is_not_compared(tmp_path: Path) -> None:
+    path, other = two_plans(tmp_path)
+    plan = make_plan()
+    probed = Accuracy(value=0.9, source="short trainings", kind="probe")
+    write_plan(replace(plan, accuracy=probed), other)
+    code, _, err = call("score", path, other)
+    assert code == 4
+    assert "'probe'" in err
+    code, _, err = call("score", path, path, "--accuracy", "80")
+    assert code == 2
+    assert "give one TARGET" in err

@@ -201,7 +201,8 @@ def test_learning_rates_are_tried_for_the_recommended_plan(
 
 def estimate(best: float, near: float, **changes: Any) -> LearnerEstimate:
     made = LearnerEstimate(
-        learner="a", rate_factor=1.0, accuracy=0.9, low=0.88, high=0.92, steps=100, seeds=1,
+        learner="a", rate_factor=1.0, accuracy=0.9, expected=0.9, low=0.88, high=0.92, steps=100,
+        seeds=1,
         best=best, near_best=near,
     )  # fmt: skip
     return replace(made, **changes)

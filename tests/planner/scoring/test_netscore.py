@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from planner.scoring.netscore import compute_scores, ppt, sustainable_accuracy, train_score
+from planner.scoring.netscore import compute_scores, ppt, sustainable_accuracy
 from profiler.errors import UsageError
 
 VIT_S = {
@@ -146,17 +146,6 @@ def test_extreme_costs_do_not_overflow():
     got = compute_scores(accuracy_percent=50, parameters=1e300, macs=1e300, flops=1e-300)
     assert math.isfinite(got.netscore)
     assert math.isfinite(got.netscore_flops)
-
-
-def test_train_score_has_the_paper_weighting_on_training_costs():
-    small = train_score(accuracy_percent=89.7, train_peak_bytes=1084 * 2**20)
-    assert small == pytest.approx(70.5241245163, abs=1e-9)
-    with_energy = train_score(
-        accuracy_percent=89.7, train_peak_bytes=1084 * 2**20, step_joules=10.0
-    )
-    assert with_energy - small == pytest.approx(-2.5)
-    with pytest.raises(UsageError, match="step_joules"):
-        train_score(accuracy_percent=89.7, train_peak_bytes=1, step_joules=0)
 
 
 def test_needs_no_numeric_package():

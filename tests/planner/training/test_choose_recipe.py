@@ -66,6 +66,16 @@ def test_the_default_recipe_depends_on_backbone_method_and_number_of_images() ->
     assert not recipe(workload(method="adalora")).selects_epoch
 
 
+def test_the_rate_of_a_higher_rank_falls_with_its_root() -> None:
+    rates = {r: recipe(workload(rank=r)).learning_rate for r in (4, 8, 32)}
+    assert rates[4] == rates[8] == pytest.approx(2 * rates[32])
+    assert "2312.03732" in recipe(workload(rank=64)).source
+    # with an alpha of the user's, the scaling is no longer 2
+    assert recipe(workload(rank=32, alpha=8.0)).learning_rate == rates[8]
+    added = [recipe(workload(method="prefix", rank=r)).learning_rate for r in (8, 32)]
+    assert added[0] == added[1]
+
+
 def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     cosine = replace(recipe(FULL), warm_up_steps=4)
     factors = [cosine.rate_factor(step, total_steps=44) for step in range(50)]

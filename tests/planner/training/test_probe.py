@@ -22,11 +22,11 @@ from planner.training.probe_records import (
 from planner.training.probe_statistics import (
     COVERAGE,
     LearnerEstimate,
-    accuracy_interval,
     best_rates,
     estimate_learners,
     seed_deviation,
 )
+from planner.training.short_runs import DEFAULTS, ShortRunModel, fit_short_runs
 from profiler.errors import InputError, MeasurementError
 from profiler.workload import Candidate, Workload
 
@@ -202,15 +202,34 @@ def independent_run(
 
 
 def test_an_interval_covers_the_true_accuracy_as_often_as_stated() -> None:
-    """400 made-up runs: binomial images around an accuracy that differs with the seed."""
+    """300 made-up runs: binomial images around an accuracy that differs with the seed."""
     rng = np.random.default_rng(0)
     covered = 0
-    for _ in range(400):
+    for _ in range(300):
         run = independent_run(rng, "a", 0.9 + rng.normal(0, 0.01))
-        low, high = accuracy_interval([run], 0.01, rng)
-        covered += low <= 0.9 + rng.normal(0, 0.01) <= high
-    # binomial: 80 % of 400 has a standard deviation of 2 points
-    assert COVERAGE - 0.06 < covered / 400 < COVERAGE + 0.08
+        (found,) = estimate_learners([run])
+        covered += found.low <= 0.9 + rng.normal(0, 0.01) <= found.high
+    # binomial: 80 % of 300 has a standard deviation of 2.3 points
+    assert COVERAGE - 0.07 < covered / 300 < COVERAGE + 0.09
+
+
+def test_an_interval_of_a_longer_training_covers_what_the_model_says() -> None:
+    """300 made-up trainings that rise as the constants of the extrapolation say."""
+    rng = np.random.default_rng(1)
+    model = ShortRunModel(
+        first_gain=0.5, gain=0.1, kept=0.5, own_deviation=0.3, common_deviation=0.4
+    )
+    covered = 0
+    for _ in range(300):
+        at = {10: 0.0, 20: 0.8}
+        rise = 2 * (0.1 + 0.5 * 0.8) + np.sqrt(2) * rng.normal(0, 0.5)
+        runs = [
+            replace(independent_run(rng, "a", 1 / (1 + np.exp(-odds))), steps=steps)
+            for steps, odds in at.items()
+        ]
+        (found,) = estimate_learners(runs, planned_steps=80, short_runs=model)
+        covered += found.low <= 1 / (1 + np.exp(-(at[20] + rise))) <= found.high
+    assert COVERAGE - 0.07 < covered / 300 < COVERAGE + 0.09
 
 
 def test_the_probability_of_the_best_is_that_of_a_paired_comparison() -> None:
@@ -241,10 +260,47 @@ def test_short_runs_are_weak_evidence() -> None:
     sure = [estimate_learners(runs, planned_steps=n)[0].best for n in (10, 20, 100)]
     assert sure == sorted(sure, reverse=True)
     assert sure[0] > 0.99
-    # a gap of 0.1, and an error of 0.4 * (1 - 0.7) for each of two learners after one halving
-    deviation = np.hypot(0.4 * 0.3, 0.01) * np.sqrt(2)
-    expected = 0.5 * (1 + math.erf(0.1 / deviation / np.sqrt(2)))
-    assert sure[1] == pytest.approx(expected, abs=0.03)
+    # One doubling: the gap of the log-odds, and an error of each learner's own. The images add
+    # little, because both learners answer the same ones.
+    gap = np.log(0.7 / 0.3) - np.log(0.6 / 0.4)
+    deviation = DEFAULTS.own_deviation * np.sqrt(2)
+    expected = 0.5 * (1 + math.erf(gap / deviation / np.sqrt(2)))
+    assert sure[1] == pytest.approx(expected, abs=0.04)
+
+
+def test_a_steep_learner_overtakes_a_flat_one() -> None:
+    """After two lengths the slower one is expected to be the better in the end."""
+    runs = [
+        made_run("flat", 0.70), made_run("flat", 0.72, steps=20),
+        made_run("steep", 0.30), made_run("steep", 0.68, steps=20),
+    ]  # fmt: skip
+    assert estimate_learners(runs)[0].learner == "flat"
+    found = {e.learner: e for e in estimate_learners(runs, planned_steps=160)}
+    assert found["steep"].expected > found["flat"].expected
+    assert found["steep"].best > 0.5
+    odds = {10: float(np.log(0.3 / 0.7)), 20: float(np.log(0.68 / 0.32))}
+    final = odds[20] + 3 * (DEFAULTS.gain + DEFAULTS.kept * (odds[20] - odds[10]))
+    assert found["steep"].expected == pytest.approx(1 / (1 + np.exp(-final)), abs=0.02)
+
+
+def test_the_constants_of_made_up_curves_are_found_again() -> None:
+    rng = np.random.default_rng(0)
+    cases = []
+    for _ in range(300):
+        common = rng.normal(0, 0.4)
+        case = []
+        for _ in range(8):
+            first, slope = rng.normal(0, 1), rng.normal(1, 0.5)
+            curve = {10: first, 20: first + slope}
+            rise = 2 * (0.2 + 0.5 * slope) + np.sqrt(2) * (common + rng.normal(0, 0.3))
+            case.append((curve, 80, curve[20] + rise))
+        cases.append(case)
+    found = fit_short_runs(cases)
+    assert found.gain == pytest.approx(0.2, abs=0.1)
+    assert found.kept == pytest.approx(0.5, abs=0.05)
+    assert found.own_deviation == pytest.approx(0.3, abs=0.03)
+    assert found.common_deviation == pytest.approx(0.4, abs=0.05)
+    assert found.curves == 2400
 
 
 def test_the_deviation_over_seeds_is_pooled() -> None:
@@ -265,7 +321,7 @@ def test_another_rate_must_be_clearly_better() -> None:
     assert best_rates(runs) == {"a": 1 / 3}
 
 
-def test_a_learner_dropped_early_is_compared_at_the_steps_that_both_have() -> None:
+def test_a_learner_dropped_early_is_carried_on_to_the_steps_of_the_others() -> None:
     runs = [
         made_run("a", 0.6), made_run("b", 0.5), made_run("c", 0.1),
         made_run("a", 0.9, steps=20), made_run("b", 0.8, steps=20),
@@ -273,6 +329,7 @@ def test_a_learner_dropped_early_is_compared_at_the_steps_that_both_have() -> No
     first, second, last = estimate_learners(runs)
     assert (first.learner, second.learner, last.learner) == ("a", "b", "c")
     assert (last.steps, last.best) == (10, 0)
+    assert last.expected > 0.1  # carried on to the steps of the others
 
 
 # ---- records -------------------------------------------------------------------------------------

@@ -95,12 +95,11 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
     workload = RESNET.replace(micro_batch=16)
     seen = in_this_process(Candidate(workload=workload))
     data = load_data_for(workload, "digits")
-    whole = data.training_whole()
     torch.manual_seed(0)
     model = build_model(workload).model
     optimizer = make_optimizer(model, workload, learning_rate=1e-3)
     step, losses = TrainingStep(model, optimizer, workload), []
-    batches = iter(batch_loader(whole, batch_size=16, shuffle=True, seed=0, drop_last=True))
+    batches = iter(batch_loader(data.train, batch_size=16, shuffle=True, seed=0, drop_last=True))
     first = next(batches)
     fed = [(first[0][:SHORT_BATCH], first[1][:SHORT_BATCH]), first, *islice(batches, 2)]
     for index in range(4):
@@ -108,11 +107,11 @@ def test_what_a_run_shows_is_what_training_would_show() -> None:
             group["lr"] = 1e-3 * (index + 1) / 11
         losses.append(float(step.run([lambda: fed.pop(0)])))
     assert seen.losses == pytest.approx(losses, rel=1e-4)
-    test = data.test.sample(256, seed=0)
-    assert seen.inference.images == 256
+    held_out = data.selection
+    assert seen.inference.images == len(held_out)
     # one image may fall on the other side: threads order sums differently
     assert seen.inference.accuracy == pytest.approx(
-        evaluate_images(model, test, batch_size=16).accuracy, abs=1.5 / 256
+        evaluate_images(model, held_out, batch_size=16).accuracy, abs=1.5 / len(held_out)
     )
 
 
@@ -138,7 +137,7 @@ def test_inference_needs_the_model_and_little_more() -> None:
     assert held + activations <= full.inference.peak_bytes < full.training.peak_bytes / 2
     assert full.inference.images == RESNET.micro_batch
     assert full.inference.seconds > 0
-    assert any("scaled up from 8 to" in note for note in full.training.notes)
+    assert any("scaled from 8 selection images" in note for note in full.training.notes)
 
 
 def test_steps_end_when_their_time_is_up() -> None:

@@ -1,0 +1,194 @@
+"""Carries the accuracies of a probe over to candidates that it did not train.
+
+    carried_accuracy   accuracy of a candidate from that of the nearest one that was trained
+    remake_front       the rows of the answer, chosen anew by the probe's accuracies
+
+In log-odds, the accuracy of an untrained method is that of a trained one, plus the difference of
+the two methods' published effects. A method that published comparisons equate with a trained one
+(``dora`` with ``lora``), and another rank, differ by the small effect of the rank alone. The
+interval is wider by the error of such a difference (``planner.scoring.table_errors``).
+
+The steps of a validation change no accuracy: six steps show that a plan trains, and nothing more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+from planner.recommendation.answer import EQUAL_SCORES
+from planner.recommendation.checks import CheckedCandidate, CheckOutcome
+from planner.recommendation.choose_by_probe import is_equal
+from planner.recommendation.probe_front import ProbeOutcome
+from planner.recommendation.replay_front import replay_front
+from planner.recommendation.request import Notify, Request
+from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.scoring.method_evidence import effective_rank, rank_step
+from planner.scoring.published_tables import (
+    compared_family,
+    log_odds,
+    method_effects,
+    regime_of,
+    table_name,
+)
+from planner.scoring.table_errors import difference_error, interval_of, nearest_match
+from planner.search.problem import SGD_STEP, TrialResult
+from planner.training.probe_statistics import COVERAGE, LearnerEstimate
+from profiler.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.cost.model import CostModel
+
+NOTHING_FOLLOWS = -100.0
+"""Score in log-odds of a candidate about which the probe says nothing: below every other."""
+
+SMALLEST_ERROR_RATE = 1e-3
+"""Accuracies of 0 and 1 are moved inwards by this much, where their log-odds are finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Carried:
+    """An accuracy in log-odds, carried over from a learner.
+
+    Attributes:
+        origin: learner that was trained.
+        value: expected log-odds of the accuracy.
+        error: standard deviation of the carrying alone, in log-odds.
+        is_same_method: whether only rank or optimizer differ.
+    """
+
+    origin: LearnerEstimate
+    value: float
+    error: float
+    is_same_method: bool
+
+
+def carried_accuracy(
+    probe: ProbeOutcome, workload: Workload, *, train_images: int | None
+) -> AccuracyEstimate | None:
+    """Return the accuracy of a workload that the probe did not train; None if nothing follows.
+
+    Args:
+        probe: result of the probe.
+        workload: the workload.
+        train_images: number of training images, for the published comparisons.
+    """
+    carried = _carry(probe, workload, train_images)
+    if carried is None:
+        return None
+    origin = carried.origin
+    width = _finite_log_odds(origin.high) - _finite_log_odds(origin.low)
+    own = width / (2 * NormalDist().inv_cdf((1 + COVERAGE) / 2))
+    low, high = interval_of(carried.value, math.hypot(own, carried.error), coverage=COVERAGE)
+    how = (
+        "for another rank or optimizer"
+        if carried.is_same_method
+        else "by the published difference of the methods"
+    )
+    return AccuracyEstimate(
+        value=1 / (1 + math.exp(-carried.value)),
+        kind="prior",
+        source=f"probe of {origin.learner}",
+        reason=f"not trained here: derived {how} from the {100 * origin.expected:.1f} % that "
+        f"the probe expects of {origin.learner}",
+        low=low,
+        high=high,
+        coverage=COVERAGE,
+    )
+
+
+def remake_front(
+    request: Request,
+    probe: ProbeOutcome | None,
+    results: Sequence[TrialResult],
+    replayed: CheckOutcome,
+    *,
+    cost: CostModel,
+    notify: Notify,
+) -> CheckOutcome:
+    """Return the rows of the answer by the accuracies of the probe, replayed.
+
+    Rows that the probe found equal to the best stay. Without a training, all rows stay.
+
+    Args:
+        request: the request.
+        probe: result of the probe; None without one.
+        results: candidates of the search within the budget and the limits.
+        replayed: rows of the probe.
+        cost: cost model that composed the results.
+        notify: called with (stage, candidate, fraction of the stage done).
+    """
+    if probe is None or not probe.estimates:
+        return replayed
+    corrected = [
+        replace(
+            result, score=corrected_score(probe, result.candidate.workload, request.balanced_images)
+        )
+        for result in results
+    ]
+    remade = replay_front(request, corrected, cost, notify, known=replayed.passed)
+    points = [each.result.assignment for each in remade.passed]
+    kept = [
+        each
+        for each in replayed.passed
+        if each.result.assignment not in points and _leads(probe, each)
+    ]
+    return CheckOutcome(
+        passed=(*remade.passed, *kept), dropped=(*replayed.dropped, *remade.dropped)
+    )
+
+
+def _leads(probe: ProbeOutcome, checked: CheckedCandidate) -> bool:
+    found = probe.estimate_of(checked.candidate.workload)
+    return found is not None and is_equal(found)
+
+
+def corrected_score(probe: ProbeOutcome, workload: Workload, train_images: int | None) -> float:
+    """Return a score in log-odds: 0 for candidates equal to the best, less for all others.
+
+    A candidate that was not trained never stands above one that was.
+    """
+    found = probe.estimate_of(workload)
+    if found is not None and is_equal(found):
+        return 0.0
+    best = max(_finite_log_odds(each.expected) for each in probe.estimates.values())
+    if found is not None:
+        value = _finite_log_odds(0.0 if found.diverged else found.expected)
+    else:
+        carried = _carry(probe, workload, train_images)
+        if carried is None:
+            return NOTHING_FOLLOWS
+        if carried.is_same_method and is_equal(carried.origin):
+            return min(0.0, carried.value - _finite_log_odds(carried.origin.expected))
+        value = carried.value
+    return min(-2 * EQUAL_SCORES, value - best)
+
+
+def _carry(probe: ProbeOutcome, workload: Workload, train_images: int | None) -> _Carried | None:
+    """Return the accuracy carried over from the nearest learner; None if there is none."""
+    effects = method_effects(compared_family(workload.model), regime_of(train_images))
+    match = nearest_match(compared_family(workload.model), regime_of(train_images))
+    found: list[tuple[bool, float, _Carried]] = []
+    for trained, estimate in probe.trained:
+        names = table_name(workload.method), table_name(trained.method)
+        step = rank_step(workload.method, effective_rank(workload.method, workload.rank))
+        step -= rank_step(trained.method, effective_rank(trained.method, trained.rank))
+        step -= SGD_STEP * ((workload.optimizer == "sgd") - (trained.optimizer == "sgd"))
+        error = 0.0
+        if names[0] != names[1]:
+            if not effects.keys() >= set(names):
+                continue
+            step += effects[names[0]] - effects[names[1]]
+            error = difference_error(match).deviation
+        value = _finite_log_odds(estimate.expected) + step
+        same = names[0] == names[1]
+        carried = _Carried(origin=estimate, value=value, error=error, is_same_method=same)
+        found.append((same, -abs(step), carried))
+    return max(found, key=lambda each: each[:2])[2] if found else None
+
+
+def _finite_log_odds(accuracy: float) -> float:
+    return log_odds(min(max(accuracy, SMALLEST_ERROR_RATE), 1 - SMALLEST_ERROR_RATE))
