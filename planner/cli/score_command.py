@@ -62,7 +62,7 @@ def score(
             raise click.UsageError(
                 "several plans are compared by their own numbers; give one TARGET with options"
             )
-        _compare(targets, accuracy_exponent, cost_exponent, as_json=as_json)
+        _show_comparison(targets, accuracy_exponent, cost_exponent, as_json=as_json)
         return
     target = targets[0] if targets else None
     known = _known_numbers(target, {"accuracy_percent": accuracy, **numbers})
@@ -127,7 +127,7 @@ def _training_scores(
     ).to_json()
 
 
-def _compare(
+def _show_comparison(
     targets: tuple[Path, ...], accuracy_exponent: float, cost_exponent: float, *, as_json: bool
 ) -> None:
     """Print the training scores of several plans, and the winners by the weight of the costs."""

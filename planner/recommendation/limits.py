@@ -149,7 +149,7 @@ def accurate_enough(request: Request, entries: Sequence[FrontEntry]) -> Accuracy
         )
     probed = [entry for entry in entries if entry.expected.kind == "probe"]
     if not passed and probed:
-        # A probe trains less than the plans do, so a plan may reach what its probe did not.
+        # A probe trains less than the plans do, so a plan may be more accurate than its probe.
         return AccuracyCheck(
             passed=tuple(probed),
             dropped=(),

@@ -60,7 +60,7 @@ def winning_ranges(
     Raises:
         UsageError: a number is not positive, or the plans have different numbers of costs.
     """
-    lines = [_line(plan, accuracy_exponent) for plan in plans]
+    lines = [_score_line(plan, accuracy_exponent) for plan in plans]
     if len({len(plan.costs) for plan in plans}) > 1:
         raise UsageError("plans of one comparison need the same costs")
     # At weight 0 the highest line wins, and of equal ones that which falls least.
@@ -81,7 +81,7 @@ def winning_ranges(
         current, low = following, max(low, at)
 
 
-def _line(plan: ScoredPlan, accuracy_exponent: float) -> tuple[float, float]:
+def _score_line(plan: ScoredPlan, accuracy_exponent: float) -> tuple[float, float]:
     """Return the height of a plan's line at weight 0, and how steeply it falls."""
     for value in (plan.accuracy_percent, accuracy_exponent, *plan.costs):
         if not (math.isfinite(value) and value > 0):

@@ -8,7 +8,7 @@ keeps either of
     the input of the first unit and all outputs           (``side``: its ladder reads them)
 
 as one row of numbers. A training then runs the model on rows: the stem sees an image of zeros, a
-frozen unit returns what was stored of it, or zeros of its shape, and all other modules run as ever.
+frozen unit returns its stored output, or zeros of its shape, and all other modules run as ever.
 
 Whether this is exact is not derived from the structure. It is tried on a few images: logits and the
 gradients of all trainable tensors must be those of the whole model in training mode. Dropout,
@@ -138,7 +138,7 @@ class FrozenUnits:
         return undo
 
     def _tensors(self, rows: Tensor) -> Iterator[Tensor]:
-        """Yield the first unit's input and every unit's output; zeros for what is not stored."""
+        """Yield the first unit's input and every unit's output; zeros if it is not stored."""
         start = 0
         for number, shape in enumerate(self.shapes):
             if self.keeps_all or number == len(self.shapes) - 1:

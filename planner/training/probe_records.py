@@ -54,8 +54,8 @@ class Learner:
 class LearnerRule:
     """The rule for which candidates learn alike.
 
-    The micro-batch changes what is learned only if BatchNorm normalises by it. On a CPU runs are in
-    fp32, because its half precision is emulated or slow.
+    The micro-batch changes the trained model only if BatchNorm normalises by it. On a CPU, runs are
+    in fp32, because its half precision is emulated or slow.
 
     Attributes:
         device: device of the runs, ``cpu`` or ``cuda``.

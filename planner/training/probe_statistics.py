@@ -41,7 +41,7 @@ ASSUMED_SEED_DEVIATION = 0.01
 NEAR = 0.01
 """Difference of accuracies up to which two learners count as equal: one point."""
 
-SMALLEST_SHARE = 1e-3
+LEAST_DRAWN = 1e-3
 """Drawn accuracies are moved inwards to this share, where their log-odds are finite."""
 
 LearnerRate = tuple[str, float]
@@ -187,7 +187,7 @@ class _Draws:
         odds = [curve[most] if most in curve else self._as_long(curve, longest) for curve in curves]
         doublings = doublings_left(most, self.planned)
         if doublings:
-            rises = [self.model.rise(_means(curve), self.planned) for curve in longest]
+            rises = [self.model.rise(_mean_curve(curve), self.planned) for curve in longest]
             own = iter(rises)
             odds = [
                 drawn
@@ -208,12 +208,12 @@ class _Draws:
         doublings = doublings_left(last, most)
         beside = [each for each in longest if last in each]
         if not beside:  # nothing was trained for as long
-            rise = self.model.rise(_means(curve), most)
+            rise = self.model.rise(_mean_curve(curve), most)
         else:
             rise = float(np.mean([(each[most] - each[last]).mean() for each in beside]))
             cut = [{s: odds for s, odds in each.items() if s <= last} for each in (curve, *beside)]
             # The constants cancel, so this is the difference of the slopes.
-            expected = [self.model.rise(_means(each), most) for each in cut]
+            expected = [self.model.rise(_mean_curve(each), most) for each in cut]
             rise += expected[0] - float(np.mean(expected[1:]))
         own = self.rng.normal(0, self.model.own_deviation, size=len(self.weights))
         odds: NDArray[np.float64] = curve[last] + rise + np.sqrt(doublings) * own
@@ -234,13 +234,13 @@ class _Draws:
         return drawn
 
 
-def _means(curve: _Drawn) -> dict[int, float]:
+def _mean_curve(curve: _Drawn) -> dict[int, float]:
     """Return the mean of each draw; a drawn slope would count the error of the images twice."""
     return {steps: float(odds.mean()) for steps, odds in curve.items()}
 
 
 def _log_odds(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-    inside = np.clip(accuracy, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+    inside = np.clip(accuracy, LEAST_DRAWN, 1 - LEAST_DRAWN)
     odds: NDArray[np.float64] = np.log(inside / (1 - inside))
     return odds
 
