@@ -176,6 +176,7 @@ def _extract(
     rows = []
     with torch.no_grad():
         for pixels, _ in batches:
+            found: Tensor | None
             if isinstance(classifier, FrozenUnits):
                 found = classifier.rows(built, pixels.to(device))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ def images(count: int = 8) -> ImageSet:
     return digits(32, train_images=40, test_images=20).test.select(range(count))
 
 
+def pair(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return images, labels
+
+
 def stacked(some: ImageSet) -> torch.Tensor:
     return torch.stack([some[index][0] for index in range(len(some))])
 
@@ -56,7 +61,8 @@ def test_steps_on_rows_are_those_on_images(model: str, method: str, tmp_path: Pa
             units.install(made)
         load = workload(model=model, method=method, rank=None, micro_batch=8, accumulation=1)
         step = TrainingStep(made.model, make_optimizer(made.model, load, learning_rate=1e-2), load)
-        losses = [float(step.run([lambda given=inputs: (given, labels)])) for _ in range(3)]
+        fetch = partial(pair, inputs, labels)
+        losses = [float(step.run([fetch])) for _ in range(3)]
         learned = [p.detach().clone() for p in made.model.parameters() if p.requires_grad]
         finals.append((losses, learned))
     assert finals[0][0] == pytest.approx(finals[1][0], rel=1e-4)
