@@ -13,6 +13,9 @@ elif "BUDGETPLAN_CACHE" not in os.environ:
     os.environ["BUDGETPLAN_CACHE"] = tempfile.mkdtemp(prefix="budgetplan-tests-")
     atexit.register(shutil.rmtree, os.environ["BUDGETPLAN_CACHE"], ignore_errors=True)
 
+# a list of models without fine-tuning costs seconds on an empty cache; its own tests ask for it
+os.environ.setdefault("BUDGETPLAN_TRAINING_FREE", "0")
+
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)

@@ -86,8 +86,8 @@ def recommend(
         min_accuracy: least expected accuracy in percent; None for no limit.
         max_hours: longest training in hours on the planned device; None for no limit.
         max_kwh: largest energy of the training in kWh; None for no limit.
-        training_free: list published models that need no fine-tuning; None to list them if their
-            memory on the device is known already.
+        training_free: list published models that need no fine-tuning; None to list those that are
+            replayed within seconds or known already.
         allow_training_free: let one of them be the recommended plan file, if it is published to be
             more accurate than the best tuned plan is expected to be.
         price_per_kwh: price of a kWh; the totals then have the price of each training.

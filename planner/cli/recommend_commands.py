@@ -149,8 +149,8 @@ from planner.training.images.registry import DATA_NAMES
 @click.option(
     "--training-free/--no-training-free",
     default=None,
-    help="List published models that classify without fine-tuning. [default: if their memory on "
-    "the device is known already]",
+    help="List published models that classify without fine-tuning. [default: those that are "
+    "replayed within seconds or known already]",
 )
 @click.option(
     "--allow-training-free",

@@ -113,7 +113,7 @@ class Request:
         find_lr: whether learning rates are tried for the recommended plan; None to try them if
             that is cheap.
         training_free: whether published models that need no fine-tuning are listed; None to list
-            them if their memory is known already.
+            those that are replayed within seconds or known already.
         allow_training_free: whether one of them may win over the tuned plans.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from planner.recommendation.answer import FrontEntry
 from planner.recommendation.request import Notify, Request
-from planner.training_free.options import TrainingFreeOption, is_prepared, training_free_options
+from planner.training_free.options import (
+    TrainingFreeOption,
+    models_at_hand,
+    training_free_options,
+)
 from planner.training_free.plan_file import with_plan_files
 from profiler.devices.table import device_spec
+from profiler.models.frozen.catalogue import frozen_models
 from profiler.store import Store
+
+SETTING = "BUDGETPLAN_TRAINING_FREE"
+"""Environment variable; ``0`` lists no models unless a request wants them."""
 
 LARGER = 2.0
 """Ratio of parameters from which a note compares the sizes of the models."""
@@ -19,14 +28,13 @@ def list_training_free(request: Request, notify: Notify) -> tuple[TrainingFreeOp
     """Return the options under the request's budget with plan files; None if none are wanted.
 
     Raises:
-        InputError: they were requested, and a library of theirs is not installed.
+        InputError: all were requested, and a library of theirs is not installed.
     """
-    device, store = device_spec(request.device.name), Store.default()
-    wanted = request.training_free or request.allow_training_free
-    if request.training_free is None and not wanted:
-        wanted = is_prepared(device, store, budget_bytes=request.budget_bytes)
-    if not wanted:
-        return None
+    device, store, models = device_spec(request.device.name), Store.default(), None
+    if not (request.training_free or request.allow_training_free):
+        if request.training_free is False or os.environ.get(SETTING) == "0":
+            return None
+        models = models_at_hand(device, store, budget_bytes=request.budget_bytes)
     options = training_free_options(
         device=device,
         budget_bytes=request.budget_bytes,
@@ -34,6 +42,7 @@ def list_training_free(request: Request, notify: Notify) -> tuple[TrainingFreeOp
         num_classes=request.space.base.num_classes,
         train_images=request.train_images,
         store=store,
+        models=models,
         on_progress=lambda text, done: notify("training-free", text, done),
     )
     return with_plan_files(
@@ -87,6 +96,12 @@ def training_free_notes(
         f"{len(fitting)} of {len(options)} published models that classify without fine-tuning fit "
         f"the budget{best}; `budgetplan training-free` lists them"
     )
+    others = len(frozen_models()) - len(options)
+    if others:
+        yield (
+            f"{others} more models without fine-tuning were not looked at (language models, or "
+            "libraries that are not installed); --training-free adds them"
+        )
     if known:
         yield from size_note(known[0], tuned)
     if request.allow_training_free and tuned.expected.value is None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,11 @@ BATCHES: dict[FrozenKind, tuple[int, ...]] = {
     "prompted": (1,),
 }
 """Images at once, the first that fits. A prompted model reads one image after the other."""
+
+_MODULES = {
+    "timm": "timm", "open_clip": "open_clip", "transformers": "transformers", "own": "transformers",
+}  # fmt: skip
+"""Module that each package of the catalogue needs."""
 
 CLASSES = 100
 """Class prompts of a contrastive model; it reads at most 64 at once, so more need no more."""
@@ -112,10 +118,18 @@ class TrainingFreeOption:
         }
 
 
-def is_prepared(device: DeviceSpec, store: Store, *, budget_bytes: int) -> bool:
-    """Return whether every prediction that a list under a budget needs is in the store."""
+def models_at_hand(device: DeviceSpec, store: Store, *, budget_bytes: int) -> list[FrozenModel]:
+    """Return the models that are listed without a wish for them.
+
+    These are feature extractors and contrastive models, whose replay takes half a second, and the
+    language models whose predictions are in the store. Models whose library is not installed are
+    left out.
+    """
+    installed = [m for m in frozen_models().values() if find_spec(_MODULES[m.package]) is not None]
     inferences = Inferences(device, store)
-    return not inferences.missing(list(frozen_models().values()), budget_bytes=budget_bytes)
+    slow = [model for model in installed if model.kind == "prompted"]
+    missing = inferences.missing(slow, budget_bytes=budget_bytes)
+    return [model for model in installed if model not in missing]
 
 
 def training_free_options(
@@ -126,9 +140,10 @@ def training_free_options(
     num_classes: int,
     train_images: int | None,
     store: Store,
+    models: Sequence[FrozenModel] | None = None,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> tuple[TrainingFreeOption, ...]:
-    """Return every known frozen model, those that fit first, the more accurate ones before others.
+    """Return frozen models as options, those that fit first, the more accurate ones before others.
 
     Args:
         device: device that the budget is of.
@@ -137,12 +152,13 @@ def training_free_options(
         num_classes: number of classes.
         train_images: number of training images, for the cost of a probe; None if it is not known.
         store: store of profiles.
+        models: the models; None for all known ones.
         on_progress: called with (model, fraction done).
 
     Raises:
         InputError: a library is not installed.
     """
-    models = list(frozen_models().values())
+    models = list(frozen_models().values()) if models is None else models
     found = Inferences(device, store)
     found.prepare(models, budget_bytes=budget_bytes, on_progress=on_progress)
     options = [
