@@ -128,6 +128,7 @@ def zero_shot(
     images: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     four_bit: bool = False,
+    batch: int = 32,
     seed: int = 0,
     on_progress: Notify | None = None,
 ) -> ZeroShotEvaluation:
@@ -144,6 +145,7 @@ def zero_shot(
         images: most images, drawn at random; None for all.
         device: ``auto`` takes a GPU if there is one.
         four_bit: store the linear layers of a prompted model in 4 bits.
+        batch: images at once; a prompted model reads one after the other.
         seed: seed of the drawn images.
         on_progress: called with (stage, description, fraction of the stage done).
 
@@ -157,8 +159,9 @@ def zero_shot(
     found = frozen_model(model)
     if found.kind == "features":
         raise UsageError(f"{model} has no class names to compare with; use `budgetplan features`")
-    if images is not None and images < 1:
-        raise UsageError(f"images must be positive, got {images}")
+    for name, value in (("images", images), ("batch", batch)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be positive, got {value}")
     if four_bit and found.kind != "prompted":
         raise UsageError(f"only prompted models are stored in 4 bits; {model} is contrastive")
     if found.kind == "prompted" and len(prompts) > 1:
@@ -180,6 +183,7 @@ def zero_shot(
         class_names=None if class_names is None else Path(class_names),
         prompts=tuple(prompts),
         images=images,
+        batch=batch,
         device=chosen,
         is_four_bit=four_bit,
         seed=seed,
@@ -301,6 +305,7 @@ def evaluate_frozen(
             images=images,
             device=device,
             four_bit=content.candidate.four_bit,
+            batch=content.candidate.batch,
             on_progress=on_progress,
         )
     if class_names is not None or images is not None:

@@ -152,6 +152,13 @@ def features(
 @click.option(
     "--four-bit", is_flag=True, help="Store the linear layers of a prompted model in 4 bits."
 )
+@click.option(
+    "--batch",
+    type=positive,
+    default=32,
+    show_default=True,
+    help="Images at once; a prompted model reads one after the other.",
+)
 @seed_option
 @progress_option
 @json_option
@@ -166,6 +173,7 @@ def zero_shot(
     images: int | None,
     device: Literal["auto", "cpu", "cuda"],
     four_bit: bool,
+    batch: int,
     seed: int,
     progress: ProgressKind | None,
     as_json: bool,
@@ -182,6 +190,7 @@ def zero_shot(
             images=images,
             device=device,
             four_bit=four_bit,
+            batch=batch,
             seed=seed,
             on_progress=notify,
         )

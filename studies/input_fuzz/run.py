@@ -37,12 +37,14 @@ TARGETS = {
     "devices": ("record_files", "DeviceTarget"),
     "probes": ("record_files", "ProbeTarget"),
     "answers": ("record_files", "AnswerTarget"),
+    "frozen": ("frozen_files", "FrozenTarget"),
 }
 """Module and class of each part, imported when the part is run."""
 
 MUTANTS_PER_ROW = {
     "plans": 10_000, "weights": 1000, "images": 1000, "cache": 1000, "studies": 100,
     "trained": 100, "features": 1000, "devices": 1000, "probes": 1000, "answers": 1000,
+    "frozen": 1000,
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ MUTANTS = {
     "devices": 200,
     "probes": 200,
     "answers": 100,
+    "frozen": 300,
     "cache": 300,
     "studies": 15,
     "images": 150,
