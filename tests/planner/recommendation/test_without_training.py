@@ -76,7 +76,9 @@ def test_without_a_wish_the_quick_ones_are_listed(
     asked.out, asked.device = tmp_path / "plans", device_label("rtx-3060")
     asked.train_images = 45_000
     asked.space = SimpleNamespace(base=SimpleNamespace(num_classes=100))
-    (only,) = list_training_free(asked, lambda *_: None)
+    found = list_training_free(asked, lambda *_: None)
+    assert found is not None
+    (only,) = found
     assert only.plan_file == tmp_path / "plans" / "features-dinov2_s-b32-fp16.json"
     assert only.plan_file.exists()
     assert only.probe.extraction_seconds > 1
