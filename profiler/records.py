@@ -21,6 +21,7 @@ from profiler.json_records import (
     Name,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     json_object,
     read_record,
     shortened,
@@ -233,6 +234,25 @@ class ValueInterval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PowerSaving:
+    """A power limit below the one that a prediction is for, and the step under it.
+
+    Attributes:
+        watts: power limit.
+        step_seconds: predicted time of a step.
+        step_seconds_interval: its interval; None if no spread is known.
+        energy_joules: predicted energy of a step.
+        energy_joules_interval: its interval; None if no spread is known.
+    """
+
+    watts: PositiveFloat
+    step_seconds: NonNegativeFloat
+    step_seconds_interval: ValueInterval | None
+    energy_joules: NonNegativeFloat
+    energy_joules_interval: ValueInterval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A prediction or a measurement: one candidate on one device.
 
@@ -252,6 +272,8 @@ class Report:
         step_seconds_interval: interval of ``step_seconds``; None if no coverage was measured.
         energy_joules_origin: source of ``energy_joules``.
         energy_joules_interval: interval of ``energy_joules``.
+        power_limit_watts: power limit that time and energy are for; None for the board's own.
+        power_saving: a lower power limit that saves energy for little time; None without one.
     """
 
     candidate: Candidate
@@ -269,6 +291,8 @@ class Report:
     step_seconds_interval: ValueInterval | None = None
     energy_joules_origin: Origin | None = None
     energy_joules_interval: ValueInterval | None = None
+    power_limit_watts: PositiveFloat | None = None
+    power_saving: PowerSaving | None = None
 
     @property
     def schema(self) -> str:
@@ -291,6 +315,8 @@ class Report:
             "energy_joules": self.energy_joules,
             "energy_joules_origin": self.energy_joules_origin,
             "energy_joules_interval": _interval(self.energy_joules_interval),
+            "power_limit_watts": self.power_limit_watts,
+            "power_saving": None if self.power_saving is None else asdict(self.power_saving),
             "parameters": asdict(self.parameters),
             "units": [asdict(unit) for unit in self.units],
             "notes": list(self.notes),

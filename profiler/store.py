@@ -97,6 +97,17 @@ class Store:
         _write(path, _flatten(made))
         return made
 
+    def keep(self, key: tuple[object, ...], profile: Any) -> None:
+        """Store a profile under a key, in place of the one that is there.
+
+        Args:
+            key: see ``fetch``.
+            profile: a dataclass of arrays and of such dataclasses.
+        """
+        path = self._path(key)
+        if path is not None:
+            _write(path, _flatten(profile))
+
     def holds(self, key: tuple[object, ...]) -> bool:
         """Return whether a profile is stored under a key."""
         path = self._path(key)

@@ -15,12 +15,14 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     explain_function      explain
     estimate_function     estimate
     check_function        check
+    calibrate_function    calibrate
     own_loop_functions    load_backbone, load_images, optimizer_and_schedule, export_plan
     training_free_functions  features, training_free, zero_shot, train_probe, evaluate_frozen
     arguments             plain arguments to workloads, candidates and sizes
 """
 
 from planner.api.arguments import WorkloadOptions
+from planner.api.calibrate_function import calibrate
 from planner.api.check_function import check
 from planner.api.estimate_function import estimate
 from planner.api.explain_function import explain
@@ -63,6 +65,7 @@ __all__ = [
     "UnitProfile",
     "WorkloadOptions",
     "apply_plan",
+    "calibrate",
     "check",
     "check_fits",
     "classify",

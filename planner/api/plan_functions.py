@@ -313,5 +313,5 @@ def _placed_by(
         default_cost_model(device),
         budget_bytes=DeviceBytes(budget),
     )
-    report = replay(candidate, device=device)
+    report = replay(candidate, device=device, power_limit_watts=plan.prediction.power_limit_watts)
     return with_placement(plan, report, budget_bytes=budget), None

@@ -51,6 +51,7 @@ def recommend(
     grams_per_kwh: float | None = None,
     probe_minutes: float | None = None,
     find_lr: bool | None = None,
+    power_limit: float | None = None,
     on_progress: Notify | None = None,
 ) -> Recommendation:
     """Search for configurations that fit a budget, check them, and write a plan file for each.
@@ -96,6 +97,8 @@ def recommend(
             between them; None for none. A continued study keeps those of earlier probes.
         find_lr: try learning rates for the recommended plan on the images; None to do so if it
             costs less than a twentieth of the training.
+        power_limit: power limit of the GPU in watts that the plans are made for; None for the
+            board's own.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
@@ -141,6 +144,7 @@ def recommend(
         seed=seed,
         study=study,
         storage=storage,
+        power_limit=power_limit,
         out=Path(out),
         objective=objective,
         levers=levers,

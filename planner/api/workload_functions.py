@@ -36,6 +36,7 @@ def predict(
     vram: int | str | None = None,
     rung: Literal["composed", "replayed"] = "replayed",
     published_flops: bool = False,
+    power_limit: float | None = None,
     on_progress: Notify | None = None,
     **workload: Unpack[WorkloadOptions],
 ) -> Report:
@@ -51,6 +52,7 @@ def predict(
         rung: ``replayed`` is exact, ``composed`` is faster.
         published_flops: count FLOPs as arXiv 2507.23536 did, with groups left out of weight
             gradients.
+        power_limit: power limit of the GPU in watts; None for the board's own.
         on_progress: called with (stage, description, fraction of the stage done).
         **workload: see `WorkloadOptions`.
 
@@ -66,19 +68,29 @@ def predict(
         raise UsageError("FLOPs as published are counted by a replay; use the rung 'replayed'")
     notify = on_progress or no_progress
     target = find_target(device_name(device))
+    if power_limit is not None:
+        from profiler.timing.rates import check_power_limit
+
+        check_power_limit(target.spec, power_limit)
     notify("predict", "building the workload", 0.0)
     candidate = candidate_of(model, method, device=target.label.name, vram=vram, options=workload)
     notify("predict", "replaying" if rung == "replayed" else "profiling", 0.3)
     if rung == "composed":
         from planner.cost.place_by_policy import default_cost_model
 
-        report = default_cost_model(target.spec).predict(candidate)
+        cost = default_cost_model(target.spec, power_limit_watts=power_limit)
+        report = cost.predict(candidate)
     else:
         from profiler.devices.table import device_spec
         from profiler.prediction.report import predict as replay
 
         device = device_spec(target.label.name)
-        report = replay(candidate, device=device, published_flops=published_flops)
+        report = replay(
+            candidate,
+            device=device,
+            published_flops=published_flops,
+            power_limit_watts=power_limit,
+        )
     return replace(report, device=target.label)
 
 
@@ -115,6 +127,7 @@ def measure(
     """
     check_names(models=[model], methods=[method], device=device_name(device))
     from profiler.running.measurement import measure as run
+    from profiler.timing.measured_runs import record_report
 
     notify = on_progress or no_progress
     name = device_name(device)
@@ -131,6 +144,7 @@ def measure(
         expected_step_seconds=_expected_step_seconds(candidate, device=here),
         on_progress=lambda text, done: notify("measure", text, done),
     )
+    record_report(report, source="measure")
     if name != "auto" or here != "cpu":
         return report
     from profiler.devices.nvml import why_no_gpu

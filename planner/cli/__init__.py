@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import click
 
+from planner.cli.calibrate_command import calibrate
 from planner.cli.check_command import check
 from planner.cli.command_group import EPILOG, CommandGroup
 from planner.cli.dashboard_command import dashboard
@@ -45,7 +46,7 @@ def cli() -> None:
 for command in (
     recommend, predict, measure, profile, validate, rehearse, check, train, evaluate, classify,
     show, export, report, score, models, methods, devices, dashboard, doctor, features,
-    training_free, zero_shot, serve, explain,
+    training_free, zero_shot, serve, explain, calibrate,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -207,6 +207,15 @@ threshold_option = click.option(
 )
 
 
+power_limit_option = click.option(
+    "--power-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="WATTS",
+    help="Power limit of the GPU, 60 to 100 percent of the board's own, that time and energy are "
+    "predicted for. [default: the board's own]",
+)
+
+
 def size_option(name: str, *, text: str, required: bool = False) -> Callable[[Command], Command]:
     """Return an option that takes a size."""
     return click.option(name, type=Size(), required=required, help=text)

@@ -18,6 +18,7 @@ from planner.cli.options import (
     json_option,
     model_option,
     positive,
+    power_limit_option,
     pretrained_option,
     progress_option,
     seed_option,
@@ -171,6 +172,7 @@ from planner.training.images.registry import DATA_NAMES
 @click.option(
     "--stop-when-flat", is_flag=True, help="End the search when the Pareto front no longer grows."
 )
+@power_limit_option
 @weights_option
 @pretrained_option
 @click.option(
@@ -220,6 +222,7 @@ def recommend(
     allow_training_free: bool,
     price_per_kwh: float | None,
     grams_per_kwh: float | None,
+    power_limit: float | None,
     stop_when_flat: bool,
     weights: Path | None,
     pretrained: bool,
@@ -263,6 +266,7 @@ def recommend(
             allow_training_free=allow_training_free,
             price_per_kwh=price_per_kwh,
             grams_per_kwh=grams_per_kwh,
+            power_limit=power_limit,
             probe_minutes=probe_minutes,
             find_lr=find_lr,
             on_progress=notify,

@@ -43,6 +43,8 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
     kind = "measured" if report.rung == Rung.MEASURED else "predicted"
     yield f"step, {kind}", format_seconds(report.step_seconds)
     yield f"energy per step, {kind}", format_joules(report.energy_joules)
+    if (limit := power_limit_text(report)) is not None:
+        yield "power limit", limit
     parameters = report.parameters
     yield (
         "parameters",
@@ -51,6 +53,20 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
     if flops is not None:
         again = f", {format_count(flops.recompute)} of it recomputed" if flops.recompute else ""
         yield "FLOPs per step", f"{format_count(flops.total)}{again}"
+
+
+def power_limit_text(report: Report) -> str | None:
+    """Return the power limit of a prediction, or the one that saves energy; None without either."""
+    if report.power_limit_watts is not None:
+        return f"{report.power_limit_watts:g} W, for which time and energy are predicted"
+    saving, seconds, joules = report.power_saving, report.step_seconds, report.energy_joules
+    if saving is None or not seconds or not joules:
+        return None
+    slower, saved = saving.step_seconds / seconds - 1, 1 - saving.energy_joules / joules
+    return (
+        f"{saving.watts:g} W would save {100 * saved:.0f} % of the energy for {100 * slower:.0f} % "
+        "more time, predicted"
+    )
 
 
 def _against(report: Report, budget_bytes: int | None) -> str:

@@ -10,7 +10,7 @@ import click
 
 from planner import api
 from planner.cli.module_command import MODULE_HELP, PredictCommand
-from planner.cli.options import SIZES, positive, workload_options
+from planner.cli.options import SIZES, positive, power_limit_option, workload_options
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
 from profiler.errors import InfeasibleError
@@ -41,6 +41,7 @@ flops_option = click.option(
     help="How far to check the prediction: composed is faster, replayed is exact.",
 )
 @flops_option
+@power_limit_option
 def predict(
     *,
     as_json: bool,
@@ -51,6 +52,7 @@ def predict(
     vram: int | None,
     device: str,
     rung: Literal["composed", "replayed"],
+    power_limit: float | None,
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
     """Predict memory, time and energy of a training step; nothing is run.
@@ -65,6 +67,7 @@ def predict(
             vram=vram,
             rung=rung,
             published_flops=flops == "as-published",
+            power_limit=power_limit,
             on_progress=notify,
             **workload,
         )

@@ -54,9 +54,7 @@ def composed_report(
             device_bytes=estimate.device_bytes,
         ),
         flops=_step_flops(unit_options, options, update, point, workload.accumulation),
-        **predicted_cost(
-            estimate.step_seconds, costs.watts, rates, host_seconds=estimate.host_seconds
-        ),
+        **predicted_cost(estimate.load, rates),
         parameters=count_parameters(workload),
         units=_unit_reports(unit_options, options, costs, point, has_rates=rates is not None),
         notes=(
@@ -103,7 +101,7 @@ def _unit_reports(
             return round(float((work.flops[work.unit == index] @ point).sum()))
 
         profile, kept = options[option], options[KEPT].work
-        forward, recompute = costs.forward_seconds[index], costs.recompute_seconds[option][index]
+        forward, recompute = costs.forward_seconds[index], costs.recompute_seconds(option)[index]
         rows.append(
             UnitReport(
                 name=name,

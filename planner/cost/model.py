@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 
+import numpy as np
+
 from planner.cost.budget import AllocatorOverhead, live_budget, smallest_budget
 from planner.cost.composed_report import composed_report
 from planner.cost.family_profiles import RECOMPUTED, FamilyProfiles
@@ -27,10 +29,11 @@ from planner.cost.step_estimate import PreparedWorkload, StepEstimate, estimate_
 from planner.cost.unit_costs import UnitCosts, unit_costs
 from planner.cost.workload_chain import HEAD, workload_chain
 from planner.placement.chain import Chain, option_indices
-from planner.placement.chain_cost import peak_bytes, recompute_seconds
+from planner.placement.chain_cost import peak_bytes
 from planner.placement.chain_policies import place_chain
 from planner.placement.placement_table import PlacementRow, placement_table
 from planner.placement.policies import BudgetUse, UniformPolicy, find_policy, parse_policy
+from profiler.arrays import Floats
 from profiler.devices.table import DeviceSpec, cuda_context, workspaces_of
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
@@ -38,8 +41,9 @@ from profiler.prediction.parametric import family_of
 from profiler.prediction.profile_records import terms
 from profiler.records import Report
 from profiler.store import Store
-from profiler.timing.rates import rates
+from profiler.timing.rates import rates, rates_version
 from profiler.timing.roofline import Rates
+from profiler.timing.step_load import LOAD_SUMS
 from profiler.unit_options import (
     COMMON_OPTIONS,
     KEPT,
@@ -50,6 +54,8 @@ from profiler.unit_options import (
 )
 from profiler.units import DeviceBytes, LiveBytes
 from profiler.workload import Candidate, Workload
+
+_NO_LOAD = np.zeros(LOAD_SUMS)
 
 _MOST_PLACEMENTS = 100_000
 """Placements of a family whose table positions are kept; with more, all are dropped."""
@@ -62,14 +68,22 @@ class CostModel:
         device: device to predict for.
         store: store of profiles between runs; None keeps them in memory.
         roofline: rates to use instead of the device's, for example calibrated ones.
+        power_limit_watts: power limit of the GPU; None for the board's own.
     """
 
     def __init__(
-        self, device: DeviceSpec, store: Store | None = None, *, roofline: Rates | None = None
+        self,
+        device: DeviceSpec,
+        store: Store | None = None,
+        *,
+        roofline: Rates | None = None,
+        power_limit_watts: float | None = None,
     ) -> None:
         self.device = device
+        self.power_limit_watts = power_limit_watts
         self.profiles = FamilyProfiles(device, store)
         self._roofline = roofline
+        self._rates_version: str | None = None
         self._workspace_bytes = sum(workspaces_of(device))
         self._context_bytes = cuda_context(device).nbytes if device.is_cuda else 0
         self._costs: dict[tuple[object, ...], UnitCosts] = {}
@@ -92,7 +106,20 @@ class CostModel:
 
     def rates(self, workload: Workload) -> Rates | None:
         """Return the rates that times are computed from; None if the device's are unknown."""
-        return self._roofline if self._roofline is not None else rates(self.device, workload)
+        if self._roofline is not None:
+            return self._roofline
+        return rates(self.device, workload, power_limit_watts=self.power_limit_watts)
+
+    @property
+    def rates_version(self) -> str:
+        """Version of the rates: estimates of two versions are not comparable."""
+        if self._rates_version is None:
+            self._rates_version = (
+                rates_version(self.device, power_limit_watts=self.power_limit_watts)
+                if self._roofline is None
+                else f"given: {self._roofline.source}"
+            )
+        return self._rates_version
 
     def costs(
         self, workload: Workload, options: tuple[UnitOption, ...] = COMMON_OPTIONS
@@ -123,9 +150,9 @@ class CostModel:
             prepared = self._prepared[workload] = self._prepare_estimates(workload)
         used: Collection[UnitOption] = (KEPT,)
         if not placement.decisions:
-            live, seconds = prepared.tables[(KEPT,)].kept_bytes, 0.0
+            live, recompute = prepared.tables[(KEPT,)].kept_bytes, _NO_LOAD
         elif Decision.SEGMENT in placement.decisions.values():
-            live, seconds = self._chain_cost(candidate)
+            live, recompute = self._chain_cost(candidate)
             used = (KEPT, RECOMPUTED)
         else:
             indices = prepared.indices.get(placement)
@@ -135,13 +162,13 @@ class CostModel:
             if tables is None:
                 costs = self.costs(workload, indices.options)
                 tables = prepared.tables[indices.options] = PeakTables.of(costs, indices.options)
-            live, seconds = tables.at(indices)
+            live, recompute = tables.at(indices)
             used = indices.used
         return estimate_step(
             prepared,
             overhead=self._overhead(workload, frozenset(used)),
             live_bytes=live,
-            recompute_seconds=seconds,
+            recompute=recompute,
             accumulation=workload.accumulation,
         )
 
@@ -219,8 +246,8 @@ class CostModel:
             )
         return options
 
-    def _chain_cost(self, candidate: Candidate) -> tuple[float, float]:
-        """Return (peak bytes, recompute seconds) of a placement with segments of several units."""
+    def _chain_cost(self, candidate: Candidate) -> tuple[float, Floats]:
+        """Return (peak bytes, load of recomputation) of a placement with segments of units."""
         workload = candidate.workload
         has_parts = any("/" in name for name in candidate.placement.decisions)
         key = (workload, self.profiles.unit_options(workload) if has_parts else COMMON_OPTIONS)
@@ -229,7 +256,24 @@ class CostModel:
         chain = self._chains[key]
         indices = option_indices(chain, candidate.placement)
         live = float(peak_bytes(chain, indices) - self._workspace_bytes)
-        return live, recompute_seconds(chain, indices)
+        return live, self._segments_load(candidate)
+
+    def _segments_load(self, candidate: Candidate) -> Floats:
+        """Return [LOAD_SUMS] the load of recomputation, segments included.
+
+        A segment repeats the complete forward of all its units except the last
+        (``planner.placement.chain_cost``).
+        """
+        workload = candidate.workload
+        options = self._options_by_unit(workload, candidate.placement)
+        joined = [option == WholeUnit(Decision.SEGMENT) for option in options.values()]
+        used = [RECOMPUTED if join else o for join, o in zip(joined, options.values(), strict=True)]
+        costs = self.costs(workload, tuple(dict.fromkeys([*COMMON_OPTIONS, *used])))
+        load = np.zeros(LOAD_SUMS)
+        for index, option in enumerate(used):
+            next_joined = index + 1 < len(used) and joined[index + 1]
+            load += costs.forward_load[index] if next_joined else costs.recompute[option][index]
+        return load
 
     # -- placement -----------------------------------------------------------------------------
 

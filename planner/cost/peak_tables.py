@@ -1,4 +1,4 @@
-"""Peak and recompute time of a placement as a few array operations, for the search.
+"""Peak and recomputation of a placement as a few array operations, for the search.
 
 With one option per unit, unit i's forward stores ``stored_i`` bytes for backward. It leaves another
 ``cached_i`` bytes live until the last forward has ended (autocast's weight casts). ``forward_i``
@@ -25,6 +25,7 @@ import numpy as np
 
 from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats, Ints
+from profiler.timing.step_load import added_up
 from profiler.unit_options import KEPT, UnitOption
 
 
@@ -63,7 +64,7 @@ class PeakTables:
             stored bytes, so that a running sum that includes the unit can be added to it.
         caching: the same two arrays for forward alone, with cached bytes added to stored ones; None
             if no option caches anything. If it is given, ``excess`` is that of backward alone.
-        recompute_seconds: seconds of recomputation.
+        recompute: [options * units, LOAD_SUMS] load of recomputation.
         base_bytes: live bytes when the first forward begins.
         floor_bytes: highest live bytes of the optimizer step.
         head_bytes: live bytes of classifier and loss above the last unit's exit.
@@ -73,7 +74,7 @@ class PeakTables:
     stored: Floats
     excess: Floats
     caching: tuple[Floats, Floats] | None
-    recompute_seconds: Floats
+    recompute: Floats
     base_bytes: float
     floor_bytes: float
     head_bytes: float
@@ -98,7 +99,7 @@ class PeakTables:
             stored=stored.ravel(),
             excess=((backward if caches else np.maximum(forward, backward)) - stored).ravel(),
             caching=(there.ravel(), (forward - there).ravel()) if caches else None,
-            recompute_seconds=stacked(costs.recompute_seconds).ravel(),
+            recompute=np.concatenate([costs.recompute[option] for option in options]),
             base_bytes=costs.base_bytes,
             floor_bytes=costs.floor_bytes,
             head_bytes=costs.head_bytes[KEPT],
@@ -107,8 +108,8 @@ class PeakTables:
         kept, _ = tables.at(TableIndices.of([KEPT] * len(after), options))
         return replace(tables, kept_bytes=kept)
 
-    def at(self, indices: TableIndices) -> tuple[float, float]:
-        """Return (peak bytes, recompute seconds) of a placement."""
+    def at(self, indices: TableIndices) -> tuple[float, Floats]:
+        """Return (peak bytes, load of recomputation) of a placement."""
         flat = indices.flat
         level = self.stored.take(flat).cumsum()
         highest = float((level + self.excess.take(flat)).max())
@@ -117,5 +118,5 @@ class PeakTables:
             level = there.take(flat).cumsum()
             highest = max(highest, float((level + excess.take(flat)).max()))
         above = max(highest, float(level[-1]) + self.head_bytes)
-        seconds = float(self.recompute_seconds.take(flat).sum())
-        return max(self.base_bytes + above, self.floor_bytes), seconds
+        recompute = added_up(self.recompute.take(flat, axis=0))
+        return max(self.base_bytes + above, self.floor_bytes), recompute

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
 
 
-def default_cost_model(device: DeviceSpec) -> CostModel:
-    """Return a cost model that keeps its profiles in the user's store."""
+def default_cost_model(device: DeviceSpec, *, power_limit_watts: float | None = None) -> CostModel:
+    """Return a cost model that keeps its profiles in the user's store.
+
+    Args:
+        device: device to predict for.
+        power_limit_watts: power limit of the GPU; None for the board's own.
+    """
     from planner.cost.model import CostModel
     from profiler.store import Store
 
-    return CostModel(device, Store.default())
+    return CostModel(device, Store.default(), power_limit_watts=power_limit_watts)
 
 
 def place_by_policy(

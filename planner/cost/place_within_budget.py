@@ -130,7 +130,9 @@ class _ReplayedPlacements:
 
             device = self.cost.device
             log = replay_step(candidate, device=device)
-            self.reports[placement] = report_of(candidate, log, device=device)
+            self.reports[placement] = report_of(
+                candidate, log, device=device, power_limit_watts=self.cost.power_limit_watts
+            )
             if chain is not None and corrections is not None:
                 corrections.add(chain, option_indices(chain, placement), log)
         return needed_bytes(self.reports[placement]) - self.budget_bytes

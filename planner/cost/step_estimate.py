@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from planner.cost.budget import AllocatorOverhead
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.unit_costs import UnitCosts
+from profiler.arrays import Floats
 from profiler.placement import Placement
 from profiler.timing.roofline import Rates
 from profiler.unit_options import UnitOption
@@ -24,7 +25,7 @@ class StepEstimate:
             CPU.
         step_seconds: time of the step; None if the speed of the device is unknown.
         energy_joules: energy of the step; None if speed or power is unknown.
-        host_seconds: seconds of the host for the step's launches, at most ``step_seconds``.
+        load: [LOAD_SUMS] load of the step; None if the speed of the device is unknown.
     """
 
     peak_bytes: int
@@ -32,7 +33,7 @@ class StepEstimate:
     device_bytes: DeviceBytes
     step_seconds: float | None
     energy_joules: float | None
-    host_seconds: float = 0.0
+    load: Floats | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +62,7 @@ def estimate_step(
     *,
     overhead: AllocatorOverhead | None,
     live_bytes: float,
-    recompute_seconds: float,
+    recompute: Floats,
     accumulation: int,
 ) -> StepEstimate:
     """Return the estimate of a placement.
@@ -70,20 +71,13 @@ def estimate_step(
         prepared: costs of the workload.
         overhead: overhead of the caching allocator under the placement; None on a CPU.
         live_bytes: live bytes at the peak of the placement, without workspaces.
-        recompute_seconds: recomputation in one micro-batch.
+        recompute: [LOAD_SUMS] load of recomputation in one micro-batch.
         accumulation: micro-batches in an optimizer step.
     """
-    seconds = joules = None
-    host = 0.0
-    if prepared.costs.step_seconds is not None:
-        micro_batch_seconds = prepared.costs.step_seconds + recompute_seconds
-        seconds = micro_batch_seconds * accumulation + prepared.costs.update_seconds
-        if prepared.rates is not None:
-            launches = prepared.costs.step_launches * accumulation + prepared.costs.update_launches
-            host = prepared.rates.host_seconds(launches)
-            seconds = max(seconds, host)
-        if prepared.costs.watts is not None:
-            joules = seconds * prepared.costs.watts
+    load = cost = None
+    if prepared.rates is not None and prepared.costs.step is not None:
+        load = (prepared.costs.step + recompute) * accumulation + prepared.costs.update
+        cost = prepared.rates.step_cost(load)
     peak, reserved = round(live_bytes) + prepared.workspace_bytes, None
     if overhead is not None:
         reserved = overhead.reserved_bytes(peak)
@@ -93,7 +87,7 @@ def estimate_step(
         peak_bytes=peak,
         reserved_bytes=reserved,
         device_bytes=DeviceBytes(in_use + prepared.context_bytes),
-        step_seconds=seconds,
-        energy_joules=joules,
-        host_seconds=host,
+        step_seconds=None if cost is None else cost.seconds,
+        energy_joules=None if cost is None else cost.joules,
+        load=load,
     )

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiler.arrays import Floats, Ints
+from profiler.arrays import Floats
 from profiler.devices.table import DeviceSpec
-from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Work, terms
+from profiler.prediction.profile_records import OptionProfile, UpdateProfile, terms
 from profiler.replay.event_log import Phase
-from profiler.timing.kernel_rates import share_of_products
 from profiler.timing.roofline import Rates
+from profiler.timing.step_load import SECONDS, added_up, loads_by_unit
 from profiler.unit_options import UnitOption
 from profiler.workload import Workload
 
@@ -42,14 +42,11 @@ class UnitCosts:
             last unit.
         gradients: [units + 1] gradient bytes that each unit's backward leaves, the head's last;
             zeros with accumulation, where all gradients are live from the start.
-        recompute_seconds: seconds of recomputation.
-        forward_seconds: [units] seconds of the complete forward.
-        step_seconds: forward and backward of a micro-batch without recomputation; None if the
-            speed of the device is unknown.
-        update_seconds: seconds of the optimizer step.
-        step_launches: kernels launched by forward and backward.
-        update_launches: kernels launched by the optimizer step.
-        watts: power while forward and backward run; None if it is unknown.
+        recompute: [units, LOAD_SUMS] load of recomputation.
+        forward_load: [units, LOAD_SUMS] load of the complete forward.
+        step: [LOAD_SUMS] load of forward and backward of a micro-batch without recomputation; None
+            if the speed of the device is unknown.
+        update: [LOAD_SUMS] load of the optimizer step.
     """
 
     base_bytes: float
@@ -60,13 +57,31 @@ class UnitCosts:
     backward: Mapping[UnitOption, Floats]
     head_bytes: Mapping[UnitOption, float]
     gradients: Floats
-    recompute_seconds: Mapping[UnitOption, Floats]
-    forward_seconds: Floats
-    step_seconds: float | None
-    update_seconds: float
-    step_launches: int
-    update_launches: int
-    watts: float | None
+    recompute: Mapping[UnitOption, Floats]
+    forward_load: Floats
+    step: Floats | None
+    update: Floats
+
+    def recompute_seconds(self, option: UnitOption) -> Floats:
+        """Return [units] seconds of recomputation under an option."""
+        each: Floats = self.recompute[option][:, SECONDS]
+        return each
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of forward and backward of a micro-batch without recomputation."""
+        return None if self.step is None else float(self.step[SECONDS])
+
+    @property
+    def update_seconds(self) -> float:
+        """Seconds of the optimizer step."""
+        return float(self.update[SECONDS])
+
+    @property
+    def forward_seconds(self) -> Floats:
+        """[units] seconds of the complete forward."""
+        each: Floats = self.forward_load[:, SECONDS]
+        return each
 
 
 def unit_costs(
@@ -99,7 +114,7 @@ def unit_costs(
     if accumulating:
         base += float(gradients.sum())
     seconds_rates = rates or RANKING_RATES
-    each, watts = _kept_seconds(kept.work, point, seconds_rates)
+    each = kept.work.loads(point, seconds_rates)
     is_step = np.isin(kept.work.phase, (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD))
     is_forward = (kept.work.phase == Phase.FORWARD) & (kept.work.unit >= 0)
     return UnitCosts(
@@ -114,35 +129,17 @@ def unit_costs(
         },
         head_bytes={o: float(p.head.at(point, sums[o])[0]) for o, p in options.items()},
         gradients=np.zeros_like(gradients) if accumulating else gradients,
-        recompute_seconds={
-            option: _recompute_seconds(profile, point, seconds_rates)
+        recompute={
+            option: _recompute_loads(profile, point, seconds_rates)
             for option, profile in options.items()
         },
-        forward_seconds=_by_unit(kept.work.unit[is_forward], each[is_forward], len(kept.stored)),
-        step_seconds=None if rates is None else float(each[is_step].sum()),
-        update_seconds=0.0 if rates is None else float(update.work.seconds(point, rates).sum()),
-        step_launches=int(kept.work.launches[is_step].sum()),
-        update_launches=int(update.work.launches.sum()),
-        watts=None if rates is None else watts,
+        forward_load=loads_by_unit(each[is_forward], kept.work.unit[is_forward], len(kept.stored)),
+        step=None if rates is None else added_up(each[is_step]),
+        update=added_up(update.work.loads(point, seconds_rates.for_update())),
     )
 
 
-def _kept_seconds(work: Work, point: Floats, rates: Rates) -> tuple[Floats, float | None]:
-    """Return [operations] seconds of a step without recomputation, and the power meanwhile."""
-    if rates.kernels is None or rates.power is None:
-        return work.seconds(point, rates), rates.watts
-    parts = work.kernel_parts(point, rates.kernels)
-    return parts.sum(axis=1), rates.power.watts(product_share=share_of_products(parts))
-
-
-def _recompute_seconds(profile: OptionProfile, point: Floats, rates: Rates) -> Floats:
-    """Return [units] seconds of recomputation."""
+def _recompute_loads(profile: OptionProfile, point: Floats, rates: Rates) -> Floats:
+    """Return [units, LOAD_SUMS] loads of recomputation."""
     work = profile.recompute_work
-    each = work.seconds(point, rates)
-    inside = work.unit >= 0
-    return _by_unit(work.unit[inside], each[inside], len(profile.stored))
-
-
-def _by_unit(unit: Ints, seconds: Floats, count: int) -> Floats:
-    """Return [units] sums of the seconds of operations."""
-    return np.bincount(unit, weights=seconds, minlength=count).astype(np.float64)
+    return loads_by_unit(work.loads(point, rates), work.unit, len(profile.stored))

@@ -78,7 +78,7 @@ def _chain_option(
         stored_bytes=round(float(costs.stored[option][index])),
         forward_bytes=math.ceil(float(costs.forward[option][index]) + cached),
         backward_bytes=max(0, math.ceil(float(costs.backward[option][index]))),
-        recompute_seconds=max(0.0, float(costs.recompute_seconds[option][index])),
+        recompute_seconds=max(0.0, float(costs.recompute_seconds(option)[index])),
         parts={u.partition("/")[2]: d for u, d in decisions.items() if "/" in u},
     )
 

@@ -39,6 +39,7 @@ from planner.training.run_options import RunOptions
 from profiler.errors import UsageError
 from profiler.models import backbones
 from profiler.models.forward_check import check_forward
+from profiler.timing.rates import check_power_limit
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
@@ -75,6 +76,7 @@ def build_request(
     allow_training_free: bool = False,
     probe_minutes: float | None = None,
     find_lr: bool | None = None,
+    power_limit: float | None = None,
 ) -> Request:
     """Return the request that the arguments of `planner.recommend` describe.
 
@@ -93,6 +95,8 @@ def build_request(
         raise UsageError(f"probe_minutes must be positive, got {probe_minutes!r}")
     runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
     target = find_target(device)
+    if power_limit is not None:
+        check_power_limit(target.spec, power_limit)
     name = backbones.resolve(model)
     size = image_size or default_image_size(name)
     facts = data_facts(data, image_size=size, is_used=runs_here)
@@ -149,6 +153,7 @@ def build_request(
         training_free=training_free,
         allow_training_free=allow_training_free,
         find_lr=find_lr,
+        power_limit_watts=power_limit,
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=(*refused, *too_small),
         source=facts.source,

@@ -91,7 +91,11 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     remove_draft_files(request.out)
     storage = request.storage or default_storage(request.study)
     check_storage(storage)
-    cost = CostModel(device_spec(request.device.name), Store.default())
+    cost = CostModel(
+        device_spec(request.device.name),
+        Store.default(),
+        power_limit_watts=request.power_limit_watts,
+    )
     prefetch(cost, request.space.workloads(), on_progress=lambda t, f: notify("profile", t, f))
     found = _search(request, cost, notify)
     affordable = within_cost_limits(request, found.fitting(request.budget_bytes))

@@ -133,7 +133,7 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
 
     candidate, load = row.candidate, row.candidate.workload
     if candidate.policy != OPTIMAL or candidate.placement.is_none:
-        report = predict(candidate, device=cost.device)
+        report = predict(candidate, device=cost.device, power_limit_watts=cost.power_limit_watts)
     else:
         report = place_within_budget(
             load,

@@ -115,6 +115,7 @@ class Request:
         training_free: whether published models that need no fine-tuning are listed; None to list
             those that are replayed within seconds or known already.
         allow_training_free: whether one of them may win over the tuned plans.
+        power_limit_watts: power limit that the plans are made for; None for the board's own.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
         images_per_class: training images of each class of a folder, by label; empty for a named
@@ -142,6 +143,7 @@ class Request:
     find_lr: bool | None = None
     training_free: bool | None = None
     allow_training_free: bool = False
+    power_limit_watts: float | None = None
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
     images_per_class: tuple[int, ...] = ()

@@ -74,6 +74,7 @@ class PointEvaluator:
             step_seconds=step.step_seconds,
             energy_joules=step.energy_joules,
             reason=score.reason,
+            rates_version=self.cost.rates_version,
         )
 
     def _prepare(self, workload: Workload) -> None:

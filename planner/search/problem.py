@@ -35,6 +35,10 @@ with AdamW. The size is an assumption: more than the margin of a tie between met
 class CostEstimator(Protocol):
     """The part of ``planner.cost.model.CostModel`` that the search uses."""
 
+    @property
+    def rates_version(self) -> str:
+        """Version of the rates that seconds and joules are computed from."""
+
     def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> object:
         """Profile the family of a workload."""
 
@@ -96,6 +100,7 @@ class TrialResult:
         step_seconds: composed duration of an optimizer step; None if the speed is not known.
         energy_joules: composed energy of an optimizer step; None if the power is not known.
         reason: origin of the score, one sentence.
+        rates_version: version of the rates of ``cost``; empty in trials of earlier versions.
     """
 
     candidate: Candidate
@@ -107,6 +112,7 @@ class TrialResult:
     step_seconds: float | None
     energy_joules: float | None
     reason: str
+    rates_version: str = ""
 
     @property
     def objectives(self) -> tuple[float, float, float]:

@@ -97,7 +97,7 @@ def search(
         with lock.held():
             study = open_study(problem, study_name, url, database)
             write_ahead(database, url)
-            records = TrialRecords(study, problem.space, url=url)
+            records = TrialRecords(study, problem.space, url=url, rates_version=cost.rates_version)
             sampler = PointSampler(problem.space, records.stored, seed=seed)
         evaluator = PointEvaluator(problem, cost, on_profile, cost_unit=records.cost_unit)
         if trials is None:

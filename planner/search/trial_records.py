@@ -47,6 +47,10 @@ class ForeignTrialWarning(BudgetplanWarning):
     """Trials of a study were not written by budgetplan, and were ignored."""
 
 
+class OutdatedTrialWarning(BudgetplanWarning):
+    """Trials of a study were computed from other rates, and are evaluated again."""
+
+
 class TrialRecords:
     """A durable study and the results of its trials.
 
@@ -54,6 +58,8 @@ class TrialRecords:
         study: the study.
         space: space of its problem.
         url: its storage, for error messages.
+        rates_version: version of the rates that new trials are computed from. Trials of another
+            version are not comparable with them, so they are ignored and evaluated again.
 
     Attributes:
         stored: usable trials that were stored when the study was opened, oldest first.
@@ -65,9 +71,10 @@ class TrialRecords:
         InputError: the trials or the cost unit cannot be read.
     """
 
-    def __init__(self, study: Study, space: Space, *, url: str) -> None:
+    def __init__(self, study: Study, space: Space, *, url: str, rates_version: str) -> None:
         self._study, self._space, self._url = study, space, url
-        self._read = 0
+        self._rates_version = rates_version
+        self._read = self._outdated = 0
         self.count = 0
         self.results: list[TrialResult] = []
         self.failures: list[str] = []
@@ -87,6 +94,9 @@ class TrialRecords:
                 usable, result = usable_trial(trial, self._space)
             except BudgetplanError:
                 continue
+            if result is not None and result.rates_version != self._rates_version:
+                self._outdated += 1
+                continue
             found.append(usable)
             if result is not None:
                 self.results.append(result)
@@ -100,12 +110,19 @@ class TrialRecords:
         """Warn of trials that cannot be used; refuse the study if it has no other."""
         study = shortened(self._study.study_name)
         reason = "not written by budgetplan, or changed since"
-        if trials and not self.stored:
-            raise InputError(f"all {trials} trials of study {study} are {reason}; use another one")
-        if self.count < trials:
+        if self._outdated:
             warnings.warn(
-                f"{trials - self.count} of {trials} trials of study {study} are {reason}; "
-                "they are ignored",
+                f"{self._outdated} of {trials} trials of study {study} have times of other rates: "
+                "another version, calibration or processor; their points are evaluated again",
+                OutdatedTrialWarning,
+                stacklevel=4,
+            )
+        foreign = trials - self.count - self._outdated
+        if trials and foreign == trials:
+            raise InputError(f"all {trials} trials of study {study} are {reason}; use another one")
+        if foreign:
+            warnings.warn(
+                f"{foreign} of {trials} trials of study {study} are {reason}; they are ignored",
                 ForeignTrialWarning,
                 stacklevel=4,
             )
@@ -184,6 +201,7 @@ def user_attributes(result: TrialResult) -> dict[str, Any]:
         "step_seconds": result.step_seconds,
         "energy_joules": result.energy_joules,
         "reason": result.reason,
+        "rates_version": result.rates_version,
     }
 
 
@@ -197,6 +215,7 @@ class TrialAttributes:
     step_seconds: NonNegativeFloat | None
     energy_joules: NonNegativeFloat | None
     reason: str
+    rates_version: str = ""
 
 
 def usable_trial(trial: FrozenTrial, space: Space) -> tuple[FrozenTrial, TrialResult | None]:
@@ -281,4 +300,5 @@ def _result_of(trial: FrozenTrial, assignment: Assignment) -> TrialResult:
         step_seconds=stored.step_seconds,
         energy_joules=stored.energy_joules,
         reason=stored.reason,
+        rates_version=stored.rates_version,
     )

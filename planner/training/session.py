@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,19 +32,30 @@ if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
 
+NEWEST_STEPS = 32
+"""Newest steps of a training whose duration is kept."""
+
+
 class _StepBatches:
-    """Micro-batches of the current step, kept on the host so that the step can be repeated."""
+    """Micro-batches of the current step, kept on the host so that the step can be repeated.
+
+    Attributes:
+        seconds: time in which the source made the micro-batches.
+    """
 
     def __init__(self, source: Iterator[Batch], *, count: int, device: str) -> None:
         self._source, self._count, self._device = source, count, device
         self._drawn: list[Batch] = []
+        self.seconds = 0.0
 
     def fetches(self) -> list[Callable[[], Batch]]:
         return [partial(self._fetch, index) for index in range(self._count)]
 
     def _fetch(self, index: int) -> Batch:
+        began = time.perf_counter()
         while len(self._drawn) <= index:
             self._drawn.append(next(self._source))
+        self.seconds += time.perf_counter() - began
         images, labels = self._drawn[index]
         return images.to(self._device), labels.to(self._device)
 
@@ -65,6 +78,7 @@ class Session:
         step: the training step, with optimizer and gradient scaler.
         schedule: learning rate by step.
         step_downs: one sentence for each change of placement after an out-of-memory error.
+        step_seconds: durations of the newest steps, without the loading of images.
     """
 
     def __init__(
@@ -102,6 +116,7 @@ class Session:
             label_smoothing=recipe.label_smoothing,
         )
         self.step_downs: list[str] = []
+        self.step_seconds: deque[float] = deque(maxlen=NEWEST_STEPS)
         self._phase = ""
         self._requested = candidate
         self._active = ActivePlacement(
@@ -140,9 +155,11 @@ class Session:
         batches = _StepBatches(source, count=self.step.workload.accumulation, device=self.device)
         self.set_rate()
         states = random_states()
+        began = time.perf_counter()
         while True:
             outcome = self._attempt(batches)
             if isinstance(outcome, float):
+                self.step_seconds.append(time.perf_counter() - began - batches.seconds)
                 return outcome
             self._step_down(outcome)
             set_random_states(states)

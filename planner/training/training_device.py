@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,27 @@ def autocast(precision: str, kind: str) -> AbstractContextManager[None]:
     """
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(kind, dtype=dtype, enabled=precision != "fp32")
+
+
+def planned_power_limit(plan: Plan, device: str) -> AbstractContextManager[None]:
+    """Return the context in which the GPU has the plan's power limit, if it has one.
+
+    On another GPU than the planned one the limit means nothing, and none is set.
+
+    Args:
+        plan: the plan.
+        device: device in torch's notation, such as ``cuda:0``.
+    """
+    from profiler.devices.nvml import NvmlGpu, open_gpu
+    from profiler.devices.power_limit import limited_power
+
+    watts = plan.prediction.power_limit_watts
+    if watts is None or device_type(device) != "cuda":
+        return nullcontext()
+    gpu = open_gpu(torch.device(device).index or 0)
+    if not isinstance(gpu, NvmlGpu) or gpu.spec.name != plan.prediction.device.name:
+        return nullcontext()
+    return limited_power(gpu, watts)
 
 
 def cap_to_budget(plan: Plan) -> None:

@@ -12,6 +12,7 @@ planner/training/checkpoints.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ from planner.training.trained_model import (
     save_model,
     weights_file_of,
 )
-from planner.training.training_device import cap_to_budget, device_type
+from planner.training.training_device import cap_to_budget, device_type, planned_power_limit
 from planner.training.zero_classifier import zero_classifier
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models.build import BuiltModel, build_model
@@ -149,7 +150,7 @@ def train(
     state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
     trained = replace(plan, recipe=recipe, provenance={**plan.provenance, "data": options.data})
     write_plan(trained, output / PLAN_FILE)
-    TrainingLoop(
+    loop = TrainingLoop(
         session,
         loop_images,
         state,
@@ -159,13 +160,29 @@ def train(
         save=partial(save_checkpoint, output, session, state, identity),
         on_progress=on_progress,
         interrupt=InterruptFlag(on_interrupt),
-    ).run()
+    )
+    with planned_power_limit(plan, options.device):
+        loop.run()
     session.close()
+    if rule is None and not session.step_downs:  # else the steps ran under several placements
+        _record_time(session, plan)
     result = _result(session, images, state, options, weights_file=weights_file, output=output)
     save_model(session.built, output / MODEL_FOLDER)
     write_json(result.to_json(), output / HISTORY_FILE)
     write_run_files(result, output)
     return result
+
+
+def _record_time(session: Session, plan: Plan) -> None:
+    """Keep the durations of the last steps, for corrections of predicted seconds."""
+    from profiler.devices.table import CPU, device_spec
+    from profiler.timing.measured_runs import record_run, this_machine
+
+    on_cpu = device_type(session.device) == "cpu"
+    with suppress(UnknownNameError):  # a GPU that the device table lacks
+        device = CPU if on_cpu else device_spec(plan.prediction.device.name)
+        seconds = list(session.step_seconds)
+        record_run(this_machine(device), session.candidate, seconds, source="train")
 
 
 def _check_output(output: Path, *, resume: bool) -> Path | None:

@@ -29,6 +29,7 @@ from profiler.records import Report
 from profiler.running.measurement import report_measurement
 from profiler.running.sandbox import Progress, run_in_process
 from profiler.running.time_limit import LOAD_SECONDS, UNKNOWN_LIMIT_SECONDS, limit_seconds
+from profiler.timing.measured_runs import record_report
 from profiler.units import format_bytes
 from profiler.workload import Candidate
 
@@ -181,8 +182,10 @@ def validate(
         on_progress=on_progress,
     )
     inference = result.inference
+    report = report_measurement(candidate, result.training, device=options.device)
+    record_report(report, source="validate")
     return Validation(
-        report=report_measurement(candidate, result.training, device=options.device),
+        report=report,
         accuracy=Accuracy(
             value=inference.accuracy,
             source=f"measured on {inference.images} selection images of {result.data.name} "

@@ -25,9 +25,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from profiler.devices.nvml import Gpu
 from profiler.errors import DeviceError
 
 COUNTER_PERIOD_SECONDS = 0.1
@@ -65,17 +64,30 @@ class Energy:
         return None if self.joules is None else self.joules / self.seconds
 
 
+class EnergySource(Protocol):
+    """The readings of a device that a meter uses (``profiler.devices.nvml.Gpu`` has them)."""
+
+    def power_watts(self) -> float | None:
+        """Present power; None if it cannot be read."""
+
+    def counter_joules(self) -> float | None:
+        """Energy since some moment; None if there is no counter."""
+
+    def now_seconds(self) -> float:
+        """A monotonic clock."""
+
+
 class EnergyMeter:
     """Measures the energy of a ``with`` block; the result is `energy` afterwards.
 
     Args:
-        gpu: GPU to measure.
+        gpu: GPU to measure, or the packages of a CPU.
         synchronize: function called before the first and the last reading, so that kernels queued
             before the block are not measured and those of the block are
             (`torch.cuda.synchronize`).
     """
 
-    def __init__(self, gpu: Gpu, *, synchronize: Callable[[], None] | None = None) -> None:
+    def __init__(self, gpu: EnergySource, *, synchronize: Callable[[], None] | None = None) -> None:
         self._gpu = gpu
         self._synchronize = synchronize or (lambda: None)
         self._energy: Energy | None = None
@@ -176,7 +188,7 @@ def trapezoid_joules(readings: Sequence[tuple[float, float]]) -> float:
 class _PowerPoller:
     """Reads power in a thread, and once at the start and at `stop`."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: EnergySource) -> None:
         self._gpu = gpu
         self._readings: list[tuple[float, float]] = []
         self._stopped = threading.Event()

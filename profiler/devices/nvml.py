@@ -31,6 +31,10 @@ _ARCHITECTURES = {(7, 0): "volta", (7, 5): "turing", (8, 9): "ada"}
 _ARCHITECTURES_BY_MAJOR = {8: "ampere", 9: "hopper", 10: "blackwell", 12: "blackwell"}
 
 
+_CHIP_SENSOR = 0
+"""``NVML_TEMPERATURE_GPU`` of nvml.h."""
+
+
 class Gpu(Protocol):
     """The readings of a GPU, real or recorded."""
 
@@ -218,6 +222,28 @@ class NvmlGpu:
         milliwatts = self._reading("nvmlDeviceGetPowerUsage")
         return None if milliwatts is None else milliwatts / 1000
 
+    def celsius(self) -> float | None:
+        """Temperature of the chip in degrees Celsius; None if it cannot be read."""
+        try:
+            degrees = self._pynvml.nvmlDeviceGetTemperature(self._handle, _CHIP_SENSOR)
+        except (self._pynvml.NVMLError, AttributeError):
+            return None
+        return float(degrees)
+
+    def power_limit_watts(self) -> float | None:
+        """Present power limit of the board in watts; None if it cannot be read."""
+        milliwatts = self._reading("nvmlDeviceGetPowerManagementLimit")
+        return None if milliwatts is None else milliwatts / 1000
+
+    def set_power_limit(self, watts: float) -> None:
+        """Set the power limit of the board, which NVML permits to an administrator only.
+
+        Raises:
+            DeviceError: the driver refuses.
+        """
+        with _nvml_errors(f"set a power limit of {watts:g} W") as pynvml:
+            pynvml.nvmlDeviceSetPowerManagementLimit(self._handle, round(watts * 1000))
+
     def counter_joules(self) -> float | None:
         """Energy in joules since the driver was loaded; None if there is no counter."""
         millijoules = self._reading("nvmlDeviceGetTotalEnergyConsumption")
@@ -316,6 +342,15 @@ def find_gpus() -> tuple[NvmlGpu, ...]:
     if count == 0:
         raise NoGpuError("the NVIDIA driver reports no GPU; name a device to plan for")
     return tuple(NvmlGpu(index) for index in range(count))
+
+
+def driver_version() -> str | None:
+    """Return the version of the NVIDIA driver; None if there is none or it does not answer."""
+    try:
+        with _nvml_errors("read the driver's version") as pynvml:
+            return _decoded(pynvml.nvmlSystemGetDriverVersion())
+    except (DeviceError, AttributeError):
+        return None
 
 
 def open_gpu(cuda_index: int = 0) -> Gpu:

@@ -21,7 +21,7 @@ from profiler.models.frozen.run import (
 from profiler.prediction.allocator_steps import BLOCK_BYTES
 from profiler.prediction.report import cuda_memory, host_memory
 from profiler.replay.inference_replay import replay_inference
-from profiler.timing.predicted_cost import PredictedCost, predicted_cost
+from profiler.timing.predicted_cost import PredictedCost, cost_fields
 from profiler.timing.rates import published_rates
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from profiler.models.frozen.catalogue import FrozenModel
     from profiler.replay.event_log import OperationRecord
     from profiler.timing.roofline import Rates
+from profiler.timing.step_load import StepCost
 
 PARTS = ("prompts", "images", "names", "token")
 """Parts of an inference; a model has the parts of its kind."""
@@ -122,11 +123,11 @@ def predict_inference(
 
 
 def _part_cost(operations: Sequence[OperationRecord], rates: Rates) -> PartCost:
-    host = rates.host_seconds(sum(op.launches for op in operations))
+    cost = rates.step_cost(rates.load(operations))
     return PartCost(
-        seconds=max(rates.total_seconds(operations), host),
-        host_seconds=host,
-        watts=rates.watts_of(operations) if operations else None,
+        seconds=cost.seconds,
+        host_seconds=cost.host_seconds,
+        watts=cost.watts if operations else None,
     )
 
 
@@ -177,4 +178,4 @@ def _sum_cost(parts: Sequence[PartCost], rates: Rates) -> PredictedCost:
     if parts and seconds and all(part.watts is not None for part in parts):
         watts = sum((part.watts or 0.0) * part.seconds for part in parts) / seconds
     host = sum(part.host_seconds for part in parts)
-    return predicted_cost(seconds, watts, rates, host_seconds=host)
+    return cost_fields(StepCost(seconds=seconds, host_seconds=host, watts=watts), rates)

@@ -18,6 +18,7 @@ from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.replay.event_log import Phase
 from profiler.timing.kernel_rates import KernelRates
 from profiler.timing.roofline import Rates
+from profiler.timing.step_load import SECONDS, loads_of_bounds, loads_of_parts
 
 PROBE_BATCH = 1009
 """Micro-batch of the probes: a prime, so that it divides exactly the sizes with a factor B."""
@@ -105,16 +106,22 @@ class Work:
 
     def seconds(self, point: Floats, roofline: Rates) -> Floats:
         """Return [operations] seconds at a point."""
+        each: Floats = self.loads(point, roofline)[:, SECONDS]
+        return each
+
+    def loads(self, point: Floats, roofline: Rates) -> Floats:
+        """Return [operations, LOAD_SUMS] loads at a point (``profiler.timing.step_load``)."""
         if roofline.kernels is not None:
-            each: Floats = np.add.reduce(self.kernel_parts(point, roofline.kernels), axis=1)
-            return each
-        seconds = roofline.seconds(
+            parts = self.kernel_parts(point, roofline.kernels)
+            return roofline.corrected(loads_of_parts(parts, self.launches))
+        bounds = roofline.bounds(
             self.flops @ point,
             self.moved_bytes @ point,
             launches=self.launches,
             slowness=roofline.slowness_of(self.kinds.tolist())[self.kind],
         )
-        return seconds + self.begins_refill * roofline.refill_seconds
+        refills = self.begins_refill.astype(np.float64) * roofline.refill_seconds
+        return roofline.corrected(loads_of_bounds(bounds, self.launches, added_seconds=refills))
 
     def kernel_parts(self, point: Floats, kernels: KernelRates) -> Floats:
         """Return [operations, SLOTS] seconds of each term at a point."""

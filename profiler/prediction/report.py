@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from profiler.arrays import Floats
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
@@ -40,6 +41,7 @@ def predict(
     device: DeviceSpec,
     settings: AllocatorSettings | None = None,
     published_flops: bool = False,
+    power_limit_watts: float | None = None,
 ) -> Report:
     """Replay a candidate and report it on a device.
 
@@ -49,6 +51,7 @@ def predict(
         settings: settings of the CUDA caching allocator; None for those of `configuration`.
         published_flops: whether FLOPs are counted as in arXiv 2507.23536 (groups left out of
             weight gradients).
+        power_limit_watts: power limit of the GPU; None for the board's own.
 
     Raises:
         UnknownNameError: no such model.
@@ -59,7 +62,9 @@ def predict(
 
     options = ReplayOptions(published_flops=published_flops)
     log = replay_step(candidate, device=device, options=options)
-    return report_of(candidate, log, device=device, settings=settings)
+    return report_of(
+        candidate, log, device=device, settings=settings, power_limit_watts=power_limit_watts
+    )
 
 
 def report_of(
@@ -68,6 +73,7 @@ def report_of(
     *,
     device: DeviceSpec,
     settings: AllocatorSettings | None = None,
+    power_limit_watts: float | None = None,
 ) -> Report:
     """Read a log as a report on a device.
 
@@ -76,7 +82,7 @@ def report_of(
     more without it.
     """
     workload = candidate.workload
-    roofline = rates(device, workload)
+    roofline = rates(device, workload, power_limit_watts=power_limit_watts)
     timed = _log_to_time(candidate, log, device)
     if device.is_cuda and not can_time(timed, workload, roofline):
         roofline = None
@@ -102,16 +108,14 @@ def report_of(
         notes.append(
             f"it needs more than the {format_bytes(device.memory_bytes)} of {device.full_name}"
         )
-    seconds = None
+    load = None
     if roofline is not None:
-        seconds = step_seconds(timed, roofline, workload)
+        load = step_load(timed, roofline, workload)
         notes.append(f"time: {roofline.source}")
         if any(op.launches > 1 for op in log.operations):
             notes.append("scans are timed as PyTorch's own loops; mamba_ssm's kernel takes less")
-    watts = None
-    if seconds is not None and roofline is not None:
-        watts = roofline.watts_of(timed.operations)
-    if watts is not None:
+    cost = predicted_cost(load, roofline)
+    if cost["energy_joules"] is not None:
         notes.append("energy is that time at the predicted power")
     notes.extend(_lever_notes(workload))
     notes.extend(method_notes(workload.replace(micro_batch=2, accumulation=1)))
@@ -121,9 +125,7 @@ def report_of(
         rung=Rung.REPLAYED,
         memory=memory,
         flops=step_flops(log, workload),
-        **predicted_cost(
-            seconds, watts, roofline, host_seconds=_host_seconds(timed, roofline, workload)
-        ),
+        **cost,
         parameters=count_parameters(workload),
         units=unit_reports(log, candidate, roofline, timed=timed),
         notes=tuple(notes),
@@ -254,29 +256,17 @@ def step_flops(log: EventLog, workload: Workload) -> Flops:
 
 def step_seconds(log: EventLog, roofline: Rates, workload: Workload) -> float:
     """Return the time of a whole optimizer step."""
+    return roofline.step_cost(step_load(log, roofline, workload)).seconds
+
+
+def step_load(log: EventLog, roofline: Rates, workload: Workload) -> Floats:
+    """Return [LOAD_SUMS] the load of a whole optimizer step."""
     shown = min(workload.accumulation, 2)
-    times = workload.accumulation / shown
-    each = [
-        op
-        for op in log.operations
-        if op.phase in (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)
-    ]
-    update = [op for op in log.operations if op.phase == Phase.OPTIMIZER]
-    seconds = roofline.total_seconds(each) * times + roofline.total_seconds(update)
-    return max(seconds, _host_seconds(log, roofline, workload))
-
-
-def _host_seconds(log: EventLog, roofline: Rates | None, workload: Workload) -> float:
-    """Return the host's seconds for the launches of a whole optimizer step."""
-    if roofline is None:
-        return 0.0
-    times = workload.accumulation / min(workload.accumulation, 2)
-    launches = sum(
-        op.launches * (1.0 if op.phase == Phase.OPTIMIZER else times)
-        for op in log.operations
-        if op.phase != Phase.SETUP
-    )
-    return roofline.host_seconds(launches)
+    phases = (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE)
+    each = roofline.load(op for op in log.operations if op.phase in phases)
+    update_rates = roofline.for_update()
+    update = update_rates.load(op for op in log.operations if op.phase == Phase.OPTIMIZER)
+    return each * (workload.accumulation / shown) + update
 
 
 def unit_reports(

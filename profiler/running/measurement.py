@@ -11,7 +11,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from profiler.devices.table import device_label
 from profiler.environment import Environment, environment
@@ -22,6 +25,7 @@ from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory, lift_host_cap
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
+from profiler.running.step_energy import StepEnergy, measure_step_energy
 from profiler.running.time_limit import START_SECONDS, limit_seconds
 from profiler.units import format_bytes, format_seconds
 from profiler.workload import Candidate, Workload
@@ -68,6 +72,7 @@ class MeasuredSteps(Message, frozen=True, kw_only=True):
         device_name: full name of the GPU, or ``cpu``.
         environment: software and processor of the process.
         notes: sentences that the reader of the numbers needs.
+        energy: how the energy was measured; None if it was not tried.
     """
 
     peak_bytes: NonNegativeInt
@@ -78,6 +83,7 @@ class MeasuredSteps(Message, frozen=True, kw_only=True):
     device_name: str
     environment: Environment
     notes: tuple[str, ...] = ()
+    energy: StepEnergy | None = None
 
 
 def measure(
@@ -189,6 +195,7 @@ def report_measurement(candidate: Candidate, measured: MeasuredSteps, *, device:
         details={
             "step_seconds": list(seconds),
             "environment": measured.environment.to_json(),
+            "energy": None if measured.energy is None else msgspec.to_builtins(measured.energy),
         },
     )
 
@@ -212,7 +219,7 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
         else:
             cap_host_step(request.candidate.workload, request.cap_bytes)
     torch.manual_seed(0)
-    run = measure_on_cuda if on_cuda else measure_on_host
+    run = partial(measure_on_cuda, repeats_for_energy=True) if on_cuda else measure_on_host
     with gc_frozen(), explain_refusals(request.candidate.workload):
         return run(
             lambda: build_step(request.candidate, device=request.device),
@@ -302,15 +309,33 @@ def measure_on_host(
         start = time.perf_counter()
         step.run(batches)
         seconds.append(time.perf_counter() - start)
+    energy = _host_energy(lambda: step.run(batches), statistics.median(seconds), progress)
     return MeasuredSteps(
         peak_bytes=peak,
         reserved_bytes=None,
         device_bytes=peak,
         step_seconds=tuple(seconds),
-        energy_joules=None,
+        energy_joules=None if energy is None else energy.joules,
+        energy=energy,
         device_name="cpu",
         environment=environment(),
         notes=("peak of the CPU allocator's live bytes over one steady step",),
+    )
+
+
+def _host_energy(
+    run_step: Callable[[], object], step_seconds: float, progress: Progress
+) -> StepEnergy | None:
+    """Return the energy of the CPU packages in a step; None where no counter may be read."""
+    from profiler.devices.energy_meter import EnergyMeter
+    from profiler.devices.rapl import open_packages
+
+    packages = open_packages()
+    if packages is None:
+        return None
+    progress("measuring energy", 0.95)
+    return measure_step_energy(
+        run_step, EnergyMeter(packages), step_seconds=step_seconds, method="rapl"
     )
 
 
@@ -320,10 +345,21 @@ def measure_on_cuda(
     steps: int,
     warmup: int,
     progress: Progress,
+    repeats_for_energy: bool = False,
 ) -> MeasuredSteps:
-    """Read the CUDA allocator's peaks over the timed steps, and their energy."""
+    """Read the CUDA allocator's peaks over the timed steps, and their energy.
+
+    Args:
+        build: returns the training step and its sources of batches.
+        steps: number of timed steps.
+        warmup: number of steps before them.
+        progress: progress callback.
+        repeats_for_energy: whether more steps are run until the sensor has windows that are long
+            enough; otherwise the energy is that of the timed steps alone.
+    """
     import torch
 
+    idle_watts = _present_watts()
     progress("building the model", 0.0)
     step, batches = build()
     for _ in range(warmup):
@@ -342,6 +378,10 @@ def measure_on_cuda(
             seconds.append(time.perf_counter() - start)
 
     joules, why_no_energy = energy_of(timed_steps)
+    energy = None
+    if joules is not None and repeats_for_energy:
+        progress("measuring energy", 0.95)
+        energy = _cuda_energy(lambda: step.run(batches), statistics.median(seconds), idle_watts)
     reserved = torch.cuda.max_memory_reserved()
     free_after, total = torch.cuda.mem_get_info()
     outside = max(0, total - free_after - torch.cuda.memory_reserved())
@@ -350,7 +390,8 @@ def measure_on_cuda(
         reserved_bytes=reserved,
         device_bytes=reserved + outside,
         step_seconds=tuple(seconds),
-        energy_joules=None if joules is None else joules / steps,
+        energy_joules=_joules_of_step(joules, steps, energy),
+        energy=energy,
         device_name=torch.cuda.get_device_name(),
         environment=environment(),
         notes=(
@@ -359,6 +400,39 @@ def measure_on_cuda(
             *([why_no_energy] if why_no_energy else []),
         ),
     )
+
+
+def _joules_of_step(joules: float | None, steps: int, energy: StepEnergy | None) -> float | None:
+    """Return the energy of a step: that of long windows, or else of the timed steps."""
+    if energy is not None and energy.joules is not None:
+        return energy.joules
+    return None if joules is None else joules / steps
+
+
+def _present_watts() -> float | None:
+    """Return the power of the GPU before this process uses it; None if it cannot be read."""
+    from profiler.devices.nvml import open_gpu
+
+    try:
+        return open_gpu().power_watts()
+    except DeviceError:
+        return None
+
+
+def _cuda_energy(
+    run_step: Callable[[], object], step_seconds: float, idle_watts: float | None
+) -> StepEnergy:
+    """Return the energy of a step on the GPU, with its temperature afterwards."""
+    import torch
+
+    from profiler.devices.energy_meter import EnergyMeter
+    from profiler.devices.nvml import NvmlGpu, open_gpu
+
+    gpu = open_gpu()
+    meter = EnergyMeter(gpu, synchronize=torch.cuda.synchronize)
+    found = measure_step_energy(run_step, meter, step_seconds=step_seconds, idle_watts=idle_watts)
+    celsius = gpu.celsius() if isinstance(gpu, NvmlGpu) else None
+    return msgspec.structs.replace(found, celsius=celsius)
 
 
 def energy_of(run: Callable[[], None]) -> tuple[float | None, str | None]:

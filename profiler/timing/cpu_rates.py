@@ -4,19 +4,32 @@ A roofline from one matrix product and one copy is wrong on a CPU by factors tha
 of operation: batch normalisation takes five times its traffic, a depthwise convolution four times,
 and a large matrix product less than the timed one. So each kind gets a correction factor:
 
-1. time a matrix product, a copy and a tiny addition: the plain rates (``plain_cpu_rates``);
-2. replay a step of the backbone at a small batch, with a timer in the recorder. The timer runs each
-   distinct operation (function, shapes, dtypes, strides) on real zeros, alone;
-3. for each kind, slowness = measured seconds / roofline seconds, summed over its operations.
+1. time a matrix product, a copy and the Python code of an operation (``plain_cpu_rates``);
+2. replay a step at a near batch, with a timer in the recorder. The timer runs each distinct
+   operation (function, shapes, dtypes, strides) on real zeros, alone and on cold caches;
+3. for each kind, slowness = measured seconds / roofline seconds, summed over its operations;
+4. run AdamW on some of the parameters: its operations run one after the other on the same tensors,
+   which stay in the cache, so the optimizer has a slowness of its own.
 
-No model is built, and no weight is allocated. The cost is about one step at the small batch. The
-result is stored on disk by backbone, precision, threads and processor.
+Cold caches matter: in a step, an operation writes to memory that was not used lately, and backward
+reads what forward saved long ago. Timed in a loop, the same operation finds all in the cache, and
+the sum over a step was a fifth to a third too short (studies/cpu_time).
+
+No model is built. Timings of operations are shared by all workloads of a process. The cost is a few
+steps at the timed batch. The result is stored on disk by backbone, method, precision, threads,
+processor, and the batch and rank that were timed.
+
+Other programs disturb the wall clock. With one thread, the clock is therefore the processor time of
+the thread, which leaves out the time in which others had the core. The matrix product and the copy
+are timed before and after the operations. If the two timings disagree, the machine was busy, and
+the result is used in this process but not stored.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,6 +39,7 @@ import torch
 from torch import nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from profiler.arrays import Floats
@@ -33,19 +47,40 @@ from profiler.checkpointing.apply import apply_placement
 from profiler.device_rules.cpu_kernels import argument_signature, can_run_on_zeros, zeros_like_it
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
+from profiler.operations import only_allocates, only_views
 from profiler.placement import Decision, Placement
 from profiler.records import Origin
+from profiler.replay.event_log import Phase
+from profiler.replay.operation_counter import OperationCounter
 from profiler.store import Store
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
-TIMED_BATCH = 4
-"""Micro-batch at which operations are timed. Slowness is nearly the same at 4 and at 16 images for
-most kinds. At one image it differs, so micro-batch 1 has rates of its own."""
+TIMED_BATCHES = (1, 4, 16)
+"""Micro-batches at which operations are timed; a workload has the rates of the nearest one. Small
+images have a larger slowness in small batches, by up to two thirds."""
+
+TIMED_RANKS = (8, 32)
+"""Ranks at which operations are timed. Products with up to 8 columns have a sixth of the speed."""
 
 _LEAST_RUNS, _MOST_RUNS, _ENOUGH_SECONDS = 3, 50, 0.005
 """A timing keeps the fastest of its runs. Small operations run more often, because few of their
 runs are undisturbed while threads wait for a core."""
+
+LARGEST_RATE_CHANGE = 0.1
+"""Share by which the plain rates may differ before and after the timing of a backbone's kinds."""
+
+_UPDATED_VALUES = 1 << 23
+"""Parameters that the timing of the optimizer updates at most."""
+
+_FLUSHED_VALUES = 1 << 23
+"""Values (32 MiB) that are changed before an operation is timed, so that it finds cold caches."""
+
+_COLD_RUNS = 3
+
+_SMALLEST_COLD, _LARGEST_COLD = 1 << 16, 1 << 26
+"""Bytes of an operation for which caches are emptied. Below, Python takes most of the time. Above,
+the operation itself clears the caches."""
 
 _LAUNCHES_TO_COUNT = 5.0
 """An operation counts towards its kind's slowness if it takes more than this many launches. Shorter
@@ -57,8 +92,8 @@ class TimedKinds:
     """Timings of a backbone on this processor, in the arrays that ``Store`` keeps.
 
     Attributes:
-        base: [4] FLOP/s of a matrix product, bytes/s of a copy, seconds of a launch, seconds of a
-            recomputation.
+        base: [5] FLOP/s of a matrix product, bytes/s of a copy, seconds of an operation's Python
+            code, seconds of a recomputation, slowness of the optimizer.
         kinds: [kinds] kinds of operation.
         slowness: [kinds] measured over roofline seconds.
     """
@@ -69,12 +104,11 @@ class TimedKinds:
 
 
 def cpu_rates(workload: Workload) -> Rates:
-    """Return this processor's rates for the operations of a workload's backbone."""
+    """Return this processor's rates for the operations of a workload."""
     family = workload.replace(
-        method="full",
-        rank=None,
+        rank=None if workload.rank is None else _nearest(TIMED_RANKS, workload.rank),
         alpha=None,
-        micro_batch=1 if workload.micro_batch == 1 else TIMED_BATCH,
+        micro_batch=_nearest(TIMED_BATCHES, workload.micro_batch),
         accumulation=1,
         optimizer="adamw",
         grad_clip=None,
@@ -82,11 +116,16 @@ def cpu_rates(workload: Workload) -> Rates:
     return _stored(family, torch.get_num_threads())
 
 
+def _nearest(timed: tuple[int, ...], size: int) -> int:
+    """Return the timed size of the smallest ratio to a size, the larger of two that tie."""
+    return min(timed, key=lambda each: (max(each / size, size / each), -each))
+
+
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
-    key = ("cpu rates", family.to_json(), threads, processor_name())
-    timed = Store.default().fetch(TimedKinds, key, lambda: _time_kinds(family))
-    flops, nbytes, launch, refill = timed.base.tolist()
+    key = ("cpu rates, cold", family.to_json(), threads, processor_name())
+    timed = _fetch_steady(Store.default(), key, family)
+    flops, nbytes, launch, refill, update = timed.base.tolist()
     return Rates(
         flops_per_second=flops,
         bytes_per_second=nbytes,
@@ -95,8 +134,25 @@ def _stored(family: Workload, threads: int) -> Rates:
         launch_seconds=launch,
         slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
         refill_seconds=refill,
+        update_slowness=update,
         origin=Origin.MEASURED,
     )
+
+
+def _fetch_steady(store: Store, key: tuple[object, ...], family: Workload) -> TimedKinds:
+    """Return stored timings, or time the kinds and store them unless the machine was busy."""
+    if store.holds(key):
+        return store.fetch(TimedKinds, key, lambda: _time_kinds(family))
+    timed = _time_kinds(family)
+    if differ_little(timed.base[:2].tolist(), time_product_and_copy()):
+        store.keep(key, timed)
+    return timed
+
+
+def differ_little(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Return whether two timings of the same rates agree, so that the machine was not busy."""
+    pairs = zip(before, after, strict=True)
+    return all(max(pair) <= (1.0 + LARGEST_RATE_CHANGE) * min(pair) for pair in pairs)
 
 
 def _time_kinds(family: Workload) -> TimedKinds:
@@ -104,7 +160,8 @@ def _time_kinds(family: Workload) -> TimedKinds:
     from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 
     # some kinds run only in a recomputation (normalisation with given statistics)
-    units = build_model(family, device="meta").units
+    built = build_model(family, device="meta")
+    units = built.units
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     candidate = Candidate(workload=family, placement=placement)
     base = plain_cpu_rates()
@@ -112,7 +169,14 @@ def _time_kinds(family: Workload) -> TimedKinds:
     options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
     replay_step(candidate, device=CPU, options=options, timer=timer)
     found = timer.slowness()
-    rates = [base.flops_per_second, base.bytes_per_second, base.launch_seconds, refill_seconds()]
+    shapes = [tuple(p.shape) for p in built.model.parameters() if p.requires_grad]
+    rates = [
+        base.flops_per_second,
+        base.bytes_per_second,
+        base.launch_seconds,
+        refill_seconds(),
+        update_slowness(shapes, base),
+    ]
     return TimedKinds(
         base=np.array(rates),
         kinds=np.array(list(found), dtype=np.str_),
@@ -122,18 +186,95 @@ def _time_kinds(family: Workload) -> TimedKinds:
 
 @cache
 def plain_cpu_rates() -> Rates:
-    """Time a matrix product, a copy and a launch on this processor (a quarter of a second)."""
-    size = 1024
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    source, small = torch.rand(1 << 23), torch.rand(1)
-    target = torch.empty_like(source)
+    """Time a matrix product, a copy and Python's code on this processor (a quarter of a second)."""
+    flops, moved = time_product_and_copy()
     return Rates(
-        flops_per_second=2.0 * size**3 / _fastest_seconds(lambda: a @ b),
-        bytes_per_second=2.0 * source.numel() * 4 / _fastest_seconds(lambda: target.copy_(source)),
+        flops_per_second=flops,
+        bytes_per_second=moved,
         watts=None,
         source="matmul and copy timed on this processor",
-        launch_seconds=_fastest_seconds(lambda: small + small),
+        launch_seconds=eager_seconds(),
     )
+
+
+def time_product_and_copy() -> tuple[float, float]:
+    """Return FLOP/s of a matrix product and bytes/s of a copy, timed now."""
+    size = 1024
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    source = torch.rand(1 << 23)
+    target = torch.empty_like(source)
+    product = _fastest_seconds(lambda: a @ b)
+    copy = _fastest_seconds(lambda: target.copy_(source))
+    return 2.0 * size**3 / product, 2.0 * source.numel() * 4 / copy
+
+
+def eager_seconds() -> float:
+    """Return the seconds of an operation on a few values: nearly all Python and autograd."""
+    units = [f"{i}" for i in range(8)]
+    model = nn.Sequential(*[_ResidualMlp() for _ in units])
+    operations = OperationTally()
+
+    def step() -> None:
+        model(torch.zeros(1, 4, 8)).sum().backward()
+
+    with operations:
+        step()
+    return _fastest_seconds(step) / operations.count
+
+
+class OperationTally(TorchDispatchMode):
+    """Counts the operations that run while the mode is active, and their records.
+
+    Attributes:
+        count: number of operations.
+        counter: the records of those that compute or move something.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+        self.counter = OperationCounter(batch=1)
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run an operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        if not (only_views(func) or only_allocates(func)):
+            self.count += 1
+            self.counter.count(func, args, dict(kwargs or {}), out, phase=Phase.OPTIMIZER, unit=-1)
+        return out
+
+
+def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
+    """Return measured over roofline seconds of AdamW's update.
+
+    Args:
+        shapes: shapes of the trained parameters; the first that fit in ``_UPDATED_VALUES`` are
+            updated.
+        base: plain rates.
+    """
+    parameters: list[torch.Tensor] = []
+    left = _UPDATED_VALUES
+    for shape in shapes:
+        left -= math.prod(shape)
+        if left < 0 and parameters:
+            break
+        parameters.append(torch.zeros(shape, requires_grad=True))
+    if not parameters:
+        return 1.0
+    optimizer = torch.optim.AdamW(parameters, foreach=False)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    operations = OperationTally()
+    with operations:
+        optimizer.step()
+    return _fastest_seconds(optimizer.step) / base.total_seconds(operations.counter.records)
 
 
 @cache
@@ -172,14 +313,41 @@ class _ResidualMlp(nn.Module):
         return x + y
 
 
+def _clock() -> Callable[[], float]:
+    """Return the clock of timings: processor time with one thread, else the wall clock."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def _fastest_seconds(run: Callable[[], object]) -> float:
+    clock = _clock()
     fastest, spent, runs = float("inf"), 0.0, 0
     while runs < _LEAST_RUNS or (spent < _ENOUGH_SECONDS and runs < _MOST_RUNS):
-        start = time.perf_counter()
+        start = clock()
         run()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         fastest, spent, runs = min(fastest, seconds), spent + seconds, runs + 1
     return fastest
+
+
+def _fastest_cold_seconds(run: Callable[[], object]) -> float:
+    """Return the seconds of an operation whose tensors are in no cache."""
+    clock = _clock()
+    flushed, fastest = _flushed(), float("inf")
+    for _ in range(_COLD_RUNS):
+        flushed.add_(1.0)
+        start = clock()
+        run()
+        fastest = min(fastest, clock() - start)
+    return fastest
+
+
+@cache
+def _flushed() -> torch.Tensor:
+    return torch.zeros(_FLUSHED_VALUES)
+
+
+_SECONDS: dict[tuple[int, str], float] = {}
+"""Seconds of operations by threads and signature, shared by all timers of the process."""
 
 
 class KindTimer:
@@ -216,7 +384,11 @@ class KindTimer:
         """
         key = f"{func} {tree_map(argument_signature, (args, kwargs))}"
         if key not in self._seconds:
-            self._seconds[key] = _run_on_zeros(func, args, kwargs)
+            shared = torch.get_num_threads(), key
+            if shared not in _SECONDS:
+                is_cached = _SMALLEST_COLD <= moved_bytes <= _LARGEST_COLD
+                _SECONDS[shared] = _run_on_zeros(func, args, kwargs, is_cached=is_cached)
+            self._seconds[key] = _SECONDS[shared]
         seconds = self._seconds[key]
         if seconds > _LAUNCHES_TO_COUNT * self._base.launch_seconds:
             measured, expected = self._sums.get(kind, (0.0, 0.0))
@@ -229,15 +401,27 @@ class KindTimer:
 
 
 def _run_on_zeros(
-    func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]
+    func: OpOverload,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    *,
+    is_cached: bool,
 ) -> float:
-    """Return the seconds of an operation on zeros; 0 if it cannot run on them."""
+    """Return the seconds of an operation on zeros; 0 if it cannot run on them.
+
+    Args:
+        func: the operation.
+        args: positional arguments, fake tensors among them.
+        kwargs: keyword arguments.
+        is_cached: whether caches would hold its tensors from one run to the next.
+    """
+    fastest_seconds = _fastest_cold_seconds if is_cached else _fastest_seconds
     if not can_run_on_zeros(func, args, kwargs):
         return 0.0
     with unset_fake_temporarily(), torch.no_grad():
         real, named = tree_map(zeros_like_it, (args, dict(kwargs)))
         try:
             func(*real, **named)  # the first call of a library also sets it up
-            return _fastest_seconds(lambda: func(*real, **named))
+            return fastest_seconds(lambda: func(*real, **named))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return 0.0

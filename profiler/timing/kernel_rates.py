@@ -34,7 +34,6 @@ from profiler.arrays import Floats, Ints
 from profiler.devices.table import TIMED, DeviceSpec
 from profiler.records import Origin, Spread
 from profiler.timing.kernel_terms import (
-    PRODUCT_SLOTS,
     SLOTS,
     PeakRate,
     Slot,
@@ -131,12 +130,6 @@ class KernelRates:
         return (self.coefficients[DEFAULT_CLASS] if known is None else known).get(slot.term, 0.0)
 
 
-def share_of_products(parts: Floats) -> float:
-    """Return the share of the time that FLOPs take in [operations, SLOTS] seconds."""
-    total = float(parts.sum())
-    return float(parts[:, PRODUCT_SLOTS].sum()) / total if total > 0 else 0.0
-
-
 class KernelFile:
     """Content of ``kernel_coefficients.json``.
 
@@ -183,21 +176,33 @@ class KernelFile:
         """Return the ratios of measured to predicted power."""
         return _spread(self._spreads[f"power, {self.power_origin(device).value}"])
 
+    def power_limit_spread(self) -> Spread:
+        """Return the ratios of measured to predicted time under a power limit."""
+        return _spread(self._spreads["time under a power limit"])
+
     def power(self, device: DeviceSpec) -> PowerModel | None:
-        """Return the power model of a GPU; None if its data sheet lacks a number."""
+        """Return the power model of a GPU; None if its data sheet lacks a number.
+
+        A board of a generation that the file lacks is assumed to reach its own limit.
+        """
         numbers = self._power
-        joules = numbers["joules_per_flop"].get(_generation(device))
         flops, moved = device.fp32_flops, device.memory_bandwidth_bytes_per_second
-        if joules is None or device.tdp_watts is None or flops is None or moved is None:
+        if device.tdp_watts is None or flops is None or moved is None:
             return None
+        idle = numbers["idle"].get(_generation(device), numbers["idle_elsewhere"])
+        memory = numbers["joules_per_byte"] * moved
+        joules = numbers["joules_per_flop"].get(_generation(device))
+        at_full_load = (numbers["at_full_load"] - idle) * device.tdp_watts - memory
         return PowerModel(
-            idle_watts=numbers["idle"][_generation(device)] * device.tdp_watts,
-            product_watts=joules * flops,
-            memory_watts=numbers["joules_per_byte"] * moved,
+            idle_watts=idle * device.tdp_watts,
+            product_watts=max(at_full_load, 0.0) if joules is None else joules * flops,
+            memory_watts=memory,
             floor=numbers["floor"],
             limit_watts=device.tdp_watts,
             reached=numbers["reached"],
             sharpness=numbers["sharpness"],
+            fixed_memory=numbers["fixed_memory"],
+            slowdown_exponent=numbers["slowdown_exponent"],
         )
 
     def rates(

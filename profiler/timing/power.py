@@ -9,11 +9,25 @@ per byte) belong to a generation of chips. The second line is a smooth minimum: 
 percent below its limit. ``studies/time_model`` fits the numbers.
 
 Generations without published traces have the ``a`` that lets their largest board reach its limit.
+
+A power limit below the board's own lowers the clock of the arithmetic, not that of the memory:
+
+    seconds / free seconds = ((free watts - fixed) / (watts - fixed)) ** exponent
+
+where *fixed* is the power of idling and of the memory, times a fitted factor, which the clock does
+not change. The published traces hold limits down to 40 % of the largest. Below ``LEAST_LIMIT`` the
+left-out errors grow fast, so lower limits are not offered.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+LEAST_LIMIT = 0.6
+"""Lowest share of a board's limit for which a time is predicted."""
+
+_LEAST_MARGIN = 0.05
+"""Lowest share of the power above *fixed* that a limit leaves, which keeps the formula finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +42,8 @@ class PowerModel:
         limit_watts: the board's power limit.
         reached: share of the limit that a board reaches.
         sharpness: exponent k of the smooth minimum.
+        fixed_memory: factor on ``memory_watts`` in the power that the clock does not change.
+        slowdown_exponent: exponent of the time under a power limit.
     """
 
     idle_watts: float
@@ -37,6 +53,29 @@ class PowerModel:
     limit_watts: float
     reached: float
     sharpness: float
+    fixed_memory: float = 1.0
+    slowdown_exponent: float = 0.2
+
+    def limited(self, limit_watts: float) -> PowerModel:
+        """Return the model of the same board at another power limit."""
+        return replace(self, limit_watts=limit_watts)
+
+    def slowdown(self, limit_watts: float, *, product_share: float, busy: float = 1.0) -> float:
+        """Return the time under a power limit over the time without it, at least 1.
+
+        Args:
+            limit_watts: power limit.
+            product_share: see ``watts``.
+            busy: see ``watts``.
+        """
+        fixed = self.idle_watts + self.fixed_memory * busy * self.memory_watts
+        free = self.watts(product_share=product_share, busy=busy)
+        low = self.limited(limit_watts).watts(product_share=product_share, busy=busy)
+        if free <= fixed or low >= free:
+            return 1.0
+        share: float = max((low - fixed) / (free - fixed), _LEAST_MARGIN)
+        slowdown: float = share**-self.slowdown_exponent
+        return slowdown
 
     def watts(self, *, product_share: float, busy: float = 1.0) -> float:
         """Return the average power.

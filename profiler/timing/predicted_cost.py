@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypedDict
 
-from profiler.records import Origin, Spread, ValueInterval
+from profiler.arrays import Floats
+from profiler.records import Origin, PowerSaving, ValueInterval
 from profiler.timing.kernel_rates import kernel_file
+from profiler.timing.power import LEAST_LIMIT
 from profiler.timing.roofline import Rates
+from profiler.timing.step_load import StepCost
+
+MOST_SLOWDOWN = 1.05
+"""Longest time, relative to the time without a limit, of a power limit that is offered."""
+
+LEAST_SAVING = 0.05
+"""Smallest share of energy that a power limit saves if it is offered."""
+
+_LIMITS_TRIED = 8
 
 
 class PredictedCost(TypedDict):
@@ -19,44 +30,109 @@ class PredictedCost(TypedDict):
     energy_joules: float | None
     energy_joules_origin: Origin | None
     energy_joules_interval: ValueInterval | None
+    power_limit_watts: float | None
+    power_saving: PowerSaving | None
 
 
-def predicted_cost(
-    seconds: float | None, watts: float | None, rates: Rates | None, *, host_seconds: float = 0.0
-) -> PredictedCost:
+def predicted_cost(load: Floats | None, rates: Rates | None) -> PredictedCost:
     """Return the fields of a predicted report.
 
+    If the host decides the time of the step, the time is an assumption, whose interval has no
+    measured coverage.
+
     Args:
-        seconds: predicted seconds of a step.
-        watts: predicted power.
-        rates: rates that the seconds are computed from.
-        host_seconds: seconds of the host for the step's launches. If they decide the time, it is
-            an assumption, whose interval has no measured coverage.
+        load: [LOAD_SUMS] load of the whole step; None if its time is unknown.
+        rates: rates of the device; None if they are unknown.
     """
-    if rates is not None and seconds is not None and seconds <= host_seconds:
-        spread = kernel_file().spread(Origin.DATA_SHEET)
-        rates = replace(rates, origin=Origin.DATA_SHEET, spread=spread)
-    joules = None if seconds is None or watts is None else seconds * watts
-    origin = None if seconds is None or rates is None else rates.origin
-    time_spread = None if rates is None else rates.spread
-    energy_spread = None
-    if rates is not None and time_spread is not None and rates.power_spread is not None:
-        energy_spread = time_spread.times(rates.power_spread)
+    if load is None or rates is None:
+        return PredictedCost(
+            step_seconds=None,
+            step_seconds_origin=None,
+            step_seconds_interval=None,
+            energy_joules=None,
+            energy_joules_origin=None,
+            energy_joules_interval=None,
+            power_limit_watts=None,
+            power_saving=None,
+        )
+    fields = cost_fields(rates.step_cost(load), rates)
+    fields["power_saving"] = power_saving(load, rates)
+    return fields
+
+
+def cost_fields(cost: StepCost, rates: Rates) -> PredictedCost:
+    """Return the fields of a known time and power, without a power limit that saves energy.
+
+    Args:
+        cost: predicted time and power.
+        rates: rates that they were computed from.
+    """
+    seconds_interval, joules_interval = _intervals(cost, rates)
+    is_host = cost.seconds <= cost.host_seconds
+    origin = Origin.DATA_SHEET if is_host else rates.origin
     return PredictedCost(
-        step_seconds=seconds,
+        step_seconds=cost.seconds,
         step_seconds_origin=origin,
-        step_seconds_interval=_around(seconds, time_spread),
-        energy_joules=joules,
-        energy_joules_origin=None if joules is None or rates is None else _weaker(rates),
-        energy_joules_interval=_around(joules, energy_spread),
+        step_seconds_interval=seconds_interval,
+        energy_joules=cost.joules,
+        energy_joules_origin=None if cost.joules is None else _weaker(origin, rates.power_origin),
+        energy_joules_interval=joules_interval,
+        power_limit_watts=rates.power_limit_watts,
+        power_saving=None,
     )
 
 
-def _around(value: float | None, spread: Spread | None) -> ValueInterval | None:
-    return None if value is None or spread is None else spread.around(value)
+def power_saving(load: Floats, rates: Rates) -> PowerSaving | None:
+    """Return the power limit of least energy among those that cost little time.
+
+    None if no limit saves ``LEAST_SAVING`` of the energy, and on a device whose power under a
+    limit is not known.
+
+    Args:
+        load: [LOAD_SUMS] load of the whole step.
+        rates: rates of the device.
+    """
+    free = rates.step_cost(load)
+    if rates.power is None or free.joules is None or rates.power_limit_watts is not None:
+        return None
+    board = rates.power.limit_watts
+    best = None
+    for number in range(_LIMITS_TRIED):
+        share = LEAST_LIMIT + (1.0 - LEAST_LIMIT) * number / _LIMITS_TRIED
+        limited = replace(rates, power_limit_watts=round(board * share))
+        cost = limited.step_cost(load)
+        if cost.joules is None or cost.seconds > MOST_SLOWDOWN * free.seconds:
+            continue
+        if cost.joules <= (1.0 - LEAST_SAVING) * free.joules and (
+            best is None or cost.joules < best.energy_joules
+        ):
+            seconds_interval, joules_interval = _intervals(cost, limited)
+            best = PowerSaving(
+                watts=float(round(board * share)),
+                step_seconds=cost.seconds,
+                step_seconds_interval=seconds_interval,
+                energy_joules=cost.joules,
+                energy_joules_interval=joules_interval,
+            )
+    return best
 
 
-def _weaker(rates: Rates) -> Origin:
-    """Return the weaker of the origins of time and power."""
-    order = list(Origin)
-    return max(rates.origin, rates.power_origin, key=order.index)
+def _intervals(cost: StepCost, rates: Rates) -> tuple[ValueInterval | None, ValueInterval | None]:
+    """Return the intervals of seconds and joules."""
+    time, power = rates.spread, rates.power_spread
+    if cost.seconds <= cost.host_seconds:
+        time = kernel_file().spread(Origin.DATA_SHEET)
+    if rates.power_limit_watts is not None:
+        limit = kernel_file().power_limit_spread()
+        time = None if time is None else time.times(limit)
+    energy = None if time is None or power is None else time.times(power)
+    joules = cost.joules
+    return (
+        None if time is None else time.around(cost.seconds),
+        None if energy is None or joules is None else energy.around(joules),
+    )
+
+
+def _weaker(*origins: Origin) -> Origin:
+    """Return the weakest of some origins."""
+    return max(origins, key=list(Origin).index)

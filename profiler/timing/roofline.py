@@ -20,7 +20,7 @@ operation (``slowness``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,19 @@ import numpy.typing as npt
 from profiler.arrays import Floats
 from profiler.records import Origin, Spread
 from profiler.replay.event_log import OperationRecord
-from profiler.timing.kernel_rates import KernelRates, share_of_products
+from profiler.timing.corrections import corrected_loads
+from profiler.timing.kernel_rates import KernelRates
 from profiler.timing.power import PowerModel
+from profiler.timing.step_load import (
+    LAUNCHES,
+    PRODUCTS,
+    SECONDS,
+    WAITING,
+    StepCost,
+    added_up,
+    loads_of_bounds,
+    loads_of_parts,
+)
 
 LAUNCH_SECONDS = 5e-6
 """Host seconds of an eager operation before its kernel runs. This is an assumption: the low end of
@@ -47,7 +58,9 @@ class Rates:
         watts: board power; None if unknown.
         source: origin of the rates (data sheet, timed here, calibrated).
         launch_seconds: least seconds of an operation, however small.
-        slowness: measured over roofline seconds, by kind of operation; 1 for kinds not listed.
+        slowness: measured over roofline seconds, by kind of operation.
+        other_slowness: the same of kinds that ``slowness`` lacks.
+        update_slowness: the same of the optimizer's operations.
         refill_seconds: Python seconds that a recomputation adds to its operations. 0 on a GPU,
             where the host runs ahead of the kernels.
         kernels: fitted rates of the GPU's kernels; None for the roofline.
@@ -56,6 +69,9 @@ class Rates:
         spread: spread of measured over predicted seconds; None if it was not measured.
         power_spread: the same of power.
         power_origin: where the power comes from.
+        power_limit_watts: power limit that is set; None for the board's own.
+        factors: factors on products, other work, launches and the host's seconds, from real runs of
+            this machine (``profiler.timing.corrections``); None for none.
     """
 
     flops_per_second: float
@@ -64,6 +80,8 @@ class Rates:
     source: str
     launch_seconds: float = 0.0
     slowness: Mapping[str, float] = field(default_factory=dict)
+    other_slowness: float = 1.0
+    update_slowness: float = 1.0
     refill_seconds: float = 0.0
     kernels: KernelRates | None = None
     power: PowerModel | None = None
@@ -71,6 +89,8 @@ class Rates:
     spread: Spread | None = None
     power_spread: Spread | None = None
     power_origin: Origin = Origin.DATA_SHEET
+    power_limit_watts: float | None = None
+    factors: tuple[float, float, float, float] | None = None
 
     def bounds(
         self,
@@ -108,48 +128,77 @@ class Rates:
 
     def slowness_of(self, kinds: Sequence[str]) -> Floats:
         """Return [kinds] slowness of each kind."""
-        return np.array([self.slowness.get(kind, 1.0) for kind in kinds])
+        return np.array([self.slowness.get(kind, self.other_slowness) for kind in kinds])
+
+    def for_update(self) -> Rates:
+        """Return the rates of the optimizer's operations."""
+        if not self.slowness:
+            return self
+        return replace(self, slowness={}, other_slowness=self.update_slowness)
 
     def total_seconds(self, operations: Iterable[OperationRecord]) -> float:
         """Return the seconds of operations that run one after the other."""
+        return float(self.load(operations)[SECONDS])
+
+    def load(self, operations: Iterable[OperationRecord]) -> Floats:
+        """Return [LOAD_SUMS] the load of operations (``profiler.timing.step_load``)."""
         records = list(operations)
+        launches = np.array([op.launches for op in records], dtype=np.int64)
+        moved_bytes = np.array([op.moved_bytes for op in records], dtype=np.float64)
         if self.kernels is not None:
-            return float(self._kernel_seconds(records).sum())
-        seconds = self.seconds(
+            names, index = np.unique([op.kernel for op in records], return_inverse=True)
+            parts = self.kernels.parts(
+                names,
+                index.reshape(-1),
+                dims=np.array([op.dims for op in records], dtype=np.float64).reshape(-1, 6),
+                moved_bytes=moved_bytes,
+                launches=launches,
+            )
+            return added_up(self.corrected(loads_of_parts(parts, launches)))
+        bounds = self.bounds(
             [op.flops for op in records],
-            [op.moved_bytes for op in records],
-            launches=[op.launches for op in records],
+            moved_bytes,
+            launches=launches,
             slowness=self.slowness_of([op.kind for op in records]),
         )
         refills = np.array([op.begins_refill for op in records], dtype=np.float64)
-        each: list[float] = (seconds + refills * self.refill_seconds).tolist()
-        return sum(each, 0.0)
+        loads = loads_of_bounds(bounds, launches, added_seconds=refills * self.refill_seconds)
+        return added_up(self.corrected(loads))
 
-    def watts_of(self, operations: Iterable[OperationRecord]) -> float | None:
-        """Return the power while operations run; None if it is unknown."""
-        if self.power is None or self.kernels is None:
-            return self.watts
-        parts = self._kernel_parts(list(operations))
-        return self.power.watts(product_share=share_of_products(parts))
+    def corrected(self, loads: Floats) -> Floats:
+        """Return [..., LOAD_SUMS] loads, corrected by the real runs of this machine."""
+        return loads if self.factors is None else corrected_loads(loads, np.array(self.factors))
 
-    def _kernel_seconds(self, records: Sequence[OperationRecord]) -> Floats:
-        seconds: Floats = self._kernel_parts(records).sum(axis=1)
-        return seconds
+    def step_cost(self, load: Floats) -> StepCost:
+        """Return the time and the power of a step.
 
-    def _kernel_parts(self, records: Sequence[OperationRecord]) -> Floats:
-        assert self.kernels is not None
-        names, index = np.unique([op.kernel for op in records], return_inverse=True)
-        return self.kernels.parts(
-            names,
-            index.reshape(-1),
-            dims=np.array([op.dims for op in records], dtype=np.float64).reshape(-1, 6),
-            moved_bytes=np.array([op.moved_bytes for op in records], dtype=np.float64),
-            launches=np.array([op.launches for op in records], dtype=np.int64),
-        )
+        The GPU works in the part of the step that is neither spent on launches nor on waiting for
+        the host. The power model was fitted to that share.
+
+        Args:
+            load: [LOAD_SUMS] the load of the whole step.
+        """
+        kernels = float(load[SECONDS])
+        host = self.host_seconds(float(load[LAUNCHES]))
+        seconds = max(kernels, host)
+        if self.power is None or self.kernels is None or kernels <= 0:
+            return StepCost(seconds=seconds, host_seconds=host, watts=self.watts)
+        share = float(load[PRODUCTS]) / kernels
+        busy = (kernels - float(load[WAITING])) / seconds
+        limit = self.power_limit_watts
+        if limit is None:
+            watts = self.power.watts(product_share=share, busy=busy)
+        else:
+            seconds = max(
+                kernels * self.power.slowdown(limit, product_share=share, busy=busy), host
+            )
+            watts = self.power.limited(limit).watts(product_share=share, busy=busy)
+        return StepCost(seconds=seconds, host_seconds=host, watts=watts)
 
     def host_seconds(self, launches: float) -> float:
         """Return the host's seconds for a step's launches: the step takes at least these.
 
         The roofline has the launch as a bound of each operation, so there it is 0.
         """
-        return 0.0 if self.kernels is None else launches * self.launch_seconds
+        factor = 1.0 if self.factors is None else self.factors[3]
+        return 0.0 if self.kernels is None else launches * self.launch_seconds * factor

@@ -30,7 +30,8 @@ import numpy as np
 from cells import CAP_BYTES, Cell, brim_families, largest_fitting
 from run import EXPANDABLE, units_of
 
-from planner.cost.calibration import CalibrationRun, backbone_kind, calibrate, work_of
+from planner.cost.calibration_fit import CalibrationRun, fit_calibration
+from planner.cost.calibration_work import backbone_kind, work_of
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
@@ -153,7 +154,7 @@ def compare(
     base = {p: r for p in PRECISIONS if (r := published_rates(spec, precision=p)) is not None}
     source = f"{len(runs)} cells of studies/gpu_grid, {environment['gpu']}"
     try:
-        calibration = calibrate(runs, device=device, base=base, source=source)
+        calibration = fit_calibration(runs, device=device, base=base, source=source)
     except (UsageError, ValueError) as error:
         print(f"no calibration: {error}")
     else:

@@ -119,16 +119,26 @@ def _fill_depthwise(classes: Coefficients) -> None:
 
 
 LARGEST_BOARDS = {
+    "5.3": (10.0, 0.236e12, 25.6e9),
+    "6.1": (250.0, 12.15e12, 547.6e9),
+    "6.2": (15.0, 0.666e12, 59.7e9),
+    "7.2": (30.0, 1.41e12, 136.5e9),
     "8.0": (250.0, 19.5e12, 1555e9),
     "8.6": (350.0, 35.6e12, 936e9),
     "8.7": (350.0, 35.6e12, 936e9),
     "8.9": (450.0, 82.6e12, 1008e9),
     "9.0": (700.0, 67e12, 3350e9),
+    "10.0": (1000.0, 74.45e12, 8000e9),
+    "12.0": (575.0, 104.8e12, 1790e9),
 }
-"""Watts, FP32 FLOP/s and bytes/s of the largest board by compute capability: A100 PCIe, RTX 3090
-(for Orin too), RTX 4090, H100. None of them has a published trace."""
+"""Watts, FP32 FLOP/s and bytes/s of the largest board by compute capability: Jetson Nano, Titan Xp,
+Jetson TX2, AGX Xavier, A100 PCIe, RTX 3090 (for Orin too), RTX 4090, H100, B200, RTX 5090. None of
+them has a published trace."""
 
-HBM = ("7.0", "8.0", "9.0")
+MEASURED = ("6.0", "7.0", "7.5")
+"""Generations of the cards with traces."""
+
+HBM = ("6.0", "7.0", "8.0", "9.0", "10.0")
 
 REACHED_AT_FULL_LOAD = 1.05
 """Free watts of a largest board over its limit: those of V100 and RTX 6000 are 1.0 to 1.1."""
@@ -142,20 +152,30 @@ def write_power(values: Mapping[str, Any]) -> None:
     """
     data = json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8"))
     fit, power = values["fit"], data["power"]
-    measured = power["measured"]
+    power["measured"] = measured = list(MEASURED)
     idle = {
         key: fit["idle_hbm" if key in HBM else "idle_gddr"] for key in (*measured, *LARGEST_BOARDS)
     }
     joules = dict.fromkeys(measured, fit["joules_per_flop"])
     for key, (watts, flops, moved) in LARGEST_BOARDS.items():
         rest = (REACHED_AT_FULL_LOAD - idle[key]) * watts - fit["joules_per_byte"] * moved
-        joules[key] = rest / flops
+        joules[key] = max(rest, 0.0) / flops
     power |= {
         name: float(f"{fit[name]:.4g}")
         for name in ("joules_per_byte", "floor", "reached", "sharpness")
     }
+    power["idle_elsewhere"] = float(f"{fit['idle_gddr']:.4g}")
+    power["at_full_load"] = REACHED_AT_FULL_LOAD
+    power |= {name: float(f"{value:.4g}") for name, value in values["limits"]["fit"].items()}
     power["idle"] = {key: float(f"{value:.4g}") for key, value in idle.items()}
     power["joules_per_flop"] = {key: float(f"{value:.4g}") for key, value in joules.items()}
+    low, high = values["limits"]["spread"]
+    data["spreads"]["time under a power limit"] = {
+        "low": low,
+        "high": high,
+        "coverage": 0.9,
+        "measured_on": "busy cells at 60 % of the largest limit or more, each card left out",
+    }
     low, high = values["spread"]
     data["spreads"]["power, transferred from relatives"] |= {
         "low": low,

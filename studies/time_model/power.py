@@ -20,9 +20,9 @@ import torch
 from meta_steps import meta_step
 
 from profiler.arrays import Floats
-from profiler.timing.kernel_rates import KernelRates, share_of_products
-from profiler.timing.kernel_terms import SLOTS
+from profiler.timing.kernel_rates import KernelRates
 from profiler.timing.power import PowerModel
+from profiler.timing.step_load import PRODUCTS, SECONDS, WAITING, added_up, loads_of_parts
 
 HOST_SECONDS = 10e-6
 """Host seconds of a launch: the middle of the 5 to 25 microseconds that are published."""
@@ -123,8 +123,9 @@ def _load(card: Card, network: str, batch: int, coefficients: Mapping[str, Mappi
     )
     parts = rates.parts(names, index, dims=dims, moved_bytes=moved, launches=launches)
     host = (len(kernels) + updates) * HOST_SECONDS
-    work = float(parts[:, : SLOTS - 1].sum())  # without launches
-    return share_of_products(parts), work / max(float(parts.sum()), host)
+    load = added_up(loads_of_parts(parts, launches))
+    work = load[SECONDS] - load[WAITING]
+    return float(load[PRODUCTS] / load[SECONDS]), float(work / max(load[SECONDS], host))
 
 
 def read_cells(folder: Path, coefficients: Mapping[str, Mapping[str, float]]) -> list[Cell]:

@@ -24,6 +24,7 @@ sys.path[:0] = [str(STUDY.parent), str(STUDY.parents[1]), str(STUDY)]
 import coefficients_file
 import kernels
 import power
+import power_limits
 import replays
 from fit import errors_of, family_of, fit, left_out, matrix_of, prior_of, terms_of
 from harness import provenance, write_summary
@@ -117,8 +118,33 @@ def power_errors(folder: Path) -> dict[str, Any]:
         ratios.append(_watts(busy) / power.predict(busy, values))
     spread = np.quantile(np.concatenate(ratios), (0.05, 0.95))
     values = power.fit_power(cells)
+    found["limits"] = limit_errors(folder, cells)
     found["spread"] = [round(float(q), 3) for q in spread]
     found["fit"] = dict(zip(power.NAMES, map(float, values), strict=True))
+    return found
+
+
+def limit_errors(folder: Path, cells: Sequence[power.Cell]) -> dict[str, Any]:
+    """Return errors of time and energy under power limits, with each card left out of both fits."""
+    rows = power_limits.read_limited(folder, cells)
+    found: dict[str, Any] = {"cards": {}}
+    ratios = []
+    for card in power.CARDS:
+        watts = power.fit_power([cell for cell in cells if cell.card != card])
+        values = power_limits.fit_limited([r for r in rows if r.cell.card != card], watts)
+        out = [row for row in rows if row.cell.card == card]
+        time, energy = power_limits.predict_limited(out, watts, values)
+        measured = np.array([row.time for row in out])
+        found["cards"][card] = {
+            "time": errors_of(time, measured),
+            "energy": errors_of(energy, np.array([row.energy for row in out])),
+            "median_slowdown": round(float(np.median(measured)), 4),
+        }
+        ratios.append(measured / time)
+    spread = np.quantile(np.concatenate(ratios), (0.05, 0.95))
+    found["spread"] = [round(float(q), 3) for q in spread]
+    fitted = power_limits.fit_limited(rows, power.fit_power(cells))
+    found["fit"] = dict(zip(("fixed_memory", "slowdown_exponent"), map(float, fitted), strict=True))
     return found
 
 

@@ -9,14 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.cost.calibration import (
-    Calibration,
-    CalibrationRun,
-    backbone_kind,
-    calibrate,
-    seconds_of,
-    work_of,
-)
+from planner.cost.calibration import Calibration
+from planner.cost.calibration_fit import CalibrationRun, fit_calibration, seconds_of
+from planner.cost.calibration_work import backbone_kind, work_of
 from planner.cost.model import CostModel
 from profiler.devices.table import device_spec
 from profiler.errors import InputError, UsageError
@@ -64,7 +59,9 @@ def run(
 
 
 def fitted(runs: list[CalibrationRun]) -> Calibration:
-    return calibrate(runs, device="h200", base={"fp32": BASE, "bf16": BASE}, source="synthetic")
+    return fit_calibration(
+        runs, device="h200", base={"fp32": BASE, "bf16": BASE}, source="synthetic"
+    )
 
 
 RUNS = [run(f"model {seed % 4}", seed) for seed in range(24)]

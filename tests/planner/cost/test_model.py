@@ -21,9 +21,10 @@ from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import PROBE_RANKS
-from profiler.prediction.report import predict, step_seconds
+from profiler.prediction.report import predict, step_load
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.store import Store
+from profiler.timing.rates import published_rates
 from profiler.timing.roofline import Rates
 from profiler.unit_options import KEPT
 from profiler.units import DeviceBytes
@@ -134,10 +135,27 @@ def test_optimal_is_never_slower_than_a_policy_of_the_same_peak() -> None:
 def test_composed_seconds_are_those_of_the_replay(workload: Workload, policy: str) -> None:
     budget = (kept(workload) + smallest(workload)) // 2
     candidate = model().place(workload, PolicyChoice(policy), budget)
-    expected = step_seconds(
-        replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY), RATES, workload
-    )
+    log = replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY)
+    expected = RATES.step_cost(step_load(log, RATES, workload)).seconds
     assert model().estimate(candidate).step_seconds == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("policy", ["none", "cheap", "static", "chen"])
+@pytest.mark.parametrize("images", [2, 256])
+def test_composed_host_time_and_power_are_those_of_the_replay(images: int, policy: str) -> None:
+    workload = VIT.replace(micro_batch=images)
+    rates = published_rates(device_spec("rtx-3060"), precision="fp32")
+    assert rates is not None
+    cost = CostModel(CPU, Store.default(), roofline=rates)
+    candidate = cost.place(workload, PolicyChoice(policy), kept(workload))
+    log = replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY)
+    expected, load = rates.step_cost(step_load(log, rates, workload)), cost.estimate(candidate).load
+    assert load is not None
+    found = rates.step_cost(load)
+    assert (found.seconds == found.host_seconds) == (images == 2)
+    assert found.host_seconds == pytest.approx(expected.host_seconds, rel=0.01)
+    assert found.seconds == pytest.approx(expected.seconds, rel=0.01)
+    assert found.watts == pytest.approx(expected.watts, rel=0.01)
 
 
 def test_recomputing_a_linear_layer_is_billed_without_its_reshape() -> None:

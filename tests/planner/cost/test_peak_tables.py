@@ -1,4 +1,4 @@
-"""The tables secondsst a step played unit by unit."""
+"""The tables against a step played unit by unit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.unit_costs import UnitCosts
+from profiler.timing.step_load import LOAD_SUMS, SECONDS
 from profiler.unit_options import COMMON_OPTIONS, KEPT, UnitOption
 
 OPTIONS = COMMON_OPTIONS
@@ -27,13 +28,10 @@ def random_costs(units: int, seed: int, *, floor: float = 0.0, caches: bool = Fa
         backward=table(),
         head_bytes={KEPT: float(rng.integers(0, 3000))},
         gradients=rng.integers(0, 500, units + 1).astype(float),
-        recompute_seconds=table(),
-        forward_seconds=np.zeros(units),
-        step_seconds=1.0,
-        update_seconds=0.5,
-        step_launches=0,
-        update_launches=0,
-        watts=None,
+        recompute={o: rng.integers(0, 1000, (units, LOAD_SUMS)).astype(float) for o in OPTIONS},
+        forward_load=np.zeros((units, LOAD_SUMS)),
+        step=np.array([1.0, 0.0, 0.0, 0.0]),
+        update=np.array([0.5, 0.0, 0.0, 0.0]),
     )
 
 
@@ -63,17 +61,18 @@ def test_peak_is_that_of_the_step_played_out(seed: int, *, caches: bool) -> None
     tables = PeakTables.of(costs, OPTIONS)
     for _ in range(20):
         chosen = [OPTIONS[i] for i in rng.integers(0, len(OPTIONS), units)]
-        peak, seconds = tables.at(TableIndices.of(chosen, OPTIONS))
+        peak, load = tables.at(TableIndices.of(chosen, OPTIONS))
         assert peak == pytest.approx(played(costs, chosen))
-        assert seconds == sum(costs.recompute_seconds[option][i] for i, option in enumerate(chosen))
+        expected = sum(costs.recompute[option][i] for i, option in enumerate(chosen))
+        np.testing.assert_array_equal(load, expected)
 
 
 def test_keeping_all_is_one_of_the_choices() -> None:
     costs = random_costs(6, 1)
     tables = PeakTables.of(costs, OPTIONS)
-    kept, seconds = tables.at(TableIndices.of([KEPT] * 6, OPTIONS))
+    kept, load = tables.at(TableIndices.of([KEPT] * 6, OPTIONS))
     assert kept == tables.kept_bytes == PeakTables.of(costs, (KEPT,)).kept_bytes
-    assert seconds == costs.recompute_seconds[KEPT].sum()
+    assert load[SECONDS] == costs.recompute_seconds(KEPT).sum()
 
 
 def test_the_update_may_need_more_than_the_step() -> None:

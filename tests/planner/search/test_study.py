@@ -26,6 +26,7 @@ from planner.search.space import (
     working_methods,
 )
 from planner.search.study import search
+from planner.search.trial_records import OutdatedTrialWarning
 from profiler.devices.table import lookup
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.placement import PolicyChoice
@@ -395,3 +396,22 @@ def test_partial_k_trains_no_more_units_than_there_are() -> None:
     assert limited.ranks == (1, 2, 4)  # of its six blocks
     assert limited.default_rank in limited.ranks
     assert limit_ranks(searched_method("lora"), base) == searched_method("lora")
+
+
+def test_trials_of_other_rates_are_evaluated_again() -> None:
+    first = run(cost=ToyCosts(rates_version="old"), trials=8)
+    with pytest.warns(OutdatedTrialWarning, match="8 of 8 trials"):
+        second = run(cost=ToyCosts(rates_version="new", watts=50.0), trials=8)
+    assert second.trials == 8
+    assert {result.rates_version for result in second.results} == {"new"}
+    key = {json.dumps(r.assignment, sort_keys=True): r.cost for r in first.results}
+    again = [
+        (key[name], result.cost)
+        for result in second.results
+        if (name := json.dumps(result.assignment, sort_keys=True)) in key
+    ]
+    assert again
+    assert all(new == pytest.approx(old / 2) for old, new in again)
+    assert len(stored().trials) == 16
+    with pytest.warns(OutdatedTrialWarning, match="8 of 16"):
+        assert run(cost=ToyCosts(rates_version="new", watts=50.0), trials=8).trials == 8

@@ -21,6 +21,7 @@ class ToyCosts:
 
     watts: float | None = 100.0
     refuses: str = ""
+    rates_version: str = "toy"
     prepared: list[Workload] = field(default_factory=list)
     priced: list[Candidate] = field(default_factory=list)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -37,7 +38,9 @@ def _own_rates(tmp_path, monkeypatch):
     cpu_rates._stored.cache_clear()
 
 
-def test_an_operation_is_run_once_for_each_shape_and_counted_every_time():
+def test_an_operation_is_run_once_for_each_shape_and_counted_every_time(monkeypatch):
+    monkeypatch.setattr(cpu_rates, "_clock", lambda: time.perf_counter)  # sleep takes no processor
+    monkeypatch.setattr(cpu_rates, "_SECONDS", {})
     calls = []
 
     def sleeping(x: torch.Tensor) -> torch.Tensor:
@@ -89,16 +92,42 @@ def test_rates_are_of_a_backbone_and_kept_on_disk():
         "aten::convolution_backward, depthwise",
     } <= first.slowness.keys()
     assert all(value > 0 for value in first.slowness.values())
-    lora = MOBILENET.replace(method="lora", rank=4, micro_batch=32, accumulation=2)
-    assert cpu_rates.cpu_rates(lora) is first
+    near = MOBILENET.replace(micro_batch=6, accumulation=2, optimizer="sgd")
+    assert cpu_rates.cpu_rates(near) is first
     cpu_rates._stored.cache_clear()
-    again = cpu_rates.cpu_rates(lora)
-    assert again == first
+    again = cpu_rates.cpu_rates(near)
+    # on a machine that was busy nothing is kept, and the operations are timed again
     assert again is not first
+    assert again.slowness.keys() == first.slowness.keys()
     assert cpu_rates.cpu_rates(MOBILENET.replace(micro_batch=1)) != first
+    assert first.update_slowness > 0
+
+
+def test_timings_that_disagree_are_those_of_a_busy_machine():
+    assert cpu_rates.differ_little((1e9, 1e6), (1e9, 1.05e6))
+    assert not cpu_rates.differ_little((1e9, 1e6), (1e9, 1.2e6))
+    assert not cpu_rates.differ_little((1.2e9, 1e6), (1e9, 1e6))
 
 
 @pytest.mark.usefixtures("_own_rates")
+def test_timings_of_a_busy_machine_are_not_stored(monkeypatch, tmp_path):
+    base = np.array([1e9, 1e6, 1e-6, 1e-6, 1.0])
+    timed = cpu_rates.TimedKinds(base=base, kinds=np.array(["add"]), slowness=np.array([2.0]))
+    after = iter([(1e9, 2e6), (1e9, 1e6)])
+    monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: next(after))
+    monkeypatch.setattr(cpu_rates, "_time_kinds", lambda family: timed)
+    assert cpu_rates.cpu_rates(MOBILENET).slowness == {"add": 2.0}
+    assert not list(tmp_path.glob("*.npz"))
+    cpu_rates._stored.cache_clear()
+    cpu_rates.cpu_rates(MOBILENET)
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize(("size", "timed"), [(1, 1), (2, 4), (3, 4), (8, 16), (7, 4), (300, 16)])
+def test_the_nearest_timed_batch_by_ratio(size, timed):
+    assert cpu_rates._nearest((1, 4, 16), size) == timed
+
+
 @pytest.mark.parametrize("option", [Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING])
 def test_composed_and_replayed_times_use_the_same_rates(option):
     cost = CostModel(CPU)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from profiler.devices.table import DEVICES, device_spec
+from profiler.errors import UsageError
 from profiler.records import Origin, Spread
 from profiler.timing.kernel_rates import KernelRates, kernel_file
 from profiler.timing.kernel_terms import kernel_terms, slot_keys
 from profiler.timing.power import PowerModel
-from profiler.timing.predicted_cost import predicted_cost
+from profiler.timing.predicted_cost import power_saving, predicted_cost
 from profiler.timing.rates import published_rates
+from profiler.timing.rates import rates as rates_of
+from profiler.workload import Workload
 
 RATES = KernelRates(
     half_flops=1e14,
@@ -113,6 +118,9 @@ def test_a_board_of_little_power_does_not_hold_its_clock():
     assert file.sustained_clock(device_spec("rtx-2060-super")) == 1.0
 
 
+LOAD = np.array([10e-3, 6e-3, 1e-3, 1e3])
+"""Load of a step: 10 ms of kernels, 6 ms of them products and 1 ms launches; 1,000 launches."""
+
 POWER = PowerModel(
     idle_watts=10.0, product_watts=100.0, memory_watts=20.0, floor=0.5,
     limit_watts=1e6, reached=1.0, sharpness=8.0,
@@ -138,22 +146,103 @@ def test_power_stays_below_the_board_limit(name: str):
 
 def test_energy_has_the_interval_of_both_factors():
     rates = published_rates(device_spec("rtx-3090"), precision="fp16")
-    cost = predicted_cost(2.0, 100.0, rates)
-    assert cost["energy_joules"] == 200.0
+    cost = predicted_cost(LOAD, rates)
     time, energy = cost["step_seconds_interval"], cost["energy_joules_interval"]
+    seconds, joules = cost["step_seconds"], cost["energy_joules"]
     assert time is not None
     assert energy is not None
-    assert energy.low / 200.0 < time.low / 2.0 < time.high / 2.0 < energy.high / 200.0
-    assert predicted_cost(None, None, rates)["step_seconds_interval"] is None
+    assert seconds is not None
+    assert joules is not None
+    assert energy.low / joules < time.low / seconds
+    assert time.high / seconds < energy.high / joules
+    assert predicted_cost(None, rates)["step_seconds_interval"] is None
 
 
 def test_a_time_that_the_host_decides_has_no_measured_coverage():
     rates = published_rates(device_spec("rtx-3090"), precision="fp16")
-    gpu, host = (predicted_cost(2.0, 1.0, rates, host_seconds=s) for s in (1.9, 2.0))
+    assert rates is not None
+    gpu, host = (predicted_cost(np.array([10e-3, 6e-3, 1e-3, n]), rates) for n in (1e3, 1e4))
     assert gpu["step_seconds_origin"] is Origin.FITTED
     assert host["step_seconds_origin"] is Origin.DATA_SHEET
     assert host["step_seconds_interval"] is not None
     assert host["step_seconds_interval"].coverage is None
+
+
+def test_a_gpu_that_waits_for_its_host_takes_less_power():
+    rates = published_rates(device_spec("rtx-3090"), precision="fp16")
+    assert rates is not None
+    assert rates.power is not None
+    busy, waiting = (rates.step_cost(np.array([10e-3, 6e-3, 1e-3, n])) for n in (1e3, 1e4))
+    assert busy.seconds == 10e-3
+    assert busy.watts == pytest.approx(rates.power.watts(product_share=0.6, busy=0.9))
+    host = 1e4 * rates.launch_seconds
+    assert waiting.seconds == waiting.host_seconds == pytest.approx(host)
+    assert waiting.watts == pytest.approx(rates.power.watts(product_share=0.6, busy=9e-3 / host))
+
+
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
+"""Power limits over the board's own."""
+
+
+def limited(name: str, share: float, load: np.ndarray = LOAD) -> tuple[float, float]:
+    """Return time and energy at a share of the board's power limit, relative to the whole limit."""
+    device = device_spec(name)
+    rates = published_rates(device, precision="fp32")
+    assert rates is not None
+    assert device.tdp_watts is not None
+    free = rates.step_cost(load)
+    low = replace(rates, power_limit_watts=share * device.tdp_watts).step_cost(load)
+    assert free.joules is not None
+    assert low.joules is not None
+    return low.seconds / free.seconds, low.joules / free.joules
+
+
+@pytest.mark.parametrize("name", ["v100", "rtx-2060-super", "p100", "rtx-5090", "gtx-1080"])
+def test_a_power_limit_trades_time_for_energy(name: str):
+    times, energies = zip(*(limited(name, share) for share in SHARES), strict=True)
+    assert times[0] == pytest.approx(1.0)
+    assert list(times) == sorted(times)
+    assert list(energies) == sorted(energies, reverse=True)
+    assert 1.0 < times[2] < 1.15
+    assert 0.75 < energies[2] < 1.0
+
+
+def test_a_power_limit_costs_no_time_if_the_host_decides():
+    waiting = np.array([10e-3, 6e-3, 1e-3, 2e4])
+    assert limited("rtx-3090", 0.7, waiting)[0] == 1.0
+
+
+def test_the_offered_limit_is_the_best_of_those_that_cost_little_time():
+    rates = published_rates(device_spec("v100"), precision="fp32")
+    assert rates is not None
+    saving, free = power_saving(LOAD, rates), rates.step_cost(LOAD)
+    assert saving is not None
+    assert free.joules is not None
+    assert saving.step_seconds <= 1.05 * free.seconds
+    assert saving.energy_joules <= 0.95 * free.joules
+    for watts in range(180, 300, 10):
+        other = replace(rates, power_limit_watts=float(watts)).step_cost(LOAD)
+        assert other.joules is not None
+        # limits between those that are tried may be a little better
+        fast = other.seconds <= 1.05 * free.seconds
+        assert not fast or other.joules >= 0.97 * saving.energy_joules
+    assert power_saving(LOAD, replace(rates, power_limit_watts=200.0)) is None
+
+
+def test_a_limit_outside_of_the_measured_range_is_refused():
+    workload = Workload(model="resnet18")
+    for name, watts in (("v100", 100.0), ("v100", 301.0), ("cpu", 50.0)):
+        with pytest.raises(UsageError, match="power"):
+            rates_of(device_spec(name), workload, power_limit_watts=watts)
+
+
+def test_every_gpu_with_a_data_sheet_has_a_power_model():
+    for device in DEVICES.values():
+        if device.is_cuda and device.tdp_watts and device.fp32_flops:
+            model = kernel_file().power(device)
+            assert model is not None
+            watts = model.watts(product_share=0.7)
+            assert 0.3 * device.tdp_watts < watts < device.tdp_watts, device.name
 
 
 def test_an_interval_scales_with_its_prediction():

@@ -1,0 +1,104 @@
+"""Energy of a training step: several windows of repeated steps, each longer than the sensor needs.
+
+The sensor of a GPU changes every 100 ms (``profiler.devices.energy_meter``), so a window of a few
+short steps would mostly measure the sensor's period. Each window here lasts ``WINDOW_SECONDS``, ten
+periods, unless that takes too long. The result is the median of the windows, with their number and
+spread, so that a reader sees whether the reading was steady.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING
+
+from profiler.json_records import NonNegativeFloat
+from profiler.running.messages import Message
+
+if TYPE_CHECKING:
+    from profiler.devices.energy_meter import EnergyMeter
+
+WINDOWS = 3
+
+WINDOW_SECONDS = 1.0
+
+MOST_WINDOW_SECONDS = 10.0
+"""Longest time of a window; a step that takes longer has a window of its own."""
+
+
+class StepEnergy(Message, frozen=True, kw_only=True):
+    """Energy of a step, and how it was measured.
+
+    Attributes:
+        joules: median over the windows; None if it is not known.
+        windows: joules of a step in each window.
+        steps: steps of a window.
+        spread: largest minus smallest window, relative to the median; None for fewer than two.
+        resolution: a period of the sensor as a share of a window; None without ``joules``.
+        method: ``counter``, ``power`` (integrated readings), ``rapl`` or ``none``.
+        reason: reason why ``joules`` is None.
+        idle_watts: power before this process used the device; None if it cannot be read.
+        celsius: temperature of the GPU after the last window; None if it cannot be read.
+    """
+
+    joules: NonNegativeFloat | None
+    windows: tuple[NonNegativeFloat, ...] = ()
+    steps: int = 0
+    spread: NonNegativeFloat | None = None
+    resolution: NonNegativeFloat | None = None
+    method: str = "none"
+    reason: str | None = None
+    idle_watts: NonNegativeFloat | None = None
+    celsius: float | None = None
+
+
+def steps_in_window(step_seconds: float) -> int:
+    """Return how many steps a window takes."""
+    if step_seconds <= 0:
+        return 1
+    wanted = math.ceil(WINDOW_SECONDS / step_seconds)
+    return max(1, min(wanted, math.floor(MOST_WINDOW_SECONDS / step_seconds)))
+
+
+def measure_step_energy(
+    run_step: Callable[[], object],
+    meter: EnergyMeter,
+    *,
+    step_seconds: float,
+    idle_watts: float | None = None,
+    method: str | None = None,
+) -> StepEnergy:
+    """Repeat a step in several windows and return its energy.
+
+    Args:
+        run_step: runs one step.
+        meter: meter of the device.
+        step_seconds: seconds of a step.
+        idle_watts: power before this process used the device.
+        method: name of the method; None for the meter's.
+    """
+    steps = steps_in_window(step_seconds)
+    windows: list[float] = []
+    resolution = 0.0
+    for _ in range(WINDOWS):
+        with meter:
+            for _ in range(steps):
+                run_step()
+        found = meter.energy
+        if found.joules is None:
+            return StepEnergy(
+                joules=None, method=found.method, reason=found.reason, idle_watts=idle_watts
+            )
+        windows.append(found.joules / steps)
+        resolution = max(resolution, found.resolution or 0.0)
+    middle = median(windows)
+    return StepEnergy(
+        joules=middle,
+        windows=tuple(windows),
+        steps=steps,
+        spread=(max(windows) - min(windows)) / middle if middle > 0 else None,
+        resolution=resolution,
+        method=method or meter.energy.method,
+        idle_watts=idle_watts,
+    )

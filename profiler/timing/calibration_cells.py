@@ -1,0 +1,134 @@
+"""Short training steps of a few small backbones, timed in rounds, in a process of their own.
+
+The rounds are interleaved: each takes a few steps of every cell. A disturbance that lasts then
+shows as a difference between the rounds of a cell, and the cell is dropped. On a CPU with one
+thread the time of the process counts, which other processes change less than the wall clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from profiler.json_records import NonNegativeFloat, PositiveInt
+from profiler.running.messages import Message
+from profiler.running.sandbox import Progress
+from profiler.workload import Candidate, Workload
+
+CELL_ROUNDS = 4
+"""Timed steps of a cell on a CPU; on a GPU there are more steps in a round."""
+
+CUDA_STEPS = 8
+"""Steps of a round on a GPU, timed together because kernels run behind the host."""
+
+
+class CellsRequest(Message, frozen=True, kw_only=True):
+    """Request of a calibrating process.
+
+    Attributes:
+        device: type of the device.
+        candidates: cells to time.
+        rounds: timed rounds of each cell.
+    """
+
+    device: Literal["cpu", "cuda"]
+    candidates: tuple[Candidate, ...]
+    rounds: PositiveInt = CELL_ROUNDS
+
+
+class CellsResult(Message, frozen=True, kw_only=True):
+    """Readings of a calibrating process.
+
+    Attributes:
+        seconds: for each cell the seconds of a step in each round; empty for a cell that did not
+            run.
+        clock: ``process`` for the processor time of the process, else ``wall``.
+        reasons: for each cell the reason why it did not run, or an empty text.
+    """
+
+    seconds: tuple[tuple[NonNegativeFloat, ...], ...]
+    clock: Literal["process", "wall"]
+    reasons: tuple[str, ...]
+
+
+def calibration_candidates(*, on_cuda: bool) -> tuple[Candidate, ...]:
+    """Return the cells: convolutional, depthwise and attention backbones, with and without LoRA."""
+    scale = 4 if on_cuda else 1
+    cells = [
+        Workload(
+            model=model,
+            method=method,
+            micro_batch=batch * scale,
+            precision=precision,
+            image_size=224 if on_cuda else 128,
+            num_classes=10,
+        )
+        for precision in (("fp32", "fp16") if on_cuda else ("fp32",))
+        for model, method, batch in (
+            ("resnet18", "full", 8),
+            ("resnet50", "bitfit", 4),
+            ("mobilenetv3_small_100", "full", 16),
+            ("efficientnet_b0", "full", 4),
+            ("vit_tiny_patch16_224", "full", 8),
+            ("vit_small_patch16_224", "lora", 4),
+            ("convnext_atto", "full", 8),
+            ("convnext_atto", "lora", 8),
+        )
+    ]
+    return tuple(Candidate(workload=workload) for workload in cells)
+
+
+def run_cells(request: CellsRequest, progress: Progress) -> CellsResult:
+    """Time all cells in interleaved rounds. Runs in the child process.
+
+    Each round builds the models anew, so that only one is in memory at a time.
+    """
+    import torch
+
+    from profiler.training_step import gc_frozen
+
+    torch.manual_seed(0)
+    alone = request.device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    seconds: list[list[float]] = [[] for _ in request.candidates]
+    reasons = [""] * len(request.candidates)
+    with gc_frozen():
+        for number in range(request.rounds):
+            for index, candidate in enumerate(request.candidates):
+                done = (number + index / len(request.candidates)) / request.rounds
+                progress(f"round {number + 1}: {candidate.workload.model}", done)
+                if reasons[index]:
+                    continue
+                try:
+                    seconds[index].append(_time_cell(candidate, request.device, clock))
+                except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
+                    reasons[index] = " ".join(str(error).split())[:160] or type(error).__name__
+                    seconds[index].clear()
+    return CellsResult(
+        seconds=tuple(map(tuple, seconds)),
+        clock="process" if alone else "wall",
+        reasons=tuple(reasons),
+    )
+
+
+def _time_cell(candidate: Candidate, device: str, clock: Callable[[], float]) -> float:
+    """Build a cell, warm up, and return the seconds of a step."""
+    import torch
+
+    from profiler.running.measurement import build_step
+
+    step, batches = build_step(candidate, device=device)
+    step.run(batches)  # allocates the optimizer's state
+    if device == "cpu":
+        step.run(batches)
+        start = clock()
+        step.run(batches)
+        return clock() - start
+    step.run(batches)
+    torch.cuda.synchronize()
+    start = clock()
+    for _ in range(CUDA_STEPS):
+        step.run(batches)
+    torch.cuda.synchronize()
+    return (clock() - start) / CUDA_STEPS
