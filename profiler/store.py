@@ -104,9 +104,12 @@ class Store:
             key: see ``fetch``.
             profile: a dataclass of arrays and of such dataclasses.
         """
-        path = self._path(key)
-        if path is not None:
-            _write(path, _flatten(profile))
+        path, arrays = self._path(key), _flatten(profile)
+        if path is None:
+            return
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_draft(path, {**arrays, _DIGEST: np.array(_digest(arrays))})
 
     def holds(self, key: tuple[object, ...]) -> bool:
         """Return whether a profile is stored under a key."""

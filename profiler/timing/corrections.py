@@ -7,7 +7,7 @@ launches. Two corrections are tried on the runs of a machine:
     three factors   one for each part, by least squares in relative errors, drawn to the one factor
 
 Each is cross-validated by leaving out one backbone at a time. The better one is used if it lowers
-the median error of backbones that it did not see by at least ``LEAST_IMPROVEMENT``; else none is. The
+the median error of backbones that it did not see by at least ``LEAST_IMPROVEMENT``. The
 interval of corrected seconds is that of the left-out ratios.
 
 Cost: backbones x a few 3 x 3 systems.

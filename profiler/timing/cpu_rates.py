@@ -78,7 +78,7 @@ _FLUSHED_VALUES = 1 << 23
 
 _COLD_RUNS = 3
 
-_SMALLEST_COLD, _LARGEST_COLD = 1 << 16, 1 << 26
+_SMALLEST_COLD, _LARGEST_COLD = 1 << 18, 1 << 26
 """Bytes of an operation for which caches are emptied. Below, Python takes most of the time. Above,
 the operation itself clears the caches."""
 

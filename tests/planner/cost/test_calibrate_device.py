@@ -103,7 +103,7 @@ def test_cells_run_on_this_processor() -> None:
 
 def test_a_cell_that_fails_has_a_reason() -> None:
     broken = dataclasses.replace(CELLS[0], workload=CELLS[0].workload.replace(image_size=33))
-    request = CellsRequest(device="cpu", candidates=(broken, CELLS[2]), rounds=1)
+    request = CellsRequest(device="cpu", candidates=(broken, CELLS[3]), rounds=1)
     found = run_cells(request, lambda *_: None)
     assert found.reasons[0]
     assert found.seconds[0] == ()

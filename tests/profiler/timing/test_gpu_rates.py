@@ -42,7 +42,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
     """A machine with that GPU; yields what was run to time it."""
     asked: list[str] = []
 
-    def run(function: Any, *_: Any) -> unlisted_gpu.TimedRates:
+    def run(function: Any, *_: Any, **__: Any) -> unlisted_gpu.TimedRates:
         asked.append(function.__name__)
         return SEEN
 
