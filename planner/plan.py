@@ -403,7 +403,7 @@ def plan_file_name(candidate: Candidate, *, with_model: bool = True) -> str:
     Args:
         candidate: candidate of the plan.
         with_model: whether the name has the backbone, the optimizer and the policy, or is short,
-            for a folder of one question.
+            for the folder of a question.
     """
     load = candidate.workload
     digest = hashlib.sha256(json.dumps(candidate.to_json(), sort_keys=True).encode()).hexdigest()

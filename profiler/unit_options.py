@@ -111,7 +111,7 @@ class SpareTokenMixer(UnitOption, frozen=True, cache_hash=True):
 
 
 class CheapBranch(UnitOption, frozen=True, cache_hash=True):
-    """Drop the cheap outputs of one branch; keep the rest of the unit."""
+    """Drop the cheap outputs of a branch; keep the rest of the unit."""
 
     branch: int
 
