@@ -36,6 +36,9 @@ OPTIONAL_PACKAGES = {
     "open-clip-torch": ("training-free", "list models that need no training"),
     "fastapi": ("service", "serve questions over HTTP"),
     "uvicorn": ("service", "serve questions over HTTP"),
+    "psycopg": ("postgresql", "keep studies in PostgreSQL"),
+    "submitit": ("slurm", "start workers through SLURM"),
+    "mcp": ("mcp", "answer a language model over MCP"),
     "animal-mnist": ("animals", "use --data animals"),
 }
 """Package to the extra that installs it, and the purpose."""

@@ -41,6 +41,7 @@ LAYERS = (
     ("planner.search",),
     ("planner.training",),
     ("planner.training_free",),
+    ("planner.workers",),
     ("planner.recommendation", "planner.export", "planner.doctor"),
     ("planner.api",),
     ("planner.service",),
@@ -65,6 +66,11 @@ ONLY_IMPORTERS = {
     "fastapi": ("planner.service",),
     "uvicorn": ("planner.cli.serve_command",),
     "lightning": ("planner.export",),
+    "mcp": ("planner.service.mcp_tools",),
+    "submitit": ("planner.workers.slurm",),
+    "mlflow": ("planner.training.loggers",),
+    "wandb": ("planner.training.loggers",),
+    "trackio": ("planner.training.loggers",),
 }
 """Heavy package to the packages of ours that may import it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from planner.recommendation.request import Notify
     from planner.training.adaptive_rule import AdaptiveRule
     from planner.training.history import TrainProgress, TrainResult
+    from planner.training.loggers import LoggerName
     from planner.training.resolve_recipe import RecipeName
     from profiler.devices.table import DeviceSpec
 
@@ -117,6 +118,7 @@ def train(
     weights: str | Path | None = None,
     pretrained: bool = True,
     seed: int = 0,
+    log: Sequence[LoggerName] = (),
     on_progress: Callable[[TrainProgress], None] | None = None,
     on_interrupt: Callable[[], None] | None = None,
 ) -> TrainResult:
@@ -141,6 +143,7 @@ def train(
         weights: file of weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
         seed: seed for new weights, dropout and data order.
+        log: loggers that get each reading: ``tensorboard``, ``mlflow``, ``wandb``, ``trackio``.
         on_progress: called after each step and at each reading.
         on_interrupt: called in the signal's handler when Ctrl-C has to wait for the step.
 
@@ -153,11 +156,13 @@ def train(
     content = plan_of(plan)
     check_input(data=data, weights=weights)
     from planner.training.checkpoints import latest_checkpoint
+    from planner.training.loggers import check_loggers, opened_loggers
     from planner.training.output_folder import training_folder
     from planner.training.resolve_recipe import RecipeChanges
     from planner.training.run_options import RunOptions
     from planner.training.training_run import train as run
 
+    check_loggers(log)
     output = _default_folder(plan) if out is None else Path(out)
     placed, rule = _placed_by(content, checkpoint, vram=vram, threshold=threshold)
     chosen = _training_device(device)
@@ -172,7 +177,16 @@ def train(
         pretrained=pretrained,
     )
     try:
-        with training_folder(output, plan=placed, is_resumed=resume):
+        with (
+            training_folder(output, plan=placed, is_resumed=resume),
+            opened_loggers(log, placed, output) as record,
+        ):
+
+            def report(progress: TrainProgress) -> None:
+                record(progress)
+                if on_progress is not None:
+                    on_progress(progress)
+
             return run(
                 placed,
                 options,
@@ -183,7 +197,7 @@ def train(
                 output=output,
                 resume=resume,
                 rule=rule,
-                on_progress=on_progress,
+                on_progress=report,
                 on_interrupt=on_interrupt,
             )
     except KeyboardInterrupt as interrupt:

@@ -33,6 +33,7 @@ def recommend(
     trials: int | None = None,
     stop_when_flat: bool = False,
     validations: int = 3,
+    workers: bool = False,
     steps: int | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
@@ -72,6 +73,7 @@ def recommend(
             point if that is quick, and else 200.
         stop_when_flat: end the search when the Pareto front no longer grows.
         validations: number of candidates that are really run; 0 for none.
+        workers: leave the runs to workers (``budgetplan worker``) on the same storage, and wait.
         steps: steps of each real run; None for a few.
         weights: file of weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
@@ -138,6 +140,7 @@ def recommend(
         trials=trials,
         stop_when_flat=stop_when_flat,
         validations=validations,
+        uses_workers=workers,
         steps=steps,
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,

@@ -19,6 +19,7 @@ from planner.cli.doctor_command import doctor
 from planner.cli.explain_command import explain
 from planner.cli.export_command import export
 from planner.cli.list_commands import devices, methods, models
+from planner.cli.mcp_command import mcp
 from planner.cli.plan_commands import show, train, validate
 from planner.cli.recommend_commands import recommend
 from planner.cli.rehearse_command import rehearse
@@ -27,6 +28,7 @@ from planner.cli.score_command import score
 from planner.cli.serve_command import serve
 from planner.cli.trained_commands import classify, evaluate
 from planner.cli.training_free_commands import features, training_free, zero_shot
+from planner.cli.worker_command import worker
 from planner.cli.workload_commands import measure, predict, profile
 
 __all__ = ["cli", "main"]
@@ -46,7 +48,7 @@ def cli() -> None:
 for command in (
     recommend, predict, measure, profile, validate, rehearse, check, train, evaluate, classify,
     show, export, report, score, models, methods, devices, dashboard, doctor, features,
-    training_free, zero_shot, serve, explain, calibrate,
+    training_free, zero_shot, serve, explain, calibrate, worker, mcp,
 ):  # fmt: skip
     cli.add_command(command)
 

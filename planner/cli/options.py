@@ -162,6 +162,14 @@ def device_option(command: Command) -> Command:
     return named(own(command))
 
 
+storage_option = click.option(
+    "--storage",
+    envvar="BUDGETPLAN_STORAGE",
+    help="URL of the study's storage: SQLAlchemy's, journal:///FILE or grpc://HOST:PORT. The "
+    "environment variable BUDGETPLAN_STORAGE keeps a password out of the list of processes. "
+    "[default: sqlite:///studies/NAME.db]",
+)
+
 image_size_option = click.option(
     "--image-size",
     type=positive,

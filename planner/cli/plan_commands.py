@@ -31,6 +31,7 @@ from profiler.errors import UsageError
 if TYPE_CHECKING:
     from planner.plan import Plan
     from planner.training.history import TrainProgress
+    from planner.training.loggers import LoggerName
 
 plan_argument = click.argument("plan", type=click.Path(path_type=Path))
 
@@ -159,6 +160,12 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
     help="Checkpoint policy that replaces the plan's placement; adaptive decides while training. "
     f"One of {POLICY_WORDS}.",
 )
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow", "wandb", "trackio"]),
+    help="Logger that gets each accuracy reading beside run.csv; repeatable.",
+)
 @size_option("--vram", text="Budget of --checkpoint. [default: the plan's]")
 @threshold_option
 @seed_option
@@ -182,6 +189,7 @@ def train(
     learning_rate: float | None,
     balance: bool | None,
     checkpoint: str | None,
+    log: tuple[LoggerName, ...],
     vram: int | None,
     threshold: float,
     seed: int,
@@ -222,6 +230,7 @@ def train(
             balance=balance,
             checkpoint=checkpoint,
             threshold=threshold,
+            log=log,
             vram=vram,
             weights=weights,
             pretrained=pretrained,

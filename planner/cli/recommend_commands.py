@@ -23,6 +23,7 @@ from planner.cli.options import (
     progress_option,
     seed_option,
     size_option,
+    storage_option,
     weights_option,
 )
 from planner.cli.output import console, print_json
@@ -52,6 +53,11 @@ from planner.training.images.registry import DATA_NAMES
     show_default=True,
     help="Number of candidates that are really run.",
 )
+@click.option(
+    "--workers",
+    is_flag=True,
+    help="Leave the real runs to workers (`budgetplan worker`) on the same --storage, and wait.",
+)
 @click.option("--steps", type=positive, help="Optimizer steps of a real run. [default: a few]")
 @click.option(
     "--trials",
@@ -61,7 +67,7 @@ from planner.training.images.registry import DATA_NAMES
 )
 @seed_option
 @click.option("--study", help="Name of the study; an existing study is continued.")
-@click.option("--storage", help="SQLAlchemy URL of the study. [default: sqlite:///studies/NAME.db]")
+@storage_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -199,6 +205,7 @@ def recommend(
     device: str,
     no_validate: bool,
     top: int,
+    workers: bool,
     steps: int | None,
     trials: int | None,
     seed: int,
@@ -250,6 +257,7 @@ def recommend(
             trials=trials,
             stop_when_flat=stop_when_flat,
             validations=0 if no_validate else top,
+            workers=workers,
             steps=steps,
             weights=weights,
             pretrained=pretrained,

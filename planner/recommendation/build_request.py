@@ -61,6 +61,7 @@ def build_request(
     trials: int | None = None,
     stop_when_flat: bool = False,
     validations: int = VALIDATIONS,
+    uses_workers: bool = False,
     steps: int | None = None,
     weights: Path | None = None,
     pretrained: bool = True,
@@ -141,6 +142,7 @@ def build_request(
         trials=trials,
         storage=storage,
         validations=validations,
+        uses_workers=uses_workers,
         # without a real run no weights are loaded here, so they need not be reachable
         has_weights=weights is not None
         or (pretrained and (not runs_here or backbones.can_load_pretrained(name))),

@@ -24,6 +24,7 @@ class CheckedCandidate:
         effects: predicted effects of its levers.
         validation: the real run; None if there was none.
         host_prediction: replay for the CPU, if the real run was on a CPU in place of the GPU.
+        worker: worker of another process that ran it, as text; empty without one.
     """
 
     result: TrialResult
@@ -31,6 +32,7 @@ class CheckedCandidate:
     effects: tuple[LeverEffect, ...] = ()
     validation: Validation | None = None
     host_prediction: Report | None = None
+    worker: str = ""
 
     @property
     def candidate(self) -> Candidate:

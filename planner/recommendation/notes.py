@@ -14,9 +14,9 @@ from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import LONG_RUN_STEPS
-from planner.recommendation.real_runs import FP16_NOTE
 from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
+from planner.workers.real_run import FP16_NOTE
 from profiler.units import format_bytes
 
 EVEN_SHARE = 0.8
@@ -91,8 +91,9 @@ def _left_out_notes(left_out: Sequence[LeftOut]) -> Iterator[str]:
 
 def _run_notes(request: Request, ran: Sequence[CheckedCandidate]) -> Iterator[str]:
     if any(candidate.host_prediction is not None for candidate in ran):
+        where = "workers with a CPU" if request.uses_workers else "the CPU"
         yield (
-            "the runs were on the CPU, because this machine has no such GPU: memory, time and "
+            f"the runs were on {where}, because this machine has no such GPU: memory, time and "
             "energy on the GPU are predicted"
         )
     fp16 = [c for c in ran if c.validation is not None and FP16_NOTE in c.validation.notes]

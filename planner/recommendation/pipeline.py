@@ -42,13 +42,14 @@ from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.answer import Recommendation
 from planner.recommendation.baselines import paper_baselines
 from planner.recommendation.build_entry import build_entry
+from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.choose import choose
 from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import nothing_fits
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.named_rows import answer_rows, is_paper_default
 from planner.recommendation.notes import answer_notes
-from planner.recommendation.probe_front import final_recipe, probe_front
+from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe_front
 from planner.recommendation.ranking import Question, equal_methods
 from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
@@ -65,6 +66,8 @@ from planner.search.problem import CostEstimator, SearchProblem, SearchResult, T
 from planner.search.storage import default_storage
 from planner.search.study import search
 from planner.search.study_lock import check_storage
+from planner.workers.run_device import this_device
+from planner.workers.run_pool import opened_pool
 from profiler.devices.table import device_spec
 from profiler.store import Store
 
@@ -106,13 +109,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         raise nothing_fits(request, found, cost)
     probe = probe_front(request, replayed.passed, storage, notify)
     replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
-    ran = run_best(
-        request,
-        best_first(replayed.passed, probe, request.objective),
-        notify,
-        in_order=probe is not None,
-        recipe_of=partial(final_recipe, request, probe),
-    )
+    ran = _run_best(request, replayed.passed, probe, storage, notify)
     built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
     accurate = accurate_enough(request, built)
     entries, question = accurate.passed, Question.of(request)
@@ -161,6 +158,29 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     )
     annotate(answer, storage)
     return answer
+
+
+def _run_best(
+    request: Request,
+    candidates: Sequence[CheckedCandidate],
+    probe: ProbeOutcome | None,
+    storage: str,
+    notify: Notify,
+) -> CheckOutcome:
+    """Run the best candidates here or on workers."""
+    if request.validations == 0:
+        return CheckOutcome(passed=tuple(candidates), dropped=())
+    device = None if request.uses_workers else this_device(request.run.device)
+    at_once = request.validations if request.uses_workers else 1
+    with opened_pool(storage, request.study, device=device, at_once=at_once) as pool:
+        return run_best(
+            request,
+            best_first(candidates, probe, request.objective),
+            pool,
+            notify,
+            in_order=probe is not None,
+            recipe_of=partial(final_recipe, request, probe),
+        )
 
 
 def search_problem(request: Request) -> SearchProblem:

@@ -36,16 +36,19 @@ def plan_provenance(
         },
         "levers": [effect.to_json() for effect in checked.effects],
         "origin": list(checked.prediction.notes),
-        **run_provenance(checked.validation, checked.host_prediction),
+        **run_provenance(checked.validation, checked.host_prediction, worker=checked.worker),
     }
 
 
-def run_provenance(validation: Validation | None, host: Report | None) -> dict[str, Any]:
+def run_provenance(
+    validation: Validation | None, host: Report | None, *, worker: str = ""
+) -> dict[str, Any]:
     """Return plain data on the real run of a plan.
 
     Args:
         validation: the real run; None if there was none.
         host: replay for the CPU, if the run was on a CPU in place of the GPU.
+        worker: worker that ran it, as text; empty if it ran in this process.
     """
     if validation is None:
         return {"weights": {"kind": "none", "detail": "nothing was run"}}
@@ -63,6 +66,7 @@ def run_provenance(validation: Validation | None, host: Report | None) -> dict[s
             "inference_peak_bytes": validation.inference_peak_bytes,
             "inference_watts": validation.inference_watts,
             "notes": list(validation.notes),
+            **({"worker": worker} if worker else {}),
         },
         "host_prediction": None if host is None else {"peak_bytes": host.memory.peak_bytes},
     }

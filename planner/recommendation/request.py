@@ -102,6 +102,7 @@ class Request:
         trials: number of trials of the search; None to evaluate every point if that is quick.
         storage: SQLAlchemy URL of the study; None for a file under ``studies/``.
         validations: number of candidates that are really run; 0 for none.
+        uses_workers: whether workers run them, and not this process.
         has_weights: whether the pretrained weights can be loaded, here or where the plan will run.
         stop: rule that ends the search early; None for no such rule.
         out: folder of the plan files.
@@ -122,6 +123,9 @@ class Request:
             data set.
         weight_notes: sentences on the content of the weights file.
         image_notes: sentences on the image size.
+
+    Raises:
+        UsageError: there are to be workers, and no storage that they can reach.
     """
 
     space: Space
@@ -132,6 +136,7 @@ class Request:
     trials: int | None
     storage: str | None = None
     validations: int = 3
+    uses_workers: bool = False
     has_weights: bool = True
     stop: HypervolumeStagnation | None = None
     out: Path = Path("plans")
@@ -149,6 +154,10 @@ class Request:
     images_per_class: tuple[int, ...] = ()
     weight_notes: tuple[str, ...] = ()
     image_notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.uses_workers and self.storage is None:
+            raise UsageError("--workers needs --storage: the database that the workers take from")
 
     @property
     def train_images(self) -> int:

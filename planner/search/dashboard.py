@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planner.search.backends import new_storage
 from planner.search.storage import (
     STUDY_FOLDER,
     check_file,
     newest_storage,
-    optuna_url,
     storage_errors,
     study_storage,
 )
@@ -67,7 +67,7 @@ def dashboard_app(url: str) -> WSGIApplication:
     folder = artifact_folder(url)
     store = None if folder is None else FileSystemArtifactStore(base_path=folder)
     with storage_errors(url):
-        storage = optuna.storages.get_storage(optuna_url(url))
+        storage = optuna.storages.get_storage(new_storage(url))
         app: WSGIApplication = wsgi(storage, artifact_store=store)
     return app
 

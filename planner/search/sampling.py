@@ -44,8 +44,10 @@ class PointSampler:
         self._random = random.Random(f"{seed}/{len(stored)}")
         self._study = _study_in_memory(stored, sampler=sampler, seed=seed + len(stored))
         self._unseen: list[Assignment] | None = None
-        self._starting_points = space.starting_points()
-        for assignment in self._starting_points:
+        starting_points = space.starting_points()
+        # The two points of a method are one and the same in a very small space.
+        self._starting_keys = {assignment_key(assignment) for assignment in starting_points}
+        for assignment in starting_points:
             if assignment_key(assignment) not in self._seen:
                 self._study.enqueue_trial(assignment, skip_if_exists=True)
         self._list_unseen()
@@ -107,7 +109,7 @@ class PointSampler:
 
     def _list_unseen(self) -> None:
         """List the unseen points, late: most short searches never need the list."""
-        if self._unseen is not None or len(self._seen) >= len(self._starting_points):
+        if self._unseen is not None or len(self._seen) >= len(self._starting_keys):
             self._drop_seen()
 
     def _drop_seen(self) -> None:

@@ -3,10 +3,6 @@
 A database may come from somebody else, or may have been edited. Everything is read and checked
 before anything is written. Optuna, SQLAlchemy and the decoders of their columns raise errors of
 many classes on an edited database; ``storage_errors`` turns each into an ``InputError``.
-
-An SQLite file is opened in write-ahead mode with ``synchronous=NORMAL``: a power failure may lose
-the last trials and cannot corrupt the study. Where there is no write-ahead mode (network file
-systems), each trial waits for the disk.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from planner.plan import versions
 from planner.search.problem import OBJECTIVES, SearchProblem
@@ -26,7 +22,7 @@ from profiler.json_records import shortened
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.storages import RDBStorage
+    from optuna.storages import BaseStorage
 
 PROBLEM_ATTRIBUTE = "budgetplan.problem"
 """User attribute of a study that holds the problem. A study is continued only for an equal one."""
@@ -36,8 +32,8 @@ STUDY_FOLDER = Path("studies")
 LONGEST_NAME = 200
 """Bytes of a study name. A file name has at most 255, with its ending and SQLite's journal."""
 
-LONGEST_WAIT_SECONDS = 60
-"""Seconds that a connection waits for another process that writes to the same SQLite file."""
+EXTRAS = {"psycopg": "postgresql", "psycopg2": "postgresql", "grpc": "grpc"}
+"""Packages that some storages need, and the extra of ours that installs them."""
 
 _TABLES = {
     "studies", "study_directions", "study_user_attributes", "trials", "trial_params",
@@ -81,7 +77,7 @@ def study_storage(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def open_study(problem: SearchProblem, name: str, url: str, storage: RDBStorage) -> Study:
+def open_study(problem: SearchProblem, name: str, url: str, storage: BaseStorage) -> Study:
     """Open the durable study of a problem, or create it.
 
     Raises:
@@ -123,46 +119,16 @@ def storage_errors(url: str, name: str | None = None) -> Iterator[None]:
         raise unusable_storage(url, error, name) from error
 
 
-class _DurableConnection(sqlite3.Connection):
-    """A connection that survives a power failure, and waits for the disk only where it must."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        (mode,) = self.execute("PRAGMA journal_mode").fetchone()
-        if mode == "wal":
-            self.execute("PRAGMA synchronous=NORMAL")  # SQLite's default is FULL
-
-
-def write_ahead(storage: RDBStorage, url: str) -> None:
-    """Switch the SQLite file of a checked study to write-ahead mode."""
-    if sqlite_path(url) is None:
-        return
-    with storage_errors(url), storage.engine.connect() as connection:
-        mode = connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar()
-        if mode == "wal":
-            connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
-
-
-def new_storage(url: str) -> RDBStorage:
-    """Connect to a database, and create Optuna's tables in a new one."""
-    from optuna.storages import RDBStorage
-
-    if sqlite_path(url) is None:
-        return RDBStorage(url)
-    options = {"factory": _DurableConnection, "timeout": LONGEST_WAIT_SECONDS}
-    return RDBStorage(optuna_url(url), engine_kwargs={"connect_args": options})
-
-
-def optuna_url(url: str) -> str:
-    """Return a URL for Optuna, which takes it for a template with ``{SCHEMA_VERSION}``."""
-    return url if sqlite_path(url) is None else url.replace("{", "{{").replace("}", "}}")
-
-
 def unusable_storage(url: str, error: Exception, name: str | None = None) -> InputError:
     """Return the one-line error for a storage that Optuna cannot use, without its password."""
     cause: BaseException = error
     if type(cause).__name__ == "StorageInternalError" and cause.__cause__ is not None:
         cause = cause.__cause__  # Optuna's own text is about its time-outs
+    if isinstance(cause, ModuleNotFoundError) and cause.name in EXTRAS:
+        return InputError(
+            f"the study storage {mask_url(url)} needs {cause.name}: "
+            f"pip install 'budgetplan[{EXTRAS[cause.name]}]'"
+        )
     reason = mask_secrets(str(cause), url).strip().splitlines() or [""]
     text = f"{type(cause).__name__}: {reason[0]}" if reason[0] else type(cause).__name__
     study = "" if name is None else f"study {shortened(name)} in "

@@ -5,6 +5,8 @@
     sampling.py       proposes points, each once
     evaluation.py     turns a point into a candidate with its estimate
     storage.py        opens the durable study and checks that it belongs to the same problem
+    backends.py       connects to databases, journals and proxies
+    run_queue.py      the queue of real runs beside a study
     study_lock.py     lets one process at a time work on a study
     storage_url.py    storage URLs without their passwords
     trial_records.py  appends finished trials to the study and reads them back
@@ -26,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
+from planner.search.backends import write_ahead
 from planner.search.evaluation import PointEvaluator
 from planner.search.exhaustive import ExhaustiveResults, KeptRows, evaluate_all, store_kept
 from planner.search.pareto import (
@@ -44,7 +47,7 @@ from planner.search.problem import (
     TrialResult,
 )
 from planner.search.sampling import PointSampler
-from planner.search.storage import default_storage, open_study, write_ahead
+from planner.search.storage import default_storage, open_study, storage_errors
 from planner.search.storage_url import mask_url
 from planner.search.study_lock import StudyLock, check_storage, opened_storage
 from planner.search.trial_records import TrialRecords
@@ -96,7 +99,8 @@ def search(
     ):
         with lock.held():
             study = open_study(problem, study_name, url, database)
-            write_ahead(database, url)
+            with storage_errors(url):
+                write_ahead(database, url)
             records = TrialRecords(study, problem.space, url=url, rates_version=cost.rates_version)
             sampler = PointSampler(problem.space, records.stored, seed=seed)
         evaluator = PointEvaluator(problem, cost, on_profile, cost_unit=records.cost_unit)

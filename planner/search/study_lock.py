@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING
 
 from planner.disk.file_lock import FileLock
 from planner.disk.free_space import check_folder
-from planner.search.storage import check_file, new_storage, storage_errors
+from planner.search.backends import (
+    Heartbeats,
+    check_shared_storage,
+    close_storage,
+    journal_path,
+    new_storage,
+    optuna_url,
+)
+from planner.search.storage import check_file, storage_errors
 from planner.search.storage_url import sqlite_path
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from optuna.storages import BaseStorage
     from sqlalchemy.engine import Connection
 
 _LOCK_STATEMENTS = {
@@ -34,7 +42,8 @@ def check_storage(url: str) -> None:
     Raises:
         InputError: the storage is not a URL or not an Optuna database, or its disk is full.
     """
-    path = sqlite_path(url)
+    check_shared_storage(url)
+    path = sqlite_path(url) or journal_path(url)
     if path is None:
         check_file(url)
         return
@@ -49,9 +58,10 @@ def check_storage(url: str) -> None:
 class StudyLock:
     """Lets one process at a time work on a study; the lock ends with its process.
 
-    For SQLite it is a lock on a file beside the database. PostgreSQL and MySQL have locks of their
-    own, which end with the connection. Limitation: on other databases there is no lock, and two
-    processes that search one study at once may evaluate a point twice.
+    For SQLite and journals it is a lock on a file beside the database. PostgreSQL and MySQL have
+    locks of their own, which end with the connection. Limitation: on other databases and through a
+    gRPC proxy there is no lock, and two processes that search one study at once may evaluate a
+    point twice.
 
     Args:
         url: SQLAlchemy URL of the storage.
@@ -60,7 +70,7 @@ class StudyLock:
 
     def __init__(self, url: str, study_name: str) -> None:
         self._url, self._key = url, _lock_key(study_name)
-        path = sqlite_path(url)
+        path = sqlite_path(url) or journal_path(url)
         self._file = None if path is None else FileLock(path.with_name(f".{path.name}.lock"))
         self._connection: Connection | None = None
 
@@ -68,6 +78,8 @@ class StudyLock:
         """Close the connection, and remove the lock file if no other process uses it."""
         if self._connection is not None:
             self._connection.close()
+            self._connection.engine.dispose()
+            self._connection = None
         if self._file is not None and self._file.path.exists() and self._file.acquire(wait=False):
             self._file.release(remove=True)
 
@@ -99,29 +111,37 @@ class StudyLock:
         from sqlalchemy import create_engine, text
 
         if self._connection is None:
-            engine = create_engine(self._url, isolation_level="AUTOCOMMIT")
+            engine = create_engine(optuna_url(self._url), isolation_level="AUTOCOMMIT")
             self._connection = engine.connect()
         self._connection.execute(text(statement), {"key": self._key})
 
 
 @contextmanager
-def opened_storage(url: str, name: str, lock: StudyLock) -> Iterator[RDBStorage]:
+def opened_storage(
+    url: str, name: str, lock: StudyLock, *, heartbeats: Heartbeats | None = None
+) -> Iterator[BaseStorage]:
     """Open the storage of a study; close its connections at the end.
 
     SQLite then merges its write-ahead file into the database and removes it.
 
+    Args:
+        url: storage URL.
+        name: name of the study, for messages.
+        lock: lock of the study.
+        heartbeats: heartbeats of the process, where Optuna keeps them; None for none.
+
     Raises:
         InputError: the storage cannot be used.
     """
+    check_shared_storage(url)
     with lock.held():  # two processes would create the tables at once
         check_file(url)
         with storage_errors(url, name):
-            storage = new_storage(url)
+            storage = new_storage(url, heartbeats=heartbeats)
     try:
         yield storage
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        close_storage(storage)
 
 
 def _lock_key(study_name: str) -> int:

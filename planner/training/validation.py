@@ -14,6 +14,7 @@ whole training. It is always shown with the number of steps and the origin of th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -135,6 +136,7 @@ def validate(
     test_seconds: float = TEST_SECONDS,
     timeout_seconds: float = UNKNOWN_LIMIT_SECONDS,
     on_progress: Progress | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Validation:
     """Run a candidate for a few steps in a process of its own and evaluate it.
 
@@ -149,6 +151,7 @@ def validate(
         test_seconds: time limit of the evaluation.
         timeout_seconds: time after which the process is killed (``time_limit``).
         on_progress: called with (activity, fraction done).
+        cancelled: event by which another thread ends the run; None for none.
 
     Raises:
         UsageError: fewer than two steps are requested.
@@ -180,6 +183,7 @@ def validate(
         cap_bytes=budget_bytes,
         timeout_seconds=timeout_seconds,
         on_progress=on_progress,
+        cancelled=cancelled,
     )
     inference = result.inference
     report = report_measurement(candidate, result.training, device=options.device)

@@ -18,9 +18,9 @@ from outcome import FaultError
 from sqlalchemy import URL
 
 from planner.cost.step_estimate import StepEstimate
+from planner.search.backends import optuna_url
 from planner.search.problem import SearchProblem
 from planner.search.space import SearchedMethod, Space
-from planner.search.storage import optuna_url
 from planner.search.study import search
 from profiler.devices.table import lookup
 from profiler.errors import BudgetplanError

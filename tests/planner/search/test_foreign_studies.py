@@ -190,8 +190,8 @@ def test_what_is_no_file_is_refused(make: Callable[[Path], None]) -> None:
 
 
 def test_a_database_of_braces_is_served_under_its_own_name() -> None:
-    from planner.search.storage import optuna_url
+    from planner.search.backends import optuna_url
 
     assert optuna_url("sqlite:///a{b}.db").format(SCHEMA_VERSION=1) == "sqlite:///a{b}.db"
-    server = "postgresql://host/db_{SCHEMA_VERSION}"
+    server = "mysql://host/db_{SCHEMA_VERSION}"
     assert optuna_url(server) == server

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -145,6 +146,22 @@ def test_a_study_without_points_left_ends_at_once() -> None:
     again = run(10_000)
     assert first.trials == again.trials == size
     assert again.stopped == first.stopped == "every point of the space was evaluated"
+
+
+def test_a_space_whose_starting_points_coincide_ends() -> None:
+    space = Space(
+        base=Workload(model="resnet18", num_classes=10, image_size=32),
+        methods=(SearchedMethod(name="head"),),
+        micro_batches=(4,),
+        effective_batch=4,
+        precisions=("fp32",),
+        optimizers=("sgd",),
+        checkpoints=("none",),
+    )
+    problem = replace(PROBLEM, space=space)
+    found = search(problem, ToyCosts(), trials=5, seed=0, study_name="one", storage=URL)
+    assert found.trials == 1
+    assert found.stopped == "every point of the space was evaluated"
 
 
 def test_a_study_is_written_ahead_and_survives_a_power_failure() -> None:

@@ -1,0 +1,39 @@
+"""The command that serves questions of language models over MCP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner.cli.options import positive
+from profiler.errors import InputError
+
+
+@click.command()
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("served"),
+    show_default=True,
+    help="Folder of all questions and answers.",
+)
+@click.option(
+    "--at-once", type=positive, default=1, show_default=True, help="Questions that run at once."
+)
+def mcp(*, root: Path, at_once: int) -> None:
+    """Serve questions of a language model over MCP, on standard input and output."""
+    from planner.disk.free_space import check_folder
+
+    check_folder(root)
+    try:
+        from planner.service.mcp_tools import create_mcp_server
+    except ModuleNotFoundError as error:
+        raise InputError(f"mcp needs {error.name}: pip install 'budgetplan[mcp]'") from error
+    from planner.service.jobs import Jobs
+
+    jobs = Jobs(root, at_once=at_once)
+    try:
+        create_mcp_server(jobs).run()
+    finally:
+        jobs.close()

@@ -1,0 +1,117 @@
+"""The MCP tools, called by the library's own client in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mcp")
+
+from mcp import Client
+
+from planner.service.jobs import Jobs
+from planner.service.mcp_tools import create_mcp_server
+from profiler.devices.table import DEVICES
+
+SMALL = {
+    "model": "test_vit", "vram": "1GB", "device": "rtx-3060", "methods": ["head"],
+    "image_size": 160,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "service-cache"))
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    made = Jobs(tmp_path)
+    yield made
+    made.close()
+
+
+def call(jobs: Jobs, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
+    async def run() -> list[Any]:
+        async with Client(create_mcp_server(jobs)) as client:
+            return [await client.call_tool(name, arguments) for name, arguments in calls]
+
+    return asyncio.run(run())
+
+
+def content(result: Any) -> Any:
+    assert not result.is_error, result.content
+    return result.structured_content
+
+
+def test_the_tools_have_names_and_descriptions(jobs: Jobs) -> None:
+    async def run() -> Any:
+        async with Client(create_mcp_server(jobs)) as client:
+            return await client.list_tools()
+
+    tools = {tool.name: tool for tool in asyncio.run(run()).tools}
+    assert tools.keys() == {"recommend", "plan_file", "predict", "list_names"}
+    assert all(tool.description for tool in tools.values())
+    assert tools["recommend"].input_schema["required"] == ["model", "vram"]
+
+
+def test_a_question_is_answered_and_its_plan_is_given(jobs: Jobs) -> None:
+    (found,) = call(jobs, ("recommend", SMALL))
+    answer = content(found)
+    assert answer["schema"] == "budgetplan.recommendation/1"
+    best = answer["front"][answer["recommended"]]
+    assert best["workload"]["method"] == "head"
+    assert best["memory"]["device_bytes"] <= 10**9
+    asked = {"question_id": answer["question_id"], "index": answer["recommended"]}
+    plan, absent = call(jobs, ("plan_file", asked), ("plan_file", asked | {"index": 99}))
+    assert content(plan)["candidate"]["workload"] == best["workload"]
+    assert absent.is_error
+    assert len(json.dumps(answer)) < 40_000, "an answer is for a reader"
+
+
+def test_a_prediction_is_that_of_predict(jobs: Jobs) -> None:
+    from planner import predict
+
+    options = {"batch_size": 4, "device": "rtx-3060", "image_size": 160, "num_classes": 10}
+    (found,) = call(jobs, ("predict", {"model": "test_vit", "method": "head", **options}))
+    expected = predict("test_vit", "head", **options).to_json()
+    assert content(found)["memory"] == expected["memory"]
+    assert content(found)["step_seconds"] == expected["step_seconds"]
+
+
+def test_names_are_listed(jobs: Jobs) -> None:
+    devices, models, methods = call(
+        jobs,
+        ("list_names", {"kind": "devices", "pattern": "3060"}),
+        ("list_names", {"kind": "models", "pattern": "convnext_atto"}),
+        ("list_names", {"kind": "methods"}),
+    )
+    assert content(devices)["result"] == sorted(name for name in DEVICES if "3060" in name)
+    assert "convnext_atto" in content(models)["result"]
+    assert "lora" in content(methods)["result"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "text"),
+    [
+        ("recommend", {"model": "no_such_model", "vram": "2GB"}, "no_such_model"),
+        ("recommend", {"model": "vit_s", "vram": "much"}, "much"),
+        ("recommend", {"model": "vit_s", "vram": "2GB", "data": "/etc"}, "data"),
+        ("recommend", {"model": "x" * 300, "vram": "2GB"}, "length"),
+        ("predict", {"model": "vit_s", "method": "magic", "batch_size": 1}, "magic"),
+        ("predict", {"model": "vit_s", "method": "head", "batch_size": -1}, "-1"),
+        ("plan_file", {"question_id": "../../etc/passwd", "index": 0}, "no such plan"),
+    ],
+)
+def test_a_bad_question_is_an_error_in_words(
+    jobs: Jobs, tool: str, arguments: dict[str, Any], text: str
+) -> None:
+    (found,) = call(jobs, (tool, arguments))
+    assert found.is_error
+    assert text in str(found.content)

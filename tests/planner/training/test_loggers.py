@@ -1,0 +1,147 @@
+"""The loggers of a training, each held against what the real library has stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.training.history import AccuracyReading, TrainProgress
+from planner.training.loggers import LOGGERS, check_loggers, opened_loggers, plan_settings
+from profiler.errors import BudgetplanWarning, InputError, UnknownNameError
+from tests.planner.training.plans import make_plan
+from tests.planner.training.trainings import workload
+
+READINGS = [(5, 2.5, 0.25, "selection"), (10, 1.25, 0.5, "selection"), (10, 1.25, 0.75, "test")]
+PLAN = make_plan(workload())
+QUIET = pytest.mark.filterwarnings("ignore")
+"""The libraries give warnings of their own at import, which are not ours to mend."""
+
+
+def progress(step: int, loss: float, accuracy: float, part: Any) -> TrainProgress:
+    reading = AccuracyReading(
+        step=step, seconds=2.0 * step, loss=loss, accuracy=accuracy, images=20, part=part
+    )
+    return TrainProgress(
+        epoch=1, epochs=1, step=step, steps=10, done=step / 10, loss=loss, reading=reading
+    )
+
+
+def record_run(name: str, folder: Path) -> None:
+    folder.mkdir()
+    with opened_loggers([name], PLAN, folder) as record:
+        for reading in READINGS:
+            record(progress(*reading))
+            record(replace(progress(*reading), reading=None))
+
+
+@QUIET
+def test_tensorboard_has_the_readings(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record_run("tensorboard", tmp_path / "run")
+    stored: Any = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    stored.Reload()
+    seen = [(e.step, e.value) for e in stored.Scalars("accuracy/selection")]
+    assert seen == [(5, 0.25), (10, 0.5)]
+    assert [(e.step, e.value) for e in stored.Scalars("accuracy/test")] == [(10, 0.75)]
+    assert [e.value for e in stored.Scalars("loss")] == [2.5, 1.25, 1.25]
+
+
+@QUIET
+def test_mlflow_has_the_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    record_run("mlflow", tmp_path / "run")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("budgetplan")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "run"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method"] == "lora"
+    history = client.get_metric_history(run.info.run_id, "accuracy/selection")
+    assert [(m.step, m.value) for m in history] == [(5, 0.25), (10, 0.5)]
+
+
+@QUIET
+def test_wandb_has_the_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    record_run("wandb", tmp_path / "run")
+    (file,) = (tmp_path / "run").rglob("*.wandb")
+    stored = file.read_bytes()  # the library has no reader of its own for them
+    for text in (b"accuracy/selection", b"accuracy/test", b"0.75", b"micro_batch"):
+        assert text in stored
+
+
+@QUIET
+def test_trackio_has_the_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    record_run("trackio", tmp_path / "run")
+    assert trackio is not None
+    from trackio.sqlite_storage import SQLiteStorage
+
+    rows = SQLiteStorage.get_logs("budgetplan", "run")
+    assert [row["accuracy/selection"] for row in rows if "accuracy/selection" in row] == [0.25, 0.5]
+
+
+class Broken:
+    def __init__(self, fails_at: str) -> None:
+        self.fails_at = fails_at
+        self.calls: list[str] = []
+
+    def log(self, values: Any, *, step: int) -> None:
+        self.calls.append("log")
+        if self.fails_at == "log":
+            raise ConnectionError("the server is away\nand more")
+
+    def close(self) -> None:
+        self.calls.append("close")
+        if self.fails_at == "close":
+            raise ConnectionError("the server is away")
+
+
+@pytest.mark.parametrize("fails_at", ["open", "log", "close"])
+def test_a_logger_that_fails_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    broken, good = Broken(fails_at), Broken("never")
+
+    def opened(folder: Path, settings: Any) -> Any:
+        if fails_at == "open":
+            raise ConnectionError("the server is away")
+        return broken
+
+    loggers = {"mlflow": opened, "wandb": lambda folder, settings: good}
+    monkeypatch.setattr("planner.training.loggers.LOGGERS", loggers)
+    with (
+        pytest.warns(BudgetplanWarning, match="mlflow failed.*: the server is away$"),
+        opened_loggers(["mlflow", "wandb"], PLAN, tmp_path) as record,
+    ):
+        for reading in READINGS:
+            record(progress(*reading))
+    assert good.calls == ["log"] * 3 + ["close"]
+    expected = {"open": [], "log": ["log"], "close": ["log"] * 3 + ["close"]}
+    assert broken.calls == expected[fails_at]
+
+
+def test_a_logger_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownNameError, match="mlflow"):
+        check_loggers(["mlfow"])
+    monkeypatch.setattr("planner.training.loggers.find_spec", lambda name: None)
+    for name in LOGGERS:
+        with pytest.raises(InputError, match=f"pip install {name}"):
+            check_loggers([name])
+
+
+def test_the_settings_are_plain_values() -> None:
+    settings = plan_settings(PLAN)
+    assert settings["rank"] == 4
+    assert all(isinstance(value, str | int | float) for value in settings.values())
