@@ -51,7 +51,7 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, settings: Settings) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / TENSORBOARD_FOLDER))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
         self._writer.add_text("plan", "\n\n".join(f"{k}: {v}" for k, v in settings.items()))
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:

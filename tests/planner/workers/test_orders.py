@@ -115,7 +115,7 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-JUNK = st.sampled_from(
+JUNK: Any = st.sampled_from(
     [None, -1, 2**70, 1e300, "x" * 300, "\x1b[2J", [], {}, True, [[]], {"a": {}}]
 )
 
