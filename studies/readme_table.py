@@ -34,6 +34,7 @@ def rows() -> list[tuple[str, str, str]]:
     matrix, replay = summary("method_matrix"), summary("replay_cost")
     steps, other = summary("time_model")["steps"], summary("time_model")["inference"]
     accuracy = {line["arm"]: line["test_percent"] for line in summary("recipes")["arms"]}
+    claims = summary("efficiency_paper")
     added = curves["evaluator_vit_s_added_share"]
     rule = curves["evaluator_part_of_the_rule_at_43_percent_less"].values()
     fits = hollow["under_2_gib"]
@@ -85,12 +86,25 @@ def rows() -> list[tuple[str, str, str]]:
             "test accuracy on digits of plans of EfficientNet-Lite0, ImageNet weights, 4 epochs, one seed",
             f"`full` {accuracy['full:rate/2']} % ({accuracy['full:paper']} % by the paper's recipe,"
             f" {accuracy['full:random']} % from random weights), `lora` {accuracy['lora']} %,"
-            f" `head` {accuracy['head']} %",
+            f" `head` {accuracy['head']} %; `head` at 96 px, three seeds: {accuracy['head:cached']} %",
+        ),
+        (
+            "efficiency_paper",
+            "claims of arXiv 2607.02158 about ViT-S, replayed and predicted",
+            f"its rule at half of the budget: peak {spread(claims['memory'])}, energy"
+            f" {spread(claims['energy'])}; BitFit's energy"
+            f" {claims['energy']['methods']['bitfit 32']:+.0%}",
         ),
     ]
 
 
 BOUND = "bound, any operators"
+
+
+def spread(ratios: dict[str, dict[str, float]]) -> str:
+    """Return the smallest and largest change by the paper's rule at half of the budget."""
+    found = [change for name, change in ratios["rule"].items() if name.endswith("at 0.5")]
+    return f"{min(found):+.0%} to {max(found):+.0%}"
 
 
 def table() -> str:

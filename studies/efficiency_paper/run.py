@@ -1,6 +1,6 @@
 """Do the claims of arXiv 2607.02158 hold where a CPU can tell?
 
-python studies/efficiency_paper/run.py      predicts 17 steps of ViT-S, writes rows and summary.json
+python studies/efficiency_paper/run.py      predicts 20 steps of ViT-S, writes rows and summary.json
 
 The paper fine-tunes ViT-S at 224 px on an RTX 2060 SUPER with a budget of 2 GiB. Its abstract gives
 ranges and no table of its cells could be read, so a claim is held against the range of the cells
