@@ -38,8 +38,8 @@ from planner.training.probe_statistics import (
 from profiler.errors import printable_line
 
 FEWEST_STEPS = 20
-"""Steps of a run on the lowest rung, if time allows no more. After 10, half of the methods of
-``studies/probe`` had learned next to nothing, and their order said little."""
+"""Steps of a run on the lowest rung, if time allows no more. After 10 steps, ``lora`` was third of
+five methods on letters, 15 points behind; after 60 it led by 8 (``studies/probe``)."""
 
 FINALISTS = 2
 
