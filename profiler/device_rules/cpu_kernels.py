@@ -157,7 +157,7 @@ def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, ob
         _peaks[key] = 0
         if can_run_on_zeros(func, args, kwargs):
             with unset_fake_temporarily(), torch.no_grad():
-                _peaks[key] = _run_once(func, *tree_map(zeros_like_it, (args, kwargs)))
+                _peaks[key] = _run_once(func, args, kwargs)
     return _peaks[key]
 
 
@@ -204,10 +204,13 @@ def _needs_no_probe(func: Operation, args: tuple[object, ...]) -> bool:
 def _run_once(func: Operation, args: tuple[object, ...], kwargs: dict[str, object]) -> int:
     held: list[object] = []
     try:
-        func(*args, **kwargs)  # the first call of a library may allocate memory that it keeps
-        peak, growth = peak_and_growth(memory_events(lambda: held.append(func(*args, **kwargs))))
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return 0  # Not defined on zeros (an index out of range): no memory is assumed.
+        real, named = tree_map(zeros_like_it, (args, kwargs))
+        func(*real, **named)  # the first call of a library may allocate memory that it keeps
+        peak, growth = peak_and_growth(memory_events(lambda: held.append(func(*real, **named))))
+    except (RuntimeError, MemoryError, ValueError, IndexError, TypeError):
+        # Not defined on zeros (an index out of range), or this machine has too little memory for
+        # it: no memory is assumed.
+        return 0
     return peak if peak > growth else 0
 
 

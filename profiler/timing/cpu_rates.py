@@ -419,9 +419,9 @@ def _run_on_zeros(
     if not can_run_on_zeros(func, args, kwargs):
         return 0.0
     with unset_fake_temporarily(), torch.no_grad():
-        real, named = tree_map(zeros_like_it, (args, dict(kwargs)))
         try:
+            real, named = tree_map(zeros_like_it, (args, dict(kwargs)))
             func(*real, **named)  # the first call of a library also sets it up
             return fastest_seconds(lambda: func(*real, **named))
-        except (RuntimeError, ValueError, IndexError, TypeError):
+        except (RuntimeError, MemoryError, ValueError, IndexError, TypeError):
             return 0.0

@@ -103,3 +103,17 @@ def test_the_peak_is_that_of_a_step_whose_every_operation_is_run(model: str, bat
         build_model(workload, device="meta"), candidate, device=CPU, kernel_bytes=Probe()
     )
     assert replay_step(candidate, device=CPU).peak_bytes == every.peak_bytes
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory")])
+def test_a_machine_with_too_little_memory_for_an_operation_predicts_without_it(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(arg: object) -> object:
+        raise error
+
+    monkeypatch.setattr(kernels, "_peaks", {})
+    monkeypatch.setattr(kernels, "zeros_like_it", refuse)
+    image, weight = torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3)
+    args = (image, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    assert kernels.probed_bytes(torch.ops.aten.convolution.default, args, {}) == 0
