@@ -45,6 +45,8 @@ def rehearse(
         OutOfMemoryError: the run needs more than the plan's budget.
         MeasurementError: the run fails on this GPU.
     """
+    from planner.disk.drafts import remove_draft_files
+    from planner.disk.free_space import check_folder
     from planner.plan import check_replaceable, write_plan
     from planner.training.rehearsal import REHEARSAL_STEPS
     from planner.training.rehearsal import rehearse as run
@@ -62,6 +64,8 @@ def rehearse(
     if reason:
         raise DeviceError(reason)
     if out is not None:
+        check_folder(Path(out).parent)
+        remove_draft_files(Path(out).parent)
         check_replaceable(Path(out), content)
     from planner.training.plan_check import check_against_model
 

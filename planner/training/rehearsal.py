@@ -27,10 +27,10 @@ FIXED_SECONDS = 20.0
 """Expected time of a rehearsal without its steps: ViT-S takes about that on an idle core."""
 
 SECONDS_PER_PARAMETER = 1e-7
-"""Expected time to make, copy and save a parameter of the model."""
+"""Assumed time to make, copy and save a parameter of the model: 10 million in a second."""
 
 STEP_SECONDS = 0.5
-"""Expected host time of a step: that of ViT-S is below on an idle core."""
+"""Assumed host time of a micro-batch. Its kernels do nothing."""
 
 STEADY_STAGE = "a training step"
 
