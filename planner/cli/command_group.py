@@ -20,6 +20,7 @@ import click
 from planner.cli.output import has_printed_json, json_text
 from profiler.device_rules.caching_allocator import configure
 from profiler.errors import BudgetplanError, BudgetplanWarning, error_object, printable_line
+from profiler.json_records import shortened
 from profiler.running.process_end import exit_code_of, termination_raises
 
 EPILOG = (
@@ -98,6 +99,9 @@ class CommandGroup(click.Group):
         except Exception as error:
             if show_traceback:
                 raise
+            if isinstance(error, OSError) and error.filename is not None:
+                # a file that no check expected: a name that is too long, a folder without rights
+                raise _OneLineError(_cannot_use(error), kind="input", exit_code=4) from error
             text = f"internal error, please report it: {type(error).__name__}: {error}"
             raise _OneLineError(text, kind="internal", exit_code=1) from error
 
@@ -111,6 +115,15 @@ class CommandGroup(click.Group):
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.5)
             advice = f"did you mean {' or '.join(near)}?" if near else "see budgetplan --help"
             raise click.UsageError(f"unknown command {args[0]!r}; {advice}", ctx) from None
+
+
+def _cannot_use(error: OSError) -> str:
+    """Return the line for a file that the system refuses."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    reason = error.strerror or type(error).__name__
+    return printable_line(
+        f"cannot use {shortened(str(name))}: {reason}; give another file or folder"
+    )
 
 
 def _usage_object(error: click.ClickException) -> Mapping[str, Any]:

@@ -132,6 +132,8 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image]:
     """Open an image file; every error becomes an ``InputError`` that names the file."""
     from PIL import Image
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"image {path} is not a regular file; repair, convert or remove it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about unusual metadata

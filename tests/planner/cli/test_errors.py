@@ -140,6 +140,34 @@ def test_a_large_number_without_a_unit_is_bytes() -> None:
     assert parse_bytes("8GB") == 8 * 10**9
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", LONG),
+        ("score", LONG),
+        ("evaluate", LONG),
+        ("classify", LONG, "image.png"),
+        ("export", LONG, "--to", "script"),
+        ("recommend", "--vram", "2GB", "--model", "test_vit", "--data", LONG),
+        ("features", "--model", "test_vit", "--weights", LONG),
+        ("serve", "--root", LONG),
+        ("serve", "--token-file", LONG),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_name_that_is_too_long_for_the_file_system_is_one_line(
+    arguments: tuple[str, ...],
+) -> None:
+    result = CliRunner().invoke(cli, arguments, prog_name="budgetplan")
+    assert result.exit_code == 4
+    (line,) = result.stderr.splitlines()
+    assert "File name too long" in line
+    assert len(line) <= 320
+
+
 def test_a_file_name_with_a_newline_stays_on_one_line() -> None:
     plan = Path(__file__).parents[3] / "studies" / "input_fuzz" / "plan.json"
     name = Path("a\nplan\x1b[2J.json")

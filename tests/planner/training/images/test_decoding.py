@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
 
@@ -278,6 +279,13 @@ def test_the_smallest_and_the_longest_images(tmp_path, size, crop):
     Image.new("RGB", size, (255, 255, 255)).save(path)
     tensor, _ = one_image(path, crop)[0]
     assert (tensor == 1).all()
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="not a regular file"):
+        open_image(tmp_path / "pipe.png")
 
 
 def test_an_image_without_pixels(tmp_path):
