@@ -8,6 +8,9 @@ import click
 
 from planner.cli.options import positive
 from profiler.errors import InputError
+from profiler.json_records import shortened
+
+LARGEST_TOKEN_BYTES = 4096
 
 
 @click.command()
@@ -68,9 +71,13 @@ def read_token(path: Path) -> str:
         InputError: the file cannot be read, or its token is short.
     """
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{path} is not a regular file; give a file with a token")
+        with path.open("rb") as file:
+            token = file.read(LARGEST_TOKEN_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InputError(f"cannot read {shortened(str(path))}: {reason}") from error
     if len(token) < 16:
         raise InputError(f"{path} must hold a token of at least 16 characters")
     return token

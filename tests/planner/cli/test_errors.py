@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_a_small_number_without_a_unit_is_no_size(number: str) -> None:
 def test_a_large_number_without_a_unit_is_bytes() -> None:
     assert parse_bytes("1048576") == 1 << 20
     assert parse_bytes("8GB") == 8 * 10**9
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("file", ["/dev/zero", "pipe"])
+def test_a_token_is_read_from_a_regular_file(file: str) -> None:
+    os.mkfifo("pipe")
+    arguments = ("serve", "--host", "0.0.0.0", "--token-file", file)
+    result = CliRunner().invoke(cli, arguments, prog_name="budgetplan")
+    assert result.exit_code == 4
+    assert "not a regular file" in result.stderr
 
 
 LONG = "x" * 300
