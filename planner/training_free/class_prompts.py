@@ -75,6 +75,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file cannot be read, or has an empty, overlong or unprintable line.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"class names {path} is not a regular file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:

@@ -122,7 +122,7 @@ class PeftMethod(Method):
             raise InputError(
                 f"the adapter in {directory} does not fit: it lacks {error}"
             ) from error
-        except (SafetensorError, RuntimeError) as error:
+        except (SafetensorError, RuntimeError, AttributeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"the adapter in {directory} does not fit: {reason}") from error
         if outcome.unexpected_keys:
@@ -246,6 +246,8 @@ class AdaLora(Lora):
     def load(self, model: nn.Module, directory: Path) -> None:
         """Load an adapter and reduce the ranks to those of the saved one."""
         path = directory / "adapter_config.json"
+        if not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{path} is missing")
         try:
             pattern = json.loads(path.read_text())["rank_pattern"]
         except (OSError, ValueError, KeyError, TypeError) as error:
