@@ -241,29 +241,27 @@ def cancelled() -> None:
 
 def summary() -> None:
     parts = {name: Rows(FOLDER, name).read() for name in ("stored", "malformed", "cancelled")}
-    (load,) = parts["stored"]
-    (bad,) = parts["malformed"]
-    seconds = load["seconds"]
-    write_summary(
-        FOLDER,
-        [row for rows in parts.values() for row in rows],
-        stored={
+    values: dict[str, Any] = {"stored": None, "malformed": None, "cancelled": None}
+    for load in parts["stored"]:
+        seconds = load["seconds"]
+        values["stored"] = {
             "questions": len(seconds),
             "clients": load["clients"],
             "errors": len(seconds) - load["statuses"].get("200", 0),
             "median_seconds": round(statistics.median(seconds), 4),
             "p95_seconds": round(statistics.quantiles(seconds, n=20)[-1], 4),
             "load_average": round(load["load_average"], 1),
-        },
-        malformed={
-            k: bad[k] for k in ("requests", "statuses", "server_errors", "answers_afterwards")
-        },
-        cancelled={
+        }
+    for bad in parts["malformed"]:
+        keys = ("requests", "statuses", "server_errors", "answers_afterwards")
+        values["malformed"] = {key: bad[key] for key in keys}
+    if parts["cancelled"]:
+        values["cancelled"] = {
             "jobs": len(parts["cancelled"]),
             "processes_left": sum(row["left"] for row in parts["cancelled"]),
             "longest_seconds": round(max(row["seconds"] for row in parts["cancelled"]), 2),
-        },
-    )
+        }
+    write_summary(FOLDER, [row for rows in parts.values() for row in rows], **values)
 
 
 if __name__ == "__main__":
