@@ -20,7 +20,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +40,7 @@ from profiler.json_records import (
     ByteCount,
     Fraction,
     JsonObject,
+    NonNegativeInt,
     check_schema,
     json_object,
     read_record,
@@ -52,11 +53,12 @@ from profiler.workload import Candidate
 
 PLAN_SCHEMA = "budgetplan.plan/1"
 
-PLAN_SCHEMA_MINOR = 7
+PLAN_SCHEMA_MINOR = 8
 """1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``; 3 the
 interval of an accuracy, and ``rehearsal``; 4 origin and interval of seconds and joules; 5
 ``candidate.kind`` (files without it are of kind ``tuned``); 6
-``levers`` of the workload; 7 power limits."""
+``levers`` of the workload; 7 power limits; 8
+``fits``."""
 
 CandidateKind = Literal["tuned", "features", "zero_shot"]
 """A candidate that is fine-tuned, one whose frozen features get a probe, or one that classifies as
@@ -123,6 +125,30 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FitProbability:
+    """The probability that a training fits its budget (`planner.cost.fit_probability`).
+
+    Attributes:
+        probability: least probability, from the errors of predictions that were compared with runs.
+        compared: number of these runs.
+        kind: kind of the predictions: of attention, convolution or scan backbones, in bf16 on GPUs
+            before Ampere, or for a CPU.
+        context_bytes: CUDA context that was assumed to be taken from the budget.
+        notes: sentences on the limits of the evidence.
+    """
+
+    probability: Fraction
+    compared: NonNegativeInt
+    kind: str
+    context_bytes: ByteCount
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A candidate to train, with its prediction and, after a real run, its measurement.
 
@@ -135,6 +161,8 @@ class Plan:
         scores: NetScore and its variants; None when no accuracy is known.
         accuracy: accuracy with its origin.
         budget_bytes: device bytes of the budget that the candidate was chosen under.
+        fits: probability that the training fits the budget; None in plans before minor version 8,
+            and where it is not known.
         recipe: how to train the candidate; None in plans before minor version 2, which train as
             when they were written.
         provenance: versions, time, study, weights, data, and the origin of every number.
@@ -147,6 +175,7 @@ class Plan:
     scores: Scores | None = None
     accuracy: Accuracy
     budget_bytes: BudgetBytes
+    fits: FitProbability | None = None
     recipe: Recipe | None = None
     provenance: JsonObject = field(default_factory=dict)
 
@@ -178,6 +207,7 @@ class Plan:
             "scores": None if self.scores is None else self.scores.to_json(),
             "accuracy": self.accuracy.to_json(),
             "budget_bytes": self.budget_bytes,
+            "fits": None if self.fits is None else self.fits.to_json(),
             "recipe": None if self.recipe is None else self.recipe.to_json(),
             "provenance": dict(self.provenance),
         }
@@ -311,6 +341,7 @@ def with_placement(plan: Plan, prediction: Report, *, budget_bytes: int) -> Plan
         prediction=prediction,
         measurement=None,
         rehearsal=None,
+        fits=None,
         scores=None,
         accuracy=Accuracy(value=None, source="the placement was changed", kind="none"),
         budget_bytes=budget_bytes,

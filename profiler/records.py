@@ -88,6 +88,8 @@ class Memory:
             workspace for convolutions. None on a CPU and where it was not computed.
         comfortable_bytes: device bytes with the workspaces that cuDNN may take for convolutions;
             None where they are not known.
+        run_peak_bytes: device bytes of the whole run: the highest of loading, first steps,
+            evaluation, saving and resuming. None on a CPU and where it was not computed.
         at_peak: live bytes by owner at the moment of the peak.
         max_by_group: highest live bytes of each owner over the step, each at its own moment.
     """
@@ -97,6 +99,7 @@ class Memory:
     device_bytes: ByteCount | None = None
     needed_bytes: ByteCount | None = None
     comfortable_bytes: ByteCount | None = None
+    run_peak_bytes: ByteCount | None = None
     at_peak: OwnerBytes | None = None
     max_by_group: OwnerBytes | None = None
 

@@ -7,7 +7,8 @@ device name. Results are the records of ``profiler.records``, ``planner.plan`` a
 ``planner.recommendation.answer``. Every error is a ``profiler.errors.BudgetplanError`` with a
 one-line message. This package imports torch, timm and Optuna only when a function is called.
 
-    workload_functions    predict, measure, profile_units, check_fits, draw_timeline
+    workload_functions    predict, measure, profile_units, check_fits, fit_probability,
+                          draw_timeline
     recommend_function    recommend
     plan_functions        load_plan, validate, train, apply_plan, load_trained
     rehearse_function     rehearse
@@ -56,6 +57,7 @@ from planner.api.workload_functions import (
     UnitProfile,
     check_fits,
     draw_timeline,
+    fit_probability,
     measure,
     predict,
     profile_units,
@@ -76,6 +78,7 @@ __all__ = [
     "explain",
     "export_plan",
     "features",
+    "fit_probability",
     "is_without_tuning",
     "load_backbone",
     "load_frozen_plan",

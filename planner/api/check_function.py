@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.api.plan_functions import load_plan
+from planner.api.plan_functions import load_plan, planned_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from planner.plan import Plan
+    from planner.plan import FitProbability, Plan
+    from profiler.devices.table import DeviceSpec
     from profiler.errors import InfeasibleError
 
 CHECK_SCHEMA = "budgetplan.check/1"
@@ -25,6 +26,7 @@ class PlanCheck:
         budget_bytes: device bytes of the plan's budget.
         planned_bytes: device bytes that the plan predicts.
         needed_bytes: device bytes that are predicted now.
+        fits: probability that the training fits the budget; None if it is not known.
         changed_versions: package to its version in the plan and the installed one, where the two
             differ.
     """
@@ -32,6 +34,7 @@ class PlanCheck:
     budget_bytes: int
     planned_bytes: int
     needed_bytes: int
+    fits: FitProbability | None
     changed_versions: Mapping[str, tuple[str, str]]
 
     @property
@@ -53,34 +56,38 @@ class PlanCheck:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return {"schema": CHECK_SCHEMA, "holds": self.holds, **asdict(self)}
+        fits = None if self.fits is None else self.fits.to_json()
+        return {"schema": CHECK_SCHEMA, "holds": self.holds, **asdict(self), "fits": fits}
 
 
-def check(plan: Plan | str | Path) -> PlanCheck:
+def check(plan: Plan | str | Path, *, device: str | DeviceSpec = "auto") -> PlanCheck:
     """Replay a plan under the installed versions and compare it with its budget.
 
     Args:
         plan: plan, or the path of a plan file.
+        device: device to predict for; ``auto`` for the plan's.
 
     Raises:
         InputError: the plan cannot be read, or does not fit the installed model.
-        UnknownNameError: the device table lacks the plan's device.
+        UnknownNameError: the device table lacks the device.
     """
     from planner.cost.budget import needed_bytes
+    from planner.cost.fit_probability import fit_of
     from planner.plan import versions
     from planner.training.plan_check import check_against_model
-    from profiler.devices.table import device_spec
     from profiler.prediction.report import predict
 
     content = load_plan(plan) if isinstance(plan, str | Path) else plan
-    device = device_spec(content.prediction.device.name)
+    spec = planned_spec(content, device)
     check_against_model(content)
     made_with = content.provenance.get("versions")
     before = dict(made_with) if isinstance(made_with, dict) else {}
+    report = predict(content.candidate, device=spec)
     return PlanCheck(
         budget_bytes=content.budget_bytes,
         planned_bytes=needed_bytes(content.prediction),
-        needed_bytes=needed_bytes(predict(content.candidate, device=device)),
+        needed_bytes=needed_bytes(report),
+        fits=fit_of(report, content.budget_bytes),
         changed_versions={
             name: (str(before[name]), installed)
             for name, installed in versions().items()

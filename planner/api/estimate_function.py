@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.api.arguments import device_name
+from planner.api.workload_functions import save_replay
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +24,8 @@ def estimate(
     loss: Loss | None = None,
     device: str | DeviceSpec = "auto",
     precision: str = "fp32",
+    snapshot: str | Path | None = None,
+    perfetto: str | Path | None = None,
 ) -> ModuleEstimate:
     """Predict the memory that a training step of any module needs. Nothing is run or changed.
 
@@ -39,18 +43,23 @@ def estimate(
         device: ``auto`` (this machine's GPU, else the RTX 2060 SUPER), ``cpu``, or a device of the
             table.
         precision: ``fp32``, or autocast to ``bf16`` or ``fp16`` (with a gradient scaler).
+        snapshot: file for a memory snapshot of the replay that PyTorch's memory_viz opens.
+        perfetto: file for a JSON trace of the replay that Perfetto opens.
 
     Raises:
         UnknownNameError: no such device.
         UsageError: an argument out of its domain, or a step that fails or depends on the values of
             tensors.
+        InputError: a file cannot be written.
     """
     from planner.target_device import find_target
-    from profiler.prediction.module_estimate import estimate_module
-    from profiler.replay.module_replay import ModuleStep
+    from profiler.prediction.module_estimate import estimate_of
+    from profiler.replay.module_replay import ModuleStep, replay_module
 
     target = find_target(device_name(device))
     step = ModuleStep(
         module=module, batch=batch, loss=loss, optimizer=optimizer, precision=precision
     )
-    return estimate_module(step, device=target.spec)
+    log = replay_module(step, device=target.spec)
+    save_replay(log, target.spec, snapshot=snapshot, perfetto=perfetto)
+    return estimate_of(step, log, device=target.spec)

@@ -265,6 +265,18 @@ def plan_of(plan: Plan | str | Path) -> Plan:
     return load_plan(plan) if isinstance(plan, str | Path) else plan
 
 
+def planned_spec(plan: Plan, device: str | DeviceSpec) -> DeviceSpec:
+    """Return the device that a plan is predicted for; ``auto`` means that of the plan.
+
+    Raises:
+        UnknownNameError: the device table lacks it.
+    """
+    from profiler.devices.table import device_spec
+
+    name = device_name(device)
+    return device_spec(plan.prediction.device.name if name == "auto" else name)
+
+
 def _planned_device(plan: Plan) -> str:
     """Return the plan's GPU if it is in this machine, else ``cpu``."""
     from planner.target_device import find_target

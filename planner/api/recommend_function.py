@@ -48,6 +48,7 @@ def recommend(
     max_kwh: float | None = None,
     training_free: bool | None = None,
     allow_training_free: bool = False,
+    risk: float = 0.01,
     price_per_kwh: float | None = None,
     grams_per_kwh: float | None = None,
     probe_minutes: float | None = None,
@@ -93,6 +94,7 @@ def recommend(
             replayed within seconds or known already.
         allow_training_free: let one of them be the recommended plan file, if it is published to be
             more accurate than the best tuned plan is expected to be.
+        risk: largest accepted probability that a plan needs more than the budget.
         price_per_kwh: price of a kWh; the totals then have the price of each training.
         grams_per_kwh: grams of CO2 for a kWh; the totals then have the emissions.
         probe_minutes: minutes of short trainings of the candidates on the images, which decide
@@ -158,6 +160,7 @@ def recommend(
         ),
         training_free=training_free,
         allow_training_free=allow_training_free,
+        risk=risk,
         energy_rates=EnergyRates(price_per_kwh=price_per_kwh, grams_per_kwh=grams_per_kwh),
         probe_minutes=probe_minutes,
         find_lr=find_lr,

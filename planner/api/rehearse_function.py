@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner.api.arguments import device_name, no_progress
-from planner.api.plan_functions import load_plan
+from planner.api.arguments import no_progress
+from planner.api.plan_functions import load_plan, planned_spec
 from profiler.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -50,12 +50,10 @@ def rehearse(
     from planner.plan import check_replaceable, write_plan
     from planner.training.rehearsal import REHEARSAL_STEPS
     from planner.training.rehearsal import rehearse as run
-    from profiler.devices.table import device_spec
     from profiler.running.emulated.libraries import why_not_emulated
 
     content = load_plan(plan) if isinstance(plan, str | Path) else plan
-    name = device_name(device)
-    spec = device_spec(content.prediction.device.name if name == "auto" else name)
+    spec = planned_spec(content, device)
     if not spec.is_cuda:
         raise UsageError(
             f"a rehearsal emulates a GPU, and {spec.name} is none; name a GPU by --device"

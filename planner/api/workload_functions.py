@@ -21,6 +21,7 @@ from profiler.units import format_bytes
 
 if TYPE_CHECKING:
     from planner.placement.placement_table import PlacementRow
+    from planner.plan import FitProbability
     from planner.recommendation.request import Notify
     from profiler.devices.table import DeviceSpec
     from profiler.records import Report
@@ -37,6 +38,8 @@ def predict(
     rung: Literal["composed", "replayed"] = "replayed",
     published_flops: bool = False,
     power_limit: float | None = None,
+    snapshot: str | Path | None = None,
+    perfetto: str | Path | None = None,
     on_progress: Notify | None = None,
     **workload: Unpack[WorkloadOptions],
 ) -> Report:
@@ -53,6 +56,8 @@ def predict(
         published_flops: count FLOPs as arXiv 2507.23536 did, with groups left out of weight
             gradients.
         power_limit: power limit of the GPU in watts; None for the board's own.
+        snapshot: file for a memory snapshot of the replay that PyTorch's memory_viz opens.
+        perfetto: file for a JSON trace of the replay that Perfetto opens.
         on_progress: called with (stage, description, fraction of the stage done).
         **workload: see `WorkloadOptions`.
 
@@ -60,12 +65,15 @@ def predict(
         UnknownNameError: no such model, method, policy or device.
         UsageError: an argument out of its domain, or a method that refuses the backbone.
         InfeasibleError: an exact policy, and no placement fits the budget.
+        InputError: a file cannot be written.
     """
     from planner.target_device import find_target
 
     check_names(models=[model], methods=[method], device=device_name(device))
     if rung == "composed" and published_flops:
         raise UsageError("FLOPs as published are counted by a replay; use the rung 'replayed'")
+    if rung == "composed" and (snapshot or perfetto):
+        raise UsageError("a snapshot is one of a replay; use the rung 'replayed'")
     notify = on_progress or no_progress
     target = find_target(device_name(device))
     if power_limit is not None:
@@ -81,17 +89,30 @@ def predict(
         cost = default_cost_model(target.spec, power_limit_watts=power_limit)
         report = cost.predict(candidate)
     else:
-        from profiler.devices.table import device_spec
-        from profiler.prediction.report import predict as replay
+        from profiler.prediction.report import report_of
+        from profiler.replay.step_replay import ReplayOptions, replay_step
 
-        device = device_spec(target.label.name)
-        report = replay(
-            candidate,
-            device=device,
-            published_flops=published_flops,
-            power_limit_watts=power_limit,
-        )
+        options = ReplayOptions(published_flops=published_flops)
+        log = replay_step(candidate, device=target.spec, options=options)
+        report = report_of(candidate, log, device=target.spec, power_limit_watts=power_limit)
+        save_replay(log, target.spec, snapshot=snapshot, perfetto=perfetto)
     return replace(report, device=target.label)
+
+
+def save_replay(
+    log: EventLog,
+    device: DeviceSpec,
+    *,
+    snapshot: str | Path | None,
+    perfetto: str | Path | None,
+) -> None:
+    """Write a replayed step to files for other viewers; None for no file."""
+    from profiler.prediction.memory_snapshot import save_perfetto, save_snapshot
+
+    if snapshot is not None:
+        save_snapshot(log, device, Path(snapshot))
+    if perfetto is not None:
+        save_perfetto(log, Path(perfetto))
 
 
 def measure(
@@ -245,6 +266,18 @@ def draw_timeline(profile: UnitProfile, path: Path) -> None:
         f" checkpointing {candidate.policy.display_name}, {spec.name}"
     )
     save_timeline(log, path, title=title, caption=caption)
+
+
+def fit_probability(report: Report, vram: int | str) -> FitProbability | None:
+    """Return the probability that a predicted training fits a budget; None if it is not known.
+
+    Args:
+        report: prediction.
+        vram: budget in bytes or as text, the CUDA context included.
+    """
+    from planner.cost.fit_probability import fit_of
+
+    return fit_of(report, parse_size(vram))
 
 
 def check_fits(report: Report, vram: int | str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from planner.plan import Accuracy, Plan
+from planner.plan import Accuracy, FitProbability, Plan
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.netscore import Scores
 from profiler.placement import Decision, Placement
@@ -44,6 +45,14 @@ def optimizer_of(candidate: Candidate) -> str:
 def levers_of(candidate: Candidate) -> list[str]:
     """Return the levers beside a fused optimizer, in words."""
     return [_LEVER_WORDS[name] for name in candidate.workload.levers if name in _LEVER_WORDS]
+
+
+def probability_text(fits: FitProbability | None) -> str:
+    """Return a probability of fitting, rounded down; an empty text if it is not known."""
+    if fits is None:
+        return ""
+    percent = 100 * fits.probability
+    return "P > 99 %" if percent >= 99 else f"P {math.floor(percent)} %"
 
 
 def placement_of(candidate: Candidate, units: int | None = None) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from planner import api
-from planner.cli.options import json_option
+from planner.cli.cell_text import probability_text
+from planner.cli.options import json_option, planned_device_option
 from planner.cli.output import print_json
 from planner.cli.plan_commands import plan_argument
 from profiler.units import format_bytes
@@ -15,13 +16,14 @@ from profiler.units import format_bytes
 
 @click.command()
 @plan_argument
+@planned_device_option
 @json_option
-def check(*, plan: Path, as_json: bool) -> None:
+def check(*, plan: Path, device: str, as_json: bool) -> None:
     """Replay a plan under the installed versions and compare it with its budget.
 
     Exit codes: 0 the plan holds, 3 it no longer fits, 4 it cannot be read or its model has changed.
     """
-    found = api.check(plan)
+    found = api.check(plan, device=device)
     error = found.excess()
     if as_json:
         print_json(found.to_json() | ({} if error is None else {"error": error.to_json()}))
@@ -33,6 +35,7 @@ def check(*, plan: Path, as_json: bool) -> None:
         for name, (before, now) in found.changed_versions.items():
             click.echo(f"note: made with {name} {before}, installed is {now}")
         if error is None:
-            click.echo("the plan holds")
+            known = probability_text(found.fits)
+            click.echo("the plan holds" + (f" ({known})" if known else ""))
     if error is not None:
         raise error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner import api
-from planner.cli.options import json_option, progress_option
+from planner.cli.options import json_option, planned_device_option, progress_option
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
 
@@ -28,16 +28,17 @@ SMALLEST_SHARE = 0.005
 
 @click.command()
 @click.argument("plan", type=click.Path(path_type=Path))
+@planned_device_option
 @progress_option
 @json_option
-def explain(plan: Path, *, progress: ProgressKind | None, as_json: bool) -> None:
+def explain(*, plan: Path, device: str, progress: ProgressKind | None, as_json: bool) -> None:
     """Explain a plan: where its memory goes, and what each choice saves and costs.
 
     The choices are compared with full fine-tuning in fp32 with the whole batch at once; each row
     is a replayed training step.
     """
     with progress_bar(progress, as_json=as_json) as notify:
-        found = api.explain(plan, on_progress=notify)
+        found = api.explain(plan, device=device, on_progress=notify)
     if as_json:
         print_json(found.to_json())
     else:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from planner.cli.cell_text import batch_of, levers_of, method_of, optimizer_of
+from planner.cli.cell_text import batch_of, levers_of, method_of, optimizer_of, probability_text
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recommendation.answer import Alternative, Recommendation
@@ -149,8 +149,9 @@ def _facts(answer: Recommendation) -> Iterator[tuple[str, str, int]]:
     counts = plan.prediction.parameters
     share = f"{format_count(counts.trainable)} of {format_count(counts.total)} parameters"
     yield "trains", share, 1
-    if plan.measurement is not None:
-        yield "checked", _real_run(answer), 1
+    checks = "; ".join([*_rehearsal(plan), *_real_run(answer)])
+    if checks:
+        yield "checked", checks, 2
     yield "why", answer.why or answer.reason, WHY_LINES
 
 
@@ -158,7 +159,8 @@ def _memory(plan: Plan) -> str:
     need, budget = needed_bytes(plan.prediction), plan.budget_bytes
     unit = unit_as_asked(budget)
     used, limit = format_bytes_in(need, unit), format_bytes_in(budget, unit)
-    return f"{used} of {limit}  {usage_bar(need / budget)}  fits ({plan.prediction.rung})"
+    how = probability_text(plan.fits) or plan.prediction.rung
+    return f"{used} of {limit}  {usage_bar(need / budget)}  fits ({how})"
 
 
 def usage_bar(share: float, cells: int = USAGE_CELLS) -> str:
@@ -205,18 +207,27 @@ def watt_hours(joules: float) -> str:
     return f"{hours:.2g} Wh" if hours < 100 else f"{hours:.0f} Wh"
 
 
-def _real_run(answer: Recommendation) -> str:
-    """Return the memory that the real run showed, and the error of its own prediction."""
+def _rehearsal(plan: Plan) -> Iterator[str]:
+    """Yield the memory of the whole run on an emulated GPU, if it was rehearsed."""
+    if plan.rehearsal is not None:
+        whole = plan.rehearsal.memory.run_peak_bytes or needed_bytes(plan.rehearsal)
+        size = format_bytes_in(whole, unit_as_asked(plan.budget_bytes))
+        yield f"whole run on an emulated GPU: {size}"
+
+
+def _real_run(answer: Recommendation) -> Iterator[str]:
+    """Yield the memory that the real run showed, and the error of its own prediction."""
     entry = answer.front[answer.recommended]
     run = entry.plan.measurement
-    assert run is not None
+    if run is None:
+        return
     unit = unit_as_asked(entry.plan.budget_bytes)
     measured = needed_bytes(run)
     expected = entry.host_prediction or entry.plan.prediction
     error = 100 * (needed_bytes(expected) / measured - 1) if measured else 0.0
     steps = "" if entry.validation is None else f"{len(entry.validation.losses)} steps "
     where = "on this CPU" if entry.host_prediction is not None else f"on {run.device.name}"
-    return (
+    yield (
         f"{steps}really run {where}: {format_bytes_in(measured, unit)}, prediction {error:+z.1f} %"
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from planner import api
-from planner.cli.options import SIZES, device_option, json_option, size_option
+from planner.cli.options import SIZES, device_option, json_option, replay_file_options, size_option
 from planner.cli.output import print_json
 from profiler.errors import InfeasibleError, UsageError
 from profiler.units import DeviceBytes, format_bytes
@@ -56,6 +57,7 @@ class PredictCommand(click.Command):
 )
 @size_option("--vram", text="Budget of device memory, the CUDA context included.")
 @device_option
+@replay_file_options
 @json_option
 def predict_module(
     *,
@@ -64,13 +66,15 @@ def predict_module(
     optimizer: str | None,
     vram: int | None,
     device: str,
+    snapshot: Path | None,
+    perfetto: Path | None,
     as_json: bool,
 ) -> None:
     """Predict the memory of a training step of a module of your own; nothing is run."""
     arguments = made_by_factory(module)
     given = {"precision": precision, "optimizer": optimizer}
     arguments |= {name: value for name, value in given.items() if value is not None}
-    found = api.estimate(**arguments, device=device)
+    found = api.estimate(**arguments, device=device, snapshot=snapshot, perfetto=perfetto)
     error = None
     if vram is not None and not found.fits(vram):
         error = InfeasibleError(

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     _IntType = click.ParamType[int]
     _TextType = click.ParamType[str]
     _NamesType = click.ParamType[tuple[str, ...]]
+    _FloatType = click.ParamType[float]
 else:  # generic in the newest click only
-    _IntType = _TextType = _NamesType = click.ParamType
+    _IntType = _TextType = _NamesType = _FloatType = click.ParamType
 
 
 class Size(_IntType):
@@ -59,6 +60,24 @@ class Names(_NamesType):
         if isinstance(value, tuple):
             return value
         return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+class Percent(_FloatType):
+    """A share such as ``1%`` or ``0.01``, as a fraction."""
+
+    name = "PERCENT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the fraction."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{value!r} is no share; write it as 1% or 0.01", param, ctx)
 
 
 class Checkpoint(_TextType):
@@ -140,17 +159,19 @@ def _device_or_own(ctx: click.Context, _: click.Parameter, name: str) -> str:
     return str(own)
 
 
+own_device_option = click.option(
+    "--device-spec",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_adopt_own_device,
+    help="File of a GPU that the table lacks; `budgetplan devices NAME --json` prints rows to "
+    "start from.",
+)
+
+
 def device_option(command: Command) -> Command:
     """Add the options that name a device: ``--device`` and ``--device-spec``."""
-    own = click.option(
-        "--device-spec",
-        type=click.Path(path_type=Path, dir_okay=False),
-        is_eager=True,
-        expose_value=False,
-        callback=_adopt_own_device,
-        help="File of a GPU that the table lacks; `budgetplan devices NAME --json` prints rows to "
-        "start from.",
-    )
     named = click.option(
         "--device",
         default="auto",
@@ -159,7 +180,33 @@ def device_option(command: Command) -> Command:
         help="Device to plan for or to run on: auto (this machine's GPU, else the RTX 2060 SUPER), "
         "cpu, or a name of `budgetplan devices`.",
     )
-    return named(own(command))
+    return named(own_device_option(command))
+
+
+def planned_device_option(command: Command) -> Command:
+    """Add the same options to a command whose default is the device of a plan file."""
+    named = click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        callback=_device_or_own,
+        help="Device to predict for, a name of `budgetplan devices`; auto takes the plan's.",
+    )
+    return named(own_device_option(command))
+
+
+def replay_file_options(command: Command) -> Command:
+    """Add the options that write a replay to files for other viewers."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    snapshot = click.option(
+        "--snapshot",
+        type=file,
+        help="Write the replay as a memory snapshot that PyTorch's memory_viz opens.",
+    )
+    perfetto = click.option(
+        "--perfetto", type=file, help="Write the replay as a JSON trace that Perfetto opens."
+    )
+    return snapshot(perfetto(command))
 
 
 storage_option = click.option(

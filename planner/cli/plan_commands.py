@@ -15,6 +15,7 @@ from planner.cli.options import (
     Checkpoint,
     device_option,
     json_option,
+    own_device_option,
     positive,
     pretrained_option,
     progress_option,
@@ -141,6 +142,7 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
     show_default=True,
     help="Device of the training; auto takes a GPU if there is one.",
 )
+@own_device_option
 @click.option(
     "--recipe",
     type=click.Choice(["plan", "default", "paper"]),

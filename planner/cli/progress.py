@@ -32,7 +32,14 @@ SECONDS_BETWEEN_LINES = 20
 EARLIEST_ESTIMATE = 0.02
 """Share of a command after which the remaining time is estimated."""
 
-RECOMMEND_STAGES = {"start": 1, "profile": 4, "search": 3, "replay": 2, "validate": 6}
+RECOMMEND_STAGES = {
+    "start": 1,
+    "profile": 4,
+    "search": 3,
+    "replay": 2,
+    "rehearse": 4,
+    "validate": 6,
+}
 """Stages of ``recommend`` with their shares of its time, in the order in which they run."""
 
 PROBE_SHARE = 12
@@ -44,6 +51,8 @@ def recommend_stages(
 ) -> dict[str, float]:
     """Return the stages of a ``recommend`` with their shares of its time."""
     stages: dict[str, float] = {k: v for k, v in RECOMMEND_STAGES.items() if k != "validate"}
+    if not validates:
+        del stages["rehearse"]
     if probes:
         stages["probe"] = PROBE_SHARE
     if validates:

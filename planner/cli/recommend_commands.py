@@ -13,6 +13,7 @@ from planner.cli.options import (
     SIZES,
     Checkpoints,
     Names,
+    Percent,
     device_option,
     image_size_option,
     json_option,
@@ -166,6 +167,13 @@ from planner.training.images.registry import DATA_NAMES
     "tuned plan is expected to be.",
 )
 @click.option(
+    "--risk",
+    type=Percent(),
+    default="1%",
+    show_default=True,
+    help="Largest accepted probability that a plan needs more than the budget, such as 1%.",
+)
+@click.option(
     "--price-per-kwh",
     type=click.FloatRange(min=0),
     help="Price of a kWh, for the price of each training.",
@@ -227,6 +235,7 @@ def recommend(
     max_kwh: float | None,
     training_free: bool | None,
     allow_training_free: bool,
+    risk: float,
     price_per_kwh: float | None,
     grams_per_kwh: float | None,
     power_limit: float | None,
@@ -272,6 +281,7 @@ def recommend(
             max_kwh=max_kwh,
             training_free=training_free,
             allow_training_free=allow_training_free,
+            risk=risk,
             price_per_kwh=price_per_kwh,
             grams_per_kwh=grams_per_kwh,
             power_limit=power_limit,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from planner import api
-from planner.cli.options import json_option, positive, progress_option
+from planner.cli.options import json_option, planned_device_option, positive, progress_option
 from planner.cli.output import print_json
 from planner.cli.plan_commands import plan_argument
 from planner.cli.progress import ProgressKind, progress_bar
@@ -16,12 +16,7 @@ from profiler.units import format_bytes
 
 @click.command()
 @plan_argument
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="GPU to emulate, a name of `budgetplan devices`; auto takes the plan's.",
-)
+@planned_device_option
 @click.option("--steps", type=positive, help="Optimizer steps of the run. [default: a few]")
 @click.option(
     "--out",

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from planner.cli.cell_text import candidate_facts, decision_of, method_of
+from planner.cli.cell_text import candidate_facts, decision_of, method_of, probability_text
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import fit_of
 from planner.placement.placement_table import PlacementRow
 from profiler.placement import Placement
 from profiler.records import OWNERS, Report, Rung, UnitReport
@@ -74,7 +75,9 @@ def _against(report: Report, budget_bytes: int | None) -> str:
         return ""
     need = needed_bytes(report)
     verb = "fits" if need <= budget_bytes else "does not fit"
-    return f", {verb} a budget of {format_bytes(budget_bytes)}"
+    known = probability_text(fit_of(report, budget_bytes))
+    how = f" ({known})" if known else ""
+    return f", {verb} a budget of {format_bytes(budget_bytes)}{how}"
 
 
 def owner_columns(report: Report) -> list[Column]:

@@ -10,7 +10,13 @@ import click
 
 from planner import api
 from planner.cli.module_command import MODULE_HELP, PredictCommand
-from planner.cli.options import SIZES, positive, power_limit_option, workload_options
+from planner.cli.options import (
+    SIZES,
+    positive,
+    power_limit_option,
+    replay_file_options,
+    workload_options,
+)
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
 from profiler.errors import InfeasibleError
@@ -42,6 +48,7 @@ flops_option = click.option(
 )
 @flops_option
 @power_limit_option
+@replay_file_options
 def predict(
     *,
     as_json: bool,
@@ -53,6 +60,8 @@ def predict(
     device: str,
     rung: Literal["composed", "replayed"],
     power_limit: float | None,
+    snapshot: Path | None,
+    perfetto: Path | None,
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
     """Predict memory, time and energy of a training step; nothing is run.
@@ -68,6 +77,8 @@ def predict(
             rung=rung,
             published_flops=flops == "as-published",
             power_limit=power_limit,
+            snapshot=snapshot,
+            perfetto=perfetto,
             on_progress=notify,
             **workload,
         )
@@ -75,7 +86,9 @@ def predict(
         _show(report, as_json=False, budget_bytes=vram)
     error = None if vram is None else _excess(report, vram)
     if as_json:
-        print_json(report.to_json() | ({} if error is None else {"error": error.to_json()}))
+        fits = None if vram is None else api.fit_probability(report, vram)
+        known = {} if fits is None else {"fits": fits.to_json()}
+        print_json(report.to_json() | known | ({} if error is None else {"error": error.to_json()}))
     if error is not None:
         raise error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from planner.cost.fit_probability import fit_of
 from planner.plan import Accuracy, Plan, plan_file_name
 from planner.recommendation.after_probe import carried_accuracy
 from planner.recommendation.answer import FrontEntry
@@ -54,6 +55,8 @@ def build_entry(
         scores=plan_scores(accuracy, checked.prediction, validation),
         accuracy=accuracy,
         budget_bytes=request.budget_bytes,
+        rehearsal=checked.rehearsal,
+        fits=fit_of(checked.prediction, request.budget_bytes),
         recipe=final_recipe(request, probe, workload),
         provenance=plan_provenance(request, found, checked, expected),
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from planner.cost.fit_probability import DEFAULT_RISK, check_risk
 from planner.recommendation.data_facts import data_facts
 from planner.recommendation.image_size import default_image_size, image_size_notes
 from planner.recommendation.lever_choice import parse_levers
@@ -75,6 +76,7 @@ def build_request(
     energy_rates: EnergyRates | None = None,
     training_free: bool | None = None,
     allow_training_free: bool = False,
+    risk: float = DEFAULT_RISK,
     probe_minutes: float | None = None,
     find_lr: bool | None = None,
     power_limit: float | None = None,
@@ -92,6 +94,7 @@ def build_request(
             "--allow-training-free needs the models that --no-training-free leaves out"
         )
     chosen_levers = parse_levers(levers)
+    check_risk(risk)
     if probe_minutes is not None and not 0 < probe_minutes < math.inf:
         raise UsageError(f"probe_minutes must be positive, got {probe_minutes!r}")
     runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
@@ -154,6 +157,7 @@ def build_request(
         energy_rates=energy_rates or EnergyRates(),
         training_free=training_free,
         allow_training_free=allow_training_free,
+        risk=risk,
         find_lr=find_lr,
         power_limit_watts=power_limit,
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,

@@ -22,6 +22,7 @@ class CheckedCandidate:
         result: the candidate's trial in the search.
         prediction: replay for the planned device.
         effects: predicted effects of its levers.
+        rehearsal: the run on an emulated GPU; None if there was none.
         validation: the real run; None if there was none.
         host_prediction: replay for the CPU, if the real run was on a CPU in place of the GPU.
         worker: worker of another process that ran it, as text; empty without one.
@@ -30,6 +31,7 @@ class CheckedCandidate:
     result: TrialResult
     prediction: Report
     effects: tuple[LeverEffect, ...] = ()
+    rehearsal: Report | None = None
     validation: Validation | None = None
     host_prediction: Report | None = None
     worker: str = ""
@@ -47,7 +49,9 @@ class CheckOutcome:
     Attributes:
         passed: candidates that passed.
         dropped: one sentence per candidate that did not.
+        notes: sentences on the stage for the reader of the answer.
     """
 
     passed: tuple[CheckedCandidate, ...]
     dropped: tuple[str, ...]
+    notes: tuple[str, ...] = ()

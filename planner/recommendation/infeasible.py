@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.cost.budget import needed_bytes, round_up_to_printed
+from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import FitRule
 from planner.cost.place_within_budget import place_within_budget
 from planner.placement.policies import OPTIMAL, parse_policy
 from planner.recommendation.request import Request
@@ -54,13 +55,13 @@ def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> Infe
         raise UsageError(f"no candidate runs on {request.space.base.model}: {reason}")
     composed = sorted(candidates, key=lambda c: cost.estimate(c).device_bytes)
     smallest_bytes, report = min(
-        (_smallest_budget(c, cost) for c in composed[:REPLAYED_CANDIDATES]),
+        (_smallest_budget(c, cost, request.risk) for c in composed[:REPLAYED_CANDIDATES]),
         key=lambda pair: pair[0],
     )
     return InfeasibleError(
         budget_bytes=request.budget_bytes,
         smallest_bytes=smallest_bytes,
-        advice=_advice(report, request.budget_bytes, request.space, cost),
+        advice=_advice(report, request.limit_bytes, request.space, cost),
     )
 
 
@@ -95,14 +96,15 @@ def _smallest_placements(
                 yield cost.place(load, policy, DeviceBytes(error.smallest_bytes))
 
 
-def _smallest_budget(candidate: Candidate, cost: CostModel) -> tuple[int, Report]:
-    """Return the smallest budget of a candidate in bytes, and its replay."""
+def _smallest_budget(candidate: Candidate, cost: CostModel, risk: float) -> tuple[int, Report]:
+    """Return the smallest budget of a candidate in bytes at a risk, and its replay."""
     from profiler.prediction.report import predict
 
     report = predict(candidate, device=cost.device)
     # The search drops a candidate by its composed bytes, so the budget must hold those as well.
     need = max(needed_bytes(report), cost.estimate(candidate).device_bytes)
-    return round_up_to_printed(need), report
+    rule = FitRule.of(candidate.workload, cost.device)
+    return rule.smallest_budget(need, risk=risk), report
 
 
 def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostModel) -> str:

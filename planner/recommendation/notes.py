@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import fit_of
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import LONG_RUN_STEPS
@@ -48,7 +49,20 @@ def answer_notes(
         *request.weight_notes,
         *_run_notes(request, ran),
         *dict.fromkeys(predicted),
+        *_fit_notes(request, candidates),
     )
+
+
+def _fit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iterator[str]:
+    """Yield the evidence for the probabilities of fitting, and its limits."""
+    found = [fit_of(c.prediction, request.budget_bytes) for c in candidates]
+    known = [fit for fit in found if fit is not None]
+    for kind, compared in dict.fromkeys((fit.kind, fit.compared) for fit in known):
+        yield (
+            f"P(fits) comes from {compared} steps ({kind}) whose predicted memory was compared "
+            "with that of a run"
+        )
+    yield from dict.fromkeys(note for fit in known for note in fit.notes)
 
 
 def _imbalance_notes(request: Request) -> Iterator[str]:

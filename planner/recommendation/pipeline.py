@@ -1,6 +1,7 @@
 """The whole flow from a request (model, data, device, budget) to an answer.
 
-    recommend   profile -> search -> rows -> replay -> probe -> validate -> choose -> plan files
+    recommend   profile -> search -> rows -> replay -> probe -> rehearse -> validate -> choose
+                -> plan files
 
 Each stage checks the one before it. The search composes estimates, the replay checks the named rows
 that are selected from them, and a real run checks the best replayed ones. A candidate that exceeds
@@ -8,6 +9,7 @@ the budget in a later stage is dropped, and the answer lists it.
 
     request.py        the request
     replay_front.py   the replay stage
+    rehearse_front.py the rehearsal stage: PyTorch's CUDA code on an emulated GPU
     probe_front.py    the probe stage: short trainings on the user's images, if requested
     real_runs.py      the validation stage
     ranking.py        the rules that rank candidates within the budget
@@ -53,6 +55,7 @@ from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe
 from planner.recommendation.ranking import Question, equal_methods
 from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
+from planner.recommendation.rehearse_front import rehearse_front
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
 from planner.recommendation.smaller_images import with_smaller_images
@@ -101,7 +104,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     )
     prefetch(cost, request.space.workloads(), on_progress=lambda t, f: notify("profile", t, f))
     found = _search(request, cost, notify)
-    affordable = within_cost_limits(request, found.fitting(request.budget_bytes))
+    affordable = within_cost_limits(request, found.fitting(request.limit_bytes))
     replayed = replay_front(
         request, affordable, cost, notify, every_method=request.probe_seconds is not None
     )
@@ -109,7 +112,8 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         raise nothing_fits(request, found, cost)
     probe = probe_front(request, replayed.passed, storage, notify)
     replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
-    ran = _run_best(request, replayed.passed, probe, storage, notify)
+    rehearsed = rehearse_front(request, replayed.passed, notify)
+    ran = _run_best(request, rehearsed.passed, probe, storage, notify)
     built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
     accurate = accurate_enough(request, built)
     entries, question = accurate.passed, Question.of(request)
@@ -120,7 +124,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
     )
     smaller = filter(None, [with_smaller_images(entries[choice.index], device=cost.device)])
-    baselines = paper_baselines(request.space, cost, request.budget_bytes)
+    baselines = paper_baselines(request.space, cost, request.limit_bytes)
     training_free = list_training_free(request, notify)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
     answer = Recommendation(
@@ -142,11 +146,12 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
             *smaller,
         ),
         baselines=baselines,
-        dropped=(*replayed.dropped, *ran.dropped, *accurate.dropped),
+        dropped=(*replayed.dropped, *rehearsed.dropped, *ran.dropped, *accurate.dropped),
         notes=(
             *(() if probe is None else probe.notes),
             *accurate.notes,
             *rate_notes,
+            *rehearsed.notes,
             *answer_notes(request, found, ran.passed),
             *training_free_notes(request, training_free, entries[choice.index]),
         ),
@@ -188,7 +193,7 @@ def search_problem(request: Request) -> SearchProblem:
     return SearchProblem(
         space=request.space,
         device=device_spec(request.device.name),
-        budget_bytes=request.budget_bytes,
+        budget_bytes=request.limit_bytes,
         data=request.run.data,
         train_images=request.balanced_images,
         # The plan will fine-tune pretrained weights, even if they cannot be loaded here and now.
@@ -198,7 +203,7 @@ def search_problem(request: Request) -> SearchProblem:
 
 def _kept_rows(request: Request, results: Sequence[TrialResult]) -> list[TrialResult]:
     """Return the rows of an answer, and the paper's default even if it does not fit."""
-    fitting = [row for row in results if row.device_bytes <= request.budget_bytes]
+    fitting = [row for row in results if row.device_bytes <= request.limit_bytes]
     rows = answer_rows(fitting, Question.of(request)) if fitting else []
     return [*rows, *(row for row in results if is_paper_default(row))]
 

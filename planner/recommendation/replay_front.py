@@ -84,8 +84,13 @@ def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome |
     if isinstance(replayed, str):
         return replayed
     need_bytes = needed_bytes(replayed.report)
-    if need_bytes <= request.budget_bytes:
+    if need_bytes <= request.limit_bytes:
         return exceeded_limit(request, replayed.report)
+    if need_bytes <= request.budget_bytes:
+        return (
+            f"the replay needs {format_bytes(need_bytes)}, and at a risk of {request.risk:.2g} at "
+            f"most {format_bytes(request.limit_bytes)} are planned"
+        )
     return (
         f"the search composed {format_bytes(row.device_bytes)}, but the replay needs "
         f"{format_bytes(need_bytes)}"
@@ -139,14 +144,14 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
             load,
             OPTIMAL,
             cost,
-            budget_bytes=request.budget_bytes,
+            budget_bytes=request.limit_bytes,
             options=cost.profiles.unit_options(load),
         )
     outcome = with_levers(
         report,
         row,
         choice=request.levers,
-        budget_bytes=request.budget_bytes,
+        budget_bytes=request.limit_bytes,
         device=cost.device,
     )
     return replace(outcome, report=replace(outcome.report, device=request.device))

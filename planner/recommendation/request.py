@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from planner.cost.fit_probability import DEFAULT_RISK, FitRule, check_risk
 from planner.disk.names import safe_file_name
 from planner.recommendation.lever_choice import LeverChoice
 from planner.recommendation.objective import Objective
@@ -16,6 +17,7 @@ from planner.search.space import Space
 from planner.training.images.image_set import DataSource
 from planner.training.images.registry import find_named
 from planner.training.run_options import RunOptions
+from profiler.devices.table import device_spec
 from profiler.errors import UsageError
 from profiler.records import DeviceLabel
 from profiler.units import DeviceBytes
@@ -109,6 +111,7 @@ class Request:
         objective: criterion for candidates that are expected to be equally accurate.
         levers: levers of the rows: ``auto``, or the levers that each takes if it allows them.
         limits: limits of accuracy, duration and energy.
+        risk: largest accepted probability that a plan does not fit.
         energy_rates: the user's price and emissions of a kWh.
         probe_seconds: time of the short trainings on the user's images; None for none.
         find_lr: whether learning rates are tried for the recommended plan; None to try them if
@@ -143,6 +146,7 @@ class Request:
     objective: Objective = "balanced"
     levers: LeverChoice = "auto"
     limits: Limits = Limits()
+    risk: float = DEFAULT_RISK
     energy_rates: EnergyRates = EnergyRates()
     probe_seconds: float | None = None
     find_lr: bool | None = None
@@ -158,6 +162,17 @@ class Request:
     def __post_init__(self) -> None:
         if self.uses_workers and self.storage is None:
             raise UsageError("--workers needs --storage: the database that the workers take from")
+        check_risk(self.risk)
+
+    @property
+    def limit_bytes(self) -> DeviceBytes:
+        """Largest predicted device bytes that exceed the budget with at most the accepted risk."""
+        device = device_spec(self.device.name)
+        rules = [
+            FitRule.of(self.space.base.replace(precision=precision), device)
+            for precision in self.space.precisions
+        ]
+        return min(rule.largest_prediction(self.budget_bytes, risk=self.risk) for rule in rules)
 
     @property
     def train_images(self) -> int:

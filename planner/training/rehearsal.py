@@ -1,5 +1,8 @@
 """Rehearsal: run a plan's training through PyTorch's CUDA code on an emulated GPU.
 
+    rehearse       one plan
+    rehearse_all   candidates of an answer, in one process: importing PyTorch takes most of the time
+
 It shows what only CUDA shows: whether every operation exists for the precision, whether the step,
 the evaluation, the checkpoint and a resumed step run to their end under the plan's memory cap, and
 what PyTorch's allocator reserves for them. It shows no time, no energy and no accuracy.
@@ -10,8 +13,19 @@ request no workspace. The CUDA context is that of the device table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from planner.plan import Plan
-from planner.training.rehearsal_run import HOST_BYTES, RehearsalRequest, RehearsedRun, run_rehearsal
+from planner.recipe import Recipe
+from planner.training.rehearsal_run import (
+    HOST_BYTES,
+    RehearsalBatch,
+    RehearsalRequest,
+    RehearsedBatch,
+    RehearsedRun,
+    run_rehearsals,
+)
 from profiler.devices.table import DeviceSpec, cuda_context, device_label
 from profiler.errors import MeasurementError, OutOfMemoryError, UsageError
 from profiler.models.parameter_count import count_parameters
@@ -20,6 +34,7 @@ from profiler.running.emulated.gpu import emulated_environment
 from profiler.running.sandbox import Progress, run_in_process
 from profiler.running.time_limit import START_SECONDS, limit_seconds
 from profiler.units import MIB, format_bytes
+from profiler.workload import Candidate
 
 REHEARSAL_STEPS = 3
 
@@ -33,6 +48,21 @@ STEP_SECONDS = 0.5
 """Assumed host time of a micro-batch. Its kernels do nothing."""
 
 STEADY_STAGE = "a training step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """A candidate to rehearse.
+
+    Attributes:
+        candidate: workload and placement.
+        recipe: recipe of the plan; None for the default one.
+        budget_bytes: budget in device bytes.
+    """
+
+    candidate: Candidate
+    recipe: Recipe | None
+    budget_bytes: int
 
 
 def rehearse(
@@ -56,49 +86,91 @@ def rehearse(
         OutOfMemoryError: the run needs more than the plan's budget.
         MeasurementError: the run fails on this GPU.
     """
+    asked = Rehearsal(candidate=plan.candidate, recipe=plan.recipe, budget_bytes=plan.budget_bytes)
+    (found,) = rehearse_all([asked], device, steps=steps, on_progress=on_progress)
+    if isinstance(found, MeasurementError):
+        raise found
+    return found
+
+
+def rehearse_all(
+    asked: Sequence[Rehearsal],
+    device: DeviceSpec,
+    *,
+    steps: int = REHEARSAL_STEPS,
+    on_progress: Progress | None = None,
+) -> list[Report | MeasurementError]:
+    """Rehearse candidates in one process; return the report or the failure of each.
+
+    Raises:
+        UsageError: fewer than two steps, or a device that is no GPU.
+        DeviceError: no GPU can be emulated here.
+        MeasurementError: the process died or took too long.
+    """
     if steps < 2:
         raise UsageError(f"a rehearsal needs at least two steps, got {steps!r}")
-    context = cuda_context(device)
-    cap_bytes = max(MIB, plan.budget_bytes - context.nbytes)
-    request = RehearsalRequest(
-        candidate=plan.candidate, cap_bytes=cap_bytes, recipe=plan.recipe, steps=steps
-    )
-    try:
-        run = run_in_process(
-            run_rehearsal,
-            request,
-            RehearsedRun,
-            timeout_seconds=rehearsal_limit(plan, steps=steps),
-            on_progress=on_progress,
-            environment=emulated_environment(device),
+    context_bytes = cuda_context(device).nbytes
+    requests = [
+        RehearsalRequest(
+            candidate=_without_compile(each.candidate),
+            cap_bytes=max(MIB, each.budget_bytes - context_bytes),
+            recipe=each.recipe,
+            steps=steps,
         )
-    except OutOfMemoryError as error:
-        if "CUDA" in error.detail:
-            raise OutOfMemoryError(cap_bytes=plan.budget_bytes, detail=error.detail) from error
-        raise MeasurementError(
-            f"the rehearsal needs more than {format_bytes(HOST_BYTES)} of this machine's own "
-            f"memory ({error.detail})"
-        ) from error
-    return rehearsal_report(plan, device, run)
+        for each in asked
+    ]
+    batch = run_in_process(
+        run_rehearsals,
+        RehearsalBatch(requests=tuple(requests)),
+        RehearsedBatch,
+        timeout_seconds=sum(rehearsal_limit(each.candidate, steps=steps) for each in asked),
+        on_progress=on_progress,
+        environment=emulated_environment(device),
+    )
+    found: list[Report | MeasurementError] = []
+    for each, row in zip(asked, batch.rows, strict=True):
+        if row.run is None:
+            found.append(_rehearsal_error(row.failure, each, is_out_of_memory=row.is_out_of_memory))
+        else:
+            found.append(rehearsal_report(each.candidate, device, row.run))
+    return found
 
 
-def rehearsal_limit(plan: Plan, *, steps: int) -> float:
+def rehearsal_limit(candidate: Candidate, *, steps: int) -> float:
     """Return the seconds after which a rehearsal hangs for certain and is stopped.
 
     Kernels do nothing, so its time is that of the host and grows with the numbers of parameters and
     of micro-batches.
 
     Args:
-        plan: plan to rehearse.
+        candidate: candidate to rehearse.
         steps: number of training steps before the evaluation.
     """
-    parameters = plan.prediction.parameters.total
-    micro_batches = (steps + 1) * plan.candidate.workload.accumulation
+    parameters = count_parameters(candidate.workload).total
+    micro_batches = (steps + 1) * candidate.workload.accumulation
     expected = FIXED_SECONDS + SECONDS_PER_PARAMETER * parameters + STEP_SECONDS * micro_batches
     return limit_seconds(expected, least_seconds=START_SECONDS)
 
 
-def rehearsal_report(plan: Plan, device: DeviceSpec, run: RehearsedRun) -> Report:
+def _without_compile(candidate: Candidate) -> Candidate:
+    """Return a candidate without ``torch.compile``, whose kernels cannot be made without a GPU."""
+    levers = tuple(name for name in candidate.workload.levers if name != "compile")
+    return replace(candidate, workload=candidate.workload.replace(levers=levers))
+
+
+def _rehearsal_error(text: str, asked: Rehearsal, *, is_out_of_memory: bool) -> MeasurementError:
+    """Return the error of a rehearsal that failed, by the memory that ran out."""
+    if not is_out_of_memory:
+        return MeasurementError(text)
+    if "CUDA" in text:
+        return OutOfMemoryError(cap_bytes=asked.budget_bytes, detail=text)
+    return MeasurementError(
+        f"the rehearsal needs more than {format_bytes(HOST_BYTES)} of this machine's own memory "
+        f"({text})"
+    )
+
+
+def rehearsal_report(candidate: Candidate, device: DeviceSpec, run: RehearsedRun) -> Report:
     """Return the readings of a rehearsal as a report."""
     context = cuda_context(device)
     steady = next(reading for reading in run.stages if reading.stage == STEADY_STAGE)
@@ -111,21 +183,24 @@ def rehearsal_report(plan: Plan, device: DeviceSpec, run: RehearsedRun) -> Repor
         f"the whole run reserved at most {format_bytes(largest.reserved_bytes)}, in "
         f"{largest.stage}",
     ]
+    if "compile" in candidate.workload.levers:
+        notes.append("it ran without torch.compile")
     if not run.expandable_segments:
         notes.append("the allocator ran under segments of fixed size")
     return Report(
-        candidate=plan.candidate,
+        candidate=candidate,
         device=device_label(device.name),
         rung=Rung.EMULATED,
         memory=Memory(
             peak_bytes=steady.peak_bytes,
             reserved_bytes=steady.reserved_bytes,
             device_bytes=steady.reserved_bytes + context.nbytes,
+            run_peak_bytes=largest.reserved_bytes + context.nbytes,
         ),
         flops=None,
         step_seconds=None,
         energy_joules=None,
-        parameters=count_parameters(plan.candidate.workload),
+        parameters=count_parameters(candidate.workload),
         notes=tuple(notes),
         details={
             "stages": [

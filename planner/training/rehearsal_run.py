@@ -5,6 +5,7 @@ torch is imported by the functions, because the parent imports this module only 
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from planner.recipe import Recipe
 from profiler.devices.cuda_properties import has_kernels_for
-from profiler.errors import MeasurementError
+from profiler.errors import MeasurementError, UsageError
 from profiler.json_records import NonNegativeInt, PositiveInt
-from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory
+from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory, is_out_of_memory
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress
 from profiler.units import GIB
@@ -76,6 +77,40 @@ class RehearsedRun(Message, frozen=True, kw_only=True):
     expandable_segments: bool
 
 
+class RehearsalBatch(Message, frozen=True, kw_only=True):
+    """Request of rehearsals, one after the other.
+
+    Attributes:
+        requests: the rehearsals.
+    """
+
+    requests: tuple[RehearsalRequest, ...]
+
+
+class RehearsalRow(Message, frozen=True, kw_only=True):
+    """Outcome of a rehearsal.
+
+    Attributes:
+        run: readings; None if it failed.
+        failure: why it failed; empty if it did not.
+        is_out_of_memory: whether an allocator refused a request.
+    """
+
+    run: RehearsedRun | None
+    failure: str = ""
+    is_out_of_memory: bool = False
+
+
+class RehearsedBatch(Message, frozen=True, kw_only=True):
+    """Outcomes of rehearsals.
+
+    Attributes:
+        rows: outcome of each request, in their order.
+    """
+
+    rows: tuple[RehearsalRow, ...]
+
+
 class _Stages:
     """Runs the stages of a rehearsal one after the other and reads the allocator after each."""
 
@@ -109,6 +144,35 @@ class _Stages:
                 reserved_bytes=torch.cuda.max_memory_reserved(),
             )
         )
+
+
+def run_rehearsals(batch: RehearsalBatch, progress: Progress) -> RehearsedBatch:
+    """Run rehearsals one after the other, each from an empty allocator."""
+    rows = []
+    count = len(batch.requests)
+    for index, request in enumerate(batch.requests):
+        prefix = f"{index + 1} of {count}: " if count > 1 else ""
+
+        def show(text: str, done: float, index: int = index, prefix: str = prefix) -> None:
+            progress(prefix + text, (index + done) / count)
+
+        try:
+            rows.append(RehearsalRow(run=run_rehearsal(request, show)))
+        except (MeasurementError, UsageError) as error:
+            rows.append(
+                RehearsalRow(run=None, failure=str(error), is_out_of_memory=is_out_of_memory(error))
+            )
+        _empty_allocator()
+    return RehearsedBatch(rows=tuple(rows))
+
+
+def _empty_allocator() -> None:
+    """Free the remains of a rehearsal: cycles of a failed step, cuBLAS' workspaces, the cache."""
+    import torch
+
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
 
 
 def run_rehearsal(request: RehearsalRequest, progress: Progress) -> RehearsedRun:
@@ -177,6 +241,7 @@ def _rehearse(request: RehearsalRequest, stages: _Stages) -> None:
         state = TrainState()
         save_checkpoint(Path(folder), session, state, {})
         latest = Path(folder) / f"checkpoint-{session.step.global_step}"
+        session.step.optimizer.state.clear()  # a resumed training begins without any
         load_checkpoint(latest, session, {})
         save_model(session.built, Path(folder) / "model")
     with stages.stage("a step after resuming"):

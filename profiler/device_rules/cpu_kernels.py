@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
 from profiler.device_rules.kernel_bytes import Blocks, KernelBytes, storage_bytes
-from profiler.operations import Operation
+from profiler.device_rules.linear_bias import mark_linear
+from profiler.operations import Arguments, Operation
 from profiler.units import GIB
 
 PROBE_BATCHES = (2, 4)
@@ -49,8 +51,18 @@ aten/src/ATen/native/Convolution.cpp). A kernel without scratch at a small batch
 its operands."""
 
 
+class _CpuKernelBytes(KernelBytes):
+    """Common part of the two classes below."""
+
+    def workspaces(
+        self, func: Operation, args: Arguments, out: Any
+    ) -> tuple[tuple[Tensor, int], ...]:
+        """Return the workspace of oneDNN's LSTM."""
+        return ((out[3], lstm_workspace_bytes(args)),) if func is _LSTM else ()
+
+
 @dataclass(slots=True)
-class Probe(KernelBytes):
+class Probe(_CpuKernelBytes):
     """Runs each distinct operation once and keeps the sequence of results.
 
     Attributes:
@@ -78,7 +90,7 @@ class Probe(KernelBytes):
         return (nbytes,) if nbytes else ()
 
 
-class Extended(KernelBytes):
+class Extended(_CpuKernelBytes):
     """Extends the sequences of two probed replays to a larger batch.
 
     Live bytes are linear in the batch, so the operations that could make the peak are known before
@@ -141,6 +153,12 @@ _in_attention: ContextVar[bool] = ContextVar("in_attention", default=False)
 
 _ADD = torch.ops.aten.add.Tensor
 
+_LSTM = torch.ops.aten.mkldnn_rnn_layer.default
+_LSTM_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
+
+_workspaces: dict[str, int] = {}
+"""Bytes of the workspace that an LSTM layer leaves for its backward, by its arguments."""
+
 
 def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, object]) -> int:
     """Return the live bytes at an operation's own peak, or 0 if they are no more than its results.
@@ -155,7 +173,9 @@ def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, ob
     key = (str(func), f"{torch.get_num_threads()} {signature}")
     if key not in _peaks:
         _peaks[key] = 0
-        if can_run_on_zeros(func, args, kwargs):
+        if func is _LSTM_BACKWARD:
+            _peaks[key] = _run_lstm_backward(args)
+        elif can_run_on_zeros(func, args, kwargs):
             with unset_fake_temporarily(), torch.no_grad():
                 _peaks[key] = _run_once(func, args, kwargs)
     return _peaks[key]
@@ -166,11 +186,11 @@ def can_run_on_zeros(
 ) -> bool:
     """Return whether an operation may be run on zeros here.
 
-    Recurrent layers may not: their backward reads a workspace that only its forward can fill, and
-    crashes on zeros. Operations on more than `MAX_RUN_BYTES` may not either: a prediction must not
-    need the memory that it predicts.
+    Recurrent layers may not, but for the forward of oneDNN's LSTM: their backward reads a workspace
+    that only its forward can fill, and crashes on zeros (`_run_lstm_backward`). Operations on more
+    than `MAX_RUN_BYTES` may not either: a prediction must not need the memory that it predicts.
     """
-    if any(word in func.__name__ for word in _RECURRENT):
+    if any(word in func.__name__ for word in _RECURRENT) and func is not _LSTM:
         return False
     tensors = [a for a in tree_leaves((args, dict(kwargs))) if isinstance(a, Tensor)]
     nbytes = sum(storage_bytes(tensor) for tensor in tensors)
@@ -212,6 +232,38 @@ def _run_once(func: Operation, args: tuple[object, ...], kwargs: dict[str, objec
         # it: no memory is assumed.
         return 0
     return peak if peak > growth else 0
+
+
+def lstm_workspace_bytes(args: tuple[object, ...]) -> int:
+    """Return the bytes of the workspace that oneDNN's LSTM leaves for its backward.
+
+    The fake result has none. The layer runs once on zeros for each distinct set of arguments.
+    """
+    key = str(tree_map(argument_signature, args))
+    if key not in _workspaces:
+        _workspaces[key] = 0
+        if can_run_on_zeros(_LSTM, args, {}):
+            with unset_fake_temporarily(), torch.enable_grad():
+                workspace = _LSTM(*tree_map(zeros_like_it, args))[3]
+            if workspace is not None:  # without gradients there is none
+                _workspaces[key] = storage_bytes(workspace)
+    return _workspaces[key]
+
+
+def _run_lstm_backward(args: tuple[Any, ...]) -> int:
+    """Return the bytes inside the backward of an LSTM layer, run after a forward on zeros."""
+    inputs, weights, (hx, cx) = args[0], args[1:5], args[5:7]
+    reverse, mode, hidden_size, num_layers, has_biases, train, bidirectional = args[13:20]
+    batch_sizes, batch_first = args[20:22]
+    forward = (
+        *(inputs, *weights, hx, cx, reverse, batch_sizes, mode, hidden_size, num_layers),
+        *(has_biases, bidirectional, batch_first, train),
+    )
+    if not can_run_on_zeros(_LSTM, forward, {}):
+        return 0
+    with unset_fake_temporarily(), torch.enable_grad():  # else there is no workspace
+        workspace = _LSTM(*tree_map(zeros_like_it, forward))[3]
+        return _run_once(_LSTM_BACKWARD, (*tree_map(zeros_like_it, args[:-1]), workspace), {})
 
 
 def argument_signature(arg: object) -> object:
@@ -258,6 +310,7 @@ def imitate_cpu() -> Iterator[None]:
     library = Library("aten", "IMPL")
     try:
         library.impl("scaled_dot_product_attention", marked, "AutogradCPU")
+        mark_linear(library)
         yield
     finally:
         library._destroy()

@@ -34,6 +34,7 @@ from torch.library import Library
 
 from profiler.device_rules.cuda_attention import scaled_dot_product_attention
 from profiler.device_rules.cuda_autocast import imitate_cuda_autocast
+from profiler.device_rules.linear_bias import mark_linear
 from profiler.devices.table import Capability
 
 _imitating: ContextVar[bool] = ContextVar("imitating", default=False)
@@ -61,6 +62,7 @@ def imitate_cuda(capability: Capability) -> Iterator[None]:
         library.impl("scaled_dot_product_attention", attention, "AutogradCPU")
         library.impl("dropout", _dropout, "AutogradCPU")
         library.impl("rms_norm", _rms_norm, "AutogradCPU")
+        mark_linear(library)
         imitate_cuda_autocast(library)
         yield
     finally:

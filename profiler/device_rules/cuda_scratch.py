@@ -43,7 +43,7 @@ from torch._prims_common import suggest_memory_format
 from profiler.device_rules.caching_allocator.sizes import round_to_multiple
 from profiler.device_rules.cuda_attention import HALF_DTYPES
 from profiler.device_rules.cuda_reductions import WARP_THREADS, PartialSums, reduction_of
-from profiler.device_rules.kernel_bytes import Blocks
+from profiler.device_rules.kernel_bytes import Blocks, KernelBytes
 from profiler.devices.table import Multiprocessors
 from profiler.operations import Operation
 
@@ -62,7 +62,7 @@ _LOCK_BYTES = 16
 """Bytes of the lock of an accumulator tile (``GradQTempStorage``, kernel_backward.h)."""
 
 
-class CudaKernels:
+class CudaKernels(KernelBytes):
     """The ``KernelBytes`` of a CUDA device.
 
     Args:

@@ -47,6 +47,15 @@ class KernelBytes(Protocol):
         """
         ...
 
+    def workspaces(
+        self, func: Operation, args: Arguments, out: Any
+    ) -> tuple[tuple[Tensor, int], ...]:
+        """Return results that are workspaces for a backward, with their bytes on the device.
+
+        Fake tensors show these as empty.
+        """
+        return ()
+
 
 def understated_results(
     func: Operation, args: Arguments, out: Any

@@ -227,8 +227,11 @@ ASSUMED_CONTEXT = CudaContext(
     source="about 300 MB since CUDA 11.7, which loads kernels lazily"
     " (https://github.com/pytorch/pytorch/issues/107667)",
 )
-"""Assumption for every other GPU. Other reports: 400 MB (pytorch issue 109888), 280 MiB for the
-first GPU of xMem (`permanent_gpu_memory_in_gb`)."""
+"""Assumption for every other GPU. Other reports: 280 MiB for the first GPU of xMem
+(`permanent_gpu_memory_in_gb`), and ``LARGEST_REPORTED_CONTEXT_BYTES``."""
+
+LARGEST_REPORTED_CONTEXT_BYTES = 400_000_000
+"""Largest of the reported contexts (https://github.com/pytorch/pytorch/issues/109888)."""
 
 _NO_CONTEXT = CudaContext(nbytes=0, is_assumed=False, source="a CPU has no CUDA context")
 
@@ -238,6 +241,12 @@ def cuda_context(spec: DeviceSpec) -> CudaContext:
     if not spec.is_cuda:
         return _NO_CONTEXT
     return _MEASURED_CONTEXTS.get(spec.name, ASSUMED_CONTEXT)
+
+
+def largest_context_bytes(spec: DeviceSpec) -> int:
+    """Return the bytes that the context of a device may take: its own, or the largest reported."""
+    context = cuda_context(spec)
+    return LARGEST_REPORTED_CONTEXT_BYTES if context.is_assumed else context.nbytes
 
 
 _THREADS_PER_MULTIPROCESSOR = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536}

@@ -6,8 +6,8 @@
 
 Limitations:
 
-- Recurrent layers: cuDNN and oneDNN hold memory inside their kernels that is not included. Such an
-  estimate is marked by a note.
+- Recurrent layers on CUDA: cuDNN holds memory inside its kernels that is not included. Such an
+  estimate is marked by a note. On a CPU oneDNN's workspace is included.
 - A step whose operations depend on the values of tensors cannot be replayed.
 """
 
@@ -104,7 +104,11 @@ def estimate_module(step: ModuleStep, *, device: DeviceSpec) -> ModuleEstimate:
     Raises:
         UsageError: the step fails, or depends on the values of tensors.
     """
-    log = replay_module(step, device=device)
+    return estimate_of(step, replay_module(step, device=device), device=device)
+
+
+def estimate_of(step: ModuleStep, log: EventLog, *, device: DeviceSpec) -> ModuleEstimate:
+    """Read the log of a replayed step as its memory on a device."""
     notes: list[str] = []
     if device.is_cuda:
         log = log.rounded(BLOCK_BYTES)
@@ -113,7 +117,9 @@ def estimate_module(step: ModuleStep, *, device: DeviceSpec) -> ModuleEstimate:
         memory = cuda_memory(log, device, settings, notes)
     else:
         memory = host_memory(log)
-    if any(word in name for name in log.operation_names for word in _RECURRENT_NAMES):
+    if device.is_cuda and any(
+        word in name for name in log.operation_names for word in _RECURRENT_NAMES
+    ):
         notes.append("memory inside the kernels of recurrent layers is not included")
     tick = log.peak_tick
     return ModuleEstimate(

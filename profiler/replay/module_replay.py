@@ -181,7 +181,7 @@ def _record(step: ModuleStep, module: nn.Module, device: DeviceSpec) -> EventLog
     leaves = {name: leaf for name, leaf in module.named_modules() if not any(leaf.children())}
     kernels = CudaKernels(multiprocessors(device)) if device.is_cuda else Probe()
     recorder = Recorder(tuple(leaves), kernel_bytes=kernels)
-    optimizer = _optimizer(step, module, foreach=device.is_cuda)
+    optimizer = module_optimizer(step, module, foreach=device.is_cuda)
     scaler = FakeScaler("cpu") if step.precision == "fp16" else None
     dtype = _DTYPES[step.precision]
     for index, leaf in enumerate(leaves.values()):
@@ -222,7 +222,8 @@ def _update(optimizer: Optimizer, scaler: FakeScaler | None) -> None:
         scaler.update()
 
 
-def _optimizer(step: ModuleStep, module: nn.Module, *, foreach: bool) -> Optimizer | None:
+def module_optimizer(step: ModuleStep, module: nn.Module, *, foreach: bool) -> Optimizer | None:
+    """Return the optimizer of a step for the parameters of a module; None for none."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if step.optimizer == "none":
         return None

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import recomputing
 from profiler.device_rules.kernel_bytes import KernelBytes, understated_results
+from profiler.device_rules.linear_bias import product_with_bias
 from profiler.operations import Arguments, Operation, only_allocates, only_views
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.in_place import (
@@ -95,7 +96,9 @@ class Recorder(TorchDispatchMode):
         phase = self.clock.phase
         # A real backward stores a sum in a gradient that nothing else references (in_place.py), so
         # the sum takes over that gradient's row. Reference counts are read before the sum exists.
-        summed = gradient_added_to(args) if func is ADD and phase is Phase.BACKWARD else None
+        summed = product_with_bias(func, args)
+        if summed is None and func is ADD and phase is Phase.BACKWARD:
+            summed = gradient_added_to(args)
         update = phase is Phase.OPTIMIZER
         out = run_update(func, args, kwargs) if update else func(*args, **kwargs)
         if summed is not None:
@@ -120,7 +123,7 @@ class Recorder(TorchDispatchMode):
         code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
         scratch = self._scratch(func, args, kwargs, code)
         # first, because ``follow`` ignores a storage that it follows already
-        for tensor, nbytes in understated_results(func, args, out):
+        for tensor, nbytes in self._understated(func, args, out):
             self.storages.follow(tensor, operation=code, nbytes=nbytes)
         self._follow_results(out, code)
         for row in scratch:
@@ -129,6 +132,14 @@ class Recorder(TorchDispatchMode):
             return
         clock = self.clock
         self._counter.count(func, args, kwargs, out, phase=clock.phase, unit=clock.unit)
+
+    def _understated(
+        self, func: Operation, args: tuple[object, ...], out: object
+    ) -> tuple[tuple[Tensor, int], ...]:
+        found = understated_results(func, args, out)
+        if self._kernel_bytes is not None:
+            found += self._kernel_bytes.workspaces(func, args, out)
+        return found
 
     def _scratch(
         self, func: Operation, args: tuple[object, ...], kwargs: dict[str, object], code: int

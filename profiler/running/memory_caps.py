@@ -8,8 +8,11 @@ runs under them, after it has made what shall not count (imports, decoded images
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 from profiler.device_rules.caching_allocator import configuration, configure
 from profiler.units import MIB
@@ -30,8 +33,30 @@ def use_planned_configuration() -> None:
     configure(os.environ)
     # The planned workspaces are those of cuDNN's own choice; its benchmark tries larger ones.
     torch.backends.cudnn.benchmark = False
+    if not has_c_compiler():
+        avoid_compiled_kernels()
     if torch.cuda.is_initialized():
         torch.cuda.memory._set_allocator_settings(configuration())
+
+
+def has_c_compiler() -> bool:
+    """Return whether Triton finds a C compiler, which it needs for the start of a kernel."""
+    named = os.environ.get("CC")
+    return any(shutil.which(name) for name in (named, "gcc", "clang") if name)
+
+
+def avoid_compiled_kernels() -> None:
+    """Let PyTorch run its built-in kernels only.
+
+    PyTorch 2.14 replaces some, such as a batched product of inner size 1, by Triton kernels that it
+    compiles when they are first called. Without a C compiler that call fails.
+    """
+    try:
+        python_native: Any = import_module("torch.backends.python_native")
+    except ImportError:  # older versions of PyTorch have no such kernels
+        return
+    if "triton" in python_native.available_dsls:
+        python_native.triton.enabled = False
 
 
 def cap_cuda_memory(cap_bytes: int) -> None:

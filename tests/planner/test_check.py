@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -12,6 +12,7 @@ from planner.cli import cli
 from planner.plan import Accuracy, Plan, write_plan
 from profiler.devices.table import lookup
 from profiler.prediction.report import predict
+from profiler.records import DeviceLabel
 from profiler.workload import Candidate, Workload
 
 
@@ -28,6 +29,21 @@ def a_plan() -> Plan:
         budget_bytes=prediction.memory.device_bytes,
         provenance={"versions": {"torch": "1.0", "timm": "not compared"}},
     )
+
+
+def test_a_plan_for_a_gpu_of_a_device_file_is_checked_with_that_file(tmp_path: Path) -> None:
+    row = asdict(lookup("rtx-3060")) | {"name": "own-board", "full_name": "Own Board"}
+    spec, path = tmp_path / "device.json", tmp_path / "plan.json"
+    spec.write_text(json.dumps(row))
+    plan = a_plan()
+    label = DeviceLabel(name="own-board", full_name="Own Board", kind="cuda")
+    write_plan(replace(plan, prediction=replace(plan.prediction, device=label)), path)
+    for command in (["check"], ["explain"], ["rehearse"], ["train", "--checkpoint", "static"]):
+        done = CliRunner().invoke(cli, [*command, str(path), "--json"])
+        assert done.exit_code == 2, command
+        assert "no such device" in json.loads(done.stdout)["message"] or "own-board" in done.output
+    done = CliRunner().invoke(cli, ["check", str(path), "--json", "--device-spec", str(spec)])
+    assert (done.exit_code, json.loads(done.stdout)["holds"]) == (0, True)
 
 
 def run(path: Path) -> tuple[int, dict[str, object]]:

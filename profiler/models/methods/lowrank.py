@@ -220,7 +220,15 @@ class AdaLora(Lora):
         """Update the importance of every rank; remove ranks at the steps of the schedule."""
         if getattr(model, RANKS_ARE_FINAL, False):
             return
-        cast(Any, model).base_model.update_and_allocate(global_step)
+        base, config = cast(Any, model).base_model, _adapter_config(model)
+        last_cut = config.total_step - config.tfinal
+        has_averages = bool(base.rankallocator.exp_avg_ipt)
+        if global_step < last_cut or (global_step == last_cut and has_averages):
+            base.update_and_allocate(global_step)
+        elif _is_cut_to_target(base.rankallocator, config):
+            base.rankallocator.mask_using_rank_pattern(base.model, config.rank_pattern)
+        else:
+            _cut_to_target(base, config)
 
     def training_state(self, model: nn.Module) -> dict[str, Any]:
         """Return the averaged importances and the current ranks."""
@@ -256,6 +264,25 @@ class AdaLora(Lora):
             _adapter_config(model).rank_pattern = pattern
             setattr(model, RANKS_ARE_FINAL, True)
         super().load(model, directory)
+
+
+def _is_cut_to_target(allocator: Any, config: Any) -> bool:
+    """Return whether a cut has left at most the target ranks."""
+    pattern = config.rank_pattern
+    return bool(pattern) and sum(map(sum, pattern.values())) <= allocator.target_bgt
+
+
+def _cut_to_target(base: Any, config: Any) -> None:
+    """Make the last cut late: a resumed training is shorter than before, and the cut lies behind.
+
+    peft makes the last cut only at its own step. In a training that was resumed behind it, peft
+    would mask by a pattern that does not exist, or keep more ranks than the target.
+    """
+    allocator = base.rankallocator
+    if not allocator.exp_avg_ipt:
+        allocator.update_ipt(base.model)
+    config.rank_pattern = allocator.mask_to_budget(base.model, allocator.target_bgt)
+    allocator.reset_ipt()
 
 
 def _update_importance(self: Any, model: nn.Module) -> None:

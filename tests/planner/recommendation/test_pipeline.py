@@ -37,6 +37,7 @@ from profiler.errors import (
     UsageError,
 )
 from profiler.records import Rung
+from profiler.running.emulated.libraries import why_not_emulated
 from profiler.units import GIB, MIB, DeviceBytes, format_bytes, parse_bytes
 from profiler.workload import Workload
 
@@ -52,6 +53,7 @@ SPACE = Space(
     precisions=("fp32",),
 )
 QUESTION = Question(budget_bytes=DeviceBytes(2 * GIB), train_images=1005)
+EMULATION = "profiler.running.emulated.libraries.why_not_emulated"
 RUN = RunOptions(device="cpu", data="digits", steps=2, pretrained=False)
 
 
@@ -94,6 +96,20 @@ def test_everything_on_the_front_was_replayed_and_fits(answered: Recommendation)
     for entry in answered.front:
         assert entry.plan.prediction.rung == Rung.REPLAYED
         assert needed_bytes(entry.plan.prediction) <= answered.request.budget_bytes
+
+
+def test_every_row_was_rehearsed_and_says_how_probably_it_fits(answered: Recommendation) -> None:
+    if why_not_emulated():
+        pytest.skip(why_not_emulated())
+    for entry in answered.front:
+        rehearsal, prediction = entry.plan.rehearsal, entry.plan.prediction.memory
+        assert rehearsal is not None
+        assert rehearsal.rung is Rung.EMULATED
+        assert rehearsal.step_seconds is None
+        assert rehearsal.memory.reserved_bytes == prediction.reserved_bytes
+        assert rehearsal.memory.run_peak_bytes == prediction.run_peak_bytes
+        assert entry.plan.fits is not None
+        assert entry.plan.fits.probability > 0.99
 
 
 def test_as_many_as_asked_were_really_run_and_the_recommended_is_one(
@@ -206,7 +222,10 @@ def test_an_fp16_plan_runs_in_fp32_under_its_own_placement(
     load = plan.candidate.workload.replace(precision="fp16")
     candidate = replace(plan.candidate, workload=load)
     plan = replace(
-        plan, candidate=candidate, prediction=replace(plan.prediction, candidate=candidate)
+        plan,
+        candidate=candidate,
+        prediction=replace(plan.prediction, candidate=candidate),
+        rehearsal=None,
     )
     checked = validate_plan(plan, run=RUN, notify=lambda *_: None)
     assert checked.measurement is not None
@@ -254,8 +273,10 @@ def test_a_run_that_needs_too_much_is_dropped_and_said_so(
         return really(candidate, run, **options)
 
     monkeypatch.setattr(planner.training.validation, "validate", first_is_too_large)
+    monkeypatch.setattr(EMULATION, lambda: "an emulated GPU needs gcc")
     answer = recommend(request(tmp_path, validations=1))
     assert any(line.startswith(refused[0]) and "memory cap" in line for line in answer.dropped)
+    assert any("nothing was rehearsed" in n and "needs gcc" in n for n in answer.notes)
     assert refused[0] not in [candidate_summary(e.plan.candidate) for e in answer.front]
     assert answer.front[answer.recommended].plan.measurement is not None
 
@@ -267,6 +288,7 @@ def test_when_every_run_fails_nothing_is_recommended(
         raise MeasurementError("the run died")
 
     monkeypatch.setattr(planner.training.validation, "validate", fails)
+    monkeypatch.setattr(EMULATION, lambda: "an emulated GPU needs gcc")
     with pytest.raises(MeasurementError, match="the run died"):
         recommend(request(tmp_path))
     assert not (tmp_path / "plans").exists()

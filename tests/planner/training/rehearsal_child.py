@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -12,7 +11,12 @@ import torch
 from torch import nn
 
 from planner.training import rehearsal_run
-from planner.training.rehearsal_run import RehearsalRequest, run_rehearsal
+from planner.training.rehearsal_run import (
+    RehearsalBatch,
+    RehearsalRequest,
+    run_rehearsal,
+    run_rehearsals,
+)
 from profiler.models import build
 from profiler.running.messages import encode
 from profiler.units import MIB
@@ -68,10 +72,10 @@ def failure(asked: RehearsalRequest) -> str:
 
 def main() -> None:
     """Print the stages of the run without a fault, and the failure of each fault."""
-    good = run_rehearsal(request(), lambda text, fraction: None)
-    gc.collect()
-    torch.cuda.empty_cache()
-    found = {"good": json.loads(encode(good)), "out of memory": failure(request(4 * MIB))}
+    batch = RehearsalBatch(requests=(request(), request(4 * MIB), request()))
+    rows = run_rehearsals(batch, lambda text, fraction: None).rows
+    names = ("good", "out of memory", "good again")
+    found = {name: json.loads(encode(row)) for name, row in zip(names, rows, strict=True)}
     own = build.build_model
     for fault in FAULTS:
 

@@ -52,7 +52,8 @@ def found() -> Any:
 def test_a_rehearsal_runs_every_stage_and_its_step_takes_what_is_predicted(found: Any) -> None:
     from rehearsal_child import WORKLOAD
 
-    stages = {reading["stage"]: reading for reading in found["good"]["stages"]}
+    good = found["good"]["run"]
+    stages = {reading["stage"]: reading for reading in good["stages"]}
     assert [*stages] == [
         "loading the model",
         "the first step",
@@ -62,17 +63,24 @@ def test_a_rehearsal_runs_every_stage_and_its_step_takes_what_is_predicted(found
         "saving and resuming",
         "a step after resuming",
     ]
-    assert found["good"]["expandable_segments"]
+    assert good["expandable_segments"]
     predicted = predict(Candidate(workload=WORKLOAD), device=DEVICE).memory
     step = stages["a training step"]
     assert step["peak_bytes"] == pytest.approx(predicted.peak_bytes, rel=0.005)
     assert step["reserved_bytes"] == predicted.reserved_bytes
 
 
+def test_rehearsals_of_one_process_do_not_depend_on_each_other(found: Any) -> None:
+    assert found["good again"] == found["good"]
+    failed = found["out of memory"]
+    assert failed["run"] is None
+    assert failed["is_out_of_memory"]
+    assert "fails: OutOfMemoryError: CUDA out of memory" in failed["failure"]
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("out of memory", "fails: OutOfMemoryError: CUDA out of memory"),
         ("mixes_devices", "the first step fails: RuntimeError: Expected all tensors to be on the"),
         ("reads_on_the_host", "the first step fails: TypeError: can't convert cuda:0 device"),
         ("draws_on_the_host", "the first step fails: RuntimeError: Expected a 'cuda' device type"),

@@ -42,8 +42,8 @@ def test_a_rehearsal_counts_parameters_and_micro_batches() -> None:
     plan = make_plan(SMALL.workload.replace(accumulation=4))
     parameters = plan.prediction.parameters.total
     expected = 20 + parameters / 1e7 + 0.5 * 4 * 100
-    assert rehearsal.rehearsal_limit(plan, steps=99) == pytest.approx(10 * expected)
-    assert rehearsal.rehearsal_limit(plan, steps=2) == 300
+    assert rehearsal.rehearsal_limit(plan.candidate, steps=99) == pytest.approx(10 * expected)
+    assert rehearsal.rehearsal_limit(plan.candidate, steps=2) == 300
 
 
 def measure() -> object:
@@ -66,7 +66,7 @@ def rehearse() -> object:
     [
         (measurement, "run_measurement", "START_SECONDS", measure),
         (validation, "run_validation", "LOAD_SECONDS", validate),
-        (rehearsal, "run_rehearsal", "START_SECONDS", rehearse),
+        (rehearsal, "run_rehearsals", "START_SECONDS", rehearse),
     ],
     ids=["measure", "validate", "rehearse"],
 )

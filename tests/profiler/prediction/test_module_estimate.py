@@ -46,6 +46,27 @@ class TwoTowers(nn.Module):
         return self.left(left) @ self.right(right).T
 
 
+class Gate(nn.Module):
+    """A linear layer on a transposed input, which adds its bias in place (gMLP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(32, 48, batch_first=True, **options)
+        self.head = nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x)[0][..., :48].mean(dim=1))
+
+
 def segmentation() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
@@ -71,6 +92,21 @@ CASES: dict[str, Callable[[], ModuleStep]] = {
     "segmentation": lambda: ModuleStep(
         module=segmentation(),
         batch=(torch.rand(4, 3, 64, 64), torch.randint(5, (4, 64, 64))),
+        loss=nn.CrossEntropyLoss(),
+    ),
+    "gate": lambda: ModuleStep(
+        module=nn.Sequential(Gate(), Gate()),
+        batch=(torch.rand(16, 64, 256), torch.rand(16, 64, 256)),
+        loss=mean_square,
+    ),
+    "lstm": lambda: ModuleStep(
+        module=Recurrent(num_layers=2),
+        batch=(torch.rand(8, 64, 32), torch.randint(4, (8,))),
+        loss=nn.CrossEntropyLoss(),
+    ),
+    "lstm both ways": lambda: ModuleStep(
+        module=Recurrent(bidirectional=True),
+        batch=(torch.rand(8, 64, 32), torch.randint(4, (8,))),
         loss=nn.CrossEntropyLoss(),
     ),
     "autoencoder": lambda: ModuleStep(

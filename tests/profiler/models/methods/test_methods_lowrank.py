@@ -53,6 +53,35 @@ def test_adalora_ends_with_the_target_budget() -> None:
     assert sum(int((v != 0).sum()) for v in values) <= 4 * layers
 
 
+def _adalora_steps(model: torch.nn.Module, *, first: int, last: int, total: int) -> None:
+    method = get_method("adalora")
+    method.on_training_start(model, total_steps=total)
+    for step in range(first, last + 1):
+        torch.manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+        method.before_zero_grad(model, global_step=step)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7, 8])
+def test_adalora_resumed_with_another_length_ends_with_the_target_budget(stop: int) -> None:
+    method, load = get_method("adalora"), small.workload("adalora", rank=4)
+    for total in sorted({stop, stop + 1, stop + 2, 8, 12}):
+        torch.manual_seed(0)
+        model = method.apply(small.make("vit"), load)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_E." in name:
+                    parameter.normal_()
+        _adalora_steps(model, first=1, last=stop, total=8)
+        state = method.training_state(model)
+        method.restore_training_state(model, state)
+        _adalora_steps(model, first=stop + 1, last=total, total=total)
+        pattern = model.peft_config["default"].rank_pattern
+        if total > stop:
+            assert sum(map(sum, pattern.values())) <= 4 * len(pattern), total
+
+
 def test_importance_is_that_of_peft() -> None:
     method, load = get_method("adalora"), small.workload("adalora")
     model = method.apply(small.make("vit"), load)

@@ -1,0 +1,128 @@
+"""The probability that a training fits its budget."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.cli import cli
+from planner.cli.options import Percent
+from planner.cost.fit_probability import (
+    SLOW_BF16,
+    FitRule,
+    KnownErrors,
+    check_risk,
+    fit_of,
+)
+from profiler.devices.table import LARGEST_REPORTED_CONTEXT_BYTES, cuda_context, lookup
+from profiler.errors import UsageError
+from profiler.prediction.report import predict
+from profiler.units import GIB
+from profiler.workload import Candidate, Workload
+
+VIT = Workload(model="test_vit", num_classes=10, micro_batch=2, image_size=32)
+
+
+def test_the_probability_counts_the_known_errors_that_would_still_fit() -> None:
+    known = KnownErrors(kind="x", errors=(-0.1, 0.0, 0.0, 0.02))
+    assert known.probability(-0.2) == 0
+    assert known.probability(0.0) == 3 / 5
+    assert known.probability(0.02) == known.probability(5.0) == 4 / 5
+    assert known.error_at(0.4) == 0.0
+    assert known.error_at(0.2) == 0.02
+    assert known.error_at(0.01) == 0.02  # too few for 1 %
+    assert not known.is_enough_for(0.01)
+    assert KnownErrors(kind="x", errors=(-0.5,) * 9).error_at(0.4) == 0.0  # no credit
+
+
+def test_new_errors_are_within_the_stated_one_as_often_as_stated() -> None:
+    """The guarantee itself, for errors that are drawn from one distribution."""
+    rng, risk, within, rounds = random.Random(3), 0.1, 0, 4000
+    for _ in range(rounds):
+        drawn = sorted(rng.expovariate(1.0) for _ in range(30))
+        new = rng.expovariate(1.0)
+        within += new <= KnownErrors(kind="x", errors=tuple(drawn)).error_at(risk)
+    assert 0.88 <= within / rounds <= 0.94  # k / (n + 1) = 28 / 31 = 0.903
+
+
+@given(
+    need=st.integers(400_000_000, 60 * GIB),
+    errors=st.lists(st.floats(-0.2, 0.3), min_size=1, max_size=200),
+    risk=st.floats(0.001, 0.5),
+    context=st.integers(0, 300_000_000),
+    more=st.integers(0, 200_000_000),
+)
+def test_the_smallest_budget_allows_the_prediction_it_was_made_for(
+    need: int, errors: list[float], risk: float, context: int, more: int
+) -> None:
+    known = KnownErrors(kind="x", errors=tuple(sorted(errors)))
+    rule = FitRule(known=known, context_bytes=context, largest_context_bytes=context + more)
+    budget = rule.smallest_budget(need, risk=risk)
+    assert rule.largest_prediction(budget, risk=risk) >= need
+    if known.is_enough_for(risk):
+        assert rule.probability(need, budget) >= 1 - risk - 1e-9
+    # a smaller budget by the printed digits does not do
+    assert rule.largest_prediction(budget - GIB // 50, risk=risk) < need
+
+
+def test_room_is_left_for_the_largest_context_where_it_is_assumed() -> None:
+    assumed, measured = lookup("rtx-3060"), lookup("rtx-3090")
+    for device, largest in (
+        (assumed, LARGEST_REPORTED_CONTEXT_BYTES),
+        (measured, cuda_context(measured).nbytes),
+    ):
+        rule = FitRule.of(VIT, device)
+        assert rule.largest_context_bytes == largest
+        limit = rule.largest_prediction(2 * GIB, risk=0.01)
+        need = limit - rule.context_bytes
+        assert need * (1 + rule.known.error_at(0.01)) <= 2 * GIB - largest
+    report = predict(Candidate(workload=VIT), device=assumed)
+    found = fit_of(report, 2 * GIB)
+    assert found is not None
+    assert found.probability > 0.99
+    assert any("context of this GPU is assumed" in note for note in found.notes)
+    assert fit_of(report, 350_000_000).probability == 0
+
+
+def test_bf16_before_ampere_is_a_kind_of_its_own() -> None:
+    bf16 = VIT.replace(precision="bf16")
+    assert FitRule.of(bf16, lookup("rtx-2060-super")).known.kind == SLOW_BF16
+    assert FitRule.of(bf16, lookup("rtx-3060")).known.kind == "attention"
+
+
+@pytest.mark.parametrize("risk", [0.0, -0.1, 0.51, float("nan")])
+def test_a_risk_out_of_its_domain_is_refused(risk: float) -> None:
+    with pytest.raises(UsageError, match="risk must be above 0"):
+        check_risk(risk)
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.05", 0.05), (" 2.5% ", 0.025)])
+def test_a_risk_is_written_as_percent_or_as_a_fraction(text: str, share: float) -> None:
+    assert Percent().convert(text, None, None) == pytest.approx(share)
+    with pytest.raises(click.BadParameter, match="is no share"):
+        Percent().convert("little", None, None)
+
+
+def test_predict_says_how_probably_it_fits() -> None:
+    arguments = [
+        "predict",
+        "--model",
+        "test_vit",
+        "--method",
+        "head",
+        "--batch-size",
+        "2",
+        "--device",
+        "rtx-3090",
+    ]
+    done = CliRunner().invoke(cli, [*arguments, "--vram", "2GB", "--json"])
+    fits = json.loads(done.stdout)["fits"]
+    assert (done.exit_code, fits["kind"]) == (0, "attention")
+    assert fits["probability"] > 0.99
+    assert "(P > 99 %)" in CliRunner().invoke(cli, [*arguments, "--vram", "2GB"]).stdout

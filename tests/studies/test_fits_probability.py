@@ -1,0 +1,32 @@
+"""The known errors of the planner are those of the committed rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+STUDY_FOLDERS = ("", "fits_probability")
+
+
+def test_the_planner_has_the_errors_of_the_committed_rows(tmp_path: Path) -> None:
+    from known_errors import write_errors
+
+    from planner.cost.fit_probability import ERRORS_FILE
+
+    write_errors(tmp_path / "errors.json")
+    assert (tmp_path / "errors.json").read_text() == ERRORS_FILE.read_text()
+
+
+def test_no_step_with_a_probability_of_99_percent_ran_out() -> None:
+    from known_errors import brim_of_hollow_gpu
+
+    found = brim_of_hollow_gpu()
+    assert found["ran_out"] == 0
+    assert found["said_99_percent"] > 0
+
+
+def test_the_summary_is_of_these_rows() -> None:
+    from known_errors import HERE, brim_of_hollow_gpu
+
+    summary = json.loads((HERE / "summary.json").read_text())
+    assert summary["brim_of_hollow_gpu"] == brim_of_hollow_gpu()
