@@ -96,7 +96,7 @@ def report_of(
             )
         memory = cuda_memory(log, device, settings, notes)
         # Training evaluates micro-batches without gradients, loads tensor by tensor, and a resumed
-        # run begins without state, so no stage needs more than a step (studies/rehearsal_matrix).
+        # run begins without state, so no stage needs more than a step; a rehearsal checks that.
         memory = replace(memory, run_peak_bytes=memory.needed_bytes)
     else:
         from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES  # imports torch
