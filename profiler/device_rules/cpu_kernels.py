@@ -222,15 +222,20 @@ def _needs_no_probe(func: Operation, args: tuple[object, ...]) -> bool:
 
 
 def _run_once(func: Operation, args: tuple[object, ...], kwargs: dict[str, object]) -> int:
-    held: list[object] = []
     try:
         real, named = tree_map(zeros_like_it, (args, kwargs))
-        func(*real, **named)  # the first call of a library may allocate memory that it keeps
-        peak, growth = peak_and_growth(memory_events(lambda: held.append(func(*real, **named))))
+        return _bytes_inside(func, real, named)
     except (RuntimeError, MemoryError, ValueError, IndexError, TypeError):
         # Not defined on zeros (an index out of range), or this machine has too little memory for
         # it: no memory is assumed.
         return 0
+
+
+def _bytes_inside(func: Operation, real: tuple[object, ...], named: dict[str, object]) -> int:
+    """Return the live bytes at an operation's own peak, or 0 if they are no more than results."""
+    held: list[object] = []
+    func(*real, **named)  # the first call of a library may allocate memory that it keeps
+    peak, growth = peak_and_growth(memory_events(lambda: held.append(func(*real, **named))))
     return peak if peak > growth else 0
 
 
@@ -263,7 +268,7 @@ def _run_lstm_backward(args: tuple[Any, ...]) -> int:
         return 0
     with unset_fake_temporarily(), torch.enable_grad():  # else there is no workspace
         workspace = _LSTM(*tree_map(zeros_like_it, forward))[3]
-        return _run_once(_LSTM_BACKWARD, (*tree_map(zeros_like_it, args[:-1]), workspace), {})
+        return _bytes_inside(_LSTM_BACKWARD, (*tree_map(zeros_like_it, args[:-1]), workspace), {})
 
 
 def argument_signature(arg: object) -> object:
