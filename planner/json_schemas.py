@@ -133,12 +133,13 @@ class AlternativeObject:
     """A named row beside the recommended one.
 
     Attributes:
-        name: property in which the row is best, ``full``, or ``paper`` for the paper's default.
+        name: property in which the row is best, ``backbone`` for the best row of another backbone,
+            ``full``, or ``paper`` for the paper's default.
         index: index into ``front``; null if the row does not fit.
         note: the difference to other rows, or the memory that it needs.
     """
 
-    name: Literal["fastest", "most accurate", "smallest", "safest", "full", "paper"]
+    name: Literal["fastest", "most accurate", "smallest", "safest", "backbone", "full", "paper"]
     index: NonNegativeInt | None
     note: str
 
@@ -175,6 +176,10 @@ class RecommendationObject:
             not listed.
         recommended_training_free: index into ``training_free`` of the one that wins over the
             recommended plan, under --allow-training-free; null if none may or does.
+        backbones: expected level of each backbone of the question, the recommended one first
+            (``planner.scoring.backbone_level``).
+        other_backbone: backbone of about the same size that is expected to be more accurate, faster
+            or smaller in the same budget; null if none is known or several were requested.
         totals: duration and energy of the whole training of each plan of ``front``, with price and
             emissions from the user's rates (``planner.recommendation.run_totals``).
     """
@@ -203,6 +208,8 @@ class RecommendationObject:
     training_free: tuple[JsonObject, ...] | None = None
     recommended_training_free: NonNegativeInt | None = None
     totals: tuple[JsonObject | None, ...] = ()
+    backbones: tuple[JsonObject, ...] = ()
+    other_backbone: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

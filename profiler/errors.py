@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from profiler.units import format_bytes
+from profiler.units import enough_bytes_as, format_bytes, format_bytes_as
 
 LONGEST_MESSAGE = 300
 """Characters of an error or warning. A value from a damaged file can be megabytes long."""
@@ -165,9 +165,10 @@ class InfeasibleError(BudgetplanError):
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
         self.advice = advice
-        text = f"{subject} a budget of {format_bytes(budget_bytes)}"
+        text = f"{subject} a budget of {format_bytes_as(budget_bytes, budget_bytes)}"
         if smallest_bytes is not None:
-            text += f"; the smallest budget that would is {format_bytes(smallest_bytes)}"
+            smallest = enough_bytes_as(smallest_bytes, budget_bytes)
+            text += f"; the smallest budget that would is {smallest}"
         super().__init__(text + (f"; {advice}" if advice else ""))
 
 

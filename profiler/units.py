@@ -111,6 +111,20 @@ def unit_as_asked(size: int) -> str:
     return "GB" if size >= 10**9 else "MB"
 
 
+def format_bytes_as(size: float, asked: int) -> str:
+    """Print bytes in the unit in which a person gave another size, such as the budget."""
+    if size < 10**6:
+        return format_bytes(size)
+    return format_bytes_in(size, unit_as_asked(asked))
+
+
+def enough_bytes_as(size: float, asked: int) -> str:
+    """Print bytes like ``format_bytes_as``, rounded up, so that the printed size is enough."""
+    unit = unit_as_asked(asked)
+    step = _FACTORS[unit.lower()] / (100 if unit in ("GB", "GiB") else 1)
+    return format_bytes_in(math.ceil(size / step) * step, unit)
+
+
 def format_bytes_in(size: float, unit: str) -> str:
     """Print bytes in a given unit: two decimals of a GB or GiB, none of a MB or MiB."""
     digits = 2 if unit in ("GB", "GiB") else 0

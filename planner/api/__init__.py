@@ -14,6 +14,7 @@ one-line message. This package imports torch, timm and Optuna only when a functi
     rehearse_function     rehearse
     trained_functions     evaluate, classify
     explain_function      explain
+    grid_function         grid
     estimate_function     estimate
     check_function        check
     calibrate_function    calibrate
@@ -27,6 +28,7 @@ from planner.api.calibrate_function import calibrate
 from planner.api.check_function import check
 from planner.api.estimate_function import estimate
 from planner.api.explain_function import explain
+from planner.api.grid_function import grid
 from planner.api.own_loop_functions import (
     export_plan,
     load_backbone,
@@ -79,6 +81,7 @@ __all__ = [
     "export_plan",
     "features",
     "fit_probability",
+    "grid",
     "is_without_tuning",
     "load_backbone",
     "load_frozen_plan",

@@ -94,7 +94,7 @@ def device_name(device: str | DeviceSpec) -> str:
     return device.name
 
 
-def _workload(model: str, method: str, options: WorkloadOptions) -> Workload:
+def workload_of(model: str, method: str, options: WorkloadOptions) -> Workload:
     """Return the workload with the defaults that depend on the model and the method."""
     from profiler.models import backbones
     from profiler.models.methods import get_method
@@ -131,7 +131,7 @@ def candidate_of(
     from profiler.devices.table import device_spec
     from profiler.models.forward_check import check_forward
 
-    workload = _workload(model, method, options)
+    workload = workload_of(model, method, options)
     if workload.micro_batch == 1:
         # BatchNorm can refuse it, while the composed rung scales profiles of larger batches
         check_forward(workload)

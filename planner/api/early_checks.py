@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from profiler.errors import InputError, UnknownNameError
+from profiler.errors import InputError, UnknownNameError, UsageError
+
+AUTO_BACKBONES = "auto"
+"""Name that stands for a shortlist of backbones."""
 
 
 def check_names(
@@ -67,3 +70,43 @@ def check_plan_folder(folder: str | Path) -> None:
     from planner.disk.free_space import check_folder
 
     check_folder(Path(folder))
+
+
+def backbone_names(model: str | Sequence[str], *, budget_bytes: int) -> list[str]:
+    """Return the names of the backbones of a question, each once.
+
+    Args:
+        model: a name, names separated by commas, ``auto`` for a shortlist, or a sequence of names.
+        budget_bytes: the budget, for the shortlist.
+
+    Raises:
+        UsageError: no name, the same backbone twice, or nothing of the shortlist fits.
+    """
+    from profiler.models.backbones import resolve
+
+    parts = model.split(",") if isinstance(model, str) else model
+    names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if names == [AUTO_BACKBONES]:
+        from planner.scoring.backbone_facts import shortlist
+
+        return shortlist(budget_bytes)
+    if not names:
+        raise UsageError("--model names no backbone; `budgetplan models` lists them")
+    canonical = [resolve(name) for name in names]
+    for name, full_name in zip(names, canonical, strict=True):
+        if canonical.count(full_name) > 1:
+            raise UsageError(f"{name} is named twice, as {full_name}; leave one out")
+    return names
+
+
+def check_several(models: Sequence[str], *, weights: str | Path | None) -> None:
+    """Refuse options that name a file of one backbone.
+
+    Raises:
+        UsageError: weights for several backbones.
+    """
+    if len(models) > 1 and weights is not None:
+        raise UsageError(
+            f"--weights is a file of one backbone, got {len(models)} backbones; leave it out, or "
+            "name one backbone"
+        )

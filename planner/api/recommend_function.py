@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.api.arguments import device_name, no_progress, parse_size
-from planner.api.early_checks import check_input, check_names, check_plan_folder, check_words
+from planner.api.early_checks import (
+    backbone_names,
+    check_input,
+    check_names,
+    check_plan_folder,
+    check_several,
+    check_words,
+)
 from planner.recommendation.lever_choice import parse_levers
 from profiler.workload import OPTIMIZERS, PRECISIONS
 
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def recommend(
-    model: str,
+    model: str | Sequence[str],
     *,
     vram: int | str,
     data: str = "digits",
@@ -59,7 +67,9 @@ def recommend(
     """Search for configurations that fit a budget, check them, and write a plan file for each.
 
     Args:
-        model: timm name or alias of the backbone.
+        model: timm name or alias of the backbone; several as a sequence or separated by commas, or
+            ``auto`` for a shortlist of backbones that can be trained within the budget. Several
+            backbones share one front.
         vram: budget in bytes or as text, the CUDA context included.
         data: name of a data set, or a folder with one subfolder for each class.
         device: ``auto`` (this machine's GPU, else the RTX 2060 SUPER), ``cpu``, or a device of the
@@ -115,21 +125,24 @@ def recommend(
     """
     budget_bytes = parse_size(vram)
     named = [] if methods is None or "all" in methods else methods
-    check_names(models=[model], methods=named, device=device_name(device))
+    models = backbone_names(model, budget_bytes=budget_bytes)
+    check_names(models=models, methods=named, device=device_name(device))
     check_words("precision", precisions or (), PRECISIONS)
     check_words("optimizer", optimizers, OPTIMIZERS)
     parse_levers(levers)
     check_input(data=data, weights=weights)
     check_plan_folder(out)
+    check_several(models, weights=weights)
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
     from planner.recommendation.request import EnergyRates, Limits
+    from planner.recommendation.several_backbones import joint_study_name, request_for_backbones
     from planner.search.storage_url import mask_url
 
     notify = on_progress or no_progress
     notify("start", "loading the model's structure", 0.0)
-    request = build_request(
-        model,
+    build = partial(
+        build_request,
         budget_bytes=budget_bytes,
         data=data,
         device=device_name(device),
@@ -147,7 +160,6 @@ def recommend(
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,
         seed=seed,
-        study=study,
         storage=storage,
         power_limit=power_limit,
         out=Path(out),
@@ -165,9 +177,19 @@ def recommend(
         probe_minutes=probe_minutes,
         find_lr=find_lr,
     )
+    if len(models) > 1 and study is None:
+        study = joint_study_name(models)
+    request = request_for_backbones(
+        models,
+        lambda name, own_study: build(name, study=own_study),
+        study=study,
+        storage=storage,
+        out=Path(out),
+        probes=probe_minutes is not None,
+    )
     try:
         return answer(request, notify=notify)
     except KeyboardInterrupt as interrupt:
         where = f" --storage {mask_url(storage)}" if storage else ""
-        interrupt.add_note(f"the same command with --study {request.study}{where} goes on")
+        interrupt.add_note(f"the same command with --study {study or request.study}{where} goes on")
         raise

@@ -18,6 +18,7 @@ from planner.cli.dashboard_command import dashboard
 from planner.cli.doctor_command import doctor
 from planner.cli.explain_command import explain
 from planner.cli.export_command import export
+from planner.cli.grid_command import grid
 from planner.cli.list_commands import devices, methods, models
 from planner.cli.mcp_command import mcp
 from planner.cli.plan_commands import show, train, validate
@@ -48,7 +49,7 @@ def cli() -> None:
 for command in (
     recommend, predict, measure, profile, validate, rehearse, check, train, evaluate, classify,
     show, export, report, score, models, methods, devices, dashboard, doctor, features,
-    training_free, zero_shot, serve, explain, calibrate, worker, mcp,
+    training_free, zero_shot, serve, explain, calibrate, worker, mcp, grid,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from planner.plan import Accuracy, FitProbability, Plan
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.netscore import Scores
+from profiler.models.backbones import ALIASES
 from profiler.placement import Decision, Placement
 from profiler.workload import Candidate
 
@@ -20,6 +21,11 @@ def method_of(candidate: Candidate) -> str:
     """Return the method with its rank, such as ``lora r8``."""
     load = candidate.workload
     return load.method if load.rank is None else f"{load.method} r{load.rank}"
+
+
+def short_name(model: str) -> str:
+    """Return the alias of a backbone, or its name."""
+    return next((alias for alias, name in ALIASES.items() if name == model), model)
 
 
 def batch_of(candidate: Candidate) -> str:

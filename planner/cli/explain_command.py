@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from planner import api
-from planner.cli.options import json_option, planned_device_option, progress_option
+from planner.cli.options import (
+    SIZES,
+    json_option,
+    planned_device_option,
+    progress_option,
+    size_option,
+)
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
 
@@ -22,23 +28,33 @@ if TYPE_CHECKING:
     from planner.recommendation.explain import ExplainedRow, Explanation
 
 
+MOST_TENSORS = 8
+"""Kinds of tensors that are listed."""
+
 SMALLEST_SHARE = 0.005
 """Share of the memory from which an owner is shown."""
 
 
-@click.command()
+@click.command(epilog=SIZES)
 @click.argument("plan", type=click.Path(path_type=Path))
 @planned_device_option
+@size_option(
+    "--vram",
+    text="Another budget to compare with; the tensors alive at the peak are listed if the plan "
+    "exceeds it.",
+)
 @progress_option
 @json_option
-def explain(*, plan: Path, device: str, progress: ProgressKind | None, as_json: bool) -> None:
+def explain(
+    plan: Path, *, device: str, vram: int | None, progress: ProgressKind | None, as_json: bool
+) -> None:
     """Explain a plan: where its memory goes, and what each choice saves and costs.
 
     The choices are compared with full fine-tuning in fp32 with the whole batch at once; each row
     is a replayed training step.
     """
     with progress_bar(progress, as_json=as_json) as notify:
-        found = api.explain(plan, device=device, on_progress=notify)
+        found = api.explain(plan, device=device, vram=vram, on_progress=notify)
     if as_json:
         print_json(found.to_json())
     else:
@@ -68,6 +84,11 @@ def _show_explanation(found: Explanation, screen: Console) -> None:
         )
     )
     page.sentences([f"the peak is in the {found.peak_phase} of {found.peak_unit}"])
+    if found.need_bytes > found.budget_bytes:
+        need, budget = (format_bytes_in(n, unit) for n in (found.need_bytes, found.budget_bytes))
+        page.sentences([f"the plan needs {need} and does not fit {budget}"])
+        page.heading("Tensors alive at the peak")
+        page.block(*tables(_tensor_columns(found, unit), keys=1, width=page.width))
     page.heading("From the plain default to this plan")
     page.block(*tables(_columns(found.steps, unit, adds_up=True), keys=1, width=page.width))
     if found.neighbours:
@@ -75,6 +96,27 @@ def _show_explanation(found: Explanation, screen: Console) -> None:
         last = replace(found.steps[-1], change="this plan")
         columns = _columns([last, *found.neighbours], unit, adds_up=False)
         page.block(*tables(columns, keys=1, width=page.width))
+
+
+def _tensor_columns(found: Explanation, unit: str) -> list[Column]:
+    """Return the largest kinds of tensors at the peak, and the number of the others."""
+    from planner.cli.table_layout import Column
+    from profiler.units import format_bytes_in
+
+    shown, rest = found.tensors[:MOST_TENSORS], found.tensors[MOST_TENSORS:]
+    sizes = [each.nbytes for each in shown] + [sum(each.nbytes for each in rest)]
+    others = f"{sum(each.count for each in rest)} others"
+    return [
+        Column(header="size", cells=[format_bytes_in(size, unit) for size in sizes]),
+        Column(header="owner", cells=[*(t.owner for t in shown), others], justify="left"),
+        Column(header="made by", cells=[*(t.operation or "-" for t in shown), "-"], justify="left"),
+        Column(
+            header="tensors",
+            cells=[*(f"{t.count} x {'x'.join(map(str, t.shape)) or '-'}" for t in shown), "-"],
+            justify="left",
+        ),
+        Column(header="in", cells=[*(t.units or "-" for t in shown), "-"], justify="left"),
+    ]
 
 
 def _columns(rows: Sequence[ExplainedRow], unit: str, *, adds_up: bool) -> list[Column]:

@@ -15,7 +15,14 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from planner.cli.cell_text import batch_of, levers_of, method_of, optimizer_of, probability_text
+from planner.cli.cell_text import (
+    batch_of,
+    levers_of,
+    method_of,
+    optimizer_of,
+    probability_text,
+    short_name,
+)
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recommendation.answer import Alternative, Recommendation
@@ -46,7 +53,8 @@ MOST_ROWS = 5
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 _SHOWN_FIRST = (
-    "fastest", "full", "paper", "smallest", "most accurate", "safest", "smaller images",
+    "backbone", "fastest", "full", "paper", "smallest", "most accurate", "safest",
+    "smaller images",
 )  # fmt: skip
 """Names of alternatives by descending use for a decision."""
 
@@ -98,7 +106,8 @@ def _winner(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
 def _below(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
     """Yield (line, style) of everything below the alternatives."""
     yield "", ""
-    for line in [*_unknown(answer, width), *textwrap.wrap(_closing_line(answer), width)]:
+    lines = [*_unknown(answer, width), *_other_backbone(answer, width)]
+    for line in [*lines, *textwrap.wrap(_closing_line(answer), width)]:
         yield line, ""
 
 
@@ -291,6 +300,8 @@ def _row(answer: Recommendation, index: int, names: Sequence[str]) -> list[str]:
     load = plan.candidate.workload
     seconds, joules = prediction.step_seconds, prediction.energy_joules
     method = method_of(plan.candidate)
+    if answer.request.others:
+        method = f"{short_name(load.model)} {method}"
     if not plan.candidate.placement.is_none:
         method += f", {plan.candidate.policy.display_name}"
     return [
@@ -383,6 +394,19 @@ def _unknown(answer: Recommendation, width: int) -> list[str]:
     if plan.measurement is not None and is_wanted and not answer.request.has_weights:
         text += " No pretrained weights could be loaded here."
     return textwrap.wrap(text, width, max_lines=2, placeholder=" ...")
+
+
+def _other_backbone(answer: Recommendation, width: int) -> list[str]:
+    """Return one line on a backbone that is expected to be better, if one is known."""
+    other = answer.other_backbone
+    if other is None:
+        return []
+    text = (
+        f"See also {short_name(other.model)}: {other.better_at} (ImageNet "
+        f"{100 * other.top1_difference:+.1f} points, {other.time_ratio:.2g}x time, "
+        f"{other.memory_ratio:.2g}x memory)"
+    )
+    return textwrap.wrap(text, width, max_lines=1, placeholder=" ...")
 
 
 def _closing_line(answer: Recommendation) -> str:

@@ -271,14 +271,16 @@ power_limit_option = click.option(
 )
 
 
-def size_option(name: str, *, text: str, required: bool = False) -> Callable[[Command], Command]:
+def size_option(
+    name: str, *, text: str, required: bool = False, default: str | None = None
+) -> Callable[[Command], Command]:
     """Return an option that takes a size."""
-    return click.option(name, type=Size(), required=required, help=text)
+    return click.option(
+        name, type=Size(), required=required, default=default, show_default=True, help=text
+    )
 
 
-_WORKLOAD_OPTIONS = (
-    model_option,
-    click.option("--method", required=True, help="Fine-tuning method of `budgetplan methods`."),
+_METHOD_OPTIONS = (
     click.option(
         "--rank",
         type=positive,
@@ -303,7 +305,9 @@ _WORKLOAD_OPTIONS = (
         is_flag=True,
         help="Keep BatchNorm's running statistics, also where its scale and shift learn.",
     ),
-    click.option("--batch-size", type=positive, required=True, help="Images in a micro-batch."),
+)
+
+_STEP_OPTIONS = (
     click.option(
         "--accumulate",
         type=positive,
@@ -332,6 +336,14 @@ _WORKLOAD_OPTIONS = (
         metavar="LIST",
         help=f"Settings of speed: {', '.join(LEVERS)}. [default: none]",
     ),
+)
+
+_WORKLOAD_OPTIONS = (
+    model_option,
+    click.option("--method", required=True, help="Fine-tuning method of `budgetplan methods`."),
+    *_METHOD_OPTIONS,
+    click.option("--batch-size", type=positive, required=True, help="Images in a micro-batch."),
+    *_STEP_OPTIONS,
     image_size_option,
     click.option(
         "--num-classes",
@@ -349,6 +361,30 @@ _WORKLOAD_OPTIONS = (
     ),
     threshold_option,
 )
+
+
+def grid_workload_options(command: Command) -> Command:
+    """Add the options of a workload that all cells of a grid share."""
+    own = (
+        click.option(
+            "--batch-size",
+            type=positive,
+            default=32,
+            show_default=True,
+            help="Images in a micro-batch.",
+        ),
+        click.option(
+            "--num-classes",
+            type=positive,
+            default=100,
+            show_default=True,
+            help="Number of classes of the classifier.",
+        ),
+    )
+    shared = (*_METHOD_OPTIONS, *own, *_STEP_OPTIONS, image_size_option, threshold_option)
+    for option in reversed(shared):
+        command = option(command)
+    return command
 
 
 def workload_options(command: Command) -> Command:

@@ -216,6 +216,7 @@ def train(
             as_json=as_json,
         )
         return
+    planned = api.load_plan(plan)
     with progress_bar(progress, as_json=as_json) as notify:
         notify("train", "building the model", 0.0)
         result = api.train(
@@ -237,7 +238,7 @@ def train(
             weights=weights,
             pretrained=pretrained,
             seed=seed,
-            on_progress=lambda step: _show_step(step, notify),
+            on_progress=lambda step: _show_step(step, notify, planned),
             on_interrupt=_announce_stop,
         )
     if as_json:
@@ -285,15 +286,40 @@ def _announce_stop() -> None:
     os.write(2, line.encode())
 
 
-def _show_step(at: TrainProgress, display: ProgressDisplay) -> None:
+def _show_step(at: TrainProgress, display: ProgressDisplay, plan: Plan) -> None:
     """Show a step on the progress bar and print each accuracy reading above it."""
-    display("train", f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}", at.done)
+    running = _running(at, plan)
+    display("train", f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}{running}", at.done)
     if at.message:
         display.message(at.message)
     if at.reading is not None:
         seen = at.reading
         display.message(
             f"{seen.seconds / 60:.1f} min, step {seen.step} ({at.step} of {at.steps} in epoch "
-            f"{at.epoch}): loss {seen.loss:.3f}, {100 * seen.accuracy:.1f} % of {seen.images} "
-            f"{seen.part} images right"
+            f"{at.epoch}): loss {seen.loss:.3f}{running}, {100 * seen.accuracy:.1f} % of "
+            f"{seen.images} {seen.part} images right"
         )
+
+
+def _running(at: TrainProgress, plan: Plan) -> str:
+    """Return rate, speed and memory of the last steps.
+
+    They stand against the plan's where the training runs on a device of the planned kind.
+    """
+    from profiler.units import format_bytes_in, unit_as_asked
+
+    parts, planned = [], plan.prediction
+    is_as_planned = (at.reserved_bytes is not None) == (planned.device.kind == "cuda")
+    if at.learning_rate is not None:
+        parts.append(f"lr {at.learning_rate:.2g}")
+    if at.images_per_second is not None:
+        parts.append(f"{at.images_per_second:,.0f} images/s")
+        if is_as_planned and planned.step_seconds:
+            rate = plan.candidate.workload.effective_batch / planned.step_seconds
+            parts[-1] += f" (plan {rate:,.0f})"
+    if at.reserved_bytes is not None:
+        unit = unit_as_asked(plan.budget_bytes)
+        parts.append(format_bytes_in(at.reserved_bytes, unit))
+        if planned.memory.reserved_bytes is not None:
+            parts[-1] += f" (plan {format_bytes_in(planned.memory.reserved_bytes, unit)})"
+    return "".join(f", {part}" for part in parts)

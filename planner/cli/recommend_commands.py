@@ -17,7 +17,6 @@ from planner.cli.options import (
     device_option,
     image_size_option,
     json_option,
-    model_option,
     positive,
     power_limit_option,
     pretrained_option,
@@ -38,7 +37,12 @@ from planner.training.images.registry import DATA_NAMES
     required=True,
     text="Budget of device memory, the CUDA context included, such as 2GB.",
 )
-@model_option
+@click.option(
+    "--model",
+    required=True,
+    help="Backbone: a timm name or an alias of `budgetplan models`; several separated by commas "
+    "share one front; auto takes a shortlist that can be trained within the budget.",
+)
 @click.option(
     "--data",
     default="digits",

@@ -13,6 +13,7 @@ from planner.cli.cell_text import (
     method_of,
     optimizer_of,
     placement_of,
+    short_name,
     shown_accuracy,
     shown_score,
 )
@@ -65,6 +66,14 @@ def _closing(answer: Recommendation) -> Iterator[str]:
     )
 
 
+def _methods(plans: Sequence[Plan]) -> list[str]:
+    """Return the method of each plan, with its backbone if there are several."""
+    models = [plan.candidate.workload.model for plan in plans]
+    if len(set(models)) == 1:
+        return [method_of(plan.candidate) for plan in plans]
+    return [f"{short_name(m)} {method_of(p.candidate)}" for m, p in zip(models, plans, strict=True)]
+
+
 def front_columns(answer: Recommendation) -> list[Column]:
     """Return the columns of the front, with a star at the recommended row."""
     entries = answer.front
@@ -73,7 +82,7 @@ def front_columns(answer: Recommendation) -> list[Column]:
     names = [f"{i + 1}{'*' if i == answer.recommended else ' '}" for i, _ in enumerate(entries)]
     return [
         Column(header="#", cells=names),
-        Column(header="method", cells=[method_of(p.candidate) for p in plans], justify="left"),
+        Column(header="method", cells=_methods(plans), justify="left"),
         Column(header="batch", cells=[batch_of(p.candidate) for p in plans], justify="left"),
         Column(
             header="precision",

@@ -9,10 +9,10 @@ from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import Alternative, AlternativeName, FrontEntry
 from planner.recommendation.baselines import Baseline
 from planner.recommendation.choose import ChosenEntry
-from planner.recommendation.named_rows import SAFE_COST_RATIO, named_rows
+from planner.recommendation.named_rows import SAFE_COST_RATIO, best_of_backbones, named_rows
 from planner.recommendation.ranking import Question
 from planner.search.problem import TrialResult
-from profiler.units import format_bytes, format_seconds
+from profiler.units import format_bytes_as, format_seconds
 
 BEST_AT: tuple[AlternativeName, ...] = ("fastest", "most accurate", "smallest", "safest")
 
@@ -52,14 +52,29 @@ def named_alternatives(
             )
             for name in BEST_AT
         ),
+        *_other_backbones(entries, choice.index, question),
         *_full(entries, searched, question.budget_bytes),
-        *_paper(rows, place, baselines),
+        *_paper(rows, place, baselines, question.budget_bytes),
     )
+
+
+def _other_backbones(
+    entries: Sequence[FrontEntry], recommended: int, question: Question
+) -> Iterator[Alternative]:
+    """Yield the best row of each backbone that is not the recommended one."""
+    results = [entry.result for entry in entries]
+    chosen = results[recommended].candidate.workload.model
+    for model, row in best_of_backbones(results, question).items():
+        if model != chosen:
+            index = next(i for i, result in enumerate(results) if result is row)
+            yield Alternative(
+                name="backbone", index=index, note=f"the best of {model}: {row.reason}"
+            )
 
 
 def _row_note(name: AlternativeName, entry: FrontEntry) -> str:
     prediction = entry.plan.prediction
-    need = format_bytes(needed_bytes(prediction))
+    need = format_bytes_as(needed_bytes(prediction), entry.plan.budget_bytes)
     match name:
         case "fastest":
             return f"{format_seconds(prediction.step_seconds)} a step, the least of its equals"
@@ -81,19 +96,22 @@ def _full(
         yield Alternative(name="full", index=best, note="every parameter learns")
     elif tried:
         least = min(result.device_bytes for result in tried)
-        note = f"needs {format_bytes(least)} or more, does not fit"
+        note = f"needs {format_bytes_as(least, budget_bytes)} or more, does not fit"
         if least <= budget_bytes:
             note = "fits, but did not pass the limits or the later checks"
         yield Alternative(name="full", index=None, note=note)
 
 
 def _paper(
-    rows: Mapping[str, TrialResult], place: Mapping[int, int], baselines: Mapping[str, Baseline]
+    rows: Mapping[str, TrialResult],
+    place: Mapping[int, int],
+    baselines: Mapping[str, Baseline],
+    budget_bytes: int,
 ) -> Iterator[Alternative]:
     baseline = baselines.get("lora")
     if "paper" in rows:
         index = place[id(rows["paper"])]
         yield Alternative(name="paper", index=index, note="the default of arXiv 2607.02158")
     elif baseline is not None and not baseline.fits:
-        need = format_bytes(needed_bytes(baseline.prediction))
+        need = format_bytes_as(needed_bytes(baseline.prediction), budget_bytes)
         yield Alternative(name="paper", index=None, note=f"needs {need}, does not fit")

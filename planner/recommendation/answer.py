@@ -12,6 +12,8 @@ from planner.recommendation.baselines import Baseline
 from planner.recommendation.request import Request
 from planner.recommendation.run_totals import RunTotals, run_totals
 from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.scoring.backbone_facts import OtherBackbone, other_backbone
+from planner.scoring.backbone_level import BackboneLevel, backbone_levels
 from planner.search.problem import SGD_STEP, TrialResult
 from profiler.records import Report
 from profiler.workload import Candidate
@@ -50,7 +52,7 @@ class FrontEntry:
 
 
 AlternativeName = Literal[
-    "fastest", "most accurate", "smallest", "safest", "full", "paper", "smaller images"
+    "fastest", "most accurate", "smallest", "safest", "backbone", "full", "paper", "smaller images"
 ]
 
 DecidedBy = Literal["published", "probe", "learned", "cost"]
@@ -63,8 +65,9 @@ class Alternative:
     """A named row beside the recommended one.
 
     Attributes:
-        name: property in which the row is best, ``full`` for training every parameter, ``paper``
-            for the default of arXiv 2607.02158, or ``smaller images``.
+        name: property in which the row is best, ``backbone`` for the best row of another backbone,
+            ``full`` for training every parameter, ``paper`` for the default of arXiv 2607.02158, or
+            ``smaller images``.
         index: index into ``front``; None if the row does not fit, and for smaller images.
         note: one clause: the difference to other rows, or the memory that it needs.
     """
@@ -141,8 +144,27 @@ class Recommendation:
         images, rates = self.request.train_images, self.request.energy_rates
         return [run_totals(entry.plan, images=images, rates=rates) for entry in self.front]
 
+    @property
+    def backbone_levels(self) -> Mapping[str, BackboneLevel]:
+        """The expected level of each backbone of the question, the recommended one first."""
+        request = self.request
+        return backbone_levels(
+            [part.space.base.model for part in request.backbones],
+            data=request.run.data,
+            train_images=request.balanced_images,
+        )
+
+    @property
+    def other_backbone(self) -> OtherBackbone | None:
+        """A backbone that is expected to be better than the only one of the question."""
+        request = self.request
+        if request.others or not request.trains_pretrained:
+            return None
+        return other_backbone(request.space.base.model, budget_bytes=request.budget_bytes)
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``recommend --json`` prints."""
+        other = self.other_backbone
         return {
             "schema": RECOMMENDATION_SCHEMA,
             "budget_bytes": self.request.budget_bytes,
@@ -162,6 +184,8 @@ class Recommendation:
             "ties": list(self.ties),
             "alternatives": [asdict(each) for each in self.alternatives],
             "objective": self.request.objective,
+            "backbones": [each.to_json() for each in self.backbone_levels.values()],
+            "other_backbone": None if other is None else other.to_json(),
             "baselines": {name: b.to_json() for name, b in self.baselines.items()},
             "dropped": list(self.dropped),
             "notes": list(self.notes),

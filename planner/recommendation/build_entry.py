@@ -62,7 +62,7 @@ def build_entry(
     )
     return FrontEntry(
         plan=plan,
-        file=request.out / plan_file_name(checked.candidate, with_model=False),
+        file=request.out / plan_file_name(checked.candidate, with_model=bool(request.others)),
         result=checked.result,
         expected=expected,
         validation=validation,

@@ -17,7 +17,7 @@ from planner.recommendation.ranking import (
     equals_of,
 )
 from planner.scoring.netscore import LOWEST_ACCURACY
-from profiler.units import format_bytes, format_joules, format_seconds
+from profiler.units import format_bytes_as, format_joules, format_seconds
 
 LONG_RUN_STEPS = 50
 
@@ -174,12 +174,12 @@ def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:
     cost = format_joules(prediction.energy_joules)
     if prediction.energy_joules is None:
         cost = format_seconds(prediction.step_seconds)
-    need_bytes = needed_bytes(prediction)
+    need_bytes, budget = needed_bytes(prediction), entry.plan.budget_bytes
     rest = ""
     if need_bytes <= EDGE * question.budget_bytes:
         rest = f" (no plan of this method and rank that uses the rest saves {WORTHWHILE:.0%})"
     return (
         f"{candidate_summary(entry.plan.candidate)}: {why}; it is predicted to need "
-        f"{format_bytes(need_bytes)} of {format_bytes(entry.plan.budget_bytes)}{rest} "
+        f"{format_bytes_as(need_bytes, budget)} of {format_bytes_as(budget, budget)}{rest} "
         f"and {cost} per step."
     )

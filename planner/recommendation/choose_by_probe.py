@@ -19,7 +19,7 @@ from planner.recommendation.objective import Objective
 from planner.recommendation.probe_front import ProbeOutcome
 from planner.training.probe_statistics import LearnerEstimate, format_chance
 from profiler.records import Report
-from profiler.units import format_bytes, format_joules, format_seconds
+from profiler.units import format_bytes_as, format_joules, format_seconds
 
 EQUAL_FROM = 0.5
 """Probability of being within one point of the best, from which an entry counts as equal to it."""
@@ -47,15 +47,15 @@ def choose_by_probe(
         return None
     equal = [i for i, each in enumerate(estimates) if each is not None and is_equal(each)]
     why = _why(estimates, index)
-    report = reports[index]
+    report, budget = reports[index], entries[index].plan.budget_bytes
     cost = format_joules(report.energy_joules)
     if report.energy_joules is None:
         cost = format_seconds(report.step_seconds)
     return ChosenEntry(
         index=index,
         reason=f"{candidate_summary(entries[index].plan.candidate)}: {why}; it is predicted to "
-        f"need {format_bytes(needed_bytes(report))} of "
-        f"{format_bytes(entries[index].plan.budget_bytes)} and {cost} per step.",
+        f"need {format_bytes_as(needed_bytes(report), budget)} of "
+        f"{format_bytes_as(budget, budget)} and {cost} per step.",
         ties=tuple(i for i in equal if i != index),
         decided_by="probe",
         why=why,

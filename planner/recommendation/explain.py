@@ -13,16 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from profiler.devices.table import DeviceSpec
 from profiler.errors import UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.prediction.module_estimate import LiveTensor, live_tensors
 from profiler.records import OwnerBytes, Report
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
+
+if TYPE_CHECKING:
+    from profiler.replay.event_log import EventLog
 
 EXPLANATION_SCHEMA = "budgetplan.explanation/1"
 
@@ -47,6 +51,27 @@ class ExplainedRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeakTensors:
+    """Tensors of the same kind that are alive at the peak.
+
+    Attributes:
+        owner: one of ``profiler.records.OWNERS``.
+        operation: aten operation that made them; empty for tensors from before the step.
+        shape: shape of each tensor.
+        count: number of tensors.
+        nbytes: bytes of all.
+        units: first and last unit in which they were made; empty outside all units.
+    """
+
+    owner: str
+    operation: str
+    shape: tuple[int, ...]
+    count: int
+    nbytes: int
+    units: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """The explanation of a plan.
 
@@ -58,6 +83,7 @@ class Explanation:
         peak_phase: phase of the step in which the peak is.
         peak_unit: unit at the peak.
         outside_bytes: bytes outside of live tensors: rounding, free blocks, CUDA context.
+        tensors: tensors alive at the peak by kind, the largest kind first.
     """
 
     budget_bytes: int
@@ -67,6 +93,12 @@ class Explanation:
     peak_phase: str
     peak_unit: str
     outside_bytes: int
+    tensors: tuple[PeakTensors, ...] = ()
+
+    @property
+    def need_bytes(self) -> int:
+        """Device bytes of the plan; the peak on a CPU."""
+        return self.at_peak.total + self.outside_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``explain --json`` prints."""
@@ -110,7 +142,30 @@ def explain_plan(
         peak_phase=phase,
         peak_unit=unit,
         outside_bytes=needed_bytes(report) - at_peak.total,
+        tensors=_tensors_by_kind(log),
     )
+
+
+def _tensors_by_kind(log: EventLog) -> tuple[PeakTensors, ...]:
+    """Return the tensors alive at the peak, those of the same owner, operation and shape as one."""
+    kinds: dict[tuple[str, str, tuple[int, ...]], list[LiveTensor]] = {}
+    for tensor in live_tensors(log, log.peak_tick):
+        kinds.setdefault((tensor.owner, tensor.operation, tensor.shape), []).append(tensor)
+    order = {unit: number for number, unit in enumerate(log.units)}
+    found = []
+    for (owner, operation, shape), tensors in kinds.items():
+        units = sorted({t.module for t in tensors if t.module}, key=lambda unit: order[unit])
+        found.append(
+            PeakTensors(
+                owner=owner,
+                operation=operation,
+                shape=shape,
+                count=len(tensors),
+                nbytes=sum(t.nbytes for t in tensors),
+                units=" to ".join(dict.fromkeys((units[0], units[-1]))) if units else "",
+            )
+        )
+    return tuple(sorted(found, key=lambda kind: -kind.nbytes))
 
 
 def _replayed_row(

@@ -24,7 +24,7 @@ from planner.search.problem import SearchResult
 from planner.search.space import Space
 from profiler.errors import InfeasibleError, UsageError
 from profiler.records import Report
-from profiler.units import DeviceBytes, format_bytes
+from profiler.units import DeviceBytes, format_bytes_as
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostM
     memory = report.memory
     outside_bytes = needed_bytes(report) - (memory.reserved_bytes or memory.peak_bytes)
     if outside_bytes >= budget_bytes:
-        return f"{how}, and the CUDA context alone takes {format_bytes(outside_bytes)}"
+        context = format_bytes_as(outside_bytes, budget_bytes)
+        return f"{how}, and the CUDA context alone takes {context}"
     for option, changed in _smaller_searches(report.candidate, space):
         if _fits(changed, cost, budget_bytes):
             return f"{how}; {option} makes it fit"
@@ -124,7 +125,7 @@ def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostM
     state_bytes = parts.parameter + parts.gradient + parts.optimizer + parts.buffer
     if parts.total - state_bytes > state_bytes:
         return f"{how}, mostly for activations"
-    return f"{how}, mostly for weights ({format_bytes(state_bytes)})"
+    return f"{how}, mostly for weights ({format_bytes_as(state_bytes, budget_bytes)})"
 
 
 def _smaller_searches(candidate: Candidate, space: Space) -> Iterator[tuple[str, Candidate]]:

@@ -1,6 +1,7 @@
 """Selects the rows that a person compares with the recommended one, from all that fit.
 
     named_rows    the candidate of each name that there is one for
+    best_of_backbones   the best candidate of each backbone, if there are several
     answer_rows   these, the recommended one first, and the best of other methods
     probe_rows    these, and the best of every method that learns in a way of its own
 
@@ -75,14 +76,16 @@ def named_rows(results: Sequence[TrialResult], question: Question) -> dict[str, 
 def answer_rows(results: Sequence[TrialResult], question: Question) -> list[TrialResult]:
     """Return the different rows of an answer, the recommended one first.
 
-    If the names are of fewer than ``FEWEST_ROWS`` rows, the best configurations of other methods
-    follow, the most accurate method first.
+    With several backbones, the best row of each is among them. If the names are of fewer than
+    ``FEWEST_ROWS`` rows, the best configurations of other methods follow, the most accurate method
+    first.
 
     Args:
         results: candidates that fit the budget, at least one.
         question: budget, number of images and objective.
     """
     rows = {id(row): row for row in named_rows(results, question).values()}
+    rows |= {id(row): row for row in best_of_backbones(results, question).values()}
     seen = {row.candidate.workload.method for row in rows.values()}
     left = [row for row in results if row.candidate.workload.method not in seen]
     while left and len(rows) < FEWEST_ROWS:
@@ -112,6 +115,17 @@ def probe_rows(results: Sequence[TrialResult], question: Question) -> list[Trial
         best = best_configuration(within_edge(of_this, question), question)
         rows[id(best)] = best
     return list(rows.values())
+
+
+def best_of_backbones(results: Sequence[TrialResult], question: Question) -> dict[str, TrialResult]:
+    """Return the best row of each backbone by its name; none if there is a single backbone."""
+    models = dict.fromkeys(row.candidate.workload.model for row in results)
+    if len(models) == 1:
+        return {}
+    return {
+        model: best_of([r for r in results if r.candidate.workload.model == model], question)
+        for model in models
+    }
 
 
 def is_paper_default(row: TrialResult) -> bool:

@@ -18,7 +18,7 @@ from planner.recommendation.choose import LONG_RUN_STEPS
 from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
 from planner.workers.real_run import FP16_NOTE
-from profiler.units import format_bytes
+from profiler.units import format_bytes_as
 
 EVEN_SHARE = 0.8
 """Share of balanced images from which classes count as about equally frequent."""
@@ -44,9 +44,7 @@ def answer_notes(
         *_imbalance_notes(request),
         *_device_notes(request),
         *_search_notes(found),
-        *_left_out_notes(request.left_out),
-        *request.image_notes,
-        *request.weight_notes,
+        *(note for part in request.backbones for note in _backbone_notes(request, part)),
         *_run_notes(request, ran),
         *dict.fromkeys(predicted),
         *_fit_notes(request, candidates),
@@ -65,6 +63,13 @@ def _fit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iter
     yield from dict.fromkeys(note for fit in known for note in fit.notes)
 
 
+def _backbone_notes(request: Request, part: Request) -> Iterator[str]:
+    """Yield the notes on one backbone of a request, with its name if there are several."""
+    name = f"{part.space.base.model}: " if request.others else ""
+    for note in (*_left_out_notes(part.left_out), *part.image_notes, *part.weight_notes):
+        yield f"{name}{note}"
+
+
 def _imbalance_notes(request: Request) -> Iterator[str]:
     counts = request.images_per_class
     if counts and request.balanced_images < EVEN_SHARE * sum(counts):
@@ -79,10 +84,11 @@ def _device_notes(request: Request) -> Iterator[str]:
     if device.note:
         yield device.note
     if installed_bytes is not None and request.budget_bytes > installed_bytes:
-        yield (
-            f"the budget of {format_bytes(request.budget_bytes)} is more than the "
-            f"{format_bytes(installed_bytes)} of {device.full_name}"
+        budget, installed = (
+            format_bytes_as(size, request.budget_bytes)
+            for size in (request.budget_bytes, installed_bytes)
         )
+        yield f"the budget of {budget} is more than the {installed} of {device.full_name}"
 
 
 def _search_notes(found: SearchResult) -> Iterator[str]:

@@ -8,6 +8,7 @@ that are selected from them, and a real run checks the best replayed ones. A can
 the budget in a later stage is dropped, and the answer lists it.
 
     request.py        the request
+    search_backbones.py  the search stage, for one or several backbones
     replay_front.py   the replay stage
     rehearse_front.py the rehearsal stage: PyTorch's CUDA code on an emulated GPU
     probe_front.py    the probe stage: short trainings on the user's images, if requested
@@ -35,6 +36,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 from planner.disk.drafts import remove_draft_files
 from planner.disk.free_space import check_folder
@@ -49,7 +51,6 @@ from planner.recommendation.choose import choose
 from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import nothing_fits
 from planner.recommendation.limits import accurate_enough, within_cost_limits
-from planner.recommendation.named_rows import answer_rows, is_paper_default
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe_front
 from planner.recommendation.ranking import Question, equal_methods
@@ -58,6 +59,8 @@ from planner.recommendation.real_runs import run_best
 from planner.recommendation.rehearse_front import rehearse_front
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
+from planner.recommendation.search_backbones import search_backbones, smallest_backbone
+from planner.recommendation.several_backbones import with_backbone_reason
 from planner.recommendation.smaller_images import with_smaller_images
 from planner.recommendation.study_note import annotate
 from planner.recommendation.without_training import (
@@ -65,9 +68,7 @@ from planner.recommendation.without_training import (
     list_training_free,
     training_free_notes,
 )
-from planner.search.problem import CostEstimator, SearchProblem, SearchResult, TrialResult
 from planner.search.storage import default_storage
-from planner.search.study import search
 from planner.search.study_lock import check_storage
 from planner.workers.run_device import this_device
 from planner.workers.run_pool import opened_pool
@@ -102,14 +103,15 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         Store.default(),
         power_limit_watts=request.power_limit_watts,
     )
-    prefetch(cost, request.space.workloads(), on_progress=lambda t, f: notify("profile", t, f))
-    found = _search(request, cost, notify)
+    workloads = chain.from_iterable(each.space.workloads() for each in request.backbones)
+    prefetch(cost, workloads, on_progress=lambda t, f: notify("profile", t, f))
+    found = search_backbones(request, cost, notify)
     affordable = within_cost_limits(request, found.fitting(request.limit_bytes))
     replayed = replay_front(
         request, affordable, cost, notify, every_method=request.probe_seconds is not None
     )
     if not replayed.passed:
-        raise nothing_fits(request, found, cost)
+        raise nothing_fits(*smallest_backbone(request, found), cost)
     probe = probe_front(request, replayed.passed, storage, notify)
     replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
     rehearsed = rehearse_front(request, replayed.passed, notify)
@@ -120,6 +122,8 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     choice = choose_by_probe(entries, probe, objective=request.objective) or choose(
         entries, question=question, searched_methods=equal_methods(affordable)
     )
+    request = request.led_by(entries[choice.index].plan.candidate.workload.model)
+    choice = with_backbone_reason(choice, entries)
     entries, rate_notes = with_tested_rate(
         request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
     )
@@ -129,7 +133,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
     answer = Recommendation(
         request=request,
-        study=found.study,
+        study=request.study,
         storage=found.storage,
         trials=found.trials,
         seconds=time.perf_counter() - began,
@@ -186,45 +190,3 @@ def _run_best(
             in_order=probe is not None,
             recipe_of=partial(final_recipe, request, probe),
         )
-
-
-def search_problem(request: Request) -> SearchProblem:
-    """Return the search problem of a request."""
-    return SearchProblem(
-        space=request.space,
-        device=device_spec(request.device.name),
-        budget_bytes=request.limit_bytes,
-        data=request.run.data,
-        train_images=request.balanced_images,
-        # The plan will fine-tune pretrained weights, even if they cannot be loaded here and now.
-        pretrained=request.run.pretrained or request.run.weights is not None,
-    )
-
-
-def _kept_rows(request: Request, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the rows of an answer, and the paper's default even if it does not fit."""
-    fitting = [row for row in results if row.device_bytes <= request.limit_bytes]
-    rows = answer_rows(fitting, Question.of(request)) if fitting else []
-    return [*rows, *(row for row in results if is_paper_default(row))]
-
-
-def _search(request: Request, cost: CostEstimator, notify: Notify) -> SearchResult:
-    done = 0.0
-
-    def on_trial(trials: int, total: int) -> None:
-        nonlocal done
-        done = trials / total
-        notify("search", f"trial {trials} of {total}", done)
-
-    return search(
-        search_problem(request),
-        cost,
-        trials=request.trials,
-        seed=request.run.seed,
-        study_name=request.study,
-        storage=request.storage,
-        kept_rows=lambda results: _kept_rows(request, results),
-        stop=request.stop,
-        on_trial=on_trial,
-        on_profile=lambda text, _: notify("search", text, done),
-    )

@@ -23,7 +23,7 @@ def plan_provenance(
     return {
         "versions": versions(),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "study": found.study,
+        "study": request.of_backbone(checked.candidate.workload.model).study,
         "storage": found.storage,
         "seed": request.run.seed,
         "data": request.run.data,

@@ -115,7 +115,7 @@ def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate
         method=load.method,
         data=request.run.data,
         rank=load.rank,
-        pretrained=request.has_weights,
+        pretrained=request.of_backbone(load.model).has_weights,
         train_images=request.balanced_images,
     )
     if expected.kind == "published" and load.optimizer == "sgd":

@@ -18,7 +18,7 @@ from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.search.problem import TrialResult
 from profiler.errors import UsageError
-from profiler.units import format_bytes
+from profiler.units import format_bytes_as
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
@@ -88,12 +88,12 @@ def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome |
         return exceeded_limit(request, replayed.report)
     if need_bytes <= request.budget_bytes:
         return (
-            f"the replay needs {format_bytes(need_bytes)}, and at a risk of {request.risk:.2g} at "
-            f"most {format_bytes(request.limit_bytes)} are planned"
+            f"the replay needs {format_bytes_as(need_bytes, request.budget_bytes)}, and at a risk of {request.risk:.2g} at "
+            f"most {format_bytes_as(request.limit_bytes, request.budget_bytes)} are planned"
         )
     return (
-        f"the search composed {format_bytes(row.device_bytes)}, but the replay needs "
-        f"{format_bytes(need_bytes)}"
+        f"the search composed {format_bytes_as(row.device_bytes, request.budget_bytes)}, but the "
+        f"replay needs {format_bytes_as(need_bytes, request.budget_bytes)}"
     )
 
 

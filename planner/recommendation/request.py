@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -126,6 +126,8 @@ class Request:
             data set.
         weight_notes: sentences on the content of the weights file.
         image_notes: sentences on the image size.
+        others: requests for the other backbones of the same question; they differ from this one
+            in the space, the study and the facts of their backbone.
 
     Raises:
         UsageError: there are to be workers, and no storage that they can reach.
@@ -158,6 +160,21 @@ class Request:
     images_per_class: tuple[int, ...] = ()
     weight_notes: tuple[str, ...] = ()
     image_notes: tuple[str, ...] = ()
+    others: tuple[Request, ...] = ()
+
+    @property
+    def backbones(self) -> tuple[Request, ...]:
+        """The request for each backbone of the question, this one first."""
+        return (replace(self, others=()), *self.others)
+
+    def of_backbone(self, model: str) -> Request:
+        """Return the request for one of the backbones alone, by its canonical name."""
+        return next(each for each in self.backbones if each.space.base.model == model)
+
+    def led_by(self, model: str) -> Request:
+        """Return the request with one of its backbones first."""
+        others = tuple(each for each in self.backbones if each.space.base.model != model)
+        return replace(self.of_backbone(model), others=others)
 
     def __post_init__(self) -> None:
         if self.uses_workers and self.storage is None:

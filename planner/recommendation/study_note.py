@@ -77,6 +77,9 @@ def trial_notes(answer: Recommendation) -> dict[str, str]:
         assignment_key(entry.result.assignment): f"**{', '.join(names)}**\n\n"
         f"plan file `{entry.file.name}`"
         for entry, names in _named(answer)
+        # each backbone has a study of its own; this one is that of the recommended backbone
+        if not answer.request.others
+        or entry.plan.candidate.workload.model == answer.request.space.base.model
     }
 
 

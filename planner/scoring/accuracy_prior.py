@@ -17,10 +17,10 @@ An estimate does not depend on them. Nothing here is a measurement.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from planner.scoring.imagenet_accuracy import imagenet_top1, tagged_name
 from planner.scoring.method_evidence import effective_rank, method_evidence, rank_step
 from planner.scoring.published_tables import (
     compared_family,
@@ -92,7 +92,7 @@ def estimate_accuracy(
         return _no_estimate(
             "the weights are random and every published number is of pretrained ones"
         )
-    weights, rank = _tagged_name(model), effective_rank(method, rank)
+    weights, rank = tagged_name(model), effective_rank(method, rank)
     known = [entry for entry in priors()["published"] if entry["data"] == data]
     if not known:
         return _no_estimate(f"no published accuracy on {data} was found")
@@ -196,16 +196,10 @@ def _level_step(origin: str, target: str) -> float | None:
     """Return the difference of ImageNet log-odds; None if a backbone is not in the table."""
     if origin == target:
         return 0.0
-    top1: Mapping[str, float] = priors()["imagenet"]["top1"]
-    if origin not in top1 or target not in top1:
+    before, after = imagenet_top1(origin), imagenet_top1(target)
+    if before is None or after is None:
         return None
-    return log_odds(top1[target]) - log_odds(top1[origin])
-
-
-def _tagged_name(model: str) -> str:
-    """Return a model name with the tag of its weights: timm's default if there is none."""
-    tag = priors()["default_weights"]["tags"].get(model)
-    return model if tag is None else f"{model}.{tag}"
+    return log_odds(after) - log_odds(before)
 
 
 # ---- effects of methods ------------------------------------------------------------------------

@@ -37,6 +37,10 @@ EFFECTIVE_BATCH = 32
 
 RANKS = (2, 4, 8, 16, 32, 64)
 
+COSTLY_RANKS = {"side": (4, 8, 16), "partial_k": (1, 2, 4), "galore": (4, 8, 16)}
+"""Ranks of methods whose every rank needs replays of its own. The choice takes the rank nearest to
+the published default, so others would only lengthen the search."""
+
 DEFAULT_CHECKPOINTS = ("none", "static", "optimal")
 
 DEFAULT_OPTIMIZERS = ("adamw", "sgd")
@@ -234,8 +238,12 @@ def precisions_for(spec: DeviceSpec) -> tuple[str, ...]:
     return ("fp32", "fp16")
 
 
-def searched_method(name: str, ranks: tuple[int, ...] = RANKS) -> SearchedMethod:
+def searched_method(name: str, ranks: tuple[int, ...] | None = None) -> SearchedMethod:
     """Return a method with the ranks to search, the method's default among them.
+
+    Args:
+        name: name of the method.
+        ranks: ranks to search; None for those that the method is usually searched with.
 
     Raises:
         UnknownNameError: no such method.
@@ -246,6 +254,8 @@ def searched_method(name: str, ranks: tuple[int, ...] = RANKS) -> SearchedMethod
     default = known[name].default_rank if name in known else get_method(name).default_rank
     if default is None:
         return SearchedMethod(name=name)
+    if ranks is None:
+        ranks = COSTLY_RANKS.get(name, RANKS)
     return SearchedMethod(name=name, ranks=tuple(sorted({*ranks, default})), default_rank=default)
 
 

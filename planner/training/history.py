@@ -95,6 +95,10 @@ class TrainProgress:
         loss: mean training loss over this epoch so far.
         reading: the accuracy, after an evaluation; None after a step.
         message: a sentence about an out-of-memory error; empty without one.
+        learning_rate: rate of the last step; None before the first step.
+        images_per_second: images of the last steps over their time, without evaluations; None
+            before the first step.
+        reserved_bytes: highest bytes of the CUDA allocator's segments; None on a CPU.
     """
 
     epoch: int
@@ -103,6 +107,9 @@ class TrainProgress:
     steps: int
     done: float
     loss: float
+    learning_rate: float | None = None
+    images_per_second: float | None = None
+    reserved_bytes: int | None = None
     reading: AccuracyReading | None = None
     message: str = ""
 

@@ -168,6 +168,12 @@ class TrainingLoop:
         return state.mean_loss if state.steps else state.epochs[-1].loss
 
     @property
+    def _images_per_second(self) -> float | None:
+        seconds = sum(self._session.step_seconds)
+        images = len(self._session.step_seconds) * self._session.step.workload.effective_batch
+        return images / seconds if seconds else None
+
+    @property
     def _is_over(self) -> bool:
         if self._interrupt.is_set or self._session.step.global_step >= self._last_step:
             return True
@@ -273,6 +279,9 @@ class TrainingLoop:
                 steps=self._steps_per_epoch,
                 done=min(1.0, max(done, self._clock.share(state.seconds))),
                 loss=self._mean_loss,
+                learning_rate=self._session.learning_rate,
+                images_per_second=self._images_per_second,
+                reserved_bytes=self._session.reserved_bytes,
                 reading=reading,
                 message=message,
             )

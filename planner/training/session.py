@@ -79,6 +79,7 @@ class Session:
         schedule: learning rate by step.
         step_downs: one sentence for each change of placement after an out-of-memory error.
         step_seconds: durations of the newest steps, without the loading of images.
+        learning_rate: rate of the last step, before the factors of layers; None before a step.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Session:
         )
         self.step_downs: list[str] = []
         self.step_seconds: deque[float] = deque(maxlen=NEWEST_STEPS)
+        self.learning_rate: float | None = None
         self._phase = ""
         self._requested = candidate
         self._active = ActivePlacement(
@@ -167,7 +169,15 @@ class Session:
     def set_rate(self) -> None:
         """Set the optimizer's learning rate to that of the next step."""
         factor = self.schedule.factor(self.step.global_step, self.recipe)
-        set_learning_rate(self.step.optimizer, self.recipe.learning_rate * factor)
+        rate = self.learning_rate = self.recipe.learning_rate * factor
+        set_learning_rate(self.step.optimizer, rate)
+
+    @property
+    def reserved_bytes(self) -> int | None:
+        """Highest bytes of the CUDA allocator's segments; None on a CPU."""
+        if device_type(self.device) != "cuda":
+            return None
+        return int(torch.cuda.max_memory_reserved(self.device))
 
     def _attempt(self, batches: _StepBatches) -> float | str:
         """Return the loss, or the message of the allocator's refusal.

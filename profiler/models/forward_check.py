@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
+
+import numpy as np
 
 from profiler.errors import BudgetplanError, UsageError
 from profiler.models.silent_log import silent_log
+from profiler.store import Store
 from profiler.workload import Workload
 
 _SIZE_STEPS = (1, 2, 4, 8, 14, 16, 28, 32, 56, 64)
@@ -56,8 +60,35 @@ def refusal_of_forward(workload: Workload) -> str | None:
     return _refusal(workload.replace(micro_batch=images, accumulation=1, precision="fp32"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardRuns:
+    """Stored fact that a workload's forward ran.
+
+    Attributes:
+        images: number of images of the forward, a scalar array.
+    """
+
+    images: np.ndarray[tuple[()], np.dtype[np.int64]]
+
+
 @cache
 def _refusal(workload: Workload) -> str | None:
+    """Return why a forward cannot run.
+
+    That it runs is stored, because a search tries every method of a backbone. A reason is not
+    stored: its words are those of the installed libraries and of this program.
+    """
+    store, key = Store.default(), ("forward runs", workload.to_json())
+    if store.holds(key):
+        return None
+    reason = _find_refusal(workload)
+    if reason is None:
+        images = np.array(workload.micro_batch)
+        store.fetch(ForwardRuns, key, lambda: ForwardRuns(images=images))
+    return reason
+
+
+def _find_refusal(workload: Workload) -> str | None:
     from profiler.models.build import build_model
 
     try:

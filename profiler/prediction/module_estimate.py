@@ -13,6 +13,7 @@ Limitations:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -125,7 +126,7 @@ def estimate_of(step: ModuleStep, log: EventLog, *, device: DeviceSpec) -> Modul
     return ModuleEstimate(
         device=device,
         memory=memory,
-        tensors=_tensors_at(log, tick, _names(step.module)),
+        tensors=live_tensors(log, tick, _names(step.module)),
         phase=_phase_at(log, tick),
         notes=tuple(notes),
     )
@@ -141,7 +142,14 @@ def _names(module: nn.Module) -> list[str]:
     return list(seen.values())
 
 
-def _tensors_at(log: EventLog, tick: int, names: list[str]) -> tuple[LiveTensor, ...]:
+def live_tensors(log: EventLog, tick: int, names: Sequence[str] = ()) -> tuple[LiveTensor, ...]:
+    """Return the storages alive at a tick, the largest first.
+
+    Args:
+        log: log of a step.
+        tick: moment of the step.
+        names: names of the storages from before the step, in their order.
+    """
     alive = np.flatnonzero((log.birth <= tick) & (log.death > tick))
     largest = alive[np.argsort(-log.nbytes[alive], kind="stable")]
     given = np.flatnonzero(log.phase == Phase.SETUP).tolist()

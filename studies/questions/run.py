@@ -26,8 +26,8 @@ from harness import Rows, write_summary
 
 from planner.cost.model import CostModel
 from planner.recommendation.build_request import build_request
-from planner.recommendation.pipeline import search_problem
 from planner.recommendation.ranking import Question, best_of, equal_methods
+from planner.recommendation.search_backbones import search_problem
 from planner.search.evaluation import PointEvaluator
 from planner.search.problem import CostEstimator, SearchProblem, TrialResult
 from profiler.devices.table import device_spec

@@ -31,7 +31,7 @@ from harness import Rows, write_summary
 from planner.cost.model import CostModel
 from planner.cost.warm_up import prefetch
 from planner.recommendation.build_request import build_request
-from planner.recommendation.pipeline import search_problem
+from planner.recommendation.search_backbones import search_problem
 from planner.search.evaluation import PointEvaluator
 from planner.search.pareto import hypervolume, non_dominated, reference_point
 from planner.search.problem import OBJECTIVES, SearchProblem, TrialResult, assignment_key

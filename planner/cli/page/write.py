@@ -58,7 +58,7 @@ def answer_view(answer: Recommendation) -> PageView:
         )
         for i, entry in enumerate(answer.front)
     ]
-    load = rows[0].plan.candidate.workload
+    load = answer.front[answer.recommended].plan.candidate.workload
     return PageView(
         title=f"{load.model} on {answer.request.run.data}",
         rows=rows,

@@ -18,6 +18,7 @@ from planner.recipe import Recipe
 from planner.recommendation.answer import Alternative, FrontEntry, Recommendation
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.scoring.backbone_facts import other_backbone
 from planner.training_free.option_cost import probe_cost
 from planner.training_free.options import TrainingFreeOption
 from profiler.devices.table import device_spec
@@ -66,7 +67,12 @@ def plan(method: str = "lora", *, need: int = 1200 * MIB, **changes: object) -> 
     return Plan(candidate=candidate, prediction=report, **(known | changes))
 
 
-def answer(*plans: Plan, why: str = LONG_WHY, budget: int = 2 * 10**9) -> Recommendation:
+def answer(
+    *plans: Plan,
+    why: str = LONG_WHY,
+    budget: int = 2 * 10**9,
+    model: str = "vit_small_patch16_224",
+) -> Recommendation:
     name = "plans/vit_small_patch16_224-lora-r8-b32x1-fp16-adamw-optimal-8b4f6b9d.json"
     front = tuple(
         FrontEntry(
@@ -88,7 +94,8 @@ def answer(*plans: Plan, why: str = LONG_WHY, budget: int = 2 * 10**9) -> Recomm
     return Recommendation(
         request=SimpleNamespace(
             train_images=1295, run=SimpleNamespace(data="digits", device="cpu"), has_weights=True,
-            trains_pretrained=True,
+            trains_pretrained=True, others=(),
+            space=SimpleNamespace(base=Workload(model=model)),
             budget_bytes=budget,
         ),
         study="s", storage="sqlite://", trials=1, seconds=1.0, front=front, recommended=0,
@@ -239,3 +246,23 @@ def test_a_model_without_fine_tuning_is_a_row_and_may_win(width: int, winner: in
     command = "budgetplan train plans/features-dinov2_l-b32-fp16.json"
     assert (command in text) == (winner is not None)
     assert str(shown.recommended_file).startswith("plans/features") == (winner is not None)
+
+
+def test_one_line_names_a_backbone_that_is_expected_to_be_better() -> None:
+    other = other_backbone("vit_small_patch16_224", budget_bytes=2 * 10**9)
+    assert other is not None
+    lines = [line for line in screen(answer(*SIX)).splitlines() if "See also" in line]
+    assert len(lines) == 1
+    assert other.better_at in lines[0]
+    assert f"{other.time_ratio:.2g}x time" in lines[0]
+    assert "See also" not in screen(answer(*SIX, model="test_vit"))
+
+
+def test_with_several_backbones_the_rows_name_theirs() -> None:
+    base = answer(*SIX)
+    asked = SimpleNamespace(**{**vars(base.request), "others": (base.request,)})
+    rows = (*base.alternatives, Alternative(name="backbone", index=5, note=""))
+    text = screen(replace(base, request=asked, alternatives=rows))
+    assert "vit_s adaptformer r8" in text
+    assert "  backbone" in text
+    assert "See also" not in text

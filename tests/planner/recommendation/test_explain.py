@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,30 @@ def test_the_command_prints_tables_and_json(
     data = json.loads(CliRunner().invoke(cli, ["explain", str(path), "--json"]).stdout)
     assert data["schema"] == "budgetplan.explanation/1"
     assert data["steps"][0]["change"].startswith("full, fp32")
+
+
+def test_the_tensors_at_the_peak_add_up_to_the_live_bytes(found: Explanation) -> None:
+    live = found.at_peak.total - found.at_peak.temporary
+    assert sum(kind.nbytes for kind in found.tensors if kind.owner != "temporary") == live
+    sizes = [kind.nbytes for kind in found.tensors]
+    assert sizes == sorted(sizes, reverse=True)
+    assert any("blocks." in kind.units for kind in found.tensors)
+
+
+def test_a_budget_that_is_too_small_lists_the_tensors(
+    plan: Plan, found: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(found, budget_bytes=10**6)
+    monkeypatch.setattr("planner.api.explain", lambda plan, *, vram, on_progress: small)
+    file = tmp_path / "plan.json"
+    write_plan(plan, file)
+    command = ["explain", str(file), "--vram", "1MB", "--progress", "none"]
+    result = CliRunner().invoke(cli, command, terminal_width=80)
+    assert result.exit_code == 0, result.output
+    assert "does not fit 1.00 MB" in result.stdout
+    assert "Tensors alive at the peak" in result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    roomy = replace(found, budget_bytes=4 * 10**9)
+    monkeypatch.setattr("planner.api.explain", lambda plan, *, vram, on_progress: roomy)
+    fits = CliRunner().invoke(cli, command, terminal_width=80)
+    assert "Tensors alive" not in fits.stdout

@@ -39,6 +39,9 @@ def test_training_learns_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "random" in result.learning_rate.reason
     assert [p.reading is not None for p in seen] == 3 * [*([False] * 30), True]
     assert (seen[-1].epoch, seen[-1].step, seen[-1].reading) == (3, 30, result.readings[-1])
+    assert all(p.learning_rate and p.images_per_second for p in seen)
+    assert max(p.learning_rate or 0 for p in seen) == result.learning_rate.value
+    assert {p.reserved_bytes for p in seen} == {None}  # on a CPU
     assert [p.done for p in seen[::31]] == pytest.approx([1 / 90, 31 / 90, 61 / 90])
     history = json.loads((tmp_path / HISTORY_FILE).read_text())
     assert history["accuracy"] == result.accuracy

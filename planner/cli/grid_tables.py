@@ -1,0 +1,211 @@
+"""A grid as text: terminal, CSV, Markdown, LaTeX.
+
+CSV has full precision and units in its headers. The other layouts share their cells and footnotes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+
+from planner.cli.cell_text import short_name
+from planner.cli.table_layout import Column, Page, tables
+from planner.cost.budget import needed_bytes
+from planner.cost.comparison_grid import PAPER_RANGES, Grid, GridCell, PublishedRange
+from profiler.units import format_bytes_in, format_joules, format_seconds, unit_as_asked
+
+_CSV_HEADER = (
+    "device", "model", "method", "rank", "checkpoint", "micro_batch", "accumulation", "precision",
+    "optimizer", "image_size", "num_classes", "device_bytes", "fits", "step_seconds",
+    "energy_joules", "memory_change", "time_change", "energy_change", "published_accuracy",
+    "published_source", "refusal",
+)  # fmt: skip
+
+_LATEX_ESCAPES = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$"}
+
+
+def show_grid(grid: Grid, console: Console) -> None:
+    """Print a grid in as few tables as fit the terminal, then the footnotes."""
+    page = Page(console)
+    columns, footnotes = grid_columns(grid)
+    keys = 3 + (len({cell.device.name for cell in grid.cells}) > 1)
+    page.block(*tables(columns, keys=keys, width=page.width))
+    page.sentences(footnotes)
+
+
+def csv_text(grid: Grid) -> str:
+    """Return a grid as CSV, one row for each cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_HEADER)
+    for cell in grid.cells:
+        load, report, published = cell.workload, cell.report, cell.published
+        row = [
+            cell.device.name, load.model, load.method, load.rank, cell.checkpoint,
+            load.micro_batch, load.accumulation, load.precision, load.optimizer, load.image_size,
+            load.num_classes, None if report is None else needed_bytes(report), cell.fits,
+            None if report is None else report.step_seconds,
+            None if report is None else report.energy_joules,
+            cell.memory_change, cell.time_change, cell.energy_change,
+            None if published is None else published.value,
+            None if published is None else published.source, cell.refusal,
+        ]  # fmt: skip
+        writer.writerow(["" if value is None else value for value in row])
+    return text.getvalue()
+
+
+def markdown_text(grid: Grid) -> str:
+    """Return a grid as a Markdown table with footnotes below."""
+    columns, footnotes = grid_columns(grid)
+    lines = [
+        "| " + " | ".join(_one_line(column.header) for column in columns) + " |",
+        "|" + "|".join("---" if c.justify == "left" else "---:" for c in columns) + "|",
+    ]
+    lines += ["| " + " | ".join(row) + " |" for row in _rows(columns)]
+    return "\n".join([*lines, "", *(f"{note}  " for note in footnotes), ""])
+
+
+def latex_text(grid: Grid) -> str:
+    """Return a grid as a LaTeX ``tabular`` (with booktabs) with footnotes below."""
+    columns, footnotes = grid_columns(grid)
+    alignment = "".join("l" if column.justify == "left" else "r" for column in columns)
+    lines = [
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        " & ".join(_latex(_one_line(column.header)) for column in columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(_latex, row)) + r" \\" for row in _rows(columns)),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par {_latex(note)}" for note in footnotes),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def grid_columns(grid: Grid) -> tuple[list[Column], list[str]]:
+    """Return the columns that have content, and the footnotes."""
+    cells, unit = grid.cells, unit_as_asked(grid.budget_bytes)
+    numbers = _footnote_numbers(cells)
+    columns = [
+        Column(
+            header="backbone", cells=[short_name(c.workload.model) for c in cells], justify="left"
+        ),
+        Column(header="method", cells=[_method(c) for c in cells], justify="left"),
+        Column(header="checkpoints", cells=[c.checkpoint for c in cells], justify="left"),
+        Column(header="memory", cells=[_memory(c, unit, numbers) for c in cells]),
+        Column(header="fits", cells=[_fits(c) for c in cells], justify="left"),
+        Column(header="step", cells=[_step(c) for c in cells]),
+        Column(header="energy", cells=[_energy(c) for c in cells]),
+        Column(header="memory\nchange", cells=[_percent(c.memory_change) for c in cells]),
+        Column(header="time\nchange", cells=[_percent(c.time_change) for c in cells]),
+        Column(header="accuracy\npublished", cells=[_published(c) for c in cells]),
+    ]
+    if len({cell.device.name for cell in cells}) > 1:
+        names = [cell.device.name for cell in cells]
+        columns.insert(0, Column(header="device", cells=names, justify="left"))
+    shown = [column for column in columns if not column.is_empty]
+    return shown, list(_footnotes(grid, numbers))
+
+
+def _footnote_numbers(cells: Sequence[GridCell]) -> dict[str, int]:
+    """Return the number of each reason of a refusal."""
+    reasons = dict.fromkeys(cell.refusal for cell in cells if cell.refusal is not None)
+    return {reason: number for number, reason in enumerate(reasons, start=1)}
+
+
+def _footnotes(grid: Grid, numbers: dict[str, int]) -> Iterator[str]:
+    for reason, number in numbers.items():
+        yield f"({number}) refused: {reason}"
+    first = grid.cells[0]
+    load = first.workload
+    budget = format_bytes_in(grid.budget_bytes, unit_as_asked(grid.budget_bytes))
+    devices = ", ".join(dict.fromkeys(cell.device.full_name for cell in grid.cells))
+    yield (
+        f"composed predictions for {devices}: batch {load.micro_batch} x {load.accumulation}, "
+        f"{load.precision}, {load.optimizer}, {load.num_classes} classes; fits and the policies "
+        f"with a budget refer to {budget}; changes are relative to no checkpointing"
+    )
+    sources = {cell.published.source: None for cell in grid.cells if cell.published is not None}
+    if sources:
+        yield f"published accuracies on {grid.data}: {'; '.join(map(str, sources))}"
+    yield from _ranges(grid)
+
+
+def _ranges(grid: Grid) -> Iterator[str]:
+    """Yield a sentence for each published range with the predicted range of the same cells."""
+    for each in PAPER_RANGES:
+        found = list(_changes(grid.cells, each))
+        if not found:
+            continue
+        remark = f" ({each.remark})" if each.remark else ""
+        yield (
+            f"{each.quantity} of {each.applies_to} relative to {each.relative_to}: published "
+            f"{each.low:+.0%} to {each.high:+.0%}{remark}, {each.source}; predicted here "
+            f"{min(found):+.0%} to {max(found):+.0%}"
+        )
+
+
+def _changes(cells: Sequence[GridCell], published: PublishedRange) -> Iterator[float]:
+    """Yield the predicted changes that a published range is about."""
+    if published.relative_to == "none":
+        for cell in cells:
+            change = cell.memory_change if published.quantity == "memory" else cell.energy_change
+            if cell.checkpoint == published.applies_to and change is not None:
+                yield change
+        return
+    plain = {
+        (c.device.name, c.workload.model, c.workload.method): c.report.energy_joules
+        for c in cells
+        if c.checkpoint == "none" and c.report is not None
+    }
+    for (device, model, method), joules in plain.items():
+        before = plain.get((device, model, published.relative_to))
+        if method == published.applies_to and joules is not None and before:
+            yield joules / before - 1
+
+
+def _method(cell: GridCell) -> str:
+    load = cell.workload
+    return load.method if load.rank is None else f"{load.method} r{load.rank}"
+
+
+def _memory(cell: GridCell, unit: str, numbers: dict[str, int]) -> str:
+    if cell.report is None:
+        return f"({numbers[cell.refusal]})" if cell.refusal else "-"
+    return format_bytes_in(needed_bytes(cell.report), unit)
+
+
+def _fits(cell: GridCell) -> str:
+    return "-" if cell.fits is None else "yes" if cell.fits else "no"
+
+
+def _step(cell: GridCell) -> str:
+    return "-" if cell.report is None else format_seconds(cell.report.step_seconds)
+
+
+def _energy(cell: GridCell) -> str:
+    return "-" if cell.report is None else format_joules(cell.report.energy_joules)
+
+
+def _percent(change: float | None) -> str:
+    return "-" if change is None else f"{change:+z.0%}"
+
+
+def _published(cell: GridCell) -> str:
+    value = None if cell.published is None else cell.published.value
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _rows(columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+    yield from zip(*(column.cells for column in columns), strict=True)
+
+
+def _one_line(header: str) -> str:
+    return header.replace("\n", " ")
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX_ESCAPES.get(letter, letter) for letter in text)

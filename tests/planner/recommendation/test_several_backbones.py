@@ -1,0 +1,220 @@
+"""One front over two small backbones: levels, studies, files, reasons; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import planner.recommendation.search_backbones as stage
+from planner import recommend as recommend_by_api
+from planner.api.early_checks import backbone_names
+from planner.cli import cli
+from planner.recommendation.alternatives import named_alternatives
+from planner.recommendation.choose import choose
+from planner.recommendation.named_rows import answer_rows, best_of_backbones
+from planner.recommendation.ranking import Question
+from planner.recommendation.request import Request
+from planner.recommendation.search_backbones import search_backbones, smallest_backbone
+from planner.recommendation.several_backbones import request_for_backbones
+from planner.search.problem import SearchResult, TrialResult
+from planner.search.space import SearchedMethod, Space
+from planner.training.run_options import RunOptions
+from profiler.devices.table import device_label
+from profiler.errors import UnknownNameError, UsageError
+from profiler.units import GIB, DeviceBytes
+from profiler.workload import Candidate, Workload
+
+SMALL, LARGE = "resnet18", "vit_small_patch16_224"
+QUESTION = Question(budget_bytes=DeviceBytes(2 * GIB), train_images=1005)
+
+
+def part(model: str, study: str | None = None) -> Request:
+    return Request(
+        space=Space(
+            base=Workload(model=model, num_classes=10),
+            methods=(SearchedMethod(name="full"), SearchedMethod(name="head")),
+            micro_batches=(8,),
+            effective_batch=8,
+            precisions=("fp32",),
+        ),
+        budget_bytes=DeviceBytes(2 * GIB),
+        device=device_label("rtx-2060-super", ""),
+        run=RunOptions(device="cpu", data="digits"),
+        study=study or "alone",
+        trials=None,
+    )
+
+
+def row(model: str, method: str, score: float, **changes: Any) -> TrialResult:
+    known: dict[str, Any] = {
+        "cost": 1.0,
+        "peak_bytes": GIB,
+        "device_bytes": DeviceBytes(GIB),
+        "step_seconds": 1.0,
+        "energy_joules": 1.0,
+        "reason": "of the method",
+    }
+    workload = Workload(model=model, method=method, num_classes=10, micro_batch=8)
+    return TrialResult(
+        candidate=Candidate(workload=workload), assignment={}, score=score, **(known | changes)
+    )
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Request:
+    return request_for_backbones(
+        [LARGE, SMALL], part, study="mine", storage=None, out=tmp_path, probes=False
+    )
+
+
+def test_each_backbone_has_its_study_and_all_share_folder_and_storage(
+    both: Request, tmp_path: Path
+) -> None:
+    assert [each.study for each in both.backbones] == [f"mine-{LARGE}", f"mine-{SMALL}"]
+    assert {each.storage for each in both.backbones} == {"sqlite:///studies/mine.db"}
+    assert {each.out for each in both.backbones} == {tmp_path / f"{LARGE}+{SMALL}-digits-2147MB"}
+    led = both.led_by(SMALL)
+    assert [each.space.base.model for each in led.backbones] == [SMALL, LARGE]
+    assert led.of_backbone(LARGE) == both.of_backbone(LARGE)
+
+
+def test_one_name_is_an_ordinary_request(tmp_path: Path) -> None:
+    alone = request_for_backbones(
+        [SMALL], part, study=None, storage=None, out=tmp_path, probes=True
+    )
+    assert alone == part(SMALL)
+
+
+def test_scores_of_two_backbones_are_on_one_scale(
+    both: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {
+        LARGE: [row(LARGE, "full", 0.4), row(LARGE, "head", 0.9)],
+        SMALL: [row(SMALL, "full", 0.3), row(SMALL, "head", 0.0)],
+    }
+
+    def searched(problem: Any, cost: Any, **options: Any) -> SearchResult:
+        found = rows[problem.space.base.model]
+        return SearchResult(
+            study=options["study_name"], storage="", results=tuple(found), trials=2, cost_unit=None
+        )
+
+    monkeypatch.setattr(stage, "search", searched)
+    found = search_backbones(both, None, lambda *_: None)  # type: ignore[arg-type]
+    scores = {
+        (r.candidate.workload.model, r.candidate.workload.method): r.score for r in found.results
+    }
+    # distances within a backbone stay; the best method of each is at the level of the backbone
+    assert scores[LARGE, "head"] - scores[LARGE, "full"] == pytest.approx(0.5)
+    assert scores[SMALL, "full"] - scores[SMALL, "head"] == pytest.approx(0.3)
+    assert scores[LARGE, "head"] > scores[SMALL, "full"]
+    assert found.trials == 4
+    random = replace(both, run=replace(both.run, pretrained=False))
+    unmoved = search_backbones(random, None, lambda *_: None)  # type: ignore[arg-type]
+    assert [r.score for r in unmoved.results] == [0.4, 0.9, 0.3, 0.0]
+
+
+def test_an_answer_has_the_best_row_of_each_backbone() -> None:
+    results = [
+        row(LARGE, "full", 2.0),
+        row(LARGE, "head", 1.5),
+        row(SMALL, "full", 1.0, step_seconds=0.1),
+        row(SMALL, "head", 0.5),
+    ]
+    best = best_of_backbones(results, QUESTION)
+    assert best == {LARGE: results[0], SMALL: results[2]}
+    assert {id(results[0]), id(results[2])} <= {id(r) for r in answer_rows(results, QUESTION)}
+    assert best_of_backbones(results[:2], QUESTION) == {}
+
+
+def test_when_nothing_fits_the_advice_is_for_the_smallest_backbone(both: Request) -> None:
+    found = SearchResult(
+        study="",
+        storage="",
+        results=(row(LARGE, "head", 0.0), row(SMALL, "head", 0.0, device_bytes=DeviceBytes(9))),
+        trials=2,
+        cost_unit=None,
+    )
+    asked, own = smallest_backbone(both, found)
+    assert asked.space.base.model == SMALL
+    assert own.results == found.results[1:]
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def test_names_are_split_and_checked() -> None:
+    assert backbone_names("vit_s, resnet18,", budget_bytes=GIB) == ["vit_s", "resnet18"]
+    assert backbone_names(["vit_s"], budget_bytes=GIB) == ["vit_s"]
+    assert len(backbone_names("auto", budget_bytes=2 * GIB)) > 1
+    with pytest.raises(UsageError, match="twice"):
+        backbone_names("vit_s,vit_small_patch16_224", budget_bytes=GIB)
+    with pytest.raises(UsageError, match="no backbone"):
+        backbone_names(" , ", budget_bytes=GIB)
+    with pytest.raises(UnknownNameError):
+        backbone_names("vit_s,vit_ss", budget_bytes=GIB)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--weights", "w.safetensors"], "--weights is a file of one backbone"),
+        (["--probe-minutes", "1"], "compares trainings of one backbone"),
+    ],
+)
+def test_options_for_one_backbone_are_refused_for_several(
+    options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    command = ["recommend", "--vram", "2GB", "--model", f"{SMALL},{LARGE}", *options]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())
+
+
+# ---- the whole flow ------------------------------------------------------------------------------
+
+
+def test_two_small_backbones_in_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    answer = recommend_by_api(
+        ["test_vit", "test_resnet"],
+        vram="2GB",
+        image_size=32,
+        effective_batch=4,
+        methods=["full", "head"],
+        precisions=["fp32"],
+        optimizers=["adamw"],
+        checkpoints=["none"],
+        validations=0,
+        study="pair",
+        training_free=False,
+    )
+    models = [entry.plan.candidate.workload.model for entry in answer.front]
+    assert set(models) == {"test_vit", "test_resnet"}
+    chosen = models[answer.recommended]
+    other = ({*models} - {chosen}).pop()
+    assert other in {
+        models[a.index] for a in answer.alternatives if a.name == "backbone" and a.index is not None
+    }
+    assert answer.study == f"pair-{chosen}"
+    data = json.loads(json.dumps(answer.to_json()))
+    assert [each["model"] for each in data["backbones"]] == [chosen, other]
+    assert data["other_backbone"] is None
+    assert "backbones" in answer.why
+    for entry in answer.front:
+        model = entry.plan.candidate.workload.model
+        assert entry.file.name.startswith(model)
+        assert entry.plan.provenance["study"] == f"pair-{model}"
+    choice = choose(answer.front, question=QUESTION)
+    rows = named_alternatives(
+        answer.front, choice, {}, question=QUESTION, searched=[e.result for e in answer.front]
+    )
+    assert sum(each.name == "backbone" for each in rows) == 1

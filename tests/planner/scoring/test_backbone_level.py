@@ -1,0 +1,128 @@
+"""The levels of backbones, the shortlist and the hint, against brute force over the data files."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.scoring.backbone_facts import (
+    CLEAR_SAVING,
+    SIZE_RATIO,
+    backbone_facts,
+    other_backbone,
+    shortlist,
+)
+from planner.scoring.backbone_level import backbone_levels
+from planner.scoring.imagenet_accuracy import IMAGENET_TABLE, imagenet_top1, tagged_name
+from planner.scoring.published_tables import MARGIN, log_odds
+from profiler.errors import UsageError
+from profiler.models.backbones import model_names
+
+VIT_S = "vit_small_patch16_224"
+
+
+def test_accuracies_are_those_of_timms_table() -> None:
+    assert imagenet_top1("resnet18") == pytest.approx(0.71504)  # results-imagenet.csv at 224 px
+    assert imagenet_top1("resnet18.tv_in1k") == pytest.approx(0.69752)
+    assert imagenet_top1("vim_small_patch16_224") == pytest.approx(0.805)
+    assert imagenet_top1("somebodys_net") is None
+    assert tagged_name(VIT_S) == f"{VIT_S}.augreg_in21k_ft_in1k"
+
+
+def test_the_table_has_names_of_timm_and_one_default_each() -> None:
+    with IMAGENET_TABLE.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    known = set(model_names())
+    assert len(rows) > 1000
+    assert {row["model"].partition(".")[0] for row in rows} <= known
+    defaults = [r["model"].partition(".")[0] for r in rows if r["is_default"] == "1"]
+    assert len(defaults) == len(set(defaults))
+    assert all(0 < float(row["top1_percent"]) < 100 for row in rows)
+
+
+def test_backbones_within_the_margin_share_a_level_and_others_do_not() -> None:
+    levels = backbone_levels(["vit_small_patch16_224", "resnet18", "mambavision_t"], data="x")
+    vit, resnet, mamba = levels.values()
+    assert (vit.tier, mamba.tier, resnet.tier) == (1, 1, 2)
+    assert vit.score == mamba.score == log_odds(0.823)
+    assert resnet.score == log_odds(0.71504)
+
+
+def test_a_backbone_without_a_known_accuracy_comes_last() -> None:
+    levels = backbone_levels(["resnet18", "somebodys_net"], data="x")
+    assert levels["somebodys_net"].imagenet_top1 is None
+    assert levels["somebodys_net"].score < levels["resnet18"].score - MARGIN
+    assert "no ImageNet" in levels["somebodys_net"].reason
+
+
+def test_an_accuracy_on_the_data_set_counts_before_imagenet() -> None:
+    levels = backbone_levels([VIT_S, "resnet18"], data="cifar100")
+    assert levels[VIT_S].score == log_odds(0.897)
+    assert "cifar100" in levels[VIT_S].reason
+
+
+@given(st.lists(st.sampled_from(sorted(backbone_facts())), min_size=1, unique=True))
+def test_levels_keep_the_order_of_the_accuracies(models: list[str]) -> None:
+    levels = backbone_levels(models, data="x")
+    for first in models:
+        for second in models:
+            one, two = (backbone_facts()[m].top1 for m in (first, second))
+            if one >= two:
+                assert levels[first].score >= levels[second].score
+            if log_odds(one) > log_odds(two) + 2 * MARGIN:
+                assert levels[first].score > levels[second].score
+
+
+@given(st.integers(10**8, 2 * 10**10))
+def test_the_shortlist_fits_and_nothing_beats_it(budget: int) -> None:
+    facts = backbone_facts()
+    fitting = [f for f in facts.values() if min(f.least_bytes, f.least_full_bytes) <= budget]
+    if not fitting:
+        with pytest.raises(UsageError, match="the smallest needs"):
+            shortlist(budget)
+        return
+    names = shortlist(budget)
+    assert 1 <= len(names) <= 4
+    assert max(fitting, key=lambda f: f.top1).model == names[0]
+    for name in names:
+        own = facts[name]
+        assert min(own.least_bytes, own.least_full_bytes) <= budget
+        assert not [
+            f for f in fitting if f.top1 > own.top1 and f.seconds_per_image < own.seconds_per_image
+        ]
+
+
+@pytest.mark.parametrize("model", sorted(backbone_facts()))
+def test_the_other_backbone_is_better_and_about_as_large(model: str) -> None:
+    facts = backbone_facts()
+    own = facts[model]
+    found = other_backbone(model, budget_bytes=2 * 10**9)
+    if found is None:
+        assert not [
+            f
+            for f in facts.values()
+            if f.model != model
+            and 1 / SIZE_RATIO <= f.parameters / own.parameters <= SIZE_RATIO
+            and f.top1 > own.top1
+            and f.seconds_per_image <= (1 - CLEAR_SAVING) * own.seconds_per_image
+            and f.least_bytes <= 2 * 10**9
+        ]
+        return
+    other = facts[found.model]
+    assert found.top1_difference == other.top1 - own.top1 >= 0
+    assert other.model in found.text
+    if found.better_at == "more accurate":
+        assert log_odds(other.top1) > log_odds(own.top1) + MARGIN
+        assert found.time_ratio <= 1
+    elif found.better_at == "faster":
+        assert found.time_ratio <= 1 - CLEAR_SAVING
+    else:
+        assert found.memory_ratio <= 1 - CLEAR_SAVING
+
+
+def test_nothing_is_said_about_an_unknown_backbone() -> None:
+    assert other_backbone("somebodys_net", budget_bytes=10**10) is None
+    assert other_backbone("vit_small_patch16_224.dino", budget_bytes=10**10) is None

@@ -1,0 +1,33 @@
+"""Sizes as they are printed for people, in the unit of the budget."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.units import (
+    GIB,
+    MIB,
+    enough_bytes_as,
+    format_bytes_as,
+    parse_bytes,
+    unit_as_asked,
+)
+
+STEPS = {"GB": 10**7, "GiB": GIB / 100, "MB": 10**6, "MiB": MIB}
+
+
+def test_a_size_is_printed_in_the_unit_of_the_budget() -> None:
+    assert format_bytes_as(1.2 * 10**9, 2 * 10**9) == "1.20 GB"
+    assert format_bytes_as(1.2 * GIB, 2 * GIB) == "1.20 GiB"
+    assert format_bytes_as(300 * 10**6, 500 * 10**6) == "300 MB"
+    assert format_bytes_as(8, 8) == "8 B"
+
+
+@given(st.integers(10**6, 10**12), st.integers(10**6, 10**12))
+def test_a_size_that_is_printed_as_enough_is_enough(size: int, asked: int) -> None:
+    text, unit = enough_bytes_as(size, asked), unit_as_asked(asked)
+    printed = parse_bytes(text.replace(" ", ""))
+    assert text.endswith(unit)
+    # parse_bytes drops a fraction of a byte
+    assert size - 1 <= printed < size + STEPS[unit] + 1
