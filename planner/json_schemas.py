@@ -134,12 +134,15 @@ class AlternativeObject:
 
     Attributes:
         name: property in which the row is best, ``backbone`` for the best row of another backbone,
-            ``full``, or ``paper`` for the paper's default.
-        index: index into ``front``; null if the row does not fit.
+            ``full``, ``paper`` for the paper's default, or ``smaller images``.
+        index: index into ``front``; null if the row does not fit, and for smaller images.
         note: the difference to other rows, or the memory that it needs.
     """
 
-    name: Literal["fastest", "most accurate", "smallest", "safest", "backbone", "full", "paper"]
+    name: Literal[
+        "fastest", "most accurate", "smallest", "safest", "backbone", "full", "paper",
+        "smaller images",
+    ]  # fmt: skip
     index: NonNegativeInt | None
     note: str
 

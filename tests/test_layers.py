@@ -210,6 +210,7 @@ SAME_MEANING = {
     "load_backbone",
     "load_images",
     "features",
+    "grid",
     "load_trained",
     "measure",
     "plan_kind",

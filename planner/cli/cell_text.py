@@ -23,7 +23,7 @@ def method_of(candidate: Candidate) -> str:
     return load.method if load.rank is None else f"{load.method} r{load.rank}"
 
 
-def short_name(model: str) -> str:
+def alias_of(model: str) -> str:
     """Return the alias of a backbone, or its name."""
     return next((alias for alias, name in ALIASES.items() if name == model), model)
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.cli.cell_text import (
+    alias_of,
     batch_of,
     levers_of,
     method_of,
     optimizer_of,
     probability_text,
-    short_name,
 )
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
@@ -301,7 +301,7 @@ def _row(answer: Recommendation, index: int, names: Sequence[str]) -> list[str]:
     seconds, joules = prediction.step_seconds, prediction.energy_joules
     method = method_of(plan.candidate)
     if answer.request.others:
-        method = f"{short_name(load.model)} {method}"
+        method = f"{alias_of(load.model)} {method}"
     if not plan.candidate.placement.is_none:
         method += f", {plan.candidate.policy.display_name}"
     return [
@@ -402,7 +402,7 @@ def _other_backbone(answer: Recommendation, width: int) -> list[str]:
     if other is None:
         return []
     text = (
-        f"See also {short_name(other.model)}: {other.better_at} (ImageNet "
+        f"See also {alias_of(other.model)}: {other.better_at} (ImageNet "
         f"{100 * other.top1_difference:+.1f} points, {other.time_ratio:.2g}x time, "
         f"{other.memory_ratio:.2g}x memory)"
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from planner.cli.cell_text import short_name
+from planner.cli.cell_text import alias_of
 from planner.cli.table_layout import Column, Page, tables
 from planner.cost.budget import needed_bytes
 from planner.cost.comparison_grid import PAPER_RANGES, Grid, GridCell, PublishedRange
@@ -64,7 +64,7 @@ def markdown_text(grid: Grid) -> str:
         "| " + " | ".join(_one_line(column.header) for column in columns) + " |",
         "|" + "|".join("---" if c.justify == "left" else "---:" for c in columns) + "|",
     ]
-    lines += ["| " + " | ".join(row) + " |" for row in _rows(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in _table_rows(columns)]
     return "\n".join([*lines, "", *(f"{note}  " for note in footnotes), ""])
 
 
@@ -75,12 +75,12 @@ def latex_text(grid: Grid) -> str:
     lines = [
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
-        " & ".join(_latex(_one_line(column.header)) for column in columns) + r" \\",
+        " & ".join(_escaped(_one_line(column.header)) for column in columns) + r" \\",
         r"\midrule",
-        *(" & ".join(map(_latex, row)) + r" \\" for row in _rows(columns)),
+        *(" & ".join(map(_escaped, row)) + r" \\" for row in _table_rows(columns)),
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par {_latex(note)}" for note in footnotes),
+        *(rf"\par {_escaped(note)}" for note in footnotes),
     ]
     return "\n".join([*lines, ""])
 
@@ -91,17 +91,17 @@ def grid_columns(grid: Grid) -> tuple[list[Column], list[str]]:
     numbers = _footnote_numbers(cells)
     columns = [
         Column(
-            header="backbone", cells=[short_name(c.workload.model) for c in cells], justify="left"
+            header="backbone", cells=[alias_of(c.workload.model) for c in cells], justify="left"
         ),
-        Column(header="method", cells=[_method(c) for c in cells], justify="left"),
+        Column(header="method", cells=[_cell_method(c) for c in cells], justify="left"),
         Column(header="checkpoints", cells=[c.checkpoint for c in cells], justify="left"),
-        Column(header="memory", cells=[_memory(c, unit, numbers) for c in cells]),
-        Column(header="fits", cells=[_fits(c) for c in cells], justify="left"),
-        Column(header="step", cells=[_step(c) for c in cells]),
-        Column(header="energy", cells=[_energy(c) for c in cells]),
-        Column(header="memory\nchange", cells=[_percent(c.memory_change) for c in cells]),
-        Column(header="time\nchange", cells=[_percent(c.time_change) for c in cells]),
-        Column(header="accuracy\npublished", cells=[_published(c) for c in cells]),
+        Column(header="memory", cells=[_cell_memory(c, unit, numbers) for c in cells]),
+        Column(header="fits", cells=[_cell_fits(c) for c in cells], justify="left"),
+        Column(header="step", cells=[_cell_step(c) for c in cells]),
+        Column(header="energy", cells=[_cell_energy(c) for c in cells]),
+        Column(header="memory\nchange", cells=[_percent_change(c.memory_change) for c in cells]),
+        Column(header="time\nchange", cells=[_percent_change(c.time_change) for c in cells]),
+        Column(header="accuracy\npublished", cells=[_cell_published(c) for c in cells]),
     ]
     if len({cell.device.name for cell in cells}) > 1:
         names = [cell.device.name for cell in cells]
@@ -137,7 +137,7 @@ def _footnotes(grid: Grid, numbers: dict[str, int]) -> Iterator[str]:
 def _ranges(grid: Grid) -> Iterator[str]:
     """Yield a sentence for each published range with the predicted range of the same cells."""
     for each in PAPER_RANGES:
-        found = list(_changes(grid.cells, each))
+        found = list(_changes_in(grid.cells, each))
         if not found:
             continue
         remark = f" ({each.remark})" if each.remark else ""
@@ -148,7 +148,7 @@ def _ranges(grid: Grid) -> Iterator[str]:
         )
 
 
-def _changes(cells: Sequence[GridCell], published: PublishedRange) -> Iterator[float]:
+def _changes_in(cells: Sequence[GridCell], published: PublishedRange) -> Iterator[float]:
     """Yield the predicted changes that a published range is about."""
     if published.relative_to == "none":
         for cell in cells:
@@ -167,39 +167,39 @@ def _changes(cells: Sequence[GridCell], published: PublishedRange) -> Iterator[f
             yield joules / before - 1
 
 
-def _method(cell: GridCell) -> str:
+def _cell_method(cell: GridCell) -> str:
     load = cell.workload
     return load.method if load.rank is None else f"{load.method} r{load.rank}"
 
 
-def _memory(cell: GridCell, unit: str, numbers: dict[str, int]) -> str:
+def _cell_memory(cell: GridCell, unit: str, numbers: dict[str, int]) -> str:
     if cell.report is None:
         return f"({numbers[cell.refusal]})" if cell.refusal else "-"
     return format_bytes_in(needed_bytes(cell.report), unit)
 
 
-def _fits(cell: GridCell) -> str:
+def _cell_fits(cell: GridCell) -> str:
     return "-" if cell.fits is None else "yes" if cell.fits else "no"
 
 
-def _step(cell: GridCell) -> str:
+def _cell_step(cell: GridCell) -> str:
     return "-" if cell.report is None else format_seconds(cell.report.step_seconds)
 
 
-def _energy(cell: GridCell) -> str:
+def _cell_energy(cell: GridCell) -> str:
     return "-" if cell.report is None else format_joules(cell.report.energy_joules)
 
 
-def _percent(change: float | None) -> str:
+def _percent_change(change: float | None) -> str:
     return "-" if change is None else f"{change:+z.0%}"
 
 
-def _published(cell: GridCell) -> str:
+def _cell_published(cell: GridCell) -> str:
     value = None if cell.published is None else cell.published.value
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _rows(columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+def _table_rows(columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
     yield from zip(*(column.cells for column in columns), strict=True)
 
 
@@ -207,5 +207,5 @@ def _one_line(header: str) -> str:
     return header.replace("\n", " ")
 
 
-def _latex(text: str) -> str:
+def _escaped(text: str) -> str:
     return "".join(_LATEX_ESCAPES.get(letter, letter) for letter in text)

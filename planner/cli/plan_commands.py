@@ -288,7 +288,7 @@ def _announce_stop() -> None:
 
 def _show_step(at: TrainProgress, display: ProgressDisplay, plan: Plan) -> None:
     """Show a step on the progress bar and print each accuracy reading above it."""
-    running = _running(at, plan)
+    running = _step_against_plan(at, plan)
     display("train", f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.3f}{running}", at.done)
     if at.message:
         display.message(at.message)
@@ -301,7 +301,7 @@ def _show_step(at: TrainProgress, display: ProgressDisplay, plan: Plan) -> None:
         )
 
 
-def _running(at: TrainProgress, plan: Plan) -> str:
+def _step_against_plan(at: TrainProgress, plan: Plan) -> str:
     """Return rate, speed and memory of the last steps.
 
     They stand against the plan's where the training runs on a device of the planned kind.

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 
 from planner.cli.cell_text import (
+    alias_of,
     batch_of,
     difference,
     levers_of,
     method_of,
     optimizer_of,
     placement_of,
-    short_name,
     shown_accuracy,
     shown_score,
 )
@@ -71,7 +71,7 @@ def _methods(plans: Sequence[Plan]) -> list[str]:
     models = [plan.candidate.workload.model for plan in plans]
     if len(set(models)) == 1:
         return [method_of(plan.candidate) for plan in plans]
-    return [f"{short_name(m)} {method_of(p.candidate)}" for m, p in zip(models, plans, strict=True)]
+    return [f"{alias_of(m)} {method_of(p.candidate)}" for m, p in zip(models, plans, strict=True)]
 
 
 def front_columns(answer: Recommendation) -> list[Column]:

@@ -202,12 +202,14 @@ def grid_cells(
         on_progress(f"{load.model} with {load.method}", 0.9 + 0.1 * number / len(workloads))
         plain: GridCell | None = None
         for word in checkpoints:
-            cell = _cell(load, word, cost, label, budget_bytes=budget_bytes, threshold=threshold)
+            cell = _composed_cell(
+                load, word, cost, label, budget_bytes=budget_bytes, threshold=threshold
+            )
             plain = cell if word == "none" else plain
-            yield replace(_with_changes(cell, plain), published=_published(load, data))
+            yield replace(_with_changes(cell, plain), published=published_for(load, data))
 
 
-def _cell(
+def _composed_cell(
     load: Workload,
     word: str,
     cost: CostModel,
@@ -236,17 +238,17 @@ def _with_changes(cell: GridCell, plain: GridCell | None) -> GridCell:
     after, before = cell.report, plain.report
     return replace(
         cell,
-        memory_change=_change(needed_bytes(after), needed_bytes(before)),
-        time_change=_change(after.step_seconds, before.step_seconds),
-        energy_change=_change(after.energy_joules, before.energy_joules),
+        memory_change=_relative_change(needed_bytes(after), needed_bytes(before)),
+        time_change=_relative_change(after.step_seconds, before.step_seconds),
+        energy_change=_relative_change(after.energy_joules, before.energy_joules),
     )
 
 
-def _change(after: float | None, before: float | None) -> float | None:
+def _relative_change(after: float | None, before: float | None) -> float | None:
     return None if after is None or not before else after / before - 1
 
 
-def _published(load: Workload, data: str) -> AccuracyEstimate | None:
+def published_for(load: Workload, data: str) -> AccuracyEstimate | None:
     """Return the accuracy that is published for exactly this cell; None if there is none."""
     found = estimate_accuracy(
         model=load.model, method=load.method, data=data, rank=load.rank, pretrained=True

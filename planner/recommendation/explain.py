@@ -20,6 +20,7 @@ from planner.plan import Plan
 from profiler.devices.table import DeviceSpec
 from profiler.errors import UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.prediction.allocator_steps import BLOCK_BYTES
 from profiler.prediction.module_estimate import LiveTensor, live_tensors
 from profiler.records import OwnerBytes, Report
 from profiler.units import DeviceBytes
@@ -142,7 +143,7 @@ def explain_plan(
         peak_phase=phase,
         peak_unit=unit,
         outside_bytes=needed_bytes(report) - at_peak.total,
-        tensors=_tensors_by_kind(log),
+        tensors=_tensors_by_kind(log.rounded(BLOCK_BYTES) if device.is_cuda else log),
     )
 
 

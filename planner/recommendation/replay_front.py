@@ -83,18 +83,16 @@ def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome |
     """Return why a replayed row is dropped; None if it fits the budget and the limits."""
     if isinstance(replayed, str):
         return replayed
+    budget_bytes = request.budget_bytes
     need_bytes = needed_bytes(replayed.report)
     if need_bytes <= request.limit_bytes:
         return exceeded_limit(request, replayed.report)
-    if need_bytes <= request.budget_bytes:
-        return (
-            f"the replay needs {format_bytes_as(need_bytes, request.budget_bytes)}, and at a risk of {request.risk:.2g} at "
-            f"most {format_bytes_as(request.limit_bytes, request.budget_bytes)} are planned"
-        )
-    return (
-        f"the search composed {format_bytes_as(row.device_bytes, request.budget_bytes)}, but the "
-        f"replay needs {format_bytes_as(need_bytes, request.budget_bytes)}"
-    )
+    needs = f"the replay needs {format_bytes_as(need_bytes, budget_bytes)}"
+    if need_bytes <= budget_bytes:
+        most = format_bytes_as(request.limit_bytes, budget_bytes)
+        return f"{needs}, and at a risk of {request.risk:.2g} at most {most} are planned"
+    composed = format_bytes_as(row.device_bytes, budget_bytes)
+    return f"the search composed {composed}, but {needs}"
 
 
 def _point(result: TrialResult) -> frozenset[tuple[str, str | int]]:

@@ -186,8 +186,9 @@ class Request:
         """Largest predicted device bytes that exceed the budget with at most the accepted risk."""
         device = device_spec(self.device.name)
         rules = [
-            FitRule.of(self.space.base.replace(precision=precision), device)
-            for precision in self.space.precisions
+            FitRule.of(part.space.base.replace(precision=precision), device)
+            for part in self.backbones
+            for precision in part.space.precisions
         ]
         return min(rule.largest_prediction(self.budget_bytes, risk=self.risk) for rule in rules)
 

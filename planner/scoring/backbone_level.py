@@ -62,7 +62,7 @@ def backbone_levels(
         values = {model: each.value for model, each in estimates.items()}
         source = f"accuracy of full training on {data}, published or derived"
     known = {model: value for model, value in values.items() if value is not None}
-    tiers = _tiers({model: log_odds(value) for model, value in known.items()})
+    tiers = _backbone_tiers({model: log_odds(value) for model, value in known.items()})
     last = max((tier for tier, _ in tiers.values()), default=0)
     lowest = min((score for _, score in tiers.values()), default=0.0)
     found = {}
@@ -75,7 +75,7 @@ def backbone_levels(
     return found
 
 
-def _tiers(levels: Mapping[str, float]) -> dict[str, tuple[int, float]]:
+def _backbone_tiers(levels: Mapping[str, float]) -> dict[str, tuple[int, float]]:
     """Return (tier, level of the tier's best) of each backbone."""
     found: dict[str, tuple[int, float]] = {}
     tier, top = 0, float("inf")

@@ -24,7 +24,7 @@ def imagenet_top1(model: str) -> float | None:
         model: canonical backbone name; without a tag it means timm's default weights.
     """
     weights = tagged_name(model)
-    found = _by_weights().get(weights)
+    found = _top1_by_weights().get(weights)
     if found is None:
         found = priors()["imagenet"]["top1"].get(weights)
     return None if found is None else float(found)
@@ -39,17 +39,19 @@ def tagged_name(model: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _rows() -> tuple[Mapping[str, str], ...]:
+def _imagenet_rows() -> tuple[Mapping[str, str], ...]:
     with IMAGENET_TABLE.open(newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
 
 @lru_cache(maxsize=1)
-def _by_weights() -> Mapping[str, float]:
-    return {row["model"]: float(row["top1_percent"]) / 100 for row in _rows()}
+def _top1_by_weights() -> Mapping[str, float]:
+    return {row["model"]: float(row["top1_percent"]) / 100 for row in _imagenet_rows()}
 
 
 @lru_cache(maxsize=1)
 def _default_weights() -> Mapping[str, str]:
     """Return the tagged name of timm's default weights by architecture."""
-    return {r["model"].partition(".")[0]: r["model"] for r in _rows() if r["is_default"] == "1"}
+    return {
+        r["model"].partition(".")[0]: r["model"] for r in _imagenet_rows() if r["is_default"] == "1"
+    }

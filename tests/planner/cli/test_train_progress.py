@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.cli.plan_commands import _running
+from planner.cli.plan_commands import _step_against_plan
 from planner.plan import Plan
 from planner.training.history import TrainProgress
 from profiler.records import DeviceLabel, Memory
-from tests.planner.training.plans import make_plan, workload
+from profiler.workload import Workload
+from tests.planner.training.plans import make_plan
 
 STEP = TrainProgress(
     epoch=1, epochs=2, step=3, steps=9, done=0.1, loss=0.5, learning_rate=9.5e-4,
@@ -17,7 +18,7 @@ STEP = TrainProgress(
 
 
 def gpu_plan() -> Plan:
-    plan = make_plan(workload(micro_batch=32, accumulation=1))
+    plan = make_plan(Workload(model="test_vit", num_classes=10, image_size=32))
     prediction = replace(
         plan.prediction,
         device=DeviceLabel(name="rtx-2060-super", full_name="RTX 2060 SUPER", kind="cuda"),
@@ -28,16 +29,16 @@ def gpu_plan() -> Plan:
 
 
 def test_on_the_planned_kind_of_device_the_plans_numbers_stand_beside() -> None:
-    assert _running(STEP, gpu_plan()) == (
+    assert _step_against_plan(STEP, gpu_plan()) == (
         ", lr 0.00095, 612 images/s (plan 640), 1.21 GB (plan 1.26 GB)"
     )
 
 
 def test_a_training_on_the_cpu_is_not_compared_with_a_plan_for_a_gpu() -> None:
     on_cpu = replace(STEP, reserved_bytes=None)
-    assert _running(on_cpu, gpu_plan()) == ", lr 0.00095, 612 images/s"
+    assert _step_against_plan(on_cpu, gpu_plan()) == ", lr 0.00095, 612 images/s"
 
 
 def test_before_the_first_step_nothing_is_said() -> None:
     nothing = replace(STEP, learning_rate=None, images_per_second=None, reserved_bytes=None)
-    assert _running(nothing, gpu_plan()) == ""
+    assert _step_against_plan(nothing, gpu_plan()) == ""

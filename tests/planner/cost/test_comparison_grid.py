@@ -100,17 +100,17 @@ def test_markdown_and_latex_have_equally_many_cells_in_each_row(small: Grid) -> 
 
 def test_the_paper_has_sixty_cells_and_a_published_accuracy_beside_its_own() -> None:
     from planner.api.grid_function import PAPER_CHECKPOINTS, PAPER_GRID_METHODS, PAPER_MODELS
-    from planner.cost.comparison_grid import _published
+    from planner.cost.comparison_grid import published_for
     from profiler.workload import Workload
 
     assert len(PAPER_MODELS) * len(PAPER_GRID_METHODS) * len(PAPER_CHECKPOINTS) == 60
     vit = Workload(model="vit_small_patch16_224", method="full", num_classes=100)
-    found = _published(vit, "cifar100")
+    found = published_for(vit, "cifar100")
     assert found is not None
     assert found.value == 0.897
-    assert _published(vit, "digits") is None
+    assert published_for(vit, "digits") is None
     # 1 to 2 % below full training is a range and no figure of the cell
-    assert _published(vit.replace(method="bitfit"), "cifar100") is None
+    assert published_for(vit.replace(method="bitfit"), "cifar100") is None
 
 
 def test_the_command_prints_what_the_function_returns(
