@@ -73,14 +73,13 @@ def _search(
     request: Request, cost: CostEstimator, notify: Notify, *, done: float, share: float
 ) -> SearchResult:
     """Search the space of a backbone; it takes a share of the stage."""
-    what = f"{request.space.base.model}: " if share < 1 else ""
+    what, at = (f"{request.space.base.model}: " if share < 1 else ""), done
 
     def on_trial(trials: int, total: int) -> None:
         nonlocal at
         at = done + share * trials / total
         notify("search", f"{what}trial {trials} of {total}", at)
 
-    at = done
     return search(
         search_problem(request),
         cost,
