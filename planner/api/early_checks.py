@@ -100,7 +100,7 @@ def backbone_names(model: str | Sequence[str], *, budget_bytes: int) -> list[str
 
 
 def check_several(models: Sequence[str], *, weights: str | Path | None) -> None:
-    """Refuse options that name a file of one backbone.
+    """Refuse options that name the file of a single backbone.
 
     Raises:
         UsageError: weights for several backbones.
