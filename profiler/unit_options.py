@@ -190,7 +190,7 @@ def _cheapest(unit: str, parts: UnitParts) -> Decisions:
 
 
 def _branches(parts: UnitParts, branch: int | None) -> tuple[str, ...]:
-    """Return one branch or all of them; none where the unit has no such branch, or only one."""
+    """Return one branch or all branches; none where the unit has no such branch, or only one."""
     if len(parts.branches) < 2:
         return ()
     return parts.branches if branch is None else parts.branches[branch - 1 : branch]

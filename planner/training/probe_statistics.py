@@ -157,7 +157,7 @@ class _Draws:
     """Everything that the draws of the learners have in common.
 
     Attributes:
-        weights: weights of the held-out images and of one more, [draws, images + 1].
+        weights: weights of the held-out images and another one, [draws, images + 1].
         deviation: standard deviation of an accuracy over seeds.
         common: error of the extrapolation that all learners share, [draws].
         planned: steps of the planned training.

@@ -7,9 +7,9 @@ whole one (S steps):
     L(S) = L(s) + h * first_gain                if there is one length only
 
 A method that starts slowly, as LoRA does from a zero update, has a steep slope while its accuracy
-is still low. On EfficientNet-Lite0 more than half of a slope went on, on a small ViT nothing of it.
+is still low. On EfficientNet-Lite0 more than half of a slope went on, on a small ViT nothing did.
 
-The error grows as the root of h. A part of it is common to all methods of a case (an easy set rises
+The error grows as the root of h. One part is common to all methods of a case (an easy set rises
 faster for all), which does not change their order; the rest is each method's own.
 
 The constants were fitted to ``studies/probe``, which has too few cases to show that the order of

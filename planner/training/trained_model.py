@@ -96,7 +96,7 @@ def load_trained(
         weights: present place of the backbone's weights file; None for the recorded place.
         pretrained: whether timm's pretrained weights are loaded; None if the record decides.
         seed: seed of random weights; None if the record decides.
-        is_last: whether to load the tensors of the last step in place of those of the best epoch.
+        is_last: whether to load the tensors of the last step instead of the best epoch.
 
     Raises:
         InputError: the folder holds no training, or one of another model, or the weights that the

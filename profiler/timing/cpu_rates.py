@@ -227,7 +227,7 @@ class OperationTally(TorchDispatchMode):
 
     Attributes:
         count: number of operations.
-        counter: the records of those that compute or move something.
+        counter: records of the operations that compute or move something.
     """
 
     def __init__(self) -> None:

@@ -4,8 +4,8 @@ Seconds of kernels alone do not decide a step: if the host launches kernels more
 runs them, the GPU waits, and its power falls. A *load* is a vector of four sums:
 
     SECONDS   seconds of the operations, one after the other
-    PRODUCTS  part of them that FLOPs of matrix products take
-    WAITING   part of them that the coefficients ``launch`` take, in which the GPU does no work
+    PRODUCTS  seconds that matrix products take
+    WAITING   seconds of the coefficients ``launch``, in which the GPU does no work
     LAUNCHES  kernels launched
 
 Loads of units, options and micro-batches add up, so the search adds rows of tables.

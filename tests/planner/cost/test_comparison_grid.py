@@ -145,4 +145,4 @@ def test_the_command_prints_what_the_function_returns(
 )
 def test_wrong_arguments_are_refused(options: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
-        grid(**options)  # type: ignore[arg-type]
+        grid(**options)

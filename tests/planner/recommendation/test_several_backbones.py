@@ -105,7 +105,7 @@ def test_scores_of_two_backbones_are_on_one_scale(
         )
 
     monkeypatch.setattr(stage, "search", searched)
-    found = search_backbones(both, None, lambda *_: None)  # type: ignore[arg-type]
+    found = search_backbones(both, None, lambda *_: None)
     scores = {
         (r.candidate.workload.model, r.candidate.workload.method): r.score for r in found.results
     }
@@ -115,7 +115,7 @@ def test_scores_of_two_backbones_are_on_one_scale(
     assert scores[LARGE, "head"] > scores[SMALL, "full"]
     assert found.trials == 4
     random = replace(both, run=replace(both.run, pretrained=False))
-    unmoved = search_backbones(random, None, lambda *_: None)  # type: ignore[arg-type]
+    unmoved = search_backbones(random, None, lambda *_: None)
     assert [r.score for r in unmoved.results] == [0.4, 0.9, 0.3, 0.0]
 
 

@@ -1,6 +1,6 @@
 """Visual Wake Words: is there a person in the image? Labels are derived from COCO's boxes.
 
-Chowdhery et al., arXiv 1906.05721: an image has a person if the box of one person takes more than
+Chowdhery et al., arXiv 1906.05721: an image has a person if a person's box takes more than
 0.5 % of its area. The annotations are those of COCO:
 
     DIR/annotations/instances_train2017.json    and    DIR/train2017/*.jpg
@@ -23,7 +23,7 @@ from planner.training.images.named.load_request import LoadRequest, safe_image_p
 from profiler.errors import InputError
 
 PERSON_AREA_SHARE = 0.005
-"""Share of the image's area that the box of one person must exceed."""
+"""Share of the image's area that a person's box must exceed."""
 
 WAKE_WORD_CLASSES = ("no person", "person")
 
