@@ -6,6 +6,7 @@ executed. MobileVLM V2 has no library; its tensors are read by ``read_checkpoint
 
     open_clip      a file of weights, or a folder as on the hub. SigLIP's tokenizer is read from the
                    folder; CLIP's is in open_clip.
+    SigLIP         also a folder of transformers' ``SiglipModel`` (``frozen.siglip``)
     transformers   a folder with ``config.json``, weights and tokenizer
     MobileVLM V2   a folder with the weights (any number of files) and a tokenizer
 """
@@ -73,7 +74,31 @@ def load_two_towers(model: FrozenModel, weights: Path) -> TwoTowers:
     Raises:
         InputError: the weights cannot be read, are those of another model, or lack a tokenizer.
     """
-    file = _clip_file(weights)
+    folder = weights if weights.is_dir() else weights.parent
+    if weights.is_dir() and _is_of_transformers(weights):
+        build_frozen(model)  # refuses a missing library
+        built: Any = _siglip_towers(model, weights)
+    else:
+        built = _open_clip_towers(model, _clip_file(weights))
+    import open_clip
+
+    text = _open_clip_config(model)["text_cfg"]
+    context: int = text["context_length"]
+    if "hf_tokenizer_name" not in text:
+        return TwoTowers(built=built, tokenize=open_clip.SimpleTokenizer(context_length=context))
+    options = {**text.get("tokenizer_kwargs", {}), "local_files_only": True}
+    try:
+        tokenizer = open_clip.tokenizer.HFTokenizer(str(folder), context_length=context, **options)
+    except Exception as error:  # transformers raises many types on missing or damaged files
+        raise InputError(
+            f"{folder} has no tokenizer of {model.name} ({_reason(error)}); copy tokenizer.json "
+            "and tokenizer_config.json of its checkpoint there"
+        ) from error
+    return TwoTowers(built=built, tokenize=tokenizer)
+
+
+def _open_clip_towers(model: FrozenModel, file: Path) -> nn.Module:
+    """Load a file of open_clip's weights."""
     built = build_frozen(model, device="cpu")  # refuses a missing library
     import open_clip
 
@@ -84,24 +109,36 @@ def load_two_towers(model: FrozenModel, weights: Path) -> TwoTowers:
         raise InputError(
             f"{file} holds no weights of {model.name} as open_clip names them: {_reason(error)}"
         ) from error
-    config = model.config or open_clip.get_model_config(model.model)
-    text = config["text_cfg"]
-    if "hf_tokenizer_name" not in text:
-        return TwoTowers(
-            built=built, tokenize=open_clip.SimpleTokenizer(context_length=built.context_length)
-        )
-    folder = weights if weights.is_dir() else weights.parent
-    options = {**text.get("tokenizer_kwargs", {}), "local_files_only": True}
+    return built
+
+
+def _siglip_towers(model: FrozenModel, folder: Path) -> nn.Module:
+    """Load a folder of transformers' ``SiglipModel``."""
+    from profiler.models.frozen.siglip import load_siglip
+
     try:
-        tokenizer = open_clip.tokenizer.HFTokenizer(
-            str(folder), context_length=built.context_length, **options
-        )
+        with silent_log("transformers"):
+            built = load_siglip(model, folder, known=_open_clip_config(model), dtype=torch.float32)
+    except InputError:
+        raise
     except Exception as error:  # transformers raises many types on missing or damaged files
-        raise InputError(
-            f"{folder} has no tokenizer of {model.name} ({_reason(error)}); copy tokenizer.json "
-            "and tokenizer_config.json of its checkpoint there"
-        ) from error
-    return TwoTowers(built=built, tokenize=tokenizer)
+        raise InputError(f"{folder} holds no {model.name}: {_reason(error)}") from error
+    return built.eval().requires_grad_(False)
+
+
+def _open_clip_config(model: FrozenModel) -> dict[str, Any]:
+    import open_clip
+
+    config: dict[str, Any] = model.config or open_clip.get_model_config(model.model)
+    return config
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    """Return whether a folder has no weights of open_clip, but a configuration of SigLIP."""
+    from profiler.models.frozen.siglip import is_siglip_folder
+
+    own = [name for name in _CLIP_FILES if name.startswith("open_clip")]
+    return is_siglip_folder(folder) and not any((folder / name).is_file() for name in own)
 
 
 def load_prompted(
