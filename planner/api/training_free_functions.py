@@ -84,6 +84,7 @@ def features(
     image_size: int | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     on_progress: Notify | None = None,
 ) -> FeatureAccuracy:
     """Test k-NN and a linear probe on the features of a frozen backbone.
@@ -96,13 +97,15 @@ def features(
         image_size: height and width in pixels; None for the backbone's own.
         weights: file of weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
+        device: device of the features; ``auto`` takes a GPU if there is one. A CPU computes in
+            fp32, a GPU in fp16.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
         UsageError: no such backbone, or an image size that it refuses.
         InputError: the data or the weights cannot be read.
     """
-    from planner.training_free.features import evaluate_features
+    from planner.training_free.features import evaluate_features, feature_forward
 
     if image_size is not None and not 8 <= image_size <= 8192:
         raise UsageError(f"image_size must be from 8 to 8192, got {image_size}")
@@ -113,6 +116,7 @@ def features(
         image_size=image_size,
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,
+        forward=feature_forward(_found_device(device)),
         on_progress=lambda text, done: notify("features", text, done),
     )
 
@@ -171,11 +175,9 @@ def zero_shot(
     if found.kind == "zero_shot":
         check_prompts(prompts)
     check_input(data=data, weights=weights)
-    from planner.training.training_device import device_type
     from planner.training_free.zero_shot import ZeroShotRun, evaluate_zero_shot
 
-    chosen = _training_device(device)
-    device_type(chosen)
+    chosen = _found_device(device)
     run = ZeroShotRun(
         data=data,
         weights=Path(weights),
@@ -192,6 +194,15 @@ def zero_shot(
     return evaluate_zero_shot(
         found, run, on_progress=lambda text, done: notify("zero-shot", text, done)
     )
+
+
+def _found_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Return the device of a forward; CUDA is refused if there is none."""
+    from planner.training.training_device import device_type
+
+    chosen = _training_device(name)
+    device_type(chosen)
+    return chosen
 
 
 def plan_kind(path: str | Path) -> CandidateKind:
@@ -223,6 +234,7 @@ def train_probe(
     data: str | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     on_progress: Notify | None = None,
 ) -> FittedProbe:
     """Fit the linear probe of a plan of kind ``features`` and save it in a folder.
@@ -233,6 +245,8 @@ def train_probe(
         data: data set or folder; None for the plan's.
         weights: file of the backbone's weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
+        device: device of the features; ``auto`` takes a GPU if there is one. A CPU computes in
+            fp32, a GPU in the plan's type.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
@@ -257,6 +271,7 @@ def train_probe(
         data=data,
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,
+        device=_found_device(device),
         on_progress=lambda text, done: notify("features", text, done),
     )
 
@@ -317,7 +332,7 @@ def evaluate_frozen(
     if not is_probe_folder(folder):
         raise InputError(f"{path} has no fitted probe in {folder}; run `budgetplan train {path}`")
     place = None if weights is None else Path(weights)
-    return evaluate_probe(folder, data=data, part=part, weights=place)
+    return evaluate_probe(folder, data=data, part=part, weights=place, device=_found_device(device))
 
 
 def is_without_tuning(path: str | Path) -> bool:

@@ -212,6 +212,7 @@ def train(
             out=out,
             weights=weights,
             pretrained=pretrained,
+            device=device,
             progress=progress,
             as_json=as_json,
         )
@@ -258,7 +259,7 @@ def train(
 
 
 OPTIONS_OF_A_PROBE = frozenset(
-    ("plan", "data", "out", "weights", "pretrained", "progress", "as_json")
+    ("plan", "data", "device", "out", "weights", "pretrained", "progress", "as_json")
 )
 """Parameters of ``train`` that the fit of a linear probe has too."""
 

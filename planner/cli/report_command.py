@@ -25,13 +25,16 @@ def report(plans: tuple[Path, ...], html: Path, as_json: bool) -> None:
     """Write one self-contained HTML page that compares plan files.
 
     It shows memory, time and energy of each plan, the memory over one step of the first, and
-    predicted against measured values. It opens without a network.
+    predicted against measured values. Plans without fine-tuning have a table of their own. It
+    opens without a network.
     """
     from planner.cli.page.write import check_page_file, plans_view, write_page
 
-    loaded = [(path, api.load_plan(path)) for path in plans]
+    is_tuned = {path: api.plan_kind(path) == "tuned" for path in plans}
+    tuned = [(path, api.load_plan(path)) for path in plans if is_tuned[path]]
+    frozen = [api.load_frozen_plan(path) for path in plans if not is_tuned[path]]
     check_page_file(html)
-    write_page(plans_view(loaded), html)
+    write_page(plans_view(tuned, frozen), html)
     if as_json:
         print_json({"schema": "budgetplan.report/1", "page": str(html), "plans": len(plans)})
     else:

@@ -81,6 +81,7 @@ def training_free(
 @click.option("--image-size", type=positive, help="Pixels. [default: the backbone's own]")
 @weights_option
 @pretrained_option
+@run_device_option
 @progress_option
 @json_option
 def features(
@@ -90,6 +91,7 @@ def features(
     image_size: int | None,
     weights: Path | None,
     pretrained: bool,
+    device: Literal["auto", "cpu", "cuda"],
     progress: ProgressKind | None,
     as_json: bool,
 ) -> None:
@@ -101,6 +103,7 @@ def features(
             image_size=image_size,
             weights=weights,
             pretrained=pretrained,
+            device=device,
             on_progress=notify,
         )
     if as_json:
@@ -204,6 +207,7 @@ def fit_probe(
     out: Path | None,
     weights: Path | None,
     pretrained: bool,
+    device: Literal["auto", "cpu", "cuda"],
     progress: ProgressKind | None,
     as_json: bool,
 ) -> None:
@@ -215,12 +219,19 @@ def fit_probe(
         out: folder of the result; None for ``trained/`` and the plan's name.
         weights: file of the backbone's weights.
         pretrained: try to load timm's pretrained weights.
+        device: ``auto``, ``cpu`` or ``cuda``.
         progress: kind of the progress display.
         as_json: print the record.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         found = api.train_probe(
-            plan, out=out, data=data, weights=weights, pretrained=pretrained, on_progress=notify
+            plan,
+            out=out,
+            data=data,
+            weights=weights,
+            pretrained=pretrained,
+            device=device,
+            on_progress=notify,
         )
     if as_json:
         print_json(found.to_json())

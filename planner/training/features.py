@@ -52,6 +52,26 @@ FEATURES_SCHEMA = 2
 """Version of the files' meaning. Increase it with every change of the meaning."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureForward:
+    """How the features are computed.
+
+    Attributes:
+        device: device of the model.
+        dtype: type of the pixels that the model reads.
+        batch: images of a forward.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    batch: int = EXTRACTION_BATCH
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the type, such as ``float16``."""
+        return str(self.dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FeatureChunk:
     """Features of consecutive images, as a file holds them.
@@ -125,7 +145,7 @@ def cached_features(
     classifier: nn.Module | FrozenUnits,
     images: ImageSet,
     *,
-    device: str = "cpu",
+    forward: FeatureForward | None = None,
     folder: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureSet:
@@ -138,12 +158,13 @@ def cached_features(
         classifier: module that ``frozen_classifier`` returned, or frozen units, whose rows are then
             the features.
         images: images; the crop rule must not be random, and nothing is mirrored.
-        device: device of the model.
+        forward: device, type and batch of the forward; None for fp32 on the CPU.
         folder: folder of all cached features; None for the user's.
         on_progress: called with (images done, images in all).
     """
+    forward = forward or FeatureForward()
     root = folder or default_features_folder()
-    name = _cache_key(built, classifier, images, device)
+    name = _cache_key(built, classifier, images, forward.device)
     store = Store(None if root is None else root / name)
     was_training = built.model.training
     built.model.eval()
@@ -152,7 +173,7 @@ def cached_features(
         for first in range(0, len(images), CHUNK_IMAGES):
             count = min(CHUNK_IMAGES, len(images) - first)
             part = images.select(range(first, first + count))
-            made = partial(_extract_chunk, built, classifier, part, device)
+            made = partial(_extract_chunk, built, classifier, part, forward)
             chunks.append(store.fetch(FeatureChunk, (first, count), made).features)
             on_progress(first + count, len(images))
     finally:
@@ -161,26 +182,31 @@ def cached_features(
 
 
 def _extract_chunk(
-    built: BuiltModel, classifier: nn.Module | FrozenUnits, images: ImageSet, device: str
+    built: BuiltModel,
+    classifier: nn.Module | FrozenUnits,
+    images: ImageSet,
+    forward: FeatureForward,
 ) -> FeatureChunk:
-    return FeatureChunk(features=_extract(built, classifier, images, device))
+    return FeatureChunk(features=_extract(built, classifier, images, forward))
 
 
 def _extract(
-    built: BuiltModel, classifier: nn.Module | FrozenUnits, images: ImageSet, device: str
+    built: BuiltModel,
+    classifier: nn.Module | FrozenUnits,
+    images: ImageSet,
+    forward: FeatureForward,
 ) -> NDArray[np.float32]:
     """Return the features [images, D] of a few images."""
-    batches = batch_loader(
-        images, batch_size=EXTRACTION_BATCH, shuffle=False, seed=0, drop_last=False
-    )
+    batches = batch_loader(images, batch_size=forward.batch, shuffle=False, seed=0, drop_last=False)
     rows = []
     with torch.no_grad():
-        for pixels, _ in batches:
+        for images_read, _ in batches:
+            pixels = images_read.to(forward.device, forward.dtype)
             found: Tensor | None
             if isinstance(classifier, FrozenUnits):
-                found = classifier.rows(built, pixels.to(device))
+                found = classifier.rows(built, pixels)
             else:
-                found, _ = _classifier_input(built.model, classifier, pixels.to(device))
+                found, _ = _classifier_input(built.model, classifier, pixels)
             assert found is not None
             rows.append(found.float().cpu())
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)

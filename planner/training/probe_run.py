@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from planner.training.evaluate import right_answers
-from planner.training.features import FeatureSet, cached_features, frozen_classifier
+from planner.training.features import (
+    FeatureForward,
+    FeatureSet,
+    cached_features,
+    frozen_classifier,
+)
 from planner.training.frozen_units import FrozenUnits
 from planner.training.images.batches import LabelledSet, batch_loader
 from planner.training.probe_images import ProbeImages, without_augmentation
@@ -248,7 +253,11 @@ class ProbeRunner:
         train = without_augmentation(self._images.train, held_out)
         first, second = (
             cached_features(
-                built, classifier, part, device=self._device, folder=self._features_folder
+                built,
+                classifier,
+                part,
+                forward=FeatureForward(device=self._device),
+                folder=self._features_folder,
             )
             for part in (train, held_out)
         )

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from planner.training.features import cached_features, frozen_classifier
+from planner.training.features import (
+    EXTRACTION_BATCH,
+    FeatureForward,
+    cached_features,
+    frozen_classifier,
+)
 from planner.training.images.load import load_data
 from planner.training.images.registry import find_named
 from planner.training.plan_check import load_data_for
@@ -57,6 +62,8 @@ class FeatureAccuracy:
         train_images: number of training images.
         test_images: number of test images.
         features: number of features of an image.
+        device: device that computed the features, ``cpu`` or ``cuda``.
+        dtype: type of weights and pixels.
         extraction_seconds: duration of the features of all images; short if they were kept.
         fit_seconds: duration of the fits and of both evaluations.
     """
@@ -69,6 +76,8 @@ class FeatureAccuracy:
     train_images: int
     test_images: int
     features: int
+    device: str = "cpu"
+    dtype: str = "float32"
     extraction_seconds: float | None = field(default=None, compare=False)
     fit_seconds: float | None = field(default=None, compare=False)
 
@@ -86,6 +95,7 @@ class ExtractedFeatures:
         workload: the frozen backbone with a classifier.
         weights: origin of the weights.
         images: the data set.
+        forward: how the features were computed.
         seconds: duration, with decoding; features that were kept cost only their reading.
     """
 
@@ -93,6 +103,7 @@ class ExtractedFeatures:
     workload: Workload
     weights: WeightSource
     images: ImageData
+    forward: FeatureForward
     seconds: float
 
 
@@ -103,6 +114,7 @@ def evaluate_features(
     image_size: int | None = None,
     weights: Path | None = None,
     pretrained: bool = True,
+    forward: FeatureForward | None = None,
     folder: Path | None = None,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> FeatureAccuracy:
@@ -114,6 +126,7 @@ def evaluate_features(
         image_size: height and width of the images in pixels; None for the backbone's own.
         weights: file of weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
+        forward: device, type and batch of the forward; None for fp32 on the CPU.
         folder: folder of cached features; None for the user's.
         on_progress: called with (activity, fraction done).
 
@@ -127,6 +140,7 @@ def evaluate_features(
         image_size=image_size,
         weights=weights,
         pretrained=pretrained,
+        forward=forward,
         folder=folder,
         on_progress=on_progress,
     )
@@ -134,6 +148,8 @@ def evaluate_features(
     accuracy = fit_and_test(found.parts, model=model, weights=found.weights.kind)
     return replace(
         accuracy,
+        device=found.forward.device,
+        dtype=found.forward.dtype_name,
         extraction_seconds=found.seconds,
         fit_seconds=time.perf_counter() - began,
     )
@@ -147,6 +163,7 @@ def extract_features(
     image_size: int | None = None,
     weights: Path | None = None,
     pretrained: bool = True,
+    forward: FeatureForward | None = None,
     folder: Path | None = None,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> ExtractedFeatures:
@@ -159,6 +176,7 @@ def extract_features(
         image_size: height and width of the images in pixels; None for the backbone's own.
         weights: file of weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
+        forward: device, type and batch of the forward; None for fp32 on the CPU.
         folder: folder of cached features; None for the user's.
         on_progress: called with (activity, fraction done).
 
@@ -186,6 +204,8 @@ def extract_features(
         raise InputError(
             f"{workload.model} has no single classifier on fixed features; use another backbone"
         )
+    forward = forward or FeatureForward()
+    built.model.to(forward.device, forward.dtype)
     every = {"training": images.train, "selection": images.selection, "test": images.test}
     found: Parts = {}
     for number, name in enumerate(parts):
@@ -195,17 +215,47 @@ def extract_features(
             on_progress(f"features of the {name} images", fraction)
 
         plain = replace(every[name], crop=images.test.crop, mirror=False)
-        cached = cached_features(built, classifier, plain, folder=folder, on_progress=report)
+        cached = cached_features(
+            built, classifier, plain, forward=forward, folder=folder, on_progress=report
+        )
         labels, chunks = np.asarray(cached.labels, dtype=np.int64), list(cached.chunks)
         del cached  # its chunks are freed one by one below
         found[name] = joined_rows(chunks), labels
+        _check_finite(found[name][0], workload.model, forward)
     return ExtractedFeatures(
         parts=found,
         workload=workload,
         weights=built.weights,
         images=images,
+        forward=forward,
         seconds=time.perf_counter() - began,
     )
+
+
+def feature_forward(
+    device: str, *, dtype: str = "float16", batch: int = EXTRACTION_BATCH
+) -> FeatureForward:
+    """Return how features are computed on a device: always in fp32 on a CPU.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        dtype: type of weights and pixels on a GPU, ``float16`` or ``float32``.
+        batch: images of a forward.
+    """
+    is_half = device != "cpu" and dtype == "float16"
+    return FeatureForward(
+        device=device, dtype=torch.float16 if is_half else torch.float32, batch=batch
+    )
+
+
+def _check_finite(features: NDArray[np.float32], model: str, forward: FeatureForward) -> None:
+    """Refuse features beyond the range of their type: no classifier can be fitted on them."""
+    if not np.isfinite(features).all():
+        is_half = forward.dtype == torch.float16
+        remedy = "--device cpu, which computes in float32" if is_half else "other weights"
+        raise InputError(
+            f"features of {model} in {forward.dtype_name} are not finite; use {remedy}"
+        )
 
 
 def joined_rows(chunks: list[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -14,15 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
 from planner.disk.drafts import draft_folder
 from planner.disk.free_space import check_folder
 from planner.disk.json_files import read_json, write_json
+from planner.training.features import EXTRACTION_BATCH
 from planner.training.use_trained import ClassAccuracy, TrainedEvaluation
-from planner.training_free.features import extract_features, linear_probe
+from planner.training_free.features import extract_features, feature_forward, linear_probe
 from planner.training_free.plan_file import FrozenPlan
 from profiler.errors import InputError
 from profiler.json_records import (
@@ -63,6 +65,9 @@ class FittedProbe:
         selection_accuracy: the same of the selection images.
         inverse_regularisation: C of the logistic regression, chosen on the selection images.
         features: features of an image.
+        batch: images of a forward.
+        device: device that computed the features, ``cpu`` or ``cuda``.
+        dtype: type of the backbone's weights and of the pixels.
         train_images: number of training images.
         test_images: number of test images.
         extraction_seconds: duration of the features; short if they were kept.
@@ -85,6 +90,9 @@ class FittedProbe:
     test_images: PositiveInt
     extraction_seconds: NonNegativeFloat
     fit_seconds: NonNegativeFloat
+    batch: PositiveInt = EXTRACTION_BATCH
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "float16"] = "float32"
     output: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +107,7 @@ def train_probe(
     data: str | None = None,
     weights: Path | None = None,
     pretrained: bool = True,
+    device: str = "cpu",
     features_folder: Path | None = None,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> FittedProbe:
@@ -110,6 +119,8 @@ def train_probe(
         data: data set or folder; None for the plan's.
         weights: file of the backbone's weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
+        device: ``cpu``, where features are computed in fp32, or ``cuda``, where the plan's type is
+            used.
         features_folder: folder of cached features; None for the user's.
         on_progress: called with (activity, fraction done).
 
@@ -124,6 +135,7 @@ def train_probe(
         image_size=model.image_size,
         weights=weights,
         pretrained=pretrained,
+        forward=feature_forward(device, dtype=plan.candidate.dtype, batch=plan.candidate.batch),
         folder=features_folder,
         on_progress=on_progress,
     )
@@ -144,6 +156,9 @@ def train_probe(
         selection_accuracy=float((_predicted(selection, weight, bias) == held).mean()),
         inverse_regularisation=strength,
         features=int(weight.shape[1]),
+        batch=plan.candidate.batch,
+        device="cpu" if device == "cpu" else "cuda",
+        dtype="float16" if found.forward.dtype == torch.float16 else "float32",
         train_images=len(found.parts["training"][1]),
         test_images=len(labels),
         extraction_seconds=found.seconds,
@@ -160,6 +175,7 @@ def evaluate_probe(
     data: str | None = None,
     part: Part = "test",
     weights: Path | None = None,
+    device: str = "cpu",
     features_folder: Path | None = None,
 ) -> TrainedEvaluation:
     """Return the accuracy of a saved probe on a part of a data set.
@@ -169,6 +185,8 @@ def evaluate_probe(
         data: data set or folder; None for that of the fit.
         part: part of the data set.
         weights: present place of the backbone's weights; None for the recorded place.
+        device: ``cpu``, where features are computed in fp32, or ``cuda``, where the type of the fit
+            is used.
         features_folder: folder of cached features; None for the user's.
 
     Raises:
@@ -185,6 +203,7 @@ def evaluate_probe(
         image_size=fitted.image_size,
         weights=place,
         pretrained=fitted.weights.get("kind") == "pretrained",
+        forward=feature_forward(device, dtype=fitted.dtype, batch=fitted.batch),
         folder=features_folder,
     )
     if found.weights.kind != fitted.weights.get("kind"):

@@ -27,6 +27,7 @@ from profiler.units import (
 
 if TYPE_CHECKING:
     from planner.training_free.options import TrainingFreeOption
+    from planner.training_free.plan_file import FrozenPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,17 +105,40 @@ def frozen_cells(option: TrainingFreeOption, unit: str) -> tuple[str, ...]:
     )
 
 
+def frozen_plan_cells(plan: FrozenPlan, unit: str) -> tuple[str, ...]:
+    """Return the texts of the row of a plan without fine-tuning.
+
+    Args:
+        plan: the plan.
+        unit: unit of the memory, as the budget was given.
+    """
+    model, given, known = plan.model, plan.prediction, plan.accuracy
+    return (
+        model.name,
+        model.kind.replace("_", "-"),
+        f"{model.parameters_millions:g} M",
+        "4 bits" if plan.candidate.four_bit else plan.candidate.dtype,
+        format_bytes_in(given.device_bytes, unit),
+        "yes" if given.device_bytes <= plan.budget_bytes else "no",
+        format_seconds(given.image_seconds),
+        format_joules(given.image_joules),
+        "-" if known.value is None else f"{100 * known.value:.1f} %",
+        "-" if known.value is None else known.source,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageView:
     """The content of the page.
 
     Attributes:
         title: title of the page.
-        rows: plans, at least one; the headline is of the first recommended one, else of the first.
+        rows: plans that fine-tune; the headline is of the first recommended one, else of the first.
+            Without any there is no headline.
         why: reason of the recommendation; empty without one.
         baselines: (name, device bytes, step seconds) of the paper's defaults.
         notes: sentences.
-        frozen: rows of models without fine-tuning (``frozen_cells``).
+        frozen: rows of models without fine-tuning (``frozen_cells``, ``frozen_plan_cells``).
     """
 
     title: str

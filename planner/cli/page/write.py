@@ -5,10 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.cli.page.charts import bytes_chart, cost_chart, front_chart, legend, step_chart
-from planner.cli.page.view import FROZEN_HEADERS, HEADERS, PageView, PlanRow, frozen_cells
+from planner.cli.page.view import (
+    FROZEN_HEADERS,
+    HEADERS,
+    PageView,
+    PlanRow,
+    frozen_cells,
+    frozen_plan_cells,
+)
 from planner.cost.budget import needed_bytes
 from planner.disk.drafts import write_file
 from planner.plan import Plan
@@ -17,6 +24,7 @@ from profiler.units import format_bytes_in, format_joules, format_seconds, unit_
 
 if TYPE_CHECKING:
     from planner.recommendation.answer import Recommendation
+    from planner.training_free.plan_file import FrozenPlan
 
 PAGE_MARK = b"<!-- budgetplan page -->"
 """Text near the beginning of each page, by which a later page may replace it."""
@@ -75,15 +83,27 @@ def answer_view(answer: Recommendation) -> PageView:
     )
 
 
-def plans_view(plans: Sequence[tuple[Path, Plan]]) -> PageView:
-    """Return the content of the page of plan files."""
+def plans_view(plans: Sequence[tuple[Path, Plan]], frozen: Sequence[FrozenPlan] = ()) -> PageView:
+    """Return the content of the page of plan files.
+
+    Args:
+        plans: plans that fine-tune, with their files.
+        frozen: plans without fine-tuning.
+    """
     rows = [
         PlanRow(name=str(i), plan=plan, file=str(path))
         for i, (path, plan) in enumerate(plans, start=1)
     ]
     models = dict.fromkeys(row.plan.candidate.workload.model for row in rows)
+    if not rows:
+        models = dict.fromkeys(plan.candidate.model for plan in frozen)
     notes = dict.fromkeys(note for row in rows for note in row.plan.prediction.notes)
-    return PageView(title=", ".join(models), rows=rows, notes=tuple(notes))
+    return PageView(
+        title=", ".join(models),
+        rows=rows,
+        notes=tuple(notes),
+        frozen=[frozen_plan_cells(plan, unit_as_asked(plan.budget_bytes)) for plan in frozen],
+    )
 
 
 def write_page(view: PageView, path: Path, *, with_step: bool = True) -> None:
@@ -98,7 +118,8 @@ def write_page(view: PageView, path: Path, *, with_step: bool = True) -> None:
         InputError: the file cannot be written.
     """
     check_page_file(path)
-    write_file(path, page_html(view, step=_step_svg(view.main.plan) if with_step else "").encode())
+    step = _step_svg(view.main.plan) if with_step and view.rows else ""
+    write_file(path, page_html(view, step=step).encode())
 
 
 def page_html(view: PageView, *, step: str = "") -> str:
@@ -109,31 +130,36 @@ def page_html(view: PageView, *, step: str = "") -> str:
     environment = Environment(
         loader=PackageLoader("planner.cli.page", ""), autoescape=True, undefined=StrictUndefined
     )
+    return environment.get_template("page.html").render(
+        view=view,
+        headers=HEADERS,
+        frozen_headers=FROZEN_HEADERS,
+        legend=legend(),
+        step=Markup(step),
+        **(_charts(view) if view.rows else {}),
+    )
+
+
+def _charts(view: PageView) -> dict[str, Any]:
+    """Return the texts and charts of the plans that fine-tune; the page has at least one."""
+    from markupsafe import Markup
+
     main, unit = view.main.plan, unit_as_asked(view.main.plan.budget_bytes)
     predictions = {row.name: row.plan.prediction for row in view.rows}
     seconds = {n: p.step_seconds for n, p in predictions.items() if p.step_seconds is not None}
     joules = {n: p.energy_joules for n, p in predictions.items() if p.energy_joules is not None}
     need = needed_bytes(main.prediction)
-    return environment.get_template("page.html").render(
-        view=view,
-        headers=HEADERS,
-        frozen_headers=FROZEN_HEADERS,
-        share=min(100.0, 100 * need / main.budget_bytes),
-        used=format_bytes_in(need, unit),
-        budget=format_bytes_in(main.budget_bytes, unit),
-        legend=legend(),
-        front=Markup(front_chart(view)),
-        owners=Markup(bytes_chart(view)),
-        step=Markup(step),
-        times=Markup(
-            cost_chart(
-                "Time of a step", seconds, {n: format_seconds(v) for n, v in seconds.items()}
-            )
-        ),
-        energies=Markup(
-            cost_chart("Energy of a step", joules, {n: format_joules(v) for n, v in joules.items()})
-        ),
-    )
+    second_texts = {n: format_seconds(v) for n, v in seconds.items()}
+    joule_texts = {n: format_joules(v) for n, v in joules.items()}
+    return {
+        "share": min(100.0, 100 * need / main.budget_bytes),
+        "used": format_bytes_in(need, unit),
+        "budget": format_bytes_in(main.budget_bytes, unit),
+        "front": Markup(front_chart(view)),
+        "owners": Markup(bytes_chart(view)),
+        "times": Markup(cost_chart("Time of a step", seconds, second_texts)),
+        "energies": Markup(cost_chart("Energy of a step", joules, joule_texts)),
+    }
 
 
 def _step_svg(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -19,8 +20,11 @@ from planner.cli import cli
 from planner.cli.page.charts import step_chart
 from planner.cli.page.write import answer_view, check_page_file, page_html, plans_view, write_page
 from planner.plan import write_plan
+from planner.training_free.plan_file import plan_of_option, write_frozen_plan
+from profiler.devices.table import device_label
 from profiler.errors import InputError
 from profiler.prediction.timeline import STACK
+from profiler.units import MIB
 
 EVIL = '"><script>alert(1)</script>'
 
@@ -130,6 +134,37 @@ def test_the_command_reports_on_plan_files(tmp_path: Path, monkeypatch: pytest.M
     text = page.read_text(encoding="utf-8")
     assert "adaptformer" in text
     assert "Memory over one step" in text
+
+
+def test_the_report_has_a_table_of_plans_without_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.cli.page.write._step_svg", lambda plan: "")
+    files = []
+    for name, budget in (("dinov2_l", 2000 * MIB), ("siglip_b16", 1000 * MIB)):
+        made = plan_of_option(
+            frozen_option(name),
+            device=device_label("rtx-2060-super"),
+            budget_bytes=budget,
+            data="cifar100",
+        )
+        files.append(write_frozen_plan(made, tmp_path))
+    tuned, page = tmp_path / "tuned.json", tmp_path / "page.html"
+    write_plan(plan(), tuned)
+    for asked in (files, [files[0], tuned, files[1]]):
+        command = ["report", *map(str, asked), "--html", str(page), "--json"]
+        done = CliRunner().invoke(cli, command, catch_exceptions=False)
+        assert json.loads(done.stdout)["plans"] == len(asked)
+        text = page.read_text(encoding="utf-8")
+        # 0.5 s and 50 J for 32 images; 1200 MiB fit the first budget only
+        cells = {
+            name: re.findall(f"<tr><td>{name}</td>(.*?)</tr>", text)[0]
+            for name in ("dinov2_l", "siglip_b16")
+        }
+        assert "<td>yes</td><td>15.6 ms</td><td>1.56 J</td><td>91.7 %</td>" in cells["dinov2_l"]
+        assert "<td>no</td>" in cells["siglip_b16"]
+        assert ("<h2>Plans</h2>" in text) == (tuned in asked)
+        Tags(text)
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])

@@ -13,6 +13,7 @@ from trainings import digits, workload
 import planner.training.features as features_module
 from planner.training.features import (
     CHUNK_IMAGES,
+    FeatureForward,
     FeatureSet,
     cached_features,
     frozen_classifier,
@@ -86,12 +87,12 @@ def test_an_interrupted_extraction_goes_on_without_repeating(
     extract = features_module._extract
 
     def counted(
-        model: BuiltModel, classifier: torch.nn.Module, part: ImageSet, device: str
+        model: BuiltModel, classifier: torch.nn.Module, part: ImageSet, forward: FeatureForward
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         if len(extracted) == 2 and not (tmp_path / "resumed").exists():
             raise KeyboardInterrupt
         extracted.append(len(part))
-        return extract(model, classifier, part, device)
+        return extract(model, classifier, part, forward)
 
     monkeypatch.setattr(features_module, "_extract", counted)
     with pytest.raises(KeyboardInterrupt):

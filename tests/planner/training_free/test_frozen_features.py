@@ -1,16 +1,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 
+from planner.cli import cli
+from planner.training.features import FeatureForward
 from planner.training_free.features import (
     NEIGHBOURS,
     TEMPERATURE,
     evaluate_features,
+    extract_features,
+    feature_forward,
     fit_and_test,
 )
+from profiler.errors import InputError
+from profiler.models.build import build_model
 
 
 def clusters(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,8 +60,6 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     options = {
         "data": "digits", "image_size": 32, "pretrained": False, "folder": tmp_path,
     }  # fmt: skip
-    import torch
-
     torch.manual_seed(0)
     first = evaluate_features("test_efficientnet", **options)
     assert first.train_images + first.test_images < 1797  # the selection part is in neither
@@ -61,3 +68,48 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.manual_seed(0)
     assert evaluate_features("test_efficientnet", **options) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == files
+
+
+def test_features_in_fp16_are_near_those_in_fp32_and_kept_apart(tmp_path: Path) -> None:
+    """The forward of a GPU, on the CPU: half weights, half pixels, its own files."""
+    options = {"data": "digits", "image_size": 32, "pretrained": False, "folder": tmp_path}
+    half = FeatureForward(dtype=torch.float16, batch=100)
+    found = []
+    for forward in (None, half):
+        torch.manual_seed(0)
+        made = extract_features("test_efficientnet", parts=("test",), forward=forward, **options)
+        found.append(made.parts["test"][0])
+    assert (made.forward, made.forward.dtype_name) == (half, "float16")
+    assert 0 < np.abs(found[0] - found[1]).max() < 0.01 * np.abs(found[0]).max()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_features_beyond_the_range_of_fp16_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*arguments: Any, **options: Any) -> object:
+        made: Any = build_model(*arguments, **options)
+        for tensor in made.backbone.conv_head.parameters():
+            tensor.data.mul_(1e6)
+        for tensor in made.backbone.bn2.buffers():
+            tensor.data.zero_()
+        return made
+
+    monkeypatch.setattr("planner.training_free.features.build_model", built)
+    with pytest.raises(InputError, match="float16 are not finite; use --device cpu"):
+        extract_features(
+            "test_efficientnet", data="digits", parts=("test",), image_size=32, pretrained=False,
+            forward=FeatureForward(dtype=torch.float16), folder=tmp_path,
+        )  # fmt: skip
+
+
+def test_a_cpu_computes_in_fp32_and_a_missing_gpu_is_one_line() -> None:
+    assert feature_forward("cpu", dtype="float16", batch=8) == FeatureForward(batch=8)
+    on_gpu = feature_forward("cuda", batch=8)
+    assert on_gpu == FeatureForward(device="cuda", dtype=torch.float16, batch=8)
+    assert feature_forward("cuda", dtype="float32").dtype == torch.float32
+    if torch.cuda.is_available():
+        return
+    done = CliRunner().invoke(cli, ["features", "--model", "test_vit", "--device", "cuda"])
+    assert done.exit_code == 5
+    assert "use --device cpu" in done.stderr

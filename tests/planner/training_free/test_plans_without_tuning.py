@@ -132,7 +132,7 @@ def test_commands_of_tuned_plans_refuse_it(tmp_path: Path) -> None:
     ):
         read_plan(file)
     for command in (
-        ("validate", file), ("explain", file), ("check", file), ("report", file),
+        ("validate", file), ("explain", file), ("check", file),
         ("rehearse", file), ("export", file, "--to", "script"), ("score", file),
     ):  # fmt: skip
         done = run(*command)
@@ -173,7 +173,7 @@ def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None
     built = backbones.build("test_efficientnet", num_classes=10, image_size=32, device="cpu")
     torch.save(built.state_dict(), weights)
     assert run("evaluate", file).exit_code == 4
-    done = run("train", file, "--weights", weights, "--json")
+    done = run("train", file, "--weights", weights, "--device", "cpu", "--json")
     assert done.exit_code == 0, done.output
     fitted = json.loads(done.stdout)
     assert fitted["output"] == "trained/features-features-b1-fp32"
@@ -188,8 +188,9 @@ def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None
     assert fitted["accuracy"] == pytest.approx((probe.predict(test) == labels).mean(), abs=0.003)
     assert fitted["inverse_regularisation"] == strength
     assert fitted["accuracy"] > 0.5
+    assert (fitted["device"], fitted["dtype"], fitted["batch"]) == ("cpu", "float32", 1)
     for place in (file, folder):
-        evaluated = run("evaluate", place, "--json")
+        evaluated = run("evaluate", place, "--device", "cpu", "--json")
         assert evaluated.exit_code == 0, evaluated.output
         assert json.loads(evaluated.stdout)["accuracy"] == fitted["accuracy"]
     assert "% of" in run("evaluate", folder, "--part", "selection").stdout
