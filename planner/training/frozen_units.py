@@ -101,7 +101,7 @@ class FrozenUnits:
         return torch.cat([each.flatten(1) for each in kept], dim=1)
 
     def learned(self, built: BuiltModel) -> Iterable[Tensor]:
-        """Yield the tensors of which a row does not depend."""
+        """Yield the tensors that no row depends on."""
         return (each for each in built.model.parameters() if each.requires_grad)
 
     def install(self, built: BuiltModel) -> Callable[[], None]:
