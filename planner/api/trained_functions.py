@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from planner.api.early_checks import check_input
 from planner.api.plan_functions import _default_folder, _training_device
+from planner.api.training_free_functions import fitted_probe_folder, is_without_tuning
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def classify(
     """Return the most probable classes of image files; an unreadable file has an error.
 
     Args:
-        trained: folder of a training, or the file of a plan that was trained into its own folder.
+        trained: folder of a training or of a fitted probe, or the file of a plan that was trained
+            into its own folder.
         files: image files.
         top: number of classes for each image.
         which: tensors of the best epoch or of the last step.
@@ -69,12 +71,36 @@ def classify(
         InputError: there is no training, its weights cannot be loaded any more, or an earlier
             version trained it and recorded no classes.
     """
+    if is_without_tuning(trained):
+        return _classify_with_probe(trained, files, top=top, device=device, weights=weights)
     folder = trained_folder_of(trained)
     check_input(weights=weights)
     from planner.training.use_trained import classify_files
 
     opened = _open(folder, device=device, which=which, weights=weights)
     return classify_files(opened, [Path(file) for file in files], top=top)
+
+
+def _classify_with_probe(
+    plan: str | Path,
+    files: Sequence[str | Path],
+    *,
+    top: int,
+    device: Literal["auto", "cpu", "cuda"],
+    weights: str | Path | None,
+) -> list[ClassifiedImage]:
+    """Return the classes of image files by the probe of a plan without fine-tuning."""
+    folder = fitted_probe_folder(plan)
+    check_input(weights=weights)
+    from planner.training.training_device import device_type
+    from planner.training_free.probe_folder import classify_with_probe
+
+    name = _training_device(device)
+    device_type(name)
+    place = None if weights is None else Path(weights)
+    return classify_with_probe(
+        folder, [Path(file) for file in files], top=top, device=name, weights=place
+    )
 
 
 def trained_folder_of(trained: str | Path) -> Path:

@@ -325,12 +325,10 @@ def evaluate_frozen(
         )
     if class_names is not None or images is not None:
         raise UsageError("--class-names and --images are for plans of kind 'zero_shot'")
-    folder = _probe_folder_of(path) if path.is_file() else path
+    folder = fitted_probe_folder(path)
     check_input(data=data, weights=weights)
-    from planner.training_free.probe_folder import evaluate_probe, is_probe_folder
+    from planner.training_free.probe_folder import evaluate_probe
 
-    if not is_probe_folder(folder):
-        raise InputError(f"{path} has no fitted probe in {folder}; run `budgetplan train {path}`")
     place = None if weights is None else Path(weights)
     return evaluate_probe(folder, data=data, part=part, weights=place, device=_found_device(device))
 
@@ -345,6 +343,23 @@ def is_without_tuning(path: str | Path) -> bool:
     if place.is_file():
         return plan_kind(place) != "tuned"
     return (place / "probe.json").is_file()
+
+
+def fitted_probe_folder(plan: str | Path) -> Path:
+    """Return the folder of a fitted probe that is named directly or by the file of its plan.
+
+    Raises:
+        InputError: the plan fits no probe, or it was not fitted.
+    """
+    from planner.training_free.probe_folder import is_probe_folder
+
+    path = Path(plan)
+    if path.is_file() and plan_kind(path) == "zero_shot":
+        raise InputError(f"{path} is of kind 'zero_shot', and no probe is fitted to it")
+    folder = _probe_folder_of(path) if path.is_file() else path
+    if not is_probe_folder(folder):
+        raise InputError(f"{path} has no fitted probe in {folder}; run `budgetplan train {path}`")
+    return folder
 
 
 def _probe_folder_of(plan: str | Path) -> Path:

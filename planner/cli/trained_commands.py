@@ -130,8 +130,8 @@ def classify(
 ) -> None:
     """Classify image files with a trained model.
 
-    TRAINED is the folder of a training, or the plan file that was trained. The exit code is 4 if a
-    file cannot be read; the others are classified.
+    TRAINED is the folder of a training or of a fitted probe, or its plan file. The exit code is 4
+    if a file cannot be read; the others are classified.
     """
     from profiler.errors import InputError
 

@@ -30,14 +30,13 @@ from planner.training.checkpoints import (
     save_checkpoint,
 )
 from planner.training.history import (
-    InputTransform,
     LearningRate,
     TrainProgress,
     TrainResult,
     WeightsFile,
 )
-from planner.training.images.crops import centre_crop
 from planner.training.images.image_set import ImageData
+from planner.training.input_transform import transform_of
 from planner.training.interrupt import InterruptFlag
 from planner.training.loop import LoopImages, TrainingLoop
 from planner.training.plan_check import check_against_model, check_data, load_data_for
@@ -262,17 +261,6 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
         return None
 
 
-def _transform_of(images: ImageData) -> InputTransform:
-    """Return the transform of the test images."""
-    form = images.test.input_format
-    return InputTransform(
-        image_size=form.image_size,
-        mean=(form.mean[0], form.mean[1], form.mean[2]),
-        std=(form.std[0], form.std[1], form.std[2]),
-        crop="centre" if images.test.crop is centre_crop else "whole",
-    )
-
-
 def _result(
     session: Session,
     images: ImageData,
@@ -294,7 +282,7 @@ def _result(
         weights_file=weights_file,
         data=images.source.to_json(),
         class_names=images.class_names,
-        transform=_transform_of(images),
+        transform=transform_of(images),
         placement=session.candidate.placement,
         policy=session.candidate.policy,
         step_downs=tuple(session.step_downs),

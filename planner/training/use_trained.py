@@ -17,7 +17,7 @@ import torch
 
 from planner.plan import Plan, read_plan
 from planner.training.evaluate import right_answers
-from planner.training.history import Part, TrainResult
+from planner.training.history import InputTransform, Part, TrainResult
 from planner.training.images.crops import CROP_RULES
 from planner.training.images.image_files import open_image
 from planner.training.images.image_set import ImageData, ImageSet, InputFormat
@@ -219,6 +219,23 @@ class ClassifiedImage:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageForward:
+    """A model that classifies images, and how it is run.
+
+    Attributes:
+        model: the model in evaluation mode, on ``device``.
+        device: ``cpu`` or ``cuda``.
+        precision: precision of the forward.
+        batch_size: images of a forward.
+    """
+
+    model: nn.Module
+    device: str
+    precision: str
+    batch_size: int
+
+
 def classify_files(
     trained: TrainedFolder, files: Sequence[Path], *, top: int = 1
 ) -> list[ClassifiedImage]:
@@ -238,6 +255,32 @@ def classify_files(
             f"{trained.folder} records neither class names nor a transform (an earlier version "
             "trained it); train again to classify with it"
         )
+    forward = ImageForward(
+        model=trained.model,
+        device=trained.device,
+        precision=trained.precision,
+        batch_size=trained.batch_size,
+    )
+    return classify_images(forward, files, transform=transform, class_names=names, top=top)
+
+
+def classify_images(
+    forward: ImageForward,
+    files: Sequence[Path],
+    *,
+    transform: InputTransform,
+    class_names: Sequence[str],
+    top: int,
+) -> list[ClassifiedImage]:
+    """Return the most probable classes of image files.
+
+    Args:
+        forward: the model, and how it is run.
+        files: image files, in any format that Pillow reads.
+        transform: transform from an image to the model's input.
+        class_names: name of each class.
+        top: number of classes for each image.
+    """
     errors = {file: error for file in files if (error := _error_of(file)) is not None}
     readable = [file for file in files if file not in errors]
     image_set = ImageSet(
@@ -249,11 +292,11 @@ def classify_files(
         crop=CROP_RULES[transform.crop],
         mirror=False,
     )
-    found = dict(zip(readable, _probabilities(trained, image_set), strict=True))
+    found = dict(zip(readable, _probabilities(forward, image_set), strict=True))
     return [
         ClassifiedImage(file=str(file), error=errors[file])
         if file in errors
-        else ClassifiedImage(file=str(file), classes=_top_classes(found[file], names, top))
+        else ClassifiedImage(file=str(file), classes=_top_classes(found[file], class_names, top))
         for file in files
     ]
 
@@ -266,14 +309,14 @@ def _error_of(file: Path) -> str | None:
     return None
 
 
-def _probabilities(trained: TrainedFolder, images: ImageSet) -> list[torch.Tensor]:
+def _probabilities(forward: ImageForward, images: ImageSet) -> list[torch.Tensor]:
     """Return the probability of every class [classes], for each image."""
     rows: list[torch.Tensor] = []
-    for first in range(0, len(images), trained.batch_size):
-        last = min(len(images), first + trained.batch_size)
+    for first in range(0, len(images), forward.batch_size):
+        last = min(len(images), first + forward.batch_size)
         batch = torch.stack([images[i][0] for i in range(first, last)])
-        with torch.no_grad(), autocast(trained.precision, trained.device):
-            logits = trained.model(batch.to(trained.device))
+        with torch.no_grad(), autocast(forward.precision, forward.device):
+            logits = forward.model(batch.to(forward.device))
         rows += list(logits.float().softmax(dim=1).cpu())
     return rows
 

@@ -11,7 +11,7 @@ on the features that the backbone's own classifier gets.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,15 @@ from planner.disk.drafts import draft_folder
 from planner.disk.free_space import check_folder
 from planner.disk.json_files import read_json, write_json
 from planner.training.features import EXTRACTION_BATCH
-from planner.training.use_trained import ClassAccuracy, TrainedEvaluation
+from planner.training.history import InputTransform
+from planner.training.input_transform import transform_of
+from planner.training.use_trained import (
+    ClassAccuracy,
+    ClassifiedImage,
+    ImageForward,
+    TrainedEvaluation,
+    classify_images,
+)
 from planner.training_free.features import extract_features, feature_forward, linear_probe
 from planner.training_free.plan_file import FrozenPlan
 from profiler.errors import InputError
@@ -38,11 +46,15 @@ from profiler.json_records import (
     read_record,
     warn_of_dropped,
 )
+from profiler.models import backbones
+from profiler.models.build import build_model
+from profiler.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.training.history import Part
+    from profiler.models.backbones.weights import WeightSource
 
 PROBE_SCHEMA = "budgetplan.linear_probe/1"
 
@@ -72,6 +84,7 @@ class FittedProbe:
         test_images: number of test images.
         extraction_seconds: duration of the features; short if they were kept.
         fit_seconds: duration of the fits.
+        transform: transform of an image to the backbone's input; None in earlier records.
         output: folder of the result; not part of the record.
     """
 
@@ -93,6 +106,7 @@ class FittedProbe:
     batch: PositiveInt = EXTRACTION_BATCH
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "float16"] = "float32"
+    transform: InputTransform | None = None
     output: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -163,6 +177,7 @@ def train_probe(
         test_images=len(labels),
         extraction_seconds=found.seconds,
         fit_seconds=fit_seconds,
+        transform=transform_of(found.images),
         output=str(output),
     )
     _save(fitted, plan, weight, bias, output)
@@ -206,11 +221,7 @@ def evaluate_probe(
         forward=feature_forward(device, dtype=fitted.dtype, batch=fitted.batch),
         folder=features_folder,
     )
-    if found.weights.kind != fitted.weights.get("kind"):
-        raise InputError(
-            f"the probe was fitted on {fitted.weights.get('kind')} weights, and those found now "
-            f"are {found.weights.kind} ({found.weights.detail}); give --weights FILE"
-        )
+    _check_origin(found.weights, fitted)
     if tuple(found.images.class_names) != fitted.class_names:
         raise InputError(f"{data} has other classes than the data that the probe was fitted on")
     features, labels = found.parts[part]
@@ -232,6 +243,66 @@ def evaluate_probe(
         ),
         weights=str(fitted.weights.get("kind")),
     )
+
+
+def classify_with_probe(
+    folder: Path, files: Sequence[Path], *, top: int, device: str, weights: Path | None = None
+) -> list[ClassifiedImage]:
+    """Return the most probable classes of image files by a saved probe.
+
+    Args:
+        folder: folder of the probe.
+        files: image files, in any format that Pillow reads.
+        top: number of classes for each image.
+        device: ``cpu`` or ``cuda``.
+        weights: present place of the backbone's weights; None for the recorded place.
+
+    Raises:
+        InputError: the folder holds no probe, an earlier version fitted it, or the weights are
+            others than those of the fit.
+    """
+    fitted, weight, bias = read_probe(folder)
+    if fitted.transform is None:
+        raise InputError(
+            f"{folder} records no transform (an earlier version fitted it); fit the probe again"
+        )
+    workload = Workload(
+        model=fitted.backbone,
+        method="head",
+        micro_batch=1,
+        num_classes=len(fitted.class_names),
+        image_size=fitted.image_size,
+        frozen_batch_norm=True,
+    )
+    built = build_model(
+        workload,
+        weights=weights or (Path(fitted.weights_file) if fitted.weights_file else None),
+        pretrained=fitted.weights.get("kind") == "pretrained",
+    )
+    _check_origin(built.weights, fitted)
+    layer, offset = torch.from_numpy(weight).to(device), torch.from_numpy(bias).to(device)
+    # the probe reads what the backbone's own classifier reads, and answers in its place
+    backbones.classifiers(built.backbone)[0].register_forward_hook(
+        lambda _, given, __: torch.nn.functional.linear(given[0].float(), layer, offset)
+    )
+    forward = ImageForward(
+        model=built.model.to(device).eval(),
+        device=device,
+        precision="fp16" if device == "cuda" and fitted.dtype == "float16" else "fp32",
+        batch_size=fitted.batch,
+    )
+    return classify_images(
+        forward, files, transform=fitted.transform, class_names=fitted.class_names, top=top
+    )
+
+
+def _check_origin(found: WeightSource, fitted: FittedProbe) -> None:
+    """Refuse weights of another kind than those that a probe was fitted on."""
+    if found.kind != fitted.weights.get("kind"):
+        raise InputError(
+            f"the probe was fitted on {fitted.weights.get('kind')} weights, and those found now "
+            f"are {found.kind} ({found.detail}); give --weights FILE"
+        )
 
 
 def read_probe(folder: Path) -> tuple[FittedProbe, NDArray[np.float32], NDArray[np.float32]]:

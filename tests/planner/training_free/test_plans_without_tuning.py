@@ -193,6 +193,22 @@ def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None
         evaluated = run("evaluate", place, "--device", "cpu", "--json")
         assert evaluated.exit_code == 0, evaluated.output
         assert json.loads(evaluated.stdout)["accuracy"] == fitted["accuracy"]
+    # single files get the class that the probe gives the same images of the data set
+    from PIL import Image
+
+    shown = found.images.test
+    for number in range(20):
+        Image.fromarray(np.asarray(shown.images[number])).save(tmp_path / f"{number}.png")
+    files = [tmp_path / f"{number}.png" for number in range(20)]
+    for place in (file, folder):
+        done = run("classify", place, *files, "--device", "cpu", "--json")
+        assert done.exit_code == 0, done.output
+        classes = [int(each["class"]) for each in json.loads(done.stdout)["images"]]
+        _, weight, bias = probe_folder.read_probe(folder)
+        assert classes == probe_folder._predicted(test[:20], weight, bias).tolist()
+    done = run("classify", write("clip", tmp_path), files[0])
+    assert done.exit_code == 4
+    assert "no probe is fitted to it" in done.stderr
     assert "% of" in run("evaluate", folder, "--part", "selection").stdout
     refused = run("train", file, "--weights", weights, "--epochs", 3)
     assert refused.exit_code == 2
