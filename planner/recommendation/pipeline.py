@@ -34,16 +34,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from planner.disk.drafts import remove_draft_files
 from planner.disk.free_space import check_folder
 from planner.plan import write_new_plan
 from planner.recommendation.after_probe import remake_front
 from planner.recommendation.alternatives import named_alternatives
-from planner.recommendation.answer import Recommendation
+from planner.recommendation.answer import FrontEntry, Recommendation
 from planner.recommendation.baselines import paper_baselines
 from planner.recommendation.build_entry import build_entry
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
@@ -74,6 +75,10 @@ from planner.workers.run_device import this_device
 from planner.workers.run_pool import opened_pool
 from profiler.devices.table import device_spec
 from profiler.store import Store
+
+if TYPE_CHECKING:
+    from planner.cost.model import CostModel
+    from planner.search.problem import SearchResult, TrialResult
 
 
 def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommendation:
@@ -106,31 +111,25 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     workloads = chain.from_iterable(each.space.workloads() for each in request.backbones)
     prefetch(cost, workloads, on_progress=lambda t, f: notify("profile", t, f))
     found = search_backbones(request, cost, notify)
-    affordable = within_cost_limits(request, found.fitting(request.limit_bytes))
-    replayed = replay_front(
-        request, affordable, cost, notify, every_method=request.probe_seconds is not None
-    )
-    if not replayed.passed:
-        raise nothing_fits(*smallest_backbone(request, found), cost)
-    probe = probe_front(request, replayed.passed, storage, notify)
-    replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
-    rehearsed = rehearse_front(request, replayed.passed, notify)
-    ran = _run_best(request, rehearsed.passed, probe, storage, notify)
-    built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
-    accurate = accurate_enough(request, built)
-    entries, question = accurate.passed, Question.of(request)
+    rows = _checked_rows(request, found, cost, storage, notify)
+
+    entries, probe, question = rows.entries, rows.probe, Question.of(request)
     choice = choose_by_probe(entries, probe, objective=request.objective) or choose(
-        entries, question=question, searched_methods=equal_methods(affordable)
+        entries, question=question, searched_methods=equal_methods(rows.affordable)
     )
     request = request.led_by(entries[choice.index].plan.candidate.workload.model)
     choice = with_backbone_reason(choice, entries)
     entries, rate_notes = with_tested_rate(
         request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
     )
-    smaller = filter(None, [with_smaller_images(entries[choice.index], device=cost.device)])
+    chosen = entries[choice.index]
+    smaller = filter(None, [with_smaller_images(chosen, device=cost.device)])
     baselines = paper_baselines(request.space, cost, request.limit_bytes)
     training_free = list_training_free(request, notify)
     entries = tuple(replace(e, file=write_new_plan(e.plan, e.file)) for e in entries)
+    named = named_alternatives(
+        entries, choice, baselines, question=question, searched=found.results
+    )
     answer = Recommendation(
         request=request,
         study=request.study,
@@ -143,30 +142,68 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         why=choice.why,
         decided_by=choice.decided_by,
         ties=choice.ties,
-        alternatives=(
-            *named_alternatives(
-                entries, choice, baselines, question=question, searched=found.results
-            ),
-            *smaller,
-        ),
+        alternatives=(*named, *smaller),
         baselines=baselines,
-        dropped=(*replayed.dropped, *rehearsed.dropped, *ran.dropped, *accurate.dropped),
+        dropped=rows.dropped,
         notes=(
-            *(() if probe is None else probe.notes),
-            *accurate.notes,
+            *rows.notes,
             *rate_notes,
-            *rehearsed.notes,
-            *answer_notes(request, found, ran.passed),
-            *training_free_notes(request, training_free, entries[choice.index]),
+            *answer_notes(request, found, rows.candidates),
+            *training_free_notes(request, training_free, chosen),
         ),
         probe=probe,
         training_free=training_free,
-        recommended_training_free=best_without_training(
-            request, training_free, entries[choice.index]
-        ),
+        recommended_training_free=best_without_training(request, training_free, chosen),
     )
     annotate(answer, storage)
     return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CheckedRows:
+    """The rows that passed every check.
+
+    Attributes:
+        affordable: results of the search within the budget and the limits.
+        candidates: the rows that passed, replayed and, if requested, run.
+        entries: their plans, within the limit of accuracy.
+        probe: the probe; None if there was none.
+        dropped: one sentence for each row that failed.
+        notes: notes of the checks.
+    """
+
+    affordable: Sequence[TrialResult]
+    candidates: tuple[CheckedCandidate, ...]
+    entries: tuple[FrontEntry, ...]
+    probe: ProbeOutcome | None
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _checked_rows(
+    request: Request, found: SearchResult, cost: CostModel, storage: str, notify: Notify
+) -> _CheckedRows:
+    """Select the rows of the answer and check them: replay, probe, rehearsal, real runs."""
+    affordable = within_cost_limits(request, found.fitting(request.limit_bytes))
+    replayed = replay_front(
+        request, affordable, cost, notify, every_method=request.probe_seconds is not None
+    )
+    if not replayed.passed:
+        raise nothing_fits(*smallest_backbone(request, found), cost)
+    probe = probe_front(request, replayed.passed, storage, notify)
+    replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
+    rehearsed = rehearse_front(request, replayed.passed, notify)
+    ran = _run_best(request, rehearsed.passed, probe, storage, notify)
+    built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
+    accurate = accurate_enough(request, built)
+    return _CheckedRows(
+        affordable=affordable,
+        candidates=ran.passed,
+        entries=accurate.passed,
+        probe=probe,
+        dropped=(*replayed.dropped, *rehearsed.dropped, *ran.dropped, *accurate.dropped),
+        notes=(*(() if probe is None else probe.notes), *accurate.notes, *rehearsed.notes),
+    )
 
 
 def _run_best(

@@ -111,28 +111,14 @@ def train(
     check_data(images, plan.candidate.workload)
     checkpoint = _check_output(output, resume=resume)
 
-    torch.manual_seed(options.seed)
     # On a CPU the reader counts from its own call on, so it comes before the model.
     live_bytes = None if rule is None else live_bytes_reader(options.device)
-    built = _build(plan, options)
-    if built.weights.kind == "random" and plan.candidate.workload.frozen_batch_norm:
-        # Random weights have no statistics to keep.
-        plan = _with_own_statistics(plan)
-        check_forward(plan.candidate.workload)
-        del built  # two models might not fit on the device
-        torch.manual_seed(options.seed)
-        built = _build(plan, options)
+    plan, built = _plan_and_model(plan, options)
     recipe = resolve_recipe(plan, built, images, changes or RecipeChanges())
     if recipe.zero_head and built.has_new_classifier:
         zero_classifier(built.model)
     loop_images = LoopImages.of(images, recipe)
-    if loop_images.steps_per_epoch(plan.candidate.workload) == 0:
-        raise InputError(
-            f"one step of the plan takes {plan.candidate.workload.effective_batch} images, and "
-            f"{len(loop_images.train)} of {images.source.name} are left to train on beside the "
-            "selection images; make a plan with a smaller batch"
-        )
-    steps = recipe.epochs * loop_images.steps_per_epoch(plan.candidate.workload)
+    steps = recipe.epochs * _steps_per_epoch(loop_images, plan, images)
     session = Session(
         candidate=plan.candidate,
         built=built,
@@ -170,6 +156,39 @@ def train(
     write_json(result.to_json(), output / HISTORY_FILE)
     write_run_files(result, output)
     return result
+
+
+def _plan_and_model(plan: Plan, options: RunOptions) -> tuple[Plan, BuiltModel]:
+    """Return the plan that is trained, and its model.
+
+    Random weights have no statistics to keep, so their plan trains with those of its batches.
+    """
+    torch.manual_seed(options.seed)
+    built = _build(plan, options)
+    if built.weights.kind == "random" and plan.candidate.workload.frozen_batch_norm:
+        plan = _with_own_statistics(plan)
+        check_forward(plan.candidate.workload)
+        del built  # two models might not fit on the device
+        torch.manual_seed(options.seed)
+        built = _build(plan, options)
+    return plan, built
+
+
+def _steps_per_epoch(loop_images: LoopImages, plan: Plan, images: ImageData) -> int:
+    """Return the optimizer steps of an epoch.
+
+    Raises:
+        InputError: there are fewer images than a step takes.
+    """
+    workload = plan.candidate.workload
+    steps = loop_images.steps_per_epoch(workload)
+    if steps == 0:
+        raise InputError(
+            f"one step of the plan takes {workload.effective_batch} images, and "
+            f"{len(loop_images.train)} of {images.source.name} are left to train on beside the "
+            "selection images; make a plan with a smaller batch"
+        )
+    return steps
 
 
 def _record_time(session: Session, plan: Plan) -> None:
