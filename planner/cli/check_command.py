@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from planner import api
-from planner.cli.cell_text import probability_text
 from planner.cli.options import json_option, planned_device_option
 from planner.cli.output import print_json
 from planner.cli.plan_commands import plan_argument
@@ -35,6 +34,8 @@ def check(*, plan: Path, device: str, as_json: bool) -> None:
         for name, (before, now) in found.changed_versions.items():
             click.echo(f"note: made with {name} {before}, installed is {now}")
         if error is None:
+            from planner.cli.cell_text import probability_text
+
             known = probability_text(found.fits)
             click.echo("the plan holds" + (f" ({known})" if known else ""))
     if error is not None:

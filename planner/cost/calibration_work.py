@@ -1,9 +1,8 @@
-"""The work of a measured run: operations of its replayed step, and the kind of its backbone."""
+"""The work of a measured run: operations of its replayed step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 
 import numpy as np
 
@@ -29,19 +28,3 @@ def work_of(operations: Iterable[OperationRecord], workload: Workload) -> Floats
         for op in operations
     ]
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
-
-
-@cache
-def backbone_kind(model: str) -> str:
-    """Return the kind of a backbone: ``scan``, ``attention`` or ``convolution``.
-
-    The kind is read from the class names of its modules, which needs no forward.
-    """
-    from profiler.models import backbones
-
-    image_size = backbones.native_image_size(model)
-    built = backbones.build(model, num_classes=10, image_size=image_size, device="meta")
-    names = [type(module).__name__ for module in built.modules()]
-    if any("Mixer" in name and ("Vim" in name or "Mamba" in name) for name in names):
-        return "scan"
-    return "attention" if any("Attention" in name for name in names) else "convolution"

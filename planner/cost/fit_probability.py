@@ -27,8 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from planner.cost.backbone_kinds import backbone_kind
 from planner.cost.budget import round_up_to_printed
-from planner.cost.calibration_work import backbone_kind
 from planner.plan import FitProbability
 from profiler.devices.table import DeviceSpec, cuda_context, device_spec, largest_context_bytes
 from profiler.errors import UsageError

@@ -36,7 +36,7 @@ KINDS = {
     **dict.fromkeys(("resnet18", "mobilenetv2", "mobilenetv3", "convnext_t"), "convolution"),
     **dict.fromkeys(("vim_t", "mambavision_t"), "scan"),
 }
-"""Kind of each backbone of studies/hollow_gpu (``planner.cost.calibration_work.backbone_kind``)."""
+"""Kind of each backbone of studies/hollow_gpu (``planner.cost.backbone_kinds.backbone_kind``)."""
 PARTS = ("convolution", "scan")
 """Parts of the rows of this study."""
 Row = dict[str, Any]

@@ -30,8 +30,9 @@ import numpy as np
 from cells import CAP_BYTES, Cell, brim_families, largest_fitting
 from run import EXPANDABLE, units_of
 
+from planner.cost.backbone_kinds import backbone_kind
 from planner.cost.calibration_fit import CalibrationRun, fit_calibration
-from planner.cost.calibration_work import backbone_kind, work_of
+from planner.cost.calibration_work import work_of
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planner.cost.backbone_kinds import backbone_kind
 from planner.cost.calibration import Calibration
 from planner.cost.calibration_fit import CalibrationRun, fit_calibration, seconds_of
-from planner.cost.calibration_work import backbone_kind, work_of
+from planner.cost.calibration_work import work_of
 from planner.cost.model import CostModel
 from profiler.devices.table import device_spec
 from profiler.errors import InputError, UsageError
