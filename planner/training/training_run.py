@@ -118,7 +118,7 @@ def train(
     if recipe.zero_head and built.has_new_classifier:
         zero_classifier(built.model)
     loop_images = LoopImages.of(images, recipe)
-    steps = recipe.epochs * _steps_per_epoch(loop_images, plan, images)
+    steps = recipe.epochs * _steps_of_an_epoch(loop_images, plan, images)
     session = Session(
         candidate=plan.candidate,
         built=built,
@@ -174,7 +174,7 @@ def _plan_and_model(plan: Plan, options: RunOptions) -> tuple[Plan, BuiltModel]:
     return plan, built
 
 
-def _steps_per_epoch(loop_images: LoopImages, plan: Plan, images: ImageData) -> int:
+def _steps_of_an_epoch(loop_images: LoopImages, plan: Plan, images: ImageData) -> int:
     """Return the optimizer steps of an epoch.
 
     Raises:
