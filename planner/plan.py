@@ -227,8 +227,8 @@ class Plan:
         kind = plan_kind(given)
         if kind != "tuned":
             raise InputError(
-                f"it is a plan of kind {kind!r}, which fine-tunes nothing: only "
-                f"`show` and {_COMMANDS[kind]} take it"
+                f"it is a plan of kind {kind!r}, which fine-tunes nothing: only {_COMMANDS[kind]} "
+                "take it"
             )
         del given["schema"]
         given.pop("schema_minor", None)
@@ -245,8 +245,11 @@ class Plan:
         return plan
 
 
-_COMMANDS = {"features": "`train` and `evaluate`", "zero_shot": "`evaluate`"}
-"""Commands beside ``show`` that take a plan without fine-tuning, by its kind."""
+_COMMANDS = {
+    "features": "`show`, `report`, `train`, `evaluate` and `classify`",
+    "zero_shot": "`show`, `report` and `evaluate`",
+}
+"""Commands that take a plan without fine-tuning, by its kind."""
 
 
 def plan_kind(data: object) -> CandidateKind:
