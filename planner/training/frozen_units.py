@@ -11,7 +11,8 @@ as one row of numbers. A training then runs the model on rows: the stem sees an 
 frozen unit returns its stored output, or zeros of its shape, and all other modules run as ever.
 
 Whether this is exact is not derived from the structure. It is tried on a few images: logits and the
-gradients of all trainable tensors must be those of the whole model in training mode. Dropout,
+gradients of all trainable tensors must be those of the whole model in training mode. Noise is added
+to these tensors for the check, because many start at zero and hide what they multiply. Dropout,
 stochastic depth, BatchNorm that normalises by the batch, and a path around the units fail.
 
 ``bn_head`` cannot be trained on stored activations: its first trained tensor is that of the first
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest relative and absolute difference of logits and gradients that counts as rounding."""
+
+SHIFT = 0.05
+"""Deviation of the noise in the check. It is far above ``TOLERANCE``, and far below the weights of
+a normalisation, so that activations keep their order of magnitude."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,18 +155,19 @@ class FrozenUnits:
 
     def _is_exact(self, built: BuiltModel, images: Tensor) -> bool:
         """Return whether logits and gradients on rows are those on images."""
-        built.model.eval()
-        rows = self.rows(built, images)
-        built.model.train()
-        expected = _logits_and_gradients(built, images)
-        few = _logits_and_gradients(built, images[:-1])[0]
-        undo = self.install(built)
-        try:
-            found = _logits_and_gradients(built, rows)
-        except RuntimeError:  # a module refuses the zeros
-            return False
-        finally:
-            undo()
+        with _shifted(self.learned(built)):
+            built.model.eval()
+            rows = self.rows(built, images)
+            built.model.train()
+            expected = _logits_and_gradients(built, images)
+            few = _logits_and_gradients(built, images[:-1])[0]
+            undo = self.install(built)
+            try:
+                found = _logits_and_gradients(built, rows)
+            except RuntimeError:  # a module refuses the zeros
+                return False
+            finally:
+                undo()
         pairs = [*zip(expected, found, strict=True), (expected[0][:-1], few)]
         return all(torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE) for a, b in pairs)
 
@@ -170,7 +176,7 @@ def _logits_and_gradients(built: BuiltModel, inputs: Tensor) -> list[Tensor]:
     """Return the logits, and the gradient of their squares for every trainable tensor."""
     logits = built.model(inputs)
     learned = [each for each in built.model.parameters() if each.requires_grad]
-    # A classifier of zeros has no gradient for its inputs, unless something is added.
+    # Logits near zero have almost no gradient, unless something is added.
     target = (logits + logits.new_ones(()) / 2).square().mean()
     gradients = torch.autograd.grad(target, learned, allow_unused=True)
     return [
@@ -180,6 +186,26 @@ def _logits_and_gradients(built: BuiltModel, inputs: Tensor) -> list[Tensor]:
             for each, found in zip(learned, gradients, strict=True)
         ),
     ]
+
+
+@contextmanager
+def _shifted(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Add normal noise of deviation ``SHIFT`` to tensors, and restore them.
+
+    A tensor of zeros hides what it is multiplied by. With a classifier of zeros, no gradient
+    reaches the units; a ladder that ends in zeros gives the same output for every input.
+    """
+    generator = torch.Generator().manual_seed(0)
+    changed = [(each, each.detach().clone()) for each in tensors]
+    with torch.no_grad():
+        for each, before in changed:
+            each += SHIFT * torch.randn(before.shape, generator=generator).to(before)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for each, before in changed:
+                each.copy_(before)
 
 
 @contextmanager

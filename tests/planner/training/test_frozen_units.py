@@ -12,6 +12,7 @@ from trainings import digits, workload
 from planner.training.features import cached_features
 from planner.training.frozen_units import FrozenUnits
 from planner.training.images.image_set import ImageSet
+from planner.training.zero_classifier import zero_classifier
 from profiler.models.build import BuiltModel, build_model
 from profiler.training_step import TrainingStep, make_optimizer
 
@@ -24,8 +25,10 @@ CASES = [
 
 
 def built(model: str, method: str, **changes: object) -> BuiltModel:
+    """Return a model as a probe starts it: with a classifier of zeros."""
     torch.manual_seed(0)
     made = build_model(workload(model=model, method=method, rank=None, **changes))
+    zero_classifier(made.model)
     made.model.train()
     return made
 
@@ -52,7 +55,9 @@ def test_steps_on_rows_are_those_on_images(model: str, method: str, tmp_path: Pa
         made = built(model, method, frozen_batch_norm=True)
         inputs = stacked(some)
         if on_rows:
+            before = [p.detach().clone() for p in made.model.parameters()]
             units = FrozenUnits.of(made, inputs[:4])
+            assert all(map(torch.equal, before, made.model.parameters()))
             assert units is not None
             assert units.keeps_all == (method == "side")
             found = cached_features(made, units, some, folder=tmp_path)
