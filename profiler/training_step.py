@@ -208,7 +208,8 @@ class TrainingStep:
     def _micro_batch(self, fetch: Callable[[], Batch]) -> Tensor:
         with self.mark("input"):
             images, labels = fetch()
-            if "channels_last" in self.workload.levers:
+            # cached features [batch, D] have no channels
+            if "channels_last" in self.workload.levers and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
         with self.mark("forward"):
             with self.autocast():

@@ -188,7 +188,17 @@ def _steps_per_epoch(learner: Learner, setting: ProbeSetting) -> int:
 
 
 def _timed_step(request: ProbeRequest, runner: ProbeRunner) -> float:
-    """Return the seconds of a step of the first learner that does not use cached features."""
-    learners = request.learners
-    slow = (each for each in learners if not runner.has_features(each))
-    return runner.seconds_per_step(next(slow, learners[0]))
+    """Return the seconds of a step of the first learner that takes one.
+
+    Learners without cached features come first: their steps fill the time of a probe.
+
+    Raises:
+        Exception: that of the last learner, if none can take a step.
+    """
+    *others, last = sorted(request.learners, key=runner.has_features)
+    for learner in others:
+        try:
+            return runner.seconds_per_step(learner)
+        except Exception:  # an operation may fail for one method alone
+            continue
+    return runner.seconds_per_step(last)

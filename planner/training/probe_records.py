@@ -55,7 +55,7 @@ class LearnerRule:
     """The rule for which candidates learn alike.
 
     The micro-batch changes the trained model only if BatchNorm normalises by it. On a CPU, runs are
-    in fp32, because its half precision is emulated or slow.
+    in fp32, because its half precision is emulated or slow, and without levers, which are for GPUs.
 
     Attributes:
         device: device of the runs, ``cpu`` or ``cuda``.
@@ -69,7 +69,7 @@ class LearnerRule:
         """Return a workload as its runs train it, from a candidate's."""
         if self.device != "cpu":
             return workload
-        changes: dict[str, Any] = {"precision": "fp32"}
+        changes: dict[str, Any] = {"precision": "fp32", "levers": ()}
         if not self._learns_from_micro_batch(workload):
             changes |= {"micro_batch": workload.effective_batch, "accumulation": 1}
         return workload.replace(**changes)

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 TIMED_STEPS = 2
 
 LARGEST_FEATURES = 1 << 30
-"""Bytes of features of a learner, above which it trains on images."""
+"""Bytes of features of a learner, above which it trains on images. The memory holds those of one
+learner at a time."""
 
 CHECKED_IMAGES = 4
 """Images of the check whether features can be cached."""
@@ -177,6 +178,7 @@ class ProbeRunner:
             (classifier,) = backbones.classifiers(built.backbone)
             part = frozen if isinstance(frozen, FrozenUnits) else classifier
             if learner.name not in self._features:
+                self._features.clear()  # they are read again from their files
                 self._features[learner.name] = self._extract(built, part)
             if isinstance(frozen, FrozenUnits):
                 frozen.install(built)
@@ -238,9 +240,12 @@ class ProbeRunner:
         built = self._build(learner, seed=0)
         few = torch.stack([held_out[index][0] for index in range(CHECKED_IMAGES)])
         few = few.to(self._device)
-        if frozen_classifier(built, few) is not None:
-            return "classifier"
-        units = FrozenUnits.of(built, few)
+        try:
+            if frozen_classifier(built, few) is not None:
+                return "classifier"
+            units = FrozenUnits.of(built, few)
+        except Exception:  # an operation that fails for this learner fails in its run too
+            return None
         count = len(images) + len(held_out)
         is_small = units is not None and 4 * units.row_numbers * count <= LARGEST_FEATURES
         return units if is_small else None

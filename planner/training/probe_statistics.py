@@ -202,7 +202,7 @@ class _Draws:
         """Return the log-odds [draws] of a dropped learner after the most steps of the probe.
 
         The rise of the learners that went on is known. Beside it, the dropped one has the kept
-        share of its steeper slope, and an error of its own.
+        share of its steeper slope, if slopes are known, and an error of its own.
         """
         most, last = max(max(each) for each in longest), max(curve)
         doublings = doublings_left(last, most)
@@ -212,9 +212,11 @@ class _Draws:
         else:
             rise = float(np.mean([(each[most] - each[last]).mean() for each in beside]))
             cut = [{s: odds for s, odds in each.items() if s <= last} for each in (curve, *beside)]
-            # The constants cancel, so this is the difference of the slopes.
-            expected = [self.model.rise(_mean_curve(each), most) for each in cut]
-            rise += expected[0] - float(np.mean(expected[1:]))
+            # A curve of one length has no slope, and is extrapolated by another constant.
+            if all(len(each) > 1 for each in cut):
+                # The constants cancel, so this is the difference of the slopes.
+                expected = [self.model.rise(_mean_curve(each), most) for each in cut]
+                rise += expected[0] - float(np.mean(expected[1:]))
         own = self.rng.normal(0, self.model.own_deviation, size=len(self.weights))
         odds: NDArray[np.float64] = curve[last] + rise + np.sqrt(doublings) * own
         return odds

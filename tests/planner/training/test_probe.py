@@ -332,6 +332,14 @@ def test_a_learner_dropped_early_is_carried_on_to_the_steps_of_the_others() -> N
     assert last.expected > 0.1  # carried on to the steps of the others
 
 
+def test_a_curve_of_one_length_has_no_slope_to_compare() -> None:
+    """All have equal accuracies after 20 steps; one was not trained for 10, and was dropped."""
+    others = [made_run(n, a, steps=s) for n in "ab" for s, a in ((10, 0.5), (20, 0.5), (40, 0.6))]
+    dropped = made_run("c", 0.5, steps=20)
+    found = {each.learner: each for each in estimate_learners([*others, dropped])}
+    assert found["c"].expected == pytest.approx(found["a"].expected, abs=0.01)
+
+
 # ---- records -------------------------------------------------------------------------------------
 
 
@@ -366,7 +374,7 @@ def test_an_edited_run_is_refused(change: dict[str, object]) -> None:
 def test_candidates_that_learn_alike_share_a_learner() -> None:
     base = Workload(
         model="test_resnet", method="full", micro_batch=4, accumulation=8, num_classes=10,
-        frozen_batch_norm=True, precision="bf16",
+        frozen_batch_norm=True, precision="bf16", levers=("channels_last", "fused"),
     )  # fmt: skip
 
     def name(workload: Workload, device: str = "cpu") -> str:
@@ -383,6 +391,8 @@ def test_candidates_that_learn_alike_share_a_learner() -> None:
     assert without.name(own) == without.name(own.replace(micro_batch=16, accumulation=2))
     trained = without.workload(own)
     assert (trained.micro_batch, trained.accumulation, trained.precision) == (32, 1, "fp32")
+    assert trained.levers == ()
+    assert LearnerRule(device="cuda", has_batch_norm=False).workload(own) == own
 
 
 def test_estimates_of_nothing_are_nothing() -> None:
