@@ -199,7 +199,7 @@ def _shifted(tensors: Iterable[Tensor]) -> Iterator[None]:
     changed = [(each, each.detach().clone()) for each in tensors]
     with torch.no_grad():
         for each, before in changed:
-            each += SHIFT * torch.randn(before.shape, generator=generator).to(before)
+            each.add_(torch.randn(before.shape, generator=generator).to(before), alpha=SHIFT)
     try:
         yield
     finally:
