@@ -70,7 +70,7 @@ def calibrate(*, device: str, no_cells: bool, as_json: bool, progress: ProgressK
 
 
 def _sentences(found: DeviceCalibration) -> Iterator[str]:
-    runs, backbones = len(found.runs), len({run.candidate.workload.model for run in found.runs})
+    runs, backbones = len(found.runs), len({run.backbone for run in found.runs})
     kept = f"{runs} real runs of {backbones} backbones are kept for this machine"
     correction = found.correction
     if correction is None:

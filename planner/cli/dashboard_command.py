@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -17,7 +18,11 @@ OTHERS_NAMED = 5
 
 @click.command()
 @click.argument("study", required=False)
-@click.option("--storage", help="SQLAlchemy URL of the studies, in place of STUDY.")
+@click.option(
+    "--storage",
+    help="URL of the studies, in place of STUDY, as `recommend` takes it. Without STUDY, the "
+    "environment variable BUDGETPLAN_STORAGE may hold it.",
+)
 @click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -49,8 +54,9 @@ def dashboard(
 ) -> None:
     """Show a study in a browser with optuna-dashboard: its trials, notes and plan files.
 
-    STUDY is a name in studies/ or the path of a database file; the newest one by default. The pages
-    can be read only, and from this machine only, unless options say otherwise.
+    STUDY is a name in studies/, the path of a database file or a URL; the newest file in studies/
+    by default. The pages can be read only, and from this machine only, unless options say
+    otherwise.
     """
     from planner.search.dashboard import dashboard_app, dashboard_storage, other_studies
     from planner.search.storage_url import mask_url
@@ -61,6 +67,8 @@ def dashboard(
         raise UsageError("give STUDY or --storage, not both")
     token = None if token_file is None else read_token(token_file)
     check_address(host, token)
+    if study is None and storage is None:
+        storage = os.environ.get("BUDGETPLAN_STORAGE") or None
     url = storage or dashboard_storage(study)
     hosts = LOOPBACK | {host, *(name.lower() for name in allow_host)}
     app = GuardedDashboard(

@@ -141,15 +141,17 @@ def _ranges(grid: Grid) -> Iterator[str]:
         if not found:
             continue
         remark = f" ({each.remark})" if each.remark else ""
+        of_model = "" if each.model is None else f" on {alias_of(each.model)}"
         yield (
-            f"{each.quantity} of {each.applies_to} relative to {each.relative_to}: published "
-            f"{each.low:+.0%} to {each.high:+.0%}{remark}, {each.source}; predicted here "
+            f"{each.quantity} of {each.applies_to}{of_model} relative to {each.relative_to}: "
+            f"published {each.low:+.0%} to {each.high:+.0%}{remark}, {each.source}; predicted here "
             f"{min(found):+.0%} to {max(found):+.0%}"
         )
 
 
 def _changes_in(cells: Sequence[GridCell], published: PublishedRange) -> Iterator[float]:
     """Yield the predicted changes that a published range is about."""
+    cells = [c for c in cells if published.model in (None, c.workload.model)]
     if published.relative_to == "none":
         for cell in cells:
             change = cell.memory_change if published.quantity == "memory" else cell.energy_change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -11,6 +12,11 @@ from profiler.errors import InputError
 from profiler.json_records import shortened
 
 LARGEST_TOKEN_BYTES = 4096
+
+SHORTEST_TOKEN = 16
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]+")
+"""Characters that a header, a cookie and an address all take unchanged (RFC 3986, section 2.3)."""
 
 
 @click.command()
@@ -68,7 +74,7 @@ def read_token(path: Path) -> str:
     """Return the token in a file.
 
     Raises:
-        InputError: the file cannot be read, or its token is short.
+        InputError: the file cannot be read, or its token is short or has other characters.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -78,6 +84,11 @@ def read_token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"cannot read {shortened(str(path))}: {reason}") from error
-    if len(token) < 16:
-        raise InputError(f"{path} must hold a token of at least 16 characters")
+    if len(token) < SHORTEST_TOKEN:
+        raise InputError(f"{path} must hold a token of at least {SHORTEST_TOKEN} characters")
+    if not _TOKEN.fullmatch(token):
+        raise InputError(
+            f"the token in {shortened(str(path))} has a character that headers and addresses do "
+            "not take unchanged; use letters, digits and - . _ ~"
+        )
     return token

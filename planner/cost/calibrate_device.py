@@ -60,14 +60,14 @@ class DeviceCalibration:
         machine: device, driver, processor and version of PyTorch that it holds for.
         clock: ``process`` or ``wall``; None if nothing was timed.
         cells: cells that were timed now.
-        runs: all real runs of this machine that were fitted.
+        runs: loads and seconds of all real runs of this machine that were fitted.
         correction: fitted correction; None with too few runs.
     """
 
     machine: Machine
     clock: str | None
     cells: tuple[TimedCell, ...]
-    runs: tuple[MeasuredRun, ...]
+    runs: tuple[LoadedRun, ...]
     correction: Correction | None
 
     @property
@@ -85,7 +85,7 @@ class DeviceCalibration:
             "clock": self.clock,
             "cells": [asdict(cell) for cell in self.cells],
             "runs": len(self.runs),
-            "backbones": len({run.candidate.workload.model for run in self.runs}),
+            "backbones": len({run.backbone for run in self.runs}),
             "is_used": self.is_used,
             "factors": None
             if found is None
@@ -118,11 +118,13 @@ def calibrate_device(
             f"{device.name} is not in this machine, so it cannot be calibrated; use --device cpu"
         )
     clock, cells = _time_cells(device, machine, on_progress) if with_cells else (None, ())
-    runs = read_runs(machine)[-MOST_FITTED:]
-    correction = fit_correction(_loaded(runs, device, on_progress))
+    # The factors of levers are not those of this machine.
+    plain = [run for run in read_runs(machine) if not run.candidate.workload.levers]
+    loaded = _loaded(plain[-MOST_FITTED:], device, on_progress)
+    correction = fit_correction(loaded)
     keep_correction(machine, correction)
     return DeviceCalibration(
-        machine=machine, clock=clock, cells=cells, runs=tuple(runs), correction=correction
+        machine=machine, clock=clock, cells=cells, runs=tuple(loaded), correction=correction
     )
 
 
@@ -182,8 +184,6 @@ def _loaded(
     loaded = []
     for number, run in enumerate(runs):
         workload = run.candidate.workload
-        if workload.levers:
-            continue  # the factors of levers are not those of this machine
         on_progress(f"predicting {workload.model}", 0.7 + 0.3 * number / len(runs))
         try:
             plain = rates(device, workload, corrected=False)

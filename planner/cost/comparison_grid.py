@@ -42,6 +42,7 @@ class PublishedRange:
         high: highest relative change.
         source: publication.
         remark: limitation of the number; empty for none.
+        model: backbone that the range is about; None for every backbone.
     """
 
     applies_to: str
@@ -51,6 +52,7 @@ class PublishedRange:
     high: float
     source: str
     remark: str = ""
+    model: str | None = None
 
 
 PAPER_RANGES = (
@@ -78,7 +80,7 @@ PAPER_RANGES = (
         low=-0.30,
         high=-0.20,
         source=ROOT_OF_PAPER,
-        remark="of ViT-S",
+        model="vit_small_patch16_224",
     ),
     PublishedRange(
         applies_to="bitfit",
@@ -87,7 +89,7 @@ PAPER_RANGES = (
         low=-0.30,
         high=-0.20,
         source=ROOT_OF_PAPER,
-        remark="of ViT-S",
+        model="vit_small_patch16_224",
     ),
 )
 
@@ -200,13 +202,16 @@ def grid_cells(
                 yield replace(load, checkpoint=word, device=label)
             continue
         on_progress(f"{load.model} with {load.method}", 0.9 + 0.1 * number / len(workloads))
-        plain: GridCell | None = None
-        for word in checkpoints:
-            cell = _composed_cell(
+        composed = {
+            word: _composed_cell(
                 load, word, cost, label, budget_bytes=budget_bytes, threshold=threshold
             )
-            plain = cell if word == "none" else plain
-            yield replace(_with_changes(cell, plain), published=published_for(load, data))
+            for word in checkpoints
+        }
+        plain = composed.get("none")
+        for word in checkpoints:
+            cell = _with_changes(composed[word], plain)
+            yield replace(cell, published=published_for(load, data))
 
 
 def _composed_cell(

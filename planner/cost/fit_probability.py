@@ -141,21 +141,27 @@ def check_risk(risk: float) -> float:
     return risk
 
 
-def fit_of(report: Report, budget_bytes: int) -> FitProbability | None:
+def fit_of(
+    report: Report, budget_bytes: int, *, risk: float = DEFAULT_RISK
+) -> FitProbability | None:
     """Return the probability that a training fits a budget; None for a composed prediction.
 
     Args:
         report: prediction of its training step.
         budget_bytes: budget in device bytes.
+        risk: largest accepted probability that it does not fit. A note says if the known errors are
+            too few for it.
     """
     if report.rung is not Rung.REPLAYED:
         return None
     rule = FitRule.of(report.candidate.workload, device_spec(report.device.name))
     need_bytes = report.memory.device_bytes or report.memory.peak_bytes
     notes = []
-    if not rule.known.is_enough_for(DEFAULT_RISK):
+    if not rule.known.is_enough_for(risk):
+        compared = len(rule.known.errors)
         notes.append(
-            f"thin evidence: only {len(rule.known.errors)} runs of this kind were compared"
+            f"thin evidence: only {compared} runs of this kind were compared, enough for a risk of "
+            f"{100 / (compared + 1):.2g} % and not of {100 * risk:.2g} %"
         )
     if rule.largest_context_bytes > rule.context_bytes:
         notes.append(

@@ -56,7 +56,7 @@ def build_entry(
         accuracy=accuracy,
         budget_bytes=request.budget_bytes,
         rehearsal=checked.rehearsal,
-        fits=fit_of(checked.prediction, request.budget_bytes),
+        fits=fit_of(checked.prediction, request.budget_bytes, risk=request.risk),
         recipe=final_recipe(request, probe, workload),
         provenance=plan_provenance(request, found, checked, expected),
     )

@@ -53,7 +53,7 @@ def answer_notes(
 
 def _fit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iterator[str]:
     """Yield the evidence for the probabilities of fitting, and its limits."""
-    found = [fit_of(c.prediction, request.budget_bytes) for c in candidates]
+    found = [fit_of(c.prediction, request.budget_bytes, risk=request.risk) for c in candidates]
     known = [fit for fit in found if fit is not None]
     for kind, compared in dict.fromkeys((fit.kind, fit.compared) for fit in known):
         yield (

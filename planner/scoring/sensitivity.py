@@ -55,10 +55,11 @@ def winning_ranges(
 
     Args:
         plans: plans to compare, at least one.
-        accuracy_exponent: exponent of the accuracy, alpha.
+        accuracy_exponent: exponent of the accuracy, alpha; 0 compares the costs alone.
 
     Raises:
-        UsageError: a number is not positive, or the plans have different numbers of costs.
+        UsageError: a number is not positive, the exponent is negative, or the plans have different
+            numbers of costs.
     """
     lines = [_score_line(plan, accuracy_exponent) for plan in plans]
     if len({len(plan.costs) for plan in plans}) > 1:
@@ -83,7 +84,11 @@ def winning_ranges(
 
 def _score_line(plan: ScoredPlan, accuracy_exponent: float) -> tuple[float, float]:
     """Return the height of a plan's line at weight 0, and how steeply it falls."""
-    for value in (plan.accuracy_percent, accuracy_exponent, *plan.costs):
+    if not (math.isfinite(accuracy_exponent) and accuracy_exponent >= 0):
+        raise UsageError(
+            f"the exponent of the accuracy must be 0 or more, got {accuracy_exponent!r}"
+        )
+    for value in (plan.accuracy_percent, *plan.costs):
         if not (math.isfinite(value) and value > 0):
             raise UsageError(f"scores need positive numbers, got {value!r} of {plan.name}")
     fall = sum(math.log10(cost) for cost in plan.costs)

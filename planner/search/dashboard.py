@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner.search.backends import new_storage
+from planner.search.backends import check_shared_storage, journal_path, new_storage
 from planner.search.storage import (
     STUDY_FOLDER,
     check_file,
@@ -60,7 +60,8 @@ def dashboard_app(url: str) -> WSGIApplication:
     from optuna.artifacts import FileSystemArtifactStore
     from optuna_dashboard import wsgi
 
-    path = sqlite_path(url)
+    check_shared_storage(url)
+    path = sqlite_path(url) or journal_path(url)
     if path is not None and not path.exists():
         raise InputError(f"{path} does not exist; `budgetplan recommend` creates studies")
     check_file(url)

@@ -240,8 +240,12 @@ class RunQueue:
 
     def claim_key(self, key: str, *, worker: str) -> ClaimedRun | None:
         """Claim a run that this object has queued; None if another process has it."""
+        from optuna.trial import TrialState
+
         trial = self._patiently(lambda: self._storage.get_trial(self._trial_ids[key]))
-        is_mine = not trial.state.is_finished() and self._take(trial, worker)
+        # A claim begins with a heartbeat. On a running trial that would be a sign of life of a
+        # worker that may be dead, and the run would never be queued again.
+        is_mine = trial.state == TrialState.WAITING and self._take(trial, worker)
         return _claimed(trial) if is_mine else None
 
     def beat(self, run: ClaimedRun) -> None:

@@ -8,6 +8,7 @@ there is no folder that every reader of the database sees.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,9 +21,13 @@ from planner.search.study_lock import StudyLock, opened_storage
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.artifacts import FileSystemArtifactStore
 
 PIECE_CHARACTERS = 2045
 """Longest piece of a note: ``SYSTEM_ATTR_MAX_LENGTH`` of optuna-dashboard 0.21."""
+
+ARTIFACT_PREFIX = "artifacts:"
+"""Beginning of the system attribute of an artifact, ``ARTIFACTS_ATTR_PREFIX`` of Optuna."""
 
 
 def artifact_folder(url: str) -> Path | None:
@@ -42,7 +47,8 @@ def annotate_study(
         note: note of the study, in Markdown.
         trial_notes: note of a trial by its ``assignment_key``. The notes of all other trials that
             have one are emptied: an earlier answer may have named them.
-        files: plan files. A file that the study has already is not added again.
+        files: plan files. A file that the study has already, by name and content, is not added
+            again. A new content is added beside the earlier one of the same name.
 
     Raises:
         InputError: the storage cannot be used.
@@ -85,13 +91,35 @@ def _write_note(study: Study, owner: str, text: str) -> None:
 
 
 def _add_files(study: Study, folder: Path | None, files: Sequence[Path]) -> None:
-    from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+    from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
     if folder is None or not files:
         return
     folder.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(base_path=folder)
-    known = {meta.filename for meta in get_all_artifact_meta(study)}
+    known = {(meta["filename"], _content(store, meta["artifact_id"])) for meta in _artifacts(study)}
     for file in files:
-        if file.name not in known:
+        if (file.name, file.read_bytes()) not in known:
             upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=study)
+
+
+def _artifacts(study: Study) -> list[dict[str, str]]:
+    """Return the artifacts of a study, without the deleted ones.
+
+    optuna-dashboard overwrites the attribute of a deleted artifact with null, on which
+    ``optuna.artifacts.get_all_artifact_meta`` fails.
+    """
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    found = [json.loads(v) for k, v in attributes.items() if k.startswith(ARTIFACT_PREFIX)]
+    return [meta for meta in found if meta is not None]
+
+
+def _content(store: FileSystemArtifactStore, artifact_id: str) -> bytes | None:
+    """Return the content of an artifact; None if its file is gone or cannot be read."""
+    from optuna.artifacts.exceptions import ArtifactNotFound
+
+    try:
+        with store.open_reader(artifact_id) as file:
+            return file.read()
+    except (ArtifactNotFound, OSError, ValueError):  # ValueError: a name outside the folder
+        return None

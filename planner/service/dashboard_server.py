@@ -3,7 +3,7 @@
 The pages can be read only, unless writing is allowed. A browser cannot send the header
 ``Authorization`` with a link. So a token may also stand in the address once
 (``http://HOST:PORT/?token=TOKEN``): the answer stores it in a cookie that scripts and other sites
-cannot use, and redirects to the address without it.
+cannot use, and redirects to the first page.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class GuardedDashboard:
             start_response(
                 "303 See Other",
                 [
-                    ("Location", environ.get("PATH_INFO") or "/"),
+                    # The path of the request is not repeated: a browser reads "//HOST" as the
+                    # address of another site.
+                    ("Location", "/"),
                     ("Set-Cookie", f"{COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"),
                 ],
             )

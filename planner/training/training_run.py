@@ -192,11 +192,16 @@ def _steps_of_an_epoch(loop_images: LoopImages, plan: Plan, images: ImageData) -
 
 
 def _record_time(session: Session, plan: Plan) -> None:
-    """Keep the durations of the last steps, for corrections of predicted seconds."""
+    """Keep the durations of the last steps, for corrections of predicted seconds.
+
+    Under a power limit nothing is kept: the corrections are those of the board's own limit.
+    """
     from profiler.devices.table import CPU, device_spec
     from profiler.timing.measured_runs import record_run, this_machine
 
     on_cpu = device_type(session.device) == "cpu"
+    if not on_cpu and plan.prediction.power_limit_watts is not None:
+        return
     with suppress(UnknownNameError):  # a GPU that the device table lacks
         device = CPU if on_cpu else device_spec(plan.prediction.device.name)
         seconds = list(session.step_seconds)

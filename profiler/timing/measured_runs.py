@@ -181,9 +181,12 @@ def record_run(
 
 
 def record_report(report: Report, *, source: RunSource) -> None:
-    """Keep the run of a measured report, if it was steady and its device is known here."""
+    """Keep the run of a measured report, if it was steady and its device is known here.
+
+    A run under a power limit is not kept: a machine's runs are those of the board's own limit.
+    """
     seconds = report.details.get("step_seconds")
-    if not isinstance(seconds, list):
+    if not isinstance(seconds, list) or report.power_limit_watts is not None:
         return
     with suppress(BudgetplanError):  # a GPU that the device table lacks
         machine = this_machine(device_spec(report.device.name))

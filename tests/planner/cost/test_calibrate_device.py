@@ -20,7 +20,7 @@ from profiler.running import sandbox
 from profiler.running.emulated import libraries
 from profiler.running.emulated.gpu import emulated_environment
 from profiler.running.sandbox import run_in_process
-from profiler.timing import calibration_cells
+from profiler.timing import calibration_cells, measured_runs
 from profiler.timing.calibration_cells import CellsRequest, CellsResult, run_cells
 from profiler.timing.corrections import LoadedRun
 from profiler.workload import Candidate, Workload
@@ -56,6 +56,27 @@ def answer(monkeypatch: pytest.MonkeyPatch, *, factor: float, noise: float) -> N
 
     monkeypatch.setattr(sandbox, "run_in_process", run)
     monkeypatch.setattr(calibration, "_loaded", loaded)
+
+
+def test_runs_with_levers_take_no_place_in_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, factor=1.4, noise=0.02)
+    monkeypatch.setattr(calibration, "MOST_FITTED", len(CELLS))
+    calibrate_device(CPU)
+    machine = measured_runs.this_machine(CPU)
+    for batch in range(1, 4):
+        workload = CELLS[0].workload.replace(micro_batch=batch, levers=("fused",))
+        measured_runs.record_run(machine, Candidate(workload=workload), [0.1] * 4, source="train")
+    again = calibrate_device(CPU, with_cells=False)
+    assert len(again.runs) == len(CELLS)
+    assert again.to_json()["backbones"] == 3
+    assert again.correction is not None
+    assert again.to_json()["factors"]["products"] == pytest.approx(1.4, rel=0.02)
+
+
+def test_runs_that_cannot_be_predicted_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, factor=1.4, noise=0.02)
+    monkeypatch.setattr(calibration, "_loaded", lambda *_: [])
+    assert calibrate_device(CPU).to_json()["runs"] == 0
 
 
 def test_steady_cells_give_a_correction_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from planner import grid, predict
 from planner.cli import cli
 from planner.cli.grid_tables import csv_text, latex_text, markdown_text
 from planner.cost.budget import needed_bytes
-from planner.cost.comparison_grid import Grid
+from planner.cost.comparison_grid import Grid, GridCell
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.backbones import resolve
+from profiler.workload import Workload
 
 MODELS, METHODS = ("test_vit", "test_resnet"), ("full", "prefix")
 SHARED = {"batch_size": 4, "image_size": 64, "num_classes": 10}
@@ -65,6 +67,42 @@ def test_changes_are_relative_to_no_checkpointing(small: Grid) -> None:
         assert cell.memory_change == pytest.approx(expected)
 
 
+def test_changes_do_not_depend_on_the_order_of_the_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
+    given = {"vram": "1GiB", "devices": ["rtx-2060-super"], **SHARED}
+    found = grid(["test_vit"], ["head"], checkpoints=["static", "none"], **given)
+    static, none = found.cells
+    assert (static.checkpoint, none.checkpoint) == ("static", "none")
+    assert static.memory_change is not None
+    assert none.memory_change is None
+
+
+def test_a_published_range_of_a_backbone_stands_beside_its_own_cells_alone(small: Grid) -> None:
+    report = next(cell.report for cell in small.cells if cell.report is not None)
+
+    def cell(model: str, method: str, joules: float) -> GridCell:
+        workload = Workload(model=model, method=method, num_classes=10)
+        return GridCell(
+            workload=workload,
+            checkpoint="none",
+            device=report.device,
+            report=replace(report, energy_joules=joules),
+        )
+
+    cells = (
+        cell("vit_small_patch16_224", "full", 10.0),
+        cell("vit_small_patch16_224", "bitfit", 8.0),
+        cell("test_vit", "full", 10.0),
+        cell("test_vit", "bitfit", 1.0),
+    )
+    text = markdown_text(replace(small, cells=cells))
+    assert "energy of bitfit on vit_s relative to full: published -30% to -20%" in text
+    assert "predicted here -20% to -20%" in text
+    assert "relative to full" not in markdown_text(replace(small, cells=cells[2:]))
+
+
 def test_a_refused_cell_has_its_reason_in_a_footnote(small: Grid) -> None:
     refused = [c for c in small.cells if c.refusal is not None]
     assert {c.workload.method for c in refused} == {"prefix"}
@@ -101,7 +139,6 @@ def test_markdown_and_latex_have_equally_many_cells_in_each_row(small: Grid) -> 
 def test_the_paper_has_sixty_cells_and_a_published_accuracy_beside_its_own() -> None:
     from planner.api.grid_function import PAPER_CHECKPOINTS, PAPER_GRID_METHODS, PAPER_MODELS
     from planner.cost.comparison_grid import published_for
-    from profiler.workload import Workload
 
     assert len(PAPER_MODELS) * len(PAPER_GRID_METHODS) * len(PAPER_CHECKPOINTS) == 60
     vit = Workload(model="vit_small_patch16_224", method="full", num_classes=100)

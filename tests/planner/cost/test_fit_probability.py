@@ -90,6 +90,21 @@ def test_room_is_left_for_the_largest_context_where_it_is_assumed() -> None:
     assert fit_of(report, 350_000_000).probability == 0
 
 
+def test_thin_evidence_is_that_for_the_risk_of_the_question() -> None:
+    report = predict(Candidate(workload=VIT), device=lookup("rtx-3090"))
+    compared = len(FitRule.of(VIT, lookup("rtx-3090")).known.errors)
+
+    def notes(risk: float) -> tuple[str, ...]:
+        found = fit_of(report, 2 * GIB, risk=risk)
+        assert found is not None
+        return found.notes
+
+    enough = 1 / (compared + 1)
+    assert notes(1.01 * enough) == ()
+    (note,) = notes(0.1 * enough)
+    assert f"only {compared} runs" in note
+
+
 def test_bf16_before_ampere_is_a_kind_of_its_own() -> None:
     bf16 = VIT.replace(precision="bf16")
     assert FitRule.of(bf16, lookup("rtx-2060-super")).known.kind == SLOW_BF16

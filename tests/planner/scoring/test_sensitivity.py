@@ -68,5 +68,14 @@ def test_the_winner_of_a_range_has_the_highest_score_in_it(
 def test_numbers_that_cannot_be_scored_are_refused() -> None:
     with pytest.raises(UsageError, match="positive"):
         winning_ranges([plan("a", 90, 0.0)])
+    with pytest.raises(UsageError, match="exponent of the accuracy must be 0 or more, got -1"):
+        winning_ranges([plan("a", 90, 1.0)], accuracy_exponent=-1.0)
     with pytest.raises(UsageError, match="same costs"):
         winning_ranges([plan("a", 90, 1.0), plan("b", 90, 1.0, 2.0)])
+
+
+def test_without_weight_of_the_accuracy_the_cheapest_wins_everywhere() -> None:
+    found = winning_ranges(
+        [plan("accurate", 90, 100.0), plan("cheap", 10, 1.0)], accuracy_exponent=0.0
+    )
+    assert [(each.name, each.low, each.high) for each in found] == [("cheap", 0, None)]

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from optuna.trial import create_trial
 
 from planner.cli import cli
+from planner.cli.serve_command import read_token
 from planner.search.dashboard import dashboard_app, dashboard_storage, other_studies
 from planner.search.problem import assignment_key
 from planner.search.study_notes import PIECE_CHARACTERS, annotate_study, artifact_folder
@@ -201,8 +202,10 @@ def test_a_token_is_asked_for_and_moves_into_a_cookie(guarded: Client) -> None:
     assert guarded.send("GET", "/api/studies").status == 401
     assert guarded.send("GET", "/?token=wrong").status == 401
     assert guarded.send("GET", "/api/studies", Authorization=f"Bearer {TOKEN}").status == 200
-    answer = guarded.send("GET", f"/dashboard?token={TOKEN}")
-    assert (answer.status, answer.getheader("Location")) == (303, "/dashboard")
+    for path in ("/dashboard", "//evil.example/", "/%0d%0aSet-Cookie:%20a=b", "/%5Cevil.example"):
+        answer = guarded.send("GET", f"{path}?token={TOKEN}")
+        assert (answer.status, answer.getheader("Location")) == (303, "/")
+        assert [name for name, _ in answer.getheaders()].count("Set-Cookie") == 1
     cookie = answer.getheader("Set-Cookie") or ""
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
@@ -237,6 +240,10 @@ def test_any_study_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["odd", "--storage", "sqlite:///x.db"], 2, "not both"),
         (["--token-file", "missing"], 4, "cannot read"),
         (["--storage", "sqlite:///missing.db"], 4, "does not exist"),
+        (["--storage", "journal:///tmp/no-such-folder/runs.log"], 4, "does not exist; create it"),
+        (["--storage", "journal:///tmp/no-such-journal.log"], 4, "does not exist; `budgetplan"),
+        (["--storage", "journal:runs.log"], 4, "named by its whole path"),
+        (["--storage", "grpc://host"], 4, "host and port"),
     ],
 )
 def test_bad_arguments_are_one_line(
@@ -250,3 +257,50 @@ def test_bad_arguments_are_one_line(
     result = CliRunner().invoke(cli, ["dashboard", *arguments])
     assert result.exit_code == code, result.output
     assert message in result.output
+    assert not Path("/tmp/no-such-journal.log").exists()
+
+
+@pytest.mark.parametrize("end", [";", " ", "é", '"', "\r\nSet-Cookie: a=b", "&"])
+def test_a_token_that_a_cookie_would_change_is_refused(end: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}{end}x", encoding="utf-8")
+    with pytest.raises(InputError, match="use letters, digits"):
+        read_token(file)
+    file.write_text(f"{TOKEN}\n", encoding="utf-8")
+    assert read_token(file) == TOKEN
+
+
+def test_the_storage_may_stand_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BUDGETPLAN_STORAGE", "sqlite:///from-environment.db")
+    result = CliRunner().invoke(cli, ["dashboard"])
+    assert (result.exit_code, "from-environment.db does not exist" in result.output) == (4, True)
+    result = CliRunner().invoke(cli, ["dashboard", "odd"])
+    assert "no study 'odd'" in result.output
+
+
+def test_a_plan_file_of_new_content_is_added(tmp_path: Path) -> None:
+    from optuna.artifacts import get_all_artifact_meta
+
+    url, plan = f"sqlite:///{tmp_path / 'toy.db'}", tmp_path / "lora.json"
+    study = optuna.create_study(study_name="toy", storage=url)
+    folder = artifact_folder(url)
+    assert folder is not None
+
+    def contents() -> list[str]:
+        found = get_all_artifact_meta(study)
+        return sorted((folder / meta.artifact_id).read_text(encoding="utf-8") for meta in found)
+
+    for content in ("first", "second", "first"):
+        plan.write_text(content, encoding="utf-8")
+        annotate_study(url, "toy", note="", trial_notes={}, files=[plan])
+    assert contents() == ["first", "second"]
+    # optuna-dashboard deletes an artifact by a null in its attribute
+    (gone, _) = get_all_artifact_meta(study)
+    attribute = f"artifacts:{gone.artifact_id}"
+    study._storage.set_study_system_attr(study._study_id, attribute, "null")
+    annotate_study(url, "toy", note="", trial_notes={}, files=[plan])
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    assert len([key for key in attributes if key.startswith("artifacts:")]) == 3

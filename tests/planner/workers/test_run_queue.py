@@ -89,6 +89,18 @@ def test_a_run_goes_from_waiting_to_done(queue: RunQueue) -> None:
     assert queue.state(key).outcome == {"number": 0}
 
 
+def test_a_run_of_another_process_gets_no_sign_of_life(
+    queue: RunQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = enqueue(queue, 1)
+    run = queue.claim(everything, worker="one that dies")
+    assert run is not None
+    beats: list[int] = []
+    monkeypatch.setattr(queue, "_beat", beats.append)
+    assert queue.claim_key(key, worker="one that waits") is None
+    assert beats == []
+
+
 def test_what_is_not_accepted_stays(queue: RunQueue) -> None:
     keys = enqueue(queue, 40)
     got = queue.claim(lambda order: order["seed"] == 33, worker="me")
