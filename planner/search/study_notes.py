@@ -97,7 +97,10 @@ def _add_files(study: Study, folder: Path | None, files: Sequence[Path]) -> None
         return
     folder.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(base_path=folder)
-    known = {(meta["filename"], _content(store, meta["artifact_id"])) for meta in _artifacts(study)}
+    known = {
+        (meta["filename"], _artifact_content(store, meta["artifact_id"]))
+        for meta in _artifacts(study)
+    }
     for file in files:
         if (file.name, file.read_bytes()) not in known:
             upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=study)
@@ -114,7 +117,7 @@ def _artifacts(study: Study) -> list[dict[str, str]]:
     return [meta for meta in found if meta is not None]
 
 
-def _content(store: FileSystemArtifactStore, artifact_id: str) -> bytes | None:
+def _artifact_content(store: FileSystemArtifactStore, artifact_id: str) -> bytes | None:
     """Return the content of an artifact; None if its file is gone or cannot be read."""
     from optuna.artifacts.exceptions import ArtifactNotFound
 
