@@ -60,5 +60,5 @@ def test_all_commands_read_the_registry() -> None:
     assert set(single) == {"predict", "measure", "profile", "train"}
     assert all(isinstance(option.type, Checkpoint) for option in single.values())
     several = options_named("--checkpoints")
-    assert set(several) == {"recommend"}
+    assert set(several) == {"recommend", "grid"}
     assert all(isinstance(option.type, Checkpoints) for option in several.values())

@@ -64,7 +64,7 @@ def test_the_bar_keeps_its_cells_and_its_times_at_every_width(width: int) -> Non
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
     lines = [line for line in text.replace("\r", "\n").splitlines() if "validate" in line]
     assert lines
-    assert "5 of 5 validate" in lines[-1]
+    assert "6 of 6 validate" in lines[-1]
     assert "1:01, 0:" in lines[-1]
     assert "left" in lines[-1]
     assert sum(lines[-1].count(c) for c in "━╸╺") >= BAR_CELLS
