@@ -20,7 +20,8 @@ from typing import Any, Literal, get_type_hints
 
 import msgspec
 
-from planner.plan import Plan
+from planner.plan import Accuracy, BudgetBytes, Plan
+from planner.training_free.plan_file import FrozenCandidate, FrozenPrediction
 from profiler.json_records import JsonObject, NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.placement import Decision
 from profiler.records import DeviceLabel, Report
@@ -126,6 +127,39 @@ PlanObject = _object_of(
     ],
     {Candidate: CandidateObject, Report: ReportObject},
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenPlanObject:
+    """A plan without fine-tuning, as in a file.
+
+    Attributes:
+        schema: schema and major version.
+        schema_minor: minor version; it counts additions.
+        candidate: model and how it is run.
+        prediction: predicted memory and cost of an inference.
+        measurement: null.
+        rehearsal: null.
+        scores: null.
+        accuracy: published accuracy on the data, with its source.
+        budget_bytes: device bytes of the budget that the candidate was chosen under.
+        fits: null.
+        recipe: null.
+        provenance: versions, time and data.
+    """
+
+    schema: Literal["budgetplan.plan/1"]
+    schema_minor: NonNegativeInt = 0
+    candidate: FrozenCandidate
+    prediction: FrozenPrediction
+    measurement: None = None
+    rehearsal: None = None
+    scores: None = None
+    accuracy: Accuracy
+    budget_bytes: BudgetBytes
+    fits: None = None
+    recipe: None = None
+    provenance: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,22 +272,28 @@ class ErrorObject:
 
 def json_schemas() -> Mapping[str, dict[str, Any]]:
     """Return the schema of each object by its file name."""
-    found = {
-        "plan.schema.json": PlanObject,
-        "report.schema.json": ReportObject,
-        "recommendation.schema.json": RecommendationObject,
-        "error.schema.json": ErrorObject,
+    found: Mapping[str, tuple[type, ...]] = {
+        "plan.schema.json": (PlanObject, FrozenPlanObject),
+        "report.schema.json": (ReportObject,),
+        "recommendation.schema.json": (RecommendationObject,),
+        "error.schema.json": (ErrorObject,),
     }
     return {
-        name: {"$schema": DRAFT, "title": name.partition(".")[0], **_described(kind)}
-        for name, kind in found.items()
+        name: {"$schema": DRAFT, "title": name.partition(".")[0], **_described(kinds)}
+        for name, kinds in found.items()
     }
 
 
-def _described(kind: type) -> dict[str, Any]:
-    """Return a schema whose properties have the descriptions of the docstrings' attributes."""
-    schema = msgspec.json.schema(kind)
-    for part in schema["$defs"].values():
+def _described(kinds: Sequence[type]) -> dict[str, Any]:
+    """Return a schema whose properties have the descriptions of the docstrings' attributes.
+
+    Args:
+        kinds: records of which an object is one; no object is of two of them.
+    """
+    references, parts = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    schema: dict[str, Any] = references[0] if len(kinds) == 1 else {"oneOf": list(references)}
+    schema["$defs"] = parts
+    for part in parts.values():
         summary, _, attributes = part.pop("description", "").partition("\n\nAttributes:\n")
         if summary:
             part["description"] = " ".join(summary.split())

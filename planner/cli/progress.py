@@ -43,20 +43,26 @@ RECOMMEND_STAGES = {
 """Stages of ``recommend`` with their shares of its time, in the order in which they run."""
 
 PROBE_SHARE = 12
-"""Share of the stage ``probe``, which comes before the last stage, if it was requested."""
+"""Share of the stage ``probe``, which comes after ``replay``, if it was requested."""
 
 
 def recommend_stages(
-    *, probes: bool, validates: bool, finds_rate: bool = False
+    *, probes: bool, validates: bool, rehearses: bool, finds_rate: bool = False
 ) -> dict[str, float]:
-    """Return the stages of a ``recommend`` with their shares of its time."""
-    stages: dict[str, float] = {k: v for k, v in RECOMMEND_STAGES.items() if k != "validate"}
-    if not validates:
-        del stages["rehearse"]
-    if probes:
-        stages["probe"] = PROBE_SHARE
-    if validates:
-        stages["validate"] = RECOMMEND_STAGES["validate"]
+    """Return the stages of a ``recommend`` with their shares of its time.
+
+    Args:
+        probes: whether candidates are trained for a short time.
+        validates: whether candidates are really run.
+        rehearses: whether they may be run on an emulated GPU.
+        finds_rate: whether learning rates are tried.
+    """
+    stages = dict[str, float]()
+    for name, share in RECOMMEND_STAGES.items():
+        if name == "rehearse" and probes:
+            stages["probe"] = PROBE_SHARE
+        if {"rehearse": rehearses, "validate": validates}.get(name, True):
+            stages[name] = share
     if finds_rate:
         stages["learning rate"] = PROBE_SHARE
     return stages
@@ -79,6 +85,11 @@ class StageClock:
         stages: share of the command's time by stage. A stage that is not among them is one of its
             own, with the share 1.
         now: clock in seconds.
+
+    Attributes:
+        stage: the current stage.
+        fraction: fraction of the command that is done; it never falls.
+        number: number of the latest stage in order, from 1; it never falls.
     """
 
     def __init__(
@@ -89,20 +100,20 @@ class StageClock:
         self._began = now()
         self.stage = ""
         self.fraction = 0.0
+        self.number = 1
 
     def update(self, stage: str, fraction: float) -> None:
-        """Set the progress of a stage; stages before it count as done."""
+        """Set the progress of a stage; stages before it count as done.
+
+        A stage that runs again, as the replay does after a probe, counts as done.
+        """
         self._shares.setdefault(stage, 1)
         self.stage = stage
         names = list(self._shares)
+        self.number = max(self.number, 1 + names.index(stage))
         before = sum(self._shares[name] for name in names[: names.index(stage)])
         done = before + self._shares[stage] * min(1.0, max(0.0, fraction))
         self.fraction = max(self.fraction, done / sum(self._shares.values()))
-
-    @property
-    def number(self) -> int:
-        """Number of the stage, from 1."""
-        return 1 + list(self._shares).index(self.stage)
 
     @property
     def stages(self) -> int:

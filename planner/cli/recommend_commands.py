@@ -253,7 +253,11 @@ def recommend(
 
         check_page_file(html)
     stages = recommend_stages(
-        probes=probe_minutes is not None, validates=not no_validate, finds_rate=bool(find_lr)
+        probes=probe_minutes is not None,
+        validates=not no_validate,
+        # A GPU of this machine is not rehearsed either; the stage then counts as done.
+        rehearses=not no_validate and device != "cpu",
+        finds_rate=bool(find_lr),
     )
     with progress_bar(progress, as_json=as_json, stages=stages) as notify:
         answer = api.recommend(

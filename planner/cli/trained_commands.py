@@ -23,10 +23,14 @@ from profiler.errors import UsageError
 which_option = click.option(
     "--which",
     type=click.Choice(["best", "last"]),
-    default="best",
-    show_default=True,
-    help="Tensors of the best epoch, or of the last step.",
+    help="Tensors of the best epoch, or of the last step. [default: best]",
 )
+
+
+def _refuse_which(which: str | None) -> None:
+    """Refuse a choice of tensors for a model without fine-tuning, which has no epochs."""
+    if which is not None:
+        raise UsageError("--which is for plans that fine-tune")
 
 
 @click.command()
@@ -73,7 +77,7 @@ def evaluate(
     progress: ProgressKind | None,
     data: str | None,
     part: Literal["test", "selection"],
-    which: Literal["best", "last"],
+    which: Literal["best", "last"] | None,
     device: Literal["auto", "cpu", "cuda"],
     weights: Path | None,
 ) -> None:
@@ -85,6 +89,7 @@ def evaluate(
     if api.is_without_tuning(trained):
         from planner.cli.training_free_commands import evaluate_without_tuning
 
+        _refuse_which(which)
         evaluate_without_tuning(
             trained,
             data=data,
@@ -99,7 +104,9 @@ def evaluate(
         return
     if class_names is not None or images is not None:
         raise UsageError("--class-names and --images are for plans of kind 'zero_shot'")
-    found = api.evaluate(trained, data=data, part=part, which=which, device=device, weights=weights)
+    found = api.evaluate(
+        trained, data=data, part=part, which=which or "best", device=device, weights=weights
+    )
     if as_json:
         print_json(found.to_json())
         return
@@ -124,7 +131,7 @@ def classify(
     images: tuple[Path, ...],
     as_json: bool,
     top: int,
-    which: Literal["best", "last"],
+    which: Literal["best", "last"] | None,
     device: Literal["auto", "cpu", "cuda"],
     weights: Path | None,
 ) -> None:
@@ -135,7 +142,11 @@ def classify(
     """
     from profiler.errors import InputError
 
-    found = api.classify(trained, images, top=top, which=which, device=device, weights=weights)
+    if api.is_without_tuning(trained):
+        _refuse_which(which)
+    found = api.classify(
+        trained, images, top=top, which=which or "best", device=device, weights=weights
+    )
     failed = [each for each in found if each.error is not None]
     error = (
         None

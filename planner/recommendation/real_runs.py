@@ -22,7 +22,7 @@ from planner.training.run_options import RunOptions
 from planner.workers.orders import RunOrder
 from planner.workers.real_run import run_for_real
 from planner.workers.run_pool import RunPool
-from profiler.errors import BudgetplanError, MeasurementError
+from profiler.errors import BudgetplanError, DeviceError, InputError, MeasurementError
 from profiler.running.sandbox import Progress
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def run_best(
 
     Raises:
         MeasurementError: every run failed.
+        InputError: every run failed, for lack of data or weights.
+        DeviceError: every run failed, for lack of a device.
     """
     kept, dropped, runs = list(candidates), list[str](), 0
     question = Question.of(request)
@@ -69,7 +71,10 @@ def run_best(
         title = "; ".join(candidate_summary(each.candidate) for each in pending.values())
         key, found = pool.next_finished(_progress(request, runs, title, notify))
         candidate = pending.pop(key)
-        if isinstance(found, MeasurementError):
+        # A worker may lack the images, the weights or the device: that ends its run alone.
+        if isinstance(found, MeasurementError) or (
+            request.uses_workers and isinstance(found, InputError | DeviceError)
+        ):
             kept.remove(candidate)
             dropped.append(f"{candidate_summary(candidate.candidate)}: {found}")
             last = found

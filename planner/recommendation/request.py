@@ -130,7 +130,7 @@ class Request:
             in the space, the study and the facts of their backbone.
 
     Raises:
-        UsageError: there are to be workers, and no storage that they can reach.
+        UsageError: there are to be workers, and no real runs or no storage that they can reach.
     """
 
     space: Space
@@ -179,6 +179,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.uses_workers and self.storage is None:
             raise UsageError("--workers needs --storage: the database that the workers take from")
+        if self.uses_workers and self.validations == 0:
+            raise UsageError("--workers needs the real runs that --no-validate leaves out")
         check_risk(self.risk)
 
     @property

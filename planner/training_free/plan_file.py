@@ -169,6 +169,7 @@ class FrozenPlan:
             "scores": None,
             "accuracy": self.accuracy.to_json(),
             "budget_bytes": self.budget_bytes,
+            "fits": None,
             "recipe": None,
             "provenance": dict(self.provenance),
         }
@@ -182,7 +183,7 @@ class FrozenPlan:
         """
         given = json_object(data, part="plan")
         dropped = check_schema(given, PLAN_SCHEMA, minor=PLAN_SCHEMA_MINOR, part="plan")
-        for name in ("measurement", "rehearsal", "scores", "recipe"):
+        for name in ("measurement", "rehearsal", "scores", "fits", "recipe"):
             if given.pop(name, None) is not None:
                 raise InputError(f"plan.{name}: must be null in a plan without fine-tuning")
         for name in ("schema", "schema_minor"):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from planner.target_device import find_target
-from planner.training.images.registry import find_named
+from planner.training.images.registry import FOLDER_VARIANT, find_named
 from planner.workers.orders import RunOrder
 from profiler.devices.table import device_spec
 from profiler.environment import processor_name
-from profiler.errors import DeviceError
+from profiler.errors import DeviceError, InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +48,8 @@ class RunDevice:
             found = f"it is planned for {order.processor}"
         elif self.kind == "cpu" and not planned_cpu and not order.allows_cpu:
             found = f"it is planned for {order.planned.name}, and not to be run on a CPU"
-        elif order.weights is not None and not _weights_path(order.weights).is_file():
-            found = f"there is no file {order.weights} here"
-        elif find_named(order.data) is None and not Path(order.data).is_dir():
-            found = f"there is no folder {order.data} here"
+        else:
+            found = _why_no_weights(order) or _why_no_data(order.data)
         return found
 
 
@@ -78,7 +77,43 @@ def this_device(name: str = "auto") -> RunDevice:
     )
 
 
-def _weights_path(weights: str) -> Path:
+def _why_no_weights(order: RunOrder) -> str | None:
+    """Return why this machine lacks the weights of an order; None if it has them."""
     from profiler.models.backbones import split_entry
 
-    return split_entry(Path(weights))[0]
+    if order.weights is None:
+        return None
+    path = split_entry(Path(order.weights))[0]
+    if not path.is_file():
+        return f"there is no file {order.weights} here"
+    try:
+        state = path.stat()
+        found = _weights_hash(order.weights, state.st_mtime_ns, state.st_size)
+    except (InputError, OSError) as error:
+        return str(error)
+    if found != order.weights_sha256:
+        return f"{order.weights} holds other weights here than where the run was ordered"
+    return None
+
+
+@lru_cache(maxsize=16)
+def _weights_hash(weights: str, changed_ns: int, size_bytes: int) -> str | None:
+    """Return the SHA-256 of a weights file; time and size of the file are its key."""
+    del changed_ns, size_bytes
+    from planner.training.trained_model import weights_file_of
+
+    found = weights_file_of(Path(weights))
+    return None if found is None else found.sha256
+
+
+def _why_no_data(data: str) -> str | None:
+    """Return why this machine lacks images; None if it has their folder, or loads them by name."""
+    named = find_named(data)
+    if named is None:
+        folder = data
+    elif named[0].variant == FOLDER_VARIANT and named[1]:
+        folder = named[1]
+    else:
+        return None
+    is_here = Path(folder).expanduser().is_dir()
+    return None if is_here else f"there is no folder {folder} here"

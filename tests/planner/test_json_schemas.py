@@ -13,7 +13,10 @@ from test_plan import make_plan
 
 from planner.json_schemas import FOLDER, json_schemas
 from planner.plan import Accuracy, Plan
+from planner.training_free.plan_file import FrozenCandidate, FrozenPlan, FrozenPrediction
+from profiler.devices.table import device_label
 from profiler.errors import InputError
+from profiler.models.frozen.catalogue import frozen_models
 
 
 def validator(name: str) -> jsonschema.Draft202012Validator:
@@ -58,6 +61,32 @@ def test_plans_and_reports_are_valid(plan: Plan) -> None:
     for report in (data["prediction"], data["measurement"]):
         if report is not None:
             validator("report.schema.json").validate(report)
+
+
+def frozen_plan() -> FrozenPlan:
+    model = next(model for model in frozen_models().values() if model.kind == "features")
+    return FrozenPlan(
+        candidate=FrozenCandidate(
+            kind="features", model=model.name, batch=8, dtype="float32", num_classes=10
+        ),
+        prediction=FrozenPrediction(
+            device=device_label("rtx-3060"), peak_bytes=10**8, device_bytes=2 * 10**8
+        ),
+        accuracy=Accuracy(value=None, source="nothing published", kind="none"),
+        budget_bytes=2**30,
+    )
+
+
+def test_plans_without_tuning_are_valid_and_have_the_keys_of_the_others() -> None:
+    data = json.loads(json.dumps(frozen_plan().to_json()))
+    validator("plan.schema.json").validate(data)
+    assert FrozenPlan.from_json(data) == frozen_plan()
+    assert set(data) == set(make_plan().to_json())
+    for key, value in (("recipe", {}), ("fits", {}), ("budget_bytes", 0), ("candidate", {})):
+        damaged = {**data, key: value}
+        assert not validator("plan.schema.json").is_valid(damaged)
+        with pytest.raises(InputError):
+            FrozenPlan.from_json(damaged)
 
 
 DAMAGES = [

@@ -17,6 +17,9 @@ from planner.training.images.named.visual_wake_words import load_visual_wake_wor
 from planner.training.images.named.vtab import VTAB_TASKS, load_vtab, parse_vtab
 from profiler.errors import InputError
 
+FOLDER_VARIANT = "DIR"
+"""Form of a variant that names a folder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedData:
@@ -106,7 +109,7 @@ _SETS = (
         num_classes=2,
         train_images=106_458,
         load=load_visual_wake_words,
-        variant="DIR",
+        variant=FOLDER_VARIANT,
         origin="copied",
     ),
     NamedData(

@@ -18,6 +18,7 @@ from planner.cli.progress import (
     _Bar,
     place_text,
     progress_bar,
+    recommend_stages,
     times_text,
 )
 
@@ -48,6 +49,23 @@ def test_times_are_of_the_whole_command() -> None:
     assert times_text(clock) == "0:10, 0:10 left"
     seconds[0] = 4000.0
     assert times_text(clock).startswith("1:06:40")
+
+
+def test_the_stages_stand_in_the_order_in_which_they_run() -> None:
+    whole = recommend_stages(probes=True, validates=True, rehearses=True, finds_rate=True)
+    assert list(whole) == [
+        "start", "profile", "search", "replay", "probe", "rehearse", "validate", "learning rate",
+    ]  # fmt: skip
+    short = recommend_stages(probes=True, validates=False, rehearses=False)
+    assert list(short) == ["start", "profile", "search", "replay", "probe"]
+
+
+def test_a_stage_that_runs_again_does_not_count_backwards() -> None:
+    clock = StageClock({"replay": 1, "probe": 1, "validate": 1})
+    for stage in ("replay", "probe", "replay"):
+        clock.update(stage, 0.5)
+    assert place_text(clock) == "2 of 3 replay"
+    assert clock.fraction == 0.5
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -160,6 +160,10 @@ def test_evaluate_runs_a_zero_shot_plan(tmp_path: Path) -> None:
     assert (answer["model"], answer["data"], answer["images"]) == ("clip", "digits", 5)
     assert run("evaluate", file).exit_code == 2
     assert "--weights" in run("evaluate", file).stderr
+    for command in (["evaluate", file], ["classify", file, "image.png"]):
+        refused = run(*command, "--which", "best")
+        assert refused.exit_code == 2
+        assert "--which is for plans that fine-tune" in refused.stderr
 
 
 def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -176,9 +177,17 @@ def test_a_measurement_is_of_the_planned_device(
     assert reason is None or reason in found
 
 
+def test_a_named_folder_must_be_here() -> None:
+    assert "no folder /nowhere" in (CPU_HERE.why_not(toy_order(data="vww:/nowhere")) or "")
+    assert CPU_HERE.why_not(toy_order(data="vww")) is None
+
+
 def test_other_weights_than_those_of_the_order_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     file.write_bytes(b"one")
     order = toy_order(weights=str(file), weights_sha256="0" * 64)
+    assert "other weights" in (CPU_HERE.why_not(order) or "")
+    right = hashlib.sha256(b"one").hexdigest()
+    assert CPU_HERE.why_not(replace(order, weights_sha256=right)) is None
     with pytest.raises(InputError, match="other weights"):
         order.options_on("cpu")

@@ -141,6 +141,8 @@ def children_of(pid: int) -> list[int]:
 def test_workers_need_a_storage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--storage"):
         replace(request("sqlite:///x.db", tmp_path, validations=1), storage=None)
+    with pytest.raises(UsageError, match="--no-validate"):
+        request("sqlite:///x.db", tmp_path, validations=0)
     for arguments in (["worker", "--study", "small"], ["worker", "--storage", "sqlite:///x.db"]):
         found = CliRunner().invoke(cli, arguments, env={"BUDGETPLAN_STORAGE": ""})
         assert found.exit_code == 2
