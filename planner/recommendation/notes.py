@@ -17,7 +17,7 @@ from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import LONG_RUN_STEPS
 from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
-from planner.workers.real_run import FP16_NOTE
+from planner.workers.real_run import FP16_NOTE, other_limit_note
 from profiler.units import format_bytes_as
 
 EVEN_SHARE = 0.8
@@ -119,6 +119,8 @@ def _run_notes(request: Request, ran: Sequence[CheckedCandidate]) -> Iterator[st
     fp16 = [c for c in ran if c.validation is not None and FP16_NOTE in c.validation.notes]
     if fp16:
         yield FP16_NOTE
+    limits = (other_limit_note(c.prediction, c.validation) for c in ran if c.validation is not None)
+    yield from dict.fromkeys(note for note in limits if note is not None)
     if ran and not request.has_weights:
         yield _random_weights_note(may_download=request.run.pretrained)
     steps = [len(c.validation.losses) for c in ran if c.validation is not None]

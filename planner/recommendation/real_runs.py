@@ -20,7 +20,7 @@ from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.training.run_options import RunOptions
 from planner.workers.orders import RunOrder
-from planner.workers.real_run import run_for_real
+from planner.workers.real_run import other_limit_note, run_for_real
 from planner.workers.run_pool import RunPool
 from profiler.errors import BudgetplanError, DeviceError, InputError, MeasurementError
 from profiler.running.sandbox import Progress
@@ -151,14 +151,17 @@ def validate_plan(plan: Plan, *, run: RunOptions, notify: Notify) -> Plan:
         device=run.device,
         on_progress=lambda text, fraction: notify("validate", text, fraction),
     )
-    accuracy = ran.validation.accuracy
+    validation = ran.validation
+    note = other_limit_note(plan.prediction, validation)
+    if note is not None:
+        validation = replace(validation, notes=(*validation.notes, note))
     return replace(
         plan,
-        measurement=ran.validation.report,
-        accuracy=accuracy,
-        scores=plan_scores(accuracy, plan.prediction, ran.validation),
+        measurement=validation.report,
+        accuracy=validation.accuracy,
+        scores=plan_scores(validation.accuracy, plan.prediction, validation),
         provenance={
             **plan.provenance,
-            **run_provenance(ran.validation, ran.host_prediction),
+            **run_provenance(validation, ran.host_prediction),
         },
     )

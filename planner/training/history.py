@@ -96,8 +96,8 @@ class TrainProgress:
         reading: the accuracy, after an evaluation; None after a step.
         message: a sentence about an out-of-memory error; empty without one.
         learning_rate: rate of the last step; None before the first step.
-        images_per_second: images of the last steps over their time, without evaluations; None
-            before the first step.
+        images_per_second: images of the last steps over their time, with the loading of images and
+            without evaluations; None before the first step.
         reserved_bytes: highest bytes of the CUDA allocator's segments; None on a CPU.
     """
 

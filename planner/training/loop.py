@@ -169,8 +169,8 @@ class TrainingLoop:
 
     @property
     def _images_per_second(self) -> float | None:
-        seconds = sum(self._session.step_seconds)
-        images = len(self._session.step_seconds) * self._session.step.workload.effective_batch
+        steps = self._session.loaded_step_seconds
+        seconds, images = sum(steps), len(steps) * self._session.step.workload.effective_batch
         return images / seconds if seconds else None
 
     @property

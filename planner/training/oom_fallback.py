@@ -33,13 +33,16 @@ def tighter_placements(
 ) -> Iterator[Candidate]:
     """Yield candidates of the same workload that keep less, each less than the one before.
 
-    They are computed one at a time, as they are drawn.
+    They are computed one at a time, as they are drawn. There are none for a compiled model, which
+    takes no placement.
 
     Args:
         candidate: candidate that ran out of memory.
         units: units of its backbone in forward order.
         cost: cost model of the device; None for the fixed placements.
     """
+    if "compile" in candidate.workload.levers:
+        return
     seen = [candidate.placement]
     if cost is not None:
         with suppress(*_COST_MODEL_ERRORS):

@@ -78,7 +78,10 @@ class Session:
         step: the training step, with optimizer and gradient scaler.
         schedule: learning rate by step.
         step_downs: one sentence for each change of placement after an out-of-memory error.
-        step_seconds: durations of the newest steps, without the loading of images.
+        step_seconds: durations of the newest steps, without the loading of images. There are none
+            on CUDA with accumulation: the GPU works while the next micro-batch is loaded, so the
+            time without the loading would be too short.
+        loaded_step_seconds: durations of the newest steps with the loading of images.
         learning_rate: rate of the last step, before the factors of layers; None before a step.
     """
 
@@ -118,6 +121,7 @@ class Session:
         )
         self.step_downs: list[str] = []
         self.step_seconds: deque[float] = deque(maxlen=NEWEST_STEPS)
+        self.loaded_step_seconds: deque[float] = deque(maxlen=NEWEST_STEPS)
         self.learning_rate: float | None = None
         self._phase = ""
         self._requested = candidate
@@ -161,10 +165,16 @@ class Session:
         while True:
             outcome = self._attempt(batches)
             if isinstance(outcome, float):
-                self.step_seconds.append(time.perf_counter() - began - batches.seconds)
+                self._note_time(time.perf_counter() - began, loading_seconds=batches.seconds)
                 return outcome
             self._step_down(outcome)
             set_random_states(states)
+
+    def _note_time(self, seconds: float, *, loading_seconds: float) -> None:
+        """Keep the duration of a step."""
+        self.loaded_step_seconds.append(seconds)
+        if self.step.device_type == "cpu" or self.step.workload.accumulation == 1:
+            self.step_seconds.append(seconds - loading_seconds)
 
     def set_rate(self) -> None:
         """Set the optimizer's learning rate to that of the next step."""

@@ -205,7 +205,8 @@ def _record_time(session: Session, plan: Plan) -> None:
     with suppress(UnknownNameError):  # a GPU that the device table lacks
         device = CPU if on_cpu else device_spec(plan.prediction.device.name)
         seconds = list(session.step_seconds)
-        record_run(this_machine(device), session.candidate, seconds, source="train")
+        machine = this_machine(device, cuda_index=torch.device(session.device).index or 0)
+        record_run(machine, session.candidate, seconds, source="train")
 
 
 def _check_output(output: Path, *, resume: bool) -> Path | None:

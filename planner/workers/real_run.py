@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
 from planner.workers.orders import FinishedRun, RunOrder
@@ -19,6 +20,10 @@ from profiler.running.sandbox import Progress
 from profiler.units import format_bytes
 from profiler.workload import Candidate
 
+if TYPE_CHECKING:
+    from planner.training.validation import Validation
+    from profiler.records import Report
+
 HOST_CAP_RATIO = 1.05
 """Memory cap of a run on a CPU in place of the GPU, as a ratio of its replayed peak (>= 1)."""
 
@@ -26,6 +31,24 @@ FP16_NOTE = (
     "the fp16 plan ran in fp32 on the CPU, under the same placement: the run shows that it learns; "
     "its memory in fp16 is replayed, and the gradient scaler was not tried"
 )
+
+
+def other_limit_note(prediction: Report, validation: Validation) -> str | None:
+    """Return a note on a run on a GPU whose prediction has a power limit; None for other runs.
+
+    Only ``train`` sets a limit: it changes the GPU for all processes.
+
+    Args:
+        prediction: the prediction of the plan.
+        validation: the real run.
+    """
+    watts = prediction.power_limit_watts
+    if watts is None or validation.report.device.kind != "cuda":
+        return None
+    return (
+        f"the run was at the GPU's present power limit, not at the planned {watts:g} W: compare only "
+        "its memory, or set the limit before"
+    )
 
 
 def run_for_real(

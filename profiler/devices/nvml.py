@@ -433,13 +433,13 @@ def visible_devices(text: str | None) -> tuple[int | str, ...] | None:
     return tuple(found)
 
 
-def detect_gpu() -> Gpu | None:
-    """Return the first GPU that CUDA would use, or None. Never raises.
+def detect_gpu(cuda_index: int = 0) -> Gpu | None:
+    """Return the GPU with a CUDA index, the first by default, or None. Never raises.
 
     `why_no_gpu` returns the reason for None.
     """
     try:
-        gpu = open_gpu()
+        gpu = open_gpu(cuda_index)
         _ = gpu.spec  # a GPU that cannot be described cannot be planned for
         return gpu
     except DeviceError:

@@ -110,14 +110,19 @@ class _Line:
     date: str
 
 
-def this_machine(device: DeviceSpec) -> Machine | None:
-    """Return this machine as the place of runs on a device; None if it lacks the device."""
+def this_machine(device: DeviceSpec, *, cuda_index: int = 0) -> Machine | None:
+    """Return this machine as the place of runs on a device; None if it lacks the device.
+
+    Args:
+        device: the device.
+        cuda_index: CUDA's index of the GPU that runs, if the device is a GPU.
+    """
     from profiler.devices.nvml import detect_gpu, driver_version
     from profiler.environment import processor_name
 
     driver = ""
     if device.is_cuda:
-        gpu = detect_gpu()
+        gpu = detect_gpu(cuda_index)
         if gpu is None or gpu.spec.name != device.name:
             return None
         driver = driver_version() or ""

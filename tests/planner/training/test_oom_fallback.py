@@ -49,6 +49,13 @@ def test_without_a_cost_model_half_of_the_units_then_all_are_recomputed() -> Non
     assert last == first | {"f": Decision.RECOMPUTE}
 
 
+def test_a_compiled_model_has_no_tighter_placement() -> None:
+    workload = SMALL.replace(levers=("compile",))
+    cost = CostModel(device_spec("rtx-2060-super"), Store.default())
+    for model in (None, cost):
+        assert list(tighter_placements(Candidate(workload=workload), tuple("abc"), model)) == []
+
+
 def test_with_a_cost_model_each_placement_needs_less_and_costs_more() -> None:
     cost = CostModel(device_spec("rtx-2060-super"), Store.default())
     kept = Candidate(workload=MEDIUM)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ from plans import make_plan
 from torch import nn
 from trainings import STATIC, learned, run, same, workload
 
+from planner.recipe import Recipe
 from planner.training.history import TrainProgress
+from planner.training.session import Session
 from profiler.errors import MeasurementError
 from profiler.models.build import build_model
+from profiler.training_step import Batch
+from profiler.workload import Candidate
 
 
 class _Refusing:
@@ -61,6 +67,34 @@ def test_out_of_memory_steps_down_and_loses_no_step(
     longer = run(plan, tmp_path / "troubled", resume=True, epochs=3)
     assert (longer.placement, longer.policy) == (result.placement, result.policy)
     assert longer.step_downs == result.step_downs
+
+
+@pytest.mark.parametrize(("device_type", "accumulation"), [("cpu", 2), ("cuda", 1), ("cuda", 2)])
+def test_loading_counts_for_the_speed_and_not_for_the_step(
+    device_type: str, accumulation: int
+) -> None:
+    """On CUDA with accumulation a GPU works while images are loaded: no step time is known."""
+    load = workload(model="test_vit", method="head", rank=None, accumulation=accumulation)
+    session = Session(
+        candidate=Candidate(workload=load),
+        built=build_model(load),
+        device="cpu",
+        recipe=Recipe(learning_rate=1e-3, epochs=1, source="test"),
+        total_steps=1,
+    )
+    session.step.device_type = device_type
+
+    def slow() -> Iterator[Batch]:
+        for _ in range(accumulation):
+            time.sleep(0.05)
+            yield torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)
+
+    session.run(slow())
+    (loaded,) = session.loaded_step_seconds
+    if (device_type, accumulation) == ("cuda", 2):
+        assert not session.step_seconds
+    else:
+        assert loaded - session.step_seconds[0] >= 0.05 * accumulation
 
 
 def test_training_ends_in_one_line_when_nothing_is_tighter(

@@ -22,6 +22,7 @@ from planner.workers.orders import (
     error_outcome,
     read_outcome,
 )
+from planner.workers.real_run import other_limit_note
 from planner.workers.run_device import RunDevice
 from profiler.devices.table import device_label
 from profiler.errors import (
@@ -191,3 +192,12 @@ def test_other_weights_than_those_of_the_order_are_refused(tmp_path: Path) -> No
     assert CPU_HERE.why_not(replace(order, weights_sha256=right)) is None
     with pytest.raises(InputError, match="other weights"):
         order.options_on("cpu")
+
+
+def test_a_run_at_another_power_limit_than_the_planned_one_is_noted() -> None:
+    on_cpu = finished().validation
+    on_gpu = replace(on_cpu, report=replace(on_cpu.report, device=device_label("rtx-3060")))
+    limited = replace(on_gpu.report, power_limit_watts=120.0)
+    assert "not at the planned 120 W" in str(other_limit_note(limited, on_gpu))
+    assert other_limit_note(limited, on_cpu) is None
+    assert other_limit_note(on_gpu.report, on_gpu) is None
