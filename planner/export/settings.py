@@ -7,16 +7,42 @@ from typing import Any
 from planner.plan import Plan
 from profiler.errors import UsageError
 from profiler.placement import Decision
-from profiler.workload import Workload
+from profiler.workload import LEVERS, Lever, Workload
 
 OPTIMIZERS_OF_HF = {"adamw": "adamw_torch", "sgd": "sgd", "adamw8bit": "adamw_bnb_8bit"}
 
 OPTIMIZERS_OF_TIMM = {"adamw": "adamw", "sgd": "momentum"}
 
-TIMM_LEVERS = {"channels_last": "channels-last", "compile": "torchcompile"}
+TIMM_LEVERS: dict[Lever, str] = {"channels_last": "channels-last", "compile": "torchcompile"}
 """Levers that timm's script has."""
 
+APPLIED_LEVERS: dict[str, tuple[Lever, ...]] = {
+    "script": LEVERS,
+    "hf": ("channels_last", "fused", "tf32", "compile"),
+    "lightning": ("channels_last", "fused", "cudnn_benchmark"),
+    "timm": tuple(TIMM_LEVERS),
+    "peft": (),
+}
+"""Levers that a target applies, by its name."""
+
 PRECISIONS_OF_LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def speed_differences(plan: Plan, target: str) -> tuple[str, ...]:
+    """Return one sentence for each setting of the plan's speed or power that a target leaves out.
+
+    Args:
+        plan: the plan.
+        target: name of the target.
+    """
+    missing = set(plan.candidate.workload.levers) - set(APPLIED_LEVERS[target])
+    found = [f"the lever {name} is not applied" for name in LEVERS if name in missing]
+    watts = plan.prediction.power_limit_watts
+    if watts is not None:
+        found.append(
+            f"the power limit is not set: an administrator sets it by `nvidia-smi -pl {watts:.0f}`"
+        )
+    return tuple(found)
 
 
 def hf_arguments(plan: Plan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from planner.export.settings import (
     hf_arguments,
     lightning_config,
     recomputes_all_units,
+    speed_differences,
     timm_arguments,
 )
 from planner.plan import Plan
@@ -88,7 +89,8 @@ def export_plan(plan: Plan, target: str) -> Export:
         raise UnknownNameError(
             kind="target", name=target, known=TARGETS, hint=f"use one of {', '.join(TARGETS)}"
         )
-    return TARGETS[target](plan)
+    made = TARGETS[target](plan)
+    return replace(made, differences=(*made.differences, *speed_differences(plan, target)))
 
 
 def _script(plan: Plan) -> Export:

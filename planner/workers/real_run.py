@@ -46,8 +46,8 @@ def other_limit_note(prediction: Report, validation: Validation) -> str | None:
     if watts is None or validation.report.device.kind != "cuda":
         return None
     return (
-        f"the run was at the GPU's present power limit, not at the planned {watts:g} W: compare only "
-        "its memory, or set the limit before"
+        f"the run was at the GPU's present power limit, not at the planned {watts:g} W: do not "
+        "compare its time and energy with the predicted ones"
     )
 
 

@@ -25,7 +25,7 @@ from planner.recipe import Recipe
 from profiler.errors import InputError, UsageError
 from profiler.models.build import build_model
 from profiler.placement import Decision, Placement
-from profiler.workload import Workload
+from profiler.workload import LEVERS, Workload
 from tests.planner.training.plans import make_plan
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=2, patience_epochs=2, source="for this test")
@@ -133,6 +133,29 @@ def test_a_plan_without_a_recipe_is_refused() -> None:
     for target in ("script", "hf", "lightning", "timm"):
         with pytest.raises((InputError, UsageError), match=r"no recipe|method is lora"):
             export_plan(old, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "missing"),
+    [
+        ("script", []),
+        ("hf", ["cudnn_benchmark"]),
+        ("lightning", ["tf32", "compile"]),
+        ("timm", ["fused", "tf32", "cudnn_benchmark"]),
+        ("peft", list(LEVERS)),
+    ],
+)
+def test_levers_and_power_limits_that_a_target_leaves_out_are_named(
+    target: str, missing: list[str]
+) -> None:
+    plan = plan_of("full" if target == "timm" else "lora", levers=LEVERS)
+    limited = replace(plan, prediction=replace(plan.prediction, power_limit_watts=120.0))
+    found = export_plan(limited, target).differences
+    named = [text.split()[2] for text in found if text.startswith("the lever")]
+    assert named == missing
+    assert "nvidia-smi -pl 120" in found[-1]
+    plain = export_plan(plan_of("full" if target == "timm" else "lora"), target).differences
+    assert not any("lever" in text or "power limit" in text for text in plain)
 
 
 def test_the_command_writes_a_folder_and_replaces_nothing(tmp_path: Path) -> None:
