@@ -38,7 +38,13 @@ def patiently(action: Callable[[], AnswerT], *, seconds: float) -> AnswerT:
         pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
 
 
+_ANSWERS = frozenset({"UpdateFinishedTrialError", "DuplicatedStudyError", "KeyError"})
+"""Classes of errors that a storage answers with. A proxy's have gRPC's error as their cause."""
+
+
 def is_unreachable(error: BaseException) -> bool:
     """Return whether an error means that the storage does not answer."""
+    if type(error).__name__ in _ANSWERS:
+        return False
     found = (error, error.__cause__)
     return any(_UNREACHABLE & {base.__name__ for base in type(e).__mro__} for e in found if e)

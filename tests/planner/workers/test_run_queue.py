@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from planner.search.backends import new_storage
+from planner.search.patience import is_unreachable
 from planner.search.run_queue import MOST_RETRIES, RunQueue, opened_queue
 from profiler.errors import InputError
 from tests.planner.workers.postgres_server import PostgresServer, needed_programs
@@ -99,6 +100,17 @@ def test_a_run_of_another_process_gets_no_sign_of_life(
     monkeypatch.setattr(queue, "_beat", beats.append)
     assert queue.claim_key(key, worker="one that waits") is None
     assert beats == []
+
+
+def test_an_answer_of_a_proxy_is_not_waited_for() -> None:
+    from grpc import RpcError
+    from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+
+    for error in (UpdateFinishedTrialError(), KeyError("no such trial")):
+        error.__cause__ = RpcError()
+        assert not is_unreachable(error)
+    assert is_unreachable(RpcError())
+    assert is_unreachable(StorageInternalError())
 
 
 def test_what_is_not_accepted_stays(queue: RunQueue) -> None:
