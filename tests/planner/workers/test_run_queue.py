@@ -103,7 +103,7 @@ def test_a_run_of_another_process_gets_no_sign_of_life(
 
 
 def test_an_answer_of_a_proxy_is_not_waited_for() -> None:
-    from grpc import RpcError
+    from grpc import RpcError  # type: ignore[import-untyped]
     from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
     for error in (UpdateFinishedTrialError(), KeyError("no such trial")):
