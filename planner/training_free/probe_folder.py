@@ -25,6 +25,7 @@ from planner.disk.json_files import read_json, write_json
 from planner.training.features import EXTRACTION_BATCH
 from planner.training.history import InputTransform
 from planner.training.input_transform import transform_of
+from planner.training.trained_model import weights_file_of
 from planner.training.use_trained import (
     ClassAccuracy,
     ClassifiedImage,
@@ -71,6 +72,7 @@ class FittedProbe:
         image_size: height and width of the images in pixels.
         weights: origin of the backbone's weights.
         weights_file: file of the weights; empty if they came from elsewhere.
+        weights_sha256: SHA-256 of that file; empty without one and in earlier records.
         data: data set or folder as the user wrote it.
         class_names: name of each class, by label.
         accuracy: fraction of the test images classified right.
@@ -93,6 +95,7 @@ class FittedProbe:
     image_size: PositiveInt
     weights: JsonObject
     weights_file: str = ""
+    weights_sha256: str = ""
     data: str
     class_names: tuple[str, ...]
     accuracy: Fraction
@@ -142,7 +145,7 @@ def train_probe(
         InputError: the data or the weights cannot be read, or the folder holds files of others.
     """
     _check_probe_folder(output)
-    model = plan.model
+    model, file = plan.model, weights_file_of(weights)
     found = extract_features(
         model.model,
         data=data or plan.data,
@@ -163,7 +166,8 @@ def train_probe(
         backbone=found.workload.model,
         image_size=found.workload.image_size,
         weights=asdict(found.weights),
-        weights_file="" if weights is None else str(weights.absolute()),
+        weights_file="" if file is None else file.path,
+        weights_sha256="" if file is None else file.sha256,
         data=data or plan.data,
         class_names=tuple(found.images.class_names),
         accuracy=float((_predicted(test, weight, bias) == labels).mean()),
@@ -210,7 +214,7 @@ def evaluate_probe(
     """
     began = time.perf_counter()
     fitted, weight, bias = read_probe(folder)
-    place = weights or (Path(fitted.weights_file) if fitted.weights_file else None)
+    place = _checked_weights(weights, fitted)
     found = extract_features(
         fitted.backbone,
         data=data or fitted.data,
@@ -223,7 +227,9 @@ def evaluate_probe(
     )
     _check_origin(found.weights, fitted)
     if tuple(found.images.class_names) != fitted.class_names:
-        raise InputError(f"{data} has other classes than the data that the probe was fitted on")
+        raise InputError(
+            f"{data or fitted.data} has other classes than the data that the probe was fitted on"
+        )
     features, labels = found.parts[part]
     right = _predicted(features, weight, bias) == labels
     counts = np.bincount(labels, minlength=len(fitted.class_names))
@@ -262,6 +268,7 @@ def classify_with_probe(
             others than those of the fit.
     """
     fitted, weight, bias = read_probe(folder)
+    place = _checked_weights(weights, fitted)
     if fitted.transform is None:
         raise InputError(
             f"{folder} records no transform (an earlier version fitted it); fit the probe again"
@@ -276,7 +283,7 @@ def classify_with_probe(
     )
     built = build_model(
         workload,
-        weights=weights or (Path(fitted.weights_file) if fitted.weights_file else None),
+        weights=place,
         pretrained=fitted.weights.get("kind") == "pretrained",
     )
     _check_origin(built.weights, fitted)
@@ -294,6 +301,22 @@ def classify_with_probe(
     return classify_images(
         forward, files, transform=fitted.transform, class_names=fitted.class_names, top=top
     )
+
+
+def _checked_weights(given: Path | None, fitted: FittedProbe) -> Path | None:
+    """Return the present place of a probe's weights; None if they came from no file.
+
+    Raises:
+        InputError: the file cannot be read, or its content is not that of the fit.
+    """
+    place = given or (Path(fitted.weights_file) if fitted.weights_file else None)
+    found = weights_file_of(place)
+    if found is not None and fitted.weights_sha256 not in ("", found.sha256):
+        raise InputError(
+            f"{place} holds other weights than those that the probe was fitted on; give their file "
+            "with --weights, or fit the probe again"
+        )
+    return place
 
 
 def _check_origin(found: WeightSource, fitted: FittedProbe) -> None:

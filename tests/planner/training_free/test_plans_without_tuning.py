@@ -166,6 +166,16 @@ def test_evaluate_runs_a_zero_shot_plan(tmp_path: Path) -> None:
         assert "--which is for plans that fine-tune" in refused.stderr
 
 
+def assert_other_weights_are_refused(folder: Path, image: Path, state: dict[str, Any]) -> None:
+    import torch
+
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, "other.pt")
+    for command in (("evaluate", folder), ("classify", folder, image)):
+        refused = run(*command, "--weights", "other.pt")
+        assert refused.exit_code == 4
+        assert "other.pt holds other weights" in refused.stderr
+
+
 def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None:
     file = write("features", tmp_path / "plans")
     import torch
@@ -218,6 +228,7 @@ def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None
     assert refused.exit_code == 2
     assert "--epochs is for plans that fine-tune" in refused.stderr
     assert run("train", file, "--weights", weights).exit_code == 0  # its own folder is replaced
+    assert_other_weights_are_refused(folder, files[0], built.state_dict())
     (folder / "probe.safetensors").write_bytes(b"damaged")
     assert run("evaluate", folder).exit_code == 4
     (tmp_path / "mine").mkdir()
