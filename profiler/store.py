@@ -21,7 +21,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import numpy as np
 
@@ -206,10 +206,14 @@ def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
     A file of this name that another process has written meanwhile stays: its content is the same.
 
     Returns:
-        Whether the file system has unnamed files (open(2), O_TMPFILE).
+        Whether the file was written. It is not where the system has no unnamed files (open(2),
+        O_TMPFILE, is of Linux alone), or where it cannot name them (no ``/proc``).
     """
+    unnamed: int | None = getattr(os, "O_TMPFILE", None)
+    if unnamed is None:
+        return False
     try:
-        handle = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        handle = os.open(path.parent, unnamed | os.O_RDWR | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
             return False
@@ -217,19 +221,35 @@ def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
     with os.fdopen(handle, "w+b") as file:
         np.savez(file, **content)
         file.flush()
-        with suppress(FileExistsError):
+        try:
             # Python follows the link in /proc only if it is given a folder; it uses none here
             os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
     return True
 
 
 def _write_draft(path: Path, content: dict[str, Any]) -> None:
-    """Write a file under another name, then rename it."""
+    replace_file(path, lambda file: np.savez(file, **content))
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under another name, then rename it, so that no reader finds a part of it.
+
+    Args:
+        path: the file, in an existing folder.
+        write: writes the content.
+
+    Raises:
+        OSError: the file cannot be written; the earlier one stays.
+    """
     draft = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             draft = Path(file.name)
-            np.savez(file, **content)
+            write(file)
         draft.replace(path)
         draft = None
     finally:

@@ -135,6 +135,7 @@ def _time_cells(
     from statistics import median
 
     from profiler.running.sandbox import run_in_process
+    from profiler.running.time_limit import UNKNOWN_LIMIT_SECONDS
     from profiler.timing.calibration_cells import (
         CellsRequest,
         CellsResult,
@@ -147,6 +148,7 @@ def _time_cells(
         run_cells,
         CellsRequest(device="cuda" if device.is_cuda else "cpu", candidates=candidates),
         CellsResult,
+        timeout_seconds=UNKNOWN_LIMIT_SECONDS,
         on_progress=lambda text, done: on_progress(text, 0.7 * done),
     )
     cells = []

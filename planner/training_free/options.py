@@ -297,11 +297,11 @@ class Inferences:
         )
 
     def _key(self, model: FrozenModel, batch: int, is_four_bit: bool) -> tuple[object, ...]:
-        device = (self.device.name, self.device.compute_capability, self.device.sm_count)
         libraries = [_version_of(name) for name in ("transformers", "open_clip_torch")]
         load = (asdict(model), batch, CLASSES, self.dtype, is_four_bit)
         coefficients = hashlib.sha256(COEFFICIENTS_FILE.read_bytes()).hexdigest()[:16]
-        return ("inference", *load, *device, configuration(), coefficients, *libraries)
+        device = repr(self.device)  # costs depend on its rates and power, memory on the rest
+        return ("inference", *load, device, configuration(), coefficients, *libraries)
 
 
 def _cost_row(part: PartCost | None) -> list[float]:

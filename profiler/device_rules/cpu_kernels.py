@@ -20,7 +20,7 @@ most cases.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +146,10 @@ MAX_RUN_BYTES = 2 * GIB
 _RECURRENT = ("rnn", "lstm", "gru")
 """Parts of the names of PyTorch's recurrent operations."""
 
+_FAILS_ON_ZEROS = (RuntimeError, MemoryError, ValueError, IndexError, TypeError)
+"""Errors of an operation that is not defined on zeros (an index out of range), or that this machine
+has too little memory for. No memory is then assumed."""
+
 _peaks: dict[tuple[str, str], int] = {}
 """Bytes by operation and arguments, for the life of the process."""
 
@@ -225,9 +229,7 @@ def _run_once(func: Operation, args: tuple[object, ...], kwargs: dict[str, objec
     try:
         real, named = tree_map(zeros_like_it, (args, kwargs))
         return _bytes_inside(func, real, named)
-    except (RuntimeError, MemoryError, ValueError, IndexError, TypeError):
-        # Not defined on zeros (an index out of range), or this machine has too little memory for
-        # it: no memory is assumed.
+    except _FAILS_ON_ZEROS:
         return 0
 
 
@@ -248,10 +250,10 @@ def lstm_workspace_bytes(args: tuple[object, ...]) -> int:
     if key not in _workspaces:
         _workspaces[key] = 0
         if can_run_on_zeros(_LSTM, args, {}):
-            with unset_fake_temporarily(), torch.enable_grad():
+            with suppress(*_FAILS_ON_ZEROS), unset_fake_temporarily(), torch.enable_grad():
                 workspace = _LSTM(*tree_map(zeros_like_it, args))[3]
-            if workspace is not None:  # without gradients there is none
-                _workspaces[key] = storage_bytes(workspace)
+                if workspace is not None:  # without gradients there is none
+                    _workspaces[key] = storage_bytes(workspace)
     return _workspaces[key]
 
 
@@ -266,9 +268,12 @@ def _run_lstm_backward(args: tuple[Any, ...]) -> int:
     )
     if not can_run_on_zeros(_LSTM, forward, {}):
         return 0
-    with unset_fake_temporarily(), torch.enable_grad():  # else there is no workspace
+    # without gradients there is no workspace
+    with suppress(*_FAILS_ON_ZEROS), unset_fake_temporarily(), torch.enable_grad():
         workspace = _LSTM(*tree_map(zeros_like_it, forward))[3]
-        return _bytes_inside(_LSTM_BACKWARD, (*tree_map(zeros_like_it, args[:-1]), workspace), {})
+        zeros = tree_map(zeros_like_it, args[:-1])
+        return _bytes_inside(_LSTM_BACKWARD, (*zeros, workspace), {})
+    return 0
 
 
 def argument_signature(arg: object) -> object:

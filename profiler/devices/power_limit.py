@@ -1,10 +1,12 @@
 """Sets the power limit of a GPU for a while, where the driver permits it.
 
 NVML lets only an administrator change a limit. A refusal is no error: the work runs at the present
-limit, and a warning says so. The earlier limit is restored at the end.
+limit, and a warning says so. The earlier limit is restored at the end. Where it cannot be read, no
+limit is set.
 
 Limitations: the limit holds for every process on the GPU. If the process is killed, the limit
-stays; ``nvidia-smi -pl`` resets it.
+stays; ``nvidia-smi -pl`` resets it. If two processes overlap that set a limit, the one that began
+later reads the limit of the other as the earlier one. If it also ends later, that limit stays.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from profiler.errors import BudgetplanWarning, DeviceError
 
 
 class PowerLimitWarning(BudgetplanWarning):
-    """A planned power limit could not be set."""
+    """A planned power limit could not be set, or the earlier one not restored."""
 
 
 class LimitedGpu(Protocol):
@@ -45,6 +47,8 @@ def limited_power(gpu: LimitedGpu, watts: float) -> Iterator[None]:
     """
     before = gpu.power_limit_watts()
     try:
+        if before is None:
+            raise DeviceError("the present limit cannot be read, so it could not be restored")
         gpu.set_power_limit(watts)
     except DeviceError as error:
         warnings.warn(
@@ -58,5 +62,13 @@ def limited_power(gpu: LimitedGpu, watts: float) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is not None:
+        # an error here would replace the result of the work, or its own error
+        try:
             gpu.set_power_limit(before)
+        except DeviceError as error:
+            warnings.warn(
+                f"the power limit of {before:g} W was not restored ({error}), and the GPU has one "
+                f"of {watts:g} W; an administrator restores it by `nvidia-smi -pl {before:.0f}`",
+                PowerLimitWarning,
+                stacklevel=3,
+            )

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from profiler.device_rules.caching_allocator import AllocatorSettings, configuration
 from profiler.models.frozen.build import build_frozen
 from profiler.models.frozen.run import (
-    NAME_TOKENS,
     NAMES_AT_ONCE,
-    WRITTEN_TOKENS,
+    TOKEN_FACTOR,
     InferenceLoad,
     run_inference,
 )
@@ -23,6 +22,7 @@ from profiler.prediction.report import cuda_memory, host_memory
 from profiler.replay.inference_replay import replay_inference
 from profiler.timing.predicted_cost import PredictedCost, cost_fields
 from profiler.timing.rates import published_rates
+from profiler.timing.step_load import StepCost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from profiler.models.frozen.catalogue import FrozenModel
     from profiler.replay.event_log import OperationRecord
     from profiler.timing.roofline import Rates
-from profiler.timing.step_load import StepCost
 
 PARTS = ("prompts", "images", "names", "token")
 """Parts of an inference; a model has the parts of its kind."""
@@ -156,7 +155,7 @@ def data_set_cost(
     times = {
         "images": 1.0 / batch,
         "names": -(-num_classes // NAMES_AT_ONCE),
-        "token": NAME_TOKENS / WRITTEN_TOKENS,
+        "token": TOKEN_FACTOR,
     }
     image = [_repeated(parts[name], factor) for name, factor in times.items() if name in parts]
     setup = [

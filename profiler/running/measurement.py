@@ -31,6 +31,7 @@ from profiler.units import format_bytes, format_seconds
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
+    from profiler.devices.nvml import Gpu
     from profiler.training_step import Batch, TrainingStep
 
 _UNSTEADY = 2.0
@@ -379,9 +380,12 @@ def measure_on_cuda(
 
     joules, why_no_energy = energy_of(timed_steps)
     energy = None
-    if joules is not None and repeats_for_energy:
+    if repeats_for_energy and (gpu := _gpu_with_sensor()) is not None:
         progress("measuring energy", 0.95)
-        energy = _cuda_energy(lambda: step.run(batches), statistics.median(seconds), idle_watts)
+        step_seconds = statistics.median(seconds)
+        energy = _cuda_energy(lambda: step.run(batches), gpu, step_seconds, idle_watts)
+        if energy.joules is not None:  # the timed steps may be too short for the sensor
+            why_no_energy = None
     reserved = torch.cuda.max_memory_reserved()
     free_after, total = torch.cuda.mem_get_info()
     outside = max(0, total - free_after - torch.cuda.memory_reserved())
@@ -419,16 +423,26 @@ def _present_watts() -> float | None:
         return None
 
 
+def _gpu_with_sensor() -> Gpu | None:
+    """Return this machine's GPU; None if neither its energy nor its power can be read."""
+    from profiler.devices.nvml import open_gpu
+
+    try:
+        gpu = open_gpu()
+    except DeviceError:
+        return None
+    return None if gpu.counter_joules() is None and gpu.power_watts() is None else gpu
+
+
 def _cuda_energy(
-    run_step: Callable[[], object], step_seconds: float, idle_watts: float | None
+    run_step: Callable[[], object], gpu: Gpu, step_seconds: float, idle_watts: float | None
 ) -> StepEnergy:
     """Return the energy of a step on the GPU, with its temperature afterwards."""
     import torch
 
     from profiler.devices.energy_meter import EnergyMeter
-    from profiler.devices.nvml import NvmlGpu, open_gpu
+    from profiler.devices.nvml import NvmlGpu
 
-    gpu = open_gpu()
     meter = EnergyMeter(gpu, synchronize=torch.cuda.synchronize)
     found = measure_step_energy(run_step, meter, step_seconds=step_seconds, idle_watts=idle_watts)
     celsius = gpu.celsius() if isinstance(gpu, NvmlGpu) else None

@@ -41,7 +41,6 @@ from profiler.running.messages import (
     import_address,
 )
 from profiler.running.process_end import end_with_parent
-from profiler.running.time_limit import START_SECONDS
 
 Progress = Callable[[str, float], None]
 """A progress callback: (activity, fraction done)."""
@@ -73,8 +72,8 @@ def run_in_process(
     request: RequestT,
     result: type[ResultT],
     *,
+    timeout_seconds: float,
     cap_bytes: int | None = None,
-    timeout_seconds: float = START_SECONDS,
     on_progress: Progress | None = None,
     environment: Mapping[str, str] | None = None,
     cancelled: threading.Event | None = None,
@@ -85,8 +84,8 @@ def run_in_process(
         function: function at the top level of a module that the child can import.
         request: its request.
         result: type of its result.
-        cap_bytes: memory cap that the function sets, for the error message; None for no cap.
         timeout_seconds: time after which the process is killed (``profiler.running.time_limit``).
+        cap_bytes: memory cap that the function sets, for the error message; None for no cap.
         on_progress: progress callback in this process.
         environment: variables of the child beside this process's own, such as those of an emulated
             GPU; None for none.

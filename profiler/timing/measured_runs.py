@@ -24,7 +24,7 @@ from profiler.devices.table import DeviceSpec, device_spec
 from profiler.errors import BudgetplanError
 from profiler.json_records import Name, PositiveFloat, read_record
 from profiler.records import Report
-from profiler.store import cache_folder
+from profiler.store import cache_folder, replace_file
 from profiler.workload import Candidate
 
 RUNS_FILE = "measured_runs.jsonl"
@@ -223,7 +223,11 @@ def _lines() -> list[str]:
             return []
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if len(lines) > 2 * MOST_KEPT_RUNS:
-            path.write_text("\n".join(lines[-MOST_KEPT_RUNS:]) + "\n", encoding="utf-8")
+            lines = lines[-MOST_KEPT_RUNS:]
+            text = "\n".join(lines) + "\n"
+            # Limitation: a run that another process appends meanwhile is lost.
+            with suppress(OSError):
+                replace_file(path, lambda file: file.write(text.encode()))
     except OSError:
         return []
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TypedDict
 
@@ -99,7 +100,8 @@ def power_saving(load: Floats, rates: Rates) -> PowerSaving | None:
     best = None
     for number in range(_LIMITS_TRIED):
         share = LEAST_LIMIT + (1.0 - LEAST_LIMIT) * number / _LIMITS_TRIED
-        limited = replace(rates, power_limit_watts=round(board * share))
+        watts = float(math.ceil(board * share))  # rounded down, the lowest one would be refused
+        limited = replace(rates, power_limit_watts=watts)
         cost = limited.step_cost(load)
         if cost.joules is None or cost.seconds > MOST_SLOWDOWN * free.seconds:
             continue
@@ -108,7 +110,7 @@ def power_saving(load: Floats, rates: Rates) -> PowerSaving | None:
         ):
             seconds_interval, joules_interval = _intervals(cost, limited)
             best = PowerSaving(
-                watts=float(round(board * share)),
+                watts=watts,
                 step_seconds=cost.seconds,
                 step_seconds_interval=seconds_interval,
                 energy_joules=cost.joules,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ def check_power_limit(device: DeviceSpec, watts: float) -> None:
         )
     if not LEAST_LIMIT * board <= watts <= board:
         raise UsageError(
-            f"--power-limit must be {LEAST_LIMIT * board:.0f} to {board:.0f} watts for "
+            f"--power-limit must be {math.ceil(LEAST_LIMIT * board)} to {board:.0f} watts for "
             f"{device.name}, got {watts:g}"
         )
 

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from profiler.devices.table import device_spec
 from profiler.models.frozen.build import build_frozen
 from profiler.models.frozen.catalogue import frozen_model
-from profiler.models.frozen.run import WRITTEN_TOKENS, InferenceLoad
+from profiler.models.frozen.run import TOKEN_FACTOR, InferenceLoad
 from profiler.prediction.inference import predict_inference
 from studies.harness import Rows, write_summary
 
@@ -33,9 +33,6 @@ IMAGES = {
 """Images that pass the model: test images, and for features the training images too."""
 
 CLASSES = {"cifar100": 100, "dtd": 47}
-
-ANSWER_TOKENS = 4
-"""Tokens of a free answer, the assumption of the program."""
 
 PUBLISHED = [
     # model, data, method, parameters in millions, accuracy, seconds, watts, joules
@@ -64,7 +61,7 @@ def predicted(name: str, data: str) -> dict[str, Any]:
     factors = {
         "prompts": 1.0,
         "images": images / batch,
-        "token": images * ANSWER_TOKENS / WRITTEN_TOKENS,
+        "token": images * TOKEN_FACTOR,
     }  # the published runs scored no class names
     parts = {n: part for n, part in found.parts.items() if n in factors}
     seconds = sum(part.seconds * factors[n] for n, part in parts.items())

@@ -276,6 +276,25 @@ def test_a_file_system_without_unnamed_files_gets_a_draft(
 
 
 @IGNORE_FORK
+def cannot_link(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+@pytest.mark.parametrize("part", ["unnamed files", "folder of processes"])
+def test_a_system_that_lacks_a_part_of_linux_keeps_profiles(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if part == "unnamed files":
+        monkeypatch.delattr(os, "O_TMPFILE")
+    else:
+        monkeypatch.setattr(os, "link", cannot_link)
+    Store(tmp_path).fetch(Profile, ("a",), Maker())
+    make = Maker()
+    Store(tmp_path).fetch(Profile, ("a",), make)
+    assert make.calls == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
 def test_processes_that_write_one_file_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     children = []
     for _ in range(4):

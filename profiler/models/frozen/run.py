@@ -2,9 +2,9 @@
 
 A features model maps images to features. A contrastive model maps class prompts to text features
 once, then images to image features, and compares both. A prompted model reads the tokens of an
-image and of a prompt into its cache of keys and values. It then reads the class names, a few at
-once, after as many copies of the cache, and writes a free answer token by token; two written tokens
-show the steady state.
+image and of a prompt into its cache of keys and values, which gives the first token of a free
+answer. It then reads the class names, a few at once, after as many copies of the cache, and writes
+further tokens of the answer one by one; a single one shows the steady state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ NAME_TOKENS = 4
 """Tokens of a class name with the end of the answer, and of a free answer: most have 2 to 4."""
 
 WRITTEN_TOKENS = 2
-"""Tokens of a free answer that an inference of zeros writes; each further one costs the same."""
+"""Tokens of a free answer that an inference of zeros writes (>= 2). The first is of the part
+``images``; each further one takes a pass of the decoder, at the same cost."""
+
+TOKEN_FACTOR = (NAME_TOKENS - 1) / (WRITTEN_TOKENS - 1)
+"""Passes of the decoder that write a free answer, as a ratio of those in the part ``token``."""
 
 BeginPart = Callable[[str], None]
 """Called with the name of a part of the inference before it runs: ``prompts``, ``images``,
@@ -120,10 +124,10 @@ def _prompted(built: Any, load: InferenceLoad, images: Tensor, begin_part: Begin
     tokens = torch.cat([_image_tokens(built, images), embed(prompt)], dim=1)
     found = decoder(inputs_embeds=tokens, use_cache=True)
     del tokens
+    written = _next(built, found)
     begin_part("names")
     _score_names(built, load, getattr(found, name))
     begin_part("token")
-    written = _next(built, found)
     for _ in range(WRITTEN_TOKENS - 1):
         cache = {name: getattr(found, name)}
         found = decoder(inputs_embeds=embed(written), use_cache=True, **cache)

@@ -20,6 +20,7 @@ from profiler.running import sandbox
 from profiler.running.emulated import libraries
 from profiler.running.emulated.gpu import emulated_environment
 from profiler.running.sandbox import run_in_process
+from profiler.running.time_limit import START_SECONDS
 from profiler.timing import calibration_cells, measured_runs
 from profiler.timing.calibration_cells import CellsRequest, CellsResult, run_cells
 from profiler.timing.corrections import LoadedRun
@@ -40,7 +41,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def answer(monkeypatch: pytest.MonkeyPatch, *, factor: float, noise: float) -> None:
     """Let each cell take ``factor`` times the 10 ms that are predicted for it."""
 
-    def run(function: object, request: CellsRequest, result: object, **_: object) -> CellsResult:
+    def run(
+        function: object,
+        request: CellsRequest,
+        result: object,
+        *,
+        timeout_seconds: float,
+        on_progress: object,
+    ) -> CellsResult:
+        assert timeout_seconds >= 3600  # a slow machine takes long, and would lose everything
         rounds = [0.01 * factor * (1 + noise * (i % 2)) for i in range(request.rounds)]
         seconds = tuple(tuple(rounds) for _ in request.candidates)
         return CellsResult(seconds=seconds, clock="wall", reasons=("",) * len(seconds))
@@ -139,6 +148,7 @@ def test_cells_run_through_cudas_code_on_an_emulated_gpu() -> None:
         run_cells,
         CellsRequest(device="cuda", candidates=CELLS[:1], rounds=1),
         CellsResult,
+        timeout_seconds=START_SECONDS,
         environment=emulated_environment(device_spec("rtx-3060")),
     )
     assert found.reasons == ("",)

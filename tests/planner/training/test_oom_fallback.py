@@ -20,6 +20,7 @@ from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.running.memory_caps import cap_host_memory
 from profiler.running.messages import Message
 from profiler.running.sandbox import run_in_process
+from profiler.running.time_limit import START_SECONDS
 from profiler.store import Store
 from profiler.training_step import Batch
 from profiler.units import MIB
@@ -137,7 +138,13 @@ def test_a_real_refusal_is_stepped_down_from_and_no_step_is_lost(
 
     def run(free_bytes: int) -> Trained:
         request = Request(free_bytes=free_bytes)
-        return run_in_process(train_two_steps, request, Trained, cap_bytes=free_bytes or None)
+        return run_in_process(
+            train_two_steps,
+            request,
+            Trained,
+            cap_bytes=free_bytes or None,
+            timeout_seconds=START_SECONDS,
+        )
 
     # all activations are 0.6 GiB; cap_host_memory leaves 256 MiB above what it is told
     # (with 64 MiB the libraries' own scratch is refused at times, and they sum in another order)

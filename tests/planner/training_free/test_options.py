@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from planner.training_free.option_cost import probe_cost
 from planner.training_free.options import BATCHES, CLASSES, Inferences, option_of
 from profiler.devices.table import CPU, device_spec
 from profiler.models.frozen.catalogue import FrozenModel, frozen_model, frozen_models
-from profiler.models.frozen.run import NAME_TOKENS, NAMES_AT_ONCE, WRITTEN_TOKENS
+from profiler.models.frozen.run import NAMES_AT_ONCE, TOKEN_FACTOR
 from profiler.prediction.inference import InferencePrediction, PartCost, data_set_cost
 from profiler.store import Store
 
@@ -77,8 +78,8 @@ def test_a_prompted_image_costs_its_reading_all_names_and_a_free_answer() -> Non
     cost = data_set_cost(
         parts, batch=1, dtype="float16", device=GPU, num_classes=10, predicted_classes=CLASSES
     )
-    groups, tokens = -(-10 // NAMES_AT_ONCE), NAME_TOKENS / WRITTEN_TOKENS
-    assert cost.image["step_seconds"] == pytest.approx(1.0 + groups * 0.1 + tokens * 0.01)
+    groups = -(-10 // NAMES_AT_ONCE)
+    assert cost.image["step_seconds"] == pytest.approx(1.0 + groups * 0.1 + TOKEN_FACTOR * 0.01)
     assert cost.setup["step_seconds"] == 0
     prompts = data_set_cost(
         {"prompts": part(2.0), "images": part(1.0)}, batch=4, dtype="float16", device=GPU,
@@ -110,3 +111,12 @@ def test_a_prediction_is_kept_and_read_again(tmp_path: Any) -> None:
     assert 8 * 2 * 5.5e9 / 60e12 < made.parts["images"].seconds < 0.1
     assert Inferences(GPU, store).of(model, 8, False) == made
     assert Inferences(CPU, store).of(model, 1, False).parts == {}
+
+
+def test_a_device_with_other_numbers_has_predictions_of_its_own(tmp_path: Any) -> None:
+    model = frozen_model("dinov2_s")
+    edited = replace(GPU, fp16_tensor_flops=GPU.fp16_tensor_flops / 2)
+    kept, other = (
+        Inferences(device, Store(tmp_path))._key(model, 8, False) for device in (GPU, edited)
+    )
+    assert kept != other

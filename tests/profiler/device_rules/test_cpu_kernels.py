@@ -117,3 +117,15 @@ def test_a_machine_with_too_little_memory_for_an_operation_predicts_without_it(
     image, weight = torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3)
     args = (image, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
     assert kernels.probed_bytes(torch.ops.aten.convolution.default, args, {}) == 0
+
+
+def test_an_lstm_that_fails_on_zeros_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(kernels, "_LSTM", fail)
+    monkeypatch.setattr(kernels, "_workspaces", {})
+    monkeypatch.setattr(kernels, "can_run_on_zeros", lambda *_: True)
+    zeros = torch.zeros(1)
+    assert kernels.lstm_workspace_bytes((zeros,)) == 0
+    assert kernels._run_lstm_backward((zeros,) * 23) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from profiler.devices import nvml
 from profiler.devices.nvml import NvmlGpu
 from profiler.devices.power_limit import PowerLimitWarning, limited_power
+from profiler.errors import DeviceError
 
 
 class NVMLError(Exception):
@@ -60,3 +62,49 @@ def test_without_permission_the_work_runs_and_a_warning_names_the_command(
         done = True
     assert done
     assert library.history == []
+
+
+class UnreadableGpu:
+    """A GPU whose limit cannot be read."""
+
+    def __init__(self) -> None:
+        self.history = list[float]()
+
+    def power_limit_watts(self) -> float | None:
+        return None
+
+    def set_power_limit(self, watts: float) -> None:
+        self.history.append(watts)
+
+
+def test_a_limit_that_could_not_be_restored_is_not_set() -> None:
+    gpu = UnreadableGpu()
+    with pytest.warns(PowerLimitWarning, match="cannot be read"), limited_power(gpu, 280.0):
+        pass
+    assert gpu.history == []
+
+
+class LostGpu(UnreadableGpu):
+    """A GPU whose driver takes a limit once."""
+
+    def power_limit_watts(self) -> float | None:
+        return 350.0
+
+    def set_power_limit(self, watts: float) -> None:
+        if self.history:
+            raise DeviceError("GPU is lost")
+        super().set_power_limit(watts)
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_a_limit_that_cannot_be_restored_does_not_replace_the_result(
+    error: type[Exception] | None,
+) -> None:
+    raised = pytest.raises(error) if error else contextlib.nullcontext()
+    with (
+        pytest.warns(PowerLimitWarning, match=r"GPU is lost.*nvidia-smi -pl 350"),
+        raised,
+        limited_power(LostGpu(), 280.0),
+    ):
+        if error:
+            raise error

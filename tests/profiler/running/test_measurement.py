@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from planner.cost.model import CostModel
 from profiler.device_rules.cpu_allocator import peak_during
+from profiler.devices import nvml
+from profiler.devices.recorded_gpu import RecordedGpu, Sample
 from profiler.devices.table import CPU
 from profiler.environment import environment
 from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.placement import PolicyChoice
 from profiler.prediction.report import predict
 from profiler.records import Report, Rung
+from profiler.running import measurement
 from profiler.running.measurement import (
     Fetch,
     MeasuredSteps,
     MeasurementRequest,
     build_step,
     measure,
+    measure_on_cuda,
     measure_on_host,
     report_measurement,
     run_measurement,
@@ -171,3 +178,49 @@ def test_the_environment_is_named() -> None:
     assert found.torch == str(torch.__version__)
     assert found.threads == torch.get_num_threads()
     assert found.processor
+
+
+CUDA_READINGS = {
+    "synchronize": None, "reset_peak_memory_stats": None, "max_memory_reserved": 2,
+    "max_memory_allocated": 1, "memory_reserved": 2, "mem_get_info": (5, 10),
+    "get_device_name": "made up",
+}  # fmt: skip
+
+
+def recorded_gpu(joules_per_tenth: float | None) -> RecordedGpu:
+    """A GPU whose counter moves every 100 ms for 10 seconds; None for one without sensors."""
+    samples = [
+        Sample(
+            seconds=tenth / 10, used_bytes=0, power_watts=None,
+            counter_joules=None if joules_per_tenth is None else joules_per_tenth * tenth,
+        )
+        for tenth in range(101)
+    ]  # fmt: skip
+    return RecordedGpu(
+        nvml_name="NVIDIA GeForce RTX 3090", memory_bytes=24 << 30, compute_capability=(8, 6),
+        samples=samples, origin="made up",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("joules_per_tenth", [10.0, None])
+def test_short_steps_on_cuda_have_energy_where_there_is_a_sensor(
+    joules_per_tenth: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five steps of 10 ms are shorter than the sensor's period; the repeated ones are not."""
+    gpu = recorded_gpu(joules_per_tenth)
+    for name, found in CUDA_READINGS.items():
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    monkeypatch.setattr(nvml, "open_gpu", lambda: gpu)
+    monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=gpu.now_seconds))
+    step: Any = SimpleNamespace(run=lambda batches: gpu.sleep(0.01))
+    steps = measure_on_cuda(
+        lambda: (step, []), steps=5, warmup=1, progress=silent, repeats_for_energy=True
+    )
+    assert steps.step_seconds == pytest.approx([0.01] * 5)
+    if joules_per_tenth is None:
+        assert (steps.energy, steps.energy_joules) == (None, None)
+        assert any("neither energy nor power" in note for note in steps.notes)
+        return
+    assert steps.energy is not None
+    assert steps.energy_joules == steps.energy.joules == pytest.approx(1.0, rel=0.02)
+    assert not any("shorter than the sensor" in note for note in steps.notes)

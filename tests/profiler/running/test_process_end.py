@@ -52,7 +52,7 @@ import sandbox_children as children
 try:
     with termination_raises():
         run_in_process(
-            children.report_and_wait, children.Nothing(), children.Nothing,
+            children.report_and_wait, children.Nothing(), children.Nothing, timeout_seconds=300,
             on_progress=lambda text, done: print(text, flush=True),
         )
 except KeyboardInterrupt as interrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,8 +15,11 @@ from profiler.errors import MeasurementError, OutOfMemoryError, UsageError
 from profiler.placement import Decision, Placement
 from profiler.running.messages import Message, decode, decode_answer, encode
 from profiler.running.sandbox import run_in_process
+from profiler.running.time_limit import START_SECONDS
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
+
+run_here = partial(run_in_process, timeout_seconds=START_SECONDS)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +30,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_result_and_progress_come_from_another_process() -> None:
     seen: list[tuple[str, float]] = []
-    result = run_in_process(
+    result = run_here(
         children.report,
         Number(number=41),
         Seen,
@@ -39,34 +43,34 @@ def test_result_and_progress_come_from_another_process() -> None:
 
 def test_a_users_error_keeps_its_class_and_line() -> None:
     with pytest.raises(UsageError, match="unknown model 'vit_z'; did you mean vit_s") as caught:
-        run_in_process(children.unknown, Nothing(), Nothing)
+        run_here(children.unknown, Nothing(), Nothing)
     assert caught.value.exit_code == 2
 
 
 def test_any_other_error_is_a_failed_measurement_of_one_line() -> None:
     with pytest.raises(MeasurementError) as caught:
-        run_in_process(children.fail, Nothing(), Nothing)
+        run_here(children.fail, Nothing(), Nothing)
     assert str(caught.value) == "something broke"
     assert not isinstance(caught.value, OutOfMemoryError)
 
 
 def test_a_killed_child_is_a_failed_measurement_with_its_last_words() -> None:
     with pytest.raises(MeasurementError, match="code -15: last words") as caught:
-        run_in_process(children.die, Nothing(), Nothing)
+        run_here(children.die, Nothing(), Nothing)
     assert not isinstance(caught.value, OutOfMemoryError)
 
 
 def test_a_malformed_message_is_a_failed_measurement_of_one_line() -> None:
     with pytest.raises(MeasurementError, match=r"Invalid value 'gossip'.*one version") as caught:
-        run_in_process(children.garbled, Nothing(), Nothing)
+        run_here(children.garbled, Nothing(), Nothing)
     assert "\n" not in str(caught.value)
     with pytest.raises(MeasurementError, match=r"Expected `float` <= 1"):
-        run_in_process(children.overdone, Nothing(), Nothing)
+        run_here(children.overdone, Nothing(), Nothing)
     # the child refuses a request, the parent a result
     with pytest.raises(MeasurementError, match=r"Expected `int`, got `str`"):
-        run_in_process(children.not_a_number, Number(number="one"), Nothing)
+        run_here(children.not_a_number, Number(number="one"), Nothing)
     with pytest.raises(MeasurementError, match="Expected `float`, got `null`"):
-        run_in_process(children.not_a_number, Number(number=1), list[float])
+        run_here(children.not_a_number, Number(number=1), list[float])
 
 
 def test_a_message_says_the_same_after_its_way() -> None:
@@ -96,7 +100,7 @@ def test_the_cap_is_enforced() -> None:
     blocks = Blocks(blocks=12, block_bytes=64 * MIB, cap_bytes=cap)
     shares: list[float] = []
     with pytest.raises(OutOfMemoryError) as caught:
-        run_in_process(
+        run_here(
             children.allocate,
             blocks,
             Held,
@@ -111,18 +115,18 @@ def test_the_cap_is_enforced() -> None:
 def test_below_the_cap_all_is_well() -> None:
     cap = 192 * MIB
     blocks = Blocks(blocks=2, block_bytes=64 * MIB, cap_bytes=cap)
-    held = run_in_process(children.allocate, blocks, Held, cap_bytes=cap)
+    held = run_here(children.allocate, blocks, Held, cap_bytes=cap)
     assert held.held_bytes == 128 * MIB
 
 
 def test_a_lifted_cap_comes_back_above_what_was_taken_meanwhile() -> None:
     cap, beyond = 64 * MIB, 1024 * MIB
     within = Lift(beyond_bytes=beyond, more_bytes=cap, cap_bytes=cap)
-    held = run_in_process(children.lift, within, Held, cap_bytes=cap)
+    held = run_here(children.lift, within, Held, cap_bytes=cap)
     assert held.held_bytes == beyond + cap
     too_much = msgspec.structs.replace(within, more_bytes=beyond)
     with pytest.raises(OutOfMemoryError):
-        run_in_process(children.lift, too_much, Held, cap_bytes=cap)
+        run_here(children.lift, too_much, Held, cap_bytes=cap)
 
 
 def test_a_slow_child_is_stopped_and_that_is_no_lack_of_memory() -> None:

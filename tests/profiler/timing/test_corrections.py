@@ -127,6 +127,27 @@ def test_a_damaged_line_is_skipped(cache: Path, line: str) -> None:
     assert len(runs) == 1
 
 
+def test_the_file_is_cut_to_the_newest_runs_and_never_half_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured_runs, "MOST_KEPT_RUNS", 2)
+    for seconds in range(1, 6):
+        record_run(HERE, CANDIDATE, [float(seconds)] * 4, source="measure")
+    path = cache / measured_runs.RUNS_FILE
+    before = path.read_text()
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        assert [run.seconds for run in read_runs(HERE)] == [5.0]
+    assert path.read_text() == before
+    read_runs(HERE)
+    assert path.read_text().splitlines() == before.splitlines()[-2:]
+    assert list(cache.iterdir()) == [path]
+
+
 def test_predictions_use_a_correction_that_helps(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,12 @@ import pytest
 from profiler.devices.table import DEVICES, device_spec
 from profiler.errors import UsageError
 from profiler.records import Origin, Spread
+from profiler.timing import predicted_cost as predicted_cost_module
 from profiler.timing.kernel_rates import KernelRates, kernel_file
 from profiler.timing.kernel_terms import kernel_terms, slot_keys
 from profiler.timing.power import PowerModel
 from profiler.timing.predicted_cost import power_saving, predicted_cost
-from profiler.timing.rates import published_rates
+from profiler.timing.rates import check_power_limit, published_rates
 from profiler.timing.rates import rates as rates_of
 from profiler.workload import Workload
 
@@ -227,6 +228,18 @@ def test_the_offered_limit_is_the_best_of_those_that_cost_little_time():
         fast = other.seconds <= 1.05 * free.seconds
         assert not fast or other.joules >= 0.97 * saving.energy_joules
     assert power_saving(LOAD, replace(rates, power_limit_watts=200.0)) is None
+
+
+@pytest.mark.parametrize("name", ["l4", "v100", "t4"])
+def test_every_offered_limit_may_be_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = device_spec(name)
+    rates = published_rates(device, precision="fp32")
+    assert rates is not None
+    for most in (1.0, 1.05, 2.0):
+        monkeypatch.setattr(predicted_cost_module, "MOST_SLOWDOWN", most)
+        saving = power_saving(LOAD, rates)
+        if saving is not None:
+            check_power_limit(device, saving.watts)
 
 
 def test_a_limit_outside_of_the_measured_range_is_refused():

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from profiler.device_rules.cpu_allocator import peak_during
-from profiler.devices.table import CPU
+from profiler.devices.table import CPU, device_spec
 from profiler.errors import UnknownNameError
+from profiler.models.frozen import run
 from profiler.models.frozen.build import build_frozen
 from profiler.models.frozen.catalogue import frozen_model, frozen_models
-from profiler.models.frozen.run import InferenceLoad, run_inference
+from profiler.models.frozen.run import NAME_TOKENS, TOKEN_FACTOR, InferenceLoad, run_inference
+from profiler.prediction.inference import predict_inference
 from profiler.replay.inference_replay import replay_inference
 from tests.profiler.models.frozen.tiny import TINY
 
@@ -40,6 +42,22 @@ def test_the_peak_is_that_of_the_cpu_allocator(name: str, dtype: str) -> None:
 
     measured = peak_during(prepare, lambda: run_inference(kept[0], model, load))
     assert log.peak_bytes == pytest.approx(measured, rel=0.005)
+
+
+def test_a_free_answer_costs_that_of_all_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predicted() -> dict[str, float]:
+        found = predict_inference(
+            TINY["smolvlm"],
+            InferenceLoad(batch=1, dtype="float16"),
+            device=device_spec("rtx-2060-super"),
+        )
+        return {name: part.seconds for name, part in found.parts.items()}
+
+    short = predicted()
+    monkeypatch.setattr(run, "WRITTEN_TOKENS", NAME_TOKENS)
+    whole = predicted()
+    assert TOKEN_FACTOR * short["token"] == pytest.approx(whole["token"], rel=0.01)
+    assert short["images"] == whole["images"]
 
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
