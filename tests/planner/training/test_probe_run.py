@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from trainings import digits, workload
@@ -11,6 +13,7 @@ from trainings import digits, workload
 from planner.recipe import Recipe
 from planner.training.frozen_units import FrozenUnits
 from planner.training.probe_images import ProbeImages
+from planner.training.probe_process import _timed_step
 from planner.training.probe_records import Learner, ProbeSetting
 from planner.training.probe_run import ProbeRunner
 from profiler.workload import Candidate
@@ -73,3 +76,31 @@ def test_a_check_that_fails_means_no_cached_features(
 
     monkeypatch.setattr(FrozenUnits, "of", fail)
     assert not runner.has_features(learner("side"))
+
+
+class OneBroken:
+    """A runner in which the steps of some learners fail."""
+
+    def __init__(self, *broken: str) -> None:
+        self.broken = broken
+
+    def has_features(self, learner: Learner) -> bool:
+        return learner.name == "head"
+
+    def seconds_per_step(self, learner: Learner) -> float:
+        if learner.name in self.broken:
+            raise NotImplementedError(f"no operation for {learner.name}")
+        return {"head": 1.0, "side": 2.0, "full": 3.0}[learner.name]
+
+
+def test_a_step_is_timed_of_a_learner_that_takes_one() -> None:
+    request = SimpleNamespace(learners=[learner(name) for name in ("head", "side", "full")])
+
+    def timed(*broken: str) -> float:
+        return _timed_step(cast(Any, request), cast(Any, OneBroken(*broken)))
+
+    assert timed() == 2
+    assert timed("side") == 3
+    assert timed("side", "full") == 1
+    with pytest.raises(NotImplementedError, match="for head"):
+        timed("side", "full", "head")

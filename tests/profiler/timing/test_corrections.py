@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from profiler.devices.table import CPU
+from profiler.devices import nvml
+from profiler.devices.table import CPU, device_spec
 from profiler.timing import kept_corrections, measured_runs
 from profiler.timing.corrections import (
     Correction,
@@ -15,7 +17,13 @@ from profiler.timing.corrections import (
     corrected_loads,
     fit_correction,
 )
-from profiler.timing.measured_runs import MeasuredRun, disagreement, read_runs, record_run
+from profiler.timing.measured_runs import (
+    MeasuredRun,
+    disagreement,
+    read_runs,
+    record_run,
+    this_machine,
+)
 from profiler.timing.rates import rates
 from profiler.workload import Candidate, Workload
 
@@ -173,3 +181,14 @@ def test_predictions_use_a_correction_that_helps(
     again = rates(CPU, workload)
     assert again is not None
     assert again.factors is None
+
+
+def test_the_machine_of_a_run_is_that_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two kinds of GPU."""
+    gpus = [SimpleNamespace(spec=device_spec(name)) for name in ("rtx-3060", "rtx-2060-super")]
+    monkeypatch.setattr(nvml, "detect_gpu", lambda cuda_index=0: gpus[cuda_index])
+    for index, gpu in enumerate(gpus):
+        found = this_machine(gpu.spec, cuda_index=index)
+        assert found is not None
+        assert found.device == gpu.spec.name
+        assert this_machine(gpu.spec, cuda_index=1 - index) is None
