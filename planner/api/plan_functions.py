@@ -332,12 +332,12 @@ def _placed_by(
     choice = parse_policy(policy, threshold=threshold)
     if choice.name == "adaptive":
         return plan, AdaptiveRule(budget_bytes=budget, threshold=threshold)
-    device = device_spec(plan.prediction.device.name)
+    device, watts = device_spec(plan.prediction.device.name), plan.prediction.power_limit_watts
     candidate = place_by_policy(
         plan.candidate.workload,
         choice,
-        default_cost_model(device),
+        default_cost_model(device, power_limit_watts=watts),
         budget_bytes=DeviceBytes(budget),
     )
-    report = replay(candidate, device=device, power_limit_watts=plan.prediction.power_limit_watts)
+    report = replay(candidate, device=device, power_limit_watts=watts)
     return with_placement(plan, report, budget_bytes=budget), None

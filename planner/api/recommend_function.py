@@ -136,7 +136,7 @@ def recommend(
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
     from planner.recommendation.request import EnergyRates, Limits
-    from planner.recommendation.several_backbones import joint_study_name, request_for_backbones
+    from planner.recommendation.several_backbones import request_for_backbones
     from planner.search.storage_url import mask_url
 
     notify = on_progress or no_progress
@@ -177,8 +177,6 @@ def recommend(
         probe_minutes=probe_minutes,
         find_lr=find_lr,
     )
-    if len(models) > 1 and study is None:
-        study = joint_study_name(models)
     request = request_for_backbones(
         models,
         lambda name, own_study: build(name, study=own_study),
@@ -191,5 +189,5 @@ def recommend(
         return answer(request, notify=notify)
     except KeyboardInterrupt as interrupt:
         where = f" --storage {mask_url(storage)}" if storage else ""
-        interrupt.add_note(f"the same command with --study {study or request.study}{where} goes on")
+        interrupt.add_note(f"the same command with --study {request.question_study}{where} goes on")
         raise

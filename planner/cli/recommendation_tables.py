@@ -62,7 +62,8 @@ def _closing(answer: Recommendation) -> Iterator[str]:
     yield f"a plan file for each row is in {answer.request.out}/; `budgetplan show PLAN` prints it"
     yield (
         f"{answer.trials} trials, {format_seconds(answer.seconds)} in all; study {answer.study}: "
-        "`recommend --study` continues it, `budgetplan dashboard` shows it"
+        f"`recommend --study {answer.request.question_study}` continues it, `budgetplan dashboard` "
+        "shows it"
     )
 
 

@@ -123,11 +123,13 @@ def remake_front(
     """
     if probe is None or not probe.estimates:
         return replayed
+    refused = [each.assignment for each in replayed.refused]
     corrected = [
         replace(
             result, score=corrected_score(probe, result.candidate.workload, request.balanced_images)
         )
         for result in results
+        if result.assignment not in refused
     ]
     remade = replay_front(request, corrected, cost, notify, known=replayed.passed)
     points = [each.result.assignment for each in remade.passed]

@@ -37,6 +37,7 @@ from planner.search.space import (
 )
 from planner.target_device import find_target
 from planner.training.run_options import RunOptions
+from planner.training_free.options import check_libraries
 from profiler.errors import UsageError
 from profiler.models import backbones
 from profiler.models.forward_check import check_forward
@@ -93,6 +94,8 @@ def build_request(
         raise UsageError(
             "--allow-training-free needs the models that --no-training-free leaves out"
         )
+    if training_free or allow_training_free:
+        check_libraries()
     chosen_levers = parse_levers(levers)
     check_risk(risk)
     if probe_minutes is not None and not 0 < probe_minutes < math.inf:

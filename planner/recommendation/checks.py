@@ -50,8 +50,10 @@ class CheckOutcome:
         passed: candidates that passed.
         dropped: one sentence per candidate that did not.
         notes: sentences on the stage for the reader of the answer.
+        refused: rows of the search that a replay dropped.
     """
 
     passed: tuple[CheckedCandidate, ...]
     dropped: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    refused: tuple[TrialResult, ...] = ()

@@ -128,7 +128,7 @@ def explain_plan(
     rows: list[ExplainedRow] = []
     for number, (change, candidate) in enumerate([*steps, *near]):
         notify(change, number / (len(steps) + len(near) + 1))
-        rows.append(_replayed_row(change, candidate, device, plan.budget_bytes))
+        rows.append(_replayed_row(change, candidate, device, plan))
     notify("the plan's peak", 0.95)
     log = replay_step(plan.candidate, device=device)
     report, timeline = report_of(plan.candidate, log, device=device), Timeline.of(log)
@@ -170,12 +170,14 @@ def _tensors_by_kind(log: EventLog) -> tuple[PeakTensors, ...]:
 
 
 def _replayed_row(
-    change: str, candidate: Candidate, device: DeviceSpec, budget: int
+    change: str, candidate: Candidate, device: DeviceSpec, plan: Plan
 ) -> ExplainedRow:
     from profiler.prediction.report import predict
 
     try:
-        report: Report = predict(candidate, device=device)
+        report: Report = predict(
+            candidate, device=device, power_limit_watts=plan.prediction.power_limit_watts
+        )
     except UsageError as error:
         return ExplainedRow(
             change=change, need_bytes=None, step_seconds=None, fits=False, reason=str(error)
@@ -185,7 +187,7 @@ def _replayed_row(
         change=change,
         need_bytes=need,
         step_seconds=report.step_seconds,
-        fits=need <= budget,
+        fits=need <= plan.budget_bytes,
     )
 
 

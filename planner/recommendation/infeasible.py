@@ -1,6 +1,7 @@
 """The answer when nothing fits: the smallest budget that would, and the most helpful change.
 
-    nothing_fits       the error of ``recommend``: no candidate of the space fits
+    none_replayed      the error of ``recommend``: no candidate passed its replay
+    nothing_fits       the same if no candidate of the space fits
     change_that_fits   the advice of ``predict``: one candidate does not fit
 
 Advice is given only if it was predicted to fit. The smallest budget is replayed and rounded up to
@@ -16,13 +17,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
-from planner.cost.fit_probability import FitRule
 from planner.cost.place_within_budget import place_within_budget
 from planner.placement.policies import OPTIMAL, parse_policy
 from planner.recommendation.request import Request
+from planner.recommendation.search_backbones import smallest_backbone
 from planner.search.problem import SearchResult
 from planner.search.space import Space
-from profiler.errors import InfeasibleError, UsageError
+from profiler.errors import InfeasibleError, UnmetLimitError, UsageError
 from profiler.records import Report
 from profiler.units import DeviceBytes, format_bytes_as
 from profiler.workload import Candidate, Workload
@@ -42,6 +43,25 @@ SIZE_STEP = 32
 """Image sizes are tried in multiples of this: most backbones reduce images 32 times."""
 
 
+def none_replayed(
+    request: Request, found: SearchResult, cost: CostModel, dropped: Sequence[str]
+) -> InfeasibleError | UnmetLimitError:
+    """Return the error of a question whose candidates were all dropped.
+
+    Args:
+        request: the request.
+        found: the search.
+        cost: cost model of the device.
+        dropped: why each replayed candidate was dropped.
+    """
+    error = nothing_fits(*smallest_backbone(request, found), cost)
+    if not dropped or error.smallest_bytes is None or error.smallest_bytes > request.budget_bytes:
+        return error
+    return UnmetLimitError(
+        "the memory is enough, but no candidate passed its replay. " + ". ".join(dropped)
+    )
+
+
 def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> InfeasibleError:
     """Return the error with the smallest budget that would fit.
 
@@ -55,7 +75,7 @@ def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> Infe
         raise UsageError(f"no candidate runs on {request.space.base.model}: {reason}")
     composed = sorted(candidates, key=lambda c: cost.estimate(c).device_bytes)
     smallest_bytes, report = min(
-        (_smallest_budget(c, cost, request.risk) for c in composed[:REPLAYED_CANDIDATES]),
+        (_smallest_budget(c, cost, request) for c in composed[:REPLAYED_CANDIDATES]),
         key=lambda pair: pair[0],
     )
     return InfeasibleError(
@@ -96,15 +116,14 @@ def _smallest_placements(
                 yield cost.place(load, policy, DeviceBytes(error.smallest_bytes))
 
 
-def _smallest_budget(candidate: Candidate, cost: CostModel, risk: float) -> tuple[int, Report]:
-    """Return the smallest budget of a candidate in bytes at a risk, and its replay."""
+def _smallest_budget(candidate: Candidate, cost: CostModel, request: Request) -> tuple[int, Report]:
+    """Return the smallest budget of a candidate at the request's risk, and its replay."""
     from profiler.prediction.report import predict
 
     report = predict(candidate, device=cost.device)
     # The search drops a candidate by its composed bytes, so the budget must hold those as well.
     need = max(needed_bytes(report), cost.estimate(candidate).device_bytes)
-    rule = FitRule.of(candidate.workload, cost.device)
-    return rule.smallest_budget(need, risk=risk), report
+    return request.budget_for(need), report
 
 
 def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostModel) -> str:

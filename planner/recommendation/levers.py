@@ -39,12 +39,21 @@ class LeverOutcome:
         effects: predicted effects of the levers that it takes, where there is a prediction.
         seconds_ratio: seconds with the levers over those without; 1 if either is unknown.
         joules_ratio: the same of energy.
+        plain_report: replay without the levers; None if it takes none.
     """
 
     report: Report
     effects: tuple[LeverEffect, ...] = ()
     seconds_ratio: float = 1.0
     joules_ratio: float = 1.0
+    plain_report: Report | None = None
+
+    @property
+    def timed_report(self) -> Report:
+        """The replay without levers if the time with them is not predicted, else with them."""
+        if self.report.step_seconds is None and self.plain_report is not None:
+            return self.plain_report
+        return self.report
 
     def result(self, row: TrialResult) -> TrialResult:
         """Return a row of the search with the replayed candidate and the gain of its levers."""
@@ -78,9 +87,7 @@ def with_levers(
     plain = LeverOutcome(report=report)
     if not choice or is_paper_default(row) or not (device.is_cuda or choice != "auto"):
         return plain
-    effects = _predicted_effects(
-        report.candidate, device, PREDICTED_LEVERS if choice == "auto" else choice
-    )
+    effects = _predicted_effects(report, device, PREDICTED_LEVERS if choice == "auto" else choice)
     if choice == "auto":
         effects = tuple(each for each in effects if _gains(each))
         levers = tuple(each.lever for each in effects)
@@ -88,7 +95,7 @@ def with_levers(
         levers = tuple(x for x in choice if _allows(report.candidate, x, device))
     if not levers:
         return plain
-    changed = _replay_with(report.candidate, levers, device)
+    changed = _replay_with(report, levers, device)
     if choice == "auto" and needed_bytes(changed) > budget_bytes:
         return plain
     return LeverOutcome(
@@ -96,25 +103,33 @@ def with_levers(
         effects=effects,
         seconds_ratio=_ratio(changed.step_seconds, report.step_seconds),
         joules_ratio=_ratio(changed.energy_joules, report.energy_joules),
+        plain_report=report,
     )
 
 
 def _predicted_effects(
-    candidate: Candidate, device: DeviceSpec, levers: tuple[Lever, ...]
+    report: Report, device: DeviceSpec, levers: tuple[Lever, ...]
 ) -> tuple[LeverEffect, ...]:
     from profiler.replay.step_replay import replay_step
 
+    candidate = report.candidate
     if not device.is_cuda or not any(_allows(candidate, x, device) for x in levers):
         return ()
     log = replay_step(candidate, device=device)
-    return lever_effects(candidate, log, device=device, levers=levers)
+    return lever_effects(
+        candidate, log, device=device, levers=levers, power_limit_watts=report.power_limit_watts
+    )
 
 
-def _replay_with(candidate: Candidate, levers: tuple[Lever, ...], device: DeviceSpec) -> Report:
+def _replay_with(report: Report, levers: tuple[Lever, ...], device: DeviceSpec) -> Report:
     from profiler.prediction.report import predict
 
-    workload = candidate.workload.replace(levers=levers)
-    return predict(replace(candidate, workload=workload), device=device)
+    workload = report.candidate.workload.replace(levers=levers)
+    return predict(
+        replace(report.candidate, workload=workload),
+        device=device,
+        power_limit_watts=report.power_limit_watts,
+    )
 
 
 def _gains(effect: LeverEffect) -> bool:

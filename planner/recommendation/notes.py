@@ -47,8 +47,19 @@ def answer_notes(
         *(note for part in request.backbones for note in _backbone_notes(request, part)),
         *_run_notes(request, ran),
         *dict.fromkeys(predicted),
+        *_limit_notes(request, candidates),
         *_fit_notes(request, candidates),
     )
+
+
+def _limit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iterator[str]:
+    limits = request.limits
+    is_timed = all(each.prediction.step_seconds is not None for each in candidates)
+    if not is_timed and (limits.max_hours is not None or limits.max_kwh is not None):
+        yield (
+            "the limits of time and energy were checked without levers, because the time with "
+            "the chosen ones is not predicted"
+        )
 
 
 def _fit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iterator[str]:

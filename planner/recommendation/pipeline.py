@@ -50,7 +50,7 @@ from planner.recommendation.build_entry import build_entry
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.choose import choose
 from planner.recommendation.choose_by_probe import best_first, choose_by_probe
-from planner.recommendation.infeasible import nothing_fits
+from planner.recommendation.infeasible import none_replayed
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe_front
@@ -60,7 +60,7 @@ from planner.recommendation.real_runs import run_best
 from planner.recommendation.rehearse_front import rehearse_front
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
-from planner.recommendation.search_backbones import search_backbones, smallest_backbone
+from planner.recommendation.search_backbones import search_backbones
 from planner.recommendation.several_backbones import with_backbone_reason
 from planner.recommendation.smaller_images import with_smaller_images
 from planner.recommendation.study_note import annotate
@@ -74,6 +74,7 @@ from planner.search.study_lock import check_storage
 from planner.workers.run_device import this_device
 from planner.workers.run_pool import opened_pool
 from profiler.devices.table import device_spec
+from profiler.errors import InputError
 from profiler.store import Store
 
 if TYPE_CHECKING:
@@ -155,7 +156,16 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         training_free=training_free,
         recommended_training_free=best_without_training(request, training_free, chosen),
     )
-    annotate(answer, storage)
+    return _annotated(answer, storage)
+
+
+def _annotated(answer: Recommendation, storage: str) -> Recommendation:
+    """Write the notes of the study; without them the answer stands, and says that they lack."""
+    try:
+        annotate(answer, storage)
+    except InputError as error:
+        lacking = f"the study has no notes and no plan files of this answer: {error}"
+        return replace(answer, notes=(*answer.notes, lacking))
     return answer
 
 
@@ -184,12 +194,12 @@ def _checked_rows(
     request: Request, found: SearchResult, cost: CostModel, storage: str, notify: Notify
 ) -> _CheckedRows:
     """Select the rows of the answer and check them: replay, probe, rehearsal, real runs."""
-    affordable = within_cost_limits(request, found.fitting(request.limit_bytes))
+    affordable = within_cost_limits(request, found.fitting(request.limit_of))
     replayed = replay_front(
         request, affordable, cost, notify, every_method=request.probe_seconds is not None
     )
     if not replayed.passed:
-        raise nothing_fits(*smallest_backbone(request, found), cost)
+        raise none_replayed(request, found, cost, replayed.dropped)
     probe = probe_front(request, replayed.passed, storage, notify)
     replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
     rehearsed = rehearse_front(request, replayed.passed, notify)
@@ -218,12 +228,12 @@ def _run_best(
         return CheckOutcome(passed=tuple(candidates), dropped=())
     device = None if request.uses_workers else this_device(request.run.device)
     at_once = request.validations if request.uses_workers else 1
-    with opened_pool(storage, request.study, device=device, at_once=at_once) as pool:
+    with opened_pool(storage, request.question_study, device=device, at_once=at_once) as pool:
         return run_best(
             request,
             best_first(candidates, probe, request.objective),
             pool,
             notify,
-            in_order=probe is not None,
+            in_order=probe is not None and bool(probe.estimates),
             recipe_of=partial(final_recipe, request, probe),
         )

@@ -51,7 +51,7 @@ def replay_front(
     """
     question = Question.of(request)
     waiting, passed = list(results), dict[int, CheckedCandidate]()
-    dropped: list[str] = []
+    dropped, refused = list[str](), list[TrialResult]()
     choose_rows = probe_rows if every_method else answer_rows
     replayed = {_point(each.result): each for each in known}
     for row in results:
@@ -67,6 +67,7 @@ def replay_front(
             reason = _reason_to_drop(request, row, report)
             if reason is not None:
                 dropped.append(f"{candidate_summary(row.candidate)}: {reason}")
+                refused.append(row)
                 waiting.remove(row)
             elif isinstance(report, LeverOutcome):
                 # The replay may have changed the placement. Its score is the same.
@@ -76,7 +77,7 @@ def replay_front(
     wanted = {id(row) for row in choose_rows(waiting, question)} if waiting else set()
     kept = [checked for key, checked in passed.items() if key in wanted] or list(passed.values())
     kept.sort(key=lambda c: (-c.result.score, needed_bytes(c.prediction)))
-    return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
+    return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped), refused=tuple(refused))
 
 
 def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome | str) -> str | None:
@@ -85,11 +86,12 @@ def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome |
         return replayed
     budget_bytes = request.budget_bytes
     need_bytes = needed_bytes(replayed.report)
-    if need_bytes <= request.limit_bytes:
-        return exceeded_limit(request, replayed.report)
+    limit_bytes = request.limit_of(row.candidate.workload)
+    if need_bytes <= limit_bytes:
+        return exceeded_limit(request, replayed.timed_report)
     needs = f"the replay needs {format_bytes_as(need_bytes, budget_bytes)}"
     if need_bytes <= budget_bytes:
-        most = format_bytes_as(request.limit_bytes, budget_bytes)
+        most = format_bytes_as(limit_bytes, budget_bytes)
         return f"{needs}, and at a risk of {request.risk:.2g} at most {most} are planned"
     composed = format_bytes_as(row.device_bytes, budget_bytes)
     return f"the search composed {composed}, but {needs}"
@@ -135,6 +137,7 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
     from profiler.prediction.report import predict
 
     candidate, load = row.candidate, row.candidate.workload
+    limit_bytes = request.limit_of(load)
     if candidate.policy != OPTIMAL or candidate.placement.is_none:
         report = predict(candidate, device=cost.device, power_limit_watts=cost.power_limit_watts)
     else:
@@ -142,14 +145,14 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
             load,
             OPTIMAL,
             cost,
-            budget_bytes=request.limit_bytes,
+            budget_bytes=limit_bytes,
             options=cost.profiles.unit_options(load),
         )
     outcome = with_levers(
         report,
         row,
         choice=request.levers,
-        budget_bytes=request.limit_bytes,
+        budget_bytes=limit_bytes,
         device=cost.device,
     )
     return replace(outcome, report=replace(outcome.report, device=request.device))

@@ -100,7 +100,7 @@ class Request:
         budget_bytes: budget in device bytes, the CUDA context included.
         device: the device to plan for.
         run: options of the real runs; the seed is also that of the search.
-        study: name of the study.
+        study: name of the study of this backbone's search.
         trials: number of trials of the search; None to evaluate every point if that is quick.
         storage: SQLAlchemy URL of the study; None for a file under ``studies/``.
         validations: number of candidates that are really run; 0 for none.
@@ -126,6 +126,8 @@ class Request:
             data set.
         weight_notes: sentences on the content of the weights file.
         image_notes: sentences on the image size.
+        joint_study: name that the user knows the question by if it has several backbones; None if
+            that is the study's own. The real runs of all backbones are queued under it.
         others: requests for the other backbones of the same question; they differ from this one
             in the space, the study and the facts of their backbone.
 
@@ -160,6 +162,7 @@ class Request:
     images_per_class: tuple[int, ...] = ()
     weight_notes: tuple[str, ...] = ()
     image_notes: tuple[str, ...] = ()
+    joint_study: str | None = None
     others: tuple[Request, ...] = ()
 
     @property
@@ -184,15 +187,34 @@ class Request:
         check_risk(self.risk)
 
     @property
+    def question_study(self) -> str:
+        """Name that ``--study`` continues, and under which the real runs are queued."""
+        return self.joint_study or self.study
+
+    @property
     def limit_bytes(self) -> DeviceBytes:
-        """Largest predicted device bytes that exceed the budget with at most the accepted risk."""
-        device = device_spec(self.device.name)
-        rules = [
-            FitRule.of(part.space.base.replace(precision=precision), device)
-            for part in self.backbones
-            for precision in part.space.precisions
+        """Largest predicted device bytes of this backbone alone, by ``budget_bytes`` and ``risk``.
+
+        Its search, replay and checks use the same bytes, so that what one admits the others do.
+        """
+        return min(
+            rule.largest_prediction(self.budget_bytes, risk=self.risk) for rule in self._fit_rules()
+        )
+
+    def limit_of(self, workload: Workload) -> DeviceBytes:
+        """Return the ``limit_bytes`` of the backbone of a workload."""
+        return self.of_backbone(workload.model).limit_bytes
+
+    def budget_for(self, need_bytes: int) -> DeviceBytes:
+        """Return the smallest budget whose ``limit_bytes`` are at least ``need_bytes``."""
+        return max(rule.smallest_budget(need_bytes, risk=self.risk) for rule in self._fit_rules())
+
+    def _fit_rules(self) -> list[FitRule]:
+        device, base = device_spec(self.device.name), self.space.base
+        return [
+            FitRule.of(base.replace(precision=precision), device)
+            for precision in self.space.precisions
         ]
-        return min(rule.largest_prediction(self.budget_bytes, risk=self.risk) for rule in rules)
 
     @property
     def train_images(self) -> int:

@@ -63,7 +63,11 @@ def smallest_backbone(request: Request, found: SearchResult) -> tuple[Request, S
     """Return the request and results of the backbone whose smallest candidate needs least."""
     if not request.others or not found.results:
         return request, found
-    least = min(found.results, key=lambda r: r.device_bytes)
+    parts = {part.space.base.model: part for part in request.backbones}
+    least = min(
+        found.results,
+        key=lambda r: parts[r.candidate.workload.model].budget_for(r.device_bytes),
+    )
     model = least.candidate.workload.model
     own = tuple(r for r in found.results if r.candidate.workload.model == model)
     return request.of_backbone(model), replace(found, results=own)

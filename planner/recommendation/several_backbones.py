@@ -60,7 +60,7 @@ def request_for_backbones(
     first = parts[0]
     folder = question_folder(_joined(models), first.run.data, first.budget_bytes)
     url = storage or default_storage(study)
-    parts = [replace(part, storage=url, out=out / folder) for part in parts]
+    parts = [replace(part, storage=url, out=out / folder, joint_study=study) for part in parts]
     return replace(parts[0], others=tuple(parts[1:]))
 
 

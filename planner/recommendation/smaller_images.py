@@ -55,7 +55,9 @@ def with_smaller_images(entry: FrontEntry, *, device: DeviceSpec) -> Alternative
         return None
     try:
         report = predict(
-            replace(candidate, workload=workload.replace(image_size=size)), device=device
+            replace(candidate, workload=workload.replace(image_size=size)),
+            device=device,
+            power_limit_watts=entry.plan.prediction.power_limit_watts,
         )
     except BudgetplanError:
         return None  # windows that must divide the image, for example

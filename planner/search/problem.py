@@ -142,9 +142,13 @@ class SearchResult:
     stopped: str | None = None
     failures: tuple[str, ...] = ()
 
-    def fitting(self, budget_bytes: DeviceBytes) -> list[TrialResult]:
-        """Return the results within the budget, each distinct run once."""
-        return [r for r in _distinct_runs(self.results) if r.device_bytes <= budget_bytes]
+    def fitting(self, limit_of: Callable[[Workload], DeviceBytes]) -> list[TrialResult]:
+        """Return the results within the limit of their workload, each distinct run once."""
+        return [
+            result
+            for result in _distinct_runs(self.results)
+            if result.device_bytes <= limit_of(result.candidate.workload)
+        ]
 
     def front(self, budget_bytes: DeviceBytes) -> list[TrialResult]:
         """Return the non-dominated results within the budget, each distinct run once."""

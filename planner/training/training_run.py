@@ -281,7 +281,11 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
     if planned.kind != "cuda":
         return None
     try:
-        return CostModel(device_spec(planned.name), Store.default())
+        return CostModel(
+            device_spec(planned.name),
+            Store.default(),
+            power_limit_watts=plan.prediction.power_limit_watts,
+        )
     except UnknownNameError:  # a GPU of another machine, measured there, that the table lacks
         return None
 

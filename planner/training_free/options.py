@@ -16,6 +16,7 @@ from planner.parallel import map_forked
 from planner.training_free.option_cost import ProbeCost, cost_to_json, probe_cost
 from profiler.arrays import Floats, Ints
 from profiler.device_rules.caching_allocator import configuration
+from profiler.errors import InputError
 from profiler.models.frozen.catalogue import FrozenKind, FrozenModel, frozen_models
 from profiler.prediction.inference import (
     PARTS,
@@ -125,11 +126,28 @@ def models_at_hand(device: DeviceSpec, store: Store, *, budget_bytes: int) -> li
     language models whose predictions are in the store. Models whose library is not installed are
     left out.
     """
-    installed = [m for m in frozen_models().values() if find_spec(_MODULES[m.package]) is not None]
+    installed = [m for m in frozen_models().values() if _is_installed(m)]
     inferences = Inferences(device, store)
     slow = [model for model in installed if model.kind == "prompted"]
     missing = inferences.missing(slow, budget_bytes=budget_bytes)
     return [model for model in installed if model not in missing]
+
+
+def check_libraries() -> None:
+    """Refuse a request for all known models if they cannot be replayed here.
+
+    Raises:
+        InputError: a library is not installed.
+    """
+    from profiler.models.frozen.build import EXTRA
+
+    for model in frozen_models().values():
+        if not _is_installed(model):
+            raise InputError(f"{model.name} needs {_MODULES[model.package]}: {EXTRA}")
+
+
+def _is_installed(model: FrozenModel) -> bool:
+    return find_spec(_MODULES[model.package]) is not None
 
 
 def training_free_options(

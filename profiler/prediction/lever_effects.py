@@ -54,7 +54,12 @@ class LeverEffect:
 
 
 def lever_effects(
-    candidate: Candidate, log: EventLog, *, device: DeviceSpec, levers: Collection[Lever]
+    candidate: Candidate,
+    log: EventLog,
+    *,
+    device: DeviceSpec,
+    levers: Collection[Lever],
+    power_limit_watts: float | None = None,
 ) -> tuple[LeverEffect, ...]:
     """Return the effects of levers, where a candidate allows the lever and an effect is predicted.
 
@@ -63,9 +68,10 @@ def lever_effects(
         log: its replay.
         device: a GPU.
         levers: levers to consider.
+        power_limit_watts: power limit of the GPU; None for the board's own.
     """
     workload = candidate.workload
-    roofline = rates(device, workload)
+    roofline = rates(device, workload, power_limit_watts=power_limit_watts)
     if roofline is None or not device.is_cuda:
         return ()
     base = step_seconds(log, roofline, workload)
@@ -77,7 +83,7 @@ def lever_effects(
         if changed is None:
             continue
         used = log if lever != "fused" else _with_fused_update(candidate, changed, log, device)
-        kernels = rates(device, changed)
+        kernels = rates(device, changed, power_limit_watts=power_limit_watts)
         if used is None or kernels is None or not can_time(used, changed, kernels):
             continue
         ratio = step_seconds(used, kernels, changed) / base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,5 +147,9 @@ def test_the_front_is_made_again_of_the_methods_that_the_probe_found_best(
     assert best.method == "full"
     assert again.dropped == ("one",)
     assert len({id(each) for each in again.passed}) == len(again.passed)
+    out = results[3]  # of full, at 16 images, which the first replay dropped
+    dropped_before = replace(first, refused=(out,))
+    again = remake_front(Asked(), probe, results, dropped_before, cost=None, notify=None)
+    assert out.assignment not in [each.result.assignment for each in again.passed]
     untouched = remake_front(Asked(), None, results, first, cost=None, notify=None)
     assert untouched is first

@@ -71,7 +71,7 @@ def test_the_command_prints_tables_and_json(
 ) -> None:
     path = tmp_path / "plan.json"
     write_plan(plan, path)
-    monkeypatch.setattr("planner.api.explain", lambda plan, *, vram, on_progress: found)
+    monkeypatch.setattr("planner.api.explain", lambda plan, **_: found)
     shown = CliRunner().invoke(cli, ["explain", str(path)], env={"COLUMNS": "80"})
     assert shown.exit_code == 0, shown.stderr
     assert "From the plain default to this plan" in shown.stdout
@@ -94,7 +94,7 @@ def test_a_budget_that_is_too_small_lists_the_tensors(
     plan: Plan, found: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = replace(found, budget_bytes=10**6)
-    monkeypatch.setattr("planner.api.explain", lambda plan, *, vram, on_progress: small)
+    monkeypatch.setattr("planner.api.explain", lambda plan, **_: small)
     file = tmp_path / "plan.json"
     write_plan(plan, file)
     command = ["explain", str(file), "--vram", "1MB", "--progress", "none"]
@@ -104,6 +104,6 @@ def test_a_budget_that_is_too_small_lists_the_tensors(
     assert "Tensors alive at the peak" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
     roomy = replace(found, budget_bytes=4 * 10**9)
-    monkeypatch.setattr("planner.api.explain", lambda plan, *, vram, on_progress: roomy)
+    monkeypatch.setattr("planner.api.explain", lambda plan, **_: roomy)
     fits = CliRunner().invoke(cli, command, terminal_width=80)
     assert "Tensors alive" not in fits.stdout

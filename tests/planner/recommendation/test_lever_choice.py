@@ -48,9 +48,10 @@ def decided(
     *,
     budget_bytes: int = ENOUGH,
     placement: Placement | None = None,
+    power_limit_watts: float | None = None,
 ) -> tuple[Report, LeverOutcome]:
     candidate = Candidate(workload=workload, placement=placement or Placement())
-    report = predict(candidate, device=RTX)
+    report = predict(candidate, device=RTX, power_limit_watts=power_limit_watts)
     return report, with_levers(
         report, row_of(candidate), choice=choice, budget_bytes=budget_bytes, device=RTX
     )
@@ -91,6 +92,23 @@ def test_a_row_that_no_longer_fits_takes_none() -> None:
     assert need is not None
     assert levers_of(decided(BASE, budget_bytes=need)[1])
     assert decided(BASE, budget_bytes=need - 1)[1] == LeverOutcome(report=plain)
+
+
+def test_a_row_keeps_its_power_limit() -> None:
+    plain, outcome = decided(BASE, power_limit_watts=110)
+    assert levers_of(outcome)
+    assert outcome.report.power_limit_watts == plain.power_limit_watts == 110
+    free = decided(BASE)[1]
+    assert outcome.report.energy_joules != free.report.energy_joules
+
+
+def test_time_that_is_not_predicted_with_levers_is_that_without() -> None:
+    plain, outcome = decided(BASE, ("compile",))
+    assert levers_of(outcome) == ("compile",)
+    assert outcome.report.step_seconds is None
+    assert outcome.timed_report == plain
+    known = decided(BASE)[1]
+    assert known.timed_report == known.report
 
 
 def test_the_papers_default_and_a_cpu_take_none() -> None:

@@ -1,0 +1,141 @@
+"""Stages of the flow with stand-ins for the work: what they pass on, and what they forgive."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import planner.recommendation.replay_front as replaying
+import profiler.prediction.report as reports
+from planner.recommendation import explain, infeasible, pipeline
+from planner.recommendation.build_request import build_request
+from planner.recommendation.levers import LeverOutcome
+from planner.recommendation.notes import answer_notes
+from planner.recommendation.request import Limits, Request
+from planner.recommendation.smaller_images import with_smaller_images
+from planner.training_free import options
+from profiler.devices.table import device_spec
+from profiler.errors import InfeasibleError, InputError, UnmetLimitError, UsageError
+from profiler.prediction.report import predict
+from profiler.units import GIB
+from profiler.workload import Candidate, Workload
+
+
+@pytest.fixture
+def asked() -> Request:
+    return build_request(
+        "test_vit", budget_bytes=2 * GIB, device="rtx-3060", study="mine", validations=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("probe", "in_order"),
+    [
+        (None, False),
+        (SimpleNamespace(estimates={}), False),
+        (SimpleNamespace(estimates={"lora": 1}), True),
+    ],
+)
+def test_runs_are_queued_under_the_name_that_the_user_gave(
+    probe: Any, in_order: bool, asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    seen: dict[str, Any] = {}
+
+    def open_pool(url: str, study: str, **options: Any) -> Any:
+        opened.append(study)
+        return nullcontext()
+
+    monkeypatch.setattr(pipeline, "opened_pool", open_pool)
+    monkeypatch.setattr(pipeline, "run_best", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(pipeline, "best_first", lambda candidates, *_: candidates)
+    joint = replace(asked, study="mine-test_vit", joint_study="mine", validations=1)
+    pipeline._run_best(joint, [], probe, "sqlite://", lambda *_: None)
+    assert opened == ["mine"]
+    # a probe without a training says nothing about the order
+    assert seen["in_order"] is in_order
+
+
+def test_an_answer_stands_without_the_notes_of_its_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Answer:
+        notes: tuple[str, ...] = ("first",)
+
+    def fails(answer: Any, url: str) -> None:
+        raise InputError("the database is read-only")
+
+    monkeypatch.setattr(pipeline, "annotate", fails)
+    notes = pipeline._annotated(Answer(), "sqlite://").notes  # type: ignore[arg-type]
+    assert notes[0] == "first"
+    assert "no notes" in notes[1] and "read-only" in notes[1]
+
+
+def test_missing_libraries_are_refused_before_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    for wish in ({"training_free": True}, {"allow_training_free": True}):
+        with pytest.raises(InputError, match="training-free"):
+            build_request("test_vit", budget_bytes=2 * GIB, **wish)
+
+
+def test_limits_of_time_hold_for_the_plain_step_if_that_with_levers_is_not_predicted(
+    asked: Request,
+) -> None:
+    workload = Workload(model="test_vit", num_classes=10, micro_batch=8, image_size=32)
+    device = device_spec("rtx-3060")
+    plain = predict(Candidate(workload=workload), device=device)
+    compiled = replace(plain, step_seconds=None, energy_joules=None)
+    outcome = LeverOutcome(report=compiled, plain_report=plain)
+    row: Any = SimpleNamespace(candidate=Candidate(workload=workload), device_bytes=1)
+    for hours, passes in ((100.0, True), (1e-9, False)):
+        limited = replace(asked, limits=Limits(max_hours=hours))
+        assert (replaying._reason_to_drop(limited, row, outcome) is None) == passes
+        found: Any = SimpleNamespace(stopped=None, cost_unit="joules", failures=())
+        checked: Any = SimpleNamespace(prediction=compiled, validation=None)
+        notes = answer_notes(limited, found, [checked])
+        assert any("checked without levers" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "dropped", "kind"),
+    [
+        (GIB, ("its replayed training is 3 hours, more than 2 hours",), UnmetLimitError),
+        (GIB, (), InfeasibleError),
+        (3 * GIB, ("the replay needs 3 GiB",), InfeasibleError),
+    ],
+)
+def test_memory_is_blamed_only_if_it_is_too_small(
+    smallest: int,
+    dropped: tuple[str, ...],
+    kind: type[Exception],
+    asked: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = InfeasibleError(budget_bytes=asked.budget_bytes, smallest_bytes=smallest, advice="")
+    monkeypatch.setattr(infeasible, "nothing_fits", lambda *_: error)
+    found: Any = SimpleNamespace(results=())
+    cost: Any = None
+    raised = infeasible.none_replayed(asked, found, cost, dropped)
+    assert type(raised) is kind
+    assert kind is InfeasibleError or dropped[0] in str(raised)
+
+
+def test_variants_of_a_plan_have_its_power_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = Workload(model="test_vit", num_classes=10, image_size=160)
+    seen: list[Any] = []
+
+    def predicted(candidate: Candidate, **given: Any) -> Any:
+        seen.append(given["power_limit_watts"])
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(reports, "predict", predicted)
+    plan: Any = SimpleNamespace(
+        candidate=Candidate(workload=workload), prediction=SimpleNamespace(power_limit_watts=100.0)
+    )
+    entry: Any = SimpleNamespace(plan=plan)
+    assert with_smaller_images(entry, device=device_spec("rtx-3060")) is None
+    explain._replayed_row("fp32", plan.candidate, device_spec("rtx-3060"), plan)
+    assert seen == [100.0, 100.0]
