@@ -69,7 +69,8 @@ def test_an_answer_stands_without_the_notes_of_its_study(monkeypatch: pytest.Mon
         raise InputError("the database is read-only")
 
     monkeypatch.setattr(pipeline, "annotate", fails)
-    notes = pipeline._annotated(Answer(), "sqlite://").notes  # type: ignore[arg-type]
+    answer: Any = Answer()
+    notes = pipeline._annotated(answer, "sqlite://").notes
     assert notes[0] == "first"
     assert "no notes" in notes[1] and "read-only" in notes[1]
 
