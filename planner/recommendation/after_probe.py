@@ -139,7 +139,9 @@ def remake_front(
         if each.result.assignment not in points and _leads(probe, each)
     ]
     return CheckOutcome(
-        passed=(*remade.passed, *kept), dropped=(*replayed.dropped, *remade.dropped)
+        passed=(*remade.passed, *kept),
+        dropped=(*replayed.dropped, *remade.dropped),
+        notes=(*replayed.notes, *remade.notes),
     )
 
 

@@ -40,6 +40,7 @@ class LeverOutcome:
         seconds_ratio: seconds with the levers over those without; 1 if either is unknown.
         joules_ratio: the same of energy.
         plain_report: replay without the levers; None if it takes none.
+        left_out: levers that the user named, with which the row would exceed the budget.
     """
 
     report: Report
@@ -47,6 +48,7 @@ class LeverOutcome:
     seconds_ratio: float = 1.0
     joules_ratio: float = 1.0
     plain_report: Report | None = None
+    left_out: tuple[Lever, ...] = ()
 
     @property
     def timed_report(self) -> Report:
@@ -96,8 +98,8 @@ def with_levers(
     if not levers:
         return plain
     changed = _replay_with(report, levers, device)
-    if choice == "auto" and needed_bytes(changed) > budget_bytes:
-        return plain
+    if needed_bytes(changed) > budget_bytes:
+        return replace(plain, left_out=() if choice == "auto" else levers)
     return LeverOutcome(
         report=changed,
         effects=effects,

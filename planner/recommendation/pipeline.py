@@ -212,7 +212,12 @@ def _checked_rows(
         entries=accurate.passed,
         probe=probe,
         dropped=(*replayed.dropped, *rehearsed.dropped, *ran.dropped, *accurate.dropped),
-        notes=(*(() if probe is None else probe.notes), *accurate.notes, *rehearsed.notes),
+        notes=(
+            *(() if probe is None else probe.notes),
+            *accurate.notes,
+            *replayed.notes,
+            *rehearsed.notes,
+        ),
     )
 
 

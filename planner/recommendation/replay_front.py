@@ -51,7 +51,7 @@ def replay_front(
     """
     question = Question.of(request)
     waiting, passed = list(results), dict[int, CheckedCandidate]()
-    dropped, refused = list[str](), list[TrialResult]()
+    dropped, refused, notes = list[str](), list[TrialResult](), list[str]()
     choose_rows = probe_rows if every_method else answer_rows
     replayed = {_point(each.result): each for each in known}
     for row in results:
@@ -74,10 +74,17 @@ def replay_front(
                 passed[id(row)] = CheckedCandidate(
                     result=report.result(row), prediction=report.report, effects=report.effects
                 )
+                if report.left_out:
+                    notes.append(
+                        f"{candidate_summary(row.candidate)} is planned without "
+                        f"{', '.join(report.left_out)}, with which it would exceed the budget"
+                    )
     wanted = {id(row) for row in choose_rows(waiting, question)} if waiting else set()
     kept = [checked for key, checked in passed.items() if key in wanted] or list(passed.values())
     kept.sort(key=lambda c: (-c.result.score, needed_bytes(c.prediction)))
-    return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped), refused=tuple(refused))
+    return CheckOutcome(
+        passed=tuple(kept), dropped=tuple(dropped), notes=tuple(notes), refused=tuple(refused)
+    )
 
 
 def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome | str) -> str | None:

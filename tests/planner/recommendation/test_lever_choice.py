@@ -92,6 +92,8 @@ def test_a_row_that_no_longer_fits_takes_none() -> None:
     assert need is not None
     assert levers_of(decided(BASE, budget_bytes=need)[1])
     assert decided(BASE, budget_bytes=need - 1)[1] == LeverOutcome(report=plain)
+    named = decided(BASE, ("fused",), budget_bytes=1)[1]
+    assert named == LeverOutcome(report=plain, left_out=("fused",))
 
 
 def test_a_row_keeps_its_power_limit() -> None:
