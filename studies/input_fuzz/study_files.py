@@ -48,6 +48,8 @@ VALUES: tuple[Any, ...] = (
 class ClosedFormCosts:
     """A cost model in closed form: memory grows with the micro-batch and the rank."""
 
+    rates_version = "closed form"
+
     def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> None:
         """Profile nothing."""
 

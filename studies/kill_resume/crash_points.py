@@ -156,12 +156,9 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def leftovers(folder: Path) -> list[str]:
-    """Return names that no finished training has; one checkpoint is left."""
-    wanted = {".budgetplan", "plan.json", "training.json", "run.csv", "run.svg", "model"}
-    latest = latest_checkpoint(folder)
-    wanted |= set() if latest is None else {latest.name}
-    return sorted({path.name for path in folder.iterdir()} - wanted)
+def leftovers(folder: Path, reference: Path) -> list[str]:
+    """Return names that the folder of an uninterrupted training does not have."""
+    return sorted({path.name for path in folder.iterdir()} - {p.name for p in reference.iterdir()})
 
 
 def rows(work: Path, *, every: int = 1) -> list[dict[str, Any]]:
@@ -199,7 +196,7 @@ def rows(work: Path, *, every: int = 1) -> list[dict[str, Any]]:
                 "kept": None if kept is None else kept.name,
                 "resumed": again == 0,
                 "same": again == 0 and same(content(folder), wanted),
-                "leftovers": leftovers(folder),
+                "leftovers": leftovers(folder, reference),
             }
         )
         shutil.rmtree(folder)
