@@ -36,10 +36,11 @@ EXTRAS = {"psycopg": "postgresql", "psycopg2": "postgresql", "grpc": "grpc"}
 """Packages that some storages need, and the extra of ours that installs them."""
 
 _TABLES = {
-    "studies", "study_directions", "study_user_attributes", "trials", "trial_params",
-    "trial_values", "trial_user_attributes", "version_info",
+    "studies", "study_directions", "study_system_attributes", "study_user_attributes", "trials",
+    "trial_heartbeats", "trial_intermediate_values", "trial_params", "trial_system_attributes",
+    "trial_user_attributes", "trial_values", "version_info", "alembic_version",
 }  # fmt: skip
-"""Tables of an Optuna database that a search reads."""
+"""Tables of an Optuna database."""
 
 
 def default_storage(study_name: str) -> str:
@@ -193,8 +194,10 @@ def check_file(url: str) -> None:
             raise InputError(f"{path} is not a regular file; name another study database")
         read_only = f"{path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(read_only, uri=True)) as database:
-            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in names}
     except (OSError, ValueError, sqlite3.Error) as error:
         raise InputError(f"{path} is not a readable study database ({error})") from error
-    if not tables >= _TABLES:
+    # A process that was killed while it made the tables leaves some; Optuna makes the others.
+    if not tables <= _TABLES:
         raise InputError(f"{path} is an SQLite file that holds no Optuna studies; name another")

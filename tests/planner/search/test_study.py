@@ -371,6 +371,21 @@ def test_a_foreign_database_is_left_as_it_is() -> None:
     assert Path("studies/toy.db").read_bytes() == before
 
 
+@pytest.mark.parametrize("kept", [0, 4, 12])
+def test_a_database_whose_creation_was_killed_is_completed(kept: int) -> None:
+    run(trials=1)
+    with sqlite3.connect("studies/toy.db") as whole:
+        made = whole.execute("SELECT sql FROM sqlite_master WHERE type = 'table'").fetchall()
+    whole.close()
+    Path("studies/toy.db").unlink()
+    with sqlite3.connect("studies/toy.db") as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        for (statement,) in made[:kept]:
+            database.execute(statement)
+    database.close()
+    assert run(trials=1).trials == 1
+
+
 @pytest.mark.parametrize("url", ["toy.db", "nosuchdialect://host/db", "sqlite:////proc/no/toy.db"])
 def test_a_storage_of_no_use_is_one_line(url: str) -> None:
     with pytest.raises(InputError) as caught:
