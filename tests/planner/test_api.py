@@ -51,6 +51,7 @@ def call_all():
         "train": {"plan": "no such file.json"},
         "load_trained": {"folder": "no such folder"},
         "rehearse": {"plan": "no such file.json"},
+        "grid": {"models": ["no such model"]},
         "explain": {"plan": "no such file.json"},
         "evaluate": {"trained": "no such folder"},
         "classify": {"trained": "no such folder", "files": []},
