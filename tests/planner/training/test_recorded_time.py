@@ -22,7 +22,7 @@ def test_a_run_under_a_power_limit_is_not_kept(
 ) -> None:
     kept: list[Any] = []
     monkeypatch.setattr(measured_runs, "record_run", lambda *given, source: kept.append(given))
-    monkeypatch.setattr(measured_runs, "this_machine", lambda device: None)
+    monkeypatch.setattr(measured_runs, "this_machine", lambda device, *, cuda_index: None)
     monkeypatch.setattr(training_run, "device_type", lambda name: name.partition(":")[0])
     prediction = SimpleNamespace(
         power_limit_watts=watts, device=SimpleNamespace(name="rtx-3060", kind="cuda")
