@@ -42,7 +42,7 @@ LABEL_COLUMNS = 11
 
 USAGE_CELLS = 20
 
-WHY_LINES = 3
+WHY_LINES = 2
 
 MOST_PLANLESS = 3
 """Alternatives without a plan file: rows that do not fit, and smaller images."""
@@ -267,7 +267,8 @@ def _alternative_lines(answer: Recommendation, width: int, *, most: int) -> list
             named.setdefault(each.index, []).append(each.name)
     frozen = _frozen_row(answer)
     most = min(most - 1, MOST_ROWS) - (frozen is not None)
-    planless = planless[: min(MOST_PLANLESS, max(0, most))]
+    # two rows with a plan come before those without one
+    planless = planless[: max(0, min(MOST_PLANLESS, most - min(2, len(named))))]
     shown = dict(list(named.items())[: max(0, most - len(planless))])
     rows = [["OR", "method", "batch", "prec", "memory", "img/s", "energy", "accuracy"]]
     rows += [_row(answer, index, names) for index, names in shown.items()]
