@@ -15,7 +15,7 @@ STUDY = Path(__file__).parents[2] / "studies" / "kill_resume"
 EVERY = 17
 """Every so many operations on files a training is killed here; the study tries each of them."""
 
-PARTS = {"recommend, every point": 2, "recommend, sampler": 1, "train": 3, "features": 2}
+PARTS = {"recommend, sampler": 1, "train": 3, "features": 2}
 """Kills of each part at a twentieth of the study; real runs take too long here."""
 
 
