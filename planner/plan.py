@@ -131,8 +131,7 @@ class FitProbability:
     Attributes:
         probability: least probability, from the errors of predictions that were compared with runs.
         compared: number of these runs.
-        kind: kind of the predictions: of attention, convolution or scan backbones, in bf16 on GPUs
-            before Ampere, or for a CPU.
+        kind: kind of the predictions: for GPUs, in bf16 for GPUs before Ampere, or for a CPU.
         context_bytes: CUDA context that was assumed to be taken from the budget.
         notes: sentences on the limits of the evidence.
     """

@@ -1,20 +1,29 @@
 """The probability that a training fits its budget, from the errors of earlier predictions.
 
-``fit_errors.json`` holds, for each kind of prediction, the relative errors ``real / predicted - 1``
-of steps that were predicted and then run: on a GPU's device the bytes that PyTorch's own allocator
-reserved on an emulated GPU, on a CPU the peak of its allocator (studies/fits_probability).
+``fit_errors.json`` holds, for each kind of prediction, the errors of steps that were predicted and
+then run: on a GPU's device the bytes that PyTorch's own allocator reserved on an emulated GPU, on a
+CPU the peak of its allocator (studies/fits_probability). The error of a prediction of b bytes is
 
-A training whose prediction is b bytes has room for the error e = available / b - 1. If a new error
-is exchangeable with the n known ones, it is at most e with a probability of at least
+    (real - b) / max(b, small bytes)
+
+On a GPU, ``small bytes`` are 400 MiB: the allocator maps pages of 2 MiB, and an error of one page
+would otherwise seem larger the smaller a training is. A budget of a bytes has room for the error
+e = (a - b) / max(b, small bytes). If a new error is exchangeable with the n known ones, it is at
+most e with a probability of at least
 
     k / (n + 1),    k = number of known errors of at most e
 
 (split conformal prediction; Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World",
 2005). ``largest_prediction`` inverts it: the largest prediction whose probability is 1 - risk.
 
+All backbones on GPUs are one kind, because errors of attention, convolution and scan backbones
+do not differ: the study states probabilities for each of these from the errors of the others. Apart
+from them, bf16 before Ampere is a kind of its own, because it runs by kernels with other buffers.
+
 Limitations. The errors contain what PyTorch requests. They do not contain the workspaces of cuDNN,
 without which a convolution runs, only slower. The CUDA context is not part of an error: where it is
-assumed, the largest reported one has to fit, and the record says so.
+assumed, the largest reported one has to fit, and the record says so. The steps of one model
+resemble each other, so n steps are less evidence than n models would be.
 """
 
 from __future__ import annotations
@@ -27,7 +36,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from planner.cost.backbone_kinds import backbone_kind
 from planner.cost.budget import round_up_to_printed
 from planner.plan import FitProbability
 from profiler.devices.table import DeviceSpec, cuda_context, device_spec, largest_context_bytes
@@ -42,6 +50,9 @@ DEFAULT_RISK = 0.01
 
 LARGEST_RISK = 0.5
 
+GPU = "GPU"
+"""Kind of all other predictions for GPUs."""
+
 SLOW_BF16 = "bf16 before Ampere"
 """Kind of predictions in bf16 for GPUs that compute it by other kernels."""
 
@@ -53,10 +64,34 @@ class KnownErrors:
     Attributes:
         kind: kind of prediction.
         errors: errors in ascending order, at least one.
+        small_bytes: errors of predictions below this are relative to it (bytes, at least 0).
     """
 
     kind: str
     errors: tuple[float, ...]
+    small_bytes: int = 0
+
+    def error_of(self, real_bytes: int, predicted_bytes: int) -> float:
+        """Return the error of a prediction; of an available size, the error that it has room for.
+
+        Args:
+            real_bytes: real or available bytes.
+            predicted_bytes: predicted bytes (at least 1).
+        """
+        return (real_bytes - predicted_bytes) / max(predicted_bytes, self.small_bytes)
+
+    def largest_prediction(self, available_bytes: int, *, risk: float) -> int:
+        """Return the largest prediction that exceeds the available bytes with at most ``risk``."""
+        error = self.error_at(risk)
+        predicted = math.floor(available_bytes / (1 + error))
+        if predicted >= self.small_bytes:
+            return predicted
+        return math.floor(available_bytes - error * self.small_bytes)
+
+    def smallest_available(self, predicted_bytes: int, *, risk: float) -> int:
+        """Return the bytes that a prediction exceeds with at most ``risk``, rounded up."""
+        error = self.error_at(risk)
+        return math.ceil(predicted_bytes + error * max(predicted_bytes, self.small_bytes))
 
     def probability(self, room: float) -> float:
         """Return the least probability of an error of at most ``room``."""
@@ -95,12 +130,11 @@ class FitRule:
         """Return the rule for a workload on a device."""
         if not device.is_cuda:
             return cls(known=_known_errors()["cpu"], context_bytes=0, largest_context_bytes=0)
-        kind = _kind_of_model(workload.model)
         before_ampere = (device.compute_capability or (8, 0)) < (8, 0)
-        if workload.precision == "bf16" and before_ampere:
-            kind = SLOW_BF16
         return cls(
-            known=_known_errors()[kind],
+            known=_known_errors()[
+                SLOW_BF16 if workload.precision == "bf16" and before_ampere else GPU
+            ],
             context_bytes=cuda_context(device).nbytes,
             largest_context_bytes=largest_context_bytes(device),
         )
@@ -109,18 +143,21 @@ class FitRule:
         """Return the probability that a prediction of ``need_bytes`` fits a budget."""
         predicted = need_bytes - self.context_bytes
         available = budget_bytes - self.largest_context_bytes
-        return self.known.probability(available / predicted - 1) if predicted > 0 else 0.0
+        if predicted <= 0:
+            return 0.0
+        return self.known.probability(self.known.error_of(available, predicted))
 
     def largest_prediction(self, budget_bytes: int, *, risk: float) -> DeviceBytes:
         """Return the largest prediction that exceeds a budget with at most ``risk``; at least 1."""
         available = budget_bytes - self.largest_context_bytes
-        predicted = math.floor(available / (1 + self.known.error_at(risk)))
+        predicted = self.known.largest_prediction(available, risk=risk)
         return DeviceBytes(max(1, self.context_bytes + predicted))
 
     def smallest_budget(self, need_bytes: int, *, risk: float) -> DeviceBytes:
         """Return the smallest budget, in printed digits, for a prediction of ``need_bytes``."""
         predicted = need_bytes - self.context_bytes
-        exact = math.ceil(predicted * (1 + self.known.error_at(risk))) + self.largest_context_bytes
+        needed = self.known.smallest_available(predicted, risk=risk)
+        exact = needed + self.largest_context_bytes
         # floor and ceil may lose a byte between them
         while self.largest_prediction(exact, risk=risk) < need_bytes:
             exact += 1
@@ -178,14 +215,13 @@ def fit_of(
 
 
 @cache
-def _kind_of_model(model: str) -> str:
-    return backbone_kind(model)
-
-
-@cache
 def _known_errors() -> dict[str, KnownErrors]:
     content: dict[str, Any] = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
     return {
-        kind: KnownErrors(kind=kind, errors=tuple(e for e, n in found for _ in range(n)))
-        for kind, found in content["errors"].items()
+        kind: KnownErrors(
+            kind=kind,
+            errors=tuple(error for error, steps in found["errors"] for _ in range(steps)),
+            small_bytes=found["small_bytes"],
+        )
+        for kind, found in content["kinds"].items()
     }

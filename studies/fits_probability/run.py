@@ -14,9 +14,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +31,25 @@ sys.path[:0] = [
 from cells import CAP_BYTES, PLACEMENTS, Cell, largest_fitting
 from compare import predict_row
 from harness import Rows, write_summary
-from known_errors import DEVICES, PARTS, RISK, bands, brim_of_hollow_gpu, compared, judged
+from known_errors import (
+    CPU,
+    DEVICES,
+    PARTS,
+    RISK,
+    SLOW_BF16,
+    bands,
+    brim_of_hollow_gpu,
+    compared,
+    judged,
+    known_of,
+    left_out_families,
+    one_step_of_a_model,
+)
 from known_errors import write_errors as write_known
 from run import units_of
 from study import run_all
 
-from planner.cost.fit_probability import ERRORS_FILE, KnownErrors
+from planner.cost.fit_probability import ERRORS_FILE, GPU, KnownErrors
 from profiler.device_rules.caching_allocator import DEFAULT_CONFIGURATION
 from profiler.devices.table import lookup
 from profiler.errors import UsageError
@@ -52,8 +65,23 @@ CONVOLUTIONS = (
     "convnext_pico", "rexnet_100", "hardcorenas_a", "mixnet_s", "fbnetc_100", "spnasnet_100",
     "tinynet_c", "ese_vovnet19b_dw", "darknet53", "cspresnet50", "res2net50_26w_4s", "skresnet18",
     "wide_resnet50_2", "gernet_s", "efficientnetv2_rw_t", "lcnet_100", "semnasnet_100",
+    "resnet10t", "resnet14t", "resnet18d", "resnet34d", "resnet26t", "resnet32ts", "resnet33ts",
+    "resnet50d", "resnet50_gn", "resnetaa34d", "resnetblur18", "resnetv2_18", "resnetv2_34d",
+    "resnetv2_50", "resnext26ts", "seresnet18", "seresnet34", "seresnet33ts",
+    "seresnext26d_32x4d", "skresnet34", "ecaresnet26t", "ecaresnetlight", "gcresnet33ts",
+    "gcresnext26ts", "nf_resnet26", "nf_regnet_b0", "eca_nfnet_l0", "regnetx_002", "regnetx_016",
+    "regnety_002", "regnety_016", "regnetz_005", "regnetz_b16", "regnetv_040", "efficientnet_b1",
+    "efficientnet_b0_gn", "efficientnet_lite1", "tf_efficientnet_b0", "fbnetv3_b",
+    "mobilenetv2_050", "mobilenetv3_small_100", "mobilenetv4_conv_small",
+    "mobilenet_edgetpu_v2_xs", "mobileone_s0", "repvit_m0_9", "repghostnet_100", "repvgg_a1",
+    "ghostnet_050", "ghostnetv2_100", "lcnetv2_base", "hgnetv2_b0", "cs3darknet_focus_s",
+    "cs3darknet_m", "cspdarknet53", "cspnext_tiny", "darknetaa53", "dla46_c", "dla60x", "dpn48b",
+    "densenet169", "vovnet39a", "selecsls42b", "vgg11_bn", "convnextv2_femto", "convnext_atto",
+    "convnext_femto", "mambaout_femto", "fasternet_t0", "starnet_s1", "xception41",
+    "inception_v3",
 )  # fmt: skip
 SCANS = ("vim_t", "vim_s", "mambavision_t", "mambavision_t2", "mambavision_s")
+MODELS = {*CONVOLUTIONS, *SCANS}
 METHODS = ("full", "lora", "bitfit", "bn_head", "partial_2", "dora")
 Row = dict[str, Any]
 
@@ -93,22 +121,23 @@ def at_the_brim(family: Cell, device: str, known: KnownErrors) -> tuple[Cell, Ro
         found[batch] = predict_row(data, device=device, allocator=DEFAULT_CONFIGURATION)
         return int(found[batch]["reserved"])
 
-    limit = math.floor(CAP_BYTES / (1 + known.error_at(RISK)))
+    limit = known.largest_prediction(CAP_BYTES, risk=RISK)
     batch = largest_fitting(reserved, cap_bytes=limit, most=MOST_IMAGES)
     if batch == 0:
         raise UsageError("one image does not fit")
     row = {name: found[batch][name] for name in ("peak", "reserved", "fits_cap")}
-    room = CAP_BYTES / row["reserved"] - 1
+    room = known.error_of(CAP_BYTES, row["reserved"])
     return cell(batch), row | {"probability": known.probability(room)}
 
 
-def run_cells(kind: str, count: int, known: KnownErrors) -> None:
-    """Run what is not yet among the rows."""
+def run_cells(kind: str, count: int, known: KnownErrors, *, minutes: float) -> None:
+    """Run what is not yet among the rows; no cell is begun after some minutes."""
+    ends = time.monotonic() + 60 * minutes
     book = Rows(HERE, kind)
     done = {row["family"] for row in book.read()}
     for family, device in drawn_cells(kind, count):
         name = f"{family.name} {device}"
-        if name in done:
+        if name in done or time.monotonic() > ends:
             continue
         row: Row = {"family": name, "device": device}
         try:
@@ -130,20 +159,23 @@ def run_cells(kind: str, count: int, known: KnownErrors) -> None:
 def report() -> None:
     """Write the summary."""
     rows = judged()
-    gpu = [r for r in rows if r["kind"] != "cpu"]
+    gpu = [r for r in rows if r["kind"] != CPU]
     spare = [r for r in gpu if r["room"] == 0.03 and r["fits"]]
     new = {part: Rows(HERE, part).read() for part in PARTS}
     ran = {p: [r for r in found if "capped" in r] for p, found in new.items()}
     write_summary(
         HERE,
         [row for found in new.values() for row in found],
-        known={kind: n for kind, n in Counter(k for k, _, _ in compared()).items()},
+        known=Counter(step.kind for step in compared()),
         bands=bands(gpu),
-        cpu_bands=bands([r for r in rows if r["kind"] == "cpu"]),
+        cpu_bands=bands([r for r in rows if r["kind"] == CPU]),
         with_3_percent_to_spare={
             "steps": len(spare),
             "said_99_percent": sum(r["said"] >= 1 - RISK for r in spare),
+            "bf16_before_ampere": sum(r["kind"] == SLOW_BF16 for r in spare),
         },
+        left_out_families=left_out_families(),
+        one_step_of_a_model=one_step_of_a_model(),
         brim_of_hollow_gpu=brim_of_hollow_gpu(),
         new_cells={
             part: {
@@ -170,6 +202,7 @@ def main() -> None:
     parser.add_argument("what", choices=("cells", "errors", "report"))
     parser.add_argument("--kind", choices=PARTS, default="convolution")
     parser.add_argument("--count", type=int, default=102)
+    parser.add_argument("--minutes", type=float, default=600, help="begin no cell after")
     given = parser.parse_args()
     if given.what == "errors":
         write_known(ERRORS_FILE)
@@ -177,8 +210,9 @@ def main() -> None:
     if given.what == "report":
         report()
         return
-    own = tuple(sorted(e for kind, _, e in compared() if kind == given.kind))
-    run_cells(given.kind, given.count, KnownErrors(kind=given.kind, errors=own))
+    # bf16 before Ampere is not drawn; a cell is judged by models that it is not of
+    known = known_of([s for s in compared() if s.kind == GPU and s.model not in MODELS], GPU)
+    run_cells(given.kind, given.count, known, minutes=given.minutes)
 
 
 if __name__ == "__main__":

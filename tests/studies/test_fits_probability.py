@@ -25,6 +25,25 @@ def test_no_step_with_a_probability_of_99_percent_ran_out() -> None:
     assert found["said_99_percent"] > 0
 
 
+def test_a_family_of_backbones_is_judged_by_the_errors_of_the_others() -> None:
+    from known_errors import left_out_families
+
+    found = left_out_families()
+    assert set(found) == {"attention", "convolution", "scan"}
+    for family in found.values():
+        assert family["ran_out"] == 0
+        assert family["said_99_percent"] > 0
+
+
+def test_four_in_five_steps_with_3_percent_to_spare_have_99_percent() -> None:
+    from known_errors import CPU, RISK, judged
+
+    rows = [r for r in judged() if r["kind"] != CPU]
+    spare = [r["said"] >= 1 - RISK for r in rows if r["room"] == 0.03 and r["fits"]]
+    assert sum(spare) >= 0.8 * len(spare)
+    assert all(r["fits"] for r in rows if r["said"] >= 1 - RISK)
+
+
 def test_the_summary_is_of_these_rows() -> None:
     from known_errors import HERE, brim_of_hollow_gpu
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from planner.cli import cli
 from planner.cli.options import Percent
 from planner.cost.fit_probability import (
+    GPU,
     SLOW_BF16,
     FitRule,
     KnownErrors,
@@ -23,7 +24,7 @@ from planner.cost.fit_probability import (
 from profiler.devices.table import LARGEST_REPORTED_CONTEXT_BYTES, cuda_context, lookup
 from profiler.errors import UsageError
 from profiler.prediction.report import predict
-from profiler.units import GIB
+from profiler.units import GIB, MIB
 from profiler.workload import Candidate, Workload
 
 VIT = Workload(model="test_vit", num_classes=10, micro_batch=2, image_size=32)
@@ -39,6 +40,40 @@ def test_the_probability_counts_the_known_errors_that_would_still_fit() -> None:
     assert known.error_at(0.01) == 0.02  # too few for 1 %
     assert not known.is_enough_for(0.01)
     assert KnownErrors(kind="x", errors=(-0.5,) * 9).error_at(0.4) == 0.0  # no credit
+
+
+def test_an_error_of_a_small_prediction_is_relative_to_the_small_size() -> None:
+    """By hand: one page of 2 MiB is 0.5 % of 400 MiB, whatever is predicted below that."""
+    known = KnownErrors(kind="x", errors=(0.0,) * 98 + (0.005,) * 2, small_bytes=400 * MIB)
+    assert known.error_of(102 * MIB, 100 * MIB) == known.error_of(302 * MIB, 300 * MIB) == 0.005
+    assert known.error_of(804 * MIB, 800 * MIB) == 0.005
+    assert known.largest_prediction(102 * MIB, risk=0.01) == 100 * MIB
+    assert known.largest_prediction(402 * MIB, risk=0.01) == 400 * MIB
+    assert known.largest_prediction(804 * MIB, risk=0.01) == 800 * MIB
+    for predicted in (100 * MIB, 400 * MIB, 800 * MIB):
+        available = known.smallest_available(predicted, risk=0.01)
+        assert available == predicted + max(2 * MIB, predicted // 200)
+        assert known.probability(known.error_of(available, predicted)) == 100 / 101
+        assert known.probability(known.error_of(available - MIB, predicted)) == 98 / 101
+
+
+@given(
+    available=st.integers(0, 8 * GIB),
+    error=st.floats(0, 0.3),
+    small=st.sampled_from((0, 400 * MIB)),
+)
+def test_the_largest_prediction_is_that_of_a_bisection(
+    available: int, error: float, small: int
+) -> None:
+    known = KnownErrors(kind="x", errors=(error,), small_bytes=small)
+    low, high = -GIB, available + 1  # what needs at most the available bytes, and what more
+    while high - low > 1:
+        middle = (low + high) // 2
+        if middle + error * max(middle, small) <= available:
+            low = middle
+        else:
+            high = middle
+    assert abs(known.largest_prediction(available, risk=0.5) - low) <= 1
 
 
 def test_new_errors_are_within_the_stated_one_as_often_as_stated() -> None:
@@ -57,11 +92,12 @@ def test_new_errors_are_within_the_stated_one_as_often_as_stated() -> None:
     risk=st.floats(0.001, 0.5),
     context=st.integers(0, 300_000_000),
     more=st.integers(0, 200_000_000),
+    small=st.sampled_from((0, 400 * MIB, 2 * GIB)),
 )
 def test_the_smallest_budget_allows_the_prediction_it_was_made_for(
-    need: int, errors: list[float], risk: float, context: int, more: int
+    need: int, errors: list[float], risk: float, context: int, more: int, small: int
 ) -> None:
-    known = KnownErrors(kind="x", errors=tuple(sorted(errors)))
+    known = KnownErrors(kind="x", errors=tuple(sorted(errors)), small_bytes=small)
     rule = FitRule(known=known, context_bytes=context, largest_context_bytes=context + more)
     budget = rule.smallest_budget(need, risk=risk)
     assert rule.largest_prediction(budget, risk=risk) >= need
@@ -108,7 +144,7 @@ def test_thin_evidence_is_that_for_the_risk_of_the_question() -> None:
 def test_bf16_before_ampere_is_a_kind_of_its_own() -> None:
     bf16 = VIT.replace(precision="bf16")
     assert FitRule.of(bf16, lookup("rtx-2060-super")).known.kind == SLOW_BF16
-    assert FitRule.of(bf16, lookup("rtx-3060")).known.kind == "attention"
+    assert FitRule.of(bf16, lookup("rtx-3060")).known.kind == GPU
 
 
 @pytest.mark.parametrize("risk", [0.0, -0.1, 0.51, float("nan")])
@@ -138,6 +174,6 @@ def test_predict_says_how_probably_it_fits() -> None:
     ]
     done = CliRunner().invoke(cli, [*arguments, "--vram", "2GB", "--json"])
     fits = json.loads(done.stdout)["fits"]
-    assert (done.exit_code, fits["kind"]) == (0, "attention")
+    assert (done.exit_code, fits["kind"]) == (0, GPU)
     assert fits["probability"] > 0.99
     assert "(P > 99 %)" in CliRunner().invoke(cli, [*arguments, "--vram", "2GB"]).stdout

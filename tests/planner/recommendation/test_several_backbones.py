@@ -85,7 +85,15 @@ def test_each_backbone_has_its_study_and_all_share_folder_and_storage(
     assert part(SMALL).question_study == "alone"
 
 
-def test_rows_are_held_to_the_limit_of_their_own_backbone(both: Request) -> None:
+def test_rows_are_held_to_the_limit_of_their_own_backbone(tmp_path: Path) -> None:
+    def build(model: str, study: str | None = None) -> Request:
+        found = part(model, study)
+        precisions = ("fp32", "bf16") if model == SMALL else ("fp32",)  # bf16 needs more room
+        return replace(found, space=replace(found.space, precisions=precisions))
+
+    both = request_for_backbones(
+        [LARGE, SMALL], build, study="mine", storage=None, out=tmp_path, probes=False
+    )
     limits = {each.space.base.model: each.limit_bytes for each in both.backbones}
     assert limits[LARGE] != limits[SMALL]
     roomier, tighter = sorted(limits, key=lambda model: -limits[model])
