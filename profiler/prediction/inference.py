@@ -10,16 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from profiler.device_rules.caching_allocator import AllocatorSettings, configuration
-from profiler.models.frozen.build import build_frozen
-from profiler.models.frozen.run import (
-    NAMES_AT_ONCE,
-    TOKEN_FACTOR,
-    InferenceLoad,
-    run_inference,
-)
 from profiler.prediction.allocator_steps import BLOCK_BYTES
 from profiler.prediction.report import cuda_memory, host_memory
-from profiler.replay.inference_replay import replay_inference
 from profiler.timing.predicted_cost import PredictedCost, cost_fields
 from profiler.timing.rates import published_rates
 from profiler.timing.step_load import StepCost
@@ -29,6 +21,7 @@ if TYPE_CHECKING:
 
     from profiler.devices.table import DeviceSpec
     from profiler.models.frozen.catalogue import FrozenModel
+    from profiler.models.frozen.run import InferenceLoad
     from profiler.replay.event_log import OperationRecord
     from profiler.timing.roofline import Rates
 
@@ -92,6 +85,10 @@ def predict_inference(
     Raises:
         InputError: the library of the model is not installed.
     """
+    from profiler.models.frozen.build import build_frozen
+    from profiler.models.frozen.run import run_inference
+    from profiler.replay.inference_replay import replay_inference
+
     built = build_frozen(model).to(load.torch_dtype)
     if load.is_four_bit:
         from profiler.models.frozen.four_bit import quantise_frozen
@@ -149,6 +146,8 @@ def data_set_cost(
         num_classes: number of classes of the data set.
         predicted_classes: number of class prompts in the part ``prompts``.
     """
+    from profiler.models.frozen.run import NAMES_AT_ONCE, TOKEN_FACTOR
+
     rates = published_rates(device, precision=_PRECISIONS[dtype]) if device.is_cuda else None
     if rates is None or not parts:
         return None
