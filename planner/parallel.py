@@ -111,6 +111,3 @@ def _can_fork() -> bool:
     import torch
 
     return "fork" in get_all_start_methods() and not torch.cuda.is_initialized()
-
-
-forked = map_forked

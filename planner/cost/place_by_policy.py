@@ -75,7 +75,9 @@ def _place_within(
     from planner.cost.place_within_budget import place_within_budget
 
     options = cost.profiles.unit_options(workload)
-    report = place_within_budget(workload, policy, cost, budget_bytes=budget_bytes, options=options)
+    report = place_within_budget(
+        workload, policy, cost, budget_bytes=budget_bytes, options=options
+    ).report
     needed = needed_bytes(report)
     if needed > budget_bytes:
         raise InfeasibleError(

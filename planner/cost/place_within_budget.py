@@ -20,7 +20,7 @@ Cost: at most ``2 * (ATTEMPTS + 2) + 4`` replays; most calls need one to three.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
@@ -101,8 +101,26 @@ class ReplayCorrections:
         return replace(unit, options=tuple(corrected(option) for option in unit.options))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedPlacement:
+    """A placement that was replayed.
+
+    Attributes:
+        report: memory, time and energy of the step.
+        log: the replay that the report was read from.
+    """
+
+    report: Report
+    log: EventLog
+
+
 class _ReplayedPlacements:
-    """The placements of a workload under a policy, each replayed once."""
+    """The placements of a workload under a policy, each replayed once.
+
+    Attributes:
+        reports: report of each placement.
+        best: the fastest placement that fits; if none does, the one that needs least.
+    """
 
     def __init__(
         self, workload: Workload, policy: PolicyChoice, cost: CostModel, budget_bytes: DeviceBytes
@@ -110,6 +128,7 @@ class _ReplayedPlacements:
         self.workload, self.policy, self.cost = workload, policy, cost
         self.budget_bytes = budget_bytes
         self.reports: dict[Placement, Report] = {}
+        self.best: ReplayedPlacement | None = None
 
     def excess(
         self,
@@ -130,9 +149,12 @@ class _ReplayedPlacements:
 
             device = self.cost.device
             log = replay_step(candidate, device=device)
-            self.reports[placement] = report_of(
+            report = report_of(
                 candidate, log, device=device, power_limit_watts=self.cost.power_limit_watts
             )
+            self.reports[placement] = report
+            if self.best is None or self._preference(report) < self._preference(self.best.report):
+                self.best = ReplayedPlacement(report=report, log=log)
             if chain is not None and corrections is not None:
                 corrections.add(chain, option_indices(chain, placement), log)
         return needed_bytes(self.reports[placement]) - self.budget_bytes
@@ -176,14 +198,10 @@ class _ReplayedPlacements:
                 if self.excess(placed) <= 0:
                     return
 
-    def best(self) -> Report:
-        """Return the fastest report that fits; if none does, the one that needs least."""
-
-        def preference(report: Report) -> tuple[int, float]:
-            excess = max(0, needed_bytes(report) - self.budget_bytes)
-            return excess, (report.step_seconds or 0.0)
-
-        return min(self.reports.values(), key=preference)
+    def _preference(self, report: Report) -> tuple[int, float]:
+        """Return the excess over the budget and the seconds of a step; less is better."""
+        excess = max(0, needed_bytes(report) - self.budget_bytes)
+        return excess, (report.step_seconds or 0.0)
 
     def _place(self, budget_bytes: DeviceBytes, chain: Chain) -> Candidate:
         # Start from the least overhead: replays add the rest.
@@ -212,7 +230,7 @@ def place_within_budget(
     *,
     budget_bytes: DeviceBytes,
     options: tuple[UnitOption, ...],
-) -> Report:
+) -> ReplayedPlacement:
     """Place by a policy with ``BudgetUse.LIMIT`` so that the replayed step fits a budget.
 
     Args:
@@ -223,13 +241,15 @@ def place_within_budget(
         options: unit options that the policy may use.
 
     Returns:
-        The replayed report of the fastest placement that fits. If none fits, the report that needs
-        least: the caller compares ``needed_bytes`` with the budget.
+        The fastest placement that fits, with its replay. If none fits, the one that needs least:
+        the caller compares ``needed_bytes`` with the budget.
     """
     placements = _ReplayedPlacements(workload, policy, cost, budget_bytes)
     for allowed in (options, WHOLE_UNITS):
         placements.try_options(allowed)
         if placements.has_fitting():
-            return placements.best()
-    placements.try_uniform(options)
-    return placements.best()
+            break
+    else:
+        placements.try_uniform(options)
+    assert placements.best is not None, "the placement of least peak was replayed"
+    return placements.best

@@ -203,7 +203,7 @@ def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: Device
                 cost,
                 budget_bytes=budget_bytes,
                 options=cost.profiles.unit_options(smaller),
-            )
+            ).report
             if needed_bytes(report) <= budget_bytes:
                 changes = []
                 if size != load.micro_batch:

@@ -23,11 +23,13 @@ from profiler.workload import Candidate, Lever
 
 if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
+    from profiler.replay.event_log import EventLog
 
 LEAST_GAIN = 0.01
 """Least predicted share of the step's time that a lever saves: below it, the plainer plan stays."""
 
 LEVERS_OF_CPU = ("channels_last", "fused")
+"""Levers that a step on a CPU can use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ def with_levers(
     choice: LeverChoice,
     budget_bytes: int,
     device: DeviceSpec,
+    log: EventLog,
 ) -> LeverOutcome:
     """Return a replayed row with the levers that it takes.
 
@@ -85,19 +88,26 @@ def with_levers(
         choice: the user's choice.
         budget_bytes: budget in device bytes.
         device: device that was replayed for.
+        log: the replay that the report was read from.
     """
     plain = LeverOutcome(report=report)
     if not choice or is_paper_default(row) or not (device.is_cuda or choice != "auto"):
         return plain
-    effects = _predicted_effects(report, device, PREDICTED_LEVERS if choice == "auto" else choice)
+    wanted = PREDICTED_LEVERS if choice == "auto" else choice
+    levers = tuple(x for x in wanted if _allows(report.candidate, x, device))
+    effects = lever_effects(
+        report.candidate,
+        log,
+        device=device,
+        levers=levers,
+        power_limit_watts=report.power_limit_watts,
+    )
     if choice == "auto":
         effects = tuple(each for each in effects if _gains(each))
         levers = tuple(each.lever for each in effects)
-    else:
-        levers = tuple(x for x in choice if _allows(report.candidate, x, device))
     if not levers:
         return plain
-    changed = _replay_with(report, levers, device)
+    changed = _replay_with(report, levers, device, log)
     if needed_bytes(changed) > budget_bytes:
         return replace(plain, left_out=() if choice == "auto" else levers)
     return LeverOutcome(
@@ -109,28 +119,20 @@ def with_levers(
     )
 
 
-def _predicted_effects(
-    report: Report, device: DeviceSpec, levers: tuple[Lever, ...]
-) -> tuple[LeverEffect, ...]:
+def _replay_with(
+    report: Report, levers: tuple[Lever, ...], device: DeviceSpec, log: EventLog
+) -> Report:
+    from profiler.prediction.report import report_of
     from profiler.replay.step_replay import replay_step
 
-    candidate = report.candidate
-    if not device.is_cuda or not any(_allows(candidate, x, device) for x in levers):
-        return ()
-    log = replay_step(candidate, device=device)
-    return lever_effects(
-        candidate, log, device=device, levers=levers, power_limit_watts=report.power_limit_watts
-    )
-
-
-def _replay_with(report: Report, levers: tuple[Lever, ...], device: DeviceSpec) -> Report:
-    from profiler.prediction.report import predict
-
     workload = report.candidate.workload.replace(levers=levers)
-    return predict(
-        replace(report.candidate, workload=workload),
+    candidate = replace(report.candidate, workload=workload)
+    return report_of(
+        candidate,
+        replay_step(candidate, device=device),
         device=device,
         power_limit_watts=report.power_limit_watts,
+        timed=log if levers == ("channels_last",) else None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
 from planner.cost.place_within_budget import place_within_budget
+from planner.parallel import map_forked
 from planner.placement.policies import OPTIMAL
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
@@ -117,11 +118,9 @@ def _replayed(
     For a GPU, replays run in parallel. For a CPU they run kernels to find their workspace, on
     OpenMP threads, and those do not survive a fork: the child would wait for them for ever.
     """
-    from planner.parallel import forked
-
     ahead = {}
     if cost.device.is_cuda:
-        ahead = forked(
+        ahead = map_forked(
             lambda row: _replay(request, row, cost),
             list(rows),
             lambda row, done: notify("replay", candidate_summary(row.candidate), done),
@@ -141,25 +140,31 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
     An optimal one is placed again with all options of its units: the search places with fewer,
     because each option costs a replay of the family.
     """
-    from profiler.prediction.report import predict
+    from profiler.prediction.report import report_of
+    from profiler.replay.step_replay import replay_step
 
     candidate, load = row.candidate, row.candidate.workload
     limit_bytes = request.limit_of(load)
     if candidate.policy != OPTIMAL or candidate.placement.is_none:
-        report = predict(candidate, device=cost.device, power_limit_watts=cost.power_limit_watts)
+        log = replay_step(candidate, device=cost.device)
+        report = report_of(
+            candidate, log, device=cost.device, power_limit_watts=cost.power_limit_watts
+        )
     else:
-        report = place_within_budget(
+        placed = place_within_budget(
             load,
             OPTIMAL,
             cost,
             budget_bytes=limit_bytes,
             options=cost.profiles.unit_options(load),
         )
+        report, log = placed.report, placed.log
     outcome = with_levers(
         report,
         row,
         choice=request.levers,
         budget_bytes=limit_bytes,
         device=cost.device,
+        log=log,
     )
     return replace(outcome, report=replace(outcome.report, device=request.device))

@@ -66,13 +66,15 @@ def lever_effects(
     Args:
         candidate: candidate without levers.
         log: its replay.
-        device: a GPU.
+        device: the device; no effect is predicted on a CPU.
         levers: levers to consider.
         power_limit_watts: power limit of the GPU; None for the board's own.
     """
+    if not device.is_cuda:
+        return ()
     workload = candidate.workload
     roofline = rates(device, workload, power_limit_watts=power_limit_watts)
-    if roofline is None or not device.is_cuda:
+    if roofline is None:
         return ()
     base = step_seconds(log, roofline, workload)
     found = []

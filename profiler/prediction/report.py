@@ -74,16 +74,26 @@ def report_of(
     device: DeviceSpec,
     settings: AllocatorSettings | None = None,
     power_limit_watts: float | None = None,
+    timed: EventLog | None = None,
 ) -> Report:
     """Read a log as a report on a device.
 
     Seconds on a GPU are those of the kernels that run without the lever ``channels_last``, times
     its factors (``profiler.timing.lever_factors``). So a candidate with the lever is replayed once
-    more without it.
+    more without it, unless that replay is given.
+
+    Args:
+        candidate: the workload and its placement.
+        log: its replay.
+        device: the device to predict for.
+        settings: settings of the CUDA caching allocator; None for those of `configuration`.
+        power_limit_watts: power limit of the GPU; None for the board's own.
+        timed: replay of the candidate without ``channels_last``; None to make it if it is needed.
     """
     workload = candidate.workload
     roofline = rates(device, workload, power_limit_watts=power_limit_watts)
-    timed = _log_to_time(candidate, log, device)
+    if timed is None:
+        timed = _log_to_time(candidate, log, device)
     if device.is_cuda and not can_time(timed, workload, roofline):
         roofline = None
     notes: list[str] = []

@@ -106,7 +106,7 @@ class Arms:
                 self.cost,
                 budget_bytes=DeviceBytes(budget),
                 options=self.cost.profiles.unit_options(work),
-            )
+            ).report
         except InfeasibleError:
             return None
         fits = report.memory.peak_bytes <= budget

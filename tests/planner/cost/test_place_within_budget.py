@@ -47,7 +47,7 @@ def checked(load: Workload, cost: CostModel, budget: int) -> Report:
         cost,
         budget_bytes=DeviceBytes(budget),
         options=cost.profiles.unit_options(load),
-    )
+    ).report
 
 
 def static_on_cpu(load: Workload, cost: CostModel) -> Report:

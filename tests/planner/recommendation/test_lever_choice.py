@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,10 @@ from profiler.devices.table import CPU, device_spec
 from profiler.errors import UnknownNameError, UsageError
 from profiler.placement import Decision, Placement
 from profiler.prediction.lever_effects import LeverEffect
-from profiler.prediction.report import predict
+from profiler.prediction.report import predict, report_of
 from profiler.records import Report, ValueInterval
+from profiler.replay.event_log import EventLog
+from profiler.replay.step_replay import replay_step
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Lever, Workload
 
@@ -51,9 +54,10 @@ def decided(
     power_limit_watts: float | None = None,
 ) -> tuple[Report, LeverOutcome]:
     candidate = Candidate(workload=workload, placement=placement or Placement())
-    report = predict(candidate, device=RTX, power_limit_watts=power_limit_watts)
+    log = replay_step(candidate, device=RTX)
+    report = report_of(candidate, log, device=RTX, power_limit_watts=power_limit_watts)
     return report, with_levers(
-        report, row_of(candidate), choice=choice, budget_bytes=budget_bytes, device=RTX
+        report, row_of(candidate), choice=choice, budget_bytes=budget_bytes, device=RTX, log=log
     )
 
 
@@ -116,13 +120,34 @@ def test_time_that_is_not_predicted_with_levers_is_that_without() -> None:
 def test_the_papers_default_and_a_cpu_take_none() -> None:
     paper = BASE.replace(method="lora", rank=8, precision="fp32")
     assert not levers_of(decided(paper, ("fused",))[1])
-    report = predict(Candidate(workload=BASE.replace(micro_batch=2)), device=CPU)
-    row = row_of(report.candidate)
-    outcome = with_levers(report, row, choice="auto", budget_bytes=ENOUGH, device=CPU)
+    candidate = Candidate(workload=BASE.replace(micro_batch=2))
+    log = replay_step(candidate, device=CPU)
+    report, row = report_of(candidate, log, device=CPU), row_of(candidate)
+    outcome = with_levers(report, row, choice="auto", budget_bytes=ENOUGH, device=CPU, log=log)
     assert not levers_of(outcome)
     chosen = ("fused", "cudnn_benchmark")
-    outcome = with_levers(report, row, choice=chosen, budget_bytes=ENOUGH, device=CPU)
+    outcome = with_levers(report, row, choice=chosen, budget_bytes=ENOUGH, device=CPU, log=log)
     assert levers_of(outcome) == ("fused",)
+
+
+def test_a_row_is_replayed_once_without_and_once_with_its_levers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replayed: list[tuple[Lever, ...]] = []
+
+    def replay(candidate: Candidate, **options: Any) -> EventLog:
+        replayed.append(candidate.workload.levers)
+        return replay_step(candidate, **options)
+
+    candidate = Candidate(workload=BASE)
+    log = replay_step(candidate, device=RTX)
+    report, row = report_of(candidate, log, device=RTX), row_of(candidate)
+    monkeypatch.setattr("profiler.replay.step_replay.replay_step", replay)
+    outcome = with_levers(
+        report, row, choice=("channels_last",), budget_bytes=ENOUGH, device=RTX, log=log
+    )
+    assert replayed == [("channels_last",)]
+    assert outcome.report == predict(outcome.report.candidate, device=RTX)
 
 
 @pytest.mark.parametrize(
