@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sqlite3
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,9 +26,7 @@ from planner.search.storage_url import mask_url, sqlite_path
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
-    from optuna import Study
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 LONGEST_WAIT_SECONDS = 60
 """Seconds that a connection waits for another process that writes to the same SQLite file."""
@@ -44,12 +41,10 @@ class Heartbeats:
     Attributes:
         interval_seconds: time between two heartbeats of a trial.
         grace_seconds: time without one after which its process counts as dead.
-        on_dead: called with the study and each trial whose process died.
     """
 
     interval_seconds: int
     grace_seconds: int
-    on_dead: Callable[[Study, FrozenTrial], None]
 
 
 def journal_path(url: str) -> Path | None:
@@ -145,7 +140,6 @@ def new_storage(url: str, *, heartbeats: Heartbeats | None = None) -> BaseStorag
             beating = {
                 "heartbeat_interval": heartbeats.interval_seconds,
                 "grace_period": heartbeats.grace_seconds,
-                "heartbeat_stale_trial_callback": heartbeats.on_dead,
             }
         options: dict[str, Any] = {"pool_pre_ping": True}
         if sqlite_path(url) is not None:

@@ -14,10 +14,15 @@ PATIENCE_SECONDS = 300.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
 """Time between two attempts; it doubles after each."""
 
-_UNREACHABLE = frozenset(
-    {"StorageInternalError", "OperationalError", "InterfaceError", "DBAPIError", "RpcError"}
-)
-"""Classes of errors, by name: Optuna's, SQLAlchemy's and gRPC's for a server that is away."""
+_ANSWERS = frozenset({"UpdateFinishedTrialError", "DuplicatedStudyError", "KeyError"})
+"""Classes of errors that a storage answers with. A proxy's have gRPC's error as their cause."""
+
+_LOST_CONNECTION = frozenset({"OperationalError", "InterfaceError"})
+"""SQLAlchemy's classes of errors for a server that is away, shuts down or is too busy."""
+
+_NO_ANSWER = frozenset({"StorageInternalError", "RpcError"})
+"""Optuna's and gRPC's classes of errors for the same. Optuna's may have SQLAlchemy's as its
+cause."""
 
 
 def patiently(action: Callable[[], AnswerT], *, seconds: float) -> AnswerT:
@@ -38,13 +43,20 @@ def patiently(action: Callable[[], AnswerT], *, seconds: float) -> AnswerT:
         pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
 
 
-_ANSWERS = frozenset({"UpdateFinishedTrialError", "DuplicatedStudyError", "KeyError"})
-"""Classes of errors that a storage answers with. A proxy's have gRPC's error as their cause."""
-
-
 def is_unreachable(error: BaseException) -> bool:
-    """Return whether an error means that the storage does not answer."""
-    if type(error).__name__ in _ANSWERS:
-        return False
-    found = (error, error.__cause__)
-    return any(_UNREACHABLE & {base.__name__ for base in type(e).__mro__} for e in found if e)
+    """Return whether an error means that the storage does not answer.
+
+    A database that refuses a statement (a value that is too long, a missing table) has answered.
+    Errors are known by the names of their classes, so that their packages need not be installed.
+    """
+    is_silent = False
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ in _ANSWERS:
+            return False
+        names = {base.__name__ for base in type(cause).__mro__}
+        if "StatementError" in names:  # SQLAlchemy's base of all errors of a statement
+            return bool(names & _LOST_CONNECTION) or getattr(cause, "connection_invalidated", False)
+        is_silent |= bool(names & _NO_ANSWER)
+        cause = cause.__cause__
+    return is_silent

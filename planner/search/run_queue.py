@@ -498,7 +498,6 @@ def opened_queue(
     heartbeats = Heartbeats(
         interval_seconds=heartbeat_seconds,
         grace_seconds=GRACE_RATIO * heartbeat_seconds,
-        on_dead=lambda study, trial: None,  # ``recover`` queues it again
     )
     name = study_name + RUNS_SUFFIX
     lock = StudyLock(url, name)

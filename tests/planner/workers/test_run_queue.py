@@ -113,6 +113,42 @@ def test_an_answer_of_a_proxy_is_not_waited_for() -> None:
     assert is_unreachable(StorageInternalError())
 
 
+@pytest.mark.parametrize(
+    ("name", "invalidated", "waits"),
+    [
+        ("OperationalError", False, True),  # the server restarts
+        ("InterfaceError", False, True),
+        ("InternalError", True, True),
+        ("InternalError", False, False),
+        ("DataError", False, False),  # a value that is too long
+        ("ProgrammingError", False, False),  # no such table
+        ("IntegrityError", False, False),
+    ],
+)
+def test_a_database_that_refuses_a_statement_has_answered(
+    name: str, invalidated: bool, waits: bool
+) -> None:
+    import sqlalchemy.exc
+    from optuna.exceptions import StorageInternalError
+
+    kind = getattr(sqlalchemy.exc, name)
+    error = kind("INSERT", {}, Exception("driver"), connection_invalidated=invalidated)
+    assert is_unreachable(error) == waits
+    by_optuna, by_us = StorageInternalError("commit"), InputError("storage")
+    by_optuna.__cause__, by_us.__cause__ = error, by_optuna
+    assert is_unreachable(by_optuna) == waits
+    assert is_unreachable(by_us) == waits
+
+
+def test_waiting_for_a_pooled_connection_is_waiting_for_the_server() -> None:
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+    error = StorageInternalError("commit")
+    error.__cause__ = PoolTimeoutError()
+    assert is_unreachable(error)
+
+
 def test_what_is_not_accepted_stays(queue: RunQueue) -> None:
     keys = enqueue(queue, 40)
     got = queue.claim(lambda order: order["seed"] == 33, worker="me")
