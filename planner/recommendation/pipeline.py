@@ -217,6 +217,7 @@ def _checked_rows(
             *accurate.notes,
             *replayed.notes,
             *rehearsed.notes,
+            *ran.notes,
         ),
     )
 

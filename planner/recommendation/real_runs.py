@@ -19,7 +19,7 @@ from planner.recommendation.provenance import run_provenance
 from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.training.run_options import RunOptions
-from planner.workers.orders import RunOrder
+from planner.workers.orders import DefectError, RunOrder
 from planner.workers.real_run import other_limit_note, run_for_real
 from planner.workers.run_pool import RunPool
 from profiler.errors import BudgetplanError, DeviceError, InputError, MeasurementError
@@ -50,14 +50,15 @@ def run_best(
         recipe_of: function that returns the recipe of a workload's plan; None for default recipes.
 
     Returns:
-        All candidates but those whose run failed; those that ran have their validation.
+        All candidates but those whose run failed; those that ran have their validation. A note
+        names each run that ended in a defect of a worker.
 
     Raises:
         MeasurementError: every run failed.
         InputError: every run failed, for lack of data or weights.
         DeviceError: every run failed, for lack of a device.
     """
-    kept, dropped, runs = list(candidates), list[str](), 0
+    kept, dropped, notes, runs = list(candidates), list[str](), list[str](), 0
     question = Question.of(request)
     waiting, pending = list(candidates), dict[str, CheckedCandidate]()
     last: BudgetplanError | None = None
@@ -77,6 +78,11 @@ def run_best(
         ):
             kept.remove(candidate)
             dropped.append(f"{candidate_summary(candidate.candidate)}: {found}")
+            if isinstance(found, DefectError):
+                notes.append(
+                    f"{candidate_summary(candidate.candidate)} was left out because of a defect of "
+                    "budgetplan on a worker, which says nothing about the plan"
+                )
             last = found
         elif isinstance(found, BudgetplanError):
             raise found
@@ -90,7 +96,7 @@ def run_best(
             runs += 1
     if last is not None and runs == 0:
         raise last
-    return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped))
+    return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped), notes=tuple(notes))
 
 
 def _progress(request: Request, done: int, title: str, notify: Notify) -> Progress:

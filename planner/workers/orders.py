@@ -42,6 +42,12 @@ QUEUE_MINOR = 0
 """Minor version of both."""
 
 
+class DefectError(MeasurementError):
+    """A run ended in an error of budgetplan's own, which says nothing about its plan."""
+
+    kind = "internal"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOrder:
     """A candidate to run for a few steps under a budget.
@@ -239,7 +245,7 @@ def read_outcome(data: object) -> FinishedRun | BudgetplanError:
 def _as_error(found: _RunError) -> BudgetplanError:
     if found.kind == OutOfMemoryError.kind:
         return OutOfMemoryError(cap_bytes=found.cap_bytes or 0, detail=found.message)
-    known = (UsageError, InputError, DeviceError)
+    known = (UsageError, InputError, DeviceError, DefectError)
     kind = next((each for each in known if each.kind == found.kind), MeasurementError)
     return kind(found.message)
 

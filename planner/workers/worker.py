@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from planner.search.run_queue import ClaimedRun, RunQueue
-from planner.workers.orders import FinishedRun, RunOrder, error_outcome
+from planner.workers.orders import DefectError, FinishedRun, RunOrder, error_outcome
 from planner.workers.real_run import run_for_real
 from planner.workers.run_device import RunDevice
-from profiler.errors import BudgetplanError, MeasurementError
+from profiler.errors import BudgetplanError
 from profiler.running.sandbox import Progress
 
 IDLE_SECONDS = 2.0
@@ -105,7 +105,7 @@ def work(
             outcome = perform_run(queue, claimed, device, run=run, on_event=on_event)
         except BudgetplanError:
             raise
-        except Exception:  # it is stored as the outcome; a defect of ours must not end the worker
+        except Exception:  # it is stored and announced; a defect of ours must not end the worker
             outcome = "failed"
         setattr(summary, outcome, getattr(summary, outcome) + 1)
 
@@ -124,7 +124,8 @@ def perform_run(
     Raises:
         InputError: the storage cannot be reached any more.
         KeyboardInterrupt: the process was interrupted; the run is queued again.
-        Exception: the run ended in an error that is no ``BudgetplanError``, which is stored too.
+        Exception: the run ended in an error that is no ``BudgetplanError``. It is stored as a
+            `DefectError` and announced before.
     """
     began, is_over, cancelled = time.monotonic(), threading.Event(), threading.Event()
     beating = threading.Thread(
@@ -140,7 +141,10 @@ def perform_run(
         except BudgetplanError as error:
             failure = error
         except Exception as error:
-            failure = MeasurementError(f"internal error: {type(error).__name__}: {error}")
+            failure = DefectError(
+                f"internal error on {worker_name(device)}, please report it: "
+                f"{type(error).__name__}: {error}"
+            )
             defect = error
         seconds = time.monotonic() - began
         if failure is not None:
@@ -154,13 +158,13 @@ def perform_run(
     finally:
         is_over.set()
     beating.join()
-    if defect is not None:
-        raise defect
-    if not counts:
+    text = "done" if failure is None else f"failed: {failure}"
+    if not counts and defect is None:
         on_event(f"run {claimed.key[:8]}: no longer wanted")
         return "dropped"
-    text = "done" if failure is None else f"failed: {failure}"
     on_event(f"run {claimed.key[:8]}: {text} ({seconds:.1f} s)")
+    if defect is not None:
+        raise defect
     return "done" if failure is None else "failed"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,16 @@ from planner.recommendation import real_runs
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.ranking import Question
 from planner.recommendation.real_runs import run_best
-from planner.workers.orders import FinishedRun
+from planner.search.run_queue import opened_queue
+from planner.workers.orders import (
+    DefectError,
+    FinishedRun,
+    RunOrder,
+    error_outcome,
+    read_outcome,
+)
+from planner.workers.run_device import RunDevice
+from planner.workers.worker import work, worker_name
 from profiler.errors import BudgetplanError, DeviceError, InputError, MeasurementError, UsageError
 from tests.planner.workers.toy_runs import toy_order
 
@@ -34,8 +44,8 @@ class ToyPool:
 
 def ran(
     outcomes: list[Any], monkeypatch: pytest.MonkeyPatch, *, uses_workers: bool
-) -> tuple[int, tuple[str, ...]]:
-    """Return the number of candidates that passed, and the sentences on the others."""
+) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Return the number of candidates that passed, the sentences on the others, and the notes."""
     monkeypatch.setattr(real_runs, "_order_of", lambda *given: None)
     monkeypatch.setattr(real_runs, "candidate_summary", lambda candidate: "a row")
     monkeypatch.setattr(Question, "of", lambda request: None)
@@ -46,7 +56,7 @@ def ran(
     request: Any = SimpleNamespace(validations=len(rows), uses_workers=uses_workers)
     pool: Any = ToyPool(outcomes)
     found = run_best(request, rows, pool, lambda *given: None, in_order=True)
-    return len(found.passed), found.dropped
+    return len(found.passed), found.dropped, found.notes
 
 
 def passed() -> FinishedRun:
@@ -57,8 +67,8 @@ def passed() -> FinishedRun:
 def test_what_a_worker_lacks_ends_its_run_alone(
     error: BudgetplanError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left, dropped = ran([error, passed()], monkeypatch, uses_workers=True)
-    assert (left, dropped) == (1, (f"a row: {error}",))
+    found = ran([error, passed()], monkeypatch, uses_workers=True)
+    assert found == (1, (f"a row: {error}",), ())
     with pytest.raises(type(error)):
         ran([error, error], monkeypatch, uses_workers=True)
     with pytest.raises(type(error)):
@@ -66,7 +76,35 @@ def test_what_a_worker_lacks_ends_its_run_alone(
 
 
 def test_other_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    left, _ = ran([MeasurementError("slow"), passed()], monkeypatch, uses_workers=False)
-    assert left == 1
+    left, _, notes = ran([MeasurementError("slow"), passed()], monkeypatch, uses_workers=False)
+    assert (left, notes) == (1, ())
     with pytest.raises(UsageError):
         ran([UsageError("wrong"), passed()], monkeypatch, uses_workers=True)
+
+
+def test_a_defect_of_a_worker_is_said_in_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read_outcome(error_outcome(DefectError("internal error on w: KeyError: 'x'")))
+    assert isinstance(found, DefectError)
+    left, dropped, notes = ran([found, passed()], monkeypatch, uses_workers=True)
+    assert (left, dropped) == (1, ("a row: internal error on w: KeyError: 'x'",))
+    (note,) = notes
+    assert "a row was left out because of a defect of budgetplan" in note
+
+
+def test_a_defect_ends_its_run_and_not_its_worker(tmp_path: Path) -> None:
+    def broken(order: RunOrder, **_: Any) -> FinishedRun:
+        raise KeyError(order.seed)
+
+    order, events = toy_order(), list[str]()
+    device = RunDevice(name="cpu", kind="cpu", memory_bytes=None, processor=order.processor)
+    with opened_queue(f"sqlite:///{tmp_path}/study.db", "study") as queue:
+        keys = [queue.enqueue(replace(order, seed=seed).to_json()) for seed in (1, 2)]
+        summary = work(queue, device, until_empty=True, run=broken, on_event=events.append)
+        found = [read_outcome(queue.state(key).outcome) for key in keys]
+    assert (summary.done, summary.failed) == (0, 2)
+    for error, number in zip(found, (1, 2), strict=True):
+        assert isinstance(error, DefectError)
+        assert f"internal error on {worker_name(device)}" in str(error)
+        assert f"KeyError: {number}" in str(error)
+    assert len(events) == 2
+    assert all("KeyError" in event for event in events)
