@@ -1,7 +1,7 @@
 """Hold predictions against what a GPU did: bytes, the 2 GiB promise, time, single operations.
 
 Needs no GPU. Every measured cell is replayed for the device it ran on. Written beside the results:
-``comparison.json`` (everything) and ``calibration.json`` (`planner.cost.calibration`); a summary is
+``comparison.json`` (everything) and ``calibration.json`` (`calibration.py`); a summary is
 printed. What is looked at:
 
     cells       replayed against measured peak and reserved bytes, signed, by every axis
@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calibration_fit import CalibrationRun, fit_calibration, work_of
 from cells import CAP_BYTES, Cell, brim_families, largest_fitting
 from run import EXPANDABLE, units_of
 
 from planner.cost.backbone_kinds import backbone_kind
-from planner.cost.calibration_fit import CalibrationRun, fit_calibration
-from planner.cost.calibration_work import work_of
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,

@@ -13,16 +13,17 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from harness import Rows
+from short_run_fit import clipped_log_odds, fit_short_runs
 
 from planner.training.probe_records import ProbeRun
-from planner.training.short_runs import clipped_log_odds, fit_short_runs
 
 Case = list[tuple[dict[int, float], int, float]]
 METHODS_OF_A_CASE = 8
@@ -81,8 +82,8 @@ def main() -> None:
         "curves": both.curves,
     }
     found = {
-        **{name: fit.to_json() for name, fit in fits.items()},
-        "both": both.to_json(),
+        **{name: asdict(fit) for name, fit in fits.items()},
+        "both": asdict(both),
         "taken": taken,
     }
     text = json.dumps(found, indent=1) + "\n"

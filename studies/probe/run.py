@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 import numpy as np
 from cases import LONG_STEPS, METHODS, SHORT_STEPS, as_probe_run
 from harness import Rows, write_summary
+from short_run_fit import clipped_log_odds, fit_short_runs
 
 from planner.recommendation.ranking import WELL_KNOWN
 from planner.scoring.method_evidence import method_evidence
 from planner.scoring.published_tables import compared_family, method_effects
 from planner.training.probe_statistics import estimate_learners
-from planner.training.short_runs import (
-    DEFAULTS,
-    ShortRunModel,
-    clipped_log_odds,
-    fit_short_runs,
-)
+from planner.training.short_runs import DEFAULTS, ShortRunModel
 
 NEAR = 0.01
 RULES = ("probe", "even", "one epoch", "published", "learned")
@@ -187,7 +184,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "coverage": with_interval(sum(inside), len(inside)) if inside else None,
         "median_width": round(float(np.median(widths)), 4) if widths else None,
         "median_error": round(float(np.median(errors)), 4) if errors else None,
-        "fitted": fit_short_runs(curves_of(cases)).to_json() if cases else None,
+        "fitted": asdict(fit_short_runs(curves_of(cases))) if cases else None,
         "each": each,
     }
 

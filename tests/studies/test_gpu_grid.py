@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from planner.cost.calibration import Calibration
 from profiler.devices.table import lookup, workspaces_of
 from profiler.units import GIB, MIB
 from profiler.workload import Workload
@@ -224,6 +223,8 @@ def test_made_up_results_are_found_again(tmp_path: Path):
     assert len(found["histories"]) == 4
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written["promise"]["tested"] == 0
+    from calibration import Calibration
+
     fit = Calibration.load(tmp_path / "calibration.json").time[0]
     assert (fit.kind, fit.precision, fit.runs) == ("attention", "fp32", 4)
     with gzip.open(tmp_path / "grid.traces.jsonl.gz", "rt") as file:

@@ -1,14 +1,41 @@
-"""The constants of the product are those that the study took."""
+"""The constants of the product are those that the study took, and its fit finds known ones."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from planner.training.short_runs import DEFAULTS
 
+STUDY_FOLDERS = ("probe",)
 CONSTANTS = Path(__file__).parents[2] / "studies" / "probe" / "constants.json"
 
 
 def test_the_constants_of_the_extrapolation_are_those_of_the_study() -> None:
-    assert DEFAULTS.to_json() == json.loads(CONSTANTS.read_text("utf-8"))["taken"]
+    assert asdict(DEFAULTS) == json.loads(CONSTANTS.read_text("utf-8"))["taken"]
+
+
+def test_the_constants_of_made_up_curves_are_found_again() -> None:
+    from short_run_fit import fit_short_runs
+
+    rng = np.random.default_rng(0)
+    cases = []
+    for _ in range(300):
+        common = rng.normal(0, 0.4)
+        case = []
+        for _ in range(8):
+            first, slope = rng.normal(0, 1), rng.normal(1, 0.5)
+            curve = {10: first, 20: first + slope}
+            rise = 2 * (0.2 + 0.5 * slope) + np.sqrt(2) * (common + rng.normal(0, 0.3))
+            case.append((curve, 80, curve[20] + rise))
+        cases.append(case)
+    found = fit_short_runs(cases)
+    assert found.gain == pytest.approx(0.2, abs=0.1)
+    assert found.kept == pytest.approx(0.5, abs=0.05)
+    assert found.own_deviation == pytest.approx(0.3, abs=0.03)
+    assert found.common_deviation == pytest.approx(0.4, abs=0.05)
+    assert found.curves == 2400

@@ -26,7 +26,7 @@ from planner.training.probe_statistics import (
     estimate_learners,
     seed_deviation,
 )
-from planner.training.short_runs import DEFAULTS, ShortRunModel, fit_short_runs
+from planner.training.short_runs import DEFAULTS, ShortRunModel
 from profiler.errors import InputError, MeasurementError
 from profiler.workload import Candidate, Workload
 
@@ -281,26 +281,6 @@ def test_a_steep_learner_overtakes_a_flat_one() -> None:
     odds = {10: float(np.log(0.3 / 0.7)), 20: float(np.log(0.68 / 0.32))}
     final = odds[20] + 3 * (DEFAULTS.gain + DEFAULTS.kept * (odds[20] - odds[10]))
     assert found["steep"].expected == pytest.approx(1 / (1 + np.exp(-final)), abs=0.02)
-
-
-def test_the_constants_of_made_up_curves_are_found_again() -> None:
-    rng = np.random.default_rng(0)
-    cases = []
-    for _ in range(300):
-        common = rng.normal(0, 0.4)
-        case = []
-        for _ in range(8):
-            first, slope = rng.normal(0, 1), rng.normal(1, 0.5)
-            curve = {10: first, 20: first + slope}
-            rise = 2 * (0.2 + 0.5 * slope) + np.sqrt(2) * (common + rng.normal(0, 0.3))
-            case.append((curve, 80, curve[20] + rise))
-        cases.append(case)
-    found = fit_short_runs(cases)
-    assert found.gain == pytest.approx(0.2, abs=0.1)
-    assert found.kept == pytest.approx(0.5, abs=0.05)
-    assert found.own_deviation == pytest.approx(0.3, abs=0.03)
-    assert found.common_deviation == pytest.approx(0.4, abs=0.05)
-    assert found.curves == 2400
 
 
 def test_the_deviation_over_seeds_is_pooled() -> None:

@@ -15,16 +15,18 @@ Cost: runs * operations * rounds * folds; one to two seconds for some hundred ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from calibration import Calibration, EnergyFit, TimeFit, scaled_rates
 
-from planner.cost.calibration import Calibration, EnergyFit, TimeFit, scaled_rates
 from profiler.arrays import Floats
 from profiler.errors import UsageError
+from profiler.replay.event_log import OperationRecord, Phase
 from profiler.timing.roofline import Rates
+from profiler.workload import Workload
 
 ROUNDS = 20
 """Largest number of least-squares problems solved for a set of factors."""
@@ -58,6 +60,25 @@ class CalibrationRun:
     work: Floats
     step_seconds: float
     energy_joules: float | None = None
+
+
+def work_of(operations: Iterable[OperationRecord], workload: Workload) -> Floats:
+    """Return FLOPs, moved bytes, launches and repetitions [operations, 4] of a replayed step.
+
+    A replay has at most two micro-batches. The repetitions scale their operations to all
+    micro-batches of the step.
+    """
+    shown = min(workload.accumulation, 2)
+    rows = [
+        (
+            op.flops,
+            op.moved_bytes,
+            op.launches,
+            1.0 if op.phase == Phase.OPTIMIZER else workload.accumulation / shown,
+        )
+        for op in operations
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
 def seconds_of(work: Floats, rates: Rates) -> float:

@@ -9,7 +9,7 @@ factor; every kind of backbone has its own set of factors at each precision:
 The result is a ``Rates`` record, which ``CostModel(roofline=...)`` accepts. A factor may be below
 1: caches serve a part of the traffic, and fp32 convolutions may run on TF32 units.
 
-``planner.cost.calibration_fit`` fits the factors. This module holds the records and their file.
+``calibration_fit`` fits the factors. This module holds the records and their file.
 
 Limitation: the factors of a device do not transfer to other devices. A calibration is used only
 where it is passed explicitly.
@@ -178,8 +178,7 @@ class Calibration:
             calibration = read_record(cls, content, part="calibration", dropped=dropped)
         except InputError as error:
             raise InputError(
-                f"{path} is not a calibration: {error}; make one with "
-                "planner.cost.calibration_fit.fit_calibration"
+                f"{path} is not a calibration: {error}; make one with studies/gpu_grid/compare.py"
             ) from error
         warn_of_dropped(dropped, part=f"{path}: calibration")
         return calibration
