@@ -6,11 +6,15 @@ python studies/probe/run.py        reads the trainings, writes summary.json and 
 case is the test accuracy of every method after the longest training. All rules see the held-out
 part only. *Regret* is the test accuracy of the best method less that of the chosen one.
 
-    probe       all methods for one epoch, the better half for two; then the product's estimate
+    probe 12 %  the product's probe, replayed (``replayed.py``); the share is its processor time over
+                that of the whole trainings of all methods
     even        all methods for two epochs, the best held-out accuracy
     one epoch   all methods for one epoch, the best held-out accuracy
     published   the order of published comparisons; costs nothing
-    learned     a ridge regression over method, curve and published effect, fitted to the other sets
+    always X    the same method in every case; costs nothing
+    whole       all whole trainings, the best held-out accuracy: no probe can be expected to be better
+    learned     a ridge regression over method, curve and published effect (scikit-learn), fitted to
+                the cases of the other sets, or to those of the other nets
 
 The constants of the product's estimate (``planner.training.short_runs``) were fitted to these rows.
 For every case they are therefore fitted anew to the cases of the other sets.
@@ -21,7 +25,9 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +35,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np
-from cases import LONG_STEPS, METHODS, SHORT_STEPS, as_probe_run
+from cases import LONG_STEPS, METHODS, SHORT_STEPS
 from harness import Rows, write_summary
+from replayed import CaseRows, cost_of, replay_probe, row_key, whole_cost
 from short_run_fit import clipped_log_odds, fit_short_runs
 
 from planner.recommendation.ranking import WELL_KNOWN
@@ -40,105 +47,134 @@ from planner.training.probe_statistics import estimate_learners
 from planner.training.short_runs import DEFAULTS, ShortRunModel
 
 NEAR = 0.01
-RULES = ("probe", "even", "one epoch", "published", "learned")
+PROBE_SHARES = (0.125, 0.25, 0.5)
+SHOWN_SHARE = 0.25
+"""Share whose intervals are reported."""
 
-Table = dict[tuple[str, int], dict[str, Any]]
-"""Rows of a case by method and steps, at the recipe's learning rate."""
+CaseKey = tuple[str, str, int]
+"""Net, set and seed."""
+
+Cases = dict[CaseKey, CaseRows]
 
 
-def complete_cases(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], Table]:
-    """Return the cases of which every training was made."""
-    cases: dict[tuple[str, str, int], Table] = defaultdict(dict)
+def complete_cases(rows: list[dict[str, Any]]) -> Cases:
+    """Return the cases of which all short and whole trainings were made."""
+    cases: dict[CaseKey, dict[Any, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        if row["number"] == 0 and row["rate_factor"] == 1:
-            key = (row["model"], row["data"], row["seed"])
-            cases[key][row["method"], row["steps"]] = row
+        cases[row["model"], row["data"], row["seed"]][row_key(row)] = row
     return {
-        key: table
-        for key, table in cases.items()
+        key: found
+        for key, found in cases.items()
         if all(
-            (method, steps) in table
+            (method, steps, 0, 1.0) in found
             for method in METHODS[key[0]]
-            for steps in (*SHORT_STEPS, LONG_STEPS[key[0]])
+            for steps in (*SHORT_STEPS, LONG_STEPS)
         )
     }
 
 
-def curves_of(
-    cases: dict[tuple[str, str, int], Table],
-) -> list[list[tuple[dict[int, float], int, float]]]:
+def held_out(found: CaseRows, method: str, steps: int) -> float:
+    """Return the held-out accuracy of a training at the recipe's rate."""
+    return float(found[method, steps, 0, 1.0]["held_out_accuracy"])
+
+
+def odds_of(found: CaseRows, method: str, steps: int) -> float:
+    """Return the log-odds of the same."""
+    row = found[method, steps, 0, 1.0]
+    return clipped_log_odds(row["held_out_accuracy"], row["held_out_images"])
+
+
+def curves_of(cases: Cases) -> list[list[tuple[dict[int, float], int, float]]]:
     """Return, by case, (log-odds by short steps, long steps, log-odds after them) of each method."""
-    found = []
-    for (model, _, _), table in cases.items():
-        long = LONG_STEPS[model]
-
-        def odds(method: str, steps: int, table: Table = table) -> float:
-            row = table[method, steps]
-            return clipped_log_odds(row["held_out_accuracy"], row["held_out_images"])
-
-        found.append([
-            ({s: odds(m, s) for s in SHORT_STEPS}, long, odds(m, long)) for m in METHODS[model]
-        ])  # fmt: skip
-    return found
+    return [
+        [
+            ({s: odds_of(found, m, s) for s in SHORT_STEPS}, LONG_STEPS,
+             odds_of(found, m, LONG_STEPS))
+            for m in METHODS[key[0]]
+        ]
+        for key, found in cases.items()
+    ]  # fmt: skip
 
 
-def choose_all(
-    key: tuple[str, str, int], table: Table, model: ShortRunModel, others: dict[Any, Table]
-) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Return the choice of every rule, and the probe's estimates."""
-    methods, long = METHODS[key[0]], LONG_STEPS[key[0]]
-    first, second = SHORT_STEPS
+# ---- rules ---------------------------------------------------------------------------------------
 
-    def held_out(method: str, steps: int) -> float:
-        return float(table[method, steps]["held_out_accuracy"])
 
-    half = sorted(methods, key=lambda m: -held_out(m, first))[: math.ceil(len(methods) / 2)]
-    runs = [as_probe_run(table[m, first]) for m in methods]
-    runs += [as_probe_run(table[m, second]) for m in half]
-    estimates = estimate_learners(runs, planned_steps=long, short_runs=model)
+def choices_of(key: CaseKey, cases: Cases) -> dict[str, tuple[str, float]]:
+    """Return (method, processor seconds) of every rule that can be judged on the rows of a case."""
+    found, methods = cases[key], METHODS[key[0]]
+
+    def best(steps: int) -> tuple[str, float]:
+        chosen = max(methods, key=lambda m: held_out(found, m, steps))
+        return chosen, sum(cost_of(found[m, steps, 0, 1.0]) for m in methods)
+
+    one, two, whole = (best(steps) for steps in (*SHORT_STEPS, LONG_STEPS))
+    short_cost = one[1] + two[1]
+    choices = {
+        "even": two, "one epoch": one, "published": (published_choice(key), 0.0), "whole": whole,
+        **{f"always {m}": (m, 0.0) for m in methods},
+    }  # fmt: skip
+    for share in PROBE_SHARES:
+        replayed = replay_probe(found, key[0], share=share, short_runs=constants_for(key, cases))
+        if replayed.missing is None and replayed.runs:
+            chosen = estimates_of(key, cases, share)[0].learner
+            choices[f"probe {100 * share:.0f} %"] = chosen, replayed.cpu_seconds
+    for name, others in (
+        ("learned, other sets", {k: c for k, c in cases.items() if k[1] != key[1]}),
+        (
+            "learned, other nets",
+            {k: c for k, c in cases.items() if kind_of(k[0]) != kind_of(key[0])},
+        ),
+    ):
+        if others:
+            predicted = learned_log_odds(key, found, others)
+            choices[name] = max(methods, key=lambda m: predicted[m]), short_cost
+    return choices
+
+
+def kind_of(model: str) -> str:
+    """Return the family of a net: Lite0 and Lite1 are one."""
+    return model.rstrip("0123456789")
+
+
+def constants_for(key: CaseKey, cases: Cases) -> ShortRunModel:
+    """Return the constants of the extrapolation, fitted to the other sets."""
+    others = {k: c for k, c in cases.items() if k[1] != key[1]}
+    return fit_short_runs(curves_of(others)) if others else DEFAULTS
+
+
+def estimates_of(key: CaseKey, cases: Cases, share: float) -> Any:
+    """Return the product's estimates after a replayed probe."""
+    model = constants_for(key, cases)
+    runs = replay_probe(cases[key], key[0], share=share, short_runs=model).runs
+    return estimate_learners(runs, planned_steps=LONG_STEPS, short_runs=model)
+
+
+def published_choice(key: CaseKey) -> str:
+    """Return the first method by published comparisons, as ``recommend`` orders them."""
     effects = method_effects(compared_family(key[0]), "few")
-    published = min(
-        methods,
+    return min(
+        METHODS[key[0]],
         key=lambda m: (
             method_evidence(model=key[0], method=m, train_images=640).tier,
             -effects.get(m, -math.inf),
             WELL_KNOWN.index(m) if m in WELL_KNOWN else 99,
         ),
     )
-    predicted = learned_log_odds(key, table, others)
-    choices = {
-        "probe": estimates[0].learner,
-        "even": max(methods, key=lambda m: held_out(m, second)),
-        "one epoch": max(methods, key=lambda m: held_out(m, first)),
-        "published": published,
-        "learned": max(methods, key=lambda m: predicted[m]) if predicted else "",
-    }
-    shown = [
-        {"method": e.learner, "steps": e.steps, "accuracy": round(e.expected, 4),
-         "low": round(e.low, 4), "high": round(e.high, 4), "best": round(e.best, 3)}
-        for e in estimates
-    ]  # fmt: skip
-    return choices, shown
 
 
-def features_of(key: tuple[str, str, int], table: Table, method: str) -> list[float]:
+def features_of(key: CaseKey, found: CaseRows, method: str) -> list[float]:
     """Return the inputs of the learned model: kinds of methods, the curve, the published effect."""
     names = sorted({m for each in METHODS.values() for m in each})
-    first, second = (
-        clipped_log_odds(table[method, s]["held_out_accuracy"], 400) for s in SHORT_STEPS
-    )
+    first, second = (odds_of(found, method, s) for s in SHORT_STEPS)
     effects = method_effects(compared_family(key[0]), "few")
     return [
         first, second, second - first, effects.get(method, 0.0), float(method in effects),
-        float(key[0] == "test_vit"), math.log2(LONG_STEPS[key[0]]),
-        *(float(method == name) for name in names),
+        float(key[0] == "test_vit"), *(float(method == name) for name in names),
     ]  # fmt: skip
 
 
-def learned_log_odds(
-    key: tuple[str, str, int], table: Table, others: dict[Any, Table]
-) -> dict[str, float]:
-    """Return the log-odds after the long training by a ridge regression on the other sets."""
+def learned_log_odds(key: CaseKey, found: CaseRows, others: Cases) -> dict[str, float]:
+    """Return the log-odds after the whole training by a ridge regression on other cases."""
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -147,70 +183,145 @@ def learned_log_odds(
     for other, cells in others.items():
         for method in METHODS[other[0]]:
             inputs.append(features_of(other, cells, method))
-            final = cells[method, LONG_STEPS[other[0]]]["held_out_accuracy"]
-            targets.append(clipped_log_odds(final, 400))
-    if not inputs:
-        return {}
+            targets.append(odds_of(cells, method, LONG_STEPS))
     model = make_pipeline(StandardScaler(), Ridge(alpha=3.0)).fit(inputs, targets)
-    rows = [features_of(key, table, method) for method in METHODS[key[0]]]
+    rows = [features_of(key, found, method) for method in METHODS[key[0]]]
     return dict(zip(METHODS[key[0]], map(float, model.predict(rows)), strict=True))
+
+
+# ---- the summary ---------------------------------------------------------------------------------
 
 
 def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the summary's numbers."""
     cases = complete_cases(rows)
-    each, inside, widths, errors = [], [], [], []
-    for key, table in cases.items():
-        others = {k: t for k, t in cases.items() if k[1] != key[1]}
-        model = fit_short_runs(curves_of(others)) if others else DEFAULTS
-        choices, estimates = choose_all(key, table, model, others)
-        long = LONG_STEPS[key[0]]
-        truth = {m: table[m, long]["test_accuracy"] for m in METHODS[key[0]]}
-        best = max(truth.values())
-        for found in estimates:
-            inside.append(found["low"] <= truth[found["method"]] <= found["high"])
-            widths.append(found["high"] - found["low"])
-            errors.append(abs(found["accuracy"] - truth[found["method"]]))
-        each.append({
-            "model": key[0], "data": key[1], "seed": key[2], "long_steps": long, "truth": truth,
-            "held_out": {m: table[m, long]["held_out_accuracy"] for m in METHODS[key[0]]},
-            "choices": choices, "estimates": estimates,
-            "regret": {r: round(best - truth[m], 4) for r, m in choices.items() if m},
-        })  # fmt: skip
+    each = [of_case(key, cases) for key in cases]
+    mean_truth: dict[tuple[str, str], dict[str, float]] = {}
+    for model, data in dict.fromkeys(key[:2] for key in cases):
+        mine = [c["truth"] for c in each if (c["model"], c["data"]) == (model, data)]
+        mean_truth[model, data] = {m: float(np.mean([t[m] for t in mine])) for m in mine[0]}
+    for case in each:
+        truth = mean_truth[case["model"], case["data"]]
+        case["regret_of_mean"] = {
+            rule: round(max(truth.values()) - truth[method], 4)
+            for rule, method in case["choices"].items()
+        }
+    nets = dict.fromkeys(key[0] for key in cases)
     return {
         "cases": len(each),
         "near": NEAR,
-        "rules": {rule: of_rule(rule, each) for rule in RULES},
-        "coverage": with_interval(sum(inside), len(inside)) if inside else None,
-        "median_width": round(float(np.median(widths)), 4) if widths else None,
-        "median_error": round(float(np.median(errors)), 4) if errors else None,
+        "long_steps": LONG_STEPS,
+        "rules": of_rules(each),
+        "rules_by_net": {net: of_rules([c for c in each if c["model"] == net]) for net in nets},
+        "against_probe": {
+            rule: paired(each, f"probe {100 * SHOWN_SHARE:.0f} %", rule)
+            for rule in ("even", "one epoch", "published", "learned, other sets",
+                         "learned, other nets")
+        },
+        "intervals": of_intervals(each),
+        "intervals_by_net": {
+            net: of_intervals([c for c in each if c["model"] == net]) for net in nets
+        },
         "fitted": asdict(fit_short_runs(curves_of(cases))) if cases else None,
         "each": each,
-    }
+    }  # fmt: skip
+
+
+def of_case(key: CaseKey, cases: Cases) -> dict[str, Any]:
+    """Return truth, choices, costs and estimates of a case."""
+    found, methods = cases[key], METHODS[key[0]]
+    truth = {m: found[m, LONG_STEPS, 0, 1.0]["test_accuracy"] for m in methods}
+    choices, whole = choices_of(key, cases), whole_cost(found, key[0])
+    estimates = estimates_of(key, cases, SHOWN_SHARE)
+    return {
+        "model": key[0], "data": key[1], "seed": key[2],
+        "test_images": found[methods[0], LONG_STEPS, 0, 1.0]["test_images"],
+        "whole_cpu_seconds": round(whole, 1), "truth": truth,
+        "held_out": {m: held_out(found, m, LONG_STEPS) for m in methods},
+        "choices": {rule: method for rule, (method, _) in choices.items()},
+        "cost": {rule: round(cost / whole, 3) for rule, (_, cost) in choices.items() if cost},
+        "regret": {
+            rule: round(max(truth.values()) - truth[m], 4) for rule, (m, _) in choices.items()
+        },
+        "estimates": [
+            {"method": e.learner, "steps": e.steps, "accuracy": round(e.expected, 4),
+             "low": round(e.low, 4), "high": round(e.high, 4), "best": round(e.best, 3),
+             "near_best": round(e.near_best, 3)}
+            for e in estimates
+        ],
+    }  # fmt: skip
+
+
+def of_rules(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what every rule reaches, in the order of the first case."""
+    names = list(dict.fromkeys(rule for case in each for rule in case["choices"]))
+    return {rule: of_rule(rule, each) for rule in names}
 
 
 def of_rule(rule: str, each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how often a rule is within one point of the best, and its mean regret."""
-    regrets = [case["regret"][rule] for case in each if rule in case["regret"]]
-    if not regrets:
-        return {"cases": 0}
-    near = sum(regret <= NEAR + 1e-9 for regret in regrets)
+    """Return how often a rule is within one point of the best, its regret and its cost."""
+    mine = [case for case in each if rule in case["regret"]]
+    regrets = [case["regret"][rule] for case in mine]
+    of_mean = [case["regret_of_mean"][rule] for case in mine]
+    costs = [case["cost"].get(rule, 0.0) for case in mine]
     return {
-        **with_interval(near, len(regrets)),
+        **with_interval(sum(regret <= NEAR + 1e-9 for regret in regrets), len(regrets)),
         "mean_regret": round(float(np.mean(regrets)), 4),
         "largest_regret": round(max(regrets), 4),
+        "right_of_mean": sum(regret <= NEAR + 1e-9 for regret in of_mean),
+        "mean_regret_of_mean": round(float(np.mean(of_mean)), 4),
+        "mean_cost": round(float(np.mean(costs)), 3),
     }
+
+
+def paired(each: list[dict[str, Any]], ours: str, theirs: str) -> dict[str, Any]:
+    """Return in how many cases one rule's choice is better than another's, with a sign test."""
+    from scipy.stats import binomtest
+
+    pairs = [
+        (c["regret"][ours], c["regret"][theirs])
+        for c in each
+        if {ours, theirs} <= c["regret"].keys()
+    ]
+    better, worse = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    chance = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    return {
+        "cases": len(pairs), "better": better, "worse": worse, "p_value": round(float(chance), 4),
+        "mean_gain": round(float(np.mean([b - a for a, b in pairs])), 4) if pairs else None,
+    }  # fmt: skip
+
+
+def of_intervals(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the coverage, the width and the error of the probe's intervals."""
+    found = [(case["truth"][e["method"]], e) for case in each for e in case["estimates"]]
+    best = [(case["truth"][e["method"]], e) for case in each for e in case["estimates"][:1]]
+    inside, first = (
+        [e["low"] <= truth <= e["high"] for truth, e in pairs] for pairs in (found, best)
+    )
+    return {
+        "of_all": with_interval(sum(inside), len(inside)),
+        "of_the_chosen": with_interval(sum(first), len(first)),
+        "median_width": round(float(np.median([e["high"] - e["low"] for _, e in found])), 4),
+        "median_width_of_the_chosen": round(
+            float(np.median([e["high"] - e["low"] for _, e in best])), 4
+        ),
+        "median_error": round(float(np.median([abs(e["accuracy"] - t) for t, e in found])), 4),
+        "mean_error": round(float(np.mean([e["accuracy"] - t for t, e in found])), 4),
+    }
+
+
+@cache
+def _interval(count: int, total: int) -> Mapping[str, float]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(confidence_level=0.95)
+    return {"low": round(float(interval.low), 4), "high": round(float(interval.high), 4)}
 
 
 def with_interval(count: int, total: int) -> dict[str, Any]:
     """Return a share with its exact binomial interval (Clopper and Pearson) of 95 %."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, total).proportion_ci(confidence_level=0.95)
-    return {
-        "cases": total, "right": count, "share": round(count / total, 4),
-        "low": round(float(interval.low), 4), "high": round(float(interval.high), 4),
-    }  # fmt: skip
+    share = round(count / total, 4)
+    return {"cases": total, "right": count, "share": share, **_interval(count, total)}
 
 
 def main() -> None:
@@ -219,10 +330,12 @@ def main() -> None:
     rows.pack()
     found = report(rows.read())
     write_summary(HERE, rows.read(), **found)
-    for name in ("cases", "rules", "coverage", "median_width", "median_error", "fitted"):
+    for name in ("cases", "against_probe", "intervals", "intervals_by_net", "fitted"):
         print(name, found[name])
+    for rule, values in found["rules"].items():
+        print(f"{rule:22}", values)
     for case in found["each"]:
-        print(case["model"], case["data"], case["seed"], case["choices"], case["regret"])
+        print(case["model"], case["data"], case["seed"], case["choices"], case["truth"])
 
 
 if __name__ == "__main__":

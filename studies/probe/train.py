@@ -1,9 +1,11 @@
 """Makes the trainings of the study, those that are missing, for a number of minutes.
 
-python studies/probe/train.py [--minutes 4.5] [--model MODEL] [--seeds 3] [--folder FOLDER]
+python studies/probe/train.py [--minutes 4] [--model MODEL ...] [--seeds 3] [--probe 0.5]
 
-Every method of a case is trained for ``SHORT_STEPS`` and ``LONG_STEPS``. Cases are in the
-order of ``all_cases``, so whatever the time allows is spread over nets and sets.
+Every method of a case is trained for ``SHORT_STEPS`` and ``LONG_STEPS``. With ``--probe SHARE`` the
+further trainings follow that the product's probe asks for (other learning rates, more steps, more
+seeds) in this share of the time of all whole trainings. Cases are in the order of ``all_cases``, so
+whatever the time allows is spread over nets and sets.
 """
 
 from __future__ import annotations
@@ -13,46 +15,72 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-from cases import LONG_STEPS, METHODS, SEEDS, SHORT_STEPS, CaseRunner, all_cases, key_of
+from cases import LONG_STEPS, METHODS, SEEDS, SHORT_STEPS, Case, CaseRunner, all_cases
 from harness import Rows
+from replayed import replay_probe, row_key
+
+
+def missing_trainings(case: Case, rows: Rows, share: float | None) -> Iterator[dict[str, Any]]:
+    """Yield the missing trainings of a case as arguments of ``CaseRunner.train``.
+
+    A training must be made before the next one is asked for.
+
+    Args:
+        case: the case.
+        rows: rows of the study.
+        share: time of the replayed probe over that of all whole trainings; None for no probe.
+    """
+
+    def made() -> dict[Any, dict[str, Any]]:
+        key = (case.model, case.data, case.seed)
+        mine = (r for r in rows.read() if (r["model"], r["data"], r["seed"]) == key)
+        return {row_key(row): row for row in mine}
+
+    found = made()
+    for method in METHODS[case.model]:
+        for steps in (*SHORT_STEPS, LONG_STEPS):
+            if (method, steps, 0, 1.0) not in found:
+                yield {"method": method, "steps": steps}
+    while share is not None:
+        planned = replay_probe(made(), case.model, share=share).missing
+        if planned is None:
+            return
+        yield {
+            "method": planned.learner.name, "steps": planned.steps, "number": planned.seed,
+            "factor": planned.rate_factor,
+        }  # fmt: skip
 
 
 def main() -> None:
     """Make the missing trainings until the time is over."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=4.5)
-    parser.add_argument("--model", help="Only cases of this net.")
+    parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--model", action="append", help="Only cases of this net; repeatable.")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="Only the first seeds.")
+    parser.add_argument("--probe", type=float, help="Share of the time of all whole trainings.")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "probe-study")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     rows = Rows(HERE, "trainings")
     for case in all_cases():
-        if options.model not in (None, case.model) or case.seed >= options.seeds:
+        if (options.model and case.model not in options.model) or case.seed >= options.seeds:
             continue
-        known = {key_of(row) for row in rows.read()}
-        wanted = [
-            (m, s) for m in METHODS[case.model] for s in (*SHORT_STEPS, LONG_STEPS[case.model])
-        ]
-        base = {"model": case.model, "data": case.data, "seed": case.seed, "number": 0}
-        if all(
-            key_of({**base, "method": m, "steps": s, "rate_factor": 1.0}) in known
-            for m, s in wanted
-        ):
-            continue
-        runner = CaseRunner(case, rows, options.folder)
-        for method, steps in wanted:
+        runner: CaseRunner | None = None
+        for wanted in missing_trainings(case, rows, options.probe):
             if time.monotonic() > end:
                 print("the time is over", flush=True)
                 return
-            runner.train(method, steps=steps)
+            runner = runner or CaseRunner(case, rows, options.folder)
+            runner.train(wanted.pop("method"), **wanted)
     print("all trainings are made", flush=True)
 
 

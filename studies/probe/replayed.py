@@ -1,0 +1,92 @@
+"""The product's probe on the rows of a case: which training it asks for, one after another.
+
+``next_run`` of the product is a function of the finished runs, so a probe can be replayed on
+trainings that were made before. Its time is the processor time of these rows. Where it asks for a
+training of which there is no row, the replay ends and names it; ``train.py --probe`` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cases import LONG_STEPS, METHODS, as_probe_run
+
+from planner.recipe import Recipe
+from planner.training.probe import PlannedRun, StepLadder, next_run
+from planner.training.probe_records import Learner, ProbeRun
+from planner.training.short_runs import DEFAULTS, ShortRunModel
+from profiler.workload import Candidate, Workload
+
+RowKey = tuple[str, int, int, float]
+"""Method, steps, number of the seed, and factor of the learning rate."""
+
+CaseRows = Mapping[RowKey, Mapping[str, Any]]
+
+
+def row_key(row: Mapping[str, Any]) -> RowKey:
+    """Return what distinguishes a row from the others of its case."""
+    return row["method"], row["steps"], row["number"], round(row["rate_factor"], 3)
+
+
+def cost_of(row: Mapping[str, Any]) -> float:
+    """Return the processor seconds of a row; the wall clock's of rows that have none."""
+    return float(row.get("cpu_seconds", row["seconds"]))
+
+
+def whole_cost(rows: CaseRows, model: str) -> float:
+    """Return the processor seconds of the whole trainings of all methods of a case."""
+    return sum(cost_of(rows[method, LONG_STEPS, 0, 1.0]) for method in METHODS[model])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedProbe:
+    """A replayed probe.
+
+    Attributes:
+        runs: its runs, as the product sees them.
+        cpu_seconds: processor time of these runs.
+        missing: the run that it asks for and that has no row; None if it ended.
+    """
+
+    runs: list[ProbeRun]
+    cpu_seconds: float
+    missing: PlannedRun | None
+
+
+def replay_probe(
+    rows: CaseRows, model: str, *, share: float, short_runs: ShortRunModel = DEFAULTS
+) -> ReplayedProbe:
+    """Replay a probe whose time is a share of that of all whole trainings.
+
+    A probe that would train as long as the whole training ends there: these rows are the truth.
+
+    Args:
+        rows: rows of the case.
+        model: net of the case.
+        share: time of the probe over that of the whole trainings of all methods.
+        short_runs: constants of the extrapolation.
+    """
+    candidate = Candidate(workload=Workload(model=model, num_classes=10))
+    recipe = Recipe(learning_rate=1e-3, epochs=1, source="not used by the schedule")
+    learners = [Learner(name=m, candidate=candidate, recipe=recipe) for m in METHODS[model]]
+    quick = frozenset(m for m in METHODS[model] if rows[m, LONG_STEPS, 0, 1.0]["from_features"])
+    slow = len(learners) - len(quick)
+    ladder = StepLadder.of(
+        learners=slow, affordable_steps=share * slow * LONG_STEPS, most=LONG_STEPS
+    )
+    left = share * whole_cost(rows, model)
+    runs: list[ProbeRun] = []
+    spent = 0.0
+    while (planned := next_run(learners, runs, ladder=ladder, quick=quick)) is not None:
+        if planned.steps >= LONG_STEPS:
+            break
+        key = (planned.learner.name, planned.steps, planned.seed, round(planned.rate_factor, 3))
+        if key not in rows:
+            return ReplayedProbe(runs=runs, cpu_seconds=spent, missing=planned)
+        if spent + cost_of(rows[key]) > left:
+            break
+        runs.append(as_probe_run(dict(rows[key])))
+        spent += cost_of(rows[key])
+    return ReplayedProbe(runs=runs, cpu_seconds=spent, missing=None)
