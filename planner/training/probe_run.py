@@ -37,6 +37,7 @@ from planner.training.zero_classifier import zero_classifier
 from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.build import BuiltModel, build_model
+from profiler.models.image_layout import use_channels_last
 from profiler.training_step import gc_frozen
 from profiler.workload import Candidate, Workload
 
@@ -214,7 +215,7 @@ class ProbeRunner:
         built.model.to(self._device).train()
         if self._device == "cpu":
             # Convolutions of small images take half the time; only the order of sums differs.
-            built.model.to(memory_format=torch.channels_last)
+            use_channels_last(built.model)
         if learner.recipe.zero_head and built.has_new_classifier:
             zero_classifier(built.model)
         return built

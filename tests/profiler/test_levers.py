@@ -12,6 +12,7 @@ import torch
 from profiler.devices.table import CPU, device_spec
 from profiler.errors import InputError, UsageError
 from profiler.models.build import build_model
+from profiler.models.methods import get_method
 from profiler.placement import Decision, Placement
 from profiler.prediction.lever_effects import lever_effects
 from profiler.prediction.report import predict
@@ -58,6 +59,18 @@ def test_a_step_with_levers_learns_the_same(model: str, optimizer: str) -> None:
     after = losses_of(plain.replace(levers=("channels_last", "fused")))
     assert before[-1] != before[0]
     np.testing.assert_allclose(after, before, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", "dora", "adalora", "galore", "ssf", "side", "partial_2"]
+)
+def test_every_method_learns_the_same_with_channels_last(method: str) -> None:
+    plain = get_method(method).resolve(
+        SMALL.replace(model="test_efficientnet", method=method, image_size=64)
+    )
+    before = losses_of(plain)
+    after = losses_of(plain.replace(levers=("channels_last",)))
+    np.testing.assert_allclose(after, before, rtol=2e-3, atol=1e-3)
 
 
 def test_channels_last_reaches_images_and_weights_and_plain_steps_stay() -> None:
