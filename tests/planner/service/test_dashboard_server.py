@@ -298,7 +298,11 @@ def test_a_plan_file_of_new_content_is_added(tmp_path: Path) -> None:
         annotate_study(url, "toy", note="", trial_notes={}, files=[plan])
     assert contents() == ["first", "second"]
     # optuna-dashboard deletes an artifact by a null in its attribute
-    (gone, _) = get_all_artifact_meta(study)
+    (gone,) = (
+        meta
+        for meta in get_all_artifact_meta(study)
+        if (folder / meta.artifact_id).read_text(encoding="utf-8") == "first"
+    )
     attribute = f"artifacts:{gone.artifact_id}"
     study._storage.set_study_system_attr(study._study_id, attribute, "null")
     annotate_study(url, "toy", note="", trial_notes={}, files=[plan])
