@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from profiler.errors import InputError, UnknownNameError, UsageError
@@ -99,14 +99,52 @@ def backbone_names(model: str | Sequence[str], *, budget_bytes: int) -> list[str
     return names
 
 
-def check_several(models: Sequence[str], *, weights: str | Path | None) -> None:
-    """Refuse options that name the file of a single backbone.
+def weights_by_backbone(
+    models: Sequence[str], weights: str | Path | Sequence[str] | Mapping[str, str | Path] | None
+) -> dict[str, Path]:
+    """Return the file of weights of each backbone that has one, by the name in ``models``.
+
+    Args:
+        models: names of the backbones of a question.
+        weights: a file, if there is one backbone; else texts ``MODEL=FILE``, or files by the name
+            of their backbone.
 
     Raises:
-        UsageError: weights for several backbones.
+        UsageError: a file without a backbone, or a backbone that is not asked for or named twice.
     """
-    if len(models) > 1 and weights is not None:
+    from profiler.models.backbones import resolve
+
+    if weights is None:
+        return {}
+    if isinstance(weights, Mapping):
+        pairs = [(name, Path(file)) for name, file in weights.items()]
+    else:
+        texts = [str(weights)] if isinstance(weights, str | Path) else [*weights]
+        pairs = [_weights_pair(text, models) for text in texts]
+    asked = {resolve(name): name for name in models}
+    found: dict[str, Path] = {}
+    for given, file in pairs:
+        name = asked.get(given) or asked.get(resolve(given))
+        if name is None:
+            raise UsageError(
+                f"--weights names {given}, and the question is about {', '.join(models)}; name one "
+                "of these"
+            )
+        if name in found:
+            raise UsageError(f"--weights names two files for {name}; leave one out")
+        found[name] = file
+    return found
+
+
+def _weights_pair(text: str, models: Sequence[str]) -> tuple[str, Path]:
+    """Parse a ``--weights`` into (backbone, file); a file alone belongs to the only backbone."""
+    name, equals, file = text.partition("=")
+    if len(models) > 1 and not (equals and file):
         raise UsageError(
-            f"--weights is a file of one backbone, got {len(models)} backbones; leave it out, or "
-            "name one backbone"
+            f"--weights {text} must name its backbone, because the question has {len(models)}; use "
+            f"--weights {models[0]}={text}"
         )
+    # The name of a file may contain "=".
+    if len(models) == 1 and not (equals and name == models[0]):
+        return models[0], Path(text)
+    return name, Path(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ from planner.api.early_checks import (
     check_input,
     check_names,
     check_plan_folder,
-    check_several,
     check_words,
+    weights_by_backbone,
 )
 from planner.recommendation.lever_choice import parse_levers
 from profiler.workload import OPTIMIZERS, PRECISIONS
@@ -43,7 +43,7 @@ def recommend(
     validations: int = 3,
     workers: bool = False,
     steps: int | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Sequence[str] | Mapping[str, str | Path] | None = None,
     pretrained: bool = True,
     seed: int = 0,
     study: str | None = None,
@@ -86,7 +86,8 @@ def recommend(
         validations: number of candidates that are really run; 0 for none.
         workers: leave the runs to workers (``budgetplan worker``) on the same storage, and wait.
         steps: steps of each real run; None for a few.
-        weights: file of weights; None for timm's pretrained weights.
+        weights: file of weights; with several backbones, files by the name of their backbone, or
+            texts ``MODEL=FILE``. A backbone without one gets timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
         seed: seed for weights, data order and the search.
         study: name of the study; an existing one is continued.
@@ -130,9 +131,11 @@ def recommend(
     check_words("precision", precisions or (), PRECISIONS)
     check_words("optimizer", optimizers, OPTIMIZERS)
     parse_levers(levers)
-    check_input(data=data, weights=weights)
+    check_input(data=data)
+    files = weights_by_backbone(models, weights)
+    for file in files.values():
+        check_input(weights=file)
     check_plan_folder(out)
-    check_several(models, weights=weights)
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
     from planner.recommendation.request import EnergyRates, Limits
@@ -157,7 +160,6 @@ def recommend(
         validations=validations,
         uses_workers=workers,
         steps=steps,
-        weights=None if weights is None else Path(weights),
         pretrained=pretrained,
         seed=seed,
         storage=storage,
@@ -179,11 +181,10 @@ def recommend(
     )
     request = request_for_backbones(
         models,
-        lambda name, own_study: build(name, study=own_study),
+        lambda name, own_study: build(name, study=own_study, weights=files.get(name)),
         study=study,
         storage=storage,
         out=Path(out),
-        probes=probe_minutes is not None,
     )
     try:
         return answer(request, notify=notify)

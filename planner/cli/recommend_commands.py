@@ -24,7 +24,6 @@ from planner.cli.options import (
     seed_option,
     size_option,
     storage_option,
-    weights_option,
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
@@ -191,7 +190,13 @@ from planner.training.images.registry import DATA_NAMES
     "--stop-when-flat", is_flag=True, help="End the search when the Pareto front no longer grows."
 )
 @power_limit_option
-@weights_option
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[MODEL=]FILE",
+    help="File of weights: safetensors, a torch state dict or a checkpoint; with several backbones "
+    "MODEL=FILE, once for each. [default: timm's pretrained weights]",
+)
 @pretrained_option
 @click.option(
     "--html",
@@ -244,7 +249,7 @@ def recommend(
     grams_per_kwh: float | None,
     power_limit: float | None,
     stop_when_flat: bool,
-    weights: Path | None,
+    weights: tuple[str, ...],
     pretrained: bool,
 ) -> None:
     """Recommend configurations that fit a budget: search, check, measure, write plan files."""
@@ -276,7 +281,7 @@ def recommend(
             validations=0 if no_validate else top,
             workers=workers,
             steps=steps,
-            weights=weights,
+            weights=weights or None,
             pretrained=pretrained,
             seed=seed,
             study=study,

@@ -177,6 +177,8 @@ def _carry(probe: ProbeOutcome, workload: Workload, train_images: int | None) ->
     match = nearest_match(compared_family(workload.model), regime_of(train_images))
     found: list[tuple[bool, float, _Carried]] = []
     for trained, estimate in probe.trained:
+        if trained.model != workload.model:
+            continue  # the tables compare methods, not backbones
         names = table_name(workload.method), table_name(trained.method)
         step = rank_step(workload.method, effective_rank(workload.method, workload.rank))
         step -= rank_step(trained.method, effective_rank(trained.method, trained.rank))

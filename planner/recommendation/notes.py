@@ -132,7 +132,8 @@ def _run_notes(request: Request, ran: Sequence[CheckedCandidate]) -> Iterator[st
         yield FP16_NOTE
     limits = (other_limit_note(c.prediction, c.validation) for c in ran if c.validation is not None)
     yield from dict.fromkeys(note for note in limits if note is not None)
-    if ran and not request.has_weights:
+    models = {candidate.candidate.workload.model for candidate in ran}
+    if not all(request.of_backbone(model).has_weights for model in models):
         yield _random_weights_note(may_download=request.run.pretrained)
     steps = [len(c.validation.losses) for c in ran if c.validation is not None]
     if steps and max(steps) < LONG_RUN_STEPS:

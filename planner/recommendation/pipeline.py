@@ -115,11 +115,11 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     rows = _checked_rows(request, found, cost, storage, notify)
 
     entries, probe, question = rows.entries, rows.probe, Question.of(request)
-    choice = choose_by_probe(entries, probe, objective=request.objective) or choose(
-        entries, question=question, searched_methods=equal_methods(rows.affordable)
+    choice = choose_by_probe(entries, probe, objective=request.objective) or with_backbone_reason(
+        choose(entries, question=question, searched_methods=equal_methods(rows.affordable)),
+        entries,
     )
     request = request.led_by(entries[choice.index].plan.candidate.workload.model)
-    choice = with_backbone_reason(choice, entries)
     entries, rate_notes = with_tested_rate(
         request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
     )

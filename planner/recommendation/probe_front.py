@@ -16,8 +16,10 @@ from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Notify, Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.training.probe_records import (
+    BackboneRules,
     Learner,
     LearnerRule,
+    ProbeRule,
     ProbeSetting,
 )
 from planner.training.probe_statistics import (
@@ -51,7 +53,7 @@ class ProbeOutcome:
 
     estimates: Mapping[str, LearnerEstimate]
     setting: ProbeSetting | None
-    rule: LearnerRule
+    rule: ProbeRule
     runs: int
     earlier_runs: int
     seconds: float
@@ -147,11 +149,17 @@ def probe_front(
         return None
     run = request.run
     rule = rule_of(request)
-    if request.trains_pretrained and not request.has_weights:
+    lacking = [
+        part.space.base.model
+        for part in request.backbones
+        if part.trains_pretrained and not part.has_weights
+    ]
+    if lacking:
+        of_which = f" of {', '.join(lacking)}" if request.others else ""
         return _no_probe(
             rule,
-            "nothing was probed: the pretrained weights cannot be loaded here, and random ones "
-            "order methods in another way; give --weights FILE",
+            f"nothing was probed: the pretrained weights{of_which} cannot be loaded here, and "
+            "random ones order methods in another way; give --weights FILE",
         )
     learners = learners_of(request, [c.candidate for c in candidates], rule)
     result = run_in_process(
@@ -161,11 +169,11 @@ def probe_front(
             data=run.data,
             device=rule.device,
             seed=run.seed,
-            weights=None if run.weights is None else str(run.weights),
+            weights=weights_files(request),
             pretrained=run.pretrained,
             seconds=request.probe_seconds,
             storage=storage,
-            study=request.study,
+            study=min(part.study for part in request.backbones),
         ),
         ProbeResult,
         timeout_seconds=probe_limit(request, learners, rule),
@@ -180,8 +188,15 @@ def final_recipe(request: Request, probe: ProbeOutcome | None, workload: Workloa
     return recipe if probe is None else probe.recipe(workload, recipe)
 
 
-def rule_of(request: Request) -> LearnerRule:
+def rule_of(request: Request) -> ProbeRule:
     """Return the rule for which candidates of a request learn alike."""
+    if request.others:
+        rules = {part.space.base.model: _rule_of_backbone(part) for part in request.backbones}
+        return BackboneRules(rules=rules)
+    return _rule_of_backbone(request)
+
+
+def _rule_of_backbone(request: Request) -> LearnerRule:
     base = request.space.base
     backbone = backbones.build(
         base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
@@ -192,8 +207,17 @@ def rule_of(request: Request) -> LearnerRule:
     )
 
 
+def weights_files(request: Request) -> dict[str, str]:
+    """Return the files of weights of a request's backbones, by their canonical name."""
+    return {
+        part.space.base.model: str(part.run.weights)
+        for part in request.backbones
+        if part.run.weights is not None
+    }
+
+
 def learners_of(
-    request: Request, candidates: Sequence[Candidate], rule: LearnerRule
+    request: Request, candidates: Sequence[Candidate], rule: ProbeRule
 ) -> tuple[Learner, ...]:
     """Return one learner for each class of candidates that learn alike."""
     found: dict[str, Learner] = {}
@@ -207,7 +231,7 @@ def learners_of(
     return tuple(found.values())
 
 
-def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: LearnerRule) -> ProbeOutcome:
+def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: ProbeRule) -> ProbeOutcome:
     # A study may hold runs of learners that are not on this front.
     names = {learner.name for learner in learners}
     runs = [run for run in result.runs if run.learner in names]
@@ -253,12 +277,14 @@ def _probe_notes(
 
 def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[str]:
     """Yield a note for each way in which the probe's trainings are smaller than the plans'."""
-    setting, workload = result.runs[0].setting, learners[0].candidate.workload
-    if setting.image_size != workload.image_size:
+    setting = result.runs[0].setting
+    sizes = {learner.candidate.workload.image_size for learner in learners} - {setting.image_size}
+    if sizes:
+        planned = " and ".join(map(str, sorted(sizes)))
+        cause = "its time allows no more" if setting.device == "cpu" else "all backbones take it"
         yield (
-            f"the probe trained at {setting.image_size} px in place of {workload.image_size} px, "
-            "because its time allows no more: its accuracies order the methods, and are not those "
-            "of the plans"
+            f"the probe trained at {setting.image_size} px in place of {planned} px, because "
+            f"{cause}: its accuracies order the methods, and are not those of the plans"
         )
     longest = max(run.steps for run in result.runs)
     steps = _planned_steps(result, learners)
@@ -277,7 +303,7 @@ def _planned_steps(result: ProbeResult, learners: Sequence[Learner]) -> int:
     return epochs * max(1, images // learners[0].candidate.workload.effective_batch)
 
 
-def _no_probe(rule: LearnerRule, note: str) -> ProbeOutcome:
+def _no_probe(rule: ProbeRule, note: str) -> ProbeOutcome:
     return ProbeOutcome(
         estimates={},
         setting=None,

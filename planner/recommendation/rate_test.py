@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.recommendation.answer import FrontEntry
-from planner.recommendation.probe_front import ProbeOutcome, learners_of, rule_of
+from planner.recommendation.probe_front import ProbeOutcome, learners_of, rule_of, weights_files
 from planner.recommendation.request import Notify, Request
 from planner.training.find_rate import RATE_STEPS, find_rate
 from planner.training.probe_messages import ProbeRequest, ProbeResult
-from planner.training.probe_records import RATE_FACTORS, LearnerRule, ProbeRun
+from planner.training.probe_records import RATE_FACTORS, ProbeRule, ProbeRun
 from planner.training.probe_statistics import best_rates
 from profiler.errors import BudgetplanError
 
@@ -44,9 +44,9 @@ def with_tested_rate(
     entry = entries[index]
     if not _is_wanted(request, entry, probe):
         return tuple(entries), ()
-    rule = rule_of(request)
+    part = request.of_backbone(entry.plan.candidate.workload.model)
     try:
-        result = _run_test(request, entry, rule, storage, notify)
+        result = _run_test(part, entry, rule_of(part), storage, notify)
     except BudgetplanError as error:
         return tuple(entries), (f"the learning rate was not tested: {error}",)
     tested, note = _tested(entry, result.runs)
@@ -54,7 +54,7 @@ def with_tested_rate(
 
 
 def _run_test(
-    request: Request, entry: FrontEntry, rule: LearnerRule, storage: str, notify: Notify
+    request: Request, entry: FrontEntry, rule: ProbeRule, storage: str, notify: Notify
 ) -> ProbeResult:
     """Train at each of the rates, in a process of its own."""
     from planner.recommendation.run_limits import rate_limit
@@ -69,7 +69,7 @@ def _run_test(
             data=run.data,
             device=rule.device,
             seed=run.seed,
-            weights=None if run.weights is None else str(run.weights),
+            weights=weights_files(request),
             pretrained=run.pretrained,
             seconds=limit_seconds,
             storage=storage,

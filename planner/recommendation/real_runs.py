@@ -128,7 +128,7 @@ def _order_of(request: Request, candidate: CheckedCandidate, recipe: Recipe | No
         candidate.candidate,
         prediction=candidate.prediction,
         budget_bytes=request.budget_bytes,
-        run=request.run,
+        run=request.of_backbone(candidate.candidate.workload.model).run,
         allows_cpu=runs_on_cpu and (not request.uses_workers or bool(request.device.note)),
         recipe=recipe,
     )

@@ -16,6 +16,7 @@ def plan_recipe(request: Request, workload: Workload) -> Recipe:
     """Return the default recipe of a candidate for the images of a request."""
     from planner.training.choose_recipe import default_recipe
 
+    part = request.of_backbone(workload.model)
     return default_recipe(
         workload,
         backbones.build(
@@ -24,6 +25,6 @@ def plan_recipe(request: Request, workload: Workload) -> Recipe:
             image_size=workload.image_size,
             device="meta",
         ),
-        weights="pretrained" if request.trains_pretrained else "random",
+        weights="pretrained" if part.trains_pretrained else "random",
         train_images=request.train_images,
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from planner.recommendation.request import Request
 from planner.training.find_rate import RATE_STEPS
 from planner.training.probe_images import MOST_HELD_OUT
-from planner.training.probe_records import RATE_FACTORS, Learner, LearnerRule
+from planner.training.probe_records import RATE_FACTORS, Learner, ProbeRule
 from profiler.errors import BudgetplanError
 from profiler.running.time_limit import LOAD_SECONDS, limit_seconds
 
@@ -18,7 +18,7 @@ STEPS_OUTSIDE = 3
 """Steps of a probe outside of its time: two are timed, and the last one may exceed the time."""
 
 
-def probe_limit(request: Request, learners: Sequence[Learner], rule: LearnerRule) -> float:
+def probe_limit(request: Request, learners: Sequence[Learner], rule: ProbeRule) -> float:
     """Return the seconds after which a probe is killed.
 
     Its trainings end after the requested time by themselves. Loading, timing, the features of all
@@ -35,7 +35,7 @@ def probe_limit(request: Request, learners: Sequence[Learner], rule: LearnerRule
     return request.probe_seconds + limit_seconds(beside, least_seconds=LOAD_SECONDS)
 
 
-def rate_limit(request: Request, learner: Learner, rule: LearnerRule) -> float:
+def rate_limit(request: Request, learner: Learner, rule: ProbeRule) -> float:
     """Return the seconds after which a learning-rate test is killed."""
     rates = len(RATE_FACTORS)
     steps, images = rates * RATE_STEPS, rates * MOST_HELD_OUT
@@ -44,7 +44,12 @@ def rate_limit(request: Request, learner: Learner, rule: LearnerRule) -> float:
 
 
 def _expected_run_seconds(
-    request: Request, learner: Learner, rule: LearnerRule, *, steps: int, images: int
+    request: Request,
+    learner: Learner,
+    rule: ProbeRule,
+    *,
+    steps: int,
+    images: int,
 ) -> float | None:
     """Return the predicted time of steps and of forwards of images; None if not known.
 

@@ -15,7 +15,6 @@ from planner.recommendation.answer import FrontEntry
 from planner.recommendation.choose import ChosenEntry
 from planner.recommendation.request import Request, question_folder
 from planner.search.storage import default_storage
-from profiler.errors import UsageError
 
 BuildRequest = Callable[[str, str | None], Request]
 """Builds the request for a backbone and a study."""
@@ -30,7 +29,6 @@ def request_for_backbones(
     study: str | None,
     storage: str | None,
     out: Path,
-    probes: bool,
 ) -> Request:
     """Return one request for a question about one or several backbones.
 
@@ -40,19 +38,10 @@ def request_for_backbones(
         study: name of the study; with several backbones each study's name ends in the backbone.
         storage: SQLAlchemy URL of the studies; None for one file under ``studies/``.
         out: folder of the folders of plan files.
-        probes: whether the candidates are trained briefly on the images.
-
-    Raises:
-        UsageError: a probe of several backbones.
     """
     if len(models) == 1:
         return build(models[0], study)
     study = study or joint_study_name(models)
-    if probes:
-        raise UsageError(
-            "--probe-minutes compares trainings of one backbone; ask first without it, then for "
-            "the recommended backbone alone"
-        )
     parts = []
     for model in models:
         part = build(model, f"{study}-{model.replace('/', '_')}")

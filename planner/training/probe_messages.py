@@ -15,7 +15,7 @@ class ProbeRequest(Message, frozen=True, kw_only=True):
         data: name of a data set, or a folder.
         device: type of device to run on.
         seed: seed of the choice of images.
-        weights: path of a weights file; None for no file.
+        weights: paths of weights files, by the backbone; one without a file is left out.
         pretrained: whether timm's pretrained weights are loaded when no file is given.
         seconds: time of the runs; loading and timing come on top.
         storage: SQLAlchemy URL of the study.
@@ -26,11 +26,16 @@ class ProbeRequest(Message, frozen=True, kw_only=True):
     data: str
     device: str
     seed: int
-    weights: str | None
+    weights: dict[str, str]
     pretrained: bool
     seconds: PositiveFloat
     storage: str
     study: str
+
+    @property
+    def models(self) -> list[str]:
+        """Backbones of the learners, in alphabetical order."""
+        return sorted({learner.candidate.workload.model for learner in self.learners})
 
 
 class ProbeResult(Message, frozen=True, kw_only=True):

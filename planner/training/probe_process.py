@@ -11,14 +11,15 @@ they count.
 from __future__ import annotations
 
 import hashlib
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.training.probe_messages import ProbeRequest, ProbeResult
-from planner.training.probe_records import Learner, ProbeRun, ProbeSetting
+from planner.training.probe_records import LONGEST_SETTING_TEXT, Learner, ProbeRun, ProbeSetting
 from profiler.errors import BudgetplanError
 from profiler.running.sandbox import Progress
 
@@ -90,17 +91,21 @@ def readable_runs(stored: Sequence[object]) -> list[ProbeRun]:
     return runs
 
 
-def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[ProbeRunner, float]:
+def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[BackboneRunners, float]:
     """Return the runner at the image size of the probe, and the seconds of a step."""
-    plan_size = request.learners[0].candidate.workload.image_size
+    planned = {learner.candidate.workload.image_size for learner in request.learners}
+    plan_size = min(planned)
     if request.device != "cpu":
-        runner = runner_at(request, plan_size)
+        # runs at different image sizes do not compare
+        size = plan_size if len(planned) == 1 else _accepted_sizes(request, plan_size)[0]
+        runner = runner_at(request, size)
         return runner, _timed_step(request, runner)
-    weights = _weights_text(request)
+    weights, models = _weights_text(request), _short_text(", ".join(request.models))
     stored = {
         run.setting.image_size
         for run in known
-        if run.setting.weights == weights and run.setting.image_size <= plan_size
+        if (run.setting.weights, run.setting.model) == (weights, models)
+        and run.setting.image_size <= plan_size
     }
     sizes = _accepted_sizes(request, plan_size)
     smallest = runner_at(request, sizes[-1])
@@ -138,22 +143,76 @@ def _accepted_sizes(request: ProbeRequest, plan_size: int) -> list[int]:
     return accepted or [plan_size]
 
 
-def runner_at(request: ProbeRequest, image_size: int) -> ProbeRunner:
-    """Return the runner for images of a size."""
+def runner_at(request: ProbeRequest, image_size: int) -> BackboneRunners:
+    """Return the runners for images of a size."""
     from planner.training.plan_check import load_data_for
     from planner.training.probe_images import ProbeImages
     from planner.training.probe_run import ProbeRunner
 
-    workload = request.learners[0].candidate.workload.replace(image_size=image_size)
-    images = load_data_for(workload, request.data)
-    parts = ProbeImages.of(images, most_train=None, seed=request.seed)
-    return ProbeRunner(
-        setting=_setting(request, images, image_size, len(parts.train), len(parts.held_out)),
-        images=parts,
-        weights=None if request.weights is None else Path(request.weights),
-        pretrained=request.pretrained,
-        device=request.device,
-    )
+    runners = {}
+    for learner in request.learners:
+        workload = learner.candidate.workload.replace(image_size=image_size)
+        if workload.model in runners:
+            continue
+        # each backbone has its own normalisation; the parts are the same images
+        images = load_data_for(workload, request.data)
+        parts = ProbeImages.of(images, most_train=None, seed=request.seed)
+        file = request.weights.get(workload.model)
+        runners[workload.model] = ProbeRunner(
+            setting=_setting(request, images, image_size, len(parts.train), len(parts.held_out)),
+            images=parts,
+            weights=None if file is None else Path(file),
+            pretrained=request.pretrained,
+            device=request.device,
+        )
+    return BackboneRunners(runners)
+
+
+class BackboneRunners:
+    """Runs the learners of a probe, each by the runner of its backbone.
+
+    Args:
+        runners: runner of each backbone by its name, with the same setting; at least one runner.
+    """
+
+    def __init__(self, runners: Mapping[str, ProbeRunner]) -> None:
+        self._runners = dict(runners)
+        self.setting = next(iter(self._runners.values())).setting
+
+    def _of(self, learner: Learner) -> ProbeRunner:
+        """Return the runner of a learner; the others release their features."""
+        chosen = self._runners[learner.candidate.workload.model]
+        for each in self._runners.values():
+            if each is not chosen:
+                each.release_features()
+        return chosen
+
+    def has_features(self, learner: Learner) -> bool:
+        """Return whether a learner trains on cached features."""
+        return self._runners[learner.candidate.workload.model].has_features(learner)
+
+    def key_of(self, learner: Learner, *, steps: int, seed: int, rate_factor: float) -> str:
+        """Return the name in a study that a run would have."""
+        runner = self._runners[learner.candidate.workload.model]
+        return runner.key_of(learner, steps=steps, seed=seed, rate_factor=rate_factor)
+
+    def seconds_per_step(self, learner: Learner) -> float:
+        """Return the time of a step in seconds."""
+        return self._of(learner).seconds_per_step(learner)
+
+    def run(
+        self,
+        learner: Learner,
+        *,
+        steps: int,
+        seed: int,
+        rate_factor: float = 1.0,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ) -> ProbeRun | None:
+        """Train a learner and evaluate it; None if time runs out."""
+        return self._of(learner).run(
+            learner, steps=steps, seed=seed, rate_factor=rate_factor, out_of_time=out_of_time
+        )
 
 
 def _setting(
@@ -162,7 +221,7 @@ def _setting(
     return ProbeSetting(
         data=images.source.fingerprint,
         weights=_weights_text(request),
-        model=request.learners[0].candidate.workload.model,
+        model=_short_text(", ".join(request.models)),
         image_size=image_size,
         train_images=train,
         held_out_images=held_out,
@@ -172,30 +231,49 @@ def _setting(
 
 
 def _weights_text(request: ProbeRequest) -> str:
-    """Return the origin of the weights: the hash of a file, or a word."""
+    """Return the origin of the weights of each backbone: the hash of a file, or a word."""
+    origins = [_origin_of(request.weights.get(model), request) for model in request.models]
+    return _short_text("; ".join(origins))
+
+
+def _origin_of(weights: str | None, request: ProbeRequest) -> str:
     from planner.training.trained_model import weights_file_of
 
-    if request.weights is None:
+    if weights is None:
         return "pretrained by timm" if request.pretrained else "random"
-    file = weights_file_of(Path(request.weights))
+    file = weights_file_of(Path(weights))
     assert file is not None
-    entry = hashlib.sha256(request.weights.rpartition("::")[2].encode()).hexdigest()[:8]
-    return f"file {file.sha256}" + (f" {entry}" if "::" in request.weights else "")
+    entry = hashlib.sha256(weights.rpartition("::")[2].encode()).hexdigest()[:8]
+    return f"file {file.sha256}" + (f" {entry}" if "::" in weights else "")
+
+
+def _short_text(text: str) -> str:
+    """Return a text, or its SHA-256 if it is too long for a setting."""
+    return text if len(text) <= LONGEST_SETTING_TEXT else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _steps_per_epoch(learner: Learner, setting: ProbeSetting) -> int:
     return max(1, setting.train_images // learner.candidate.workload.effective_batch)
 
 
-def _timed_step(request: ProbeRequest, runner: ProbeRunner) -> float:
+def _timed_step(request: ProbeRequest, runner: BackboneRunners) -> float:
+    """Return the seconds of a step, the mean over the backbones.
+
+    Raises:
+        Exception: the last error of a backbone whose learners cannot take a step.
+    """
+    by_model: dict[str, list[Learner]] = {}
+    for learner in request.learners:
+        by_model.setdefault(learner.candidate.workload.model, []).append(learner)
+    return statistics.fmean(_first_step(learners, runner) for learners in by_model.values())
+
+
+def _first_step(learners: Sequence[Learner], runner: BackboneRunners) -> float:
     """Return the seconds of a step of the first learner that takes one.
 
     Learners without cached features come first: their steps fill the time of a probe.
-
-    Raises:
-        Exception: that of the last learner, if none can take a step.
     """
-    *others, last = sorted(request.learners, key=runner.has_features)
+    *others, last = sorted(learners, key=runner.has_features)
     for learner in others:
         try:
             return runner.seconds_per_step(learner)

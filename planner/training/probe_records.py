@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -28,7 +29,9 @@ RATE_FACTORS = (1 / 3, 1.0, 3.0)
 
 MOST_HELD_OUT_IMAGES = 100_000
 
-ShortText = Annotated[str, Meta(min_length=1, max_length=200)]
+LONGEST_SETTING_TEXT = 200
+
+ShortText = Annotated[str, Meta(min_length=1, max_length=LONGEST_SETTING_TEXT)]
 
 Bits = Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=MOST_HELD_OUT_IMAGES // 4)]
 
@@ -88,13 +91,40 @@ class LearnerRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneRules:
+    """The same rule for candidates of several backbones; names begin with the backbone.
+
+    Attributes:
+        rules: rule of each backbone by its canonical name, for the same device; not empty.
+    """
+
+    rules: Mapping[str, LearnerRule]
+
+    @property
+    def device(self) -> str:
+        """Device of the runs, ``cpu`` or ``cuda``."""
+        return next(iter(self.rules.values())).device
+
+    def workload(self, workload: Workload) -> Workload:
+        """Return a workload as its runs train it, from a candidate's."""
+        return self.rules[workload.model].workload(workload)
+
+    def name(self, workload: Workload) -> str:
+        """Return a short name, the same for candidates that learn alike."""
+        return f"{workload.model} {self.rules[workload.model].name(workload)}"
+
+
+ProbeRule = LearnerRule | BackboneRules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSetting:
     """What all runs of a probe have in common. Runs of two settings are never compared.
 
     Attributes:
         data: fingerprint of the images.
-        weights: origin and SHA-256 of the backbone's weights.
-        model: backbone.
+        weights: origin and SHA-256 of the weights of each backbone.
+        model: backbone, or all backbones in alphabetical order.
         image_size: height and width of the images in pixels.
         train_images: images to train on.
         held_out_images: images to evaluate on, disjoint from the test part.

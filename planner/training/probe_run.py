@@ -97,6 +97,10 @@ class ProbeRunner:
             self._frozen[learner.name] = self._find_frozen_part(learner)
         return self._frozen[learner.name]
 
+    def release_features(self) -> None:
+        """Release the features in memory; they are read again from their files."""
+        self._features.clear()
+
     def key_of(self, learner: Learner, *, steps: int, seed: int, rate_factor: float) -> str:
         """Return the name in a study that a run would have."""
         return run_key(self.setting, learner.name, steps=steps, seed=seed, factor=rate_factor)
@@ -179,7 +183,7 @@ class ProbeRunner:
             (classifier,) = backbones.classifiers(built.backbone)
             part = frozen if isinstance(frozen, FrozenUnits) else classifier
             if learner.name not in self._features:
-                self._features.clear()  # they are read again from their files
+                self.release_features()
                 self._features[learner.name] = self._extract(built, part)
             if isinstance(frozen, FrozenUnits):
                 frozen.install(built)

@@ -7,22 +7,27 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import optuna
 import pytest
+import torch
 
 import planner.training.find_rate
 import planner.training.probe
 import planner.training.probe_images
 import profiler.running.sandbox
+from planner.recommendation.after_probe import carried_accuracy
 from planner.recommendation.answer import Recommendation
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose_by_probe import choose_by_probe, preferred
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.pipeline import recommend
-from planner.recommendation.probe_front import probe_front
+from planner.recommendation.probe_front import final_recipe, probe_front
 from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.request import Limits, Request
+from planner.recommendation.several_backbones import request_for_backbones
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.probe_storage import append_probe_run, read_probe_runs
 from planner.search.space import SearchedMethod, Space
@@ -32,6 +37,7 @@ from planner.training.probe_statistics import LearnerEstimate
 from planner.training.run_options import RunOptions
 from profiler.devices.table import device_label
 from profiler.errors import UnmetLimitError, UsageError
+from profiler.models import backbones
 from profiler.placement import Placement
 from profiler.records import DeviceLabel, Memory, Parameters, Report, Rung
 from profiler.running.messages import decode, encode
@@ -158,6 +164,46 @@ def test_random_weights_in_place_of_pretrained_ones_are_not_probed(folder: Path)
     assert outcome is not None
     assert "nothing was probed" in outcome.notes[0]
     assert choose_by_probe([], outcome, objective="balanced") is None
+
+
+def test_two_backbones_are_compared_on_the_same_images(tmp_path: Path) -> None:
+    weights, storage = tmp_path / "vit.pt", f"sqlite:///{tmp_path / 'pair.db'}"
+    whole = backbones.build("test_vit", num_classes=10, image_size=32, device="cpu")
+    torch.save(whole.state_dict(), weights)
+
+    def part(model: str, study: str | None) -> Request:
+        base = Workload(model=model, num_classes=10, image_size=32)
+        file = weights if model == "test_vit" else None
+        return request(
+            tmp_path,
+            space=replace(SPACE, base=base),
+            run=RunOptions(device="cpu", data="digits", pretrained=False, weights=file),
+            has_weights=file is not None,
+            study=study,
+        )
+
+    models = ["test_vit", "test_resnet"]
+    both = request_for_backbones(models, part, study="pair", storage=storage, out=tmp_path)
+    # runs of all backbones are kept in one study, whatever the order of the question
+    optuna.create_study(study_name="pair-test_resnet", storage=storage)
+    loads = [SPACE.base.replace(model=m, method="head", micro_batch=16) for m in models]
+    checked = [SimpleNamespace(candidate=Candidate(workload=each)) for each in loads]
+    found = probe_front(both, cast(Any, checked), storage, notify)
+    assert found is not None
+    assert found.setting is not None
+    assert found.setting.model == "test_resnet, test_vit"
+    first, second = found.setting.weights.split("; ")
+    assert (first, second[:5]) == ("random", "file ")
+    estimates = [found.estimate_of(load) for load in loads]
+    assert [each and each.learner.split()[0] for each in estimates] == models
+    assert found.estimate_of(loads[0]) != found.estimate_of(loads[1])
+    assert len(read_probe_runs(storage, "pair-test_resnet")) == found.runs
+    recipes = {each.model: final_recipe(both, found, each).weights for each in loads}
+    assert recipes == {"test_vit": "pretrained", "test_resnet": "random"}
+    # a training on one backbone says nothing of the other
+    only = replace(found, workloads={n: w for n, w in found.workloads.items() if w == loads[0]})
+    assert carried_accuracy(only, loads[0].replace(rank=None), train_images=1000) is not None
+    assert carried_accuracy(only, loads[1], train_images=1000) is None
 
 
 # ---- the learning-rate test ----------------------------------------------------------------------

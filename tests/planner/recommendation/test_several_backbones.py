@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import planner.recommendation.search_backbones as stage
 from planner import recommend as recommend_by_api
-from planner.api.early_checks import backbone_names
+from planner.api.early_checks import backbone_names, weights_by_backbone
 from planner.cli import cli
 from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.choose import choose
@@ -67,9 +67,7 @@ def row(model: str, method: str, score: float, **changes: Any) -> TrialResult:
 
 @pytest.fixture
 def both(tmp_path: Path) -> Request:
-    return request_for_backbones(
-        [LARGE, SMALL], part, study="mine", storage=None, out=tmp_path, probes=False
-    )
+    return request_for_backbones([LARGE, SMALL], part, study="mine", storage=None, out=tmp_path)
 
 
 def test_each_backbone_has_its_study_and_all_share_folder_and_storage(
@@ -115,9 +113,7 @@ def test_the_named_budget_admits_what_it_was_named_for(precisions: tuple[str, ..
 
 
 def test_one_name_is_an_ordinary_request(tmp_path: Path) -> None:
-    alone = request_for_backbones(
-        [SMALL], part, study=None, storage=None, out=tmp_path, probes=True
-    )
+    alone = request_for_backbones([SMALL], part, study=None, storage=None, out=tmp_path)
     assert alone == part(SMALL)
 
 
@@ -194,11 +190,13 @@ def test_names_are_split_and_checked() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--weights", "w.safetensors"], "--weights is a file of one backbone"),
-        (["--probe-minutes", "1"], "compares trainings of one backbone"),
+        (["--weights", "w.safetensors"], f"use --weights {SMALL}=w.safetensors"),
+        (["--weights", "vit_t=w.safetensors"], f"is about {SMALL}, {LARGE}"),
+        (["--weights", f"{SMALL}=w.safetensors"] * 2, f"two files for {SMALL}"),
+        (["--weights", "vits=w.safetensors"], "did you mean"),
     ],
 )
-def test_options_for_one_backbone_are_refused_for_several(
+def test_weights_name_their_backbone_if_there_are_several(
     options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -207,6 +205,20 @@ def test_options_for_one_backbone_are_refused_for_several(
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
+
+
+def test_weights_by_backbone() -> None:
+    def found(models: list[str], weights: Any) -> dict[str, str]:
+        return {name: str(file) for name, file in weights_by_backbone(models, weights).items()}
+
+    both = [SMALL, "vit_s"]
+    assert found(both, None) == {}
+    for weights in (["vit_s=b=1.pt::ema"], {LARGE: Path("b=1.pt::ema")}):
+        assert found(both, weights) == {"vit_s": "b=1.pt::ema"}
+    assert found(both, [f"{LARGE}=b", f"{SMALL}=a"]) == {"vit_s": "b", SMALL: "a"}
+    # the file of one backbone needs no name, and may contain "="
+    assert found([SMALL], "epoch=3.pt") == {SMALL: "epoch=3.pt"}
+    assert found([SMALL], [f"{SMALL}=a"]) == {SMALL: "a"}
 
 
 # ---- the whole flow ------------------------------------------------------------------------------
