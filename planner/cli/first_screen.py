@@ -12,6 +12,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -42,7 +43,12 @@ LABEL_COLUMNS = 11
 
 USAGE_CELLS = 20
 
-WHY_LINES = 2
+TEXT_LINES = 2
+"""Most lines of a fact that is a sentence, such as the reason."""
+
+LEAST_TABLE = 4
+"""Lines of an empty one, the heading and two alternatives. Where they do not fit, as under a long
+command, sentences take one line in place of ``TEXT_LINES``."""
 
 MOST_PLANLESS = 3
 """Alternatives without a plan file: rows that do not fit, and smaller images."""
@@ -62,14 +68,30 @@ _SHOWN_FIRST = (
 def show_first_screen(answer: Recommendation, console: Console) -> None:
     """Print the first screen of an answer."""
     width = max(console.width, 40)
-    above, below = list(_above(answer, width)), list(_below(answer, width))
-    used = sum(math.ceil(max(1, len(line)) / width) for line, _ in (*above, *below))
+    above, below, used = _around(answer, width, most=TEXT_LINES)
+    if used > MOST_LINES - LEAST_TABLE:
+        above, below, used = _around(answer, width, most=1)
     rows = _alternative_lines(answer, width, most=MOST_LINES - used - 1)
     for line, style in (*above, *((row, "") for row in ["", *rows] if rows), *below):
         console.print(Text(line, style=style), soft_wrap=True)
 
 
-def _above(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
+def _around(
+    answer: Recommendation, width: int, *, most: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]], int]:
+    """Return everything above and below the alternatives, and the lines that it takes.
+
+    Args:
+        answer: the answer.
+        width: columns of the terminal.
+        most: most lines of a sentence.
+    """
+    above, below = list(_above(answer, width, most)), list(_below(answer, width, most))
+    used = sum(math.ceil(max(1, cell_len(line)) / width) for line, _ in (*above, *below))
+    return above, below, used
+
+
+def _above(answer: Recommendation, width: int, most: int) -> Iterator[tuple[str, str]]:
     """Yield (line, style) of everything above the alternatives."""
     entry = answer.front[answer.recommended]
     for line in _header(answer, width):
@@ -77,18 +99,18 @@ def _above(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
     yield "", ""
     for number, line in enumerate(textwrap.wrap(_summary(entry.plan), width - LABEL_COLUMNS)):
         yield ("RUN THIS" if number == 0 else "").ljust(LABEL_COLUMNS) + line, "bold green"
-    for label, text, most in _facts(answer):
+    for label, text in _facts(answer):
         for line in _labelled(label, text, width=width, most=most):
             yield line, ""
     if answer.recommended_training_free is not None:
-        yield from _winner(answer, width)
+        yield from _winner(answer, width, most)
     command = f"budgetplan train {shlex.quote(str(entry.file))}"
     is_short = LABEL_COLUMNS + len(command) <= width
     # a long command has a line of its own, unbroken, so that it can be copied
     yield (f"  {'start':<9}{command}" if is_short else command), "green"
 
 
-def _winner(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
+def _winner(answer: Recommendation, width: int, most: int) -> Iterator[tuple[str, str]]:
     """Yield (line, style) of the model without fine-tuning that wins, and its command."""
     assert answer.training_free is not None and answer.recommended_training_free is not None
     option = answer.training_free[answer.recommended_training_free]
@@ -97,16 +119,16 @@ def _winner(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
         f"{option.model.name} without fine-tuning: {100 * option.accuracy.value:.1f} % published, "
         f"{option.model.parameters_millions:.0f} M parameters"
     )
-    for line in _labelled("better", text, width=width, most=2):
+    for line in _labelled("better", text, width=width, most=most):
         yield line, "bold green"
     command = "train" if option.model.kind == "features" else "evaluate --weights FOLDER"
     yield f"budgetplan {command} {shlex.quote(str(option.plan_file))}", "green"
 
 
-def _below(answer: Recommendation, width: int) -> Iterator[tuple[str, str]]:
+def _below(answer: Recommendation, width: int, most: int) -> Iterator[tuple[str, str]]:
     """Yield (line, style) of everything below the alternatives."""
     yield "", ""
-    lines = [*_unknown(answer, width), *_other_backbone(answer, width)]
+    lines = [*_unknown(answer, width, most), *_other_backbone(answer, width)]
     for line in [*lines, *textwrap.wrap(_closing_line(answer), width)]:
         yield line, ""
 
@@ -115,11 +137,17 @@ def _header(answer: Recommendation, width: int) -> Iterator[str]:
     request, plan = answer.request, answer.front[answer.recommended].plan
     load, device = plan.candidate.workload, plan.prediction.device
     budget = format_bytes_in(plan.budget_bytes, unit_as_asked(plan.budget_bytes))
-    yield from textwrap.wrap(
-        f"{load.model} on {request.run.data} ({request.train_images:,} images, "
-        f"{load.num_classes} classes), {load.image_size} px; {budget}",
-        width,
-    )[:2]
+    facts = (
+        f"({request.train_images:,} images, {load.num_classes:,} classes), {load.image_size} px; "
+        f"{budget}"
+    )
+    first = f"{load.model} on {request.run.data}"
+    if cell_len(f"{first} {facts}") <= width:
+        yield f"{first} {facts}"
+    else:
+        data_cells = max(20, width - cell_len(f"{load.model} on "))
+        yield f"{load.model} on {_without_middle(request.run.data, data_cells)}"
+        yield facts
     where = ""
     if device.note:
         is_here = request.run.device == device.name
@@ -128,6 +156,16 @@ def _header(answer: Recommendation, width: int) -> Iterator[str]:
     yield from textwrap.wrap(
         f"planned for {device.full_name.removeprefix('NVIDIA ')}{where}", width
     )
+
+
+def _without_middle(text: str, cells: int) -> str:
+    """Return a text of at most ``cells`` columns; a longer one loses its middle."""
+    if cell_len(text) <= cells:
+        return text
+    kept = cells - len(" ... ")
+    begin = set_cell_size(text, kept // 2).rstrip()
+    end = text[::-1]
+    return f"{begin} ... {set_cell_size(end, kept - kept // 2)[::-1].lstrip()}"
 
 
 def _summary(plan: Plan) -> str:
@@ -149,19 +187,19 @@ def _epochs(number: int) -> str:
     return f"{number} epoch{'s' * (number > 1)}"
 
 
-def _facts(answer: Recommendation) -> Iterator[tuple[str, str, int]]:
-    """Yield (label, text, most lines) of the recommended plan."""
+def _facts(answer: Recommendation) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) of the recommended plan."""
     plan = answer.front[answer.recommended].plan
-    yield "memory", _memory(plan), 1
-    yield "time", _time(answer, plan), 2
-    yield "energy", _energy(answer, plan), 1
+    yield "memory", _memory(plan)
+    yield "time", _time(answer, plan)
+    yield "energy", _energy(answer, plan)
     counts = plan.prediction.parameters
     share = f"{format_count(counts.trainable)} of {format_count(counts.total)} parameters"
-    yield "trains", share, 1
+    yield "trains", share
     checks = "; ".join([*_rehearsal(plan), *_real_run(answer)])
     if checks:
-        yield "checked", checks, 2
-    yield "why", answer.why or answer.reason, WHY_LINES
+        yield "checked", checks
+    yield "why", answer.why or answer.reason
 
 
 def _memory(plan: Plan) -> str:
@@ -382,7 +420,7 @@ def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 # ---- unknown facts -------------------------------------------------------------------------------
 
 
-def _unknown(answer: Recommendation, width: int) -> list[str]:
+def _unknown(answer: Recommendation, width: int, most: int) -> list[str]:
     plan = answer.front[answer.recommended].plan
     if ranks_candidates(plan):
         accuracy = plan.accuracy
@@ -394,7 +432,7 @@ def _unknown(answer: Recommendation, width: int) -> list[str]:
     is_wanted = answer.request.trains_pretrained
     if plan.measurement is not None and is_wanted and not answer.request.has_weights:
         text += " No pretrained weights could be loaded here."
-    return textwrap.wrap(text, width, max_lines=2, placeholder=" ...")
+    return textwrap.wrap(text, width, max_lines=most, placeholder=" ...")
 
 
 def _other_backbone(answer: Recommendation, width: int) -> list[str]:

@@ -1,0 +1,188 @@
+"""The first screen over answers of any content: its lines, its width, and the command in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from test_first_screen import GPU, UNKNOWN, answer, frozen_option, plan, screen
+
+from planner.cli.first_screen import MOST_LINES
+from planner.plan import FitProbability, Plan
+from planner.recipe import Recipe
+from planner.recommendation.answer import Alternative, AlternativeName, Recommendation
+from planner.recommendation.baselines import Baseline
+from planner.scoring.accuracy_prior import AccuracyEstimate
+from profiler.models.backbones import ALIASES
+from profiler.placement import Placement, PolicyChoice
+from profiler.units import GIB, MIB
+from profiler.workload import LEVERS, Candidate
+
+METHODS = ("full", "head", "bn_head", "adaptformer", "vpt_deep", "adalora", "partial_2")
+NAMES: tuple[AlternativeName, ...] = (
+    "fastest", "most accurate", "smallest", "safest", "backbone", "full", "paper", "smaller images",
+)  # fmt: skip
+MODELS = (*ALIASES.values(), "vit_so400m_patch14_siglip_gap_448.pali2_10b_pt")
+FROZEN = (
+    frozen_option(),
+    frozen_option("openclip_l14", fits=False),
+    frozen_option("siglip_b16"),
+)
+WORDS = st.text("abcdefgh ijklmnop ", min_size=1, max_size=400)
+NUMBERS = st.one_of(st.none(), st.floats(min_value=1e-6, max_value=1e4))
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """A plan of any method, levers, memory and duration."""
+    base = plan(draw(st.sampled_from(METHODS)), need=draw(st.integers(500 * MIB, 200 * GIB)))
+    precision = draw(st.sampled_from(("fp32", "bf16", "fp16")))
+    levers = draw(st.sets(st.sampled_from(LEVERS)))
+    if precision != "fp32":
+        levers -= {"tf32"}
+    workload = base.candidate.workload.replace(
+        model=draw(st.sampled_from(MODELS)),
+        precision=precision,
+        levers=tuple(levers),
+        rank=draw(st.sampled_from((None, 8, 4096))),
+        micro_batch=draw(st.sampled_from((1, 32, 65_536))),
+        accumulation=draw(st.sampled_from((1, 16, 4096))),
+        image_size=draw(st.sampled_from((32, 224, 8192))),
+        num_classes=draw(st.sampled_from((2, 21_843))),
+    )
+    placed = {"placement": base.candidate.placement, "policy": base.candidate.policy}
+    if "compile" in levers or draw(st.booleans()):
+        placed = {"placement": Placement({}), "policy": PolicyChoice("none")}
+    candidate = Candidate(workload=workload, **placed)
+    report = replace(
+        base.prediction,
+        candidate=candidate,
+        device=replace(GPU, full_name=draw(st.sampled_from(DEVICES))),
+        step_seconds=draw(NUMBERS),
+        energy_joules=draw(NUMBERS),
+    )
+    has_run, has_recipe = draw(st.booleans()), draw(st.booleans())
+    known = draw(st.sampled_from((None, 0.9)))
+    return replace(
+        base,
+        candidate=candidate,
+        prediction=report,
+        measurement=report if has_run else None,
+        rehearsal=report if draw(st.booleans()) else None,
+        accuracy=replace(
+            UNKNOWN, value=known, kind="none" if known is None else "published", source=draw(WORDS)
+        ),
+        fits=draw(st.sampled_from((None, FITS))),
+        recipe=Recipe(learning_rate=1.25e-5, epochs=100, source="published")
+        if has_recipe
+        else None,
+    )
+
+
+DEVICES = (
+    "NVIDIA GeForce GTX 1050",
+    "NVIDIA GeForce RTX 5090 Laptop GPU",
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+    "CPU",
+)
+FITS = FitProbability(probability=0.992, compared=436, kind="attention", context_bytes=0)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> Recommendation:
+    """An answer with any rows, and long names, paths and reasons."""
+    rows = draw(st.lists(plans(), min_size=1, max_size=6))
+    base = answer(*rows, why=draw(WORDS), budget=draw(st.integers(500 * MIB, 200 * GIB)))
+    indices = st.one_of(st.none(), st.integers(0, len(rows) - 1))
+    named = draw(st.lists(st.tuples(st.sampled_from(NAMES), indices), max_size=10))
+    chosen = draw(st.integers(0, len(rows) - 1))
+    request = base.request
+    several = draw(st.booleans())
+    run = SimpleNamespace(data=draw(DATA), device="cpu")
+    asked: Any = SimpleNamespace(
+        **{
+            **vars(request),
+            "run": run,
+            "train_images": draw(st.integers(1, 10**8)),
+            "others": (request,) if several else (),
+            "has_weights": draw(st.booleans()),
+            "space": SimpleNamespace(base=rows[chosen].candidate.workload),
+        }
+    )
+    folder = Path(draw(st.sampled_from(("plans", "/" + "a-long-name/" * 12))))
+    free = draw(st.sampled_from((None, (), FROZEN)))
+    baseline = Baseline(prediction=rows[0].prediction, fits=False)
+    return replace(
+        base,
+        request=asked,
+        front=tuple(
+            replace(
+                entry,
+                file=folder / entry.file,
+                expected=AccuracyEstimate(value=None, kind=None, source=None, reason=draw(WORDS)),
+            )
+            for entry in base.front
+        ),
+        recommended=chosen,
+        alternatives=tuple(Alternative(name=name, index=i, note=draw(WORDS)) for name, i in named),
+        notes=("a note",) * draw(st.integers(0, 300)),
+        dropped=("a row",) * draw(st.integers(0, 3)),
+        training_free=free,
+        recommended_training_free=0 if free and draw(st.booleans()) else None,
+        baselines=draw(st.sampled_from(({}, {"lora": baseline}))),
+    )
+
+
+DATA = st.one_of(
+    st.sampled_from(
+        ("digits", "vtab:diabetic_retinopathy", "/srv/" + "photos/" * 30, "写真/" * 20)
+    ),
+    WORDS,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(answers(), st.sampled_from((80, 120)))
+def test_every_answer_is_one_screen_with_its_command(shown: Recommendation, width: int) -> None:
+    lines = screen(shown, width=width).splitlines()
+    # a terminal wraps what is wider: only commands are, so that they can be copied
+    assert sum(max(1, math.ceil(cell_len(line) / width)) for line in lines) <= MOST_LINES
+    wide = [line for line in lines if cell_len(line) > width]
+    assert all(line.startswith("budgetplan ") for line in wide)
+    entry = shown.front[shown.recommended]
+    assert any(line.endswith(f"budgetplan train {entry.file}") for line in lines)
+    if shown.recommended_training_free is not None:
+        assert any(str(shown.recommended_file) in line for line in lines)
+    load, text = entry.plan.candidate.workload, "\n".join(lines)
+    assert lines[0].startswith(load.model)
+    assert f"({shown.request.train_images:,} images, {load.num_classes:,} classes)" in text
+    assert "RUN THIS" in text
+    for fact in ("memory", "time", "energy", "trains", "why"):
+        assert f"\n  {fact} " in text
+
+
+def test_a_long_path_takes_lines_from_sentences_and_not_from_alternatives() -> None:
+    shown = answer(plan(), plan("full", need=1800 * MIB), plan("head", need=700 * MIB))
+    short = screen(shown)
+    (entry, *rest) = shown.front
+    deep = replace(entry, file=Path("/" + "deep/" * 90) / entry.file)
+    long = screen(replace(shown, front=(deep, *rest)))
+    for text in (short, long):
+        assert all(f"\n  {name}" in text for name in ("fastest", "full"))
+    assert len(long.splitlines()) < len(short.splitlines())
+
+
+def test_a_long_name_of_the_images_leaves_their_number_and_the_budget() -> None:
+    shown = answer(plan())
+    run = SimpleNamespace(data="/home/user/" + "a-folder/" * 20 + "flowers", device="cpu")
+    request: Any = SimpleNamespace(**{**vars(shown.request), "run": run})
+    first, second, *_ = screen(replace(shown, request=request)).splitlines()
+    assert first.startswith("vit_small_patch16_224 on /home/user/") and first.endswith("flowers")
+    assert len(first) <= 80
+    assert second == "(1,295 images, 10 classes), 224 px; 2.00 GB"
