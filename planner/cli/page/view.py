@@ -49,6 +49,18 @@ class PlanRow:
     is_recommended: bool = False
 
     @property
+    def headline(self) -> str:
+        """Method, precision and batch."""
+        candidate = self.plan.candidate
+        precision = candidate.workload.precision
+        return f"{method_of(candidate)}, {precision}, batch {batch_of(candidate)}"
+
+    @property
+    def is_for(self) -> str:
+        """Names of the row in the answer."""
+        return ", ".join([*(["recommended"] if self.is_recommended else []), *self.roles])
+
+    @property
     def cells(self) -> tuple[str, ...]:
         """Texts of the table's row."""
         prediction, load = self.plan.prediction, self.plan.candidate.workload
@@ -56,22 +68,23 @@ class PlanRow:
         seconds = prediction.step_seconds
         rate = "-" if seconds is None else f"{load.effective_batch / seconds:,.0f}"
         return (
+            self.is_for or "-",
             method_of(self.plan.candidate),
+            format_bytes_in(needed_bytes(prediction), unit),
+            rate,
+            format_seconds(seconds),
+            format_joules(prediction.energy_joules),
             batch_of(self.plan.candidate),
             load.precision,
             ", ".join([optimizer_of(self.plan.candidate), *levers_of(self.plan.candidate)]),
             placement_of(self.plan.candidate),
-            format_bytes_in(needed_bytes(prediction), unit),
-            format_seconds(seconds),
-            rate,
-            format_joules(prediction.energy_joules),
             shown_accuracy(self.plan),
         )
 
 
 HEADERS = (
-    "method", "batch", "precision", "optimizer", "checkpointing", "memory", "step", "images/s",
-    "energy/step", "accuracy",
+    "for", "method", "memory", "images/s", "step", "energy/step", "batch", "precision", "optimizer",
+    "checkpointing", "accuracy",
 )  # fmt: skip
 """Headers of the table of plans, for ``PlanRow.cells``."""
 
@@ -128,6 +141,35 @@ def frozen_plan_cells(plan: FrozenPlan, unit: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRow:
+    """One of the paper's defaults in the page.
+
+    Attributes:
+        mark: label in the chart.
+        name: method and policy.
+        device_bytes: predicted device bytes.
+        step_seconds: predicted time of a step; None if it is not known.
+        fits: whether it fits the budget.
+    """
+
+    mark: str
+    name: str
+    device_bytes: int
+    step_seconds: float | None
+    fits: bool
+
+    def cells(self, unit: str) -> tuple[str, ...]:
+        """Return the texts of the table's row, with the memory in a unit."""
+        return (
+            self.mark,
+            self.name,
+            format_bytes_in(self.device_bytes, unit),
+            "yes" if self.fits else "no",
+            format_seconds(self.step_seconds),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PageView:
     """The content of the page.
 
@@ -136,7 +178,7 @@ class PageView:
         rows: plans that fine-tune; the headline is of the first recommended one, else of the first.
             Without any there is no headline.
         why: reason of the recommendation; empty without one.
-        baselines: (name, device bytes, step seconds) of the paper's defaults.
+        baselines: the paper's defaults.
         notes: sentences.
         frozen: rows of models without fine-tuning (``frozen_cells``, ``frozen_plan_cells``).
     """
@@ -144,7 +186,7 @@ class PageView:
     title: str
     rows: Sequence[PlanRow]
     why: str = ""
-    baselines: Sequence[tuple[str, int, float | None]] = ()
+    baselines: Sequence[BaselineRow] = ()
     notes: Sequence[str] = field(default_factory=tuple)
     frozen: Sequence[tuple[str, ...]] = ()
 

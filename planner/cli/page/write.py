@@ -11,6 +11,7 @@ from planner.cli.page.charts import bytes_chart, cost_chart, front_chart, legend
 from planner.cli.page.view import (
     FROZEN_HEADERS,
     HEADERS,
+    BaselineRow,
     PageView,
     PlanRow,
     frozen_cells,
@@ -72,8 +73,14 @@ def answer_view(answer: Recommendation) -> PageView:
         rows=rows,
         why=answer.why or answer.reason,
         baselines=[
-            (f"paper: {name}", needed_bytes(b.prediction), b.prediction.step_seconds)
-            for name, b in answer.baselines.items()
+            BaselineRow(
+                mark=chr(ord("a") + i),
+                name=name.replace("_", ", ") if "_" in name else f"{name}, no checkpointing",
+                device_bytes=needed_bytes(baseline.prediction),
+                step_seconds=baseline.prediction.step_seconds,
+                fits=baseline.fits,
+            )
+            for i, (name, baseline) in enumerate(answer.baselines.items())
         ],
         notes=(*answer.dropped, *answer.notes),
         frozen=[
@@ -156,6 +163,7 @@ def _charts(view: PageView) -> dict[str, Any]:
         "used": format_bytes_in(need, unit),
         "budget": format_bytes_in(main.budget_bytes, unit),
         "front": Markup(front_chart(view)),
+        "baselines": [baseline.cells(unit) for baseline in view.baselines],
         "owners": Markup(bytes_chart(view)),
         "times": Markup(cost_chart("Time of a step", seconds, second_texts)),
         "energies": Markup(cost_chart("Energy of a step", joules, joule_texts)),

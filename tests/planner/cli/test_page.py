@@ -14,12 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from test_first_screen import SIX, answer, frozen_option, plan
 
 from planner.cli import cli
-from planner.cli.page.charts import step_chart
+from planner.cli.page.charts import step_chart, ticks
 from planner.cli.page.write import answer_view, check_page_file, page_html, plans_view, write_page
 from planner.plan import write_plan
+from planner.recommendation.baselines import Baseline
 from planner.training_free.plan_file import plan_of_option, write_frozen_plan
 from profiler.devices.table import device_label
 from profiler.errors import InputError
@@ -65,6 +68,41 @@ def test_the_numbers_and_the_command_are_there() -> None:
     for part in ("1.26 GB", "2.00 GB", "lora r8", "budgetplan train plans/", "fastest", "budget"):
         assert part in text
     assert text.count('class="recommended"') == 1
+
+
+def test_the_papers_defaults_are_in_the_chart_and_in_a_table() -> None:
+    shown = replace(
+        answer(*SIX),
+        baselines={
+            "lora": Baseline(prediction=plan(need=2400 * MIB).prediction, fits=False),
+            "lora_static": Baseline(prediction=plan(need=1100 * MIB).prediction, fits=True),
+        },
+    )
+    text = page_html(answer_view(shown))
+    assert not Tags(text).open
+    # 2400 MiB are 2.52 GB, the unit of the budget
+    first = "<td>a</td><td>lora, no checkpointing</td><td>2.52 GB</td><td>no</td>"
+    assert first in text
+    assert "<td>b</td><td>lora, static</td><td>1.15 GB</td><td>yes</td>" in text
+    places = {
+        name: re.search(rf'<circle cx="([\d.]+)"[^>]*/><text[^>]*>{name}</text>', text)
+        for name in ("a", "b", "1")
+    }
+    x = {name: float(found[1]) for name, found in places.items() if found}
+    (line, *_) = map(float, re.findall(r'<line x1="([\d.]+)"', text))
+    assert x["b"] < x["1"] < line < x["a"]
+    assert "The paper" not in page_html(answer_view(answer(*SIX)))
+
+
+@given(st.floats(min_value=1e-9, max_value=1e15))
+def test_ticks_are_round_numbers_within_the_axis(most: float) -> None:
+    found = ticks(most)
+    assert 2 <= len(found) <= 5
+    assert all(0 < each <= most * (1 + 1e-9) for each in found)
+    step = found[0]
+    assert found == pytest.approx([step * (i + 1) for i in range(len(found))])
+    assert f"{step:.0e}"[0] in "125"
+    assert step == pytest.approx(float(f"{step:.0e}"))
 
 
 def test_models_without_fine_tuning_have_a_table() -> None:

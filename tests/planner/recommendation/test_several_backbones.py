@@ -89,9 +89,7 @@ def test_rows_are_held_to_the_limit_of_their_own_backbone(tmp_path: Path) -> Non
         precisions = ("fp32", "bf16") if model == SMALL else ("fp32",)  # bf16 needs more room
         return replace(found, space=replace(found.space, precisions=precisions))
 
-    both = request_for_backbones(
-        [LARGE, SMALL], build, study="mine", storage=None, out=tmp_path, probes=False
-    )
+    both = request_for_backbones([LARGE, SMALL], build, study="mine", storage=None, out=tmp_path)
     limits = {each.space.base.model: each.limit_bytes for each in both.backbones}
     assert limits[LARGE] != limits[SMALL]
     roomier, tighter = sorted(limits, key=lambda model: -limits[model])
