@@ -1,6 +1,7 @@
 """The command line ``budgetplan``: it parses arguments, calls the Python interface and prints.
 
 command_group        exit codes, one-line errors and warnings
+help_sections        sections of the help texts
 options, output      shared options; JSON, tables and progress
 *_commands           the commands
 table_layout         tables that fit the terminal

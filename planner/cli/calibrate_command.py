@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @progress_option
 @json_option
 def calibrate(*, device: str, no_cells: bool, as_json: bool, progress: ProgressKind | None) -> None:
-    """Time short training steps here, and correct the predicted seconds of this machine.
+    """Time short training steps, to correct predictions here.
 
     It takes a few minutes, and wants a machine that does nothing else: cells whose rounds differ by
     more than 10 % are dropped. Exit code 6: all were dropped.

@@ -18,7 +18,7 @@ from profiler.units import format_bytes
 @planned_device_option
 @json_option
 def check(*, plan: Path, device: str, as_json: bool) -> None:
-    """Replay a plan under the installed versions and compare it with its budget.
+    """Check that a plan still fits under the installed versions.
 
     Exit codes: 0 the plan holds, 3 it no longer fits, 4 it cannot be read or its model has changed.
     """

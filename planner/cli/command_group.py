@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import click
 
+from planner.cli.help_sections import write_commands
 from planner.cli.output import has_printed_json, json_text
 from profiler.device_rules.caching_allocator import configure
 from profiler.errors import BudgetplanError, BudgetplanWarning, error_object, printable_line
@@ -104,6 +105,10 @@ class CommandGroup(click.Group):
                 raise _OneLineError(_cannot_use(error), kind="input", exit_code=4) from error
             text = f"internal error, please report it: {type(error).__name__}: {error}"
             raise _OneLineError(text, kind="internal", exit_code=1) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, section by section."""
+        write_commands(formatter, self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

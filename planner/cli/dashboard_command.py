@@ -52,7 +52,7 @@ def dashboard(
     allow_host: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Show a study in a browser with optuna-dashboard: its trials, notes and plan files.
+    """Show a study in a browser, with its notes and plan files.
 
     STUDY is a name in studies/, the path of a database file or a URL; the newest file in studies/
     by default. The pages can be read only, and from this machine only, unless options say

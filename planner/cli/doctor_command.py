@@ -12,7 +12,10 @@ from profiler.errors import DeviceError
 @click.command()
 @json_option
 def doctor(*, as_json: bool) -> None:
-    """Examine this machine: packages, GPU, compiler, disk, cache, hub. Exit code 5 for a fault."""
+    """Examine this machine: packages, GPU, disk, cache, hub.
+
+    The exit code is 5 if a fault is found.
+    """
     from planner.cli.table_layout import Column, show_table
     from planner.doctor import examine, findings_to_json
 

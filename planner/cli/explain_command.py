@@ -48,7 +48,7 @@ SMALLEST_SHARE = 0.005
 def explain(
     plan: Path, *, device: str, vram: int | None, progress: ProgressKind | None, as_json: bool
 ) -> None:
-    """Explain a plan: where its memory goes, and what each choice saves and costs.
+    """Explain a plan's memory, and what each choice costs.
 
     The choices are compared with full fine-tuning in fp32 with the whole batch at once; each row
     is a replayed training step.

@@ -31,7 +31,7 @@ TARGET_NAMES = ("script", "hf", "lightning", "timm", "peft")
 )
 @json_option
 def export(*, plan: Path, target: str, out: Path | None, as_json: bool) -> None:
-    """Write a plan in the form that another training program takes."""
+    """Write a plan as another training program takes it."""
     folder = Path("exported") / target if out is None else out
     made = api.export_plan(plan, target, folder)
     if as_json:

@@ -92,9 +92,10 @@ def grid(
     data: str,
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
-    """Compare backbones, methods, checkpointing and devices in one table; nothing is run.
+    """Compare backbones, methods and devices in one table.
 
-    Every number is a composed prediction. The defaults are the 60 cells of arXiv 2607.02158.
+    Every number is a composed prediction; nothing is run. The defaults are the 60 cells of
+    arXiv 2607.02158.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         found = api.grid(

@@ -14,7 +14,10 @@ from planner.cli.output import console, print_json
 @click.argument("pattern", default="")
 @json_option
 def models(pattern: str, as_json: bool) -> None:
-    """List backbones whose name contains PATTERN; without one, the aliases."""
+    """List backbones whose name contains PATTERN.
+
+    Without PATTERN the aliases are listed.
+    """
     from planner.cli.list_tables import alias_columns
     from planner.cli.table_layout import show_table
     from profiler.models.backbones import ALIASES, model_names
@@ -104,7 +107,7 @@ def _refused(model: str, names: list[str]) -> dict[str, str]:
 @click.argument("pattern", default="")
 @json_option
 def devices(pattern: str, as_json: bool) -> None:
-    """List the devices that can be planned for, and the GPU of this machine.
+    """List the known devices, and the GPU of this machine.
 
     With PATTERN only those whose name contains it are listed.
     """

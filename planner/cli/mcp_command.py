@@ -22,7 +22,10 @@ from profiler.errors import InputError
     "--at-once", type=positive, default=1, show_default=True, help="Questions that run at once."
 )
 def mcp(*, root: Path, at_once: int) -> None:
-    """Serve questions of a language model over MCP, on standard input and output."""
+    """Serve questions of a language model over MCP.
+
+    The messages are on standard input and output.
+    """
     from planner.disk.free_space import check_folder
 
     check_folder(root)

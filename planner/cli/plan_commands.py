@@ -88,7 +88,10 @@ def validate(
     weights: Path | None,
     pretrained: bool,
 ) -> None:
-    """Run a plan for a few steps under its budget and compare it with its prediction."""
+    """Run a plan for a few steps under its budget.
+
+    The peak is compared with its prediction.
+    """
     with progress_bar(progress, as_json=as_json) as notify:
         checked = api.validate(
             plan,
@@ -198,7 +201,7 @@ def train(
     weights: Path | None,
     pretrained: bool,
 ) -> None:
-    """Train the workload of a plan under its placement and save the model.
+    """Train what a plan says, and save the model.
 
     A plan without fine-tuning, of kind features, gets its linear probe fitted.
     """

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from planner import api
+from planner.cli.help_sections import RecommendCommand
 from planner.cli.options import (
     POLICY_WORDS,
     SIZES,
@@ -30,7 +31,7 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
 from planner.training.images.registry import DATA_NAMES
 
 
-@click.command(epilog=SIZES)
+@click.command(cls=RecommendCommand, epilog=SIZES)
 @size_option(
     "--vram",
     required=True,
@@ -252,7 +253,10 @@ def recommend(
     weights: tuple[str, ...],
     pretrained: bool,
 ) -> None:
-    """Recommend configurations that fit a budget: search, check, measure, write plan files."""
+    """Recommend configurations that fit a budget.
+
+    They are searched, checked, measured, and written as plan files.
+    """
     if html is not None:
         from planner.cli.page.write import check_page_file
 

@@ -34,11 +34,11 @@ def rehearse(
     as_json: bool,
     progress: ProgressKind | None,
 ) -> None:
-    """Run a plan's training through PyTorch's CUDA code on an emulated GPU.
+    """Run a plan's training on an emulated GPU.
 
-    No GPU is needed, but gcc and a CUDA build of PyTorch. The run shows memory and failures on
-    this GPU; it shows no time and no accuracy. Exit codes: 5 no compiler or no CUDA build, 6 the
-    run fails.
+    PyTorch's CUDA code runs there, with kernels that do nothing. No GPU is needed, but gcc and a
+    CUDA build of PyTorch. The run shows memory and failures on this GPU; it shows no time and no
+    accuracy. Exit codes: 5 no compiler or no CUDA build, 6 the run fails.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         rehearsed = api.rehearse(plan, device=device, steps=steps, out=out, on_progress=notify)

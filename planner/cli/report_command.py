@@ -22,7 +22,7 @@ from planner.cli.output import print_json
 )
 @json_option
 def report(plans: tuple[Path, ...], html: Path, as_json: bool) -> None:
-    """Write one self-contained HTML page that compares plan files.
+    """Write one HTML page that compares plan files.
 
     It shows memory, time and energy of each plan, the memory over one step of the first, and
     predicted against measured values. Plans without fine-tuning have a table of their own. It

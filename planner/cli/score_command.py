@@ -51,7 +51,7 @@ def score(
     as_json: bool,
     **numbers: float | None,
 ) -> None:
-    """Compute NetScore, its variants, SAM, PPT and the training scores.
+    """Compute NetScore, SAM, PPT and the training scores.
 
     The numbers are those of TARGET, a plan file or the folder of a training; an option replaces one
     of them. Without TARGET, --accuracy is needed. Of several TARGETs, the training scores are

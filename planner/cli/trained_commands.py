@@ -81,7 +81,7 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda"],
     weights: Path | None,
 ) -> None:
-    """Evaluate a trained model on images: accuracy in all and by class.
+    """Evaluate a trained model on images, in all and by class.
 
     TRAINED is the folder of a training, or the plan file that was trained. A plan of kind zero_shot
     needs no training, but --weights.

@@ -53,7 +53,10 @@ def training_free(
     progress: ProgressKind | None,
     as_json: bool,
 ) -> None:
-    """List frozen models that classify without fine-tuning: memory, time, energy, accuracy."""
+    """List frozen models that classify without fine-tuning.
+
+    Memory, time and energy are predicted; the accuracy is a published one.
+    """
     from planner.cli.list_tables import training_free_columns
     from planner.cli.table_layout import show_table
 
@@ -95,7 +98,7 @@ def features(
     progress: ProgressKind | None,
     as_json: bool,
 ) -> None:
-    """Test k-NN and a linear probe on the features of a frozen backbone."""
+    """Test k-NN and a linear probe on a frozen backbone."""
     with progress_bar(progress, as_json=as_json) as notify:
         found = api.features(
             model,

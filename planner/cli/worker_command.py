@@ -57,7 +57,7 @@ def worker(
     slurm_option: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Take the real runs of `recommend --workers` and run them on this machine."""
+    """Run here what `recommend --workers` leaves to workers."""
     if storage is None:
         raise UsageError("a worker needs --storage: the database of the study")
     from planner.search.study_lock import check_storage

@@ -64,9 +64,9 @@ def predict(
     perfetto: Path | None,
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
-    """Predict memory, time and energy of a training step; nothing is run.
+    """Predict memory, time and energy of a training step.
 
-    The exit code is 3 when the prediction exceeds --vram.
+    Nothing is run. The exit code is 3 when the prediction exceeds --vram.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         report = api.predict(
@@ -124,7 +124,10 @@ def measure(
     warmup: int,
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
-    """Run one workload in a process of its own and measure it; --vram is its hard memory cap."""
+    """Run one workload and measure it.
+
+    It has a process of its own, and --vram is a hard limit of its memory.
+    """
     with progress_bar(progress, as_json=as_json) as notify:
         report = api.measure(
             model,
@@ -174,7 +177,10 @@ def profile(
     device: str,
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
-    """Show one workload unit by unit: stored and boundary bytes, FLOPs, time."""
+    """Show one workload unit by unit: bytes, FLOPs, time.
+
+    The bytes are those stored for the backward pass and at the boundary of the unit.
+    """
     from profiler.prediction.save_timeline import check_plot_file
 
     if plot is not None:

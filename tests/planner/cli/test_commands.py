@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from planner.cli import cli
+from planner.cli.help_sections import COMMAND_SECTIONS, RECOMMEND_SECTIONS
 from planner.cli.options import Checkpoint, Size
 from planner.plan import read_plan
 from profiler.records import OWNERS
 
-COMMANDS = (
-    "recommend", "predict", "measure", "validate", "rehearse", "check", "profile", "train",
-    "evaluate", "classify", "score", "show", "models", "methods", "devices", "dashboard",
-)  # fmt: skip
+SERVERS = {"serve", "mcp"}  # they answer in JSON alone
 SMALL = ("--model", "test_vit", "--image-size", "32", "--num-classes", "10", "--batch-size", "2")
 
 
@@ -57,17 +57,32 @@ def refused(code: int, *arguments: str) -> str:
 # ---- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(cli.commands))
 def test_help(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0
-    assert "--json" in result.stdout
+    assert ("--json" in result.stdout) == (command not in SERVERS)
 
 
 def test_sizes_and_exit_codes_are_in_the_help() -> None:
     text = call("--help").stdout
     assert "2GB = 2*10^9 bytes" in text
     assert "3 nothing fits the budget" in text
+
+
+def test_every_command_stands_in_one_section_with_a_whole_sentence() -> None:
+    assert sorted(itertools.chain(*COMMAND_SECTIONS.values())) == sorted(cli.commands)
+    entries = re.findall(r"^  ([a-z][a-z-]*) +([A-Z].*)$", call("--help").stdout, re.MULTILINE)
+    assert sorted(name for name, _ in entries) == sorted(cli.commands)
+    assert [name for name, sentence in entries if not re.search(r"[^.]\.$", sentence)] == []
+
+
+def test_every_option_of_recommend_stands_in_one_section() -> None:
+    named = [param.name for param in cli.commands["recommend"].params]
+    assert sorted(itertools.chain(*RECOMMEND_SECTIONS.values())) == sorted(map(str, named))
+    text = call("recommend", "--help").stdout
+    for option in (o for param in cli.commands["recommend"].params for o in param.opts):
+        assert len(re.findall(rf"^  (?:-\w, )?{option}\b(?!-)", text, re.MULTILINE)) == 1, option
 
 
 HEAVY = "torch", "timm", "peft", "optuna", "rich", "numpy", "scipy", "sklearn"
