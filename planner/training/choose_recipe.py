@@ -22,6 +22,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from planner.methods.kinds import MethodKind, method_kind
 from planner.recipe import WARM_UP_SHARE, InitialWeights, Recipe
 from profiler.training_step import WEIGHT_DECAY, default_learning_rate
 from profiler.workload import Workload
@@ -30,24 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 BackboneKind = Literal["convolutional", "normalised by layer"]
-
-MethodKind = Literal["full", "affine", "low rank", "added", "head"]
-
-METHOD_KINDS: dict[str, MethodKind] = {
-    "full": "full",
-    "galore": "full",
-    "head": "head",
-    "bn_head": "affine",
-    "bitfit": "affine",
-    "ln_tune": "affine",
-    "ssf": "affine",
-    "adaptformer": "added",
-    "vpt_shallow": "added",
-    "vpt_deep": "added",
-    "prefix": "added",
-    "side": "added",
-}
-"""Kind of each method by its trainable tensors; see ``method_kind`` for methods not listed."""
 
 PUBLISHED_1E_3 = "AdamW at 1e-3, the rate of FacT (arXiv 2212.03145) and of MambaPEFT (2411.03855)"
 
@@ -224,13 +207,6 @@ def earlier_recipe(workload: Workload, backbone: nn.Module, *, weights: InitialW
         weights="random",
         source=rate.source,
     )
-
-
-def method_kind(method: str) -> MethodKind:
-    """Return the kind of a method by its trainable tensors."""
-    if method.startswith("partial_"):
-        return "full"
-    return METHOD_KINDS.get(method, "low rank")
 
 
 def _backbone_kind(backbone: nn.Module, *, rms_norm: bool = True) -> BackboneKind:

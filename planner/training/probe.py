@@ -1,11 +1,11 @@
 """The probe: short trainings of several learners, longer ones of the better learners.
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943). All learners are trained for a
-few steps; the better half is trained anew for twice as many, and so on until two are left:
+few steps; the more promising half is trained anew for twice as many, and so on until two are left:
 
     rung     steps        learners
     0        s            all n; those far behind once more, at 1/3 of their learning rate
-    1        2 s          the better half
+    1        2 s          the half that is expected to be better after the planned training
     k - 1    2^(k-1) s    two; before it, at 1/3 and 3 times their learning rates for half as long
     then     2^(k-1) s    two more seeds of these two
     then     2^k s        and so on up to the recipe's steps, then more seeds
@@ -35,6 +35,7 @@ from planner.training.probe_statistics import (
     estimate_learners,
     format_chance,
 )
+from planner.training.short_runs import DEFAULTS, ShortRunModel
 from profiler.errors import printable_line
 
 FEWEST_STEPS = 20
@@ -91,11 +92,13 @@ class StepLadder:
         first: steps of the lowest rung.
         rungs: number of rungs.
         most: steps of the recipe, which no run exceeds.
+        short_runs: constants that carry accuracies on to these steps.
     """
 
     first: int
     rungs: int
     most: int
+    short_runs: ShortRunModel = DEFAULTS
 
     @classmethod
     def of(cls, *, learners: int, affordable_steps: float, most: int) -> StepLadder:
@@ -114,6 +117,10 @@ class StepLadder:
     def steps(self, rung: int) -> int:
         """Return the steps of a run on a rung, from 0."""
         return min(self.most, self.first << rung)
+
+    def estimates(self, runs: Sequence[ProbeRun]) -> tuple[LearnerEstimate, ...]:
+        """Return the estimates of learners after the recipe's steps, the best first."""
+        return estimate_learners(runs, planned_steps=self.most, short_runs=self.short_runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +169,7 @@ def probe(
     while (planned := next_run(alive, runs, ladder=ladder, quick=quick)) is not None:
         if left() <= 0 or _expected_seconds(planned, runs) > left():
             return ProbeEnd(reason="its time was over", failures=tuple(failures))
-        on_progress(_line(planned, runs, ladder.most), min(1.0, 1 - left() / seconds))
+        on_progress(_line(planned, runs, ladder), min(1.0, 1 - left() / seconds))
         try:
             run = runner.run(
                 planned.learner,
@@ -218,7 +225,7 @@ def _schedule(
         yield from _at_best_rates(alive, runs if rung else (), steps=steps, seed=0)
         if rung == 0:
             yield from _second_tries(alive, runs, steps)
-        alive = _better_half(alive, runs, steps, quick)
+        alive = _better_half(alive, runs, ladder, rung, quick)
     for factor in RATE_FACTORS:
         half = ladder.steps(ladder.rungs - 2)
         for each in alive:
@@ -226,13 +233,13 @@ def _schedule(
     for rung in count(ladder.rungs - 1):
         steps = ladder.steps(rung)
         yield from _at_best_rates(alive, runs, steps=steps, seed=0)
-        finalists = _finalists(alive, runs, ladder.most)
+        finalists = _finalists(alive, runs, ladder)
         is_longest = steps >= ladder.most
         for seed in range(1, MOST_SEEDS if is_longest else FINAL_SEEDS):
-            if is_clear(runs, planned_steps=ladder.most):
+            if is_clear(runs, ladder):
                 return
             yield from _at_best_rates(finalists, runs, steps=steps, seed=seed)
-        if is_longest or is_clear(runs, planned_steps=ladder.most):
+        if is_longest or is_clear(runs, ladder):
             return
         alive = finalists
 
@@ -244,22 +251,17 @@ def _second_tries(
 
     Such a learner may have diverged at the recipe's rate.
     """
-    accuracy = _accuracies(runs, steps, factors=(1.0,))
-    most = max(accuracy.values(), default=0.0)
+    lagging = _lagging(runs, steps)
     for each in learners:
-        if accuracy.get(each.name, most) < LAGGING_SHARE * most:
+        if each.name in lagging:
             yield PlannedRun(learner=each, steps=steps, seed=0, rate_factor=min(RATE_FACTORS))
 
 
-def _accuracies(
-    runs: Sequence[ProbeRun], steps: int, *, factors: Sequence[float] = RATE_FACTORS
-) -> dict[str, float]:
-    """Return the best accuracy of each learner over learning rates, with seed 0."""
-    found: dict[str, float] = {}
-    for run in runs:
-        if run.steps == steps and run.seed == 0 and run.rate_factor in factors:
-            found[run.learner] = max(run.accuracy, found.get(run.learner, 0.0))
-    return found
+def _lagging(runs: Sequence[ProbeRun], steps: int) -> set[str]:
+    """Return the names of learners that lag far behind after the first rung, of some steps."""
+    first = [r for r in runs if (r.steps, r.seed, r.rate_factor) == (steps, 0, 1.0)]
+    most = max((run.accuracy for run in first), default=0.0)
+    return {run.learner for run in first if run.accuracy < LAGGING_SHARE * most}
 
 
 def _at_best_rates(
@@ -271,28 +273,54 @@ def _at_best_rates(
         yield PlannedRun(learner=each, steps=steps, seed=seed, rate_factor=rate)
 
 
-def is_clear(runs: Sequence[ProbeRun], *, planned_steps: int) -> bool:
+def is_clear(runs: Sequence[ProbeRun], ladder: StepLadder) -> bool:
     """Return whether the leader is within one point of the best with enough probability."""
-    estimates = estimate_learners(runs, planned_steps=planned_steps)
+    estimates = ladder.estimates(runs)
     return bool(estimates) and estimates[0].near_best >= ENOUGH
 
 
 def _better_half(
-    alive: Sequence[Learner], runs: Sequence[ProbeRun], steps: int, quick: frozenset[str]
+    alive: Sequence[Learner],
+    runs: Sequence[ProbeRun],
+    ladder: StepLadder,
+    rung: int,
+    quick: frozenset[str],
 ) -> list[Learner]:
-    """Return the better half of the learners after a rung, at least two, and the quick ones."""
-    accuracy = _accuracies(runs, steps)
+    """Return the better half of the learners after a rung, at least two, and the quick ones.
+
+    The better ones are those with the higher accuracy expected after the planned training: after a
+    few steps a method that starts slowly, as LoRA does, is behind others that it overtakes.
+    """
+    estimates = ladder.estimates(_runs_of_rung(runs, ladder, rung))
+    expected = {each.learner: each.expected for each in estimates}
     slow = [each for each in alive if each.name not in quick]
-    slow.sort(key=lambda each: -accuracy.get(each.name, 0.0))
+    slow.sort(key=lambda each: -expected.get(each.name, 0.0))
     kept = {each.name for each in slow[: max(FINALISTS, math.ceil(len(slow) / 2))]}
     return [each for each in alive if each.name in kept | quick]
 
 
+def _runs_of_rung(runs: Sequence[ProbeRun], ladder: StepLadder, rung: int) -> list[ProbeRun]:
+    """Return the runs that decide after a rung, at one learning rate for each learner that had it.
+
+    Runs of later stages are left out, so that they do not change the decision.
+    """
+    steps, lagging = ladder.steps(rung), _lagging(runs, ladder.steps(0))
+    second = min(RATE_FACTORS)
+    found: list[ProbeRun] = []
+    for name in dict.fromkeys(run.learner for run in runs):
+        mine = [r for r in runs if r.learner == name and r.seed == 0 and r.steps <= steps]
+        last = {r.rate_factor: r.accuracy for r in mine if r.steps == steps}
+        is_second = name in lagging and last.get(second, -1.0) > last.get(1.0, -1.0)
+        if last:
+            found += [r for r in mine if r.rate_factor == (second if is_second else 1.0)]
+    return found
+
+
 def _finalists(
-    alive: Sequence[Learner], runs: Sequence[ProbeRun], planned_steps: int
+    alive: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder
 ) -> list[Learner]:
     """Return the two learners that are most probably the best."""
-    order = [each.learner for each in estimate_learners(runs, planned_steps=planned_steps)]
+    order = [each.learner for each in ladder.estimates(runs)]
     return sorted(alive, key=lambda each: order.index(each.name))[:FINALISTS]
 
 
@@ -306,11 +334,11 @@ def _expected_seconds(planned: PlannedRun, runs: Sequence[ProbeRun]) -> float:
     return nearest.seconds * max(1.0, planned.steps / nearest.steps)
 
 
-def _line(planned: PlannedRun, runs: Sequence[ProbeRun], planned_steps: int) -> str:
+def _line(planned: PlannedRun, runs: Sequence[ProbeRun], ladder: StepLadder) -> str:
     """Return a line for the progress bar: the leader, its probability and the current run."""
     rate = "" if planned.rate_factor == 1 else f" at {planned.rate_factor:.2g} times its rate"
     current = f"{planned.learner.name}: {planned.steps} steps{rate}"
-    estimates = estimate_learners(runs, planned_steps=planned_steps)
+    estimates = ladder.estimates(runs)
     if not estimates:
         return current
     return f"{describe_leader(estimates)}; now {current}"

@@ -11,11 +11,13 @@ the difference of two accuracies has a smaller error than either. The error has 
 - A run shorter than the planned training is another training. Each draw is carried on to the
   planned steps (``planner.training.short_runs``), with an error that grows with the steps missing.
 
-Learners that were dropped early rise as those that went on did, with an error of their own.
+Learners that were dropped early rise as those that went on did, apart from what their kind and
+their slope make different, with an error of their own.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +25,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.methods.kinds import known_kind
 from planner.training.probe_records import ProbeRun
 from planner.training.short_runs import DEFAULTS, ShortRunModel, doublings_left
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from planner.methods.kinds import MethodKind
 
 COVERAGE = 0.8
 """Stated coverage of an interval."""
@@ -46,10 +51,6 @@ LEAST_DRAWN = 1e-3
 
 LearnerRate = tuple[str, float]
 """Name of a learner, and a factor of its learning rate."""
-
-if TYPE_CHECKING:
-    _Drawn = Mapping[int, NDArray[np.float64]]
-    """Drawn log-odds [draws] by the number of steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def estimate_learners(
     )
     rates = best_rates(runs)
     mine = {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
-    finals = draws.finals(list(mine.values()))
+    finals = draws.finals(list(mine.values()), [kind_of_learner(name) for name in mine])
     # Draws in which several learners are exactly equal count for each in part.
     is_best = finals >= finals.max(axis=0)
     best = (is_best / is_best.sum(axis=0)).mean(axis=1)
@@ -172,53 +173,64 @@ class _Draws:
     model: ShortRunModel
     rng: np.random.Generator
 
-    def finals(self, groups: Sequence[Sequence[ProbeRun]]) -> NDArray[np.float64]:
+    def finals(
+        self, groups: Sequence[Sequence[ProbeRun]], kinds: Sequence[MethodKind | None]
+    ) -> NDArray[np.float64]:
         """Return the drawn accuracies after the planned training, [learners, draws].
 
         Args:
             groups: runs of each learner at its best learning rate.
+            kinds: kind of each learner's method.
         """
         curves = [
-            {steps: _log_odds(self._at(runs, steps)) for steps in sorted({r.steps for r in runs})}
-            for runs in groups
+            _Curve(
+                kind=kind,
+                drawn={s: _log_odds(self._at(runs, s)) for s in sorted({r.steps for r in runs})},
+            )
+            for runs, kind in zip(groups, kinds, strict=True)
         ]
-        most = max(max(curve) for curve in curves)
-        longest = [curve for curve in curves if most in curve]
-        odds = [curve[most] if most in curve else self._as_long(curve, longest) for curve in curves]
+        most = max(curve.last for curve in curves)
+        longest = [curve for curve in curves if curve.last == most]
         doublings = doublings_left(most, self.planned)
-        if doublings:
-            rises = [self.model.rise(_mean_curve(curve), self.planned) for curve in longest]
-            own = iter(rises)
-            odds = [
-                drawn
-                + (next(own) if most in curve else float(np.mean(rises)))
-                + self._error(doublings)
-                for drawn, curve in zip(odds, curves, strict=True)
-            ]
+        odds = []
+        for curve in curves:
+            is_long = curve.last == most
+            final = curve.drawn[most] if is_long else self._as_long(curve, longest)
+            if doublings:
+                # The slope of a dropped learner at the most steps is that of those that went on.
+                slopes_of = [curve] if is_long else longest
+                rises = [self.model.rise(c.means, self.planned, curve.kind) for c in slopes_of]
+                final = final + float(np.mean(rises)) + self._error(doublings)
+            odds.append(final)
         drawn: NDArray[np.float64] = 1 / (1 + np.exp(-np.stack(odds)))
         return drawn
 
-    def _as_long(self, curve: _Drawn, longest: Sequence[_Drawn]) -> NDArray[np.float64]:
+    def _as_long(self, curve: _Curve, longest: Sequence[_Curve]) -> NDArray[np.float64]:
         """Return the log-odds [draws] of a dropped learner after the most steps of the probe.
 
-        The rise of the learners that went on is known. Beside it, the dropped one has the kept
-        share of its steeper slope, if slopes are known, and an error of its own.
+        The rise of the learners that went on is known. The dropped one differs from them as the
+        constants say of its kind and, if slopes are known, of its slope; and it has an error of
+        its own.
         """
-        most, last = max(max(each) for each in longest), max(curve)
+        most, last = longest[0].last, curve.last
         doublings = doublings_left(last, most)
-        beside = [each for each in longest if last in each]
+        beside = [each for each in longest if last in each.drawn]
         if not beside:  # nothing was trained for as long
-            rise = self.model.rise(_mean_curve(curve), most)
+            rise = self.model.rise(curve.means, most, curve.kind)
         else:
-            rise = float(np.mean([(each[most] - each[last]).mean() for each in beside]))
-            cut = [{s: odds for s, odds in each.items() if s <= last} for each in (curve, *beside)]
+            rise = float(np.mean([each.means[most] - each.means[last] for each in beside]))
+            every = [curve, *beside]
+            cut = [{s: odds for s, odds in each.means.items() if s <= last} for each in every]
             # A curve of one length has no slope, and is extrapolated by another constant.
-            if all(len(each) > 1 for each in cut):
-                # The constants cancel, so this is the difference of the slopes.
-                expected = [self.model.rise(_mean_curve(each), most) for each in cut]
+            if len({len(each) > 1 for each in cut}) == 1:
+                # The common gain cancels: this is the difference of the kinds and of the slopes.
+                expected = [
+                    self.model.rise(means, most, each.kind)
+                    for means, each in zip(cut, every, strict=True)
+                ]
                 rise += expected[0] - float(np.mean(expected[1:]))
         own = self.rng.normal(0, self.model.own_deviation, size=len(self.weights))
-        odds: NDArray[np.float64] = curve[last] + rise + np.sqrt(doublings) * own
+        odds: NDArray[np.float64] = curve.drawn[last] + rise + np.sqrt(doublings) * own
         return odds
 
     def _error(self, doublings: float) -> NDArray[np.float64]:
@@ -236,9 +248,32 @@ class _Draws:
         return drawn
 
 
-def _mean_curve(curve: _Drawn) -> dict[int, float]:
-    """Return the mean of each draw; a drawn slope would count the error of the images twice."""
-    return {steps: float(odds.mean()) for steps, odds in curve.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Curve:
+    """Drawn log-odds of a learner.
+
+    Attributes:
+        kind: kind of its method; None if it is not known.
+        drawn: log-odds [draws] by the number of steps.
+    """
+
+    kind: MethodKind | None
+    drawn: Mapping[int, NDArray[np.float64]]
+
+    @property
+    def last(self) -> int:
+        """Steps of the longest run."""
+        return max(self.drawn)
+
+    @property
+    def means(self) -> dict[int, float]:
+        """The mean of each draw; a drawn slope would count the error of the images twice."""
+        return {steps: float(odds.mean()) for steps, odds in self.drawn.items()}
+
+
+def kind_of_learner(name: str) -> MethodKind | None:
+    """Return the kind of the method of a learner, whose name begins with it; None if not known."""
+    return known_kind(re.split("[ ,]", name, maxsplit=1)[0])
 
 
 def _log_odds(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:

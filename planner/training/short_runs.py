@@ -1,14 +1,15 @@
 """The accuracy to expect after a whole training, from short trainings of fewer steps.
 
 In log-odds L, with h = log2(S / s) the doublings from the longest short training (s steps) to the
-whole one (S steps):
+whole one (S steps), and k the kind of the method (``planner.methods.kinds``):
 
-    L(S) = L(s) + h (gain + kept * slope)       slope: rise per doubling between two short trainings
-    L(S) = L(s) + h * first_gain                if there is one length only
+    L(S) = L(s) + h (gain + more[k] + kept * slope)      slope: rise per doubling between two
+                                                         short trainings
+    L(S) = L(s) + h (first_gain + first_more[k])         if there is one length only
 
-A method that starts slowly, as LoRA does from a zero update, has a steep slope while its accuracy
-is still low. On EfficientNet-Lite0 more than half of a slope went on, on a small ViT almost
-nothing did.
+Methods that train more of a net start slower and rise for longer: a linear probe is nearly done
+when LoRA and full training still rise. The slope alone does not show this, because after a few
+dozen steps all slopes are steep.
 
 The error grows as the root of h. One part is common to all methods of a case (an easy set rises
 faster for all), which does not change their order; the rest is each method's own.
@@ -21,7 +22,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.methods.kinds import MethodKind
 
 Curve = Mapping[int, float]
 """Log-odds of the accuracy by the number of steps."""
@@ -31,6 +36,8 @@ Curve = Mapping[int, float]
 class ShortRunModel:
     """Constants of the extrapolation, in log-odds per doubling of the steps.
 
+    A method whose kind is not known, or not among the fitted ones, has the common gains.
+
     Attributes:
         first_gain: rise, where only one length is known.
         gain: rise of a method whose slope is zero.
@@ -38,6 +45,8 @@ class ShortRunModel:
         own_deviation: standard deviation of a method's own error, per root of a doubling.
         common_deviation: standard deviation of the error that all methods share.
         curves: number of curves that the constants were fitted to.
+        more: gain of each kind of methods over ``gain``.
+        first_more: the same over ``first_gain``.
     """
 
     first_gain: float
@@ -46,25 +55,41 @@ class ShortRunModel:
     own_deviation: float
     common_deviation: float
     curves: int = 0
+    more: Mapping[str, float] = field(default_factory=dict)
+    first_more: Mapping[str, float] = field(default_factory=dict)
 
-    def rise(self, curve: Curve, planned_steps: int) -> float:
-        """Return the expected rise from the longest training of a curve to a planned one."""
+    def rise(self, curve: Curve, planned_steps: int, kind: MethodKind | None = None) -> float:
+        """Return the expected rise from the longest training of a curve to a planned one.
+
+        Args:
+            curve: log-odds by steps.
+            planned_steps: steps of the planned training.
+            kind: kind of the method; None if it is not known.
+        """
         steps = sorted(curve)
         doublings = doublings_left(steps[-1], planned_steps)
         if len(steps) == 1:
-            return doublings * self.first_gain
+            return doublings * (self.first_gain + self.first_more.get(kind or "", 0.0))
         before, last = steps[-2:]
         slope = (curve[last] - curve[before]) / math.log2(last / before)
-        return doublings * (self.gain + self.kept * slope)
+        return doublings * (self.gain + self.more.get(kind or "", 0.0) + self.kept * slope)
 
 
 DEFAULTS = ShortRunModel(
     first_gain=0.38,
-    gain=0.088,
-    kept=0.244,
-    own_deviation=0.352,
-    common_deviation=0.148,
+    gain=0.104,
+    kept=0.232,
+    own_deviation=0.348,
+    common_deviation=0.132,
     curves=42,
+    more={"added": -0.06, "affine": -0.062, "full": 0.03, "head": -0.056, "low rank": 0.148},
+    first_more={
+        "added": -0.057,
+        "affine": -0.025,
+        "full": 0.058,
+        "head": -0.086,
+        "low rank": 0.109,
+    },
 )
 """Constants of the product, from ``studies/probe/constants.json``: two nets, six cases."""
 

@@ -3,9 +3,9 @@
 python studies/probe/fit.py        writes constants.json and prints it
 
 ``earlier.jsonl.gz`` has trainings of EfficientNet-Lite0 of an earlier campaign, at 32 px with 15 to
-60 steps: held-out images after the short ones, test images after the long ones. The two campaigns are
-fitted alone and together. The product takes the gains of both together, and the larger of the two
-own errors, because two kinds of nets say little about a third.
+60 steps: held-out images after the short ones, test images after the long ones. Each net is fitted
+alone, and all together. The product takes the gains of all together, and the largest of the own
+errors, because few kinds of nets say little about another.
 """
 
 from __future__ import annotations
@@ -21,28 +21,23 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from harness import Rows
-from short_run_fit import clipped_log_odds, fit_short_runs
+from run import complete_cases, curves_of
+from short_run_fit import Case, MethodCurve, clipped_log_odds, fit_short_runs
 
 from planner.training.probe_records import ProbeRun
+from planner.training.probe_statistics import kind_of_learner
 
-Case = list[tuple[dict[int, float], int, float]]
-METHODS_OF_A_CASE = 8
-EARLIER_LONG = 60
+EARLIER_NET, EARLIER_LONG = "tf_efficientnet_lite0", 60
 
 
-def cases_now() -> list[Case]:
-    """Return the complete cases of the trainings: two short lengths and the longest."""
-    curves: dict[Any, dict[int, float]] = defaultdict(dict)
-    for row in Rows(HERE, "trainings").read():
-        key = (row["model"], row["data"], row["seed"]), row["method"]
-        odds = clipped_log_odds(row["held_out_accuracy"], row["held_out_images"])
-        curves[key][row["steps"]] = odds
-    cases: dict[Any, Case] = defaultdict(list)
-    for (case, _), curve in curves.items():
-        *short, long = sorted(curve)
-        if len(short) == 2:
-            cases[case].append(({s: curve[s] for s in short}, long, curve[long]))
-    return [case for case in cases.values() if len(case) == METHODS_OF_A_CASE]
+def cases_by_net() -> dict[str, list[Case]]:
+    """Return the complete cases of both campaigns."""
+    cases = complete_cases(Rows(HERE, "trainings").read())
+    found: dict[str, list[Case]] = defaultdict(list)
+    for (net, _, _), case in zip(cases, curves_of(cases), strict=True):
+        found[net].append(case)
+    found[EARLIER_NET] += cases_before()
+    return found
 
 
 def cases_before() -> list[Case]:
@@ -55,36 +50,29 @@ def cases_before() -> list[Case]:
         if (run.rate_factor, run.seed) == (1.0, 0):
             odds = clipped_log_odds(run.accuracy, run.setting.held_out_images)
             curves[run.setting.data, run.learner][row["part"], run.steps] = odds
-    cases: dict[str, Case] = defaultdict(list)
-    for (name, _), curve in curves.items():
+    cases: dict[str, list[MethodCurve]] = defaultdict(list)
+    for (name, learner), curve in curves.items():
         short = sorted(s for part, s in curve if part == "probe" and s < EARLIER_LONG)[-2:]
         long = curve.get(("truth", EARLIER_LONG))
         if long is not None and len(short) == 2:
-            data = name.partition(" ")[0]
-            cases[data].append(({s: curve["probe", s] for s in short}, EARLIER_LONG, long))
+            found = MethodCurve(
+                kind=kind_of_learner(learner), short={s: curve["probe", s] for s in short},
+                planned_steps=EARLIER_LONG, final=long,
+            )  # fmt: skip
+            cases[name.partition(" ")[0]].append(found)
     return list(cases.values())
 
 
 def main() -> None:
     """Write the constants."""
-    now, before = cases_now(), cases_before()
-    fits = {
-        "test_vit, pretrained on letters": fit_short_runs(now),
-        "EfficientNet-Lite0, earlier campaign": fit_short_runs(before),
-    }
-    both = fit_short_runs([*now, *before])
-    taken = {
-        "first_gain": both.first_gain,
-        "gain": both.gain,
-        "kept": both.kept,
-        "own_deviation": max(fit.own_deviation for fit in fits.values()),
-        "common_deviation": both.common_deviation,
-        "curves": both.curves,
-    }
+    nets = cases_by_net()
+    fits = {net: fit_short_runs(cases) for net, cases in nets.items()}
+    both = fit_short_runs([case for cases in nets.values() for case in cases])
+    own = max(fit.own_deviation for fit in fits.values())
     found = {
-        **{name: asdict(fit) for name, fit in fits.items()},
-        "both": asdict(both),
-        "taken": taken,
+        **{net: asdict(fit) for net, fit in fits.items()},
+        "all": asdict(both),
+        "taken": asdict(both) | {"own_deviation": own},
     }
     text = json.dumps(found, indent=1) + "\n"
     (HERE / "constants.json").write_text(text, encoding="utf-8")

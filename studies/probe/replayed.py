@@ -8,7 +8,7 @@ training of which there is no row, the replay ends and names it; ``train.py --pr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cases import LONG_STEPS, METHODS, as_probe_run
@@ -73,8 +73,9 @@ def replay_probe(
     learners = [Learner(name=m, candidate=candidate, recipe=recipe) for m in METHODS[model]]
     quick = frozenset(m for m in METHODS[model] if rows[m, LONG_STEPS, 0, 1.0]["from_features"])
     slow = len(learners) - len(quick)
-    ladder = StepLadder.of(
-        learners=slow, affordable_steps=share * slow * LONG_STEPS, most=LONG_STEPS
+    ladder = replace(
+        StepLadder.of(learners=slow, affordable_steps=share * slow * LONG_STEPS, most=LONG_STEPS),
+        short_runs=short_runs,
     )
     left = share * whole_cost(rows, model)
     runs: list[ProbeRun] = []

@@ -17,7 +17,8 @@ part only. *Regret* is the test accuracy of the best method less that of the cho
                 the cases of the other sets, or to those of the other nets
 
 The constants of the product's estimate (``planner.training.short_runs``) were fitted to these rows.
-For every case they are therefore fitted anew to the cases of the other sets.
+For every case they are therefore fitted anew to the cases of the other sets, and in the rules
+``..., other nets`` to those of the other kinds of nets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
@@ -38,18 +39,22 @@ import numpy as np
 from cases import LONG_STEPS, METHODS, SHORT_STEPS
 from harness import Rows, write_summary
 from replayed import CaseRows, cost_of, replay_probe, row_key, whole_cost
-from short_run_fit import clipped_log_odds, fit_short_runs
+from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
 
+from planner.methods.kinds import known_kind
 from planner.recommendation.ranking import WELL_KNOWN
 from planner.scoring.method_evidence import method_evidence
 from planner.scoring.published_tables import compared_family, method_effects
-from planner.training.probe_statistics import estimate_learners
-from planner.training.short_runs import DEFAULTS, ShortRunModel
+from planner.training.probe_statistics import LearnerEstimate, estimate_learners
+from planner.training.short_runs import ShortRunModel
 
 NEAR = 0.01
 PROBE_SHARES = (0.125, 0.25, 0.5)
 SHOWN_SHARE = 0.25
 """Share whose intervals are reported."""
+
+LeftOut = Literal["sets", "nets"]
+"""What the cases of a fit have in common with the judged case: not its set, or not its net."""
 
 CaseKey = tuple[str, str, int]
 """Net, set and seed."""
@@ -84,13 +89,15 @@ def odds_of(found: CaseRows, method: str, steps: int) -> float:
     return clipped_log_odds(row["held_out_accuracy"], row["held_out_images"])
 
 
-def curves_of(cases: Cases) -> list[list[tuple[dict[int, float], int, float]]]:
-    """Return, by case, (log-odds by short steps, long steps, log-odds after them) of each method."""
+def curves_of(cases: Cases) -> list[Case]:
+    """Return the curves of the methods of each case."""
     return [
         [
-            ({s: odds_of(found, m, s) for s in SHORT_STEPS}, LONG_STEPS,
-             odds_of(found, m, LONG_STEPS))
-            for m in METHODS[key[0]]
+            MethodCurve(
+                kind=known_kind(method), short={s: odds_of(found, method, s) for s in SHORT_STEPS},
+                planned_steps=LONG_STEPS, final=odds_of(found, method, LONG_STEPS),
+            )
+            for method in METHODS[key[0]]
         ]
         for key, found in cases.items()
     ]  # fmt: skip
@@ -113,22 +120,23 @@ def choices_of(key: CaseKey, cases: Cases) -> dict[str, tuple[str, float]]:
         "even": two, "one epoch": one, "published": (published_choice(key), 0.0), "whole": whole,
         **{f"always {m}": (m, 0.0) for m in methods},
     }  # fmt: skip
-    for share in PROBE_SHARES:
-        replayed = replay_probe(found, key[0], share=share, short_runs=constants_for(key, cases))
-        if replayed.missing is None and replayed.runs:
-            chosen = estimates_of(key, cases, share)[0].learner
-            choices[f"probe {100 * share:.0f} %"] = chosen, replayed.cpu_seconds
-    for name, others in (
-        ("learned, other sets", {k: c for k, c in cases.items() if k[1] != key[1]}),
-        (
-            "learned, other nets",
-            {k: c for k, c in cases.items() if kind_of(k[0]) != kind_of(key[0])},
-        ),
-    ):
-        if others:
-            predicted = learned_log_odds(key, found, others)
-            choices[name] = max(methods, key=lambda m: predicted[m]), short_cost
+    for by in get_args(LeftOut):
+        model = constants_for(key, cases, by=by)
+        if model is None:
+            continue
+        for share in PROBE_SHARES:
+            replayed = replay_probe(found, key[0], share=share, short_runs=model)
+            if replayed.missing is None and replayed.runs:
+                chosen = estimates_of(key, cases, share, model)[0].learner
+                choices[probe_name(share, by)] = chosen, replayed.cpu_seconds
+        predicted = learned_log_odds(key, found, others_of(key, cases, by=by))
+        choices[f"learned, other {by}"] = max(methods, key=lambda m: predicted[m]), short_cost
     return choices
+
+
+def probe_name(share: float, by: LeftOut) -> str:
+    """Return the name of a rule: the probe with constants of the other sets, or other nets."""
+    return f"probe {100 * share:.0f} %" + (", other nets" if by == "nets" else "")
 
 
 def kind_of(model: str) -> str:
@@ -136,15 +144,26 @@ def kind_of(model: str) -> str:
     return model.rstrip("0123456789")
 
 
-def constants_for(key: CaseKey, cases: Cases) -> ShortRunModel:
-    """Return the constants of the extrapolation, fitted to the other sets."""
-    others = {k: c for k, c in cases.items() if k[1] != key[1]}
-    return fit_short_runs(curves_of(others)) if others else DEFAULTS
+def others_of(key: CaseKey, cases: Cases, *, by: LeftOut) -> Cases:
+    """Return the cases of the other sets, or those of the other kinds of nets."""
+    if by == "sets":
+        return {k: c for k, c in cases.items() if k[1] != key[1]}
+    return {k: c for k, c in cases.items() if kind_of(k[0]) != kind_of(key[0])}
 
 
-def estimates_of(key: CaseKey, cases: Cases, share: float) -> Any:
+def constants_for(key: CaseKey, cases: Cases, *, by: LeftOut) -> ShortRunModel | None:
+    """Return the constants of the extrapolation, fitted to other cases; None without any."""
+    by_net: dict[str, list[Case]] = defaultdict(list)
+    others = others_of(key, cases, by=by)
+    for (net, _, _), case in zip(others, curves_of(others), strict=True):
+        by_net[net].append(case)
+    return cautious_fit(by_net) if by_net else None
+
+
+def estimates_of(
+    key: CaseKey, cases: Cases, share: float, model: ShortRunModel
+) -> tuple[LearnerEstimate, ...]:
     """Return the product's estimates after a replayed probe."""
-    model = constants_for(key, cases)
     runs = replay_probe(cases[key], key[0], share=share, short_runs=model).runs
     return estimate_learners(runs, planned_steps=LONG_STEPS, short_runs=model)
 
@@ -214,13 +233,13 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "rules": of_rules(each),
         "rules_by_net": {net: of_rules([c for c in each if c["model"] == net]) for net in nets},
         "against_probe": {
-            rule: paired(each, f"probe {100 * SHOWN_SHARE:.0f} %", rule)
+            rule: paired(each, probe_name(SHOWN_SHARE, "sets"), rule)
             for rule in ("even", "one epoch", "published", "learned, other sets",
                          "learned, other nets")
         },
-        "intervals": of_intervals(each),
+        "intervals": {by: of_intervals(each, by) for by in get_args(LeftOut)},
         "intervals_by_net": {
-            net: of_intervals([c for c in each if c["model"] == net]) for net in nets
+            net: of_intervals([c for c in each if c["model"] == net], "sets") for net in nets
         },
         "fitted": asdict(fit_short_runs(curves_of(cases))) if cases else None,
         "each": each,
@@ -232,7 +251,6 @@ def of_case(key: CaseKey, cases: Cases) -> dict[str, Any]:
     found, methods = cases[key], METHODS[key[0]]
     truth = {m: found[m, LONG_STEPS, 0, 1.0]["test_accuracy"] for m in methods}
     choices, whole = choices_of(key, cases), whole_cost(found, key[0])
-    estimates = estimates_of(key, cases, SHOWN_SHARE)
     return {
         "model": key[0], "data": key[1], "seed": key[2],
         "test_images": found[methods[0], LONG_STEPS, 0, 1.0]["test_images"],
@@ -243,13 +261,21 @@ def of_case(key: CaseKey, cases: Cases) -> dict[str, Any]:
         "regret": {
             rule: round(max(truth.values()) - truth[m], 4) for rule, (m, _) in choices.items()
         },
-        "estimates": [
-            {"method": e.learner, "steps": e.steps, "accuracy": round(e.expected, 4),
-             "low": round(e.low, 4), "high": round(e.high, 4), "best": round(e.best, 3),
-             "near_best": round(e.near_best, 3)}
-            for e in estimates
-        ],
+        "estimates": {by: shown_estimates(key, cases, by) for by in get_args(LeftOut)},
     }  # fmt: skip
+
+
+def shown_estimates(key: CaseKey, cases: Cases, by: LeftOut) -> list[dict[str, Any]]:
+    """Return the probe's estimates of the methods of a case, the best first."""
+    model = constants_for(key, cases, by=by)
+    if model is None:
+        return []
+    return [
+        {"method": e.learner, "steps": e.steps, "accuracy": round(e.expected, 4),
+         "low": round(e.low, 4), "high": round(e.high, 4), "best": round(e.best, 3),
+         "near_best": round(e.near_best, 3)}
+        for e in estimates_of(key, cases, SHOWN_SHARE, model)
+    ]  # fmt: skip
 
 
 def of_rules(each: list[dict[str, Any]]) -> dict[str, Any]:
@@ -291,10 +317,12 @@ def paired(each: list[dict[str, Any]], ours: str, theirs: str) -> dict[str, Any]
     }  # fmt: skip
 
 
-def of_intervals(each: list[dict[str, Any]]) -> dict[str, Any]:
+def of_intervals(each: list[dict[str, Any]], by: LeftOut) -> dict[str, Any] | None:
     """Return the coverage, the width and the error of the probe's intervals."""
-    found = [(case["truth"][e["method"]], e) for case in each for e in case["estimates"]]
-    best = [(case["truth"][e["method"]], e) for case in each for e in case["estimates"][:1]]
+    found = [(case["truth"][e["method"]], e) for case in each for e in case["estimates"][by]]
+    best = [(case["truth"][e["method"]], e) for case in each for e in case["estimates"][by][:1]]
+    if not found:
+        return None
     inside, first = (
         [e["low"] <= truth <= e["high"] for truth, e in pairs] for pairs in (found, best)
     )

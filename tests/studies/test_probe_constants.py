@@ -20,22 +20,41 @@ def test_the_constants_of_the_extrapolation_are_those_of_the_study() -> None:
 
 
 def test_the_constants_of_made_up_curves_are_found_again() -> None:
-    from short_run_fit import fit_short_runs
+    from short_run_fit import MethodCurve, fit_short_runs
 
     rng = np.random.default_rng(0)
+    more = {"head": -0.3, "full": 0.3, None: 0.0}
     cases = []
     for _ in range(300):
         common = rng.normal(0, 0.4)
         case = []
-        for _ in range(8):
+        for kind in ("head", "full", None, None) * 2:
             first, slope = rng.normal(0, 1), rng.normal(1, 0.5)
-            curve = {10: first, 20: first + slope}
-            rise = 2 * (0.2 + 0.5 * slope) + np.sqrt(2) * (common + rng.normal(0, 0.3))
-            case.append((curve, 80, curve[20] + rise))
+            short = {10: first, 20: first + slope}
+            rise = 2 * (0.2 + more[kind] + 0.5 * slope)
+            rise += np.sqrt(2) * (common + rng.normal(0, 0.3))
+            case.append(
+                MethodCurve(kind=kind, short=short, planned_steps=80, final=short[20] + rise)
+            )
         cases.append(case)
     found = fit_short_runs(cases)
     assert found.gain == pytest.approx(0.2, abs=0.1)
     assert found.kept == pytest.approx(0.5, abs=0.05)
+    assert found.more == pytest.approx({"head": -0.3, "full": 0.3}, abs=0.05)
+    # the mean rise of the first doubling is 1, of the other two 0.2 + 0.5
+    assert found.first_more == pytest.approx({"head": -0.2, "full": 0.2}, abs=0.05)
     assert found.own_deviation == pytest.approx(0.3, abs=0.03)
     assert found.common_deviation == pytest.approx(0.4, abs=0.05)
     assert found.curves == 2400
+
+
+def test_a_kind_of_few_curves_stays_near_the_common_gain() -> None:
+    from short_run_fit import PULL, MethodCurve, fit_short_runs
+
+    flat = [
+        MethodCurve(kind=None, short={10: 0.0, 20: 0.0}, planned_steps=40, final=0.0)
+        for _ in range(1000)
+    ]
+    steep = MethodCurve(kind="full", short={10: 0.0, 20: 0.0}, planned_steps=40, final=1.0)
+    found = fit_short_runs([[*flat, steep]])
+    assert found.more["full"] == pytest.approx(1 / (1 + PULL), abs=0.01)

@@ -188,7 +188,7 @@ def test_next_run_repeats_none() -> None:
             )
         )  # fmt: skip
         assert len(runs) < 50
-    assert is_clear(runs, planned_steps=40)
+    assert is_clear(runs, StepLadder(first=10, rungs=3, most=40))
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -281,6 +281,50 @@ def test_a_steep_learner_overtakes_a_flat_one() -> None:
     odds = {10: float(np.log(0.3 / 0.7)), 20: float(np.log(0.68 / 0.32))}
     final = odds[20] + 3 * (DEFAULTS.gain + DEFAULTS.kept * (odds[20] - odds[10]))
     assert found["steep"].expected == pytest.approx(1 / (1 + np.exp(-final)), abs=0.02)
+
+
+KINDS = ShortRunModel(
+    first_gain=0.4, gain=0.2, kept=0.1, own_deviation=0.2, common_deviation=0.1,
+    more={"head": -0.2, "low rank": 0.5}, first_more={"head": -0.3, "low rank": 0.4},
+)  # fmt: skip
+
+
+def log_odds(accuracy: float) -> float:
+    return math.log(accuracy / (1 - accuracy))
+
+
+def test_a_method_rises_as_its_kind_does() -> None:
+    """lora is behind head after the short runs, and overtakes it; an unknown method has no kind."""
+    names = {"head, adamw, 32 a step": -0.3, "lora r8, adamw, 32 a step": 0.4, "mine": 0.0}
+    runs = [made_run(name, 0.6 if name[0] == "h" else 0.5) for name in names]
+    found = {e.learner: e for e in estimate_learners(runs, planned_steps=80, short_runs=KINDS)}
+    for name, more in names.items():
+        final = log_odds(0.6 if name[0] == "h" else 0.5) + 3 * (0.4 + more)
+        assert found[name].expected == pytest.approx(1 / (1 + math.exp(-final)), abs=0.01)
+    assert found["lora r8, adamw, 32 a step"].best > found["head, adamw, 32 a step"].best
+
+
+def test_a_dropped_method_keeps_its_kind() -> None:
+    """It rises as the others do from 10 to 20 steps and later, beside the difference of kinds."""
+    runs = [made_run("head", 0.60), made_run("head", 0.62, steps=20), made_run("lora", 0.50)]
+    found = {e.learner: e for e in estimate_learners(runs, planned_steps=80, short_runs=KINDS)}
+    risen = log_odds(0.62) - log_odds(0.60)
+    at_20 = log_odds(0.50) + risen + 0.4 - (-0.3)
+    final = at_20 + 2 * (0.2 + 0.5 + 0.1 * risen)
+    assert found["lora"].expected == pytest.approx(1 / (1 + math.exp(-final)), abs=0.01)
+
+
+def test_the_half_that_is_expected_to_be_better_goes_on() -> None:
+    """After the first rung lora is fourth of four; its kind rises, so it stays."""
+    methods = {"bitfit": 0.60, "ssf": 0.58, "bn_head": 0.56, "lora": 0.52}
+    ladder = StepLadder(first=10, rungs=2, most=80, short_runs=KINDS)
+    runs = [made_run(name, accuracy) for name, accuracy in methods.items()]
+    learners = [learner(name) for name in methods]
+    rates = []
+    while (planned := next_run(learners, runs, ladder=ladder)) is not None and planned.steps == 10:
+        rates.append(planned.learner.name)
+        runs.append(made_run(planned.learner.name, 0.1, factor=planned.rate_factor))
+    assert set(rates) == {"lora", "bitfit"}
 
 
 def test_the_deviation_over_seeds_is_pooled() -> None:
@@ -377,5 +421,5 @@ def test_candidates_that_learn_alike_share_a_learner() -> None:
 
 def test_estimates_of_nothing_are_nothing() -> None:
     assert estimate_learners([]) == ()
-    assert not is_clear([], planned_steps=40)
+    assert not is_clear([], StepLadder(first=10, rungs=3, most=40))
     assert isinstance(estimate_learners([made_run("a", 1.0)])[0], LearnerEstimate)
