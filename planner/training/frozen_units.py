@@ -12,7 +12,7 @@ frozen unit returns its stored output, or zeros of its shape, and all other modu
 
 Whether this is exact is not derived from the structure. It is tried on a few images: logits and the
 gradients of all trainable tensors must be those of the whole model in training mode. Noise is added
-to these tensors for the check, because many start at zero and hide what they multiply. Dropout,
+to these tensors for the check, because many start at zero and hide their factors. Dropout,
 stochastic depth, BatchNorm that normalises by the batch, and a path around the units fail.
 
 ``bn_head`` cannot be trained on stored activations: its first trained tensor is that of the first
@@ -192,7 +192,7 @@ def _logits_and_gradients(built: BuiltModel, inputs: Tensor) -> list[Tensor]:
 def _shifted(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Add normal noise of deviation ``SHIFT`` to tensors, and restore them.
 
-    A tensor of zeros hides what it is multiplied by. With a classifier of zeros, no gradient
+    A tensor of zeros hides its factor. With a classifier of zeros, no gradient
     reaches the units; a ladder that ends in zeros gives the same output for every input.
     """
     generator = torch.Generator().manual_seed(0)

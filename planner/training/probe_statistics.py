@@ -11,8 +11,8 @@ the difference of two accuracies has a smaller error than either. The error has 
 - A run shorter than the planned training is another training. Each draw is carried on to the
   planned steps (``planner.training.short_runs``), with an error that grows with the steps missing.
 
-Learners that were dropped early rise as those that went on did, apart from what their kind and
-their slope make different, with an error of their own.
+Learners that were dropped early rise as those that went on did, apart from the effects of their
+kind and slope, with an error of their own.
 """
 
 from __future__ import annotations
