@@ -17,7 +17,7 @@ candidate itself to check it. The parts:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -83,7 +83,6 @@ class CostModel:
         self.power_limit_watts = power_limit_watts
         self.profiles = FamilyProfiles(device, store)
         self._roofline = roofline
-        self._rates_version: str | None = None
         self._workspace_bytes = sum(workspaces_of(device))
         self._context_bytes = cuda_context(device).nbytes if device.is_cuda else 0
         self._costs: dict[tuple[object, ...], UnitCosts] = {}
@@ -110,16 +109,12 @@ class CostModel:
             return self._roofline
         return rates(self.device, workload, power_limit_watts=self.power_limit_watts)
 
-    @property
+    @cached_property
     def rates_version(self) -> str:
         """Version of the rates: estimates of two versions are not comparable."""
-        if self._rates_version is None:
-            self._rates_version = (
-                rates_version(self.device, power_limit_watts=self.power_limit_watts)
-                if self._roofline is None
-                else f"given: {self._roofline.source}"
-            )
-        return self._rates_version
+        if self._roofline is not None:
+            return f"given: {self._roofline.source}"
+        return rates_version(self.device, power_limit_watts=self.power_limit_watts)
 
     def costs(
         self, workload: Workload, options: tuple[UnitOption, ...] = COMMON_OPTIONS

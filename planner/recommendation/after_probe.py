@@ -29,6 +29,7 @@ from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.method_evidence import effective_rank, rank_step
 from planner.scoring.published_tables import (
     compared_family,
+    from_log_odds,
     log_odds,
     method_effects,
     regime_of,
@@ -89,7 +90,7 @@ def carried_accuracy(
         else "by the published difference of the methods"
     )
     return AccuracyEstimate(
-        value=1 / (1 + math.exp(-carried.value)),
+        value=from_log_odds(carried.value),
         kind="prior",
         source=f"probe of {origin.learner}",
         reason=f"not trained here: derived {how} from the {100 * origin.expected:.1f} % that "

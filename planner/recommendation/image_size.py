@@ -25,6 +25,13 @@ def default_image_size(model: str) -> int:
     return backbones.native_image_size(model) if size is None else size
 
 
+def patch_edge(built: nn.Module) -> int | None:
+    """Return the height and width of a backbone's patches in pixels; None if it has none."""
+    edge = getattr(getattr(built, "patch_embed", None), "patch_size", None)
+    edge = edge[0] if isinstance(edge, tuple) and edge else edge
+    return edge if isinstance(edge, int) else None
+
+
 def image_size_notes(model: str, size: int, *, is_default: bool, built: nn.Module) -> Iterator[str]:
     """Yield notes on an image size.
 
@@ -40,9 +47,8 @@ def image_size_notes(model: str, size: int, *, is_default: bool, built: nn.Modul
             f"images are {size} px, the usual size of fine-tuning this backbone; its weights' last "
             f"size was {native} px, which --image-size {native} plans"
         )
-    patch = getattr(getattr(built, "patch_embed", None), "patch_size", None)
-    edge = patch[0] if isinstance(patch, tuple) and patch else patch
-    if isinstance(edge, int) and edge > 1 and size % edge:
+    edge = patch_edge(built)
+    if edge is not None and edge > 1 and size % edge:
         used = size - size % edge
         yield (
             f"patches of {edge} px do not divide {size} px: the last {size % edge} px of each edge "

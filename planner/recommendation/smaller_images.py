@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import Alternative, FrontEntry
+from planner.recommendation.image_size import patch_edge
 from profiler.errors import BudgetplanError
 from profiler.units import format_bytes_in, unit_as_asked
 
@@ -25,6 +26,7 @@ STRIDE = 32
 """Pixels that one position of the last feature map of most backbones covers."""
 
 SMALLEST_PIXELS = 96
+"""Least edge of the smaller images in pixels (a choice, not a measurement)."""
 
 
 def smaller_size(size: int, *, patch: int | None) -> int | None:
@@ -46,11 +48,18 @@ def with_smaller_images(entry: FrontEntry, *, device: DeviceSpec) -> Alternative
         entry: the recommended row.
         device: device that is planned for.
     """
+    from profiler.models import backbones
     from profiler.prediction.report import predict
 
     candidate = entry.plan.candidate
     workload = candidate.workload
-    size = smaller_size(workload.image_size, patch=_patch_of(workload.model))
+    built = backbones.build(
+        workload.model,
+        num_classes=1,
+        image_size=backbones.native_image_size(workload.model),
+        device="meta",
+    )
+    size = smaller_size(workload.image_size, patch=patch_edge(built))
     if size is None:
         return None
     try:
@@ -70,15 +79,3 @@ def with_smaller_images(entry: FrontEntry, *, device: DeviceSpec) -> Alternative
         note=f"{size} px: {format_bytes_in(needed_bytes(report), unit)}, {speed}; accuracy not "
         "compared",
     )
-
-
-def _patch_of(model: str) -> int | None:
-    """Return the edge of a backbone's patches."""
-    from profiler.models import backbones
-
-    built = backbones.build(
-        model, num_classes=1, image_size=backbones.native_image_size(model), device="meta"
-    )
-    edge = getattr(getattr(built, "patch_embed", None), "patch_size", None)
-    edge = edge[0] if isinstance(edge, tuple) and edge else edge
-    return edge if isinstance(edge, int) else None

@@ -24,6 +24,7 @@ from planner.scoring.imagenet_accuracy import imagenet_top1, tagged_name
 from planner.scoring.method_evidence import effective_rank, method_evidence, rank_step
 from planner.scoring.published_tables import (
     compared_family,
+    from_log_odds,
     images_of,
     log_odds,
     method_effects,
@@ -148,7 +149,7 @@ def _derived(
     )
     low, high, coverage = _interval_of_derived(expected, anchor, weights, method, train_images)
     return AccuracyEstimate(
-        value=1 / (1 + math.exp(-expected)),
+        value=from_log_odds(expected),
         kind="prior",
         source=anchor["source"],
         reason=_derivation(anchor, weights, method, rank, train_images),

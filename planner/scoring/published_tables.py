@@ -1,10 +1,10 @@
 """The published numbers in ``accuracy_priors.json``, and the two properties that select them.
 
-    compared_family        family of backbones by name: ``vit``, ``vim``, ``conv``; None for others
-    regime_of        ``few`` up to 5,000 training images, else ``many``
-    comparable_tables   the tables of a family and a regime
-    method_effects   log-odds of each method over the linear probe in some tables
-    effects_of       the same, for given tables and up to a constant
+    compared_family    family of backbones by name: ``vit``, ``vim``, ``conv``; None for others
+    regime_of          ``few`` up to 5,000 training images, else ``many``
+    comparable_tables  the tables of a family and a regime
+    method_effects     log-odds of each method over the linear probe in some tables
+    effects_of         the same, for given tables and up to a constant
 
 A table compares several methods on one backbone and benchmark. A cell is modelled as
 log-odds(accuracy) = table + method, fitted by least squares (alternating means) with the linear
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Regime = Literal["few", "many"]
+"""Amount of training images, up to ``FEW_TRAINING_IMAGES`` or above."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -120,3 +121,8 @@ def _means(rows: Iterable[tuple[Key, float]]) -> dict[Key, float]:
 def log_odds(accuracy: float) -> float:
     """Return the log-odds of a fraction in (0, 1)."""
     return math.log(accuracy / (1 - accuracy))
+
+
+def from_log_odds(value: float) -> float:
+    """Return the fraction in (0, 1) of log-odds."""
+    return 1 / (1 + math.exp(-value))

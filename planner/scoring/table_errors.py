@@ -20,9 +20,10 @@ from itertools import combinations
 from statistics import NormalDist
 from typing import Any, Literal
 
-from planner.scoring.published_tables import effects_of, log_odds, priors
+from planner.scoring.published_tables import effects_of, from_log_odds, log_odds, priors
 
 Match = Literal["family and images", "family", "any table"]
+"""What two tables share: family of backbones and amount of images, the family alone, or nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +79,7 @@ def interval_of(value: float, error: float, *, coverage: float) -> tuple[float, 
         coverage: probability that the interval holds the accuracy.
     """
     half = NormalDist().inv_cdf((1 + coverage) / 2) * error
-    low, high = (1 / (1 + math.exp(-(value + sign * half))) for sign in (-1, 1))
-    return low, high
+    return from_log_odds(value - half), from_log_odds(value + half)
 
 
 def _is_of_kind(table: dict[str, Any], wanted: dict[str, Any], match: Match) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from profiler.errors import UsageError
@@ -18,6 +19,7 @@ LARGEST_BODY = 16 * 1024
 """Bytes of a question; the largest possible one is far smaller."""
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+"""Names of this machine that no other machine can reach."""
 
 
 class Refusal(Exception):  # noqa: N818  # an answer to a client, not an error of this program
@@ -28,7 +30,7 @@ class Refusal(Exception):  # noqa: N818  # an answer to a client, not an error o
         message: the reason, one line.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
 
@@ -62,21 +64,28 @@ def check_request(
             for a body that is not sent as JSON.
     """
     if _name_in(f"//{headers.get('host', '')}") not in hosts:
-        raise Refusal(403, "this host name is not allowed; see --allow-host")
+        raise Refusal(HTTPStatus.FORBIDDEN, "this host name is not allowed; see --allow-host")
     origin = headers.get("origin")
     if origin is not None and _name_in(origin) not in hosts:
-        raise Refusal(403, "requests of other sites are not answered")
+        raise Refusal(HTTPStatus.FORBIDDEN, "requests of other sites are not answered")
     if token is not None:
         given = headers.get("authorization", "")
         if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise Refusal(401, "a token is needed: Authorization: Bearer TOKEN")
+            raise Refusal(HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN")
     if not has_body:
         return
     if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Refusal(415, "a question is sent as application/json")
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a question is sent as application/json")
     length = headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit() or int(length[:12]) > LARGEST_BODY:
-        raise Refusal(413, f"a question has at most {LARGEST_BODY} bytes")
+        raise too_large()
+
+
+def too_large() -> Refusal:
+    """Return the refusal of a body above ``LARGEST_BODY``."""
+    return Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a question has at most {LARGEST_BODY} bytes"
+    )
 
 
 def _name_in(address: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib import resources
 from typing import Annotated, Any
 
@@ -23,13 +24,14 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from planner.service.access import LARGEST_BODY, Refusal, check_request
+from planner.service.access import LARGEST_BODY, Refusal, check_request, too_large
 from planner.service.jobs import BusyError, Job, Jobs
 from planner.service.questions import ServiceQuestion, read_question
 from profiler.devices.table import DEVICES
 from profiler.errors import BudgetplanError, error_object
 
 MOST_SECONDS_TO_WAIT = 30.0
+"""Longest time for which a request waits for its job; many proxies close a connection after 60."""
 
 _JSON = "application/json"
 
@@ -69,7 +71,8 @@ def create_app(jobs: Jobs, *, hosts: frozenset[str], token: str | None = None) -
 
     @app.exception_handler(BudgetplanError)
     async def explain(_: Request, error: BudgetplanError) -> JSONResponse:
-        status = 429 if isinstance(error, BusyError) else 422
+        is_busy = isinstance(error, BusyError)
+        status = HTTPStatus.TOO_MANY_REQUESTS if is_busy else HTTPStatus.UNPROCESSABLE_ENTITY
         return JSONResponse(error.to_json(), status_code=status)
 
     return app
@@ -79,7 +82,7 @@ def known_job(request: Request, job_id: str) -> Job:
     """Return the job that a path names."""
     found: Job | None = request.app.state.jobs.get(job_id)
     if found is None:
-        raise Refusal(404, "there is no such question")
+        raise Refusal(HTTPStatus.NOT_FOUND, "there is no such question")
     return found
 
 
@@ -130,7 +133,7 @@ def show_plan_of_answer(request: Request, job: KnownJob, index: int) -> Response
     """Return a plan file of an answer."""
     text = request.app.state.jobs.plan_text(job, index)
     if text is None:
-        raise Refusal(404, "there is no such plan")
+        raise Refusal(HTTPStatus.NOT_FOUND, "there is no such plan")
     return Response(text, media_type=_JSON)
 
 
@@ -138,7 +141,7 @@ def show_plan_of_answer(request: Request, job: KnownJob, index: int) -> Response
 def cancel_question(request: Request, job: KnownJob) -> Response:
     """Cancel a question; its process ends."""
     request.app.state.jobs.cancel(job)
-    return JSONResponse(job.to_json(), status_code=202)
+    return JSONResponse(job.to_json(), status_code=HTTPStatus.ACCEPTED)
 
 
 @router.get("/v1/devices")
@@ -159,7 +162,7 @@ async def _body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > LARGEST_BODY:
-            raise Refusal(413, f"a question has at most {LARGEST_BODY} bytes")
+            raise too_large()
     return body
 
 
@@ -167,8 +170,9 @@ def _answer(job: Job) -> Response:
     if job.status == "done":
         return Response(job.text, media_type=_JSON, headers={"X-Question": job.id})
     if job.status == "failed":
-        return Response(job.text, status_code=422, media_type=_JSON)
-    return JSONResponse(job.to_json(), status_code=202 if not job.is_over else 200)
+        return Response(job.text, status_code=HTTPStatus.UNPROCESSABLE_ENTITY, media_type=_JSON)
+    status = HTTPStatus.OK if job.is_over else HTTPStatus.ACCEPTED
+    return JSONResponse(job.to_json(), status_code=status)
 
 
 def _events(jobs: Jobs, job: Job) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.cookies
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -22,16 +23,10 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 COOKIE = "budgetplan_token"
+"""Name of the cookie that holds the token."""
 
 READING = ("GET", "HEAD")
-
-_REASONS = {
-    401: "Unauthorized",
-    403: "Forbidden",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-}
+"""Methods of HTTP that change nothing."""
 
 
 class GuardedDashboard:
@@ -60,12 +55,13 @@ class GuardedDashboard:
         try:
             self._check(environ)
         except Refusal as refusal:
-            reason = f"{refusal.status} {_REASONS[refusal.status]}"
-            start_response(reason, [("Content-Type", "text/plain; charset=utf-8")])
+            start_response(
+                _status_line(refusal.status), [("Content-Type", "text/plain; charset=utf-8")]
+            )
             return [f"{refusal.message}\n".encode()]
         if self._token is not None and "token" in parse_qs(environ.get("QUERY_STRING", "")):
             start_response(
-                "303 See Other",
+                _status_line(HTTPStatus.SEE_OTHER),
                 [
                     # The path of the request is not repeated: a browser reads "//HOST" as the
                     # address of another site.
@@ -92,7 +88,10 @@ class GuardedDashboard:
             has_body=self._allow_writes and method in ("POST", "PUT"),
         )
         if method not in READING and not self._allow_writes:
-            raise Refusal(405, "the dashboard is read-only; start it with --allow-writes")
+            raise Refusal(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                "the dashboard is read-only; start it with --allow-writes",
+            )
 
     def _token_of(self, environ: WSGIEnvironment) -> str:
         """Return the token in the address, or else in the cookie."""
@@ -105,6 +104,10 @@ class GuardedDashboard:
         except http.cookies.CookieError:
             return ""
         return str(cookies[COOKIE].value) if COOKIE in cookies else ""
+
+
+def _status_line(status: HTTPStatus) -> str:
+    return f"{status.value} {status.phrase}"
 
 
 def _without_foreign_readers(start_response: StartResponse) -> Any:

@@ -26,8 +26,6 @@ from planner.training.features import (
     frozen_classifier,
 )
 from planner.training.images.load import load_data
-from planner.training.images.registry import find_named
-from planner.training.plan_check import load_data_for
 from planner.training_free.option_cost import INVERSE_REGULARISATIONS, MOST_ITERATIONS
 from profiler.errors import InputError
 from profiler.models import backbones
@@ -36,14 +34,17 @@ from profiler.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
     from planner.training.images.image_set import ImageData
     from profiler.models.backbones.weights import WeightSource
+    from profiler.models.build import BuiltModel
 
 Parts = dict[str, "tuple[NDArray[np.float32], NDArray[np.int64]]"]
 """Features [images, D] and labels [images] of the parts ``training``, ``selection``, ``test``."""
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""Training images that vote on the class of an image, and the temperature of their weights."""
 
 IMAGES_OF_THE_CHECK = 4
 """Images on which the backbone is checked to be frozen."""
@@ -185,25 +186,9 @@ def extract_features(
             computed once and for all.
     """
     began = time.perf_counter()
-    size = image_size or backbones.native_image_size(backbones.resolve(model))
-    workload = Workload(
-        model=backbones.resolve(model),
-        method="head",
-        micro_batch=1,
-        num_classes=_number_of_classes(data, size),
-        image_size=size,
-        frozen_batch_norm=True,
-    )
+    workload, images = _workload_and_images(model, data, image_size)
     built = build_model(workload, weights=weights, pretrained=pretrained)
-    images = load_data_for(workload, data, backbone=built.backbone)
-    few = torch.stack(
-        [images.test[i][0] for i in range(min(IMAGES_OF_THE_CHECK, len(images.test)))]
-    )
-    classifier = frozen_classifier(built, few)
-    if classifier is None:
-        raise InputError(
-            f"{workload.model} has no single classifier on fixed features; use another backbone"
-        )
+    classifier = _checked_classifier(built, images)
     forward = forward or FeatureForward()
     built.model.to(forward.device, forward.dtype)
     every = {"training": images.train, "selection": images.selection, "test": images.test}
@@ -230,6 +215,39 @@ def extract_features(
         forward=forward,
         seconds=time.perf_counter() - began,
     )
+
+
+def _workload_and_images(
+    model: str, data: str, image_size: int | None
+) -> tuple[Workload, ImageData]:
+    """Return the frozen backbone with a classifier for a data set, and the data set."""
+    name = backbones.resolve(model)
+    size = image_size or backbones.native_image_size(name)
+    shapes = backbones.build(name, num_classes=1, image_size=size, device="meta")
+    mean, std = backbones.image_statistics(shapes)
+    images = load_data(data, image_size=size, mean=mean, std=std)
+    workload = Workload(
+        model=name,
+        method="head",
+        micro_batch=1,
+        num_classes=images.num_classes,
+        image_size=size,
+        frozen_batch_norm=True,
+    )
+    return workload, images
+
+
+def _checked_classifier(built: BuiltModel, images: ImageData) -> nn.Module:
+    """Return the classifier of a model; refuse a backbone whose features are not fixed."""
+    few = torch.stack(
+        [images.test[i][0] for i in range(min(IMAGES_OF_THE_CHECK, len(images.test)))]
+    )
+    classifier = frozen_classifier(built, few)
+    if classifier is None:
+        raise InputError(
+            f"{built.name} has no single classifier on fixed features; use another backbone"
+        )
+    return classifier
 
 
 def feature_forward(
@@ -271,13 +289,6 @@ def joined_rows(chunks: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         rows[first : first + len(chunk)] = chunk
         first += len(chunk)
     return rows
-
-
-def _number_of_classes(data: str, image_size: int) -> int:
-    named = find_named(data)
-    if named is not None:
-        return named[0].size_of(named[1]).num_classes
-    return load_data(data, image_size=image_size, mean=(0.0,) * 3, std=(1.0,) * 3).num_classes
 
 
 def fit_and_test(parts: Parts, *, model: str, weights: str) -> FeatureAccuracy:

@@ -360,7 +360,9 @@ def measure_on_cuda(
     """
     import torch
 
-    idle_watts = _present_watts()
+    gpu = _gpu_or_error()
+    # before this process uses the GPU
+    idle_watts = None if isinstance(gpu, DeviceError) else gpu.power_watts()
     progress("building the model", 0.0)
     step, batches = build()
     for _ in range(warmup):
@@ -378,9 +380,9 @@ def measure_on_cuda(
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
 
-    joules, why_no_energy = energy_of(timed_steps)
+    joules, why_no_energy = energy_of(timed_steps, gpu)
     energy = None
-    if repeats_for_energy and (gpu := _gpu_with_sensor()) is not None:
+    if repeats_for_energy and not isinstance(gpu, DeviceError) and _has_sensor(gpu):
         progress("measuring energy", 0.95)
         step_seconds = statistics.median(seconds)
         energy = _cuda_energy(lambda: step.run(batches), gpu, step_seconds, idle_watts)
@@ -413,25 +415,19 @@ def _joules_of_step(joules: float | None, steps: int, energy: StepEnergy | None)
     return None if joules is None else joules / steps
 
 
-def _present_watts() -> float | None:
-    """Return the power of the GPU before this process uses it; None if it cannot be read."""
+def _gpu_or_error() -> Gpu | DeviceError:
+    """Return this machine's GPU, or the error of opening it."""
     from profiler.devices.nvml import open_gpu
 
     try:
-        return open_gpu().power_watts()
-    except DeviceError:
-        return None
+        return open_gpu()
+    except DeviceError as error:
+        return error
 
 
-def _gpu_with_sensor() -> Gpu | None:
-    """Return this machine's GPU; None if neither its energy nor its power can be read."""
-    from profiler.devices.nvml import open_gpu
-
-    try:
-        gpu = open_gpu()
-    except DeviceError:
-        return None
-    return None if gpu.counter_joules() is None and gpu.power_watts() is None else gpu
+def _has_sensor(gpu: Gpu) -> bool:
+    """Return whether the energy or the power of a GPU can be read."""
+    return gpu.counter_joules() is not None or gpu.power_watts() is not None
 
 
 def _cuda_energy(
@@ -449,8 +445,14 @@ def _cuda_energy(
     return msgspec.structs.replace(found, celsius=celsius)
 
 
-def energy_of(run: Callable[[], None]) -> tuple[float | None, str | None]:
+def energy_of(
+    run: Callable[[], None], gpu: Gpu | DeviceError | None = None
+) -> tuple[float | None, str | None]:
     """Run a function and return the energy of this machine's GPU meanwhile.
+
+    Args:
+        run: the function.
+        gpu: the GPU, or the error of opening it; None to open it here.
 
     Returns:
         (joules, None), or (None, reason) if the energy could not be read.
@@ -458,13 +460,11 @@ def energy_of(run: Callable[[], None]) -> tuple[float | None, str | None]:
     import torch
 
     from profiler.devices.energy_meter import EnergyMeter
-    from profiler.devices.nvml import open_gpu
 
-    try:
-        meter = EnergyMeter(open_gpu(), synchronize=torch.cuda.synchronize)
-    except DeviceError as error:
+    found = _gpu_or_error() if gpu is None else gpu
+    if isinstance(found, DeviceError):
         run()
-        return None, str(error)
-    with meter:
+        return None, str(found)
+    with EnergyMeter(found, synchronize=torch.cuda.synchronize) as meter:
         run()
     return meter.energy.joules, meter.energy.reason

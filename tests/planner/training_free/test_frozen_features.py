@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from planner.cli import cli
 from planner.training.features import FeatureForward
+from planner.training.images.load import load_data
 from planner.training_free.features import (
     NEIGHBOURS,
     TEMPERATURE,
@@ -19,6 +21,7 @@ from planner.training_free.features import (
     fit_and_test,
 )
 from profiler.errors import InputError
+from profiler.models.backbones import image_statistics
 from profiler.models.build import build_model
 
 
@@ -68,6 +71,35 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.manual_seed(0)
     assert evaluate_features("test_efficientnet", **options) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == files
+
+
+def test_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(spec: str, **given: Any) -> Any:
+        read.append(spec)
+        return load_data(spec, **given)
+
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    monkeypatch.setattr("planner.training_free.features.load_data", counted)
+    found = extract_features(
+        "test_efficientnet",
+        data=str(tmp_path / "images"),
+        parts=("test",),
+        image_size=32,
+        pretrained=False,
+        folder=tmp_path / "kept",
+    )
+    assert read == [str(tmp_path / "images")]
+    assert found.workload.num_classes == 2
+    model = build_model(found.workload, device="meta").backbone
+    form = found.images.test.input_format
+    assert (form.mean, form.std) == image_statistics(model)
 
 
 def test_features_in_fp16_are_near_those_in_fp32_and_kept_apart(tmp_path: Path) -> None:
