@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from profiler.errors import DeviceError, UsageError
 from profiler.units import MIB, DeviceBytes, parse_bytes
@@ -158,6 +158,23 @@ def device_of_run(device: str) -> str:
             f"{target.label.name} is not in this machine; use the device cpu, or predict for it"
         )
     return target.runs_on
+
+
+def found_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Return the device of a training or a forward; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        DeviceError: there is no CUDA device.
+        UsageError: another word.
+    """
+    import torch
+
+    from planner.training.training_device import device_type
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    device_type(name)
+    return name
 
 
 def no_progress(stage: str, text: str, fraction: float) -> None:

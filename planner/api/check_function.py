@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.api.plan_functions import load_plan, planned_spec
+from planner.api.plan_functions import plan_of, planned_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +77,7 @@ def check(plan: Plan | str | Path, *, device: str | DeviceSpec = "auto") -> Plan
     from planner.training.plan_check import check_against_model
     from profiler.prediction.report import predict
 
-    content = load_plan(plan) if isinstance(plan, str | Path) else plan
+    content = plan_of(plan)
     spec = planned_spec(content, device)
     check_against_model(content)
     made_with = content.provenance.get("versions")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.api.arguments import no_progress, optional_size
-from planner.api.plan_functions import load_plan, planned_spec
+from planner.api.plan_functions import plan_of, planned_spec
 
 if TYPE_CHECKING:
     from planner.plan import Plan
@@ -36,7 +36,7 @@ def explain(
         UnknownNameError: the table lacks the device.
     """
     budget_bytes = optional_size(vram)
-    content = load_plan(plan) if isinstance(plan, str | Path) else plan
+    content = plan_of(plan)
     if budget_bytes is not None:
         content = replace(content, budget_bytes=budget_bytes)
     from planner.recommendation.explain import explain_plan

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from planner.api.arguments import device_name, device_of_run, no_progress, optional_size
+from planner.api.arguments import (
+    device_name,
+    device_of_run,
+    found_device,
+    no_progress,
+    optional_size,
+)
 from planner.api.early_checks import check_input, check_names
 from profiler.errors import BudgetplanWarning, UnknownNameError, UsageError
 
@@ -155,7 +162,6 @@ def train(
     """
     content = plan_of(plan)
     check_input(data=data, weights=weights)
-    from planner.training.checkpoints import latest_checkpoint
     from planner.training.loggers import check_loggers, opened_loggers
     from planner.training.output_folder import training_folder
     from planner.training.resolve_recipe import RecipeChanges
@@ -163,9 +169,9 @@ def train(
     from planner.training.training_run import train as run
 
     check_loggers(log)
-    output = _default_folder(plan) if out is None else Path(out)
+    output = default_folder(plan) if out is None else Path(out)
     placed, rule = _placed_by(content, checkpoint, vram=vram, threshold=threshold)
-    chosen = _training_device(device)
+    chosen = found_device(device)
     if chosen == "cpu" and content.candidate.workload.precision == "fp16":
         warnings.warn(FP16_TRAINING_ON_CPU, BudgetplanWarning, stacklevel=2)
     options = RunOptions(
@@ -176,30 +182,39 @@ def train(
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,
     )
+    with (
+        _interrupts_noted(output),
+        training_folder(output, plan=placed, is_resumed=resume),
+        opened_loggers(log, placed, output) as record,
+    ):
+
+        def report(progress: TrainProgress) -> None:
+            record(progress)
+            if on_progress is not None:
+                on_progress(progress)
+
+        return run(
+            placed,
+            options,
+            changes=RecipeChanges(
+                recipe=recipe, learning_rate=learning_rate, epochs=epochs, balance=balance
+            ),
+            minutes=minutes,
+            output=output,
+            resume=resume,
+            rule=rule,
+            on_progress=report,
+            on_interrupt=on_interrupt,
+        )
+
+
+@contextmanager
+def _interrupts_noted(output: Path) -> Iterator[None]:
+    """Add to an interrupt of a training whether it can be resumed."""
+    from planner.training.checkpoints import latest_checkpoint
+
     try:
-        with (
-            training_folder(output, plan=placed, is_resumed=resume),
-            opened_loggers(log, placed, output) as record,
-        ):
-
-            def report(progress: TrainProgress) -> None:
-                record(progress)
-                if on_progress is not None:
-                    on_progress(progress)
-
-            return run(
-                placed,
-                options,
-                changes=RecipeChanges(
-                    recipe=recipe, learning_rate=learning_rate, epochs=epochs, balance=balance
-                ),
-                minutes=minutes,
-                output=output,
-                resume=resume,
-                rule=rule,
-                on_progress=report,
-                on_interrupt=on_interrupt,
-            )
+        yield
     except KeyboardInterrupt as interrupt:
         is_early = latest_checkpoint(output) is None
         interrupt.add_note(
@@ -287,7 +302,7 @@ def _planned_device(plan: Plan) -> str:
         return "cpu"
 
 
-def _default_folder(plan: Plan | str | Path) -> Path:
+def default_folder(plan: Plan | str | Path) -> Path:
     """Return ``trained/`` and the name of the plan's file, which may come from a stranger."""
     from planner.disk.names import safe_file_name
     from planner.plan import plan_file_name
@@ -300,14 +315,6 @@ def _default_folder(plan: Plan | str | Path) -> Path:
 def _data_of(plan: Plan) -> str:
     """Return the data set or folder that a plan was made for."""
     return str(plan.provenance.get("data", "digits"))
-
-
-def _training_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    if name != "auto":
-        return name
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _placed_by(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,6 +125,7 @@ def recommend(
         InputError: the study, the weights or the data cannot be used.
         MeasurementError: every real run failed.
     """
+    # what can be refused before torch is imported
     budget_bytes = parse_size(vram)
     named = [] if methods is None or "all" in methods else methods
     models = backbone_names(model, budget_bytes=budget_bytes)
@@ -136,11 +138,12 @@ def recommend(
     for file in files.values():
         check_input(weights=file)
     check_plan_folder(out)
+
+    # one request for each backbone
     from planner.recommendation.build_request import build_request
     from planner.recommendation.pipeline import recommend as answer
     from planner.recommendation.request import EnergyRates, Limits
     from planner.recommendation.several_backbones import request_for_backbones
-    from planner.search.storage_url import mask_url
 
     notify = on_progress or no_progress
     notify("start", "loading the model's structure", 0.0)
@@ -186,9 +189,18 @@ def recommend(
         storage=storage,
         out=Path(out),
     )
-    try:
+    with _interrupts_named(request.question_study, storage):
         return answer(request, notify=notify)
+
+
+@contextmanager
+def _interrupts_named(study: str, storage: str | None) -> Iterator[None]:
+    """Add to an interrupt the options that continue the question."""
+    from planner.search.storage_url import mask_url
+
+    try:
+        yield
     except KeyboardInterrupt as interrupt:
         where = f" --storage {mask_url(storage)}" if storage else ""
-        interrupt.add_note(f"the same command with --study {request.question_study}{where} goes on")
+        interrupt.add_note(f"the same command with --study {study}{where} goes on")
         raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.api.arguments import no_progress
-from planner.api.plan_functions import load_plan, planned_spec
+from planner.api.plan_functions import plan_of, planned_spec
 from profiler.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def rehearse(
     from planner.training.rehearsal import rehearse as run
     from profiler.running.emulated.libraries import why_not_emulated
 
-    content = load_plan(plan) if isinstance(plan, str | Path) else plan
+    content = plan_of(plan)
     spec = planned_spec(content, device)
     if not spec.is_cuda:
         raise UsageError(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from planner.api.arguments import found_device
 from planner.api.early_checks import check_input
-from planner.api.plan_functions import _default_folder, _training_device
+from planner.api.plan_functions import default_folder
 from planner.api.training_free_functions import fitted_probe_folder, is_without_tuning
 from profiler.errors import InputError
 
@@ -92,11 +93,9 @@ def _classify_with_probe(
     """Return the classes of image files by the probe of a plan without fine-tuning."""
     folder = fitted_probe_folder(plan)
     check_input(weights=weights)
-    from planner.training.training_device import device_type
     from planner.training_free.probe_folder import classify_with_probe
 
-    name = _training_device(device)
-    device_type(name)
+    name = found_device(device)
     place = None if weights is None else Path(weights)
     return classify_with_probe(
         folder, [Path(file) for file in files], top=top, device=name, weights=place
@@ -111,7 +110,7 @@ def trained_folder_of(trained: str | Path) -> Path:
     """
     path = Path(trained)
     if path.is_file():
-        folder = _default_folder(path)
+        folder = default_folder(path)
         if not (folder / "training.json").is_file():
             raise InputError(
                 f"{path} has not been trained into {folder}; run `budgetplan train {path}`, or "
@@ -130,10 +129,8 @@ def _open(
     which: Literal["best", "last"],
     weights: str | Path | None,
 ) -> TrainedFolder:
-    from planner.training.training_device import device_type
     from planner.training.use_trained import open_trained
 
-    name = _training_device(device)
-    device_type(name)
+    name = found_device(device)
     place = None if weights is None else Path(weights)
     return open_trained(folder, device=name, which=which, weights=place)

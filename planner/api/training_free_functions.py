@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from planner.api.arguments import no_progress, parse_size
+from planner.api.arguments import found_device, no_progress, parse_size
 from planner.api.early_checks import check_input, check_plan_folder
-from planner.api.plan_functions import _training_device
 from profiler.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def features(
         image_size=image_size,
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,
-        forward=feature_forward(_found_device(device)),
+        forward=feature_forward(found_device(device)),
         on_progress=lambda text, done: notify("features", text, done),
     )
 
@@ -177,7 +176,7 @@ def zero_shot(
     check_input(data=data, weights=weights)
     from planner.training_free.zero_shot import ZeroShotRun, evaluate_zero_shot
 
-    chosen = _found_device(device)
+    chosen = found_device(device)
     run = ZeroShotRun(
         data=data,
         weights=Path(weights),
@@ -194,15 +193,6 @@ def zero_shot(
     return evaluate_zero_shot(
         found, run, on_progress=lambda text, done: notify("zero-shot", text, done)
     )
-
-
-def _found_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """Return the device of a forward; CUDA is refused if there is none."""
-    from planner.training.training_device import device_type
-
-    chosen = _training_device(name)
-    device_type(chosen)
-    return chosen
 
 
 def plan_kind(path: str | Path) -> CandidateKind:
@@ -271,7 +261,7 @@ def train_probe(
         data=data,
         weights=None if weights is None else Path(weights),
         pretrained=pretrained,
-        device=_found_device(device),
+        device=found_device(device),
         on_progress=lambda text, done: notify("features", text, done),
     )
 
@@ -330,7 +320,7 @@ def evaluate_frozen(
     from planner.training_free.probe_folder import evaluate_probe
 
     place = None if weights is None else Path(weights)
-    return evaluate_probe(folder, data=data, part=part, weights=place, device=_found_device(device))
+    return evaluate_probe(folder, data=data, part=part, weights=place, device=found_device(device))
 
 
 def is_without_tuning(path: str | Path) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner import api
-from planner.cli.options import json_option, progress_option
+from planner.cli.options import json_option, progress_option, this_device_option
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
 
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="Device of this machine: auto (its GPU, else the CPU), cpu, or the GPU's name.",
-)
+@this_device_option
 @click.option(
     "--no-cells",
     is_flag=True,

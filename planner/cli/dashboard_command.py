@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import json_option
+from planner.cli.options import json_option, token_file_option
 from planner.cli.output import print_json
 from planner.cli.serve_command import read_token
 from profiler.errors import UsageError
@@ -34,11 +34,7 @@ OTHERS_NAMED = 5
 @click.option(
     "--allow-writes", is_flag=True, help="Let the pages change notes, names and trials of studies."
 )
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File with the token that every request must carry; needed for other addresses.",
-)
+@token_file_option
 @click.option("--allow-host", multiple=True, help="Name by which browsers may address this server.")
 @json_option
 def dashboard(

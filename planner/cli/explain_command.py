@@ -12,6 +12,7 @@ from planner import api
 from planner.cli.options import (
     SIZES,
     json_option,
+    plan_argument,
     planned_device_option,
     progress_option,
     size_option,
@@ -36,7 +37,7 @@ SMALLEST_SHARE = 0.005
 
 
 @click.command(epilog=SIZES)
-@click.argument("plan", type=click.Path(path_type=Path))
+@plan_argument
 @planned_device_option
 @size_option(
     "--vram",

@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from planner import api
-from planner.cli.options import json_option
+from planner.cli.options import json_option, plan_argument
 from planner.cli.output import print_json
-from planner.cli.plan_commands import plan_argument
 
 TARGET_NAMES = ("script", "hf", "lightning", "timm", "peft")
 

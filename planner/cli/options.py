@@ -1,7 +1,6 @@
 """Options that several commands share, and the types of their values.
 
-Only click is imported here. torch, timm and rich are imported when a command runs, so that
-``--help`` stays fast.
+torch, timm and rich are imported when a command runs, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from planner.placement.policies import parse_policy, policy_words
+from planner.training.images.registry import DATA_NAMES
 from profiler.errors import UsageError
 from profiler.units import parse_bytes
 from profiler.workload import LEVERS, OPTIMIZERS, PRECISIONS
@@ -20,6 +20,7 @@ from profiler.workload import LEVERS, OPTIMIZERS, PRECISIONS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SIZES = "Sizes: 2GB = 2*10^9 bytes, 2GiB = 2*2^30 bytes, 2048MiB; a plain number is bytes."
+"""Last line of the help of commands that take sizes."""
 
 
 # ---- types of values -----------------------------------------------------------------------------
@@ -159,6 +160,33 @@ def _device_or_own(ctx: click.Context, _: click.Parameter, name: str) -> str:
     return str(own)
 
 
+plan_argument = click.argument("plan", type=click.Path(path_type=Path))
+
+
+def data_option(*, default: str | None = None, unless: str = "") -> Callable[[Command], Command]:
+    """Return the option of a data set or folder.
+
+    Args:
+        default: data set without the option; None for none.
+        unless: the default in words, if ``default`` is None.
+    """
+    end = f" [default: {unless}]" if unless else ""
+    return click.option(
+        "--data",
+        default=default,
+        show_default=True,
+        help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class.{end}",
+    )
+
+
+part_option = click.option(
+    "--part",
+    type=click.Choice(["test", "selection"]),
+    default="test",
+    show_default=True,
+    help="Part of the data set.",
+)
+
 own_device_option = click.option(
     "--device-spec",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -230,6 +258,13 @@ weights_option = click.option(
     "an entry of a checkpoint, such as averaged weights. [default: timm's pretrained weights]",
 )
 
+this_device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device of this machine: auto (its GPU, else the CPU), cpu, or the GPU's name.",
+)
+
 run_device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -268,6 +303,13 @@ power_limit_option = click.option(
     metavar="WATTS",
     help="Power limit of the GPU, 60 to 100 percent of the board's own, that time and energy are "
     "predicted for. [default: the board's own]",
+)
+
+
+token_file_option = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the token that every request must carry; needed for other addresses.",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -13,9 +13,11 @@ from planner import api
 from planner.cli.options import (
     POLICY_WORDS,
     Checkpoint,
+    data_option,
     device_option,
     json_option,
     own_device_option,
+    plan_argument,
     positive,
     pretrained_option,
     progress_option,
@@ -26,21 +28,13 @@ from planner.cli.options import (
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressDisplay, ProgressKind, progress_bar
-from planner.training.images.registry import DATA_NAMES
 from profiler.errors import UsageError
 
 if TYPE_CHECKING:
     from planner.plan import Plan
-    from planner.training.history import TrainProgress
-    from planner.training.loggers import LoggerName
+    from planner.training.history import TrainProgress, TrainResult
 
-plan_argument = click.argument("plan", type=click.Path(path_type=Path))
-
-data_option = click.option(
-    "--data",
-    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class. "
-    "[default: the plan's]",
-)
+plan_data_option = data_option(unless="the plan's")
 
 
 @click.command()
@@ -62,7 +56,7 @@ def show(plan: Path, as_json: bool) -> None:
 
 @click.command()
 @plan_argument
-@data_option
+@plan_data_option
 @device_option
 @click.option("--steps", type=positive, help="Optimizer steps of the run. [default: a few]")
 @click.option(
@@ -118,7 +112,7 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
 
 @click.command()
 @plan_argument
-@data_option
+@plan_data_option
 @click.option(
     "--epochs", type=positive, help="Number of epochs in all. [default: the plan's recipe]"
 )
@@ -184,22 +178,11 @@ def train(
     as_json: bool,
     progress: ProgressKind | None,
     data: str | None,
-    epochs: int | None,
-    steps: int | None,
-    minutes: float | None,
-    resume: bool,
     out: Path | None,
     device: Literal["auto", "cpu", "cuda"],
-    recipe: Literal["plan", "default", "paper"],
-    learning_rate: float | None,
-    balance: bool | None,
-    checkpoint: str | None,
-    log: tuple[LoggerName, ...],
-    vram: int | None,
-    threshold: float,
-    seed: int,
     weights: Path | None,
     pretrained: bool,
+    **options: Any,
 ) -> None:
     """Train what a plan says, and save the model.
 
@@ -223,31 +206,28 @@ def train(
     planned = api.load_plan(plan)
     with progress_bar(progress, as_json=as_json) as notify:
         notify("train", "building the model", 0.0)
+        # the other options are arguments of the same names
         result = api.train(
             plan,
             out=out,
             data=data,
-            epochs=epochs,
-            steps=steps,
-            minutes=minutes,
-            resume=resume,
             device=device,
-            recipe=recipe,
-            learning_rate=learning_rate,
-            balance=balance,
-            checkpoint=checkpoint,
-            threshold=threshold,
-            log=log,
-            vram=vram,
             weights=weights,
             pretrained=pretrained,
-            seed=seed,
             on_progress=lambda step: _show_step(step, notify, planned),
             on_interrupt=_announce_stop,
+            **options,
         )
     if as_json:
         print_json(result.to_json() | {"output": str(result.output)})
-        return
+    else:
+        _show_result(result)
+
+
+def _show_result(result: TrainResult) -> None:
+    """Print the test accuracy of a training, the weights it began with, its data and folder."""
+    from planner.training.images.image_set import DataSource
+
     kind = result.weights.kind
     click.echo(
         f"{100 * result.accuracy:.2f} % of the {result.data['name']} test images right, "
@@ -255,8 +235,6 @@ def train(
     )
     for note in result.weights.notes:
         click.echo(note)
-    from planner.training.images.image_set import DataSource
-
     click.echo(f"data: {DataSource.from_json(result.data, part='training.data')}")
     click.echo(f"saved in {result.output}/")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -15,6 +15,7 @@ from planner.cli.options import (
     Checkpoints,
     Names,
     Percent,
+    data_option,
     device_option,
     image_size_option,
     json_option,
@@ -28,7 +29,6 @@ from planner.cli.options import (
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
-from planner.training.images.registry import DATA_NAMES
 
 
 @click.command(cls=RecommendCommand, epilog=SIZES)
@@ -43,12 +43,7 @@ from planner.training.images.registry import DATA_NAMES
     help="Backbone: a timm name or an alias of `budgetplan models`; several separated by commas "
     "share one front; auto takes a shortlist that can be trained within the budget.",
 )
-@click.option(
-    "--data",
-    default="digits",
-    show_default=True,
-    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class.",
-)
+@data_option(default="digits")
 @device_option
 @click.option("--no-validate", is_flag=True, help="Skip the real runs; nothing is measured.")
 @click.option(
@@ -219,39 +214,13 @@ def recommend(
     verbose: bool,
     model: str,
     vram: int,
-    data: str,
     device: str,
     no_validate: bool,
     top: int,
-    workers: bool,
-    steps: int | None,
-    trials: int | None,
-    seed: int,
-    study: str | None,
-    storage: str | None,
-    out: Path,
-    methods: tuple[str, ...],
-    effective_batch: int,
-    precisions: tuple[str, ...] | None,
-    optimizers: tuple[str, ...],
-    checkpoints: tuple[str, ...],
-    image_size: int | None,
     probe_minutes: float | None,
     find_lr: bool | None,
-    objective: Literal["balanced", "accuracy", "time", "energy"],
-    levers: str,
-    min_accuracy: float | None,
-    max_hours: float | None,
-    max_kwh: float | None,
-    training_free: bool | None,
-    allow_training_free: bool,
-    risk: float,
-    price_per_kwh: float | None,
-    grams_per_kwh: float | None,
-    power_limit: float | None,
-    stop_when_flat: bool,
     weights: tuple[str, ...],
-    pretrained: bool,
+    **options: Any,
 ) -> None:
     """Recommend configurations that fit a budget.
 
@@ -269,42 +238,17 @@ def recommend(
         finds_rate=bool(find_lr),
     )
     with progress_bar(progress, as_json=as_json, stages=stages) as notify:
+        # the other options are arguments of the same names
         answer = api.recommend(
             model,
             vram=vram,
-            data=data,
             device=device,
-            methods=methods,
-            effective_batch=effective_batch,
-            precisions=precisions,
-            optimizers=optimizers,
-            checkpoints=checkpoints,
-            image_size=image_size,
-            trials=trials,
-            stop_when_flat=stop_when_flat,
             validations=0 if no_validate else top,
-            workers=workers,
-            steps=steps,
             weights=weights or None,
-            pretrained=pretrained,
-            seed=seed,
-            study=study,
-            storage=storage,
-            out=out,
-            objective=objective,
-            levers=levers,
-            min_accuracy=min_accuracy,
-            max_hours=max_hours,
-            max_kwh=max_kwh,
-            training_free=training_free,
-            allow_training_free=allow_training_free,
-            risk=risk,
-            price_per_kwh=price_per_kwh,
-            grams_per_kwh=grams_per_kwh,
-            power_limit=power_limit,
             probe_minutes=probe_minutes,
             find_lr=find_lr,
             on_progress=notify,
+            **options,
         )
     if html is not None:
         from planner.cli.page.write import answer_view, write_page

@@ -7,9 +7,14 @@ from pathlib import Path
 import click
 
 from planner import api
-from planner.cli.options import json_option, planned_device_option, positive, progress_option
+from planner.cli.options import (
+    json_option,
+    plan_argument,
+    planned_device_option,
+    positive,
+    progress_option,
+)
 from planner.cli.output import print_json
-from planner.cli.plan_commands import plan_argument
 from planner.cli.progress import ProgressKind, progress_bar
 from profiler.units import format_bytes
 

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import positive
+from planner.cli.options import positive, token_file_option
 from profiler.errors import InputError
 from profiler.json_records import shortened
 
 LARGEST_TOKEN_BYTES = 4096
+"""Bytes of a token's file that are read."""
 
 SHORTEST_TOKEN = 16
+"""Characters of a token, at least."""
+
+SECONDS_TO_END = 5
+"""Time after Ctrl-C in which answers under way may end. A stream of events lasts as long as its
+question."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]+")
 """Characters that a header, a cookie and an address all take unchanged (RFC 3986, section 2.3)."""
@@ -31,11 +37,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]+")
     show_default=True,
     help="Folder of all questions and answers.",
 )
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File with the token that every request must carry; needed for other addresses.",
-)
+@token_file_option
 @click.option("--allow-host", multiple=True, help="Name by which clients may address this service.")
 @click.option(
     "--at-once", type=positive, default=1, show_default=True, help="Questions that run at once."
@@ -67,7 +69,13 @@ def serve(
     hosts = LOOPBACK | {host, *(name.lower() for name in allow_host)}
     app = create_app(Jobs(root, at_once=at_once), hosts=frozenset(hosts), token=token)
     click.echo(f"http://{host}:{port}/ (Ctrl-C ends it)", err=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=SECONDS_TO_END,
+    )
 
 
 def read_token(path: Path) -> str:

@@ -9,7 +9,9 @@ import click
 
 from planner import api
 from planner.cli.options import (
+    data_option,
     json_option,
+    part_option,
     positive,
     progress_option,
     run_device_option,
@@ -17,8 +19,7 @@ from planner.cli.options import (
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind
-from planner.training.images.registry import DATA_NAMES
-from profiler.errors import UsageError
+from profiler.errors import InputError, UsageError
 
 which_option = click.option(
     "--which",
@@ -35,18 +36,8 @@ def _refuse_which(which: str | None) -> None:
 
 @click.command()
 @click.argument("trained", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class. "
-    "[default: that of the training]",
-)
-@click.option(
-    "--part",
-    type=click.Choice(["test", "selection"]),
-    default="test",
-    show_default=True,
-    help="Part of the data set.",
-)
+@data_option(unless="that of the training")
+@part_option
 @which_option
 @run_device_option
 @click.option(
@@ -140,8 +131,6 @@ def classify(
     TRAINED is the folder of a training or of a fitted probe, or its plan file. The exit code is 4
     if a file cannot be read; the others are classified.
     """
-    from profiler.errors import InputError
-
     if api.is_without_tuning(trained):
         _refuse_which(which)
     found = api.classify(
@@ -154,9 +143,11 @@ def classify(
         else InputError(f"{len(failed)} of {len(found)} files: {failed[0].error}")
     )
     if as_json:
+        from planner.training.use_trained import CLASSIFICATION_SCHEMA
+
         print_json(
             {
-                "schema": "budgetplan.classification/1",
+                "schema": CLASSIFICATION_SCHEMA,
                 "trained": str(trained),
                 "images": [each.to_json() for each in found],
                 **({} if error is None else {"error": error.to_json()}),

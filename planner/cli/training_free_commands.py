@@ -9,8 +9,12 @@ import click
 
 from planner import api
 from planner.cli.options import (
+    data_option,
     device_option,
+    image_size_option,
     json_option,
+    model_option,
+    part_option,
     positive,
     pretrained_option,
     progress_option,
@@ -74,14 +78,9 @@ def training_free(
 
 
 @click.command()
-@click.option("--model", required=True, help="Backbone: a timm name or an alias.")
-@click.option(
-    "--data",
-    default="digits",
-    show_default=True,
-    help="Data set, or a folder with one subfolder for each class.",
-)
-@click.option("--image-size", type=positive, help="Pixels. [default: the backbone's own]")
+@model_option
+@data_option(default="digits")
+@image_size_option
 @weights_option
 @pretrained_option
 @run_device_option
@@ -128,19 +127,8 @@ def features(
     type=click.Path(path_type=Path),
     help="File or folder of the published weights on this machine.",
 )
-@click.option(
-    "--data",
-    default="digits",
-    show_default=True,
-    help=f"Data set: {DATA_NAMES}, or a folder with one subfolder for each class.",
-)
-@click.option(
-    "--part",
-    type=click.Choice(["test", "selection"]),
-    default="test",
-    show_default=True,
-    help="Part of the data set.",
-)
+@data_option(default="digits")
+@part_option
 @click.option(
     "--class-names",
     type=click.Path(path_type=Path, dir_okay=False),

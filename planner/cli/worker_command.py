@@ -6,22 +6,18 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import json_option, positive, storage_option
+from planner.cli.options import json_option, positive, storage_option, this_device_option
 from planner.cli.output import print_json
 from profiler.errors import UsageError
 
 WORKER_SCHEMA = "budgetplan.worker/1"
+"""Schema of the object that ``worker --json`` prints."""
 
 
 @click.command()
 @storage_option
 @click.option("--study", required=True, help="Name of the study, as `recommend --study` has it.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="Device of this machine: auto (its GPU, else the CPU), cpu, or the GPU's name.",
-)
+@this_device_option
 @click.option(
     "--until-empty",
     is_flag=True,

@@ -31,9 +31,6 @@ from planner.plan import Plan
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models import backbones
 
-TIMM_COMMIT = "2aabaef0"
-"""Commit of github.com/huggingface/pytorch-image-models whose train.py has these options."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:

@@ -46,6 +46,7 @@ from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
 VALIDATIONS = 3
+"""Number of candidates that are really run, unless a number is given."""
 
 
 def build_request(
@@ -89,26 +90,25 @@ def build_request(
         UsageError: an option out of its domain, or no method works on the backbone.
         InputError: the weights or the data cannot be read.
     """
+    # options that need neither backbone nor images
     check_objective(objective)
-    if allow_training_free and training_free is False:
-        raise UsageError(
-            "--allow-training-free needs the models that --no-training-free leaves out"
-        )
-    if training_free or allow_training_free:
-        check_libraries()
-    chosen_levers = parse_levers(levers)
     check_risk(risk)
+    chosen_levers = parse_levers(levers)
+    _check_training_free(wanted=training_free, allowed=allow_training_free)
     if probe_minutes is not None and not 0 < probe_minutes < math.inf:
         raise UsageError(f"probe_minutes must be positive, got {probe_minutes!r}")
-    runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
     target = find_target(device)
     if power_limit is not None:
         check_power_limit(target.spec, power_limit)
+
+    # backbone, images and weights
+    runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
     name = backbones.resolve(model)
     size = image_size or default_image_size(name)
     facts = data_facts(data, image_size=size, is_used=runs_here)
     native = backbones.native_image_size(name)
     built = backbones.build(name, num_classes=1, image_size=native, device="meta")
+    has_batch_norm = backbones.has_batch_norm(built)
     base = Workload(
         model=name,
         image_size=size,
@@ -116,13 +116,15 @@ def build_request(
         # In four epochs of digits at 64 px, EfficientNet-Lite0 reached 98.1 % with its pretrained
         # statistics and 96.4 % with those of micro-batches of 4, and by the classifier and
         # BatchNorm alone 96.1 % and 86.6 % (studies/recipes).
-        frozen_batch_norm=(pretrained or weights is not None) and backbones.has_batch_norm(built),
+        frozen_batch_norm=(pretrained or weights is not None) and has_batch_norm,
     )
     check_forward(base.replace(micro_batch=2))
     weight_notes = () if weights is None else check_weights(base, weights)
+
+    # the space
     methods_of, refused = _searched_methods(base, methods)
     micro_batches, too_small = _searched_micro_batches(
-        base, methods_of, effective_batch, has_batch_norm=backbones.has_batch_norm(built)
+        base, methods_of, effective_batch, has_batch_norm=has_batch_norm
     )
     return Request(
         space=Space(
@@ -170,6 +172,21 @@ def build_request(
         weight_notes=weight_notes,
         image_notes=tuple(image_size_notes(name, size, is_default=image_size is None, built=built)),
     )
+
+
+def _check_training_free(*, wanted: bool | None, allowed: bool) -> None:
+    """Check the options of models without fine-tuning.
+
+    Raises:
+        UsageError: one may win, and none is to be listed.
+        InputError: all are wanted, and a library of theirs is not installed.
+    """
+    if allowed and wanted is False:
+        raise UsageError(
+            "--allow-training-free needs the models that --no-training-free leaves out"
+        )
+    if wanted or allowed:
+        check_libraries()
 
 
 def _searched_methods(

@@ -96,21 +96,9 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         InputError: the study, the weights or the data cannot be used.
         MeasurementError: every real run failed.
     """
-    from planner.cost.model import CostModel
-    from planner.cost.warm_up import prefetch
-
     began = time.perf_counter()
-    check_folder(request.out)
-    remove_draft_files(request.out)
-    storage = request.storage or default_storage(request.study)
-    check_storage(storage)
-    cost = CostModel(
-        device_spec(request.device.name),
-        Store.default(),
-        power_limit_watts=request.power_limit_watts,
-    )
-    workloads = chain.from_iterable(each.space.workloads() for each in request.backbones)
-    prefetch(cost, workloads, on_progress=lambda t, f: notify("profile", t, f))
+    storage = _checked_outputs(request)
+    cost = _profiled_costs(request, notify)
     found = search_backbones(request, cost, notify)
     rows = _checked_rows(request, found, cost, storage, notify)
 
@@ -157,6 +145,30 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         recommended_training_free=best_without_training(request, training_free, chosen),
     )
     return _annotated(answer, storage)
+
+
+def _checked_outputs(request: Request) -> str:
+    """Check the folder of the plans and the storage before any work; return the storage's URL."""
+    check_folder(request.out)
+    remove_draft_files(request.out)
+    storage = request.storage or default_storage(request.study)
+    check_storage(storage)
+    return storage
+
+
+def _profiled_costs(request: Request, notify: Notify) -> CostModel:
+    """Return the cost model of the device, with the profile of every workload."""
+    from planner.cost.model import CostModel
+    from planner.cost.warm_up import prefetch
+
+    cost = CostModel(
+        device_spec(request.device.name),
+        Store.default(),
+        power_limit_watts=request.power_limit_watts,
+    )
+    workloads = chain.from_iterable(each.space.workloads() for each in request.backbones)
+    prefetch(cost, workloads, on_progress=lambda t, f: notify("profile", t, f))
+    return cost
 
 
 def _annotated(answer: Recommendation, storage: str) -> Recommendation:

@@ -11,6 +11,7 @@ An answer is kept for ever, an error is not: the next question of the same conte
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from profiler.errors import BudgetplanError, MeasurementError, error_object
 from profiler.running.sandbox import run_in_process
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
+
+_log = logging.getLogger(__name__)
 
 
 class BusyError(BudgetplanError):
@@ -66,6 +69,12 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing will change any more."""
         return self.status in ("done", "failed", "cancelled")
+
+    @property
+    def answers(self) -> bool:
+        """Whether the job has an answer or will have one; a cancelled one may still run."""
+        is_on = self.status in ("queued", "running") and not self.cancelled.is_set()
+        return is_on or self.status == "done"
 
     def to_json(self) -> dict[str, Any]:
         """Return the state for a client, without the answer."""
@@ -111,7 +120,7 @@ class Jobs:
         """
         with self._change:
             found = self._find(question.id)
-            if found is not None and found.status not in ("failed", "cancelled"):
+            if found is not None and found.answers:
                 return found
             if len(self._waiting) >= self._most_waiting:
                 raise BusyError(f"{self._most_waiting} questions wait already; ask again later")
@@ -149,6 +158,8 @@ class Jobs:
             self._is_closed = True
             for job in self._jobs.values():
                 job.cancelled.set()
+            for job in self._waiting:
+                self._end(job, "cancelled", "")
             self._waiting.clear()
             self._change.notify_all()
         for thread in self._threads:
@@ -212,6 +223,7 @@ class Jobs:
             status = "cancelled" if was_cancelled else "failed"
             text = "" if was_cancelled else json.dumps(error.to_json())
         except Exception as error:  # one question must not end the thread
+            _log.exception("question %s ended in a defect", job.id)
             status = "failed"
             text = json.dumps(error_object("internal", type(error).__name__, exit_code=1))
         with self._change:

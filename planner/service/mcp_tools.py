@@ -79,6 +79,14 @@ def create_mcp_server(jobs: Jobs) -> MCPServer:
         "precision and checkpointing, with predicted memory, time and energy. Numbers are "
         "predicted unless they say measured; null means unknown.",
     )
+    _add_questions(server, jobs)
+    _add_prediction(server)
+    _add_names(server)
+    return server
+
+
+def _add_questions(server: MCPServer, jobs: Jobs) -> None:
+    """Add the tools ``recommend`` and ``plan_file``."""
 
     @server.tool(name="recommend")
     async def recommend_configuration(
@@ -115,6 +123,10 @@ def create_mcp_server(jobs: Jobs) -> MCPServer:
             raise ToolError("there is no such plan")
         plan: dict[str, Any] = json.loads(text)
         return plan
+
+
+def _add_prediction(server: MCPServer) -> None:
+    """Add the tool ``predict``."""
 
     @server.tool(name="predict")
     async def predict_step(
@@ -153,6 +165,10 @@ def create_mcp_server(jobs: Jobs) -> MCPServer:
             raise ToolError(answer["message"])
         return answer
 
+
+def _add_names(server: MCPServer) -> None:
+    """Add the tool ``list_names``."""
+
     @server.tool()
     def list_names(kind: Literal["models", "methods", "devices"], pattern: str = "") -> list[str]:
         """List names: devices and methods, or aliases of models and timm names with a pattern."""
@@ -164,8 +180,6 @@ def create_mcp_server(jobs: Jobs) -> MCPServer:
             return sorted({*ALIASES, *(model_names(pattern)[:MOST_NAMES] if pattern else ())})
         names = method_names() if kind == "methods" else DEVICES
         return sorted(name for name in names if pattern in name)
-
-    return server
 
 
 def _converted(kind: Any, content: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from planner import api
 from planner.cli import cli
 from planner.cli.help_sections import COMMAND_SECTIONS, RECOMMEND_SECTIONS
 from planner.cli.options import Checkpoint, Size
@@ -115,6 +117,21 @@ def test_show_reads_a_plan_without_torch() -> None:
 
 def _root() -> Path:
     return Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("command", "own", "other"),
+    [
+        ("recommend", {"html", "notes", "verbose", "no_validate", "top"}, {"validations"}),
+        ("train", set(), {"on_interrupt"}),
+    ],
+)
+def test_options_are_arguments_of_the_python_function(
+    command: str, own: set[str], other: set[str]
+) -> None:
+    options = {each.name for each in cli.commands[command].params if each.expose_value}
+    arguments = set(inspect.signature(getattr(api, command)).parameters)
+    assert options - own - {"as_json", "progress"} == arguments - other - {"on_progress"}
 
 
 # ---- usage ---------------------------------------------------------------------------------------

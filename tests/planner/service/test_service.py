@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from planner.service.access import LARGEST_BODY, check_address
 from planner.service.app import create_app, question_schema
 from planner.service.jobs import Jobs
-from planner.service.questions import ServiceQuestion
-from profiler.errors import UsageError
+from planner.service.questions import AnswerText, ServiceQuestion
+from profiler.errors import MeasurementError, UsageError
 
 SMALL = {
     "model": "test_vit", "vram": "1GB", "device": "rtx-3060", "methods": ["head"],
@@ -187,3 +188,71 @@ def test_the_documented_schema_is_the_records() -> None:
     schema = question_schema()
     assert set(schema["properties"]) == set(ServiceQuestion.__struct_fields__)
     assert schema["required"] == ["model", "vram"]
+
+
+class ToyProcess:
+    """Stands in for the process of a question; each call ends as the next step says."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.goes_on = threading.Event()
+        self.calls = 0
+
+    def __call__(self, *_: Any, cancelled: threading.Event, **__: Any) -> AnswerText:
+        self.calls += 1
+        self.started.set()
+        while not (cancelled.is_set() or self.goes_on.is_set()):
+            time.sleep(0.01)
+        self.goes_on.wait(10)
+        if cancelled.is_set():
+            raise MeasurementError("it was cancelled")
+        return AnswerText(answer='{"front": []}')
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> ToyProcess:
+    made = ToyProcess()
+    monkeypatch.setattr("planner.service.jobs.run_in_process", made)
+    return made
+
+
+def test_a_question_that_is_being_cancelled_can_be_asked_again(
+    tmp_path: Path, process: ToyProcess
+) -> None:
+    jobs, question = Jobs(tmp_path), ServiceQuestion(model="vit_s", vram="1GB")
+    first = jobs.ask(question)
+    assert jobs.ask(question) is first
+    assert process.started.wait(10)
+    jobs.cancel(first)
+    second = jobs.ask(question)
+    assert second is not first
+    process.goes_on.set()
+    jobs.wait(second, 10)
+    assert (first.status, second.status, process.calls) == ("cancelled", "done", 2)
+    jobs.close()
+
+
+def test_a_closed_service_leaves_no_question_waiting(tmp_path: Path, process: ToyProcess) -> None:
+    jobs = Jobs(tmp_path)
+    asked = [jobs.ask(ServiceQuestion(model="vit_s", vram="1GB", seed=n)) for n in range(2)]
+    assert process.started.wait(10)
+    process.goes_on.set()
+    jobs.close()
+    assert asked[0].is_over
+    assert asked[1].status == "cancelled"
+
+
+def test_a_defect_is_logged_for_the_operator_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> AnswerText:
+        raise KeyError("/a/place/on/the/server")
+
+    monkeypatch.setattr("planner.service.jobs.run_in_process", broken)
+    jobs = Jobs(tmp_path)
+    job = jobs.ask(ServiceQuestion(model="vit_s", vram="1GB"))
+    jobs.wait(job, 10)
+    jobs.close()
+    assert json.loads(job.text)["message"] == "KeyError"
+    (record,) = caplog.records
+    assert record.exc_info is not None and "place" in str(record.exc_info[1])

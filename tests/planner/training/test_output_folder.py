@@ -13,7 +13,7 @@ import pytest
 from plans import make_plan
 from trainings import run, workload
 
-from planner.api.plan_functions import _default_folder
+from planner.api.plan_functions import default_folder
 from planner.plan import Plan, check_replaceable, plan_file_name, write_new_plan, write_plan
 from planner.training.output_folder import MARKER_FILE, needed_disk_bytes, training_folder
 from planner.training.run_files import CSV_FILE, SVG_FILE
@@ -175,7 +175,7 @@ def test_a_plans_name_cannot_leave_the_folder_of_trainings(
 ) -> None:
     path = tmp_path / (name if name != ".." else "x/...json")
     write_plan(plan, path)
-    folder = _default_folder(path)
+    folder = default_folder(path)
     assert folder.parent == Path("trained")
     made = Path(plan_file_name(plan.candidate)).stem
     assert folder.name == ("json" if name == ".json" else made)
