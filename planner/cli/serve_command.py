@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,15 +14,17 @@ from planner.cli.options import positive, token_file_option
 from profiler.errors import InputError
 from profiler.json_records import shortened
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 LARGEST_TOKEN_BYTES = 4096
 """Bytes of a token's file that are read."""
 
 SHORTEST_TOKEN = 16
 """Characters of a token, at least."""
 
-SECONDS_TO_END = 5
-"""Time after Ctrl-C in which answers under way may end. A stream of events lasts as long as its
-question."""
+SECONDS_TO_END = 15
+"""Time after Ctrl-C in which requests under way may end."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]+")
 """Characters that a header, a cookie and an address all take unchanged (RFC 3986, section 2.3)."""
@@ -66,16 +71,22 @@ def serve(
         raise InputError(f"serve needs {error.name}: pip install 'budgetplan[service]'") from error
     from planner.service.jobs import Jobs
 
-    hosts = LOOPBACK | {host, *(name.lower() for name in allow_host)}
-    app = create_app(Jobs(root, at_once=at_once), hosts=frozenset(hosts), token=token)
+    jobs, hosts = Jobs(root, at_once=at_once), LOOPBACK | {host, *map(str.lower, allow_host)}
+    app = create_app(jobs, hosts=frozenset(hosts), token=token)
     click.echo(f"http://{host}:{port}/ (Ctrl-C ends it)", err=True)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=SECONDS_TO_END,
+
+    class Server(uvicorn.Server):
+        """A server that ends its questions at a signal; a stream of events lasts as long."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            threading.Thread(target=jobs.close, daemon=True).start()
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END
     )
+    with contextlib.suppress(KeyboardInterrupt):  # the server raises its signal again at the end
+        Server(config).run()
 
 
 def read_token(path: Path) -> str:
