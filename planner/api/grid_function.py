@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from profiler.workload import Workload
 
 PAPER_MODELS = ("vit_s", "tiny_vit", "vim_s", "mambavision_t")
+"""Backbones of the grid of arXiv 2607.02158."""
+
 PAPER_GRID_METHODS = ("full", "lora", "adalora", "qlora", "bitfit")
+"""Methods of the same grid."""
+
 PAPER_CHECKPOINTS = ("none", "static", "adaptive")
-"""The grid of arXiv 2607.02158: 4 backbones x 5 methods x 3 ways of checkpointing."""
+"""Checkpoint policies of the same grid."""
 
 
 def grid(

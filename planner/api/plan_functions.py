@@ -33,6 +33,7 @@ FP16_TRAINING_ON_CPU = (
     "this plan trains in fp16, made for a GPU; on this CPU a step can take minutes. To train here, "
     "make the plan with `recommend --device cpu`, or --precisions fp32."
 )
+"""Warning before such a training."""
 
 
 def load_plan(path: str | Path) -> Plan:

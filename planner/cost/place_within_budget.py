@@ -54,6 +54,7 @@ REFINEMENTS = 2
 """Attempts after a placement fits, in search of a faster one."""
 
 WHOLE_UNITS = (KEPT, WholeUnit(Decision.RECOMPUTE))
+"""Options of units that are kept or recomputed as a whole."""
 
 
 class ReplayCorrections:

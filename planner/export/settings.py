@@ -10,8 +10,10 @@ from profiler.placement import Decision
 from profiler.workload import LEVERS, Lever, Workload
 
 OPTIMIZERS_OF_HF = {"adamw": "adamw_torch", "sgd": "sgd", "adamw8bit": "adamw_bnb_8bit"}
+"""Names of optimizers in ``transformers.TrainingArguments``."""
 
 OPTIMIZERS_OF_TIMM = {"adamw": "adamw", "sgd": "momentum"}
+"""Names of optimizers in timm, whose ``sgd`` has Nesterov's momentum; ``momentum`` has not."""
 
 TIMM_LEVERS: dict[Lever, str] = {"channels_last": "channels-last", "compile": "torchcompile"}
 """Levers that timm's script has."""
@@ -26,6 +28,7 @@ APPLIED_LEVERS: dict[str, tuple[Lever, ...]] = {
 """Levers that a target applies, by its name."""
 
 PRECISIONS_OF_LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Names of precisions in Lightning's Trainer."""
 
 
 def speed_differences(plan: Plan, target: str) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class FrontEntry:
 AlternativeName = Literal[
     "fastest", "most accurate", "smallest", "safest", "backbone", "full", "paper", "smaller images"
 ]
+"""Name of a row beside the recommended one (``Alternative.name``)."""
 
 DecidedBy = Literal["published", "probe", "learned", "cost"]
 """The evidence that distinguishes the recommended entry from the others: published comparisons of

@@ -15,13 +15,14 @@ from profiler.units import DeviceBytes
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
-# The published code of arXiv 2607.02158 trains with batch 32, fp32 and AdamW, LoRA of rank 8, and
-# the threshold 0.5 of the adaptive rule.
+PAPER_METHODS, PAPER_RANK = ("full", "lora"), 8
+"""Methods of the paper's defaults, and the rank of LoRA in its published code."""
+
 PAPER_BATCH = 32
-PAPER_THRESHOLD = 0.5
-PAPER_METHODS = ("full", "lora")
-PAPER_RANK = 8
-PAPER_POLICIES = ("none", "static", "adaptive")
+"""Images of a step in the published code, in fp32 with AdamW."""
+
+PAPER_POLICIES, PAPER_THRESHOLD = ("none", "static", "adaptive"), 0.5
+"""Checkpoint policies of the paper, and the threshold of its adaptive rule in the same code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,7 @@ from planner.recommendation.ranking import (
 from planner.scoring.netscore import LOWEST_ACCURACY
 from profiler.units import format_bytes_as, format_joules, format_seconds
 
-LONG_RUN_STEPS = 50
-
-LONG_RUN_IMAGES = 200
+LONG_RUN_STEPS, LONG_RUN_IMAGES = 50, 200
 """Training steps and selection images from which a measured accuracy can rank candidates. With 200
 images its standard error is up to 3.5 %. A shorter run shows only that training works."""
 

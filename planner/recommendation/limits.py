@@ -9,8 +9,10 @@ The length of a training is that of its recipe, without an early stop.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from planner.recommendation.answer import FrontEntry, candidate_summary
 from planner.recommendation.recipes import plan_recipe
@@ -21,6 +23,7 @@ from profiler.errors import UnmetLimitError, UsageError
 from profiler.records import Report
 
 SECONDS_PER_HOUR = 3600.0
+"""Seconds of an hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +72,11 @@ def exceeded_limit(request: Request, report: Report) -> str | None:
         (limits.max_kwh, report.energy_joules, steps / JOULES_PER_KWH, "kWh"),
     ):
         if limit is not None and (of_step is None or of_step * factor > limit):
-            found = "is not known" if of_step is None else f"is {of_step * factor:.3g} {unit}"
-            return f"its replayed training {found}, more than {limit:g} {unit}"
+            most = f"{limit:g} {unit}"
+            if of_step is None:
+                what = "time" if unit == "hours" else "energy"
+                return f"its replayed {what} is not known, and at most {most} are allowed"
+            return f"its replayed training is {of_step * factor:.3g} {unit}, more than {most}"
     return None
 
 
@@ -147,15 +153,16 @@ def accurate_enough(request: Request, entries: Sequence[FrontEntry]) -> Accuracy
             f"{candidate_summary(entry.plan.candidate)}: its expected accuracy {shown}, and "
             f"{100 * least:g} % was requested"
         )
-    probed = [entry for entry in entries if entry.expected.kind == "probe"]
-    if not passed and probed:
+    is_probed = [entry.expected.kind == "probe" for entry in entries]
+    if not passed and any(is_probed):
         # A probe trains less than the plans do, so a plan may be more accurate than its probe.
+        best = max(v for v, own in zip(values, is_probed, strict=True) if own and v is not None)
         return AccuracyCheck(
-            passed=tuple(probed),
-            dropped=(),
+            passed=tuple(compress(entries, is_probed)),
+            dropped=tuple(compress(dropped, map(operator.not_, is_probed))),
             notes=(
                 f"no short training of the probe reached {100 * least:g} %, its best reached "
-                f"{100 * max(known):.1f} %; whether the whole training reaches it is not known",
+                f"{100 * best:.1f} %; whether the whole training reaches it is not known",
             ),
         )
     if not passed:

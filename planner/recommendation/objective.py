@@ -11,6 +11,7 @@ Objective = Literal["balanced", "accuracy", "time", "energy"]
 and ``energy`` look at one of the two only. ``accuracy`` trusts weak evidence as well."""
 
 CHOICE_OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+"""The objectives, in the order in which they are listed."""
 
 
 def check_objective(name: str) -> Objective:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from planner.cost.model import CostModel
 
 REPLAY_ROUNDS = 4
-"""Rounds in which rows that a replay refuses are exchanged for others."""
+"""Rounds in which rows that a replay refuses are exchanged for others, if any row has passed."""
 
 
 def replay_front(
@@ -59,7 +60,9 @@ def replay_front(
         before = replayed.get(_point(row))
         if before is not None:
             passed[id(row)] = replace(before, result=replace(before.result, score=row.score))
-    for _ in range(REPLAY_ROUNDS):
+    for number in count():
+        if number >= REPLAY_ROUNDS and passed:
+            break
         rows = choose_rows(waiting, question) if waiting else []
         missing = [row for row in rows if id(row) not in passed]
         if not missing:

@@ -14,6 +14,7 @@ from planner.recommendation.request import EnergyRates
 from profiler.records import ValueInterval
 
 JOULES_PER_KWH = 3.6e6
+"""Joules of a kilowatt-hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

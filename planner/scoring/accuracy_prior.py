@@ -38,6 +38,7 @@ PRIOR_COVERAGE = 0.8
 """Coverage of the interval of a derived accuracy."""
 
 EstimateKind = Literal["published", "prior", "probe", "learned"]
+"""Origin of an expected accuracy (``AccuracyEstimate.kind``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

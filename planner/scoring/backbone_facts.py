@@ -23,8 +23,10 @@ from profiler.errors import UsageError
 from profiler.units import enough_bytes_as, format_bytes_as
 
 FACTS = Path(__file__).with_name("backbone_facts.csv")
+"""Predictions of ``studies/backbone_facts``."""
 
 SHORTLIST_LENGTH = 4
+"""Backbones that ``--model auto`` compares, at most: each is a search of its own."""
 
 SIZE_RATIO = 1.5
 """Largest ratio of the parameters of two backbones of about the same size."""

@@ -50,6 +50,7 @@ FAMILY_WORDS = {
     "vim": "Vim",
     "conv": "convolutional backbones with BatchNorm",
 }
+"""Families of backbones in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from typing import Literal
 from profiler.errors import UsageError
 
 Direction = Literal["maximize", "minimize"]
+"""Whether larger or smaller values of an objective are better."""
 
 Costs = tuple[float, ...]
 """The objectives of a point, each turned so that smaller is better."""

@@ -25,6 +25,7 @@ COST_IMAGES = 1000
 """Training images that the cost objective is stated for, so that effective batches compare."""
 
 CostUnit = Literal["joules", "seconds"]
+"""Unit of the cost objective: joules, or seconds on a device of unknown power."""
 
 SGD_STEP = 0.2
 """Log-odds by which SGD ranks below AdamW. The sign is published: AdamW does substantially better
@@ -162,8 +163,10 @@ class SearchResult:
 
 
 OnTrial = Callable[[int, int], None]
+"""Called with (trials done, trials in all)."""
 
 OnProgress = Callable[[str, float], None]
+"""Called with (current work, fraction done)."""
 
 
 def assignment_key(assignment: Assignment) -> str:

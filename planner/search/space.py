@@ -36,14 +36,17 @@ EFFECTIVE_BATCH = 32
 """Images per optimizer step in arXiv 2607.02158."""
 
 RANKS = (2, 4, 8, 16, 32, 64)
+"""Ranks of a method that are searched, unless ``COSTLY_RANKS`` has others."""
 
 COSTLY_RANKS = {"side": (4, 8, 16), "partial_k": (1, 2, 4), "galore": (4, 8, 16)}
 """Ranks of methods whose every rank needs replays of its own. The choice takes the rank nearest to
 the published default, so others would only lengthen the search."""
 
 DEFAULT_CHECKPOINTS = ("none", "static", "optimal")
+"""Checkpoint policies that are searched unless others are named."""
 
 DEFAULT_OPTIMIZERS = ("adamw", "sgd")
+"""Optimizers that are searched unless others are named."""
 
 ADAMW_VARIANTS = ("galore",)
 """Methods that replace AdamW and refuse every other optimizer."""

@@ -28,6 +28,7 @@ PROBLEM_ATTRIBUTE = "budgetplan.problem"
 """User attribute of a study that holds the problem. A study is continued only for an equal one."""
 
 STUDY_FOLDER = Path("studies")
+"""Folder of the SQLite files of studies, in the current directory."""
 
 LONGEST_NAME = 200
 """Bytes of a study name. A file name has at most 255, with its ending and SQLite's journal."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote_plus
 
 MASK = "***"
+"""Text in place of a secret."""
 
 _SECRET_KEY = re.compile(r"pass|pwd|secret|token|key|auth|cred|odbc_connect|dsn", re.IGNORECASE)
 _SQLITE_FILE = re.compile(r"sqlite[^:@/]*:///")

@@ -24,8 +24,10 @@ DataName = Literal["digits", "animals", "cifar10", "cifar100", "dtd", "vww"]
 """Named data sets. A folder of the server is never read for a client."""
 
 ID_DIGITS = 24
+"""Hexadecimal digits of a question's id: 96 bits of a hash."""
 
 IS_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
+"""Form of an id; no other text of a request becomes part of a path."""
 
 
 class ServiceQuestion(Message, frozen=True, kw_only=True):

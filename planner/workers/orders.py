@@ -36,10 +36,11 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from planner.training.validation import Validation
 
-ORDER_SCHEMA = "budgetplan.run_order/1"
-OUTCOME_SCHEMA = "budgetplan.run_outcome/1"
+ORDER_SCHEMA, OUTCOME_SCHEMA = "budgetplan.run_order/1", "budgetplan.run_outcome/1"
+"""Schemas of a run in the queue and of its outcome."""
+
 QUEUE_MINOR = 0
-"""Minor version of both."""
+"""Minor version of both schemas."""
 
 
 class DefectError(MeasurementError):

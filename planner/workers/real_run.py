@@ -31,6 +31,7 @@ FP16_NOTE = (
     "the fp16 plan ran in fp32 on the CPU, under the same placement: the run shows that it learns; "
     "its memory in fp16 is replayed, and the gradient scaler was not tried"
 )
+"""Note on a run of an fp16 candidate on a CPU."""
 
 
 def other_limit_note(prediction: Report, validation: Validation) -> str | None:

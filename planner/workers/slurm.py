@@ -21,6 +21,7 @@ from profiler.errors import InputError, UsageError
 from profiler.running.process_end import end_with_parent
 
 STORAGE_VARIABLE = "BUDGETPLAN_STORAGE"
+"""Environment variable from which ``budgetplan worker`` takes its storage URL."""
 
 _COMMAND_LINE = "from planner.cli import main; main()"
 

@@ -14,9 +14,11 @@ import profiler.prediction.report as reports
 from planner.recommendation import explain, infeasible, pipeline
 from planner.recommendation.build_request import build_request
 from planner.recommendation.levers import LeverOutcome
+from planner.recommendation.limits import accurate_enough, exceeded_limit
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.request import Limits, Request
 from planner.recommendation.smaller_images import with_smaller_images
+from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.training_free import options
 from profiler.devices.table import device_spec
 from profiler.errors import InfeasibleError, InputError, UnmetLimitError, UsageError
@@ -98,6 +100,72 @@ def test_limits_of_time_hold_for_the_plain_step_if_that_with_levers_is_not_predi
         checked: Any = SimpleNamespace(prediction=compiled, validation=None)
         notes = answer_notes(limited, found, [checked])
         assert any("checked without levers" in note for note in notes)
+
+
+def test_a_limit_of_an_unknown_quantity_is_not_met(asked: Request) -> None:
+    workload = Workload(model="test_vit", num_classes=10, micro_batch=8, image_size=32)
+    report = predict(Candidate(workload=workload), device=device_spec("rtx-3060"))
+    unknown = replace(report, step_seconds=None)
+    limited = replace(asked, limits=Limits(max_hours=5))
+    assert exceeded_limit(limited, report) is None
+    assert (
+        exceeded_limit(limited, unknown)
+        == "its replayed time is not known, and at most 5 hours are allowed"
+    )
+
+
+def test_rows_are_exchanged_until_one_passes(
+    asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows all need more than composed; a later one is the answer."""
+    rows: list[Any] = [
+        SimpleNamespace(candidate=number, assignment={"micro_batch": number}, score=0.0)
+        for number in range(9)
+    ]
+    needs = SimpleNamespace(result=lambda row: row, report=None, effects=(), left_out=())
+
+    def replayed(request: Any, wanted: Any, *_: Any) -> Any:
+        yield from ((row, needs) for row in wanted)
+
+    monkeypatch.setattr(replaying, "answer_rows", lambda waiting, question: waiting[:1])
+    monkeypatch.setattr(replaying, "_replayed", replayed)
+    monkeypatch.setattr(replaying, "LeverOutcome", SimpleNamespace)
+    monkeypatch.setattr(replaying, "candidate_summary", str)
+    monkeypatch.setattr(replaying, "needed_bytes", lambda report: 0)
+    for last in (6, 2):
+
+        def reason(request: Any, row: Any, report: Any, last: int = last) -> str | None:
+            return None if row.candidate >= last else "too large"
+
+        monkeypatch.setattr(replaying, "_reason_to_drop", reason)
+        cost: Any = None
+        found = replaying.replay_front(asked, rows, cost, lambda *_: None)
+        assert [each.result.candidate for each in found.passed] == [last]
+        assert [row.candidate for row in found.refused] == list(range(last))
+    monkeypatch.setattr(replaying, "_reason_to_drop", lambda *_: "too large")
+    found = replaying.replay_front(asked, rows, cost, lambda *_: None)
+    assert (found.passed, len(found.refused)) == ((), 9)
+
+
+def test_a_probe_below_the_limit_keeps_its_rows_and_drops_the_others(asked: Request) -> None:
+    entries: Any = [
+        SimpleNamespace(
+            expected=AccuracyEstimate(value=value, kind=kind, source="s", reason="r"),
+            plan=SimpleNamespace(candidate=Candidate(workload=Workload(model=model))),
+        )
+        for model, value, kind in (
+            ("test_vit", 0.5, "probe"), ("resnet18", 0.6, "prior"), ("vit_t", None, None),
+        )
+    ]  # fmt: skip
+    limited = replace(asked, limits=Limits(min_accuracy=0.9))
+    checked = accurate_enough(limited, entries)
+    assert checked.passed == (entries[0],)
+    assert [text.rpartition(": ")[2][:30] for text in checked.dropped] == [
+        "its expected accuracy is 60.0 ", "its expected accuracy is not k",
+    ]  # fmt: skip
+    assert "its best reached 50.0 %" in checked.notes[0]
+    enough = accurate_enough(replace(asked, limits=Limits(min_accuracy=0.55)), entries)
+    assert enough.passed == (entries[1],)
 
 
 @pytest.mark.parametrize(
