@@ -125,7 +125,7 @@ def recommend(
         InputError: the study, the weights or the data cannot be used.
         MeasurementError: every real run failed.
     """
-    # what can be refused before torch is imported
+    # checks that need no torch
     budget_bytes = parse_size(vram)
     named = [] if methods is None or "all" in methods else methods
     models = backbone_names(model, budget_bytes=budget_bytes)

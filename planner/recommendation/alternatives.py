@@ -15,7 +15,7 @@ from planner.search.problem import TrialResult
 from profiler.units import format_bytes_as, format_seconds
 
 BEST_AT: tuple[AlternativeName, ...] = ("fastest", "most accurate", "smallest", "safest")
-"""Names of rows by what they are best at; every answer has them."""
+"""Names of rows that are the best in a property; every answer has them."""
 
 
 def named_alternatives(

@@ -33,7 +33,7 @@ from profiler.running.sandbox import run_in_process
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 
-_log = logging.getLogger(__name__)
+_defects = logging.getLogger(__name__)
 
 
 class BusyError(BudgetplanError):
@@ -223,7 +223,7 @@ class Jobs:
             status = "cancelled" if was_cancelled else "failed"
             text = "" if was_cancelled else json.dumps(error.to_json())
         except Exception as error:  # one question must not end the thread
-            _log.exception("question %s ended in a defect", job.id)
+            _defects.exception("question %s ended in a defect", job.id)
             status = "failed"
             text = json.dumps(error_object("internal", type(error).__name__, exit_code=1))
         with self._change:

@@ -44,7 +44,7 @@ QUEUE_MINOR = 0
 
 
 class DefectError(MeasurementError):
-    """A run ended in an error of budgetplan's own, which says nothing about its plan."""
+    """A run ended in an error of budgetplan's own, from which nothing follows about its plan."""
 
     kind = "internal"
 

@@ -140,8 +140,8 @@ def test_rows_are_exchanged_until_one_passes(
         monkeypatch.setattr(replaying, "_reason_to_drop", reason)
         cost: Any = None
         found = replaying.replay_front(asked, rows, cost, lambda *_: None)
-        assert [each.result.candidate for each in found.passed] == [last]
-        assert [row.candidate for row in found.refused] == list(range(last))
+        assert [each.result.assignment["micro_batch"] for each in found.passed] == [last]
+        assert len(found.refused) == last
     monkeypatch.setattr(replaying, "_reason_to_drop", lambda *_: "too large")
     found = replaying.replay_front(asked, rows, cost, lambda *_: None)
     assert (found.passed, len(found.refused)) == ((), 9)
