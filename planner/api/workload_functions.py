@@ -181,7 +181,7 @@ def _expected_step_seconds(candidate: Candidate, *, device: str) -> float | None
 
     try:
         return replay(candidate, device=device_spec(device)).step_seconds
-    except BudgetplanError:  # what the real run refuses, it refuses in its own words
+    except BudgetplanError:  # the real run has a message of its own
         return None
 
 

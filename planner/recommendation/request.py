@@ -195,7 +195,7 @@ class Request:
     def limit_bytes(self) -> DeviceBytes:
         """Largest predicted device bytes of this backbone alone, by ``budget_bytes`` and ``risk``.
 
-        Its search, replay and checks use the same bytes, so that what one admits the others do.
+        Its search, replay and checks use the same bytes, so that all admit the same candidates.
         """
         return min(
             rule.largest_prediction(self.budget_bytes, risk=self.risk) for rule in self._fit_rules()

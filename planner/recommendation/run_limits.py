@@ -61,7 +61,7 @@ def _expected_run_seconds(
     device = CPU if rule.device == "cpu" else device_spec(request.device.name)
     try:
         step_seconds = predict(learner.candidate, device=device).step_seconds
-    except BudgetplanError:  # the child will say what is wrong
+    except BudgetplanError:  # the child has the message
         return None
     if step_seconds is None:
         return None

@@ -31,7 +31,7 @@ IS_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 
 
 class ServiceQuestion(Message, frozen=True, kw_only=True):
-    """What a client may ask; the fields are arguments of ``planner.recommend``.
+    """A question of a client; the fields are arguments of ``planner.recommend``.
 
     Attributes:
         model: timm name or alias of the backbone.

@@ -55,8 +55,8 @@ class StoredInference:
 
     Attributes:
         values: [3] peak bytes, device bytes and features of an image.
-        costs: [parts, 3] seconds, host seconds and watts of each of ``PARTS``; NaN for what a model
-            does not have or what is not known.
+        costs: [parts, 3] seconds, host seconds and watts of each of ``PARTS``; NaN for a part that a
+            model lacks and for unknown values.
     """
 
     values: Ints
@@ -258,7 +258,7 @@ class Inferences:
         budget_bytes: int,
         on_progress: Callable[[str, float], None],
     ) -> None:
-        """Replay in parallel the forms of each model until one fits; skip what is in the store."""
+        """Replay in parallel the forms of each model until one fits; skip those in the store."""
         if self._store.folder is None:
             return  # forked processes could not hand their results over
         missing = self.missing(models, budget_bytes=budget_bytes)

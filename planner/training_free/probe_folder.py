@@ -288,7 +288,7 @@ def classify_with_probe(
     )
     _check_origin(built.weights, fitted)
     layer, offset = torch.from_numpy(weight).to(device), torch.from_numpy(bias).to(device)
-    # the probe reads what the backbone's own classifier reads, and answers in its place
+    # the probe reads the input of the backbone's own classifier, and answers in its place
     backbones.classifiers(built.backbone)[0].register_forward_hook(
         lambda _, given, __: torch.nn.functional.linear(given[0].float(), layer, offset)
     )
