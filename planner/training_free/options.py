@@ -55,8 +55,8 @@ class StoredInference:
 
     Attributes:
         values: [3] peak bytes, device bytes and features of an image.
-        costs: [parts, 3] seconds, host seconds and watts of each of ``PARTS``; NaN for a part that a
-            model lacks and for unknown values.
+        costs: [parts, 3] seconds, host seconds and watts of each of ``PARTS``; NaN for a part
+            that a model lacks and for unknown values.
     """
 
     values: Ints
