@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from profiler.units import enough_bytes_as, format_bytes, format_bytes_as
+from profiler.units import enough_bytes_as, format_asked
 
 LONGEST_MESSAGE = 300
 """Characters of an error or warning. A value from a damaged file can be megabytes long."""
@@ -165,7 +165,7 @@ class InfeasibleError(BudgetplanError):
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
         self.advice = advice
-        text = f"{subject} a budget of {format_bytes_as(budget_bytes, budget_bytes)}"
+        text = f"{subject} a budget of {format_asked(budget_bytes)}"
         if smallest_bytes is not None:
             smallest = enough_bytes_as(smallest_bytes, budget_bytes)
             text += f"; the smallest budget that would is {smallest}"
@@ -206,6 +206,6 @@ class OutOfMemoryError(MeasurementError):
     def __init__(self, *, cap_bytes: int, detail: str = "") -> None:
         self.cap_bytes, self.detail = cap_bytes, detail
         super().__init__(
-            f"the run exceeded its memory cap of {format_bytes(cap_bytes)}"
+            f"the run exceeded its memory cap of {format_asked(cap_bytes)}"
             + (f" ({detail})" if detail else "")
         )

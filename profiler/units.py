@@ -111,11 +111,21 @@ def unit_as_asked(size: int) -> str:
     return "GB" if size >= 10**9 else "MB"
 
 
-def format_bytes_as(size: float, asked: int) -> str:
-    """Print bytes in the unit in which a person gave another size, such as the budget."""
-    if size < 10**6:
+def format_bytes_as(size: float | None, asked: int | None) -> str:
+    """Print bytes in the unit in which a person gave another size, such as the budget.
+
+    Args:
+        size: bytes; ``-`` is printed when unknown.
+        asked: the other size (bytes); without it, ``size`` is printed in binary units.
+    """
+    if size is None or asked is None or size < 10**6:
         return format_bytes(size)
     return format_bytes_in(size, unit_as_asked(asked))
+
+
+def format_asked(size: int) -> str:
+    """Print a size that a person gave, such as the budget, in its own unit."""
+    return format_bytes_as(size, size)
 
 
 def enough_bytes_as(size: float, asked: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ import click
 from planner import api
 from planner.cli.options import json_option, plan_argument, planned_device_option
 from planner.cli.output import print_json
-from profiler.units import format_bytes
+from profiler.units import format_bytes_as
 
 
 @click.command()
@@ -23,12 +24,13 @@ def check(*, plan: Path, device: str, as_json: bool) -> None:
     """
     found = api.check(plan, device=device)
     error = found.excess()
+    size = partial(format_bytes_as, asked=found.budget_bytes)
     if as_json:
         print_json(found.to_json() | ({} if error is None else {"error": error.to_json()}))
     else:
         click.echo(
-            f"predicted {format_bytes(found.needed_bytes)} of {format_bytes(found.budget_bytes)}; "
-            f"the plan says {format_bytes(found.planned_bytes)}"
+            f"predicted {size(found.needed_bytes)} of {size(found.budget_bytes)}; "
+            f"the plan says {size(found.planned_bytes)}"
         )
         for name, (before, now) in found.changed_versions.items():
             click.echo(f"note: made with {name} {before}, installed is {now}")

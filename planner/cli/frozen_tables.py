@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from planner.cli.cell_text import accuracy_of
 from planner.cli.table_layout import Page, facts_table
-from profiler.units import format_bytes, format_joules, format_seconds
+from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def show_frozen_plan(plan: FrozenPlan, console: Console) -> None:
     """Print a plan without fine-tuning."""
     page = Page(console)
-    page.heading(f"Plan: {plan.candidate.model} in {format_bytes(plan.budget_bytes)}")
+    page.heading(f"Plan: {plan.candidate.model} within {format_asked(plan.budget_bytes)}")
     page.block(facts_table(list(_candidate_facts(plan))))
     page.heading(f"Predicted for {plan.prediction.device.name}")
     page.block(facts_table(list(_predicted_facts(plan))))
@@ -54,8 +54,8 @@ def _candidate_facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
 
 def _predicted_facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
     found = plan.prediction
-    yield "peak", format_bytes(found.peak_bytes)
-    yield "device memory", f"{format_bytes(found.device_bytes)} (replayed)"
+    yield "device memory", f"{format_bytes_as(found.device_bytes, plan.budget_bytes)} (replayed)"
+    yield "peak of tensors", format_bytes_as(found.peak_bytes, plan.budget_bytes)
     seconds, joules = format_seconds(found.image_seconds), format_joules(found.image_joules)
     span = found.image_seconds_interval
     if span is not None:

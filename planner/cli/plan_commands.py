@@ -184,7 +184,7 @@ def train(
     pretrained: bool,
     **options: Any,
 ) -> None:
-    """Train what a plan says, and save the model.
+    """Train as a plan says, and save the model.
 
     A plan without fine-tuning, of kind features, gets its linear probe fitted.
     """

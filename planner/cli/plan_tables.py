@@ -16,14 +16,14 @@ from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.training.images.image_set import DataSource
 from profiler.errors import InputError
 from profiler.records import Report
-from profiler.units import format_bytes, format_joules, format_seconds
+from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
 
 def show_plan(plan: Plan, console: Console) -> None:
     """Print a plan file."""
     page = Page(console)
     load = plan.candidate.workload
-    page.heading(f"Plan: {load.model} in {format_bytes(plan.budget_bytes)}")
+    page.heading(f"Plan: {load.model} within {format_asked(plan.budget_bytes)}")
     page.block(facts_table(candidate_facts(plan.candidate)))
     page.heading("Recipe")
     page.block(facts_table(_recipe_facts(plan.recipe)))
@@ -40,17 +40,18 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def comparison_columns(plan: Plan) -> list[Column]:
     """Return predicted and measured values. A run on another device has its own columns."""
-    prediction, run = plan.prediction, plan.measurement
+    prediction, run, budget = plan.prediction, plan.measurement, plan.budget_bytes
     same = run is not None and run.device.kind == prediction.device.kind
-    names = ["peak", "reserved", "device memory", "step", "energy per step"]
+    names = ["device memory", "reserved", "peak of tensors", "step", "energy per step"]
     predicted, measured = _quantities(prediction), _quantities(run if same else None)
     off = [difference(p, m) for p, m in zip(predicted, measured, strict=True)]
     columns = [
         Column(header="", cells=names, justify="left"),
         Column(
-            header=f"{prediction.rung} for\n{prediction.device.name}", cells=_printed(predicted)
+            header=f"{prediction.rung} for\n{prediction.device.name}",
+            cells=_printed(predicted, budget),
         ),
-        Column(header="measured", cells=_printed(measured)),
+        Column(header="measured", cells=_printed(measured, budget)),
         Column(header="error", cells=off),
     ]
     if run is not None and not same:
@@ -58,11 +59,11 @@ def comparison_columns(plan: Plan) -> list[Column]:
         columns += [
             Column(
                 header=f"replayed for\n{run.device.name}",
-                cells=_printed([expected, None, None, None, None]),
+                cells=_printed([None, None, expected, None, None], budget),
             ),
             Column(
                 header=f"measured on\n{run.device.name}",
-                cells=_printed([run.memory.peak_bytes, None, None, *_quantities(run)[3:]]),
+                cells=_printed([None, None, *_quantities(run)[2:]], budget),
             ),
         ]
     return columns
@@ -73,17 +74,18 @@ def _quantities(report: Report | None) -> list[float | None]:
         return [None] * 5
     memory = report.memory
     return [
-        memory.peak_bytes,
-        memory.reserved_bytes,
         needed_bytes(report),
+        memory.reserved_bytes,
+        memory.peak_bytes,
         report.step_seconds,
         report.energy_joules,
     ]
 
 
-def _printed(quantities: Sequence[float | None]) -> list[str]:
+def _printed(quantities: Sequence[float | None], budget_bytes: int) -> list[str]:
     *sizes, seconds, joules = quantities
-    return [*map(format_bytes, sizes), format_seconds(seconds), format_joules(joules)]
+    printed = [format_bytes_as(size, budget_bytes) for size in sizes]
+    return [*printed, format_seconds(seconds), format_joules(joules)]
 
 
 def _recipe_facts(recipe: Recipe | None) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from planner.plan import Plan
 from planner.recommendation.answer import FrontEntry, Recommendation
 from planner.recommendation.baselines import Baseline
 from profiler.records import Report
-from profiler.units import format_bytes, format_joules, format_seconds
+from profiler.units import format_bytes_as, format_joules, format_seconds
 
 
 def show_all_rows(answer: Recommendation, console: Console) -> None:
@@ -39,7 +39,13 @@ def show_all_rows(answer: Recommendation, console: Console) -> None:
         page.sentences([f"trains by {recommended.plan.recipe.describe()}"])
     if answer.baselines:
         page.heading("Defaults of arXiv 2607.02158 on this device (batch 32, fp32, AdamW)")
-        page.block(*tables(baseline_columns(answer.baselines), keys=1, width=page.width))
+        page.block(
+            *tables(
+                baseline_columns(answer.baselines, answer.request.budget_bytes),
+                keys=1,
+                width=page.width,
+            )
+        )
 
 
 def show_notes(answer: Recommendation, console: Console) -> None:
@@ -112,15 +118,20 @@ def front_columns(answer: Recommendation) -> list[Column]:
 def _cost_columns(plans: Sequence[Plan], *, on_host: bool) -> list[Column]:
     runs = [None if on_host else plan.measurement for plan in plans]
     kinds = {plan.prediction.rung for plan in plans}
+    needs = [format_bytes_as(needed_bytes(p.prediction), p.budget_bytes) for p in plans]
+    used = [
+        format_bytes_as(None if run is None else needed_bytes(run), plan.budget_bytes)
+        for run, plan in zip(runs, plans, strict=True)
+    ]
     rung = kinds.pop() if len(kinds) == 1 else "predicted"
     return [
         Column(
             header=f"memory\n{rung}",
-            cells=[format_bytes(needed_bytes(plan.prediction)) for plan in plans],
+            cells=needs,
         ),
         Column(
             header="memory\nmeasured",
-            cells=["-" if run is None else format_bytes(needed_bytes(run)) for run in runs],
+            cells=used,
         ),
         Column(
             header="step\npredicted",
@@ -144,10 +155,11 @@ def _cost_columns(plans: Sequence[Plan], *, on_host: bool) -> list[Column]:
 def _host_columns(entries: Sequence[FrontEntry]) -> list[Column]:
     hosts = [entry.host_prediction for entry in entries]
     runs = [entry.plan.measurement for entry in entries]
+    budget = entries[0].plan.budget_bytes
     peaks = [(_peak(host), _peak(run)) for host, run in zip(hosts, runs, strict=True)]
     return [
-        Column(header="CPU peak\npredicted", cells=[format_bytes(p) for p, _ in peaks]),
-        Column(header="CPU peak\nmeasured", cells=[format_bytes(m) for _, m in peaks]),
+        Column(header="CPU peak\npredicted", cells=[format_bytes_as(p, budget) for p, _ in peaks]),
+        Column(header="CPU peak\nmeasured", cells=[format_bytes_as(m, budget) for _, m in peaks]),
         Column(header="error", cells=[difference(p, m) for p, m in peaks]),
         Column(
             header="CPU step\nmeasured",
@@ -160,8 +172,8 @@ def _peak(report: Report | None) -> int | None:
     return None if report is None else report.memory.peak_bytes
 
 
-def baseline_columns(baselines: Mapping[str, Baseline]) -> list[Column]:
-    """Return the columns of the paper's defaults."""
+def baseline_columns(baselines: Mapping[str, Baseline], budget_bytes: int) -> list[Column]:
+    """Return the columns of the paper's defaults; sizes are in the unit of the budget."""
     rows = list(baselines.values())
     reports = [row.prediction for row in rows]
     return [
@@ -177,7 +189,7 @@ def baseline_columns(baselines: Mapping[str, Baseline]) -> list[Column]:
         ),
         Column(
             header="memory\ncomposed",
-            cells=[format_bytes(needed_bytes(report)) for report in reports],
+            cells=[format_bytes_as(needed_bytes(r), budget_bytes) for r in reports],
         ),
         Column(
             header="step\npredicted",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ from planner.cli.options import (
 )
 from planner.cli.output import print_json
 from planner.cli.progress import ProgressKind, progress_bar
-from profiler.units import format_bytes
+from profiler.units import format_bytes_as
 
 
 @click.command()
@@ -53,13 +54,13 @@ def rehearse(
     report = rehearsed.rehearsal
     assert report is not None
     memory, budget = report.memory, rehearsed.budget_bytes
+    size = partial(format_bytes_as, asked=budget)
     click.echo(f"it runs on an emulated {report.device.full_name}")
     for stage in report.details["stages"]:
-        size = format_bytes(stage["reserved_bytes"])
-        click.echo(f"  {stage['stage']}: {size} reserved")
+        click.echo(f"  {stage['stage']}: {size(stage['reserved_bytes'])} reserved")
     click.echo(
-        f"device memory {format_bytes(memory.device_bytes)} of {format_bytes(budget)}, "
-        f"predicted {format_bytes(rehearsed.prediction.memory.device_bytes)}"
+        f"device memory {size(memory.device_bytes)} of {size(budget)}, "
+        f"predicted {size(rehearsed.prediction.memory.device_bytes)}"
     )
     for note in report.notes:
         click.echo(f"note: {note}")

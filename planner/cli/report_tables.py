@@ -13,7 +13,14 @@ from planner.cost.fit_probability import fit_of
 from planner.placement.placement_table import PlacementRow
 from profiler.placement import Placement
 from profiler.records import OWNERS, Report, Rung, UnitReport
-from profiler.units import format_bytes, format_count, format_joules, format_seconds
+from profiler.units import (
+    format_asked,
+    format_bytes,
+    format_bytes_as,
+    format_count,
+    format_joules,
+    format_seconds,
+)
 
 
 def show_report(report: Report, console: Console, *, budget_bytes: int | None = None) -> None:
@@ -21,7 +28,7 @@ def show_report(report: Report, console: Console, *, budget_bytes: int | None = 
     page = Page(console)
     page.heading(f"{report.candidate.workload.model}, {report.rung} for {report.device.name}")
     page.block(facts_table(_report_facts(report, budget_bytes)))
-    owners = owner_columns(report)
+    owners = owner_columns(report, budget_bytes)
     if owners:
         page.heading("Memory by owner")
         page.block(*tables(owners, keys=1, width=page.width))
@@ -34,10 +41,10 @@ def show_report(report: Report, console: Console, *, budget_bytes: int | None = 
 def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[str, str]]:
     yield from candidate_facts(report.candidate)
     memory, flops = report.memory, report.flops
-    yield "peak", format_bytes(memory.peak_bytes)
-    yield "reserved", format_bytes(memory.reserved_bytes)
+    yield "peak", format_bytes_as(memory.peak_bytes, budget_bytes)
+    yield "reserved", format_bytes_as(memory.reserved_bytes, budget_bytes)
     if report.device.kind == "cuda":
-        need = format_bytes(memory.device_bytes)
+        need = format_bytes_as(memory.device_bytes, budget_bytes)
         yield "device memory", f"{need}{_against(report, budget_bytes)}"
     elif budget_bytes is not None:
         yield "budget", _against(report, budget_bytes).strip(", ")
@@ -77,10 +84,10 @@ def _against(report: Report, budget_bytes: int | None) -> str:
     verb = "fits" if need <= budget_bytes else "does not fit"
     known = probability_text(fit_of(report, budget_bytes))
     how = f" ({known})" if known else ""
-    return f", {verb} a budget of {format_bytes(budget_bytes)}{how}"
+    return f", {verb} a budget of {format_asked(budget_bytes)}{how}"
 
 
-def owner_columns(report: Report) -> list[Column]:
+def owner_columns(report: Report, budget_bytes: int | None = None) -> list[Column]:
     """Return memory by owner, at the peak and at its highest; no columns if unknown."""
     at_peak, highest = report.memory.at_peak, report.memory.max_by_group
     if at_peak is None:
@@ -88,10 +95,16 @@ def owner_columns(report: Report) -> list[Column]:
     shown = [o for o in OWNERS if getattr(at_peak, o) or (highest and getattr(highest, o))]
     return [
         Column(header="owner", cells=shown, justify="left"),
-        Column(header="at the peak", cells=[format_bytes(getattr(at_peak, o)) for o in shown]),
+        Column(
+            header="at the peak",
+            cells=[format_bytes_as(getattr(at_peak, o), budget_bytes) for o in shown],
+        ),
         Column(
             header="highest",
-            cells=[format_bytes(getattr(highest, o) if highest else None) for o in shown],
+            cells=[
+                format_bytes_as(getattr(highest, o) if highest else None, budget_bytes)
+                for o in shown
+            ],
         ),
     ]
 

@@ -53,7 +53,7 @@ def worker(
     slurm_option: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Run here what `recommend --workers` leaves to workers."""
+    """Run the real runs of `recommend --workers` here."""
     if storage is None:
         raise UsageError("a worker needs --storage: the database of the study")
     from planner.search.study_lock import check_storage

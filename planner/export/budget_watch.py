@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from planner.plan import Plan
 from profiler.errors import BudgetplanWarning
-from profiler.units import format_bytes
+from profiler.units import format_bytes_as
 
 NEAR_THE_EDGE = 0.95
 """Share of the budget from which a training is warned: the allocator's blocks vary by a few
@@ -62,9 +63,10 @@ class BudgetWatch:
         needed = self._device_bytes(self._read()[1])
         if needed > NEAR_THE_EDGE * self._plan.budget_bytes:
             self._has_warned = True
+            size = partial(format_bytes_as, asked=self._plan.budget_bytes)
             warnings.warn(
-                f"this training needs {format_bytes(needed)} of the plan's "
-                f"{format_bytes(self._plan.budget_bytes)}; {format_bytes(self._predicted)} were "
+                f"this training needs {size(needed)} of the plan's "
+                f"{size(self._plan.budget_bytes)}; {size(self._predicted)} were "
                 "predicted; a smaller micro-batch needs less",
                 BudgetplanWarning,
                 stacklevel=2,

@@ -17,7 +17,7 @@ from planner.recommendation.ranking import (
     equals_of,
 )
 from planner.scoring.netscore import LOWEST_ACCURACY
-from profiler.units import format_bytes_as, format_joules, format_seconds
+from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
 LONG_RUN_STEPS, LONG_RUN_IMAGES = 50, 200
 """Training steps and selection images from which a measured accuracy can rank candidates. With 200
@@ -178,6 +178,6 @@ def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:
         rest = f" (no plan of this method and rank that uses the rest saves {WORTHWHILE:.0%})"
     return (
         f"{candidate_summary(entry.plan.candidate)}: {why}; it is predicted to need "
-        f"{format_bytes_as(need_bytes, budget)} of {format_bytes_as(budget, budget)}{rest} "
+        f"{format_bytes_as(need_bytes, budget)} of {format_asked(budget)}{rest} "
         f"and {cost} per step."
     )

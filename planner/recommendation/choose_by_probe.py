@@ -19,7 +19,7 @@ from planner.recommendation.objective import Objective
 from planner.recommendation.probe_front import ProbeOutcome
 from planner.training.probe_statistics import LearnerEstimate, format_chance
 from profiler.records import Report
-from profiler.units import format_bytes_as, format_joules, format_seconds
+from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
 EQUAL_FROM = 0.5
 """Probability of being within one point of the best, from which an entry counts as equal to it."""
@@ -55,7 +55,7 @@ def choose_by_probe(
         index=index,
         reason=f"{candidate_summary(entries[index].plan.candidate)}: {why}; it is predicted to "
         f"need {format_bytes_as(needed_bytes(report), budget)} of "
-        f"{format_bytes_as(budget, budget)} and {cost} per step.",
+        f"{format_asked(budget)} and {cost} per step.",
         ties=tuple(i for i in equal if i != index),
         decided_by="probe",
         why=why,

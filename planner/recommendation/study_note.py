@@ -9,7 +9,7 @@ from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import Recommendation, candidate_summary
 from planner.search.problem import assignment_key
 from planner.search.study_notes import annotate_study
-from profiler.units import format_bytes, format_joules, format_seconds
+from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
 if TYPE_CHECKING:
     from planner.recommendation.answer import FrontEntry
@@ -39,19 +39,19 @@ def study_note(answer: Recommendation) -> str:
     request, best = answer.request, answer.front[answer.recommended]
     rows = [
         f"| {', '.join(names)} | {candidate_summary(entry.plan.candidate)} | "
-        f"{format_bytes(needed_bytes(entry.plan.prediction))} | "
+        f"{format_bytes_as(needed_bytes(entry.plan.prediction), request.budget_bytes)} | "
         f"{format_seconds(entry.plan.prediction.step_seconds)} | "
         f"{format_joules(entry.plan.prediction.energy_joules)} |"
         for entry, names in _named(answer)
     ]
     lines = [
         f"# {request.space.base.model} on {request.run.data}, "
-        f"{format_bytes(request.budget_bytes)}, {best.plan.prediction.device.full_name}",
+        f"{format_asked(request.budget_bytes)}, {best.plan.prediction.device.full_name}",
         "",
         f"**Recommended:** {answer.reason}",
         "",
         f"The constraint of a trial is its device memory minus the budget of "
-        f"{format_bytes(request.budget_bytes)}: feasible up to 0.",
+        f"{format_asked(request.budget_bytes)}: feasible up to 0.",
         "",
         "| name | candidate | memory | step | energy of a step |",
         "|---|---|---|---|---|",
@@ -60,7 +60,7 @@ def study_note(answer: Recommendation) -> str:
         *(
             f"- baseline `{name}`: "
             f"{candidate_summary(baseline.prediction.candidate)}, "
-            f"{format_bytes(needed_bytes(baseline.prediction))}, "
+            f"{format_bytes_as(needed_bytes(baseline.prediction), request.budget_bytes)}, "
             f"{'fits' if baseline.fits else 'does not fit'}"
             for name, baseline in answer.baselines.items()
         ),

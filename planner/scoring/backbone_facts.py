@@ -20,7 +20,7 @@ from typing import Any, Literal
 from planner.scoring.imagenet_accuracy import imagenet_top1
 from planner.scoring.published_tables import MARGIN, log_odds
 from profiler.errors import UsageError
-from profiler.units import enough_bytes_as, format_bytes_as
+from profiler.units import enough_bytes_as, format_asked
 
 FACTS = Path(__file__).with_name("backbone_facts.csv")
 """Predictions of ``studies/backbone_facts``."""
@@ -127,7 +127,7 @@ def shortlist(budget_bytes: int, length: int = SHORTLIST_LENGTH) -> list[str]:
     fitting = [each for each in known if each.smallest_bytes <= budget_bytes]
     if not fitting:
         least = min(each.smallest_bytes for each in known)
-        budget = format_bytes_as(budget_bytes, budget_bytes)
+        budget = format_asked(budget_bytes)
         raise UsageError(
             f"--model auto: no backbone of its list fits {budget}; the smallest needs "
             f"{enough_bytes_as(least, budget_bytes)}"

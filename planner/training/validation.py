@@ -31,7 +31,7 @@ from profiler.running.measurement import report_measurement
 from profiler.running.sandbox import Progress, run_in_process
 from profiler.running.time_limit import LOAD_SECONDS, UNKNOWN_LIMIT_SECONDS, limit_seconds
 from profiler.timing.measured_runs import record_report
-from profiler.units import format_bytes
+from profiler.units import format_asked, format_bytes_as
 from profiler.workload import Candidate
 
 VALIDATION_STEPS = 6
@@ -86,14 +86,15 @@ class Validation:
         peak, expected = self.report.memory.peak_bytes, prediction.memory.peak_bytes
         if peak > (1 + PEAK_TOLERANCE) * expected:
             found.append(
-                f"measured peak of {format_bytes(peak)} is {peak / expected - 1:.1%} above the "
-                f"predicted {format_bytes(expected)}"
+                f"measured peak of {format_bytes_as(peak, budget_bytes)} is "
+                f"{peak / expected - 1:.1%} above the predicted "
+                f"{format_bytes_as(expected, budget_bytes)}"
             )
         used = self.report.memory.device_bytes or peak
         if used > budget_bytes:
             found.append(
-                f"the run used {format_bytes(used)}, more than the budget of "
-                f"{format_bytes(budget_bytes)}"
+                f"the run used {format_bytes_as(used, budget_bytes)}, more than the budget of "
+                f"{format_asked(budget_bytes)}"
             )
         return tuple(found)
 

@@ -17,7 +17,7 @@ from planner.cost.budget import needed_bytes
 from planner.workers.orders import FinishedRun, RunOrder
 from profiler.errors import OutOfMemoryError
 from profiler.running.sandbox import Progress
-from profiler.units import format_bytes
+from profiler.units import format_bytes_as
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def run_for_real(
     used_bytes = needed_bytes(validation.report)
     if host is None and used_bytes > order.budget_bytes:
         raise OutOfMemoryError(
-            cap_bytes=order.budget_bytes, detail=f"it used {format_bytes(used_bytes)}"
+            cap_bytes=order.budget_bytes,
+            detail=f"it used {format_bytes_as(used_bytes, order.budget_bytes)}",
         )
     validation = replace(validation, notes=(*validation.notes, *notes))
     return FinishedRun(validation=validation, host_prediction=host)

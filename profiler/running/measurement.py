@@ -27,7 +27,7 @@ from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
 from profiler.running.step_energy import StepEnergy, measure_step_energy
 from profiler.running.time_limit import START_SECONDS, limit_seconds
-from profiler.units import format_bytes, format_seconds
+from profiler.units import format_bytes_as, format_seconds
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def _check_cap(measured: MeasuredSteps, cap_bytes: int | None, *, on_cuda: bool)
     """
     used = measured.reserved_bytes if on_cuda else measured.peak_bytes
     if cap_bytes and used and used > cap_bytes:
-        raise OutOfMemoryError(cap_bytes=cap_bytes, detail=f"it used {format_bytes(used)}")
+        raise OutOfMemoryError(
+            cap_bytes=cap_bytes, detail=f"it used {format_bytes_as(used, cap_bytes)}"
+        )
 
 
 def report_measurement(candidate: Candidate, measured: MeasuredSteps, *, device: str) -> Report:

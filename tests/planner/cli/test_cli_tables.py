@@ -189,14 +189,14 @@ def test_a_run_on_the_cpu_is_never_shown_as_the_gpu_s() -> None:
     header = next(line for line in text.splitlines() if "replayed for" in line)
     assert "measured on" in header
     row = next(line for line in text.splitlines() if line.strip().startswith("peak"))
-    assert row.split() == ["peak", "700.0", "MiB", "701.0", "MiB", "702.0", "MiB"]
+    assert row.split() == ["peak", "of", "tensors", "0.68", "GiB", "0.68", "GiB", "0.69", "GiB"]
 
 
 def test_predicted_beside_measured_on_the_same_device() -> None:
     measured = report(GPU, "measured", peak_bytes=707 * MIB)
     text = printed(lambda c: show_plan(plan(measured), c), width=160)
     row = next(line for line in text.splitlines() if line.strip().startswith("peak"))
-    assert row.split() == ["peak", "700.0", "MiB", "707.0", "MiB", "-0.99", "%"]
+    assert row.split() == ["peak", "of", "tensors", "0.68", "GiB", "0.69", "GiB", "-0.99", "%"]
 
 
 def test_a_budget_is_said_to_fit_or_not() -> None:
