@@ -53,7 +53,7 @@ CNNS = ("mobilenetv2_100", "mobilenetv3_large_100", "resnet18")
 METHODS = ("full", "galore", "lora", "dora", "bn_head", "bn_head:statistics", "head")
 RANKS = (1, 2, 8, 32)
 SIZE, BATCH, CLASSES = 32, 32, 10
-BASE_STEPS, STEPS = 160, 80
+BASE_STEPS, STEPS = 80, 40
 TRAIN, TEST = 320, 460
 NOISE = 64
 """Standard deviation of the noise; white is 255."""
@@ -78,13 +78,20 @@ def all_arms(seeds: int) -> Iterator[Arm]:
             for task in ("inverted", "noise", "classes"):
                 for method in ("none", *METHODS):
                     yield Arm(task=task, model=LITE0, data=data, method=method, seed=seed)
-        for method in ("lora", "galore"):
-            for rank in RANKS:
-                yield Arm(task="inverted", model=LITE0, data="digits", method=method, seed=seed,
-                          rank=rank)  # fmt: skip
-        for model in CNNS:
-            for method in ("none", *METHODS):
-                yield Arm(task="inverted", model=model, data="digits", method=method, seed=seed)
+            if data == "digits":
+                yield from _arms_of_digits(seed)
+
+
+def _arms_of_digits(seed: int) -> Iterator[Arm]:
+    """Yield the arms of the ranks and of the other nets."""
+    for method in ("lora", "galore"):
+        for rank in RANKS:
+            yield Arm(
+                task="inverted", model=LITE0, data="digits", method=method, seed=seed, rank=rank
+            )
+    for model in CNNS:
+        for method in ("none", *METHODS):
+            yield Arm(task="inverted", model=model, data="digits", method=method, seed=seed)
 
 
 def key_of(arm: Arm | dict[str, Any]) -> tuple[Any, ...]:
