@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import positive
+from planner.cli.options import at_once_option
 from profiler.errors import InputError
 
 
@@ -18,9 +18,7 @@ from profiler.errors import InputError
     show_default=True,
     help="Folder of all questions and answers.",
 )
-@click.option(
-    "--at-once", type=positive, default=1, show_default=True, help="Questions that run at once."
-)
+@at_once_option
 def mcp(*, root: Path, at_once: int) -> None:
     """Serve questions of a language model over MCP.
 

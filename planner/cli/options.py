@@ -245,6 +245,14 @@ storage_option = click.option(
     "[default: sqlite:///studies/NAME.db]",
 )
 
+at_once_option = click.option(
+    "--at-once",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Questions that run at once, each in a process of its own.",
+)
+
 image_size_option = click.option(
     "--image-size",
     type=positive,

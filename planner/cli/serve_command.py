@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import positive, token_file_option
+from planner.cli.options import at_once_option, token_file_option
 from profiler.errors import InputError
 from profiler.json_records import shortened
 
@@ -44,9 +43,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]+")
 )
 @token_file_option
 @click.option("--allow-host", multiple=True, help="Name by which clients may address this service.")
-@click.option(
-    "--at-once", type=positive, default=1, show_default=True, help="Questions that run at once."
-)
+@at_once_option
 def serve(
     *,
     host: str,
@@ -70,7 +67,9 @@ def serve(
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: pip install 'budgetplan[service]'") from error
     from planner.service.jobs import Jobs
+    from planner.service.listening import listening_sockets
 
+    sockets = listening_sockets(host, port)
     jobs, hosts = Jobs(root, at_once=at_once), LOOPBACK | {host, *map(str.lower, allow_host)}
     app = create_app(jobs, hosts=frozenset(hosts), token=token)
     click.echo(f"http://{host}:{port}/ (Ctrl-C ends it)", err=True)
@@ -82,11 +81,8 @@ def serve(
             threading.Thread(target=jobs.close, daemon=True).start()
             super().handle_exit(sig, frame)
 
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # the server raises its signal again at the end
-        Server(config).run()
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END)
+    Server(config).run(sockets=sockets)  # it raises its signal again at the end
 
 
 def read_token(path: Path) -> str:
