@@ -22,6 +22,7 @@ from planner.cli.export_command import export
 from planner.cli.grid_command import grid
 from planner.cli.list_commands import devices, methods, models
 from planner.cli.mcp_command import mcp
+from planner.cli.output import print_in_any_encoding
 from planner.cli.plan_commands import show, train, validate
 from planner.cli.recommend_commands import recommend
 from planner.cli.rehearse_command import rehearse
@@ -57,4 +58,5 @@ for command in (
 
 def main() -> None:
     """Run the command line."""
+    print_in_any_encoding()
     cli(prog_name="budgetplan")

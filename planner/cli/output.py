@@ -5,7 +5,10 @@ rich is imported when a command prints, so that ``--help`` stays fast.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,30 @@ if TYPE_CHECKING:
 
 _PRINTED = "budgetplan.json"
 """Key in click's context: whether the command has printed its object."""
+
+
+_BLOCKS = dict.fromkeys("▌▋▊▉█", "#") | dict.fromkeys("░▏▎▍", ".")
+"""Characters of bars, and what stands for them in an encoding that lacks them."""
+
+
+def print_in_any_encoding() -> None:
+    """Let standard output replace characters that its encoding lacks, instead of failing.
+
+    A container without a locale has ASCII, and a file name that is no valid UTF-8 has characters
+    that no encoding has. The answer of a long search must not be lost to either.
+    """
+    codecs.register_error("budgetplan.replace", _replace)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="budgetplan.replace")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Return ASCII for the characters of an encoding error; a handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    text = (_BLOCKS.get(c) or c.encode("ascii", "backslashreplace").decode() for c in bad)
+    return "".join(text), error.end
 
 
 def json_text(data: Mapping[str, Any]) -> str:

@@ -47,6 +47,10 @@ TRANSPOSE_OF_ORIENTATION = {
 
 _ORIENTATION_TAG = 0x0112
 
+LARGEST_METADATA_BYTES = 64 << 20
+"""Limit of a text or a colour profile of a PNG file, unpacked; Pillow's limit of all of them. For
+one, Pillow has 1 MiB, and image editors and generators write more."""
+
 
 @cache
 def image_formats() -> tuple[str, ...]:
@@ -132,6 +136,7 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image]:
     """Open an image file; every error becomes an ``InputError`` that names the file."""
     from PIL import Image
 
+    _take_large_metadata()
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise InputError(f"image {path} is not a regular file; repair, convert or remove it")
     try:
@@ -147,6 +152,17 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image]:
         raise InputError(
             f"cannot read image {path}: {error_text(error)}; repair, convert or remove it"
         ) from error
+
+
+@cache
+def _take_large_metadata() -> None:
+    """Raise Pillow's limit of one piece of metadata of a PNG file, in this process and for good.
+
+    Batches are decoded in threads, so a limit that is put back after each image would fail some.
+    """
+    from PIL import PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, LARGEST_METADATA_BYTES)
 
 
 def error_text(error: BaseException) -> str:

@@ -2,12 +2,16 @@
 
 A path with a hidden or system part is left out. Folders in class folders are searched; links to
 folders in there are not followed, so a listing ends and stays within its class folders.
+
+The name of a class is that of its folder in the normal form C of Unicode: macOS writes ``é`` as two
+characters, other systems as one.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ from pathlib import Path
 
 from planner.training.images.image_files import is_image_file
 from profiler.errors import InputError
+from profiler.json_records import unsafe_text
 
 SYSTEM_NAMES = frozenset(
     (
@@ -61,8 +66,8 @@ def list_classes(folder: Path) -> FolderListing:
     """List the class folders in a folder.
 
     Raises:
-        InputError: a class folder has no images, contains the folder itself, or is the same as
-            another class folder, by links.
+        InputError: a class folder has no images, contains the folder itself, is the same as another
+            class folder, by links, or has a name that is no text.
         OSError: a folder cannot be read.
     """
     listing = FolderListing(files={}, skipped=Counter())
@@ -74,10 +79,11 @@ def list_classes(folder: Path) -> FolderListing:
             listing.skipped[OUTSIDE_CLASSES] += 1
         else:
             _check_link(entry, places)
+            name = _class_name(entry, listing.files)
             found: Counter[str] = Counter()
-            listing.files[entry.name] = _images_in(entry, found)
+            listing.files[name] = _images_in(entry, found)
             listing.skipped.update(found)
-            if not listing.files[entry.name]:
+            if not listing.files[name]:
                 reasons = f" ({describe_skipped(found)} skipped)" if found else ""
                 raise InputError(f"class folder {entry} has no images{reasons}; fill or remove it")
     return listing
@@ -94,6 +100,22 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
     parts = [f"{count} {reason}" for reason, count in most]
     rest = sum(skipped.values()) - sum(count for _, count in most)
     return ", ".join([*parts, *([f"{rest} others"] if rest else [])])
+
+
+def _class_name(entry: Path, known: Mapping[str, list[Path]]) -> str:
+    """Return the name of a class folder; refuse one that no plan file can hold."""
+    if unsafe_text(entry.name) or "\n" in entry.name or "\t" in entry.name:
+        raise InputError(
+            f"the name of class folder {entry} is no text in UTF-8, or has control characters; "
+            "rename it"
+        )
+    name = unicodedata.normalize("NFC", entry.name)
+    if name in known:
+        raise InputError(
+            f"two class folders in {entry.parent} have the name {name!r} in two forms of Unicode; "
+            "rename or remove one"
+        )
+    return name
 
 
 def _check_link(entry: Path, places: dict[Path, Path]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+
 import numpy as np
 import pytest
 from pictures import SHAPE, paint
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from planner.training.images.image_files import open_image
 from planner.training.images.listing import list_classes
 from planner.training.images.load import load_data
+from profiler.errors import InputError
 
 
 @pytest.mark.parametrize("suffix", [".HEIC", ".heif"])
@@ -63,3 +68,68 @@ def test_classes_with_numbers_as_names_keep_their_images(tmp_path):
     for part in (data.train, data.test):
         for path, label in zip(part.images, part.labels, strict=True):
             assert path.parent.name == data.class_names[label]
+
+
+@pytest.mark.parametrize("kind", ["text", "profile"])
+def test_large_metadata_of_a_png_is_no_fault(tmp_path, kind):
+    """hiyouga/LlamaFactory#6300, python-pillow/Pillow#8363: Pillow refuses more than 1 MiB."""
+    text = PngInfo()
+    text.add_text("workflow", "x" * (3 << 20), zip=True)
+    metadata = {"pnginfo": text} if kind == "text" else {"icc_profile": bytes(3 << 20)}
+    drawing = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(drawing).save(tmp_path / "edited.png", **metadata)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "edited.png")), drawing)
+
+
+def test_an_accent_in_one_or_two_characters_is_the_same_class(tmp_path):
+    """uewepuep/FPVTracksideCore#75: macOS writes the training part, Linux the other one."""
+    forms = {"train": "NFD", "val": "NFC"}
+    for part, form in forms.items():
+        for name in ("caf\u00e9", "bar"):
+            folder = tmp_path / part / unicodedata.normalize(form, name)
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (16, 16), (i, 0, len(part))).save(folder / f"{i}.png")
+    data = load_data(str(tmp_path), image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert data.class_names == ("bar", "caf\u00e9")
+    assert data.test.labels == [0, 0, 0, 1, 1, 1]
+    both = tmp_path / "train" / "caf\u00e9"
+    both.mkdir()
+    with pytest.raises(InputError, match="two forms of Unicode"):
+        list_classes(tmp_path / "train")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\x1b[2J", "\u202ecat".encode()])
+def test_a_class_whose_name_no_file_can_hold_is_refused_before_work(flat, name):
+    """hooram/ownphotos#112: a folder from another system, with Latin-1 in its name."""
+    os.rename(os.fsencode(flat / "cat"), os.fsencode(flat) + b"/" + name)
+    with pytest.raises(InputError, match="rename it"):
+        list_classes(flat)
+
+
+def test_an_image_whose_name_is_no_text_is_an_image(flat):
+    """arsenetar/dupeguru#335: the same for a file."""
+    photo = paint(flat / "cat" / "photo.png")
+    os.rename(os.fsencode(photo), os.fsencode(flat / "cat") + b"/caf\xe9.png")
+    assert any(b"\xe9" in os.fsencode(path) for path in list_classes(flat).files["cat"])
+
+
+def test_frames_of_a_phones_panorama_are_one_image(flat):
+    """ultralytics/yolov5#2446: a JPEG with several frames, which Pillow calls MPO."""
+    frames = [Image.new("RGB", (32, 32), (255 * i, 0, 0)) for i in range(2)]
+    frames[0].save(flat / "cat" / "wide.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert flat / "cat" / "wide.jpg" in list_classes(flat).files["cat"]
+    assert open_image(flat / "cat" / "wide.jpg").getpixel((9, 9)) == (0, 0, 0)
+
+
+def test_links_to_images_and_to_class_folders_are_followed(flat, tmp_path):
+    """huggingface/datasets#5098, fastai/fastai#2270: the class is that of the link."""
+    linked = tmp_path / "linked"
+    (linked / "tiger").mkdir(parents=True)
+    (linked / "dog").symlink_to(flat / "dog")
+    for path in (flat / "cat").iterdir():
+        (linked / "tiger" / path.name).symlink_to(path)
+    plain, found = list_classes(flat), list_classes(linked)
+    assert list(found.files) == ["dog", "tiger"]
+    assert len(found.files["tiger"]) == len(plain.files["cat"]) > 0
+    assert len(found.files["dog"]) == len(plain.files["dog"]) > 0
