@@ -2,8 +2,9 @@
 
     python studies/kill_resume/run.py [PART ...] [--share S] [--check]
 
-Parts: those of ``KILLS``, crash_points, at_once, full_disk (needs root). Without one, all are run.
-S scales the numbers of kills. --check prints the rows, keeps none, and fails if one is not good.
+Parts: those of ``KILLS``, crash_points, stopped, at_once, full_disk (needs root). Without one, all
+are run. S scales the numbers of kills. --check prints the rows, keeps none, and fails if one is not
+good.
 The README describes what is checked.
 """
 
@@ -15,8 +16,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -27,28 +26,23 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 
+from bench import CPU_SPACE, DATA, GPU_SPACE, SMALL_MODEL, Bench
 from crash_points import content, leftovers, rows, same
 from harness import Rows, write_summary
-from warm_commands import Command, Stage, import_everything
+from stopped_commands import stopped_part
+from warm_commands import import_everything
 
-SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 TRIALS = 16
 EPOCHS = 3
-DATA = ("--data", "digits", "--no-pretrained")
-SPACE = (
-    "recommend", "--vram", "200MB", "--model", "test_vit", "--image-size", "32", "--device", "cpu",
-    "--methods", "head,bitfit", "--precisions", "fp32", "--effective-batch", "16",
-    "--study", "s", *DATA,
-)  # fmt: skip
 
 SEARCHES = {
-    "recommend, every point": ("--no-validate",),
-    "recommend, sampler": ("--no-validate", "--trials", str(TRIALS)),
-    "recommend, real runs": ("--top", "1", "--steps", "2", "--no-find-lr"),
-    "recommend, probe": ("--no-validate", "--probe-minutes", "0.15"),
-    "recommend, learning rate": ("--no-validate", "--find-lr"),
+    "recommend, every point": (*GPU_SPACE, "--no-validate"),
+    "recommend, sampler": (*GPU_SPACE, "--no-validate", "--trials", str(TRIALS)),
+    "recommend, real runs": (*GPU_SPACE, "--top", "1", "--steps", "2", "--no-find-lr"),
+    "recommend, probe": (*CPU_SPACE, "--no-validate", "--probe-minutes", "0.15"),
+    "recommend, learning rate": (*CPU_SPACE, "--no-validate", "--find-lr"),
 }
-"""Options beside ``SPACE`` of each kind of search."""
+"""Arguments of each kind of search. Only on a CPU are probes and learning-rate tests run here."""
 
 KILLS = {
     "recommend, every point": 40,
@@ -63,104 +57,6 @@ KILLS = {
 """Number of kills of each command."""
 
 
-class Bench:
-    """A working folder, and commands that run in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.cache = folder.parent / "cache"
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def start(self, *arguments: str, name: str = "log") -> Command:
-        """Start a command."""
-        log = self.folder.parent / name
-        log.unlink(missing_ok=True)
-        return Command(
-            *arguments,
-            folder=self.folder,
-            log=log,
-            variables={"BUDGETPLAN_CACHE": str(self.cache)},
-        )
-
-    def run(self, *arguments: str) -> tuple[int, str]:
-        """Run a command; return its exit code and its output."""
-        command = self.start(*arguments)
-        return command.wait(), command.text()
-
-    def straight(self, *arguments: str) -> list[Stage]:
-        """Run a command without a kill; return its stages."""
-        command = self.start(*arguments, "--progress", "events")
-        stages = command.stages()
-        assert command.code == 0, command.text()
-        return stages
-
-    def kill(self, stages: list[Stage], rng: random.Random, *arguments: str) -> dict[str, Any]:
-        """Kill a command at a random moment of a random stage; return what was seen."""
-        stage, number = rng.choice(stages), rng.choice(SIGNALS)
-        command = self.start(*arguments, "--progress", "events")
-        after = rng.uniform(0, stage.seconds)
-        code = command.kill_in(stage.name, after, number)
-        return {
-            "signal": int(number),
-            "stage": stage.name,
-            "code": code,
-            "alive": command.alive_after_two_seconds(),
-        }
-
-    def temporary_files(self) -> list[str]:
-        """Return drafts and locks in the folder, and temporary files of the cache."""
-        found = []
-        for root in (self.folder, self.cache):
-            names = [p for p in root.rglob("*") if "budgetplan-draft" in p.name]
-            names += [*root.rglob("*.lock"), *root.rglob("*.tmp")]
-            found += [str(p.relative_to(root.parent)) for p in names]
-        return sorted(found)
-
-    def query(self, text: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a query of the study; empty if it was killed before its tables."""
-        path = self.folder / "studies" / "s.db"
-        if not path.exists():
-            return []
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            try:
-                return database.execute(text).fetchall()
-            except sqlite3.OperationalError:
-                return []
-
-    def trials(self) -> list[str]:
-        """Return state, point and values of each trial of the study, oldest first.
-
-        The second objective is left out: on a busy processor its rates are timed again by each
-        command.
-        """
-        points = self.query(
-            "SELECT t.number, t.state, group_concat(p.param_name || '=' || p.param_value) FROM"
-            " (SELECT * FROM trial_params ORDER BY param_name) p JOIN trials t USING (trial_id)"
-            " GROUP BY t.number ORDER BY t.number"
-        )
-        values = dict(
-            self.query(
-                "SELECT t.number, group_concat(v.objective || '=' || v.value) FROM"
-                " (SELECT * FROM trial_values WHERE objective != 1 ORDER BY objective) v JOIN trials t USING (trial_id)"
-                " GROUP BY t.number"
-            )
-        )
-        return [f"{state} {point} {values.get(number)}" for number, state, point in points]
-
-    def probe_runs(self) -> dict[str, str]:
-        """Return the stored trainings of probes and learning-rate tests by their key."""
-        return dict(
-            self.query(
-                "SELECT key, value_json FROM study_user_attributes"
-                " WHERE key LIKE 'budgetplan.probe.%'"
-            )
-        )
-
-    def any_plan(self) -> str:
-        """Return a plan file of an earlier search."""
-        return str(min((self.folder / "plans").rglob("*.json")))
-
-
 def is_kept(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Return whether everything from before is there unchanged."""
     return all(after.get(key) == value for key, value in before.items())
@@ -169,23 +65,26 @@ def is_kept(before: dict[str, Any], after: dict[str, Any]) -> bool:
 def search_part(
     part: str, bench: Bench, count: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    arguments = (*SPACE, *SEARCHES[part], "--out", "found")
+    arguments = (*SEARCHES[part], "--out", "found")
+    is_timed = "cpu" in arguments
     stages = bench.straight(*arguments)
-    wanted, wanted_runs = sorted(bench.trials()), bench.probe_runs()
+    wanted, wanted_runs = sorted(bench.trials(is_timed=is_timed)), bench.probe_runs()
+    wanted_plans = bench.plans("found")
     for _ in range(count):
         shutil.rmtree(bench.folder / "studies")
         shutil.rmtree(bench.folder / "found")
         row = bench.kill(stages, rng, *arguments)
-        before, runs_before = bench.trials(), bench.probe_runs()
+        before, runs_before = bench.trials(is_timed=is_timed), bench.probe_runs()
         plans = {p: p.stat().st_mtime_ns for p in (bench.folder / "found").rglob("*.json")}
         again, text = bench.run(*arguments)
-        after, runs = bench.trials(), bench.probe_runs()
+        after, runs = bench.trials(is_timed=is_timed), bench.probe_runs()
         is_whole = len(after) == TRIALS if "sampler" in part else sorted(after) == wanted
         if "learning rate" in part:
             is_whole = is_whole and runs.keys() == wanted_runs.keys()
         kept = after[: len(before)] == before and is_kept(runs_before, runs)
-        # times and accuracies of a probe differ from run to run, and so may the plans
-        has_plans = any((bench.folder / "found").rglob("*.json"))
+        found = bench.plans("found")
+        # measured times and accuracies differ from run to run, and so may the plans
+        has_plans = found == wanted_plans if "every point" in part else bool(found)
         yield row | {
             "part": part, "trials_before": len(before), "trials": len(after),
             "distinct": len(set(after)), "runs_before": len(runs_before), "runs": len(runs),
@@ -241,7 +140,7 @@ def train_part(part: str, bench: Bench, count: int, rng: random.Random) -> Itera
 def features_part(
     part: str, bench: Bench, count: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    arguments = ("features", "--model", "test_vit", "--image-size", "32", *DATA)
+    arguments = ("features", *SMALL_MODEL, *DATA)
     stages = bench.straight(*arguments)
     _, wanted = bench.run(*arguments)
     folder = bench.cache / "features"
@@ -258,11 +157,11 @@ def features_part(
         }  # fmt: skip
 
 
-def at_once_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+def at_once_part(_: str, bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Start 2 to 8 processes at once on one study, one cache and one folder."""
     plan = bench.any_plan()
-    search = (*SPACE, "--no-validate", "--trials", str(TRIALS))
-    features = ("features", "--model", "test_vit", "--image-size", "32", *DATA)
+    search = (*GPU_SPACE, "--no-validate", "--trials", str(TRIALS))
+    features = ("features", *SMALL_MODEL, *DATA)
     _, wanted = bench.run(*features)
     training = ("train", plan, *DATA, "--epochs", "1", "--device", "cpu", "--out", "shared")
     bench.run(*training[:-1], "alone")
@@ -272,7 +171,7 @@ def at_once_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[
         for profile in bench.cache.glob("*.npz"):
             profile.unlink()
         codes, _, alive = _at_once(bench, processes, *search)
-        trials = bench.trials()
+        trials = bench.trials(is_timed=False)
         yield {
             "part": "recommend at once", "processes": processes, "codes": codes,
             "trials": len(trials), "distinct": len(set(trials)), "alive": alive,
@@ -304,7 +203,9 @@ def _at_once(bench: Bench, processes: int, *arguments: str) -> tuple[list[int], 
     return codes, [command.text() for command in started], alive
 
 
-def full_disk_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+def full_disk_part(
+    _: str, bench: Bench, count: int, rng: random.Random
+) -> Iterator[dict[str, Any]]:
     """Train and search on disks of a few sizes; a refusal is one line with exit code 4."""
     plan = str((bench.folder / bench.any_plan()).resolve())
     sizes = [rng.randint(64, 3000) for _ in range(count)]
@@ -313,7 +214,7 @@ def full_disk_part(bench: Bench, count: int, rng: random.Random) -> Iterator[dic
             for part, arguments in (
                 ("train", ("train", plan, *DATA, "--epochs", "2", "--device", "cpu",
                            "--out", str(disk / "out"))),
-                ("recommend", (*SPACE, "--no-validate", "--storage", f"sqlite:///{disk}/s.db",
+                ("recommend", (*GPU_SPACE, "--no-validate", "--storage", f"sqlite:///{disk}/s.db",
                                "--out", str(disk / "plans"))),
             ):  # fmt: skip
                 command = bench.start(*arguments)
@@ -351,8 +252,12 @@ PARTS: dict[str, KillPart] = {
     "features": features_part,
 }
 
-OTHERS = {"at_once": (at_once_part, 6), "full_disk": (full_disk_part, 6)}
-"""Parts without a kill, with their numbers of rounds."""
+OTHERS: dict[str, tuple[KillPart, int]] = {
+    "stopped": (stopped_part, 2),
+    "at_once": (at_once_part, 6),
+    "full_disk": (full_disk_part, 6),
+}
+"""Parts without a second run, with their numbers of rounds."""
 
 
 def is_good(row: dict[str, Any]) -> bool:
@@ -366,14 +271,14 @@ def all_rows(folder: Path, wanted: list[str], *, share: float) -> Iterator[dict[
             yield {"part": "crash point", "alive": 0, **row}
     import_everything()
     bench = Bench(folder / "work")
-    code, text = bench.run(*SPACE, "--no-validate")
+    code, text = bench.run(*CPU_SPACE, "--no-validate")
     assert code == 0, text
     for part in (p for p in PARTS if p in wanted):
         count = max(1, round(share * KILLS[part]))
         yield from PARTS[part](part, bench, count, random.Random(part))
     for part, (run, rounds) in OTHERS.items():
         if part in wanted:
-            yield from run(bench, max(1, round(share * rounds)), random.Random(part))
+            yield from run(part, bench, max(1, round(share * rounds)), random.Random(part))
 
 
 def main() -> None:

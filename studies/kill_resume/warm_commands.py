@@ -17,6 +17,7 @@ import os
 import pkgutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -102,6 +103,50 @@ class Command:
         assert self.code is not None
         return self.code
 
+    def wait_at_most(self, seconds: float) -> int | None:
+        """Wait for the end, but kill the command after some time.
+
+        Returns:
+            The exit code, or None if the command was killed.
+        """
+        end = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < end:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if self.poll() is not None:
+            return self.code
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+        return None
+
+    def stop_after(self, seconds: float, number: int, *, whole_group: bool) -> bool:
+        """Send a signal some time after the command has installed its handlers.
+
+        Args:
+            seconds: time to wait.
+            number: the signal.
+            whole_group: whether its children in the same process group receive it too.
+
+        Returns:
+            Whether the command was still running.
+        """
+        while self.poll() is None and not self._handles(signal.SIGTERM):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        end = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < end:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if self.poll() is not None:
+            return False
+        (os.killpg if whole_group else os.kill)(self.pid, number)
+        return True
+
+    def _handles(self, number: int) -> bool:
+        """Return whether the process has a handler for a signal."""
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+                if line.startswith("SigCgt:"):
+                    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+        return False
+
     def text(self) -> str:
         """Return what the command has printed so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -164,6 +209,9 @@ def _run_and_exit(
         os.setsid()
         os.chdir(folder)
         os.environ.update(variables)
+        tempfile.tempdir = None  # it is looked up again
+        # a shell's background job ignores SIGINT, and what it starts would too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         null = os.open(os.devnull, os.O_RDONLY)
         for number, handle in ((0, null), (1, sink), (2, sink)):
@@ -179,6 +227,7 @@ def _run_and_exit(
     except BaseException:
         traceback.print_exc()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
