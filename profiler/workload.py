@@ -60,6 +60,10 @@ Pixels = Annotated[int, _PIXELS]
 Scale = Annotated[float, _SCALE]
 """A factor or a norm above 0."""
 
+MOST_PIXELS = 2**34
+"""Pixels of a micro-batch: 16 terabytes of one feature map of 256 channels. Byte counts beyond it
+would not fit PyTorch's 64-bit sizes."""
+
 _INTEGER_RANGES = {
     "micro_batch": _COUNT,
     "accumulation": _COUNT,
@@ -116,6 +120,11 @@ class Workload:
             _integer_in(name, getattr(self, name), limits)
         if self.rank is not None:
             _integer_in("rank", self.rank, _COUNT)
+        if self.micro_batch * self.image_size**2 > MOST_PIXELS:
+            raise UsageError(
+                f"a micro-batch must have at most {MOST_PIXELS:.2g} pixels, got {self.micro_batch} "
+                f"images of {self.image_size} px; take fewer or smaller ones"
+            )
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("alpha", "grad_clip"):

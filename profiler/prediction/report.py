@@ -112,7 +112,7 @@ def report_of(
         from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES  # imports torch
 
         memory = host_memory(log)
-        if log.peak_bytes > MAX_RUN_BYTES:
+        if any(op.moved_bytes > MAX_RUN_BYTES for op in log.operations):
             notes.append(
                 f"operations on more than {format_bytes(MAX_RUN_BYTES)} were not run, so their "
                 "temporary memory is extended from small batches or left out"

@@ -255,16 +255,19 @@ def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
 
     Args:
         shapes: shapes of the trained parameters; the first that fit in ``_UPDATED_VALUES`` are
-            updated.
+            updated, or that number of values if the first one is larger: a classifier of a million
+            classes has gigabytes.
         base: plain rates.
     """
     parameters: list[torch.Tensor] = []
     left = _UPDATED_VALUES
     for shape in shapes:
-        left -= math.prod(shape)
-        if left < 0 and parameters:
+        values = math.prod(shape)
+        if values > left and parameters:
             break
-        parameters.append(torch.zeros(shape, requires_grad=True))
+        size = shape if values <= left else (left,)
+        parameters.append(torch.zeros(size, requires_grad=True))
+        left -= values
     if not parameters:
         return 1.0
     optimizer = torch.optim.AdamW(parameters, foreach=False)

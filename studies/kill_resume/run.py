@@ -67,6 +67,7 @@ def search_part(
 ) -> Iterator[dict[str, Any]]:
     arguments = (*SEARCHES[part], "--out", "found")
     is_timed = "cpu" in arguments
+    shutil.rmtree(bench.folder / "studies", ignore_errors=True)  # that of another device
     stages = bench.straight(*arguments)
     wanted, wanted_runs = sorted(bench.trials(is_timed=is_timed)), bench.probe_runs()
     wanted_plans = bench.plans("found")

@@ -7,6 +7,7 @@ command that may run for longer than a moment is in ``commands``.
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def commands(bench: Bench) -> dict[str, tuple[str, ...]]:
     """Make the files that the commands read; return the arguments of each command by its name."""
     plan = bench.any_plan()
     bench.run("train", plan, *DATA, "--epochs", "1", "--device", "cpu", "--out", "made")
+    shutil.rmtree(bench.folder / "studies", ignore_errors=True)  # that of another device
     bench.run(*GPU_SPACE, "--no-validate", "--out", "gpu-plans")
     gpu_plan = str(min((bench.folder / "gpu-plans").rglob("*.json")))
     _save_images(bench.folder / "images")

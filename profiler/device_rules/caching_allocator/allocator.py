@@ -29,9 +29,9 @@ from profiler.device_rules.caching_allocator.sizes import (
 )
 from profiler.units import format_bytes
 
-_EXPANDABLE_RANGE_BYTES = 1 << 42
+_EXPANDABLE_RANGE_BYTES = 1 << 60
 """Address range of an expandable segment. PyTorch takes 9/8 of the device's memory; here it only
-matters that the range is larger than anything mapped."""
+matters that the range is larger than anything mapped, also for a step that fits no device."""
 
 
 class SimulatedOutOfMemory(Exception):  # noqa: N818 - named after what it simulates

@@ -2,7 +2,8 @@
 
 Inside a scan operator a GPU runs the loops of scan_loops.py, one kernel per operation. For 197
 positions these are about 320 launches forward and 960 backward. A recorder sees the operator only,
-so ``loop_work`` counts its launches and bytes on one small sequence and scales the bytes.
+so ``loop_work`` counts its launches and bytes on one small sequence and scales them: launches and
+bytes are linear in the number of chunks, bytes also in the channels and in the batch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.models.backbones.scan_loops import (
     BACKWARD_ARRAYS,
+    CHUNK_POSITIONS,
     FORWARD_ARRAYS,
     ScanInputs,
     WantedGradients,
@@ -26,6 +28,9 @@ from profiler.models.backbones.scan_loops import (
 )
 from profiler.models.backbones.scan_operators import backward_results, forward_results
 from profiler.operations import Arguments, Operation, bytes_in, only_allocates, only_views
+
+COUNTED_CHUNKS = 3
+"""Most whole chunks of a sequence that is counted. An image of 8,192 pixels has 16,384."""
 
 
 class LoopWork(NamedTuple):
@@ -57,13 +62,38 @@ def loop_work(func: Operation, args: Arguments) -> LoopWork | None:
     wanted = WantedGradients(*given["wanted"]) if "wanted" in given else None
     # Bytes are linear in the channels of a group: two small counts give slope and intercept.
     one, two = (
-        _one_sequence(length, states, groups, channels, softplus=given["softplus"], wanted=wanted)
+        _sequence_work(length, states, groups, channels, softplus=given["softplus"], wanted=wanted)
         for channels in (1, 2)
     )
     channel_bytes = two.moved_bytes - one.moved_bytes
     sequence_bytes = one.moved_bytes + channel_bytes * (inner // groups - 1)
     # The counts are in float32, of four bytes an element.
     return LoopWork(one.launches, batch * sequence_bytes * given["u"].element_size() // 4)
+
+
+def _sequence_work(
+    length: int,
+    states: int,
+    groups: int,
+    channels: int,
+    *,
+    softplus: bool,
+    wanted: WantedGradients | None,
+) -> LoopWork:
+    """Return the work for a sequence of any length; the arguments are those of `_one_sequence`."""
+
+    def counted(positions: int) -> LoopWork:
+        return _one_sequence(positions, states, groups, channels, softplus=softplus, wanted=wanted)
+
+    more = max(0, length // CHUNK_POSITIONS - COUNTED_CHUNKS)
+    most = counted(length - more * CHUNK_POSITIONS)
+    if more == 0:
+        return most
+    less = counted(length - (more + 1) * CHUNK_POSITIONS)
+    return LoopWork(
+        most.launches + more * (most.launches - less.launches),
+        most.moved_bytes + more * (most.moved_bytes - less.moved_bytes),
+    )
 
 
 @cache

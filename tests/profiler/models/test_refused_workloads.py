@@ -8,7 +8,7 @@ import torch
 from planner import predict
 from planner.recommendation.build_request import build_request
 from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES, can_run_on_zeros
-from profiler.errors import UsageError
+from profiler.errors import InputError, UsageError
 from profiler.models import backbones
 from profiler.models.build import build_model
 from profiler.models.forward_check import refusal_of_forward
@@ -179,3 +179,11 @@ def test_segments_of_chen_are_the_same_on_both_rungs() -> None:
     )
     assert replayed.candidate == composed.candidate
     assert composed.memory.peak_bytes == pytest.approx(replayed.memory.peak_bytes, rel=0.03)
+
+
+def test_a_micro_batch_of_more_pixels_than_any_device_holds_is_refused() -> None:
+    Workload(model="vit_s", micro_batch=2**16, image_size=2**9)
+    with pytest.raises(UsageError, match=r"at most 1.7e\+10 pixels, got 65536 images of 520 px"):
+        Workload(model="vit_s", micro_batch=2**16, image_size=520)
+    with pytest.raises(InputError, match="at most"):
+        Workload.from_json({"model": "vit_s", "micro_batch": 2**16, "image_size": 8192})

@@ -103,6 +103,22 @@ def test_rates_are_of_a_backbone_and_kept_on_disk():
     assert first.update_slowness > 0
 
 
+def test_the_timed_update_is_small_however_large_the_parameters_are(monkeypatch):
+    updated = []
+
+    class CountingAdamW(torch.optim.AdamW):
+        def __init__(self, parameters, **options):
+            updated.append([p.numel() for p in parameters])
+            super().__init__(parameters, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", CountingAdamW)
+    monkeypatch.setattr(cpu_rates, "_UPDATED_VALUES", 1000)
+    # a classifier of a million classes, then parameters of which the first three fit
+    for shapes in ([(1_000_000, 2048), (5,)], [(30, 30), (50,), (50,), (1,)]):
+        assert cpu_rates.update_slowness(shapes, PLAIN) > 0
+    assert updated == [[1000], [900, 50, 50]]
+
+
 def test_timings_that_disagree_are_those_of_a_busy_machine():
     assert cpu_rates.differ_little((1e9, 1e6), (1e9, 1.05e6))
     assert not cpu_rates.differ_little((1e9, 1e6), (1e9, 1.2e6))

@@ -454,3 +454,13 @@ def check_invariants(model: CachingAllocator) -> None:
         live = [alive for _, alive in segment.blocks]
         assert all(a or b for a, b in pairwise(live)), "free neighbours"
         assert all(size % 512 == 0 for size, _ in segment.blocks)
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_a_request_that_no_device_holds_is_counted_all_the_same(expandable: bool) -> None:
+    """16 TiB, four times: a prediction says what an absurd workload would need."""
+    size = 1 << 44
+    settings = AllocatorSettings(expandable_segments=expandable)
+    allocator = run(*[size] * 4, -2, size, settings=settings)
+    assert allocator.allocated_bytes == 4 * size
+    assert 0 <= allocator.peak_reserved_bytes - 4 * size < 20 * MIB  # whole pages

@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiler.models.backbones import scan_loops
-from profiler.models.backbones.scan_loop_work import loop_work
+from profiler.models.backbones.scan_loop_work import _one_sequence, _sequence_work, loop_work
 from profiler.models.backbones.scan_loops import (
     BACKWARD_ARRAYS,
     FORWARD_ARRAYS,
+    WantedGradients,
     chunk_bounds,
     scan_workspace,
 )
@@ -246,6 +247,13 @@ def test_the_work_of_the_loops_is_that_of_the_recurrence(turns, monkeypatch):
     # the large arrays are passed over eleven times; what has no states comes on top
     assert 11 < work.moved_bytes / (4 * batch * length * inner * states) < 13
     assert loop_work(torch.ops.aten.mul.Tensor, (steps, steps)) is None
+
+
+@pytest.mark.parametrize("wanted", [None, WantedGradients(*[True] * 6)])
+@pytest.mark.parametrize("length", [1, 16, 47, 48, 63, 64, 65, 150])
+def test_the_work_of_a_long_sequence_follows_from_that_of_short_ones(length, wanted):
+    shape, softplus = (length, 3, 2, 2), {"softplus": True, "wanted": wanted}
+    assert _sequence_work(*shape, **softplus) == _one_sequence(*shape, **softplus)
 
 
 @pytest.mark.parametrize("wanted", [[True] * 6, [True, True, False, True, True, False]])
