@@ -23,7 +23,7 @@ _PRINTED = "budgetplan.json"
 
 
 _BLOCKS = dict.fromkeys("▌▋▊▉█", "#") | dict.fromkeys("░▏▎▍", ".")
-"""Characters of bars, and what stands for them in an encoding that lacks them."""
+"""Characters of bars, each with its substitute in an encoding that lacks it."""
 
 
 def print_in_any_encoding() -> None:
@@ -32,12 +32,12 @@ def print_in_any_encoding() -> None:
     A container without a locale has ASCII, and a file name that is no valid UTF-8 has characters
     that no encoding has. The answer of a long search must not be lost to either.
     """
-    codecs.register_error("budgetplan.replace", _replace)
+    codecs.register_error("budgetplan.replace", _in_ascii)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="budgetplan.replace")
 
 
-def _replace(error: UnicodeError) -> tuple[str, int]:
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     """Return ASCII for the characters of an encoding error; a handler of `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error

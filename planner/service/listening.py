@@ -25,7 +25,7 @@ def listening_sockets(host: str, port: int) -> list[socket.socket]:
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"cannot serve at {host}:{port} ({_reason(error)})") from error
+        raise UsageError(f"cannot serve at {host}:{port} ({_failure_text(error)})") from error
     for family, _, _, _, address in dict.fromkeys(infos):
         try:
             found.append(socket.create_server(address, family=family))
@@ -38,10 +38,10 @@ def listening_sockets(host: str, port: int) -> list[socket.socket]:
             each.close()
         assert failure is not None
         raise UsageError(
-            f"cannot serve at {host}:{port} ({_reason(failure)}); give another --host or --port"
+            f"cannot serve at {host}:{port} ({_failure_text(failure)}); give another address"
         ) from failure
     return found
 
 
-def _reason(error: OSError | UnicodeError) -> str:
+def _failure_text(error: OSError | UnicodeError) -> str:
     return getattr(error, "strerror", None) or str(error)
