@@ -61,8 +61,8 @@ Scale = Annotated[float, _SCALE]
 """A factor or a norm above 0."""
 
 MOST_PIXELS = 2**34
-"""Pixels of a micro-batch: 16 terabytes of one feature map of 256 channels. Byte counts beyond it
-would not fit PyTorch's 64-bit sizes."""
+"""Most pixels of a micro-batch. A feature map of 256 channels then has 16 TB. The byte counts of
+larger ones would not fit PyTorch's 64-bit sizes."""
 
 _INTEGER_RANGES = {
     "micro_batch": _COUNT,

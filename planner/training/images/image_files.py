@@ -48,8 +48,8 @@ TRANSPOSE_OF_ORIENTATION = {
 _ORIENTATION_TAG = 0x0112
 
 LARGEST_METADATA_BYTES = 64 << 20
-"""Limit of a text or a colour profile of a PNG file, unpacked; Pillow's limit of all of them. For
-one, Pillow has 1 MiB, and image editors and generators write more."""
+"""Limit of a text or a colour profile of a PNG file, unpacked, which is Pillow's limit of their sum.
+Pillow's limit of each is 1 MiB, and image editors and generators write more."""
 
 
 @cache
@@ -156,7 +156,7 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image]:
 
 @cache
 def _take_large_metadata() -> None:
-    """Raise Pillow's limit of one piece of metadata of a PNG file, in this process and for good.
+    """Raise Pillow's limit of a text in a PNG file, in this process and for good.
 
     Batches are decoded in threads, so a limit that is put back after each image would fail some.
     """
