@@ -48,8 +48,8 @@ TRANSPOSE_OF_ORIENTATION = {
 _ORIENTATION_TAG = 0x0112
 
 LARGEST_METADATA_BYTES = 64 << 20
-"""Limit of a text or a colour profile of a PNG file, unpacked, which is Pillow's limit of their sum.
-Pillow's limit of each is 1 MiB, and image editors and generators write more."""
+"""Limit of a text or a colour profile of a PNG file, unpacked. Pillow has it for their sum.
+Its limit of each is 1 MiB, and image editors and generators write more."""
 
 
 @cache
