@@ -166,11 +166,20 @@ _workspaces: dict[str, int] = {}
 """Bytes of the workspace that an LSTM layer leaves for its backward, by its arguments."""
 
 
+_STATISTICS = {
+    torch.ops.aten.native_layer_norm_backward.default: (slice(3, 5), 5),
+    torch.ops.aten.native_group_norm_backward.default: (slice(2, 4), 4),
+    torch.ops.aten.native_batch_norm_backward.default: (slice(5, 7), 2),
+}
+"""Positions of mean and reciprocal standard deviation among the arguments, and of the weight."""
+
+
 def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, object]) -> int:
     """Return the live bytes at an operation's own peak, or 0 if they are no more than its results.
 
     The operation runs on zeros, once for each distinct set of shapes and strides.
     """
+    args = with_real_statistics(func, args)
     if func is _ADD and _in_attention.get():
         func = torch.ops.aten.add_.Tensor  # see imitate_cpu
     if _needs_no_probe(func, args):
@@ -185,6 +194,21 @@ def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, ob
             with unset_fake_temporarily(), torch.no_grad():
                 _peaks[key] = _run_once(func, args, kwargs)
     return _peaks[key]
+
+
+def with_real_statistics(func: Operation, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments that the backward of a normalisation has on real tensors.
+
+    With 32-bit weights, a normalisation of 16-bit inputs keeps its statistics in 32 bits; fake
+    tensors have 16 (`kernel_bytes.understated_results`). The real backward refuses those.
+    """
+    if func not in _STATISTICS:
+        return args
+    positions, weight = _STATISTICS[func]
+    if not isinstance(args[weight], Tensor) or args[weight].dtype != torch.float32:
+        return args
+    statistics = (t.to(torch.float32) if isinstance(t, Tensor) else t for t in args[positions])
+    return (*args[: positions.start], *statistics, *args[positions.stop :])
 
 
 def can_run_on_zeros(

@@ -40,6 +40,11 @@ from profiler.devices.table import Capability
 _imitating: ContextVar[bool] = ContextVar("imitating", default=False)
 
 
+def is_imitating_cuda() -> bool:
+    """Return whether a step for a GPU is being replayed on fake CPU tensors."""
+    return _imitating.get()
+
+
 def runs_on_cpu(tensor: Tensor) -> bool:
     """Return whether a tensor is on the CPU and does not stand for one on a GPU."""
     return tensor.device.type == "cpu" and not _imitating.get()

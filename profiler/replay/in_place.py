@@ -64,10 +64,9 @@ def gradient_added_to(args: Arguments) -> Tensor | None:
     """
     if torch.is_grad_enabled() or not all(isinstance(a, FakeTensor) for a in args):
         return None
-    for tensor in args:
-        if _references(tensor) == references_of_unshared_gradient() and _is_dense(tensor):
-            return cast("Tensor", tensor)
-    return None
+    gradient = args[0]  # autograd never reuses the one that it adds
+    is_unshared = _references(gradient) == references_of_unshared_gradient()
+    return cast("Tensor", gradient) if is_unshared and _is_dense(gradient) else None
 
 
 def _references(tensor: Tensor) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from profiler.checkpointing.apply import recomputing
 from profiler.device_rules.kernel_bytes import KernelBytes, understated_results
 from profiler.device_rules.linear_bias import product_with_bias
+from profiler.device_rules.result_layouts import with_real_layout
 from profiler.operations import Arguments, Operation, only_allocates, only_views
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.in_place import (
@@ -101,6 +102,7 @@ class Recorder(TorchDispatchMode):
             summed = gradient_added_to(args)
         update = phase is Phase.OPTIMIZER
         out = run_update(func, args, kwargs) if update else func(*args, **kwargs)
+        out = with_real_layout(func, args, out)
         if summed is not None:
             self.storages.move(summed, out)
         view = self._is_view.get(func)

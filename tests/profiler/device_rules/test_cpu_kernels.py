@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.device_rules import cpu_kernels as kernels
 from profiler.device_rules.cpu_kernels import PROBE_BATCHES, Extended, Probe
@@ -103,6 +107,44 @@ def test_the_peak_is_that_of_a_step_whose_every_operation_is_run(model: str, bat
         build_model(workload, device="meta"), candidate, device=CPU, kernel_bytes=Probe()
     )
     assert replay_step(candidate, device=CPU).peak_bytes == every.peak_bytes
+
+
+class Watch(TorchDispatchMode):
+    """Keeps the arguments of the backward of a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "norm_backward" in func.__name__:
+            self.seen.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(64), nn.GroupNorm(8, 32), nn.BatchNorm2d(32)], ids=type
+)
+def test_normalisations_of_16_bit_inputs_are_run_with_statistics_of_32_bits(
+    norm: nn.Module,
+) -> None:
+    """With those of fake tensors, 16 bits, the kernels refuse, and nothing would be counted."""
+
+    real = backward_of(norm)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = backward_of(norm)
+    assert fake[1][-1] == real[1][-1]  # the same gradients
+    expected = kernels._bytes_inside(*real, {})
+    assert kernels.probed_bytes(*fake, {}) == expected > 0
+
+
+def backward_of(norm: nn.Module) -> tuple[Any, tuple[Any, ...]]:
+    """Return the operation of a backward and its arguments; it copies the transposed image."""
+    image = torch.zeros(2, 32, 64, 16, dtype=torch.bfloat16).transpose(2, 3).requires_grad_()
+    with Watch() as watch:
+        norm(image).square().sum().backward()
+    (found,) = watch.seen
+    return found
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory")])

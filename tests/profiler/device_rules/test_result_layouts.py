@@ -1,0 +1,92 @@
+"""Strides of results on fake tensors, against the real kernels of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from profiler.device_rules.cuda_dispatch import imitate_cuda
+from profiler.device_rules.result_layouts import with_real_layout
+
+aten = torch.ops.aten
+
+
+def contiguous(b: int, c: int, h: int, w: int) -> Tensor:
+    return torch.rand(b, c, h, w)
+
+
+def channels_last(b: int, c: int, h: int, w: int) -> Tensor:
+    return torch.rand(b, h, w, c).permute(0, 3, 1, 2)
+
+
+def transposed(b: int, c: int, h: int, w: int) -> Tensor:
+    return torch.rand(b, c, w, h).transpose(2, 3)
+
+
+LAYOUTS = (contiguous, channels_last, transposed)
+Make = Callable[[int, int, int, int], Tensor]
+
+
+def calls(image: Make, gradient: Make) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield operations with arguments; an image has 8 channels of 6 x 4 pixels."""
+    x, g, weight, bias = image(2, 8, 6, 4), gradient(2, 8, 6, 4), torch.rand(8), torch.rand(8)
+    mask = [True, True, True]
+    rows, row_gradient = x.permute(0, 2, 3, 1), g.permute(0, 2, 3, 1)
+    mean, scale = torch.rand(2, 6, 4, 1), torch.rand(2, 6, 4, 1)
+    of_rows = (row_gradient, rows, [8], mean, scale, weight, bias, mask)
+    yield aten.native_layer_norm_backward.default, of_rows
+    groups = (2, 8, 24, 4)
+    yield aten.native_group_norm.default, (x, weight, bias, *groups, 1e-5)
+    statistics = (torch.rand(2, 4), torch.rand(2, 4))
+    yield aten.native_group_norm_backward.default, (g, x, *statistics, weight, *groups, mask)
+    kept = (torch.rand(8), torch.rand(8))
+    yield aten.native_batch_norm.default, (x, weight, bias, *kept, True, 0.1, 1e-5)
+    of_batch = (g, x, weight, *kept, *kept, True, 1e-5, mask)
+    yield aten.native_batch_norm_backward.default, of_batch
+    yield aten.hardswish_backward.default, (g, x)
+    yield aten.hardtanh_backward.default, (g, x, -1.0, 1.0)
+    yield aten.hardsigmoid_backward.default, (g, x)
+    yield aten.glu_backward.default, (gradient(2, 4, 6, 4), x, 1)
+    yield aten.roll.default, (x, [1], [2])
+    yield aten.channel_shuffle.default, (x, 2)
+
+
+def strides(results: Any) -> list[tuple[int, ...]]:
+    found = results if isinstance(results, tuple | list) else [results]
+    return [tensor.stride() for tensor in found]
+
+
+def real_and_replayed(image: Make, gradient: Make) -> Iterator[tuple[str, Any, Any]]:
+    real = [(func, strides(func(*args))) for func, args in calls(image, gradient)]
+    with FakeTensorMode():
+        fake = [
+            strides(with_real_layout(func, args, func(*args)))
+            for func, args in calls(image, gradient)
+        ]
+    for (func, expected), found in zip(real, fake, strict=True):
+        yield str(func), expected, found
+
+
+@pytest.mark.parametrize("gradient", LAYOUTS)
+@pytest.mark.parametrize("image", LAYOUTS)
+def test_results_have_the_strides_of_the_real_kernels(image: Make, gradient: Make) -> None:
+    for name, expected, found in real_and_replayed(image, gradient):
+        assert found == expected, name
+
+
+def test_cuda_rolls_and_normalises_groups_into_contiguous_results() -> None:
+    """cuda/TensorTransformations.cu; group_norm.cpp takes a memory format on a CPU only."""
+    with FakeTensorMode(), imitate_cuda((8, 6)):
+        for func, args in calls(channels_last, channels_last):
+            result = with_real_layout(func, args, func(*args))
+            first = result[0] if isinstance(result, tuple) else result
+            name = func._schema.name
+            if "roll" in name or "group_norm" in name:
+                assert first.is_contiguous(), name
+            elif "batch_norm" in name:
+                assert first.is_contiguous(memory_format=torch.channels_last), name
