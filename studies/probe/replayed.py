@@ -37,7 +37,7 @@ def cost_of(row: Mapping[str, Any]) -> float:
 
 def whole_cost(rows: CaseRows, model: str) -> float:
     """Return the processor seconds of the whole trainings of all methods of a case."""
-    return sum(cost_of(rows[method, LONG_STEPS, 0, 1.0]) for method in METHODS[model])
+    return sum(cost_of(rows[method, LONG_STEPS[model], 0, 1.0]) for method in METHODS[model])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +71,18 @@ def replay_probe(
     candidate = Candidate(workload=Workload(model=model, num_classes=10))
     recipe = Recipe(learning_rate=1e-3, epochs=1, source="not used by the schedule")
     learners = [Learner(name=m, candidate=candidate, recipe=recipe) for m in METHODS[model]]
-    quick = frozenset(m for m in METHODS[model] if rows[m, LONG_STEPS, 0, 1.0]["from_features"])
+    long = LONG_STEPS[model]
+    quick = frozenset(m for m in METHODS[model] if rows[m, long, 0, 1.0]["from_features"])
     slow = len(learners) - len(quick)
     ladder = replace(
-        StepLadder.of(learners=slow, affordable_steps=share * slow * LONG_STEPS, most=LONG_STEPS),
+        StepLadder.of(learners=slow, affordable_steps=share * slow * long, most=long),
         short_runs=short_runs,
     )
     left = share * whole_cost(rows, model)
     runs: list[ProbeRun] = []
     spent = 0.0
     while (planned := next_run(learners, runs, ladder=ladder, quick=quick)) is not None:
-        if planned.steps >= LONG_STEPS:
+        if planned.steps >= long:
             break
         key = (planned.learner.name, planned.steps, planned.seed, round(planned.rate_factor, 3))
         if key not in rows:

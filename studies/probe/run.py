@@ -73,7 +73,7 @@ def complete_cases(rows: list[dict[str, Any]]) -> Cases:
         if all(
             (method, steps, 0, 1.0) in found
             for method in METHODS[key[0]]
-            for steps in (*SHORT_STEPS, LONG_STEPS)
+            for steps in (*SHORT_STEPS, LONG_STEPS[key[0]])
         )
     }
 
@@ -95,7 +95,7 @@ def curves_of(cases: Cases) -> list[Case]:
         [
             MethodCurve(
                 kind=known_kind(method), short={s: odds_of(found, method, s) for s in SHORT_STEPS},
-                planned_steps=LONG_STEPS, final=odds_of(found, method, LONG_STEPS),
+                planned_steps=LONG_STEPS[key[0]], final=odds_of(found, method, LONG_STEPS[key[0]]),
             )
             for method in METHODS[key[0]]
         ]
@@ -114,7 +114,7 @@ def choices_of(key: CaseKey, cases: Cases) -> dict[str, tuple[str, float]]:
         chosen = max(methods, key=lambda m: held_out(found, m, steps))
         return chosen, sum(cost_of(found[m, steps, 0, 1.0]) for m in methods)
 
-    one, two, whole = (best(steps) for steps in (*SHORT_STEPS, LONG_STEPS))
+    one, two, whole = (best(steps) for steps in (*SHORT_STEPS, LONG_STEPS[key[0]]))
     short_cost = one[1] + two[1]
     choices = {
         "even": two, "one epoch": one, "published": (published_choice(key), 0.0), "whole": whole,
@@ -165,7 +165,7 @@ def estimates_of(
 ) -> tuple[LearnerEstimate, ...]:
     """Return the product's estimates after a replayed probe."""
     runs = replay_probe(cases[key], key[0], share=share, short_runs=model).runs
-    return estimate_learners(runs, planned_steps=LONG_STEPS, short_runs=model)
+    return estimate_learners(runs, planned_steps=LONG_STEPS[key[0]], short_runs=model)
 
 
 def published_choice(key: CaseKey) -> str:
@@ -202,7 +202,7 @@ def learned_log_odds(key: CaseKey, found: CaseRows, others: Cases) -> dict[str, 
     for other, cells in others.items():
         for method in METHODS[other[0]]:
             inputs.append(features_of(other, cells, method))
-            targets.append(odds_of(cells, method, LONG_STEPS))
+            targets.append(odds_of(cells, method, LONG_STEPS[other[0]]))
     model = make_pipeline(StandardScaler(), Ridge(alpha=3.0)).fit(inputs, targets)
     rows = [features_of(key, found, method) for method in METHODS[key[0]]]
     return dict(zip(METHODS[key[0]], map(float, model.predict(rows)), strict=True))
@@ -248,14 +248,14 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def of_case(key: CaseKey, cases: Cases) -> dict[str, Any]:
     """Return truth, choices, costs and estimates of a case."""
-    found, methods = cases[key], METHODS[key[0]]
-    truth = {m: found[m, LONG_STEPS, 0, 1.0]["test_accuracy"] for m in methods}
+    found, methods, long = cases[key], METHODS[key[0]], LONG_STEPS[key[0]]
+    truth = {m: found[m, long, 0, 1.0]["test_accuracy"] for m in methods}
     choices, whole = choices_of(key, cases), whole_cost(found, key[0])
     return {
         "model": key[0], "data": key[1], "seed": key[2],
-        "test_images": found[methods[0], LONG_STEPS, 0, 1.0]["test_images"],
+        "test_images": found[methods[0], long, 0, 1.0]["test_images"],
         "whole_cpu_seconds": round(whole, 1), "truth": truth,
-        "held_out": {m: held_out(found, m, LONG_STEPS) for m in methods},
+        "held_out": {m: held_out(found, m, long) for m in methods},
         "choices": {rule: method for rule, (method, _) in choices.items()},
         "cost": {rule: round(cost / whole, 3) for rule, (_, cost) in choices.items() if cost},
         "regret": {

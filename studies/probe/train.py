@@ -47,7 +47,7 @@ def missing_trainings(case: Case, rows: Rows, share: float | None) -> Iterator[d
 
     found = made()
     for method in METHODS[case.model]:
-        for steps in (*SHORT_STEPS, LONG_STEPS):
+        for steps in (*SHORT_STEPS, LONG_STEPS[case.model]):
             if (method, steps, 0, 1.0) not in found:
                 yield {"method": method, "steps": steps}
     while share is not None:
