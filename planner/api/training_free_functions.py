@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from planner.api.arguments import found_device, no_progress, parse_size
-from planner.api.early_checks import check_input, check_plan_folder
+from planner.api.arguments import device_name, found_device, no_progress, parse_size
+from planner.api.early_checks import check_input, check_names, check_plan_folder
 from profiler.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from planner.training_free.plan_file import FrozenPlan
     from planner.training_free.probe_folder import FittedProbe
     from planner.training_free.zero_shot import ZeroShotEvaluation
+    from profiler.devices.table import DeviceSpec
 
 
 def training_free(
     vram: int | str,
     *,
-    device: str = "auto",
+    device: str | DeviceSpec = "auto",
     data: str = "cifar100",
     out: str | Path | None = None,
     on_progress: Notify | None = None,
@@ -33,39 +34,39 @@ def training_free(
 
     Args:
         vram: budget in bytes or as text.
-        device: ``auto``, ``cpu``, or a name of the device table.
+        device: ``auto`` (this machine's GPU, else the RTX 2060 SUPER), ``cpu``, or a device of the
+            table.
         data: data set or folder: its published accuracies, classes and images.
         out: folder of plan files, one for each model that fits; None to write none.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
-        UsageError: no such device.
+        UnknownNameError: no such device.
+        UsageError: the budget is out of its domain.
         InputError: a library of these models is not installed, or there is no such data.
     """
+    check_names(device=device_name(device))
     check_input(data=data)
     from planner.plan import SMALLEST_BUDGET
     from planner.recommendation.data_facts import FACTS_IMAGE_SIZE, data_facts
     from planner.target_device import find_target
-    from planner.training.images.registry import find_named
     from planner.training_free.options import training_free_options
     from planner.training_free.plan_file import with_plan_files
     from profiler.store import Store
 
-    budget, target = parse_size(vram), find_target(device)
+    budget, target = parse_size(vram), find_target(device_name(device))
     if budget < SMALLEST_BUDGET:
         raise UsageError(f"vram must be at least 1 MiB, got {budget} bytes")
     if out is not None:
         check_plan_folder(out)
     notify = on_progress or no_progress
-    facts, named = data_facts(data, image_size=FACTS_IMAGE_SIZE, is_used=False), find_named(data)
+    facts = data_facts(data, image_size=FACTS_IMAGE_SIZE, is_used=False)
     options = training_free_options(
         device=target.spec,
         budget_bytes=budget,
         data=data,
         num_classes=facts.num_classes,
-        train_images=facts.source.train_images
-        if facts.source is not None
-        else (None if named is None else named[0].size_of(named[1]).train_images),
+        train_images=facts.train_images,
         store=Store.default(),
         on_progress=lambda text, done: notify("replay", text, done),
     )
@@ -101,9 +102,12 @@ def features(
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
-        UsageError: no such backbone, or an image size that it refuses.
+        UnknownNameError: no such backbone.
+        UsageError: an image size that it refuses.
         InputError: the data or the weights cannot be read.
     """
+    check_names(models=[model])
+    check_input(data=data, weights=weights)
     from planner.training_free.features import evaluate_features, feature_forward
 
     if image_size is not None and not 8 <= image_size <= 8192:

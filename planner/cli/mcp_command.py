@@ -6,18 +6,12 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import at_once_option
+from planner.cli.options import at_once_option, served_root_option
 from profiler.errors import InputError
 
 
 @click.command()
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("served"),
-    show_default=True,
-    help="Folder of all questions and answers.",
-)
+@served_root_option
 @at_once_option
 def mcp(*, root: Path, at_once: int) -> None:
     """Serve questions of a language model over MCP.

@@ -314,6 +314,14 @@ power_limit_option = click.option(
 )
 
 
+served_root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("served"),
+    show_default=True,
+    help="Folder of all questions and answers.",
+)
+
 token_file_option = click.option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import at_once_option, token_file_option
+from planner.cli.options import at_once_option, served_root_option, token_file_option
 from profiler.errors import InputError
 from profiler.json_records import shortened
 
@@ -34,13 +34,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]+")
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=8321, show_default=True, help="Port."
 )
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("served"),
-    show_default=True,
-    help="Folder of all questions and answers.",
-)
+@served_root_option
 @token_file_option
 @click.option("--allow-host", multiple=True, help="Name by which clients may address this service.")
 @at_once_option

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from planner.disk.file_lock import is_open_file
 from profiler.errors import InputError
 
 _DRAFT_SUFFIX = ".budgetplan-draft"
@@ -152,9 +153,15 @@ def cannot_write(path: Path, error: BaseException, *, remedy: str = "") -> Input
 @contextmanager
 def _draft_file(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (open file, path) of a locked draft, which is removed unless it was renamed."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_DRAFT_SUFFIX)
-    try:
+    while True:
+        handle, draft = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_DRAFT_SUFFIX
+        )
         fcntl.flock(handle, fcntl.LOCK_EX)
+        if is_open_file(handle, Path(draft)):
+            break
+        os.close(handle)  # another process took the draft for one without an owner
+    try:
         yield handle, draft
     finally:
         with contextlib.suppress(FileNotFoundError):

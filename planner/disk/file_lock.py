@@ -51,7 +51,7 @@ class FileLock:
             except BaseException:
                 os.close(handle)
                 raise
-            if _is_open_file(handle, self.path):
+            if is_open_file(handle, self.path):
                 self._handle = handle
                 self._write_holder()
                 return True
@@ -107,7 +107,7 @@ def read_holder(path: Path) -> dict[str, object]:
     return {"schema": LOCK_SCHEMA}
 
 
-def _is_open_file(handle: int, path: Path) -> bool:
+def is_open_file(handle: int, path: Path) -> bool:
     """Return whether a path still leads to an open file."""
     try:
         there = os.stat(path, follow_symlinks=False)

@@ -18,12 +18,14 @@ class DataFacts:
 
     Attributes:
         num_classes: number of classes.
+        train_images: number of training images.
         source: origin of a folder's images; None for a named data set.
         images_per_class: training images of each class of a folder, by label; empty for a named
             data set, whose classes are about equally frequent.
     """
 
     num_classes: int
+    train_images: int
     source: DataSource | None = None
     images_per_class: tuple[int, ...] = ()
 
@@ -47,14 +49,17 @@ def data_facts(data: str, *, image_size: int, is_used: bool) -> DataFacts:
         if found.check_variant is not None:
             found.check_variant(variant)
         if not is_used:
-            return DataFacts(num_classes=found.size_of(variant).num_classes)
+            size = found.size_of(variant)
+            return DataFacts(num_classes=size.num_classes, train_images=size.train_images)
     # Only the labels are read, so any normalisation will do.
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     images = load_data(data, image_size=image_size, mean=mean, std=std)
+    train_images = images.source.train_images
     if named is not None:
-        return DataFacts(num_classes=images.num_classes)
+        return DataFacts(num_classes=images.num_classes, train_images=train_images)
     return DataFacts(
         num_classes=images.num_classes,
+        train_images=train_images,
         source=images.source,
         images_per_class=images.images_per_class,
     )

@@ -33,7 +33,7 @@ from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from planner.recipe import Recipe
-    from planner.training.probe_messages import ProbeResult
+    from planner.training.probe_messages import ProbeRequest, ProbeResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +141,12 @@ def probe_front(
         MeasurementError: the child process died.
     """
     from planner.recommendation.run_limits import probe_limit
-    from planner.training.probe_messages import ProbeRequest, ProbeResult
+    from planner.training.probe_messages import ProbeResult
     from planner.training.probe_process import run_probe
     from profiler.running.sandbox import run_in_process
 
     if request.probe_seconds is None:
         return None
-    run = request.run
     rule = rule_of(request)
     lacking = [
         part.space.base.model
@@ -164,13 +163,10 @@ def probe_front(
     learners = learners_of(request, [c.candidate for c in candidates], rule)
     result = run_in_process(
         run_probe,
-        ProbeRequest(
-            learners=learners,
-            data=run.data,
-            device=rule.device,
-            seed=run.seed,
-            weights=weights_files(request),
-            pretrained=run.pretrained,
+        probe_request(
+            request,
+            learners,
+            rule,
             seconds=request.probe_seconds,
             storage=storage,
             study=min(part.study for part in request.backbones),
@@ -180,6 +176,41 @@ def probe_front(
         on_progress=lambda text, done: notify("probe", text, done),
     )
     return _outcome(result, learners, rule)
+
+
+def probe_request(
+    request: Request,
+    learners: Sequence[Learner],
+    rule: ProbeRule,
+    *,
+    seconds: float,
+    storage: str,
+    study: str,
+) -> ProbeRequest:
+    """Return the request of a child process that trains learners briefly.
+
+    Args:
+        request: images, seed and weights.
+        learners: learners to train.
+        rule: device of the trainings.
+        seconds: time of the trainings.
+        storage: SQLAlchemy URL of the study, with its password.
+        study: study that keeps the runs.
+    """
+    from planner.training.probe_messages import ProbeRequest
+
+    run = request.run
+    return ProbeRequest(
+        learners=tuple(learners),
+        data=run.data,
+        device=rule.device,
+        seed=run.seed,
+        weights=weights_files(request),
+        pretrained=run.pretrained,
+        seconds=seconds,
+        storage=storage,
+        study=study,
+    )
 
 
 def final_recipe(request: Request, probe: ProbeOutcome | None, workload: Workload) -> Recipe:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.recommendation.answer import FrontEntry
-from planner.recommendation.probe_front import ProbeOutcome, learners_of, rule_of, weights_files
+from planner.recommendation.probe_front import ProbeOutcome, learners_of, probe_request, rule_of
 from planner.recommendation.request import Notify, Request
 from planner.training.find_rate import RATE_STEPS, find_rate
-from planner.training.probe_messages import ProbeRequest, ProbeResult
+from planner.training.probe_messages import ProbeResult
 from planner.training.probe_records import RATE_FACTORS, ProbeRule, ProbeRun
 from planner.training.probe_statistics import best_rates
 from profiler.errors import BudgetplanError
@@ -60,20 +60,12 @@ def _run_test(
     from planner.recommendation.run_limits import rate_limit
     from profiler.running.sandbox import run_in_process
 
-    run, learners = request.run, learners_of(request, [entry.plan.candidate], rule)
+    learners = learners_of(request, [entry.plan.candidate], rule)
     limit_seconds = rate_limit(request, learners[0], rule)
     return run_in_process(
         find_rate,
-        ProbeRequest(
-            learners=learners,
-            data=run.data,
-            device=rule.device,
-            seed=run.seed,
-            weights=weights_files(request),
-            pretrained=run.pretrained,
-            seconds=limit_seconds,
-            storage=storage,
-            study=request.study,
+        probe_request(
+            request, learners, rule, seconds=limit_seconds, storage=storage, study=request.study
         ),
         ProbeResult,
         timeout_seconds=limit_seconds,

@@ -8,11 +8,9 @@ probe one study therefore add to each other's runs. The content is a JSON object
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from typing import Any
 
-from planner.search.storage import storage_errors
-from planner.search.study_lock import StudyLock, opened_storage
+from planner.search.study_lock import opened_study
 
 RUN_ATTRIBUTE = "budgetplan.probe."
 """Beginning of the names of these attributes."""
@@ -31,15 +29,8 @@ def read_probe_runs(url: str, study_name: str) -> list[Any]:
     Raises:
         InputError: the study cannot be read.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with (
-        closing(StudyLock(url, study_name)) as lock,
-        opened_storage(url, study_name, lock) as database,
-        storage_errors(url, study_name),
-    ):
-        attributes = optuna.load_study(study_name=study_name, storage=database).user_attrs
+    with opened_study(url, study_name) as study:
+        attributes = study.user_attrs
     names = sorted(name for name in attributes if name.startswith(RUN_ATTRIBUTE))
     return [attributes[name] for name in names[:MOST_RUNS]]
 
@@ -56,13 +47,5 @@ def append_probe_run(url: str, study_name: str, key: str, run: Mapping[str, Any]
     Raises:
         InputError: the study cannot be written.
     """
-    import optuna
-
-    with (
-        closing(StudyLock(url, study_name)) as lock,
-        opened_storage(url, study_name, lock) as database,
-        lock.held(),
-        storage_errors(url, study_name),
-    ):
-        study = optuna.load_study(study_name=study_name, storage=database)
+    with opened_study(url, study_name) as study:
         study.set_user_attr(RUN_ATTRIBUTE + key, dict(run))

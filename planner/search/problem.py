@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from planner.cost.step_estimate import StepEstimate
-from planner.search.pareto import Direction, non_dominated
+from planner.search.pareto import Direction
 from planner.search.space import Assignment, Space
 from profiler.devices.table import DeviceSpec
 from profiler.placement import PolicyChoice
@@ -150,16 +150,6 @@ class SearchResult:
             for result in _distinct_runs(self.results)
             if result.device_bytes <= limit_of(result.candidate.workload)
         ]
-
-    def front(self, budget_bytes: DeviceBytes) -> list[TrialResult]:
-        """Return the non-dominated results within the budget, each distinct run once."""
-        distinct = _distinct_runs(self.results)
-        front = non_dominated(
-            [result.objectives for result in distinct],
-            directions=OBJECTIVES,
-            violations=[result.device_bytes - budget_bytes for result in distinct],
-        )
-        return [distinct[i] for i in front]
 
 
 OnTrial = Callable[[int, int], None]

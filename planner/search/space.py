@@ -135,8 +135,17 @@ class Space:
                 )
 
     def method(self, name: str) -> SearchedMethod:
-        """Return the method of a name; raises StopIteration if the space does not have it."""
-        return next(method for method in self.methods if method.name == name)
+        """Return the method of a name.
+
+        Raises:
+            UnknownNameError: the space does not have it.
+        """
+        found = next((method for method in self.methods if method.name == name), None)
+        if found is None:
+            raise UnknownNameError(
+                kind="method", name=name, known=[method.name for method in self.methods]
+            )
+        return found
 
     def dimensions(self, method: SearchedMethod) -> dict[str, Sequence[str | int]]:
         """Return the values of every dimension that a point with the method has, method apart.

@@ -25,6 +25,7 @@ from planner.search.storage import check_file, storage_errors
 from planner.search.storage_url import sqlite_path
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.storages import BaseStorage
     from sqlalchemy.engine import Connection
 
@@ -142,6 +143,29 @@ def opened_storage(
         yield storage
     finally:
         close_storage(storage)
+
+
+@contextmanager
+def opened_study(url: str, name: str) -> Iterator[Study]:
+    """Open an existing study under its lock.
+
+    Args:
+        url: storage URL.
+        name: name of the study.
+
+    Raises:
+        InputError: the storage cannot be used, or has no such study.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with (
+        closing(StudyLock(url, name)) as lock,
+        opened_storage(url, name, lock) as storage,
+        lock.held(),
+        storage_errors(url, name),
+    ):
+        yield optuna.load_study(study_name=name, storage=storage)
 
 
 def _lock_key(study_name: str) -> int:

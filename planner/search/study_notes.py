@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.search.problem import assignment_key
-from planner.search.storage import storage_errors
 from planner.search.storage_url import sqlite_path
-from planner.search.study_lock import StudyLock, opened_storage
+from planner.search.study_lock import opened_study
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -53,17 +51,9 @@ def annotate_study(
     Raises:
         InputError: the storage cannot be used.
     """
-    import optuna
-
-    with (
-        closing(StudyLock(url, name)) as lock,
-        opened_storage(url, name, lock) as storage,
-        lock.held(),
-        storage_errors(url, name),
-    ):
-        study = optuna.load_study(study_name=name, storage=storage)
+    with opened_study(url, name) as study:
         _write_note(study, "", note)
-        written = storage.get_study_system_attrs(study._study_id)
+        written = study._storage.get_study_system_attrs(study._study_id)
         for trial in study.get_trials(deepcopy=False):
             text = trial_notes.get(assignment_key(trial.params), "")
             if text or f"dashboard:{trial._trial_id}:note_ver" in written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -77,6 +78,26 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
         (draft / "weights").write_text("")
     assert names(tmp_path / "model") == ["weights"]
     assert names(tmp_path / "elsewhere") == ["mine"]
+
+
+def test_a_draft_that_was_removed_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may take a draft for a killed one's, between its creation and its lock."""
+    removed: list[str] = []
+    lock = fcntl.flock
+
+    def late_lock(handle: int, operation: int) -> None:
+        if not removed:
+            removed.extend(names(tmp_path))
+            remove_draft_files(tmp_path)
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late_lock)
+    write_file(tmp_path / "plan.json", b"content")
+    assert len(removed) == 1
+    assert names(tmp_path) == ["plan.json"]
+    assert (tmp_path / "plan.json").read_bytes() == b"content"
 
 
 def test_only_drafts_of_ended_processes_are_removed(tmp_path: Path) -> None:

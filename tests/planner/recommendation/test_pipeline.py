@@ -358,8 +358,11 @@ def test_the_answer_names_its_alternatives(answered: Recommendation) -> None:
 
 
 def test_classes_without_a_download() -> None:
-    assert data_facts("digits", image_size=32, is_used=False) == DataFacts(num_classes=10)
-    assert data_facts("cifar100", image_size=32, is_used=False) == DataFacts(num_classes=100)
+    digits = DataFacts(num_classes=10, train_images=1295)
+    assert data_facts("digits", image_size=32, is_used=False) == digits
+    assert data_facts("digits", image_size=32, is_used=True) == digits
+    cifar = DataFacts(num_classes=100, train_images=45_000)
+    assert data_facts("cifar100", image_size=32, is_used=False) == cifar
     assert data_facts("cifar10-c:fog:2", image_size=32, is_used=False).num_classes == 10
     with pytest.raises(UsageError, match="severity from 1 to 5"):
         data_facts("cifar10-c:fog", image_size=32, is_used=False)

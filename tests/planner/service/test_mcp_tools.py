@@ -62,8 +62,11 @@ def test_the_tools_have_names_and_descriptions(jobs: Jobs) -> None:
 
 
 def test_a_question_is_answered_and_its_plan_is_given(jobs: Jobs) -> None:
-    (found,) = call(jobs, ("recommend", SMALL))
-    answer = content(found)
+    for _ in range(10):  # a slow machine gets the job first; the same question waits on
+        (found,) = call(jobs, ("recommend", SMALL))
+        answer = content(found)
+        if answer["schema"] != "budgetplan.job/1":
+            break
     assert answer["schema"] == "budgetplan.recommendation/1"
     best = answer["front"][answer["recommended"]]
     assert best["workload"]["method"] == "head"
