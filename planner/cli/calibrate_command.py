@@ -30,7 +30,8 @@ def calibrate(*, device: str, no_cells: bool, as_json: bool, progress: ProgressK
     """Time short training steps, to correct predictions here.
 
     It takes a few minutes, and wants a machine that does nothing else: cells whose rounds differ by
-    more than 10 % are dropped. Exit code 6: all were dropped.
+    more than 10 %, or whose threads waited for a processor, are dropped. Exit code 6: all were
+    dropped.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         found = api.calibrate(device=device, with_cells=not no_cells, on_progress=notify)

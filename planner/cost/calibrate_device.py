@@ -1,7 +1,8 @@
 """Calibration of this machine: short real steps, and a correction from all real runs so far.
 
 1. Time the cells of ``profiler.timing.calibration_cells`` in interleaved rounds.
-2. Keep the cells whose rounds agree (``profiler.timing.measured_runs``).
+2. Keep the cells whose rounds agree (``profiler.timing.measured_runs``) and whose threads did not
+   wait for a processor (``profiler.timing.processor_wait``).
 3. Predict every kept run of this machine, those of other commands included.
 4. Fit a correction, and store it; predictions use it if cross-validation says that it helps.
 """
@@ -24,6 +25,7 @@ from profiler.timing.measured_runs import (
     record_run,
     this_machine,
 )
+from profiler.timing.processor_wait import LARGEST_WAIT
 
 DEVICE_CALIBRATION_SCHEMA = "budgetplan.device_calibration/1"
 
@@ -41,13 +43,15 @@ class TimedCell:
         name: model, method, micro-batch and precision.
         seconds: median seconds of a step; None if it did not run.
         disagreement: relative difference of the rounds; None if it did not run.
-        kept: whether the rounds agree.
-        reason: why it did not run; empty if it did.
+        waited: share of its time that its threads waited for a processor.
+        kept: whether the rounds agree and the threads did not wait.
+        reason: why it did not run, or was not kept although its rounds agree; else empty.
     """
 
     name: str
     seconds: float | None
     disagreement: float | None
+    waited: float
     kept: bool
     reason: str = ""
 
@@ -108,7 +112,7 @@ def calibrate_device(
 
     Raises:
         DeviceError: the device is not in this machine.
-        MeasurementError: the rounds of every cell disagree: the machine is busy.
+        MeasurementError: the rounds of every cell disagree or wait: the machine is busy.
     """
     from profiler.timing.kept_corrections import keep_correction
 
@@ -152,23 +156,27 @@ def _time_cells(
         on_progress=lambda text, done: on_progress(text, 0.7 * done),
     )
     cells = []
-    for candidate, seconds, reason in zip(candidates, found.seconds, found.reasons, strict=True):
+    for candidate, seconds, reason, waited in zip(
+        candidates, found.seconds, found.reasons, found.waits, strict=True
+    ):
         load = candidate.workload
-        kept = record_run(machine, candidate, seconds, source="calibrate")
+        is_alone = waited <= LARGEST_WAIT
+        kept = is_alone and record_run(machine, candidate, seconds, source="calibrate")
         cells.append(
             TimedCell(
                 name=f"{load.model} {load.method} {load.micro_batch} {load.precision}",
                 seconds=median(seconds) if seconds else None,
                 disagreement=disagreement(seconds),
+                waited=waited,
                 kept=kept,
-                reason=reason,
+                reason=reason if is_alone else f"waited {100 * waited:.0f} % for a processor",
             )
         )
     if not any(cell.kept for cell in cells):
         raise MeasurementError(
             f"the rounds of all {len(cells)} cells differ by more than "
-            f"{100 * LARGEST_DISAGREEMENT:.0f} % or did not run, so nothing was kept; the machine "
-            "is busy: calibrate again when nothing else runs"
+            f"{100 * LARGEST_DISAGREEMENT:.0f} %, waited for a processor or did not run, so "
+            "nothing was kept; the machine is busy: calibrate again when nothing else runs"
         )
     return found.clock, tuple(cells)
 

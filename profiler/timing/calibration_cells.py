@@ -3,6 +3,8 @@
 The rounds are interleaved: each takes a few steps of every cell. A disturbance that lasts then
 shows as a difference between the rounds of a cell, and the cell is dropped. On a CPU with one
 thread the time of the process counts, which other processes change less than the wall clock.
+With several threads, the time in which they waited for a processor is kept as well: rounds on a
+machine that is busy all the time agree.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Literal
 from profiler.json_records import NonNegativeFloat, PositiveInt
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress
+from profiler.timing.processor_wait import wait_share, waited_seconds
 from profiler.workload import Candidate, Workload
 
 CELL_ROUNDS = 4
@@ -45,11 +48,14 @@ class CellsResult(Message, frozen=True, kw_only=True):
             run.
         clock: ``process`` for the processor time of the process, else ``wall``.
         reasons: for each cell the reason why it did not run, or an empty text.
+        waits: for each cell the share of its time that its threads waited for a processor; 0 by
+            the clock of the process.
     """
 
     seconds: tuple[tuple[NonNegativeFloat, ...], ...]
     clock: Literal["process", "wall"]
     reasons: tuple[str, ...]
+    waits: tuple[NonNegativeFloat, ...]
 
 
 def calibration_candidates(*, on_cuda: bool) -> tuple[Candidate, ...]:
@@ -92,6 +98,7 @@ def run_cells(request: CellsRequest, progress: Progress) -> CellsResult:
     alone = request.device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     seconds: list[list[float]] = [[] for _ in request.candidates]
+    waits = [0.0] * len(request.candidates)
     reasons = [""] * len(request.candidates)
     with gc_frozen():
         for number in range(request.rounds):
@@ -101,7 +108,9 @@ def run_cells(request: CellsRequest, progress: Progress) -> CellsResult:
                 if reasons[index]:
                     continue
                 try:
-                    seconds[index].append(_time_cell(candidate, request.device, clock))
+                    taken, share = _time_cell(candidate, request.device, clock)
+                    seconds[index].append(taken)
+                    waits[index] += (0.0 if alone else share) / request.rounds
                 except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
                     reasons[index] = " ".join(str(error).split())[:160] or type(error).__name__
                     seconds[index].clear()
@@ -109,26 +118,29 @@ def run_cells(request: CellsRequest, progress: Progress) -> CellsResult:
         seconds=tuple(map(tuple, seconds)),
         clock="process" if alone else "wall",
         reasons=tuple(reasons),
+        waits=tuple(waits),
     )
 
 
-def _time_cell(candidate: Candidate, device: str, clock: Callable[[], float]) -> float:
-    """Build a cell, warm up, and return the seconds of a step."""
+def _time_cell(
+    candidate: Candidate, device: str, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Build a cell, warm up, and return the seconds of a step and the share that it waited."""
     import torch
 
     from profiler.running.measurement import build_step
 
+    on_cuda = device == "cuda"
     step, batches = build_step(candidate, device=device)
     step.run(batches)  # allocates the optimizer's state
-    if device == "cpu":
-        step.run(batches)
-        start = clock()
-        step.run(batches)
-        return clock() - start
     step.run(batches)
-    torch.cuda.synchronize()
-    start = clock()
-    for _ in range(CUDA_STEPS):
+    if on_cuda:
+        torch.cuda.synchronize()
+    steps = CUDA_STEPS if on_cuda else 1
+    waited, start = waited_seconds(), clock()
+    for _ in range(steps):
         step.run(batches)
-    torch.cuda.synchronize()
-    return (clock() - start) / CUDA_STEPS
+    if on_cuda:
+        torch.cuda.synchronize()
+    seconds = clock() - start
+    return seconds / steps, wait_share(waited, waited_seconds(), seconds=seconds)

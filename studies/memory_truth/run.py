@@ -6,7 +6,7 @@ Every cell is a candidate: backbone x method x placement x precision x optimizer
 with accumulation, gradient clipping, dropout or stochastic depth. The grid is drawn with a seed so
 that every (backbone, method), (backbone, placement), (backbone, precision) and (backbone, optimizer)
 pair occurs. A cell's *real* peak is ``profiler.device_rules.cpu_allocator.peak_during`` of one steady step: the
-model is built and warmed up under the same recording (with one image: optimizer state does not
+model is built and warmed up under the same recording (with few images: optimizer state does not
 depend on the batch), so every byte is the allocator's own. *Replayed* is
 ``profiler.replay.step_replay.replay_step(device=CPU)``.
 
@@ -225,11 +225,12 @@ def real_peak(candidate: Candidate) -> int:
         step, batches = build_step(candidate, device="cpu")
         made.extend((step, batches))
         size = candidate.workload.image_size
+        count = min(2, candidate.workload.micro_batch)  # BatchNorm on vectors needs two
 
-        def one_image() -> Any:
-            return torch.rand(1, 3, size, size), torch.zeros(1, dtype=torch.long)
+        def few_images() -> Any:
+            return torch.rand(count, 3, size, size), torch.zeros(count, dtype=torch.long)
 
-        step.run([one_image])
+        step.run([few_images])
 
     return peak_during(prepare, lambda: made[0].run(made[1]))
 

@@ -38,8 +38,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration_cells, "calibration_candidates", lambda *, on_cuda: CELLS)
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, *, factor: float, noise: float) -> None:
-    """Let each cell take ``factor`` times the 10 ms that are predicted for it."""
+def answer(
+    monkeypatch: pytest.MonkeyPatch, *, factor: float, noise: float, wait: float = 0.0
+) -> None:
+    """Let each cell take ``factor`` times the 10 ms that are predicted for it.
+
+    Args:
+        wait: share of its time that the first cell waits for a processor.
+    """
 
     def run(
         function: object,
@@ -52,7 +58,13 @@ def answer(monkeypatch: pytest.MonkeyPatch, *, factor: float, noise: float) -> N
         assert timeout_seconds >= 3600  # a slow machine takes long, and would lose everything
         rounds = [0.01 * factor * (1 + noise * (i % 2)) for i in range(request.rounds)]
         seconds = tuple(tuple(rounds) for _ in request.candidates)
-        return CellsResult(seconds=seconds, clock="wall", reasons=("",) * len(seconds))
+        rest = len(seconds) - 1
+        return CellsResult(
+            seconds=seconds,
+            clock="wall",
+            reasons=("",) * len(seconds),
+            waits=(wait, *(0.0 for _ in range(rest))),
+        )
 
     def loaded(runs, device, on_progress):
         return [
@@ -107,6 +119,17 @@ def test_a_busy_machine_is_recognised_and_nothing_is_kept(monkeypatch: pytest.Mo
     assert calibrate_device(CPU, with_cells=False).runs == ()
 
 
+def test_a_cell_that_waited_for_a_processor_is_not_kept_although_its_rounds_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer(monkeypatch, factor=1.4, noise=0.0, wait=0.6)
+    found = calibrate_device(CPU)
+    assert [cell.kept for cell in found.cells] == [False] + [True] * (len(CELLS) - 1)
+    assert found.cells[0].reason == "waited 60 % for a processor"
+    assert found.to_json()["cells"][0]["waited"] == 0.6
+    assert len(found.runs) == len(CELLS) - 1
+
+
 def test_a_gpu_that_is_not_here_cannot_be_calibrated() -> None:
     with pytest.raises(DeviceError, match="not in this machine"):
         calibrate_device(device_spec("h200"))
@@ -129,6 +152,7 @@ def test_cells_run_on_this_processor() -> None:
     assert [len(seconds) for seconds in found.seconds] == [2, 2]
     assert all(value > 0 for seconds in found.seconds for value in seconds)
     assert found.reasons == ("", "")
+    assert all(share >= 0 for share in found.waits)
 
 
 def test_a_cell_that_fails_has_a_reason() -> None:
