@@ -115,7 +115,7 @@ def estimate_learners(
     draws = _Draws(
         weights=rng.dirichlet(np.ones(images), size=DRAWS),
         deviation=seed_deviation(runs),
-        common=rng.normal(0, short_runs.common_deviation, size=DRAWS),
+        common=rng.normal(size=DRAWS),
         planned=planned,
         model=short_runs,
         rng=rng,
@@ -160,7 +160,7 @@ class _Draws:
     Attributes:
         weights: weights of the held-out images and another one, [draws, images + 1].
         deviation: standard deviation of an accuracy over seeds.
-        common: error of the extrapolation that all learners share, [draws].
+        common: standard normal error of the extrapolation that all learners share, [draws].
         planned: steps of the planned training.
         model: constants of the extrapolation.
         rng: random generator.
@@ -200,7 +200,8 @@ class _Draws:
                 # The slope of a dropped learner at the most steps is that of those that went on.
                 slopes_of = [curve] if is_long else longest
                 rises = [self.model.rise(c.means, self.planned, curve.kind) for c in slopes_of]
-                final = final + float(np.mean(rises)) + self._error(doublings)
+                final = final + float(np.mean(rises))
+                final += self._error(doublings, has_slope=len(longest[0].drawn) > 1)
             odds.append(final)
         drawn: NDArray[np.float64] = 1 / (1 + np.exp(-np.stack(odds)))
         return drawn
@@ -229,15 +230,21 @@ class _Draws:
                     for means, each in zip(cut, every, strict=True)
                 ]
                 rise += expected[0] - float(np.mean(expected[1:]))
-        own = self.rng.normal(0, self.model.own_deviation, size=len(self.weights))
-        odds: NDArray[np.float64] = curve.drawn[last] + rise + np.sqrt(doublings) * own
+        own = self._own_error(doublings, has_slope=len(curve.drawn) > 1)
+        odds: NDArray[np.float64] = curve.drawn[last] + rise + own
         return odds
 
-    def _error(self, doublings: float) -> NDArray[np.float64]:
+    def _error(self, doublings: float, *, has_slope: bool) -> NDArray[np.float64]:
         """Return the error [draws] in log-odds of doublings that no learner was trained for."""
-        own = self.rng.normal(0, self.model.own_deviation, size=len(self.weights))
-        error: NDArray[np.float64] = np.sqrt(doublings) * (own + self.common)
-        return error
+        model = self.model
+        common = model.common_deviation if has_slope else model.first_common_deviation
+        error: NDArray[np.float64] = np.sqrt(doublings) * common * self.common
+        return error + self._own_error(doublings, has_slope=has_slope)
+
+    def _own_error(self, doublings: float, *, has_slope: bool) -> NDArray[np.float64]:
+        """Return a learner's own part of the error [draws]."""
+        own = self.model.own_deviation if has_slope else self.model.first_own_deviation
+        return self.rng.normal(0, np.sqrt(doublings) * own, size=len(self.weights))
 
     def _at(self, runs: Sequence[ProbeRun], steps: int) -> NDArray[np.float64]:
         """Return the drawn accuracies [draws] of the runs of some steps."""

@@ -44,6 +44,8 @@ class ShortRunModel:
         kept: share of the slope that goes on.
         own_deviation: standard deviation of a method's own error, per root of a doubling.
         common_deviation: standard deviation of the error that all methods share.
+        first_own_deviation: the same as ``own_deviation``, where only one length is known.
+        first_common_deviation: the same as ``common_deviation``, where only one length is known.
         curves: number of curves that the constants were fitted to.
         more: gain of each kind of methods over ``gain``.
         first_more: the same over ``first_gain``.
@@ -54,6 +56,8 @@ class ShortRunModel:
     kept: float
     own_deviation: float
     common_deviation: float
+    first_own_deviation: float
+    first_common_deviation: float
     curves: int = 0
     more: Mapping[str, float] = field(default_factory=dict)
     first_more: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +85,8 @@ DEFAULTS = ShortRunModel(
     kept=0.232,
     own_deviation=0.348,
     common_deviation=0.132,
+    first_own_deviation=0.335,
+    first_common_deviation=0.323,
     curves=42,
     more={"added": -0.06, "affine": -0.062, "full": 0.03, "head": -0.056, "low rank": 0.148},
     first_more={

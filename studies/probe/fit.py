@@ -22,7 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from harness import Rows
 from run import complete_cases, curves_of
-from short_run_fit import Case, MethodCurve, clipped_log_odds, fit_short_runs
+from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
 
 from planner.training.probe_records import ProbeRun
 from planner.training.probe_statistics import kind_of_learner
@@ -67,12 +67,9 @@ def main() -> None:
     """Write the constants."""
     nets = cases_by_net()
     fits = {net: fit_short_runs(cases) for net, cases in nets.items()}
-    both = fit_short_runs([case for cases in nets.values() for case in cases])
-    own = max(fit.own_deviation for fit in fits.values())
     found = {
         **{net: asdict(fit) for net, fit in fits.items()},
-        "all": asdict(both),
-        "taken": asdict(both) | {"own_deviation": own},
+        "taken": asdict(cautious_fit(nets)),
     }
     text = json.dumps(found, indent=1) + "\n"
     (HERE / "constants.json").write_text(text, encoding="utf-8")

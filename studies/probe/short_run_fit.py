@@ -54,8 +54,12 @@ def cautious_fit(cases_by_net: Mapping[str, Sequence[Case]]) -> ShortRunModel:
     A few kinds of nets say little about another.
     """
     every = fit_short_runs([case for cases in cases_by_net.values() for case in cases])
-    own = max(fit_short_runs(cases).own_deviation for cases in cases_by_net.values())
-    return replace(every, own_deviation=max(own, every.own_deviation))
+    fits = [every, *map(fit_short_runs, cases_by_net.values())]
+    return replace(
+        every,
+        own_deviation=max(fit.own_deviation for fit in fits),
+        first_own_deviation=max(fit.first_own_deviation for fit in fits),
+    )
 
 
 def fit_short_runs(cases: Sequence[Case]) -> ShortRunModel:
@@ -65,38 +69,58 @@ def fit_short_runs(cases: Sequence[Case]) -> ShortRunModel:
         cases: curves of the methods of each case.
     """
     curves = [(number, each) for number, case in enumerate(cases) for each in case]
-    slopes, rises, firsts, roots = [], [], [], []
+    slopes, rises, firsts, roots, first_roots = [], [], [], [], []
     for _, each in curves:
         first, last = sorted(each.short)[-2:]
         doublings = doublings_left(last, each.planned_steps)
+        every = doublings_left(first, each.planned_steps)
         slopes.append((each.short[last] - each.short[first]) / math.log2(last / first))
         rises.append((each.final - each.short[last]) / doublings)
-        firsts.append((each.final - each.short[first]) / doublings_left(first, each.planned_steps))
+        firsts.append((each.final - each.short[first]) / every)
         roots.append(math.sqrt(doublings))
+        first_roots.append(math.sqrt(every))
     kinds = sorted({each.kind for _, each in curves if each.kind is not None})
     is_of = np.array([[each.kind == kind for kind in kinds] for _, each in curves], dtype=float)
     ones = np.ones((len(curves), 1))
+    first_inputs = np.hstack([ones, is_of])
     inputs = np.hstack([ones, np.array(slopes)[:, None], is_of])
     gain, kept, *more = _drawn_to_zero(inputs, np.array(rises), free=2)
-    first_gain, *first_more = _drawn_to_zero(np.hstack([ones, is_of]), np.array(firsts), free=1)
+    first_gain, *first_more = _drawn_to_zero(first_inputs, np.array(firsts), free=1)
     # An error per doubling times the root of the doublings is an error per root of a doubling.
+    numbers = np.array([number for number, _ in curves])
     errors = (np.array(rises) - inputs @ [gain, kept, *more]) * np.array(roots)
-    number_of = np.array([number for number, _ in curves])
-    means = {n: errors[number_of == n].mean() for n in set(number_of)}
-    own = errors - np.array([means[n] for n in number_of])
-    freedom = max(1, len(errors) - len(means) - len(kinds))
-    own_variance = float((own**2).sum() / freedom)
-    total_variance = float((errors**2).mean())
+    own, common = _deviations(errors, numbers, fitted=len(kinds))
+    errors = (np.array(firsts) - first_inputs @ [first_gain, *first_more]) * np.array(first_roots)
+    first_own, first_common = _deviations(errors, numbers, fitted=len(kinds))
     return ShortRunModel(
         first_gain=round(float(first_gain), 3),
         gain=round(float(gain), 3),
         kept=round(float(kept), 3),
-        own_deviation=round(math.sqrt(own_variance), 3),
-        common_deviation=round(math.sqrt(max(0.0, total_variance - own_variance)), 3),
+        own_deviation=own,
+        common_deviation=common,
+        first_own_deviation=first_own,
+        first_common_deviation=first_common,
         curves=len(errors),
         more={k: round(float(v), 3) for k, v in zip(kinds, more, strict=True)},
         first_more={k: round(float(v), 3) for k, v in zip(kinds, first_more, strict=True)},
     )
+
+
+def _deviations(
+    errors: NDArray[np.float64], numbers: NDArray[np.int_], *, fitted: int
+) -> tuple[float, float]:
+    """Return the standard deviations of own errors and of those that the curves of a case share.
+
+    Args:
+        errors: error of each curve.
+        numbers: number of the case of each curve.
+        fitted: number of fitted kinds, which are degrees of freedom less.
+    """
+    means = {n: errors[numbers == n].mean() for n in set(numbers)}
+    own = errors - np.array([means[n] for n in numbers])
+    own_variance = float((own**2).sum() / max(1, len(errors) - len(means) - fitted))
+    common_variance = max(0.0, float((errors**2).mean()) - own_variance)
+    return round(math.sqrt(own_variance), 3), round(math.sqrt(common_variance), 3)
 
 
 def _drawn_to_zero(

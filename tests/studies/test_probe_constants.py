@@ -45,6 +45,10 @@ def test_the_constants_of_made_up_curves_are_found_again() -> None:
     assert found.first_more == pytest.approx({"head": -0.2, "full": 0.2}, abs=0.05)
     assert found.own_deviation == pytest.approx(0.3, abs=0.03)
     assert found.common_deviation == pytest.approx(0.4, abs=0.05)
+    # Where the slope is not known its spread of 0.5 is an error too: twice, over 3 doublings.
+    own = np.sqrt((2 * 0.5) ** 2 + 2 * 0.3**2) / np.sqrt(3)
+    assert found.first_own_deviation == pytest.approx(own, abs=0.03)
+    assert found.first_common_deviation == pytest.approx(0.4 * np.sqrt(2 / 3), abs=0.05)
     assert found.curves == 2400
 
 

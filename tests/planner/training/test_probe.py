@@ -217,8 +217,9 @@ def test_an_interval_of_a_longer_training_covers_what_the_model_says() -> None:
     """300 made-up trainings that rise as the constants of the extrapolation say."""
     rng = np.random.default_rng(1)
     model = ShortRunModel(
-        first_gain=0.5, gain=0.1, kept=0.5, own_deviation=0.3, common_deviation=0.4
-    )
+        first_gain=0.5, gain=0.1, kept=0.5, own_deviation=0.3, common_deviation=0.4,
+        first_own_deviation=0.5, first_common_deviation=0.5,
+    )  # fmt: skip
     covered = 0
     for _ in range(300):
         at = {10: 0.0, 20: 0.8}
@@ -263,7 +264,7 @@ def test_short_runs_are_weak_evidence() -> None:
     # One doubling: the gap of the log-odds, and an error of each learner's own. The images add
     # little, because both learners answer the same ones.
     gap = np.log(0.7 / 0.3) - np.log(0.6 / 0.4)
-    deviation = DEFAULTS.own_deviation * np.sqrt(2)
+    deviation = DEFAULTS.first_own_deviation * np.sqrt(2)
     expected = 0.5 * (1 + math.erf(gap / deviation / np.sqrt(2)))
     assert sure[1] == pytest.approx(expected, abs=0.04)
 
@@ -285,6 +286,7 @@ def test_a_steep_learner_overtakes_a_flat_one() -> None:
 
 KINDS = ShortRunModel(
     first_gain=0.4, gain=0.2, kept=0.1, own_deviation=0.2, common_deviation=0.1,
+    first_own_deviation=0.2, first_common_deviation=0.1,
     more={"head": -0.2, "low rank": 0.5}, first_more={"head": -0.3, "low rank": 0.4},
 )  # fmt: skip
 
