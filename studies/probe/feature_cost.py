@@ -1,6 +1,6 @@
 """What does a probe of a frozen backbone cost, in forward passes over the images?
 
-python studies/probe/feature_cost.py        makes the rows, about 4 minutes, and prints them
+python studies/probe/feature_cost.py [pass] [head] [bn_head]      makes rows, a minute each
 
 EfficientNet-Lite0 with its ImageNet weights, 1,000 digits at 224 px, of which 750 are trained on. One
 pass is the forward of all images in batches of 32, with their loading, as the probe's model runs it.
@@ -84,6 +84,7 @@ def whole_probe(runner: ProbeRunner, method: str) -> int:
 
 def main() -> None:
     """Make and print the rows."""
+    parts = sys.argv[1:] or ["pass", "head", "bn_head"]
     rows = Rows(HERE, "feature_cost")
     with tempfile.TemporaryDirectory() as folder:
         weights = weights_file(MODEL, Path(folder))
@@ -114,13 +115,16 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
 
-        timed("one forward pass", lambda: forward_pass(every, weights))
-        timed("whole probe of head", lambda: whole_probe(new_runner(), "head"))
-        timed("the same, features on disk", lambda: whole_probe(new_runner(), "head"))
-        timed(
-            f"bn_head, {FEWEST_STEPS} steps",
-            lambda: new_runner().run(learner_of("bn_head"), steps=FEWEST_STEPS, seed=0) and 1,
-        )
+        if "pass" in parts:
+            timed("one forward pass", lambda: forward_pass(every, weights))
+        if "head" in parts:
+            timed("whole probe of head", lambda: whole_probe(new_runner(), "head"))
+            timed("the same, features on disk", lambda: whole_probe(new_runner(), "head"))
+        if "bn_head" in parts:
+            timed(
+                f"bn_head, {FEWEST_STEPS} steps",
+                lambda: new_runner().run(learner_of("bn_head"), steps=FEWEST_STEPS, seed=0) and 1,
+            )
     rows.pack()
 
 

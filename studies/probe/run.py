@@ -241,9 +241,17 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "intervals_by_net": {
             net: of_intervals([c for c in each if c["model"] == net], "sets") for net in nets
         },
+        "feature_cost": feature_cost(),
         "fitted": asdict(fit_short_runs(curves_of(cases))) if cases else None,
         "each": each,
     }  # fmt: skip
+
+
+def feature_cost() -> dict[str, float]:
+    """Return the cost of probes of a frozen backbone in forward passes over the images."""
+    seconds = {row["what"]: row["cpu_seconds"] for row in Rows(HERE, "feature_cost").read()}
+    whole = seconds.get("one forward pass")
+    return {what: round(each / whole, 3) for what, each in seconds.items()} if whole else {}
 
 
 def of_case(key: CaseKey, cases: Cases) -> dict[str, Any]:
@@ -358,7 +366,9 @@ def main() -> None:
     rows.pack()
     found = report(rows.read())
     write_summary(HERE, rows.read(), **found)
-    for name in ("cases", "against_probe", "intervals", "intervals_by_net", "fitted"):
+    for name in (
+        "cases", "against_probe", "intervals", "intervals_by_net", "feature_cost", "fitted"
+    ):  # fmt: skip
         print(name, found[name])
     for rule, values in found["rules"].items():
         print(f"{rule:22}", values)
