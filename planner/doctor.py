@@ -26,6 +26,7 @@ from profiler.store import Store
 from profiler.units import GIB, format_bytes
 
 State = Literal["ok", "absent", "fault"]
+"""Whether a part works, is missing though useful, or is here and does not work."""
 
 OPTIONAL_PACKAGES = {
     "matplotlib": ("plot", "draw a step as a PNG"),
@@ -37,6 +38,7 @@ OPTIONAL_PACKAGES = {
     "fastapi": ("service", "serve questions over HTTP"),
     "uvicorn": ("service", "serve questions over HTTP"),
     "psycopg": ("postgresql", "keep studies in PostgreSQL"),
+    "grpcio": ("grpc", "reach studies through a gRPC proxy"),
     "submitit": ("slurm", "start workers through SLURM"),
     "mcp": ("mcp", "answer a language model over MCP"),
     "animal-mnist": ("animals", "use --data animals"),
@@ -48,6 +50,7 @@ COMPILERS = {
     "rehearse plans on an emulated GPU": "gcc",
     "rehearse plans on an emulated GPU (binutils)": "nm",
 }
+"""Purpose to the program that serves it."""
 
 WANTED_BYTES = 10 * GIB
 """Free space for pretrained weights, a study and a few trainings."""

@@ -16,7 +16,6 @@ otherwise they are an error.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from msgspec import Meta
 
-from planner.disk.drafts import write_file
+from planner.disk.drafts import write_under_free_name
 from planner.disk.json_files import json_bytes, read_json, write_json
 from planner.recipe import Recipe
 from planner.scoring.accuracy_prior import EstimateKind
@@ -372,16 +371,9 @@ def write_new_plan(plan: Plan, path: Path) -> Path:
     Raises:
         InputError: the file cannot be written.
     """
-    content = json_bytes(plan.to_json())
-    for number in itertools.count(1):
-        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        try:
-            write_file(place, content, keep_existing=True)
-        except FileExistsError:
-            if not _is_same_plan(plan, place):
-                continue
-        return place
-    raise AssertionError("there are infinitely many numbers")
+    return write_under_free_name(
+        path, json_bytes(plan.to_json()), is_same=lambda place: _is_same_plan(plan, place)
+    )
 
 
 def check_replaceable(path: Path, plan: Plan) -> None:
@@ -405,13 +397,17 @@ def check_replaceable(path: Path, plan: Plan) -> None:
 def _is_same_plan(plan: Plan, path: Path) -> bool:
     """Return whether a file holds a plan that differs at most in its time."""
     try:
-        there = read_plan(path).to_json()
+        there = read_plan(path)
     except InputError:
         return False
-    made = json.loads(json_bytes(plan.to_json()))
-    for each in (there, made):
-        each["provenance"] = {k: v for k, v in each["provenance"].items() if k != "made_at"}
-    return bool(json.loads(json_bytes(there)) == made)
+    return timeless(there.to_json()) == timeless(plan.to_json())
+
+
+def timeless(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the object of a plan file as it is read again, without the time it was made at."""
+    provenance = {k: v for k, v in plan["provenance"].items() if k != "made_at"}
+    read: dict[str, Any] = json.loads(json_bytes({**plan, "provenance": provenance}))
+    return read
 
 
 def read_plan(path: Path) -> Plan:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +59,31 @@ def write_file(path: Path, content: bytes, *, keep_existing: bool = False) -> No
         raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def write_under_free_name(path: Path, content: bytes, *, is_same: Callable[[Path], bool]) -> Path:
+    """Write a file without losing one of other content; return its path.
+
+    If there is a file already, the content gets the next free name: ``NAME-2.json``,
+    ``NAME-3.json``.
+
+    Args:
+        path: path of the file if that is free.
+        content: its content.
+        is_same: returns whether an existing file has this content; such a file is left as it is.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            write_file(place, content, keep_existing=True)
+        except FileExistsError:
+            if not is_same(place):
+                continue
+        return place
+    raise AssertionError("there are infinitely many numbers")
 
 
 @contextmanager

@@ -7,9 +7,6 @@ kind ``zero_shot`` too. ``train`` fits the linear probe of a ``features`` plan, 
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from msgspec import Meta
 
-from planner.disk.drafts import write_file
+from planner.disk.drafts import write_under_free_name
 from planner.disk.json_files import json_bytes, read_json
 from planner.plan import (
     PLAN_SCHEMA,
@@ -29,6 +26,7 @@ from planner.plan import (
     check_device,
     check_provenance,
     plan_kind,
+    timeless,
     versions,
 )
 from planner.training_free.class_prompts import check_prompts
@@ -284,15 +282,11 @@ def write_frozen_plan(plan: FrozenPlan, folder: Path) -> Path:
     candidate = plan.candidate
     bits = "4bit" if candidate.four_bit else {"float16": "fp16", "float32": "fp32"}[candidate.dtype]
     name = f"{candidate.kind}-{candidate.model}-b{candidate.batch}-{bits}"
-    for number in itertools.count(1):
-        place = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
-        try:
-            write_file(place, json_bytes(plan.to_json()), keep_existing=True)
-        except FileExistsError:
-            if not _is_same(plan, place):
-                continue
-        return place
-    raise AssertionError("there are infinitely many numbers")
+    return write_under_free_name(
+        folder / f"{name}.json",
+        json_bytes(plan.to_json()),
+        is_same=lambda place: _is_same(plan, place),
+    )
 
 
 def with_plan_files(
@@ -316,13 +310,7 @@ def with_plan_files(
 
 def _is_same(plan: FrozenPlan, path: Path) -> bool:
     try:
-        there = read_frozen_plan(path).to_json()
+        there = read_frozen_plan(path)
     except InputError:
         return False
-    made: dict[str, Any] = json.loads(json_bytes(plan.to_json()))
-
-    def timeless(content: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {k: v for k, v in content["provenance"].items() if k != "made_at"}
-        return {**content, "provenance": kept}
-
-    return bool(timeless(json.loads(json_bytes(there))) == timeless(made))
+    return timeless(there.to_json()) == timeless(plan.to_json())
