@@ -40,7 +40,7 @@ FAMILIES = {
     **dict.fromkeys(("resnet18", "mobilenetv2", "mobilenetv3", "convnext_t"), "convolution"),
     **dict.fromkeys(("vim_t", "mambavision_t"), "scan"),
 }
-"""Family of each backbone of studies/hollow_gpu (``planner.cost.backbone_kinds.backbone_kind``)."""
+"""Family of each backbone of studies/hollow_gpu (``backbone_kind`` of studies/gpu_grid)."""
 PARTS = ("convolution", "scan")
 """Parts of the rows of this study, each of one family."""
 Row = dict[str, Any]

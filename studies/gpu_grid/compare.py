@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from backbone_kinds import backbone_kind
 from calibration_fit import CalibrationRun, fit_calibration, work_of
 from cells import CAP_BYTES, Cell, brim_families, largest_fitting
 from run import EXPANDABLE, units_of
 
-from planner.cost.backbone_kinds import backbone_kind
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,

@@ -215,3 +215,20 @@ def test_damaged_files_are_refused(tmp_path: Path, damage, message: str):
     with pytest.raises(InputError, match="is not a calibration") as caught:
         Calibration.load(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("resnet18", "convolution"),
+        ("convnext_t", "convolution"),
+        ("vit_t", "attention"),
+        ("swin_t", "attention"),
+        ("vim_t", "scan"),
+        ("mambavision_t", "scan"),
+    ],
+)
+def test_kinds(model: str, kind: str):
+    from backbone_kinds import backbone_kind
+
+    assert backbone_kind(model) == kind

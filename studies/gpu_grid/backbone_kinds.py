@@ -1,4 +1,4 @@
-"""The kind of a backbone, by which errors and corrections are grouped."""
+"""The kind of a backbone, by which the study groups errors and factors."""
 
 from __future__ import annotations
 
