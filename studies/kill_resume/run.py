@@ -85,13 +85,16 @@ def search_part(
         kept = after[: len(before)] == before and is_kept(runs_before, runs)
         found = bench.plans("found")
         # measured times and accuracies differ from run to run, and so may the plans
-        has_plans = found == wanted_plans if "every point" in part else bool(found)
+        checks = {
+            "ends": not again, "whole": is_whole, "kept": kept,
+            "distinct": len(set(after)) == len(after),
+            "plans": found == wanted_plans if "every point" in part else bool(found),
+            "plans kept": all(p.exists() and p.stat().st_mtime_ns == t for p, t in plans.items()),
+        }  # fmt: skip
         yield row | {
             "part": part, "trials_before": len(before), "trials": len(after),
-            "distinct": len(set(after)), "runs_before": len(runs_before), "runs": len(runs),
-            "again": again, "same": not again and is_whole and kept and has_plans
-            and len(set(after)) == len(after)
-            and all(p.exists() and p.stat().st_mtime_ns == t for p, t in plans.items()),
+            "runs_before": len(runs_before), "runs": len(runs), "again": again,
+            "same": all(checks.values()), "wrong": [name for name, good in checks.items() if not good],
             "leftovers": bench.temporary_files(), "text": text[-300:] if again else "",
         }  # fmt: skip
     shutil.rmtree(bench.folder / "studies")
@@ -171,13 +174,13 @@ def at_once_part(_: str, bench: Bench, count: int, rng: random.Random) -> Iterat
         shutil.rmtree(bench.folder / "studies", ignore_errors=True)
         for profile in bench.cache.glob("*.npz"):
             profile.unlink()
-        codes, _, alive = _at_once(bench, processes, *search)
+        codes, texts, alive = _at_once(bench, processes, *search)
         trials = bench.trials(is_timed=False)
         yield {
             "part": "recommend at once", "processes": processes, "codes": codes,
             "trials": len(trials), "distinct": len(set(trials)), "alive": alive,
             "same": len(trials) == len(set(trials)) == TRIALS and not any(codes),
-            "leftovers": bench.temporary_files(),
+            "leftovers": bench.temporary_files(), "text": texts[-1][-300:] if any(codes) else "",
         }  # fmt: skip
         shutil.rmtree(bench.cache / "features")
         codes, texts, alive = _at_once(bench, processes, *features)

@@ -111,7 +111,7 @@ def _stop(
         "same": is_right and "Traceback" not in text,
         "leftovers": [*bench.temporary_files(), *sorted(p.name for p in temporary.iterdir())],
     }  # fmt: skip
-    return row | ({} if row["same"] else {"text": text[-1000:]})
+    return row | ({} if row["same"] else {"text": text[-3000:]})
 
 
 def _save_images(folder: Path) -> None:

@@ -213,8 +213,8 @@ def _run_and_exit(
         # a shell's background job ignores SIGINT, and what it starts would too
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for number, handle in ((0, null), (1, sink), (2, sink)):
+        silence, _ = os.pipe()  # a standard input on which nothing comes, without an end
+        for number, handle in ((0, silence), (1, sink), (2, sink)):
             os.dup2(handle, number)
         sys.argv = ["budgetplan", *arguments]
         from planner.cli import main
