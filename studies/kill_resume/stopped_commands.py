@@ -6,6 +6,7 @@ command that may run for longer than a moment is in ``commands``.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import signal
@@ -54,7 +55,7 @@ def commands(bench: Bench) -> dict[str, tuple[str, ...]]:
         "check": ("check", gpu_plan),
         "explain": ("explain", gpu_plan),
         "export": ("export", plan, "--to", "script", "--out", "exported"),
-        "report": ("report", plan, gpu_plan, "--out", "report.html"),
+        "report": ("report", plan, gpu_plan, "--html", "report.html"),
         "score": ("score", "made"),
         "show": ("show", plan),
         "evaluate": ("evaluate", "made", "--data", "digits"),
@@ -74,26 +75,27 @@ def commands(bench: Bench) -> dict[str, tuple[str, ...]]:
 def stopped_part(_: str, bench: Bench, count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Stop each command ``count`` times by each of the signals."""
     for name, arguments in commands(bench).items():
-        if name in SERVERS:
-            seconds, usual = SERVER_SECONDS, None
-        else:
-            began = time.monotonic()
-            command = bench.start(*arguments)
-            usual = command.wait_at_most(LONGEST_WAIT_SECONDS)
-            seconds = time.monotonic() - began
-        for number in CODES:
-            for _ in range(count):
-                yield {"part": "stopped", "command": name} | _stop(
-                    bench, arguments, number, rng.uniform(0, seconds), usual
-                )
+        with _tiny_models() if name == "zero-shot" else contextlib.nullcontext():
+            seconds = _seconds_of(name, bench, arguments)
+            for number in CODES:
+                for _ in range(count):
+                    yield {"part": "stopped", "command": name} | _stop(
+                        bench, arguments, number, rng.uniform(0, seconds)
+                    )
+
+
+def _seconds_of(name: str, bench: Bench, arguments: tuple[str, ...]) -> float:
+    """Return the seconds in which a command is to be stopped: those of a run to its end."""
+    if name in SERVERS:
+        return SERVER_SECONDS
+    began, command = time.monotonic(), bench.start(*arguments)
+    code = command.wait_at_most(LONGEST_WAIT_SECONDS)
+    assert code in (None, 0), command.text()
+    return time.monotonic() - began
 
 
 def _stop(
-    bench: Bench,
-    arguments: tuple[str, ...],
-    number: signal.Signals,
-    after: float,
-    usual: int | None,
+    bench: Bench, arguments: tuple[str, ...], number: signal.Signals, after: float
 ) -> dict[str, Any]:
     temporary = bench.folder.parent / "temporary"
     temporary.mkdir(exist_ok=True)
@@ -103,8 +105,8 @@ def _stop(
     took = time.monotonic() - sent
     text = command.text()
     lines = [line for line in text.splitlines() if line.startswith("budgetplan: stopped")]
-    # with another code it had ended, or was about to
-    is_right = len(lines) == (code > 0) if code in CODES[number] else code == usual
+    # a command with exit code 0 had ended, or was about to
+    is_right = len(lines) == (code > 0) if code in CODES[number] else code == 0
     row = {
         "signal": int(number), "after_seconds": round(after, 2), "sent": is_sent, "code": code,
         "end_seconds": round(took, 2), "alive": command.alive_after_two_seconds(),
@@ -127,11 +129,22 @@ def _save_images(folder: Path) -> None:
 
 
 def _save_towers(folder: Path) -> None:
-    """Write tiny towers, and put them in the place of the published ones in this process."""
-    from profiler.models.frozen import catalogue
+    """Write the weights of tiny towers."""
     from tests.profiler.models.frozen.checkpoints import towers_folder
+
+    folder.mkdir()
+    with _tiny_models():
+        towers_folder("clip", folder)
+
+
+@contextlib.contextmanager
+def _tiny_models() -> Iterator[None]:
+    """Put tiny models in the place of the published ones, for forks of this process."""
+    from profiler.models.frozen import catalogue
     from tests.profiler.models.frozen.tiny import TINY
 
-    catalogue.frozen_models = lambda: TINY  # type: ignore[assignment]
-    folder.mkdir()
-    towers_folder("clip", folder)
+    published, catalogue.frozen_models = catalogue.frozen_models, lambda: TINY
+    try:
+        yield
+    finally:
+        catalogue.frozen_models = published

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 
 from planner.cli import cli
@@ -58,7 +59,10 @@ def test_the_number_of_questions_at_once_has_a_limit() -> None:
         assert "1<=x<=64" in result.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@SIGNALS
 def test_a_signal_ends_the_service_with_its_exit_code(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
@@ -82,3 +86,30 @@ def test_a_signal_ends_the_service_with_its_exit_code(
     thread.join()
     assert result.exit_code == code
     assert [line for line in result.stderr.splitlines() if line.startswith("budgetplan: stopped")]
+
+
+@SIGNALS
+def test_a_signal_ends_the_server_of_a_language_model_that_says_nothing(
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mcp")
+    silence, end = os.pipe()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def stop_when_it_reads() -> None:
+        while not any(each.name.startswith("AnyIO") for each in threading.enumerate()):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(os.getpid(), number)
+
+    try:
+        with os.fdopen(silence) as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            threading.Thread(target=stop_when_it_reads, daemon=True).start()
+            with pytest.raises(ClickException) as stopped:
+                cli.main(["mcp", "--root", str(tmp_path)], standalone_mode=False)
+            os.close(end)  # the thread that reads ends, too
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.exit_code == code
+    assert stopped.value.message.startswith("stopped")
