@@ -48,6 +48,24 @@ def check_input(*, data: str | None = None, weights: str | Path | None = None) -
         raise InputError(f"weights file {file} does not exist")
 
 
+def check_workers(workers: bool, *, study: str | None, storage: str | None) -> None:
+    """Refuse a run by workers without the study and the storage that they take it from.
+
+    Raises:
+        UsageError: one is missing, or is given without workers.
+        InputError: the storage cannot be used.
+    """
+    if not workers:
+        if study is not None:
+            raise UsageError("--study names the study that --workers take their runs from; add it")
+        return
+    if study is None or storage is None:
+        raise UsageError("--workers needs --study and --storage, which the workers were given too")
+    from planner.search.study_lock import check_storage
+
+    check_storage(storage)
+
+
 def check_words(kind: str, words: Iterable[str], known: Iterable[str]) -> None:
     """Refuse words that are not in a list.
 

@@ -15,7 +15,7 @@ from planner.api.arguments import (
     no_progress,
     optional_size,
 )
-from planner.api.early_checks import check_input, check_names
+from planner.api.early_checks import check_input, check_names, check_workers
 from profiler.errors import BudgetplanWarning, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def validate(
     weights: str | Path | None = None,
     pretrained: bool = True,
     seed: int = 0,
+    workers: bool = False,
+    study: str | None = None,
+    storage: str | None = None,
     on_progress: Notify | None = None,
 ) -> Plan:
     """Run a plan for a few steps under its budget and return it with the measurement.
@@ -65,13 +68,16 @@ def validate(
         plan: plan, or the path of a plan file.
         data: data set or folder; None for the plan's.
         device: ``auto`` (the plan's GPU if it is in this machine, else the CPU), ``cpu``, or the
-            name of this machine's GPU.
+            name of this machine's GPU. Workers run it on the plan's device alone.
         steps: optimizer steps; None for a few.
         out: file for the plan with its measurement; None to write none. Only a plan for the same
             candidate is replaced.
         weights: file of weights; None for timm's pretrained weights.
         pretrained: try to load timm's pretrained weights.
         seed: seed for new weights and data order.
+        workers: leave the run to a worker (``budgetplan worker``) on that study, and wait.
+        study: name of the study that the worker takes its runs from; needed with ``workers``.
+        storage: URL of its storage; needed with ``workers``.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
@@ -83,6 +89,9 @@ def validate(
     content, name = plan_of(plan), device_name(device)
     check_names(device=name)
     check_input(data=data, weights=weights)
+    check_workers(workers, study=study, storage=storage)
+    if workers and name != "auto":
+        raise UsageError("workers run a plan on its own device; leave out --device")
     from planner.disk.drafts import remove_draft_files
     from planner.disk.free_space import check_folder
     from planner.plan import check_replaceable, write_plan
@@ -101,7 +110,8 @@ def validate(
         check_folder(Path(out).parent)
         remove_draft_files(Path(out).parent)
         check_replaceable(Path(out), content)
-    checked = validate_plan(content, run=run, notify=on_progress or no_progress)
+    queue = (storage, study) if workers and storage and study else None
+    checked = validate_plan(content, run=run, queue=queue, notify=on_progress or no_progress)
     if out is not None:
         write_plan(checked, Path(out))
     return checked

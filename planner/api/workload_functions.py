@@ -15,7 +15,7 @@ from planner.api.arguments import (
     optional_size,
     parse_size,
 )
-from planner.api.early_checks import check_names
+from planner.api.early_checks import check_names, check_workers
 from profiler.errors import BudgetplanError, UsageError
 from profiler.units import format_bytes
 
@@ -123,6 +123,9 @@ def measure(
     vram: int | str | None = None,
     steps: int = 5,
     warmup: int = 2,
+    workers: bool = False,
+    study: str | None = None,
+    storage: str | None = None,
     on_progress: Notify | None = None,
     **workload: Unpack[WorkloadOptions],
 ) -> Report:
@@ -132,10 +135,13 @@ def measure(
         model: timm name or alias of the backbone.
         method: fine-tuning method.
         device: ``auto`` (this machine's GPU, else the CPU), ``cpu``, or the name of this machine's
-            GPU.
+            GPU; with ``workers`` the device of a worker, which must be named.
         vram: hard memory cap in bytes or as text, also the budget of policies that need one.
         steps: timed steps.
         warmup: steps before the first reading.
+        workers: leave the run to a worker (``budgetplan worker``) on that study, and wait.
+        study: name of the study that the worker takes its runs from; needed with ``workers``.
+        storage: URL of its storage; needed with ``workers``.
         on_progress: called with (stage, description, fraction of the stage done).
         **workload: see `WorkloadOptions`.
 
@@ -143,26 +149,55 @@ def measure(
         UnknownNameError: no such model, method, policy or device.
         UsageError: an argument out of its domain, or a method that refuses the backbone.
         DeviceError: the named GPU is not in this machine.
+        InputError: the storage cannot be used.
         OutOfMemoryError: the run exceeded the cap.
         MeasurementError: the run failed in another way.
     """
-    check_names(models=[model], methods=[method], device=device_name(device))
+    name = device_name(device)
+    check_names(models=[model], methods=[method], device=name)
+    check_workers(workers, study=study, storage=storage)
+    if workers and name == "auto":
+        raise UsageError("a measurement by a worker needs the name of its device: --device NAME")
+    from planner.target_device import find_target
     from profiler.running.measurement import measure as run
     from profiler.timing.measured_runs import record_report
 
     notify = on_progress or no_progress
-    name = device_name(device)
-    here = device_of_run(name)
+    here = find_target(name).label.name if workers else device_of_run(name)
     notify("measure", "building the workload", 0.0)
     candidate = candidate_of(model, method, device=here, vram=vram, options=workload)
     notify("measure", "predicting the time", 0.0)
+    prediction = _replay_for(candidate, device=here)
+    if workers:
+        from planner.workers.orders import MeasureOrder
+        from planner.workers.outcomes import FinishedMeasurement
+        from planner.workers.run_pool import run_by_worker
+
+        order = MeasureOrder.of(
+            candidate,
+            planned=find_target(name).label,
+            prediction=prediction,
+            cap_bytes=optional_size(vram),
+            steps=steps,
+            warmup=warmup,
+        )
+        found = run_by_worker(
+            order,
+            FinishedMeasurement,
+            url=storage or "",
+            study_name=study or "",
+            on_progress=lambda text, done: notify("measure", text, done),
+        )
+        return replace(
+            found.report, notes=(*found.report.notes, f"measured by a worker: {found.worker}")
+        )
     report = run(
         candidate,
         device=here,
         cap_bytes=optional_size(vram),
         steps=steps,
         warmup=warmup,
-        expected_step_seconds=_expected_step_seconds(candidate, device=here),
+        expected_step_seconds=None if prediction is None else prediction.step_seconds,
         on_progress=lambda text, done: notify("measure", text, done),
     )
     record_report(report, source="measure")
@@ -174,13 +209,13 @@ def measure(
     return replace(report, device=replace(report.device, note=note))
 
 
-def _expected_step_seconds(candidate: Candidate, *, device: str) -> float | None:
-    """Return the replayed seconds of a step; None if they are not known."""
+def _replay_for(candidate: Candidate, *, device: str) -> Report | None:
+    """Return the replay of a candidate; None if it fails."""
     from profiler.devices.table import device_spec
     from profiler.prediction.report import predict as replay
 
     try:
-        return replay(candidate, device=device_spec(device)).step_seconds
+        return replay(candidate, device=device_spec(device))
     except BudgetplanError:  # the real run has a message of its own
         return None
 

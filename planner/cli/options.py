@@ -253,6 +253,16 @@ at_once_option = click.option(
     help="Questions that run at once, each in a process of its own.",
 )
 
+workers_option = click.option(
+    "--workers",
+    is_flag=True,
+    help="Leave the run to a worker (`budgetplan worker`) of --study on --storage, and wait.",
+)
+
+worker_study_option = click.option(
+    "--study", help="Name of the study whose workers make the run, with --workers."
+)
+
 image_size_option = click.option(
     "--image-size",
     type=positive,

@@ -23,8 +23,11 @@ from planner.cli.options import (
     progress_option,
     seed_option,
     size_option,
+    storage_option,
     threshold_option,
     weights_option,
+    worker_study_option,
+    workers_option,
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressDisplay, ProgressKind, progress_bar
@@ -64,6 +67,9 @@ def show(plan: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the plan with its measurement to this file.",
 )
+@workers_option
+@worker_study_option
+@storage_option
 @seed_option
 @weights_option
 @pretrained_option
@@ -78,6 +84,9 @@ def validate(
     device: str,
     steps: int | None,
     out: Path | None,
+    workers: bool,
+    study: str | None,
+    storage: str | None,
     seed: int,
     weights: Path | None,
     pretrained: bool,
@@ -93,6 +102,9 @@ def validate(
             device=device,
             steps=steps,
             out=out,
+            workers=workers,
+            study=study,
+            storage=storage,
             seed=seed,
             weights=weights,
             pretrained=pretrained,

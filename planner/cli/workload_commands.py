@@ -15,6 +15,9 @@ from planner.cli.options import (
     positive,
     power_limit_option,
     replay_file_options,
+    storage_option,
+    worker_study_option,
+    workers_option,
     workload_options,
 )
 from planner.cli.output import console, print_json
@@ -112,6 +115,9 @@ def _excess(report: Report, vram: int) -> InfeasibleError | None:
     show_default=True,
     help="Number of steps before the first reading.",
 )
+@workers_option
+@worker_study_option
+@storage_option
 def measure(
     *,
     as_json: bool,
@@ -122,6 +128,9 @@ def measure(
     device: str,
     steps: int,
     warmup: int,
+    workers: bool,
+    study: str | None,
+    storage: str | None,
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
     """Run one workload and measure it.
@@ -136,6 +145,9 @@ def measure(
             vram=vram,
             steps=steps,
             warmup=warmup,
+            workers=workers,
+            study=study,
+            storage=storage,
             on_progress=notify,
             **workload,
         )

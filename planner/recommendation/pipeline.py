@@ -33,7 +33,8 @@ the budget in a later stage is dropped, and the answer lists it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -80,6 +81,7 @@ from profiler.store import Store
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
     from planner.search.problem import SearchResult, TrialResult
+    from planner.workers.run_pool import RunPool
 
 
 def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommendation:
@@ -100,17 +102,20 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
     storage = _checked_outputs(request)
     cost = _profiled_costs(request, notify)
     found = search_backbones(request, cost, notify)
-    rows = _checked_rows(request, found, cost, storage, notify)
+    with _real_runs(request, storage) as pool:
+        rows = _checked_rows(request, found, cost, pool, notify)
 
-    entries, probe, question = rows.entries, rows.probe, Question.of(request)
-    choice = choose_by_probe(entries, probe, objective=request.objective) or with_backbone_reason(
-        choose(entries, question=question, searched_methods=equal_methods(rows.affordable)),
-        entries,
-    )
-    request = request.led_by(entries[choice.index].plan.candidate.workload.model)
-    entries, rate_notes = with_tested_rate(
-        request, entries, index=choice.index, probe=probe, storage=storage, notify=notify
-    )
+        entries, probe, question = rows.entries, rows.probe, Question.of(request)
+        choice = choose_by_probe(
+            entries, probe, objective=request.objective
+        ) or with_backbone_reason(
+            choose(entries, question=question, searched_methods=equal_methods(rows.affordable)),
+            entries,
+        )
+        request = request.led_by(entries[choice.index].plan.candidate.workload.model)
+        entries, rate_notes = with_tested_rate(
+            request, entries, index=choice.index, probe=probe, pool=pool, notify=notify
+        )
     chosen = entries[choice.index]
     smaller = filter(None, [with_smaller_images(chosen, device=cost.device)])
     baselines = paper_baselines(request.space, cost, request.limit_bytes)
@@ -203,7 +208,7 @@ class _CheckedRows:
 
 
 def _checked_rows(
-    request: Request, found: SearchResult, cost: CostModel, storage: str, notify: Notify
+    request: Request, found: SearchResult, cost: CostModel, pool: RunPool | None, notify: Notify
 ) -> _CheckedRows:
     """Select the rows of the answer and check them: replay, probe, rehearsal, real runs."""
     affordable = within_cost_limits(request, found.fitting(request.limit_of))
@@ -212,10 +217,10 @@ def _checked_rows(
     )
     if not replayed.passed:
         raise none_replayed(request, found, cost, replayed.dropped)
-    probe = probe_front(request, replayed.passed, storage, notify)
+    probe = probe_front(request, replayed.passed, pool, notify)
     replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
     rehearsed = rehearse_front(request, replayed.passed, notify)
-    ran = _run_best(request, rehearsed.passed, probe, storage, notify)
+    ran = _run_best(request, rehearsed.passed, probe, pool, notify)
     built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
     accurate = accurate_enough(request, built)
     return _CheckedRows(
@@ -234,24 +239,33 @@ def _checked_rows(
     )
 
 
+@contextmanager
+def _real_runs(request: Request, storage: str) -> Iterator[RunPool | None]:
+    """Open the queue of the real runs of a question; None if there are none."""
+    if request.validations == 0 and request.probe_seconds is None and not request.find_lr:
+        yield None
+        return
+    device = None if request.uses_workers else this_device(request.run.device)
+    at_once = request.validations if request.uses_workers else 1
+    with opened_pool(storage, request.question_study, device=device, at_once=at_once) as pool:
+        yield pool
+
+
 def _run_best(
     request: Request,
     candidates: Sequence[CheckedCandidate],
     probe: ProbeOutcome | None,
-    storage: str,
+    pool: RunPool | None,
     notify: Notify,
 ) -> CheckOutcome:
     """Run the best candidates here or on workers."""
-    if request.validations == 0:
+    if request.validations == 0 or pool is None:
         return CheckOutcome(passed=tuple(candidates), dropped=())
-    device = None if request.uses_workers else this_device(request.run.device)
-    at_once = request.validations if request.uses_workers else 1
-    with opened_pool(storage, request.question_study, device=device, at_once=at_once) as pool:
-        return run_best(
-            request,
-            best_first(candidates, probe, request.objective),
-            pool,
-            notify,
-            in_order=probe is not None and bool(probe.estimates),
-            recipe_of=partial(final_recipe, request, probe),
-        )
+    return run_best(
+        request,
+        best_first(candidates, probe, request.objective),
+        pool,
+        notify,
+        in_order=probe is not None and bool(probe.estimates),
+        recipe_of=partial(final_recipe, request, probe),
+    )

@@ -33,7 +33,8 @@ from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
     from planner.recipe import Recipe
-    from planner.training.probe_messages import ProbeRequest, ProbeResult
+    from planner.training.probe_messages import ProbeResult
+    from planner.workers.run_pool import RunPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,24 +127,25 @@ class ProbeOutcome:
 
 
 def probe_front(
-    request: Request, candidates: Sequence[CheckedCandidate], storage: str, notify: Notify
+    request: Request,
+    candidates: Sequence[CheckedCandidate],
+    pool: RunPool | None,
+    notify: Notify,
 ) -> ProbeOutcome | None:
     """Probe the candidates of a front; None if no probe was requested.
 
     Args:
         request: the request.
         candidates: candidates that passed the replay.
-        storage: SQLAlchemy URL of the study, with its password.
+        pool: runs it, here or on a worker; None if nothing is to be run.
         notify: called with (stage, current work, fraction of the stage done).
 
     Raises:
         InputError: the data, the weights or the study cannot be used.
         MeasurementError: the child process died.
     """
+    from planner.recommendation.probe_run_order import run_probe_order
     from planner.recommendation.run_limits import probe_limit
-    from planner.training.probe_messages import ProbeResult
-    from planner.training.probe_process import run_probe
-    from profiler.running.sandbox import run_in_process
 
     if request.probe_seconds is None:
         return None
@@ -161,56 +163,18 @@ def probe_front(
             "random ones order methods in another way; give --weights FILE",
         )
     learners = learners_of(request, [c.candidate for c in candidates], rule)
-    result = run_in_process(
-        run_probe,
-        probe_request(
-            request,
-            learners,
-            rule,
-            seconds=request.probe_seconds,
-            storage=storage,
-            study=min(part.study for part in request.backbones),
-        ),
-        ProbeResult,
-        timeout_seconds=probe_limit(request, learners, rule),
+    assert pool is not None, "a probe is a real run"
+    result = run_probe_order(
+        request,
+        learners,
+        purpose="compare",
+        rule=rule,
+        seconds=request.probe_seconds,
+        limit_seconds=probe_limit(request, learners, rule),
+        pool=pool,
         on_progress=lambda text, done: notify("probe", text, done),
     )
     return _outcome(result, learners, rule)
-
-
-def probe_request(
-    request: Request,
-    learners: Sequence[Learner],
-    rule: ProbeRule,
-    *,
-    seconds: float,
-    storage: str,
-    study: str,
-) -> ProbeRequest:
-    """Return the request of a child process that trains learners briefly.
-
-    Args:
-        request: images, seed and weights.
-        learners: learners to train.
-        rule: device of the trainings.
-        seconds: time of the trainings.
-        storage: SQLAlchemy URL of the study, with its password.
-        study: study that keeps the runs.
-    """
-    from planner.training.probe_messages import ProbeRequest
-
-    run = request.run
-    return ProbeRequest(
-        learners=tuple(learners),
-        data=run.data,
-        device=rule.device,
-        seed=run.seed,
-        weights=weights_files(request),
-        pretrained=run.pretrained,
-        seconds=seconds,
-        storage=storage,
-        study=study,
-    )
 
 
 def final_recipe(request: Request, probe: ProbeOutcome | None, workload: Workload) -> Recipe:
@@ -233,18 +197,20 @@ def _rule_of_backbone(request: Request) -> LearnerRule:
         base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
     )
     return LearnerRule(
-        device="cpu" if request.run.device == "cpu" else "cuda",
+        device="cpu" if _trains_on_cpu(request) else "cuda",
         has_batch_norm=backbones.has_batch_norm(backbone),
     )
 
 
-def weights_files(request: Request) -> dict[str, str]:
-    """Return the files of weights of a request's backbones, by their canonical name."""
-    return {
-        part.space.base.model: str(part.run.weights)
-        for part in request.backbones
-        if part.run.weights is not None
-    }
+def _trains_on_cpu(request: Request) -> bool:
+    """Return whether short trainings take place on a CPU.
+
+    Workers train on the GPU that the user has named; without one they do as this machine would.
+    """
+    if request.run.device != "cpu":
+        return False
+    names_gpu = request.device.kind != "cpu" and not request.device.note
+    return not (request.uses_workers and names_gpu)
 
 
 def learners_of(

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from planner.recommendation.answer import FrontEntry
-from planner.recommendation.probe_front import ProbeOutcome, learners_of, probe_request, rule_of
+from planner.recommendation.probe_front import ProbeOutcome, learners_of, rule_of
 from planner.recommendation.request import Notify, Request
-from planner.training.find_rate import RATE_STEPS, find_rate
-from planner.training.probe_messages import ProbeResult
+from planner.training.find_rate import RATE_STEPS
 from planner.training.probe_records import RATE_FACTORS, ProbeRule, ProbeRun
 from planner.training.probe_statistics import best_rates
 from profiler.errors import BudgetplanError
+
+if TYPE_CHECKING:
+    from planner.training.probe_messages import ProbeResult
+    from planner.workers.run_pool import RunPool
 
 LARGEST_SHARE = 1 / 20
 """Largest share of the planned training that the test may cost if it was not requested."""
@@ -28,7 +32,7 @@ def with_tested_rate(
     *,
     index: int,
     probe: ProbeOutcome | None,
-    storage: str,
+    pool: RunPool | None,
     notify: Notify,
 ) -> tuple[tuple[FrontEntry, ...], tuple[str, ...]]:
     """Return the entries, that of ``index`` with a tested learning rate, and notes.
@@ -38,15 +42,15 @@ def with_tested_rate(
         entries: rows of the answer.
         index: the recommended row.
         probe: result of the probe; None without one.
-        storage: SQLAlchemy URL of the study, with its password.
+        pool: runs the test; None if nothing is to be run.
         notify: called with (stage, current work, fraction of the stage done).
     """
     entry = entries[index]
-    if not _is_wanted(request, entry, probe):
+    if pool is None or not _is_wanted(request, entry, probe):
         return tuple(entries), ()
     part = request.of_backbone(entry.plan.candidate.workload.model)
     try:
-        result = _run_test(part, entry, rule_of(part), storage, notify)
+        result = _run_test(part, entry, rule_of(part), pool, notify)
     except BudgetplanError as error:
         return tuple(entries), (f"the learning rate was not tested: {error}",)
     tested, note = _tested(entry, result.runs)
@@ -54,21 +58,22 @@ def with_tested_rate(
 
 
 def _run_test(
-    request: Request, entry: FrontEntry, rule: ProbeRule, storage: str, notify: Notify
+    request: Request, entry: FrontEntry, rule: ProbeRule, pool: RunPool, notify: Notify
 ) -> ProbeResult:
-    """Train at each of the rates, in a process of its own."""
+    """Train at each of the rates, here or on a worker."""
+    from planner.recommendation.probe_run_order import run_probe_order
     from planner.recommendation.run_limits import rate_limit
-    from profiler.running.sandbox import run_in_process
 
     learners = learners_of(request, [entry.plan.candidate], rule)
     limit_seconds = rate_limit(request, learners[0], rule)
-    return run_in_process(
-        find_rate,
-        probe_request(
-            request, learners, rule, seconds=limit_seconds, storage=storage, study=request.study
-        ),
-        ProbeResult,
-        timeout_seconds=limit_seconds,
+    return run_probe_order(
+        request,
+        learners,
+        purpose="rates",
+        rule=rule,
+        seconds=limit_seconds,
+        limit_seconds=limit_seconds,
+        pool=pool,
         on_progress=lambda text, done: notify("learning rate", text, done),
     )
 

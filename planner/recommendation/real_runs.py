@@ -19,9 +19,10 @@ from planner.recommendation.provenance import run_provenance
 from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.training.run_options import RunOptions
-from planner.workers.orders import DefectError, RunOrder
+from planner.workers.orders import RunOrder
+from planner.workers.outcomes import DefectError, FinishedRun
 from planner.workers.real_run import other_limit_note, run_for_real
-from planner.workers.run_pool import RunPool
+from planner.workers.run_pool import RunPool, run_by_worker
 from profiler.errors import BudgetplanError, DeviceError, InputError, MeasurementError
 from profiler.running.sandbox import Progress
 
@@ -86,6 +87,8 @@ def run_best(
             last = found
         elif isinstance(found, BudgetplanError):
             raise found
+        elif not isinstance(found, FinishedRun):
+            raise MeasurementError("the outcome of a validation is that of another kind of run")
         else:
             kept[kept.index(candidate)] = replace(
                 candidate,
@@ -124,18 +127,29 @@ def _order_of(request: Request, candidate: CheckedCandidate, recipe: Recipe | No
     if the user has not named the GPU.
     """
     runs_on_cpu = request.run.device == "cpu"
+    part = request.of_backbone(candidate.candidate.workload.model)
+    pretrained = part.pretrained_model
     return RunOrder.of(
         candidate.candidate,
         prediction=candidate.prediction,
         budget_bytes=request.budget_bytes,
-        run=request.of_backbone(candidate.candidate.workload.model).run,
+        run=part.run,
         allows_cpu=runs_on_cpu and (not request.uses_workers or bool(request.device.note)),
         recipe=recipe,
+        pretrained_models=() if pretrained is None else (pretrained,),
     )
 
 
-def validate_plan(plan: Plan, *, run: RunOptions, notify: Notify) -> Plan:
+def validate_plan(
+    plan: Plan, *, run: RunOptions, notify: Notify, queue: tuple[str, str] | None = None
+) -> Plan:
     """Run a plan for a few steps and return it with its measurement.
+
+    Args:
+        plan: the plan.
+        run: options of the run.
+        notify: called with (stage, current work, fraction of the stage done).
+        queue: storage URL and name of the study whose workers make the run; None to run it here.
 
     Raises:
         InputError: the plan no longer matches its model, or the data cannot be used.
@@ -149,14 +163,18 @@ def validate_plan(plan: Plan, *, run: RunOptions, notify: Notify) -> Plan:
         prediction=plan.prediction,
         budget_bytes=plan.budget_bytes,
         run=run,
-        allows_cpu=True,
+        allows_cpu=queue is None,
         recipe=plan.recipe,
     )
-    ran = run_for_real(
-        order,
-        device=run.device,
-        on_progress=lambda text, fraction: notify("validate", text, fraction),
-    )
+
+    def report(text: str, fraction: float) -> None:
+        notify("validate", text, fraction)
+
+    if queue is None:
+        ran = run_for_real(order, device=run.device, on_progress=report)
+    else:
+        url, study = queue
+        ran = run_by_worker(order, FinishedRun, url=url, study_name=study, on_progress=report)
     validation = ran.validation
     note = other_limit_note(plan.prediction, validation)
     if note is not None:
@@ -168,6 +186,6 @@ def validate_plan(plan: Plan, *, run: RunOptions, notify: Notify) -> Plan:
         scores=plan_scores(validation.accuracy, plan.prediction, validation),
         provenance={
             **plan.provenance,
-            **run_provenance(validation, ran.host_prediction),
+            **run_provenance(validation, ran.host_prediction, worker=ran.worker),
         },
     )

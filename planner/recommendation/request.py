@@ -182,7 +182,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.uses_workers and self.storage is None:
             raise UsageError("--workers needs --storage: the database that the workers take from")
-        if self.uses_workers and self.validations == 0:
+        if self.uses_workers and self.validations == 0 and self.probe_seconds is None:
             raise UsageError("--workers needs the real runs that --no-validate leaves out")
         check_risk(self.risk)
 
@@ -237,6 +237,12 @@ class Request:
         if not counts:
             return self.train_images
         return round(len(counts) ** 2 / sum(1 / count for count in counts))
+
+    @property
+    def pretrained_model(self) -> str | None:
+        """Backbone whose weights timm loads in the real runs; None without such weights."""
+        loads = self.run.pretrained and self.run.weights is None and self.has_weights
+        return self.space.base.model if loads else None
 
     @property
     def trains_pretrained(self) -> bool:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner.cost.budget import needed_bytes
 from planner.recommendation.request import Request
 from planner.training.find_rate import RATE_STEPS
 from planner.training.probe_images import MOST_HELD_OUT
 from planner.training.probe_records import RATE_FACTORS, Learner, ProbeRule
 from profiler.errors import BudgetplanError
+from profiler.records import Report
 from profiler.running.time_limit import LOAD_SECONDS, limit_seconds
 
 STEPS_OUTSIDE = 3
@@ -55,14 +57,25 @@ def _expected_run_seconds(
 
     An image of an evaluation counts as much as one of a training step, which takes longer.
     """
+    report = _expected_step(request, learner, rule)
+    if report is None or report.step_seconds is None:
+        return None
+    return report.step_seconds * (steps + images / learner.candidate.workload.effective_batch)
+
+
+def most_needed_bytes(request: Request, learners: Sequence[Learner], rule: ProbeRule) -> int:
+    """Return the largest predicted device bytes of a learner's step; 0 if none is known."""
+    reports = [_expected_step(request, learner, rule) for learner in learners]
+    return max((needed_bytes(report) for report in reports if report is not None), default=0)
+
+
+def _expected_step(request: Request, learner: Learner, rule: ProbeRule) -> Report | None:
+    """Return the replayed step of a learner on the device of its trainings; None if it fails."""
     from profiler.devices.table import CPU, device_spec
     from profiler.prediction.report import predict
 
     device = CPU if rule.device == "cpu" else device_spec(request.device.name)
     try:
-        step_seconds = predict(learner.candidate, device=device).step_seconds
+        return predict(learner.candidate, device=device)
     except BudgetplanError:  # the child has the message
         return None
-    if step_seconds is None:
-        return None
-    return step_seconds * (steps + images / learner.candidate.workload.effective_batch)

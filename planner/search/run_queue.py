@@ -67,6 +67,9 @@ CLAIM_WINDOW = 16
 FAILED_CLAIMS = 8
 """Number of claims in a row that others were faster at, after which the list is read again."""
 
+REFUSAL_SECONDS = 60.0
+"""Time after which a worker looks again at a run that it refused: its images may have come."""
+
 RUNS_SUFFIX = " runs"
 """End of the name of the study that holds the runs of a study."""
 
@@ -115,11 +118,17 @@ class RunState:
 
 @dataclass(slots=True, eq=False)
 class _WaitingList:
-    """Waiting runs as this process last read them, the oldest first."""
+    """Waiting runs as this process last read them, the oldest first.
+
+    Attributes:
+        trials: the runs.
+        failed_claims: number of claims in a row that others were faster at.
+        refused: time of the last refusal of a run, by its trial, in seconds of the monotonic clock.
+    """
 
     trials: list[FrozenTrial] = field(default_factory=list)
     failed_claims: int = 0
-    refused: set[int] = field(default_factory=set)
+    refused: dict[int, float] = field(default_factory=dict)
 
 
 class RunQueue:
@@ -128,7 +137,7 @@ class RunQueue:
     ``opened_queue`` opens it.
 
     Args:
-        url: storage URL, for messages and locks.
+        url: storage URL with its password, for messages, locks and the trainings of probes.
         study: the study that holds the runs.
         storage: its storage.
         heartbeat_seconds: time between two heartbeats.
@@ -144,7 +153,7 @@ class RunQueue:
         heartbeat_seconds: float,
         patience_seconds: float,
     ) -> None:
-        self._url, self._study, self._storage = url, study, storage
+        self.url, self._study, self._storage = url, study, storage
         self.heartbeat_seconds = heartbeat_seconds
         self._patience_seconds = patience_seconds
         self._study_id = storage.get_study_id_from_name(study.study_name)
@@ -335,7 +344,9 @@ class RunQueue:
 
     def _read_waiting(self) -> None:
         trials = self._patiently(lambda: self._trials("WAITING"))
-        kept = [t for t in trials if t._trial_id not in self._list.refused]
+        refused = self._list.refused
+        first = time.monotonic() - REFUSAL_SECONDS
+        kept = [t for t in trials if refused.get(t._trial_id, first) <= first]
         self._list.trials, self._list.failed_claims = kept, 0
 
     def _next_accepted(self, accepts: Callable[[Any], bool]) -> FrozenTrial | None:
@@ -346,7 +357,7 @@ class RunQueue:
         trial = waiting.pop(random.randrange(min(CLAIM_WINDOW, len(waiting))))
         if accepts(trial.user_attrs.get(ORDER)):
             return trial
-        self._list.refused.add(trial._trial_id)
+        self._list.refused[trial._trial_id] = time.monotonic()
         return None
 
     def _take(self, trial: FrozenTrial, worker: str) -> bool:
@@ -446,7 +457,7 @@ class RunQueue:
         """Hold the lock of the runs; a connection of its own each time, since servers restart."""
 
         def taken() -> tuple[StudyLock, AbstractContextManager[None]]:
-            lock = StudyLock(self._url, self._study.study_name)
+            lock = StudyLock(self.url, self._study.study_name)
             held = lock.held()
             held.__enter__()
             return lock, held
@@ -468,7 +479,7 @@ class RunQueue:
         except Exception as error:
             if isinstance(error, BudgetplanError) or not is_unreachable(error):
                 raise
-            raise unusable_storage(self._url, error, self._study.study_name) from error
+            raise unusable_storage(self.url, error, self._study.study_name) from error
 
 
 @contextmanager

@@ -1,9 +1,12 @@
-"""Runs an order for a few training steps under its budget, in the sandbox.
+"""Runs an order in the sandbox: a validation, a measurement or a probe.
 
-On a CPU in place of the planned GPU, the measured peak is compared with a replay of the same
-candidate for the CPU. The memory, time and energy on the GPU remain predictions. An fp16 candidate
-runs there in fp32 under the same placement (``as_run_on_cpu``): the run shows that the candidate
-learns, and its measurement names fp32. The memory in fp16 is that of the replay.
+    run_order     any of them
+    run_for_real  a validation: a few training steps under a budget
+
+A validation on a CPU in place of the planned GPU compares the measured peak with a replay of the
+same candidate for the CPU. The memory, time and energy on the GPU remain predictions. An fp16
+candidate runs there in fp32 under the same placement (``as_run_on_cpu``): the run shows that the
+candidate learns, and its measurement names fp32. The memory in fp16 is that of the replay.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
-from planner.workers.orders import FinishedRun, RunOrder
+from planner.workers.orders import AnyOrder, MeasureOrder, ProbeOrder, RunOrder
+from planner.workers.outcomes import Finished, FinishedMeasurement, FinishedProbe, FinishedRun
 from profiler.errors import OutOfMemoryError
 from profiler.running.sandbox import Progress
 from profiler.units import format_bytes_as
@@ -49,6 +53,89 @@ def other_limit_note(prediction: Report, validation: Validation) -> str | None:
     return (
         f"the run was at the GPU's present power limit, not at the planned {watts:g} W: do not "
         "compare its time and energy with the predicted ones"
+    )
+
+
+def run_order(
+    order: AnyOrder,
+    *,
+    device: str,
+    storage: str,
+    on_progress: Progress,
+    cancelled: threading.Event | None = None,
+) -> Finished:
+    """Run an order on a device of this machine.
+
+    Args:
+        order: the order.
+        device: ``cpu``, or the name of this machine's GPU.
+        storage: URL by which this machine reaches the study of a probe.
+        on_progress: called with (activity, fraction done).
+        cancelled: event by which another thread ends the run; None for none.
+
+    Raises:
+        InputError: the data or the weights cannot be used.
+        OutOfMemoryError: the run needs more than its budget.
+        MeasurementError: the run failed for another reason.
+    """
+    if isinstance(order, ProbeOrder):
+        return _run_probe(order, storage=storage, on_progress=on_progress, cancelled=cancelled)
+    if isinstance(order, MeasureOrder):
+        return _run_measurement(order, device=device, on_progress=on_progress, cancelled=cancelled)
+    return run_for_real(order, device=device, on_progress=on_progress, cancelled=cancelled)
+
+
+def _run_measurement(
+    order: MeasureOrder,
+    *,
+    device: str,
+    on_progress: Progress,
+    cancelled: threading.Event | None,
+) -> FinishedMeasurement:
+    from profiler.running.measurement import measure
+    from profiler.timing.measured_runs import record_report
+
+    report = measure(
+        order.candidate,
+        device=device,
+        cap_bytes=order.cap_bytes,
+        steps=order.steps,
+        warmup=order.warmup,
+        expected_step_seconds=order.step_seconds,
+        on_progress=on_progress,
+        cancelled=cancelled,
+    )
+    # on this machine, whose predictions it corrects
+    record_report(report, source="measure")
+    return FinishedMeasurement(report=report)
+
+
+def _run_probe(
+    order: ProbeOrder, *, storage: str, on_progress: Progress, cancelled: threading.Event | None
+) -> FinishedProbe:
+    """Train the learners in a process of its own, which stores each training in the study.
+
+    If this process dies, the next worker goes on from the trainings that are stored.
+    """
+    from planner.training.find_rate import find_rate
+    from planner.training.probe_messages import ProbeResult
+    from planner.training.probe_process import run_probe
+    from profiler.running.sandbox import run_in_process
+
+    result = run_in_process(
+        run_probe if order.purpose == "compare" else find_rate,
+        order.request(storage),
+        ProbeResult,
+        timeout_seconds=order.limit_seconds,
+        on_progress=on_progress,
+        cancelled=cancelled,
+    )
+    return FinishedProbe(
+        keys=tuple(run.key for run in result.runs),
+        earlier_runs=result.earlier_runs,
+        seconds=result.seconds,
+        reason=result.reason,
+        notes=result.notes,
     )
 
 

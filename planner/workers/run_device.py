@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from planner.target_device import find_target
-from planner.training.images.registry import FOLDER_VARIANT, find_named
-from planner.workers.orders import RunOrder
+from planner.workers.orders import ANY_PROCESSOR, Order
 from profiler.devices.table import device_spec
 from profiler.environment import processor_name
-from profiler.errors import DeviceError, InputError
+from profiler.errors import BudgetplanError, DeviceError, InputError
+
+RECHECK_SECONDS = 60.0
+"""Time for which an answer holds on whether images are here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class RunDevice:
     memory_bytes: int | None
     processor: str
 
-    def why_not(self, order: RunOrder) -> str | None:
+    def why_not(self, order: Order) -> str | None:
         """Return the reason for which this device cannot run an order; None if it can.
 
         A GPU runs plans for the same model of GPU, so that a measurement is of the planned device.
@@ -44,12 +47,16 @@ class RunDevice:
             found = "it needs more memory than this device has"
         elif self.kind == "cuda" and self.name != order.planned.name:
             found = f"it is planned for {order.planned.name}"
-        elif self.kind == "cpu" and planned_cpu and order.processor != self.processor:
+        elif (
+            self.kind == "cpu"
+            and planned_cpu
+            and order.processor not in (self.processor, ANY_PROCESSOR)
+        ):
             found = f"it is planned for {order.processor}"
         elif self.kind == "cpu" and not planned_cpu and not order.allows_cpu:
             found = f"it is planned for {order.planned.name}, and not to be run on a CPU"
         else:
-            found = _why_no_weights(order) or _why_no_data(order.data)
+            found = _why_no_weights(order) or _why_no_pretrained(order) or _why_no_data(order)
         return found
 
 
@@ -77,22 +84,21 @@ def this_device(name: str = "auto") -> RunDevice:
     )
 
 
-def _why_no_weights(order: RunOrder) -> str | None:
-    """Return why this machine lacks the weights of an order; None if it has them."""
+def _why_no_weights(order: Order) -> str | None:
+    """Return why this machine lacks a file of weights of an order; None if it has them."""
     from profiler.models.backbones import split_entry
 
-    if order.weights is None:
-        return None
-    path = split_entry(Path(order.weights))[0]
-    if not path.is_file():
-        return f"there is no file {order.weights} here"
-    try:
-        state = path.stat()
-        found = _weights_hash(order.weights, state.st_mtime_ns, state.st_size)
-    except (InputError, OSError) as error:
-        return str(error)
-    if found != order.weights_sha256:
-        return f"{order.weights} holds other weights here than where the run was ordered"
+    for name, sha256 in order.weights_files.items():
+        path = split_entry(Path(name))[0]
+        if not path.is_file():
+            return f"there is no file {name} here"
+        try:
+            state = path.stat()
+            found = _weights_hash(name, state.st_mtime_ns, state.st_size)
+        except (InputError, OSError) as error:
+            return str(error)
+        if found != sha256:
+            return f"{name} holds other weights here than where the run was ordered"
     return None
 
 
@@ -106,14 +112,38 @@ def _weights_hash(weights: str, changed_ns: int, size_bytes: int) -> str | None:
     return None if found is None else found.sha256
 
 
-def _why_no_data(data: str) -> str | None:
-    """Return why this machine lacks images; None if it has their folder, or loads them by name."""
-    named = find_named(data)
-    if named is None:
-        folder = data
-    elif named[0].variant == FOLDER_VARIANT and named[1]:
-        folder = named[1]
-    else:
+def _why_no_data(order: Order) -> str | None:
+    """Return why this machine lacks the images of an order; None if it has them.
+
+    A data set that can be downloaded is downloaded now, so that no time of a run goes into it.
+    """
+    if order.data is None:
         return None
-    is_here = Path(folder).expanduser().is_dir()
-    return None if is_here else f"there is no folder {folder} here"
+    return _missing_data(order.data, round(time.monotonic() / RECHECK_SECONDS))
+
+
+@lru_cache(maxsize=64)
+def _missing_data(data: str, period: int) -> str | None:
+    """Return why images are not here; the number of the period is a part of the key."""
+    del period
+    from planner.training.images.load import obtain_data
+
+    try:
+        obtain_data(data)
+    except BudgetplanError as error:
+        return f"the images are not here: {error}"
+    return None
+
+
+def _why_no_pretrained(order: Order) -> str | None:
+    """Return why this machine lacks timm's weights of an order; None if it can load them."""
+    from profiler.models.backbones import can_load_pretrained
+
+    for model in order.pretrained_models:
+        try:
+            is_here = can_load_pretrained(model)
+        except BudgetplanError as error:
+            return str(error)
+        if not is_here:
+            return f"the pretrained weights of {model} cannot be loaded here"
+    return None

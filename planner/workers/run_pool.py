@@ -10,13 +10,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from planner.search.run_queue import RunQueue, opened_queue
-from planner.workers.orders import FinishedRun, RunOrder, read_outcome
+from planner.workers.orders import Order
+from planner.workers.outcomes import Finished, read_outcome
 from planner.workers.run_device import RunDevice
 from planner.workers.worker import perform_run, worker_name
 from profiler.errors import BudgetplanError, MeasurementError
 from profiler.running.sandbox import Progress
+
+FinishedT = TypeVar("FinishedT", bound=Finished)
 
 LOOK_SECONDS = 1.0
 """Time between two looks at the runs that workers have."""
@@ -38,13 +42,18 @@ class RunPool:
         self._pending: list[str] = []
         self._next_recovery = 0.0
 
-    def submit(self, order: RunOrder) -> str:
+    @property
+    def url(self) -> str:
+        """Storage URL of the queue, with its password."""
+        return self._queue.url
+
+    def submit(self, order: Order) -> str:
         """Enqueue an order and return the key of its run."""
         key = self._queue.enqueue(order.to_json())
         self._pending.append(key)
         return key
 
-    def next_finished(self, on_progress: Progress) -> tuple[str, FinishedRun | BudgetplanError]:
+    def next_finished(self, on_progress: Progress) -> tuple[str, Finished | BudgetplanError]:
         """Wait for a submitted run and return its key, with the run or its error.
 
         Args:
@@ -66,6 +75,26 @@ class RunPool:
                 self._queue.recover()
                 self._next_recovery = time.monotonic() + self._queue.heartbeat_seconds
             time.sleep(LOOK_SECONDS)
+
+    def result_of(self, order: Order, kind: type[FinishedT], on_progress: Progress) -> FinishedT:
+        """Run an order while no other is pending, and return its result.
+
+        Args:
+            order: the order.
+            kind: type of the result.
+            on_progress: called with (activity, fraction of the run done).
+
+        Raises:
+            BudgetplanError: the error of the run.
+        """
+        assert not self._pending
+        self.submit(order)
+        _, found = self.next_finished(on_progress)
+        if isinstance(found, BudgetplanError):
+            raise found
+        if not isinstance(found, kind):
+            raise MeasurementError("the outcome of the run is that of another kind of run")
+        return found
 
     def _run_here(self, on_progress: Progress) -> bool:
         """Run the first order that nobody has; return whether there was one."""
@@ -102,7 +131,27 @@ def opened_pool(
             pool.withdraw()
 
 
-def _readable_outcome(outcome: object) -> FinishedRun | BudgetplanError:
+def run_by_worker(
+    order: Order, kind: type[FinishedT], *, url: str, study_name: str, on_progress: Progress
+) -> FinishedT:
+    """Have one order run by a worker and return its result.
+
+    Args:
+        order: the order.
+        kind: type of the result.
+        url: storage URL.
+        study_name: name of the study whose runs the workers take.
+        on_progress: called with (activity, fraction of the run done).
+
+    Raises:
+        InputError: the storage cannot be used.
+        BudgetplanError: the error of the run.
+    """
+    with opened_pool(url, study_name, device=None, at_once=1) as pool:
+        return pool.result_of(order, kind, on_progress)
+
+
+def _readable_outcome(outcome: object) -> Finished | BudgetplanError:
     try:
         return read_outcome(outcome)
     except BudgetplanError as error:

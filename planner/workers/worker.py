@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from planner.search.run_queue import ClaimedRun, RunQueue
-from planner.workers.orders import DefectError, FinishedRun, RunOrder, error_outcome
-from planner.workers.real_run import run_for_real
+from planner.workers.orders import AnyOrder, read_order
+from planner.workers.outcomes import DefectError, Finished, error_outcome
+from planner.workers.real_run import run_order
 from planner.workers.run_device import RunDevice
 from profiler.errors import BudgetplanError
 from profiler.running.sandbox import Progress
@@ -36,12 +37,13 @@ class RunFunction(Protocol):
 
     def __call__(
         self,
-        order: RunOrder,
+        order: AnyOrder,
         *,
         device: str,
+        storage: str,
         on_progress: Progress,
         cancelled: threading.Event | None = None,
-    ) -> FinishedRun:
+    ) -> Finished:
         """Return the finished run, or raise its error."""
 
 
@@ -70,7 +72,7 @@ def work(
     device: RunDevice,
     *,
     until_empty: bool,
-    run: RunFunction = run_for_real,
+    run: RunFunction = run_order,
     on_event: Callable[[str], None] = lambda text: None,
     idle_seconds: float = IDLE_SECONDS,
 ) -> WorkSummary:
@@ -89,13 +91,19 @@ def work(
         InputError: the storage cannot be reached any more.
         KeyboardInterrupt: the worker was stopped; its run is queued again.
     """
-    summary, name = WorkSummary(), worker_name(device)
+    summary, name, said = WorkSummary(), worker_name(device), set[str]()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            on_event(text)
+
     next_recovery = time.monotonic()
     while True:
         if time.monotonic() >= next_recovery:
             queue.recover()
             next_recovery = time.monotonic() + queue.heartbeat_seconds
-        claimed = queue.claim(lambda order: _accepts(order, device, on_event), worker=name)
+        claimed = queue.claim(lambda order: _accepts(order, device, say_once), worker=name)
         if claimed is None:
             if until_empty and not queue.has_running():
                 return summary
@@ -115,7 +123,7 @@ def perform_run(
     claimed: ClaimedRun,
     device: RunDevice,
     *,
-    run: RunFunction = run_for_real,
+    run: RunFunction = run_order,
     on_event: Callable[[str], None] = lambda text: None,
     on_progress: Progress = lambda text, fraction: None,
 ) -> str:
@@ -136,8 +144,13 @@ def perform_run(
     defect: Exception | None = None
     try:
         try:
-            order = RunOrder.from_json(claimed.order)
-            done = run(order, device=device.name, on_progress=on_progress, cancelled=cancelled)
+            done = run(
+                read_order(claimed.order),
+                device=device.name,
+                storage=queue.url,
+                on_progress=on_progress,
+                cancelled=cancelled,
+            )
         except BudgetplanError as error:
             failure = error
         except Exception as error:
@@ -189,7 +202,7 @@ def _keep_alive(
 
 def _accepts(data: object, device: RunDevice, on_event: Callable[[str], None]) -> bool:
     try:
-        reason = device.why_not(RunOrder.from_json(data))
+        reason = device.why_not(read_order(data))
     except BudgetplanError as error:
         reason = str(error)
     if reason is not None:

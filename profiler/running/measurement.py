@@ -9,6 +9,7 @@ one, because recording takes time. Inputs are random: neither memory nor time de
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -96,6 +97,7 @@ def measure(
     warmup: int = 2,
     expected_step_seconds: float | None = None,
     on_progress: Progress | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Report:
     """Run a candidate in a process of its own and report the readings.
 
@@ -109,6 +111,7 @@ def measure(
         expected_step_seconds: predicted seconds of a step, from which the limit of the process's
             time follows; None if not known.
         on_progress: progress callback (activity, fraction done).
+        cancelled: event by which another thread ends the process; None for none.
 
     Raises:
         OutOfMemoryError: the cap was exceeded.
@@ -136,6 +139,7 @@ def measure(
             expected_step_seconds, steps=warmup + RECORDED_STEPS + steps
         ),
         on_progress=on_progress,
+        cancelled=cancelled,
     )
     _check_cap(measured, cap_bytes, on_cuda=request.device == "cuda")
     return report_measurement(candidate, measured, device=device)

@@ -7,14 +7,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from planner.training.images.image_set import ImageData
-from planner.training.images.named.animals import load_animals
-from planner.training.images.named.cifar10_c import load_cifar10_c, parse_cifar10_c
+from planner.training.images.named.animals import load_animals, obtain_animals
+from planner.training.images.named.cifar10_c import (
+    load_cifar10_c,
+    obtain_cifar10_c,
+    parse_cifar10_c,
+)
 from planner.training.images.named.digits import load_digits
-from planner.training.images.named.fgvc import FGVC_SETS, load_fgvc, parse_fgvc
+from planner.training.images.named.fgvc import FGVC_SETS, load_fgvc, obtain_fgvc, parse_fgvc
 from planner.training.images.named.load_request import LoadRequest, SetSize
-from planner.training.images.named.torchvision_sets import load_cifar10, load_cifar100, load_dtd
-from planner.training.images.named.visual_wake_words import load_visual_wake_words
-from planner.training.images.named.vtab import VTAB_TASKS, load_vtab, parse_vtab
+from planner.training.images.named.torchvision_sets import (
+    load_cifar10,
+    load_cifar100,
+    load_dtd,
+    obtain_cifar10,
+    obtain_cifar100,
+    obtain_dtd,
+)
+from planner.training.images.named.visual_wake_words import (
+    load_visual_wake_words,
+    obtain_visual_wake_words,
+)
+from planner.training.images.named.vtab import VTAB_TASKS, load_vtab, obtain_vtab, parse_vtab
 from profiler.errors import InputError
 
 FOLDER_VARIANT = "DIR"
@@ -31,6 +45,8 @@ class NamedData:
         num_classes: number of classes.
         train_images: number of training images, those of the selection part not included.
         load: loader of the data set.
+        obtain: checks that its files are there, and downloads those that can be; called with the
+            folder of data sets and the text after the colon. It raises an ``InputError``.
         variant: form of the text after a colon, such as ``DIR``; empty if there is none.
         check_variant: raises a ``UsageError`` if the text after the colon is not of that form; None
             if every text is. A command that loads the data later calls it at once.
@@ -43,6 +59,7 @@ class NamedData:
     num_classes: int
     train_images: int
     load: Callable[[LoadRequest], ImageData]
+    obtain: Callable[[Path, str], object] = lambda root, variant: None
     variant: str = ""
     check_variant: Callable[[str], object] | None = None
     origin: str = "installed"
@@ -68,6 +85,7 @@ _SETS = (
         num_classes=10,
         train_images=7200,
         load=load_animals,
+        obtain=obtain_animals,
     ),
     NamedData(
         name="cifar10",
@@ -75,6 +93,7 @@ _SETS = (
         num_classes=10,
         train_images=45000,
         load=load_cifar10,
+        obtain=obtain_cifar10,
         origin="downloaded",
     ),
     NamedData(
@@ -83,6 +102,7 @@ _SETS = (
         num_classes=100,
         train_images=45000,
         load=load_cifar100,
+        obtain=obtain_cifar100,
         origin="downloaded",
     ),
     NamedData(
@@ -91,6 +111,7 @@ _SETS = (
         num_classes=47,
         train_images=1880,
         load=load_dtd,
+        obtain=obtain_dtd,
         origin="downloaded",
     ),
     NamedData(
@@ -99,6 +120,7 @@ _SETS = (
         num_classes=10,
         train_images=45000,
         load=load_cifar10_c,
+        obtain=obtain_cifar10_c,
         variant="CORRUPTION:SEVERITY",
         check_variant=parse_cifar10_c,
         origin="copied",
@@ -109,6 +131,7 @@ _SETS = (
         num_classes=2,
         train_images=106_458,
         load=load_visual_wake_words,
+        obtain=obtain_visual_wake_words,
         variant=FOLDER_VARIANT,
         origin="copied",
     ),
@@ -118,6 +141,7 @@ _SETS = (
         num_classes=100,
         train_images=800,
         load=load_vtab,
+        obtain=obtain_vtab,
         variant="TASK",
         check_variant=parse_vtab,
         origin="copied",
@@ -129,6 +153,7 @@ _SETS = (
         num_classes=200,
         train_images=5394,
         load=load_fgvc,
+        obtain=obtain_fgvc,
         variant="SET",
         check_variant=parse_fgvc,
         origin="copied",

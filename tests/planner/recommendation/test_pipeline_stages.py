@@ -56,7 +56,9 @@ def test_runs_are_queued_under_the_name_that_the_user_gave(
     monkeypatch.setattr(pipeline, "run_best", lambda *_, **options: seen.update(options))
     monkeypatch.setattr(pipeline, "best_first", lambda candidates, *_: candidates)
     joint = replace(asked, study="mine-test_vit", joint_study="mine", validations=1)
-    pipeline._run_best(joint, [], probe, "sqlite://", lambda *_: None)
+    pool: Any = "an open pool"
+    with pipeline._real_runs(joint, "sqlite://"):
+        pipeline._run_best(joint, [], probe, pool, lambda *_: None)
     assert opened == ["mine"]
     # a probe without a training says nothing about the order
     assert seen["in_order"] is in_order

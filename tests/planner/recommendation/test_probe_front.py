@@ -35,6 +35,8 @@ from planner.training.probe import StepLadder
 from planner.training.probe_records import RATE_FACTORS
 from planner.training.probe_statistics import LearnerEstimate
 from planner.training.run_options import RunOptions
+from planner.workers.run_device import this_device
+from planner.workers.run_pool import RunPool, opened_pool
 from profiler.devices.table import device_label
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.models import backbones
@@ -148,7 +150,8 @@ def test_runs_are_in_the_study_and_a_second_answer_goes_on_from_them(
     damaged = dict(stored[0]) | {"right": "not bits"}
     append_probe_run(storage, "probed", "0" * 24, damaged)
     checked = [CheckedCandidate(result=e.result, prediction=e.plan.prediction) for e in front]
-    again = probe_front(request(folder, probe_seconds=300.0), checked, storage, notify)
+    with opened_pool(storage, "probed", device=this_device("cpu"), at_once=1) as pool:
+        again = probe_front(request(folder, probe_seconds=300.0), checked, pool, notify)
     assert again is not None
     assert again.earlier_runs == len(stored)
     assert again.runs == len(stored)
@@ -160,7 +163,7 @@ def test_runs_are_in_the_study_and_a_second_answer_goes_on_from_them(
 
 def test_random_weights_in_place_of_pretrained_ones_are_not_probed(folder: Path) -> None:
     run = RunOptions(device="cpu", data="digits", pretrained=True)
-    outcome = probe_front(request(folder, run=run), [], "not opened", notify)
+    outcome = probe_front(request(folder, run=run), [], None, notify)
     assert outcome is not None
     assert "nothing was probed" in outcome.notes[0]
     assert choose_by_probe([], outcome, objective="balanced") is None
@@ -213,11 +216,17 @@ def test_learning_rates_are_tried_for_the_recommended_plan(
     answered: Recommendation, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planner.training.find_rate, "RATE_STEPS", 2)
+    url = f"sqlite:///{folder / 'probed.db'}"
+    with opened_pool(url, "probed", device=this_device("cpu"), at_once=1) as pool:
+        try_learning_rates(answered, folder, pool)
+
+
+def try_learning_rates(answered: Recommendation, folder: Path, pool: RunPool) -> None:
     entries, index = answered.front, answered.recommended
     given = {
         "index": index,
         "probe": None,
-        "storage": f"sqlite:///{folder / 'probed.db'}",
+        "pool": pool,
         "notify": lambda stage, text, done: said.append(stage),
     }
     said: list[str] = []

@@ -14,10 +14,10 @@ from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.ranking import Question
 from planner.recommendation.real_runs import run_best
 from planner.search.run_queue import opened_queue
-from planner.workers.orders import (
+from planner.workers.orders import AnyOrder, RunOrder
+from planner.workers.outcomes import (
     DefectError,
     FinishedRun,
-    RunOrder,
     error_outcome,
     read_outcome,
 )
@@ -60,7 +60,8 @@ def ran(
 
 
 def passed() -> FinishedRun:
-    return FinishedRun(validation=SimpleNamespace(), host_prediction=None, worker="w")
+    validation: Any = SimpleNamespace()
+    return FinishedRun(validation=validation, host_prediction=None, worker="w")
 
 
 @pytest.mark.parametrize("error", [InputError("no images"), DeviceError("no GPU")])
@@ -92,7 +93,8 @@ def test_a_defect_of_a_worker_is_said_in_the_answer(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_defect_ends_its_run_and_not_its_worker(tmp_path: Path) -> None:
-    def broken(order: RunOrder, **_: Any) -> FinishedRun:
+    def broken(order: AnyOrder, **_: Any) -> FinishedRun:
+        assert isinstance(order, RunOrder)
         raise KeyError(order.seed)
 
     order, events = toy_order(), list[str]()

@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 
 from planner.plan import Accuracy
 from planner.recipe import Recipe
+from planner.training.probe_records import Learner
+from planner.training.run_options import RunOptions
 from planner.training.validation import Validation
-from planner.workers.orders import (
+from planner.workers import run_device
+from planner.workers.orders import AnyOrder, MeasureOrder, ProbeOrder, RunOrder, read_order
+from planner.workers.outcomes import (
+    FinishedMeasurement,
+    FinishedProbe,
     FinishedRun,
-    RunOrder,
     error_outcome,
     read_outcome,
 )
@@ -71,9 +76,43 @@ def through_json(data: Any) -> Any:
     return json.loads(json.dumps(data))
 
 
+def measure_order(**changes: Any) -> MeasureOrder:
+    made = MeasureOrder.of(
+        toy_order().candidate,
+        planned=device_label("rtx-3060"),
+        prediction=finished().validation.report,
+        cap_bytes=2**30,
+        steps=3,
+        warmup=1,
+    )
+    return replace(made, **changes)
+
+
+def probe_order(**changes: Any) -> ProbeOrder:
+    recipe = Recipe(learning_rate=1e-3, epochs=2, patience_epochs=2, source="a test")
+    made = ProbeOrder.of(
+        [Learner(name="full", candidate=toy_order().candidate, recipe=recipe)],
+        purpose="compare",
+        device="cpu",
+        planned=device_label("rtx-3060"),
+        needed_bytes=2**29,
+        run=RunOptions(data="digits", seed=7, pretrained=False),
+        study="toy",
+        seconds=60.0,
+        limit_seconds=100.0,
+        weights={},
+        pretrained_models=(),
+    )
+    return replace(made, **changes)
+
+
 @pytest.mark.parametrize(
     "order",
     [
+        measure_order(),
+        measure_order(cap_bytes=None, step_seconds=None),
+        probe_order(),
+        probe_order(purpose="rates", device="cuda", planned=device_label("rtx-3060")),
         toy_order(3),
         toy_order(
             recipe=Recipe(learning_rate=1e-3, epochs=2, patience_epochs=2, source="a test"),
@@ -83,8 +122,28 @@ def through_json(data: Any) -> Any:
         ),
     ],
 )
-def test_an_order_is_read_as_it_was_written(order: RunOrder) -> None:
-    assert RunOrder.from_json(through_json(order.to_json())) == order
+def test_an_order_is_read_as_it_was_written(order: AnyOrder) -> None:
+    again = read_order(through_json(order.to_json()))
+    assert type(again) is type(order)
+    assert again == order
+
+
+def test_an_order_of_an_earlier_version_is_read() -> None:
+    """Its fields are those of a validation, without the ones that came later."""
+    data = through_json(toy_order(3).to_json()) | {"schema_minor": 0}
+    del data["pretrained_models"]
+    assert read_order(data) == toy_order(3)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        FinishedProbe(keys=("0a", "ff"), earlier_runs=1, seconds=2.5, reason="clear", notes=("n",)),
+        FinishedMeasurement(report=finished().validation.report, worker="cpu on here"),
+    ],
+)
+def test_a_result_is_read_as_it_was_written(result: Any) -> None:
+    assert read_outcome(through_json(result.to_json())) == result
 
 
 def test_a_run_is_read_as_it_was_written() -> None:
@@ -125,7 +184,9 @@ JUNK: Any = st.sampled_from(
 @given(st.data(), JUNK)
 def test_a_changed_object_is_refused_in_one_line_or_read(data: st.DataObject, junk: Any) -> None:
     for original, read in (
-        (toy_order().to_json(), RunOrder.from_json),
+        (toy_order().to_json(), read_order),
+        (measure_order().to_json(), read_order),
+        (probe_order().to_json(), read_order),
         (finished().to_json(), read_outcome),
         (error_outcome(MeasurementError("d")), read_outcome),
     ):
@@ -146,7 +207,7 @@ def test_a_changed_object_is_refused_in_one_line_or_read(data: st.DataObject, ju
 
 @pytest.mark.parametrize("data", [None, [], "order", {}, {"schema": "budgetplan.plan/1"}])
 def test_something_else_is_no_order_and_no_outcome(data: object) -> None:
-    for read in (RunOrder.from_json, read_outcome):
+    for read in (RunOrder.from_json, read_order, read_outcome):
         with pytest.raises(InputError):
             read(data)
 
@@ -160,7 +221,8 @@ def test_something_else_is_no_order_and_no_outcome(data: object) -> None:
         (CPU_HERE, {"planned": device_label("rtx-3060"), "processor": "another"}, None),
         (CPU_HERE, {"planned": device_label("rtx-3060"), "allows_cpu": False}, "not to be run"),
         (CPU_HERE, {"needed_bytes": 2**40}, "more memory"),
-        (CPU_HERE, {"data": "/nowhere/photos"}, "no folder"),
+        (CPU_HERE, {"data": "/nowhere/photos"}, "'/nowhere/photos' does not exist"),
+        (CPU_HERE, {"pretrained_models": ("vim_s",)}, "pretrained weights of vim_s"),
         (CPU_HERE, {"weights": "/nowhere/w.pt", "weights_sha256": "0"}, "no file"),
         (CPU_HERE, {"weights": "/nowhere/w.pt::ema", "weights_sha256": "0"}, "no file"),
         (GPU_HERE, {"planned": device_label("rtx-3060")}, None),
@@ -178,9 +240,78 @@ def test_a_measurement_is_of_the_planned_device(
     assert reason is None or reason in found
 
 
+@pytest.mark.parametrize(
+    ("device", "order", "reason"),
+    [
+        (CPU_HERE, probe_order(), None),
+        (GPU_HERE, probe_order(), "planned for cpu"),
+        (GPU_HERE, probe_order(planned=device_label("rtx-3060"), device="cuda"), None),
+        (CPU_HERE, probe_order(planned=device_label("rtx-3060")), "not to be run on a CPU"),
+        (GPU_HERE, measure_order(), None),
+        (CPU_HERE, measure_order(), "not to be run on a CPU"),
+        (CPU_HERE, measure_order(planned=device_label("cpu"), processor="another"), "another"),
+    ],
+)
+def test_a_probe_takes_any_cpu_and_a_measurement_its_own_device(
+    device: RunDevice, order: AnyOrder, reason: str | None
+) -> None:
+    found = device.why_not(order)
+    assert (found is None) == (reason is None)
+    assert reason is None or reason in (found or "")
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+COPIED = {
+    "vww": ("vww/annotations/instances_train.json", "vww/annotations/instances_val.json"),
+    "vtab:cifar": tuple(f"vtab-1k/cifar/{n}.txt" for n in ("train800", "val200", "test")),
+    "fgvc:cub": ("fgvc/CUB_200_2011/train.json", "fgvc/CUB_200_2011/test.json"),
+}
+"""Files of the data sets that users copy, in the folder of data sets."""
+
+
+@pytest.mark.parametrize("data", COPIED)
+def test_a_worker_without_the_images_leaves_the_run_until_they_come(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUDGETPLAN_DATA", str(tmp_path))
+    order = toy_order(data=data)
+    for name in COPIED[data]:
+        run_device._missing_data.cache_clear()
+        assert "the images are not here" in (CPU_HERE.why_not(order) or "")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    run_device._missing_data.cache_clear()
+    assert CPU_HERE.why_not(order) is None
+
+
+def test_images_are_downloaded_before_a_run_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Downloads:
+        def __init__(self, root: str, *, train: bool, download: bool) -> None:
+            assert download
+            asked.append(root)
+            if len(asked) == 1:
+                raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloads)
+    monkeypatch.setenv("BUDGETPLAN_DATA", str(tmp_path))
+    order = toy_order(data="cifar10")
+    run_device._missing_data.cache_clear()
+    assert "no network" in (CPU_HERE.why_not(order) or "")
+    assert "no network" in (CPU_HERE.why_not(order) or "")
+    assert asked == [str(tmp_path)]  # not tried again at once
+    run_device._missing_data.cache_clear()
+    assert CPU_HERE.why_not(order) is None
+    damaged = toy_order(data="cifar10-c:fog:3")
+    assert "fog.npy does not exist" in (CPU_HERE.why_not(damaged) or "")
+
+
 def test_a_named_folder_must_be_here() -> None:
-    assert "no folder /nowhere" in (CPU_HERE.why_not(toy_order(data="vww:/nowhere")) or "")
-    assert CPU_HERE.why_not(toy_order(data="vww")) is None
+    assert "/nowhere/annotations" in (CPU_HERE.why_not(toy_order(data="vww:/nowhere")) or "")
 
 
 def test_other_weights_than_those_of_the_order_are_refused(tmp_path: Path) -> None:

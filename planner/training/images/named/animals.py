@@ -49,6 +49,16 @@ def load_animals(request: LoadRequest) -> ImageData:
     )
 
 
+def obtain_animals(root: Path, variant: str) -> None:
+    """Check that the package is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    del root, variant
+    _data_folder()
+
+
 def _data_folder() -> Path:
     """Return the folder of the package's data files, without importing the package."""
     spec = find_spec(_PACKAGE)

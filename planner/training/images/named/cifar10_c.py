@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from planner.training.images.image_files import error_text
 from planner.training.images.image_set import ImageData
-from planner.training.images.named.load_request import LoadRequest, check_arrays
-from planner.training.images.named.torchvision_sets import cifar_with_test_images
+from planner.training.images.named.load_request import LoadRequest, check_arrays, check_files
+from planner.training.images.named.torchvision_sets import (
+    cifar_with_test_images,
+    obtain_cifar10,
+)
 from profiler.errors import InputError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +57,23 @@ def load_cifar10_c(request: LoadRequest) -> ImageData:
     return cifar_with_test_images(name, pixels, labels[chosen].tolist(), request)
 
 
+def obtain_cifar10_c(root: Path, variant: str) -> None:
+    """Check that the files of a corruption are there, and download CIFAR-10 if it is not.
+
+    Raises:
+        InputError: a file is missing, or CIFAR-10 cannot be downloaded.
+    """
+    corruption, _ = parse_cifar10_c(variant)
+    folder = root / FOLDER_NAME
+    check_files((folder / f"{name}.npy" for name in (corruption, "labels")), remedy=_remedy(folder))
+    obtain_cifar10(root, "")
+
+
+def _remedy(folder: Path) -> str:
+    archive = "CIFAR-10-C.tar from doi.org/10.5281/zenodo.2535967"
+    return f"get {archive} and extract it in {folder.parent}"
+
+
 def parse_cifar10_c(variant: str) -> tuple[str, int]:
     """Return the corruption and its severity, from 1 to 5.
 
@@ -80,10 +100,7 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
     from numpy.lib.format import open_memmap
 
     if not path.is_file():
-        raise InputError(
-            f"{path} does not exist; get CIFAR-10-C.tar from doi.org/10.5281/zenodo.2535967 and "
-            f"extract it in {path.parent.parent}"
-        )
+        raise InputError(f"{path} does not exist; {_remedy(path.parent)}")
     try:
         # Unlike numpy.load, this reads no archive, and no pickle in any case.
         array: np.ndarray[Any, Any] = open_memmap(path, mode="r")

@@ -20,7 +20,12 @@ import msgspec
 from planner.training.images.image_files import error_text
 from planner.training.images.image_folder import data_from_files
 from planner.training.images.image_set import ImageData
-from planner.training.images.named.load_request import LoadRequest, SetSize, safe_image_path
+from planner.training.images.named.load_request import (
+    LoadRequest,
+    SetSize,
+    check_files,
+    safe_image_path,
+)
 from profiler.errors import InputError, UnknownNameError
 
 FGVC_FOLDER = "fgvc"
@@ -66,6 +71,8 @@ _CLASS_NUMBER = re.compile(r"^(\d+\.|n\d+-)")
 
 ClassId = int | str
 
+_REMEDY = "copy FGVC there (docs/data.md)"
+
 
 def load_fgvc(request: LoadRequest) -> ImageData:
     """Load a set of FGVC.
@@ -74,9 +81,8 @@ def load_fgvc(request: LoadRequest) -> ImageData:
         UnknownNameError: there is no such set.
         InputError: a file is missing or damaged, or names a file outside of its folder.
     """
-    name, given = parse_fgvc(request.variant)
+    name, root = _set_folder(request.root, request.variant)
     chosen = FGVC_SETS[name]
-    root = (Path(given).expanduser() if given else request.root / FGVC_FOLDER) / chosen.folder
     train = _read_split(root / "train.json")
     ids = sorted(set(train.values()), key=lambda each: (isinstance(each, str), each))
     if len(ids) != chosen.size.num_classes:
@@ -105,6 +111,23 @@ def load_fgvc(request: LoadRequest) -> ImageData:
     )
 
 
+def obtain_fgvc(root: Path, variant: str) -> None:
+    """Check that the splits of a set are there.
+
+    Raises:
+        InputError: a split is missing.
+    """
+    _, folder = _set_folder(root, variant)
+    check_files((folder / f"{part}.json" for part in ("train", "test")), remedy=_REMEDY)
+
+
+def _set_folder(root: Path, variant: str) -> tuple[str, Path]:
+    """Return the set's name and its folder."""
+    name, given = parse_fgvc(variant)
+    base = Path(given).expanduser() if given else root / FGVC_FOLDER
+    return name, base / FGVC_SETS[name].folder
+
+
 def parse_fgvc(variant: str) -> tuple[str, str]:
     """Return the set and the folder of ``SET`` or ``SET:DIR``; the folder may be empty.
 
@@ -127,8 +150,8 @@ def _read_split(path: Path) -> dict[str, ClassId]:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, ClassId])
     except (OSError, msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise InputError(
-            f"cannot read {path} as an object of images and class ids: {error_text(error)}; copy "
-            "FGVC there (docs/data.md)"
+            f"cannot read {path} as an object of images and class ids: {error_text(error)}; "
+            f"{_REMEDY}"
         ) from error
     if not found:
         raise InputError(f"{path} is empty; copy it again")

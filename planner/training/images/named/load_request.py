@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,21 @@ def hash_pixels(*parts: tuple[Pixels, Sequence[int]]) -> str:
         digest.update(pixels.tobytes())
         digest.update(repr(list(labels)).encode())
     return digest.hexdigest()
+
+
+def check_files(paths: Iterable[Path], *, remedy: str) -> None:
+    """Check that the files of a data set are there, before anything is read.
+
+    Args:
+        paths: the files that its loader begins with.
+        remedy: where to get the data set, for the message.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise InputError(f"{missing} does not exist; {remedy}")
 
 
 def safe_image_path(name: str, origin: Path) -> PurePosixPath:

@@ -40,6 +40,47 @@ def load_cifar100(request: LoadRequest) -> ImageData:
     return _load_cifar("cifar100", CIFAR100, request)
 
 
+def obtain_cifar10(root: Path, variant: str) -> None:
+    """Download CIFAR-10 unless it is there.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
+    from torchvision.datasets import CIFAR10
+
+    _obtain("cifar10", CIFAR10, root, {"train": True})
+    del variant
+
+
+def obtain_cifar100(root: Path, variant: str) -> None:
+    """Download CIFAR-100 unless it is there.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
+    from torchvision.datasets import CIFAR100
+
+    _obtain("cifar100", CIFAR100, root, {"train": True})
+    del variant
+
+
+def obtain_dtd(root: Path, variant: str) -> None:
+    """Download Describable Textures unless they are there.
+
+    Raises:
+        InputError: they cannot be downloaded.
+    """
+    from torchvision.datasets import DTD
+
+    _obtain("dtd", DTD, root, {"split": "train"})
+    del variant
+
+
+def _obtain(name: str, kind: Any, root: Path, part: dict[str, Any]) -> None:
+    with download_errors(name, root):
+        kind(str(root), download=True, **part)
+
+
 def cifar_with_test_images(
     name: str, pixels: Pixels, labels: list[int], request: LoadRequest
 ) -> ImageData:

@@ -63,7 +63,7 @@ def load_visual_wake_words(request: LoadRequest) -> ImageData:
         InputError: a file is missing or damaged, or names a file outside of its folder.
     """
     variant = request.variant
-    root = Path(variant).expanduser() if variant else request.root / "vww"
+    root = _vww_folder(request.root, variant)
     train, test = (_labelled_files(_annotations(root, part)) for part in ("train", "val"))
     return data_from_files(
         f"vww:{variant}" if variant else "vww",
@@ -74,6 +74,20 @@ def load_visual_wake_words(request: LoadRequest) -> ImageData:
         root=root,
         seed=request.seed,
     )
+
+
+def obtain_visual_wake_words(root: Path, variant: str) -> None:
+    """Check that COCO's annotations are there.
+
+    Raises:
+        InputError: they are not.
+    """
+    for part in ("train", "val"):
+        _annotations(_vww_folder(root, variant), part)
+
+
+def _vww_folder(root: Path, variant: str) -> Path:
+    return Path(variant).expanduser() if variant else root / "vww"
 
 
 def _annotations(root: Path, part: str) -> Path:

@@ -17,7 +17,12 @@ from planner.training.images.crops import whole_image
 from planner.training.images.image_files import error_text
 from planner.training.images.image_folder import data_from_files
 from planner.training.images.image_set import ImageData, ImageSet
-from planner.training.images.named.load_request import LoadRequest, SetSize, safe_image_path
+from planner.training.images.named.load_request import (
+    LoadRequest,
+    SetSize,
+    check_files,
+    safe_image_path,
+)
 from profiler.errors import InputError, UnknownNameError
 
 _TASK_CLASSES = {
@@ -35,6 +40,8 @@ VTAB_TASKS = {
 VTAB_FOLDER = "vtab-1k"
 """Folder in the data folder."""
 
+_REMEDY = "copy VTAB-1k there (docs/data.md)"
+
 _LISTS = {"train": "train800.txt", "selection": "val200.txt", "test": "test.txt"}
 
 
@@ -45,8 +52,7 @@ def load_vtab(request: LoadRequest) -> ImageData:
         UnknownNameError: there is no such task.
         InputError: a file is missing or damaged, or names a file outside of its folder.
     """
-    task, folder = parse_vtab(request.variant)
-    root = (Path(folder).expanduser() if folder else request.root / VTAB_FOLDER) / task
+    task, root = _task_folder(request.root, request.variant)
     classes = VTAB_TASKS[task].num_classes
     parts = {part: _read_list(root / name, classes) for part, name in _LISTS.items()}
     data = data_from_files(
@@ -66,6 +72,22 @@ def load_vtab(request: LoadRequest) -> ImageData:
     return replace(
         data, train=whole(data.train), selection=whole(data.selection), test=whole(data.test)
     )
+
+
+def obtain_vtab(root: Path, variant: str) -> None:
+    """Check that the lists of a task are there.
+
+    Raises:
+        InputError: a list is missing.
+    """
+    _, folder = _task_folder(root, variant)
+    check_files((folder / name for name in _LISTS.values()), remedy=_REMEDY)
+
+
+def _task_folder(root: Path, variant: str) -> tuple[str, Path]:
+    """Return the task and its folder."""
+    task, given = parse_vtab(variant)
+    return task, (Path(given).expanduser() if given else root / VTAB_FOLDER) / task
 
 
 def parse_vtab(variant: str) -> tuple[str, str]:
@@ -90,9 +112,7 @@ def _read_list(path: Path, classes: int) -> list[tuple[Path, int]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
-        raise InputError(
-            f"cannot read {path}: {error_text(error)}; copy VTAB-1k there (docs/data.md)"
-        ) from error
+        raise InputError(f"cannot read {path}: {error_text(error)}; {_REMEDY}") from error
     found = []
     for number, line in enumerate(lines, start=1):
         name, _, label = line.strip().rpartition(" ")
