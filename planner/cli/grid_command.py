@@ -68,6 +68,14 @@ GridFormat = Literal["table", "csv", "markdown", "latex"]
     show_default=True,
     help=f"Data set whose published accuracies stand beside the cells: {DATA_NAMES}.",
 )
+@click.option(
+    "--training-free",
+    type=Names(),
+    default="",
+    metavar="NAMES|all",
+    help="Models that classify without fine-tuning, in rows of their own: names of `budgetplan "
+    "training-free`, separated by commas, or all. [default: none]",
+)
 @grid_workload_options
 @click.option(
     "--format",
@@ -90,12 +98,13 @@ def grid(
     devices: tuple[str, ...],
     vram: int,
     data: str,
+    training_free: tuple[str, ...],
     **workload: Unpack[api.WorkloadOptions],
 ) -> None:
     """Compare backbones, methods and devices in one table.
 
-    Every number is a composed prediction; nothing is run. The defaults are the 60 cells of
-    arXiv 2607.02158.
+    Every number is a composed prediction, of models without fine-tuning a replayed one; nothing is
+    run. The defaults are the 60 cells of arXiv 2607.02158.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         found = api.grid(
@@ -105,6 +114,7 @@ def grid(
             devices=devices,
             vram=vram,
             data=data,
+            training_free=training_free,
             on_progress=notify,
             **workload,
         )

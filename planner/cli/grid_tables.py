@@ -14,14 +14,21 @@ from rich.console import Console
 from planner.cli.cell_text import alias_of
 from planner.cli.table_layout import Column, Page, tables
 from planner.cost.budget import needed_bytes
-from planner.cost.comparison_grid import PAPER_RANGES, Grid, GridCell, PublishedRange
+from planner.cost.comparison_grid import (
+    PAPER_RANGES,
+    Grid,
+    GridCell,
+    InferenceRow,
+    PublishedRange,
+)
 from profiler.units import format_bytes_in, format_joules, format_seconds, unit_as_asked
+from profiler.workload import Workload
 
 _CSV_HEADER = (
     "device", "model", "method", "rank", "checkpoint", "micro_batch", "accumulation", "precision",
     "optimizer", "image_size", "num_classes", "device_bytes", "fits", "step_seconds",
     "energy_joules", "memory_change", "time_change", "energy_change", "published_accuracy",
-    "published_source", "refusal",
+    "published_source", "refusal", "kind",
 )  # fmt: skip
 
 _LATEX_ESCAPES = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$"}
@@ -31,7 +38,7 @@ def show_grid(grid: Grid, console: Console) -> None:
     """Print a grid in as few tables as fit the terminal, then the footnotes."""
     page = Page(console)
     columns, footnotes = grid_columns(grid)
-    keys = 3 + (len({cell.device.name for cell in grid.cells}) > 1)
+    keys = 3 + (len({row.device.name for row in (*grid.cells, *grid.training_free)}) > 1)
     page.block(*tables(columns, keys=keys, width=page.width))
     page.sentences(footnotes)
 
@@ -51,7 +58,14 @@ def csv_text(grid: Grid) -> str:
             None if report is None else report.energy_joules,
             cell.memory_change, cell.time_change, cell.energy_change,
             None if published is None else published.value,
-            None if published is None else published.source, cell.refusal,
+            None if published is None else published.source, cell.refusal, "tuned",
+        ]  # fmt: skip
+        writer.writerow(["" if value is None else value for value in row])
+    for each in grid.training_free:
+        row = [
+            each.device.name, each.model, "", "", "", each.batch, "", each.precision, "",
+            each.image_size, each.num_classes, each.device_bytes, each.fits, each.step_seconds,
+            each.energy_joules, "", "", "", each.published, each.published_source, "", each.kind,
         ]  # fmt: skip
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
@@ -88,23 +102,60 @@ def latex_text(grid: Grid) -> str:
 def grid_columns(grid: Grid) -> tuple[list[Column], list[str]]:
     """Return the columns that have content, and the footnotes."""
     cells, unit = grid.cells, unit_as_asked(grid.budget_bytes)
-    numbers = _footnote_numbers(cells)
+    numbers, frozen = _footnote_numbers(cells), grid.training_free
     columns = [
         Column(
-            header="backbone", cells=[alias_of(c.workload.model) for c in cells], justify="left"
+            header="backbone",
+            cells=[alias_of(c.workload.model) for c in cells] + [row.model for row in frozen],
+            justify="left",
         ),
-        Column(header="method", cells=[_cell_method(c) for c in cells], justify="left"),
-        Column(header="checkpoints", cells=[c.checkpoint for c in cells], justify="left"),
-        Column(header="memory", cells=[_cell_memory(c, unit, numbers) for c in cells]),
-        Column(header="fits", cells=[_cell_fits(c) for c in cells], justify="left"),
-        Column(header="step", cells=[_cell_step(c) for c in cells]),
-        Column(header="energy", cells=[_cell_energy(c) for c in cells]),
-        Column(header="memory\nchange", cells=[_percent_change(c.memory_change) for c in cells]),
-        Column(header="time\nchange", cells=[_percent_change(c.time_change) for c in cells]),
-        Column(header="accuracy\npublished", cells=[_cell_published(c) for c in cells]),
+        Column(
+            header="method",
+            cells=[_cell_method(c) for c in cells] + [row.kind for row in frozen],
+            justify="left",
+        ),
+        Column(
+            header="checkpoints",
+            cells=[c.checkpoint for c in cells] + ["-"] * len(frozen),
+            justify="left",
+        ),
+        Column(
+            header="memory",
+            cells=[_cell_memory(c, unit, numbers) for c in cells]
+            + [format_bytes_in(row.device_bytes, unit) for row in frozen],
+        ),
+        Column(
+            header="fits",
+            cells=[_cell_fits(c.fits) for c in cells] + [_cell_fits(row.fits) for row in frozen],
+            justify="left",
+        ),
+        Column(
+            header="step",
+            cells=[_cell_step(c) for c in cells]
+            + [format_seconds(row.step_seconds) for row in frozen],
+        ),
+        Column(
+            header="energy",
+            cells=[_cell_energy(c) for c in cells]
+            + [format_joules(row.energy_joules) for row in frozen],
+        ),
+        *(
+            Column(header=header, cells=[*map(_percent_change, changes), *["-"] * len(frozen)])
+            for header, changes in (
+                ("memory\nchange", [c.memory_change for c in cells]),
+                ("time\nchange", [c.time_change for c in cells]),
+            )
+        ),
+        Column(
+            header="accuracy\npublished",
+            cells=[
+                _cell_published(None if c.published is None else c.published.value) for c in cells
+            ]
+            + [_cell_published(row.published) for row in frozen],
+        ),
     ]
-    if len({cell.device.name for cell in cells}) > 1:
-        names = [cell.device.name for cell in cells]
+    names = [each.device.name for each in (*cells, *frozen)]
+    if len(set(names)) > 1:
         columns.insert(0, Column(header="device", cells=names, justify="left"))
     shown = [column for column in columns if not column.is_empty]
     return shown, list(_footnotes(grid, numbers))
@@ -119,19 +170,42 @@ def _footnote_numbers(cells: Sequence[GridCell]) -> dict[str, int]:
 def _footnotes(grid: Grid, numbers: dict[str, int]) -> Iterator[str]:
     for reason, number in numbers.items():
         yield f"({number}) refused: {reason}"
-    first = grid.cells[0]
-    load = first.workload
     budget = format_bytes_in(grid.budget_bytes, unit_as_asked(grid.budget_bytes))
-    devices = ", ".join(dict.fromkeys(cell.device.full_name for cell in grid.cells))
-    yield (
+    rows = (*grid.cells, *grid.training_free)
+    devices = ", ".join(dict.fromkeys(row.device.full_name for row in rows))
+    if grid.cells:
+        yield _workload_note(grid.cells[0].workload, devices, budget)
+    else:
+        yield f"predictions for {devices}; fits refers to {budget}"
+    yield from _batch_texts(grid.training_free)
+    sources = {cell.published.source: None for cell in grid.cells if cell.published is not None}
+    sources |= {row.published_source: None for row in grid.training_free if row.published}
+    if sources:
+        yield f"published accuracies on {grid.data}: {'; '.join(map(str, sources))}"
+    yield from _ranges(grid)
+
+
+def _workload_note(load: Workload, devices: str, budget: str) -> str:
+    return (
         f"composed predictions for {devices}: batch {load.micro_batch} x {load.accumulation}, "
         f"{load.precision}, {load.optimizer}, {load.num_classes} classes; fits and the policies "
         f"with a budget refer to {budget}; changes are relative to no checkpointing"
     )
-    sources = {cell.published.source: None for cell in grid.cells if cell.published is not None}
-    if sources:
-        yield f"published accuracies on {grid.data}: {'; '.join(map(str, sources))}"
-    yield from _ranges(grid)
+
+
+def _batch_texts(rows: Sequence[InferenceRow]) -> Iterator[str]:
+    """Yield what a step of the models without fine-tuning is, by images at once and precision."""
+    forms: dict[tuple[int, str], list[str]] = {}
+    for row in rows:
+        models = forms.setdefault((row.batch, row.precision), [])
+        if row.model not in models:
+            models.append(row.model)
+    for (batch, precision), models in forms.items():
+        images = "one image" if batch == 1 else f"{batch} images"
+        yield (
+            f"without fine-tuning, replayed: a step is the inference of {images} in {precision} "
+            f"({', '.join(models)})"
+        )
 
 
 def _ranges(grid: Grid) -> Iterator[str]:
@@ -180,8 +254,8 @@ def _cell_memory(cell: GridCell, unit: str, numbers: dict[str, int]) -> str:
     return format_bytes_in(needed_bytes(cell.report), unit)
 
 
-def _cell_fits(cell: GridCell) -> str:
-    return "-" if cell.fits is None else "yes" if cell.fits else "no"
+def _cell_fits(fits: bool | None) -> str:
+    return "-" if fits is None else "yes" if fits else "no"
 
 
 def _cell_step(cell: GridCell) -> str:
@@ -196,8 +270,7 @@ def _percent_change(change: float | None) -> str:
     return "-" if change is None else f"{change:+z.0%}"
 
 
-def _cell_published(cell: GridCell) -> str:
-    value = None if cell.published is None else cell.published.value
+def _cell_published(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 

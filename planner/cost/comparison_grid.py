@@ -3,6 +3,8 @@
 Each cell is the composed prediction of a workload under a policy, or the reason why there is none.
 A published accuracy stands beside its cell if it is of the same weights, method, rank and data set.
 ``PAPER_RANGES`` are published for the whole grid of arXiv 2607.02158 and not for a cell.
+
+A model without fine-tuning is a row of its own: an inference has no method and no checkpointing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from profiler.errors import InfeasibleError, UsageError
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
     from planner.scoring.accuracy_prior import AccuracyEstimate
+    from profiler.json_records import JsonObject
     from profiler.records import DeviceLabel, Report
     from profiler.units import DeviceBytes
     from profiler.workload import Workload
@@ -129,6 +132,7 @@ class GridCell:
         if report is not None:
             del report["units"]
         return {
+            "kind": "tuned",
             "workload": self.workload.to_json(),
             "checkpoint": self.checkpoint,
             "device": self.device.name,
@@ -143,6 +147,47 @@ class GridCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRow:
+    """A model that classifies without fine-tuning, on a device.
+
+    Attributes:
+        kind: ``features`` or ``zero_shot``.
+        model: name of the model.
+        device: the planned device.
+        batch: images of an inference.
+        precision: type of the weights.
+        image_size: height and width of the input in pixels.
+        num_classes: number of classes.
+        device_bytes: replayed device bytes of an inference.
+        fits: whether they are within the budget.
+        step_seconds: predicted seconds of the inference of a batch; None if not known.
+        energy_joules: predicted energy of the same; None if not known.
+        published: published accuracy; None if there is none.
+        published_source: its source; None if there is none.
+        content: the same and more as JSON (``TrainingFreeOption.to_json``).
+    """
+
+    kind: str
+    model: str
+    device: DeviceLabel
+    batch: int
+    precision: str
+    image_size: int
+    num_classes: int
+    device_bytes: int
+    fits: bool
+    step_seconds: float | None
+    energy_joules: float | None
+    published: float | None
+    published_source: str | None
+    content: JsonObject
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"device": self.device.name, **self.content}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
     """A grid of cells.
 
@@ -151,12 +196,14 @@ class Grid:
         budget_bytes: budget in device bytes, which decides ``fits`` and the policies with a budget.
         data: data set whose published accuracies stand beside the cells.
         seconds: duration of the computation.
+        training_free: models without fine-tuning, by device.
     """
 
     cells: tuple[GridCell, ...]
     budget_bytes: int
     data: str
     seconds: float
+    training_free: tuple[InferenceRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``grid --json`` prints."""
@@ -168,6 +215,7 @@ class Grid:
             "seconds": self.seconds,
             "cells": [cell.to_json() for cell in self.cells],
             "published_ranges": [asdict(each) for each in PAPER_RANGES],
+            "training_free": [row.to_json() for row in self.training_free],
         }
 
 

@@ -16,6 +16,7 @@ from planner.parallel import map_forked
 from planner.training_free.option_cost import ProbeCost, cost_to_json, probe_cost
 from profiler.arrays import Floats, Ints
 from profiler.device_rules.caching_allocator import configuration
+from profiler.environment import processor_name
 from profiler.errors import InputError
 from profiler.models.frozen.catalogue import FrozenKind, FrozenModel, frozen_models
 from profiler.prediction.inference import (
@@ -95,6 +96,23 @@ class TrainingFreeOption:
     probe: ProbeCost | None
     plan_file: Path | None = None
 
+    @property
+    def precision(self) -> str:
+        """Type of the weights in words: ``fp32``, ``fp16`` or ``4 bits``."""
+        return "4 bits" if self.is_four_bit else self.dtype.replace("float", "fp")
+
+    @property
+    def batch_seconds(self) -> float | None:
+        """Predicted seconds of the inference of a batch; None if not known."""
+        seconds = None if self.cost is None else self.cost.image["step_seconds"]
+        return None if seconds is None else self.batch * seconds
+
+    @property
+    def batch_joules(self) -> float | None:
+        """Predicted energy of the inference of a batch; None if not known."""
+        joules = None if self.cost is None else self.cost.image["energy_joules"]
+        return None if joules is None else self.batch * joules
+
     def to_json(self) -> dict[str, Any]:
         """Return an entry of ``training_free`` in the answer."""
         known = self.accuracy
@@ -139,11 +157,20 @@ def check_libraries() -> None:
     Raises:
         InputError: a library is not installed.
     """
+    for model in frozen_models().values():
+        check_library(model)
+
+
+def check_library(model: FrozenModel) -> None:
+    """Refuse a model that cannot be replayed here.
+
+    Raises:
+        InputError: its library is not installed.
+    """
     from profiler.models.frozen.build import EXTRA
 
-    for model in frozen_models().values():
-        if not _is_installed(model):
-            raise InputError(f"{model.name} needs {_MODULES[model.package]}: {EXTRA}")
+    if not _is_installed(model):
+        raise InputError(f"{model.name} needs {_MODULES[model.package]}: {EXTRA}")
 
 
 def _is_installed(model: FrozenModel) -> bool:
@@ -269,7 +296,12 @@ class Inferences:
                 if self.of(model, batch, is_four_bit).device_bytes <= budget_bytes:
                     return
 
-        map_forked(replay, missing, lambda model, done: on_progress(model.name, done))
+        if self.device.is_cuda:
+            map_forked(replay, missing, lambda model, done: on_progress(model.name, done))
+            return
+        for number, model in enumerate(missing):  # timings of a CPU one after the other
+            on_progress(model.name, number / len(missing))
+            replay(model)
 
     def missing(self, models: Sequence[FrozenModel], *, budget_bytes: int) -> list[FrozenModel]:
         """Return the models with a form that is needed and not in the store."""
@@ -285,41 +317,59 @@ class Inferences:
 
     def of(self, model: FrozenModel, batch: int, is_four_bit: bool) -> InferencePrediction:
         """Return the prediction of an inference."""
-
-        def make() -> StoredInference:
-            from profiler.models.frozen.run import InferenceLoad
-
-            load = InferenceLoad(
-                batch=batch, num_classes=CLASSES, dtype=self.dtype, is_four_bit=is_four_bit
+        key = self._key(model, batch, is_four_bit)
+        if self._store.holds(key):
+            stored = self._store.fetch(
+                StoredInference, key, lambda: _as_stored(self._predict(model, batch, is_four_bit))
             )
-            found = predict_inference(model, load, device=self.device)
-            return StoredInference(
-                values=np.array([found.peak_bytes, found.device_bytes, found.features]),
-                costs=np.array([_cost_row(found.parts.get(name)) for name in PARTS]),
-            )
+            return _from_stored(stored)
+        found = self._predict(model, batch, is_four_bit)
+        if found.is_steady:
+            self._store.keep(key, _as_stored(found))
+        return found
 
-        stored = self._store.fetch(StoredInference, self._key(model, batch, is_four_bit), make)
-        return InferencePrediction(
-            peak_bytes=int(stored.values[0]),
-            device_bytes=int(stored.values[1]),
-            parts={
-                name: PartCost(
-                    seconds=float(row[0]),
-                    host_seconds=float(row[1]),
-                    watts=None if np.isnan(row[2]) else float(row[2]),
-                )
-                for name, row in zip(PARTS, stored.costs, strict=True)
-                if not np.isnan(row[0])
-            },
-            features=int(stored.values[2]),
+    def _predict(self, model: FrozenModel, batch: int, is_four_bit: bool) -> InferencePrediction:
+        from profiler.models.frozen.run import InferenceLoad
+
+        load = InferenceLoad(
+            batch=batch, num_classes=CLASSES, dtype=self.dtype, is_four_bit=is_four_bit
         )
+        return predict_inference(model, load, device=self.device, store=self._store)
 
     def _key(self, model: FrozenModel, batch: int, is_four_bit: bool) -> tuple[object, ...]:
         libraries = [_version_of(name) for name in ("transformers", "open_clip_torch")]
         load = (asdict(model), batch, CLASSES, self.dtype, is_four_bit)
         coefficients = hashlib.sha256(COEFFICIENTS_FILE.read_bytes()).hexdigest()[:16]
         device = repr(self.device)  # costs depend on its rates and power, memory on the rest
+        if not self.device.is_cuda:
+            import torch
+
+            device = f"{device} {processor_name()} {torch.get_num_threads()}"
         return ("inference", *load, device, configuration(), coefficients, *libraries)
+
+
+def _as_stored(found: InferencePrediction) -> StoredInference:
+    return StoredInference(
+        values=np.array([found.peak_bytes, found.device_bytes, found.features]),
+        costs=np.array([_cost_row(found.parts.get(name)) for name in PARTS]),
+    )
+
+
+def _from_stored(stored: StoredInference) -> InferencePrediction:
+    return InferencePrediction(
+        peak_bytes=int(stored.values[0]),
+        device_bytes=int(stored.values[1]),
+        parts={
+            name: PartCost(
+                seconds=float(row[0]),
+                host_seconds=float(row[1]),
+                watts=None if np.isnan(row[2]) else float(row[2]),
+            )
+            for name, row in zip(PARTS, stored.costs, strict=True)
+            if not np.isnan(row[0])
+        },
+        features=int(stored.values[2]),
+    )
 
 
 def _cost_row(part: PartCost | None) -> list[float]:

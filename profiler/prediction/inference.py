@@ -1,32 +1,43 @@
 """Predicted memory, time and energy of an inference of a frozen model.
 
 Time is the sum over the kernels of each part of the inference (``profiler.models.frozen.run``), as
-for a training step. On a CPU there is none: the rates of a CPU are timed for backbones.
+for a training step. On a CPU each kind of operation is timed on the machine itself, in an inference
+of a few images (``TIMED_IMAGES``); the energy is not known.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from profiler.device_rules.caching_allocator import AllocatorSettings, configuration
 from profiler.prediction.allocator_steps import BLOCK_BYTES
 from profiler.prediction.report import cuda_memory, host_memory
+from profiler.records import Origin
 from profiler.timing.predicted_cost import PredictedCost, cost_fields
 from profiler.timing.rates import published_rates
+from profiler.timing.roofline import Rates
 from profiler.timing.step_load import StepCost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch import nn
+
     from profiler.devices.table import DeviceSpec
     from profiler.models.frozen.catalogue import FrozenModel
     from profiler.models.frozen.run import InferenceLoad
     from profiler.replay.event_log import OperationRecord
-    from profiler.timing.roofline import Rates
+    from profiler.replay.inference_replay import InferenceReplay
+    from profiler.replay.operation_counter import OperationTimer
+    from profiler.store import Store
 
 PARTS = ("prompts", "images", "names", "token")
 """Parts of an inference; a model has the parts of its kind."""
+
+TIMED_IMAGES, TIMED_PROMPTS = 4, 8
+"""Images and class prompts of the inference whose operations are timed on a CPU. At 224 pixels
+their slowness is that of larger batches, and 32 images of a large model would take a minute."""
 
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -55,12 +66,14 @@ class InferencePrediction:
         device_bytes: reserved bytes and the CUDA context; on a CPU ``peak_bytes``.
         parts: cost of each part; empty on a device of unknown rates.
         features: features of an image; 0 for a model that needs no probe.
+        is_steady: whether the cost would be predicted again: not on a CPU that was busy.
     """
 
     peak_bytes: int
     device_bytes: int
     parts: Mapping[str, PartCost]
     features: int = 0
+    is_steady: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,35 +91,30 @@ class DataSetCost:
 
 
 def predict_inference(
-    model: FrozenModel, load: InferenceLoad, *, device: DeviceSpec
+    model: FrozenModel, load: InferenceLoad, *, device: DeviceSpec, store: Store | None = None
 ) -> InferencePrediction:
     """Replay one inference on fake tensors and return its memory and cost on a device.
+
+    Args:
+        model: the model.
+        load: the input.
+        device: the device.
+        store: store of the timings of a CPU; None to time nothing: a CPU then has no cost.
 
     Raises:
         InputError: the library of the model is not installed.
     """
-    from profiler.models.frozen.build import build_frozen
-    from profiler.models.frozen.run import run_inference
-    from profiler.replay.inference_replay import replay_inference
-
-    built = build_frozen(model).to(load.torch_dtype)
-    if load.is_four_bit:
-        from profiler.models.frozen.four_bit import quantise_frozen
-
-        quantise_frozen(built, compute_dtype=load.torch_dtype)
-    replay = replay_inference(
-        built,
-        lambda fake, begin_part: run_inference(fake, model, load, begin_part),
-        device=device,
-        batch=load.batch,
-    )
-    rates = None
+    built = _built(model, load)
+    replay = _replay(built, model, load, device=device)
+    rates, is_steady = None, True
     if device.is_cuda:
         settings = AllocatorSettings.parse(configuration())
         memory = cuda_memory(replay.log.rounded(BLOCK_BYTES), device, settings, [])
         rates = published_rates(device, precision=_PRECISIONS[load.dtype])
     else:
         memory = host_memory(replay.log)
+        if store is not None:
+            rates, is_steady = _timed_rates(model, load, device=device, store=store)
     assert memory.device_bytes is not None
     return InferencePrediction(
         peak_bytes=memory.peak_bytes,
@@ -115,7 +123,57 @@ def predict_inference(
         if rates is None
         else {name: _part_cost(each, rates) for name, each in replay.parts.items()},
         features=int(getattr(built, "num_features", 0)) if model.kind == "features" else 0,
+        is_steady=is_steady,
     )
+
+
+def _built(model: FrozenModel, load: InferenceLoad) -> nn.Module:
+    from profiler.models.frozen.build import build_frozen
+
+    built = build_frozen(model).to(load.torch_dtype)
+    if load.is_four_bit:
+        from profiler.models.frozen.four_bit import quantise_frozen
+
+        quantise_frozen(built, compute_dtype=load.torch_dtype)
+    return built
+
+
+def _replay(
+    built: nn.Module,
+    model: FrozenModel,
+    load: InferenceLoad,
+    *,
+    device: DeviceSpec,
+    timer: OperationTimer | None = None,
+) -> InferenceReplay:
+    from profiler.models.frozen.run import run_inference
+    from profiler.replay.inference_replay import replay_inference
+
+    return replay_inference(
+        built,
+        lambda fake, begin_part: run_inference(fake, model, load, begin_part),
+        device=device,
+        batch=load.batch,
+        timer=timer,
+    )
+
+
+def _timed_rates(
+    model: FrozenModel, load: InferenceLoad, *, device: DeviceSpec, store: Store
+) -> tuple[Rates, bool]:
+    """Return the rates of this processor for a model, and whether they were timed undisturbed."""
+    from profiler.timing.cpu_rates import KindTimer, cpu_inference_rates
+
+    few = replace(
+        load,
+        batch=min(load.batch, TIMED_IMAGES),
+        num_classes=min(load.num_classes, TIMED_PROMPTS),
+    )
+
+    def run(timer: KindTimer) -> None:
+        _replay(_built(model, few), model, few, device=device, timer=timer)
+
+    return cpu_inference_rates((asdict(model), asdict(few)), run, store=store)
 
 
 def _part_cost(operations: Sequence[OperationRecord], rates: Rates) -> PartCost:
@@ -148,8 +206,13 @@ def data_set_cost(
     """
     from profiler.models.frozen.run import NAMES_AT_ONCE, TOKEN_FACTOR
 
-    rates = published_rates(device, precision=_PRECISIONS[dtype]) if device.is_cuda else None
-    if rates is None or not parts:
+    rates = _SUMMED
+    if device.is_cuda:
+        published = published_rates(device, precision=_PRECISIONS[dtype])
+        if published is None:
+            return None
+        rates = published
+    if not parts:
         return None
     times = {
         "images": 1.0 / batch,
@@ -163,6 +226,16 @@ def data_set_cost(
         if name == "prompts"
     ]
     return DataSetCost(setup=_sum_cost(setup, rates), image=_sum_cost(image, rates))
+
+
+_SUMMED = Rates(
+    flops_per_second=1.0,
+    bytes_per_second=1.0,
+    watts=None,
+    source="each kind of operation timed on this processor",
+    origin=Origin.MEASURED,
+)
+"""Rates of parts whose seconds on a CPU are known: only their origin counts."""
 
 
 def _repeated(part: PartCost, factor: float) -> PartCost:

@@ -14,7 +14,7 @@ from profiler.device_rules.cuda_scratch import CudaKernels
 from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.replay.event_log import EventLog, OperationRecord
 from profiler.replay.fake_model import tensors_in_move_order, to_fake
-from profiler.replay.operation_counter import OperationCounter
+from profiler.replay.operation_counter import OperationCounter, OperationTimer
 from profiler.replay.recorder import Recorder
 from profiler.replay.step_replay import imitate
 from profiler.replay.storages import OWNER_CODE
@@ -39,6 +39,7 @@ def replay_inference(
     *,
     device: DeviceSpec,
     batch: int,
+    timer: OperationTimer | None = None,
 ) -> InferenceReplay:
     """Replay ``run(model, begin_part)``.
 
@@ -47,12 +48,13 @@ def replay_inference(
         run: makes its own inputs and calls the model; it announces each part by its name.
         device: device whose kernels are imitated.
         batch: number of images, for the counts of operations.
+        timer: times each distinct operation; None for no timing.
     """
     kernels = CudaKernels(multiprocessors(device)) if device.is_cuda else Probe()
     begins: dict[str, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), imitate(device), torch.no_grad():
         to_fake(model)
-        counter = OperationCounter(batch=batch, scans_as_loops=device.is_cuda)
+        counter = OperationCounter(batch=batch, scans_as_loops=device.is_cuda, timer=timer)
         recorder = Recorder((), kernel_bytes=kernels, counter=counter)
         with recorder:
             for tensor in tensors_in_move_order(model):

@@ -124,7 +124,40 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
     key = ("cpu rates, cold", family.to_json(), threads, processor_name())
-    timed = _fetch_steady(Store.default(), key, family)
+    return _rates_of(_fetch_steady(Store.default(), key, lambda: _time_kinds(family)))
+
+
+def cpu_inference_rates(
+    key: tuple[object, ...], replay: Callable[[KindTimer], object], *, store: Store
+) -> tuple[Rates, bool]:
+    """Return this processor's rates for the operations of an inference, and whether they are kept.
+
+    Rates that were timed while the machine was busy are used in this process and not stored.
+
+    Args:
+        key: JSON data that identifies the operations.
+        replay: replays the inference on fake tensors with a timer.
+        store: store of the timings.
+    """
+
+    def time_operations() -> TimedKinds:
+        base = plain_cpu_rates()
+        timer = KindTimer(base)
+        replay(timer)
+        return _timed_kinds(base, timer, refill=0.0, update=1.0)
+
+    whole = ("cpu rates of an inference", *key, torch.get_num_threads(), processor_name())
+    name = f"{store.folder} {whole}"
+    if name not in _INFERENCE_RATES:
+        _INFERENCE_RATES[name] = _rates_of(_fetch_steady(store, whole, time_operations))
+    return _INFERENCE_RATES[name], store.holds(whole)
+
+
+_INFERENCE_RATES: dict[str, Rates] = {}
+"""Rates of inferences that this process has timed or read."""
+
+
+def _rates_of(timed: TimedKinds) -> Rates:
     flops, nbytes, launch, refill, update = timed.base.tolist()
     return Rates(
         flops_per_second=flops,
@@ -139,11 +172,13 @@ def _stored(family: Workload, threads: int) -> Rates:
     )
 
 
-def _fetch_steady(store: Store, key: tuple[object, ...], family: Workload) -> TimedKinds:
+def _fetch_steady(
+    store: Store, key: tuple[object, ...], time_operations: Callable[[], TimedKinds]
+) -> TimedKinds:
     """Return stored timings, or time the kinds and store them unless the machine was busy."""
     if store.holds(key):
-        return store.fetch(TimedKinds, key, lambda: _time_kinds(family))
-    timed = _time_kinds(family)
+        return store.fetch(TimedKinds, key, time_operations)
+    timed = time_operations()
     if differ_little(timed.base[:2].tolist(), time_product_and_copy()):
         store.keep(key, timed)
     return timed
@@ -168,15 +203,15 @@ def _time_kinds(family: Workload) -> TimedKinds:
     timer = KindTimer(base)
     options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
     replay_step(candidate, device=CPU, options=options, timer=timer)
-    found = timer.slowness()
     shapes = [tuple(p.shape) for p in built.model.parameters() if p.requires_grad]
+    return _timed_kinds(base, timer, refill=refill_seconds(), update=update_slowness(shapes, base))
+
+
+def _timed_kinds(base: Rates, timer: KindTimer, *, refill: float, update: float) -> TimedKinds:
+    found = timer.slowness()
     rates = [
-        base.flops_per_second,
-        base.bytes_per_second,
-        base.launch_seconds,
-        refill_seconds(),
-        update_slowness(shapes, base),
-    ]
+        base.flops_per_second, base.bytes_per_second, base.launch_seconds, refill, update,
+    ]  # fmt: skip
     return TimedKinds(
         base=np.array(rates),
         kinds=np.array(list(found), dtype=np.str_),

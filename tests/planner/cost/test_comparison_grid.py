@@ -183,3 +183,63 @@ def test_the_command_prints_what_the_function_returns(
 def test_wrong_arguments_are_refused(options: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
         grid(**options)
+
+
+# ---- models without fine-tuning ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_frozen(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.mktemp("frozen")))
+        return grid(
+            ["test_vit", "openclip_b32"],
+            ["head"],
+            checkpoints=["none"],
+            vram="1GiB",
+            devices=["rtx-3060"],
+            training_free=["dinov2_l", "openclip_b32"],
+            **SHARED,
+        )
+
+
+def test_models_without_fine_tuning_are_rows_of_their_own(with_frozen: Grid) -> None:
+    """A name that no backbone has is one of theirs; each is there once."""
+    assert [cell.workload.model for cell in with_frozen.cells] == ["test_vit"]
+    rows = {row.model: row for row in with_frozen.training_free}
+    assert {name: row.kind for name, row in rows.items()} == {
+        "openclip_b32": "zero_shot",
+        "dinov2_l": "features",
+    }
+    for row in rows.values():
+        assert row.fits == (row.device_bytes <= 2**30)
+        seconds, joules = row.content["cost"]["image_seconds"], row.content["cost"]["image_joules"]
+        assert row.step_seconds == pytest.approx(row.batch * seconds)
+        assert row.energy_joules == pytest.approx(row.batch * joules)
+    assert rows["dinov2_l"].published == 0.9171  # on CIFAR-100, arXiv 2607.02158
+    json_rows = with_frozen.to_json()["training_free"]
+    assert [each["kind"] for each in json_rows] == [row.kind for row in with_frozen.training_free]
+    assert {each["device"] for each in json_rows} == {"rtx-3060"}
+
+
+def test_every_layout_has_the_rows_without_fine_tuning(with_frozen: Grid) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(with_frozen))))
+    assert [row["kind"] for row in rows] == ["tuned"] + [
+        row.kind for row in with_frozen.training_free
+    ]
+    for row, given in zip(rows[1:], with_frozen.training_free, strict=True):
+        assert int(row["device_bytes"]) == given.device_bytes
+        assert float(row["step_seconds"]) == given.step_seconds
+        assert row["method"] == row["checkpoint"] == ""
+    for text in (markdown_text(with_frozen), latex_text(with_frozen).replace("\\_", "_")):
+        assert "openclip_b32" in text and "zero_shot" in text
+        assert "images in fp16" in text or "one image in fp16" in text
+    only = replace(with_frozen, cells=())
+    assert "fits refers to 1 GiB" in markdown_text(only).replace("1.00", "1")
+
+
+def test_an_unknown_name_is_refused_as_before() -> None:
+    with pytest.raises(UnknownNameError, match="unknown model 'openclip_b3'"):
+        grid(["openclip_b3"], ["head"])
+    with pytest.raises(UnknownNameError):
+        grid(["test_vit"], ["head"], training_free=["test_vit"])

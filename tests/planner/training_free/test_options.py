@@ -9,9 +9,19 @@ from planner.training_free.option_cost import probe_cost
 from planner.training_free.options import BATCHES, CLASSES, Inferences, option_of
 from profiler.devices.table import CPU, device_spec
 from profiler.models.frozen.catalogue import FrozenModel, frozen_model, frozen_models
-from profiler.models.frozen.run import NAMES_AT_ONCE, TOKEN_FACTOR
-from profiler.prediction.inference import InferencePrediction, PartCost, data_set_cost
+from profiler.models.frozen.run import NAMES_AT_ONCE, TOKEN_FACTOR, InferenceLoad
+from profiler.prediction.inference import (
+    TIMED_IMAGES,
+    InferencePrediction,
+    PartCost,
+    _built,
+    _replay,
+    data_set_cost,
+    predict_inference,
+)
 from profiler.store import Store
+from profiler.timing import cpu_rates
+from profiler.timing.roofline import Rates
 
 GPU = device_spec("rtx-2060-super")
 
@@ -110,7 +120,6 @@ def test_a_prediction_is_kept_and_read_again(tmp_path: Any) -> None:
     # 4.6 GMACs an image at 224 px and patches of 14 pixels; the peak rate is 57 TFLOP/s
     assert 8 * 2 * 5.5e9 / 60e12 < made.parts["images"].seconds < 0.1
     assert Inferences(GPU, store).of(model, 8, False) == made
-    assert Inferences(CPU, store).of(model, 1, False).parts == {}
 
 
 def test_a_device_with_other_numbers_has_predictions_of_its_own(tmp_path: Any) -> None:
@@ -120,3 +129,76 @@ def test_a_device_with_other_numbers_has_predictions_of_its_own(tmp_path: Any) -
         Inferences(device, Store(tmp_path))._key(model, 8, False) for device in (GPU, edited)
     )
     assert kept != other
+
+
+# ---- a CPU ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Operations that were run: each takes a tenth of a second, on a machine of given plain rates.
+
+    A kind's slowness is then known: measured over roofline seconds.
+    """
+    ran: list[str] = []
+
+    def run(func: Any, *_: Any, **__: Any) -> float:
+        ran.append(str(func))
+        return 0.1
+
+    monkeypatch.setattr(cpu_rates, "_run_on_zeros", run)
+    monkeypatch.setattr(cpu_rates, "_SECONDS", {})
+    monkeypatch.setattr(cpu_rates, "_INFERENCE_RATES", {})
+    plain = Rates(flops_per_second=1e11, bytes_per_second=1e10, watts=None, source="a test")
+    monkeypatch.setattr(cpu_rates, "plain_cpu_rates", lambda: plain)
+    monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: (1e11, 1e10))
+    return ran
+
+
+def test_an_image_on_a_cpu_takes_its_operations_at_their_timed_slowness(
+    tmp_path: Any, timed: list[str]
+) -> None:
+    found = Inferences(CPU, Store(tmp_path))
+    model = frozen_model("dinov2_s")
+    few = found.of(model, TIMED_IMAGES, False)
+    assert any("layer_norm" in name for name in timed)
+    # At the timed batch each operation takes what was measured, on average over its kind. So the
+    # image takes a tenth of a second for each operation that counts.
+    load = InferenceLoad(batch=TIMED_IMAGES, num_classes=CLASSES)
+    operations = _replay(_built(model, load), model, load, device=CPU).parts["images"]
+    assert few.parts["images"].seconds == pytest.approx(0.1 * len(operations), rel=1e-6)
+    # Twice the images have twice the traffic and FLOPs, but for the weights.
+    twice = found.of(model, 2 * TIMED_IMAGES, False).parts["images"].seconds
+    assert 1.8 < twice / few.parts["images"].seconds < 2
+    option = option_of(
+        model, found, budget_bytes=10**10, data="dtd", num_classes=47, train_images=1880
+    )
+    cost = option.to_json()["cost"]
+    assert cost["image_seconds_origin"] == "measured here"
+    assert cost["image_joules"] is None
+    assert option.probe is not None
+    assert option.probe.extraction_seconds == pytest.approx(1880 * cost["image_seconds"])
+
+
+def test_a_time_of_a_busy_machine_is_not_kept(
+    tmp_path: Any, timed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, model = Inferences(CPU, Store(tmp_path)), frozen_model("dinov2_s")
+    monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: (0.5e11, 1e10))
+    busy = found.of(model, 1, False)
+    assert not busy.is_steady
+    assert not list(tmp_path.rglob("*.npz"))
+    count = len(timed)
+    assert found.of(model, 1, False) == busy
+    assert len(timed) == count  # the process keeps what it has timed
+    monkeypatch.setattr(cpu_rates, "_INFERENCE_RATES", {})
+    monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: (1e11, 1e10))
+    assert found.of(model, 1, False).is_steady
+    assert found.missing([model], budget_bytes=10**12)  # the form of 32 images
+    assert len(list(tmp_path.rglob("*.npz"))) == 2  # the rates and the inference
+
+
+def test_memory_alone_times_nothing(timed: list[str]) -> None:
+    load = InferenceLoad(batch=1)
+    assert predict_inference(frozen_model("dinov2_s"), load, device=CPU).parts == {}
+    assert timed == []
