@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import timm
 from click.testing import CliRunner
+from timm.utils import ParseKwargs
 from torch import nn
 
 from planner.cli import cli
@@ -64,7 +68,13 @@ def test_what_peft_does_not_have_is_refused() -> None:
 
 
 def timm_parser() -> argparse.ArgumentParser:
-    """The options of timm's train.py @2aabaef0 that plans use, with their types."""
+    """The options of timm's train.py @2aabaef0 that plans use, with their types.
+
+    If the environment variable TIMM_TRAIN_PY names that file of timm's repository, which no package
+    contains, the parser is the script's own.
+    """
+    if "TIMM_TRAIN_PY" in os.environ:
+        return parser_of_script(Path(os.environ["TIMM_TRAIN_PY"]))
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for name in ("model", "opt", "sched", "amp-dtype"):
         parser.add_argument(f"--{name}")
@@ -78,8 +88,27 @@ def timm_parser() -> argparse.ArgumentParser:
         "clip-grad", "drop-path", "head-init-scale",
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=float)
-    for name in ("pretrained", "sched-on-updates", "amp", "grad-checkpointing", "no-aug"):
+    for name in (
+        "pretrained", "sched-on-updates", "amp", "grad-checkpointing", "no-aug", "channels-last",
+    ):  # fmt: skip
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--torchcompile", nargs="?", const="inductor")
+    parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs)
+    return parser
+
+
+def parser_of_script(path: Path) -> argparse.ArgumentParser:
+    """Return the parser that the top level of a script makes, without running the rest of it."""
+    starts = "parser", "group", "config_parser", "scripting_group"
+    tree = ast.parse(path.read_text())
+    tree.body = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.Expr) and ast.unparse(node).startswith(starts)
+    ]
+    names: dict[str, Any] = {"argparse": argparse, "utils": timm.utils}
+    exec(compile(tree, str(path), "exec"), names)
+    parser: argparse.ArgumentParser = names["parser"]
     return parser
 
 
@@ -93,6 +122,35 @@ def test_timms_arguments_hold_the_plans_values() -> None:
     assert (given.sched, given.sched_on_updates, given.epochs) == ("cosine", True, 2)
     partly = replace(plan, candidate=replace(plan.candidate, placement=every_unit))
     assert any("placement" in text for text in export_plan(partly, "timm").differences)
+
+
+def test_timm_reads_every_argument_that_a_plan_can_give() -> None:
+    plan = plan_of(
+        "full",
+        precision="bf16",
+        image_size=96,
+        grad_clip=0.5,
+        drop_path=0.1,
+        levers=("channels_last",),
+    )
+    recipe = replace(
+        RECIPE,
+        zero_head=True,
+        layer_decay=0.75,
+        schedule="constant",
+        augment=False,
+        warm_up_steps=3,
+    )
+    files = export_plan(replace(plan, recipe=recipe), "timm").files
+    given = timm_parser().parse_args(files["timm_arguments.txt"].decode().split())
+    assert (given.img_size, given.model_kwargs) == (96, {"img_size": 96})
+    assert (given.layer_decay, given.decay_rate, given.head_init_scale) == (0.75, 1.0, 0.0)
+    assert (given.sched, given.sched_on_updates, given.no_aug) == ("step", False, True)
+    assert (given.amp_dtype, given.channels_last) == ("bfloat16", True)
+    assert (given.drop_path, given.clip_grad) == (0.1, 0.5)
+    compiled = plan_of("full", levers=("compile",))
+    assert timm_parser().parse_args(timm_arguments(compiled)).torchcompile == "inductor"
+    assert timm_parser().parse_args(["--grad-checkpointing"]).grad_checkpointing
 
 
 def test_timm_gets_the_image_size_where_it_matters_and_its_own_backbones_only() -> None:
