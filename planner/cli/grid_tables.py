@@ -21,6 +21,7 @@ from planner.cost.comparison_grid import (
     InferenceRow,
     PublishedRange,
 )
+from profiler.records import DeviceLabel
 from profiler.units import format_bytes_in, format_joules, format_seconds, unit_as_asked
 from profiler.workload import Workload
 
@@ -38,7 +39,7 @@ def show_grid(grid: Grid, console: Console) -> None:
     """Print a grid in as few tables as fit the terminal, then the footnotes."""
     page = Page(console)
     columns, footnotes = grid_columns(grid)
-    keys = 3 + (len({row.device.name for row in (*grid.cells, *grid.training_free)}) > 1)
+    keys = 3 + (len({device.name for device in _devices(grid)}) > 1)
     page.block(*tables(columns, keys=keys, width=page.width))
     page.sentences(footnotes)
 
@@ -154,11 +155,16 @@ def grid_columns(grid: Grid) -> tuple[list[Column], list[str]]:
             + [_cell_published(row.published) for row in frozen],
         ),
     ]
-    names = [each.device.name for each in (*cells, *frozen)]
+    names = [device.name for device in _devices(grid)]
     if len(set(names)) > 1:
         columns.insert(0, Column(header="device", cells=names, justify="left"))
     shown = [column for column in columns if not column.is_empty]
     return shown, list(_footnotes(grid, numbers))
+
+
+def _devices(grid: Grid) -> list[DeviceLabel]:
+    """Return the device of each row of the table."""
+    return [cell.device for cell in grid.cells] + [row.device for row in grid.training_free]
 
 
 def _footnote_numbers(cells: Sequence[GridCell]) -> dict[str, int]:
@@ -171,8 +177,7 @@ def _footnotes(grid: Grid, numbers: dict[str, int]) -> Iterator[str]:
     for reason, number in numbers.items():
         yield f"({number}) refused: {reason}"
     budget = format_bytes_in(grid.budget_bytes, unit_as_asked(grid.budget_bytes))
-    rows = (*grid.cells, *grid.training_free)
-    devices = ", ".join(dict.fromkeys(row.device.full_name for row in rows))
+    devices = ", ".join(dict.fromkeys(device.full_name for device in _devices(grid)))
     if grid.cells:
         yield _workload_note(grid.cells[0].workload, devices, budget)
     else:
@@ -194,7 +199,7 @@ def _workload_note(load: Workload, devices: str, budget: str) -> str:
 
 
 def _batch_texts(rows: Sequence[InferenceRow]) -> Iterator[str]:
-    """Yield what a step of the models without fine-tuning is, by images at once and precision."""
+    """Yield a sentence on the inference of a batch, by images at once and precision."""
     forms: dict[tuple[int, str], list[str]] = {}
     for row in rows:
         models = forms.setdefault((row.batch, row.precision), [])

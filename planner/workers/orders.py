@@ -1,6 +1,6 @@
 """Real runs as the queue holds them, before they are run.
 
-    Order          what every run asks of a machine
+    Order          base of all orders: device, data and weights of a run
     RunOrder       a validation: a candidate on real images, under a budget
     MeasureOrder   a candidate on random images
     ProbeOrder     short trainings of several learners, stored in the study one by one
@@ -36,9 +36,9 @@ from profiler.json_records import (
 from profiler.records import DeviceLabel, Report
 from profiler.workload import Candidate
 
-RUN_SCHEMA = "budgetplan.run_order/1"
-MEASURE_SCHEMA = "budgetplan.measure_order/1"
-PROBE_SCHEMA = "budgetplan.probe_order/1"
+RUN_ORDER_SCHEMA = "budgetplan.run_order/1"
+MEASURE_ORDER_SCHEMA = "budgetplan.measure_order/1"
+PROBE_ORDER_SCHEMA = "budgetplan.probe_order/1"
 QUEUE_MINOR = 1
 """Minor version of orders and outcomes."""
 
@@ -48,7 +48,7 @@ ANY_PROCESSOR = "any"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a run asks of the machine that takes it.
+    """A run in the queue: device, data and weights that its machine needs.
 
     Attributes:
         planned: device that the run is planned for.
@@ -175,7 +175,7 @@ class RunOrder(Order):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return _versioned(RUN_SCHEMA) | {
+        return _versioned(RUN_ORDER_SCHEMA) | {
             **_fields(self),
             "candidate": self.candidate.to_json(),
             "recipe": None if self.recipe is None else self.recipe.to_json(),
@@ -188,7 +188,7 @@ class RunOrder(Order):
         Raises:
             InputError: the data is no order of a run.
         """
-        return _read_candidate_order(cls, data, RUN_SCHEMA)
+        return _read_candidate_order(cls, data, RUN_ORDER_SCHEMA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +244,11 @@ class MeasureOrder(Order):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return _versioned(MEASURE_SCHEMA) | _fields(self) | {"candidate": self.candidate.to_json()}
+        return (
+            _versioned(MEASURE_ORDER_SCHEMA)
+            | _fields(self)
+            | {"candidate": self.candidate.to_json()}
+        )
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -253,7 +257,7 @@ class MeasureOrder(Order):
         Raises:
             InputError: the data is no order of a measurement.
         """
-        return _read_candidate_order(cls, data, MEASURE_SCHEMA)
+        return _read_candidate_order(cls, data, MEASURE_ORDER_SCHEMA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,7 +385,7 @@ class ProbeOrder(Order):
             }
             for each in self.learners
         ]
-        return _versioned(PROBE_SCHEMA) | _fields(self) | {"learners": learners}
+        return _versioned(PROBE_ORDER_SCHEMA) | _fields(self) | {"learners": learners}
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -390,7 +394,7 @@ class ProbeOrder(Order):
         Raises:
             InputError: the data is no order of a probe.
         """
-        given, dropped = unversioned(data, PROBE_SCHEMA, part="order")
+        given, dropped = unversioned(data, PROBE_ORDER_SCHEMA, part="order")
         learners = given.get("learners")
         if not isinstance(learners, list) or not learners:
             raise InputError("order.learners: expected a list of learners")
@@ -418,9 +422,9 @@ def read_order(data: object) -> AnyOrder:
         InputError: the data is no order, or one of a kind that this version does not know.
     """
     kinds: dict[object, type[AnyOrder]] = {
-        RUN_SCHEMA: RunOrder,
-        MEASURE_SCHEMA: MeasureOrder,
-        PROBE_SCHEMA: ProbeOrder,
+        RUN_ORDER_SCHEMA: RunOrder,
+        MEASURE_ORDER_SCHEMA: MeasureOrder,
+        PROBE_ORDER_SCHEMA: ProbeOrder,
     }
     schema = json_object(data, part="order").get("schema")
     kind = kinds.get(schema if isinstance(schema, str) else None, RunOrder)

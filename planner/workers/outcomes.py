@@ -58,7 +58,7 @@ class FinishedRun:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         host = self.host_prediction
-        return _outcome(
+        return _versioned_outcome(
             validation=self.validation.to_json(),
             host_prediction=None if host is None else host.to_json(),
             worker=self.worker,
@@ -79,7 +79,7 @@ class FinishedMeasurement:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return _outcome(report=self.report.to_json(), worker=self.worker)
+        return _versioned_outcome(report=self.report.to_json(), worker=self.worker)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +102,15 @@ class FinishedProbe:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return _outcome(probe=asdict(self) | {"keys": list(self.keys), "notes": list(self.notes)})
+        return _versioned_outcome(
+            probe=asdict(self) | {"keys": list(self.keys), "notes": list(self.notes)}
+        )
 
 
 Finished = FinishedRun | FinishedMeasurement | FinishedProbe
 
 
-def _outcome(**content: Any) -> dict[str, Any]:
+def _versioned_outcome(**content: Any) -> dict[str, Any]:
     return {"schema": OUTCOME_SCHEMA, "schema_minor": QUEUE_MINOR, **content}
 
 
@@ -132,7 +134,7 @@ def error_outcome(error: BudgetplanError) -> dict[str, Any]:
     found = _RunError(kind=error.kind, message=str(error))
     if isinstance(error, OutOfMemoryError):
         found = _RunError(kind=error.kind, message=error.detail, cap_bytes=error.cap_bytes)
-    return _outcome(error=asdict(found))
+    return _versioned_outcome(error=asdict(found))
 
 
 def read_outcome(data: object) -> Finished | BudgetplanError:

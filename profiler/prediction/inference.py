@@ -105,7 +105,7 @@ def predict_inference(
         InputError: the library of the model is not installed.
     """
     built = _built(model, load)
-    replay = _replay(built, model, load, device=device)
+    replay = _replayed_inference(built, model, load, device=device)
     rates, is_steady = None, True
     if device.is_cuda:
         settings = AllocatorSettings.parse(configuration())
@@ -138,7 +138,7 @@ def _built(model: FrozenModel, load: InferenceLoad) -> nn.Module:
     return built
 
 
-def _replay(
+def _replayed_inference(
     built: nn.Module,
     model: FrozenModel,
     load: InferenceLoad,
@@ -171,7 +171,7 @@ def _timed_rates(
     )
 
     def run(timer: KindTimer) -> None:
-        _replay(_built(model, few), model, few, device=device, timer=timer)
+        _replayed_inference(_built(model, few), model, few, device=device, timer=timer)
 
     return cpu_inference_rates((asdict(model), asdict(few)), run, store=store)
 

@@ -15,7 +15,7 @@ from profiler.prediction.inference import (
     InferencePrediction,
     PartCost,
     _built,
-    _replay,
+    _replayed_inference,
     data_set_cost,
     predict_inference,
 )
@@ -165,7 +165,7 @@ def test_an_image_on_a_cpu_takes_its_operations_at_their_timed_slowness(
     # At the timed batch each operation takes what was measured, on average over its kind. So the
     # image takes a tenth of a second for each operation that counts.
     load = InferenceLoad(batch=TIMED_IMAGES, num_classes=CLASSES)
-    operations = _replay(_built(model, load), model, load, device=CPU).parts["images"]
+    operations = _replayed_inference(_built(model, load), model, load, device=CPU).parts["images"]
     assert few.parts["images"].seconds == pytest.approx(0.1 * len(operations), rel=1e-6)
     # Twice the images have twice the traffic and FLOPs, but for the weights.
     twice = found.of(model, 2 * TIMED_IMAGES, False).parts["images"].seconds

@@ -71,7 +71,7 @@ _CLASS_NUMBER = re.compile(r"^(\d+\.|n\d+-)")
 
 ClassId = int | str
 
-_REMEDY = "copy FGVC there (docs/data.md)"
+_FGVC_REMEDY = "copy FGVC there (docs/data.md)"
 
 
 def load_fgvc(request: LoadRequest) -> ImageData:
@@ -118,7 +118,7 @@ def obtain_fgvc(root: Path, variant: str) -> None:
         InputError: a split is missing.
     """
     _, folder = _set_folder(root, variant)
-    check_files((folder / f"{part}.json" for part in ("train", "test")), remedy=_REMEDY)
+    check_files((folder / f"{part}.json" for part in ("train", "test")), remedy=_FGVC_REMEDY)
 
 
 def _set_folder(root: Path, variant: str) -> tuple[str, Path]:
@@ -151,7 +151,7 @@ def _read_split(path: Path) -> dict[str, ClassId]:
     except (OSError, msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise InputError(
             f"cannot read {path} as an object of images and class ids: {error_text(error)}; "
-            f"{_REMEDY}"
+            f"{_FGVC_REMEDY}"
         ) from error
     if not found:
         raise InputError(f"{path} is empty; copy it again")

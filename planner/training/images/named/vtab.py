@@ -40,7 +40,7 @@ VTAB_TASKS = {
 VTAB_FOLDER = "vtab-1k"
 """Folder in the data folder."""
 
-_REMEDY = "copy VTAB-1k there (docs/data.md)"
+_VTAB_REMEDY = "copy VTAB-1k there (docs/data.md)"
 
 _LISTS = {"train": "train800.txt", "selection": "val200.txt", "test": "test.txt"}
 
@@ -81,7 +81,7 @@ def obtain_vtab(root: Path, variant: str) -> None:
         InputError: a list is missing.
     """
     _, folder = _task_folder(root, variant)
-    check_files((folder / name for name in _LISTS.values()), remedy=_REMEDY)
+    check_files((folder / name for name in _LISTS.values()), remedy=_VTAB_REMEDY)
 
 
 def _task_folder(root: Path, variant: str) -> tuple[str, Path]:
@@ -112,7 +112,7 @@ def _read_list(path: Path, classes: int) -> list[tuple[Path, int]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
-        raise InputError(f"cannot read {path}: {error_text(error)}; {_REMEDY}") from error
+        raise InputError(f"cannot read {path}: {error_text(error)}; {_VTAB_REMEDY}") from error
     found = []
     for number, line in enumerate(lines, start=1):
         name, _, label = line.strip().rpartition(" ")
