@@ -157,7 +157,9 @@ def test_runs_are_in_the_study_and_a_second_answer_goes_on_from_them(
     assert again.runs == len(stored)
     assert again.setting == answered.probe.setting
     with sqlite3.connect(folder / "probed.db") as database:
-        (trials,) = database.execute("SELECT COUNT(*) FROM trials").fetchone()
+        (trials,) = database.execute(
+            "SELECT COUNT(*) FROM trials JOIN studies USING (study_id) WHERE study_name = 'probed'"
+        ).fetchone()
     assert trials == answered.trials
 
 
