@@ -193,7 +193,8 @@ def test_two_backbones_are_compared_on_the_same_images(tmp_path: Path) -> None:
     optuna.create_study(study_name="pair-test_resnet", storage=storage)
     loads = [SPACE.base.replace(model=m, method="head", micro_batch=16) for m in models]
     checked = [SimpleNamespace(candidate=Candidate(workload=each)) for each in loads]
-    found = probe_front(both, cast(Any, checked), storage, notify)
+    with opened_pool(storage, "pair", device=this_device("cpu"), at_once=1) as pool:
+        found = probe_front(both, cast(Any, checked), pool, notify)
     assert found is not None
     assert found.setting is not None
     assert found.setting.model == "test_resnet, test_vit"
