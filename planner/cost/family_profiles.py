@@ -7,9 +7,14 @@ one or two replays, one part per optimizer, and the overhead of the caching allo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
 
 from planner.cost.budget import AllocatorOverhead, OverheadProfile
 from profiler.device_rules.caching_allocator import (
@@ -35,6 +40,7 @@ from profiler.unit_options import (
     KEPT,
     PartsByUnit,
     UnitOption,
+    UnitParts,
     WholeUnit,
     options_of,
     uniform_placement,
@@ -54,6 +60,36 @@ WITH_OVERHEAD = (KEPT, RECOMPUTED)
 their overhead is near that of ``keep`` (studies/composed)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredParts:
+    """The parts of every unit of a model, as the store holds them.
+
+    Attributes:
+        text: JSON of the parts by unit, a scalar array of text.
+    """
+
+    text: npt.NDArray[np.str_]
+
+    @classmethod
+    def of(cls, workload: Workload) -> Self:
+        """Build the model of a workload and read the parts of its units."""
+        from profiler.models.build import build_model
+        from profiler.models.unit_parts import parts_of_unit
+
+        built = build_model(workload, device="meta")
+        parts = {unit: asdict(parts_of_unit(built.backbone, unit)) for unit in built.units}
+        return cls(text=np.array(json.dumps(parts)))
+
+    def parts(self) -> PartsByUnit:
+        """Return the parts by unit, in forward order."""
+        return {
+            unit: UnitParts(
+                **{name: tuple(v) if isinstance(v, list) else v for name, v in parts.items()}
+            )
+            for unit, parts in json.loads(str(self.text)).items()
+        }
+
+
 class FamilyProfiles:
     """Makes, stores and returns the profiles of workload families on one device.
 
@@ -70,6 +106,9 @@ class FamilyProfiles:
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._parts: dict[Workload, PartsByUnit] = {}
         self._overheads: dict[tuple[Workload, str], OverheadProfile] = {}
+        self._overheads_of: dict[
+            tuple[Workload, frozenset[UnitOption]], tuple[OverheadProfile, list[OverheadProfile]]
+        ] = {}
 
     def prepare(
         self,
@@ -90,12 +129,18 @@ class FamilyProfiles:
                 text = f"profiling {workload.model} with {workload.method}, units {option.key}"
                 on_progress(text, done / len(options))
             self.option(workload, option)
+        if self.device.is_cuda:
+            learns = self.learns_in_units(workload)
+            self.allocator_overhead(workload, WITH_OVERHEAD if learns else (KEPT,))
         self.update(workload)
 
     def is_stored(self, workload: Workload) -> bool:
         """Return whether the store has all that ``prepare`` makes with the default options."""
         family = self.family(workload)
         keys = [self._option_key(family, option) for option in COMMON_OPTIONS]
+        if self.device.is_cuda:
+            # methods that do not learn in the units have no other overheads
+            keys.append(self._overhead_key(family_of(workload), KEPT.key))
         return all(map(self.store.holds, [*keys, self._update_key(workload)]))
 
     def family(self, workload: Workload) -> Workload:
@@ -109,14 +154,15 @@ class FamilyProfiles:
 
     def unit_parts(self, workload: Workload) -> PartsByUnit:
         """Return the branches and layers of every unit that can have decisions of their own."""
-        # the modules of a model do not depend on the precision, so all precisions share a build
-        family = family_of(workload).replace(precision="fp32")
+        family = family_of(workload)
         if family not in self._parts:
-            from profiler.models.build import build_model
-            from profiler.models.unit_parts import parts_of_unit
-
-            built = build_model(family, device="meta")
-            self._parts[family] = {u: parts_of_unit(built.backbone, u) for u in built.units}
+            # the modules of a model do not depend on the precision, so all precisions share a build
+            common = family.replace(precision="fp32")
+            if common not in self._parts:
+                key = ("unit parts", common.to_json())
+                stored = self.store.fetch(StoredParts, key, lambda: StoredParts.of(common))
+                self._parts[common] = stored.parts()
+            self._parts[family] = self._parts[common]
         return self._parts[family]
 
     def units(self, workload: Workload) -> tuple[str, ...]:
@@ -202,24 +248,32 @@ class FamilyProfiles:
             options: options of the units, in any order.
         """
         family = family_of(workload)
+        key = (family, frozenset(options))
+        if key not in self._overheads_of:
+            self._overheads_of[key] = self._overheads_under(family, options)
+        kept, placed = self._overheads_of[key]
+        found = [overhead.at(workload.micro_batch) for overhead in placed]
+        # The sum of the roundings of all blocks depends little on the placement.
+        return replace(
+            max(found, key=lambda overhead: overhead.unused_bytes),
+            allocated=kept.at(workload.micro_batch).allocated,
+        )
+
+    def _overheads_under(
+        self, family: Workload, options: Collection[UnitOption]
+    ) -> tuple[OverheadProfile, list[OverheadProfile]]:
+        """Return the overhead with all units kept, and those of ``allocator_overhead``."""
         used = [option for option in dict.fromkeys(options) if option in WITH_OVERHEAD]
         placements = {
             option.key: uniform_placement(option, self.unit_parts(family))
             for option in (used or [KEPT])
         }
         is_mixed = RECOMPUTED in options and len(set(options)) > 1
-        if is_mixed and self.learns_in_units(workload):
+        if is_mixed and self.learns_in_units(family):
             placements[MIXED] = _alternating(self.units(family))
-        found = [
-            self._overhead(family, name, placement).at(workload.micro_batch)
-            for name, placement in placements.items()
-        ]
-        # The sum of the roundings of all blocks depends little on the placement.
+        placed = [self._overhead(family, *named) for named in placements.items()]
         kept = self._overhead(family, KEPT.key, uniform_placement(KEPT, self.unit_parts(family)))
-        return replace(
-            max(found, key=lambda overhead: overhead.unused_bytes),
-            allocated=kept.at(workload.micro_batch).allocated,
-        )
+        return kept, placed
 
     def _overhead(self, family: Workload, name: str, placement: Placement) -> OverheadProfile:
         key = (family, name)
@@ -245,8 +299,7 @@ class FamilyProfiles:
                 least_bytes=min(first, second),
             )
 
-        key = ("overhead", family.to_json(), name, *self._kernels, configuration())
-        found = self.store.fetch(OverheadProfile, key, read)
+        found = self.store.fetch(OverheadProfile, self._overhead_key(family, name), read)
         return OverheadProfile(
             allocated=float(found.allocated),
             fixed_bytes=float(found.fixed_bytes),
@@ -264,6 +317,9 @@ class FamilyProfiles:
 
     def _option_key(self, family: Workload, option: UnitOption) -> tuple[object, ...]:
         return "option", family.to_json(), option.key, self._target, *self._kernels
+
+    def _overhead_key(self, family: Workload, name: str) -> tuple[object, ...]:
+        return "overhead", family.to_json(), name, *self._kernels, configuration()
 
     def _update_key(self, workload: Workload) -> tuple[object, ...]:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self._target

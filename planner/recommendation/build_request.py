@@ -107,7 +107,7 @@ def build_request(
     size = image_size or default_image_size(name)
     facts = data_facts(data, image_size=size, is_used=runs_here)
     native = backbones.native_image_size(name)
-    built = backbones.build(name, num_classes=1, image_size=native, device="meta")
+    built = backbones.shared_shapes(name, num_classes=1, image_size=native)
     has_batch_norm = backbones.has_batch_norm(built)
     base = Workload(
         model=name,

@@ -193,8 +193,8 @@ def rule_of(request: Request) -> ProbeRule:
 
 def _rule_of_backbone(request: Request) -> LearnerRule:
     base = request.space.base
-    backbone = backbones.build(
-        base.model, num_classes=base.num_classes, image_size=base.image_size, device="meta"
+    backbone = backbones.shared_shapes(
+        base.model, num_classes=base.num_classes, image_size=base.image_size
     )
     return LearnerRule(
         device="cpu" if _trains_on_cpu(request) else "cuda",

@@ -19,11 +19,10 @@ def plan_recipe(request: Request, workload: Workload) -> Recipe:
     part = request.of_backbone(workload.model)
     return default_recipe(
         workload,
-        backbones.build(
+        backbones.shared_shapes(
             workload.model,
             num_classes=workload.num_classes,
             image_size=workload.image_size,
-            device="meta",
         ),
         weights="pretrained" if part.trains_pretrained else "random",
         train_images=request.train_images,

@@ -100,7 +100,8 @@ def _search(
 
 def _kept_rows(request: Request, results: Sequence[TrialResult]) -> list[TrialResult]:
     """Return the rows of an answer, and the paper's default even if it does not fit."""
-    fitting = [row for row in results if row.device_bytes <= request.limit_bytes]
+    limit_bytes = request.limit_bytes
+    fitting = [row for row in results if row.device_bytes <= limit_bytes]
     rows = answer_rows(fitting, Question.of(request)) if fitting else []
     return [*rows, *(row for row in results if is_paper_default(row))]
 

@@ -53,11 +53,10 @@ def with_smaller_images(entry: FrontEntry, *, device: DeviceSpec) -> Alternative
 
     candidate = entry.plan.candidate
     workload = candidate.workload
-    built = backbones.build(
+    built = backbones.shared_shapes(
         workload.model,
         num_classes=1,
         image_size=backbones.native_image_size(workload.model),
-        device="meta",
     )
     size = smaller_size(workload.image_size, patch=patch_edge(built))
     if size is None:

@@ -7,6 +7,7 @@ evaluating it: the study gets the Pareto front, the rows of the answer and the n
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from planner.search.evaluation import PointEvaluator
 from planner.search.pareto import non_dominated
 from planner.search.problem import CONSTRAINT, OBJECTIVES, OnTrial, TrialResult, assignment_key
-from planner.search.space import Space
+from planner.search.space import Assignment, Space
 from planner.search.trial_records import TrialRecords, user_attributes
 from profiler.errors import BudgetplanError, InfeasibleError
 
@@ -30,6 +31,9 @@ decision thus depends on the machine and not on its load."""
 _POINTS_BEFORE_ESTIMATE = 100
 
 _POINTS_PER_REPORT = 50
+
+_SECONDS_FOR_A_FORK = 1.0
+"""Expected processor time of the remaining points, from which processes are forked for them."""
 
 KeptRows = Callable[[Sequence[TrialResult]], Sequence[TrialResult]]
 """Selects the results that a study keeps beside the front, from all results."""
@@ -57,37 +61,94 @@ def evaluate_all(
     evaluator: PointEvaluator,
     *,
     on_trial: OnTrial = lambda done, total: None,
+    most_seconds: float | None = None,
 ) -> ExhaustiveResults | None:
     """Return every point of a space; None if that is expected to take too long.
 
     Args:
         evaluator: evaluator of the problem.
         on_trial: called with (points done, points in all).
+        most_seconds: longest expected processor time; None for ``EXHAUSTIVE_SECONDS``.
 
     Raises:
         InfeasibleError: not even the placement that stores least can be made.
     """
-    space = evaluator.problem.space
-    assignments = list(space.assignments())
-    results, failures, seconds = list[TrialResult](), list[str](), list[float]()
-    for done, assignment in enumerate(assignments, start=1):
-        began = time.process_time()
-        try:
-            results.append(evaluator.evaluate(space.point(assignment), assignment))
-        except InfeasibleError:
-            raise
-        except BudgetplanError as error:
-            failures.append(str(error))
-        seconds.append(time.process_time() - began)
-        if done % _POINTS_PER_REPORT and done < len(assignments):
+    assignments = list(evaluator.problem.space.assignments())
+    limit_seconds = EXHAUSTIVE_SECONDS if most_seconds is None else most_seconds
+    chunks = _chunks(assignments)
+    ahead: dict[int, list[TrialResult | str]] = {}
+    found, seconds = list[TrialResult | str](), list[float]()
+    for number, chunk in enumerate(chunks):
+        if number in ahead:
+            found += ahead[number]
             continue
-        on_trial(done, len(assignments))
+        for assignment in chunk:
+            began = time.process_time()
+            found.append(_evaluated(evaluator, assignment))
+            seconds.append(time.process_time() - began)
+        on_trial(len(found), len(assignments))
+        if len(seconds) < _POINTS_BEFORE_ESTIMATE:
+            continue
         # The first point of a family profiles it, which the median leaves out: the sampler would
         # profile it as well.
-        expected = median(seconds) * len(assignments)
-        if done >= _POINTS_BEFORE_ESTIMATE and expected > EXHAUSTIVE_SECONDS:
+        if median(seconds) * len(assignments) > limit_seconds:
             return None
-    return ExhaustiveResults(results=tuple(results), failures=tuple(failures))
+        left = median(seconds) * (len(assignments) - len(found))
+        if not ahead and left > _SECONDS_FOR_A_FORK and evaluator.problem.device.is_cuda:
+            ahead = _ahead(evaluator, chunks, number + 1, on_trial)
+    return ExhaustiveResults(
+        results=tuple(each for each in found if isinstance(each, TrialResult)),
+        failures=tuple(each for each in found if isinstance(each, str)),
+    )
+
+
+def _evaluated(evaluator: PointEvaluator, assignment: Assignment) -> TrialResult | str:
+    """Return the result of a point, or the reason why it has none."""
+    try:
+        return evaluator.evaluate(evaluator.problem.space.point(assignment), assignment)
+    except InfeasibleError:
+        raise
+    except BudgetplanError as error:
+        return str(error)
+
+
+def _chunks(assignments: Sequence[Assignment]) -> list[Sequence[Assignment]]:
+    """Return the points in chunks, each of one method: all its points read the same profiles."""
+    chunks: list[Sequence[Assignment]] = []
+    for _, group in itertools.groupby(assignments, key=lambda each: each["method"]):
+        of_method = list(group)
+        chunks += [
+            of_method[first : first + _POINTS_PER_REPORT]
+            for first in range(0, len(of_method), _POINTS_PER_REPORT)
+        ]
+    return chunks
+
+
+def _ahead(
+    evaluator: PointEvaluator,
+    chunks: Sequence[Sequence[Assignment]],
+    first: int,
+    on_trial: OnTrial,
+) -> dict[int, list[TrialResult | str]]:
+    """Evaluate the chunks from ``first`` on in forked processes; return the results by chunk.
+
+    Missing chunks are evaluated by the caller. On a CPU nothing is forked: its operations may be
+    timed on the way, and several timings at once disturb each other.
+    """
+    from planner.parallel import map_forked
+
+    total = sum(map(len, chunks))
+    before = sum(map(len, chunks[:first]))
+
+    def evaluate(chunk: Sequence[Assignment]) -> list[TrialResult | str]:
+        return [_evaluated(evaluator, assignment) for assignment in chunk]
+
+    found = map_forked(
+        evaluate,
+        chunks[first:],
+        lambda _, share: on_trial(before + round(share * (total - before)), total),
+    )
+    return {first + index: results for index, results in found.items()}
 
 
 def store_kept(

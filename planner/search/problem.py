@@ -144,11 +144,16 @@ class SearchResult:
     failures: tuple[str, ...] = ()
 
     def fitting(self, limit_of: Callable[[Workload], DeviceBytes]) -> list[TrialResult]:
-        """Return the results within the limit of their workload, each distinct run once."""
+        """Return the results within the limit of their backbone, each distinct run once."""
+        limits: dict[str, DeviceBytes] = {}
+        for result in self.results:
+            workload = result.candidate.workload
+            if workload.model not in limits:
+                limits[workload.model] = limit_of(workload)
         return [
             result
             for result in _distinct_runs(self.results)
-            if result.device_bytes <= limit_of(result.candidate.workload)
+            if result.device_bytes <= limits[result.candidate.workload.model]
         ]
 
 

@@ -19,11 +19,15 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from planner.placement.policies import parse_policy
+from profiler.arrays import Ints
 from profiler.devices.table import DeviceSpec
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.methods import method_infos, method_names
 from profiler.placement import PolicyChoice
+from profiler.store import Store
 from profiler.workload import Workload
 
 if TYPE_CHECKING:
@@ -271,6 +275,17 @@ def searched_method(name: str, ranks: tuple[int, ...] | None = None) -> Searched
     return SearchedMethod(name=name, ranks=tuple(sorted({*ranks, default})), default_rank=default)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedRanks:
+    """Stored fact that a method works on a backbone, and with which ranks.
+
+    Attributes:
+        ranks: [ranks] accepted ranks; empty for a method without a rank.
+    """
+
+    ranks: Ints
+
+
 def limit_ranks(method: SearchedMethod, base: Workload) -> SearchedMethod:
     """Return the method without the ranks that it refuses on a backbone.
 
@@ -284,10 +299,16 @@ def limit_ranks(method: SearchedMethod, base: Workload) -> SearchedMethod:
 
     if not method.ranks:
         return method
-    applied, model = get_method(method.name), _on_meta(base)
     load = base.replace(method=method.name)
-    accepted = [r for r in method.ranks if applied.refusal(model, load.replace(rank=r)) is None]
-    ranks = tuple(accepted) or method.ranks
+
+    def accepted() -> AcceptedRanks:
+        applied, model = get_method(method.name), _on_meta(base)
+        found = [r for r in method.ranks if applied.refusal(model, load.replace(rank=r)) is None]
+        return AcceptedRanks(ranks=np.array(found, dtype=np.int64))
+
+    key = ("accepted ranks", load.to_json(), method.ranks)
+    stored = Store.default().fetch(AcceptedRanks, key, accepted)
+    ranks = tuple(map(int, stored.ranks)) or method.ranks
     default = method.default_rank if method.default_rank in ranks else ranks[-1]
     return replace(method, ranks=ranks, default_rank=default)
 
@@ -303,12 +324,20 @@ def working_methods(workload: Workload, names: Sequence[str]) -> tuple[list[str]
     from profiler.models.forward_check import refusal_of_forward
     from profiler.models.methods import get_method
 
-    model = _on_meta(workload)
-    refused = {}
+    store, refused = Store.default(), {}
     for name in names:
-        method, load = get_method(name), workload.replace(method=name, micro_batch=2)
-        reason = method.refusal(model, load) or refusal_of_forward(method.resolve(load))
-        if reason is not None:
+        load = workload.replace(method=name, micro_batch=2)
+        # Of a method that works nothing is imported then; peft alone takes seconds.
+        key = ("method works", load.to_json())
+        if store.holds(key):
+            continue
+        method = get_method(name)
+        reason = method.refusal(_on_meta(workload), load) or refusal_of_forward(
+            method.resolve(load)
+        )
+        if reason is None:
+            store.keep(key, AcceptedRanks(ranks=np.array([], dtype=np.int64)))
+        else:
             refused[name] = reason
     return [name for name in names if name not in refused], refused
 
@@ -325,11 +354,10 @@ def _on_meta(workload: Workload) -> nn.Module:
     """Build the backbone on the meta device: shapes without memory."""
     from profiler.models import backbones
 
-    return backbones.build(
+    return backbones.shared_shapes(
         workload.model,
         num_classes=workload.num_classes,
         image_size=workload.image_size,
-        device="meta",
     )
 
 

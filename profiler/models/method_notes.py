@@ -17,11 +17,10 @@ def method_notes(workload: Workload) -> tuple[str, ...]:
     from profiler.models.methods import get_method
     from profiler.models.zero_scales import zero_scale_note
 
-    backbone = backbones.build(
+    backbone = backbones.shared_shapes(
         workload.model,
         num_classes=workload.num_classes,
         image_size=workload.image_size,
-        device="meta",
     )
     remarks = get_method(workload.method).notes(backbone, workload)
     note = zero_scale_note(build_model(workload, device="meta").model, workload)

@@ -53,6 +53,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -101,6 +102,7 @@ _RANK_GRID = (1, 2, 4, 8, 16, 32, 64, 128)
 _GRID = np.stack([terms(b, r) for b in _BATCH_GRID for r in _RANK_GRID], axis=1)
 
 
+@lru_cache(maxsize=1 << 15)
 def family_of(workload: Workload, *, of_one_image: bool = False) -> Workload:
     """Return the workload that represents its family in replays.
 

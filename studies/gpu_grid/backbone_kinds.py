@@ -14,7 +14,7 @@ def backbone_kind(model: str) -> str:
     from profiler.models import backbones
 
     image_size = backbones.native_image_size(model)
-    built = backbones.build(model, num_classes=10, image_size=image_size, device="meta")
+    built = backbones.shared_shapes(model, num_classes=10, image_size=image_size)
     names = [type(module).__name__ for module in built.modules()]
     if any("Mixer" in name and ("Vim" in name or "Mamba" in name) for name in names):
         return "scan"

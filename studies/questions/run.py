@@ -10,6 +10,7 @@ is composed in one process, without a storage, a replay or a real run.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -25,13 +26,14 @@ from expert_rules import broken_rules, seconds, worse
 from harness import Rows, write_summary
 
 from planner.cost.model import CostModel
+from planner.cost.warm_up import prefetch
 from planner.recommendation.build_request import build_request
 from planner.recommendation.ranking import Question, best_of, equal_methods
 from planner.recommendation.search_backbones import search_problem
 from planner.search.evaluation import PointEvaluator
+from planner.search.exhaustive import evaluate_all
 from planner.search.problem import CostEstimator, SearchProblem, TrialResult
 from profiler.devices.table import device_spec
-from profiler.errors import BudgetplanError
 from profiler.store import Store
 from profiler.units import GIB
 
@@ -51,6 +53,7 @@ def answer(
     request = build_request(
         model, budget_bytes=budget_bytes, device=device, methods=methods, validations=0
     )
+    prefetch(cost, request.space.workloads(), on_progress=lambda text, done: None)
     question = Question.of(request)
     return *answer_problem(search_problem(request), cost, question), question
 
@@ -59,13 +62,9 @@ def answer_problem(
     problem: SearchProblem, cost: CostEstimator, question: Question
 ) -> tuple[TrialResult | None, list[TrialResult]]:
     """Return the recommended plan of a search problem, and every plan."""
-    evaluator = PointEvaluator(problem, cost)
-    results = []
-    for assignment in problem.space.assignments():
-        try:
-            results.append(evaluator.evaluate(problem.space.point(assignment), assignment))
-        except BudgetplanError:
-            continue
+    found = evaluate_all(PointEvaluator(problem, cost), most_seconds=math.inf)
+    assert found is not None, "no limit of time"
+    results = list(found.results)
     fitting = [r for r in results if r.device_bytes <= problem.budget_bytes]
     return (best_of(fitting, question) if fitting else None), results
 
@@ -73,8 +72,11 @@ def answer_problem(
 def run(models: Sequence[str], methods: Sequence[str]) -> None:
     """Answer the questions whose rows are not there yet."""
     rows = Rows(HERE)
+    known = {(row["model"], row["device"], row["budget_gib"]) for row in rows.read()}
     for model in models:
         for device in DEVICES:
+            if all((model, device, gib) in known for gib in BUDGETS_GIB):
+                continue
             cost = CostModel(device_spec(device), Store.default())
             before: TrialResult | None = None
             for gib in BUDGETS_GIB:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import os
 import statistics
 import sys
@@ -33,12 +34,12 @@ from planner.cost.warm_up import prefetch
 from planner.recommendation.build_request import build_request
 from planner.recommendation.search_backbones import search_problem
 from planner.search.evaluation import PointEvaluator
+from planner.search.exhaustive import evaluate_all
 from planner.search.pareto import hypervolume, non_dominated, reference_point
 from planner.search.problem import OBJECTIVES, SearchProblem, TrialResult, assignment_key
 from planner.search.sampling import PointSampler
 from planner.search.space import Space
 from profiler.devices.table import device_spec
-from profiler.errors import BudgetplanError
 from profiler.store import Store
 from profiler.workload import Candidate
 
@@ -91,29 +92,25 @@ def write_points(model: str, cache: Path) -> None:
     prefetch(cost, problem.space.workloads(), on_progress=lambda text, done: None)
     evaluator = PointEvaluator(problem, cost)
     began = time.perf_counter()
-    rows = []
-    for assignment in problem.space.assignments():
-        try:
-            result = evaluator.evaluate(problem.space.point(assignment), assignment)
-        except BudgetplanError as error:
-            rows.append({"assignment": assignment, "failed": str(error)})
-            continue
-        rows.append(
-            {
-                "assignment": assignment,
-                "candidate": result.candidate.to_json(),
-                "score": result.score,
-                "cost": result.cost,
-                "device_bytes": result.device_bytes,
-            }
-        )
+    found = evaluate_all(evaluator, most_seconds=math.inf)
+    assert found is not None, "no limit of time"
+    rows = [
+        {
+            "assignment": result.assignment,
+            "candidate": result.candidate.to_json(),
+            "score": result.score,
+            "cost": result.cost,
+            "device_bytes": result.device_bytes,
+        }
+        for result in found.results
+    ]
     with gzip.open(cache / f"{model}.json.gz", "wt", encoding="utf-8") as file:
         json.dump(rows, file)
     print(f"{model}: {len(rows)} points in {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def read_points(model: str, cache: Path) -> dict[str, TrialResult]:
-    """Return the results of a table by ``assignment_key``; failed points are left out."""
+    """Return the results of a table by ``assignment_key``."""
     with gzip.open(cache / f"{model}.json.gz", "rt", encoding="utf-8") as file:
         rows = json.load(file)
     return {
@@ -129,7 +126,6 @@ def read_points(model: str, cache: Path) -> dict[str, TrialResult]:
             reason="",
         )
         for row in rows
-        if "failed" not in row
     }
 
 

@@ -14,6 +14,7 @@ from profiler.models.backbones.registry import (
     model_names,
     native_image_size,
     resolve,
+    shared_shapes,
 )
 from profiler.models.backbones.timm_interface import (
     classifier_names,
@@ -40,5 +41,6 @@ __all__ = [
     "model_names",
     "native_image_size",
     "resolve",
+    "shared_shapes",
     "split_entry",
 ]

@@ -151,6 +151,21 @@ def build(
         return _construct(canonical, num_classes, image_size, drop_path).train()
 
 
+def shared_shapes(name: str, *, num_classes: int, image_size: int) -> nn.Module:
+    """Return a backbone on ``meta`` to read shapes from; all callers share it, so none changes it.
+
+    Args:
+        name: any name that ``resolve`` accepts.
+        num_classes: outputs of the classifier.
+        image_size: height and width of the input in pixels.
+
+    Raises:
+        UnknownNameError: no such backbone.
+        UsageError: the backbone cannot take this image size.
+    """
+    return _shapes_only(resolve(name), num_classes, image_size, 0.0)
+
+
 def build_on_meta(name: str, *, image_size: int) -> nn.Module:
     """Construct a backbone on ``meta`` anew, so that a dispatch mode can observe it."""
     import torch
