@@ -137,10 +137,11 @@ def _header(answer: Recommendation, width: int) -> Iterator[str]:
     request, plan = answer.request, answer.front[answer.recommended].plan
     load, device = plan.candidate.workload, plan.prediction.device
     budget = format_bytes_in(plan.budget_bytes, unit_as_asked(plan.budget_bytes))
-    facts = (
-        f"({request.train_images:,} images, {load.num_classes:,} classes), {load.image_size} px; "
-        f"{budget}"
-    )
+    images = f"{request.train_images:,}"
+    if request.source is not None:  # of a folder, the user knows the number of all images
+        held_out = request.source.held_out_images + (request.source.selection_images or 0)
+        images += f" + {held_out:,}"
+    facts = f"({images} images, {load.num_classes:,} classes), {load.image_size} px; {budget}"
     first = f"{load.model} on {request.run.data}"
     if cell_len(f"{first} {facts}") <= width:
         yield f"{first} {facts}"

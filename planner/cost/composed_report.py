@@ -29,6 +29,7 @@ def composed_report(
     update: UpdateProfile,
     costs: UnitCosts,
     rates: Rates | None,
+    with_remarks: bool = True,
 ) -> Report:
     """Return the report of a candidate; bytes by owner are known to the replayed rung alone.
 
@@ -41,6 +42,7 @@ def composed_report(
         update: profile of the optimizer step.
         costs: costs of these options.
         rates: rates of the device; None if its speed is unknown.
+        with_remarks: whether the notes have the method's remarks, which need a built model.
     """
     workload = candidate.workload
     point = terms(workload.micro_batch, workload.rank)
@@ -60,7 +62,11 @@ def composed_report(
         notes=(
             "composed from the family's profile",
             *([] if rates is None else [f"time: {rates.source}"]),
-            *method_notes(workload.replace(micro_batch=2, accumulation=1)),
+            *(
+                method_notes(workload.replace(micro_batch=2, accumulation=1))
+                if with_remarks
+                else ()
+            ),
         ),
     )
 

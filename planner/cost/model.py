@@ -167,8 +167,13 @@ class CostModel:
             accumulation=workload.accumulation,
         )
 
-    def predict(self, candidate: Candidate) -> Report:
-        """Return the composed report of a candidate."""
+    def predict(self, candidate: Candidate, *, with_remarks: bool = True) -> Report:
+        """Return the composed report of a candidate.
+
+        Args:
+            candidate: the candidate.
+            with_remarks: whether the notes have the method's remarks, which need a built model.
+        """
         workload = candidate.workload
         self.profiles.prepare(workload)
         options = self._options_by_unit(workload, candidate.placement)
@@ -187,6 +192,7 @@ class CostModel:
             update=self.profiles.update(workload),
             costs=self.costs(workload, used),
             rates=self.rates(workload),
+            with_remarks=with_remarks,
         )
 
     def _prepare_estimates(self, workload: Workload) -> PreparedWorkload:

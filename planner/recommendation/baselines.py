@@ -67,7 +67,7 @@ def paper_baselines(
         for policy in PAPER_POLICIES:
             choice = parse_policy(policy, threshold=PAPER_THRESHOLD)
             candidate = cost.place(load, choice, budget_bytes)
-            report = cost.predict(candidate)
+            report = cost.predict(candidate, with_remarks=False)
             name = method if policy == "none" else f"{method}_{policy}"
             found[name] = Baseline(prediction=report, fits=needed_bytes(report) <= budget_bytes)
     return found

@@ -151,16 +151,22 @@ def _published_reason(
         return f"{rest}no other method is expected to be as accurate (evidence {evidence.strength})"
     equal = (
         f"{rest}{len(others) + 1} methods are expected to be equally accurate ({method}, "
-        f"{', '.join(others)}; evidence {evidence.strength})"
+        f"{', '.join(others)})"
     )
+    # the first screen may cut the end off
+    strength = f"; evidence {evidence.strength}"
     if question.objective != "balanced":
-        return f"{equal}, and it is the best of these by {question.objective}"
+        return f"{equal}, and it is the best of these by {question.objective}{strength}"
     if method == methods[0]:
-        return f"{equal}, and of these it is the best known"
+        return f"{equal}, and of these it is the best known{strength}"
     known = [each for each in equals if _method_of(each) == others[0]]
     if all(question.cost(entry.result) < question.cost(each.result) for each in known):
-        return f"{equal}, and of these it costs clearly less than the better known {others[0]}"
-    return f"{equal}, and it leaves more of the budget free than the better known {others[0]}"
+        costs = f"and of these it costs clearly less than the better known {others[0]}"
+        return f"{equal}, {costs}{strength}"
+    return (
+        f"{equal}, and it leaves more of the budget free than the better known {others[0]}"
+        f"{strength}"
+    )
 
 
 def _method_of(entry: FrontEntry) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -149,6 +150,25 @@ def test_compile_takes_no_placement() -> None:
     data["workload"] = SMALL.replace(levers=("compile",)).to_json()
     with pytest.raises(InputError, match="candidate"):
         Candidate.from_json(data)
+
+
+def test_a_compiled_step_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The traced graph runs as PyTorch's operations; nightly, as the kernels of TorchInductor."""
+    backend = os.environ.get("BUDGETPLAN_TEST_COMPILER", "eager")
+    compiled: list[object] = []
+
+    def traced(model: torch.nn.Module) -> object:
+        compiled.append(model)
+        return compile_model(model, backend=backend)
+
+    compile_model = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    torch._dynamo.reset()
+    plain = SMALL.replace(accumulation=2)
+    before = losses_of(plain)
+    after = losses_of(plain.replace(levers=("compile",)))
+    assert len(compiled) == 1
+    np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
 # ---- memory --------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def answer(
     return Recommendation(
         request=SimpleNamespace(
             train_images=1295, run=SimpleNamespace(data="digits", device="cpu"), has_weights=True,
-            trains_pretrained=True, others=(),
+            trains_pretrained=True, others=(), source=None,
             space=SimpleNamespace(base=Workload(model=model)),
             budget_bytes=budget,
         ),

@@ -19,6 +19,7 @@ from planner.recipe import Recipe
 from planner.recommendation.answer import Alternative, AlternativeName, Recommendation
 from planner.recommendation.baselines import Baseline
 from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.training.images.image_set import DataSource
 from profiler.models.backbones import ALIASES
 from profiler.placement import Placement, PolicyChoice
 from profiler.units import GIB, MIB
@@ -53,7 +54,7 @@ def plans(draw: st.DrawFn) -> Plan:
         rank=draw(st.sampled_from((None, 8, 4096))),
         micro_batch=draw(st.sampled_from((1, 32, 65_536))),
         accumulation=draw(st.sampled_from((1, 16, 4096))),
-        image_size=draw(st.sampled_from((32, 224, 8192))),
+        image_size=draw(st.sampled_from((32, 224, 384))),
         num_classes=draw(st.sampled_from((2, 21_843))),
     )
     placed = {"placement": base.candidate.placement, "policy": base.candidate.policy}
@@ -186,3 +187,14 @@ def test_a_long_name_of_the_images_leaves_their_number_and_the_budget() -> None:
     assert first.startswith("vit_small_patch16_224 on /home/user/") and first.endswith("flowers")
     assert len(first) <= 80
     assert second == "(1,295 images, 10 classes), 224 px; 2.00 GB"
+
+
+def test_of_a_folder_the_images_to_train_and_to_test_are_shown() -> None:
+    shown = answer(plan())
+    source = DataSource(
+        name="photos/", train_images=128, selection_images=12, held_out_images=20, fingerprint="0"
+    )
+    folder = {"train_images": 128, "source": source}
+    request: Any = SimpleNamespace(**{**vars(shown.request), **folder})
+    first, *_ = screen(replace(shown, request=request)).splitlines()
+    assert "(128 + 32 images, 10 classes)" in first
