@@ -84,7 +84,10 @@ class StoredParts:
         """Return the parts by unit, in forward order."""
         return {
             unit: UnitParts(
-                **{name: tuple(v) if isinstance(v, list) else v for name, v in parts.items()}
+                branches=tuple(parts["branches"]),
+                layers=tuple(parts["layers"]),
+                token_mixer=parts["token_mixer"],
+                has_depthwise=parts["has_depthwise"],
             )
             for unit, parts in json.loads(str(self.text)).items()
         }

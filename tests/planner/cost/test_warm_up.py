@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planner.cost.family_profiles import FamilyProfiles
 from planner.cost.model import CostModel
 from planner.cost.warm_up import profile_families
 from profiler.devices.table import device_spec
+from profiler.models.build import build_model
+from profiler.models.unit_parts import parts_of_unit
 from profiler.store import Store
 from profiler.unit_options import COMMON_OPTIONS
 from profiler.workload import Workload
@@ -83,3 +86,17 @@ def test_a_store_in_memory_is_not_filled_in_parallel() -> None:
         model.profiles, WORKLOADS, lambda *_: pytest.fail("nothing can be handed over")
     )
     assert not model.profiles.is_stored(SMALL)
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+def test_stored_parts_of_units_are_those_of_the_model(model: str, tmp_path: Path) -> None:
+    workload = SMALL.replace(model=model)
+    built = build_model(workload, device="meta")
+    expected = {unit: parts_of_unit(built.backbone, unit) for unit in built.units}
+    assert any(parts.layers for parts in expected.values())
+    for _ in range(2):  # the second reads the file
+        profiles = FamilyProfiles(device_spec(DEVICE), Store(tmp_path))
+        found = profiles.unit_parts(workload)
+        assert found == expected
+        assert list(found) == list(built.units)
+    assert profiles.unit_parts(workload.replace(precision="fp16")) is found

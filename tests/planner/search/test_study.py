@@ -12,6 +12,7 @@ import pytest
 from toy_costs import MB, ToyCosts
 
 from planner.search.evaluation import PointEvaluator
+from planner.search.exhaustive import evaluate_all
 from planner.search.pareto import HypervolumeStagnation, non_dominated
 from planner.search.problem import OBJECTIVES, SearchProblem, SearchResult
 from planner.search.space import (
@@ -203,6 +204,25 @@ def test_a_space_that_takes_too_long_goes_to_the_sampler(monkeypatch: pytest.Mon
     monkeypatch.setattr("planner.search.study.DEFAULT_TRIALS", 12)
     result = search(PROBLEM, ToyCosts(), trials=None, seed=0, study_name="toy")
     assert result.trials == 12
+
+
+def test_forked_processes_evaluate_the_same_points_in_the_same_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reasons of refused points come back too."""
+    monkeypatch.setattr("planner.search.exhaustive._POINTS_BEFORE_ESTIMATE", 1)
+    monkeypatch.setattr("planner.search.exhaustive._POINTS_PER_REPORT", 16)
+    found = {}
+    for seconds in (float("inf"), -1.0):
+        monkeypatch.setattr("planner.search.exhaustive._SECONDS_FOR_A_FORK", seconds)
+        costs = ToyCosts(refuses="lora")
+        found[seconds] = evaluate_all(PointEvaluator(PROBLEM, costs))
+        priced = len(costs.priced)
+        # the other points are priced in other processes
+        assert (priced < 30) == (seconds < 0)
+    assert found[-1.0] == found[float("inf")]
+    assert found[-1.0] is not None
+    assert found[-1.0].failures
 
 
 def test_a_variant_of_adamw_has_no_other_optimizer() -> None:
