@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from msgspec import Meta
 
 from planner.disk.drafts import write_under_free_name
-from planner.disk.json_files import json_bytes, read_json, write_json
+from planner.disk.json_files import json_bytes, read_json_as, write_json
 from planner.recipe import Recipe
 from planner.scoring.accuracy_prior import EstimateKind
 from planner.scoring.netscore import Scores
@@ -416,11 +416,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: the file is missing, not a regular file, too large, not JSON, or not a plan.
     """
-    data = read_json(path, kind="plan")
-    try:
-        return Plan.from_json(data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return read_json_as(path, Plan.from_json, kind="plan")
 
 
 def plan_file_name(candidate: Candidate, *, with_model: bool = True) -> str:

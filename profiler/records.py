@@ -235,6 +235,10 @@ class ValueInterval:
     high: NonNegativeFloat
     coverage: float | None = None
 
+    def times(self, factor: float) -> ValueInterval:
+        """Return the interval of a multiple of the quantity."""
+        return ValueInterval(low=self.low * factor, high=self.high * factor, coverage=self.coverage)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerSaving:

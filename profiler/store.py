@@ -87,15 +87,23 @@ class Store:
             key: JSON data that identifies the profiled workload and options.
             make: function that makes the profile if it is not stored.
         """
-        path = self._path(key)
-        if path is None:
-            return make()
-        found = _read(path, kind)
+        found = self.find(kind, key)
         if found is not None:
             return found
-        made = make()
-        _write(path, _flatten(made))
+        made, path = make(), self._path(key)
+        if path is not None:
+            _write(path, _flatten(made))
         return made
+
+    def find(self, kind: type[_Profile], key: tuple[object, ...]) -> _Profile | None:
+        """Return the profile stored under a key; None if there is none.
+
+        Args:
+            kind: see ``fetch``.
+            key: see ``fetch``.
+        """
+        path = self._path(key)
+        return None if path is None else _read(path, kind)
 
     def keep(self, key: tuple[object, ...], profile: Any) -> None:
         """Store a profile under a key, in place of the one that is there.
@@ -104,12 +112,9 @@ class Store:
             key: see ``fetch``.
             profile: a dataclass of arrays and of such dataclasses.
         """
-        path, arrays = self._path(key), _flatten(profile)
-        if path is None:
-            return
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_draft(path, {**arrays, _DIGEST: np.array(_digest(arrays))})
+        path = self._path(key)
+        if path is not None:
+            _write(path, _flatten(profile), replace=True)
 
     def holds(self, key: tuple[object, ...]) -> bool:
         """Return whether a profile is stored under a key."""
@@ -191,13 +196,19 @@ def _digest(arrays: dict[str, Any]) -> str:
     return state.hexdigest()
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
-    """Write a file atomically; leave nothing if it cannot be written."""
+def _write(path: Path, arrays: dict[str, Any], *, replace: bool = False) -> None:
+    """Write a file atomically; leave nothing if it cannot be written.
+
+    Args:
+        path: the file.
+        arrays: its arrays.
+        replace: whether the content may be other than that of a file that is there.
+    """
     content: dict[str, Any] = {**arrays, _DIGEST: np.array(_digest(arrays))}
     with suppress(OSError):  # no right to write, a full disk, a folder in the file's place
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _write_unnamed(path, content):
-            _write_draft(path, content)
+        if replace or not _write_unnamed(path, content):
+            replace_file(path, lambda file: np.savez(file, **content))
 
 
 def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
@@ -229,10 +240,6 @@ def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
         except OSError:
             return False
     return True
-
-
-def _write_draft(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, lambda file: np.savez(file, **content))
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from planner.api.arguments import found_device
+from planner.api.arguments import found_device, no_progress
 from planner.api.early_checks import check_input
 from planner.api.plan_functions import default_folder
 from planner.api.training_free_functions import fitted_probe_folder, is_without_tuning
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
+    from planner.recommendation.request import Notify
     from planner.training.use_trained import ClassifiedImage, TrainedEvaluation, TrainedFolder
 
 
@@ -24,6 +25,7 @@ def evaluate(
     which: Literal["best", "last"] = "best",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     weights: str | Path | None = None,
+    on_progress: Notify | None = None,
 ) -> TrainedEvaluation:
     """Return the accuracy of a trained model on a part of a data set.
 
@@ -35,6 +37,7 @@ def evaluate(
         which: tensors of the best epoch or of the last step.
         device: ``auto`` takes a GPU if there is one.
         weights: present place of the backbone's weights file; None for the recorded place.
+        on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
         InputError: there is no training, its weights cannot be loaded any more, or the data has
@@ -45,7 +48,13 @@ def evaluate(
     from planner.training.use_trained import evaluate_trained
 
     opened = _open(folder, device=device, which=which, weights=weights)
-    return evaluate_trained(opened, data=data, part=part)
+    notify = on_progress or no_progress
+    return evaluate_trained(
+        opened,
+        data=data,
+        part=part,
+        on_progress=lambda text, done: notify("evaluate", text, done),
+    )
 
 
 def classify(
@@ -95,10 +104,12 @@ def _classify_with_probe(
     check_input(weights=weights)
     from planner.training_free.probe_folder import classify_with_probe
 
-    name = found_device(device)
-    place = None if weights is None else Path(weights)
     return classify_with_probe(
-        folder, [Path(file) for file in files], top=top, device=name, weights=place
+        folder,
+        [Path(file) for file in files],
+        top=top,
+        device=found_device(device),
+        weights=None if weights is None else Path(weights),
     )
 
 
@@ -131,6 +142,5 @@ def _open(
 ) -> TrainedFolder:
     from planner.training.use_trained import open_trained
 
-    name = found_device(device)
     place = None if weights is None else Path(weights)
-    return open_trained(folder, device=name, which=which, weights=place)
+    return open_trained(folder, device=found_device(device), which=which, weights=place)

@@ -323,8 +323,15 @@ def evaluate_frozen(
     check_input(data=data, weights=weights)
     from planner.training_free.probe_folder import evaluate_probe
 
-    place = None if weights is None else Path(weights)
-    return evaluate_probe(folder, data=data, part=part, weights=place, device=found_device(device))
+    notify = on_progress or no_progress
+    return evaluate_probe(
+        folder,
+        data=data,
+        part=part,
+        weights=None if weights is None else Path(weights),
+        device=found_device(device),
+        on_progress=lambda text, done: notify("features", text, done),
+    )
 
 
 def is_without_tuning(path: str | Path) -> bool:

@@ -18,7 +18,7 @@ from planner.cli.options import (
     weights_option,
 )
 from planner.cli.output import console, print_json
-from planner.cli.progress import ProgressKind
+from planner.cli.progress import ProgressKind, progress_bar
 from profiler.errors import InputError, UsageError
 
 which_option = click.option(
@@ -95,9 +95,16 @@ def evaluate(
         return
     if class_names is not None or images is not None:
         raise UsageError("--class-names and --images are for plans of kind 'zero_shot'")
-    found = api.evaluate(
-        trained, data=data, part=part, which=which or "best", device=device, weights=weights
-    )
+    with progress_bar(progress, as_json=as_json) as notify:
+        found = api.evaluate(
+            trained,
+            data=data,
+            part=part,
+            which=which or "best",
+            device=device,
+            weights=weights,
+            on_progress=notify,
+        )
     if as_json:
         print_json(found.to_json())
         return

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from planner.disk.drafts import write_file
 from profiler.errors import InputError
 from profiler.json_records import shortened, unsafe_text
 from profiler.units import MIB, format_bytes
+
+_FromJson = TypeVar("_FromJson")
 
 MAX_FILE_BYTES = 16 * MIB
 """Largest file that is read. A plan of a 500-unit model with raw trials is below 1 MiB."""
@@ -58,6 +60,24 @@ def read_json(path: Path, *, kind: str) -> Any:
         limit = format_bytes(MAX_FILE_BYTES)
         raise InputError(f"{kind} file {path} is larger than {limit}, the limit for a {kind}")
     return parse_json(raw, where=f"{kind} file {path}")
+
+
+def read_json_as(path: Path, read: Callable[[Any], _FromJson], *, kind: str) -> _FromJson:
+    """Read a JSON file of limited size as a record.
+
+    Args:
+        path: the file.
+        read: reads the record from the file's value; its errors get the path in front.
+        kind: kind of the file, for error messages.
+
+    Raises:
+        InputError: as `read_json`, or ``read`` refused the value.
+    """
+    data = read_json(path, kind=kind)
+    try:
+        return read(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def parse_json(raw: bytes, *, where: str) -> Any:

@@ -78,8 +78,4 @@ def _times(value: float | None, factor: float | None) -> float | None:
 
 
 def _interval_times(interval: ValueInterval | None, factor: float) -> ValueInterval | None:
-    if interval is None:
-        return None
-    return ValueInterval(
-        low=interval.low * factor, high=interval.high * factor, coverage=interval.coverage
-    )
+    return None if interval is None else interval.times(factor)

@@ -27,7 +27,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from planner.service.access import LARGEST_BODY, Refusal, check_request, too_large
 from planner.service.jobs import BusyError, Job, Jobs
 from planner.service.questions import ServiceQuestion, read_question
-from profiler.devices.table import DEVICES
+from profiler.devices.table import device_names
 from profiler.errors import BudgetplanError, error_object
 
 MOST_SECONDS_TO_WAIT = 30.0
@@ -147,7 +147,7 @@ def cancel_question(request: Request, job: KnownJob) -> Response:
 @router.get("/v1/devices")
 def list_device_names() -> list[str]:
     """Return the names of the device table."""
-    return sorted(DEVICES)
+    return list(device_names())
 
 
 @router.get("/", response_class=HTMLResponse)

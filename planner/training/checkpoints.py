@@ -26,9 +26,9 @@ from profiler.errors import InputError
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, json_object, read_record
 from profiler.models.methods.save_load import load_trained_tensors, save_trained_tensors
 
-_PREFIX = "checkpoint-"
-_PROGRESS_FILE = "progress.json"
+CHECKPOINT_PREFIX = "checkpoint-"
 BEST_PREFIX = "best-epoch-"
+_PROGRESS_FILE = "progress.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,9 +79,9 @@ class TrainState:
 def latest_checkpoint(output: Path) -> Path | None:
     """Return the folder of the latest checkpoint in a training's folder; None without one."""
     found = {
-        int(path.name.removeprefix(_PREFIX)): path
-        for path in output.glob(f"{_PREFIX}*")
-        if path.name.removeprefix(_PREFIX).isdigit() and path.is_dir()
+        int(path.name.removeprefix(CHECKPOINT_PREFIX)): path
+        for path in output.glob(f"{CHECKPOINT_PREFIX}*")
+        if path.name.removeprefix(CHECKPOINT_PREFIX).isdigit() and path.is_dir()
     }
     return found[max(found)] if found else None
 
@@ -108,7 +108,7 @@ def save_checkpoint(
     """
     previous = latest_checkpoint(output)
     # A resumed training may end at the step it began at; the folder is then replaced.
-    folder = output / f"{_PREFIX}{session.step.global_step}"
+    folder = output / f"{CHECKPOINT_PREFIX}{session.step.global_step}"
     remedy = "free some space" + ("" if previous is None else " and continue with --resume")
     values = session.state_dict()
     with draft_folder(folder, remedy=remedy) as draft:
@@ -122,7 +122,7 @@ def save_checkpoint(
 def remove_old_checkpoints(output: Path) -> None:
     """Remove all checkpoints in a training's folder but the latest."""
     latest = latest_checkpoint(output)
-    for folder in output.glob(f"{_PREFIX}*"):
+    for folder in output.glob(f"{CHECKPOINT_PREFIX}*"):
         if folder != latest and is_checkpoint(folder):
             discard_folder(folder)
 

@@ -1,11 +1,14 @@
 """Accuracy of a model on labelled images.
 
-evaluate_images   over all images, and as the mean over classes
-right_answers     which images are classified right
+evaluate_images       over all images, and as the mean over classes
+right_answers         which images are classified right
+count_by_class        images, and those classified right, of each class
+mean_class_accuracy   mean over classes of the fraction classified right
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,13 +62,36 @@ def evaluate_images(
         model, image_set, batch_size=batch_size, device=device, precision=precision
     )
     labels = torch.as_tensor(image_set.labels)
-    counts, right = labels.bincount(), labels[is_right].bincount(minlength=int(labels.max()) + 1)
-    seen = counts > 0
+    counts, right = count_by_class(is_right, labels, int(labels.max()) + 1)
     return Evaluation(
         accuracy=int(is_right.sum()) / len(image_set),
-        mean_class_accuracy=float((right[seen].double() / counts[seen]).mean()),
+        mean_class_accuracy=mean_class_accuracy(counts, right),
         images=len(image_set),
     )
+
+
+def count_by_class(
+    is_right: torch.Tensor, labels: torch.Tensor, classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images of each class and those of them classified right, both [classes].
+
+    Args:
+        is_right: [images] whether each image is classified right.
+        labels: [images] class of each image.
+        classes: number of classes.
+    """
+    return labels.bincount(minlength=classes), labels[is_right].bincount(minlength=classes)
+
+
+def mean_class_accuracy(counts: torch.Tensor, right: torch.Tensor) -> float:
+    """Return the mean over classes of the fraction classified right, as in ``Evaluation``.
+
+    Args:
+        counts: [classes] images of each class.
+        right: [classes] those of them classified right.
+    """
+    seen = counts > 0
+    return float((right[seen].double() / counts[seen]).mean())
 
 
 def right_answers(
@@ -75,6 +101,7 @@ def right_answers(
     batch_size: int,
     device: str = "cpu",
     precision: str = "fp32",
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
     """Return whether each image is classified right, as booleans [images] on the host.
 
@@ -86,6 +113,7 @@ def right_answers(
         batch_size: images per forward.
         device: device of the model.
         precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
+        on_progress: called after each batch with the number of images done.
     """
     was_training = model.training
     model.eval()
@@ -96,6 +124,7 @@ def right_answers(
             for images, labels in batches:
                 predicted = model(images.to(device)).argmax(dim=1)
                 parts.append(predicted == labels.to(device))
+                on_progress(min(len(parts) * batch_size, len(image_set)))
     finally:
         model.train(was_training)
     return torch.cat(parts).cpu()  # once, so that the device is not waited for at each batch

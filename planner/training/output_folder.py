@@ -16,7 +16,12 @@ from planner.disk.file_lock import FileLock, read_holder
 from planner.disk.free_space import check_folder
 from planner.disk.json_files import read_json
 from planner.plan import Plan
-from planner.training.checkpoints import BEST_PREFIX, is_checkpoint, remove_old_checkpoints
+from planner.training.checkpoints import (
+    BEST_PREFIX,
+    CHECKPOINT_PREFIX,
+    is_checkpoint,
+    remove_old_checkpoints,
+)
 from planner.training.history import TRAINING_SCHEMA
 from planner.training.run_files import CSV_FILE, SVG_FILE
 from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
@@ -108,14 +113,14 @@ def _own_entries(output: Path) -> Iterator[str]:
     for path in output.iterdir():
         name = path.name
         is_record = name in (PLAN_FILE, HISTORY_FILE, MODEL_FOLDER, CSV_FILE, SVG_FILE)
-        if is_record or name.startswith(("checkpoint-", BEST_PREFIX)):
+        if is_record or name.startswith((CHECKPOINT_PREFIX, BEST_PREFIX)):
             yield name
 
 
 def _is_ours(output: Path) -> bool:
     if read_holder(output / MARKER_FILE):
         return True
-    if any(is_checkpoint(path) for path in output.glob("checkpoint-*")):
+    if any(is_checkpoint(path) for path in output.glob(f"{CHECKPOINT_PREFIX}*")):
         return True
     try:
         record = read_json(output / HISTORY_FILE, kind="training")

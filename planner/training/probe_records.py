@@ -147,13 +147,6 @@ class ProbeSetting:
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def is_of(self, other: Self) -> bool:
-        """Return whether another setting has the same data, weights, model, device and seed."""
-        return all(
-            getattr(self, name) == getattr(other, name)
-            for name in ("data", "weights", "model", "device", "seed")
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeRun:

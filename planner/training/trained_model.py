@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from planner.disk.drafts import draft_folder
-from planner.disk.json_files import read_json
+from planner.disk.json_files import read_json_as
 from planner.plan import read_plan
+from planner.training.checkpoints import latest_checkpoint
 from planner.training.history import TrainResult, WeightsFile
 from planner.training.plan_check import check_against_model
 from profiler.errors import InputError
@@ -69,12 +70,11 @@ def read_result(folder: Path) -> TrainResult:
     Raises:
         InputError: the record is missing or damaged.
     """
-    path = folder / HISTORY_FILE
-    data = read_json(path, kind="training")
-    try:
-        return TrainResult.from_json(data, output=folder)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return read_json_as(
+        folder / HISTORY_FILE,
+        lambda data: TrainResult.from_json(data, output=folder),
+        kind="training",
+    )
 
 
 def load_trained(
@@ -126,14 +126,10 @@ def load_trained(
 
 def _last_tensors(folder: Path) -> Path:
     """Return the folder with the tensors of a training's last step."""
-    steps = {
-        int(number): path
-        for path in folder.glob("checkpoint-*")
-        if (number := path.name.rpartition("-")[2]).isdigit()
-    }
-    if not steps:
+    found = latest_checkpoint(folder)
+    if found is None:
         raise InputError(f"{folder} has no checkpoint; only the best epoch can be loaded")
-    return steps[max(steps)]
+    return found
 
 
 def _check_pretrained(result: TrainResult, built: BuiltModel, folder: Path) -> None:

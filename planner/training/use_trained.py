@@ -8,15 +8,15 @@ nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
 from planner.plan import Plan, read_plan
-from planner.training.evaluate import right_answers
+from planner.training.evaluate import count_by_class, mean_class_accuracy, right_answers
 from planner.training.history import InputTransform, Part, TrainResult
 from planner.training.images.crops import CROP_RULES
 from planner.training.images.image_files import open_image
@@ -134,13 +134,58 @@ class TrainedEvaluation:
     classes: tuple[ClassAccuracy, ...]
     weights: str
 
+    @classmethod
+    def of_images(
+        cls,
+        is_right: torch.Tensor,
+        labels: torch.Tensor,
+        class_names: Sequence[str],
+        *,
+        trained: str,
+        data: str,
+        part: Part,
+        seconds: float,
+        weights: str,
+    ) -> Self:
+        """Count the right answers of each class.
+
+        Args:
+            is_right: [images] whether each image is classified right.
+            labels: [images] class of each image.
+            class_names: name of each class.
+            trained: see the attributes.
+            data: see the attributes.
+            part: see the attributes.
+            seconds: see the attributes.
+            weights: see the attributes.
+        """
+        counts, right = count_by_class(is_right, labels, len(class_names))
+        return cls(
+            trained=trained,
+            data=data,
+            part=part,
+            images=len(labels),
+            accuracy=int(is_right.sum()) / len(labels),
+            mean_class_accuracy=mean_class_accuracy(counts, right),
+            seconds=seconds,
+            classes=tuple(
+                ClassAccuracy(name=name, images=int(counts[i]), right=int(right[i]))
+                for i, name in enumerate(class_names)
+            ),
+            weights=weights,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``evaluate --json`` prints."""
         return {"schema": EVALUATION_SCHEMA, **asdict(self)}
 
 
 def evaluate_trained(
-    trained: TrainedFolder, *, data: str | None = None, part: Part = "test"
+    trained: TrainedFolder,
+    *,
+    data: str | None = None,
+    part: Part = "test",
+    on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> TrainedEvaluation:
     """Return the accuracy of a trained model.
 
@@ -148,6 +193,7 @@ def evaluate_trained(
         trained: the model.
         data: data set or folder; None for that of the training.
         part: part of the data set.
+        on_progress: called with (activity, fraction done).
 
     Raises:
         InputError: the data cannot be read, or has other classes than the training.
@@ -156,40 +202,43 @@ def evaluate_trained(
     spec = data or str(trained.plan.provenance.get("data") or trained.result.data["name"])
     images = load_data_for(trained.plan.candidate.workload, spec)
     names = trained.result.class_names or images.class_names
-    _check_classes_of(images, names, trained.folder)
+    check_classes(images, names, trained=trained.folder)
     chosen = images.test if part == "test" else images.selection
-    options: dict[str, Any] = {
-        "batch_size": trained.batch_size,
-        "device": trained.device,
-        "precision": trained.precision,
-    }
-    is_right = right_answers(trained.model, chosen, **options)
-    labels = torch.as_tensor(chosen.labels)
-    counts = labels.bincount(minlength=len(names))
-    right = labels[is_right].bincount(minlength=len(names))
-    seen = counts > 0
-    return TrainedEvaluation(
+    is_right = right_answers(
+        trained.model,
+        chosen,
+        batch_size=trained.batch_size,
+        device=trained.device,
+        precision=trained.precision,
+        on_progress=lambda done: on_progress("classifying images", done / len(chosen)),
+    )
+    return TrainedEvaluation.of_images(
+        is_right,
+        torch.as_tensor(chosen.labels),
+        names,
         trained=str(trained.folder),
         data=spec,
         part=part,
-        images=len(chosen),
-        accuracy=int(is_right.sum()) / len(chosen),
-        mean_class_accuracy=float((right[seen].double() / counts[seen]).mean()),
         seconds=time.perf_counter() - began,
-        classes=tuple(
-            ClassAccuracy(name=name, images=int(counts[i]), right=int(right[i]))
-            for i, name in enumerate(names)
-        ),
         weights=trained.result.weights.kind,
     )
 
 
-def _check_classes_of(images: ImageData, names: Sequence[str], folder: Path) -> None:
-    """Refuse images whose classes are not those of the training, in the same order."""
+def check_classes(images: ImageData, names: Sequence[str], *, trained: Path) -> None:
+    """Refuse images whose classes are not those of a training, in the same order.
+
+    Args:
+        images: the images.
+        names: name of each class of the training.
+        trained: folder of the training, for the error message.
+
+    Raises:
+        InputError: the classes or their order are others.
+    """
     if tuple(images.class_names) != tuple(names):
         other = sorted({*images.class_names} ^ {*names}) or list(images.class_names)
         raise InputError(
-            f"{images.source.name} has other classes than {folder} was trained on "
+            f"{images.source.name} has other classes than {trained} was trained on "
             f"({other[0]!r}); give images of the same classes"
         )
 

@@ -69,11 +69,7 @@ def _scaled(value: float | None, factor: int) -> float | None:
 
 
 def _scaled_interval(interval: ValueInterval | None, factor: int) -> ValueInterval | None:
-    if interval is None:
-        return None
-    return ValueInterval(
-        low=interval.low * factor, high=interval.high * factor, coverage=interval.coverage
-    )
+    return None if interval is None else interval.times(factor)
 
 
 def cost_to_json(cost: DataSetCost) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from planner.disk.drafts import write_under_free_name
-from planner.disk.json_files import json_bytes, read_json
+from planner.disk.json_files import json_bytes, read_json_as
 from planner.plan import (
     PLAN_SCHEMA,
     PLAN_SCHEMA_MINOR,
@@ -204,11 +204,7 @@ def kind_of_file(path: Path) -> CandidateKind:
     Raises:
         InputError: the file cannot be read, or its kind is unknown.
     """
-    data = read_json(path, kind="plan")
-    try:
-        return plan_kind(data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return read_json_as(path, plan_kind, kind="plan")
 
 
 def read_frozen_plan(path: Path) -> FrozenPlan:
@@ -217,11 +213,7 @@ def read_frozen_plan(path: Path) -> FrozenPlan:
     Raises:
         InputError: the file is missing, damaged or no such plan.
     """
-    data = read_json(path, kind="plan")
-    try:
-        return FrozenPlan.from_json(data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return read_json_as(path, FrozenPlan.from_json, kind="plan")
 
 
 def plan_of_option(

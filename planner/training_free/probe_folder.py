@@ -27,10 +27,10 @@ from planner.training.history import InputTransform
 from planner.training.input_transform import transform_of
 from planner.training.trained_model import weights_file_of
 from planner.training.use_trained import (
-    ClassAccuracy,
     ClassifiedImage,
     ImageForward,
     TrainedEvaluation,
+    check_classes,
     classify_images,
 )
 from planner.training_free.features import extract_features, feature_forward, linear_probe
@@ -196,6 +196,7 @@ def evaluate_probe(
     weights: Path | None = None,
     device: str = "cpu",
     features_folder: Path | None = None,
+    on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> TrainedEvaluation:
     """Return the accuracy of a saved probe on a part of a data set.
 
@@ -207,6 +208,7 @@ def evaluate_probe(
         device: ``cpu``, where features are computed in fp32, or ``cuda``, where the type of the fit
             is used.
         features_folder: folder of cached features; None for the user's.
+        on_progress: called with (activity, fraction done).
 
     Raises:
         InputError: the folder holds no probe, the weights are others than those of the fit, or the
@@ -224,29 +226,20 @@ def evaluate_probe(
         pretrained=fitted.weights.get("kind") == "pretrained",
         forward=feature_forward(device, dtype=fitted.dtype, batch=fitted.batch),
         folder=features_folder,
+        on_progress=on_progress,
     )
     _check_origin(found.weights, fitted)
-    if tuple(found.images.class_names) != fitted.class_names:
-        raise InputError(
-            f"{data or fitted.data} has other classes than the data that the probe was fitted on"
-        )
+    check_classes(found.images, fitted.class_names, trained=folder)
     features, labels = found.parts[part]
-    right = _predicted(features, weight, bias) == labels
-    counts = np.bincount(labels, minlength=len(fitted.class_names))
-    hits = np.bincount(labels[right], minlength=len(fitted.class_names))
-    seen = counts > 0
-    return TrainedEvaluation(
+    is_right = torch.from_numpy(_predicted(features, weight, bias) == labels)
+    return TrainedEvaluation.of_images(
+        is_right,
+        torch.from_numpy(labels),
+        fitted.class_names,
         trained=str(folder),
         data=data or fitted.data,
         part=part,
-        images=len(labels),
-        accuracy=float(right.mean()),
-        mean_class_accuracy=float((hits[seen] / counts[seen]).mean()),
         seconds=time.perf_counter() - began,
-        classes=tuple(
-            ClassAccuracy(name=name, images=int(counts[i]), right=int(hits[i]))
-            for i, name in enumerate(fitted.class_names)
-        ),
         weights=str(fitted.weights.get("kind")),
     )
 

@@ -83,8 +83,7 @@ def _refusal(workload: Workload) -> str | None:
         return None
     reason = _find_refusal(workload)
     if reason is None:
-        images = np.array(workload.micro_batch)
-        store.fetch(ForwardRuns, key, lambda: ForwardRuns(images=images))
+        store.keep(key, ForwardRuns(images=np.array(workload.micro_batch)))
     return reason
 
 

@@ -1,8 +1,8 @@
 """Memory that a training step of any ``nn.Module`` needs: peak, its tensors, and whether it fits.
 
-    estimate_module   replays a step and reads it for a device
-    ModuleEstimate    peak, reserved and device bytes, and the tensors alive at the peak
-    LiveTensor        one of these tensors: bytes, owner, module, operation, shape
+    estimate_of      reads the replay of a step for a device
+    ModuleEstimate   peak, reserved and device bytes, and the tensors alive at the peak
+    LiveTensor       one of these tensors: bytes, owner, module, operation, shape
 
 Limitations:
 
@@ -27,7 +27,7 @@ from profiler.prediction.report import cuda_memory, host_memory
 from profiler.records import OWNERS, Memory
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.fake_model import tensors_in_move_order
-from profiler.replay.module_replay import ModuleStep, replay_module
+from profiler.replay.module_replay import ModuleStep
 
 ESTIMATE_SCHEMA = "budgetplan.estimate/1"
 
@@ -99,17 +99,8 @@ class ModuleEstimate:
         }
 
 
-def estimate_module(step: ModuleStep, *, device: DeviceSpec) -> ModuleEstimate:
-    """Replay a training step of a module and return its memory on a device.
-
-    Raises:
-        UsageError: the step fails, or depends on the values of tensors.
-    """
-    return estimate_of(step, replay_module(step, device=device), device=device)
-
-
 def estimate_of(step: ModuleStep, log: EventLog, *, device: DeviceSpec) -> ModuleEstimate:
-    """Read the log of a replayed step as its memory on a device."""
+    """Read the log of a replayed step (``replay_module``) as its memory on a device."""
     notes: list[str] = []
     if device.is_cuda:
         log = log.rounded(BLOCK_BYTES)

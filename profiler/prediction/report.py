@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -297,7 +298,8 @@ def unit_reports(
         roofline: rates of the device; None for no seconds.
         timed: log of the operations that are timed; None for the same log.
     """
-    of_seconds = log if timed is None else timed
+    own = _by_unit(log)
+    timed_own = own if timed is None else _by_unit(timed)
     shown = min(candidate.workload.accumulation, 2)
     live = log.live_bytes()
     forwards, backwards = first_spans(log, Phase.FORWARD), first_spans(log, Phase.BACKWARD)
@@ -306,13 +308,6 @@ def unit_reports(
         span, back_span = forwards.get(index), backwards.get(index)
         if span is None:
             continue
-        own = [op for op in log.operations if op.unit == index]
-        forward = [op for op in own if op.phase == Phase.FORWARD]
-        again = [op for op in own if op.phase == Phase.RECOMPUTE]
-        back = [op for op in own if op.phase == Phase.BACKWARD]
-        timed_own = [op for op in of_seconds.operations if op.unit == index]
-        timed_forward = [op for op in timed_own if op.phase == Phase.FORWARD]
-        timed_again = [op for op in timed_own if op.phase == Phase.RECOMPUTE]
         working = None
         if back_span is not None:
             begin, end = back_span.begin, back_span.end
@@ -324,14 +319,26 @@ def unit_reports(
                 stored_bytes=int(live[span.end] - live[span.begin]),
                 boundary_bytes=log.boundary_bytes[index],
                 working_bytes=working,
-                forward_flops=sum(op.flops for op in forward) // shown,
-                backward_flops=sum(op.flops for op in back) // shown,
-                recompute_flops=sum(op.flops for op in again) // shown,
-                forward_seconds=_mean_seconds(roofline, timed_forward, shown),
-                recompute_seconds=_mean_seconds(roofline, timed_again, shown),
+                forward_flops=_flops(own[index, Phase.FORWARD]) // shown,
+                backward_flops=_flops(own[index, Phase.BACKWARD]) // shown,
+                recompute_flops=_flops(own[index, Phase.RECOMPUTE]) // shown,
+                forward_seconds=_mean_seconds(roofline, timed_own[index, Phase.FORWARD], shown),
+                recompute_seconds=_mean_seconds(roofline, timed_own[index, Phase.RECOMPUTE], shown),
             )
         )
     return tuple(rows)
+
+
+def _by_unit(log: EventLog) -> defaultdict[tuple[int, int], list[OperationRecord]]:
+    """Return the operations of each unit and phase."""
+    found: defaultdict[tuple[int, int], list[OperationRecord]] = defaultdict(list)
+    for operation in log.operations:
+        found[operation.unit, operation.phase].append(operation)
+    return found
+
+
+def _flops(operations: Sequence[OperationRecord]) -> int:
+    return sum(operation.flops for operation in operations)
 
 
 def _mean_seconds(

@@ -176,8 +176,9 @@ def _fetch_steady(
     store: Store, key: tuple[object, ...], time_operations: Callable[[], TimedKinds]
 ) -> TimedKinds:
     """Return stored timings, or time the kinds and store them unless the machine was busy."""
-    if store.holds(key):
-        return store.fetch(TimedKinds, key, time_operations)
+    stored = store.find(TimedKinds, key)
+    if stored is not None:
+        return stored
     timed = time_operations()
     if differ_little(timed.base[:2].tolist(), time_product_and_copy()):
         store.keep(key, timed)

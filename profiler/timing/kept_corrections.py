@@ -28,11 +28,9 @@ def keep_correction(machine: Machine, correction: Correction | None) -> None:
 
 @cache
 def _kept(name: str, folder: Path | None) -> Correction | None:
-    machine, store = this_machine(device_spec(name)), Store(folder)
-    if machine is None or not store.holds(_correction_key(machine)):
-        return None
-    found = store.fetch(Correction, _correction_key(machine), _nothing)
-    return found if found.helps else None
+    machine = this_machine(device_spec(name))
+    found = None if machine is None else Store(folder).find(Correction, _correction_key(machine))
+    return found if found is not None and found.helps else None
 
 
 def _may_be_here() -> bool:

@@ -210,12 +210,6 @@ def read_runs(machine: Machine) -> list[MeasuredRun]:
     return list(newest.values())
 
 
-def forget_runs() -> None:
-    """Delete all kept runs."""
-    with suppress(OSError):
-        cache_folder(RUNS_FILE).unlink(missing_ok=True)
-
-
 def _lines() -> list[str]:
     try:
         path: Path = cache_folder(RUNS_FILE)

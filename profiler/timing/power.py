@@ -53,8 +53,8 @@ class PowerModel:
     limit_watts: float
     reached: float
     sharpness: float
-    fixed_memory: float = 1.0
-    slowdown_exponent: float = 0.2
+    fixed_memory: float
+    slowdown_exponent: float
 
     def limited(self, limit_watts: float) -> PowerModel:
         """Return the model of the same board at another power limit."""

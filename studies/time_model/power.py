@@ -10,6 +10,7 @@ first layers do not reduce its 32 pixels.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -178,6 +179,9 @@ def model_of(card: Card, limit: float, values: Floats) -> PowerModel:
         limit_watts=limit,
         reached=reached,
         sharpness=sharpness,
+        # watts do not depend on these two, which power_limits.py fits afterwards
+        fixed_memory=math.nan,
+        slowdown_exponent=math.nan,
     )
 
 

@@ -89,6 +89,21 @@ def test_another_schema_or_version_is_another_profile(
     assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
+def test_what_is_kept_replaces_what_was_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.find(Profile, ("a",)) is None
+    for value in (3.0, 4.0):
+        store.keep(("a",), profile(value))
+        found = store.find(Profile, ("a",))
+        assert found is not None
+        assert found.sizes.tolist() == [value, 2.0]
+    only_file(tmp_path).write_bytes(b"damaged")
+    assert store.find(Profile, ("a",)) is None
+    nowhere = Store.in_memory()
+    nowhere.keep(("a",), profile())
+    assert nowhere.find(Profile, ("a",)) is None
+
+
 def test_another_key_is_another_profile(tmp_path: Path) -> None:
     make = Maker()
     for key in (("a", {"rank": 4}), ("a", {"rank": 8}), ("a", {"rank": None})):

@@ -80,6 +80,20 @@ def test_evaluation_is_that_of_the_training(trained: TrainResult) -> None:
     assert chosen.images == trained.data["selection_images"]
 
 
+def test_an_evaluation_reports_its_progress(trained: TrainResult) -> None:
+    seen: list[tuple[str, float]] = []
+    evaluate(
+        trained.output,
+        device="cpu",
+        on_progress=lambda stage, text, done: seen.append((stage, round(12 * done))),
+    )
+    assert seen == [("evaluate", 8), ("evaluate", 12)]  # 12 images in batches of 8
+    done = call("evaluate", trained.output, "--device", "cpu", "--json", "--progress", "events")
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[-1]["stage"] == "evaluate"
+    assert json.loads(done.stdout)["accuracy"] == trained.accuracy
+
+
 def test_classes_of_files_are_those_of_the_model_on_the_transformed_image(
     trained: TrainResult, photos: Path
 ) -> None:

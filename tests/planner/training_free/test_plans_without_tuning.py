@@ -176,6 +176,12 @@ def assert_other_weights_are_refused(folder: Path, image: Path, state: dict[str,
         assert "other.pt holds other weights" in refused.stderr
 
 
+def assert_evaluation_shows_its_progress(folder: Path) -> None:
+    shown = run("evaluate", folder, "--part", "selection", "--progress", "events")
+    assert "% of" in shown.stdout
+    assert json.loads(shown.stderr.splitlines()[-1])["stage"] == "features"
+
+
 def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None:
     file = write("features", tmp_path / "plans")
     import torch
@@ -223,7 +229,7 @@ def test_train_fits_a_linear_probe_and_evaluate_tests_it(tmp_path: Path) -> None
     done = run("classify", write("clip", tmp_path), files[0])
     assert done.exit_code == 4
     assert "no probe is fitted to it" in done.stderr
-    assert "% of" in run("evaluate", folder, "--part", "selection").stdout
+    assert_evaluation_shows_its_progress(folder)
     refused = run("train", file, "--weights", weights, "--epochs", 3)
     assert refused.exit_code == 2
     assert "--epochs is for plans that fine-tune" in refused.stderr

@@ -124,7 +124,7 @@ LOAD = np.array([10e-3, 6e-3, 1e-3, 1e3])
 
 POWER = PowerModel(
     idle_watts=10.0, product_watts=100.0, memory_watts=20.0, floor=0.5,
-    limit_watts=1e6, reached=1.0, sharpness=8.0,
+    limit_watts=1e6, reached=1.0, sharpness=8.0, fixed_memory=1.0, slowdown_exponent=0.2,
 )  # fmt: skip
 
 
