@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import importlib.util
 import json
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -56,6 +58,17 @@ def test_no_mutant_of_a_file_is_a_fault() -> None:
         assert row["counts"]["accepted"] > 0
         assert part in NEVER_REFUSED or row["counts"]["refused"] > 0
     assert done.returncode == 0
+
+
+def test_every_part_runs_here_and_every_night() -> None:
+    source = (STUDY / "run.py").read_text(encoding="utf-8")
+    (targets,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TARGETS"
+    )
+    nightly = (STUDY.parents[1] / ".ci" / "nightly").read_text(encoding="utf-8")
+    assert targets.keys() == MUTANTS.keys() == set(re.findall(r"\b([a-z]+):\d+", nightly))
 
 
 @pytest.fixture
