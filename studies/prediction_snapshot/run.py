@@ -79,8 +79,9 @@ def answers(chosen: list[list[str]]) -> list[dict[str, Any]]:
     """Answer every case in an empty folder with empty caches."""
     import torch
 
+    here, threads = Path.cwd(), torch.get_num_threads()
+    cache = os.environ.get("BUDGETPLAN_CACHE")
     torch.set_num_threads(2)
-    here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BUDGETPLAN_CACHE"] = f"{folder}/cache"
         os.chdir(folder)
@@ -96,6 +97,10 @@ def answers(chosen: list[list[str]]) -> list[dict[str, Any]]:
             return rows
         finally:
             os.chdir(here)
+            torch.set_num_threads(threads)
+            del os.environ["BUDGETPLAN_CACHE"]
+            if cache is not None:
+                os.environ["BUDGETPLAN_CACHE"] = cache
 
 
 def _write_plan() -> None:
@@ -167,6 +172,8 @@ def report(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> int:
             moved += 1
             paths.update(_without_indices(path) for path, _, _ in numbers)
             print(" ".join(before["arguments"]))
+            if before["exit_code"] != after["exit_code"]:
+                print(f"   now exit code {after['exit_code']}: {error_of(after['answer'])}")
             for path, a, b in numbers[:3]:
                 print(f"   {path}: {str(a)[:80]} -> {str(b)[:80]}")
     print(f"{len(old)} answers: {moved} differ, {prose} in sentences")
@@ -177,6 +184,12 @@ def report(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> int:
     if added:
         print("keys added:", ", ".join(sorted(added)))
     return moved
+
+
+def error_of(answer: Any) -> str:
+    """Return the message of an answer that is an error, else the beginning of the answer."""
+    is_error = isinstance(answer, dict) and answer.get("schema") == "budgetplan.error/1"
+    return str(answer["message"] if is_error else answer)[:500]
 
 
 def _without_indices(path: str) -> str:

@@ -22,6 +22,7 @@ from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import PROBE_RANKS
 from profiler.prediction.report import predict, step_load
+from profiler.replay.event_log import EventLog
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.store import Store
 from profiler.timing.rates import published_rates
@@ -51,6 +52,7 @@ def kept(workload: Workload) -> int:
     return model().estimate(Candidate(workload=workload)).peak_bytes
 
 
+@cache
 def smallest(workload: Workload, **options: Any) -> int:
     with pytest.raises(InfeasibleError) as caught:
         model().place(workload, PolicyChoice("optimal"), 1, **options)
@@ -58,12 +60,17 @@ def smallest(workload: Workload, **options: Any) -> int:
     return caught.value.smallest_bytes
 
 
+@cache
+def replay_of(candidate: Candidate) -> EventLog:
+    return replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY)
+
+
 def replayed(candidate: Candidate) -> int:
-    return replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY).peak_bytes
+    return replay_of(candidate).peak_bytes
 
 
 @EACH_AND_BF16
-@pytest.mark.parametrize("policy", ["cheap", *POLICIES])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_the_composed_peak_of_every_policy_is_the_replayed_one(
     workload: Workload, policy: str
 ) -> None:
@@ -135,7 +142,7 @@ def test_optimal_is_never_slower_than_a_policy_of_the_same_peak() -> None:
 def test_composed_seconds_are_those_of_the_replay(workload: Workload, policy: str) -> None:
     budget = (kept(workload) + smallest(workload)) // 2
     candidate = model().place(workload, PolicyChoice(policy), budget)
-    log = replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY)
+    log = replay_of(candidate)
     expected = RATES.step_cost(step_load(log, RATES, workload)).seconds
     assert model().estimate(candidate).step_seconds == pytest.approx(expected, rel=0.01)
 
@@ -148,7 +155,7 @@ def test_composed_host_time_and_power_are_those_of_the_replay(images: int, polic
     assert rates is not None
     cost = CostModel(CPU, Store.default(), roofline=rates)
     candidate = cost.place(workload, PolicyChoice(policy), kept(workload))
-    log = replay_step(candidate, device=CPU, options=WITHOUT_KERNEL_MEMORY)
+    log = replay_of(candidate)
     expected, load = rates.step_cost(step_load(log, rates, workload)), cost.estimate(candidate).load
     assert load is not None
     found = rates.step_cost(load)
@@ -160,7 +167,7 @@ def test_composed_host_time_and_power_are_those_of_the_replay(images: int, polic
 
 def test_recomputing_a_linear_layer_is_billed_without_its_reshape() -> None:
     """A linear layer ends in ``_unsafe_view``, which moves nothing."""
-    log = replay_step(Candidate(workload=VIT), device=CPU, options=WITHOUT_KERNEL_MEMORY)
+    log = replay_of(Candidate(workload=VIT))
     copies = [op for op in log.operations if op.flops == 0 and op.moved_bytes == 0]
     assert not copies
     assert "aten._unsafe_view.default" not in log.operation_names

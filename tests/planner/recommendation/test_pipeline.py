@@ -41,6 +41,8 @@ from profiler.running.emulated.libraries import why_not_emulated
 from profiler.units import GIB, MIB, DeviceBytes, format_bytes, format_bytes_as, parse_bytes
 from profiler.workload import Workload
 
+MADE_UP_PROCESSOR = True
+
 SPACE = Space(
     base=Workload(model="test_vit", num_classes=10, image_size=32),
     methods=(
@@ -243,8 +245,9 @@ def test_an_fp16_plan_runs_in_fp32_under_its_own_placement(
 
 
 def test_the_smallest_budget_that_is_named_is_enough_and_little_less_is_not(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(EMULATION, lambda: "an emulated GPU needs gcc")
     with pytest.raises(InfeasibleError) as caught:
         recommend(request(tmp_path, budget_bytes=1 * MIB))
     smallest = caught.value.smallest_bytes
@@ -294,7 +297,9 @@ def test_when_every_run_fails_nothing_is_recommended(
     assert not (tmp_path / "plans").exists()
 
 
-def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EMULATION, lambda: "an emulated GPU needs gcc")
+
     def interrupt(stage: str, text: str, fraction: float) -> None:
         if text.startswith("trial 5"):
             raise KeyboardInterrupt

@@ -31,6 +31,8 @@ MEDIUM = SMALL.replace(micro_batch=256)
 """Large enough that recomputation saves more than the allocator leaves unused."""
 LARGE = Workload(model="test_vit", micro_batch=256, image_size=160, num_classes=10)
 
+MADE_UP_PROCESSOR = True
+
 
 def from_fixed(placement: Placement, units: str) -> list[dict[str, Decision]]:
     candidate = Candidate(workload=SMALL, placement=placement)

@@ -30,6 +30,8 @@ from profiler.training_step import TrainingStep, make_optimizer
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
+MADE_UP_PROCESSOR = True
+
 VIT = Workload(
     model="vit_tiny_patch16_224", method="lora", rank=4, micro_batch=16, accumulation=4,
     image_size=64, num_classes=10,

@@ -25,10 +25,10 @@ OF_RUN = {field.name for field in fields(RunOptions)}
 OF_RECIPE = {field.name for field in fields(RecipeChanges)}
 
 
-VIT = "vit_tiny_patch16_224"
+VIT = "test_vit"
 
 
-STATIC = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(12)})
+STATIC = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(6)})
 
 
 def workload(**changes: Any) -> Workload:

@@ -30,9 +30,12 @@ from profiler.running.measurement import (
     report_measurement,
     run_measurement,
 )
+from profiler.store import Store
 from profiler.training_step import TrainingStep
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
+
+MADE_UP_PROCESSOR = True
 
 SMALL = Candidate(
     workload=Workload(model="test_vit", method="head", micro_batch=2, image_size=64, num_classes=10)
@@ -95,7 +98,7 @@ def test_a_placement_that_fits_is_measured_under_its_budget() -> None:
     # convolutions take as much beside their tensors as imports do: the cap has room for one
     load = Workload(model="mobilenetv2_100", method="full", micro_batch=8)
     budget = 300 * MIB
-    placed = CostModel(CPU).place(load, PolicyChoice("optimal"), budget)
+    placed = CostModel(CPU, Store.default()).place(load, PolicyChoice("optimal"), budget)
     report = measure(placed, device="cpu", cap_bytes=budget, steps=1)
     assert report.memory.peak_bytes < budget
 

@@ -19,6 +19,7 @@ from profiler.prediction.report import predict
 from profiler.replay.event_log import Phase
 from profiler.replay.step_replay import replay_step
 from profiler.running.measurement import build_step
+from profiler.store import Store
 from profiler.timing import cpu_rates
 from profiler.timing.cpu_rates import KindTimer
 from profiler.timing.roofline import Rates
@@ -146,7 +147,7 @@ def test_the_nearest_timed_batch_by_ratio(size, timed):
 
 @pytest.mark.parametrize("option", [Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING])
 def test_composed_and_replayed_times_use_the_same_rates(option):
-    cost = CostModel(CPU)
+    cost = CostModel(CPU, Store.default())
     candidate = cost.place(MOBILENET, PolicyChoice(option), 1)
     composed, replayed = cost.predict(candidate), predict(candidate, device=CPU)
     assert composed.step_seconds == pytest.approx(replayed.step_seconds, rel=0.01)
