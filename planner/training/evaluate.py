@@ -73,7 +73,7 @@ def evaluate_images(
 def count_by_class(
     is_right: torch.Tensor, labels: torch.Tensor, classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the images of each class and those of them classified right, both [classes].
+    """Return the numbers of images and of right answers in each class, both [classes].
 
     Args:
         is_right: [images] whether each image is classified right.
@@ -88,7 +88,7 @@ def mean_class_accuracy(counts: torch.Tensor, right: torch.Tensor) -> float:
 
     Args:
         counts: [classes] images of each class.
-        right: [classes] those of them classified right.
+        right: [classes] images classified right.
     """
     seen = counts > 0
     return float((right[seen].double() / counts[seen]).mean())

@@ -63,15 +63,19 @@ def cases_before() -> list[Case]:
     return list(cases.values())
 
 
-def main() -> None:
-    """Write the constants."""
+def constants() -> dict[str, Any]:
+    """Return the fits by net and over all cases, and the constants that the product takes."""
     nets = cases_by_net()
     fits = {net: fit_short_runs(cases) for net, cases in nets.items()}
-    found = {
+    return {
         **{net: asdict(fit) for net, fit in fits.items()},
         "taken": asdict(cautious_fit(nets)),
     }
-    text = json.dumps(found, indent=1) + "\n"
+
+
+def main() -> None:
+    """Write the constants."""
+    text = json.dumps(constants(), indent=1) + "\n"
     (HERE / "constants.json").write_text(text, encoding="utf-8")
     print(text)
 

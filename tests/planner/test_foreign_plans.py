@@ -118,5 +118,12 @@ GOOD_PLANS = {
 def test_an_unusual_plan_is_shown(text: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text, encoding="utf-8")
-    result = CliRunner().invoke(cli, ["show", str(path)])
+    result = CliRunner().invoke(cli, ["show", str(path)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
+    given, plan = json.loads(text), planner.load_plan(path)
+    assert dict(plan.provenance) == given["provenance"]
+    assert plan.budget_bytes == given["budget_bytes"]
+    assert plan.prediction.device.name == given["prediction"]["device"]["name"]
+    assert plan.candidate.workload.model in result.output
+    names = {"note" if name == "origin" else name for name in given["provenance"]}
+    assert names <= set(result.output.split())

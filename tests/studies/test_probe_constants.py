@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,19 @@ STUDY_FOLDERS = ("probe",)
 CONSTANTS = Path(__file__).parents[2] / "studies" / "probe" / "constants.json"
 
 
-def test_the_constants_of_the_extrapolation_are_those_of_the_study() -> None:
-    assert asdict(DEFAULTS) == json.loads(CONSTANTS.read_text("utf-8"))["taken"]
+def approximately(value: Any) -> Any:
+    """Return a value that equals another up to the rounding of another machine's arithmetic."""
+    if isinstance(value, dict):
+        return {name: approximately(each) for name, each in value.items()}
+    return pytest.approx(value, rel=1e-9) if isinstance(value, float) else value
+
+
+def test_the_constants_of_the_product_are_those_of_the_studys_rows() -> None:
+    import fit
+
+    found = json.loads(json.dumps(fit.constants()))
+    assert found["taken"] == approximately(json.loads(json.dumps(asdict(DEFAULTS))))
+    assert found == approximately(json.loads(CONSTANTS.read_text("utf-8")))
 
 
 def test_the_constants_of_made_up_curves_are_found_again() -> None:

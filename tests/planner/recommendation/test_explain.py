@@ -16,6 +16,9 @@ from planner.plan import Accuracy, Plan, write_plan
 from planner.recommendation.explain import Explanation
 
 SMALL = {"image_size": 32, "num_classes": 10, "device": "rtx-2060-super"}
+GIVEN = 340 * 10**6
+"""Budget that is compared with, in place of the plan's: the plan fits it, and the default does not.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def plan() -> Plan:
 
 @pytest.fixture(scope="module")
 def found(plan: Plan) -> Explanation:
-    return explain(plan)
+    return explain(plan, vram="340MB")
 
 
 def test_the_steps_lead_from_the_plain_default_to_the_plan(plan: Plan, found: Explanation) -> None:
@@ -49,6 +52,10 @@ def test_the_steps_lead_from_the_plain_default_to_the_plan(plan: Plan, found: Ex
         assert row.need_bytes == needed_bytes(report)
         assert row.step_seconds == report.step_seconds
     assert found.steps[-1].need_bytes == needed_bytes(plan.prediction)
+    assert plan.budget_bytes != found.budget_bytes == GIVEN
+    assert [row.fits for row in found.steps] == [row.need_bytes <= GIVEN for row in found.steps]
+    assert not found.steps[0].fits
+    assert found.steps[-1].fits
 
 
 def test_the_parts_of_the_peak_add_up_to_the_need(plan: Plan, found: Explanation) -> None:
@@ -63,7 +70,7 @@ def test_neighbours_change_one_choice(found: Explanation) -> None:
         "test_vit", "lora", rank=4, batch_size=4, accumulate=2, precision="fp16", **SMALL
     )
     assert rows["without checkpointing"].need_bytes == needed_bytes(without)
-    assert all(row.fits == (row.need_bytes <= 10**9) for row in rows.values())
+    assert all(row.fits == (row.need_bytes <= GIVEN) for row in rows.values())
 
 
 def test_the_command_prints_tables_and_json(
@@ -93,17 +100,17 @@ def test_the_tensors_at_the_peak_add_up_to_the_live_bytes(found: Explanation) ->
 def test_a_budget_that_is_too_small_lists_the_tensors(
     plan: Plan, found: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = replace(found, budget_bytes=10**6)
-    monkeypatch.setattr("planner.api.explain", lambda plan, **_: small)
+    monkeypatch.setattr(
+        "planner.api.explain", lambda plan, *, vram, **_: replace(found, budget_bytes=vram)
+    )
     file = tmp_path / "plan.json"
     write_plan(plan, file)
-    command = ["explain", str(file), "--vram", "1MB", "--progress", "none"]
-    result = CliRunner().invoke(cli, command, terminal_width=80)
+    command = ["explain", str(file), "--progress", "none", "--vram"]
+    result = CliRunner().invoke(cli, [*command, "1MB"], terminal_width=80)
     assert result.exit_code == 0, result.output
     assert "does not fit 1 MB" in result.stdout
     assert "Tensors alive at the peak" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
-    roomy = replace(found, budget_bytes=4 * 10**9)
-    monkeypatch.setattr("planner.api.explain", lambda plan, **_: roomy)
-    fits = CliRunner().invoke(cli, command, terminal_width=80)
+    fits = CliRunner().invoke(cli, [*command, "4GB"], terminal_width=80)
+    assert fits.exit_code == 0, fits.output
     assert "Tensors alive" not in fits.stdout

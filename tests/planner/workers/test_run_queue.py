@@ -46,15 +46,18 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    proxy = SPAWN.Process(target=serve_proxy, args=(f"sqlite:///{tmp_path}/runs.db", port))
+    storage = f"sqlite:///{tmp_path}/runs.db"
+    proxy = SPAWN.Process(target=serve_proxy, args=(storage, port, os.getpid()))
     proxy.start()
-    address = f"grpc://127.0.0.1:{port}"
-    waiting: Any = new_storage(address)
-    waiting.wait_server_ready(timeout=60)
-    waiting.close()
-    yield address
-    proxy.kill()
-    proxy.join()
+    try:
+        address = f"grpc://127.0.0.1:{port}"
+        waiting: Any = new_storage(address)
+        waiting.wait_server_ready(timeout=60)
+        waiting.close()
+        yield address
+    finally:
+        proxy.kill()
+        proxy.join()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from planner.workers.orders import RunOrder
 from planner.workers.run_device import RunDevice
 from planner.workers.worker import work
 from profiler.devices.table import device_label
-from profiler.running.process_end import termination_raises
+from profiler.running.process_end import end_with_parent, termination_raises
 from profiler.workload import Candidate, Workload
 from tests.planner.workers.postgres_server import PostgresServer
 
@@ -56,7 +56,9 @@ def toy_worker(url: str, study: str, log: Path, seconds: float, until_empty: boo
         work(queue, CPU_HERE, until_empty=until_empty, run=run, idle_seconds=0.1)
 
 
-def serve_proxy(url: str, port: int) -> None:
+def serve_proxy(url: str, port: int, parent_pid: int) -> None:
+    """Serve a storage until the parent ends, by whatever signal."""
+    end_with_parent(parent_pid)
     from optuna.storages import run_grpc_proxy_server
 
     run_grpc_proxy_server(new_storage(url), host="127.0.0.1", port=port)

@@ -1079,9 +1079,13 @@ def test_fake_tensors_follow_a_placement(name):
                 if buffer is not None:
                     module._buffers[key] = mode.from_tensor(buffer)
         for placement in placements:
+            model.zero_grad(set_to_none=True)
             with apply_placement(model, placement, units=units):
                 model(torch.randn(2, 3, 32, 32)).sum().backward()
-        assert all(p.grad is not None for p in model.parameters())
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                assert parameter.grad.shape == parameter.shape
+                assert getattr(parameter.grad, "fake_mode", None) is mode
 
 
 # --- the adaptive rule ----------------------------------------------------------------------------

@@ -7,14 +7,17 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch.cuda._memory_viz as viz
 from click.testing import CliRunner
 
 from planner.cli import cli
-from profiler.devices.table import CPU, DeviceSpec, lookup
+from profiler.devices.table import CPU, DeviceSpec, lookup, workspaces_of
 from profiler.prediction.memory_snapshot import memory_snapshot, save_perfetto
 from profiler.prediction.report import report_of
+from profiler.records import OWNERS
+from profiler.replay.event_log import Phase
 from profiler.replay.step_replay import replay_step
 from profiler.workload import Candidate, Workload
 
@@ -22,6 +25,11 @@ CANDIDATE = Candidate(
     workload=Workload(model="test_vit", method="lora", rank=4, num_classes=10, micro_batch=4)
 )
 GPU = lookup("rtx-3060")
+
+
+def in_blocks(nbytes: int) -> int:
+    """Return a size in whole blocks of 512 bytes."""
+    return -(-int(nbytes) // 512) * 512
 
 
 def highest(trace: list[dict[str, Any]]) -> int:
@@ -59,22 +67,58 @@ def test_the_snapshot_has_the_predicted_peak_and_segments(device: DeviceSpec) ->
             del live[begin]
 
 
+def test_the_last_step_has_the_tensors_of_the_log_in_their_order() -> None:
+    log = replay_step(CANDIDATE, device=GPU)
+    (trace,) = memory_snapshot(log, GPU)["device_traces"]
+    born = [i for i in np.argsort(log.birth, kind="stable") if log.birth[i] > 0]
+    expected = [
+        (
+            in_blocks(log.nbytes[i]),
+            log.operation_names[log.operation[i]],
+            log.units[log.unit[i]] if log.unit[i] >= 0 else None,
+            Phase(int(log.phase[i])).label,
+            OWNERS[log.owner[i]],
+        )
+        for i in born
+    ]
+    allocations = [entry for entry in trace if entry["action"] == "alloc"][-len(born) :]
+    found = []
+    for entry in allocations:
+        operation, *unit, phase = (frame["name"] for frame in entry["frames"])
+        found.append((entry["size"], operation, *(unit or [None]), phase, entry["category"]))
+    assert found == expected
+    # an address is given again only after the tensor that had it died
+    assert len({entry["addr"] for entry in allocations}) < len(born)
+    last: dict[int, int] = {}
+    for entry, i in zip(allocations, born, strict=True):
+        assert last.get(entry["addr"], 0) < log.birth[i]
+        last[entry["addr"]] = int(log.death[i])
+
+
 def test_pytorch_s_own_functions_read_the_snapshot(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         cli,
         [
             *("predict", "--model", "test_vit", "--method", "lora", "--batch-size", "4"),
-            *("--device", "rtx-3060", "--num-classes", "10", "--json"),
+            *("--rank", "4", "--device", "rtx-3060", "--num-classes", "10", "--json"),
+            *("--image-size", "224"),
             *("--snapshot", str(tmp_path / "a.pickle"), "--perfetto", str(tmp_path / "a.json")),
         ],
     )
     assert done.exit_code == 0, done.output
     snapshot = pickle.loads((tmp_path / "a.pickle").read_bytes())
-    assert "aten.addmm" in viz.memory(snapshot, format_flamegraph=str) or viz.memory(
-        snapshot, format_flamegraph=str
-    )
-    for shown in (viz.trace(snapshot), viz.segsum(snapshot)):
-        assert "Bytes" in shown or "iB" in shown
+    # what is allocated after a step: parameters, buffers, optimizer state, cuBLAS's workspaces
+    log = replay_step(CANDIDATE, device=GPU)
+    resident = sum(map(in_blocks, log.nbytes[log.birth == 0])) + sum(workspaces_of(GPU))
+    flames = [
+        line.rsplit(" ", 1) for line in viz.memory(snapshot, format_flamegraph=str).split("\n")
+    ]
+    allocated = [int(f[1]) for f in flames if f[0].startswith("stream_0;active_allocated")]
+    assert sum(allocated) == resident
+    assert any(";cuBLAS:0:workspace" in f[0] for f in flames)
+    assert f"total_allocated: {resident / 2**20:.1f}MiB" in viz.segsum(snapshot)
+    entries = len(snapshot["device_traces"][0])
+    assert f"{entries} entries" in viz.trace(snapshot)
     for page in (viz.trace_plot(snapshot), viz.segment_plot(snapshot)):
         assert "MemoryViz.js" in page
     assert json.loads((tmp_path / "a.json").read_text())["traceEvents"]
