@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 TIMED_STEPS = 2
 
 LARGEST_FEATURES = 1 << 30
-"""Bytes of features of a learner, above which it trains on images. The memory holds those of one
-learner at a time."""
+"""Bytes of features of a learner, above which it trains on images. The memory holds those of a
+single learner at a time."""
 
 CHECKED_IMAGES = 4
 """Images of the check whether features can be cached."""

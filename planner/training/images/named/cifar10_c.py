@@ -35,7 +35,7 @@ FOLDER_NAME = "CIFAR-10-C"
 
 
 def load_cifar10_c(request: LoadRequest) -> ImageData:
-    """Load CIFAR-10 with the test images of one corruption and severity.
+    """Load CIFAR-10 with the test images of a corruption and severity.
 
     Raises:
         UsageError: the variant is not ``CORRUPTION:SEVERITY``.
