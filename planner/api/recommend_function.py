@@ -104,7 +104,7 @@ def recommend(
         max_kwh: largest energy of the training in kWh; None for no limit.
         training_free: list published models that need no fine-tuning; None to list those that are
             replayed within seconds or known already.
-        allow_training_free: let one of them be the recommended plan file, if it is published to be
+        allow_training_free: let such a model be the recommended plan file, if it is published to be
             more accurate than the best tuned plan is expected to be.
         risk: largest accepted probability that a plan needs more than the budget.
         price_per_kwh: price of a kWh; the totals then have the price of each training.

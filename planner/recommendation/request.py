@@ -118,7 +118,7 @@ class Request:
             that is cheap.
         training_free: whether published models that need no fine-tuning are listed; None to list
             those that are replayed within seconds or known already.
-        allow_training_free: whether one of them may win over the tuned plans.
+        allow_training_free: whether such a model may win over the tuned plans.
         power_limit_watts: power limit that the plans are made for; None for the board's own.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.

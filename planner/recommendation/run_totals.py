@@ -19,7 +19,7 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTotals:
-    """Totals of one plan; None for a quantity that is not known.
+    """Totals of a plan; None for a quantity that is not known.
 
     Attributes:
         images: training images of an epoch.

@@ -113,7 +113,7 @@ def _evaluated(evaluator: PointEvaluator, assignment: Assignment) -> TrialResult
 
 
 def _chunks(assignments: Sequence[Assignment]) -> list[Sequence[Assignment]]:
-    """Return the points in chunks, each of one method: all its points read the same profiles."""
+    """Return the points in chunks by method, because points of a method read the same profiles."""
     chunks: list[Sequence[Assignment]] = []
     for _, group in itertools.groupby(assignments, key=lambda each: each["method"]):
         of_method = list(group)

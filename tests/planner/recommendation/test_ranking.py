@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -67,6 +68,14 @@ def test_memory_within_the_budget_is_no_cost_and_its_edge_is_left_free() -> None
 
 def test_more_memory_must_save_three_percent() -> None:
     assert chosen(row(seconds=1.02, gib=0.5), row(seconds=1.0, gib=1.5)) == 0
+
+
+def test_three_percent_of_the_time_count_even_where_the_energy_rises() -> None:
+    slow = replace(row(seconds=1.04, gib=0.5), energy_joules=98.0)
+    fast = replace(row(seconds=1.0, gib=1.5), energy_joules=100.0)
+    assert question().cost(slow) < 1.03 * question().cost(fast)
+    assert chosen(slow, fast) == 1
+    assert chosen(slow, fast, objective="energy") == 0
 
 
 def test_of_equal_cost_the_plan_without_checkpointing_is_taken() -> None:
