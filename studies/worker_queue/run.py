@@ -80,24 +80,30 @@ def overhead() -> None:
 
 
 def cost() -> None:
-    """Seconds to enqueue a run, and to claim and finish it, by the length of the queue."""
+    """Seconds to enqueue a run, and to claim and finish it, by the length of the queue.
+
+    The processor time is that of the client, which other programs on the machine do not lengthen.
+    """
     rows = Rows(FOLDER, "cost")
     rows.clear()
     found = server()
     for runs in (100, 1000, 10_000):
         with opened_queue(found.url, f"cost {runs}") as queue:
             order = toy_order().to_json()
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             for _ in range(runs):
                 queue.enqueue(order)
-            enqueued = time.perf_counter()
+            enqueued, enqueued_cpu = time.perf_counter(), time.process_time()
             while (run := queue.claim(lambda order: True, worker="study")) is not None:
                 queue.finish(run, {"schema": "toy"}, value=0.0)
-            ended = time.perf_counter()
+            ended, ended_cpu = time.perf_counter(), time.process_time()
         rows.append(
             {
                 "runs": runs, "enqueue_seconds": (enqueued - began) / runs,
-                "run_seconds": (ended - enqueued) / runs, "load_average": os.getloadavg()[0],
+                "run_seconds": (ended - enqueued) / runs,
+                "enqueue_cpu_seconds": (enqueued_cpu - began_cpu) / runs,
+                "run_cpu_seconds": (ended_cpu - enqueued_cpu) / runs,
+                "load_average": os.getloadavg()[0],
             }
         )  # fmt: skip
     found.close()
@@ -119,7 +125,10 @@ def summary() -> None:
         }
     }
     for name in ("overhead", "cost"):
-        keys = ("workers", "runs", "overhead", "enqueue_seconds", "run_seconds", "load_average")
+        keys = (
+            "workers", "runs", "overhead", "enqueue_seconds", "run_seconds",
+            "enqueue_cpu_seconds", "run_cpu_seconds", "load_average",
+        )  # fmt: skip
         values[name] = [{k: round(r[k], 4) for k in keys if k in r} for r in parts[name]]
     write_summary(FOLDER, [row for rows in parts.values() for row in rows], **values)
 
