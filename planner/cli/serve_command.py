@@ -16,6 +16,9 @@ from profiler.json_records import shortened
 if TYPE_CHECKING:
     from types import FrameType
 
+PAGE_WRITER = "planner.cli.page.write:write_answer_page"
+"""Address of the function that draws the page of an answer, for the process that answers."""
+
 LARGEST_TOKEN_BYTES = 4096
 """Bytes of a token's file that are read."""
 
@@ -64,7 +67,8 @@ def serve(
     from planner.service.listening import listening_sockets
 
     sockets = listening_sockets(host, port)
-    jobs, hosts = Jobs(root, at_once=at_once), LOOPBACK | {host, *map(str.lower, allow_host)}
+    jobs = Jobs(root, at_once=at_once, page_writer=PAGE_WRITER)
+    hosts = LOOPBACK | {host, *map(str.lower, allow_host)}
     app = create_app(jobs, hosts=frozenset(hosts), token=token)
     click.echo(f"http://{host}:{port}/ (Ctrl-C ends it)", err=True)
 

@@ -3,6 +3,7 @@
 POST   /v1/questions                a question; 200 with the answer, or 202 with a job
 GET    /v1/questions/ID             the job, with its answer when it is done
 GET    /v1/questions/ID/events      its progress as server-sent events
+GET    /v1/questions/ID/page        the answer as a page, as ``recommend --html`` draws it
 GET    /v1/questions/ID/plans/N     a plan file of the answer, counted from 0
 DELETE /v1/questions/ID             cancel
 GET    /v1/devices                  names of GPUs
@@ -32,6 +33,9 @@ from profiler.errors import BudgetplanError, error_object
 
 MOST_SECONDS_TO_WAIT = 30.0
 """Longest time for which a request waits for its job; many proxies close a connection after 60."""
+
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""A page of an answer loads nothing and runs no script."""
 
 _JSON = "application/json"
 
@@ -135,6 +139,15 @@ def show_plan_of_answer(request: Request, job: KnownJob, index: int) -> Response
     if text is None:
         raise Refusal(HTTPStatus.NOT_FOUND, "there is no such plan")
     return Response(text, media_type=_JSON)
+
+
+@router.get("/v1/questions/{job_id}/page", response_class=HTMLResponse)
+def show_page_of_answer(request: Request, job: KnownJob) -> HTMLResponse:
+    """Return the page of an answer; it has no scripts."""
+    text = request.app.state.jobs.page_text(job)
+    if text is None:
+        raise Refusal(HTTPStatus.NOT_FOUND, "there is no such page")
+    return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 @router.delete("/v1/questions/{job_id}")

@@ -4,6 +4,7 @@
     ROOT/ID/answer.json     the answer, written when it is complete
     ROOT/ID/study.db        the study
     ROOT/ID/plans/          the plan files
+    ROOT/ID/answer.html     the answer as a page
 
 An answer is kept for ever, an error is not: the next question of the same content runs again.
 """
@@ -23,6 +24,7 @@ import msgspec
 from planner.disk.drafts import write_file
 from planner.service.questions import (
     IS_ID,
+    PAGE_FILE,
     AnswerText,
     QuestionInFolder,
     ServiceQuestion,
@@ -95,11 +97,19 @@ class Jobs:
         at_once: number of questions that run at the same time.
         most_waiting: number of questions that may wait.
         limit_seconds: time after which a question is stopped.
+        page_writer: see ``QuestionInFolder``.
     """
 
     def __init__(
-        self, root: Path, *, at_once: int = 1, most_waiting: int = 16, limit_seconds: float = 900.0
+        self,
+        root: Path,
+        *,
+        at_once: int = 1,
+        most_waiting: int = 16,
+        limit_seconds: float = 900.0,
+        page_writer: str | None = None,
     ) -> None:
+        self._page_writer = page_writer
         self._root, self._most_waiting, self._limit = root, most_waiting, limit_seconds
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
@@ -172,6 +182,15 @@ class Jobs:
         front = json.loads(job.text)["front"]
         return json.dumps(front[index]) if 0 <= index < len(front) else None
 
+    def page_text(self, job: Job) -> str | None:
+        """Return the page of a job's answer; None if there is none."""
+        if job.status != "done":
+            return None
+        try:
+            return (self._root / job.id / PAGE_FILE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+
     def _find(self, job_id: str) -> Job | None:
         if not IS_ID.fullmatch(job_id):
             return None
@@ -208,7 +227,9 @@ class Jobs:
             write_file(folder / "question.json", msgspec.json.encode(job.question))
             found = run_in_process(
                 answer_question,
-                QuestionInFolder(question=job.question, folder=str(folder)),
+                QuestionInFolder(
+                    question=job.question, folder=str(folder), page_writer=self._page_writer
+                ),
                 AnswerText,
                 timeout_seconds=self._limit,
                 on_progress=report,

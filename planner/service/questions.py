@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,11 +18,14 @@ from msgspec import Meta
 from planner.plan import versions
 from profiler.errors import BudgetplanError, UsageError
 from profiler.json_records import Name
-from profiler.running.messages import Message
+from profiler.running.messages import Message, import_address
 from profiler.running.sandbox import Progress
 
 DataName = Literal["digits", "animals", "cifar10", "cifar100", "dtd", "vww"]
 """Named data sets. A folder of the server is never read for a client."""
+
+PAGE_FILE = "answer.html"
+"""File of the page of an answer, in the question's folder."""
 
 ID_DIGITS = 24
 """Hexadecimal digits of a question's id: 96 bits of a hash."""
@@ -80,10 +84,13 @@ class QuestionInFolder(Message, frozen=True, kw_only=True):
     Attributes:
         question: the question.
         folder: folder of its own.
+        page_writer: ``module:function`` that writes the answer as a page to a file; None for no
+            page. Pages are drawn by the command line, which this package does not import.
     """
 
     question: ServiceQuestion
     folder: str
+    page_writer: str | None = None
 
 
 class AnswerText(Message, frozen=True, kw_only=True):
@@ -123,6 +130,8 @@ def answer_question(request: QuestionInFolder, progress: Progress) -> AnswerText
         )
     except BudgetplanError as error:
         return AnswerText(answer=_text(error.to_json()), is_error=True)
+    if request.page_writer is not None:
+        import_address(request.page_writer)(answer, Path(PAGE_FILE))
     return AnswerText(answer=_text(answer.to_json()))
 
 

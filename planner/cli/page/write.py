@@ -51,6 +51,15 @@ def _is_page(path: Path) -> bool:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def write_answer_page(answer: Recommendation, path: Path) -> None:
+    """Write the page of an answer, as ``recommend --html`` does.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_page(answer_view(answer), path)
+
+
 def answer_view(answer: Recommendation) -> PageView:
     """Return the content of the page of an answer."""
     roles: dict[int, list[str]] = {}
