@@ -51,7 +51,7 @@ def winning_ranges(
 ) -> tuple[WinningRange, ...]:
     """Return the winner for each weight of the costs, from weight 0 on.
 
-    Plans that tie over a whole range are represented by the first of them.
+    Plans that tie over a whole range are represented by the first plan.
 
     Args:
         plans: plans to compare, at least one.

@@ -141,7 +141,7 @@ def _add_prediction(server: MCPServer) -> None:
         num_classes: int = 1000,
         optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw",
     ) -> dict[str, Any]:
-        """Predict memory, time and energy of one training step. Nothing is run."""
+        """Predict memory, time and energy of a training step. Nothing is run."""
         options = {
             "batch_size": batch_size, "device": device, "precision": precision, "rank": rank,
             "image_size": image_size, "num_classes": num_classes, "optimizer": optimizer,
