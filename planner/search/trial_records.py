@@ -168,7 +168,7 @@ class TrialRecords:
         self.failures.append(_failure(trial))
 
     def append(self, trial: FrozenTrial) -> None:
-        """Append a finished trial in one call: an interruption leaves the whole trial or nothing."""
+        """Append a finished trial in one call: an interruption leaves no part."""
         from optuna.trial import create_trial
 
         constraints = dict(trial.constraints) or None
