@@ -2,7 +2,7 @@
 
 python studies/worker_queue/run.py faults [REPETITIONS]
 python studies/worker_queue/run.py overhead
-python studies/worker_queue/run.py cost
+python studies/worker_queue/run.py cost [LENGTHS]
 python studies/worker_queue/run.py summary
 """
 
@@ -53,9 +53,9 @@ def faults(repetitions: int) -> None:
 def overhead() -> None:
     """1,000 runs that sleep, shared by 1, 2 and 4 workers."""
     rows = Rows(FOLDER, "overhead")
-    rows.clear()
+    done = {row["workers"] for row in rows.read()}
     found, runs = server(), 1000
-    for workers in (1, 2, 4):
+    for workers in (each for each in (1, 2, 4) if each not in done):
         study = f"overhead {workers}"
         with opened_queue(found.url, study) as queue, tempfile.TemporaryDirectory() as folder:
             for number in range(runs):
@@ -79,15 +79,15 @@ def overhead() -> None:
     rows.pack()
 
 
-def cost() -> None:
+def cost(lengths: tuple[int, ...]) -> None:
     """Seconds to enqueue a run, and to claim and finish it, by the length of the queue.
 
     The processor time is that of the client, which other programs on the machine do not lengthen.
     """
     rows = Rows(FOLDER, "cost")
-    rows.clear()
+    done = {row["runs"] for row in rows.read()}
     found = server()
-    for runs in (100, 1000, 10_000):
+    for runs in (each for each in lengths if each not in done):
         with opened_queue(found.url, f"cost {runs}") as queue:
             order = toy_order().to_json()
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -139,8 +139,8 @@ if __name__ == "__main__":
             faults(int(count[0]) if count else 100)
         case ["overhead"]:
             overhead()
-        case ["cost"]:
-            cost()
+        case ["cost", *lengths]:
+            cost(tuple(map(int, lengths)) or (100, 1000, 10_000))
         case ["summary"]:
             summary()
         case _:
