@@ -16,7 +16,7 @@ from planner.recommendation.ranking import Question
 from planner.search.problem import SearchProblem
 from planner.search.space import SearchedMethod, Space
 from profiler.devices.table import lookup
-from profiler.units import DeviceBytes
+from profiler.units import GIB, DeviceBytes
 from profiler.workload import Workload
 
 STUDY_FOLDERS = (".", "questions")
@@ -74,3 +74,29 @@ def test_no_recommended_plan_breaks_a_rule(model: str, train_images: int) -> Non
     )
     bad = replace(plans[-1], step_seconds=1e3, device_bytes=DeviceBytes(10**12))
     assert len(list(broken_rules(bad, results, budget_bytes=budget, images=images))) >= 2
+
+
+def test_the_studys_table_holds_the_rules() -> None:
+    """The rules that need no other plan are checked on the stored rows, not read from them."""
+    from harness import Rows
+
+    rows = Rows(Path(__file__).parents[2] / "studies" / "questions").read()
+    assert len(rows) >= 40
+    assert len({row["model"] for row in rows}) >= 10
+    assert all(row["broken"] == [] for row in rows)
+    answered = [row for row in rows if row["plan"] is not None]
+    assert len(answered) > 0.9 * len(rows)
+    half = {"rtx-2060-super": "fp16", "rtx-3060": "bf16"}
+    for row in answered:
+        load = row["plan"]["workload"]
+        assert row["device_bytes"] <= row["budget_gib"] * GIB
+        assert load["precision"] == half[row["device"]]
+        assert load["optimizer"] == "adamw"
+        assert load["method"] in ("full", "head") or row["evidence"] != "none"
+    for smaller, larger in pairwise(answered):
+        if any(smaller[name] != larger[name] for name in ("model", "device")):
+            continue
+        assert smaller["budget_gib"] < larger["budget_gib"]
+        methods = {row["plan"]["workload"]["method"] for row in (smaller, larger)}
+        seconds = [row["milliseconds_per_image"] for row in (smaller, larger)]
+        assert len(methods) == 2 or seconds[1] <= 1.03 * seconds[0]
