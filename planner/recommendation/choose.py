@@ -156,17 +156,13 @@ def _published_reason(
     # the first screen may cut the end off
     strength = f"; evidence {evidence.strength}"
     if question.objective != "balanced":
-        return f"{equal}, and it is the best of these by {question.objective}{strength}"
+        return f"{equal}; it is the best by {question.objective}{strength}"
     if method == methods[0]:
-        return f"{equal}, and of these it is the best known{strength}"
+        return f"{equal}; it is the best known{strength}"
     known = [each for each in equals if _method_of(each) == others[0]]
     if all(question.cost(entry.result) < question.cost(each.result) for each in known):
-        costs = f"and of these it costs clearly less than the better known {others[0]}"
-        return f"{equal}, {costs}{strength}"
-    return (
-        f"{equal}, and it leaves more of the budget free than the better known {others[0]}"
-        f"{strength}"
-    )
+        return f"{equal}; it costs clearly less than the better known {others[0]}{strength}"
+    return f"{equal}; it leaves more of the budget free than the better known {others[0]}{strength}"
 
 
 def _method_of(entry: FrontEntry) -> str:
