@@ -48,14 +48,18 @@ METHODS = ("full", "head", "lora", "adaptformer", "side", "bitfit")
 
 def answer(
     model: str, device: str, budget_bytes: int, cost: CostModel, methods: Sequence[str]
-) -> tuple[TrialResult | None, list[TrialResult], Question]:
-    """Return the recommended plan (None if nothing fits), every plan, and the question."""
+) -> tuple[TrialResult | None, list[TrialResult], Question, int]:
+    """Return the recommended plan (None if nothing fits), every plan, the question and its limit.
+
+    The limit is the largest predicted need of which at most 1 % exceed the budget.
+    """
     request = build_request(
         model, budget_bytes=budget_bytes, device=device, methods=methods, validations=0
     )
     prefetch(cost, request.space.workloads(), on_progress=lambda text, done: None)
     question = Question.of(request)
-    return *answer_problem(search_problem(request), cost, question), question
+    problem = search_problem(request)
+    return *answer_problem(problem, cost, question), question, problem.budget_bytes
 
 
 def answer_problem(
@@ -82,16 +86,18 @@ def run(models: Sequence[str], methods: Sequence[str]) -> None:
             for gib in BUDGETS_GIB:
                 key = {"model": model, "device": device, "budget_gib": gib}
                 budget_bytes = int(gib * GIB)
-                plan, results, question = answer(model, device, budget_bytes, cost, methods)
+                plan, results, question, limit_bytes = answer(
+                    model, device, budget_bytes, cost, methods
+                )
                 row: dict[str, Any] = {**key, "methods": list(methods), "points": len(results)}
                 if plan is None:
                     row |= {"plan": None, "broken": []}
                 else:
                     broken = list(
-                        broken_rules(plan, results, budget_bytes=budget_bytes, images="few")
+                        broken_rules(plan, results, budget_bytes=limit_bytes, images="few")
                     )
                     regression = None if before is None else worse(plan, before)
-                    fitting = [r for r in results if r.device_bytes <= budget_bytes]
+                    fitting = [r for r in results if r.device_bytes <= limit_bytes]
                     row |= {
                         "plan": plan.candidate.to_json(),
                         "milliseconds_per_image": round(1000 * seconds(plan), 4),
