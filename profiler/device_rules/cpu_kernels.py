@@ -11,10 +11,10 @@ events are recorded (profiler/device_rules/cpu_allocator.py).
                   make the peak of the step run at the batch itself
 
 Limitations: an operation that may not run here (`can_run_on_zeros`) has the bytes that follow from
-small batches, or no temporary memory. Libraries choose other algorithms and block sizes at other
-batches, so a linear extension can be far off. It is used only where it cannot change the peak, as
-long as the error is below a factor of 2. Replayed peaks then equal the allocator's to the byte in
-most cases.
+small batches or, for a convolution, from fewer channels; else no temporary memory. Libraries choose
+other algorithms and block sizes at other batches, so a linear extension can be far off. It is used
+only where it cannot change the peak, as long as the error is below a factor of 2, and for
+operations that may not run. Replayed peaks then equal the allocator's to the byte in most cases.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.library import Library
 from torch.utils._pytree import tree_leaves, tree_map
@@ -84,7 +85,7 @@ class Probe(_CpuKernelBytes):
         live_bytes: int,
     ) -> Blocks:
         """Run the operation, or return the result of an earlier run with equal arguments."""
-        nbytes = probed_bytes(func, args, kwargs)
+        nbytes = probed_bytes(func, args, kwargs) or 0
         self.live.append(live_bytes)
         self.inside_bytes.append(nbytes)
         return (nbytes,) if nbytes else ()
@@ -127,7 +128,8 @@ class Extended(_CpuKernelBytes):
             most = sum(storage_bytes(t) for t in args if isinstance(t, Tensor))
         could_make_the_peak = self._live[index] + _LARGEST_ERROR * most > self._highest
         if most > 0 and could_make_the_peak:
-            nbytes = probed_bytes(func, args, kwargs)
+            probed = probed_bytes(func, args, kwargs)
+            nbytes = nbytes if probed is None else probed
         return (nbytes,) if nbytes > 0 else ()
 
 
@@ -152,8 +154,8 @@ _FAILS_ON_ZEROS = (RuntimeError, MemoryError, ValueError, IndexError, TypeError)
 """Errors of an operation that is not defined on zeros (an index out of range), or that this machine
 has too little memory for. No memory is then assumed."""
 
-_peaks: dict[tuple[str, str], int] = {}
-"""Bytes by operation and arguments, for the life of the process."""
+_peaks: dict[tuple[str, str], int | None] = {}
+"""Bytes by operation and arguments, for the life of the process; None if it may not run here."""
 
 _in_attention: ContextVar[bool] = ContextVar("in_attention", default=False)
 
@@ -174,10 +176,13 @@ _STATISTICS = {
 """Positions of mean and reciprocal standard deviation among the arguments, and of the weight."""
 
 
-def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, object]) -> int:
+def probed_bytes(
+    func: Operation, args: tuple[object, ...], kwargs: dict[str, object]
+) -> int | None:
     """Return the live bytes at an operation's own peak, or 0 if they are no more than its results.
 
-    The operation runs on zeros, once for each distinct set of shapes and strides.
+    The operation runs on zeros, once for each distinct set of shapes and strides. A convolution
+    whose weight is too large runs with fewer output channels. None: it may not run here.
     """
     args = with_real_statistics(func, args)
     if func is _ADD and _in_attention.get():
@@ -193,7 +198,61 @@ def probed_bytes(func: Operation, args: tuple[object, ...], kwargs: dict[str, ob
         elif can_run_on_zeros(func, args, kwargs):
             with unset_fake_temporarily(), torch.no_grad():
                 _peaks[key] = _run_once(func, args, kwargs)
+        else:
+            _peaks[key] = _bytes_of_narrower(func, args, kwargs)
     return _peaks[key]
+
+
+_OPERANDS = {
+    torch.ops.aten.convolution.default: (None, 1, 2, 8),
+    torch.ops.aten.convolution_backward.default: (0, 2, 3, 9),
+}
+"""Positions of a convolution's gradient, weight, bias and number of groups."""
+
+
+def _bytes_of_narrower(
+    func: Operation, args: tuple[Any, ...], kwargs: dict[str, object]
+) -> int | None:
+    """Return the bytes inside a convolution with a large weight, from two narrower ones.
+
+    What a convolution holds is linear in its output channels: copies of the weight and of the
+    gradient grow with them, copies of the input are constant. None for other operations.
+    """
+    if func not in _OPERANDS:
+        return None
+    gradient, weight, bias, groups = _OPERANDS[func]
+    channels = args[weight].shape[0]
+    is_transposed = args[6 if gradient is None else 7]
+    if is_transposed or args[groups] != 1:
+        return None
+
+    def narrowed(count: int) -> tuple[Any, ...]:
+        changed = list(args)
+        changed[weight] = _with_size(args[weight], 0, count)
+        if gradient is not None:
+            changed[gradient] = _with_size(args[gradient], 1, count)
+        if isinstance(args[bias], Tensor):
+            changed[bias] = _with_size(args[bias], 0, count)
+        elif args[bias] is not None:  # its sizes
+            changed[bias] = [count]
+        return tuple(changed)
+
+    few = channels
+    while few > 1 and not can_run_on_zeros(func, narrowed(2 * few), kwargs):
+        few //= 2
+    if few == 1:
+        return None  # it is not the weight that is large
+    with unset_fake_temporarily(), torch.no_grad():
+        less, more = (_run_once(func, narrowed(count), kwargs) for count in (few, 2 * few))
+    return round(less + (more - less) * (channels - few) / few)
+
+
+def _with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """Return a tensor on ``meta`` in the memory format of another, with another size."""
+    shape = list(tensor.shape)
+    shape[dim] = size
+    made = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return made.to(memory_format=suggest_memory_format(tensor)) if len(shape) > 1 else made
 
 
 def with_real_statistics(func: Operation, args: tuple[Any, ...]) -> tuple[Any, ...]:

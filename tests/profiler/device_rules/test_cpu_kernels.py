@@ -109,6 +109,43 @@ def test_the_peak_is_that_of_a_step_whose_every_operation_is_run(model: str, bat
     assert replay_step(candidate, device=CPU).peak_bytes == every.peak_bytes
 
 
+def test_what_may_not_run_at_the_batch_keeps_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "probed_bytes", lambda *_: None)
+    low, high = seen((0, 0), (80, 15)), seen((0, 0), (170, 20))
+    assert taken(Extended(low, high, batch=8), 2)[1] == (30,)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("kernel", [7, 3])
+@pytest.mark.parametrize("mask", [None, [True, False, True], [False, True, False]])
+def test_a_convolution_with_a_large_weight_is_run_with_fewer_channels(
+    kernel: int, mask: list[bool] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VGG's first dense layer is a convolution with a weight of 411 MB."""
+    image, weight = torch.zeros(3, 64, kernel, kernel), torch.zeros(512, 64, kernel, kernel)
+    shape = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    func: Any = torch.ops.aten.convolution.default
+    args: tuple[Any, ...] = (image, weight, torch.zeros(512), *shape)
+    if mask is not None:
+        func = torch.ops.aten.convolution_backward.default
+        args = (torch.zeros(3, 512, 1, 1), image, weight, [512], *shape, mask)
+    whole = kernels._bytes_inside(func, args, {})
+    monkeypatch.setattr(kernels, "_peaks", {})
+    monkeypatch.setattr(kernels, "MAX_RUN_BYTES", weight.nbytes // 2)
+    assert not kernels.can_run_on_zeros(func, args, {})
+    assert kernels.probed_bytes(func, args, {}) == pytest.approx(whole, rel=0.01)
+
+
+def test_other_large_operations_may_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_peaks", {})
+    monkeypatch.setattr(kernels, "MAX_RUN_BYTES", 1000)
+    square = torch.zeros(64, 64)
+    assert kernels.probed_bytes(torch.ops.aten.mm.default, (square, square), {}) is None
+    args = (torch.zeros(8, 4, 16, 16), torch.zeros(1, 4, 1, 1), None)
+    shape = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    assert kernels.probed_bytes(torch.ops.aten.convolution.default, (*args, *shape), {}) is None
+
+
 class Watch(TorchDispatchMode):
     """Keeps the arguments of the backward of a normalisation."""
 
