@@ -244,7 +244,7 @@ def _bytes_of_narrower(
         return None  # it is not the weight that is large
     with unset_fake_temporarily(), torch.no_grad():
         less, more = (_run_once(func, narrowed(count), kwargs) for count in (few, 2 * few))
-    return round(less + (more - less) * (channels - few) / few)
+    return int(less + (more - less) * (channels - few) / few)
 
 
 def _with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
