@@ -215,7 +215,7 @@ def _bytes_of_narrower(
 ) -> int | None:
     """Return the bytes inside a convolution with a large weight, from two narrower ones.
 
-    What a convolution holds is linear in its output channels: copies of the weight and of the
+    Its bytes are linear in the output channels: copies of the weight and of the
     gradient grow with them, copies of the input are constant. None for other operations.
     """
     if func not in _OPERANDS:
