@@ -216,7 +216,7 @@ def _trains_on_cpu(request: Request) -> bool:
 def learners_of(
     request: Request, candidates: Sequence[Candidate], rule: ProbeRule
 ) -> tuple[Learner, ...]:
-    """Return one learner for each class of candidates that learn alike."""
+    """Return one learner for each class of candidates that learn alike, in their order."""
     found: dict[str, Learner] = {}
     for candidate in candidates:
         workload, name = rule.workload(candidate.workload), rule.name(candidate.workload)

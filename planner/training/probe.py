@@ -10,8 +10,10 @@ few steps; the more promising half is trained anew for twice as many, and so on 
     then     2^(k-1) s    two more seeds of these two
     then     2^k s        and so on up to the recipe's steps, then more seeds
 
-A longer run starts anew, because the cosine of a longer training is another one. Learners with
-cached features cost seconds and are never dropped. The probe ends when its time is over, or when
+A longer run starts anew, because the cosine of a longer training is another one. The learners are
+given in the order of their expected accuracy before the probe, so that a probe whose time does not
+suffice for all has compared the most promising ones. Learners with cached features cost seconds and
+are never dropped. The probe ends when its time is over, or when
 the leader is within one point of the best with a probability of ``ENOUGH`` and the last rung was
 reached.
 
@@ -151,7 +153,7 @@ def probe(
 
     Args:
         runner: trains a learner.
-        learners: the learners.
+        learners: the learners, the most promising first.
         ladder: numbers of steps.
         seconds: time of the probe.
         known: runs of earlier probes of the same setting.
@@ -200,7 +202,7 @@ def next_run(
     """Return the run to do next; None if the choice is clear or nothing is left to do.
 
     Args:
-        learners: the learners.
+        learners: the learners, the most promising first.
         runs: finished runs of the setting.
         ladder: numbers of steps.
         quick: names of learners with cached features.
@@ -219,7 +221,7 @@ def _schedule(
     learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder, quick: frozenset[str]
 ) -> Iterator[PlannedRun]:
     """Yield the runs of a probe in order; those after the first missing run are not known yet."""
-    alive = sorted(learners, key=lambda each: each.name not in quick)
+    alive = list(learners)
     for rung in range(ladder.rungs - 1):
         steps = ladder.steps(rung)
         yield from _at_best_rates(alive, runs if rung else (), steps=steps, seed=0)

@@ -7,13 +7,17 @@ training of which there is no row, the replay ends and names it; ``train.py --pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cases import LONG_STEPS, METHODS, as_probe_run
+from cases import LONG_STEPS, METHODS, TRAIN, as_probe_run
 
 from planner.recipe import Recipe
+from planner.recommendation.ranking import WELL_KNOWN
+from planner.scoring.method_evidence import method_evidence
+from planner.scoring.published_tables import compared_family, method_effects
 from planner.training.probe import PlannedRun, StepLadder, next_run
 from planner.training.probe_records import Learner, ProbeRun
 from planner.training.short_runs import DEFAULTS, ShortRunModel
@@ -38,6 +42,19 @@ def cost_of(row: Mapping[str, Any]) -> float:
 def whole_cost(rows: CaseRows, model: str) -> float:
     """Return the processor seconds of the whole trainings of all methods of a case."""
     return sum(cost_of(rows[method, LONG_STEPS[model], 0, 1.0]) for method in METHODS[model])
+
+
+def by_published_order(model: str) -> list[str]:
+    """Return the methods of a net by published comparisons, as ``recommend`` orders them."""
+    effects = method_effects(compared_family(model), "few")
+    return sorted(
+        METHODS[model],
+        key=lambda m: (
+            method_evidence(model=model, method=m, train_images=TRAIN).tier,
+            -effects.get(m, -math.inf),
+            WELL_KNOWN.index(m) if m in WELL_KNOWN else len(WELL_KNOWN),
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +87,9 @@ def replay_probe(
     """
     candidate = Candidate(workload=Workload(model=model, num_classes=10))
     recipe = Recipe(learning_rate=1e-3, epochs=1, source="not used by the schedule")
-    learners = [Learner(name=m, candidate=candidate, recipe=recipe) for m in METHODS[model]]
+    learners = [
+        Learner(name=m, candidate=candidate, recipe=recipe) for m in by_published_order(model)
+    ]
     long = LONG_STEPS[model]
     quick = frozenset(m for m in METHODS[model] if rows[m, long, 0, 1.0]["from_features"])
     slow = len(learners) - len(quick)

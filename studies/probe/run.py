@@ -6,7 +6,7 @@ python studies/probe/run.py        reads the trainings, writes summary.json and 
 case is the test accuracy of every method after the longest training. All rules see the held-out
 part only. *Regret* is the test accuracy of the best method less that of the chosen one.
 
-    probe 12 %  the product's probe, replayed (``replayed.py``); the share is its processor time over
+    probe 50 %  the product's probe, replayed (``replayed.py``); the share is its processor time over
                 that of the whole trainings of all methods
     even        all methods for two epochs, the best held-out accuracy
     one epoch   all methods for one epoch, the best held-out accuracy
@@ -23,7 +23,6 @@ For every case they are therefore fitted anew to the cases of the other sets, an
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -38,19 +37,17 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 import numpy as np
 from cases import LONG_STEPS, METHODS, SHORT_STEPS
 from harness import Rows, write_summary
-from replayed import CaseRows, cost_of, replay_probe, row_key, whole_cost
+from replayed import CaseRows, by_published_order, cost_of, replay_probe, row_key, whole_cost
 from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
 
 from planner.methods.kinds import known_kind
-from planner.recommendation.ranking import WELL_KNOWN
-from planner.scoring.method_evidence import method_evidence
 from planner.scoring.published_tables import compared_family, method_effects
 from planner.training.probe_statistics import LearnerEstimate, estimate_learners
 from planner.training.short_runs import ShortRunModel
 
 NEAR = 0.01
-PROBE_SHARES = (0.125, 0.25, 0.5)
-SHOWN_SHARE = 0.25
+PROBE_SHARES = (0.25, 0.5, 0.75)
+SHOWN_SHARE = 0.5
 """Share whose intervals are reported."""
 
 LeftOut = Literal["sets", "nets"]
@@ -117,7 +114,7 @@ def choices_of(key: CaseKey, cases: Cases) -> dict[str, tuple[str, float]]:
     one, two, whole = (best(steps) for steps in (*SHORT_STEPS, LONG_STEPS[key[0]]))
     short_cost = one[1] + two[1]
     choices = {
-        "even": two, "one epoch": one, "published": (published_choice(key), 0.0), "whole": whole,
+        "even": two, "one epoch": one, "published": (by_published_order(key[0])[0], 0.0), "whole": whole,
         **{f"always {m}": (m, 0.0) for m in methods},
     }  # fmt: skip
     for by in get_args(LeftOut):
@@ -166,19 +163,6 @@ def estimates_of(
     """Return the product's estimates after a replayed probe."""
     runs = replay_probe(cases[key], key[0], share=share, short_runs=model).runs
     return estimate_learners(runs, planned_steps=LONG_STEPS[key[0]], short_runs=model)
-
-
-def published_choice(key: CaseKey) -> str:
-    """Return the first method by published comparisons, as ``recommend`` orders them."""
-    effects = method_effects(compared_family(key[0]), "few")
-    return min(
-        METHODS[key[0]],
-        key=lambda m: (
-            method_evidence(model=key[0], method=m, train_images=640).tier,
-            -effects.get(m, -math.inf),
-            WELL_KNOWN.index(m) if m in WELL_KNOWN else 99,
-        ),
-    )
 
 
 def features_of(key: CaseKey, found: CaseRows, method: str) -> list[float]:

@@ -124,6 +124,15 @@ def test_learners_with_features_are_never_dropped() -> None:
     assert any(run.learner == "head" and run.steps >= longest / 2 for run in runs)
 
 
+def test_a_probe_without_time_for_all_has_compared_the_most_promising() -> None:
+    """Cached features make a learner quick, but not promising: it does not go first."""
+    runner = MadeUpRunner(FIVE, quick="head")
+    search(runner, seconds=50)
+    first = runner.done[0][1]
+    assert runner.done == [(name, first, 0, 1.0) for name in list(FIVE)[: len(runner.done)]]
+    assert 2 <= len(runner.done) < len(FIVE)
+
+
 def test_equal_learners_get_several_seeds_and_end() -> None:
     runner = MadeUpRunner({"full": 0.9, "lora": 0.9})
     reason, runs = search(runner, seconds=10_000)
