@@ -17,7 +17,6 @@ kind and slope, with an error of their own.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -279,8 +278,13 @@ class _Curve:
 
 
 def kind_of_learner(name: str) -> MethodKind | None:
-    """Return the kind of the method of a learner, whose name begins with it; None if not known."""
-    return known_kind(re.split("[ ,]", name, maxsplit=1)[0])
+    """Return the kind of the method of a learner; None if it is not known.
+
+    Args:
+        name: name such as ``lora r8, adamw, 32 a step``, with or without a backbone before it.
+    """
+    words = name.partition(",")[0].split()
+    return next((kind for word in words if (kind := known_kind(word)) is not None), None)
 
 
 def _log_odds(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:

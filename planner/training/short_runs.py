@@ -80,24 +80,25 @@ class ShortRunModel:
 
 
 DEFAULTS = ShortRunModel(
-    first_gain=0.38,
-    gain=0.104,
-    kept=0.232,
-    own_deviation=0.348,
-    common_deviation=0.132,
-    first_own_deviation=0.335,
-    first_common_deviation=0.323,
-    curves=42,
-    more={"added": -0.06, "affine": -0.062, "full": 0.03, "head": -0.056, "low rank": 0.148},
+    first_gain=0.475,
+    gain=0.128,
+    kept=0.319,
+    own_deviation=0.234,
+    common_deviation=0.187,
+    first_own_deviation=0.241,
+    first_common_deviation=0.357,
+    curves=66,
+    more={"added": -0.069, "affine": -0.019, "full": 0.045, "head": -0.078, "low rank": 0.121},
     first_more={
-        "added": -0.057,
-        "affine": -0.025,
-        "full": 0.058,
-        "head": -0.086,
-        "low rank": 0.109,
+        "added": -0.078,
+        "affine": -0.035,
+        "full": 0.142,
+        "head": -0.148,
+        "low rank": 0.119,
     },
 )
-"""Constants of the product, from ``studies/probe/constants.json``: two nets, six cases."""
+"""Constants of the product, from ``studies/probe/constants.json``: two nets, 7 cases and two
+of an earlier campaign."""
 
 
 def doublings_left(steps: int, planned_steps: int) -> float:

@@ -24,6 +24,7 @@ from planner.training.probe_statistics import (
     LearnerEstimate,
     best_rates,
     estimate_learners,
+    kind_of_learner,
     seed_deviation,
 )
 from planner.training.short_runs import DEFAULTS, ShortRunModel
@@ -313,6 +314,17 @@ def test_a_method_rises_as_its_kind_does() -> None:
         final = log_odds(0.6 if name[0] == "h" else 0.5) + 3 * (0.4 + more)
         assert found[name].expected == pytest.approx(1 / (1 + math.exp(-final)), abs=0.01)
     assert found["lora r8, adamw, 32 a step"].best > found["head, adamw, 32 a step"].best
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora r8, adamw, 32 a step", "low rank"), ("vit_s partial_2, sgd, 8 a step of 2", "full"),
+        ("head", "head"), ("peft:loha, adamw, 32 a step", None),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_learner_follows_from_its_name(name: str, kind: str | None) -> None:
+    assert kind_of_learner(name) == kind
 
 
 def test_a_dropped_method_keeps_its_kind() -> None:
