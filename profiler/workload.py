@@ -122,7 +122,7 @@ class Workload:
             _integer_in("rank", self.rank, _COUNT)
         if self.micro_batch * self.image_size**2 > MOST_PIXELS:
             raise UsageError(
-                f"a micro-batch must have at most {MOST_PIXELS:.2g} pixels, got {self.micro_batch} "
+                f"a micro-batch must have at most {MOST_PIXELS:,} pixels, got {self.micro_batch} "
                 f"images of {self.image_size} px; take fewer or smaller ones"
             )
         _one_of("precision", self.precision, PRECISIONS)

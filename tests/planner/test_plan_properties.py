@@ -14,6 +14,7 @@ from test_plan import make_plan
 from planner.plan import Plan, plan_file_name, read_plan, write_plan
 from profiler.errors import LONGEST_MESSAGE, InputError
 from profiler.placement import Decision
+from profiler.workload import MOST_PIXELS
 
 ORIGINAL = json.loads(json.dumps(make_plan().to_json()))
 ANYTHING = st.one_of(
@@ -81,6 +82,13 @@ def test_a_mutant_is_read_whole_or_refused_in_one_line(
     assert Plan.from_json(copy.deepcopy(written)) == plan
 
 
+def fewer_images(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with a micro-batch that keeps the limit of pixels."""
+    load = ORIGINAL["candidate"]["workload"] | values
+    most = MOST_PIXELS // load["image_size"] ** 2
+    return values | {"micro_batch": min(load["micro_batch"], most)}
+
+
 SAFE_TEXT = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), min_size=1, max_size=200)
 VALUES = st.fixed_dictionaries(
     {},
@@ -100,7 +108,7 @@ VALUES = st.fixed_dictionaries(
         "grad_clip": st.none() | st.floats(0, 1e6, exclude_min=True),
         "drop_path": st.floats(0, 1, exclude_max=True),
     },
-)
+).map(fewer_images)
 FREE = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | SAFE_TEXT | st.floats(-1e40, 1e40),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SAFE_TEXT, inner, max_size=3),
