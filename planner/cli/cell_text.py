@@ -1,10 +1,12 @@
-"""Texts of table cells: method, batch, placement, accuracy, scores, errors."""
+"""Texts of table cells and commands: method, batch, placement, accuracy, scores, errors."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from planner.plan import Accuracy, FitProbability, Plan
 from planner.recommendation.ranking_accuracy import ranks_candidates
@@ -140,3 +142,17 @@ def _last_word(part: str) -> str:
     """Return the last name of a dotted path, with the name before it if the last is a number."""
     names = part.split(".")
     return ".".join(names[-2:] if names[-1].isdigit() else names[-1:])
+
+
+def training_command(file: Path, *, weights: Path | None = None) -> str:
+    """Return the shell command that trains a plan.
+
+    A plan does not hold the path of a weights file, so that it can be given to others. Without
+    ``--weights`` the training would begin with timm's weights, or with random ones.
+
+    Args:
+        file: path of the plan.
+        weights: file of the backbone's weights; None for timm's.
+    """
+    words = ["budgetplan", "train", str(file)]
+    return shlex.join(words if weights is None else [*words, "--weights", str(weights)])

@@ -23,6 +23,7 @@ from planner.cli.cell_text import (
     method_of,
     optimizer_of,
     probability_text,
+    training_command,
 )
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
@@ -104,7 +105,7 @@ def _above(answer: Recommendation, width: int, most: int) -> Iterator[tuple[str,
             yield line, ""
     if answer.recommended_training_free is not None:
         yield from _winner(answer, width, most)
-    command = f"budgetplan train {shlex.quote(str(entry.file))}"
+    command = training_command(entry.file, weights=answer.weights_of(entry))
     is_short = LABEL_COLUMNS + len(command) <= width
     # a long command has a line of its own, unbroken, so that it can be copied
     yield (f"  {'start':<9}{command}" if is_short else command), "green"

@@ -133,6 +133,10 @@ class Recommendation:
             return file
         return self.front[self.recommended].file
 
+    def weights_of(self, entry: FrontEntry) -> Path | None:
+        """Return the weights file that the question named for the backbone of an entry."""
+        return self.request.of_backbone(entry.plan.candidate.workload.model).run.weights
+
     @property
     def expected_order(self) -> list[int]:
         """Rank of each entry by its accuracy score, 1 for the best and for all equal to it."""

@@ -37,14 +37,14 @@ class PlanRow:
     Attributes:
         name: label in charts, such as ``1`` or the name of its file.
         plan: the plan.
-        file: path of its file.
+        command: shell command that trains it.
         roles: names under which it stands in the answer, such as ``fastest``.
         is_recommended: whether it is the recommended one.
     """
 
     name: str
     plan: Plan
-    file: str
+    command: str
     roles: tuple[str, ...] = ()
     is_recommended: bool = False
 

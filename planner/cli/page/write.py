@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.cli.cell_text import training_command
 from planner.cli.page.charts import bytes_chart, cost_chart, front_chart, legend, step_chart
 from planner.cli.page.view import (
     FROZEN_HEADERS,
@@ -70,7 +70,7 @@ def answer_view(answer: Recommendation) -> PageView:
         PlanRow(
             name=str(i + 1),
             plan=entry.plan,
-            file=shlex.quote(str(entry.file)),
+            command=training_command(entry.file, weights=answer.weights_of(entry)),
             roles=tuple(roles.get(i, ())),
             is_recommended=i == answer.recommended,
         )
@@ -107,7 +107,7 @@ def plans_view(plans: Sequence[tuple[Path, Plan]], frozen: Sequence[FrozenPlan] 
         frozen: plans without fine-tuning.
     """
     rows = [
-        PlanRow(name=str(i), plan=plan, file=str(path))
+        PlanRow(name=str(i), plan=plan, command=training_command(path))
         for i, (path, plan) in enumerate(plans, start=1)
     ]
     models = dict.fromkeys(row.plan.candidate.workload.model for row in rows)

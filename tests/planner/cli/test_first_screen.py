@@ -72,6 +72,7 @@ def answer(
     why: str = LONG_WHY,
     budget: int = 2 * 10**9,
     model: str = "vit_small_patch16_224",
+    weights: Path | None = None,
 ) -> Recommendation:
     name = "plans/vit_small_patch16_224-lora-r8-b32x1-fp16-adamw-optimal-8b4f6b9d.json"
     front = tuple(
@@ -97,6 +98,7 @@ def answer(
             trains_pretrained=True, others=(), source=None,
             space=SimpleNamespace(base=Workload(model=model)),
             budget_bytes=budget,
+            of_backbone=lambda model: SimpleNamespace(run=SimpleNamespace(weights=weights)),
         ),
         study="s", storage="sqlite://", trials=1, seconds=1.0, front=front, recommended=0,
         reason=why, why=why, baselines={}, ties=(1,), alternatives=tuple(alternatives),
@@ -153,6 +155,12 @@ def test_the_numbers_are_those_of_the_plan() -> None:
     ):
         assert part in " ".join(text.split()) or part in text, part
     assert "budgetplan train plans/vit_small" in text
+
+
+def test_the_command_names_the_weights_of_the_question() -> None:
+    command = screen(answer(*SIX, weights=Path("my weights.safetensors"))).splitlines()
+    (line,) = [line for line in command if line.startswith("budgetplan train")]
+    assert line.endswith("8b4f6b9d.json --weights 'my weights.safetensors'")
 
 
 def test_memory_is_one_number_in_the_unit_of_the_budget() -> None:
