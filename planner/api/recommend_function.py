@@ -127,14 +127,12 @@ def recommend(
     """
     # checks that need no torch
     budget_bytes = parse_size(vram)
-    named = [] if methods is None or "all" in methods else methods
     models = backbone_names(model, budget_bytes=budget_bytes)
+    named = [] if methods is None or "all" in methods else methods
     check_names(models=models, methods=named, device=device_name(device))
-    check_words("precision", precisions or (), PRECISIONS)
-    check_words("optimizer", optimizers, OPTIMIZERS)
-    parse_levers(levers)
-    check_input(data=data)
+    _check_choices(precisions or (), optimizers, levers)
     files = weights_by_backbone(models, weights)
+    check_input(data=data)
     for file in files.values():
         check_input(weights=file)
     check_plan_folder(out)
@@ -145,6 +143,7 @@ def recommend(
     from planner.recommendation.request import EnergyRates, Limits
     from planner.recommendation.several_backbones import request_for_backbones
 
+    share = None if min_accuracy is None else min_accuracy / 100
     notify = on_progress or no_progress
     notify("start", "loading the model's structure", 0.0)
     build = partial(
@@ -170,11 +169,7 @@ def recommend(
         out=Path(out),
         objective=objective,
         levers=levers,
-        limits=Limits(
-            min_accuracy=None if min_accuracy is None else min_accuracy / 100,
-            max_hours=max_hours,
-            max_kwh=max_kwh,
-        ),
+        limits=Limits(min_accuracy=share, max_hours=max_hours, max_kwh=max_kwh),
         training_free=training_free,
         allow_training_free=allow_training_free,
         risk=risk,
@@ -191,6 +186,14 @@ def recommend(
     )
     with _interrupts_named(request.question_study, storage):
         return answer(request, notify=notify)
+
+
+def _check_choices(
+    precisions: Sequence[str], optimizers: Sequence[str], levers: str | Sequence[str]
+) -> None:
+    check_words("precision", precisions, PRECISIONS)
+    check_words("optimizer", optimizers, OPTIMIZERS)
+    parse_levers(levers)
 
 
 @contextmanager
