@@ -53,10 +53,10 @@ class Recipe:
         label_smoothing: smoothing of the cross entropy.
         zero_head: whether a new classifier starts at zero, not at the backbone's random values.
         epochs: number of epochs.
-        patience_epochs: epochs without a better selection accuracy after which the training
+        patience_epochs: epochs without a higher selection accuracy after which the training
             stops; None to train all epochs.
-        selects_epoch: whether images are set apart to select the best epoch, whose weights are
-            saved; otherwise all training images are trained on, and the last epoch is saved.
+        selects_epoch: whether images are set apart to select the epoch whose weights are saved;
+            otherwise all training images are trained on, and the last epoch is saved.
         augment: whether training images are cropped at random and mirrored, where the data set
             allows it.
         balance: whether each class is drawn equally often.

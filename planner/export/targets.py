@@ -111,6 +111,7 @@ def _hf(plan: Plan) -> Export:
         command="python train.py",
         differences=(
             *_patience(plan),
+            *_selection(plan),
             *_balance(plan),
             "the order of images is the Trainer's",
             "the last, incomplete group of micro-batches of an epoch is trained on too",
@@ -128,7 +129,10 @@ def _lightning(plan: Plan) -> Export:
             **_plan_file(plan),
         },
         command="python train.py fit --config config.yaml",
-        differences=("the last, incomplete group of micro-batches of an epoch is trained on too",),
+        differences=(
+            *_selection(plan),
+            "the last, incomplete group of micro-batches of an epoch is trained on too",
+        ),
     )
 
 
@@ -219,6 +223,12 @@ def _balance(plan: Plan) -> tuple[str, ...]:
     if not plan.require_recipe().balance:
         return ()
     return ("classes are not drawn equally often",)
+
+
+def _selection(plan: Plan) -> tuple[str, ...]:
+    if not plan.require_recipe().selects_epoch:
+        return ()
+    return ("the epoch of the highest accuracy is kept, even by a single image",)
 
 
 def _patience(plan: Plan) -> tuple[str, ...]:

@@ -177,10 +177,10 @@ def _shorten(value: object) -> str:
 
 
 def save_best_epoch(output: Path, session: Session) -> None:
-    """Write the trained tensors of the best epoch so far.
+    """Write the trained tensors of the epoch that is selected so far.
 
     Those of the epoch before are removed when the next checkpoint is written, so that a killed
-    training can go on from the checkpoint and the best epoch that belong together.
+    training can go on from the checkpoint and the selected epoch that belong together.
     """
     folder = output / f"{BEST_PREFIX}{session.step.global_step}"
     with draft_folder(folder, remedy="free some space") as draft:
@@ -188,7 +188,7 @@ def save_best_epoch(output: Path, session: Session) -> None:
 
 
 def load_best_epoch(output: Path, session: Session, *, step: int) -> None:
-    """Restore the trained tensors of the best epoch, which ended at a step.
+    """Restore the trained tensors of the selected epoch, which ended at a step.
 
     Raises:
         InputError: they are missing or damaged.

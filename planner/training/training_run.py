@@ -1,6 +1,6 @@
 """Train the candidate of a plan by its recipe, and save the result.
 
-    train   check, build, train, select the best epoch, test once, save
+    train   check, build, train, select an epoch, test once, save
 
 The recipe is the plan's (planner/recipe.py), unless the caller changes it
 (planner/training/resolve_recipe.py). The plan saved beside the model holds the one that was used.
