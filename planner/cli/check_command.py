@@ -33,7 +33,7 @@ def check(*, plan: Path, device: str, as_json: bool) -> None:
             f"the plan says {size(found.planned_bytes)}"
         )
         for name, (before, now) in found.changed_versions.items():
-            click.echo(f"note: made with {name} {before}, installed is {now}")
+            click.echo(f"note: {name} was {before} when the plan was made, and is {now} here")
         if error is None:
             from planner.cli.cell_text import probability_text
 
