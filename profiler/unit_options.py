@@ -21,7 +21,7 @@ A unit with depthwise convolutions never uses ``cheap`` as the rest: recomputing
 depthwise convolutions costs least of all, so ``SpareTokenMixer`` takes its place.
 
 The key is the option's name in the profile store, in ``units[].decision`` of a composed prediction
-and in progress messages. It is written by ``UnitOption.key`` and read by ``option_from_key``.
+and in progress messages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from profiler.errors import InputError
 from profiler.placement import Decision, Placement
 
 Decisions = dict[str, Decision]
@@ -253,28 +252,6 @@ def option_with(
         return _WHOLE[whole]
     options = options_of({unit: parts})
     return next((o for o in options if o.decisions(unit, parts) == decisions), None)
-
-
-def option_from_key(key: str) -> UnitOption:
-    """Return the option that has a key.
-
-    Raises:
-        InputError: no option has it.
-    """
-    name, colon, number = key.partition(":")
-    count = int(number) if number.isdecimal() else None
-    candidates: tuple[UnitOption, ...] = (SpareTokenMixer(), ALL_LAYERS, *_WHOLE.values())
-    if name == "only" and count:
-        candidates = (CheapBranch(count),)
-    elif name == "parts" and colon:
-        candidates = (RecomputeBranches(count),)
-    elif name in ("layers", "light-layers") and count:
-        rests = (Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING)
-        candidates = tuple(RecomputeLayers(count, rest) for rest in rests)
-    found = next((option for option in candidates if option.key == key), None)
-    if found is None:
-        raise InputError(f"unknown option of a unit {key!r}; use a key of profiler/unit_options.py")
-    return found
 
 
 def uniform_placement(option: UnitOption, parts_by_unit: PartsByUnit) -> Placement:

@@ -30,7 +30,7 @@ from profiler.models.checkpointable_units import find_units
 from profiler.models.unit_parts import branches_of, layers_of, parts_of_unit
 from profiler.models.unit_runs import modules_of
 from profiler.placement import KEEP_ALL, Decision, Placement
-from profiler.unit_options import option_from_key, options_of, uniform_placement
+from profiler.unit_options import options_of, uniform_placement
 
 CLASSES = 5
 
@@ -47,6 +47,13 @@ def tiny(name: str, **kwargs: object) -> nn.Module:
     return timm.create_model(name, num_classes=CLASSES, **kwargs)
 
 
+def two_of_each_block(model: nn.Module) -> nn.Module:
+    """Leave the first block of a stage and one that repeats it: more of them are alike."""
+    for index, stage in enumerate(model.blocks):
+        model.blocks[index] = stage[:2]
+    return model
+
+
 VIT = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 2}
 
 MODELS = {
@@ -55,8 +62,10 @@ MODELS = {
     ),
     "dinov2": lambda: tiny("vit_small_patch14_dinov2", **VIT, drop_path_rate=0.2),
     "resnet": lambda: tiny("resnet18", channels=(8, 16, 16, 32), drop_path_rate=0.2),
-    "mobilenetv2": lambda: tiny("mobilenetv2_035", drop_rate=0.2, drop_path_rate=0.2),
-    "mobilenetv3": lambda: tiny("mobilenetv3_small_050", drop_path_rate=0.2),
+    "mobilenetv2": lambda: two_of_each_block(
+        tiny("mobilenetv2_035", drop_rate=0.2, drop_path_rate=0.2)
+    ),
+    "mobilenetv3": lambda: two_of_each_block(tiny("mobilenetv3_small_050", drop_path_rate=0.2)),
     "tiny_vit": lambda: tiny(
         "tiny_vit_5m_224",
         depths=(1, 1, 1, 1),
@@ -103,6 +112,7 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
     """One decision for all units; `parts` recomputes all branches, `mixed` cycles through all."""
     units = find_units(model)
     parts = {unit: parts_of_unit(model, unit) for unit in units}
+    options = {option.key: option for option in options_of(parts)}
     if decision == Decision.SEGMENT:
         decisions = {u: Decision.SEGMENT if i else Decision.RECOMPUTE for i, u in enumerate(units)}
     elif decision == "parts":
@@ -114,8 +124,8 @@ def everywhere(decision: str, model: nn.Module) -> Placement:
             units, Decision.DROP_CHEAP if decision == "layers" else Decision.DROP_CHEAP_AND_MIXING
         )
         decisions |= {f"{u}/{n}": Decision.RECOMPUTE for u in units for n in layers_of(model, u)}
-    elif decision in {option.key for option in options_of(parts)}:
-        return uniform_placement(option_from_key(decision), parts)
+    elif decision in options:
+        return uniform_placement(options[decision], parts)
     elif decision == "light beside parts":
         decisions = dict.fromkeys(units, Decision.DROP_CHEAP_AND_MIXING)
         decisions |= {

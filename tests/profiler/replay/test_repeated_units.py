@@ -17,7 +17,7 @@ from profiler.prediction.parametric import profile_option
 from profiler.replay.event_log import EventLog
 from profiler.replay.repeated_units import UnitRow, expand_log, find_rows, skip_units
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_built_model, replay_step
-from profiler.unit_options import option_from_key, uniform_placement
+from profiler.unit_options import options_of, uniform_placement
 from profiler.workload import Candidate, Workload
 
 GPU = lookup("rtx-2060-super")
@@ -29,7 +29,8 @@ def candidate(model: str, method: str, option: str = Decision.KEEP, **changes: o
     load = load.replace(**changes)
     built = build_model(load, device="meta")
     parts = {unit: parts_of_unit(built.backbone, unit) for unit in built.units}
-    placement = uniform_placement(option_from_key(option), parts)
+    options = {each.key: each for each in options_of(parts)}
+    placement = uniform_placement(options[option], parts)
     return Candidate(workload=load, placement=placement)
 
 
