@@ -175,11 +175,9 @@ class RunOrder(Order):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return _versioned(RUN_ORDER_SCHEMA) | {
-            **_fields(self),
-            "candidate": self.candidate.to_json(),
-            "recipe": None if self.recipe is None else self.recipe.to_json(),
-        }
+        recipe = None if self.recipe is None else self.recipe.to_json()
+        records = {"candidate": self.candidate.to_json(), "recipe": recipe}
+        return versioned(RUN_ORDER_SCHEMA, **_fields(self) | records)
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -244,11 +242,8 @@ class MeasureOrder(Order):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return (
-            _versioned(MEASURE_ORDER_SCHEMA)
-            | _fields(self)
-            | {"candidate": self.candidate.to_json()}
-        )
+        records = {"candidate": self.candidate.to_json()}
+        return versioned(MEASURE_ORDER_SCHEMA, **_fields(self) | records)
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -385,7 +380,7 @@ class ProbeOrder(Order):
             }
             for each in self.learners
         ]
-        return _versioned(PROBE_ORDER_SCHEMA) | _fields(self) | {"learners": learners}
+        return versioned(PROBE_ORDER_SCHEMA, **_fields(self) | {"learners": learners})
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -457,8 +452,9 @@ def unversioned(data: object, schema: str, *, part: str) -> tuple[dict[str, Any]
     return {k: v for k, v in given.items() if k not in ("schema", "schema_minor")}, dropped
 
 
-def _versioned(schema: str) -> dict[str, Any]:
-    return {"schema": schema, "schema_minor": QUEUE_MINOR}
+def versioned(schema: str, **content: Any) -> dict[str, Any]:
+    """Return the fields of an order or outcome with its schema; ``unversioned`` takes it off."""
+    return {"schema": schema, "schema_minor": QUEUE_MINOR, **content}
 
 
 def _fields(order: Order) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from planner.workers.orders import QUEUE_MINOR, unversioned
+from planner.workers.orders import unversioned, versioned
 from profiler.errors import (
     BudgetplanError,
     DeviceError,
@@ -58,7 +58,8 @@ class FinishedRun:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         host = self.host_prediction
-        return _versioned_outcome(
+        return versioned(
+            OUTCOME_SCHEMA,
             validation=self.validation.to_json(),
             host_prediction=None if host is None else host.to_json(),
             worker=self.worker,
@@ -79,7 +80,7 @@ class FinishedMeasurement:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return _versioned_outcome(report=self.report.to_json(), worker=self.worker)
+        return versioned(OUTCOME_SCHEMA, report=self.report.to_json(), worker=self.worker)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +103,13 @@ class FinishedProbe:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return _versioned_outcome(
-            probe=asdict(self) | {"keys": list(self.keys), "notes": list(self.notes)}
+        return versioned(
+            OUTCOME_SCHEMA,
+            probe=asdict(self) | {"keys": list(self.keys), "notes": list(self.notes)},
         )
 
 
 Finished = FinishedRun | FinishedMeasurement | FinishedProbe
-
-
-def _versioned_outcome(**content: Any) -> dict[str, Any]:
-    return {"schema": OUTCOME_SCHEMA, "schema_minor": QUEUE_MINOR, **content}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +132,7 @@ def error_outcome(error: BudgetplanError) -> dict[str, Any]:
     found = _RunError(kind=error.kind, message=str(error))
     if isinstance(error, OutOfMemoryError):
         found = _RunError(kind=error.kind, message=error.detail, cap_bytes=error.cap_bytes)
-    return _versioned_outcome(error=asdict(found))
+    return versioned(OUTCOME_SCHEMA, error=asdict(found))
 
 
 def read_outcome(data: object) -> Finished | BudgetplanError:
