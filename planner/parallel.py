@@ -52,6 +52,7 @@ def map_forked(
     results = {}
     # Without this, the first collection in a child would write to every imported object and so
     # copy its page.
+    was_frozen = gc.get_freeze_count() > 0
     gc.freeze()
     pool = ProcessPoolExecutor(
         workers, get_context("fork"), initializer=_start_child, initargs=(function, os.getpid())
@@ -76,7 +77,8 @@ def map_forked(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        gc.unfreeze()
+        if not was_frozen:
+            gc.unfreeze()
     return results
 
 

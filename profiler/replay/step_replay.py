@@ -51,7 +51,7 @@ from profiler.replay.recorder import Recorder
 from profiler.replay.repeated_units import UnitRow, expand_log, find_rows, skip_units
 from profiler.replay.storages import OWNER_CODE
 from profiler.replay.unit_marks import mark_gradients, mark_units
-from profiler.training_step import TrainingStep
+from profiler.training_step import TrainingStep, gc_paused
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def replay_step(
         ValueError: the options do not allow this device or workload.
     """
     options.check(device, candidate.workload)
-    with explain_refusals(candidate.workload):
+    with gc_paused(), explain_refusals(candidate.workload):
         return _replay_step(candidate, device=device, options=options, timer=timer)
 
 
