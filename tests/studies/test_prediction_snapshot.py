@@ -1,4 +1,4 @@
-"""Forty of the snapshot's answers are what they were, bit for bit."""
+"""Two dozen of the snapshot's answers are what they were, bit for bit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 STUDY_FOLDERS = ("prediction_snapshot",)
-MADE_UP_PROCESSOR = True  # no answer for a CPU has its seconds
 GROUPS = 4
-"""The cases are split so that several workers can share them."""
-CASES = 40
+"""The cases are split so that none of the tests comes near its time limit on a busy machine."""
+CASES = 24
+"""``.ci/nightly`` checks every answer."""
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,11 @@ def snapshot() -> Any:
     import run
 
     return run
+
+
+def is_compared(snapshot: Any, row: dict[str, Any]) -> bool:
+    """Return False for internal errors, and where the whole answer may differ."""
+    return row["exit_code"] != 1 and not set(snapshot.CHANGED_CASES) & set(row["arguments"])
 
 
 @pytest.mark.slow
@@ -28,7 +33,8 @@ def test_answers_are_those_that_were_kept(
     kept = snapshot.load(snapshot.KEPT)
     if kept["environment"] != snapshot.environment():
         pytest.skip(f"the answers were kept under {kept['environment']}")
-    rows = kept["answers"][:: len(kept["answers"]) // CASES][group::GROUPS]
+    compared = [row for row in kept["answers"] if is_compared(snapshot, row)]
+    rows = compared[:: len(compared) // CASES][group::GROUPS]
     new = snapshot.answers([row["arguments"] for row in rows])
     moved = snapshot.report(rows, new)
     assert not moved, capsys.readouterr().out
