@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -27,15 +28,33 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the modules with slow tests first: a worker has a module to itself (``--dist loadfile``).
+
+    A long module that came last would keep one worker busy while the others wait.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what the imports made from garbage collection, as a process of the program would.
+
+    Every training collects garbage before its first step. Of the objects of all test modules that
+    took longer than the training.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def processor(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Give the CPU rates that are made up, in a module that says ``MADE_UP_PROCESSOR = True``.
+    """Give the CPU rates that are made up, unless a module says ``TIMES_THE_PROCESSOR = True``.
 
     To time the kinds of a backbone takes seconds and gives other numbers in each run. On a machine
     that the workers keep busy the timings are not stored, so that every process makes them again.
-    Tests of bytes, and of answers whose seconds are not looked at, do not need them.
     """
-    if not getattr(request.module, "MADE_UP_PROCESSOR", False):
+    if getattr(request.module, "TIMES_THE_PROCESSOR", False):
         yield
         return
     from profiler.records import Origin
@@ -54,4 +73,23 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("profiler.timing.cpu_rates._stored", lambda family, threads: rates)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real_runs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make real runs in this process, in a module that says ``RUNS_IN_PROCESS = True``.
+
+    A process of its own imports PyTorch, timm and peft for five seconds. Tests of memory caps, of
+    time limits and of processes that die take the sandbox itself.
+    """
+    if not getattr(request.module, "RUNS_IN_PROCESS", False):
+        yield
+        return
+    from tests.in_process import run_in_this_process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("profiler.running.measurement.run_in_process", run_in_this_process)
+        patch.setattr("planner.training.validation.run_in_process", run_in_this_process)
+        patch.setattr("profiler.running.measurement.cap_host_memory", lambda cap_bytes: None)
         yield

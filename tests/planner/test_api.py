@@ -22,6 +22,8 @@ from profiler.errors import (
 )
 from profiler.records import Report, Rung
 
+RUNS_IN_PROCESS = True
+
 ROOT = Path(__file__).parents[2]
 
 SMALL = {"image_size": 32, "num_classes": 10, "batch_size": 2}
@@ -31,7 +33,6 @@ SMALL = {"image_size": 32, "num_classes": 10, "batch_size": 2}
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # real runs are processes of their own
-    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "cache"))
 
 
 CALL_EVERY_NAME = """

@@ -22,6 +22,8 @@ from planner.cli.options import Checkpoint, Size
 from planner.plan import read_plan
 from profiler.records import OWNERS
 
+RUNS_IN_PROCESS = True
+
 SERVERS = {"serve", "mcp"}  # they answer in JSON alone
 SMALL = ("--model", "test_vit", "--image-size", "32", "--num-classes", "10", "--batch-size", "2")
 
@@ -30,7 +32,6 @@ SMALL = ("--model", "test_vit", "--image-size", "32", "--num-classes", "10", "--
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(_root()))  # real runs are processes of their own
-    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("BUDGETPLAN_DEBUG", raising=False)
 
 

@@ -26,11 +26,11 @@ from profiler.unit_options import KEPT, UnitOption
 from profiler.units import DeviceBytes, LiveBytes
 from profiler.workload import Candidate, Workload
 
-MADE_UP_PROCESSOR = True
+pytestmark = pytest.mark.slow
 
 CONVOLUTIONS = Workload(model="mobilenetv2_035", micro_batch=8, image_size=64, num_classes=10)
 # two images: what CPU kernels take is then seen in the replay itself, which is quicker
-ON_CPU = CONVOLUTIONS.replace(micro_batch=2, image_size=160)
+ON_CPU = CONVOLUTIONS.replace(model="test_efficientnet", micro_batch=2, image_size=160)
 TOKENS = Workload(
     model="test_vit", method="lora", rank=4, micro_batch=8, image_size=160, num_classes=10
 )

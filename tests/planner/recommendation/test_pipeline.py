@@ -41,7 +41,8 @@ from profiler.running.emulated.libraries import why_not_emulated
 from profiler.units import GIB, MIB, DeviceBytes, format_bytes, format_bytes_as, parse_bytes
 from profiler.workload import Workload
 
-MADE_UP_PROCESSOR = True
+RUNS_IN_PROCESS = True
+pytestmark = pytest.mark.slow
 
 SPACE = Space(
     base=Workload(model="test_vit", num_classes=10, image_size=32),
@@ -248,17 +249,20 @@ def test_the_smallest_budget_that_is_named_is_enough_and_little_less_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EMULATION, lambda: "an emulated GPU needs gcc")
+    methods = tuple(method for method in SPACE.methods if method.name != "full")
+    space = replace(SPACE, methods=methods, micro_batches=(2,))
     with pytest.raises(InfeasibleError) as caught:
-        recommend(request(tmp_path, budget_bytes=1 * MIB))
+        recommend(request(tmp_path, space=space, budget_bytes=1 * MIB))
     smallest = caught.value.smallest_bytes
     assert smallest is not None
     printed = str(caught.value).partition("the smallest budget that would is ")[2]
     named = parse_bytes(printed.partition(";")[0].replace(" ", ""))
     assert named >= smallest
     assert not list(tmp_path.glob("plans/*"))
-    enough = request(tmp_path, budget_bytes=named, study="enough", validations=0)
+    enough = request(tmp_path, space=space, budget_bytes=named, study="enough", validations=0)
     assert recommend(enough).front
-    little = request(tmp_path, budget_bytes=int(0.97 * named), study="less", validations=0)
+    less = int(0.97 * named)
+    little = request(tmp_path, space=space, budget_bytes=less, study="less", validations=0)
     with pytest.raises(InfeasibleError):
         recommend(little)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,9 +41,9 @@ from profiler.errors import UnmetLimitError, UsageError
 from profiler.models import backbones
 from profiler.placement import Placement
 from profiler.records import DeviceLabel, Memory, Parameters, Report, Rung
-from profiler.running.messages import decode, encode
 from profiler.units import GIB, DeviceBytes
 from profiler.workload import Candidate, Workload
+from tests.in_process import run_in_this_process
 
 SPACE = Space(
     base=Workload(model="test_vit", num_classes=10, image_size=32),
@@ -84,14 +83,6 @@ def notify(stage: str, text: str, done: float) -> None:
     assert 0 <= done <= 1
 
 
-def in_this_process(
-    function: Callable[[Any, Any], Any], message: Any, result: type, **options: Any
-) -> Any:
-    """Call a function as a sandbox does, its messages encoded and decoded, without a process."""
-    given = decode(encode(message), type(message))
-    return decode(encode(function(given, options["on_progress"])), result)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("probed")
@@ -100,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "profiles"))
-    monkeypatch.setattr(profiler.running.sandbox, "run_in_process", in_this_process)
+    monkeypatch.setattr(profiler.running.sandbox, "run_in_process", run_in_this_process)
     monkeypatch.setattr(planner.training.probe_images, "WANTED_HELD_OUT", 0)
     monkeypatch.setattr(planner.training.probe.StepLadder, "of", staticmethod(short_ladder))
 
@@ -109,7 +100,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "profiles"))
-        patch.setattr(profiler.running.sandbox, "run_in_process", in_this_process)
+        patch.setattr(profiler.running.sandbox, "run_in_process", run_in_this_process)
         patch.setattr(planner.training.probe_images, "WANTED_HELD_OUT", 0)
         patch.setattr(planner.training.probe.StepLadder, "of", staticmethod(short_ladder))
         return recommend(request(folder))

@@ -17,6 +17,7 @@ from mcp import Client
 from planner.service.jobs import Jobs
 from planner.service.mcp_tools import create_mcp_server
 from profiler.devices.table import DEVICES
+from tests.in_process import run_in_this_process
 
 SMALL = {
     "model": "test_vit", "vram": "1GB", "device": "rtx-3060", "methods": ["head"],
@@ -113,8 +114,13 @@ def test_names_are_listed(jobs: Jobs) -> None:
     ],
 )
 def test_a_bad_question_is_an_error_in_words(
-    jobs: Jobs, tool: str, arguments: dict[str, Any], text: str
+    jobs: Jobs,
+    tool: str,
+    arguments: dict[str, Any],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("planner.service.mcp_tools.run_in_process", run_in_this_process)
     (found,) = call(jobs, (tool, arguments))
     assert found.is_error
     assert text in str(found.content)

@@ -21,8 +21,6 @@ from profiler.models.build import build_model
 from profiler.training_step import Batch
 from profiler.workload import Candidate
 
-MADE_UP_PROCESSOR = True
-
 
 class _Refusing:
     """Refuses memory in chosen forwards of one unit, counting its calls."""

@@ -10,6 +10,8 @@ from profiler.placement import Decision, Placement
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.workload import Candidate, Workload
 
+pytestmark = pytest.mark.slow
+
 DEVICES = {"cpu": CPU, "cuda": device_spec("rtx-2060-super")}
 VIT, RESNET, MOBILE, MAMBA = "test_vit", "resnet18", "mobilenetv2", "mambavision_t"
 
@@ -63,9 +65,6 @@ CASES = [
     (workload(RESNET, "bn_head", micro_batch=24, accumulation=2), "none"),
     (workload(MOBILE, micro_batch=6, precision="bf16"), "mixed"),
     (workload("tiny_vit_5m", "bitfit", micro_batch=5), "second"),
-    # where one window is the whole map, one image's attention on a CPU copies less than two images'
-    (workload("tiny_vit_5m", "bitfit", micro_batch=1), "none"),
-    (workload("tiny_vit_5m", "bitfit", micro_batch=1, precision="bf16"), "second"),
     (workload(VIT, "side", rank=2, micro_batch=5), "none"),
     (workload(VIT, "side", rank=16, micro_batch=5), "static"),
     # blocks of 256, and matrices of fewer than 4096 weights in fp32: no polynomial of the rank
@@ -78,6 +77,11 @@ CASES = [
     # at few images the scratch of the selective scan is what the peak is made of
     (workload(MAMBA, "bitfit", micro_batch=1), "static"),
 ]
+ONLY_ON_CPU = [
+    # where one window is the whole map, one image's attention on a CPU copies less than two images'
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1), "none"),
+    (workload("tiny_vit_5m", "bitfit", micro_batch=1, precision="bf16"), "second"),
+]
 TOLERANCE = 0.001
 
 
@@ -87,8 +91,12 @@ def name_of(case: object) -> str:
     return f"{case.model}-{case.method}-{case.precision}-b{case.micro_batch}x{case.accumulation}"
 
 
-@pytest.mark.parametrize("target", DEVICES)
-@pytest.mark.parametrize(("load", "kind"), CASES, ids=name_of)
+@pytest.mark.parametrize(
+    ("load", "kind", "target"),
+    [(*case, target) for target in DEVICES for case in CASES]
+    + [(*case, "cpu") for case in ONLY_ON_CPU],
+    ids=name_of,
+)
 def test_composed_is_replayed(
     models: dict[str, CostModel], load: Workload, kind: str, target: str
 ) -> None:

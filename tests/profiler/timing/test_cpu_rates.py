@@ -25,10 +25,14 @@ from profiler.timing.cpu_rates import KindTimer
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
+TIMES_THE_PROCESSOR = True
+pytestmark = pytest.mark.slow
+
 PLAIN = Rates(flops_per_second=1e9, bytes_per_second=1e6, watts=None, source="made up")
-MOBILENET = Workload(
-    model="mobilenetv2_050", method="full", micro_batch=3, image_size=64, num_classes=5
+CONVOLUTIONS = Workload(
+    model="test_efficientnet", method="full", micro_batch=3, image_size=64, num_classes=5
 )
+MOBILENET = CONVOLUTIONS.replace(model="mobilenetv2_050")
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def test_an_operation_without_zeros_or_as_short_as_a_launch_does_not_count():
 
 @pytest.mark.usefixtures("_own_rates")
 def test_rates_are_of_a_backbone_and_kept_on_disk():
-    first = cpu_rates.cpu_rates(MOBILENET)
+    first = cpu_rates.cpu_rates(CONVOLUTIONS)
     assert {
         "aten::native_batch_norm",
         "aten::native_batch_norm, given statistics",
@@ -93,14 +97,14 @@ def test_rates_are_of_a_backbone_and_kept_on_disk():
         "aten::convolution_backward, depthwise",
     } <= first.slowness.keys()
     assert all(value > 0 for value in first.slowness.values())
-    near = MOBILENET.replace(micro_batch=6, accumulation=2, optimizer="sgd")
+    near = CONVOLUTIONS.replace(micro_batch=6, accumulation=2, optimizer="sgd")
     assert cpu_rates.cpu_rates(near) is first
     cpu_rates._stored.cache_clear()
     again = cpu_rates.cpu_rates(near)
     # on a machine that was busy nothing is kept, and the operations are timed again
     assert again is not first
     assert again.slowness.keys() == first.slowness.keys()
-    assert cpu_rates.cpu_rates(MOBILENET.replace(micro_batch=1)) != first
+    assert cpu_rates.cpu_rates(CONVOLUTIONS.replace(micro_batch=1)) != first
     assert first.update_slowness > 0
 
 
@@ -133,10 +137,10 @@ def test_timings_of_a_busy_machine_are_not_stored(monkeypatch, tmp_path):
     after = iter([(1e9, 2e6), (1e9, 1e6)])
     monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: next(after))
     monkeypatch.setattr(cpu_rates, "_time_kinds", lambda family: timed)
-    assert cpu_rates.cpu_rates(MOBILENET).slowness == {"add": 2.0}
+    assert cpu_rates.cpu_rates(CONVOLUTIONS).slowness == {"add": 2.0}
     assert not list(tmp_path.glob("*.npz"))
     cpu_rates._stored.cache_clear()
-    cpu_rates.cpu_rates(MOBILENET)
+    cpu_rates.cpu_rates(CONVOLUTIONS)
     assert len(list(tmp_path.glob("*.npz"))) == 1
 
 
@@ -148,11 +152,11 @@ def test_the_nearest_timed_batch_by_ratio(size, timed):
 @pytest.mark.parametrize("option", [Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING])
 def test_composed_and_replayed_times_use_the_same_rates(option):
     cost = CostModel(CPU, Store.default())
-    candidate = cost.place(MOBILENET, PolicyChoice(option), 1)
+    candidate = cost.place(CONVOLUTIONS, PolicyChoice(option), 1)
     composed, replayed = cost.predict(candidate), predict(candidate, device=CPU)
     assert composed.step_seconds == pytest.approx(replayed.step_seconds, rel=0.01)
     # by hand, one operation after the other
-    rates = cpu_rates.cpu_rates(MOBILENET)
+    rates = cpu_rates.cpu_rates(CONVOLUTIONS)
     again = [
         op for op in replay_step(candidate, device=CPU).operations if op.phase == Phase.RECOMPUTE
     ]
@@ -166,7 +170,7 @@ def test_composed_and_replayed_times_use_the_same_rates(option):
         for op in again
     )
     assert rates.refill_seconds > 0
-    chain = cost.chain(MOBILENET)
+    chain = cost.chain(CONVOLUTIONS)
     assert recompute_seconds(chain, option_indices(chain, candidate.placement)) == pytest.approx(
         by_hand, rel=0.01
     )
@@ -196,13 +200,13 @@ def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch
 
 def test_a_gpu_has_no_kinds_and_collects_statistics_again():
     cost = CostModel(device_spec("rtx-3060"))
-    rates = cost.rates(MOBILENET)
+    rates = cost.rates(CONVOLUTIONS)
     assert rates is not None
     assert rates.slowness == {}
     assert rates.refill_seconds == 0
-    units = cost.profiles.units(MOBILENET)
+    units = cost.profiles.units(CONVOLUTIONS)
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
-    candidate = Candidate(workload=MOBILENET, placement=placement)
+    candidate = Candidate(workload=CONVOLUTIONS, placement=placement)
     kinds = {op.kind for op in replay_step(candidate, device=cost.device).operations}
     assert "aten::native_batch_norm" in kinds
     assert not any("given" in kind for kind in kinds)
