@@ -22,12 +22,12 @@ from profiler.errors import InputError
 STUDY = Path(__file__).parents[2] / "studies" / "input_fuzz"
 
 MUTANTS = {
-    "plans": 300,
+    "plans": 150,
     "devices": 200,
     "probes": 200,
     "answers": 100,
-    "frozen": 300,
-    "cache": 300,
+    "frozen": 150,
+    "cache": 150,
     "studies": 15,
     "images": 150,
     "weights": 60,

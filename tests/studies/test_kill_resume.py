@@ -1,4 +1,4 @@
-"""Commands that are killed in twenty moments: started again, they end as they should."""
+"""Commands that are killed in a few moments: started again, they end as they should."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import pytest
 
 STUDY = Path(__file__).parents[2] / "studies" / "kill_resume"
 
-EVERY = 17
+EVERY = 41
 """Every so many operations on files a training is killed here; the study tries each of them."""
 
-PARTS = {"recommend, sampler": 1, "train": 3, "features": 2}
-"""Kills of each part at a twentieth of the study; real runs take too long here."""
+PARTS = {"recommend, sampler": 1, "train": 2, "features": 1}
+"""Kills of each part at this share of the study; real runs take too long here. ``.ci/nightly`` runs
+all of it."""
+SHARE = 0.034
 
 
 def run(script: str, *arguments: str) -> str:
@@ -36,7 +38,7 @@ def run(script: str, *arguments: str) -> str:
 def test_a_training_survives_a_kill_at_any_operation_on_its_files(tmp_path: Path) -> None:
     text = run("crash_points.py", str(tmp_path), "--every", str(EVERY))
     rows = [json.loads(line) for line in text.splitlines()]
-    assert len(rows) >= 5
+    assert len(rows) >= 3
     for row in rows:
         assert row["killed"] and row["resumed"] and row["same"], row
         assert row["leftovers"] == [], row
@@ -46,7 +48,7 @@ def test_a_training_survives_a_kill_at_any_operation_on_its_files(tmp_path: Path
 
 @pytest.mark.slow
 def test_killed_commands_lose_nothing_and_leave_nothing() -> None:
-    lines = run("run.py", *PARTS, "--check", "--share", "0.05").splitlines()
+    lines = run("run.py", *PARTS, "--check", "--share", str(SHARE)).splitlines()
     rows = [json.loads(line[4:]) for line in lines]
     assert {part: sum(row["part"] == part for row in rows) for part in PARTS} == PARTS
     assert all(line.startswith("ok ") for line in lines)

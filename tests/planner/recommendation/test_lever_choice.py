@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -45,6 +46,11 @@ def row_of(candidate: Candidate) -> TrialResult:
     )
 
 
+@cache
+def step_log(candidate: Candidate) -> EventLog:
+    return replay_step(candidate, device=RTX)
+
+
 def decided(
     workload: Workload,
     choice: LeverChoice = "auto",
@@ -54,7 +60,7 @@ def decided(
     power_limit_watts: float | None = None,
 ) -> tuple[Report, LeverOutcome]:
     candidate = Candidate(workload=workload, placement=placement or Placement())
-    log = replay_step(candidate, device=RTX)
+    log = step_log(candidate)
     report = report_of(candidate, log, device=RTX, power_limit_watts=power_limit_watts)
     return report, with_levers(
         report, row_of(candidate), choice=choice, budget_bytes=budget_bytes, device=RTX, log=log
@@ -149,7 +155,7 @@ def test_a_row_is_replayed_once_without_and_once_with_its_levers(
         return replay_step(candidate, **options)
 
     candidate = Candidate(workload=BASE)
-    log = replay_step(candidate, device=RTX)
+    log = step_log(candidate)
     report, row = report_of(candidate, log, device=RTX), row_of(candidate)
     monkeypatch.setattr("profiler.replay.step_replay.replay_step", replay)
     outcome = with_levers(

@@ -22,6 +22,7 @@ from profiler.running.messages import Message
 from profiler.running.sandbox import run_in_process
 from profiler.running.time_limit import START_SECONDS
 from profiler.store import Store
+from profiler.timing.roofline import Rates
 from profiler.training_step import Batch
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
@@ -29,9 +30,8 @@ from profiler.workload import Candidate, Workload
 SMALL = Workload(model="mobilenetv2_035", micro_batch=4, image_size=64, num_classes=10)
 MEDIUM = SMALL.replace(micro_batch=256)
 """Large enough that recomputation saves more than the allocator leaves unused."""
+RATES = Rates(flops_per_second=5e10, bytes_per_second=1e10, watts=None, source="made up")
 LARGE = Workload(model="test_vit", micro_batch=256, image_size=160, num_classes=10)
-
-MADE_UP_PROCESSOR = True
 
 
 def from_fixed(placement: Placement, units: str) -> list[dict[str, Decision]]:
@@ -97,11 +97,11 @@ class Trained(Message, frozen=True, kw_only=True):
 
 
 def train_two_steps(request: Request, progress: Callable[..., None]) -> Trained:
-    """Train under a limit on what may be allocated from now on (in a process of its own)."""
+    """Train under a limit on what may be allocated from now on; without one if it is 0."""
     torch.manual_seed(0)
     built = build_model(LARGE)
     built.model.train()
-    cost = CostModel(CPU, Store.default())
+    cost = CostModel(CPU, Store.default(), roofline=RATES)
     cost.chain(LARGE)
     session = Session(
         candidate=Candidate(workload=LARGE),
@@ -138,19 +138,17 @@ def test_a_real_refusal_is_stepped_down_from_and_no_step_is_lost(
     here = Path(__file__)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent), str(here.parents[3])]))
 
-    def run(free_bytes: int) -> Trained:
-        request = Request(free_bytes=free_bytes)
-        return run_in_process(
-            train_two_steps,
-            request,
-            Trained,
-            cap_bytes=free_bytes or None,
-            timeout_seconds=START_SECONDS,
-        )
-
     # all activations are 0.6 GiB; cap_host_memory leaves 256 MiB above what it is told
     # (with 64 MiB the libraries' own scratch is refused at times, and they sum in another order)
-    tight, free = run(128 * MIB), run(0)
+    free_bytes = 128 * MIB
+    tight = run_in_process(
+        train_two_steps,
+        Request(free_bytes=free_bytes),
+        Trained,
+        cap_bytes=free_bytes,
+        timeout_seconds=START_SECONDS,
+    )
+    free = train_two_steps(Request(free_bytes=0), lambda text, done: None)
     assert free.step_downs == []
     assert tight.step_downs
     assert tight.policy == "optimal"

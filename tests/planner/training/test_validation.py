@@ -30,13 +30,11 @@ from profiler.training_step import TrainingStep, make_optimizer
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
-MADE_UP_PROCESSOR = True
-
 VIT = Workload(
-    model="vit_tiny_patch16_224", method="lora", rank=4, micro_batch=16, accumulation=4,
-    image_size=64, num_classes=10,
+    model="test_vit", method="lora", rank=4, micro_batch=16, accumulation=4,
+    image_size=160, num_classes=10,
 )  # fmt: skip
-STATIC = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(12)})
+STATIC = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(6)})
 RESNET = Workload(
     model="resnet18", method="full", micro_batch=8, accumulation=1, image_size=64, num_classes=10
 )

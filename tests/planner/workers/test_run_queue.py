@@ -38,17 +38,15 @@ def server() -> Iterator[PostgresServer]:
     found.close()
 
 
-@pytest.fixture(params=["sqlite", "journal", "grpc"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param != "grpc":
-        yield f"{request.param}:///{tmp_path}/runs.db"
-        return
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a proxy, whose process imports Optuna for a second or two."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    storage = f"sqlite:///{tmp_path}/runs.db"
-    proxy = SPAWN.Process(target=serve_proxy, args=(storage, port, os.getpid()))
-    proxy.start()
+    storage = f"sqlite:///{tmp_path_factory.mktemp('proxy')}/runs.db"
+    process = SPAWN.Process(target=serve_proxy, args=(storage, port, os.getpid()))
+    process.start()
     try:
         address = f"grpc://127.0.0.1:{port}"
         waiting: Any = new_storage(address)
@@ -56,8 +54,21 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         waiting.close()
         yield address
     finally:
-        proxy.kill()
-        proxy.join()
+        process.kill()
+        process.join()
+
+
+@pytest.fixture(params=["sqlite", "journal", "grpc"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param != "grpc":
+        yield f"{request.param}:///{tmp_path}/runs.db"
+        return
+    address = request.getfixturevalue("proxy")
+    yield address
+    storage: Any = new_storage(address)  # every test finds it empty
+    for study in storage.get_all_studies():
+        storage.delete_study(study._study_id)
+    storage.close()
 
 
 @pytest.fixture
@@ -264,7 +275,7 @@ def test_a_worker_stops_a_run_that_is_withdrawn(url: str, queue: RunQueue, tmp_p
 # ---- PostgreSQL ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("repetition", range(3))
+@pytest.mark.parametrize("repetition", range(int(os.environ.get("QUEUE_REPETITIONS", "1"))))
 def test_nothing_is_lost_and_nothing_counts_twice(
     server: PostgresServer, tmp_path: Path, repetition: int
 ) -> None:

@@ -35,8 +35,6 @@ from profiler.training_step import TrainingStep
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
-MADE_UP_PROCESSOR = True
-
 SMALL = Candidate(
     workload=Workload(model="test_vit", method="head", micro_batch=2, image_size=64, num_classes=10)
 )
@@ -79,7 +77,10 @@ def test_an_eight_bit_optimizers_state_is_predicted(method: str) -> None:
         Candidate(workload=load.replace(optimizer=name)) for name in ("adamw8bit", "adamw")
     )
     predicted = predict(eight_bit, device=CPU).memory
-    measured = measure(eight_bit, device="cpu", steps=1, warmup=1).memory
+    request = MeasurementRequest(
+        candidate=eight_bit, device="cpu", cap_bytes=None, steps=1, warmup=1
+    )
+    measured = run_measurement(request, silent)
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.001)
     of_plain = predict(plain, device=CPU).memory
     assert predicted.max_by_group is not None
@@ -96,9 +97,10 @@ def test_a_run_beyond_its_cap_is_out_of_memory() -> None:
 
 def test_a_placement_that_fits_is_measured_under_its_budget() -> None:
     # convolutions take as much beside their tensors as imports do: the cap has room for one
-    load = Workload(model="mobilenetv2_100", method="full", micro_batch=8)
-    budget = 300 * MIB
+    load = Workload(model="mobilenetv2_050", method="full", micro_batch=8, image_size=160)
+    budget = 100 * MIB
     placed = CostModel(CPU, Store.default()).place(load, PolicyChoice("optimal"), budget)
+    assert placed.placement.decisions
     report = measure(placed, device="cpu", cap_bytes=budget, steps=1)
     assert report.memory.peak_bytes < budget
 

@@ -120,7 +120,7 @@ def test_below_the_cap_all_is_well() -> None:
 
 
 def test_a_lifted_cap_comes_back_above_what_was_taken_meanwhile() -> None:
-    cap, beyond = 64 * MIB, 1024 * MIB
+    cap, beyond = 64 * MIB, 512 * MIB
     within = Lift(beyond_bytes=beyond, more_bytes=cap, cap_bytes=cap)
     held = run_here(children.lift, within, Held, cap_bytes=cap)
     assert held.held_bytes == beyond + cap
