@@ -18,6 +18,7 @@ last, transposed and permuted arguments; on CUDA the rules are those of the sour
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def with_real_layout(func: Operation, args: Arguments, out: Any) -> Any:
     return (real, *out[1:]) if isinstance(out, tuple | list) else real
 
 
+@lru_cache(maxsize=1 << 14)
 def _strides(shape: torch.Size, memory_format: torch.memory_format) -> _Strides:
     return torch.empty(shape, device="meta").to(memory_format=memory_format).stride()
 

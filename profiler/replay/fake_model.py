@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._guards import active_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from profiler.replay.known_results import fake_empty
 from profiler.replay.recorder import Recorder
 from profiler.training_step import Batch, make_optimizer
 
@@ -99,6 +101,8 @@ def fake_batch(workload: Workload) -> Callable[[], Batch]:
 
 def to_fake(model: nn.Module) -> None:
     """Turn every parameter and buffer on ``meta`` into a fake CPU tensor (call in fake mode)."""
+    mode = active_fake_mode()
+    assert mode is not None, "to_fake is called in fake mode"
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
@@ -106,12 +110,14 @@ def to_fake(model: nn.Module) -> None:
                 if tensor is None or not tensor.is_meta:
                     continue
                 if id(tensor) not in made:
-                    made[id(tensor)] = _fake_like(tensor)
+                    made[id(tensor)] = _fake_like(tensor, mode)
                 table[name] = made[id(tensor)]  # type: ignore[assignment]
 
 
-def _fake_like(tensor: Tensor) -> Tensor:
-    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    if not isinstance(tensor, nn.Parameter):
-        return fake
-    return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+def _fake_like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    fake = fake_empty(tensor, mode)
+    if isinstance(tensor, nn.Parameter):
+        # as nn.Parameter does for a tensor of another class, but without a detached copy
+        fake.requires_grad_(tensor.requires_grad)
+        fake._is_param = True
+    return fake

@@ -58,7 +58,9 @@ class Side(Method):
         self.raise_refusal(model, workload)
         units = find_blocks(model)
         with where_weights_are(model):
-            shapes = _unit_shapes(model, units, size=workload.image_size)
+            known = (workload.model, workload.image_size, units)
+            shapes = _shapes.get(known) or _unit_shapes(model, units, size=workload.image_size)
+            _shapes[known] = shapes
             final_norm = next((n for n in FINAL_NORMS if n in model._modules), None)
             on_tokens = final_norm is not None and len({s[1:] for s in shapes}) == 1
             on_tokens = on_tokens and len(shapes[0]) == 3
@@ -77,6 +79,11 @@ class Side(Method):
         model.get_submodule(top).register_forward_pre_hook(ladder.arrive)
         learn_only(model, parameters_of(model, ["side"]))
         return model
+
+
+_shapes: dict[tuple[str, int, tuple[str, ...]], list[torch.Size]] = {}
+"""Shapes of ``_unit_shapes`` by backbone, image size and units: a search builds the ladder of one
+backbone dozens of times, and most of that time is the forward that shows the shapes."""
 
 
 class Ladder(nn.Module):
