@@ -22,6 +22,7 @@ from planner.search.trial_records import TrialRecords, user_attributes
 from profiler.errors import BudgetplanError, InfeasibleError
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 EXHAUSTIVE_SECONDS = 60.0
@@ -152,9 +153,21 @@ def _ahead(
 
 
 def store_kept(
-    records: TrialRecords, evaluator: PointEvaluator, found: ExhaustiveResults, kept_rows: KeptRows
+    records: TrialRecords,
+    storage: BaseStorage,
+    evaluator: PointEvaluator,
+    found: ExhaustiveResults,
+    kept_rows: KeptRows,
 ) -> None:
-    """Append the front and the kept rows to a study, and the number of all points."""
+    """Append the front and the kept rows to a study, and the number of all points.
+
+    Args:
+        records: trials of the study.
+        storage: storage of the study.
+        evaluator: evaluator of the problem.
+        found: every point.
+        kept_rows: selects the results that are kept beside the front.
+    """
     problem = evaluator.problem
     excess = [result.device_bytes - problem.budget_bytes for result in found.results]
     front = non_dominated(
@@ -164,12 +177,15 @@ def store_kept(
     rows = [*(found.results[i] for i in front), *kept_rows(found.results)]
     stored = {assignment_key(result.assignment) for result in records.results}
     records.write_cost_unit(evaluator.cost_unit)
+    new: dict[str, TrialResult] = {}
     for row in rows:
         key = assignment_key(row.assignment)
         if key not in stored:
-            stored.add(key)
-            excess_bytes = row.device_bytes - problem.budget_bytes
-            records.append_result(_trial(row, excess_bytes, problem.space), row)
+            new.setdefault(key, row)
+    trials = [
+        _trial(row, row.device_bytes - problem.budget_bytes, problem.space) for row in new.values()
+    ]
+    records.append_results(trials, tuple(new.values()), storage)
     records.write_exhaustive_counts(
         points=found.points, fitting=len(fitting), failed=len(found.failures)
     )

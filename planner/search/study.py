@@ -9,6 +9,7 @@
     run_queue.py      the queue of real runs beside a study
     study_lock.py     lets one process at a time work on a study
     storage_url.py    storage URLs without their passwords
+    insert_trials.py  inserts many trials at once
     trial_records.py  appends finished trials to the study and reads them back
 
 A search has three objectives: an accuracy score (maximized; it orders candidates and is not an
@@ -109,7 +110,7 @@ def search(
             if found is not None:
                 with lock.held():
                     records.read_new()
-                    store_kept(records, evaluator, found, kept_rows)
+                    store_kept(records, database, evaluator, found, kept_rows)
                 return _all_points(study_name, url, evaluator, found)
             trials = DEFAULT_TRIALS
         growth, stopped = _HypervolumeHistory(problem), None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from planner.search.insert_trials import insert_trials
 from planner.search.problem import CONSTRAINT, COST_IMAGES, CostUnit, TrialResult
 from planner.search.space import Assignment, Space
 from planner.search.storage import storage_errors
@@ -24,6 +25,7 @@ from profiler.workload import Candidate
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 LEGACY_CONSTRAINT = "constraints"
@@ -162,6 +164,24 @@ class TrialRecords:
         self.append(trial)
         self.results.append(result)
 
+    def append_results(
+        self, trials: Sequence[FrozenTrial], results: Sequence[TrialResult], storage: BaseStorage
+    ) -> None:
+        """Append completed trials and their results, at once if the storage allows it.
+
+        Args:
+            trials: the trials.
+            results: the result of each trial.
+            storage: storage of the study.
+        """
+        stored = [_stored_trial(trial) for trial in trials]
+        with storage_errors(self._url, self._study.study_name):
+            if not insert_trials(storage, self._study.study_name, stored):
+                self._study.add_trials(stored)
+        self.count += len(stored)
+        self._read += len(stored)
+        self.results += results
+
     def append_failure(self, trial: FrozenTrial) -> None:
         """Append a failed trial and its reason."""
         self.append(trial)
@@ -169,23 +189,27 @@ class TrialRecords:
 
     def append(self, trial: FrozenTrial) -> None:
         """Append a finished trial in one call: an interruption leaves no part."""
-        from optuna.trial import create_trial
-
-        constraints = dict(trial.constraints) or None
-        legacy = {LEGACY_CONSTRAINT: list(constraints.values())} if constraints else None
-        made = create_trial(
-            state=trial.state,
-            values=trial.values,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs=trial.user_attrs,
-            system_attrs=legacy,
-            constraints=constraints,
-        )
         with storage_errors(self._url, self._study.study_name):
-            self._study.add_trial(made)
+            self._study.add_trial(_stored_trial(trial))
         self.count += 1
         self._read += 1
+
+
+def _stored_trial(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial with its constraints as Optuna 4 had them, too."""
+    from optuna.trial import create_trial
+
+    constraints = dict(trial.constraints) or None
+    legacy = {LEGACY_CONSTRAINT: list(constraints.values())} if constraints else None
+    return create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=legacy,
+        constraints=constraints,
+    )
 
 
 def _failure(trial: FrozenTrial) -> str:
