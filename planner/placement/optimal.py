@@ -8,7 +8,8 @@ Pieces:
 
 One budget is solved in these steps:
 
-    1. Remove the moves that lie on no feasible path. If none is left, the budget is infeasible.
+    1. Remove the moves that lie on no feasible path. If none is left, the budget is infeasible. If
+       a single path adds no time, and it is feasible, it is the solution.
     2. Start with the path of least peak as the best path known.
     3. Sweep labels over the moves of smallest bound, with few labels a position (a small *width*),
        to find a good path soon.
@@ -43,9 +44,11 @@ from planner.placement.path_moves import (
     PathMoves,
     all_moves,
     feasible_moves,
+    free_path,
     indices_of_path,
     least_peak_path,
     least_tails,
+    peak_of_path,
 )
 from profiler.arrays import Floats
 from profiler.placement import Placement
@@ -184,6 +187,9 @@ def _solve(
             bound_seconds=None,
             smallest_feasible_bytes=smallest,
         )
+    free = free_path(moves)
+    if free is not None and peak_of_path(moves, free) <= live_budget_bytes:
+        return _solution(chain, indices_of_path(moves, free), live_budget_bytes, 0.0, smallest)
     # A budget far above the largest possible peak only adds rounding error to the bounds.
     budget = min(live_budget_bytes, int(moves.need.max() + np.maximum(moves.stored, 0).sum()))
     moves, heads = feasible_moves(moves, tails, budget)

@@ -101,24 +101,26 @@ def _prepend_moves(
     moves: PathMoves, group: Ints, labels: list[ParetoLabels], limit: int
 ) -> ParetoLabels:
     """Put each move of a group before each label at its stop; return labels with M <= limit."""
-    pieces: list[ParetoLabels] = []
-    for stop in np.unique(moves.stop[group]):
-        ahead, same = labels[stop], group[moves.stop[group] == stop]
-        need = np.maximum(moves.need[same, None], moves.stored[same, None] + ahead.need)
-        seconds = moves.seconds[same, None] + ahead.seconds
-        move, parent = np.nonzero(need <= limit)
-        at = (move, parent)
-        pieces.append(
-            ParetoLabels(need=need[at], seconds=seconds[at], parent=parent, move=same[move])
-        )
-    if len(pieces) == 1:
-        return pieces[0]
+    group = group[np.argsort(moves.stop[group], kind="stable")]
+    stop = moves.stop[group]
+    # the labels at all stops in one array, and for each move the index of its first one
+    used, at_stop = np.unique(stop, return_inverse=True)
+    sizes = np.array([len(labels[each].need) for each in used], np.int64)
     none = np.zeros(0, np.int64)
+    ahead_need = np.concatenate([none, *(labels[each].need for each in used)])
+    ahead_seconds = np.concatenate([np.zeros(0), *(labels[each].seconds for each in used)])
+    first, count = (np.cumsum(sizes) - sizes)[at_stop], sizes[at_stop]
+    # each move once for each label at its stop
+    parent = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    move, label = np.repeat(group, count), parent + np.repeat(first, count)
+    need = np.maximum(moves.need[move], moves.stored[move] + ahead_need[label])
+    kept = np.flatnonzero(need <= limit)
+    move, label = move[kept], label[kept]
     return ParetoLabels(
-        need=np.concatenate([none, *(p.need for p in pieces)]),
-        seconds=np.concatenate([np.zeros(0), *(p.seconds for p in pieces)]),
-        parent=np.concatenate([none, *(p.parent for p in pieces)]),
-        move=np.concatenate([none, *(p.move for p in pieces)]),
+        need=need[kept],
+        seconds=moves.seconds[move] + ahead_seconds[label],
+        parent=parent[kept],
+        move=move,
     )
 
 

@@ -210,6 +210,24 @@ def least_peak_path(moves: PathMoves) -> list[int]:
     return path
 
 
+def free_path(moves: PathMoves) -> list[int] | None:
+    """Return the only path without recompute time; None if there is none, or more than one."""
+    free = np.flatnonzero(moves.seconds == 0)
+    start, stop = moves.start[free], moves.stop[free]
+    positions = np.arange(moves.positions - 1)
+    if not (np.array_equal(start, positions) and np.array_equal(stop, positions + 1)):
+        return None
+    path: list[int] = free.tolist()
+    return path
+
+
+def peak_of_path(moves: PathMoves, path: list[int]) -> int:
+    """Return the highest live bytes of a path."""
+    stored = moves.stored[path]
+    peak: int = (np.cumsum(stored) - stored + moves.need[path]).max().item()
+    return peak
+
+
 def feasible_moves(moves: PathMoves, tails: list[int], budget: int) -> tuple[PathMoves, list[int]]:
     """Return the moves on feasible paths, and the least S of each position."""
     heads = [0] + [UNREACHABLE] * (moves.positions - 1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from toy_chains import (
 from planner.placement.chain import Chain, ChainUnit, option_indices
 from planner.placement.chain_cost import chain_arrays, peak_bytes
 from planner.placement.optimal import Solution, SolutionStatus, frontier, smallest_feasible, solve
+from planner.placement.pareto_labels import sweep_labels
 from profiler.placement import Decision
 from profiler.units import LiveBytes
 
@@ -254,3 +256,49 @@ def test_every_choice_is_enumerated():
     rows = {tuple(row) for row in all_choices(chain).tolist()}
     assert len(rows) == 13  # 2^3 without segments, 4 with one of two units, 1 of three
     assert chain.units[0].plain_index(Decision.RECOMPUTE) == 1
+
+
+def free_when_kept(rng, chain, *, second_free_unit=None):
+    """Return a chain in which keeping costs no time and all else does, except in one unit."""
+    units = []
+    for i, unit in enumerate(chain.units):
+        options = []
+        for each in unit.options:
+            is_free = each is unit.options[0] or (i == second_free_unit and each is unit.options[1])
+            seconds = 0.0 if is_free else float(rng.integers(1, 10))
+            options.append(replace(each, recompute_seconds=seconds))
+        units.append(replace(unit, options=tuple(options)))
+    return replace(chain, units=tuple(units))
+
+
+@pytest.mark.parametrize("joinable", [False, True])
+def test_if_all_can_be_kept_nothing_is_solved(joinable, monkeypatch):
+    rng = np.random.default_rng(70 + joinable)
+    solved = []
+
+    def sweep(*args, **options):
+        solved.append(args)
+        return sweep_labels(*args, **options)
+
+    monkeypatch.setattr("planner.placement.optimal.sweep_labels", sweep)
+    for _ in range(20 * MORE):
+        chain = free_when_kept(rng, random_chain(rng, 5, 3, joinable=joinable, full=True))
+        kept = peak_bytes(chain, (0,) * len(chain.units))
+        found = solve(chain, LiveBytes(kept))
+        assert found.indices == (0,) * len(chain.units)
+        assert (found.status, found.recompute_seconds) == (SolutionStatus.OPTIMAL, 0.0)
+        assert found.peak_bytes == kept
+        assert not solved
+        check_against_all_placements(rng, chain)
+        solved.clear()
+
+
+def test_of_two_ways_without_time_the_smaller_one_is_found():
+    rng = np.random.default_rng(80)
+    for _ in range(20 * MORE):
+        chain = free_when_kept(rng, random_chain(rng, 4, 3, full=True), second_free_unit=2)
+        peaks, seconds = brute_force(chain, segments=True)
+        found = solve(chain, LiveBytes(int(peaks.max())))
+        assert found.recompute_seconds == 0.0
+        assert found.peak_bytes == peaks[seconds == 0].min()
+        check_against_all_placements(rng, chain)
