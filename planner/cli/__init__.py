@@ -10,6 +10,8 @@ cell_text, *_tables  texts of cells; the tables of each kind of record
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from planner.cli.calibrate_command import calibrate
@@ -59,4 +61,6 @@ for command in (
 def main() -> None:
     """Run the command line."""
     print_in_any_encoding()
+    # PyTorch and its kind make a million objects that stay, and a collection visits all of them
+    gc.set_threshold(50_000, 20, 100)
     cli(prog_name="budgetplan")

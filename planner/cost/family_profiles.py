@@ -120,13 +120,24 @@ class FamilyProfiles:
         *,
         options: tuple[UnitOption, ...] = COMMON_OPTIONS,
     ) -> None:
-        """Make the profile of a workload's family, unless the store has it.
+        """Make the profile of a workload's family and of its update, unless the store has them.
 
         Args:
             workload: workload of the family.
             on_progress: called with (current replay, fraction done).
             options: unit options to profile.
         """
+        self.prepare_units(workload, on_progress, options=options)
+        self.update(workload)
+
+    def prepare_units(
+        self,
+        workload: Workload,
+        on_progress: Callable[[str, float], None] | None = None,
+        *,
+        options: tuple[UnitOption, ...] = COMMON_OPTIONS,
+    ) -> None:
+        """Make the profile of a workload's family without its update (see ``prepare``)."""
         for done, option in enumerate(options):
             if on_progress is not None:
                 text = f"profiling {workload.model} with {workload.method}, units {option.key}"
@@ -135,16 +146,23 @@ class FamilyProfiles:
         if self.device.is_cuda:
             learns = self.learns_in_units(workload)
             self.allocator_overhead(workload, WITH_OVERHEAD if learns else (KEPT,))
-        self.update(workload)
 
     def is_stored(self, workload: Workload) -> bool:
         """Return whether the store has all that ``prepare`` makes with the default options."""
+        return self.has_units(workload) and self.has_update(workload)
+
+    def has_units(self, workload: Workload) -> bool:
+        """Return whether the store has what ``prepare_units`` makes with the default options."""
         family = self.family(workload)
         keys = [self._option_key(family, option) for option in COMMON_OPTIONS]
         if self.device.is_cuda:
             # methods that do not learn in the units have no other overheads
             keys.append(self._overhead_key(family_of(workload), KEPT.key))
-        return all(map(self.store.holds, [*keys, self._update_key(workload)]))
+        return all(map(self.store.holds, keys))
+
+    def has_update(self, workload: Workload) -> bool:
+        """Return whether the store has the profile of a workload's update."""
+        return self.store.holds(self._update_key(workload))
 
     def family(self, workload: Workload) -> Workload:
         """Return the representative of a workload's family.
@@ -210,9 +228,14 @@ class FamilyProfiles:
             self._overheads[key] = self._fetch_overhead(*key, lambda: logs[0])
         return profile
 
+    @staticmethod
+    def update_of(workload: Workload) -> tuple[Workload, str]:
+        """Return the family and the optimizer whose update a workload has."""
+        return update_family_of(workload), workload.optimizer
+
     def update(self, workload: Workload) -> UpdateProfile:
         """Return the profile of the optimizer step."""
-        key = (update_family_of(workload), workload.optimizer)
+        key = self.update_of(workload)
         if key not in self._updates:
             self._updates[key] = self.store.fetch(
                 UpdateProfile, self._update_key(workload), lambda: self._replay_update(*key)

@@ -7,12 +7,26 @@ not be profiled here is profiled by the search when it needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from planner.cost.family_profiles import FamilyProfiles
 from planner.cost.model import CostModel
 from planner.parallel import map_forked
-from profiler.prediction.parametric import update_family_of
 from profiler.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Missing:
+    """A part of the profiles that is made in one go.
+
+    Attributes:
+        workload: a workload of the family.
+        is_update: whether it is the profile of the update; families share it. If not, it is that of
+            the units.
+    """
+
+    workload: Workload
+    is_update: bool
 
 
 def profile_families(
@@ -30,26 +44,34 @@ def profile_families(
     """
     if profiles.store.folder is None:
         return
-    families: dict[Workload, dict[tuple[Workload, str], Workload]] = {}
+    families: dict[Workload, Workload] = {}
+    updates: dict[object, Workload] = {}
     for workload in workloads:
-        update = update_family_of(workload), workload.optimizer
-        families.setdefault(profiles.family(workload), {})[update] = workload
+        families.setdefault(profiles.family(workload), workload)
+        updates.setdefault(profiles.update_of(workload), workload)
     missing = [
-        tuple(by_update.values())
-        for by_update in families.values()
-        if not all(map(profiles.is_stored, by_update.values()))
+        _Missing(workload=workload, is_update=False)
+        for workload in families.values()
+        if not profiles.has_units(workload)
     ]
-    missing.sort(key=lambda family: family[0].rank is None)  # a rank doubles the replays
+    missing.sort(key=lambda each: each.workload.rank is None)  # a rank doubles the replays
+    missing += [  # last, because the shortest ones balance the load of the processes
+        _Missing(workload=workload, is_update=True)
+        for workload in updates.values()
+        if not profiles.has_update(workload)
+    ]
 
-    def prepare(family: tuple[Workload, ...]) -> None:
-        for workload in family:
-            profiles.prepare(workload)
+    def prepare(part: _Missing) -> None:
+        if part.is_update:
+            profiles.update(part.workload)
+        else:
+            profiles.prepare_units(part.workload)
 
-    def report(family: tuple[Workload, ...], fraction: float) -> None:
-        on_progress(f"profiled {family[0].model} with {family[0].method}", fraction)
+    def report(part: _Missing, fraction: float) -> None:
+        on_progress(f"profiled {part.workload.model} with {part.workload.method}", fraction)
 
     if missing:
-        on_progress(f"profiling {missing[0][0].model}", 0.0)
+        on_progress(f"profiling {missing[0].workload.model}", 0.0)
     map_forked(prepare, missing, report)
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +80,34 @@ def test_what_is_stored_is_left_alone(tmp_path: Path) -> None:
     fractions: list[float] = []
     profile_families(model.profiles, [SMALL], lambda _, fraction: fractions.append(fraction))
     assert fractions == []
+
+
+def test_precisions_share_the_profile_of_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[bool, str | None, str | None]] = []
+
+    def call_each(
+        function: Callable[[Any], object], items: list[Any], on_done: Callable[[Any, float], None]
+    ) -> None:
+        for item in items:
+            load = item.workload
+            made.append((item.is_update, load.precision, load.optimizer))
+            function(item)
+            on_done(item, len(made) / len(items))
+
+    monkeypatch.setattr("planner.cost.warm_up.map_forked", call_each)
+    profiles = FamilyProfiles(device_spec(DEVICE), Store(tmp_path))
+    half = SMALL.replace(precision="fp16", micro_batch=8)
+    workloads = [SMALL, half, SMALL.replace(optimizer="sgd"), half.replace(optimizer="sgd")]
+    profile_families(profiles, workloads, lambda *_: None)
+    assert made == [
+        (False, "fp32", "adamw"),
+        (False, "fp16", "adamw"),
+        (True, "fp32", "adamw"),
+        (True, "fp32", "sgd"),
+    ]
+    assert all(map(profiles.is_stored, workloads))
 
 
 def test_a_store_in_memory_is_not_filled_in_parallel() -> None:
