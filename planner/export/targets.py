@@ -96,7 +96,11 @@ def _script(plan: Plan) -> Export:
         target="script",
         files={"train.py": _program("train_script"), **_plan_file(plan)},
         command="python train.py",
-        differences=(*_patience(plan), "there is no step-down when memory runs out"),
+        differences=(
+            *_patience(plan),
+            *_selection(plan),
+            "there is no step-down when memory runs out",
+        ),
     )
 
 

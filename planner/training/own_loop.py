@@ -141,7 +141,7 @@ def load_backbone(
     if source.kind == "random" and wants_pretrained and (pretrained or place is not None):
         raise InputError(
             f"the plan is for pretrained weights, which cannot be loaded ({source.detail}); give a "
-            "file of weights, or ask for random ones by pretrained=False"
+            "file of weights, or ask for random ones (pretrained=False, or --no-pretrained)"
         )
     return LoadedBackbone(model=model, weights=source, has_new_classifier=is_new)
 

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from planner import apply_plan, load_backbone, load_images, load_plan
 from planner.export.hf import PlanTrainer, WithLoss, accuracy, as_dataset
+from profiler.errors import BudgetplanError
 
 HERE = Path(__file__).parent
 
@@ -61,4 +62,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BudgetplanError as error:
+        raise SystemExit(f"train.py: {error}") from None

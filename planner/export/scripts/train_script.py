@@ -18,6 +18,7 @@ from planner.plan import Plan
 from planner.training.images.batches import batch_loader
 from planner.training.own_loop import after_optimizer_step
 from planner.training.training_device import cap_to_budget
+from profiler.errors import BudgetplanError
 from profiler.training_step import backend_settings
 
 Batch = tuple[Tensor, Tensor]
@@ -144,4 +145,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BudgetplanError as error:
+        raise SystemExit(f"train.py: {error}") from None

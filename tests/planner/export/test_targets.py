@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -242,3 +243,15 @@ def test_the_written_program_runs_by_itself(tmp_path: Path, target: str) -> None
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "images right" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["script", "hf"])
+def test_the_written_program_ends_in_one_line_if_it_cannot_train(
+    tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_plan(plan_of("head", micro_batch=32), target).write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--weights", "missing.safetensors"])
+    with pytest.raises(SystemExit, match=r"train\.py: .*missing\.safetensors") as ended:
+        runpy.run_path("train.py", run_name="__main__")
+    assert "\n" not in str(ended.value)
