@@ -80,24 +80,24 @@ class ShortRunModel:
 
 
 DEFAULTS = ShortRunModel(
-    first_gain=0.475,
-    gain=0.128,
-    kept=0.319,
-    own_deviation=0.234,
-    common_deviation=0.187,
-    first_own_deviation=0.241,
-    first_common_deviation=0.357,
-    curves=66,
-    more={"added": -0.069, "affine": -0.019, "full": 0.045, "head": -0.078, "low rank": 0.121},
+    first_gain=0.521,
+    gain=0.14,
+    kept=0.34,
+    own_deviation=0.242,
+    common_deviation=0.185,
+    first_own_deviation=0.229,
+    first_common_deviation=0.358,
+    curves=90,
+    more={"added": -0.06, "affine": 0.014, "full": 0.068, "head": -0.089, "low rank": 0.068},
     first_more={
-        "added": -0.078,
-        "affine": -0.035,
-        "full": 0.142,
-        "head": -0.148,
-        "low rank": 0.119,
+        "added": -0.082,
+        "affine": -0.029,
+        "full": 0.156,
+        "head": -0.174,
+        "low rank": 0.129,
     },
 )
-"""Constants of the product, from ``studies/probe/constants.json``: two nets, 7 cases and two
+"""Constants of the product, from ``studies/probe/constants.json``: three nets, 10 cases and two
 of an earlier campaign."""
 
 
