@@ -143,7 +143,7 @@ def recommend(
     from planner.recommendation.request import EnergyRates, Limits
     from planner.recommendation.several_backbones import request_for_backbones
 
-    share = None if min_accuracy is None else min_accuracy / 100
+    min_share = None if min_accuracy is None else min_accuracy / 100
     notify = on_progress or no_progress
     notify("start", "loading the model's structure", 0.0)
     build = partial(
@@ -169,7 +169,7 @@ def recommend(
         out=Path(out),
         objective=objective,
         levers=levers,
-        limits=Limits(min_accuracy=share, max_hours=max_hours, max_kwh=max_kwh),
+        limits=Limits(min_accuracy=min_share, max_hours=max_hours, max_kwh=max_kwh),
         training_free=training_free,
         allow_training_free=allow_training_free,
         risk=risk,

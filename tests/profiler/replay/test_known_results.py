@@ -83,6 +83,26 @@ def test_an_operation_in_place_returns_its_argument() -> None:
         assert known_count() == 1
 
 
+@pytest.mark.parametrize(
+    ("func", "more", "shape"),
+    [
+        (aten.t_.default, (), (3, 2)),
+        (aten.transpose_.default, (0, 1), (3, 2)),
+        (aten.unsqueeze_.default, (0,), (1, 2, 3)),
+        (aten.resize_.default, ([6, 1],), (6, 1)),
+    ],
+)
+def test_an_operation_in_place_that_changes_the_shape_always_runs(
+    func: Any, more: tuple[Any, ...], shape: tuple[int, ...]
+) -> None:
+    with FakeTensorMode():
+        for _ in range(4):
+            x = torch.empty(2, 3)
+            assert run_known(func, (x, *more), {}) is x
+            assert x.shape == shape
+    assert known_count() == 0
+
+
 def test_results_without_a_tensor_stay_without_one() -> None:
     with FakeTensorMode():
         x = torch.empty(2, 8, 4)
