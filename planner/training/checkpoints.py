@@ -116,7 +116,7 @@ def save_checkpoint(
         torch.save(values, draft / "state.pt")
         write_json({"identity": dict(identity), **asdict(state)}, draft / _PROGRESS_FILE)
     remove_old_checkpoints(output)
-    _remove_older_best_epochs(output, state.best)
+    remove_other_best_epochs(output, state.best)
 
 
 def remove_old_checkpoints(output: Path) -> None:
@@ -198,7 +198,13 @@ def load_best_epoch(output: Path, session: Session, *, step: int) -> None:
     )
 
 
-def _remove_older_best_epochs(output: Path, best: AccuracyReading | None) -> None:
+def remove_other_best_epochs(output: Path, best: AccuracyReading | None) -> None:
+    """Remove the tensors of every epoch but the selected one.
+
+    Args:
+        output: folder of the training.
+        best: selection reading of the epoch whose tensors are kept; None to keep none.
+    """
     kept = None if best is None else f"{BEST_PREFIX}{best.step}"
     for folder in output.glob(f"{BEST_PREFIX}*"):
         if folder.name != kept and folder.is_dir():

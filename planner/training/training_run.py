@@ -27,6 +27,7 @@ from planner.training.checkpoints import (
     TrainState,
     latest_checkpoint,
     load_checkpoint,
+    remove_other_best_epochs,
     save_checkpoint,
 )
 from planner.training.history import (
@@ -133,6 +134,7 @@ def train(
     weights_file = weights_file_of(options.weights)
     identity = _resume_identity(plan, options, images, session, rule)
     state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
+    remove_other_best_epochs(output, state.best)  # a killed training may not have come to it
     trained = replace(plan, recipe=recipe, provenance={**plan.provenance, "data": options.data})
     write_plan(trained, output / PLAN_FILE)
     loop = TrainingLoop(

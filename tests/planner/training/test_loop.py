@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,16 @@ def test_a_finished_training_can_go_on_for_more_epochs(tmp_path: Path) -> None:
     (best,) = tmp_path.glob("best-epoch-*")
     assert best.name == f"best-epoch-{longer.selected_step}"
     assert same(load_file(best / "learned.safetensors"), trained_tensors(load_trained(tmp_path)))
+
+
+def test_a_resume_without_steps_removes_an_epoch_that_was_given_up(tmp_path: Path) -> None:
+    """A kill between the last checkpoint and this removal leaves nothing to train."""
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=RECIPE)
+    run(plan, tmp_path, epochs=1)
+    (best,) = tmp_path.glob("best-epoch-*")
+    shutil.copytree(best, tmp_path / "best-epoch-1")
+    run(plan, tmp_path, epochs=1, resume=True)
+    assert list(tmp_path.glob("best-epoch-*")) == [best]
 
 
 def test_too_few_images_beside_the_selection_are_refused(tmp_path: Path) -> None:
