@@ -95,7 +95,9 @@ class Bench:
                 return []
 
     def trials(self, *, is_timed: bool) -> list[str]:
-        """Return state, point and values of each trial of the study, oldest first.
+        """Return state, point and values of each trial of the search, oldest first.
+
+        Real runs are trials of a second study in the same file; `real_runs` returns them.
 
         Args:
             is_timed: whether the rates of the device are timed, which differ from run to run on a
@@ -104,13 +106,15 @@ class Bench:
         points = self.query(
             "SELECT t.number, t.state, group_concat(p.param_name || '=' || p.param_value) FROM"
             " (SELECT * FROM trial_params ORDER BY param_name) p JOIN trials t USING (trial_id)"
+            " JOIN studies USING (study_id) WHERE study_name = 's'"
             " GROUP BY t.number ORDER BY t.number"
         )
         values = dict(
             self.query(
                 "SELECT t.number, group_concat(v.objective || '=' || v.value) FROM"
                 f" (SELECT * FROM trial_values WHERE objective != {1 if is_timed else -1}"
-                " ORDER BY objective) v JOIN trials t USING (trial_id) GROUP BY t.number"
+                " ORDER BY objective) v JOIN trials t USING (trial_id)"
+                " JOIN studies USING (study_id) WHERE study_name = 's' GROUP BY t.number"
             )
         )
         return [f"{state} {point} {values.get(number)}" for number, state, point in points]
@@ -131,6 +135,15 @@ class Bench:
                 "SELECT key, value_json FROM study_user_attributes"
                 " WHERE key LIKE 'budgetplan.probe.%'"
             )
+        )
+
+    def real_runs(self) -> list[tuple[Any, ...]]:
+        """Return (key, outcome) of each real run that has ended, oldest first."""
+        return self.query(
+            "SELECT k.value_json, o.value_json FROM trials t JOIN studies USING (study_id)"
+            " JOIN trial_user_attributes k ON k.trial_id = t.trial_id AND k.key = 'key'"
+            " JOIN trial_user_attributes o ON o.trial_id = t.trial_id AND o.key = 'outcome'"
+            " WHERE study_name = 's runs' AND t.state = 'COMPLETE' ORDER BY t.number"
         )
 
     def any_plan(self) -> str:

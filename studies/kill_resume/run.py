@@ -76,9 +76,11 @@ def search_part(
         shutil.rmtree(bench.folder / "found")
         row = bench.kill(stages, rng, *arguments)
         before, runs_before = bench.trials(is_timed=is_timed), bench.probe_runs()
+        real_before = bench.real_runs()
         plans = {p: p.stat().st_mtime_ns for p in (bench.folder / "found").rglob("*.json")}
         again, text = bench.run(*arguments)
         after, runs = bench.trials(is_timed=is_timed), bench.probe_runs()
+        real = bench.real_runs()
         is_whole = len(after) == TRIALS if "sampler" in part else sorted(after) == wanted
         if "learning rate" in part:
             is_whole = is_whole and runs.keys() == wanted_runs.keys()
@@ -88,12 +90,16 @@ def search_part(
         checks = {
             "ends": not again, "whole": is_whole, "kept": kept,
             "distinct": len(set(after)) == len(after),
+            "real runs kept": real[: len(real_before)] == real_before,
+            "real runs distinct": len({key for key, _ in real}) == len(real),
+            "real runs": bool(real) or "real runs" not in part,
             "plans": found == wanted_plans if "every point" in part else bool(found),
             "plans kept": all(p.exists() and p.stat().st_mtime_ns == t for p, t in plans.items()),
         }  # fmt: skip
         yield row | {
             "part": part, "trials_before": len(before), "trials": len(after),
             "runs_before": len(runs_before), "runs": len(runs), "again": again,
+            "real_before": len(real_before), "real": len(real),
             "same": all(checks.values()), "wrong": [name for name, good in checks.items() if not good],
             "leftovers": bench.temporary_files(), "text": text[-300:] if again else "",
         }  # fmt: skip
