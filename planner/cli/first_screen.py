@@ -150,6 +150,8 @@ def _header(answer: Recommendation, width: int) -> Iterator[str]:
         data_cells = max(20, width - cell_len(f"{load.model} on "))
         yield f"{load.model} on {_without_middle(request.run.data, data_cells)}"
         yield facts
+    if request.source is not None and request.source.skipped_files:
+        yield textwrap.shorten(request.source.skipped_text(), width, placeholder=" ...")
     where = ""
     if device.note:
         is_here = request.run.device == device.name

@@ -1,12 +1,14 @@
 """Parts of a folder of images: the folders for training, selection and test.
 
-A folder is a part if its name is one of ``PART_NAMES``, in any case, and it has folders in it. A
-folder ``train`` with images and without folders is the class "train". If a folder has a training
-part and one held-out part, the latter is the test part under every name.
+A folder is a part if its name is one of ``PART_NAMES``, in any case and with words such as ``set``
+or a number (``Training_Set``, ``val2017``), and it has folders in it. A folder ``train`` with
+images and without folders is the class "train". If a folder has a training part and one held-out
+part, the latter is the test part under every name.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,9 @@ PART_NAMES = {
     "test": ("test", "testing", "eval"),
 }
 """Usual folder names, by part."""
+
+_BESIDE_NAMES = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split"))
+"""Words beside the name of a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +55,15 @@ def find_parts(root: Path) -> FolderParts:
 
     Raises:
         InputError: two folders have names of the same part, a held-out part stands without a
-            training part, or parts stand beside class folders.
+            training part, parts stand beside class folders, or folders look like parts and have
+            other names.
         OSError: a folder cannot be listed.
     """
     folders = _folders_in(root)
     named = {part: [f for f in folders if _part_of(f) == part] for part in PART_NAMES}
     if not any(_folders_in(folder) for same in named.values() for folder in same):
         _refuse_loose_parts(root, folders, named)
+        _refuse_likely_parts(root, folders)
         return FolderParts(train=root)
     for part, same in named.items():
         if len(same) > 1:
@@ -77,6 +84,8 @@ def find_parts(root: Path) -> FolderParts:
             f"{train.name} in {root} may be a part or a class, beside {classes[0].name}; "
             "move one of them"
         )
+    if len(held_out) < 2:
+        _refuse_unknown_part(root, train, [f for f in folders if f not in (train, *held_out)])
     match held_out:
         case [selection, test]:
             return FolderParts(train=train, selection=selection, test=test)
@@ -87,8 +96,18 @@ def find_parts(root: Path) -> FolderParts:
 
 def _part_of(folder: Path) -> str | None:
     """Return the part that a folder's name means; None if it is no usual name of a part."""
-    name = folder.name.casefold()
-    return next((part for part, names in PART_NAMES.items() if name in names), None)
+    words = [word for word in _words_of_name(folder) if word not in _BESIDE_NAMES]
+    if len(words) != 1:
+        return None
+    return next((part for part, names in PART_NAMES.items() if words[0] in names), None)
+
+
+def _words_of_name(folder: Path) -> list[str]:
+    """Return the words of a name: ``["train", "set"]`` of ``Train_Set-2`` and of ``trainset``."""
+    words = re.findall(r"[^\W\d_]+", folder.name.casefold())
+    ends = [word.removesuffix("set") for word in words]
+    parts = {name for names in PART_NAMES.values() for name in names}
+    return [end if end in parts else word for word, end in zip(words, ends, strict=True)]
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -108,4 +127,32 @@ def _refuse_loose_parts(root: Path, folders: list[Path], named: dict[str, list[P
         raise InputError(
             f"{root} has the parts {', '.join(f.name for f in folders)}, but no class folders in "
             "them; put the images of each class in a folder of its own"
+        )
+
+
+def _refuse_unknown_part(root: Path, train: Path, others: list[Path]) -> None:
+    """Refuse a folder beside the parts that has the class folders of the training part."""
+    classes = {folder.name for folder in _folders_in(train)}
+    for other in others:
+        if any(f.name in classes and _has_images(f) for f in _folders_in(other)):
+            raise InputError(
+                f"{other.name} in {root} has class folders that {train.name} has; "
+                "name it val or test, or move it"
+            )
+
+
+def _refuse_likely_parts(root: Path, folders: list[Path]) -> None:
+    """Refuse folders of folders with a training and a held-out part among other words."""
+    nested = [folder for folder in folders if _folders_in(folder) and not _has_images(folder)]
+    found: dict[str, Path] = {}
+    for folder in nested:
+        words = set(_words_of_name(folder))
+        for part in (part for part, names in PART_NAMES.items() if words.intersection(names)):
+            found.setdefault(part, folder)
+    if "train" in found and len(set(found.values())) > 1:
+        train = found.pop("train")
+        other = next(folder for folder in found.values() if folder != train)
+        raise InputError(
+            f"{train.name} and {other.name} in {root} look like parts; "
+            "name them train and test, or rename those that are classes"
         )

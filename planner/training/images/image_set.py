@@ -83,10 +83,13 @@ class DataSource:
         text += f"{self.held_out_images} for the test"
         if self.copied_images:
             text += f"; {self.copied_images} of the latter two are copies of training images"
-        if self.skipped_files:
-            files = "file" if self.skipped_files == 1 else "files"
-            text += f", {self.skipped_files} {files} skipped"
-        return text + (f" ({describe_skipped(self.skip_reasons)})" if self.skip_reasons else "")
+        return f"{text}, {self.skipped_text()}" if self.skipped_files else text
+
+    def skipped_text(self) -> str:
+        """Return the number of skipped files, with the reasons where they are known."""
+        files = "file" if self.skipped_files == 1 else "files"
+        reasons = f" ({describe_skipped(self.skip_reasons)})" if self.skip_reasons else ""
+        return f"{self.skipped_files:,} {files} skipped{reasons}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from planner.recommendation.answer import Alternative, FrontEntry, Recommendatio
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.backbone_facts import other_backbone
+from planner.training.images.image_set import DataSource
 from planner.training_free.option_cost import probe_cost
 from planner.training_free.options import TrainingFreeOption
 from profiler.devices.table import device_spec
@@ -139,6 +140,24 @@ def test_it_has_at_most_25_lines_and_nothing_is_wider_but_the_command(width: int
     assert all("budgetplan train" in line for line in wide)
     # a terminal wraps the command
     assert sum(1 + (len(line) - 1) // width if line else 1 for line in lines) <= MOST_LINES
+
+
+def test_skipped_files_have_a_line_with_their_reasons() -> None:
+    source = DataSource(
+        name="photos", train_images=10, held_out_images=4, selection_images=2, fingerprint="0",
+        skipped_files=1_203, skip_reasons={"hidden or system": 1_200, ".heic": 3},
+    )  # fmt: skip
+    base = answer(*SIX)
+
+    def lines_with(source: DataSource) -> list[str]:
+        asked = SimpleNamespace(**{**vars(base.request), "source": source})
+        return screen(replace(base, request=asked)).splitlines()
+
+    lines = lines_with(source)
+    assert lines[1] == "1,203 files skipped (1200 hidden or system, 3 .heic)"
+    assert len(lines) <= MOST_LINES
+    without = lines_with(replace(source, skipped_files=0, skip_reasons={}))
+    assert not any("skipped" in line for line in without)
 
 
 def test_the_numbers_are_those_of_the_plan() -> None:

@@ -55,7 +55,21 @@ def parts(root, *folders, classes=("a", "b"), count=3):
                 paint(root / folder / name / f"{i}.png", seed=i)
 
 
-@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "DEV", "test", "Eval"])
+@pytest.mark.parametrize(
+    "held_out",
+    [
+        "val",
+        "valid",
+        "validation",
+        "DEV",
+        "test",
+        "Eval",
+        "Test_Set",
+        "valset",
+        "val2017",
+        "test data",
+    ],
+)
 def test_the_only_held_out_folder_is_the_test_part(tmp_path, held_out):
     for name in ("a", "b"):
         for i in range(3):
@@ -96,11 +110,39 @@ def test_train_folder_alone_is_split(tmp_path):
         (("train", "val", "dev"), "dev and val in .* both name the selection part"),
         (("train", "test", "eval"), "eval and test in .* both name the test part"),
         (("val", "test"), "no training part in .*, which has test, val"),
+        (("train", "holdout"), "holdout in .* has class folders that train has"),
+        (
+            ("training_set", "dev", "holdout"),
+            "holdout in .* has class folders that training_set has",
+        ),
+        (("seg_train", "seg_test"), "seg_train and seg_test in .* look like parts"),
+        (("training_set", "training set 2"), "both name the train part"),
     ],
 )
 def test_parts_that_are_not_clear(tmp_path, folders, words):
     parts(tmp_path, *folders)
     refused(tmp_path, words)
+
+
+def test_a_folder_without_the_classes_may_stand_beside_the_parts(tmp_path):
+    parts(tmp_path, "Training_Set", "test_set")
+    (tmp_path / "annotations" / "xml").mkdir(parents=True)
+    (tmp_path / "annotations" / "xml" / "1.xml").touch()
+    source = load_data(str(tmp_path), **SHAPE).source
+    assert source.skip_reasons == {"outside the class folders": 1}
+
+
+def test_a_copy_beside_all_three_parts_is_counted(tmp_path):
+    parts(tmp_path, "train", "val", "test", "train_old")
+    data = load_data(str(tmp_path), **SHAPE)
+    assert (len(data.train), len(data.selection), len(data.test)) == (6, 6, 6)
+    assert data.source.skip_reasons == {"outside the class folders": 6}
+
+
+def test_parts_inside_classes_are_no_parts(tmp_path):
+    for name in ("bullet train", "car"):
+        parts(tmp_path / name, "left", "right")
+    assert load_data(str(tmp_path), **SHAPE).class_names == ("bullet train", "car")
 
 
 def test_a_nested_class_called_train(tmp_path):
