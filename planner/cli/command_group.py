@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 import warnings
@@ -29,6 +30,9 @@ EPILOG = (
     "6 a measurement failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP). With the environment "
     "variable BUDGETPLAN_DEBUG=1 an error shows its traceback."
 )
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a write without the name of a file: standard output is one on a full disk."""
 
 
 class _OneLineError(click.ClickException):
@@ -68,7 +72,8 @@ class CommandGroup(click.Group):
             error.show()
             data = error.data if isinstance(error, _OneLineError) else _usage_object(error)
             if data is not None:
-                click.echo(json_text(data))
+                with contextlib.suppress(OSError):  # what cannot be written may be the output
+                    click.echo(json_text(data))
             sys.exit(error.exit_code)
         except click.Abort:
             sys.exit(1)
@@ -103,6 +108,9 @@ class CommandGroup(click.Group):
             if isinstance(error, OSError) and error.filename is not None:
                 # a file that no check expected: a name that is too long, a folder without rights
                 raise _OneLineError(_cannot_use(error), kind="input", exit_code=4) from error
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                text = f"cannot write the output: {error.strerror}; free some space"
+                raise _OneLineError(text, kind="input", exit_code=4) from error
             text = f"internal error, please report it: {type(error).__name__}: {error}"
             raise _OneLineError(text, kind="internal", exit_code=1) from error
 

@@ -8,6 +8,7 @@ beside the weights (``argparse.Namespace``, numpy scalars, paths, configurations
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -216,7 +217,9 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     with torch.serialization.safe_globals(stand_ins):
         try:
             # An open file, because torch reads a path with the suffix of safetensors as such.
-            with path.open("rb") as file:
+            # Its warnings about types of tensors are not for the user: the types are checked later.
+            with path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch's readers raise nearly any type on damaged files
             raise InputError(f"weights file {path} {_why_unreadable(path)}") from error

@@ -186,3 +186,16 @@ def test_a_file_name_with_a_newline_stays_on_one_line() -> None:
     result = CliRunner().invoke(cli, ["score", str(name)], prog_name="budgetplan")
     assert result.exit_code == 2
     assert "Error: a plan\\x1b[2J.json has no accuracy" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_standard_output_on_a_full_disk(options: tuple[str, ...]) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from planner.cli import main; main()", "devices", *options],
+            stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False,
+        )  # fmt: skip
+    assert done.stderr.splitlines() == [
+        "budgetplan: cannot write the output: No space left on device; free some space"
+    ]
+    assert done.returncode == 4
