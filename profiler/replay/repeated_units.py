@@ -7,6 +7,9 @@ and the last are *skipped*: their forward returns its input. The second is the *
 events (births and deaths of storages, one per tick) are copied once for each skipped unit. The
 first and the last run because each has a neighbour that is not an equal unit.
 
+If every other unit is recomputed, pairs of units repeat. A row then has a *period* of two, and all
+above holds for its pairs: first, template, last and copy are pairs.
+
     find_rows    find the rows of a backbone under a placement
     skip_units   replace the forward of the skipped units
     expand_log   insert the copies into the log of such a step
@@ -57,25 +60,30 @@ from profiler.replay.event_log import EventLog, Mark, MarkKind, OperationRecord,
 from profiler.replay.unit_spans import StepSpan, unit_spans
 
 _RUNNING = 3
-"""Units of a row that run: the first, the template and the last."""
+"""Repetitions in a row that run: the first, the template and the last."""
+
+_PERIODS = (1, 2)
+"""Numbers of units that may repeat together."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitRow:
-    """Consecutive units with equal modules and equal decisions.
+    """Consecutive units that repeat, with equal modules and equal decisions.
 
     Attributes:
         first: index of the first unit.
-        count: number of units, more than three.
+        count: number of units, more than three periods.
+        period: number of units that repeat together.
     """
 
     first: int
     count: int
+    period: int = 1
 
     @property
-    def template(self) -> int:
-        """Index of the unit whose events are copied."""
-        return self.first + 1
+    def template(self) -> range:
+        """Indices of the units whose events are copied."""
+        return range(self.first + self.period, self.first + 2 * self.period)
 
     @property
     def last(self) -> int:
@@ -85,7 +93,12 @@ class UnitRow:
     @property
     def skipped(self) -> range:
         """Indices of the units that do not run."""
-        return range(self.template + 1, self.last)
+        return range(self.template.stop, self.last + 1 - self.period)
+
+    @property
+    def copies(self) -> int:
+        """Number of copies of the template."""
+        return len(self.skipped) // self.period
 
 
 # --- equal units ----------------------------------------------------------------------------------
@@ -94,7 +107,7 @@ class UnitRow:
 def find_rows(
     backbone: nn.Module, units: Sequence[str], placement: Placement
 ) -> tuple[UnitRow, ...]:
-    """Return the rows of more than three equal units.
+    """Return the rows in which a unit, or a pair of units, repeats more than three times.
 
     Two units are equal if their modules have the same classes, settings, shapes and trainable
     parameters under the same names, and the placement the same decisions. A unit with a forward
@@ -106,13 +119,22 @@ def find_rows(
         placement: decisions by unit.
     """
     signatures = [_signature(unit, modules_of(backbone, unit), placement) for unit in units]
-    rows, first = [], 0
-    for _, group in groupby(signatures):
-        row = UnitRow(first, len(list(group)))
-        if row.count > _RUNNING:
+    rows, first = list[UnitRow](), 0
+    while first < len(signatures):
+        longest = (_row_at(signatures, first, period) for period in _PERIODS)
+        row = next((row for row in longest if row.count > _RUNNING * row.period), None)
+        if row is not None:
             rows.append(row)
-        first += row.count
+        first += 1 if row is None else row.count
     return tuple(rows)
+
+
+def _row_at(signatures: Sequence[object], first: int, period: int) -> UnitRow:
+    """Return the longest row of a period that begins with a unit; it may be too short to use."""
+    end = first + period
+    while end < len(signatures) and signatures[end] == signatures[end - period]:
+        end += 1
+    return UnitRow(first, (end - first) // period * period, period)
 
 
 def _signature(unit: str, modules: Sequence[nn.Module], placement: Placement) -> object:
@@ -211,11 +233,11 @@ class _Stretch:
 
 @dataclass(frozen=True, slots=True)
 class _RowStretches:
-    """When the three running units of a row run.
+    """When the three running repetitions of a row run.
 
     Attributes:
-        forward: stretches of the first unit, the template and the last unit.
-        backward: stretches of the same units in the same order, which is the reverse order of time;
+        forward: stretches of the first repetition, the template and the last repetition.
+        backward: stretches of the same three in the same order, which is the reverse order of time;
             empty stretches after the end of the log if the units have no backward.
     """
 
@@ -225,7 +247,7 @@ class _RowStretches:
 
 def _expand_row(log: EventLog, row: UnitRow) -> EventLog:
     stretches = _row_stretches(log, row)
-    copies = len(row.skipped)
+    copies = row.copies
     ticks = _TickMap(stretches, copies)
     lifetimes = _lifetimes(log, stretches)
     # columns of the recorded storages first, then those of each copy
@@ -235,8 +257,8 @@ def _expand_row(log: EventLog, row: UnitRow) -> EventLog:
     for copy in range(1, copies + 1):
         birth = ticks.in_copy(log.birth[copied], copy)
         death = _copied_deaths(log, ticks, lifetimes, copy)[copied]
-        in_template = log.unit[copied] == row.template
-        unit = np.where(in_template, row.template + copy, log.unit[copied])
+        in_template = np.isin(log.unit[copied], row.template)
+        unit = log.unit[copied] + copy * row.period * in_template
         columns.append((birth, death, unit))
         sources.append(copied)
     births, deaths, units = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -260,7 +282,7 @@ def _expand_row(log: EventLog, row: UnitRow) -> EventLog:
 
 
 def _row_stretches(log: EventLog, row: UnitRow) -> _RowStretches:
-    """Return when the first unit, the template and the last unit of a row run.
+    """Return when the first repetition, the template and the last repetition of a row run.
 
     Raises:
         _UnevenError: a skipped unit allocates something (a hook in it), a unit runs twice, or only
@@ -278,8 +300,8 @@ def _row_stretches(log: EventLog, row: UnitRow) -> _RowStretches:
     # to the next birth, and includes these deaths.
     later = log.birth[log.birth > forwards[row.last].end]
     forward = (
-        _Stretch(forwards[row.first].begin, forwards[row.template].begin),
-        _Stretch(forwards[row.template].begin, end),
+        _Stretch(forwards[row.first].begin, forwards[row.template.start].begin),
+        _Stretch(forwards[row.template.start].begin, end),
         _Stretch(end, int(later.min(initial=log.ticks + 1)) - 1),
     )
     backwards = _one_span_each([s for s in spans if s.phase is Phase.BACKWARD])
@@ -307,8 +329,9 @@ def _backward_stretches(
         return never, never, never
     if not all(has_backward):
         raise _UnevenError
-    # order of time: the last unit, the skipped units (no events), the template, the first unit
-    begin, turn = spans[row.template].begin, spans[row.first].begin
+    # order of time: the last repetition, the skipped units (no events), the template, the first;
+    # within a repetition, backward begins with its last unit
+    begin, turn = spans[row.template[-1]].begin, spans[row.template.start - 1].begin
     if any(spans[index].begin != begin for index in row.skipped):
         raise _UnevenError
     return (
@@ -449,36 +472,45 @@ def _copied_deaths(log: EventLog, ticks: _TickMap, lifetimes: _Lifetimes, copy: 
 
 def _expanded_marks(log: EventLog, row: UnitRow, ticks: _TickMap) -> Iterator[Mark]:
     """Yield the marks of the expanded step in order of time."""
-    forward, backward = ticks.forward.length, ticks.backward.length
-    entered = shift = 0
+    of_template = [mark for mark in log.marks if _is_of_unit(mark, row.template)]
+    backwards = [mark for mark in of_template if mark.kind is MarkKind.BACKWARD]
+    forwards = [mark for mark in of_template if mark.kind is not MarkKind.BACKWARD]
+    skipped, shift = row.skipped, 0
     for mark in log.marks:
-        is_unit_mark = mark.kind is not MarkKind.PHASE
-        if is_unit_mark and mark.value in row.skipped:
+        if _is_of_unit(mark, skipped):
             continue
         # copies run after the template in forward, and before it in backward
-        if mark.kind is MarkKind.BACKWARD and mark.value == row.template:
+        if mark == next(iter(backwards), None):
             for copy in range(ticks.copies, 0, -1):
-                yield Mark(mark.tick + shift, MarkKind.BACKWARD, row.template + copy)
-                shift += backward
+                yield from _copied_marks(backwards, row, copy, shift)
+                shift += ticks.backward.length
         yield Mark(mark.tick + shift, mark.kind, mark.value)
-        if mark.kind is MarkKind.ENTER and mark.value == row.template:
-            entered = mark.tick
-        if mark.kind is MarkKind.EXIT and mark.value == row.template:
+        if mark == forwards[-1]:
             for copy in range(1, ticks.copies + 1):
-                yield Mark(entered + copy * forward, MarkKind.ENTER, row.template + copy)
-                yield Mark(mark.tick + copy * forward, MarkKind.EXIT, row.template + copy)
-            shift += ticks.copies * forward
+                shift += ticks.forward.length
+                yield from _copied_marks(forwards, row, copy, shift)
+
+
+def _is_of_unit(mark: Mark, units: range) -> bool:
+    return mark.kind is not MarkKind.PHASE and mark.value in units
+
+
+def _copied_marks(marks: Sequence[Mark], row: UnitRow, copy: int, shift: int) -> Iterator[Mark]:
+    """Yield the template's marks as those of a copy, later by some ticks."""
+    for mark in marks:
+        yield Mark(mark.tick + shift, mark.kind, mark.value + copy * row.period)
 
 
 def _expanded_operations(log: EventLog, row: UnitRow) -> Iterator[OperationRecord]:
     """Yield the operations of the expanded step in order."""
-    for is_template, group in groupby(log.operations, lambda op: op.unit == row.template):
+    template = row.template
+    for is_template, group in groupby(log.operations, lambda op: op.unit in template):
         block = list(group)
         if not is_template:
             yield from block
             continue
-        units = [row.template, *row.skipped]
+        copies = [*range(row.copies + 1)]  # the template is copy 0
         if block[0].phase in (Phase.BACKWARD, Phase.RECOMPUTE):
-            units.reverse()
-        for unit in units:
-            yield from (replace(op, unit=unit) for op in block)
+            copies.reverse()
+        for copy in copies:
+            yield from (replace(op, unit=op.unit + copy * row.period) for op in block)

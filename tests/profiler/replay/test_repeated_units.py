@@ -70,7 +70,10 @@ CASES = [
 @pytest.mark.parametrize(("model", "method", "option"), CASES)
 def test_the_log_is_that_of_a_whole_step(model: str, method: str, option: str) -> None:
     given = candidate(model, method, option)
-    told, true = of_three_units(given), whole(given)
+    assert_same_log(of_three_units(given), whole(given))
+
+
+def assert_same_log(told: EventLog | None, true: EventLog) -> None:
     assert told is not None
     for name in ("nbytes", "birth", "death", "owner", "phase", "unit"):
         np.testing.assert_array_equal(getattr(told, name), getattr(true, name), err_msg=name)
@@ -80,6 +83,33 @@ def test_the_log_is_that_of_a_whole_step(model: str, method: str, option: str) -
     assert told.marks == true.marks
     assert told.operations == true.operations
     assert told.boundary_bytes == true.boundary_bytes
+
+
+ALTERNATING = [
+    (VIT, "full", Decision.RECOMPUTE, 0),
+    (VIT, "lora", Decision.DROP_CHEAP, 1),
+    (VIT, "adalora", Decision.RECOMPUTE, 0),
+    ("vim_t", "bitfit", Decision.RECOMPUTE, 1),
+    ("convnext_tiny", "full", Decision.RECOMPUTE, 1),
+]
+
+
+@pytest.mark.parametrize(("model", "method", "option", "begin"), ALTERNATING)
+def test_pairs_of_units_repeat_if_every_other_one_is_recomputed(
+    model: str, method: str, option: Decision, begin: int
+) -> None:
+    given = candidate(model, method)
+    built = build_model(given.workload, device="meta")
+    every_other = Placement(dict.fromkeys(built.units[begin::2], option))
+    given = Candidate(workload=given.workload, placement=every_other)
+    assert any(row.period == 2 for row in find_rows(built.backbone, built.units, every_other))
+    assert_same_log(of_three_units(given), whole(given))
+
+
+def test_pairs_repeat_in_a_backbone_that_alternates() -> None:
+    # every other block of Swin shifts its windows
+    given = candidate("swin_small_patch4_window7_224", "full", micro_batch=2)
+    assert_same_log(of_three_units(given), whole(given))
 
 
 def test_units_with_two_results_all_run() -> None:
@@ -136,6 +166,17 @@ def test_a_row_ends_where_the_method_or_the_placement_changes() -> None:
     assert rows(VIT, "partial_k")[0].count < 12
     half = Placement(decisions={f"blocks.{i}": Decision.RECOMPUTE for i in range(5)})
     assert rows(VIT, placement=half) == (UnitRow(0, 5), UnitRow(5, 7))
+
+
+def test_a_row_may_have_a_period_of_two() -> None:
+    some = [f"blocks.{i}" for i in (1, 3, 5, 7)]
+    placement = Placement(decisions=dict.fromkeys(some, Decision.RECOMPUTE))
+    # blocks 8 to 11 are kept; blocks 0 to 7 are four pairs, and block 8 begins a row of its own
+    assert rows(VIT, placement=placement) == (UnitRow(0, 8, 2), UnitRow(8, 4))
+    # three pairs are too few
+    assert rows(VIT, placement=Placement(dict.fromkeys(some[:3], Decision.RECOMPUTE))) == (
+        UnitRow(6, 6),
+    )
 
 
 def test_a_unit_with_a_hook_is_like_no_other() -> None:
