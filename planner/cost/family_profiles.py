@@ -28,6 +28,7 @@ from profiler.prediction.allocator_steps import run_steps
 from profiler.prediction.parametric import (
     at_micro_batch,
     family_of,
+    has_two_probes,
     profile_option,
     profile_update,
     update_family_of,
@@ -105,7 +106,8 @@ class FamilyProfiles:
         self.device = device
         self.store = store if store is not None else Store.in_memory()
         self._target = "cuda" if device.is_cuda else "cpu"
-        self._options: dict[tuple[Workload, UnitOption], OptionProfile] = {}
+        self._options: dict[tuple[Workload, UnitOption, int | None], OptionProfile] = {}
+        self._only_ranks: dict[tuple[Workload, UnitOption], int] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._parts: dict[Workload, PartsByUnit] = {}
         self._overheads: dict[tuple[Workload, str], OverheadProfile] = {}
@@ -201,27 +203,41 @@ class FamilyProfiles:
     # -- profiles of options and of the optimizer ----------------------------------------------
 
     def option(self, workload: Workload, option: UnitOption) -> OptionProfile:
-        """Return the profile of a workload's family with all units under one option."""
-        return self._family_option(self.family(workload), option)
+        """Return the profile of a workload's family with all units under one option.
 
-    def _family_option(self, family: Workload, option: UnitOption) -> OptionProfile:
-        key = (family, option)
+        A search needs the common options at every rank. The others are needed to place a single
+        candidate, so they are profiled for its rank, and for every rank only if another one is
+        asked for.
+        """
+        family, rank = self.family(workload), workload.rank
+        if option in COMMON_OPTIONS or rank is None or not has_two_probes(family):
+            return self._family_option(family, option)
+        only = self._only_ranks.setdefault((family, option), rank)
+        return self._family_option(family, option, rank if rank == only else None)
+
+    def _family_option(
+        self, family: Workload, option: UnitOption, rank: int | None = None
+    ) -> OptionProfile:
+        """Return the profile of a family for one rank; None for every rank."""
+        key = (family, option, rank)
         if key not in self._options:
             self._options[key] = self.store.fetch(
                 OptionProfile,
-                self._option_key(family, option),
-                lambda: self._replay_option(family, option),
+                self._option_key(*key),
+                lambda: self._replay_option(*key),
             )
         return self._options[key]
 
-    def _replay_option(self, family: Workload, option: UnitOption) -> OptionProfile:
+    def _replay_option(
+        self, family: Workload, option: UnitOption, rank: int | None
+    ) -> OptionProfile:
         if option != KEPT:
             kept = self._family_option(family, KEPT)
             # without a backward through the units, no option stores or recomputes anything
             if not kept.learns_in_units:
                 return kept
         placement = uniform_placement(option, self.unit_parts(family))
-        profile, logs = profile_option(family, placement, self._replay, self.device)
+        profile, logs = profile_option(family, placement, self._replay, self.device, rank=rank)
         if option in WITH_OVERHEAD and self.device.is_cuda:
             # the log is at hand, and the overhead is needed with the first estimate
             key = (family, option.key)
@@ -341,8 +357,11 @@ class FamilyProfiles:
         on = multiprocessors(self.device)
         return self.device.compute_capability or (0, 0), on.count, on.threads
 
-    def _option_key(self, family: Workload, option: UnitOption) -> tuple[object, ...]:
-        return "option", family.to_json(), option.key, self._target, *self._kernels
+    def _option_key(
+        self, family: Workload, option: UnitOption, rank: int | None = None
+    ) -> tuple[object, ...]:
+        ranks = () if rank is None else (rank,)
+        return "option", family.to_json(), option.key, *ranks, self._target, *self._kernels
 
     def _overhead_key(self, family: Workload, name: str) -> tuple[object, ...]:
         return "overhead", family.to_json(), name, *self._kernels, configuration()

@@ -49,14 +49,15 @@ def run_steps(
     Returns:
         The log of the last step, in which every storage has the size of its block.
     """
-    granted = log.nbytes.copy()
+    granted: list[int] = log.nbytes.tolist()
 
     def allocate(storages: Ints) -> None:
         for index in storages.tolist():
-            granted[index] = allocator.malloc(index, int(log.nbytes[index]))
+            granted[index] = allocator.malloc(index, granted[index])
 
     # a steady log has the state from tick 0 on; here it is allocated by the first update
     resident = log.birth == 0
+    births, deaths = log.birth.tolist(), log.death.tolist()
     is_state = log.owner == _STATE
     pending_state = np.flatnonzero(resident & is_state)
     none_pending = pending_state[:0]
@@ -69,7 +70,7 @@ def run_steps(
     for step in range(steps):
         alive: set[int] = set()
         for kind, key, nbytes in events:
-            tick = log.birth[key] if kind == "malloc" else log.death[key]
+            tick = births[key] if kind == "malloc" else deaths[key]
             if len(pending_state) and tick > update:
                 allocate(pending_state)
                 pending_state = none_pending
@@ -87,7 +88,7 @@ def run_steps(
         # an update without an event of its own still has its state
         allocate(pending_state)
         pending_state = none_pending
-    return replace(log, nbytes=granted)
+    return replace(log, nbytes=np.array(granted, dtype=np.int64))
 
 
 def _first_products(log: EventLog, workspaces: Sequence[int]) -> dict[int, tuple[int, int]]:

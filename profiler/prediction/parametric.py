@@ -12,7 +12,7 @@ No value mixes terms with B and terms without B.
 r = 8. A method without a rank needs only one.
 
 - Rank: the difference of the two sizes, divided by 4, is the slope in r; the remainder is free of
-  r.
+  r. A profile for one rank needs one replay, at that rank; its slopes in r are zero.
 - Batch: 1009 is a prime, and no other dimension is divisible by 1009. So a size is a multiple of
   1009 exactly if the batch is one of its factors. In that case remainder and slope, divided by
   1009, are cB and cBr; otherwise they are c0 and cr.
@@ -152,7 +152,12 @@ Replayer = Callable[[Candidate], EventLog]
 
 
 def profile_option(
-    family: Workload, placement: Placement, replayer: Replayer, device: DeviceSpec
+    family: Workload,
+    placement: Placement,
+    replayer: Replayer,
+    device: DeviceSpec,
+    *,
+    rank: int | None = None,
 ) -> tuple[OptionProfile, list[EventLog]]:
     """Replay a family under one placement; return its profile and the logs of the probes.
 
@@ -161,13 +166,13 @@ def profile_option(
         placement: decisions, the same option for all units.
         replayer: replays a candidate without an optimizer step.
         device: device of the replays; it decides the partial sums of reductions.
+        rank: the only rank that the profile will be used for; None for every rank.
 
     Raises:
         ValueError: the probes have different operations (the network depends on batch or rank).
     """
-    logs = [
-        replayer(Candidate(workload=workload, placement=placement)) for workload in _probes(family)
-    ]
+    probes = _probes(family) if rank is None else [family.replace(rank=rank)]
+    logs = [replayer(Candidate(workload=workload, placement=placement)) for workload in probes]
     return _option_profile(logs, device), logs
 
 
@@ -208,10 +213,13 @@ def _sizes(logs: Sequence[EventLog]) -> Floats:
     return sizes
 
 
+def has_two_probes(family: Workload) -> bool:
+    """Return whether the sizes of a family depend on the rank, so that two replays are needed."""
+    return family.rank is not None and family.method not in RANK_IS_A_DIVISOR | RANK_OF_THE_UPDATE
+
+
 def _probes(family: Workload) -> list[Workload]:
-    if family.rank is None or family.method in RANK_IS_A_DIVISOR | RANK_OF_THE_UPDATE:
-        return [family]
-    return [family, family.replace(rank=PROBE_RANKS[1])]
+    return [family, family.replace(rank=PROBE_RANKS[1])] if has_two_probes(family) else [family]
 
 
 def _coefficients(values: Sequence[Ints]) -> Floats:

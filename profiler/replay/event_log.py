@@ -67,8 +67,7 @@ class Mark(NamedTuple):
     value: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperationRecord:
+class OperationRecord(NamedTuple):
     """An operation that computed or moved something.
 
     Attributes:
@@ -182,13 +181,15 @@ class EventLog:
 
     def allocator_events(self) -> Iterator[tuple[str, int, int]]:
         """Yield ("malloc" | "free", storage index, bytes) in order of time."""
-        births = zip(self.birth.tolist(), range(len(self.birth)), strict=True)
-        deaths = ((int(t), -1 - i) for i, t in enumerate(self.death) if t <= self.ticks)
+        # lists, because single values of arrays are slow to read
+        nbytes: list[int] = self.nbytes.tolist()
+        births = zip(self.birth.tolist(), range(len(nbytes)), strict=True)
+        deaths = ((t, -1 - i) for i, t in enumerate(self.death.tolist()) if t <= self.ticks)
         for _, code in sorted([*births, *deaths], key=lambda event: event[0]):
             if code >= 0:
-                yield "malloc", code, int(self.nbytes[code])
+                yield "malloc", code, nbytes[code]
             else:
-                yield "free", -1 - code, int(self.nbytes[-1 - code])
+                yield "free", -1 - code, nbytes[-1 - code]
 
     def flops(self, phase: Phase, *, unit: int | None = None) -> int:
         """Return the FLOPs of a phase.

@@ -74,6 +74,9 @@ _Known = _Metadata | _Argument | _Several
 _known: dict[tuple[object, ...], _Known] = {}
 """Results by operation and arguments. Forked processes inherit them."""
 
+_attributes: dict[FakeTensorMode, dict[str, object]] = {}
+"""Attributes of a new fake tensor, of the last mode."""
+
 _MOST_KNOWN = 100_000
 """Results that are stored; with more, all are dropped."""
 
@@ -251,4 +254,24 @@ def _tensor(known: _Metadata, args: Arguments, mode: FakeTensorMode) -> FakeTens
         made = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
         if view_of is not None:
             made.set_(args[view_of].untyped_storage(), offset, shape, stride)
-        return FakeTensor(mode, made, _CPU)
+        return _fake(made, mode)
+
+
+def _fake(made: Tensor, mode: FakeTensorMode) -> FakeTensor:
+    """Return a fake CPU tensor from a tensor on ``meta``.
+
+    The constructor of ``FakeTensor`` checks its arguments and sets twenty attributes, which takes
+    most of the time of a known result. Attributes of a new tensor depend on the mode and the device
+    alone, so only the first tensor of a mode is made by the constructor.
+    """
+    attributes = _attributes.get(mode)
+    if attributes is None:
+        tensor = FakeTensor(mode, made, _CPU)
+        _attributes.clear()
+        _attributes[mode] = dict(vars(tensor))
+        return tensor
+    tensor = Tensor._make_subclass(
+        FakeTensor, made, False, dispatch_device=True, device_for_backend_keys=_CPU
+    )
+    vars(tensor).update(attributes)
+    return tensor

@@ -513,4 +513,4 @@ def _expanded_operations(log: EventLog, row: UnitRow) -> Iterator[OperationRecor
         if block[0].phase in (Phase.BACKWARD, Phase.RECOMPUTE):
             copies.reverse()
         for copy in copies:
-            yield from (replace(op, unit=op.unit + copy * row.period) for op in block)
+            yield from (op._replace(unit=op.unit + copy * row.period) for op in block)
