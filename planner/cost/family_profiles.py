@@ -162,6 +162,10 @@ class FamilyProfiles:
             keys.append(self._overhead_key(family_of(workload), KEPT.key))
         return all(map(self.store.holds, keys))
 
+    def has_option(self, workload: Workload, option: UnitOption) -> bool:
+        """Return whether the store has what ``option`` returns."""
+        return self.store.holds(self._option_key(*self._profile_of(workload, option)))
+
     def has_update(self, workload: Workload) -> bool:
         """Return whether the store has the profile of a workload's update."""
         return self.store.holds(self._update_key(workload))
@@ -209,11 +213,17 @@ class FamilyProfiles:
         candidate, so they are profiled for its rank, and for every rank only if another one is
         asked for.
         """
+        return self._family_option(*self._profile_of(workload, option))
+
+    def _profile_of(
+        self, workload: Workload, option: UnitOption
+    ) -> tuple[Workload, UnitOption, int | None]:
+        """Return the family, the option and the only rank of a profile; None for every rank."""
         family, rank = self.family(workload), workload.rank
         if option in COMMON_OPTIONS or rank is None or not has_two_probes(family):
-            return self._family_option(family, option)
+            return family, option, None
         only = self._only_ranks.setdefault((family, option), rank)
-        return self._family_option(family, option, rank if rank == only else None)
+        return family, option, rank if rank == only else None
 
     def _family_option(
         self, family: Workload, option: UnitOption, rank: int | None = None

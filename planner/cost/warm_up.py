@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from planner.cost.family_profiles import FamilyProfiles
 from planner.cost.model import CostModel
 from planner.parallel import map_forked
+from profiler.unit_options import UnitOption
 from profiler.workload import Workload
 
 
@@ -73,6 +74,37 @@ def profile_families(
     if missing:
         on_progress(f"profiling {missing[0].workload.model}", 0.0)
     map_forked(prepare, missing, report)
+
+
+def profile_options(
+    profiles: FamilyProfiles,
+    workloads: Iterable[Workload],
+    on_progress: Callable[[str, float], None],
+) -> None:
+    """Profile every unit option of some workloads in parallel, except those that are stored.
+
+    Args:
+        profiles: profiles to complete; a store in memory is left as it is.
+        workloads: workloads that will be placed over all options of their units.
+        on_progress: called with (profiled model and method, fraction done).
+    """
+    if profiles.store.folder is None:
+        return
+    missing = [
+        (workload, option)
+        for workload in workloads
+        for option in profiles.unit_options(workload)
+        if not profiles.has_option(workload, option)
+    ]
+
+    def make(part: tuple[Workload, UnitOption]) -> None:
+        profiles.option(*part)
+
+    def report(part: tuple[Workload, UnitOption], fraction: float) -> None:
+        workload, _ = part
+        on_progress(f"profiled {workload.model} with {workload.method}", fraction)
+
+    map_forked(make, missing, report)
 
 
 def prefetch(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
 from planner.cost.place_within_budget import place_within_budget
+from planner.cost.warm_up import profile_options
 from planner.parallel import map_forked
 from planner.placement.policies import OPTIMAL
 from planner.recommendation.answer import candidate_summary
@@ -121,20 +122,43 @@ def _replayed(
     For a GPU, replays run in parallel. For a CPU they run kernels to find their workspace, on
     OpenMP threads, and those do not survive a fork: the child would wait for them for ever.
     """
-    ahead = {}
-    if cost.device.is_cuda:
-        ahead = map_forked(
-            lambda row: _replay(request, row, cost),
-            list(rows),
-            lambda row, done: notify("replay", candidate_summary(row.candidate), done),
-        )
+    ahead = _replayed_in_parallel(request, rows, cost, notify) if cost.device.is_cuda else {}
     for index, row in enumerate(rows):
-        if index not in ahead:
+        if id(row) not in ahead:
             notify("replay", candidate_summary(row.candidate), index / len(rows))
         try:
-            yield row, ahead.get(index) or _replay(request, row, cost)
+            yield row, ahead.get(id(row)) or _replay(request, row, cost)
         except UsageError as error:
             yield row, str(error)
+
+
+def _replayed_in_parallel(
+    request: Request, rows: Sequence[TrialResult], cost: CostModel, notify: Notify
+) -> dict[int, LeverOutcome]:
+    """Return the replays that succeed, by the ``id`` of their row."""
+    placed = [row for row in rows if _is_placed_again(row)]
+    others = [row for row in rows if not _is_placed_again(row)]
+    begin = 0.5 if placed else 0.0
+    # Options are many and short, so profiling them first keeps every process busy.
+    profile_options(
+        cost.profiles,
+        [row.candidate.workload for row in placed],
+        lambda text, done: notify("replay", text, begin * done),
+    )
+    longest_first = [*placed, *others]
+    found = map_forked(
+        lambda row: _replay(request, row, cost),
+        longest_first,
+        lambda row, done: notify(
+            "replay", candidate_summary(row.candidate), begin + (1 - begin) * done
+        ),
+    )
+    return {id(longest_first[index]): outcome for index, outcome in found.items()}
+
+
+def _is_placed_again(row: TrialResult) -> bool:
+    """Return whether a row is placed over all options of its units."""
+    return row.candidate.policy == OPTIMAL and not row.candidate.placement.is_none
 
 
 def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome:
@@ -148,7 +172,7 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
 
     candidate, load = row.candidate, row.candidate.workload
     limit_bytes = request.limit_of(load)
-    if candidate.policy != OPTIMAL or candidate.placement.is_none:
+    if not _is_placed_again(row):
         log = replay_step(candidate, device=cost.device)
         report = report_of(
             candidate, log, device=cost.device, power_limit_watts=cost.power_limit_watts

@@ -82,6 +82,11 @@ class Recorder(TorchDispatchMode):
         # the first call runs autograd, which must not happen inside an operation
         references_of_unshared_gradient()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch would wrap each call to keep the compiler out; nothing is compiled in a replay
+        return False
+
     def __torch_dispatch__(
         self,
         func: Operation,
