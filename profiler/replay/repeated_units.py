@@ -45,6 +45,7 @@ the same; live bytes at single ticks may differ.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -163,12 +164,25 @@ def _settings(module: nn.Module) -> Iterator[object]:
         yield name, parameter is not None and (parameter.shape, parameter.requires_grad)
 
 
-def skip_units(backbone: nn.Module, units: Sequence[str], rows: Sequence[UnitRow]) -> None:
+@contextmanager
+def skip_units(
+    backbone: nn.Module, units: Sequence[str], rows: Sequence[UnitRow]
+) -> Iterator[None]:
     """Make the skipped units of some rows return their input; their hooks still run."""
+    replaced = []
     for row in rows:
         for index in row.skipped:
             (module,) = modules_of(backbone, units[index])
+            replaced.append((module.__dict__, module.__dict__.get("forward")))
             module.__dict__["forward"] = _identity
+    try:
+        yield
+    finally:
+        for attributes, own_forward in replaced:
+            if own_forward is None:
+                del attributes["forward"]
+            else:
+                attributes["forward"] = own_forward
 
 
 def _identity(features: Tensor, *_: object, **__: object) -> Tensor:

@@ -15,7 +15,7 @@ The cost grows with the number of operations, not with the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ from profiler.replay.fake_model import (
 from profiler.replay.operation_counter import OperationCounter, OperationTimer
 from profiler.replay.recorder import Recorder
 from profiler.replay.repeated_units import UnitRow, expand_log, find_rows, skip_units
+from profiler.replay.reused_models import ReplayModel, new_mode, reused_model
 from profiler.replay.storages import OWNER_CODE
 from profiler.replay.unit_marks import mark_gradients, mark_units
 from profiler.training_step import TrainingStep, gc_paused
@@ -156,9 +157,9 @@ def _replay_step(
     candidate = Candidate(workload=workload, placement=candidate.placement)
     kernel_bytes = _kernel_bytes(candidate, device, options.kernel_memory)
 
-    def run(built: BuiltModel, rows: Sequence[UnitRow] = ()) -> EventLog:
+    def run(model: ReplayModel, rows: Sequence[UnitRow] = ()) -> EventLog:
         return replay_built_model(
-            built,
+            model.built,
             candidate,
             device=device,
             kernel_bytes=kernel_bytes,
@@ -166,20 +167,20 @@ def _replay_step(
             published_flops=options.published_flops,
             rows=rows,
             timer=timer,
+            mode=model.mode,
         )
 
-    built = build_model(workload, device="meta")
-    if options.repeated_units:
+    if not options.repeated_units:
+        return run(ReplayModel.of(workload))
+    with reused_model(workload) as model:
+        built = model.built
         rows = find_rows(built.backbone, built.units, candidate.placement)
         try:
-            expanded = expand_log(run(built, rows), rows)
+            expanded = expand_log(run(model, rows), rows)
         except (TypeError, ValueError):
             # MViT's units return two values, while a skipped unit returns its first argument.
             expanded = None
-        if expanded is not None:
-            return expanded
-        built = build_model(workload, device="meta")  # the first one is fake by now
-    return run(built)
+        return run(model) if expanded is None else expanded
 
 
 def _kernel_bytes(
@@ -217,8 +218,9 @@ def replay_built_model(
     published_flops: bool = False,
     rows: Sequence[UnitRow] = (),
     timer: OperationTimer | None = None,
+    mode: FakeTensorMode | None = None,
 ) -> EventLog:
-    """Replay one steady training step of a built model.
+    """Replay one steady training step of a built model; afterwards it follows no placement.
 
     Args:
         built: the model on ``meta``, and its method. Its tensors become fake.
@@ -229,11 +231,14 @@ def replay_built_model(
         published_flops: whether FLOPs are counted as in arXiv 2507.23536.
         rows: rows of equal units; only three units of each row run.
         timer: times each distinct operation; None for no timing.
+        mode: mode of the model's tensors if they are fake already.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), imitate(device):
+    with ExitStack() as stack:
+        stack.enter_context(mode or new_mode())
+        stack.enter_context(imitate(device))
         to_fake(built.model)
-        apply_placement(built.model, candidate.placement, units=built.units)
-        skip_units(built.backbone, built.units, rows)
+        stack.enter_context(apply_placement(built.model, candidate.placement, units=built.units))
+        stack.enter_context(skip_units(built.backbone, built.units, rows))
         counter = OperationCounter(
             batch=candidate.workload.micro_batch,
             published_flops=published_flops,

@@ -200,7 +200,9 @@ def test_a_row_whose_idle_units_do_something_is_not_told() -> None:
 
 def test_idle_units_hand_on_what_they_are_given() -> None:
     chain = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])
-    skip_units(chain, tuple("01234"), [UnitRow(0, 5)])
     features = torch.randn(2, 3)
-    expected = chain[4](chain[1](chain[0](features)))
-    torch.testing.assert_close(chain(features), expected, rtol=0, atol=0)
+    whole_chain = chain(features)
+    with skip_units(chain, tuple("01234"), [UnitRow(0, 5)]):
+        expected = chain[4](chain[1](chain[0](features)))
+        torch.testing.assert_close(chain(features), expected, rtol=0, atol=0)
+    torch.testing.assert_close(chain(features), whole_chain, rtol=0, atol=0)

@@ -1,0 +1,59 @@
+"""Models of profile replays, built once for several placements.
+
+A profile replays a workload under each option of its units. Only three units of a row run, so
+building the model takes as long as the step itself. A replay leaves a model as it found it, apart
+from gradients (``replay_built_model``); the next replay of the same workload therefore takes it
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from profiler.models.build import BuiltModel, build_model
+from profiler.workload import Workload
+
+MOST_MODELS = 2
+"""Models that are kept: a profile alternates between two ranks."""
+
+
+def new_mode() -> FakeTensorMode:
+    """Return the mode of a replay's fake tensors."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayModel:
+    """A model for replays.
+
+    Attributes:
+        built: the model; its tensors become fake in the first replay.
+        mode: mode of its fake tensors.
+    """
+
+    built: BuiltModel
+    mode: FakeTensorMode = field(default_factory=new_mode)
+
+    @classmethod
+    def of(cls, workload: Workload) -> ReplayModel:
+        """Build the model of a workload on ``meta``."""
+        return cls(built=build_model(workload, device="meta"))
+
+
+_models: dict[Workload, ReplayModel] = {}
+"""Models by workload, the one used last at the end."""
+
+
+@contextmanager
+def reused_model(workload: Workload) -> Iterator[ReplayModel]:
+    """Lend the model of a workload. After an error it is not lent again."""
+    model = _models.pop(workload, None) or ReplayModel.of(workload)
+    yield model
+    model.built.model.zero_grad(set_to_none=True)
+    while len(_models) >= MOST_MODELS:
+        del _models[next(iter(_models))]
+    _models[workload] = model

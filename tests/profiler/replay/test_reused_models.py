@@ -1,0 +1,84 @@
+"""A replay on a model that other replays used before, against one on a new model."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from profiler.devices.table import lookup
+from profiler.errors import InputError
+from profiler.models.build import build_model
+from profiler.models.unit_parts import parts_of_unit
+from profiler.placement import KEEP_ALL, Decision, Placement
+from profiler.replay import reused_models
+from profiler.replay.event_log import EventLog
+from profiler.replay.reused_models import MOST_MODELS, reused_model
+from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
+from profiler.unit_options import options_of, uniform_placement
+from profiler.workload import Candidate, Workload
+
+PROFILE = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.ANY_BATCH, repeated_units=True)
+
+
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reused_models, "_models", {})
+
+
+def replay(load: Workload, placement: Placement) -> EventLog:
+    given = Candidate(workload=load, placement=placement)
+    return replay_step(given, device=lookup("rtx-3060"), options=PROFILE)
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ("vit_tiny_patch16_224", "full"),
+        ("vit_tiny_patch16_224", "adalora"),
+        ("swin_tiny_patch4_window7_224", "side"),
+        ("resnet18", "bn_head"),
+        ("test_efficientnet", "ssf"),
+        ("mvitv2_tiny", "bitfit"),  # the replay of three units fails, and that of all follows
+    ],
+)
+def test_a_model_is_as_new_after_a_replay(
+    model: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = 4 if method in ("adalora", "side") else None
+    load = Workload(model=model, method=method, rank=rank, micro_batch=2, num_classes=10)
+    built = build_model(load, device="meta")
+    parts = {unit: parts_of_unit(built.backbone, unit) for unit in built.units}
+    placements = [KEEP_ALL, *(uniform_placement(option, parts) for option in options_of(parts)[1:])]
+    placements.append(Placement(dict.fromkeys(built.units[::2], Decision.RECOMPUTE)))
+    expected = []
+    for placement in placements:
+        monkeypatch.setattr(reused_models, "_models", {})
+        expected.append(replay(load, placement))
+    for placement, log in [*zip(placements, expected, strict=True)][::-1]:
+        again = replay(load, placement)
+        for each in fields(EventLog):
+            mine, other = getattr(again, each.name), getattr(log, each.name)
+            if isinstance(mine, np.ndarray):
+                np.testing.assert_array_equal(mine, other, err_msg=each.name)
+            else:
+                assert mine == other, each.name
+
+
+def test_a_model_is_not_lent_again_after_an_error() -> None:
+    load = Workload(model="test_vit", num_classes=10, micro_batch=2)
+    with pytest.raises(InputError), reused_model(load):
+        raise InputError("stopped")
+    assert not reused_models._models
+
+
+def test_two_models_are_kept() -> None:
+    load = Workload(model="test_vit", num_classes=10, micro_batch=2)
+    lent = []
+    for rank in (4, 8, 4, 16, 8):
+        with reused_model(load.replace(method="lora", rank=rank)) as model:
+            lent.append(model)
+    assert lent[2] is lent[0]
+    assert lent[4] is not lent[1]  # rank 8 was used before 4 and 16
+    assert len(reused_models._models) == MOST_MODELS
