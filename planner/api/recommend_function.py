@@ -41,7 +41,7 @@ def recommend(
     image_size: int | None = None,
     trials: int | None = None,
     stop_when_flat: bool = False,
-    validations: int = 3,
+    validations: int | None = None,
     workers: bool = False,
     steps: int | None = None,
     weights: str | Path | Sequence[str] | Mapping[str, str | Path] | None = None,
@@ -84,7 +84,8 @@ def recommend(
         trials: trials of the sampler, those of a continued study included; None to evaluate every
             point if that is quick, and else 200.
         stop_when_flat: end the search when the Pareto front no longer grows.
-        validations: number of candidates that are really run; 0 for none.
+        validations: number of candidates that are really run; 0 for none; None for the recommended
+            one, and for up to two more if they are expected to end within 90 s.
         workers: leave the runs to workers (``budgetplan worker``) on the same storage, and wait.
         steps: steps of each real run; None for a few.
         weights: file of weights; with several backbones, files by the name of their backbone, or

@@ -49,9 +49,8 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
 @click.option(
     "--top",
     type=positive,
-    default=3,
-    show_default=True,
-    help="Number of candidates that are really run.",
+    help="Number of candidates that are really run. [default: the recommended one, and up to two "
+    "more if they end within 90 s]",
 )
 @click.option(
     "--workers",
@@ -216,7 +215,7 @@ def recommend(
     vram: int,
     device: str,
     no_validate: bool,
-    top: int,
+    top: int | None,
     probe_minutes: float | None,
     find_lr: bool | None,
     weights: tuple[str, ...],

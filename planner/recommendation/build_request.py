@@ -47,8 +47,9 @@ from profiler.timing.rates import check_power_limit
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
-VALIDATIONS = 3
-"""Number of candidates that are really run, unless a number is given."""
+VALIDATIONS, VALIDATION_SECONDS = 3, 90.0
+"""Most candidates that are really run unless a number is given, and the time within which those
+after the first must end by the duration of the ones before."""
 
 
 def build_request(
@@ -65,7 +66,7 @@ def build_request(
     image_size: int | None = None,
     trials: int | None = None,
     stop_when_flat: bool = False,
-    validations: int = VALIDATIONS,
+    validations: int | None = None,
     uses_workers: bool = False,
     steps: int | None = None,
     weights: Path | None = None,
@@ -103,7 +104,7 @@ def build_request(
         check_power_limit(target.spec, power_limit)
 
     # backbone, images and weights
-    runs_here = validations > 0 or probe_minutes is not None or bool(find_lr)
+    runs_here = validations != 0 or probe_minutes is not None or bool(find_lr)
     name = backbones.resolve(model)
     size = image_size or default_image_size(name)
     facts = data_facts(data, image_size=size, is_used=runs_here)
@@ -142,7 +143,10 @@ def build_request(
         study=study or study_name(model, target.label, budget_bytes),
         trials=trials,
         storage=storage,
-        validations=validations,
+        validations=VALIDATIONS if validations is None else validations,
+        validation_seconds=(
+            VALIDATION_SECONDS if validations is None and not uses_workers else None
+        ),
         uses_workers=uses_workers,
         # without a real run no weights are loaded here, so they need not be reachable
         has_weights=weights is not None

@@ -6,6 +6,7 @@ takes them itself.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def run_best(
     in_order: bool = False,
     recipe_of: Callable[[Workload], Recipe] | None = None,
 ) -> CheckOutcome:
-    """Run the best candidates until as many as requested have passed.
+    """Run the best candidates until as many as requested have passed, or the time is over.
 
     Args:
         request: the request.
@@ -63,7 +64,8 @@ def run_best(
     question = Question.of(request)
     waiting, pending = list(candidates), dict[str, CheckedCandidate]()
     last: BudgetplanError | None = None
-    while runs < request.validations and (waiting or pending):
+    began = time.monotonic()
+    while (waiting or pending) and _goes_on(request, runs, time.monotonic() - began):
         while waiting and len(pending) < min(pool.at_once, request.validations - runs):
             tried = [c for c in kept if c.validation is not None or c in pending.values()]
             index = 0 if in_order else _next_to_run(tried, waiting, question)
@@ -100,6 +102,20 @@ def run_best(
     if last is not None and runs == 0:
         raise last
     return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped), notes=tuple(notes))
+
+
+def _goes_on(request: Request, runs: int, seconds: float) -> bool:
+    """Return whether another candidate is run after some that have passed.
+
+    Args:
+        request: the request.
+        runs: number of candidates that have passed.
+        seconds: time since the first one began.
+    """
+    if runs == 0 or request.validation_seconds is None:
+        return runs < request.validations
+    next_end = seconds * (runs + 1) / runs
+    return runs < request.validations and next_end <= request.validation_seconds
 
 
 def _progress(request: Request, done: int, title: str, notify: Notify) -> Progress:

@@ -103,7 +103,9 @@ class Request:
         study: name of the study of this backbone's search.
         trials: number of trials of the search; None to evaluate every point if that is quick.
         storage: SQLAlchemy URL of the study; None for a file under ``studies/``.
-        validations: number of candidates that are really run; 0 for none.
+        validations: most candidates that are really run; 0 for none.
+        validation_seconds: time after which no further candidate is begun; None for no limit. The
+            first one always runs.
         uses_workers: whether workers run them, and not this process.
         has_weights: whether the pretrained weights can be loaded, here or where the plan will run.
         stop: rule that ends the search early; None for no such rule.
@@ -143,6 +145,7 @@ class Request:
     trials: int | None
     storage: str | None = None
     validations: int = 3
+    validation_seconds: float | None = None
     uses_workers: bool = False
     has_weights: bool = True
     stop: HypervolumeStagnation | None = None

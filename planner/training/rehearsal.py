@@ -1,7 +1,7 @@
 """Rehearsal: run a plan's training through PyTorch's CUDA code on an emulated GPU.
 
     rehearse       one plan
-    rehearse_all   candidates of an answer, in one process: importing PyTorch takes most of the time
+    rehearse_all   candidates of an answer, several in a process: importing PyTorch takes seconds
 
 It shows what only CUDA shows: whether every operation exists for the precision, whether the step,
 the evaluation, the checkpoint and a resumed step run to their end under the plan's memory cap, and
@@ -13,7 +13,10 @@ request no workspace. The CUDA context is that of the device table.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from planner.plan import Plan
@@ -22,6 +25,7 @@ from planner.training.rehearsal_run import (
     HOST_BYTES,
     RehearsalBatch,
     RehearsalRequest,
+    RehearsalRow,
     RehearsedBatch,
     RehearsedRun,
     run_rehearsals,
@@ -31,9 +35,10 @@ from profiler.errors import MeasurementError, OutOfMemoryError, UsageError
 from profiler.models.parameter_count import count_parameters
 from profiler.records import Memory, Report, Rung
 from profiler.running.emulated.gpu import emulated_environment
+from profiler.running.memory_caps import available_host_bytes
 from profiler.running.sandbox import Progress, run_in_process
 from profiler.running.time_limit import START_SECONDS, limit_seconds
-from profiler.units import MIB, format_bytes
+from profiler.units import GIB, MIB, format_bytes
 from profiler.workload import Candidate
 
 REHEARSAL_STEPS = 3
@@ -48,6 +53,12 @@ STEP_SECONDS = 0.5
 """Assumed host time of a micro-batch. Its kernels do nothing."""
 
 STEADY_STAGE = "a training step"
+
+PROCESS_BYTES = 2 * GIB
+"""Host memory of a process of rehearsals without its weights: PyTorch's CUDA libraries."""
+
+BYTES_PER_PARAMETER = 16
+"""Host memory of a parameter in a rehearsal: its weight on the host, its checkpoint and copies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +111,14 @@ def rehearse_all(
     steps: int = REHEARSAL_STEPS,
     on_progress: Progress | None = None,
 ) -> list[Report | MeasurementError]:
-    """Rehearse candidates in one process; return the report or the failure of each.
+    """Rehearse candidates; return the report or the failure of each.
+
+    They run one after the other in as many processes as there are cores, if the memory suffices.
 
     Raises:
         UsageError: fewer than two steps, or a device that is no GPU.
         DeviceError: no GPU can be emulated here.
-        MeasurementError: the process died or took too long.
+        MeasurementError: a process died or took too long.
     """
     if steps < 2:
         raise UsageError(f"a rehearsal needs at least two steps, got {steps!r}")
@@ -119,21 +132,70 @@ def rehearse_all(
         )
         for each in asked
     ]
-    batch = run_in_process(
-        run_rehearsals,
-        RehearsalBatch(requests=tuple(requests)),
-        RehearsedBatch,
-        timeout_seconds=sum(rehearsal_limit(each.candidate, steps=steps) for each in asked),
-        on_progress=on_progress,
-        environment=emulated_environment(device),
+    rows = _run_in_processes(
+        requests,
+        device,
+        processes=_processes([each.candidate for each in asked]),
+        on_progress=on_progress or (lambda *_: None),
     )
     found: list[Report | MeasurementError] = []
-    for each, row in zip(asked, batch.rows, strict=True):
+    for each, row in zip(asked, rows, strict=True):
         if row.run is None:
             found.append(_rehearsal_error(row.failure, each, is_out_of_memory=row.is_out_of_memory))
         else:
             found.append(rehearsal_report(each.candidate, device, row.run))
     return found
+
+
+def _processes(candidates: Sequence[Candidate]) -> int:
+    """Return the number of processes for which this machine has cores and memory."""
+    most_parameters = max(count_parameters(each.workload).total for each in candidates)
+    each_bytes = PROCESS_BYTES + BYTES_PER_PARAMETER * most_parameters
+    by_memory = available_host_bytes() // each_bytes
+    return max(1, min(len(candidates), len(os.sched_getaffinity(0)), by_memory))
+
+
+def _run_in_processes(
+    requests: Sequence[RehearsalRequest],
+    device: DeviceSpec,
+    *,
+    processes: int,
+    on_progress: Progress,
+) -> list[RehearsalRow]:
+    """Return the outcome of each request, in their order."""
+    parts = [requests[i::processes] for i in range(processes)]
+    cancelled, lock, done = threading.Event(), threading.Lock(), [0.0] * processes
+
+    def run(index: int) -> RehearsedBatch:
+        part = parts[index]
+
+        def show(text: str, fraction: float) -> None:
+            with lock:
+                done[index] = fraction * len(part) / len(requests)
+                on_progress(text, sum(done))
+
+        limits = [rehearsal_limit(each.candidate, steps=each.steps) for each in part]
+        return run_in_process(
+            run_rehearsals,
+            RehearsalBatch(requests=tuple(part)),
+            RehearsedBatch,
+            timeout_seconds=sum(limits),
+            on_progress=show,
+            environment=emulated_environment(device),
+            cancelled=cancelled,
+        )
+
+    with ThreadPoolExecutor(processes) as pool:
+        running = [pool.submit(run, index) for index in range(processes)]
+        try:
+            batches = [future.result() for future in running]
+        except BaseException:  # nobody waits for the other processes after an error or Ctrl-C
+            cancelled.set()
+            raise
+    rows: list[RehearsalRow] = [batches[0].rows[0]] * len(requests)
+    for index, batch in enumerate(batches):
+        rows[index::processes] = batch.rows
+    return rows
 
 
 def rehearsal_limit(candidate: Candidate, *, steps: int) -> float:

@@ -151,7 +151,8 @@ def run_rehearsals(batch: RehearsalBatch, progress: Progress) -> RehearsedBatch:
     rows = []
     count = len(batch.requests)
     for index, request in enumerate(batch.requests):
-        prefix = f"{index + 1} of {count}: " if count > 1 else ""
+        load = request.candidate.workload
+        prefix = f"{load.method} {load.micro_batch}x{load.accumulation} {load.precision}: "
 
         def show(text: str, done: float, index: int = index, prefix: str = prefix) -> None:
             progress(prefix + text, (index + done) / count)
@@ -221,15 +222,16 @@ def _rehearse(request: RehearsalRequest, stages: _Stages) -> None:
         cap_cuda_memory(request.cap_bytes)
         built.model.to(DEVICE).train()
         session = _session(request, built)
-    step = _stepper(session, batches, workload.accumulation)
+    # Every micro-batch after the second allocates as the second does, so one whole step is enough.
+    short_step = _stepper(session, batches, min(2, workload.accumulation))
     with stages.stage("the first step"):
-        step()
+        short_step()
     if request.steps > 2:
         with stages.stage("the second step"):  # the optimizer's state exists from here on
             for _ in range(request.steps - 2):
-                step()
+                short_step()
     with stages.stage("a training step"):
-        step()
+        _stepper(session, batches, workload.accumulation)()
     with stages.stage("evaluation"):
         session.model.eval()
         with torch.no_grad(), session.step.autocast():
@@ -245,7 +247,7 @@ def _rehearse(request: RehearsalRequest, stages: _Stages) -> None:
         load_checkpoint(latest, session, {})
         save_model(session.built, Path(folder) / "model")
     with stages.stage("a step after resuming"):
-        step()
+        short_step()
     session.close()
 
 

@@ -12,14 +12,37 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from profiler.device_rules.caching_allocator import configuration, configure
-from profiler.units import MIB
+from profiler.units import KIB, MIB
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 _HEADROOM_BYTES = 256 * MIB
 """Added to a cap on host memory for thread stacks, malloc arenas and the scratch space of
 libraries, which belong to no tensor."""
+
+
+def available_host_bytes() -> int:
+    """Return the host memory that new processes can use: the kernel's estimate, or 0.
+
+    Inside a container it is at most what the container's limit leaves (cgroup v2).
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        available = int(fields["MemAvailable"].split()[0]) * KIB
+    except (OSError, KeyError, ValueError):
+        return 0
+    try:
+        limit, used = (
+            int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current")
+        )
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return available
+    return min(available, max(0, limit - used))
 
 
 def use_planned_configuration() -> None:

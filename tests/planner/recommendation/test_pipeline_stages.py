@@ -11,7 +11,7 @@ import pytest
 
 import planner.recommendation.replay_front as replaying
 import profiler.prediction.report as reports
-from planner.recommendation import explain, infeasible, pipeline
+from planner.recommendation import explain, infeasible, pipeline, real_runs
 from planner.recommendation.build_request import build_request
 from planner.recommendation.levers import LeverOutcome
 from planner.recommendation.limits import accurate_enough, exceeded_limit
@@ -62,6 +62,36 @@ def test_runs_are_queued_under_the_name_that_the_user_gave(
     assert opened == ["mine"]
     # a probe without a training says nothing about the order
     assert seen["in_order"] is in_order
+
+
+@pytest.mark.parametrize(
+    ("limit", "runs", "seconds", "goes_on"),
+    [
+        (None, 2, 1e6, True),  # a number of runs was asked for
+        (None, 3, 0.0, False),
+        (90.0, 0, 500.0, True),  # the first runs in any case, also after runs that failed
+        (90.0, 1, 45.0, True),  # two would end after 90 s
+        (90.0, 1, 46.0, False),
+        (90.0, 2, 60.0, True),
+        (90.0, 2, 61.0, False),
+        (90.0, 3, 3.0, False),
+    ],
+)
+def test_further_candidates_run_if_they_are_expected_to_end_in_time(
+    limit: float | None, runs: int, seconds: float, goes_on: bool, asked: Request
+) -> None:
+    asked = replace(asked, validations=3, validation_seconds=limit)
+    assert real_runs._goes_on(asked, runs, seconds) is goes_on
+
+
+def test_a_number_of_runs_or_workers_have_no_time_limit() -> None:
+    def limit(**wish: Any) -> float | None:
+        asked = build_request("test_vit", budget_bytes=2 * GIB, device="rtx-3060", **wish)
+        return asked.validation_seconds
+
+    assert limit() == 90.0
+    assert limit(validations=3) is None
+    assert limit(uses_workers=True, storage="sqlite:///unused.db") is None
 
 
 def test_an_answer_stands_without_the_notes_of_its_study(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,20 @@ from plans import make_plan
 
 from planner import rehearse
 from planner.plan import Plan
+from planner.training import rehearsal
+from planner.training.rehearsal_run import (
+    RehearsalBatch,
+    RehearsalRequest,
+    RehearsalRow,
+    RehearsedBatch,
+)
 from profiler.devices.table import lookup
-from profiler.errors import DeviceError, InputError, UsageError
+from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.prediction.report import predict
 from profiler.records import Rung
 from profiler.running.emulated.gpu import emulated_environment
 from profiler.running.emulated.libraries import why_not_emulated
+from profiler.units import GIB
 from profiler.workload import Candidate, Workload
 
 DEVICE = lookup("rtx-2060-super")
@@ -106,6 +114,73 @@ def test_what_cannot_be_rehearsed_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     )
     with pytest.raises(DeviceError, match="needs gcc"):
         rehearse(a_plan(), device="rtx-3060")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_rehearsals_in_several_processes_keep_their_order(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(function: Any, batch: RehearsalBatch, *_: Any, on_progress: Any, **__: Any) -> Any:
+        on_progress("all", 1.0)
+        sizes = [request.candidate.workload.micro_batch for request in batch.requests]
+        return RehearsedBatch(rows=tuple(RehearsalRow(run=None, failure=str(n)) for n in sizes))
+
+    monkeypatch.setattr(rehearsal, "run_in_process", run)
+    monkeypatch.setattr(rehearsal, "emulated_environment", lambda device: {})
+    monkeypatch.setattr(rehearsal, "_processes", lambda candidates: processes)
+    workload = Workload(model="test_vit", num_classes=10, image_size=32)
+    asked = [
+        rehearsal.Rehearsal(
+            candidate=Candidate(workload=workload.replace(micro_batch=n)),
+            recipe=None,
+            budget_bytes=1 << 31,
+        )
+        for n in (5, 3, 8, 1, 2, 13, 21)
+    ]
+    fractions: list[float] = []
+    found = rehearsal.rehearse_all(asked, DEVICE, on_progress=lambda _, f: fractions.append(f))
+    assert [str(each) for each in found] == ["5", "3", "8", "1", "2", "13", "21"]
+    assert len(fractions) == processes
+    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1.0)
+
+
+def test_a_process_of_rehearsals_that_dies_ends_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[bool] = []
+
+    def run(function: Any, batch: RehearsalBatch, *_: Any, cancelled: Any, **__: Any) -> Any:
+        if batch.requests[0].candidate.workload.micro_batch == 1:
+            raise MeasurementError("the run died")
+        ended.append(cancelled.wait(timeout=60))
+        raise MeasurementError("the run was cancelled")
+
+    monkeypatch.setattr(rehearsal, "run_in_process", run)
+    monkeypatch.setattr(rehearsal, "emulated_environment", lambda device: {})
+    workload = Workload(model="test_vit", num_classes=10, image_size=32)
+    requests = [
+        RehearsalRequest(
+            candidate=Candidate(workload=workload.replace(micro_batch=n)),
+            cap_bytes=1 << 30,
+            recipe=None,
+            steps=3,
+        )
+        for n in (1, 2)
+    ]
+    with pytest.raises(MeasurementError, match="the run died"):
+        rehearsal._run_in_processes(requests, DEVICE, processes=2, on_progress=lambda *_: None)
+    assert ended == [True]
+
+
+def test_processes_of_rehearsals_need_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = [Candidate(workload=Workload(model="test_vit", num_classes=10))] * 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for gibibytes, processes in ((0.5, 1), (3.9, 1), (4.1, 2), (100, 3)):
+        free = int(gibibytes * GIB)
+        monkeypatch.setattr(rehearsal, "available_host_bytes", lambda free=free: free)
+        assert rehearsal._processes(candidates) == processes
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert rehearsal._processes(candidates) == 2
 
 
 def test_a_rehearsal_stands_in_a_plan_under_its_own_name() -> None:
