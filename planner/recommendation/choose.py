@@ -81,7 +81,11 @@ def choose(
         "least of those that the runs do not distinguish"
         if intervals
         else _published_reason(
-            entries[index], [entries[i] for i in equals], question, searched_methods
+            entries[index],
+            # those that were not really run are expected to be as accurate all the same
+            [entry for entry in entries if _same_tier(entry, entries[index], by_interval=False)],
+            question,
+            searched_methods,
         )
     )
     return ChosenEntry(
@@ -91,13 +95,14 @@ def choose(
         ties=tuple(
             i
             for i, entry in enumerate(entries)
-            if i != index and (i in equals or _same_tier(entry, entries[index], bool(intervals)))
+            if i != index
+            and (i in equals or _same_tier(entry, entries[index], by_interval=bool(intervals)))
         ),
         decided_by=_decided_by(entries[index], question, by_runs=bool(intervals)),
     )
 
 
-def _same_tier(entry: FrontEntry, best: FrontEntry, by_interval: bool) -> bool:
+def _same_tier(entry: FrontEntry, best: FrontEntry, *, by_interval: bool) -> bool:
     if by_interval:
         return False
     return len(equals_of([entry.result, best.result])) == 2

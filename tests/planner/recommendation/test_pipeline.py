@@ -39,7 +39,7 @@ from profiler.errors import (
 from profiler.records import Rung
 from profiler.running.emulated.libraries import why_not_emulated
 from profiler.units import GIB, MIB, DeviceBytes, format_bytes, format_bytes_as, parse_bytes
-from profiler.workload import Workload
+from profiler.workload import Candidate, Workload
 
 RUNS_IN_PROCESS = True
 pytestmark = pytest.mark.slow
@@ -338,6 +338,19 @@ def test_only_entries_that_were_run_are_recommended(answered: Recommendation) ->
     unmeasured = replace(entry, plan=replace(entry.plan, measurement=None), result=better)
     assert choose([unmeasured, entry], question=QUESTION).index == 1
     assert choose([unmeasured, unmeasured], question=QUESTION).index == 0
+
+
+def test_the_reason_counts_methods_that_were_not_run(answered: Recommendation) -> None:
+    entry = next(e for e in answered.front if e.plan.measurement is not None)
+    load = entry.plan.candidate.workload
+    other = Candidate(workload=load.replace(method="bitfit" if load.method != "bitfit" else "full"))
+    result = replace(entry.result, candidate=other)
+    unmeasured = replace(
+        entry, plan=replace(entry.plan, measurement=None, candidate=other), result=result
+    )
+    chosen = choose([entry, unmeasured], question=QUESTION)
+    assert chosen.index == 0
+    assert "2 methods are expected to be equally accurate" in chosen.why
 
 
 def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> None:

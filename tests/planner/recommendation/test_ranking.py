@@ -177,6 +177,16 @@ def test_rows_are_named_and_different() -> None:
     assert len({id(each) for each in found}) == len(found) == 6
 
 
+@pytest.mark.parametrize(("seconds", "fastest"), [(0.98, 0), (0.96, 1)])
+def test_another_row_is_called_the_fastest_only_if_it_saves_three_percent(
+    seconds: float, fastest: int
+) -> None:
+    rows = [row("lora", rank=8), row("side", rank=8, seconds=seconds)]
+    names = named_rows(rows, question())
+    assert names["recommended"] is rows[0]
+    assert names["fastest"] is rows[fastest]
+
+
 def test_an_answer_of_one_method_is_filled_with_the_next_best_methods() -> None:
     rows = [row(m, model=TINY_VIT) for m in ("lora", "head", "full", "bitfit")]
     assert answer_rows(rows, question())[:2] == [rows[2], rows[1]]
