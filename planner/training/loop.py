@@ -243,16 +243,26 @@ class TrainingLoop:
     def _evaluate_epoch(self) -> AccuracyReading:
         """Evaluate on the monitored part; keep the tensors unless an earlier epoch is better."""
         reading = self._evaluate(self._images.monitor, self._images.monitor_part)
-        highest = self._highest_reading()
+        highest = self._highest_reading(last=reading)
         if self._recipe.selects_epoch and highest is not None and not is_below(reading, highest):
             save_best_epoch(self._output, self._session)
             self._state.best = reading
         return reading
 
-    def _highest_reading(self) -> AccuracyReading | None:
-        """Return the first of the highest readings of all monitored images."""
+    def _highest_reading(self, *, last: AccuracyReading | None = None) -> AccuracyReading | None:
+        """Return the first of the highest readings of all monitored images.
+
+        A reading between the ends of the epochs counts only if it is the last or the selected one,
+        which a time limit ended. The others depend on the speed of the machine, and they read all
+        monitored images if these are few.
+        """
         wanted = (self._images.monitor_part, len(self._images.monitor))
-        whole = (r for r in self._state.readings if (r.part, r.images) == wanted)
+        ends = [reading for reading in (last, self._state.best) if reading is not None]
+        whole = (
+            r
+            for r in self._state.readings
+            if (r.part, r.images) == wanted and (r.step % self._steps_per_epoch == 0 or r in ends)
+        )
         return max(whole, key=lambda reading: reading.accuracy, default=None)
 
     def _epochs_without_gain(self) -> int:

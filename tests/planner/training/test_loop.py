@@ -7,7 +7,9 @@ import math
 import shutil
 import signal
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from planner.recipe import Recipe
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import evaluate_images
 from planner.training.history import AccuracyReading, TrainProgress
+from planner.training.images.image_set import ImageSet
 from planner.training.loop import is_below
 from planner.training.trained_model import HISTORY_FILE, PLAN_FILE, load_trained
 from planner.training.zero_classifier import zero_classifier
@@ -213,6 +216,27 @@ def test_a_finished_training_can_go_on_for_more_epochs(tmp_path: Path) -> None:
     (best,) = tmp_path.glob("best-epoch-*")
     assert best.name == f"best-epoch-{longer.selected_step}"
     assert same(load_file(best / "learned.safetensors"), trained_tensors(load_trained(tmp_path)))
+
+
+def test_readings_between_the_epochs_select_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They depend on the machine's speed, and a small selection part is read whole by them."""
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=replace(RECIPE, patience_epochs=1))
+    steps, calls = 5, count(1)  # steps of an epoch; each is followed by one evaluation
+
+    def evaluated(model: object, images: ImageSet, **_: object) -> SimpleNamespace:
+        accuracy = 0.5 if next(calls) % steps == 0 else 0.9
+        return SimpleNamespace(accuracy=accuracy, mean_class_accuracy=accuracy, images=len(images))
+
+    monkeypatch.setattr("planner.training.loop.INTERIM_SECONDS", 0.0)
+    monkeypatch.setattr("planner.training.loop.evaluate_images", evaluated)
+    data = digits(32, train_images=40, test_images=20)
+    few = replace(data, selection=data.selection.sample(20, seed=0), selection_positions=())
+    result = run(plan, tmp_path, images=few, epochs=4)
+    # no epoch is higher than the first: the latest of the equal ones, and then no patience left
+    assert [r.step for r in result.readings[:-1]] == list(range(1, 2 * steps + 1))
+    assert result.selected_step == 2 * steps
 
 
 def test_a_resume_without_steps_removes_an_epoch_that_was_given_up(tmp_path: Path) -> None:
