@@ -96,7 +96,12 @@ class ImageTarget:
         elif kind == 2:
             entry.mkdir()
         elif kind == 3:
-            shutil.rmtree(place) if place != root else (root / "empty").mkdir(exist_ok=True)
+            if place == root:
+                (root / "empty").mkdir(exist_ok=True)
+            elif place.is_symlink():
+                place.unlink()
+            else:
+                shutil.rmtree(place)
         elif kind == 4:
             files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
             if files:

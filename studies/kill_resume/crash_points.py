@@ -129,13 +129,21 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Return all of a finished training but its times: tensors, record, optimizer, random states."""
+    """Return all of a finished training but its times: tensors, record, optimizer, random states.
+
+    Readings of a part of the images are left out: they are made once a minute.
+    """
     from safetensors.torch import load_file
 
     checkpoint = latest_checkpoint(folder)
     assert checkpoint is not None
     record = json.loads((folder / "training.json").read_text())
     progress = json.loads((checkpoint / "progress.json").read_text())
+    for holder in (record, progress):
+        most = max(reading["images"] for reading in holder["readings"] if reading["part"] != "test")
+        holder["readings"] = [
+            r for r in holder["readings"] if r["part"] == "test" or r["images"] == most
+        ]
     tensors = {
         str(path.relative_to(folder)): load_file(path)
         for path in sorted(folder.rglob("*.safetensors"))

@@ -138,9 +138,10 @@ def train_part(part: str, bench: Bench, count: int, rng: random.Random) -> Itera
         row = bench.kill(stages, rng, *own)
         kept = sorted(p.name for p in folder.glob("checkpoint-*")) if folder.exists() else []
         again, text = bench.run(*own, *(["--resume"] if kept else []))
+        found = {} if again else content(folder)
+        wrong = [name for name in wanted if not same(found.get(name), wanted[name])]
         yield row | {
-            "part": part, "kept": kept, "again": again,
-            "same": not again and same(content(folder), wanted),
+            "part": part, "kept": kept, "again": again, "same": not wrong, "wrong": wrong,
             "leftovers": leftovers(folder, bench.folder / "straight") if folder.exists() else [],
             "text": text[-300:] if again else "",
         }  # fmt: skip
