@@ -44,7 +44,7 @@ class ServiceQuestion(Message, frozen=True, kw_only=True):
         data: name of a data set.
         methods: methods to search; null for all that work on the backbone.
         image_size: height and width in pixels; null for the model's own.
-        trials: trials of the search.
+        trials: trials of the sampler; null to evaluate every point if that is quick.
         objective: criterion among candidates of equal expected accuracy.
         seed: seed of the search.
     """
@@ -55,7 +55,7 @@ class ServiceQuestion(Message, frozen=True, kw_only=True):
     data: DataName = "digits"
     methods: Annotated[list[Name], Meta(min_length=1, max_length=30)] | None = None
     image_size: Annotated[int, Meta(ge=8, le=1024)] | None = None
-    trials: Annotated[int, Meta(ge=1, le=500)] = 200
+    trials: Annotated[int, Meta(ge=1, le=500)] | None = None
     objective: Literal["balanced", "time", "energy", "accuracy"] = "balanced"
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import threading
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from planner.api import recommend
 from planner.service.access import LARGEST_BODY, check_address
 from planner.service.app import create_app, question_schema
 from planner.service.jobs import Jobs
@@ -256,3 +258,12 @@ def test_a_defect_is_logged_for_the_operator_and_not_shown(
     assert json.loads(job.text)["message"] == "KeyError"
     (record,) = caplog.records
     assert record.exc_info is not None and "place" in str(record.exc_info[1])
+
+
+def test_a_question_without_options_is_that_of_the_python_api() -> None:
+    defaults = inspect.signature(recommend).parameters
+    question = ServiceQuestion(model="test_vit", vram="2GB")
+    shared = {"data", "methods", "image_size", "trials", "objective", "seed"}
+    assert {*ServiceQuestion.__struct_fields__} == shared | {"model", "vram", "device"}
+    for name in shared:
+        assert getattr(question, name) == defaults[name].default, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -79,10 +80,10 @@ class Browser:
         self._events, events = os.pipe()
 
         def take_pipes() -> None:  # the browser reads descriptor 3 and writes descriptor 4
-            os.dup2(commands, 30)
-            os.dup2(events, 31)
-            os.dup2(30, 3)
-            os.dup2(31, 4)
+            # copies first: a pipe may be descriptor 3 or 4 itself
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 5) for end in (commands, events)]
+            for descriptor, end in enumerate(ends, start=3):
+                os.dup2(end, descriptor)
 
         self._process = subprocess.Popen(
             [
