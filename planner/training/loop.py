@@ -305,10 +305,11 @@ class TrainingLoop:
             return
         state = self._state
         done = self._session.step.global_step / self._last_step
+        epochs = math.ceil(self._last_step / self._steps_per_epoch)
         self._on_progress(
             TrainProgress(
-                epoch=state.epoch,
-                epochs=math.ceil(self._last_step / self._steps_per_epoch),
+                epoch=min(state.epoch, epochs),  # the test comes after the last one
+                epochs=epochs,
                 step=state.steps,
                 steps=self._steps_per_epoch,
                 done=min(1.0, max(done, self._clock.share(state.seconds))),

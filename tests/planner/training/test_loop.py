@@ -170,7 +170,9 @@ def test_a_lower_accuracy_counts_if_it_is_more_than_chance(
 def test_the_selected_epoch_is_saved_and_tested_once(tmp_path: Path) -> None:
     plan = replace(make_plan(workload(micro_batch=4)), recipe=RECIPE)
     data = digits(32, train_images=40, test_images=20)
-    result = run(plan, tmp_path, epochs=None)
+    seen: list[TrainProgress] = []
+    result = run(plan, tmp_path, epochs=None, on_progress=seen.append)
+    assert {(p.epoch, p.epochs) for p in seen} == {(1, 3), (2, 3), (3, 3)}
     on_selection = [r for r in result.readings if r.part == "selection"]
     assert [(r.step, r.images) for r in on_selection] == [
         (step, len(data.selection)) for step in (5, 10, 15)
