@@ -151,7 +151,7 @@ def train_part(part: str, bench: Bench, count: int, rng: random.Random) -> Itera
 def features_part(
     part: str, bench: Bench, count: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    arguments = ("features", *SMALL_MODEL, *DATA)
+    arguments = ("features", *SMALL_MODEL, *DATA, "--progress", "none")
     stages = bench.straight(*arguments)
     _, wanted = bench.run(*arguments)
     folder = bench.cache / "features"
@@ -172,7 +172,7 @@ def at_once_part(_: str, bench: Bench, count: int, rng: random.Random) -> Iterat
     """Start 2 to 8 processes at once on one study, one cache and one folder."""
     plan = bench.any_plan()
     search = (*GPU_SPACE, "--no-validate", "--trials", str(TRIALS))
-    features = ("features", *SMALL_MODEL, *DATA)
+    features = ("features", *SMALL_MODEL, *DATA, "--progress", "none")
     _, wanted = bench.run(*features)
     training = ("train", plan, *DATA, "--epochs", "1", "--device", "cpu", "--out", "shared")
     bench.run(*training[:-1], "alone")
