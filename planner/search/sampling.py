@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,21 @@ def _study_in_memory(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        directions=list(OBJECTIVES), sampler=sampler or optuna.samplers.TPESampler(seed=seed)
+        directions=list(OBJECTIVES), sampler=default_sampler(seed) if sampler is None else sampler
     )
     study.add_trials(stored)
     return study
+
+
+def default_sampler(seed: int) -> BaseSampler:
+    """Return the sampler of a search: TPE, with one joint density of the dimensions of a method.
+
+    Methods have different dimensions, so it needs ``group``. With a density of its own for each
+    dimension, TPE finds less than random sampling on two of four backbones (studies/samplers).
+    """
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import TPESampler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=seed, multivariate=True, group=True)

@@ -15,8 +15,7 @@
 A search has three objectives: an accuracy score (maximized; it orders candidates and is not an
 accuracy), the energy of 1000 training images, or their time on a device of unknown power
 (minimized), and device memory (minimized). The budget is a constraint of every trial and not a
-penalty. The sampler is Optuna's TPE: at a few hundred trials of this kind it is as good as NSGA-II,
-and 200 times faster than GPSampler.
+penalty. The sampler is Optuna's TPE (``sampling.default_sampler``).
 
 The sampler works on a study in memory. Each finished trial is then appended to the durable study in
 one call, so that an interrupted search leaves no unfinished trial behind. Several processes may

@@ -37,7 +37,7 @@ from planner.search.evaluation import PointEvaluator
 from planner.search.exhaustive import evaluate_all
 from planner.search.pareto import hypervolume, non_dominated, reference_point
 from planner.search.problem import OBJECTIVES, SearchProblem, TrialResult, assignment_key
-from planner.search.sampling import PointSampler
+from planner.search.sampling import PointSampler, default_sampler
 from planner.search.space import Space
 from profiler.devices.table import device_spec
 from profiler.store import Store
@@ -138,6 +138,7 @@ def samplers() -> dict[str, Callable[[int], BaseSampler]]:
 
     return {
         "tpe": lambda seed: made.TPESampler(seed=seed),
+        "tpe joint": default_sampler,
         "nsga2": lambda seed: made.NSGAIISampler(seed=seed),
         "nsga3": lambda seed: made.NSGAIIISampler(seed=seed),
         "qmc": lambda seed: made.QMCSampler(seed=seed, scramble=True),
@@ -274,7 +275,7 @@ def main() -> None:
     parser.add_argument("part", choices=["points", "compare", "report"])
     parser.add_argument("cache", type=Path, nargs="?")
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--samplers", default="tpe,nsga2,nsga3,qmc,random,gp")
+    parser.add_argument("--samplers", default="tpe,tpe joint,nsga2,nsga3,qmc,random,gp")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     book = Rows(HERE, "rows")
