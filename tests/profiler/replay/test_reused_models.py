@@ -50,7 +50,8 @@ def test_a_model_is_as_new_after_a_replay(
     load = Workload(model=model, method=method, rank=rank, micro_batch=2, num_classes=10)
     built = build_model(load, device="meta")
     parts = {unit: parts_of_unit(built.backbone, unit) for unit in built.units}
-    placements = [KEEP_ALL, *(uniform_placement(option, parts) for option in options_of(parts)[1::4])]
+    some = options_of(parts)[1::4]
+    placements = [KEEP_ALL, *(uniform_placement(option, parts) for option in some)]
     placements.append(Placement(dict.fromkeys(built.units[::2], Decision.RECOMPUTE)))
     expected = []
     for placement in placements:
