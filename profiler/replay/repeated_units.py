@@ -10,7 +10,7 @@ first and the last run because each has a neighbour that is not an equal unit.
 If every other unit is recomputed, pairs of units repeat. A row then has a *period* of two, and all
 above holds for its pairs: first, template, last and copy are pairs.
 
-    find_rows    find the rows of a backbone under a placement
+    unit_signatures, find_rows    find the rows of a backbone under a placement
     skip_units   replace the forward of the skipped units
     expand_log   insert the copies into the log of such a step
 
@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from profiler.arrays import Ints, Mask
 from profiler.models.layers import is_stochastic_depth
 from profiler.models.unit_runs import modules_of
-from profiler.placement import Placement
+from profiler.placement import Decision, Placement
 from profiler.replay.event_log import EventLog, Mark, MarkKind, OperationRecord, Phase
 from profiler.replay.unit_spans import StepSpan, unit_spans
 
@@ -105,24 +105,37 @@ class UnitRow:
 # --- equal units ----------------------------------------------------------------------------------
 
 
-def find_rows(
-    backbone: nn.Module, units: Sequence[str], placement: Placement
-) -> tuple[UnitRow, ...]:
-    """Return the rows in which a unit, or a pair of units, repeats more than three times.
+def unit_signatures(backbone: nn.Module, units: Sequence[str]) -> list[object]:
+    """Return a value for each unit; equal units have equal values.
 
     Two units are equal if their modules have the same classes, settings, shapes and trainable
-    parameters under the same names, and the placement the same decisions. A unit with a forward
-    hook equals no other, because the hook can do anything. Neither does a unit of several modules.
+    parameters under the same names. A unit with a forward hook equals no other, because the hook
+    can do anything. Neither does a unit of several modules.
 
     Args:
         backbone: the model, on any device.
         units: unit names in forward order.
-        placement: decisions by unit.
     """
-    signatures = [_signature(unit, modules_of(backbone, unit), placement) for unit in units]
+    return [_signature(unit, modules_of(backbone, unit)) for unit in units]
+
+
+def find_rows(
+    signatures: Sequence[object], units: Sequence[str], placement: Placement
+) -> tuple[UnitRow, ...]:
+    """Return the rows in which a unit, or a pair of units, repeats more than three times.
+
+    Args:
+        signatures: the units' signatures (``unit_signatures``).
+        units: unit names in forward order.
+        placement: decisions by unit. Units with other decisions are not equal.
+    """
+    decided = [
+        (signature, _own_decisions(unit, placement))
+        for signature, unit in zip(signatures, units, strict=True)
+    ]
     rows, first = list[UnitRow](), 0
-    while first < len(signatures):
-        longest = (_row_at(signatures, first, period) for period in _PERIODS)
+    while first < len(decided):
+        longest = (_row_at(decided, first, period) for period in _PERIODS)
         row = next((row for row in longest if row.count > _RUNNING * row.period), None)
         if row is not None:
             rows.append(row)
@@ -138,16 +151,19 @@ def _row_at(signatures: Sequence[object], first: int, period: int) -> UnitRow:
     return UnitRow(first, (end - first) // period * period, period)
 
 
-def _signature(unit: str, modules: Sequence[nn.Module], placement: Placement) -> object:
-    """Return a value that is equal for equal units."""
-    if len(modules) > 1 or modules[0]._forward_pre_hooks or modules[0]._forward_hooks:
-        return unit
-    decisions = [
+def _own_decisions(unit: str, placement: Placement) -> list[tuple[str, Decision]]:
+    """Return the decisions on a unit and its parts, by their names inside the unit."""
+    return [
         (name.removeprefix(unit), decision)
         for name, decision in placement.decisions.items()
         if name == unit or name.startswith(f"{unit}/")
     ]
-    return decisions, [(name, *_settings(m)) for name, m in modules[0].named_modules()]
+
+
+def _signature(unit: str, modules: Sequence[nn.Module]) -> object:
+    if len(modules) > 1 or modules[0]._forward_pre_hooks or modules[0]._forward_hooks:
+        return unit
+    return [(name, *_settings(module)) for name, module in modules[0].named_modules()]
 
 
 def _settings(module: nn.Module) -> Iterator[object]:

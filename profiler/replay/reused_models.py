@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from profiler.models.build import BuiltModel, build_model
+from profiler.replay.repeated_units import unit_signatures
 from profiler.workload import Workload
 
 MOST_MODELS = 2
@@ -26,7 +28,7 @@ def new_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplayModel:
     """A model for replays.
 
@@ -42,6 +44,11 @@ class ReplayModel:
     def of(cls, workload: Workload) -> ReplayModel:
         """Build the model of a workload on ``meta``."""
         return cls(built=build_model(workload, device="meta"))
+
+    @cached_property
+    def signatures(self) -> list[object]:
+        """Signatures of the units (``unit_signatures``)."""
+        return unit_signatures(self.built.backbone, self.built.units)
 
 
 _models: dict[Workload, ReplayModel] = {}

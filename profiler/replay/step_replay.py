@@ -173,8 +173,7 @@ def _replay_step(
     if not options.repeated_units:
         return run(ReplayModel.of(workload))
     with reused_model(workload) as model:
-        built = model.built
-        rows = find_rows(built.backbone, built.units, candidate.placement)
+        rows = find_rows(model.signatures, model.built.units, candidate.placement)
         try:
             expanded = expand_log(run(model, rows), rows)
         except (TypeError, ValueError):

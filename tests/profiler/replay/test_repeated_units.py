@@ -10,12 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from profiler.devices.table import lookup
-from profiler.models.build import build_model
+from profiler.models.build import BuiltModel, build_model
 from profiler.models.unit_parts import parts_of_unit
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.prediction.parametric import profile_option
 from profiler.replay.event_log import EventLog
-from profiler.replay.repeated_units import UnitRow, expand_log, find_rows, skip_units
+from profiler.replay.repeated_units import (
+    UnitRow,
+    expand_log,
+    find_rows,
+    skip_units,
+    unit_signatures,
+)
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_built_model, replay_step
 from profiler.unit_options import options_of, uniform_placement
 from profiler.workload import Candidate, Workload
@@ -34,9 +40,13 @@ def candidate(model: str, method: str, option: str = Decision.KEEP, **changes: o
     return Candidate(workload=load, placement=placement)
 
 
+def rows_of(built: BuiltModel, placement: Placement) -> tuple[UnitRow, ...]:
+    return find_rows(unit_signatures(built.backbone, built.units), built.units, placement)
+
+
 def of_three_units(given: Candidate) -> EventLog | None:
     built = build_model(given.workload, device="meta")
-    rows = find_rows(built.backbone, built.units, given.placement)
+    rows = rows_of(built, given.placement)
     assert rows
     log = replay_built_model(built, given, device=GPU, optimizer=False, rows=rows)
     return expand_log(log, rows)
@@ -102,7 +112,7 @@ def test_pairs_of_units_repeat_if_every_other_one_is_recomputed(
     built = build_model(given.workload, device="meta")
     every_other = Placement(dict.fromkeys(built.units[begin::2], option))
     given = Candidate(workload=given.workload, placement=every_other)
-    assert any(row.period == 2 for row in find_rows(built.backbone, built.units, every_other))
+    assert any(row.period == 2 for row in rows_of(built, every_other))
     assert_same_log(of_three_units(given), whole(given))
 
 
@@ -151,7 +161,7 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
 def rows(model: str, method: str = "full", placement: Placement = KEEP_ALL) -> tuple[UnitRow, ...]:
     load = Workload(model=model, method=method, num_classes=10)
     built = build_model(load, device="meta")
-    return find_rows(built.backbone, built.units, placement)
+    return rows_of(built, placement)
 
 
 def test_rows_are_units_that_are_alike() -> None:
@@ -182,7 +192,7 @@ def test_a_row_may_have_a_period_of_two() -> None:
 def test_a_unit_with_a_hook_is_like_no_other() -> None:
     built = build_model(Workload(model=VIT, method="full", num_classes=10), device="meta")
     built.backbone.get_submodule("blocks.4").register_forward_hook(lambda *_: None)
-    assert find_rows(built.backbone, built.units, KEEP_ALL) == (UnitRow(0, 4), UnitRow(5, 7))
+    assert rows_of(built, KEEP_ALL) == (UnitRow(0, 4), UnitRow(5, 7))
 
 
 def test_a_row_whose_idle_units_do_something_is_not_told() -> None:
