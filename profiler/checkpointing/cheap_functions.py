@@ -127,7 +127,7 @@ def _batch_norm_from_statistics(
         inverse_deviation if weight is None else inverse_deviation * weight.detach(),
         named.get("bias"),
         training=False,
-        eps=0.0,
+        eps=1e-30,  # added to 1 it is 1, and older versions of PyTorch refuse 0
     ).detach()
 
 

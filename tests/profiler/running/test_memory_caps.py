@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from importlib import import_module
 from typing import Any
 
 import pytest
 
 from profiler.running import memory_caps
 
-python_native: Any = import_module("torch.backends.python_native")
+python_native: Any = pytest.importorskip("torch.backends.python_native")
 
 
 def test_without_a_c_compiler_no_kernel_is_compiled_while_training(
