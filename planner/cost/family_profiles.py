@@ -107,7 +107,6 @@ class FamilyProfiles:
         self.store = store if store is not None else Store.in_memory()
         self._target = "cuda" if device.is_cuda else "cpu"
         self._options: dict[tuple[Workload, UnitOption, int | None], OptionProfile] = {}
-        self._only_ranks: dict[tuple[Workload, UnitOption], int] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._parts: dict[Workload, PartsByUnit] = {}
         self._overheads: dict[tuple[Workload, str], OverheadProfile] = {}
@@ -209,9 +208,8 @@ class FamilyProfiles:
     def option(self, workload: Workload, option: UnitOption) -> OptionProfile:
         """Return the profile of a workload's family with all units under one option.
 
-        A search needs the common options at every rank. The others are needed to place a single
-        candidate, so they are profiled for its rank, and for every rank only if another one is
-        asked for.
+        A search needs the common options at every rank. The others mostly place a single candidate,
+        so each rank has a profile of its own.
         """
         return self._family_option(*self._profile_of(workload, option))
 
@@ -219,11 +217,9 @@ class FamilyProfiles:
         self, workload: Workload, option: UnitOption
     ) -> tuple[Workload, UnitOption, int | None]:
         """Return the family, the option and the only rank of a profile; None for every rank."""
-        family, rank = self.family(workload), workload.rank
-        if option in COMMON_OPTIONS or rank is None or not has_two_probes(family):
-            return family, option, None
-        only = self._only_ranks.setdefault((family, option), rank)
-        return family, option, rank if rank == only else None
+        family = self.family(workload)
+        is_for_every_rank = option in COMMON_OPTIONS or not has_two_probes(family)
+        return family, option, None if is_for_every_rank else workload.rank
 
     def _family_option(
         self, family: Workload, option: UnitOption, rank: int | None = None

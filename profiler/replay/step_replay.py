@@ -289,7 +289,7 @@ def replay_update(candidate: Candidate, *, device: DeviceSpec) -> EventLog:
     """
     workload = candidate.workload
     built = build_model(workload, device="meta")
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with new_mode():
         model = built.model
         to_fake(model)
         counter = OperationCounter(batch=workload.micro_batch)
