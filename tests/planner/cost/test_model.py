@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from planner.cost.budget import OverheadProfile
-from planner.cost.family_profiles import OVERHEAD_MICRO_BATCHES, RECOMPUTED
+from planner.cost.family_profiles import OVERHEAD_MICRO_BATCHES, RECOMPUTED, FamilyProfiles
 from planner.cost.model import CostModel
 from planner.placement.policies import POLICIES
 from profiler.device_rules.caching_allocator import (
@@ -27,7 +28,7 @@ from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.store import Store
 from profiler.timing.rates import published_rates
 from profiler.timing.roofline import Rates
-from profiler.unit_options import KEPT
+from profiler.unit_options import KEPT, WholeUnit
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
@@ -237,3 +238,15 @@ def test_the_number_of_units_that_learn_makes_a_family_of_its_own(units: int) ->
     load = VIT.replace(method="partial_k", rank=units)
     candidate = Candidate(workload=load)
     assert model().estimate(candidate).peak_bytes == pytest.approx(replayed(candidate), rel=0.0005)
+
+
+def test_a_profile_of_an_option_does_not_depend_on_the_ranks_asked_before() -> None:
+    load = Workload(model="test_vit", method="vpt_shallow", rank=10, num_classes=10, micro_batch=2)
+    device, light = device_spec("rtx-3060"), WholeUnit(Decision.DROP_PER_USE)
+    before = FamilyProfiles(device)
+    before.option(load.replace(rank=4), light)
+    for name in ("stored", "base"):
+        mine, fresh = (
+            getattr(p.option(load, light), name) for p in (before, FamilyProfiles(device))
+        )
+        np.testing.assert_array_equal(mine, fresh)
