@@ -74,11 +74,12 @@ class StoredParts:
     @classmethod
     def of(cls, workload: Workload) -> Self:
         """Build the model of a workload and read the parts of its units."""
-        from profiler.models.build import build_model
         from profiler.models.unit_parts import parts_of_unit
+        from profiler.replay.reused_models import reused_model
 
-        built = build_model(workload, device="meta")
-        parts = {unit: asdict(parts_of_unit(built.backbone, unit)) for unit in built.units}
+        with reused_model(workload) as model:
+            backbone, units = model.built.backbone, model.built.units
+            parts = {unit: asdict(parts_of_unit(backbone, unit)) for unit in units}
         return cls(text=np.array(json.dumps(parts)))
 
     def parts(self) -> PartsByUnit:
@@ -140,7 +141,7 @@ class FamilyProfiles:
     ) -> None:
         """Make the profile of a workload's family without its update (see ``prepare``)."""
         for done, option in enumerate(options):
-            if on_progress is not None:
+            if on_progress is not None and not self.has_option(workload, option):
                 text = f"profiling {workload.model} with {workload.method}, units {option.key}"
                 on_progress(text, done / len(options))
             self.option(workload, option)

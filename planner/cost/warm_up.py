@@ -6,6 +6,7 @@ not be profiled here is profiled by the search when it needs it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,12 +23,12 @@ class _Missing:
 
     Attributes:
         workload: a workload of the family.
-        is_update: whether it is the profile of the update; families share it. If not, it is that of
-            the units.
+        updates: a workload with each optimizer whose update is profiled; families share them. If
+            empty, the units are profiled.
     """
 
     workload: Workload
-    is_update: bool
+    updates: tuple[Workload, ...] = ()
 
 
 def profile_families(
@@ -46,26 +47,28 @@ def profile_families(
     if profiles.store.folder is None:
         return
     families: dict[Workload, Workload] = {}
-    updates: dict[object, Workload] = {}
+    updates: dict[Workload, dict[str, Workload]] = defaultdict(dict)
     for workload in workloads:
         families.setdefault(profiles.family(workload), workload)
-        updates.setdefault(profiles.update_of(workload), workload)
+        family, optimizer = profiles.update_of(workload)
+        updates[family].setdefault(optimizer, workload)
     missing = [
-        _Missing(workload=workload, is_update=False)
+        _Missing(workload=workload)
         for workload in families.values()
         if not profiles.has_units(workload)
     ]
     missing.sort(key=lambda each: each.workload.rank is None)  # a rank doubles the replays
-    missing += [  # last, because the shortest ones balance the load of the processes
-        _Missing(workload=workload, is_update=True)
-        for workload in updates.values()
-        if not profiles.has_update(workload)
-    ]
+    # The updates are last, because the shortest parts balance the load of the processes. Those of
+    # one family are a part, because they share its model.
+    for of_family in updates.values():
+        absent = tuple(load for load in of_family.values() if not profiles.has_update(load))
+        if absent:
+            missing.append(_Missing(workload=absent[0], updates=absent))
 
     def prepare(part: _Missing) -> None:
-        if part.is_update:
-            profiles.update(part.workload)
-        else:
+        for workload in part.updates:
+            profiles.update(workload)
+        if not part.updates:
             profiles.prepare_units(part.workload)
 
     def report(part: _Missing, fraction: float) -> None:

@@ -55,6 +55,9 @@ DEFAULT_OPTIMIZERS = ("adamw", "sgd")
 ADAMW_VARIANTS = ("galore",)
 """Methods that replace AdamW and refuse every other optimizer."""
 
+LEAST_PARALLEL_CHECKS = 4
+"""Number of methods from which on their forwards are checked in several processes."""
+
 BF16_CAPABILITY = (8, 0)
 """Compute capability of Ampere. PyTorch emulates bfloat16 on older GPUs."""
 
@@ -321,25 +324,46 @@ def working_methods(workload: Workload, names: Sequence[str]) -> tuple[list[str]
     Raises:
         UnknownNameError: no such method or model.
     """
+    store = Store.default()
+    # Of a method that works nothing is imported then; peft alone takes seconds.
+    unknown = [name for name in names if not store.holds(_works_key(workload, name))]
+    _check_in_parallel(workload, unknown, store)
+    found = {name: _refusal_of_method(workload, name, store) for name in unknown}
+    refused = {name: reason for name, reason in found.items() if reason is not None}
+    return [name for name in names if name not in refused], refused
+
+
+def _works_key(workload: Workload, name: str) -> tuple[object, ...]:
+    """Return the key of the stored fact that a method works on a workload's backbone."""
+    return "method works", workload.replace(method=name, micro_batch=2).to_json()
+
+
+def _check_in_parallel(workload: Workload, names: Sequence[str], store: Store) -> None:
+    """Store which methods work; a method that does not is checked again for its reason."""
+    from planner.parallel import map_forked
+    from profiler.models.methods import get_method
+
+    if store.folder is None or len(names) < LEAST_PARALLEL_CHECKS:
+        return
+    for name in names:
+        get_method(name)  # imported once, before the fork
+    _on_meta(workload)
+    map_forked(lambda name: _refusal_of_method(workload, name, store), names, lambda *_: None)
+
+
+def _refusal_of_method(workload: Workload, name: str, store: Store) -> str | None:
+    """Return why a method does not work on a backbone; None, and store it, if it works."""
     from profiler.models.forward_check import refusal_of_forward
     from profiler.models.methods import get_method
 
-    store, refused = Store.default(), {}
-    for name in names:
-        load = workload.replace(method=name, micro_batch=2)
-        # Of a method that works nothing is imported then; peft alone takes seconds.
-        key = ("method works", load.to_json())
-        if store.holds(key):
-            continue
-        method = get_method(name)
-        reason = method.refusal(_on_meta(workload), load) or refusal_of_forward(
-            method.resolve(load)
-        )
-        if reason is None:
-            store.keep(key, AcceptedRanks(ranks=np.array([], dtype=np.int64)))
-        else:
-            refused[name] = reason
-    return [name for name in names if name not in refused], refused
+    key, load = _works_key(workload, name), workload.replace(method=name, micro_batch=2)
+    if store.holds(key):
+        return None
+    method = get_method(name)
+    reason = method.refusal(_on_meta(workload), load) or refusal_of_forward(method.resolve(load))
+    if reason is None:
+        store.keep(key, AcceptedRanks(ranks=np.array([], dtype=np.int64)))
+    return reason
 
 
 def refusal_of_one_image(base: Workload, methods: Sequence[SearchedMethod]) -> str | None:

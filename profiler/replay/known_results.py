@@ -73,7 +73,10 @@ class _Several(NamedTuple):
 
 _Known = _Metadata | _Argument | _Several
 
-_known: dict[tuple[object, ...], _Known] = {}
+OperationKey = tuple[object, ...]
+"""An operation and all metadata of its arguments that a result can depend on."""
+
+_known: dict[OperationKey, _Known] = {}
 """Results by operation and arguments. Forked processes inherit them."""
 
 _attributes: dict[FakeTensorMode, dict[str, object]] = {}
@@ -110,15 +113,32 @@ def run_known(func: Operation, args: Arguments, kwargs: Mapping[str, object]) ->
         args: its arguments by position.
         kwargs: its other arguments.
     """
+    return run_with_key(func, args, kwargs)[0]
+
+
+def run_with_key(
+    func: Operation, args: Arguments, kwargs: Mapping[str, object]
+) -> tuple[Any, OperationKey | None]:
+    """Return the result of an operation, and its key if the result is that of an equal one.
+
+    Operations with one key have arguments and results of equal metadata.
+    """
     try:
         key, mode = _operation_key(func, args, kwargs)
     except _UnknownError:
-        return func(*args, **kwargs)
+        return func(*args, **kwargs), None
     if mode is None:
-        return func(*args, **kwargs)
+        return func(*args, **kwargs), None
     known = _known.get(key)
     if known is not None:
-        return _made(known, args, mode)
+        return _made(known, args, mode), key
+    return _run_unknown(key, func, args, kwargs), None
+
+
+def _run_unknown(
+    key: OperationKey, func: Operation, args: Arguments, kwargs: Mapping[str, object]
+) -> Any:
+    """Run an operation and store its result, if it may be stored."""
     before = _cache_counts()
     out = func(*args, **kwargs)
     hits, others = _cache_counts()
@@ -155,7 +175,7 @@ def _cache_counts() -> tuple[int, int]:
 
 def _operation_key(
     func: Operation, args: Arguments, kwargs: Mapping[str, object]
-) -> tuple[tuple[object, ...], FakeTensorMode | None]:
+) -> tuple[OperationKey, FakeTensorMode | None]:
     """Return the key of an operation, and the mode of its fake tensors; None without one.
 
     Raises:

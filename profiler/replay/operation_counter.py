@@ -10,11 +10,13 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from profiler.checkpointing.recompute import RecomputableCall, running_call
+from profiler.device_rules.cuda_dispatch import is_imitating_cuda
 from profiler.models.backbones.scan_loop_work import loop_work
 from profiler.operations import operation_kind, read_arguments
 from profiler.replay.event_log import OperationRecord, Phase
 from profiler.replay.flops import elementwise_flops, operation_flops, published_flops
 from profiler.replay.kernel_shapes import kernel_shape
+from profiler.replay.known_results import OperationKey
 
 
 class OperationTimer(Protocol):
@@ -40,6 +42,13 @@ class OperationTimer(Protocol):
             flops: FLOPs of the operation.
             moved_bytes: bytes read and written.
         """
+
+
+_works: dict[tuple[object, ...], dict[OperationKey, OperationRecord]] = {}
+"""Records by the options of a counter and by operation. Forked processes inherit them."""
+
+_MOST_WORKS = 100_000
+"""Records that are stored for each set of options; with more, all of them are dropped."""
 
 
 def _no_call() -> None:
@@ -73,6 +82,11 @@ class OperationCounter:
         self._scans_as_loops = scans_as_loops
         self._timer = timer
         self._last_call: Callable[[], RecomputableCall | None] = _no_call
+        # the layout of a result, and so its kernel, depends on the imitated device
+        alike = (batch, published_flops, scans_as_loops, is_imitating_cuda())
+        self._works_by_key = _works.setdefault(alike, {})
+        if len(self._works_by_key) > _MOST_WORKS:
+            self._works_by_key.clear()
 
     def count(
         self,
@@ -83,6 +97,7 @@ class OperationCounter:
         *,
         phase: Phase,
         unit: int,
+        key: OperationKey | None = None,
     ) -> None:
         """Count one operation.
 
@@ -93,33 +108,46 @@ class OperationCounter:
             out: its result.
             phase: the phase it runs in.
             unit: index of the unit it runs in, -1 outside all units.
+            key: key of operations that are counted alike (``run_with_key``); None for none.
         """
-        flops = self._flops(func, args, kwargs, out, phase)
+        work = self._works_by_key.get(key) if key is not None else None
+        if work is None:
+            work = self._work(func, args, kwargs, out, phase)
+            if key is not None:
+                self._works_by_key[key] = work
+        if not (work.moved_bytes or work.flops):
+            return
+        begins_refill = self._begins_refill(phase)
+        if self._timer is not None:
+            self._timer.time(
+                work.kind, func, args, kwargs, flops=work.flops, moved_bytes=work.moved_bytes
+            )
+        self.records.append(work._replace(phase=phase, unit=unit, begins_refill=begins_refill))
+
+    def _work(
+        self,
+        func: OpOverload,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        out: object,
+        phase: Phase,
+    ) -> OperationRecord:
+        """Return the record of an operation, as one outside all units."""
         read, batched_read = self._traffic(read_arguments(func, args))
         written, batched_written = self._traffic((out,))
-        if not (read or written or flops):
-            return
-        kind = operation_kind(func, args)
         shape = kernel_shape(func, args, out)
-        begins_refill = self._begins_refill(phase)
         loops = loop_work(func, args) if self._scans_as_loops else None
         extra = 0 if loops is None else loops.moved_bytes
-        moved_bytes = read + written + extra
-        if self._timer is not None:
-            self._timer.time(kind, func, args, kwargs, flops=flops, moved_bytes=moved_bytes)
-        self.records.append(
-            OperationRecord(
-                phase=phase,
-                unit=unit,
-                flops=flops,
-                moved_bytes=moved_bytes,
-                batched_bytes=batched_read + batched_written + extra,
-                kind=kind,
-                begins_refill=begins_refill,
-                launches=1 if loops is None else loops.launches,
-                kernel=shape.name,
-                dims=shape.dims,
-            )
+        return OperationRecord(
+            phase=phase,
+            unit=-1,
+            flops=self._flops(func, args, kwargs, out, phase),
+            moved_bytes=read + written + extra,
+            batched_bytes=batched_read + batched_written + extra,
+            kind=operation_kind(func, args),
+            launches=1 if loops is None else loops.launches,
+            kernel=shape.name,
+            dims=shape.dims,
         )
 
     def _begins_refill(self, phase: Phase) -> bool:

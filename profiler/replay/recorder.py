@@ -28,7 +28,7 @@ from profiler.replay.in_place import (
     references_of_unshared_gradient,
     run_update,
 )
-from profiler.replay.known_results import run_known
+from profiler.replay.known_results import OperationKey, run_with_key
 from profiler.replay.operation_counter import OperationCounter
 from profiler.replay.step_clock import StepClock
 from profiler.replay.storages import (
@@ -106,8 +106,10 @@ class Recorder(TorchDispatchMode):
         summed = product_with_bias(func, args)
         if summed is None and func is ADD and phase is Phase.BACKWARD:
             summed = gradient_added_to(args)
-        update = phase is Phase.OPTIMIZER
-        out = run_update(func, args, kwargs) if update else run_known(func, args, kwargs)
+        if phase is Phase.OPTIMIZER:
+            out, key = run_update(func, args, kwargs), None
+        else:
+            out, key = run_with_key(func, args, kwargs)
         out = with_real_layout(func, args, out)
         if summed is not None:
             self.storages.move(summed, out)
@@ -119,14 +121,19 @@ class Recorder(TorchDispatchMode):
         # a recomputation has no mark; its phase is set for the records of this operation only
         if phase is Phase.BACKWARD and recomputing():
             self.clock.phase = Phase.RECOMPUTE
-            self._record(func, args, kwargs, out)
+            self._record(func, args, kwargs, out, key)
             self.clock.phase = Phase.BACKWARD
         else:
-            self._record(func, args, kwargs, out)
+            self._record(func, args, kwargs, out, key)
         return out
 
     def _record(
-        self, func: Operation, args: tuple[object, ...], kwargs: dict[str, object], out: object
+        self,
+        func: Operation,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        out: object,
+        key: OperationKey | None,
     ) -> None:
         code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
         scratch = self._scratch(func, args, kwargs, code)
@@ -139,7 +146,7 @@ class Recorder(TorchDispatchMode):
         if self.storages.warming_up or only_allocates(func):
             return
         clock = self.clock
-        self._counter.count(func, args, kwargs, out, phase=clock.phase, unit=clock.unit)
+        self._counter.count(func, args, kwargs, out, phase=clock.phase, unit=clock.unit, key=key)
 
     def _understated(
         self, func: Operation, args: tuple[object, ...], out: object

@@ -288,9 +288,8 @@ def replay_update(candidate: Candidate, *, device: DeviceSpec) -> EventLog:
         device: device whose optimizer defaults are imitated.
     """
     workload = candidate.workload
-    built = build_model(workload, device="meta")
-    with new_mode():
-        model = built.model
+    with reused_model(workload) as lent, lent.mode:
+        built, model = lent.built, lent.built.model
         to_fake(model)
         counter = OperationCounter(batch=workload.micro_batch)
         recorder = Recorder(built.units, counter=counter)

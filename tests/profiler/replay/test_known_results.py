@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from profiler.devices.table import lookup
+from profiler.devices.table import CPU, lookup
 from profiler.placement import Decision, Placement
-from profiler.replay import known_results
+from profiler.replay import known_results, operation_counter
 from profiler.replay.event_log import EventLog
 from profiler.replay.known_results import fake_empty, run_known
-from profiler.replay.step_replay import replay_step
+from profiler.replay.step_replay import WHOLE_STEP, KernelMemory, ReplayOptions, replay_step
 from profiler.workload import Candidate, Workload
 
 GPU = lookup("rtx-2060-super")
@@ -26,6 +26,7 @@ aten = torch.ops.aten
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(known_results, "_known", {})
+    monkeypatch.setattr(operation_counter, "_works", {})
     FakeTensorMode.cache_clear()
     yield
 
@@ -186,7 +187,8 @@ def test_a_replay_with_known_results_is_that_without(
     found = [replay_step(plain, device=GPU) for _ in range(3)]
     assert known_count() > 50
     monkeypatch.setattr(
-        "profiler.replay.recorder.run_known", lambda func, args, kwargs: func(*args, **kwargs)
+        "profiler.replay.recorder.run_with_key",
+        lambda func, args, kwargs: (func(*args, **kwargs), None),
     )
     monkeypatch.setattr(
         "profiler.replay.in_place.run_known", lambda func, args, kwargs: func(*args, **kwargs)
@@ -202,8 +204,24 @@ def test_recomputation_with_known_results_is_that_without(monkeypatch: pytest.Mo
     placed = Candidate(workload=load, placement=Placement(decisions))
     found = [replay_step(placed, device=GPU) for _ in range(3)]
     monkeypatch.setattr(
-        "profiler.replay.recorder.run_known", lambda func, args, kwargs: func(*args, **kwargs)
+        "profiler.replay.recorder.run_with_key",
+        lambda func, args, kwargs: (func(*args, **kwargs), None),
     )
     expected = replay_step(placed, device=GPU)
     for log in found:
         logs_equal(log, expected)
+
+
+def test_operations_are_counted_anew_for_another_device() -> None:
+    load = Workload(model="test_efficientnet", image_size=64, micro_batch=4, num_classes=10)
+    plain = Candidate(workload=load, placement=Placement())
+    cpu = ReplayOptions(kernel_memory=KernelMemory.NONE)
+    expected = {}
+    for device, options in ((GPU, WHOLE_STEP), (CPU, cpu)):
+        expected[device.name] = replay_step(plain, device=device, options=options)
+        operation_counter._works.clear()
+        known_results._known.clear()
+    for _ in range(2):
+        for device, options in ((GPU, WHOLE_STEP), (CPU, cpu)):
+            found = replay_step(plain, device=device, options=options)
+            logs_equal(found, expected[device.name])

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from profiler.devices.table import lookup
-from profiler.errors import InputError
+from profiler.errors import InputError, UsageError
 from profiler.models.build import build_model
 from profiler.models.unit_parts import parts_of_unit
 from profiler.placement import KEEP_ALL, Decision, Placement
 from profiler.replay import reused_models
 from profiler.replay.event_log import EventLog
 from profiler.replay.reused_models import MOST_MODELS, reused_model
-from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
+from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step, replay_update
 from profiler.unit_options import options_of, uniform_placement
-from profiler.workload import Candidate, Workload
+from profiler.workload import OPTIMIZERS, Candidate, Workload
 
 PROFILE = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.ANY_BATCH, repeated_units=True)
 
@@ -25,6 +25,15 @@ PROFILE = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.ANY_BATCH, r
 @pytest.fixture(autouse=True)
 def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reused_models, "_models", {})
+
+
+def assert_equal_logs(log: EventLog, expected: EventLog) -> None:
+    for each in fields(EventLog):
+        mine, other = getattr(log, each.name), getattr(expected, each.name)
+        if isinstance(mine, np.ndarray):
+            np.testing.assert_array_equal(mine, other, err_msg=each.name)
+        else:
+            assert mine == other, each.name
 
 
 def replay(load: Workload, placement: Placement) -> EventLog:
@@ -58,13 +67,31 @@ def test_a_model_is_as_new_after_a_replay(
         monkeypatch.setattr(reused_models, "_models", {})
         expected.append(replay(load, placement))
     for placement, log in [*zip(placements, expected, strict=True)][::-1]:
-        again = replay(load, placement)
-        for each in fields(EventLog):
-            mine, other = getattr(again, each.name), getattr(log, each.name)
-            if isinstance(mine, np.ndarray):
-                np.testing.assert_array_equal(mine, other, err_msg=each.name)
-            else:
-                assert mine == other, each.name
+        assert_equal_logs(replay(load, placement), log)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adalora"])
+def test_an_update_on_a_used_model_is_that_on_a_new_one(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = None if method == "full" else 4
+    load = Workload(model="test_vit", method=method, rank=rank, micro_batch=2, num_classes=10)
+    device = lookup("rtx-3060")
+    given = [Candidate(workload=load.replace(optimizer=name)) for name in OPTIMIZERS]
+    expected = []
+    for candidate in given:
+        monkeypatch.setattr(reused_models, "_models", {})
+        expected.append(replay_update(candidate, device=device))
+    for candidate, log in [*zip(given, expected, strict=True)] * 2:
+        assert_equal_logs(replay_update(candidate, device=device), log)
+
+
+def test_a_used_model_does_not_hide_that_a_method_refuses_an_optimizer() -> None:
+    load = Workload(model="test_vit", method="galore", rank=4, micro_batch=2, num_classes=10)
+    device = lookup("rtx-3060")
+    replay_update(Candidate(workload=load), device=device)
+    with pytest.raises(UsageError, match="does not combine with sgd"):
+        replay_update(Candidate(workload=load.replace(optimizer="sgd")), device=device)
 
 
 def test_a_model_is_not_lent_again_after_an_error() -> None:
