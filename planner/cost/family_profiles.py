@@ -163,8 +163,9 @@ class FamilyProfiles:
         return all(map(self.store.holds, keys))
 
     def has_option(self, workload: Workload, option: UnitOption) -> bool:
-        """Return whether the store has what ``option`` returns."""
-        return self.store.holds(self._option_key(*self._profile_of(workload, option)))
+        """Return whether ``option`` replays nothing."""
+        key = self._profile_of(workload, option)
+        return key in self._options or self.store.holds(self._option_key(*key))
 
     def has_update(self, workload: Workload) -> bool:
         """Return whether the store has the profile of a workload's update."""

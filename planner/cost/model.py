@@ -26,7 +26,7 @@ from planner.cost.composed_report import composed_report
 from planner.cost.family_profiles import RECOMPUTED, FamilyProfiles
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.step_estimate import PreparedWorkload, StepEstimate, estimate_step
-from planner.cost.unit_costs import UnitCosts, unit_costs
+from planner.cost.unit_costs import KeptCosts, OptionCosts, UnitCosts, unit_costs
 from planner.cost.workload_chain import HEAD, workload_chain
 from planner.placement.chain import Chain, option_indices
 from planner.placement.chain_cost import peak_bytes
@@ -86,6 +86,8 @@ class CostModel:
         self._workspace_bytes = sum(workspaces_of(device))
         self._context_bytes = cuda_context(device).nbytes if device.is_cuda else 0
         self._costs: dict[tuple[object, ...], UnitCosts] = {}
+        self._by_option: dict[tuple[object, ...], OptionCosts] = {}
+        self._kept: dict[tuple[object, ...], KeptCosts] = {}
         self._prepared: dict[Workload, PreparedWorkload] = {}
         self._overheads: dict[tuple[Workload, frozenset[UnitOption]], AllocatorOverhead] = {}
         self._indices: dict[Workload, dict[Placement, TableIndices]] = {}
@@ -120,20 +122,40 @@ class CostModel:
         self, workload: Workload, options: tuple[UnitOption, ...] = COMMON_OPTIONS
     ) -> UnitCosts:
         """Return bytes and seconds of every unit under each of some options."""
-        accumulating = workload.accumulation > 1
         family = self.profiles.family(workload)
-        size = workload.micro_batch, workload.rank, accumulating, workload.optimizer
-        key = (family, *size, workload.levers, options)
+        accumulating = workload.accumulation > 1
+        load = (family, workload.micro_batch, workload.rank, accumulating, workload.levers)
+        key = (*load, workload.optimizer, options)
         if key not in self._costs:
+            rates = self.rates(workload)
             self._costs[key] = unit_costs(
                 workload,
-                {option: self.profiles.option(workload, option) for option in options},
-                self.profiles.option(workload, KEPT),
+                {option: self._option_costs(workload, option, load, rates) for option in options},
+                self._kept_costs(workload, load, rates),
                 self.profiles.update(workload),
-                device=self.device,
-                rates=self.rates(workload),
+                rates=rates,
             )
         return self._costs[key]
+
+    def _option_costs(
+        self, workload: Workload, option: UnitOption, load: tuple[object, ...], rates: Rates | None
+    ) -> OptionCosts:
+        """Return the costs under an option, which workloads of equal ``load`` share."""
+        key = (*load, option)
+        if key not in self._by_option:
+            profile = self.profiles.option(workload, option)
+            self._by_option[key] = OptionCosts.of(
+                profile, workload, device=self.device, rates=rates
+            )
+        return self._by_option[key]
+
+    def _kept_costs(
+        self, workload: Workload, load: tuple[object, ...], rates: Rates | None
+    ) -> KeptCosts:
+        if load not in self._kept:
+            profile = self.profiles.option(workload, KEPT)
+            self._kept[load] = KeptCosts.of(profile, workload, rates=rates)
+        return self._kept[load]
 
     # -- prediction ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -84,62 +85,110 @@ class UnitCosts:
         return each
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionCosts:
+    """Costs with all units under one option; they do not depend on the optimizer.
+
+    Attributes: those of `UnitCosts`, of one option.
+    """
+
+    stored: Floats
+    cached: Floats
+    forward: Floats
+    backward: Floats
+    head_bytes: float
+    recompute: Floats
+
+    @classmethod
+    def of(
+        cls, profile: OptionProfile, workload: Workload, *, device: DeviceSpec, rates: Rates | None
+    ) -> Self:
+        """Evaluate the profile of an option for a workload."""
+        point = terms(workload.micro_batch, workload.rank)
+        sums = profile.partial_sums(workload.micro_batch, device)
+        backward = profile.accumulating if workload.accumulation > 1 else profile.backward
+        work = profile.recompute_work
+        loads = work.loads(point, rates or RANKING_RATES)
+        return cls(
+            stored=profile.stored @ point,
+            cached=profile.cached @ point,
+            forward=profile.forward.at(point, sums),
+            backward=backward.at(point, sums),
+            head_bytes=float(profile.head.at(point, sums)[0]),
+            recompute=loads_by_unit(loads, work.unit, len(profile.stored)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCosts:
+    """What the profile of ``keep`` gives for all options; it does not depend on the optimizer.
+
+    Attributes:
+        base_bytes: live bytes when the first forward begins, without optimizer state and gradients.
+        gradients: [units + 1] gradient bytes of each unit, the head's last.
+        forward_load: as in `UnitCosts`.
+        step: as in `UnitCosts`.
+    """
+
+    base_bytes: float
+    gradients: Floats
+    forward_load: Floats
+    step: Floats | None
+
+    @classmethod
+    def of(cls, kept: OptionProfile, workload: Workload, *, rates: Rates | None) -> Self:
+        """Evaluate the profile of ``keep`` for a workload."""
+        point = terms(workload.micro_batch, workload.rank)
+        each = kept.work.loads(point, rates or RANKING_RATES)
+        is_step = np.isin(kept.work.phase, (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD))
+        is_forward = (kept.work.phase == Phase.FORWARD) & (kept.work.unit >= 0)
+        return cls(
+            base_bytes=float(kept.base @ point),
+            gradients=kept.gradients @ point,
+            forward_load=loads_by_unit(
+                each[is_forward], kept.work.unit[is_forward], len(kept.stored)
+            ),
+            step=None if rates is None else added_up(each[is_step]),
+        )
+
+
 def unit_costs(
     workload: Workload,
-    options: Mapping[UnitOption, OptionProfile],
-    kept: OptionProfile,
+    options: Mapping[UnitOption, OptionCosts],
+    kept: KeptCosts,
     update: UpdateProfile,
     *,
-    device: DeviceSpec,
     rates: Rates | None,
 ) -> UnitCosts:
-    """Evaluate a family's profile for a workload.
+    """Put the costs of a workload together.
 
     Args:
         workload: gives micro-batch, rank, accumulation and image size.
-        options: profiles by option.
-        kept: profile of the option ``keep``.
+        options: costs by option.
+        kept: costs of the option ``keep``.
         update: profile of the optimizer step.
-        device: device, whose multiprocessors decide the scratch memory of CUDA reductions.
         rates: rates of the device; None if its speed is unknown.
     """
     point = terms(workload.micro_batch, workload.rank)
     accumulating = workload.accumulation > 1
-    sums = {o: p.partial_sums(workload.micro_batch, device) for o, p in options.items()}
-    gradients = kept.gradients @ point
-    base = float(kept.base @ point) + float(update.state @ point)
+    gradients = kept.gradients
+    base = kept.base_bytes + float(update.state @ point)
     # float32 images and int64 labels, freed before the optimizer step
     inputs = workload.micro_batch * (3 * workload.image_size**2 * 4 + 8)
     floor = base - inputs + float(gradients.sum()) + float(update.temporary @ point)
     if accumulating:
         base += float(gradients.sum())
-    seconds_rates = rates or RANKING_RATES
-    each = kept.work.loads(point, seconds_rates)
-    is_step = np.isin(kept.work.phase, (Phase.INPUT, Phase.FORWARD, Phase.BACKWARD))
-    is_forward = (kept.work.phase == Phase.FORWARD) & (kept.work.unit >= 0)
     return UnitCosts(
         base_bytes=base,
         floor_bytes=floor,
-        stored={o: p.stored @ point for o, p in options.items()},
-        cached={o: p.cached @ point for o, p in options.items()},
-        forward={o: p.forward.at(point, sums[o]) for o, p in options.items()},
-        backward={
-            o: (p.accumulating if accumulating else p.backward).at(point, sums[o])
-            for o, p in options.items()
-        },
-        head_bytes={o: float(p.head.at(point, sums[o])[0]) for o, p in options.items()},
+        stored={option: costs.stored for option, costs in options.items()},
+        cached={option: costs.cached for option, costs in options.items()},
+        forward={option: costs.forward for option, costs in options.items()},
+        backward={option: costs.backward for option, costs in options.items()},
+        head_bytes={option: costs.head_bytes for option, costs in options.items()},
         gradients=np.zeros_like(gradients) if accumulating else gradients,
-        recompute={
-            option: _recompute_loads(profile, point, seconds_rates)
-            for option, profile in options.items()
-        },
-        forward_load=loads_by_unit(each[is_forward], kept.work.unit[is_forward], len(kept.stored)),
-        step=None if rates is None else added_up(each[is_step]),
-        update=added_up(update.work.loads(point, seconds_rates.for_update())),
+        recompute={option: costs.recompute for option, costs in options.items()},
+        forward_load=kept.forward_load,
+        step=kept.step,
+        update=added_up(update.work.loads(point, (rates or RANKING_RATES).for_update())),
     )
-
-
-def _recompute_loads(profile: OptionProfile, point: Floats, rates: Rates) -> Floats:
-    """Return [units, LOAD_SUMS] loads of recomputation."""
-    work = profile.recompute_work
-    return loads_by_unit(work.loads(point, rates), work.unit, len(profile.stored))
