@@ -202,3 +202,30 @@ def check_file(url: str) -> None:
     # A process that was killed while it made the tables leaves some; Optuna makes the others.
     if not tables <= _TABLES:
         raise InputError(f"{path} is an SQLite file that holds no Optuna studies; name another")
+
+
+def check_rows(url: str) -> None:
+    """Refuse an SQLite file that is damaged, before anything is written to it.
+
+    Optuna reads a study row by row and would find the damage when it stores a trial.
+
+    Raises:
+        InputError: the file is damaged, or has rows of trials or studies that are gone: new trials
+            would get their numbers, and with them their parameters.
+    """
+    path = sqlite_path(url)
+    if path is None or not path.is_file() or path.stat().st_size == 0:
+        return
+    read_only = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(read_only, uri=True)) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            orphan = database.execute("PRAGMA foreign_key_check").fetchone()
+    except sqlite3.Error as error:
+        raise InputError(f"{path} is not a readable study database ({error})") from error
+    if found != "ok":
+        damage = shortened(" ".join(found.split()))
+        raise InputError(f"{path} is a damaged SQLite file ({damage}); name another")
+    if orphan is not None:
+        table, _, parent, _ = orphan
+        raise InputError(f"{path} has rows in {table} without their row in {parent}; name another")

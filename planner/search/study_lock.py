@@ -21,7 +21,7 @@ from planner.search.backends import (
     new_storage,
     optuna_url,
 )
-from planner.search.storage import check_file, storage_errors
+from planner.search.storage import check_file, check_rows, storage_errors
 from planner.search.storage_url import sqlite_path
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def opened_storage(
     check_shared_storage(url)
     with lock.held():  # two processes would create the tables at once
         check_file(url)
+        check_rows(url)
         with storage_errors(url, name):
             storage = new_storage(url, heartbeats=heartbeats)
     try:

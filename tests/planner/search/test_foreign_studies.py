@@ -41,8 +41,8 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def go_on(trials: int = 8, name: str = "toy") -> Any:
-    return search(PROBLEM, ToyCosts(), trials=trials, seed=0, study_name=name)
+def go_on(trials: int = 8, name: str = "toy", storage: str | None = None) -> Any:
+    return search(PROBLEM, ToyCosts(), trials=trials, seed=0, study_name=name, storage=storage)
 
 
 def sql(statement: str, *values: object) -> list[Any]:
@@ -195,3 +195,34 @@ def test_a_database_of_braces_is_served_under_its_own_name() -> None:
     assert optuna_url("sqlite:///a{b}.db").format(SCHEMA_VERSION=1) == "sqlite:///a{b}.db"
     server = "mysql://host/db_{SCHEMA_VERSION}"
     assert optuna_url(server) == server
+
+
+@pytest.mark.parametrize("name", ["toy", "another"])
+def test_parameters_of_a_trial_that_is_gone_are_not_taken_over(name: str) -> None:
+    go_on()
+    sql("DELETE FROM trials WHERE trial_id = (SELECT max(trial_id) FROM trials)")
+    before = attributes(), sql("SELECT * FROM studies"), sql("SELECT * FROM trial_params")
+    with pytest.raises(InputError, match="without their row in trials"):
+        go_on(trials=9, name=name, storage=f"sqlite:///{FILE}")
+    assert (attributes(), sql("SELECT * FROM studies"), sql("SELECT * FROM trial_params")) == before
+
+
+def test_a_damaged_page_is_found_before_a_study_is_added() -> None:
+    go_on()
+    FILE.rename("whole.db")
+    whole, pages = Path("whole.db").read_bytes(), 0
+    for begin in range(4096, len(whole), 4096):
+        damaged = bytearray(whole)
+        damaged[begin : begin + 64] = b"\xa5" * 64
+        FILE.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"damaged|not a readable"):
+            go_on(name="another", storage=f"sqlite:///{FILE}")
+        assert FILE.read_bytes() == bytes(damaged)
+        pages += 1
+    assert pages > 10
+
+
+def test_a_storage_from_which_optuna_deleted_a_study_is_whole() -> None:
+    go_on()
+    optuna.delete_study(study_name="toy", storage=f"sqlite:///{FILE}")
+    assert go_on(name="another", storage=f"sqlite:///{FILE}").trials == 8
