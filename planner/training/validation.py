@@ -43,6 +43,10 @@ TRAINING_SECONDS = 40.0
 TEST_SECONDS = 15.0
 """Time limit of the evaluation, from which the number of images follows."""
 
+STAND_IN_TRAINING_SECONDS, STAND_IN_TEST_SECONDS = 25.0, 5.0
+"""The same limits for a CPU in place of the planned GPU. Neither its times nor its accuracy after a
+few steps say anything about the plan: it shows the memory, and that the loss stays finite."""
+
 PEAK_TOLERANCE = 0.02
 """Relative excess of a measured peak above which it is reported; the replay aims at 0.005."""
 

@@ -159,7 +159,14 @@ def run_for_real(
         OutOfMemoryError: the run needs more than the budget.
         MeasurementError: the run failed for another reason.
     """
-    from planner.training.validation import time_limit, validate
+    from planner.training.validation import (
+        STAND_IN_TEST_SECONDS,
+        STAND_IN_TRAINING_SECONDS,
+        TEST_SECONDS,
+        TRAINING_SECONDS,
+        time_limit,
+        validate,
+    )
     from profiler.devices.table import CPU
     from profiler.prediction.report import predict
 
@@ -173,11 +180,14 @@ def run_for_real(
         # The budget is that of the GPU. The CPU's kernels may need more for the same candidate.
         cap_bytes = max(cap_bytes, math.ceil(HOST_CAP_RATIO * host.memory.peak_bytes))
     step_seconds = order.step_seconds if host is None else host.step_seconds
+    stands_in = host is not None
     validation = validate(
         candidate,
         run,
         recipe=order.recipe,
         budget_bytes=cap_bytes,
+        training_seconds=STAND_IN_TRAINING_SECONDS if stands_in else TRAINING_SECONDS,
+        test_seconds=STAND_IN_TEST_SECONDS if stands_in else TEST_SECONDS,
         timeout_seconds=time_limit(step_seconds, steps=run.steps),
         on_progress=on_progress,
         cancelled=cancelled,
