@@ -24,7 +24,7 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
 from profiler.placement import Decision, Placement
-from profiler.prediction.allocator_steps import run_steps
+from profiler.prediction.allocator_steps import run_steps, workspace_bytes
 from profiler.prediction.parametric import (
     at_micro_batch,
     family_of,
@@ -390,7 +390,7 @@ def read_overhead(log: EventLog, micro_batch: int, device: DeviceSpec) -> tuple[
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     resized = at_micro_batch(log, micro_batch, device)
     run_steps(allocator, resized, steps=2, workspaces=workspaces)
-    live = resized.peak_bytes + sum(workspaces)
+    live = resized.peak_bytes + workspace_bytes(resized, workspaces)
     return allocator.peak_allocated_bytes / live, float(allocator.peak_reserved_bytes - live)
 
 

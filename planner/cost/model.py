@@ -83,6 +83,7 @@ class CostModel:
         self.power_limit_watts = power_limit_watts
         self.profiles = FamilyProfiles(device, store)
         self._roofline = roofline
+        # those of cuBLASLt are counted whether or not the step takes them
         self._workspace_bytes = sum(workspaces_of(device))
         self._context_bytes = cuda_context(device).nbytes if device.is_cuda else 0
         self._costs: dict[tuple[object, ...], UnitCosts] = {}

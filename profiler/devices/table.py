@@ -294,6 +294,9 @@ CUBLAS_WORKSPACE_BYTES = 2 * 4096 * KIB + 8 * 16 * KIB
 HOPPER_CUBLAS_WORKSPACE_BYTES = 8 * 4096 * KIB
 """Default on compute capability 9 and above: 32 MiB."""
 
+CUBLASLT_WORKSPACE_BYTES = 1024 * KIB
+"""Default of cuBLASLt where it does not use the workspace of cuBLAS: 1 MiB."""
+
 
 @cache
 def _installed_torch() -> str:
@@ -308,6 +311,9 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     `getCurrentCUDABlasHandleWithWorkspace` in ATen/cuda/CUDAContextLight.h). Before, a cuBLAS
     handle allocated its workspace for its first product and kept it. Backward runs in a thread
     with a handle of its own, so there were two (seen with torch 2.14.1, studies/hollow_gpu).
+    Before torch 2.12, cuBLASLt, which multiplies where a bias is added, had a second workspace for
+    each handle (https://github.com/pytorch/pytorch/pull/168175; seen with torch 2.10 and 2.11 on an
+    emulated GPU, not with 2.12).
 
     Sizes: ``parseChosenWorkspaceSize``, aten/src/ATen/cuda/CublasHandlePool.cpp
     (https://github.com/pytorch/pytorch/pull/91564).
@@ -315,6 +321,11 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     Args:
         spec: the device.
         torch_version: version of PyTorch that trains; None for the installed one.
+
+    Returns:
+        The workspaces of forward and backward; then those of cuBLASLt in forward and backward, if
+        it has its own. A step takes the latter only for a product with a bias
+        (`profiler.prediction.allocator_steps`).
     """
     if spec.compute_capability is None:
         return ()  # no cuBLAS on a processor
@@ -322,8 +333,11 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     if spec.compute_capability >= (9, 0):
         size = HOPPER_CUBLAS_WORKSPACE_BYTES
     major, minor = (torch_version or _installed_torch()).split(".")[:2]
-    handles = 1 if (int(major), int(minor)) >= (2, 15) else 2
-    return (size,) * handles
+    release = int(major), int(minor)
+    if release >= (2, 15):
+        return (size,)
+    shared = release >= (2, 12)
+    return (size, size) if shared else (size, size, *(2 * (CUBLASLT_WORKSPACE_BYTES,)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ runs the start of a real training:
 
     setup     parameters, buffers
     step 1    all events of the step. The first matrix product of the forward and of the backward
-              takes a cuBLAS workspace, which stays. The optimizer's state is allocated when the
+              takes a cuBLAS workspace, which stays; so does the first product with a bias, if
+              cuBLASLt has a workspace of its own. The optimizer's state is allocated when the
               update begins
     step 2..  all events of the step, with state and workspaces in place
 """
@@ -20,7 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from profiler.arrays import Ints
+from profiler.arrays import Ints, Mask
 from profiler.device_rules.caching_allocator import CachingAllocator
 from profiler.records import OWNERS
 from profiler.replay.event_log import EventLog, Phase
@@ -29,6 +30,12 @@ from profiler.replay.unit_spans import phase_spans
 _STATE = OWNERS.index("optimizer")
 
 _MATRIX_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_addmm_activation)\.")
+
+_PRODUCT_WITH_BIAS = re.compile(r"aten\.(addmm|_addmm_activation)\.")
+"""Products of cuBLASLt: ``addmm_out_cuda_impl``, aten/src/ATen/native/cuda/Blas.cpp."""
+
+_HANDLES = 2
+"""Handles of cuBLAS: those of the threads of forward and backward."""
 
 BLOCK_BYTES = 512
 """The caching allocator's smallest block: kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp."""
@@ -43,7 +50,7 @@ def run_steps(
         allocator: the model; its peaks are those of the run afterwards.
         log: log of a steady step.
         steps: number of steps.
-        workspaces: bytes of the cuBLAS workspaces of forward and backward, in this order; empty for
+        workspaces: bytes of each workspace of ``profiler.devices.table.workspaces_of``; empty for
             none.
 
     Returns:
@@ -66,7 +73,7 @@ def run_steps(
     phases = phase_spans(log.marks, log.ticks)
     updates = [span.begin for span in phases if span.phase is Phase.OPTIMIZER]
     update = max(updates, default=log.ticks)
-    workspace_after = _first_products(log, workspaces)
+    workspaces_after = _first_products(log, workspaces)
     for step in range(steps):
         alive: set[int] = set()
         for kind, key, nbytes in events:
@@ -76,8 +83,8 @@ def run_steps(
                 pending_state = none_pending
             if kind == "malloc":
                 granted[key] = allocator.malloc(key, nbytes)
-                if step == 0 and key in workspace_after:
-                    allocator.malloc(*workspace_after[key])
+                for number, workspace in workspaces_after.get(key, ()) if step == 0 else ():
+                    allocator.malloc(number, workspace)
                 alive.add(key)
             else:
                 allocator.free(key)
@@ -91,20 +98,35 @@ def run_steps(
     return replace(log, nbytes=np.array(granted, dtype=np.int64))
 
 
-def _first_products(log: EventLog, workspaces: Sequence[int]) -> dict[int, tuple[int, int]]:
+def workspace_bytes(log: EventLog, workspaces: Sequence[int]) -> int:
+    """Return the bytes of the workspaces that a step takes, in all."""
+    taken = _first_products(log, workspaces).values()
+    return sum(nbytes for workspaces_here in taken for _, nbytes in workspaces_here)
+
+
+def _first_products(log: EventLog, workspaces: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
     """Return the workspaces by the storage after whose birth they are allocated.
 
     Returns:
-        Storage index to (key, bytes) of the workspace. The storage is the result of the first
-        matrix product of the forward or the backward; in a step without one, the first storage.
+        Storage index to (key, bytes) of the workspaces. The storage is the result of the first
+        matrix product of the forward or the backward; in a step without one, the first storage. A
+        workspace of cuBLASLt is taken only if there is a product with a bias.
     """
-    products = [i for i, name in enumerate(log.operation_names) if _MATRIX_PRODUCT.match(name)]
-    is_product = np.isin(log.operation, products) & (log.birth > 0)
     back = (log.phase == Phase.BACKWARD) | (log.phase == Phase.RECOMPUTE)
-    taken = {}
-    for number, (nbytes, phases) in enumerate(zip(workspaces, (~back, back), strict=False), 1):
-        found = np.flatnonzero(is_product & phases)
+    product, with_bias = (_results_of(log, p) for p in (_MATRIX_PRODUCT, _PRODUCT_WITH_BIAS))
+    of_workspace = (product & ~back, product & back, with_bias & ~back, with_bias & back)
+    taken: dict[int, list[tuple[int, int]]] = {}
+    for number, (nbytes, results) in enumerate(zip(workspaces, of_workspace, strict=False), 1):
+        found = np.flatnonzero(results)
+        if not len(found) and number > _HANDLES:
+            continue
         at = found if len(found) else np.flatnonzero(log.birth > 0)
         # negative keys differ from all storage indices
-        taken[int(at[np.argmin(log.birth[at])])] = (-number, nbytes)
+        taken.setdefault(int(at[np.argmin(log.birth[at])]), []).append((-number, nbytes))
     return taken
+
+
+def _results_of(log: EventLog, operations: re.Pattern[str]) -> Mask:
+    """Return which storages are results of operations with a name."""
+    named = [i for i, name in enumerate(log.operation_names) if operations.match(name)]
+    return np.isin(log.operation, named) & (log.birth > 0)

@@ -20,7 +20,7 @@ from profiler.devices.table import (
 )
 from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
-from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
+from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps, workspace_bytes
 from profiler.prediction.convolution_workspaces import comfortable_workspace_bytes
 from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
 from profiler.replay.event_log import EventLog, OperationRecord, Phase
@@ -222,7 +222,7 @@ def cuda_memory(
         notes.append(_convolution_note(workspaces_of_convolutions))
     allocator = CachingAllocator(settings)
     log = run_steps(allocator, log, steps=3, workspaces=workspaces)
-    workspace = sum(workspaces)
+    workspace = workspace_bytes(log, workspaces)
     needed = allocator.peak_reserved_bytes + context.nbytes
     comfortable = None
     if workspaces_of_convolutions is not None:

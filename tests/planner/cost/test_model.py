@@ -20,7 +20,7 @@ from profiler.device_rules.caching_allocator import (
 from profiler.devices.table import CPU, device_spec, workspaces_of
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
-from profiler.prediction.allocator_steps import run_steps
+from profiler.prediction.allocator_steps import run_steps, workspace_bytes
 from profiler.prediction.parametric import PROBE_RANKS
 from profiler.prediction.report import predict, step_load
 from profiler.replay.event_log import EventLog
@@ -203,7 +203,7 @@ def test_the_allocators_overhead_is_that_of_a_replay_at_its_micro_batch(
     log = replay_step(Candidate(workload=load), device=priced.device, options=options)
     workspaces = workspaces_of(priced.device)
     run_steps(allocator, log, steps=2, workspaces=workspaces)
-    live = log.peak_bytes + sum(workspaces)
+    live = log.peak_bytes + workspace_bytes(log, workspaces)
     found = priced.profiles.allocator_overhead(load)
     assert found.unused_bytes == allocator.peak_reserved_bytes - live
     if at == 0:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from planner.cli import cli
 from profiler.devices.table import CPU, DeviceSpec, lookup, workspaces_of
+from profiler.prediction.allocator_steps import workspace_bytes
 from profiler.prediction.memory_snapshot import memory_snapshot, save_perfetto
 from profiler.prediction.report import report_of
 from profiler.records import OWNERS
@@ -109,7 +110,8 @@ def test_pytorch_s_own_functions_read_the_snapshot(tmp_path: Path) -> None:
     snapshot = pickle.loads((tmp_path / "a.pickle").read_bytes())
     # what is allocated after a step: parameters, buffers, optimizer state, cuBLAS's workspaces
     log = replay_step(CANDIDATE, device=GPU)
-    resident = sum(map(in_blocks, log.nbytes[log.birth == 0])) + sum(workspaces_of(GPU))
+    resident = sum(map(in_blocks, log.nbytes[log.birth == 0]))
+    resident += workspace_bytes(log, workspaces_of(GPU))
     flames = [
         line.rsplit(" ", 1) for line in viz.memory(snapshot, format_flamegraph=str).split("\n")
     ]

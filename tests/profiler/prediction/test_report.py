@@ -21,10 +21,11 @@ from profiler.errors import UnknownNameError
 from profiler.models.build import build_model
 from profiler.models.parameter_count import count_parameters
 from profiler.placement import Decision, Placement
-from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
+from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps, workspace_bytes
 from profiler.prediction.report import predict, report_of, step_flops, unit_reports
 from profiler.records import OWNERS, Report, Rung
 from profiler.replay.step_replay import replay_step
+from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
 CARD = lookup("rtx-2060-super")
@@ -59,7 +60,8 @@ def test_on_a_card_workspace_and_context_come_on_top(on_card: Report) -> None:
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     run_steps(allocator, log, steps=3, workspaces=workspaces)
     assert memory.peak_bytes == allocator.peak_allocated_bytes
-    assert memory.peak_bytes >= log.rounded(BLOCK_BYTES).peak_bytes + sum(workspaces)
+    taken = workspace_bytes(log, workspaces)
+    assert memory.peak_bytes >= log.rounded(BLOCK_BYTES).peak_bytes + taken
     assert memory.reserved_bytes is not None
     assert memory.reserved_bytes >= memory.peak_bytes
     assert memory.reserved_bytes % (2 << 20) == 0
@@ -151,6 +153,21 @@ def test_steps_fed_to_the_allocator_leave_it_as_before() -> None:
     run_steps(often, log, steps=4)
     assert once.peak_allocated_bytes == often.peak_allocated_bytes == log.peak_bytes
     assert often.allocated_bytes == once.allocated_bytes == int(log.live_bytes()[0])
+
+
+@pytest.mark.parametrize(("recomputes", "taken"), [(False, [1, 2, 3]), (True, [1, 2, 3, 4])])
+def test_a_product_with_a_bias_takes_a_workspace_of_its_own_once_in_each_thread(
+    recomputes: bool, taken: list[int]
+) -> None:
+    candidate = recomputed(LOAD) if recomputes else Candidate(workload=LOAD)
+    log = replay_step(candidate, device=CARD).rounded(BLOCK_BYTES)
+    sizes = [MIB << number for number in range(4)]
+    allocator = CachingAllocator()
+    run_steps(allocator, log, steps=3, workspaces=sizes)
+    added = sum(sizes[number - 1] for number in taken)
+    assert workspace_bytes(log, sizes) == added
+    assert allocator.peak_allocated_bytes == log.peak_bytes + added
+    assert workspace_bytes(log, sizes[:2]) == sum(sizes[:2])
 
 
 def test_without_a_roofline_there_is_no_time() -> None:
