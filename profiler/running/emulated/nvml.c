@@ -66,6 +66,10 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned l
 
 nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(void) { return NVML_ERROR_NOT_SUPPORTED; }
 nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(void) { return NVML_ERROR_NOT_SUPPORTED; }
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(void) { return NVML_ERROR_NOT_SUPPORTED; }
+// for the message of a refused request; torch 2.10 ends in an internal error if this fails
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *count) {
+  *count = 0;
+  return NVML_SUCCESS;
+}
 nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(void) { return NVML_ERROR_NOT_SUPPORTED; }
 nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(void) { return NVML_ERROR_NOT_SUPPORTED; }
