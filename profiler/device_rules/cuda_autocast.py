@@ -21,6 +21,7 @@ Source: the macros AT_FORALL_LOWER_PRECISION_FP, _FP32, _FP32_SET_OPT_DTYPE,
 _DIFFERENT_REDISPATCH_SIGNATURE and _PROMOTE, and ``CachedCastStrategy``, in
 torch/include/ATen/autocast_mode.h; https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that
 can autocast to float32". A test compares the lists with the registrations of the installed PyTorch.
+PyTorch 2.10 has no rule for rms_norm, so an operator that is not registered gets none here.
 """
 
 from __future__ import annotations
@@ -96,12 +97,12 @@ def imitate_cuda_autocast(library: Library) -> None:
 
 
 def _register(library: Library) -> None:
-    on_cpu = _registered("AutocastCPU")
-    for name in on_cpu - {*LOWER, *CASTING}:
+    on_cpu, on_cuda = _registered("AutocastCPU"), _registered("AutocastCUDA")
+    for name in on_cpu - ({*LOWER, *CASTING} & on_cuda):
         library.impl(name, fallthrough_kernel, KEY)
     for name in set(LOWER) - on_cpu:
         library.impl(name, _casting(_overload(name), _to_lower), KEY)
-    for name in _FP32.split():
+    for name in on_cuda.intersection(_FP32.split()):
         library.impl(name, _casting(_overload(name), _to_fp32), KEY)
     for name in _PROMOTE.split():
         library.impl(name, _casting(_overload(name), _to_widest), KEY)
