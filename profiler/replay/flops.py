@@ -92,7 +92,26 @@ def operation_flops(
     formula = _formula(packet)
     if formula is None:
         return 0
+    if packet.__name__.startswith("_scaled_dot_product"):
+        args = _with_equal_heads(args, first=int(packet.__name__.endswith("_backward")))
     return int(formula(*args, **kwargs, out_val=out))
+
+
+def _with_equal_heads(args: Arguments, *, first: int) -> Arguments:
+    """Return the arguments of attention with as many heads of keys and values as of queries.
+
+    The products are those of the query's heads, but PyTorch's formulas did not take groups of them
+    (seen in 2.10). A formula takes shapes as well as tensors.
+
+    Args:
+        args: the arguments of the operation.
+        first: position of the query.
+    """
+    query, key, value = args[first : first + 3]
+    if query.shape[1] == key.shape[1]:
+        return args
+    shapes = ((t.shape[0], query.shape[1], *t.shape[2:]) for t in (key, value))
+    return (*args[: first + 1], *shapes, *args[first + 3 :])
 
 
 def elementwise_flops(out: object) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from profiler.errors import UsageError
 from profiler.models.frozen.decoder_cache import cache_name, decoder_of, repeated_cache
@@ -163,6 +164,25 @@ def _image_tokens(built: Any, images: Tensor) -> Tensor:
     # SmolVLM: the positions of the patches are looked up by a mask of the valid patches
     side = images.shape[-1] // inner.config.vision_config.patch_size
     mask = torch.ones(len(images), side, side, dtype=torch.bool)
-    seen = inner.vision_model(images, patch_attention_mask=mask).last_hidden_state
+    with _EveryPatch():
+        seen = inner.vision_model(images, patch_attention_mask=mask).last_hidden_state
     joined: Tensor = inner.connector(seen)
     return joined
+
+
+class _EveryPatch(TorchFunctionMode):
+    """Index by a mask as if all of it were true, as it is here.
+
+    transformers 5.12 assigns positions by a boolean mask; later versions use ``where``. The size of
+    such a selection is unknown on fake tensors.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        index = args[1] if func in _INDEXING else None
+        if not isinstance(index, Tensor) or index.dtype is not torch.bool:
+            return func(*args, **(kwargs or {}))
+        selected = args[0].view(-1)
+        return selected.clone() if func is Tensor.__getitem__ else selected.copy_(args[2])
+
+
+_INDEXING = (Tensor.__getitem__, Tensor.__setitem__)

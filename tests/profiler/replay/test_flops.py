@@ -147,6 +147,17 @@ def test_each_gradient_of_a_convolution_costs_its_forward(groups):
     assert (forward.flops, backward.flops) == (once, 2 * once)
 
 
+def test_attention_of_grouped_heads_costs_that_of_all_heads_of_the_query():
+    query, grouped = (torch.empty(2, heads, 16, 32, device="meta") for heads in (8, 2))
+    product = 2 * 2 * 8 * 16 * 16 * 32
+    for kernel in ("efficient_attention", "flash_attention", "flash_attention_for_cpu"):
+        forward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
+        assert operation_flops(forward, (query, grouped, grouped), {}, query) == 2 * product
+        backward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward").default
+        args = (query, query, grouped, grouped)
+        assert operation_flops(backward, args, {}, query) == 5 * product
+
+
 def test_transposed_convolution():
     convolution = nn.ConvTranspose2d(8, 4, 3, stride=2, bias=False)
     image = torch.randn(2, 8, 5, 5, requires_grad=True)

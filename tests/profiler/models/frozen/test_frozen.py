@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from profiler.device_rules.cpu_allocator import peak_during
 from profiler.devices.table import CPU, device_spec
@@ -58,6 +59,19 @@ def test_a_free_answer_costs_that_of_all_its_tokens(monkeypatch: pytest.MonkeyPa
     whole = predicted()
     assert TOKEN_FACTOR * short["token"] == pytest.approx(whole["token"], rel=0.01)
     assert short["images"] == whole["images"]
+
+
+def test_a_mask_of_all_patches_selects_what_it_would_without_being_read() -> None:
+    mask, found = torch.ones(2, 3, dtype=torch.bool), torch.arange(6).view(2, 3)
+    places = torch.zeros_like(found)
+    expected = found[mask]
+    with run._EveryPatch():
+        assert torch.equal(found[mask], expected)
+        places[mask] = found[mask]
+        assert found[0, 1] == 1
+    assert torch.equal(places, found)
+    with FakeTensorMode(), run._EveryPatch():
+        assert torch.zeros(2, 3)[torch.ones(2, 3, dtype=torch.bool)].shape == (6,)
 
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
