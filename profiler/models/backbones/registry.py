@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.backbones.model_names import OWN_MODELS, is_timm_name, own_and_timm_names
-from profiler.models.backbones.timm_interface import IMAGE_SIZE
+from profiler.models.backbones.timm_interface import IMAGE_SIZE, create_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -202,12 +202,8 @@ def _construct(canonical: str, num_classes: int, image_size: int, drop_path: flo
 
 def _create(canonical: str, image_size: int | None, options: dict[str, object]) -> nn.Module:
     """Call timm's constructor; ``image_size`` None means the model's own size."""
-    import timm
-
     if image_size is not None:
         # Convolutional networks take any size and refuse the argument.
         with suppress(TypeError):
-            resized: nn.Module = timm.create_model(canonical, img_size=image_size, **options)
-            return resized
-    model: nn.Module = timm.create_model(canonical, **options)
-    return model
+            return create_model(canonical, img_size=image_size, **options)
+    return create_model(canonical, **options)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from profiler.models.backbones.timm_interface import create_model
 from profiler.models.silent_log import silent_log
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def timm_filter(name: str) -> StateFilter | None:
     variant. The model is therefore built on ``meta`` as for pretrained weights, with a function in
     place of the download that keeps the filter.
     """
-    import timm
     import torch
     from timm.models import _builder
 
@@ -43,7 +43,7 @@ def timm_filter(name: str) -> StateFilter | None:
     _builder.load_pretrained = take
     try:
         with torch.device("meta"), silent_log("timm"):
-            timm.create_model(name, pretrained=True)
+            create_model(name, pretrained=True)
     finally:
         _builder.load_pretrained = download
     return taken[0] if taken else None

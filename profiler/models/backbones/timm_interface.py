@@ -1,4 +1,4 @@
-"""Attributes that every backbone has through timm: classifier, image statistics, input size.
+"""What every backbone has through timm: constructor, classifier, image statistics, input size.
 
 The functions read ``get_classifier`` and ``pretrained_cfg`` of a model. Importing this module
 imports no torch.
@@ -18,6 +18,31 @@ IMAGE_SIZE = 224
 """Edge of the input in pixels where a model states none: that of ImageNet training."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def create_model(name: str, **options: object) -> nn.Module:
+    """Call timm's constructor of a model, on the device of the context.
+
+    The constructor of RegNet in timm 1.0.21 computes widths with tensors on that device, which have
+    no values if it is ``meta``. Tensors of numbers are then kept on the CPU.
+    """
+    import timm
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class NumbersOnCpu(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            numbers = {"device": "cpu"} if func in {torch.tensor, torch.arange} else {}
+            return func(*args, **numbers | (kwargs or {}))
+
+    try:
+        model: nn.Module = timm.create_model(name, **options)
+    except NotImplementedError:
+        with NumbersOnCpu():
+            model = timm.create_model(name, **options)
+    return model
 
 
 def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from profiler.errors import UnknownNameError
 from profiler.models.backbones.mambavision import MambaVision
+from profiler.models.backbones.timm_interface import create_model
 from profiler.models.backbones.vim import Vim
 from profiler.models.checkpointable_units import find_blocks, find_units
 from profiler.models.unit_parts import branches_of, layers_of, parts_of_unit
@@ -112,12 +113,24 @@ def check_against_a_forward(model: nn.Module, units: tuple[str, ...], edge: int)
 
 @pytest.mark.parametrize(("name", "edge", "expected"), TIMM, ids=[t[0] for t in TIMM])
 def test_units_run_once_in_order_tensor_to_tensor(name, edge, expected):
-    model = on_meta(lambda: timm.create_model(name))
+    model = on_meta(lambda: create_model(name))
     units = find_units(model)
     assert units
     if expected is not None:
         assert list(units) == expected
     check_against_a_forward(model, units, edge)
+
+
+def test_a_constructor_that_reads_numbers_is_run_on_meta(monkeypatch):
+    def constructor(name, *, classes):
+        # as RegNet of timm 1.0.21
+        widths = torch.unique(torch.arange(classes) // 2).tolist()
+        return nn.Linear(len(widths), int(torch.tensor([classes])[0]))
+
+    monkeypatch.setattr(timm, "create_model", constructor)
+    model = on_meta(lambda: create_model("any", classes=6))
+    assert model.weight.shape == (6, 3)
+    assert model.weight.is_meta
 
 
 def test_vim_units_are_its_layers():
