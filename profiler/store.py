@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -208,7 +209,8 @@ def _write(path: Path, arrays: dict[str, Any], *, replace: bool = False) -> None
     with suppress(OSError):  # no right to write, a full disk, a folder in the file's place
         path.parent.mkdir(parents=True, exist_ok=True)
         if replace or not _write_unnamed(path, content):
-            replace_file(path, lambda file: np.savez(file, **content))
+            packed = _packed(content)
+            replace_file(path, lambda file: file.write(packed))
 
 
 def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
@@ -230,7 +232,7 @@ def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
             return False
         raise
     with os.fdopen(handle, "w+b") as file:
-        np.savez(file, **content)
+        file.write(_packed(content))
         file.flush()
         try:
             # Python follows the link in /proc only if it is given a folder; it uses none here
@@ -240,6 +242,16 @@ def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
         except OSError:
             return False
     return True
+
+
+def _packed(content: dict[str, Any]) -> bytes:
+    """Return the bytes of a file.
+
+    Into a file on a full disk, numpy 1.26 leaves its archive open, whose end warns.
+    """
+    packed = BytesIO()
+    np.savez(packed, **content)
+    return packed.getvalue()
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
