@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 HERE = Path(__file__).parents[2] / "studies" / "placement_curves"
+# importing inductor warns of its own code under PyTorch 2.10
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 STUDY_FOLDERS = ("placement_curves",)
 ROUNDS = 11
 

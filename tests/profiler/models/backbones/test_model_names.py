@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
+import pytest
 import timm
 from timm.models import get_deprecated_models
 
@@ -25,15 +28,15 @@ def test_deprecated_names_are_accepted_and_not_listed() -> None:
     assert not {*deprecated} & {*own_and_timm_names()}
 
 
-def test_a_model_that_a_user_registers_is_accepted() -> None:
+def test_a_model_that_a_user_registers_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     def users_own_net(pretrained: bool = False) -> None:
         """Stand for a model of a user."""
 
     users_own_net.__module__ = "timm.models.resnet"
-    timm.models.register_model(users_own_net)
-    try:
+    registry = timm.models._registry
+    with monkeypatch.context() as patched:
+        for table in ("_model_entrypoints", "_model_to_module", "_module_to_models"):
+            patched.setattr(registry, table, deepcopy(getattr(registry, table)))
+        timm.models.register_model(users_own_net)
         assert is_timm_name("users_own_net")
-    finally:
-        timm.models._registry._clear_model_entries("users_own_net")
-        timm.models._registry._model_entrypoints.pop("users_own_net", None)
     assert not is_timm_name("users_own_net")

@@ -28,6 +28,9 @@ WORKING = {
 }
 """What the loops are made of, beside views and allocations."""
 
+# without acc_events, PyTorch 2.10 warns
+PROFILED = {"activities": [ProfilerActivity.CPU], "acc_events": True}
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
@@ -213,7 +216,7 @@ def test_the_operators_allocate_nothing_but_their_results():
 
     def allocated(function) -> int:
         function()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with profile(profile_memory=True, **PROFILED) as profiler:
             function()
         return sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
 
@@ -272,7 +275,7 @@ def test_the_work_of_the_loops_is_what_runs_where_there_is_no_kernel(wanted):
         (ops.selective_scan.default, forward),
         (ops.selective_scan_backward.default, backward),
     ):
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile(**PROFILED) as profiler:
             op(*arguments)
         ran = [event for event in profiler.events() if event.name.removeprefix("aten::") in WORKING]
         assert loop_work(op, arguments).launches == len(ran)
