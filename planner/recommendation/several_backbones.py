@@ -19,7 +19,8 @@ from planner.search.storage import default_storage
 BuildRequest = Callable[[str, str | None], Request]
 """Builds the request for a backbone and a study."""
 
-_SHOWN_NAMES = 4
+MOST_CHARACTERS = 40
+"""Longest list of backbones in the name of a folder; the command to run has to be read, too."""
 
 
 def request_for_backbones(
@@ -68,13 +69,15 @@ def with_backbone_reason(choice: ChosenEntry, entries: Sequence[FrontEntry]) -> 
     equals = [model for model in dict.fromkeys(tied) if model != chosen]
     level = entries[choice.index].result.reason.partition(";")[0]
     if not equals:
-        text = f"of {len(models)} backbones {chosen} is expected to be the most accurate ({level})"
+        text = detail = f"of {len(models)} backbones {chosen} is expected to be the most accurate"
+        detail += f" ({level})"
     else:
-        text = (
-            f"{len(equals) + 1} of {len(models)} backbones are expected to be equally accurate "
-            f"({chosen}: {level}; {', '.join(equals)})"
+        count = f"{len(equals) + 1} of {len(models)} backbones"
+        text = f"{count} are equal"
+        detail = (
+            f"{count} are expected to be equally accurate ({chosen}: {level}; {', '.join(equals)})"
         )
-    return replace(choice, why=f"{text}; {choice.why}", reason=f"{text}. {choice.reason}")
+    return replace(choice, why=f"{text}; {choice.why}", reason=f"{detail}. {choice.reason}")
 
 
 def joint_study_name(models: Sequence[str]) -> str:
@@ -83,6 +86,5 @@ def joint_study_name(models: Sequence[str]) -> str:
 
 
 def _joined(models: Sequence[str]) -> str:
-    shown = "+".join(models[:_SHOWN_NAMES])
-    left = len(models) - _SHOWN_NAMES
-    return shown if left <= 0 else f"{shown}+{left}-more"
+    every = "+".join(models)
+    return every if len(every) <= MOST_CHARACTERS else f"{models[0]}+{len(models) - 1}-more"
