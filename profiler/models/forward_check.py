@@ -90,11 +90,15 @@ def _refusal(workload: Workload) -> str | None:
 def _find_refusal(workload: Workload) -> str | None:
     from profiler.models.build import build_model
 
+    reason: str | None
     try:
         model = build_model(workload, device="meta").model
     except UsageError as error:
         return str(error)
-    reason = _error_of_forward(model, images=workload.micro_batch, size=workload.image_size)
+    except Exception as error:  # a method may run the backbone to learn its shapes
+        reason = _message_of(error)
+    else:
+        reason = _error_of_forward(model, images=workload.micro_batch, size=workload.image_size)
     if reason is None:
         return None
     if workload.micro_batch == 1 and _refusal(workload.replace(micro_batch=2)) is None:
@@ -119,8 +123,12 @@ def _error_of_forward(model: object, *, images: int, size: int) -> str | None:
         with torch.no_grad():
             model(torch.empty(images, 3, size, size, device="meta"))
     except Exception as error:  # models and libraries raise any type
-        return " ".join(str(error).split())[:100] or type(error).__name__
+        return _message_of(error)
     return None
+
+
+def _message_of(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def _runs(workload: Workload, *, images: int) -> bool:

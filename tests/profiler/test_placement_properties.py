@@ -17,7 +17,7 @@ from profiler.placement import (
     placement_to_json,
 )
 
-NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
+NAMES = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), min_size=1, max_size=12)
 PLACEMENTS = st.builds(Placement, st.dictionaries(NAMES, st.sampled_from(Decision), max_size=8))
 POLICIES = st.one_of(
     st.builds(PolicyChoice, st.sampled_from(["none", "static", "optimal", "chen"])),

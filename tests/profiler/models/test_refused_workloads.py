@@ -79,6 +79,11 @@ def test_a_refused_image_size_names_sizes_that_run() -> None:
         assert refusal_of_forward(load("maxvit_tiny_rw_224", "head", image_size=size)) is None
 
 
+def test_a_size_at_which_a_method_cannot_learn_the_shapes_of_the_units_is_refused() -> None:
+    with pytest.raises(UsageError, match="gcvit_xxtiny does not run at 33 px .*use 32 or 64"):
+        predict("gcvit_xxtiny", "side", batch_size=2, image_size=33, device="rtx-3060")
+
+
 def test_a_method_that_the_backbone_does_not_run_is_refused() -> None:
     with pytest.raises(UsageError, match="qlora does not run on eva02_tiny_patch14_224"):
         predict("eva02_tiny_patch14_224", "qlora", batch_size=2, image_size=56, device="rtx-3060")
