@@ -10,8 +10,6 @@ cell_text, *_tables  texts of cells; the tables of each kind of record
 
 from __future__ import annotations
 
-import gc
-
 import click
 
 from planner.cli.calibrate_command import calibrate
@@ -35,6 +33,7 @@ from planner.cli.trained_commands import classify, evaluate
 from planner.cli.training_free_commands import features, training_free, zero_shot
 from planner.cli.worker_command import worker
 from planner.cli.workload_commands import measure, predict, profile
+from profiler.running.rare_collection import collect_rarely
 
 __all__ = ["cli", "main"]
 
@@ -61,6 +60,5 @@ for command in (
 def main() -> None:
     """Run the command line."""
     print_in_any_encoding()
-    # PyTorch and its kind make a million objects that stay, and a collection visits all of them
-    gc.set_threshold(50_000, 20, 100)
+    collect_rarely()
     cli(prog_name="budgetplan")

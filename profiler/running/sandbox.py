@@ -41,6 +41,7 @@ from profiler.running.messages import (
     import_address,
 )
 from profiler.running.process_end import end_with_parent
+from profiler.running.rare_collection import collect_rarely
 
 Progress = Callable[[str, float], None]
 """A progress callback: (activity, fraction done)."""
@@ -205,6 +206,7 @@ def _error_of_death(code: int | None, stderr: str, cap_bytes: int | None) -> Exc
 def _serve() -> None:
     """Read the call from stdin, run it, and write messages to the original stdout."""
     end_with_parent(int(sys.argv[1]))
+    collect_rarely()
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Libraries print to stdout, which would break the stream of messages.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
