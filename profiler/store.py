@@ -247,7 +247,7 @@ def _write_unnamed(path: Path, content: dict[str, Any]) -> bool:
 def _packed(content: dict[str, Any]) -> bytes:
     """Return the bytes of a file.
 
-    Into a file on a full disk, numpy 1.26 leaves its archive open, whose end warns.
+    Into a file on a full disk, numpy 1.26 leaves its archive open, which warns when it is deleted.
     """
     packed = BytesIO()
     np.savez(packed, **content)

@@ -125,24 +125,28 @@ class CostModel:
         """Return bytes and seconds of every unit under each of some options."""
         family = self.profiles.family(workload)
         accumulating = workload.accumulation > 1
-        load = (family, workload.micro_batch, workload.rank, accumulating, workload.levers)
-        key = (*load, workload.optimizer, options)
+        shared = (family, workload.micro_batch, workload.rank, accumulating, workload.levers)
+        key = (*shared, workload.optimizer, options)
         if key not in self._costs:
             rates = self.rates(workload)
             self._costs[key] = unit_costs(
                 workload,
-                {option: self._option_costs(workload, option, load, rates) for option in options},
-                self._kept_costs(workload, load, rates),
+                {option: self._option_costs(workload, option, shared, rates) for option in options},
+                self._kept_costs(workload, shared, rates),
                 self.profiles.update(workload),
                 rates=rates,
             )
         return self._costs[key]
 
     def _option_costs(
-        self, workload: Workload, option: UnitOption, load: tuple[object, ...], rates: Rates | None
+        self,
+        workload: Workload,
+        option: UnitOption,
+        shared: tuple[object, ...],
+        rates: Rates | None,
     ) -> OptionCosts:
-        """Return the costs under an option, which workloads of equal ``load`` share."""
-        key = (*load, option)
+        """Return the costs under an option; workloads with an equal key ``shared`` share them."""
+        key = (*shared, option)
         if key not in self._by_option:
             profile = self.profiles.option(workload, option)
             self._by_option[key] = OptionCosts.of(
@@ -151,12 +155,12 @@ class CostModel:
         return self._by_option[key]
 
     def _kept_costs(
-        self, workload: Workload, load: tuple[object, ...], rates: Rates | None
+        self, workload: Workload, shared: tuple[object, ...], rates: Rates | None
     ) -> KeptCosts:
-        if load not in self._kept:
+        if shared not in self._kept:
             profile = self.profiles.option(workload, KEPT)
-            self._kept[load] = KeptCosts.of(profile, workload, rates=rates)
-        return self._kept[load]
+            self._kept[shared] = KeptCosts.of(profile, workload, rates=rates)
+        return self._kept[shared]
 
     # -- prediction ----------------------------------------------------------------------------
 

@@ -89,7 +89,13 @@ class UnitCosts:
 class OptionCosts:
     """Costs with all units under one option; they do not depend on the optimizer.
 
-    Attributes: those of `UnitCosts`, of one option.
+    Attributes:
+        stored: [units] bytes that the unit's forward stores for backward.
+        cached: [units] bytes that the unit's forward leaves live until the last forward has ended.
+        forward: [units] highest live bytes during the unit's forward, above the level at its entry.
+        backward: [units] highest live bytes during the unit's backward.
+        head_bytes: live bytes of classifier and loss above the last unit's exit.
+        recompute: [units, LOAD_SUMS] load of recomputation.
     """
 
     stored: Floats
@@ -126,8 +132,9 @@ class KeptCosts:
     Attributes:
         base_bytes: live bytes when the first forward begins, without optimizer state and gradients.
         gradients: [units + 1] gradient bytes of each unit, the head's last.
-        forward_load: as in `UnitCosts`.
-        step: as in `UnitCosts`.
+        forward_load: [units, LOAD_SUMS] load of the complete forward.
+        step: [LOAD_SUMS] load of forward and backward of a micro-batch; None if the speed of the
+            device is unknown.
     """
 
     base_bytes: float
@@ -160,7 +167,7 @@ def unit_costs(
     *,
     rates: Rates | None,
 ) -> UnitCosts:
-    """Put the costs of a workload together.
+    """Combine the costs of the options, of ``keep`` and of the optimizer's update.
 
     Args:
         workload: gives micro-batch, rank, accumulation and image size.

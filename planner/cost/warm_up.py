@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from planner.cost.family_profiles import FamilyProfiles
 from planner.cost.model import CostModel
 from planner.parallel import map_forked
+from profiler.errors import BudgetplanError
 from profiler.unit_options import UnitOption
 from profiler.workload import Workload
 
@@ -67,7 +69,8 @@ def profile_families(
 
     def prepare(part: _Missing) -> None:
         for workload in part.updates:
-            profiles.update(workload)
+            with suppress(BudgetplanError):  # the search meets it too, and says so
+                profiles.update(workload)
         if not part.updates:
             profiles.prepare_units(part.workload)
 

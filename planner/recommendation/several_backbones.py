@@ -6,6 +6,7 @@ trained within the budget.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -73,7 +74,7 @@ def with_backbone_reason(choice: ChosenEntry, entries: Sequence[FrontEntry]) -> 
         detail += f" ({level})"
     else:
         count = f"{len(equals) + 1} of {len(models)} backbones"
-        text = f"{count} are equal"
+        text = f"{count} tie on expected accuracy"
         detail = (
             f"{count} are expected to be equally accurate ({chosen}: {level}; {', '.join(equals)})"
         )
@@ -87,4 +88,7 @@ def joint_study_name(models: Sequence[str]) -> str:
 
 def _joined(models: Sequence[str]) -> str:
     every = "+".join(models)
-    return every if len(every) <= MOST_CHARACTERS else f"{models[0]}+{len(models) - 1}-more"
+    if len(every) <= MOST_CHARACTERS:
+        return every
+    digest = hashlib.sha256(every.encode()).hexdigest()[:6]  # other backbones, another folder
+    return f"{models[0][:MOST_CHARACTERS]}+{len(models) - 1}-more-{digest}"

@@ -327,8 +327,11 @@ def working_methods(workload: Workload, names: Sequence[str]) -> tuple[list[str]
     store = Store.default()
     # Of a method that works nothing is imported then; peft alone takes seconds.
     unknown = [name for name in names if not store.holds(_works_key(workload, name))]
-    _check_in_parallel(workload, unknown, store)
-    found = {name: _refusal_of_method(workload, name, store) for name in unknown}
+    ahead = _checked_in_parallel(workload, unknown, store)
+    found = {
+        name: ahead[name] if name in ahead else _refusal_of_method(workload, name, store)
+        for name in unknown
+    }
     refused = {name: reason for name, reason in found.items() if reason is not None}
     return [name for name in names if name not in refused], refused
 
@@ -338,17 +341,22 @@ def _works_key(workload: Workload, name: str) -> tuple[object, ...]:
     return "method works", workload.replace(method=name, micro_batch=2).to_json()
 
 
-def _check_in_parallel(workload: Workload, names: Sequence[str], store: Store) -> None:
-    """Store which methods work; a method that does not is checked again for its reason."""
+def _checked_in_parallel(
+    workload: Workload, names: Sequence[str], store: Store
+) -> dict[str, str | None]:
+    """Return the refusal of each method, None if it works; empty where nothing can be forked."""
     from planner.parallel import map_forked
     from profiler.models.methods import get_method
 
-    if store.folder is None or len(names) < LEAST_PARALLEL_CHECKS:
-        return
+    if len(names) < LEAST_PARALLEL_CHECKS:
+        return {}
     for name in names:
         get_method(name)  # imported once, before the fork
     _on_meta(workload)
-    map_forked(lambda name: _refusal_of_method(workload, name, store), names, lambda *_: None)
+    found = map_forked(
+        lambda name: _refusal_of_method(workload, name, store), names, lambda *_: None
+    )
+    return {names[index]: reason for index, reason in found.items()}
 
 
 def _refusal_of_method(workload: Workload, name: str, store: Store) -> str | None:

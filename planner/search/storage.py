@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.plan import versions
+from planner.search.backends import LONGEST_WAIT_SECONDS
 from planner.search.problem import OBJECTIVES, SearchProblem
 from planner.search.storage_url import mask_secrets, mask_url, sqlite_path
 from profiler.errors import BudgetplanError, InputError, UsageError
@@ -193,8 +194,7 @@ def check_file(url: str) -> None:
             return
         if not path.is_file():
             raise InputError(f"{path} is not a regular file; name another study database")
-        read_only = f"{path.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(read_only, uri=True)) as database:
+        with closing(_opened_to_read(path)) as database:
             names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             tables = {name for (name,) in names}
     except (OSError, ValueError, sqlite3.Error) as error:
@@ -202,6 +202,14 @@ def check_file(url: str) -> None:
     # A process that was killed while it made the tables leaves some; Optuna makes the others.
     if not tables <= _TABLES:
         raise InputError(f"{path} is an SQLite file that holds no Optuna studies; name another")
+
+
+def _opened_to_read(path: Path) -> sqlite3.Connection:
+    """Open a database without creating it; the remains of a killed writer are rolled back."""
+    has_journal = path.with_name(f"{path.name}-journal").exists()
+    mode = "rw" if has_journal else "ro"
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=LONGEST_WAIT_SECONDS)
 
 
 def check_rows(url: str) -> None:
@@ -216,9 +224,8 @@ def check_rows(url: str) -> None:
     path = sqlite_path(url)
     if path is None or not path.is_file() or path.stat().st_size == 0:
         return
-    read_only = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(read_only, uri=True)) as database:
+        with closing(_opened_to_read(path)) as database:
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             orphan = database.execute("PRAGMA foreign_key_check").fetchone()
     except sqlite3.Error as error:

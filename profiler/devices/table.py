@@ -336,8 +336,9 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     release = int(major), int(minor)
     if release >= (2, 15):
         return (size,)
-    shared = release >= (2, 12)
-    return (size, size) if shared else (size, size, *(2 * (CUBLASLT_WORKSPACE_BYTES,)))
+    if release >= (2, 12):
+        return size, size
+    return size, size, CUBLASLT_WORKSPACE_BYTES, CUBLASLT_WORKSPACE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

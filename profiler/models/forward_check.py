@@ -87,6 +87,12 @@ def _refusal(workload: Workload) -> str | None:
     return reason
 
 
+_ERRORS_OF_SHAPES = (
+    RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError,
+)  # fmt: skip
+"""Errors that a backbone raises at an image size that it does not take."""
+
+
 def _find_refusal(workload: Workload) -> str | None:
     from profiler.models.build import build_model
 
@@ -95,7 +101,7 @@ def _find_refusal(workload: Workload) -> str | None:
         model = build_model(workload, device="meta").model
     except UsageError as error:
         return str(error)
-    except Exception as error:  # a method may run the backbone to learn its shapes
+    except _ERRORS_OF_SHAPES as error:  # a method may run the backbone to learn its shapes
         reason = _message_of(error)
     else:
         reason = _error_of_forward(model, images=workload.micro_batch, size=workload.image_size)

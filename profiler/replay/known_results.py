@@ -119,9 +119,10 @@ def run_known(func: Operation, args: Arguments, kwargs: Mapping[str, object]) ->
 def run_with_key(
     func: Operation, args: Arguments, kwargs: Mapping[str, object]
 ) -> tuple[Any, OperationKey | None]:
-    """Return the result of an operation, and its key if the result is that of an equal one.
+    """Return the result of an operation, and its key if the result was known.
 
-    Operations with one key have arguments and results of equal metadata.
+    Operations with one key have arguments and results of equal metadata. A result is known once
+    PyTorch's cache or a rule for views has confirmed it; before that the key is None.
     """
     try:
         key, mode = _operation_key(func, args, kwargs)

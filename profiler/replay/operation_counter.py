@@ -44,11 +44,11 @@ class OperationTimer(Protocol):
         """
 
 
-_works: dict[tuple[object, ...], dict[OperationKey, OperationRecord]] = {}
+_records_by_key: dict[tuple[object, OperationKey], OperationRecord] = {}
 """Records by the options of a counter and by operation. Forked processes inherit them."""
 
-_MOST_WORKS = 100_000
-"""Records that are stored for each set of options; with more, all of them are dropped."""
+_MOST_RECORDS = 100_000
+"""Records that are stored; with more, all are dropped."""
 
 
 def _no_call() -> None:
@@ -83,10 +83,7 @@ class OperationCounter:
         self._timer = timer
         self._last_call: Callable[[], RecomputableCall | None] = _no_call
         # the layout of a result, and so its kernel, depends on the imitated device
-        alike = (batch, published_flops, scans_as_loops, is_imitating_cuda())
-        self._works_by_key = _works.setdefault(alike, {})
-        if len(self._works_by_key) > _MOST_WORKS:
-            self._works_by_key.clear()
+        self._options = (batch, published_flops, scans_as_loops, is_imitating_cuda())
 
     def count(
         self,
@@ -110,21 +107,22 @@ class OperationCounter:
             unit: index of the unit it runs in, -1 outside all units.
             key: key of operations that are counted alike (``run_with_key``); None for none.
         """
-        work = self._works_by_key.get(key) if key is not None else None
-        if work is None:
-            work = self._work(func, args, kwargs, out, phase)
-            if key is not None:
-                self._works_by_key[key] = work
-        if not (work.moved_bytes or work.flops):
+        known = None if key is None else _records_by_key.get((self._options, key))
+        record = known or self._record(func, args, kwargs, out, phase)
+        if key is not None and known is None:
+            if len(_records_by_key) >= _MOST_RECORDS:
+                _records_by_key.clear()
+            _records_by_key[self._options, key] = record
+        if not (record.moved_bytes or record.flops):
             return
         begins_refill = self._begins_refill(phase)
         if self._timer is not None:
             self._timer.time(
-                work.kind, func, args, kwargs, flops=work.flops, moved_bytes=work.moved_bytes
+                record.kind, func, args, kwargs, flops=record.flops, moved_bytes=record.moved_bytes
             )
-        self.records.append(work._replace(phase=phase, unit=unit, begins_refill=begins_refill))
+        self.records.append(record._replace(phase=phase, unit=unit, begins_refill=begins_refill))
 
-    def _work(
+    def _record(
         self,
         func: OpOverload,
         args: tuple[object, ...],

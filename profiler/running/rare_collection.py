@@ -1,6 +1,6 @@
 """Fewer passes of the garbage collector in a process that imports PyTorch.
 
-PyTorch and its kind make a million objects that stay. With Python's settings, a second of their
+PyTorch, timm and peft make a million objects that stay. With Python's settings, a second of their
 import and a second of the end of the process are passes over these objects that find nothing.
 """
 

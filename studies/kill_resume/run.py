@@ -84,7 +84,8 @@ def search_part(
         if "sampler" in part:
             is_whole = len(after) == TRIALS
         elif is_timed:  # the times of a search decide which of its points the study keeps
-            is_whole = bool(after) and ("probe" in part or runs.keys() == wanted_runs.keys())
+            is_whole = len(after) >= max(1, len(before))
+            is_whole = is_whole and ("probe" in part or runs.keys() == wanted_runs.keys())
         else:
             is_whole = sorted(after) == wanted
         kept = after[: len(before)] == before and is_kept(runs_before, runs)

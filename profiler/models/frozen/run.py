@@ -164,13 +164,13 @@ def _image_tokens(built: Any, images: Tensor) -> Tensor:
     # SmolVLM: the positions of the patches are looked up by a mask of the valid patches
     side = images.shape[-1] // inner.config.vision_config.patch_size
     mask = torch.ones(len(images), side, side, dtype=torch.bool)
-    with _EveryPatch():
+    with _AllPatchesMask():
         seen = inner.vision_model(images, patch_attention_mask=mask).last_hidden_state
     joined: Tensor = inner.connector(seen)
     return joined
 
 
-class _EveryPatch(TorchFunctionMode):
+class _AllPatchesMask(TorchFunctionMode):
     """Index by a mask as if all of it were true, as it is here.
 
     transformers 5.12 assigns positions by a boolean mask; later versions use ``where``. The size of

@@ -14,6 +14,7 @@ import planner.recommendation.search_backbones as stage
 from planner import recommend as recommend_by_api
 from planner.api.early_checks import backbone_names, weights_by_backbone
 from planner.cli import cli
+from planner.recommendation import several_backbones
 from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.choose import choose
 from planner.recommendation.named_rows import answer_rows, best_of_backbones
@@ -183,6 +184,14 @@ def test_names_are_split_and_checked() -> None:
         backbone_names(" , ", budget_bytes=GIB)
     with pytest.raises(UnknownNameError):
         backbone_names("vit_s,vit_ss", budget_bytes=GIB)
+
+
+def test_folders_of_many_backbones_have_short_names_of_their_own() -> None:
+    assert several_backbones._joined([SMALL, "vit_s"]) == f"{SMALL}+vit_s"
+    many = [[SMALL, LARGE, f"convnext_{size}"] for size in ("tiny", "small", "base")]
+    names = [several_backbones._joined(models) for models in many]
+    assert len(set(names)) == 3
+    assert all(name.startswith(f"{SMALL}+2-more-") and len(name) < 60 for name in names)
 
 
 @pytest.mark.parametrize(

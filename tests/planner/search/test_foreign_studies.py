@@ -222,6 +222,22 @@ def test_a_damaged_page_is_found_before_a_study_is_added() -> None:
     assert pages > 10
 
 
+def test_a_transaction_of_a_killed_process_is_rolled_back() -> None:
+    go_on()
+    sql("PRAGMA journal_mode=DELETE")
+    before = sql("SELECT * FROM trial_params")
+    with closing(sqlite3.connect(FILE, isolation_level=None)) as killed:
+        killed.execute("PRAGMA cache_size=1")  # changed pages go to the file before the commit
+        killed.execute("BEGIN IMMEDIATE")
+        killed.execute("UPDATE trial_params SET param_value = 7")
+        left = {path.name: path.read_bytes() for path in FILE.parent.glob("toy.db*")}
+    assert len(left["toy.db-journal"]) > 512
+    for name, content in left.items():
+        (FILE.parent / name).write_bytes(content)
+    assert go_on(trials=9).trials == 9
+    assert sql("SELECT * FROM trial_params")[: len(before)] == before
+
+
 def test_a_storage_from_which_optuna_deleted_a_study_is_whole() -> None:
     go_on()
     optuna.delete_study(study_name="toy", storage=f"sqlite:///{FILE}")

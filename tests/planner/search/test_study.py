@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import optuna
 import pytest
 from toy_costs import MB, ToyCosts
 
+from planner.search import space
 from planner.search.evaluation import PointEvaluator
 from planner.search.exhaustive import evaluate_all
 from planner.search.pareto import HypervolumeStagnation, non_dominated
@@ -30,6 +32,7 @@ from planner.search.study import search
 from planner.search.trial_records import OutdatedTrialWarning
 from profiler.devices.table import lookup
 from profiler.errors import InputError, UnknownNameError, UsageError
+from profiler.models import forward_check
 from profiler.placement import PolicyChoice
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
@@ -140,6 +143,34 @@ def test_methods_that_do_not_work_on_a_backbone_are_left_out_with_the_reason() -
     names, refused = working_methods(load, ["full", "bn_head", "head"])
     assert names == ["full", "head"]
     assert "no BatchNorm" in refused["bn_head"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_methods_are_checked_in_parallel_as_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Workload(model="test_byobnet", image_size=33, num_classes=10)
+    names = ["full", "bn_head", "prefix", "head", "qlora"]
+    found = []
+    for least in (len(names), len(names) + 1):
+        monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / str(least)))
+        monkeypatch.setattr("planner.search.space.LEAST_PARALLEL_CHECKS", least)
+        found.append(working_methods(load, names))
+        forward_check._refusal.cache_clear()
+    assert found[0] == found[1]
+    assert {*found[0][1]} == {"prefix", "qlora"}
+
+    def checked_again(*_: object) -> None:
+        raise AssertionError("the results of the other processes are not used")
+
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "third"))
+    monkeypatch.setattr("planner.search.space.LEAST_PARALLEL_CHECKS", len(names))
+    parent, check = os.getpid(), space._refusal_of_method
+    monkeypatch.setattr(
+        "planner.search.space._refusal_of_method",
+        lambda *given: checked_again() if os.getpid() == parent else check(*given),
+    )
+    assert working_methods(load, names) == found[0]
 
 
 def test_methods_by_name() -> None:

@@ -80,7 +80,7 @@ def test_a_refused_image_size_names_sizes_that_run() -> None:
 
 
 def test_a_size_at_which_a_method_cannot_learn_the_shapes_of_the_units_is_refused() -> None:
-    with pytest.raises(UsageError, match="gcvit_xxtiny does not run at 33 px .*use 32 or 64"):
+    with pytest.raises(UsageError, match=r"gcvit_xxtiny does not run at 33 px .*use 32 or 64"):
         predict("gcvit_xxtiny", "side", batch_size=2, image_size=33, device="rtx-3060")
 
 

@@ -26,7 +26,7 @@ aten = torch.ops.aten
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(known_results, "_known", {})
-    monkeypatch.setattr(operation_counter, "_works", {})
+    monkeypatch.setattr(operation_counter, "_records_by_key", {})
     FakeTensorMode.cache_clear()
     yield
 
@@ -219,7 +219,7 @@ def test_operations_are_counted_anew_for_another_device() -> None:
     expected = {}
     for device, options in ((GPU, WHOLE_STEP), (CPU, cpu)):
         expected[device.name] = replay_step(plain, device=device, options=options)
-        operation_counter._works.clear()
+        operation_counter._records_by_key.clear()
         known_results._known.clear()
     for _ in range(2):
         for device, options in ((GPU, WHOLE_STEP), (CPU, cpu)):

@@ -65,12 +65,12 @@ def test_a_mask_of_all_patches_selects_what_it_would_without_being_read() -> Non
     mask, found = torch.ones(2, 3, dtype=torch.bool), torch.arange(6).view(2, 3)
     places = torch.zeros_like(found)
     expected = found[mask]
-    with run._EveryPatch():
+    with run._AllPatchesMask():
         assert torch.equal(found[mask], expected)
         places[mask] = found[mask]
         assert found[0, 1] == 1
     assert torch.equal(places, found)
-    with FakeTensorMode(), run._EveryPatch():
+    with FakeTensorMode(), run._AllPatchesMask():
         assert torch.zeros(2, 3)[torch.ones(2, 3, dtype=torch.bool)].shape == (6,)
 
 
