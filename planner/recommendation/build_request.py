@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from planner.cost.fit_probability import DEFAULT_RISK, check_risk
-from planner.recommendation.data_facts import data_facts
+from planner.recommendation.data_facts import DataFacts, data_facts
 from planner.recommendation.image_size import default_image_size, image_size_notes
 from planner.recommendation.lever_choice import parse_levers
 from planner.recommendation.objective import Objective, check_objective
@@ -37,7 +38,7 @@ from planner.search.space import (
     searched_method,
     working_methods,
 )
-from planner.target_device import find_target
+from planner.target_device import TargetDevice, find_target
 from planner.training.run_options import RunOptions
 from planner.training_free.options import check_libraries
 from profiler.errors import UsageError
@@ -93,35 +94,24 @@ def build_request(
         UsageError: an option out of its domain, or no method works on the backbone.
         InputError: the weights or the data cannot be read.
     """
-    # options that need neither backbone nor images
+    # first the options that need neither backbone nor images
     check_objective(objective)
     check_risk(risk)
     chosen_levers = parse_levers(levers)
     _check_training_free(wanted=training_free, allowed=allow_training_free)
     _check_probe_minutes(probe_minutes)
-    target = find_target(device)
-    if power_limit is not None:
-        check_power_limit(target.spec, power_limit)
-
-    # backbone, images and weights
+    target = _checked_target(device, power_limit)
     runs_here = validations != 0 or probe_minutes is not None or bool(find_lr)
-    name = backbones.resolve(model)
-    size = image_size or default_image_size(name)
-    facts = data_facts(data, image_size=size, is_used=runs_here)
-    base = Workload(
-        model=name,
-        image_size=size,
-        num_classes=facts.num_classes,
-        # better by 2 to 10 points than the statistics of micro-batches of 4 (studies/recipes)
-        frozen_batch_norm=(pretrained or weights is not None) and _has_batch_norm(name),
-    )
-    check_forward(base.replace(micro_batch=2))
-    weight_notes = () if weights is None else check_weights(base, weights)
-    size_notes = image_size_notes(
-        name, size, is_default=image_size is None, built=_with_shapes(name)
+    inputs = _read_inputs(
+        backbones.resolve(model),
+        data=data,
+        image_size=image_size,
+        weights=weights,
+        pretrained=pretrained,
+        is_used=runs_here,
     )
     space, left_out = _searched_space(
-        base,
+        inputs.base,
         methods=methods,
         effective_batch=effective_batch,
         precisions=precisions or precisions_for(target.spec),
@@ -144,13 +134,9 @@ def build_request(
         trials=trials,
         storage=storage,
         validations=VALIDATIONS if validations is None else validations,
-        validation_seconds=(
-            VALIDATION_SECONDS if validations is None and not uses_workers else None
-        ),
+        validation_seconds=VALIDATION_SECONDS if validations is None and not uses_workers else None,
         uses_workers=uses_workers,
-        # without a real run no weights are loaded here, so they need not be reachable
-        has_weights=weights is not None
-        or (pretrained and (not runs_here or backbones.can_load_pretrained(name))),
+        has_weights=inputs.has_weights,
         stop=HypervolumeStagnation() if stop_when_flat else None,
         out=out / question_folder(model, data, budget_bytes),
         objective=objective,
@@ -164,11 +150,81 @@ def build_request(
         power_limit_watts=power_limit,
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=left_out,
-        source=facts.source,
-        images_per_class=facts.images_per_class,
+        source=inputs.facts.source,
+        images_per_class=inputs.facts.images_per_class,
+        weight_notes=inputs.weight_notes,
+        image_notes=inputs.image_notes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    """Backbone, images and weights of a question, read and checked.
+
+    Attributes:
+        base: workload with the backbone, the size of the images and the number of classes.
+        facts: properties of the images.
+        has_weights: whether there are pretrained weights to train from.
+        weight_notes: notes on the weights.
+        image_notes: notes on the size of the images.
+    """
+
+    base: Workload
+    facts: DataFacts
+    has_weights: bool
+    weight_notes: tuple[str, ...]
+    image_notes: tuple[str, ...]
+
+
+def _read_inputs(
+    name: str,
+    *,
+    data: str,
+    image_size: int | None,
+    weights: Path | None,
+    pretrained: bool,
+    is_used: bool,
+) -> _Inputs:
+    """Read backbone, images and weights.
+
+    Args:
+        name: full name of the backbone.
+        data: name of a data set, or a folder.
+        image_size: height and width of the images in pixels; None for the backbone's default.
+        weights: file of weights, or None.
+        pretrained: whether other weights are loaded if there is no file.
+        is_used: whether candidates will be run on the images here.
+    """
+    size = image_size or default_image_size(name)
+    facts = data_facts(data, image_size=size, is_used=is_used)
+    base = Workload(
+        model=name,
+        image_size=size,
+        num_classes=facts.num_classes,
+        # better by 2 to 10 points than the statistics of micro-batches of 4 (studies/recipes)
+        frozen_batch_norm=(pretrained or weights is not None) and _has_batch_norm(name),
+    )
+    check_forward(base.replace(micro_batch=2))
+    weight_notes = () if weights is None else check_weights(base, weights)
+    size_notes = image_size_notes(
+        name, size, is_default=image_size is None, built=_with_shapes(name)
+    )
+    return _Inputs(
+        base=base,
+        facts=facts,
+        # without a real run no weights are loaded here, so they need not be reachable
+        has_weights=weights is not None
+        or (pretrained and (not is_used or backbones.can_load_pretrained(name))),
         weight_notes=weight_notes,
         image_notes=tuple(size_notes),
     )
+
+
+def _checked_target(device: str, power_limit: float | None) -> TargetDevice:
+    target = find_target(device)
+    if power_limit is not None:
+        check_power_limit(target.spec, power_limit)
+    return target
 
 
 def _with_shapes(model: str) -> nn.Module:
