@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ seen["again"] = expandable()
 found = torch.cuda.get_device_properties(0)
 seen["capability"] = [found.major, found.minor]
 seen["singular values"] = list(torch.linalg.svd(torch.ones(4, 2, device="cuda"))[1].shape)
+squares = [torch.ones(shape, device="cuda") for shape in ((4, 4), (3, 4, 4), (600, 600))]
+seen["eigenvalues"] = [list(torch.linalg.eigh(square)[0].shape) for square in squares]
 sys.stdout.write(json.dumps(seen))
 sys.stdout.flush()
 os._exit(0)
@@ -65,6 +68,7 @@ def test_a_late_import_cannot_undo_the_allocators_options_and_initialises_nothin
         "again": True,
         "capability": [8, 6],
         "singular values": [2],
+        "eigenvalues": [[4], [3, 4], [600]],
     }
 
 
@@ -89,3 +93,19 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries.emulated_libraries.cache_clear()
     with pytest.raises(DeviceError, match="gcc"):
         libraries.emulated_libraries()
+
+
+def test_every_query_of_a_workspace_in_single_precision_has_an_answer() -> None:
+    """A stub that is made for any other function leaves the size as it was: a random number."""
+    reason = libraries.why_not_emulated()
+    if reason:
+        pytest.skip(reason)
+    asked = set()
+    for library in libraries._Installation.find().libraries:
+        symbols = libraries._run("nm", "-D", "--undefined-only", str(library))
+        asked |= set(re.findall(r"cusolverDn[SX]\w+_bufferSize", symbols))
+    assert len(asked) > 10
+    (path, *_) = libraries.emulated_libraries()
+    defined = libraries._run("nm", "-D", "--defined-only", str(path))
+    strong = set(re.findall(r"T (cusolverDn\w+)", defined))
+    assert asked <= strong
