@@ -85,7 +85,7 @@ def recommend(
             point if that is quick, and else 200.
         stop_when_flat: end the search when the Pareto front no longer grows.
         validations: number of candidates that are really run; 0 for none; None for the recommended
-            one, and for up to two more if they are expected to end within 90 s.
+            one, and for up to two more if they are expected to end within 60 s.
         workers: leave the runs to workers (``budgetplan worker``) on the same storage, and wait.
         steps: steps of each real run; None for a few.
         weights: file of weights; with several backbones, files by the name of their backbone, or

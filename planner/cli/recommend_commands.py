@@ -50,7 +50,7 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
     "--top",
     type=positive,
     help="Number of candidates that are really run. [default: the recommended one, and up to two "
-    "more if they end within 90 s]",
+    "more if they end within 60 s]",
 )
 @click.option(
     "--workers",

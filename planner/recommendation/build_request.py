@@ -48,7 +48,7 @@ from profiler.timing.rates import check_power_limit
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
-VALIDATIONS, VALIDATION_SECONDS = 3, 90.0
+VALIDATIONS, VALIDATION_SECONDS = 3, 60.0
 """Most candidates that are really run unless a number is given, and the time within which those
 after the first must end by the duration of the ones before."""
 

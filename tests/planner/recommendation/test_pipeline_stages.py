@@ -89,7 +89,7 @@ def test_a_number_of_runs_or_workers_have_no_time_limit() -> None:
         asked = build_request("test_vit", budget_bytes=2 * GIB, device="rtx-3060", **wish)
         return asked.validation_seconds
 
-    assert limit() == 90.0
+    assert limit() == 60.0
     assert limit(validations=3) is None
     assert limit(uses_workers=True, storage="sqlite:///unused.db") is None
 
