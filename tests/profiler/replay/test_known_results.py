@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from profiler.devices.table import CPU, lookup
+from profiler.device_rules.cuda_dispatch import imitate_cuda
+from profiler.devices.table import lookup
 from profiler.placement import Decision, Placement
 from profiler.replay import known_results, operation_counter
-from profiler.replay.event_log import EventLog
+from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.known_results import fake_empty, run_known
-from profiler.replay.step_replay import WHOLE_STEP, KernelMemory, ReplayOptions, replay_step
+from profiler.replay.operation_counter import OperationCounter
+from profiler.replay.step_replay import replay_step
 from profiler.workload import Candidate, Workload
 
 GPU = lookup("rtx-2060-super")
@@ -212,16 +214,23 @@ def test_recomputation_with_known_results_is_that_without(monkeypatch: pytest.Mo
         logs_equal(log, expected)
 
 
-def test_operations_are_counted_anew_for_another_device() -> None:
-    load = Workload(model="test_efficientnet", image_size=64, micro_batch=4, num_classes=10)
-    plain = Candidate(workload=load, placement=Placement())
-    cpu = ReplayOptions(kernel_memory=KernelMemory.NONE)
-    expected = {}
-    for device, options in ((GPU, WHOLE_STEP), (CPU, cpu)):
-        expected[device.name] = replay_step(plain, device=device, options=options)
-        operation_counter._records_by_key.clear()
-        known_results._known.clear()
-    for _ in range(2):
-        for device, options in ((GPU, WHOLE_STEP), (CPU, cpu)):
-            found = replay_step(plain, device=device, options=options)
-            logs_equal(found, expected[device.name])
+def test_a_record_is_shared_by_counters_of_equal_options_only() -> None:
+    left, right, out = torch.empty(4, 5), torch.empty(5, 7), torch.empty(4, 7)
+
+    def counted(result: torch.Tensor, **options: Any) -> Any:
+        counter = OperationCounter(**options)
+        given = {"phase": Phase.FORWARD, "unit": 0, "key": ("one", "key")}
+        counter.count(aten.add.Tensor, (out, out), {}, result, **given)
+        counter.count(aten.mm.default, (left, right), {}, out, **given | {"key": ("another",)})
+        return counter.records
+
+    (_, first), (_, again) = counted(out, batch=4), counted(out, batch=4)
+    assert first == again
+    assert (first.flops, first.batched_bytes) == (2 * 4 * 5 * 7, 4 * (4 * 5 + 4 * 7))
+    assert counted(out, batch=5)[1].batched_bytes == 4 * (4 * 5 + 5 * 7)
+    assert counted(out, batch=4, published_flops=True)[1].flops == 2 * 4 * 5 * 7 - 4 * 7
+    # another device gives a result other strides, and so another kernel
+    strided = torch.empty(7, 4).t()
+    assert not counted(strided, batch=4)[0].kernel.endswith("strided")
+    with imitate_cuda((7, 5)):
+        assert counted(strided, batch=4)[0].kernel.endswith("strided")
