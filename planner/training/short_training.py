@@ -38,6 +38,7 @@ from profiler.environment import environment
 from profiler.errors import MeasurementError
 from profiler.models.build import BuiltModel, build_model
 from profiler.running.measurement import MeasuredSteps, measure_on_cuda
+from profiler.running.memory_caps import timed_without_cap
 from profiler.running.sandbox import Progress
 from profiler.training_step import Batch, TrainingStep
 from profiler.units import MIB
@@ -94,7 +95,8 @@ class ShortTraining:
             recorded.append(self._timed_step(*short, self._fetch))
 
         peak = peak_during(first_step, second_step)
-        seconds = self._later_steps(recorded[0], started=started, progress=progress)
+        with timed_without_cap():
+            seconds = self._later_steps(recorded[0], started=started, progress=progress)
         return MeasuredSteps(
             peak_bytes=peak,
             reserved_bytes=None,

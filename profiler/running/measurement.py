@@ -23,7 +23,12 @@ from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.models.parameter_count import count_parameters
 from profiler.records import DeviceLabel, Memory, Report, Rung
-from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory, lift_host_cap
+from profiler.running.memory_caps import (
+    cap_cuda_memory,
+    cap_host_memory,
+    lift_host_cap,
+    timed_without_cap,
+)
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
 from profiler.running.step_energy import StepEnergy, measure_step_energy
@@ -286,7 +291,7 @@ def measure_on_host(
     warmup: int,
     progress: Progress,
 ) -> MeasuredSteps:
-    """Record the CPU allocator over one steady step, then time other steps."""
+    """Record the CPU allocator over one steady step, then time other steps without the cap."""
     from profiler.device_rules.cpu_allocator import peak_during
 
     step: TrainingStep
@@ -311,12 +316,13 @@ def measure_on_host(
     peak = peak_during(prepare, one_step)
     set_cap_again()
     seconds = []
-    for index in range(steps):
-        progress("timing", 0.6 + 0.4 * index / steps)
-        start = time.perf_counter()
-        step.run(batches)
-        seconds.append(time.perf_counter() - start)
-    energy = _host_energy(lambda: step.run(batches), statistics.median(seconds), progress)
+    with timed_without_cap():
+        for index in range(steps):
+            progress("timing", 0.6 + 0.4 * index / steps)
+            start = time.perf_counter()
+            step.run(batches)
+            seconds.append(time.perf_counter() - start)
+        energy = _host_energy(lambda: step.run(batches), statistics.median(seconds), progress)
     return MeasuredSteps(
         peak_bytes=peak,
         reserved_bytes=None,

@@ -49,14 +49,6 @@ Progress = Callable[[str, float], None]
 RequestT = TypeVar("RequestT", bound=Message)
 ResultT = TypeVar("ResultT")
 
-_ENVIRONMENT = {
-    "KINETO_LOG_LEVEL": "99",
-    # glibc raises its mmap threshold up to 32 MiB as blocks are freed. Larger blocks then come from
-    # the heap, whose holes count against the cap: ViT-S at batch 16 took 2.4 GiB for a peak of
-    # 1.0 GiB. A fixed threshold (mallopt(3)) brings that down to 1.3 GiB.
-    "MALLOC_MMAP_THRESHOLD_": "131072",
-}
-
 SECONDS_BETWEEN_CHECKS = 0.1
 """Seconds between two looks at the event that cancels a call."""
 
@@ -137,7 +129,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _child_environment() -> dict[str, str]:
-    environment = os.environ | _ENVIRONMENT
+    environment = os.environ | {"KINETO_LOG_LEVEL": "99"}
     configure(environment)
     return environment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from profiler.errors import UnknownNameError
-from profiler.running.memory_caps import cap_host_memory, lift_host_cap
+from profiler.running.memory_caps import cap_host_memory, lift_host_cap, timed_without_cap
 from profiler.running.messages import Message
 
 Progress = Callable[[str, float], None]
@@ -42,6 +43,12 @@ class Lift(Message, frozen=True, kw_only=True):
 
 class Held(Message, frozen=True, kw_only=True):
     held_bytes: int
+
+
+class MappedBlocks(Message, frozen=True, kw_only=True):
+    uncapped: int
+    capped: int
+    timed: int
 
 
 def report(request: Number, progress: Progress) -> Seen:
@@ -112,6 +119,50 @@ def lift(request: Lift, progress: Progress) -> Held:
     set_again()
     held.append(torch.zeros(request.more_bytes, dtype=torch.uint8))
     return Held(held_bytes=sum(block.nbytes for block in held))
+
+
+def count_mapped_blocks(request: Blocks, progress: Progress) -> MappedBlocks:
+    """Count which blocks come from the kernel each time, in all situations of a measurement."""
+    uncapped = _mapped_blocks(request)
+    cap_host_memory(request.cap_bytes)
+    capped = _mapped_blocks(request)
+    with timed_without_cap():
+        timed = _mapped_blocks(request)
+    return MappedBlocks(uncapped=uncapped, capped=capped, timed=timed)
+
+
+def _mapped_blocks(request: Blocks) -> int:
+    """Return by how many the blocks that glibc took by mmap grow, once it has seen their size."""
+    import torch
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = [
+            (name, ctypes.c_size_t)
+            for name in (
+                "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+                "fordblks", "keepcost",
+            )
+        ]  # fmt: skip
+
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Mallinfo2
+    torch.zeros(request.block_bytes, dtype=torch.uint8)
+    before = mallinfo().hblks
+    held = [torch.zeros(request.block_bytes, dtype=torch.uint8) for _ in range(request.blocks)]
+    found: int = mallinfo().hblks - before
+    del held
+    return found
+
+
+def time_then_hold(request: Lift, progress: Progress) -> Held:
+    """Free a block beyond the cap while steps are timed, then hold one under the cap."""
+    import torch
+
+    cap_host_memory(request.cap_bytes)
+    with timed_without_cap():
+        torch.zeros(request.beyond_bytes, dtype=torch.uint8)
+    held = torch.zeros(request.more_bytes, dtype=torch.uint8)
+    return Held(held_bytes=held.nbytes)
 
 
 def report_and_wait(request: Nothing, progress: Progress) -> Nothing:
