@@ -57,6 +57,7 @@ from planner.training.zero_classifier import zero_classifier
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.forward_check import check_forward
+from profiler.running.memory_caps import keep_freed_memory
 from profiler.workload import Candidate
 
 if TYPE_CHECKING:
@@ -232,6 +233,8 @@ def _build(plan: Plan, options: RunOptions) -> BuiltModel:
     )
     if device_type(options.device) == "cuda":
         cap_to_budget(plan)
+    else:
+        keep_freed_memory()
     built.model.to(options.device).train()
     return built
 

@@ -35,6 +35,7 @@ from profiler.placement import Decision, Placement
 from profiler.prediction.report import step_load
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.running.measurement import build_step
+from profiler.running.memory_caps import keep_freed_memory
 from profiler.timing.corrections import LoadedRun, fit_correction
 from profiler.timing.rates import rates
 from profiler.workload import Candidate, Workload
@@ -112,6 +113,7 @@ def predicted(candidate: Candidate) -> list[float]:
 def run(minutes: float) -> None:
     """Run cells until the time is over; a cell's second reading comes a few cells later."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a training
     torch.manual_seed(0)
     end = time.monotonic() + 60 * minutes
     done = {row["cell"] for row in ROWS.read()}

@@ -49,6 +49,7 @@ class MappedBlocks(Message, frozen=True, kw_only=True):
     uncapped: int
     capped: int
     timed: int
+    kept_bytes: int
 
 
 def report(request: Number, progress: Progress) -> Seen:
@@ -122,35 +123,56 @@ def lift(request: Lift, progress: Progress) -> Held:
 
 
 def count_mapped_blocks(request: Blocks, progress: Progress) -> MappedBlocks:
-    """Count which blocks come from the kernel each time, in all situations of a measurement."""
+    """Count which blocks come from the kernel each time, in all situations of a measurement.
+
+    ``kept_bytes`` are those at the end of the heap after its last block was freed.
+    """
+    kept = _kept_bytes(request.blocks * request.block_bytes)
     uncapped = _mapped_blocks(request)
     cap_host_memory(request.cap_bytes)
     capped = _mapped_blocks(request)
     with timed_without_cap():
         timed = _mapped_blocks(request)
-    return MappedBlocks(uncapped=uncapped, capped=capped, timed=timed)
+    return MappedBlocks(uncapped=uncapped, capped=capped, timed=timed, kept_bytes=kept)
 
 
 def _mapped_blocks(request: Blocks) -> int:
     """Return by how many the blocks that glibc took by mmap grow, once it has seen their size."""
     import torch
 
-    class Mallinfo2(ctypes.Structure):
-        _fields_ = [
-            (name, ctypes.c_size_t)
-            for name in (
-                "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
-                "fordblks", "keepcost",
-            )
-        ]  # fmt: skip
-
-    mallinfo = ctypes.CDLL(None).mallinfo2
-    mallinfo.restype = Mallinfo2
     torch.zeros(request.block_bytes, dtype=torch.uint8)
-    before = mallinfo().hblks
+    before = _mallinfo().hblks
     held = [torch.zeros(request.block_bytes, dtype=torch.uint8) for _ in range(request.blocks)]
-    found: int = mallinfo().hblks - before
+    found: int = _mallinfo().hblks - before
     del held
+    return found
+
+
+def _kept_bytes(block_bytes: int) -> int:
+    """Take a block from the end of the heap and free it; return the free bytes there."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(block_bytes))))
+    kept: int = _mallinfo().keepcost
+    return kept
+
+
+class _Mallinfo2(ctypes.Structure):
+    """``struct mallinfo2`` of glibc (mallinfo(3))."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def _mallinfo() -> _Mallinfo2:
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo2
+    found: _Mallinfo2 = mallinfo()
     return found
 
 
