@@ -15,9 +15,13 @@ that converts a budget:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
+
+from profiler.arrays import Floats, Ints
 from profiler.records import Report
 from profiler.units import GIB, MIB, DeviceBytes, LiveBytes
 
@@ -52,29 +56,41 @@ class AllocatorOverhead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverheadProfile:
-    """Overhead of the caching allocator as a function of the micro-batch.
+    """Overheads of the caching allocator under one placement, in the arrays that ``Store`` keeps.
 
-    It is read at two micro-batches and extended linearly, since the blocks that fragment the
-    segments are activations.
+    Between two micro-batches the unused bytes rise and fall by several percent of the peak, because
+    each block size fits other holes. They are therefore read at each micro-batch.
 
     Attributes:
-        allocated: ratio of allocated block bytes to live bytes at the smaller micro-batch (>= 1).
-        fixed_bytes: unused bytes at micro-batch 0 of the linear extension; may be negative.
-        image_bytes: further unused bytes for each image; may be negative.
-        least_bytes: smaller of the two readings; no extension goes below it.
+        micro_batches: [n] micro-batches.
+        allocated: [n] ratio of allocated block bytes to live bytes at the peak (>= 1).
+        unused_bytes: [n] unused bytes.
     """
 
-    allocated: float
-    fixed_bytes: float
-    image_bytes: float
-    least_bytes: float
+    micro_batches: Ints
+    allocated: Floats
+    unused_bytes: Floats
 
-    def at(self, micro_batch: int) -> AllocatorOverhead:
-        """Return the overhead at a micro-batch."""
-        extended = self.fixed_bytes + self.image_bytes * micro_batch
-        # below the smaller reading there are fewer blocks to lose bytes between
-        least = self.least_bytes if self.image_bytes < 0 else 0.0
-        return AllocatorOverhead(allocated=self.allocated, unused_bytes=round(max(extended, least)))
+    @classmethod
+    def of(cls, readings: Mapping[int, AllocatorOverhead]) -> Self:
+        """Return the profile of readings by micro-batch."""
+        return cls(
+            micro_batches=np.array(list(readings), dtype=np.int64),
+            allocated=np.array([found.allocated for found in readings.values()]),
+            unused_bytes=np.array([float(found.unused_bytes) for found in readings.values()]),
+        )
+
+    def readings(self) -> dict[int, AllocatorOverhead]:
+        """Return the readings by micro-batch."""
+        return {
+            micro_batch: AllocatorOverhead(allocated=allocated, unused_bytes=round(unused))
+            for micro_batch, allocated, unused in zip(
+                self.micro_batches.tolist(),
+                self.allocated.tolist(),
+                self.unused_bytes.tolist(),
+                strict=True,
+            )
+        }
 
 
 def live_budget(

@@ -48,17 +48,17 @@ from profiler.unit_options import (
 )
 from profiler.workload import Candidate, Workload
 
-OVERHEAD_MICRO_BATCHES = (16, 96)
-"""Micro-batches at which the overhead of the caching allocator is read."""
+OVERHEAD_MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Micro-batches at which the overhead of the caching allocator is read when an option is profiled.
+A reading takes a hundredth of a second; at other micro-batches it takes another replay."""
 
 MIXED = "mixed"
 """Name of the overhead of placements in which some units are recomputed and others are not."""
 
 RECOMPUTED = WholeUnit(Decision.RECOMPUTE)
 
-WITH_OVERHEAD = (KEPT, RECOMPUTED)
-"""Options whose overhead is read. The others free outputs inside a unit and recompute them there;
-their overhead is near that of ``keep`` (studies/composed)."""
+_MOST_LOGS = 4
+"""Logs that are kept for readings at further micro-batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +110,8 @@ class FamilyProfiles:
         self._options: dict[tuple[Workload, UnitOption, int | None], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._parts: dict[Workload, PartsByUnit] = {}
-        self._overheads: dict[tuple[Workload, str], OverheadProfile] = {}
-        self._overheads_of: dict[
-            tuple[Workload, frozenset[UnitOption]], tuple[OverheadProfile, list[OverheadProfile]]
-        ] = {}
+        self._overheads: dict[tuple[Workload, str], dict[int, AllocatorOverhead]] = {}
+        self._logs: dict[tuple[Workload, str], EventLog] = {}
 
     def prepare(
         self,
@@ -146,8 +144,7 @@ class FamilyProfiles:
                 on_progress(text, done / len(options))
             self.option(workload, option)
         if self.device.is_cuda:
-            learns = self.learns_in_units(workload)
-            self.allocator_overhead(workload, WITH_OVERHEAD if learns else (KEPT,))
+            self.allocator_overhead(workload, COMMON_OPTIONS)
 
     def is_stored(self, workload: Workload) -> bool:
         """Return whether the store has all that ``prepare`` makes with the default options."""
@@ -246,10 +243,9 @@ class FamilyProfiles:
                 return kept
         placement = uniform_placement(option, self.unit_parts(family))
         profile, logs = profile_option(family, placement, self._replay, self.device, rank=rank)
-        if option in WITH_OVERHEAD and self.device.is_cuda:
+        if self.device.is_cuda and option in COMMON_OPTIONS:
             # the log is at hand, and the overhead is needed with the first estimate
-            key = (family, option.key)
-            self._overheads[key] = self._fetch_overhead(*key, lambda: logs[0])
+            self._readings(family, option.key, lambda: logs[0])
         return profile
 
     @staticmethod
@@ -287,75 +283,71 @@ class FamilyProfiles:
     ) -> AllocatorOverhead:
         """Return the overhead of the caching allocator under a placement with some options.
 
-        It is read from two replayed steps that are fed to the model of the allocator, once for each
-        family and option. If some units are recomputed and others are not, it is the largest of
-        three overheads: under ``keep``, under ``recompute``, and under a placement that recomputes
-        every other unit. Blocks of units that are kept between units that are recomputed fragment
-        the segments most. The replayed rung computes the reserved bytes of the candidate itself.
+        It is read from two replayed steps that are fed to the model of the allocator at the
+        workload's micro-batch. If all units have one option, it is that of the replay. If their
+        options differ, it is the largest of those of the common options among them, and, if some
+        units are recomputed, of a placement that recomputes every other unit: blocks of units that
+        are kept between units that are recomputed fragment the segments most. A replay of the
+        placement itself (the replayed rung) differs from that by several percent either way.
 
         Args:
             workload: workload of the family.
             options: options of the units, in any order.
         """
-        family = family_of(workload)
-        key = (family, frozenset(options))
-        if key not in self._overheads_of:
-            self._overheads_of[key] = self._overheads_under(family, options)
-        kept, placed = self._overheads_of[key]
-        found = [overhead.at(workload.micro_batch) for overhead in placed]
+        family, parts = family_of(workload), self.unit_parts(workload)
+        used = [*dict.fromkeys(options)] if self.learns_in_units(family) else [KEPT]
+        if len(used) > 1:
+            used = [option for option in used if option in COMMON_OPTIONS] or [KEPT]
+        placements = {option.key: uniform_placement(option, parts) for option in used}
+        if len(used) > 1 and RECOMPUTED in used:
+            placements[MIXED] = _alternating(self.units(family))
+        found = [
+            self._overhead(family, *named, micro_batch=workload.micro_batch)
+            for named in placements.items()
+        ]
         # The sum of the roundings of all blocks depends little on the placement.
         return replace(
-            max(found, key=lambda overhead: overhead.unused_bytes),
-            allocated=kept.at(workload.micro_batch).allocated,
+            max(found, key=lambda overhead: overhead.unused_bytes), allocated=found[0].allocated
         )
 
-    def _overheads_under(
-        self, family: Workload, options: Collection[UnitOption]
-    ) -> tuple[OverheadProfile, list[OverheadProfile]]:
-        """Return the overhead with all units kept, and those of ``allocator_overhead``."""
-        used = [option for option in dict.fromkeys(options) if option in WITH_OVERHEAD]
-        placements = {
-            option.key: uniform_placement(option, self.unit_parts(family))
-            for option in (used or [KEPT])
-        }
-        is_mixed = RECOMPUTED in options and len(set(options)) > 1
-        if is_mixed and self.learns_in_units(family):
-            placements[MIXED] = _alternating(self.units(family))
-        placed = [self._overhead(family, *named) for named in placements.items()]
-        kept = self._overhead(family, KEPT.key, uniform_placement(KEPT, self.unit_parts(family)))
-        return kept, placed
-
-    def _overhead(self, family: Workload, name: str, placement: Placement) -> OverheadProfile:
+    def _overhead(
+        self, family: Workload, name: str, placement: Placement, *, micro_batch: int
+    ) -> AllocatorOverhead:
+        """Return the overhead of a placement; read it if no micro-batch so far was this one."""
         key = (family, name)
-        if key not in self._overheads:
-            candidate = Candidate(workload=family, placement=placement)
-            self._overheads[key] = self._fetch_overhead(*key, lambda: self._replay(candidate))
-        return self._overheads[key]
 
-    def _fetch_overhead(
+        def log() -> EventLog:
+            if key not in self._logs:
+                if len(self._logs) >= _MOST_LOGS:
+                    del self._logs[next(iter(self._logs))]
+                self._logs[key] = self._replay(Candidate(workload=family, placement=placement))
+            return self._logs[key]
+
+        readings = self._readings(*key, log)
+        if micro_batch not in readings:
+            readings[micro_batch] = read_overhead(log(), micro_batch, self.device)
+            self.store.keep(self._overhead_key(*key), OverheadProfile.of(readings))
+        return readings[micro_batch]
+
+    def _readings(
         self, family: Workload, name: str, log: Callable[[], EventLog]
-    ) -> OverheadProfile:
+    ) -> dict[int, AllocatorOverhead]:
+        """Return the overheads of a placement by micro-batch, from the store or from its log."""
+        key = (family, name)
+
         def read() -> OverheadProfile:
             replayed = log()
-            low, high = OVERHEAD_MICRO_BATCHES
-            (allocated, first), (_, second) = (
-                read_overhead(replayed, micro_batch, self.device) for micro_batch in (low, high)
-            )
-            slope = (second - first) / (high - low)
-            return OverheadProfile(
-                allocated=allocated,
-                fixed_bytes=first - slope * low,
-                image_bytes=slope,
-                least_bytes=min(first, second),
+            return OverheadProfile.of(
+                {
+                    size: read_overhead(replayed, size, self.device)
+                    for size in OVERHEAD_MICRO_BATCHES
+                }
             )
 
-        found = self.store.fetch(OverheadProfile, self._overhead_key(family, name), read)
-        return OverheadProfile(
-            allocated=float(found.allocated),
-            fixed_bytes=float(found.fixed_bytes),
-            image_bytes=float(found.image_bytes),
-            least_bytes=float(found.least_bytes),
-        )
+        if key not in self._overheads:
+            stored = self.store.fetch(OverheadProfile, self._overhead_key(*key), read)
+            self._overheads[key] = stored.readings()
+        return self._overheads[key]
 
     # -- keys of the store -------------------------------------------------------------------
 
@@ -378,8 +370,8 @@ class FamilyProfiles:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self._target
 
 
-def read_overhead(log: EventLog, micro_batch: int, device: DeviceSpec) -> tuple[float, float]:
-    """Return (allocated per live byte, unused bytes) of a replayed family at a micro-batch.
+def read_overhead(log: EventLog, micro_batch: int, device: DeviceSpec) -> AllocatorOverhead:
+    """Return the overhead of a replayed family at a micro-batch.
 
     Args:
         log: log of a family's step.
@@ -391,7 +383,10 @@ def read_overhead(log: EventLog, micro_batch: int, device: DeviceSpec) -> tuple[
     resized = at_micro_batch(log, micro_batch, device)
     run_steps(allocator, resized, steps=2, workspaces=workspaces)
     live = resized.peak_bytes + workspace_bytes(resized, workspaces)
-    return allocator.peak_allocated_bytes / live, float(allocator.peak_reserved_bytes - live)
+    return AllocatorOverhead(
+        allocated=allocator.peak_allocated_bytes / live,
+        unused_bytes=allocator.peak_reserved_bytes - live,
+    )
 
 
 def _alternating(units: Sequence[str]) -> Placement:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from planner.cost.budget import OverheadProfile
-from planner.cost.family_profiles import OVERHEAD_MICRO_BATCHES, RECOMPUTED, FamilyProfiles
+from planner.cost.family_profiles import RECOMPUTED, FamilyProfiles
 from planner.cost.model import CostModel
 from planner.placement.policies import POLICIES
 from profiler.device_rules.caching_allocator import (
@@ -190,24 +190,47 @@ def test_an_unknown_policy_is_refused_and_none_keeps_all() -> None:
     assert model().place(VIT, PolicyChoice("none"), DeviceBytes(1)) == Candidate(workload=VIT)
 
 
-@pytest.mark.parametrize(("method", "at"), [("full", 0), ("lora", 1), ("head", 0)])
-def test_the_allocators_overhead_is_that_of_a_replay_at_its_micro_batch(
-    method: str, at: int
+@pytest.mark.parametrize(
+    ("method", "policy", "micro_batch"),
+    [
+        ("full", "none", 16),
+        ("full", "static", 3),
+        ("full", "cheap", 8),
+        ("lora", "static", 128),
+        ("lora", "none", 48),
+        ("head", "static", 16),
+    ],
+)
+def test_the_overhead_of_a_uniform_placement_is_that_of_its_replay(
+    method: str, policy: str, micro_batch: int
 ) -> None:
     small = Workload(model="test_vit", image_size=32, method=method)
     rank = PROBE_RANKS[0] if method == "lora" else None
-    load = small.replace(rank=rank, micro_batch=OVERHEAD_MICRO_BATCHES[at])
+    load = small.replace(rank=rank, micro_batch=micro_batch)
     priced = CostModel(device_spec("rtx-2060-super"))
+    candidate = priced.place(load, policy, DeviceBytes(10**12))
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
-    options = ReplayOptions(optimizer=False)
-    log = replay_step(Candidate(workload=load), device=priced.device, options=options)
+    log = replay_step(candidate, device=priced.device, options=ReplayOptions(optimizer=False))
     workspaces = workspaces_of(priced.device)
     run_steps(allocator, log, steps=2, workspaces=workspaces)
     live = log.peak_bytes + workspace_bytes(log, workspaces)
-    found = priced.profiles.allocator_overhead(load)
+    used = {"none": KEPT, "static": RECOMPUTED, "cheap": WholeUnit(Decision.DROP_CHEAP)}[policy]
+    found = priced.profiles.allocator_overhead(load, [used])
     assert found.unused_bytes == allocator.peak_reserved_bytes - live
-    if at == 0:
-        assert found.allocated == allocator.peak_allocated_bytes / live
+    assert found.allocated == allocator.peak_allocated_bytes / live
+
+
+def test_overheads_at_further_micro_batches_are_kept_in_the_store(tmp_path: Path) -> None:
+    load = Workload(model="test_vit", image_size=32, micro_batch=16)
+    store, device = Store(tmp_path), device_spec("rtx-3060")
+    fresh = FamilyProfiles(device, Store.in_memory())
+    expected = {b: fresh.allocator_overhead(load.replace(micro_batch=b)) for b in (5, 16, 24)}
+    FamilyProfiles(device, store).allocator_overhead(load.replace(micro_batch=5))
+    FamilyProfiles(device, store).allocator_overhead(load.replace(micro_batch=24))
+    again = FamilyProfiles(device, store)
+    again._replay = None  # type: ignore[method-assign, assignment]
+    found = {b: again.allocator_overhead(load.replace(micro_batch=b)) for b in expected}
+    assert found == expected
 
 
 def test_a_mixed_placement_has_at_least_the_overhead_of_each_of_its_options() -> None:
@@ -224,13 +247,6 @@ def test_a_mixed_placement_has_at_least_the_overhead_of_each_of_its_options() ->
     assert priced.estimate(every_other).reserved_bytes == pytest.approx(
         replayed.reserved_bytes, rel=0.02
     )
-
-
-def test_an_overhead_is_extended_linearly_and_is_never_negative() -> None:
-    profile = OverheadProfile(allocated=1.0, fixed_bytes=-100.0, image_bytes=10.0, least_bytes=60.0)
-    assert [profile.at(b).unused_bytes for b in (1, 16, 96)] == [0, 60, 860]
-    falling = OverheadProfile(allocated=1.0, fixed_bytes=116.0, image_bytes=-1.0, least_bytes=20.0)
-    assert [falling.at(b).unused_bytes for b in (16, 96, 500)] == [100, 20, 20]
 
 
 @pytest.mark.parametrize("units", [1, 3])

@@ -105,6 +105,7 @@ def test_composed_is_replayed(
     seen = replayed(candidate, target)
     predicted = model.estimate(candidate).peak_bytes
     if target == "cuda":
-        live = predicted / model.profiles.allocator_overhead(load).allocated
+        used = model._options_by_unit(load, candidate.placement).values()
+        live = predicted / model.profiles.allocator_overhead(load, [*used]).allocated
         predicted = round(live) - sum(workspaces_of(model.device))
     assert predicted == pytest.approx(seen, rel=TOLERANCE)
