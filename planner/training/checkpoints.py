@@ -43,6 +43,7 @@ class TrainState:
         loss: sum of the losses of these steps.
         epoch_began: value of ``seconds`` at the beginning of the current epoch.
         best: selection reading of the epoch whose tensors are kept; None before the first.
+        evaluated_step: step of the last evaluation of all monitored images; 0 before the first.
     """
 
     epochs: list[EpochResult] = field(default_factory=list)
@@ -52,6 +53,7 @@ class TrainState:
     loss: float = 0.0
     epoch_began: NonNegativeFloat = 0.0
     best: AccuracyReading | None = None
+    evaluated_step: NonNegativeInt = 0
 
     @property
     def epoch(self) -> int:

@@ -171,9 +171,9 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         """Evaluate after the last step if that is missing; then load the best epoch and test it."""
-        state, step = self._state, self._session.step.global_step
-        last = state.readings[-1] if state.readings else None
-        if last is None or last.step < step or last.images < len(self._images.monitor):
+        state = self._state
+        # a reading within the epoch selects nothing, even if it is of this step and of all images
+        if state.evaluated_step != self._session.step.global_step:
             self._evaluate_epoch()
             self._save()
         if state.best is not None and not self._interrupt.is_set:
@@ -243,6 +243,7 @@ class TrainingLoop:
     def _evaluate_epoch(self) -> AccuracyReading:
         """Evaluate on the monitored part; keep the tensors unless an earlier epoch is better."""
         reading = self._evaluate(self._images.monitor, self._images.monitor_part)
+        self._state.evaluated_step = reading.step
         highest = self._highest_reading(last=reading)
         if self._recipe.selects_epoch and highest is not None and not is_below(reading, highest):
             save_best_epoch(self._output, self._session)

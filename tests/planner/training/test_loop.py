@@ -241,6 +241,25 @@ def test_readings_between_the_epochs_select_nothing(
     assert result.selected_step == 2 * steps
 
 
+def test_a_time_limit_within_an_epoch_selects_and_tests_whatever_was_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading within the epoch covers a small selection part, and selects nothing."""
+    monkeypatch.setattr("planner.training.loop.INTERIM_SECONDS", 0.0)
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=RECIPE)
+    data = digits(32, train_images=40, test_images=30)
+    few = replace(data, selection=data.selection.sample(20, seed=0), selection_positions=())
+    result = run(plan, tmp_path, images=few, minutes=1e-6)
+    assert [(r.step, r.images, r.part) for r in result.readings] == [
+        (1, 20, "selection"),  # within the epoch
+        (1, 20, "selection"),
+        (1, 30, "test"),
+    ]
+    assert result.selected_step == 1
+    again = run(plan, tmp_path, images=few, epochs=None, steps=1, resume=True)
+    assert [r.step for r in again.readings] == [1, 1, 1]
+
+
 def test_a_resume_without_steps_removes_an_epoch_that_was_given_up(tmp_path: Path) -> None:
     """A kill between the last checkpoint and this removal leaves nothing to train."""
     plan = replace(make_plan(workload(micro_batch=4)), recipe=RECIPE)
