@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.cost.budget import AllocatorOverhead, OverheadProfile
+from planner.methods.kinds import known_kind
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
@@ -24,7 +25,7 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
 from profiler.placement import Decision, Placement
-from profiler.prediction.allocator_steps import run_steps, workspace_bytes
+from profiler.prediction.allocator_steps import run_steps, with_update, workspace_bytes
 from profiler.prediction.parametric import (
     at_micro_batch,
     family_of,
@@ -110,7 +111,7 @@ class FamilyProfiles:
         self._options: dict[tuple[Workload, UnitOption, int | None], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._parts: dict[Workload, PartsByUnit] = {}
-        self._overheads: dict[tuple[Workload, str], dict[int, AllocatorOverhead]] = {}
+        self._overheads: dict[tuple[object, ...], dict[int, AllocatorOverhead]] = {}
         self._logs: dict[tuple[Workload, str], EventLog] = {}
 
     def prepare(
@@ -156,7 +157,7 @@ class FamilyProfiles:
         keys = [self._option_key(family, option) for option in COMMON_OPTIONS]
         if self.device.is_cuda:
             # methods that do not learn in the units have no other overheads
-            keys.append(self._overhead_key(family_of(workload), KEPT.key))
+            keys.append(self._overhead_key(workload, KEPT.key))
         return all(map(self.store.holds, keys))
 
     def has_option(self, workload: Workload, option: UnitOption) -> bool:
@@ -244,8 +245,7 @@ class FamilyProfiles:
         placement = uniform_placement(option, self.unit_parts(family))
         profile, logs = profile_option(family, placement, self._replay, self.device, rank=rank)
         if self.device.is_cuda and option in COMMON_OPTIONS:
-            # the log is at hand, and the overhead is needed with the first estimate
-            self._readings(family, option.key, lambda: logs[0])
+            self._keep_log(family, option.key, logs[0])  # for the overhead
         return profile
 
     @staticmethod
@@ -290,64 +290,54 @@ class FamilyProfiles:
         are kept between units that are recomputed fragment the segments most. A replay of the
         placement itself (the replayed rung) differs from that by several percent either way.
 
+        The optimizer's state is allocated between the activations of the first step. It counts only
+        if whole weights are trained; other states are small.
+
         Args:
             workload: workload of the family.
             options: options of the units, in any order.
         """
-        family, parts = family_of(workload), self.unit_parts(workload)
-        used = [*dict.fromkeys(options)] if self.learns_in_units(family) else [KEPT]
-        if len(used) > 1:
-            used = [option for option in used if option in COMMON_OPTIONS] or [KEPT]
+        parts = self.unit_parts(workload)
+        used = {*options} if self.learns_in_units(workload) else {KEPT}
+        is_mixed = len(used) > 1
+        if is_mixed:
+            used = used.intersection(COMMON_OPTIONS) or {KEPT}
         placements = {option.key: uniform_placement(option, parts) for option in used}
-        if len(used) > 1 and RECOMPUTED in used:
-            placements[MIXED] = _alternating(self.units(family))
-        found = [
-            self._overhead(family, *named, micro_batch=workload.micro_batch)
-            for named in placements.items()
-        ]
+        if is_mixed and RECOMPUTED in used:
+            placements[MIXED] = _alternating(self.units(workload))
+        found = [self._overhead(workload, *named) for named in placements.items()]
+        largest = max(found, key=lambda each: each.unused_bytes)
+        if not is_mixed:
+            return largest
         # The sum of the roundings of all blocks depends little on the placement.
-        return replace(
-            max(found, key=lambda overhead: overhead.unused_bytes), allocated=found[0].allocated
-        )
+        kept = self._overhead(workload, KEPT.key, uniform_placement(KEPT, parts))
+        return replace(largest, allocated=kept.allocated)
 
-    def _overhead(
-        self, family: Workload, name: str, placement: Placement, *, micro_batch: int
-    ) -> AllocatorOverhead:
-        """Return the overhead of a placement; read it if no micro-batch so far was this one."""
-        key = (family, name)
-
-        def log() -> EventLog:
-            if key not in self._logs:
-                if len(self._logs) >= _MOST_LOGS:
-                    del self._logs[next(iter(self._logs))]
-                self._logs[key] = self._replay(Candidate(workload=family, placement=placement))
-            return self._logs[key]
-
-        readings = self._readings(*key, log)
+    def _overhead(self, workload: Workload, name: str, placement: Placement) -> AllocatorOverhead:
+        """Return the overhead of a named placement; read it if no micro-batch so far was this."""
+        key = self._overhead_key(workload, name)
+        if key not in self._overheads:
+            stored = self.store.find(OverheadProfile, key)
+            self._overheads[key] = {} if stored is None else stored.readings()
+        readings, micro_batch = self._overheads[key], workload.micro_batch
         if micro_batch not in readings:
-            readings[micro_batch] = read_overhead(log(), micro_batch, self.device)
-            self.store.keep(self._overhead_key(*key), OverheadProfile.of(readings))
+            log = self._log(family_of(workload), name, placement)
+            update = self.update(workload) if _updates_weights(workload) else None
+            for size in {micro_batch, *(() if readings else OVERHEAD_MICRO_BATCHES)}:
+                readings[size] = read_overhead(log, size, self.device, update)
+            self.store.keep(key, OverheadProfile.of(readings))
         return readings[micro_batch]
 
-    def _readings(
-        self, family: Workload, name: str, log: Callable[[], EventLog]
-    ) -> dict[int, AllocatorOverhead]:
-        """Return the overheads of a placement by micro-batch, from the store or from its log."""
-        key = (family, name)
+    def _log(self, family: Workload, name: str, placement: Placement) -> EventLog:
+        if (family, name) not in self._logs:
+            candidate = Candidate(workload=family, placement=placement)
+            self._keep_log(family, name, self._replay(candidate))
+        return self._logs[family, name]
 
-        def read() -> OverheadProfile:
-            replayed = log()
-            return OverheadProfile.of(
-                {
-                    size: read_overhead(replayed, size, self.device)
-                    for size in OVERHEAD_MICRO_BATCHES
-                }
-            )
-
-        if key not in self._overheads:
-            stored = self.store.fetch(OverheadProfile, self._overhead_key(*key), read)
-            self._overheads[key] = stored.readings()
-        return self._overheads[key]
+    def _keep_log(self, family: Workload, name: str, log: EventLog) -> None:
+        if len(self._logs) >= _MOST_LOGS:
+            del self._logs[next(iter(self._logs))]
+        self._logs[family, name] = log
 
     # -- keys of the store -------------------------------------------------------------------
 
@@ -363,30 +353,43 @@ class FamilyProfiles:
         ranks = () if rank is None else (rank,)
         return "option", family.to_json(), option.key, *ranks, self._target, *self._kernels
 
-    def _overhead_key(self, family: Workload, name: str) -> tuple[object, ...]:
-        return "overhead", family.to_json(), name, *self._kernels, configuration()
+    def _overhead_key(self, workload: Workload, name: str) -> tuple[object, ...]:
+        family = family_of(workload)
+        optimizer = workload.optimizer if _updates_weights(workload) else ""
+        text = json.dumps(family.to_json(), sort_keys=True)
+        return "overhead", text, optimizer, name, *self._kernels, configuration()
 
     def _update_key(self, workload: Workload) -> tuple[object, ...]:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self._target
 
 
-def read_overhead(log: EventLog, micro_batch: int, device: DeviceSpec) -> AllocatorOverhead:
+def read_overhead(
+    log: EventLog, micro_batch: int, device: DeviceSpec, update: UpdateProfile | None = None
+) -> AllocatorOverhead:
     """Return the overhead of a replayed family at a micro-batch.
 
     Args:
-        log: log of a family's step.
+        log: log of a family's step without an optimizer.
         micro_batch: micro-batch to resize it to.
         device: GPU of the replay.
+        update: profile of the optimizer's update; None to leave it out.
     """
     workspaces = workspaces_of(device)
     allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
     resized = at_micro_batch(log, micro_batch, device)
+    if update is not None:
+        resized = with_update(resized, update)
     run_steps(allocator, resized, steps=2, workspaces=workspaces)
     live = resized.peak_bytes + workspace_bytes(resized, workspaces)
     return AllocatorOverhead(
         allocated=allocator.peak_allocated_bytes / live,
         unused_bytes=allocator.peak_reserved_bytes - live,
     )
+
+
+def _updates_weights(workload: Workload) -> bool:
+    """Return whether whole weights are trained, so that the optimizer's state is large."""
+    return known_kind(workload.method) == "full"
 
 
 def _alternating(units: Sequence[str]) -> Placement:

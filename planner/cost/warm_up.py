@@ -24,13 +24,13 @@ class _Missing:
     """A part of the profiles that is made in one go.
 
     Attributes:
-        workload: a workload of the family.
-        updates: a workload with each optimizer whose update is profiled; families share them. If
-            empty, the units are profiled.
+        workloads: a workload with each optimizer. They share the profile of the units and the model
+            of the update.
+        is_update: whether the optimizer's updates are profiled; otherwise the units.
     """
 
-    workload: Workload
-    updates: tuple[Workload, ...] = ()
+    workloads: tuple[Workload, ...]
+    is_update: bool
 
 
 def profile_families(
@@ -48,37 +48,39 @@ def profile_families(
     """
     if profiles.store.folder is None:
         return
-    families: dict[Workload, Workload] = {}
+    families: dict[Workload, dict[str, Workload]] = defaultdict(dict)
     updates: dict[Workload, dict[str, Workload]] = defaultdict(dict)
     for workload in workloads:
-        families.setdefault(profiles.family(workload), workload)
+        families[profiles.family(workload)].setdefault(workload.optimizer, workload)
         family, optimizer = profiles.update_of(workload)
         updates[family].setdefault(optimizer, workload)
-    missing = [
-        _Missing(workload=workload)
-        for workload in families.values()
-        if not profiles.has_units(workload)
-    ]
-    missing.sort(key=lambda each: each.workload.rank is None)  # a rank doubles the replays
+    missing = []
+    for of_family in families.values():
+        absent = tuple(load for load in of_family.values() if not profiles.has_units(load))
+        if absent:
+            missing.append(_Missing(workloads=absent, is_update=False))
+    missing.sort(key=lambda each: each.workloads[0].rank is None)  # a rank doubles the replays
     # The updates are last, because the shortest parts balance the load of the processes. Those of
     # one family are a part, because they share its model.
     for of_family in updates.values():
         absent = tuple(load for load in of_family.values() if not profiles.has_update(load))
         if absent:
-            missing.append(_Missing(workload=absent[0], updates=absent))
+            missing.append(_Missing(workloads=absent, is_update=True))
 
     def prepare(part: _Missing) -> None:
-        for workload in part.updates:
-            with suppress(BudgetplanError):  # the search meets it too, and says so
-                profiles.update(workload)
-        if not part.updates:
-            profiles.prepare_units(part.workload)
+        for workload in part.workloads:
+            if part.is_update:
+                with suppress(BudgetplanError):  # the search meets it too, and says so
+                    profiles.update(workload)
+            else:
+                profiles.prepare_units(workload)
 
     def report(part: _Missing, fraction: float) -> None:
-        on_progress(f"profiled {part.workload.model} with {part.workload.method}", fraction)
+        first = part.workloads[0]
+        on_progress(f"profiled {first.model} with {first.method}", fraction)
 
     if missing:
-        on_progress(f"profiling {missing[0].workload.model}", 0.0)
+        on_progress(f"profiling {missing[0].workloads[0].model}", 0.0)
     map_forked(prepare, missing, report)
 
 

@@ -23,8 +23,9 @@ import numpy as np
 
 from profiler.arrays import Ints, Mask
 from profiler.device_rules.caching_allocator import CachingAllocator
+from profiler.prediction.profile_records import UpdateProfile
 from profiler.records import OWNERS
-from profiler.replay.event_log import EventLog, Phase
+from profiler.replay.event_log import EventLog, Mark, MarkKind, Phase
 from profiler.replay.unit_spans import phase_spans
 
 _STATE = OWNERS.index("optimizer")
@@ -96,6 +97,38 @@ def run_steps(
         allocate(pending_state)
         pending_state = none_pending
     return replace(log, nbytes=np.array(granted, dtype=np.int64))
+
+
+def with_update(log: EventLog, update: UpdateProfile) -> EventLog:
+    """Return a step's log with the storages of an optimizer's update after it.
+
+    Args:
+        log: log of a step without an optimizer.
+        update: profile of the update of the same parameters.
+    """
+    nbytes, birth, death = update.blocks.T
+    ticks, end = log.ticks, log.ticks + int(update.ticks)
+    count = len(nbytes)
+
+    def joined(array: Ints, added: Ints | int) -> Ints:
+        return np.concatenate([array, np.broadcast_to(added, count)]).astype(array.dtype)
+
+    is_alive = log.death > ticks
+    return replace(
+        log,
+        nbytes=joined(log.nbytes, nbytes),
+        birth=joined(log.birth, np.where(birth == 0, 0, ticks + birth)),
+        death=joined(np.where(is_alive, end + 1, log.death), ticks + death),
+        owner=joined(log.owner, _STATE),
+        phase=joined(log.phase, Phase.OPTIMIZER),
+        unit=joined(log.unit, -1),
+        operation=joined(log.operation, len(log.operation_names)),
+        operation_names=(*log.operation_names, ""),
+        reduction=joined(log.reduction, -1),
+        shapes=log.shapes and (*log.shapes, *[()] * count),
+        ticks=end,
+        marks=(*log.marks, Mark(tick=ticks, kind=MarkKind.PHASE, value=Phase.OPTIMIZER)),
+    )
 
 
 def workspace_bytes(log: EventLog, workspaces: Sequence[int]) -> int:

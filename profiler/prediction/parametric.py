@@ -195,7 +195,15 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
     temporary = live - live[0]
     # a single line instead of an envelope: the tick with the largest sum over the grid
     highest = temporary[np.argmax((temporary @ _GRID).sum(axis=1))]
-    return UpdateProfile(state=state, temporary=highest, work=_work(logs).of(Phase.OPTIMIZER))
+    chosen = (log.birth > 0) | (log.owner == state_code)  # neither parameters nor gradients
+    blocks = np.stack([log.nbytes, log.birth, log.death], axis=1)[chosen]
+    return UpdateProfile(
+        state=state,
+        temporary=highest,
+        work=_work(logs).of(Phase.OPTIMIZER),
+        blocks=blocks.astype(np.int64),
+        ticks=np.array(log.ticks),
+    )
 
 
 def at_micro_batch(log: EventLog, micro_batch: int, device: DeviceSpec) -> EventLog:

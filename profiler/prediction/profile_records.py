@@ -198,11 +198,16 @@ class UpdateProfile:
         state: [4] bytes of the optimizer's state, alive through the whole step.
         temporary: [4] highest extra bytes of the update, above parameters, gradients and state.
         work: operations of the update.
+        blocks: [storages, 3] bytes, birth and death of the state (birth 0) and the temporaries, in
+            ticks of the update; at the rank of the first probe.
+        ticks: length of the update.
     """
 
     state: Floats
     temporary: Floats
     work: Work
+    blocks: Ints
+    ticks: Ints
 
 
 def partial_sum_bytes(

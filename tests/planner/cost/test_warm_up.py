@@ -85,13 +85,14 @@ def test_what_is_stored_is_left_alone(tmp_path: Path) -> None:
 def test_precisions_share_the_profile_of_an_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[str, list[str]]] = []
+    made: list[tuple[str, bool, list[str]]] = []
 
     def call_each(
         function: Callable[[Any], object], items: list[Any], on_done: Callable[[Any, float], None]
     ) -> None:
         for item in items:
-            made.append((item.workload.precision, [load.optimizer for load in item.updates]))
+            optimizers = [load.optimizer for load in item.workloads]
+            made.append((item.workloads[0].precision, item.is_update, optimizers))
             function(item)
             on_done(item, len(made) / len(items))
 
@@ -100,7 +101,8 @@ def test_precisions_share_the_profile_of_an_update(
     half = SMALL.replace(precision="fp16", micro_batch=8)
     workloads = [SMALL, half, SMALL.replace(optimizer="sgd"), half.replace(optimizer="sgd")]
     profile_families(profiles, workloads, lambda *_: None)
-    assert made == [("fp32", []), ("fp16", []), ("fp32", ["adamw", "sgd"])]
+    both = ["adamw", "sgd"]
+    assert made == [("fp32", False, both), ("fp16", False, both), ("fp32", True, both)]
     assert all(map(profiles.is_stored, workloads))
 
 
