@@ -8,15 +8,10 @@ from dataclasses import dataclass, replace
 
 from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summary
-from planner.recommendation.ranking import (
-    EDGE,
-    WORTHWHILE,
-    Question,
-    best_of,
-    equal_methods,
-    equals_of,
-)
+from planner.recommendation.method_reason import method_reason
+from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, equals_of
 from planner.scoring.netscore import LOWEST_ACCURACY
+from planner.search.problem import TrialResult
 from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
 LONG_RUN_STEPS, LONG_RUN_IMAGES = 50, 200
@@ -47,7 +42,7 @@ def choose(
     entries: Sequence[FrontEntry],
     *,
     question: Question,
-    searched_methods: Sequence[str] = (),
+    searched: Sequence[TrialResult] = (),
 ) -> ChosenEntry:
     """Return the entry to recommend, and the reason in one sentence.
 
@@ -58,7 +53,7 @@ def choose(
     Args:
         entries: entries of the answer, at least one.
         question: budget, number of images and objective.
-        searched_methods: methods of the search with the highest expected accuracy.
+        searched: candidates of the search that fit; empty to compare the entries alone.
     """
     measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
     eligible = measured or list(range(len(entries)))
@@ -80,12 +75,11 @@ def choose(
         f"it has the best measured accuracy of the {len(eligible)} {kind} candidates, or costs "
         "least of those that the runs do not distinguish"
         if intervals
-        else _published_reason(
-            entries[index],
-            # those that were not really run are expected to be as accurate all the same
-            [entry for entry in entries if _same_tier(entry, entries[index], by_interval=False)],
-            question,
-            searched_methods,
+        else method_reason(
+            entries[index].result,
+            answered=[entry.result for entry in entries],
+            question=question,
+            searched=searched,
         )
     )
     return ChosenEntry(
@@ -124,54 +118,6 @@ def _decided_by(entry: FrontEntry, question: Question, *, by_runs: bool) -> Deci
     if by_runs:
         return "probe"
     return "published" if question.evidence(entry.result).tables else "cost"
-
-
-def _published_reason(
-    entry: FrontEntry,
-    equals: Sequence[FrontEntry],
-    question: Question,
-    searched_methods: Sequence[str],
-) -> str:
-    """Return the reason for an entry, as a clause.
-
-    Args:
-        entry: the chosen entry.
-        equals: entries that are expected to be as accurate, the chosen one among them.
-        question: budget, number of images and objective.
-        searched_methods: methods of the search with the highest expected accuracy.
-    """
-    evidence, method = question.evidence(entry.result), _method_of(entry)
-    if not evidence.tables:
-        return f"{evidence.reason}; it costs least of the candidates that nothing distinguishes"
-    methods = equal_methods([each.result for each in equals])
-    others = [name for name in methods if name != method]
-    more_accurate = [name for name in searched_methods if name not in methods]
-    rest = ""
-    if more_accurate and method not in searched_methods:
-        rest = (
-            f"{', '.join(more_accurate)} did not pass the later checks, though expected to be more "
-            "accurate; of the others "
-        )
-    if not others:
-        return f"{rest}no other method is expected to be as accurate (evidence {evidence.strength})"
-    equal = (
-        f"{rest}{len(others) + 1} methods are expected to be equally accurate ({method}, "
-        f"{', '.join(others)})"
-    )
-    # the first screen may cut the end off
-    strength = f"; evidence {evidence.strength}"
-    if question.objective != "balanced":
-        return f"{equal}; it is the best by {question.objective}{strength}"
-    if method == methods[0]:
-        return f"{equal}; it is the best known{strength}"
-    known = [each for each in equals if _method_of(each) == others[0]]
-    if all(question.cost(entry.result) < question.cost(each.result) for each in known):
-        return f"{equal}; it costs clearly less than the better known {others[0]}{strength}"
-    return f"{equal}; it leaves more of the budget free than the better known {others[0]}{strength}"
-
-
-def _method_of(entry: FrontEntry) -> str:
-    return entry.plan.candidate.workload.method
 
 
 def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:

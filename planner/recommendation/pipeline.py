@@ -17,6 +17,7 @@ the budget in a later stage is dropped, and the answer lists it.
     named_rows.py     the rows of the answer
     build_entry.py    the plan of a candidate, with accuracy and scores
     choose.py         the recommended entry and the reason
+    method_reason.py  the reason by published comparisons of methods
     choose_by_probe.py  the same, by a probe
     after_probe.py    the rows of the answer, chosen anew after a probe
     rate_test.py      the learning-rate test of the recommended plan
@@ -55,7 +56,7 @@ from planner.recommendation.infeasible import none_replayed
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe_front
-from planner.recommendation.ranking import Question, equal_methods
+from planner.recommendation.ranking import Question
 from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.rehearse_front import rehearse_front
@@ -109,7 +110,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         choice = choose_by_probe(
             entries, probe, objective=request.objective
         ) or with_backbone_reason(
-            choose(entries, question=question, searched_methods=equal_methods(rows.affordable)),
+            choose(entries, question=question, searched=rows.affordable),
             entries,
         )
         request = request.led_by(entries[choice.index].plan.candidate.workload.model)

@@ -149,7 +149,7 @@ def best_of(results: Sequence[TrialResult], question: Question) -> TrialResult:
         return min(rows, key=question.cost)
     if question.objective == "accuracy":
         return max(rows, key=lambda r: (_mean_effect(question.evidence(r)), -question.cost(r)))
-    rows.sort(key=lambda r: (-len(question.evidence(r).tables), _fame(r)))
+    rows.sort(key=lambda r: _known_rank(r, question))
     best = rows[0]
     for row in rows[1:]:
         if _displaces(row, best, question):
@@ -186,6 +186,11 @@ def equal_methods(results: Sequence[TrialResult]) -> list[str]:
     return sorted(methods, key=lambda name: _fame(methods[name]))
 
 
+def best_known(results: Sequence[TrialResult], question: Question) -> str:
+    """Return the method that was compared most often, of these the best known one (rule 4)."""
+    return min(results, key=lambda r: _known_rank(r, question)).candidate.workload.method
+
+
 def of_method(results: Iterable[TrialResult], method: str) -> list[TrialResult]:
     """Return the candidates of a method."""
     return [result for result in results if result.candidate.workload.method == method]
@@ -209,6 +214,10 @@ def _displaces(row: TrialResult, best: TrialResult, question: Question) -> bool:
 
 def _mean_effect(evidence: MethodEvidence) -> float:
     return -math.inf if evidence.effect is None else evidence.effect
+
+
+def _known_rank(result: TrialResult, question: Question) -> tuple[int, int]:
+    return -len(question.evidence(result).tables), _fame(result)
 
 
 def _fame(result: TrialResult) -> int:

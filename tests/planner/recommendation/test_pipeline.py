@@ -350,7 +350,7 @@ def test_the_reason_counts_methods_that_were_not_run(answered: Recommendation) -
     )
     chosen = choose([entry, unmeasured], question=QUESTION)
     assert chosen.index == 0
-    assert "2 methods are expected to be equally accurate" in chosen.why
+    assert "2 methods that are expected to be equally accurate" in chosen.why
 
 
 def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> None:

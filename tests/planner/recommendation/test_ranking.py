@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from planner.recommendation.method_reason import method_reason
 from planner.recommendation.named_rows import answer_rows, named_rows
 from planner.recommendation.ranking import EDGE, Question, best_of, equal_methods
 from planner.scoring.method_evidence import relative_score
@@ -114,6 +115,43 @@ def test_of_equal_methods_the_published_and_known_default_wins() -> None:
     assert equal_methods(rows) == ["lora", "adaptformer", "side"]
     much_cheaper = row("adaptformer", rank=8, seconds=0.7)
     assert chosen(rows[0], much_cheaper) == 1
+
+
+def reason(*searched: TrialResult, answered: list[int], **options: object) -> str:
+    return method_reason(
+        searched[answered[0]],
+        answered=[searched[i] for i in answered],
+        question=question(**options),
+        searched=searched,
+    )
+
+
+def test_the_reason_names_what_decided_among_all_methods_that_were_searched() -> None:
+    """A better known method without a row in the answer is one of the equal methods, too."""
+    lora, ssf = row("lora", rank=8), row("ssf", seconds=0.9)
+    cheap = row("adaptformer", rank=8, seconds=0.7)
+    names = "of 3 methods that are expected to be equally accurate"
+    told = reason(cheap, ssf, lora, row("prefix", rank=2), answered=[0, 1])
+    assert told.startswith(f"it costs 30 % less than lora, the best known {names} (adaptformer, ")
+    assert reason(lora, ssf, row("side", rank=8), answered=[0, 1]).startswith(
+        f"it is the best known {names} (lora, "
+    )
+    told = reason(cheap, ssf, lora, answered=[0, 1], objective="time")
+    assert told.startswith(f"it is the best by time {names}")
+    edge = row("lora", rank=8, gib=1.98)
+    told = reason(row("adaptformer", rank=8), ssf, edge, answered=[0, 1])
+    assert told.startswith("it leaves more of the budget free than lora, the best known")
+
+
+def test_the_reason_names_methods_that_failed_the_later_checks() -> None:
+    lora, ssf, head = row("lora", rank=8), row("ssf"), row("head")
+    assert reason(ssf, head, lora, answered=[0, 1]).startswith(
+        "lora did not pass the later checks; it is the best known of 2 methods"
+    )
+    told = reason(head, lora, ssf, answered=[0])
+    assert told.startswith("lora, ssf did not pass the later checks, though expected to be more")
+    alone = reason(lora, head, answered=[0, 1])
+    assert alone.startswith("no other method is expected to be as accurate")
 
 
 def test_full_is_preferred_where_it_costs_no_more() -> None:

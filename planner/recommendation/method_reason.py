@@ -1,0 +1,100 @@
+"""Words why a method is recommended, by the published comparisons that decided.
+
+The methods that count as equal are those of the search, not only those with a row in the answer:
+a method without a row can be better known than the recommended one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.recommendation.answer import EQUAL_SCORES
+from planner.recommendation.ranking import (
+    Question,
+    best_configuration,
+    best_known,
+    best_of,
+    equal_methods,
+    equals_of,
+    of_method,
+    within_edge,
+)
+from planner.search.problem import TrialResult
+
+
+def method_reason(
+    chosen: TrialResult,
+    *,
+    answered: Sequence[TrialResult],
+    question: Question,
+    searched: Sequence[TrialResult],
+) -> str:
+    """Return the reason for the method of a candidate, as a clause.
+
+    Args:
+        chosen: the recommended candidate.
+        answered: candidates of the rows of the answer.
+        question: budget, number of images and objective.
+        searched: candidates of the search that fit; empty to compare the rows alone.
+    """
+    evidence = question.evidence(chosen)
+    if not evidence.tables:
+        return f"{evidence.reason}; it costs least of the candidates that nothing distinguishes"
+    method, model = _method_of(chosen), chosen.candidate.workload.model
+    rows = [row for row in searched if row.candidate.workload.model == model]
+    tier = [row for row in rows if abs(row.score - chosen.score) < EQUAL_SCORES]
+    if not of_method(tier, method):
+        tier = [row for row in answered if len(equals_of([row, chosen])) == 2]
+    equals = equal_methods(tier)
+    failed = [
+        name
+        for name in equal_methods(rows)
+        if rows and max(row.score for row in rows) >= chosen.score + EQUAL_SCORES
+    ]
+    rest = ""
+    if failed:
+        rest = (
+            f"{', '.join(failed)} did not pass the later checks, though expected to be more "
+            "accurate; of the others "
+        )
+    if equals == [method]:
+        return f"{rest}no other method is expected to be as accurate (evidence {evidence.strength})"
+    names = ", ".join([method, *(name for name in equals if name != method)])
+    seen = {_method_of(row) for row in answered}
+    # the first screen may cut the end off
+    return (
+        f"{rest}{_cause(method, tier, question, seen=seen)} of {len(equals)} methods that are "
+        f"expected to be equally accurate ({names}); evidence {evidence.strength}"
+    )
+
+
+def _cause(method: str, tier: Sequence[TrialResult], question: Question, *, seen: set[str]) -> str:
+    """Return what distinguishes a method from the others of its tier, up to the word "of".
+
+    Args:
+        method: the chosen method.
+        tier: candidates that are expected to be as accurate.
+        question: budget, number of images and objective.
+        seen: methods of the rows of the answer.
+    """
+    failed, left = list[str](), list(tier)
+    while (best := best_of(left, question)) and _method_of(best) != method:
+        if _method_of(best) not in seen:
+            failed.append(_method_of(best))
+        left = [row for row in left if _method_of(row) != _method_of(best)]
+    rest = f"{', '.join(failed)} did not pass the later checks; " if failed else ""
+    if question.objective != "balanced":
+        return f"{rest}it is the best by {question.objective}"
+    known = best_known(left, question)
+    title = "best known" if known == equal_methods(left)[0] else "most often compared"
+    if method == known:
+        return f"{rest}it is the {title}"
+    held = of_method(within_edge(left, question), known)
+    if not held:
+        return f"{rest}it leaves more of the budget free than {known}, the {title}"
+    saved = 1 - question.cost(best) / question.cost(best_configuration(held, question))
+    return f"{rest}it costs {100 * saved:.0f} % less than {known}, the {title}"
+
+
+def _method_of(result: TrialResult) -> str:
+    return result.candidate.workload.method
