@@ -283,11 +283,13 @@ class _KnownProvenance:
 
     data: Annotated[str, Meta(min_length=1, max_length=4096)] = "digits"
     host_prediction: _HostPrediction | None = None
+    risk: Annotated[float, Meta(gt=0, le=0.5)] = 0.01
 
 
 def check_provenance(provenance: Mapping[str, Any]) -> None:
     """Refuse a provenance whose entries that this program reads are of another type."""
-    known = {name: provenance[name] for name in ("data", "host_prediction") if name in provenance}
+    names = ("data", "host_prediction", "risk")
+    known = {name: provenance[name] for name in names if name in provenance}
     read_record(_KnownProvenance, known, part="plan.provenance", dropped=[])
 
 

@@ -26,6 +26,8 @@ class PlanCheck:
         budget_bytes: device bytes of the plan's budget.
         planned_bytes: device bytes that the plan predicts.
         needed_bytes: device bytes that are predicted now.
+        holds: whether the plan still fits its budget, with at most the risk that it was made with.
+        smallest_budget_bytes: smallest budget that it fits at that risk.
         fits: probability that the training fits the budget; None if it is not known.
         changed_versions: package to its version in the plan and the installed one, where the two
             differ.
@@ -34,13 +36,10 @@ class PlanCheck:
     budget_bytes: int
     planned_bytes: int
     needed_bytes: int
+    holds: bool
+    smallest_budget_bytes: int
     fits: FitProbability | None
     changed_versions: Mapping[str, tuple[str, str]]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the plan still fits its budget."""
-        return self.needed_bytes <= self.budget_bytes
 
     def excess(self) -> InfeasibleError | None:
         """Return the error of a plan that no longer fits."""
@@ -51,13 +50,13 @@ class PlanCheck:
             return None
         return InfeasibleError(
             budget_bytes=DeviceBytes(self.budget_bytes),
-            smallest_bytes=DeviceBytes(self.needed_bytes),
+            smallest_bytes=DeviceBytes(self.smallest_budget_bytes),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         fits = None if self.fits is None else self.fits.to_json()
-        return {"schema": CHECK_SCHEMA, "holds": self.holds, **asdict(self), "fits": fits}
+        return {"schema": CHECK_SCHEMA, **asdict(self), "fits": fits}
 
 
 def check(plan: Plan | str | Path, *, device: str | DeviceSpec = "auto") -> PlanCheck:
@@ -72,7 +71,12 @@ def check(plan: Plan | str | Path, *, device: str | DeviceSpec = "auto") -> Plan
         UnknownNameError: the device table lacks the device.
     """
     from planner.cost.budget import needed_bytes
-    from planner.cost.fit_probability import fit_of
+    from planner.cost.fit_probability import (
+        fit_of,
+        fits_within,
+        planned_risk,
+        smallest_budget_of,
+    )
     from planner.plan import versions
     from planner.training.plan_check import check_against_model
     from profiler.prediction.report import predict
@@ -82,12 +86,14 @@ def check(plan: Plan | str | Path, *, device: str | DeviceSpec = "auto") -> Plan
     check_against_model(content)
     made_with = content.provenance.get("versions")
     before = dict(made_with) if isinstance(made_with, dict) else {}
-    report = predict(content.candidate, device=spec)
+    report, risk = predict(content.candidate, device=spec), planned_risk(content)
     return PlanCheck(
         budget_bytes=content.budget_bytes,
         planned_bytes=needed_bytes(content.prediction),
         needed_bytes=needed_bytes(report),
-        fits=fit_of(report, content.budget_bytes),
+        holds=fits_within(report, content.budget_bytes, risk=risk),
+        smallest_budget_bytes=smallest_budget_of(report, risk=risk),
+        fits=fit_of(report, content.budget_bytes, risk=risk),
         changed_versions={
             name: (str(before[name]), installed)
             for name, installed in versions().items()

@@ -332,6 +332,7 @@ def _placed_by(
     plan: Plan, policy: str | None, *, vram: int | str | None, threshold: float
 ) -> tuple[Plan, AdaptiveRule | None]:
     """Return the plan under a policy's placement, and the rule that decides at run time if any."""
+    from planner.cost.fit_probability import planned_risk
     from planner.cost.place_by_policy import default_cost_model, place_by_policy
     from planner.placement.policies import parse_policy
     from planner.plan import SMALLEST_BUDGET, with_placement
@@ -356,6 +357,7 @@ def _placed_by(
         choice,
         default_cost_model(device, power_limit_watts=watts),
         budget_bytes=DeviceBytes(budget),
+        risk=planned_risk(plan),
     )
     report = replay(candidate, device=device, power_limit_watts=watts)
     return with_placement(plan, report, budget_bytes=budget), None

@@ -323,25 +323,31 @@ def check_fits(report: Report, vram: int | str) -> None:
         vram: budget in bytes or as text, the CUDA context included.
 
     Raises:
-        InfeasibleError: the prediction exceeds the budget. The message names the smallest budget
-            that suffices and a change that makes the workload fit.
+        InfeasibleError: the training exceeds the budget with a probability above 1 %. The message
+            names the smallest budget that suffices and a change that makes the workload fit.
     """
-    from planner.cost.budget import needed_bytes, round_up_to_printed
+    from planner.cost.fit_probability import (
+        DEFAULT_RISK,
+        FitRule,
+        fits_within,
+        smallest_budget_of,
+    )
     from planner.cost.place_by_policy import default_cost_model
     from planner.recommendation.infeasible import change_that_fits
     from profiler.devices.table import device_spec
     from profiler.errors import InfeasibleError
-    from profiler.units import DeviceBytes
 
-    budget_bytes, need = parse_size(vram), needed_bytes(report)
-    if need > budget_bytes:
-        raise InfeasibleError(
-            budget_bytes=budget_bytes,
-            smallest_bytes=round_up_to_printed(need),
-            advice=change_that_fits(
-                report.candidate,
-                default_cost_model(device_spec(report.device.name)),
-                DeviceBytes(budget_bytes),
-            ),
-            subject="it does not fit",
-        )
+    budget_bytes, device = parse_size(vram), device_spec(report.device.name)
+    if fits_within(report, budget_bytes):
+        return
+    rule = FitRule.of(report.candidate.workload, device)
+    raise InfeasibleError(
+        budget_bytes=budget_bytes,
+        smallest_bytes=smallest_budget_of(report),
+        advice=change_that_fits(
+            report.candidate,
+            default_cost_model(device),
+            rule.largest_prediction(budget_bytes, risk=DEFAULT_RISK),
+        ),
+        subject="it does not fit",
+    )

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from planner.cli.cell_text import candidate_facts, decision_of, method_of, probability_text
 from planner.cli.table_layout import Column, Page, facts_table, tables
-from planner.cost.budget import needed_bytes
-from planner.cost.fit_probability import fit_of
+from planner.cost.fit_probability import fit_of, fits_within
 from planner.placement.placement_table import PlacementRow
 from profiler.placement import Placement
 from profiler.records import OWNERS, Report, Rung, UnitReport
@@ -80,8 +79,7 @@ def power_limit_text(report: Report) -> str | None:
 def _against(report: Report, budget_bytes: int | None) -> str:
     if budget_bytes is None:
         return ""
-    need = needed_bytes(report)
-    verb = "fits" if need <= budget_bytes else "does not fit"
+    verb = "fits" if fits_within(report, budget_bytes) else "does not fit"
     known = probability_text(fit_of(report, budget_bytes))
     how = f" ({known})" if known else ""
     return f", {verb} a budget of {format_asked(budget_bytes)}{how}"

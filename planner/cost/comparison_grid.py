@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import fits_within
 from planner.cost.place_by_policy import place_by_policy
 from planner.cost.warm_up import prefetch
 from planner.placement.policies import parse_policy
@@ -107,7 +108,7 @@ class GridCell:
         device: the planned device.
         report: composed prediction; None if there is none.
         refusal: why there is no prediction; None if there is one.
-        fits: whether the prediction is within the budget; None without a prediction.
+        fits: whether it fits the budget at a risk of 1 %; None without a prediction.
         memory_change: relative change of the memory by the policy; None without the cell of
             ``none``.
         time_change: the same of the time of a step.
@@ -281,7 +282,7 @@ def _composed_cell(
         return replace(cell, refusal=f"no placement fits: {error}")
     except UsageError as error:
         return replace(cell, refusal=str(error))
-    return replace(cell, report=report, fits=needed_bytes(report) <= budget_bytes)
+    return replace(cell, report=report, fits=fits_within(report, budget_bytes))
 
 
 def _with_changes(cell: GridCell, plain: GridCell | None) -> GridCell:

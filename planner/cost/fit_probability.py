@@ -36,8 +36,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from planner.cost.budget import round_up_to_printed
-from planner.plan import FitProbability
+from planner.cost.budget import needed_bytes, round_up_to_printed
+from planner.plan import FitProbability, Plan
 from profiler.devices.table import DeviceSpec, cuda_context, device_spec, largest_context_bytes
 from profiler.errors import UsageError
 from profiler.records import Report, Rung
@@ -178,6 +178,34 @@ def check_risk(risk: float) -> float:
     return risk
 
 
+def planned_risk(plan: Plan) -> float:
+    """Return the risk that a plan was made with."""
+    return float(plan.provenance.get("risk", DEFAULT_RISK))
+
+
+def fits_within(report: Report, budget_bytes: int, *, risk: float = DEFAULT_RISK) -> bool:
+    """Return whether a training fits a budget; a predicted one must keep the margin of ``risk``.
+
+    Args:
+        report: prediction, or a measurement, which is compared as it is.
+        budget_bytes: budget in device bytes.
+        risk: largest accepted probability that a predicted training does not fit.
+    """
+    if report.rung is Rung.MEASURED:
+        return needed_bytes(report) <= budget_bytes
+    limit_bytes = _rule_of(report).largest_prediction(budget_bytes, risk=risk)
+    return needed_bytes(report) <= limit_bytes
+
+
+def smallest_budget_of(report: Report, *, risk: float = DEFAULT_RISK) -> DeviceBytes:
+    """Return the smallest budget, in printed digits, that a predicted training fits."""
+    return _rule_of(report).smallest_budget(needed_bytes(report), risk=risk)
+
+
+def _rule_of(report: Report) -> FitRule:
+    return FitRule.of(report.candidate.workload, device_spec(report.device.name))
+
+
 def fit_of(
     report: Report, budget_bytes: int, *, risk: float = DEFAULT_RISK
 ) -> FitProbability | None:
@@ -191,8 +219,7 @@ def fit_of(
     """
     if report.rung is not Rung.REPLAYED:
         return None
-    rule = FitRule.of(report.candidate.workload, device_spec(report.device.name))
-    need_bytes = report.memory.device_bytes or report.memory.peak_bytes
+    rule = _rule_of(report)
     notes = []
     if not rule.known.is_enough_for(risk):
         compared = len(rule.known.errors)
@@ -206,7 +233,7 @@ def fit_of(
             f"({format_bytes(rule.largest_context_bytes)})"
         )
     return FitProbability(
-        probability=rule.probability(need_bytes, budget_bytes),
+        probability=rule.probability(needed_bytes(report), budget_bytes),
         compared=len(rule.known.errors),
         kind=rule.known.kind,
         context_bytes=rule.largest_context_bytes,

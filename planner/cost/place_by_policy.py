@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from planner.cost.fit_probability import (
+    DEFAULT_RISK,
+    FitRule,
+    fits_within,
+    smallest_budget_of,
+)
 from planner.placement.policies import BudgetUse, UniformPolicy, find_policy
 from profiler.errors import InfeasibleError, UsageError
 from profiler.placement import Decision, PolicyChoice
@@ -37,6 +43,7 @@ def place_by_policy(
     cost: CostModel,
     *,
     budget_bytes: DeviceBytes | None = None,
+    risk: float = DEFAULT_RISK,
 ) -> Candidate:
     """Return a workload with the placement that a policy makes.
 
@@ -48,11 +55,13 @@ def place_by_policy(
         policy: policy and parameters; defaults fill in missing parameters.
         cost: cost model of the device to plan for.
         budget_bytes: budget in device bytes; None for none.
+        risk: largest accepted probability that the training exceeds a budget that the policy
+            respects.
 
     Raises:
         UsageError: the policy or a parameter is unknown or out of range, the policy needs a budget
             and has none, or the backbone has no units.
-        InfeasibleError: the policy respects a budget, and no replayed placement fits it.
+        InfeasibleError: the policy respects a budget, and no replayed placement fits at the risk.
     """
     registered = find_policy(policy.name)
     policy = registered.choice(policy.parameters)
@@ -65,24 +74,27 @@ def place_by_policy(
     cost.profiles.prepare(workload)
     if registered.budget is BudgetUse.RULE:  # its placement may exceed the budget
         return cost.place(workload, policy, budget_bytes)
-    return _place_within(workload, policy, cost, budget_bytes)
+    return _place_within(workload, policy, cost, budget_bytes, risk=risk)
 
 
 def _place_within(
-    workload: Workload, policy: PolicyChoice, cost: CostModel, budget_bytes: DeviceBytes
+    workload: Workload,
+    policy: PolicyChoice,
+    cost: CostModel,
+    budget_bytes: DeviceBytes,
+    *,
+    risk: float,
 ) -> Candidate:
-    from planner.cost.budget import needed_bytes, round_up_to_printed
     from planner.cost.place_within_budget import place_within_budget
 
     options = cost.profiles.unit_options(workload)
+    limit_bytes = FitRule.of(workload, cost.device).largest_prediction(budget_bytes, risk=risk)
     report = place_within_budget(
-        workload, policy, cost, budget_bytes=budget_bytes, options=options
+        workload, policy, cost, budget_bytes=limit_bytes, options=options
     ).report
-    needed = needed_bytes(report)
-    if needed > budget_bytes:
+    if not fits_within(report, budget_bytes, risk=risk):
         raise InfeasibleError(
-            budget_bytes=budget_bytes,
-            smallest_bytes=round_up_to_printed(needed),
+            budget_bytes=budget_bytes, smallest_bytes=smallest_budget_of(report, risk=risk)
         )
     return report.candidate
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import fits_within, planned_risk
 from planner.plan import Plan
 from profiler.devices.table import DeviceSpec
 from profiler.errors import UsageError
@@ -40,7 +41,7 @@ class ExplainedRow:
         change: the choice, such as ``precision fp32 -> fp16``.
         need_bytes: device bytes (on a CPU, the peak); None if the candidate does not run.
         step_seconds: time of an optimizer step; None if not known.
-        fits: whether it fits the plan's budget.
+        fits: whether it fits the plan's budget at the plan's risk.
         reason: reason why it does not run; None if it does.
     """
 
@@ -187,7 +188,7 @@ def _replayed_row(
         change=change,
         need_bytes=need,
         step_seconds=report.step_seconds,
-        fits=need <= plan.budget_bytes,
+        fits=fits_within(report, plan.budget_bytes, risk=planned_risk(plan)),
     )
 
 

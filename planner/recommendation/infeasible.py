@@ -183,10 +183,15 @@ def _fits(candidate: Candidate, cost: CostModel, budget_bytes: DeviceBytes) -> b
         return False
 
 
-def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: DeviceBytes) -> str:
+def change_that_fits(candidate: Candidate, cost: CostModel, limit_bytes: DeviceBytes) -> str:
     """Return the first change that makes a candidate fit, in one sentence.
 
     The micro-batch is halved until an optimal placement fits; the effective batch stays.
+
+    Args:
+        candidate: candidate that does not fit.
+        cost: cost model of the device.
+        limit_bytes: largest predicted device bytes, by the budget and the risk.
     """
     load = candidate.workload
     size = load.micro_batch
@@ -201,10 +206,10 @@ def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: Device
                 smaller,
                 OPTIMAL,
                 cost,
-                budget_bytes=budget_bytes,
+                budget_bytes=limit_bytes,
                 options=cost.profiles.unit_options(smaller),
             ).report
-            if needed_bytes(report) <= budget_bytes:
+            if needed_bytes(report) <= limit_bytes:
                 changes = []
                 if size != load.micro_batch:
                     changes.append(f"--batch-size {size} --accumulate {smaller.accumulation}")
@@ -216,7 +221,7 @@ def change_that_fits(candidate: Candidate, cost: CostModel, budget_bytes: Device
         for micro_batch in dict.fromkeys((load.micro_batch, 1)):
             with suppress(UsageError):
                 probe = _with_head(load, micro_batch=micro_batch)
-                if _fits(probe, cost, budget_bytes):
+                if _fits(probe, cost, limit_bytes):
                     accumulation = probe.workload.accumulation
                     return (
                         "no smaller micro-batch fits; --method head "

@@ -26,6 +26,7 @@ def plan_provenance(
         "study": request.of_backbone(checked.candidate.workload.model).study,
         "storage": found.storage,
         "seed": request.run.seed,
+        "risk": request.risk,
         "data": request.run.data,
         "expected_accuracy": expected.to_json(),
         "composed": {

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from planner import load_plan, load_trained, measure, predict, recommend, train
-from planner.api import check_fits, draw_timeline, profile_units, validate
+from planner.api import check_fits, draw_timeline, fit_probability, profile_units, validate
 from planner.api.arguments import parse_size
+from planner.cost.fit_probability import smallest_budget_of
 from planner.plan import Plan
 from profiler.devices.table import lookup
 from profiler.errors import (
@@ -104,11 +105,15 @@ def test_a_prediction_is_a_report_whatever_way_the_device_is_given() -> None:
     assert report.rung is Rung.REPLAYED
     assert report.candidate.workload.micro_batch == 2
     assert predict("test_vit", "head", device=lookup("t4"), **SMALL) == report
-    need = report.memory.device_bytes
-    assert need is not None
-    check_fits(report, need)
-    with pytest.raises(InfeasibleError, match="it does not fit"):
-        check_fits(report, need - 1)
+    budget = smallest_budget_of(report)
+    check_fits(report, budget)
+    fits = fit_probability(report, budget)
+    assert fits is not None
+    assert fits.probability >= 0.99
+    assert report.memory.device_bytes is not None
+    with pytest.raises(InfeasibleError, match="it does not fit") as caught:
+        check_fits(report, report.memory.device_bytes)  # without any margin
+    assert caught.value.smallest_bytes == budget
     with pytest.raises(UsageError, match="counted by a replay"):
         predict("test_vit", "head", rung="composed", published_flops=True, **SMALL)
     with pytest.raises(UnknownNameError, match="did you mean lora"):

@@ -9,10 +9,12 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from planner.cli import cli
+from planner.cost.fit_probability import smallest_budget_of
 from planner.plan import Accuracy, Plan, write_plan
 from profiler.devices.table import lookup
 from profiler.prediction.report import predict
 from profiler.records import DeviceLabel
+from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
 
@@ -21,12 +23,11 @@ def a_plan() -> Plan:
         workload=Workload(model="test_vit", num_classes=10, micro_batch=2, image_size=32)
     )
     prediction = predict(candidate, device=lookup("rtx-3060"))
-    assert prediction.memory.device_bytes is not None
     return Plan(
         candidate=candidate,
         prediction=prediction,
         accuracy=Accuracy(value=None, source="not run", kind="none"),
-        budget_bytes=prediction.memory.device_bytes,
+        budget_bytes=smallest_budget_of(prediction),
         provenance={"versions": {"torch": "1.0", "timm": "not compared"}},
     )
 
@@ -56,12 +57,21 @@ def test_a_plan_holds_as_long_as_its_replay_fits(tmp_path: Path) -> None:
     write_plan(plan, path)
     code, found = run(path)
     assert (code, found["holds"]) == (0, True)
-    assert found["needed_bytes"] == found["planned_bytes"] == plan.budget_bytes
+    assert found["needed_bytes"] == found["planned_bytes"] == plan.prediction.memory.device_bytes
+    assert found["smallest_budget_bytes"] == plan.budget_bytes
+    fits = found["fits"]
+    assert isinstance(fits, dict)
+    assert fits["probability"] >= 0.99
     changed = found["changed_versions"]
     assert isinstance(changed, dict)
     assert changed["torch"][0] == "1.0"
-    write_plan(replace(plan, budget_bytes=plan.budget_bytes - 1), path)
+    tight = replace(plan, budget_bytes=plan.budget_bytes - 2 * MIB)  # above the prediction
+    write_plan(tight, path)
     code, found = run(path)
     assert (code, found["holds"]) == (3, False)
+    assert found["smallest_budget_bytes"] == plan.budget_bytes
+    write_plan(replace(tight, provenance={"risk": 0.5}), path)
+    code, found = run(path)
+    assert (code, found["holds"]) == (0, True)
     path.write_text("{")
     assert run(path)[0] == 4

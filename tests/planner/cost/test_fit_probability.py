@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import click
 import pytest
@@ -21,10 +22,12 @@ from planner.cost.fit_probability import (
     check_risk,
     fit_of,
 )
+from planner.cost.place_by_policy import default_cost_model, place_by_policy
+from planner.placement.policies import OPTIMAL
 from profiler.devices.table import LARGEST_REPORTED_CONTEXT_BYTES, cuda_context, lookup
-from profiler.errors import UsageError
+from profiler.errors import InfeasibleError, UsageError
 from profiler.prediction.report import predict
-from profiler.units import GIB, MIB
+from profiler.units import GIB, MIB, DeviceBytes
 from profiler.workload import Candidate, Workload
 
 VIT = Workload(model="test_vit", num_classes=10, micro_batch=2, image_size=32)
@@ -177,3 +180,33 @@ def test_predict_says_how_probably_it_fits() -> None:
     assert (done.exit_code, fits["kind"]) == (0, GPU)
     assert fits["probability"] > 0.99
     assert "(P > 99 %)" in CliRunner().invoke(cli, [*arguments, "--vram", "2GB"]).stdout
+
+
+def test_an_optimal_placement_keeps_the_margin_of_its_budget() -> None:
+    """A refusal names a budget that is enough at the risk, and placing for it succeeds."""
+    device = lookup("rtx-3060")
+    cost = default_cost_model(device)
+    load = Workload(model="test_vit", micro_batch=4, image_size=64, num_classes=10)
+    with pytest.raises(InfeasibleError) as caught:
+        place_by_policy(load, OPTIMAL, cost, budget_bytes=DeviceBytes(330 * MIB))
+    smallest = caught.value.smallest_bytes
+    assert smallest is not None
+    placed = place_by_policy(load, OPTIMAL, cost, budget_bytes=DeviceBytes(smallest))
+    fits = fit_of(predict(placed, device=device), smallest)
+    assert fits is not None
+    assert fits.probability >= 0.99
+
+
+def test_the_printed_budget_of_a_refusal_is_one_that_the_same_command_accepts() -> None:
+    arguments = [
+        "predict", "--model", "test_vit", "--method", "head", "--batch-size", "2", "--device",
+        "rtx-2060-super", "--image-size", "64",
+    ]  # fmt: skip
+    refused = CliRunner().invoke(cli, [*arguments, "--vram", "310MB"])
+    assert refused.exit_code == 3
+    found = re.search(r"the smallest budget that would is (\d+) MB", refused.stderr)
+    assert found is not None, refused.stderr
+    assert "does not fit a budget" in refused.stdout
+    accepted = CliRunner().invoke(cli, [*arguments, "--vram", f"{found[1]}MB"])
+    assert accepted.exit_code == 0
+    assert "(P > 99 %)" in accepted.stdout
