@@ -76,7 +76,14 @@ def cuda_properties(cuda_index: int) -> CudaProperties | None:
 
 
 def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Return whether a build of PyTorch has kernels for a GPU.
+    """Return whether a build of PyTorch has kernels for a GPU (see ``kernel_capability``)."""
+    return kernel_capability(capability, built_for) is not None
+
+
+def kernel_capability(
+    capability: tuple[int, int], built_for: Sequence[str]
+) -> tuple[int, int] | None:
+    """Return the compute capability that the kernels which a GPU runs were built for.
 
     Kernels of compute capability X.Y run on X.Z with Z >= Y; PTX of X.Y is compiled at run time for
     any later GPU (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
@@ -84,7 +91,12 @@ def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bo
     Args:
         capability: compute capability of the GPU.
         built_for: architectures of the build, such as ``sm_86`` and ``compute_90``.
+
+    Returns:
+        The highest of the binaries that run on the GPU, or else of the PTX; None without both.
     """
+    binary: list[tuple[int, int]] = []
+    ptx: list[tuple[int, int]] = []
     for each in built_for:
         kind, _, digits = each.partition("_")
         digits = digits.rstrip("af")
@@ -92,7 +104,7 @@ def has_kernels_for(capability: tuple[int, int], built_for: Sequence[str]) -> bo
             continue
         built = int(digits[:-1]), int(digits[-1])
         if kind == "compute" and built <= capability:
-            return True
+            ptx.append(built)
         if kind == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
-            return True
-    return False
+            binary.append(built)
+    return max(binary or ptx, default=None)

@@ -247,7 +247,7 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *
   memset(found, 0, sizeof *found);
   found->maxThreadsPerBlock = 1024;
   found->numRegs = 32;
-  found->ptxVersion = found->binaryVersion = 10 * capability(0) + capability(1);
+  found->ptxVersion = found->binaryVersion = atoi(setting("EMULATED_KERNELS", "86"));
   found->maxDynamicSharedSizeBytes = 48 << 10;
   return cudaSuccess;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from profiler.devices.cuda_properties import kernel_capability
 from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.errors import UsageError
 from profiler.running.emulated.libraries import emulated_libraries
@@ -32,9 +33,12 @@ def emulated_environment(
     """
     if not device.is_cuda or device.compute_capability is None:
         raise UsageError(f"only a GPU can be emulated, got {device.name}")
+    import torch
+
     libraries = emulated_libraries()
     on = multiprocessors(device)
     major, minor = device.compute_capability
+    kernels = kernel_capability((major, minor), torch.cuda.get_arch_list()) or (major, minor)
     folder = str(libraries[0].parent)
     preloaded = [*map(str, libraries), *filter(None, [os.environ.get("LD_PRELOAD")])]
     search = [folder, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
@@ -45,6 +49,8 @@ def emulated_environment(
         "LD_LIBRARY_PATH": ":".join(search),
         _NAME: name,
         "EMULATED_CAPABILITY": f"{major}.{minor}",
+        # CUB chooses its tuning by the version that a kernel was built for, and knows no other
+        "EMULATED_KERNELS": f"{10 * kernels[0] + kernels[1]}",
         "EMULATED_SMS": str(on.count),
         "EMULATED_THREADS": str(on.threads),
         "EMULATED_MEMORY_BYTES": str(memory_bytes or device.memory_bytes or 80 << 30),

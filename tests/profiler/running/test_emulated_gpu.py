@@ -40,6 +40,9 @@ seen["capability"] = [found.major, found.minor]
 seen["singular values"] = list(torch.linalg.svd(torch.ones(4, 2, device="cuda"))[1].shape)
 squares = [torch.ones(shape, device="cuda") for shape in ((4, 4), (3, 4, 4), (600, 600))]
 seen["eigenvalues"] = [list(torch.linalg.eigh(square)[0].shape) for square in squares]
+biases = torch.ones(400, 8, device="cuda", requires_grad=True)
+biases[:, torch.zeros(5000, dtype=torch.long, device="cuda")].sum().backward()  # CUB sorts
+seen["gradient"] = list(biases.grad.shape)
 sys.stdout.write(json.dumps(seen))
 sys.stdout.flush()
 os._exit(0)
@@ -53,7 +56,7 @@ def test_a_late_import_cannot_undo_the_allocators_options_and_initialises_nothin
     given = {k: v for k, v in os.environ.items() if not k.endswith("_ALLOC_CONF")}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROBE],
-        env=given | emulated_environment(lookup("rtx-3060")),
+        env=given | emulated_environment(lookup("rtx-4060")),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -66,9 +69,10 @@ def test_a_late_import_cannot_undo_the_allocators_options_and_initialises_nothin
         "expandable": True,
         "changed": False,
         "again": True,
-        "capability": [8, 6],
+        "capability": [8, 9],
         "singular values": [2],
         "eigenvalues": [[4], [3, 4], [600]],
+        "gradient": [400, 8],
     }
 
 
