@@ -305,6 +305,10 @@ def _relative_change(after: float | None, before: float | None) -> float | None:
 def published_for(load: Workload, data: str) -> AccuracyEstimate | None:
     """Return the accuracy that is published for exactly this cell; None if there is none."""
     found = estimate_accuracy(
-        model=load.model, method=load.method, data=data, rank=load.rank, pretrained=True
+        model=load.model,
+        method=load.method,
+        data=data,
+        rank=load.rank,
+        image_size=load.image_size,
     )
     return found if found.kind == "published" else None

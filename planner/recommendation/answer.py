@@ -13,7 +13,7 @@ from planner.recommendation.request import Request
 from planner.recommendation.run_totals import RunTotals, run_totals
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.backbone_facts import OtherBackbone, other_backbone
-from planner.scoring.backbone_level import BackboneLevel, backbone_levels
+from planner.scoring.backbone_level import BackboneLevel
 from planner.search.problem import SGD_STEP, TrialResult
 from profiler.records import Report
 from profiler.workload import Candidate
@@ -152,18 +152,16 @@ class Recommendation:
     @property
     def backbone_levels(self) -> Mapping[str, BackboneLevel]:
         """The expected level of each backbone of the question, the recommended one first."""
-        request = self.request
-        return backbone_levels(
-            [part.space.base.model for part in request.backbones],
-            data=request.run.data,
-            train_images=request.balanced_images,
-        )
+        return self.request.backbone_levels
 
     @property
     def other_backbone(self) -> OtherBackbone | None:
-        """A backbone that is expected to be better than the only one of the question."""
+        """A backbone that is expected to be better than the only one of the question.
+
+        None if its weights are from a file, because their accuracy is not known.
+        """
         request = self.request
-        if request.others or not request.trains_pretrained:
+        if request.others or not request.trains_pretrained or request.run.weights is not None:
             return None
         return other_backbone(request.space.base.model, budget_bytes=request.budget_bytes)
 

@@ -110,12 +110,15 @@ class Question:
 def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate:
     """Return the accuracy expected after a full training, as far as published numbers allow."""
     load = result.candidate.workload
+    part = request.of_backbone(load.model)
     expected = estimate_accuracy(
         model=load.model,
         method=load.method,
         data=request.run.data,
         rank=load.rank,
-        pretrained=request.of_backbone(load.model).has_weights,
+        pretrained=part.has_weights,
+        weights_file=part.run.weights is not None,
+        image_size=load.image_size,
         train_images=request.balanced_images,
     )
     if expected.kind == "published" and load.optimizer == "sgd":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from planner.cost.fit_probability import DEFAULT_RISK, FitRule, check_risk
 from planner.disk.names import safe_file_name
 from planner.recommendation.lever_choice import LeverChoice
 from planner.recommendation.objective import Objective
+from planner.scoring.backbone_level import BackboneLevel, backbone_levels
 from planner.search.pareto import HypervolumeStagnation
 from planner.search.space import Space
 from planner.training.images.image_set import DataSource
@@ -246,6 +247,18 @@ class Request:
         """Backbone whose weights timm loads in the real runs; None without such weights."""
         loads = self.run.pretrained and self.run.weights is None and self.has_weights
         return self.space.base.model if loads else None
+
+    @property
+    def backbone_levels(self) -> Mapping[str, BackboneLevel]:
+        """Expected level of each backbone of the question, this one first."""
+        parts = {part.space.base.model: part for part in self.backbones}
+        return backbone_levels(
+            list(parts),
+            data=self.run.data,
+            image_sizes={model: part.space.base.image_size for model, part in parts.items()},
+            from_files=[model for model, part in parts.items() if part.run.weights is not None],
+            train_images=self.balanced_images,
+        )
 
     @property
     def trains_pretrained(self) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from planner.recommendation.named_rows import answer_rows, is_paper_default
 from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
-from planner.scoring.backbone_level import BackboneLevel, backbone_levels
+from planner.scoring.backbone_level import BackboneLevel
 from planner.search.problem import CostEstimator, SearchProblem, SearchResult, TrialResult
 from planner.search.study import search
 from profiler.devices.table import device_spec
@@ -110,11 +110,7 @@ def _on_one_scale(request: Request, found: Sequence[SearchResult]) -> Iterator[T
     """Yield the results of all backbones with scores that compare."""
     levels: Mapping[str, BackboneLevel] = {}
     if request.trains_pretrained:
-        levels = backbone_levels(
-            [part.space.base.model for part in request.backbones],
-            data=request.run.data,
-            train_images=request.balanced_images,
-        )
+        levels = request.backbone_levels
     for each in found:
         best = max((result.score for result in each.results), default=0.0)
         for result in each.results:

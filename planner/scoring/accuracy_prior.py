@@ -6,7 +6,9 @@ In log-odds, a prior is the published accuracy, plus the difference of the two m
 the family of backbones, plus the small effect of the rank, plus the difference of the two
 backbones' ImageNet accuracies. Transfer accuracy follows ImageNet accuracy about linearly in
 log-odds (Kornblith, Shlens and Le 2019, arXiv 1805.08974); the slope of 1 is an assumption. A data
-set without a published result has no value.
+set without a published result at the image size has no value, and neither have weights from a file,
+because every published result is of weights that are named. All published results here are of
+224 px; of DINOv2-L this is the size of its image processor, because its source names none.
 
 Limitations: no table was found for the precision, the optimizer, the batch size or checkpointing.
 An estimate does not depend on them. Nothing here is a measurement.
@@ -78,6 +80,8 @@ def estimate_accuracy(
     data: str,
     rank: int | None = None,
     pretrained: bool = True,
+    weights_file: bool = False,
+    image_size: int | None = None,
     train_images: int | None = None,
 ) -> AccuracyEstimate:
     """Return the expected accuracy, or the reason why there is none.
@@ -88,16 +92,29 @@ def estimate_accuracy(
         data: ``cifar100``, ``dtd``, ``digits`` or a folder.
         rank: rank of a low-rank method; None for 8.
         pretrained: whether training starts from pretrained weights.
+        weights_file: whether they are from a file of the user.
+        image_size: height and width of the images in pixels; None for the published size.
         train_images: number of training images; None for that of a named data set.
     """
     if not pretrained:
         return _no_estimate(
             "the weights are random and every published number is of pretrained ones"
         )
+    if weights_file:
+        return _no_estimate(
+            "the weights are from a file and every published number is of other weights"
+        )
     weights, rank = tagged_name(model), effective_rank(method, rank)
     known = [entry for entry in priors()["published"] if entry["data"] == data]
     if not known:
         return _no_estimate(f"no published accuracy on {data} was found")
+    sizes = sorted({entry["image_size"] for entry in known})
+    known = [entry for entry in known if image_size in (None, entry["image_size"])]
+    if not known:
+        return _no_estimate(
+            f"every published accuracy on {data} is of {' or '.join(map(str, sizes))} px and none "
+            f"of {image_size} px"
+        )
     for entry in known:
         if (entry["model"], entry["method"], entry["rank"]) == (weights, method, rank):
             return AccuracyEstimate(

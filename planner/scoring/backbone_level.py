@@ -5,13 +5,14 @@ training on the data set where one is published or derived for every backbone, e
 accuracy. Transfer accuracy follows ImageNet accuracy about linearly in log-odds (Kornblith, Shlens
 and Le 2019, arXiv 1805.08974). Backbones within ``MARGIN`` of the best of a tier share its level,
 because smaller differences of published accuracies distinguish nothing. A backbone without a known
-accuracy comes last.
+accuracy comes last. Weights from a file have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from planner.scoring.accuracy_prior import estimate_accuracy
@@ -43,19 +44,34 @@ class BackboneLevel:
 
 
 def backbone_levels(
-    models: Sequence[str], *, data: str = "", train_images: int | None = None
+    models: Sequence[str],
+    *,
+    data: str = "",
+    image_sizes: Mapping[str, int] = MappingProxyType({}),
+    from_files: Collection[str] = (),
+    train_images: int | None = None,
 ) -> Mapping[str, BackboneLevel]:
     """Return the level of each backbone.
 
     Args:
         models: canonical backbone names.
         data: name of a data set or a folder.
+        image_sizes: height and width of the images of each backbone in pixels; a backbone that is
+            not in it has the published size.
+        from_files: backbones whose weights are from a file of the user.
         train_images: number of training images; None for that of a named data set.
     """
-    top1 = {model: imagenet_top1(model) for model in models}
+    top1 = {model: None if model in from_files else imagenet_top1(model) for model in models}
     values, source = top1, "ImageNet top-1 accuracy"
     estimates = {
-        model: estimate_accuracy(model=model, method="full", data=data, train_images=train_images)
+        model: estimate_accuracy(
+            model=model,
+            method="full",
+            data=data,
+            weights_file=model in from_files,
+            image_size=image_sizes.get(model),
+            train_images=train_images,
+        )
         for model in models
     }
     if all(each.value is not None for each in estimates.values()):
@@ -69,6 +85,8 @@ def backbone_levels(
     for model in models:
         tier, score = tiers.get(model, (last + 1, lowest - 2 * MARGIN))
         reason = f"{source} of {100 * known[model]:.1f} %" if model in known else f"no {source}"
+        if model in from_files:
+            reason = "weights from a file, of no known accuracy"
         found[model] = BackboneLevel(
             model=model, imagenet_top1=top1[model], tier=tier, score=score, reason=reason
         )

@@ -21,7 +21,7 @@ from planner.recommendation.data_facts import DataFacts, data_facts
 from planner.recommendation.image_size import default_image_size, image_size_notes
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.pipeline import recommend
-from planner.recommendation.ranking import Question
+from planner.recommendation.ranking import Question, expected_accuracy
 from planner.recommendation.real_runs import validate_plan
 from planner.recommendation.request import Request, question_folder, study_name
 from planner.scoring.netscore import compute_scores
@@ -316,6 +316,28 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     answer = recommend(asked)
     assert answer.trials == 14
     assert all(entry.plan.measurement is None for entry in answer.front)
+
+
+def test_a_published_accuracy_is_expected_of_its_own_size_and_weights_alone(
+    answered: Recommendation, tmp_path: Path
+) -> None:
+    vit = Workload(model="vit_small_patch16_224", method="full", num_classes=100)
+    result = replace(answered.front[0].result, candidate=Candidate(workload=vit))
+
+    def expected(load: Workload, weights: Path | None = None) -> float | None:
+        asked = request(
+            tmp_path,
+            space=replace(SPACE, base=load),
+            run=replace(RUN, data="cifar100", pretrained=True, weights=weights),
+            has_weights=True,
+        )
+        assert (asked.backbone_levels[load.model].imagenet_top1 is None) == (weights is not None)
+        row = replace(result, candidate=Candidate(workload=load))
+        return expected_accuracy(asked, row).value
+
+    assert expected(vit) == 0.897
+    assert expected(vit.replace(image_size=64)) is None
+    assert expected(vit, weights=tmp_path / "own.safetensors") is None
 
 
 # ---- choosing ------------------------------------------------------------------------------------

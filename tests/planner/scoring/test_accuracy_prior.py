@@ -62,6 +62,19 @@ def test_dinov2_linear_probe():
     assert (got.value, got.kind) == (0.7282, "published")
 
 
+@pytest.mark.parametrize("method", ["full", "bitfit", "ssf"])
+def test_an_accuracy_is_published_for_its_image_size_and_its_weights_alone(method):
+    def got(**options):
+        return estimate_accuracy(model=VIT_S, method=method, data="cifar100", **options)
+
+    assert got(image_size=224) == got()
+    assert got().value is not None
+    smaller, other = got(image_size=64), got(image_size=224, weights_file=True)
+    assert smaller.value is smaller.kind is other.value is other.kind is None
+    assert "224 px and none of 64 px" in smaller.reason
+    assert "from a file" in other.reason
+
+
 # ---- priors
 
 

@@ -51,6 +51,25 @@ def test_backbones_within_the_margin_share_a_level_and_others_do_not() -> None:
     assert resnet.score == log_odds(0.71504)
 
 
+def test_weights_from_a_file_have_no_known_accuracy() -> None:
+    models = ["vit_small_patch16_224", "resnet18"]
+    levels = backbone_levels(models, data="x", from_files=[VIT_S])
+    assert levels[VIT_S].imagenet_top1 is None
+    assert levels[VIT_S].score < levels["resnet18"].score - MARGIN
+    assert "from a file" in levels[VIT_S].reason
+    both = backbone_levels(models, data="x", from_files=models)
+    assert [each.tier for each in both.values()] == [1, 1]
+    assert both[VIT_S].score == both["resnet18"].score
+
+
+def test_a_published_accuracy_ranks_backbones_at_its_image_size_alone() -> None:
+    models = [VIT_S, "deit_small_patch16_224"]
+    at = {size: backbone_levels(models, data="cifar100", image_sizes=dict.fromkeys(models, size))
+          for size in (224, 96)}  # fmt: skip
+    assert "training on cifar100" in at[224][VIT_S].reason
+    assert "ImageNet" in at[96][VIT_S].reason
+
+
 def test_a_backbone_without_a_known_accuracy_comes_last() -> None:
     levels = backbone_levels(["resnet18", "somebodys_net"], data="x")
     assert levels["somebodys_net"].imagenet_top1 is None
