@@ -295,12 +295,12 @@ def planned_spec(plan: Plan, device: str | DeviceSpec) -> DeviceSpec:
     """Return the device that a plan is predicted for; ``auto`` means that of the plan.
 
     Raises:
-        UnknownNameError: the device table lacks it.
+        UnknownNameError: the device table lacks it, and this machine has no such GPU.
     """
-    from profiler.devices.table import device_spec
+    from planner.target_device import find_target
 
     name = device_name(device)
-    return device_spec(plan.prediction.device.name if name == "auto" else name)
+    return find_target(plan.prediction.device.name if name == "auto" else name).spec
 
 
 def _planned_device(plan: Plan) -> str:
@@ -337,7 +337,6 @@ def _placed_by(
     from planner.placement.policies import parse_policy
     from planner.plan import SMALLEST_BUDGET, with_placement
     from planner.training.adaptive_rule import AdaptiveRule
-    from profiler.devices.table import device_spec
     from profiler.prediction.report import predict as replay
     from profiler.units import DeviceBytes
 
@@ -351,7 +350,7 @@ def _placed_by(
     choice = parse_policy(policy, threshold=threshold)
     if choice.name == "adaptive":
         return plan, AdaptiveRule(budget_bytes=budget, threshold=threshold)
-    device, watts = device_spec(plan.prediction.device.name), plan.prediction.power_limit_watts
+    device, watts = planned_spec(plan, "auto"), plan.prediction.power_limit_watts
     candidate = place_by_policy(
         plan.candidate.workload,
         choice,

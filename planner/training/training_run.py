@@ -199,14 +199,15 @@ def _record_time(session: Session, plan: Plan) -> None:
 
     Under a power limit nothing is kept: the corrections are those of the board's own limit.
     """
-    from profiler.devices.table import CPU, device_spec
+    from planner.target_device import find_target
+    from profiler.devices.table import CPU
     from profiler.timing.measured_runs import record_run, this_machine
 
     on_cpu = device_type(session.device) == "cpu"
     if not on_cpu and plan.prediction.power_limit_watts is not None:
         return
-    with suppress(UnknownNameError):  # a GPU that the device table lacks
-        device = CPU if on_cpu else device_spec(plan.prediction.device.name)
+    with suppress(UnknownNameError):  # a GPU of another machine that the device table lacks
+        device = CPU if on_cpu else find_target(plan.prediction.device.name).spec
         seconds = list(session.step_seconds)
         machine = this_machine(device, cuda_index=torch.device(session.device).index or 0)
         record_run(machine, session.candidate, seconds, source="train")
@@ -274,10 +275,12 @@ def _resume_identity(
 def _cost_model(plan: Plan, kind: str) -> CostModel | None:
     """Return the cost model that computes tighter placements, or None.
 
-    On CUDA it is that of the device that was planned for; None if that is no GPU of the table.
+    On CUDA it is that of the device that was planned for; None if that is a GPU of another machine
+    that the table lacks.
     """
     from planner.cost.model import CostModel
-    from profiler.devices.table import CPU, device_spec
+    from planner.target_device import find_target
+    from profiler.devices.table import CPU
     from profiler.store import Store
 
     planned = plan.prediction.device
@@ -287,11 +290,11 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
         return None
     try:
         return CostModel(
-            device_spec(planned.name),
+            find_target(planned.name).spec,
             Store.default(),
             power_limit_watts=plan.prediction.power_limit_watts,
         )
-    except UnknownNameError:  # a GPU of another machine, measured there, that the table lacks
+    except UnknownNameError:
         return None
 
 

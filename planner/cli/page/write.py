@@ -180,15 +180,15 @@ def _charts(view: PageView) -> dict[str, Any]:
 
 
 def _step_svg(plan: Plan) -> str:
-    """Return the memory over one step of a plan, replayed; empty for a device of no table."""
-    from profiler.devices.table import device_spec
+    """Return the memory over one step of a plan, replayed; empty for a device that is not known here."""
+    from planner.target_device import find_target
     from profiler.errors import UnknownNameError
     from profiler.prediction.allocator_steps import BLOCK_BYTES
     from profiler.prediction.timeline import Timeline
     from profiler.replay.step_replay import replay_step
 
     try:
-        spec = device_spec(plan.prediction.device.name)
+        spec = find_target(plan.prediction.device.name).spec
     except UnknownNameError:
         return ""
     log = replay_step(plan.candidate, device=spec)

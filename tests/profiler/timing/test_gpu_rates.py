@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from planner.api import check, explain
+from planner.api.plan_functions import _placed_by, planned_spec
+from planner.plan import Accuracy, Plan
 from planner.target_device import STUDY_DEVICE, find_target
+from planner.training.training_run import _cost_model
 from profiler.devices import nvml as device
 from profiler.devices import table as hardware
 from profiler.devices.table import TIMED, lookup, multiprocessors, short_name
@@ -68,6 +72,28 @@ def test_it_is_timed_once_and_planned_for(here: list[str]) -> None:
     report = predict(Candidate(workload=load), device=lookup("mx999"))
     assert report.step_seconds is not None
     assert report.energy_joules is None
+
+
+def test_a_plan_for_it_is_used_in_a_later_process(here: list[str]) -> None:
+    """The list of adopted GPUs is that of a process, so every use of a plan adopts the GPU anew."""
+    load = Workload(model="test_vit", method="head", image_size=32, micro_batch=2, num_classes=10)
+    report = predict(Candidate(workload=load), device=find_target("auto").spec)
+    plan = Plan(
+        candidate=report.candidate,
+        prediction=report,
+        accuracy=Accuracy(value=None, source="not run", kind="none"),
+        budget_bytes=GIB,
+    )
+    for use in (
+        check,
+        explain,
+        lambda plan: planned_spec(plan, "auto"),
+        lambda plan: _placed_by(plan, "static", vram=None, threshold=0.5),
+        lambda plan: _cost_model(plan, "cuda") or pytest.fail("no cost model"),
+    ):
+        hardware._adopted.clear()
+        use(plan)
+    assert here == ["time_rates"]
 
 
 def test_where_timing_fails_the_answer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
