@@ -217,6 +217,17 @@ class NvmlGpu:
         memory = self._reading("nvmlDeviceGetMemoryInfo")
         return None if memory is None else int(memory.used)
 
+    def process_bytes(self, pid: int) -> int | None:
+        """Return the bytes of memory that a process uses; None if they cannot be read.
+
+        Args:
+            pid: number of the process, by which the driver knows it.
+        """
+        for each in self._reading("nvmlDeviceGetComputeRunningProcesses") or ():
+            if each.pid == pid and each.usedGpuMemory is not None:
+                return int(each.usedGpuMemory)
+        return None
+
     def power_watts(self) -> float | None:
         """Present power of the board in watts; None if it cannot be read."""
         milliwatts = self._reading("nvmlDeviceGetPowerUsage")

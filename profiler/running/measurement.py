@@ -23,6 +23,7 @@ from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.models.parameter_count import count_parameters
 from profiler.records import DeviceLabel, Memory, Report, Rung
+from profiler.running.cuda_context import read_context
 from profiler.running.memory_caps import (
     cap_cuda_memory,
     cap_host_memory,
@@ -73,7 +74,7 @@ class MeasuredSteps(Message, frozen=True, kw_only=True):
     Attributes:
         peak_bytes: highest live bytes of a steady step.
         reserved_bytes: highest reserved bytes of the caching allocator; None on a CPU.
-        device_bytes: memory of the device in use; on a CPU ``peak_bytes``.
+        device_bytes: reserved bytes plus the CUDA context of this process; on a CPU ``peak_bytes``.
         step_seconds: seconds of each timed step.
         energy_joules: average energy of a step; None if it was not measured.
         device_name: full name of the GPU, or ``cpu``.
@@ -401,22 +402,17 @@ def measure_on_cuda(
         if energy.joules is not None:  # the timed steps may be too short for the sensor
             why_no_energy = None
     reserved = torch.cuda.max_memory_reserved()
-    free_after, total = torch.cuda.mem_get_info()
-    outside = max(0, total - free_after - torch.cuda.memory_reserved())
+    context = read_context(gpu)
     return MeasuredSteps(
         peak_bytes=torch.cuda.max_memory_allocated(),
         reserved_bytes=reserved,
-        device_bytes=reserved + outside,
+        device_bytes=reserved + context.nbytes,
         step_seconds=tuple(seconds),
         energy_joules=_joules_of_step(joules, steps, energy),
         energy=energy,
         device_name=torch.cuda.get_device_name(),
         environment=environment(),
-        notes=(
-            "device bytes: reserved plus everything else in use on the device "
-            "(this process's context, and other processes if there are any)",
-            *([why_no_energy] if why_no_energy else []),
-        ),
+        notes=(context.note, *([why_no_energy] if why_no_energy else [])),
     )
 
 

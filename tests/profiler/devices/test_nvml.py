@@ -76,6 +76,10 @@ def fake_library(*, gpus: int = 2, counts: bool = True) -> types.SimpleNamespace
         nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0) if handle else (7, 5),
         nvmlDeviceGetPowerUsage=lambda handle: 61234,
         nvmlDeviceGetTotalEnergyConsumption=energy,
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: [
+            types.SimpleNamespace(pid=7, usedGpuMemory=900 * MIB),
+            types.SimpleNamespace(pid=8, usedGpuMemory=None),  # as on Windows
+        ],
     )
 
 
@@ -96,6 +100,7 @@ def test_readings_are_converted_to_si_units(library: types.SimpleNamespace) -> N
     assert t4.counter_joules() == pytest.approx(123.456)
     assert (t4.memory_bytes, t4.used_bytes()) == (15360 * MIB, 3 * MIB)
     assert (h200.compute_capability, h200.uuid) == ((9, 0), "GPU-1000")
+    assert [t4.process_bytes(pid) for pid in (7, 8, 9)] == [900 * MIB, None, None]
 
 
 def test_what_nvml_does_not_support_is_none(

@@ -12,7 +12,7 @@ from planner.cost.model import CostModel
 from profiler.device_rules.cpu_allocator import peak_during
 from profiler.devices import nvml
 from profiler.devices.recorded_gpu import RecordedGpu, Sample
-from profiler.devices.table import CPU
+from profiler.devices.table import CPU, cuda_context, lookup
 from profiler.environment import environment
 from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.placement import PolicyChoice
@@ -32,7 +32,7 @@ from profiler.running.measurement import (
 )
 from profiler.store import Store
 from profiler.training_step import TrainingStep
-from profiler.units import MIB
+from profiler.units import GIB, MIB
 from profiler.workload import Candidate, Workload
 
 SMALL = Candidate(
@@ -185,9 +185,9 @@ def test_the_environment_is_named() -> None:
     assert found.processor
 
 
-CUDA_READINGS = {
+CUDA_READINGS: dict[str, Any] = {
     "synchronize": None, "reset_peak_memory_stats": None, "max_memory_reserved": 2,
-    "max_memory_allocated": 1, "memory_reserved": 2, "mem_get_info": (5, 10),
+    "max_memory_allocated": 1, "memory_reserved": 2, "mem_get_info": (1, GIB),
     "get_device_name": "made up",
 }  # fmt: skip
 
@@ -223,6 +223,8 @@ def test_short_steps_on_cuda_have_energy_where_there_is_a_sensor(
         lambda: (step, []), steps=5, warmup=1, progress=silent, repeats_for_energy=True
     )
     assert steps.step_seconds == pytest.approx([0.01] * 5)
+    context = cuda_context(lookup("rtx-3090")).nbytes
+    assert steps.device_bytes == CUDA_READINGS["max_memory_reserved"] + context
     if joules_per_tenth is None:
         assert (steps.energy, steps.energy_joules) == (None, None)
         assert any("neither energy nor power" in note for note in steps.notes)
