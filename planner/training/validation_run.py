@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from planner.training.validation_messages import ValidationRequest, ValidationResult
-from profiler.errors import DeviceError
 from profiler.running.measurement import cap_host_step
-from profiler.running.memory_caps import cap_cuda_memory
+from profiler.running.memory_caps import cap_at_budget
 from profiler.running.sandbox import Progress
-from profiler.units import MIB
 from profiler.workload import Workload
 
 if TYPE_CHECKING:
@@ -77,14 +75,7 @@ def training_images(images: ImageData, recipe: Recipe | None) -> ImageSet:
 
 def _cap_memory(budget_bytes: int, kind: str, workload: Workload) -> None:
     """Cap the memory allocated from now on; on CUDA at the budget less the CUDA context."""
-    from profiler.devices.nvml import open_gpu
-    from profiler.devices.table import cuda_context
-
     if kind == "cpu":
         cap_host_step(workload, budget_bytes)
-        return
-    try:
-        context = cuda_context(open_gpu().spec).nbytes
-    except DeviceError:  # no energy library, or a GPU that the table lacks: its context is unknown
-        context = 0
-    cap_cuda_memory(max(MIB, budget_bytes - context))
+    else:
+        cap_at_budget(budget_bytes)

@@ -270,9 +270,12 @@ class NvmlGpu:
 
     def _reading(self, function: str) -> Any:
         """Return the reading of a function of NVML; None if it is not supported or permitted."""
+        # raised where the driver is too old for a function; older bindings lack the class
+        too_old = getattr(self._pynvml, "NVMLLibraryMismatchError", self._pynvml.NVMLError)
         try:
             return getattr(self._pynvml, function)(self._handle)
-        except (self._pynvml.NVMLError, AttributeError):  # a binding that lacks the function
+        # AttributeError: a binding that lacks the function
+        except (self._pynvml.NVMLError, too_old, AttributeError):
             return None
 
     def _by_torch(self) -> CudaProperties | None:

@@ -25,7 +25,7 @@ from profiler.models.parameter_count import count_parameters
 from profiler.records import DeviceLabel, Memory, Report, Rung
 from profiler.running.cuda_context import read_context
 from profiler.running.memory_caps import (
-    cap_cuda_memory,
+    cap_at_budget,
     cap_host_memory,
     lift_host_cap,
     timed_without_cap,
@@ -110,7 +110,7 @@ def measure(
     Args:
         candidate: workload and placement; weights and images are random.
         device: ``cpu``, ``cuda``, or the name of this machine's GPU in the device table.
-        cap_bytes: hard limit on memory; None for no limit.
+        cap_bytes: hard limit on memory, on CUDA with the context; None for no limit.
         steps: number of timed steps.
         warmup: number of steps before the first reading; the first step allocates the optimizer's
             state.
@@ -147,7 +147,7 @@ def measure(
         on_progress=on_progress,
         cancelled=cancelled,
     )
-    _check_cap(measured, cap_bytes, on_cuda=request.device == "cuda")
+    _check_cap(measured, cap_bytes)
     return report_measurement(candidate, measured, device=device)
 
 
@@ -162,17 +162,17 @@ def measurement_limit(step_seconds: float | None, *, steps: int) -> float:
     return limit_seconds(expected, least_seconds=START_SECONDS)
 
 
-def _check_cap(measured: MeasuredSteps, cap_bytes: int | None, *, on_cuda: bool) -> None:
-    """Compare the peak with the cap, because no cap is exact.
+def _check_cap(measured: MeasuredSteps, cap_bytes: int | None) -> None:
+    """Compare the needed bytes with the cap, because no cap is exact.
 
     The kernel's limit on host memory leaves 256 MiB of headroom, and outside Linux there is none.
-    On CUDA the cap is on reserved bytes; other processes may use the device as well.
+    On CUDA the context of the process counts, which may be larger than the assumed one.
 
     Raises:
         OutOfMemoryError: the run used more than the cap.
     """
-    used = measured.reserved_bytes if on_cuda else measured.peak_bytes
-    if cap_bytes and used and used > cap_bytes:
+    used = measured.device_bytes
+    if cap_bytes and used > cap_bytes:
         raise OutOfMemoryError(
             cap_bytes=cap_bytes, detail=f"it used {format_bytes_as(used, cap_bytes)}"
         )
@@ -228,7 +228,7 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
         raise DeviceError("there is no CUDA device in this machine; use --device cpu")
     if request.cap_bytes:
         if on_cuda:
-            cap_cuda_memory(request.cap_bytes)
+            cap_at_budget(request.cap_bytes)
         else:
             cap_host_step(request.candidate.workload, request.cap_bytes)
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.device_rules.caching_allocator import configuration, configure
+from profiler.errors import DeviceError
 from profiler.units import KIB, MIB
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -97,6 +98,22 @@ def cap_cuda_memory(cap_bytes: int) -> None:
 
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total))
+
+
+def cap_at_budget(budget_bytes: int) -> None:
+    """Cap the memory that PyTorch's CUDA allocator may reserve, at a budget less the context.
+
+    Args:
+        budget_bytes: device bytes, the context included.
+    """
+    from profiler.devices.nvml import Gpu, open_gpu
+    from profiler.running.cuda_context import assumed_context
+
+    try:
+        gpu: Gpu | DeviceError = open_gpu()
+    except DeviceError as error:
+        gpu = error
+    cap_cuda_memory(max(MIB, budget_bytes - assumed_context(gpu).nbytes))
 
 
 def cap_host_memory(cap_bytes: int) -> None:

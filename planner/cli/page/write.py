@@ -180,7 +180,7 @@ def _charts(view: PageView) -> dict[str, Any]:
 
 
 def _step_svg(plan: Plan) -> str:
-    """Return the memory over one step of a plan, replayed; empty for a device that is not known here."""
+    """Return the memory over one step of a plan, replayed; empty for an unknown device."""
     from planner.target_device import find_target
     from profiler.errors import UnknownNameError
     from profiler.prediction.allocator_steps import BLOCK_BYTES

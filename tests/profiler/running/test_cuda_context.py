@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from profiler.devices import nvml
-from profiler.devices.table import ASSUMED_CONTEXT
+from profiler.devices.table import ASSUMED_CONTEXT, lookup
 from profiler.errors import DeviceError
 from profiler.running.cuda_context import read_context
-from profiler.units import GIB, MIB
+from profiler.running.emulated.gpu import emulated_environment
+from profiler.running.emulated.libraries import why_not_emulated
+from profiler.units import GIB, KIB, MIB
 
 CONTEXT = 180 * MIB
 
@@ -32,7 +38,7 @@ def gpu_where(processes: list[Any], monkeypatch: pytest.MonkeyPatch) -> nvml.Nvm
     return nvml.NvmlGpu()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU of 12 GiB with 1 GiB free, of which this process has reserved 2 GiB."""
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * GIB)
@@ -43,6 +49,7 @@ def process(pid: int, nbytes: int | None) -> Any:
     return types.SimpleNamespace(pid=pid, usedGpuMemory=nbytes)
 
 
+@pytest.mark.usefixtures("shared")
 def test_the_memory_of_other_processes_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = process(os.getpid(), 2 * GIB + CONTEXT)
     gpu = gpu_where([process(1, 8 * GIB), mine], monkeypatch)
@@ -51,6 +58,7 @@ def test_the_memory_of_other_processes_is_left_out(monkeypatch: pytest.MonkeyPat
     assert "read by NVML" in found.note
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize(
     "processes",
     [
@@ -70,6 +78,37 @@ def test_a_context_that_cannot_be_read_is_assumed(
         assert "assumed" in found.note
 
 
+@pytest.mark.usefixtures("shared")
 def test_it_is_at_most_what_is_in_use_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * GIB - 9 * MIB, 12 * GIB))
     assert read_context(gpu_where([], monkeypatch)).nbytes == 9 * MIB
+
+
+@pytest.fixture(scope="module")
+def runs() -> Any:
+    """What real runs did on an emulated RTX 3060, on a machine without a C compiler."""
+    reason = why_not_emulated()
+    if reason:
+        pytest.skip(reason)
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(here / "cuda_runs_child.py")],
+        env=os.environ
+        | emulated_environment(lookup("rtx-3060"))
+        | {"PYTHONPATH": str(here.parents[2]), "PATH": "/nowhere", "CC": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("run", ["measurement", "validation"])
+def test_a_real_run_is_capped_at_the_budget_less_the_context(runs: Any, run: str) -> None:
+    assert runs[run]["cap_bytes"] == pytest.approx(2 * GIB - ASSUMED_CONTEXT.nbytes, abs=KIB)
+
+
+def test_a_measurement_that_fits_without_the_context_only_runs_out_of_memory(runs: Any) -> None:
+    assert runs["measurement"]["error"] == ""
+    assert runs["too small"]["error"] == "OutOfMemoryError"
