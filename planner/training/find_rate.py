@@ -6,6 +6,7 @@ It runs in a child process, as a probe does, and its runs are kept in the study 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from planner.training.probe_messages import ProbeRequest, ProbeResult
 from planner.training.probe_process import readable_runs, runner_at
@@ -39,6 +40,7 @@ def find_rate(request: ProbeRequest, progress: Progress) -> ProbeResult:
         if run is None:
             run = runner.run(learner, steps=RATE_STEPS, seed=0, rate_factor=factor)
             assert run is not None, "no time limit was given"
+            run = replace(run, of_rate_test=True)
             append_probe_run(request.storage, request.study, run.key, run.to_json())
         else:
             earlier += 1

@@ -4,8 +4,8 @@ torch is imported by the functions, because the parent imports this module only 
 
 On a CPU a run at the plan's image size can be too slow. Smaller sizes are then tried, and the
 largest is taken at which the longest runs have ``WANTED_STEPS`` steps, as predicted from the time
-of two steps at the smallest size. Stored runs of the same data and weights keep their size, so that
-they count.
+of two steps at the smallest size. Stored runs of a probe of the same data and weights keep their
+size and their numbers of steps, so that they count. Those of a learning-rate test decide neither.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
     )
     affordable = request.seconds / step_seconds
     ladder = StepLadder.of(learners=slow, affordable_steps=affordable, most=max(1, most))
-    if known:
-        ladder = replace(ladder, first=min(run.steps for run in known))
+    of_probes = [run.steps for run in known if not run.of_rate_test]
+    if of_probes:
+        ladder = replace(ladder, first=min(of_probes))
     runs = list(known)
 
     def save(run: ProbeRun) -> None:
@@ -104,7 +105,8 @@ def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[Backbo
     stored = {
         run.setting.image_size
         for run in known
-        if (run.setting.weights, run.setting.model) == (weights, models)
+        if not run.of_rate_test
+        and (run.setting.weights, run.setting.model) == (weights, models)
         and run.setting.image_size <= plan_size
     }
     sizes = _accepted_sizes(request, plan_size)

@@ -164,6 +164,8 @@ class ProbeRun:
             first image in the highest bit.
         diverged: whether the loss was not finite; no image counts as right then.
         from_features: whether the run trained on cached features.
+        of_rate_test: whether a learning-rate test made it. The size and the steps of such a run say
+            nothing about those of a probe.
     """
 
     setting: ProbeSetting
@@ -176,6 +178,7 @@ class ProbeRun:
     right: Bits
     diverged: bool = False
     from_features: bool = False
+    of_rate_test: bool = False
 
     def __post_init__(self) -> None:
         if len(self.right) != -(-self.setting.held_out_images // 4):

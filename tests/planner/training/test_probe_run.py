@@ -7,13 +7,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
+import optuna
 import pytest
 from trainings import digits, workload
 
 from planner.recipe import Recipe
+from planner.training.find_rate import find_rate
 from planner.training.frozen_units import FrozenUnits
+from planner.training.probe import FEWEST_STEPS
 from planner.training.probe_images import ProbeImages
-from planner.training.probe_process import _timed_step
+from planner.training.probe_messages import ProbeRequest
+from planner.training.probe_process import _runner_of, _timed_step, run_probe
 from planner.training.probe_records import Learner, ProbeSetting
 from planner.training.probe_run import ProbeRunner
 from profiler.workload import Candidate
@@ -104,3 +109,35 @@ def test_a_step_is_timed_of_a_learner_that_takes_one() -> None:
     assert timed("side", "full") == 1
     with pytest.raises(NotImplementedError, match="for head"):
         timed("side", "full", "head")
+
+
+@pytest.mark.parametrize(("plan_size", "seconds"), [(64, 120.0), (128, 2.0)])
+def test_a_test_of_learning_rates_decides_nothing_about_a_later_probe(
+    plan_size: int, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test trains at the plan's image size, which can be too slow for a probe on a CPU."""
+    monkeypatch.setattr("planner.training.find_rate.RATE_STEPS", 3)
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "cache"))
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    optuna.create_study(storage=url, study_name="rates")
+    asked = ProbeRequest(
+        learners=(learner("full", image_size=plan_size),),
+        data="digits",
+        device="cpu",
+        seed=0,
+        weights={},
+        pretrained=False,
+        seconds=seconds,
+        storage=url,
+        study="rates",
+    )
+    rates = find_rate(asked, lambda text, done: None)
+    assert {(run.setting.image_size, run.steps) for run in rates.runs} == {(plan_size, 3)}
+    found = run_probe(asked, lambda text, done: None)
+    trained = [run for run in found.runs if run not in rates.runs]
+    assert trained
+    assert {run.setting.image_size for run in trained} == {64}
+    assert min(run.steps for run in trained) >= FEWEST_STEPS
+    later = msgspec.structs.replace(asked, seconds=1e4)
+    assert _runner_of(later, trained)[0].setting.image_size == 64
+    assert _runner_of(later, rates.runs)[0].setting.image_size == plan_size
