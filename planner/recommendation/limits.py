@@ -9,15 +9,14 @@ The length of a training is that of its recipe, without an early stop.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 from planner.recommendation.answer import FrontEntry, candidate_summary
 from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
 from planner.recommendation.run_totals import JOULES_PER_KWH
+from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.problem import TrialResult
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.records import Report
@@ -31,14 +30,12 @@ class AccuracyCheck:
     """Entries divided by the limit of the expected accuracy.
 
     Attributes:
-        passed: entries that are accurate enough, as far as is known.
+        passed: entries that are expected to be accurate enough.
         dropped: a sentence for each other entry.
-        notes: sentences on the limit for the reader of the answer.
     """
 
     passed: tuple[FrontEntry, ...]
     dropped: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 def within_cost_limits(request: Request, front: Sequence[TrialResult]) -> list[TrialResult]:
@@ -130,44 +127,46 @@ def _within(
 def accurate_enough(request: Request, entries: Sequence[FrontEntry]) -> AccuracyCheck:
     """Divide entries by the limit of the expected accuracy.
 
+    That of a probe is carried on to the steps of the whole training, as the others are of it. Its
+    interval does not decide; the sentences show it.
+
     Raises:
         UnmetLimitError: no entry is expected to be accurate enough.
     """
     least = request.limits.min_accuracy
     if least is None:
         return AccuracyCheck(passed=tuple(entries), dropped=())
-    values = [entry.expected.value for entry in entries]
-    known = [value for value in values if value is not None]
-    if not known:
+    if all(entry.expected.value is None for entry in entries):
         raise UnmetLimitError(
             f"no accuracy on {request.run.data} is known for any candidate, so --min-accuracy "
             f"{100 * least:g} cannot be checked; measure it with --probe-minutes"
         )
-    passed, dropped = list[FrontEntry](), list[str]()
-    for entry, value in zip(entries, values, strict=True):
-        if value is not None and value >= least:
-            passed.append(entry)
-            continue
-        shown = "is not known" if value is None else f"is {100 * value:.1f} %"
-        dropped.append(
-            f"{candidate_summary(entry.plan.candidate)}: its expected accuracy {shown}, and "
-            f"{100 * least:g} % was requested"
-        )
-    is_probed = [entry.expected.kind == "probe" for entry in entries]
-    if not passed and any(is_probed):
-        # A probe trains less than the plans do, so a plan may be more accurate than its probe.
-        best = max(v for v, own in zip(values, is_probed, strict=True) if own and v is not None)
-        return AccuracyCheck(
-            passed=tuple(compress(entries, is_probed)),
-            dropped=tuple(compress(dropped, map(operator.not_, is_probed))),
-            notes=(
-                f"no short training of the probe reached {100 * least:g} %, its best reached "
-                f"{100 * best:.1f} %; whether the whole training reaches it is not known",
-            ),
-        )
+    passed = tuple(e for e in entries if e.expected.value is not None and e.expected.value >= least)
     if not passed:
+        best = max((e for e in entries if e.expected.value is not None), key=_expected_value)
         raise UnmetLimitError(
-            f"no candidate that fits is expected to reach {100 * least:g} %: the highest expected "
-            f"accuracy is {100 * max(known):.1f} %; lower --min-accuracy, or raise --vram"
+            f"no candidate that fits is expected to reach {100 * least:g} % after its whole "
+            f"training: the highest expected accuracy is {_shown(best.expected)}, of "
+            f"{candidate_summary(best.plan.candidate)}; lower --min-accuracy, or raise --vram"
         )
-    return AccuracyCheck(passed=tuple(passed), dropped=tuple(dropped))
+    dropped = tuple(
+        f"{candidate_summary(each.plan.candidate)}: its expected accuracy is "
+        f"{_shown(each.expected)}, and {100 * least:g} % was requested"
+        for each in entries
+        if each not in passed
+    )
+    return AccuracyCheck(passed=passed, dropped=dropped)
+
+
+def _expected_value(entry: FrontEntry) -> float:
+    return entry.expected.value or 0.0
+
+
+def _shown(expected: AccuracyEstimate) -> str:
+    """Return an expected accuracy in percent, with its interval if it has one."""
+    if expected.value is None:
+        return "not known"
+    value = f"{100 * expected.value:.1f} %"
+    if expected.low is None or expected.high is None:
+        return value
+    return f"{value} ({100 * expected.low:.1f} to {100 * expected.high:.1f} %)"

@@ -232,7 +232,6 @@ def _checked_rows(
         dropped=(*replayed.dropped, *rehearsed.dropped, *ran.dropped, *accurate.dropped),
         notes=(
             *(() if probe is None else probe.notes),
-            *accurate.notes,
             *replayed.notes,
             *rehearsed.notes,
             *ran.notes,

@@ -18,7 +18,7 @@ import planner.training.probe
 import planner.training.probe_images
 import profiler.running.sandbox
 from planner.recommendation.after_probe import carried_accuracy
-from planner.recommendation.answer import Recommendation
+from planner.recommendation.answer import Recommendation, candidate_summary
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose_by_probe import choose_by_probe, preferred
 from planner.recommendation.limits import accurate_enough, within_cost_limits
@@ -315,9 +315,14 @@ def test_an_accuracy_that_nothing_reaches_is_refused(
     assert {entry.expected.value for entry in kept.passed} == {values[-1]}
     assert len(kept.passed) + len(kept.dropped) == len(answered.front)
     high = request(folder, limits=Limits(min_accuracy=0.9999))
-    unsure = accurate_enough(high, answered.front)  # a probe trains less than the plans
-    assert [entry.expected.kind for entry in unsure.passed] == ["probe"] * len(known)
-    assert "not known" in unsure.notes[0]
+    with pytest.raises(UnmetLimitError) as refused:  # after a probe, too
+        accurate_enough(high, answered.front)
+    best = max(known, key=lambda entry: entry.expected.value or 0)
+    assert best.expected.kind == "probe"
+    assert f"{100 * values[-1]:.1f} % ({100 * (best.expected.low or 0):.1f} to" in str(
+        refused.value
+    )
+    assert candidate_summary(best.plan.candidate) in str(refused.value)
     published = [
         replace(entry, expected=replace(entry.expected, kind="published", source="a table"))
         for entry in known
