@@ -11,11 +11,11 @@ few steps; the more promising half is trained anew for twice as many, and so on 
     then     2^k s        and so on up to the recipe's steps, then more seeds
 
 A longer run starts anew, because the cosine of a longer training is another one. The learners are
-given in the order of their expected accuracy before the probe, so that a probe whose time does not
-suffice for all has compared the most promising ones. Learners with cached features cost seconds and
-are never dropped. The probe ends when its time is over, or when
-the leader is within one point of the best with a probability of ``ENOUGH`` and the last rung was
-reached.
+trained in the order of what is known of their kinds (``planner.training.short_runs``), then in the
+given order, so that a probe whose time does not suffice for all has compared the most promising
+ones. Learners with cached features cost seconds and are never dropped. The probe ends when its time
+is over, or when the leader is within one point of the best with a probability of ``ENOUGH`` and the
+last rung was reached.
 
 ``next_run`` is a function of the finished runs alone, so an interrupted probe goes on with its next
 run, and a later probe of more minutes goes on where the earlier one stopped.
@@ -34,6 +34,7 @@ from planner.training.probe_records import RATE_FACTORS, Learner, ProbeRun
 from planner.training.probe_statistics import (
     LearnerEstimate,
     best_rates,
+    effect_of_kind,
     estimate_learners,
     format_chance,
 )
@@ -221,7 +222,7 @@ def _schedule(
     learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder, quick: frozenset[str]
 ) -> Iterator[PlannedRun]:
     """Yield the runs of a probe in order; those after the first missing run are not known yet."""
-    alive = list(learners)
+    alive = sorted(learners, key=lambda each: -_known_effect(each, ladder))
     for rung in range(ladder.rungs - 1):
         steps = ladder.steps(rung)
         yield from _at_best_rates(alive, runs if rung else (), steps=steps, seed=0)
@@ -244,6 +245,12 @@ def _schedule(
         if is_longest or is_clear(runs, ladder):
             return
         alive = finalists
+
+
+def _known_effect(learner: Learner, ladder: StepLadder) -> float:
+    """Return the effect of a learner's kind, 0 if it is not known."""
+    effect = effect_of_kind(learner.name, ladder.short_runs)
+    return 0.0 if math.isnan(effect) else effect
 
 
 def _second_tries(

@@ -11,12 +11,14 @@ the difference of two accuracies has a smaller error than either. The error has 
 - A run shorter than the planned training is another training. Each draw is carried on to the
   planned steps (``planner.training.short_runs``), with an error that grows with the steps missing.
 
-Learners that were dropped early rise as those that went on did, apart from the effects of their
-kind and slope, with an error of their own.
+Learners that were dropped early rise as those that went on did, apart from the difference of their
+kinds, with an error of their own. What is known of the kinds from other nets and sets is combined
+with the carried-on accuracies by their precisions.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +28,10 @@ import numpy as np
 
 from planner.methods.kinds import known_kind
 from planner.training.probe_records import ProbeRun
-from planner.training.short_runs import DEFAULTS, ShortRunModel, doublings_left
+from planner.training.short_runs import DEFAULTS, Gains, ShortRunModel, doublings_left
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from planner.methods.kinds import MethodKind
 
 COVERAGE = 0.8
 """Stated coverage of an interval."""
@@ -121,7 +121,7 @@ def estimate_learners(
     )
     rates = best_rates(runs)
     mine = {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
-    finals = draws.finals(list(mine.values()), [kind_of_learner(name) for name in mine])
+    finals = draws.finals(list(mine.values()), list(mine))
     # Draws in which several learners are exactly equal count for each in part.
     is_best = finals >= finals.max(axis=0)
     best = (is_best / is_best.sum(axis=0)).mean(axis=1)
@@ -173,77 +173,99 @@ class _Draws:
     rng: np.random.Generator
 
     def finals(
-        self, groups: Sequence[Sequence[ProbeRun]], kinds: Sequence[MethodKind | None]
+        self, groups: Sequence[Sequence[ProbeRun]], names: Sequence[str]
     ) -> NDArray[np.float64]:
         """Return the drawn accuracies after the planned training, [learners, draws].
 
         Args:
             groups: runs of each learner at its best learning rate.
-            kinds: kind of each learner's method.
+            names: names of the learners.
         """
         curves = [
             _Curve(
-                kind=kind,
+                kind=kind_of_learner(name),
                 drawn={s: _log_odds(self._at(runs, s)) for s in sorted({r.steps for r in runs})},
             )
-            for runs, kind in zip(groups, kinds, strict=True)
+            for runs, name in zip(groups, names, strict=True)
         ]
-        most = max(curve.last for curve in curves)
+        lengths = {steps for curve in curves for steps in curve.drawn}
+        most = max(lengths)
+        gains = self.model.first if len(lengths) == 1 else self.model.later
         longest = [curve for curve in curves if curve.last == most]
         doublings = doublings_left(most, self.planned)
-        odds = []
+        common = np.sqrt(doublings) * gains.common_deviation * self.common
+        odds, variances = [], []
         for curve in curves:
-            is_long = curve.last == most
-            final = curve.drawn[most] if is_long else self._as_long(curve, longest)
-            if doublings:
-                # The slope of a dropped learner at the most steps is that of those that went on.
-                slopes_of = [curve] if is_long else longest
-                rises = [self.model.rise(c.means, self.planned, curve.kind) for c in slopes_of]
-                final = final + float(np.mean(rises))
-                final += self._error(doublings, has_slope=len(longest[0].drawn) > 1)
-            odds.append(final)
-        drawn: NDArray[np.float64] = 1 / (1 + np.exp(-np.stack(odds)))
+            final, variance = curve.drawn[curve.last], 0.0
+            if curve.last < most:
+                final, variance = self._as_long(curve, longest)
+            variance += doublings * gains.own_deviation**2
+            final = final + gains.rise(doublings, curve.kind) + self._normal(variance)
+            odds.append(final + common)
+            variances.append(variance)
+        effects = [effect_of_kind(name, self.model) for name in names]
+        combined = self._combined(np.stack(odds), np.array(variances), np.array(effects))
+        drawn: NDArray[np.float64] = 1 / (1 + np.exp(-combined))
         return drawn
 
-    def _as_long(self, curve: _Curve, longest: Sequence[_Curve]) -> NDArray[np.float64]:
-        """Return the log-odds [draws] of a dropped learner after the most steps of the probe.
+    def _as_long(
+        self, curve: _Curve, longest: Sequence[_Curve]
+    ) -> tuple[NDArray[np.float64], float]:
+        """Return the log-odds [draws] of a dropped learner after the most steps.
 
-        The rise of the learners that went on is known. The dropped one differs from them as the
-        constants say of its kind and, if slopes are known, of its slope; and it has an error of
-        its own.
+        The second value is the variance of its own error, which is not drawn yet. The rise of the
+        learners that went on is known; the dropped one differs from them as the constants say of
+        its kind.
         """
         most, last = longest[0].last, curve.last
         doublings = doublings_left(last, most)
+        gains: Gains = self.model.first if len(curve.drawn) == 1 else self.model.later
         beside = [each for each in longest if last in each.drawn]
-        if not beside:  # nothing was trained for as long
-            rise = self.model.rise(curve.means, most, curve.kind)
-        else:
-            rise = float(np.mean([each.means[most] - each.means[last] for each in beside]))
-            every = [curve, *beside]
-            cut = [{s: odds for s, odds in each.means.items() if s <= last} for each in every]
-            # A curve of one length has no slope, and is extrapolated by another constant.
-            if len({len(each) > 1 for each in cut}) == 1:
-                # The common gain cancels: this is the difference of the kinds and of the slopes.
-                expected = [
-                    self.model.rise(means, most, each.kind)
-                    for means, each in zip(cut, every, strict=True)
-                ]
-                rise += expected[0] - float(np.mean(expected[1:]))
-        own = self._own_error(doublings, has_slope=len(curve.drawn) > 1)
-        odds: NDArray[np.float64] = curve.drawn[last] + rise + own
-        return odds
+        expected = gains.rise(doublings, curve.kind)
+        if beside:  # otherwise nothing was trained for as long
+            risen = [each.means[most] - each.means[last] for each in beside]
+            usual = [gains.rise(doublings, each.kind) for each in beside]
+            # The common gain cancels: this is the difference of the kinds.
+            expected += float(np.mean(risen)) - float(np.mean(usual))
+        return curve.drawn[last] + expected, doublings * gains.own_deviation**2
 
-    def _error(self, doublings: float, *, has_slope: bool) -> NDArray[np.float64]:
-        """Return the error [draws] in log-odds of doublings that no learner was trained for."""
-        model = self.model
-        common = model.common_deviation if has_slope else model.first_common_deviation
-        error: NDArray[np.float64] = np.sqrt(doublings) * common * self.common
-        return error + self._own_error(doublings, has_slope=has_slope)
+    def _combined(
+        self,
+        odds: NDArray[np.float64],
+        variances: NDArray[np.float64],
+        effects: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return draws of the log-odds given both the short trainings and the effects of the kinds.
 
-    def _own_error(self, doublings: float, *, has_slope: bool) -> NDArray[np.float64]:
-        """Return a learner's own part of the error [draws]."""
-        own = self.model.own_deviation if has_slope else self.model.first_own_deviation
-        return self.rng.normal(0, np.sqrt(doublings) * own, size=len(self.weights))
+        Both are normal, and the mean of all learners is only known from the short trainings. A draw
+        of the posterior is its most probable point after both have been drawn anew
+        (randomise-then-optimise, exact for normal errors; Bardsley et al. 2014,
+        doi:10.1137/140964023).
+
+        Args:
+            odds: [learners, draws] drawn log-odds, with their own errors.
+            variances: [learners] variance of these errors.
+            effects: [learners] effects of the kinds, NaN where they are not known.
+        """
+        known = np.isfinite(effects)
+        counts = self.planned <= self.model.effect_steps and known.sum() > 1
+        if not counts or not np.isfinite(self.model.effect_deviation):
+            return odds
+        variance = self.model.effect_deviation**2
+        weights = 1 / (variances[known] + variance)
+        prior = effects[known, None] + self.rng.normal(
+            0, self.model.effect_deviation, size=(int(known.sum()), odds.shape[1])
+        )
+        differences = odds[known] - prior
+        mean = weights @ differences / weights.sum()
+        shift = (variances[known] * weights)[:, None] * (mean - differences)
+        combined = odds.copy()
+        combined[known] += shift
+        return combined
+
+    def _normal(self, variance: float) -> NDArray[np.float64]:
+        """Return normal errors [draws]."""
+        return self.rng.normal(0, np.sqrt(variance), size=len(self.weights))
 
     def _at(self, runs: Sequence[ProbeRun], steps: int) -> NDArray[np.float64]:
         """Return the drawn accuracies [draws] of the runs of some steps."""
@@ -263,7 +285,7 @@ class _Curve:
         drawn: log-odds [draws] by the number of steps.
     """
 
-    kind: MethodKind | None
+    kind: str | None
     drawn: Mapping[int, NDArray[np.float64]]
 
     @property
@@ -273,18 +295,38 @@ class _Curve:
 
     @property
     def means(self) -> dict[int, float]:
-        """The mean of each draw; a drawn slope would count the error of the images twice."""
+        """The mean of the draws; a drawn rise would count the error of the images twice."""
         return {steps: float(odds.mean()) for steps, odds in self.drawn.items()}
 
 
-def kind_of_learner(name: str) -> MethodKind | None:
+def kind_of_learner(name: str) -> str | None:
     """Return the kind of the method of a learner; None if it is not known.
+
+    Methods that train the last units only are a kind of their own: ``partial``.
 
     Args:
         name: name such as ``lora r8, adamw, 32 a step``, with or without a backbone before it.
     """
-    words = name.partition(",")[0].split()
-    return next((kind for word in words if (kind := known_kind(word)) is not None), None)
+    for word in name.partition(",")[0].split():
+        if word.startswith("partial_"):
+            return "partial"
+        if known_kind(word) is not None:
+            return known_kind(word)
+    return None
+
+
+def effect_of_kind(name: str, model: ShortRunModel) -> float:
+    """Return the effect of a learner's kind; NaN if it is not known.
+
+    The effects compare methods on one backbone, so a learner that names its backbone has none.
+
+    Args:
+        name: name of the learner.
+        model: constants of the extrapolation.
+    """
+    kind = kind_of_learner(name)
+    names_backbone = kind is not None and kind_of_learner(name.split(maxsplit=1)[0]) is None
+    return math.nan if names_backbone else model.effects.get(kind or "", math.nan)
 
 
 def _log_odds(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """The CUDA context of this process: the bytes of a budget that PyTorch's allocator does not hold.
 
-    assumed_context   the context that predictions count for a GPU
-    read_context      the context of this process, without the memory of other processes
+assumed_context   the context that predictions count for a GPU
+read_context      the context of this process, without the memory of other processes
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ python studies/probe/fit.py        writes constants.json and prints it
 
 ``earlier.jsonl.gz`` has trainings of EfficientNet-Lite0 of an earlier campaign, at 32 px with 15 to
 60 steps: held-out images after the short ones, test images after the long ones. Each net is fitted
-alone, and all together. The product takes the gains of all together, and the largest of the own
-errors, because few kinds of nets say little about another.
+alone, and all together. The product takes the gains of all together, and the deviations of nets that
+were left out of the fit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
+from effect_weight import with_best_weight
 from harness import Rows
 from run import complete_cases, curves_of
 from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
@@ -30,9 +31,14 @@ from planner.training.probe_statistics import kind_of_learner
 EARLIER_NET, EARLIER_LONG = "tf_efficientnet_lite0", 60
 
 
+def rows() -> list[dict[str, Any]]:
+    """Return the trainings of the study."""
+    return Rows(HERE, "trainings").read()
+
+
 def cases_by_net() -> dict[str, list[Case]]:
     """Return the complete cases of both campaigns."""
-    cases = complete_cases(Rows(HERE, "trainings").read())
+    cases = complete_cases(rows())
     found: dict[str, list[Case]] = defaultdict(list)
     for (net, _, _), case in zip(cases, curves_of(cases), strict=True):
         found[net].append(case)
@@ -69,7 +75,7 @@ def constants() -> dict[str, Any]:
     fits = {net: fit_short_runs(cases) for net, cases in nets.items()}
     return {
         **{net: asdict(fit) for net, fit in fits.items()},
-        "taken": asdict(cautious_fit(nets)),
+        "taken": asdict(with_best_weight(cautious_fit(nets), complete_cases(rows()))),
     }
 
 

@@ -6,6 +6,7 @@ python studies/probe/run.py        reads the trainings, writes summary.json and 
 case is the test accuracy of every method after the longest training. All rules see the held-out
 part only. *Regret* is the test accuracy of the best method less that of the chosen one.
 
+    effects     the kind of methods that was best in the cases of other sets or nets; costs nothing
     probe 50 %  the product's probe, replayed (``replayed.py``); the share is its processor time over
                 that of the whole trainings of all methods
     even        all methods for two epochs, the best held-out accuracy
@@ -36,17 +37,17 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np
 from cases import LONG_STEPS, METHODS, SHORT_STEPS
+from effect_weight import with_best_weight
 from harness import Rows, write_summary
 from replayed import CaseRows, by_published_order, cost_of, replay_probe, row_key, whole_cost
-from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
+from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds
 
-from planner.methods.kinds import known_kind
 from planner.scoring.published_tables import compared_family, method_effects
-from planner.training.probe_statistics import LearnerEstimate, estimate_learners
+from planner.training.probe_statistics import LearnerEstimate, estimate_learners, kind_of_learner
 from planner.training.short_runs import ShortRunModel
 
 NEAR = 0.01
-PROBE_SHARES = (0.25, 0.5, 0.75)
+PROBE_SHARES = (0.1, 0.25, 0.5)
 SHOWN_SHARE = 0.5
 """Share whose intervals are reported."""
 
@@ -91,7 +92,7 @@ def curves_of(cases: Cases) -> list[Case]:
     return [
         [
             MethodCurve(
-                kind=known_kind(method), short={s: odds_of(found, method, s) for s in SHORT_STEPS},
+                kind=kind_of_learner(method), short={s: odds_of(found, method, s) for s in SHORT_STEPS},
                 planned_steps=LONG_STEPS[key[0]], final=odds_of(found, method, LONG_STEPS[key[0]]),
             )
             for method in METHODS[key[0]]
@@ -121,6 +122,8 @@ def choices_of(key: CaseKey, cases: Cases) -> dict[str, tuple[str, float]]:
         model = constants_for(key, cases, by=by)
         if model is None:
             continue
+        known = {m: model.effects.get(kind_of_learner(m) or "", 0.0) for m in methods}
+        choices[f"effects of kinds, other {by}"] = max(methods, key=lambda m: known[m]), 0.0
         for share in PROBE_SHARES:
             replayed = replay_probe(found, key[0], share=share, short_runs=model)
             if replayed.missing is None and replayed.runs:
@@ -150,11 +153,24 @@ def others_of(key: CaseKey, cases: Cases, *, by: LeftOut) -> Cases:
 
 def constants_for(key: CaseKey, cases: Cases, *, by: LeftOut) -> ShortRunModel | None:
     """Return the constants of the extrapolation, fitted to other cases; None without any."""
-    by_net: dict[str, list[Case]] = defaultdict(list)
     others = others_of(key, cases, by=by)
-    for (net, _, _), case in zip(others, curves_of(others), strict=True):
-        by_net[net].append(case)
-    return cautious_fit(by_net) if by_net else None
+    if not others:
+        return None
+    return _fitted(others)
+
+
+_FITTED: dict[tuple[CaseKey, ...], ShortRunModel] = {}
+"""Constants by the cases that they were fitted to."""
+
+
+def _fitted(cases: Cases) -> ShortRunModel:
+    keys = tuple(cases)
+    if keys not in _FITTED:
+        by_net: dict[str, list[Case]] = defaultdict(list)
+        for (net, _, _), case in zip(keys, curves_of(cases), strict=True):
+            by_net[net].append(case)
+        _FITTED[keys] = with_best_weight(cautious_fit(by_net), cases)
+    return _FITTED[keys]
 
 
 def estimates_of(
@@ -218,7 +234,8 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "rules_by_net": {net: of_rules([c for c in each if c["model"] == net]) for net in nets},
         "against_probe": {
             rule: paired(each, probe_name(SHOWN_SHARE, "sets"), rule)
-            for rule in ("even", "one epoch", "published", "learned, other sets",
+            for rule in ("even", "one epoch", "published", "effects of kinds, other sets",
+                         "effects of kinds, other nets", "learned, other sets",
                          "learned, other nets")
         },
         "intervals": {by: of_intervals(each, by) for by in get_args(LeftOut)},
@@ -226,7 +243,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
             net: of_intervals([c for c in each if c["model"] == net], "sets") for net in nets
         },
         "feature_cost": feature_cost(),
-        "fitted": asdict(fit_short_runs(curves_of(cases))) if cases else None,
+        "fitted": asdict(_fitted(cases)) if cases else None,
         "each": each,
     }  # fmt: skip
 

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.training.short_runs import Curve, ShortRunModel, doublings_left
+from planner.training.short_runs import Gains, ShortRunModel, doublings_left
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from planner.methods.kinds import MethodKind
-
 PULL = 2.0
-"""Curves with the common gain that each kind of methods is fitted with beside its own: an
-assumption, so that a kind of few curves stays near the common gain."""
+"""Curves with the common value that each kind of methods is fitted with beside its own: an
+assumption, so that a kind of few curves stays near the common value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +25,13 @@ class MethodCurve:
 
     Attributes:
         kind: kind of the method; None if it is not known.
-        short: log-odds after two short trainings or more.
+        short: log-odds after two short trainings or more, by steps.
         planned_steps: steps of the whole training.
         final: log-odds after it.
     """
 
-    kind: MethodKind | None
-    short: Curve
+    kind: str | None
+    short: Mapping[int, float]
     planned_steps: int
     final: float
 
@@ -49,78 +47,121 @@ def clipped_log_odds(accuracy: float, images: int) -> float:
 
 
 def cautious_fit(cases_by_net: Mapping[str, Sequence[Case]]) -> ShortRunModel:
-    """Fit the constants to all nets, with the largest of the own errors of the nets alone.
+    """Fit the constants to all nets, with the deviations of nets that were left out of the fit.
 
-    A few kinds of nets say little about another.
+    A few kinds of nets say little about another. With a single net its own deviations are taken.
     """
     every = fit_short_runs([case for cases in cases_by_net.values() for case in cases])
-    fits = [every, *map(fit_short_runs, cases_by_net.values())]
+    if len(cases_by_net) < 2:
+        return every
+    errors: dict[str, list[NDArray[np.float64]]] = {"first": [], "later": [], "effects": []}
+    for net, cases in cases_by_net.items():
+        rest = [case for other, those in cases_by_net.items() if other != net for case in those]
+        fitted = fit_short_runs(rest)
+        errors["first"] += [gain_errors(case, fitted.first, at=0) for case in cases]
+        errors["later"] += [gain_errors(case, fitted.later, at=-1) for case in cases]
+        errors["effects"] += [effect_errors(case, fitted.effects) for case in cases]
     return replace(
         every,
-        own_deviation=max(fit.own_deviation for fit in fits),
-        first_own_deviation=max(fit.first_own_deviation for fit in fits),
+        first=_with_deviations(every.first, errors["first"]),
+        later=_with_deviations(every.later, errors["later"]),
+        effect_deviation=_own_deviation(errors["effects"]),
     )
 
 
 def fit_short_runs(cases: Sequence[Case]) -> ShortRunModel:
-    """Fit the constants by least squares, with the gains of the kinds drawn towards the common one.
+    """Fit the constants by least squares, with those of the kinds drawn towards the common one.
 
     Args:
         cases: curves of the methods of each case.
     """
-    curves = [(number, each) for number, case in enumerate(cases) for each in case]
-    slopes, rises, firsts, roots, first_roots = [], [], [], [], []
-    for _, each in curves:
-        first, last = sorted(each.short)[-2:]
-        doublings = doublings_left(last, each.planned_steps)
-        every = doublings_left(first, each.planned_steps)
-        slopes.append((each.short[last] - each.short[first]) / math.log2(last / first))
-        rises.append((each.final - each.short[last]) / doublings)
-        firsts.append((each.final - each.short[first]) / every)
-        roots.append(math.sqrt(doublings))
-        first_roots.append(math.sqrt(every))
-    kinds = sorted({each.kind for _, each in curves if each.kind is not None})
-    is_of = np.array([[each.kind == kind for kind in kinds] for _, each in curves], dtype=float)
-    ones = np.ones((len(curves), 1))
-    first_inputs = np.hstack([ones, is_of])
-    inputs = np.hstack([ones, np.array(slopes)[:, None], is_of])
-    gain, kept, *more = _drawn_to_zero(inputs, np.array(rises), free=2)
-    first_gain, *first_more = _drawn_to_zero(first_inputs, np.array(firsts), free=1)
-    # An error per doubling times the root of the doublings is an error per root of a doubling.
-    numbers = np.array([number for number, _ in curves])
-    errors = (np.array(rises) - inputs @ [gain, kept, *more]) * np.array(roots)
-    own, common = _deviations(errors, numbers, fitted=len(kinds))
-    errors = (np.array(firsts) - first_inputs @ [first_gain, *first_more]) * np.array(first_roots)
-    first_own, first_common = _deviations(errors, numbers, fitted=len(kinds))
+    first, later = _fit_gains(cases, at=0), _fit_gains(cases, at=-1)
+    effects = _fit_effects(cases)
     return ShortRunModel(
-        first_gain=round(float(first_gain), 3),
-        gain=round(float(gain), 3),
-        kept=round(float(kept), 3),
-        own_deviation=own,
-        common_deviation=common,
-        first_own_deviation=first_own,
-        first_common_deviation=first_common,
-        curves=len(errors),
-        more={k: round(float(v), 3) for k, v in zip(kinds, more, strict=True)},
-        first_more={k: round(float(v), 3) for k, v in zip(kinds, first_more, strict=True)},
+        first=first,
+        later=later,
+        effects=effects,
+        effect_deviation=_own_deviation([effect_errors(case, effects) for case in cases]),
+        curves=sum(map(len, cases)),
     )
 
 
-def _deviations(
-    errors: NDArray[np.float64], numbers: NDArray[np.int_], *, fitted: int
-) -> tuple[float, float]:
-    """Return the standard deviations of own errors and of those that the curves of a case share.
+def gain_errors(case: Case, gains: Gains, *, at: int) -> NDArray[np.float64]:
+    """Return the errors [methods] of carrying on, per root of a doubling.
 
     Args:
-        errors: error of each curve.
-        numbers: number of the case of each curve.
-        fitted: number of fitted kinds, which are degrees of freedom less.
+        case: curves of the methods.
+        gains: fitted gains.
+        at: index of the short training that is carried on, in the order of their steps.
     """
-    means = {n: errors[numbers == n].mean() for n in set(numbers)}
-    own = errors - np.array([means[n] for n in numbers])
-    own_variance = float((own**2).sum() / max(1, len(errors) - len(means) - fitted))
-    common_variance = max(0.0, float((errors**2).mean()) - own_variance)
-    return round(math.sqrt(own_variance), 3), round(math.sqrt(common_variance), 3)
+    errors = []
+    for each in case:
+        steps = sorted(each.short)[at]
+        doublings = doublings_left(steps, each.planned_steps)
+        rise = each.final - each.short[steps]
+        errors.append((rise - gains.rise(doublings, each.kind)) / math.sqrt(doublings))
+    return np.array(errors)
+
+
+def effect_errors(case: Case, effects: Mapping[str, float]) -> NDArray[np.float64]:
+    """Return the errors [methods] of the effects of the kinds, beside the mean of the case."""
+    return np.array([each.final - effects.get(each.kind or "", 0.0) for each in case])
+
+
+def _with_deviations(gains: Gains, errors: Sequence[NDArray[np.float64]]) -> Gains:
+    """Return gains with the deviations of errors, one array for each case."""
+    means = np.array([each.mean() for each in errors])
+    own = _own_deviation(errors)
+    # The mean of a case has a part of the own errors.
+    inside = own**2 / np.mean([len(each) for each in errors])
+    common = math.sqrt(max(0.0, float((means**2).mean()) - float(inside)))
+    return replace(gains, own_deviation=own, common_deviation=round(common, 3))
+
+
+def _own_deviation(errors: Sequence[NDArray[np.float64]]) -> float:
+    """Return the standard deviation of errors around the mean of their case."""
+    squares = sum(float(((each - each.mean()) ** 2).sum()) for each in errors)
+    return round(math.sqrt(squares / max(1, sum(len(each) - 1 for each in errors))), 3)
+
+
+def _fit_gains(cases: Sequence[Case], *, at: int) -> Gains:
+    rises, kinds = [], []
+    for each in (each for case in cases for each in case):
+        steps = sorted(each.short)[at]
+        doublings = doublings_left(steps, each.planned_steps)
+        rises.append((each.final - each.short[steps]) / doublings)
+        kinds.append(each.kind)
+    names, is_of = _kinds(kinds)
+    inputs = np.hstack([np.ones((len(rises), 1)), is_of])
+    gain, *more = _drawn_to_zero(inputs, np.array(rises), free=1)
+    fitted = Gains(
+        gain=round(float(gain), 3),
+        more={kind: round(float(v), 3) for kind, v in zip(names, more, strict=True)},
+        own_deviation=0.0,
+        common_deviation=0.0,
+    )
+    return _with_deviations(fitted, [gain_errors(case, fitted, at=at) for case in cases])
+
+
+def _fit_effects(cases: Sequence[Case]) -> dict[str, float]:
+    """Return the effects of the kinds beside a mean of each case."""
+    curves = [(number, each) for number, case in enumerate(cases) for each in case]
+    names, is_of = _kinds([each.kind for _, each in curves])
+    numbers = np.array([number for number, _ in curves])
+    is_case = (numbers[:, None] == np.arange(len(cases))).astype(float)
+    finals = np.array([each.final for _, each in curves])
+    found = _drawn_to_zero(np.hstack([is_case, is_of]), finals, free=len(cases))
+    effects = found[len(cases) :]
+    return {
+        kind: round(float(value), 3)
+        for kind, value in zip(names, effects - effects.mean(), strict=True)
+    }
+
+
+def _kinds(kinds: Sequence[str | None]) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the names of the kinds, and [curves, kinds] which curve is of which."""
+    names = sorted({kind for kind in kinds if kind is not None})
+    return names, np.array([[kind == name for name in names] for kind in kinds], dtype=float)
 
 
 def _drawn_to_zero(

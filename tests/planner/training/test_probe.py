@@ -23,11 +23,12 @@ from planner.training.probe_statistics import (
     COVERAGE,
     LearnerEstimate,
     best_rates,
+    effect_of_kind,
     estimate_learners,
     kind_of_learner,
     seed_deviation,
 )
-from planner.training.short_runs import DEFAULTS, ShortRunModel
+from planner.training.short_runs import DEFAULTS, Gains, ShortRunModel
 from profiler.errors import InputError, MeasurementError
 from profiler.workload import Candidate, Workload
 
@@ -130,7 +131,8 @@ def test_a_probe_without_time_for_all_has_compared_the_most_promising() -> None:
     runner = MadeUpRunner(FIVE, quick="head")
     search(runner, seconds=50)
     first = runner.done[0][1]
-    assert runner.done == [(name, first, 0, 1.0) for name in list(FIVE)[: len(runner.done)]]
+    order = sorted(FIVE, key=lambda name: -DEFAULTS.effects[kind_of_learner(name) or ""])
+    assert runner.done == [(name, first, 0, 1.0) for name in order[: len(runner.done)]]
     assert 2 <= len(runner.done) < len(FIVE)
 
 
@@ -227,13 +229,13 @@ def test_an_interval_of_a_longer_training_covers_what_the_model_says() -> None:
     """300 made-up trainings that rise as the constants of the extrapolation say."""
     rng = np.random.default_rng(1)
     model = ShortRunModel(
-        first_gain=0.5, gain=0.1, kept=0.5, own_deviation=0.3, common_deviation=0.4,
-        first_own_deviation=0.5, first_common_deviation=0.5,
-    )  # fmt: skip
+        first=Gains(gain=9.0, more={}, own_deviation=9.0, common_deviation=9.0),
+        later=Gains(gain=0.5, more={}, own_deviation=0.3, common_deviation=0.4),
+    )
     covered = 0
     for _ in range(300):
         at = {10: 0.0, 20: 0.8}
-        rise = 2 * (0.1 + 0.5 * 0.8) + np.sqrt(2) * rng.normal(0, 0.5)
+        rise = 2 * 0.5 + np.sqrt(2) * rng.normal(0, 0.5)
         runs = [
             replace(independent_run(rng, "a", 1 / (1 + np.exp(-odds))), steps=steps)
             for steps, odds in at.items()
@@ -274,31 +276,19 @@ def test_short_runs_are_weak_evidence() -> None:
     # One doubling: the gap of the log-odds, and an error of each learner's own. The images add
     # little, because both learners answer the same ones.
     gap = np.log(0.7 / 0.3) - np.log(0.6 / 0.4)
-    deviation = DEFAULTS.first_own_deviation * np.sqrt(2)
+    deviation = DEFAULTS.first.own_deviation * np.sqrt(2)
     expected = 0.5 * (1 + math.erf(gap / deviation / np.sqrt(2)))
     assert sure[1] == pytest.approx(expected, abs=0.04)
 
 
-def test_a_steep_learner_overtakes_a_flat_one() -> None:
-    """After two lengths the slower one is expected to be the better in the end."""
-    runs = [
-        made_run("flat", 0.70), made_run("flat", 0.72, steps=20),
-        made_run("steep", 0.30), made_run("steep", 0.68, steps=20),
-    ]  # fmt: skip
-    assert estimate_learners(runs)[0].learner == "flat"
-    found = {e.learner: e for e in estimate_learners(runs, planned_steps=160)}
-    assert found["steep"].expected > found["flat"].expected
-    assert found["steep"].best > 0.5
-    odds = {10: float(np.log(0.3 / 0.7)), 20: float(np.log(0.68 / 0.32))}
-    final = odds[20] + 3 * (DEFAULTS.gain + DEFAULTS.kept * (odds[20] - odds[10]))
-    assert found["steep"].expected == pytest.approx(1 / (1 + np.exp(-final)), abs=0.02)
-
-
 KINDS = ShortRunModel(
-    first_gain=0.4, gain=0.2, kept=0.1, own_deviation=0.2, common_deviation=0.1,
-    first_own_deviation=0.2, first_common_deviation=0.1,
-    more={"head": -0.2, "low rank": 0.5}, first_more={"head": -0.3, "low rank": 0.4},
-)  # fmt: skip
+    first=Gains(
+        gain=0.4, more={"head": -0.3, "low rank": 0.4}, own_deviation=0.2, common_deviation=0.1
+    ),
+    later=Gains(
+        gain=0.2, more={"head": -0.2, "low rank": 0.5}, own_deviation=0.2, common_deviation=0.1
+    ),
+)
 
 
 def log_odds(accuracy: float) -> float:
@@ -319,7 +309,7 @@ def test_a_method_rises_as_its_kind_does() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("lora r8, adamw, 32 a step", "low rank"), ("vit_s partial_2, sgd, 8 a step of 2", "full"),
+        ("lora r8, adamw, 32 a step", "low rank"), ("vit_s partial_2, sgd, 8 of 2", "partial"),
         ("head", "head"), ("peft:loha, adamw, 32 a step", None),
     ],
 )  # fmt: skip
@@ -333,7 +323,7 @@ def test_a_dropped_method_keeps_its_kind() -> None:
     found = {e.learner: e for e in estimate_learners(runs, planned_steps=80, short_runs=KINDS)}
     risen = log_odds(0.62) - log_odds(0.60)
     at_20 = log_odds(0.50) + risen + 0.4 - (-0.3)
-    final = at_20 + 2 * (0.2 + 0.5 + 0.1 * risen)
+    final = at_20 + 2 * (0.2 + 0.5)
     assert found["lora"].expected == pytest.approx(1 / (1 + math.exp(-final)), abs=0.01)
 
 
@@ -379,12 +369,68 @@ def test_a_learner_dropped_early_is_carried_on_to_the_steps_of_the_others() -> N
     assert last.expected > 0.1  # carried on to the steps of the others
 
 
-def test_a_curve_of_one_length_has_no_slope_to_compare() -> None:
-    """All have equal accuracies after 20 steps; one was not trained for 10, and was dropped."""
-    others = [made_run(n, a, steps=s) for n in "ab" for s, a in ((10, 0.5), (20, 0.5), (40, 0.6))]
-    dropped = made_run("c", 0.5, steps=20)
-    found = {each.learner: each for each in estimate_learners([*others, dropped])}
-    assert found["c"].expected == pytest.approx(found["a"].expected, abs=0.01)
+def test_a_changed_learning_rate_is_carried_on_as_the_others_are() -> None:
+    """The learner whose rate was changed has one length at its new rate, the other has two."""
+    runs = [
+        made_run("lora", 0.5), made_run("lora", 0.80, steps=20),
+        made_run("lora b", 0.2), made_run("lora b", 0.4, steps=20),
+        made_run("lora b", 0.80, steps=20, factor=3.0),
+    ]  # fmt: skip
+    found = {each.learner: each for each in estimate_learners(runs, planned_steps=160)}
+    assert found["lora b"].rate_factor == 3.0
+    assert found["lora b"].expected == pytest.approx(found["lora"].expected, abs=0.01)
+    assert found["lora b"].best == pytest.approx(0.5, abs=0.05)
+
+
+def with_effects(deviation: float, **changes: int) -> ShortRunModel:
+    return replace(
+        KINDS, effects={"low rank": 0.8, "head": 0.0}, effect_deviation=deviation, **changes
+    )
+
+
+def test_effects_and_short_trainings_count_by_their_precisions() -> None:
+    """In closed form: two learners, one difference of normal errors each."""
+    runs = [made_run("head", 0.60), made_run("lora", 0.50)]
+    found = {
+        e.learner: e
+        for e in estimate_learners(runs, planned_steps=80, short_runs=with_effects(0.3))
+    }
+    carried = {
+        name: log_odds(accuracy) + 3 * (0.4 + KINDS.first.more[kind])
+        for name, accuracy, kind in (("head", 0.6, "head"), ("lora", 0.5, "low rank"))
+    }
+    own, prior = 3 * 0.2**2, 0.3**2
+    mean = (carried["head"] + carried["lora"] - 0.8) / 2
+    for name, effect in (("head", 0.0), ("lora", 0.8)):
+        odds = (prior * carried[name] + own * (mean + effect)) / (own + prior)
+        assert log_odds(found[name].expected) == pytest.approx(odds, abs=0.03)
+
+
+def test_effects_do_not_count_for_whole_trainings_and_long_plans() -> None:
+    def best_of(runs: list[ProbeRun], planned: int, model: ShortRunModel) -> float:
+        found = estimate_learners(runs, planned_steps=planned, short_runs=model)
+        return {each.learner: each.best for each in found}["head"]
+
+    whole = [made_run("head", 0.60, steps=80), made_run("lora", 0.60, steps=80)]
+    assert best_of(whole, 80, with_effects(0.1)) == pytest.approx(0.5, abs=0.05)
+    short = [made_run("head", 0.90), made_run("lora", 0.50)]
+    counted = best_of(short, 80, with_effects(0.1, effect_steps=80))
+    assert counted < best_of(short, 80, with_effects(0.1, effect_steps=79))
+
+
+def test_effects_compare_methods_of_one_backbone_only() -> None:
+    assert effect_of_kind("lora r8, adamw, 32 a step", with_effects(0.1)) == 0.8
+    assert math.isnan(effect_of_kind("vit_s lora r8, adamw, 32 a step", with_effects(0.1)))
+    assert math.isnan(effect_of_kind("peft:loha, adamw", with_effects(0.1)))
+
+
+def test_the_kind_that_was_best_elsewhere_is_trained_first() -> None:
+    ladder = StepLadder(first=10, rungs=2, most=80, short_runs=with_effects(0.3))
+    learners = [learner("unknown"), learner("head"), learner("lora"), learner("other")]
+    runs: list[ProbeRun] = []
+    while len(runs) < 4 and (planned := next_run(learners, runs, ladder=ladder)) is not None:
+        runs.append(made_run(planned.learner.name, 0.5, factor=planned.rate_factor))
+    assert [run.learner for run in runs] == ["lora", "unknown", "head", "other"]
 
 
 # ---- records -------------------------------------------------------------------------------------
