@@ -163,6 +163,8 @@ def device_of_run(device: str) -> str:
 def found_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """Return the device of a training or a forward; ``auto`` takes a GPU if there is one.
 
+    On a GPU, PyTorch is set to the kernels that predictions are for, and that can start here.
+
     Raises:
         DeviceError: there is no CUDA device.
         UsageError: another word.
@@ -170,11 +172,14 @@ def found_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]
     import torch
 
     from planner.training.training_device import device_type
+    from profiler.running.memory_caps import use_planned_configuration
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    device_type(name)
-    return name
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_type(name) == "cpu":
+        return "cpu"
+    use_planned_configuration()
+    return "cuda"
 
 
 def no_progress(stage: str, text: str, fraction: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from planner.training.probe_messages import ProbeRequest, ProbeResult
 from planner.training.probe_process import readable_runs, runner_at
 from planner.training.probe_records import RATE_FACTORS, ProbeRun
+from profiler.running.memory_caps import use_planned_configuration
 from profiler.running.sandbox import Progress
 
 RATE_STEPS = 30
@@ -28,6 +29,8 @@ def find_rate(request: ProbeRequest, progress: Progress) -> ProbeResult:
 
     began = time.monotonic()
     progress("loading images", 0.0)
+    if request.device != "cpu":
+        use_planned_configuration()
     (learner,) = request.learners
     runner = runner_at(request, learner.candidate.workload.image_size)
     known = {run.key: run for run in readable_runs(read_probe_runs(request.storage, request.study))}

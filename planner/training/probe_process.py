@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from planner.training.probe_messages import ProbeRequest, ProbeResult
 from planner.training.probe_records import LONGEST_SETTING_TEXT, Learner, ProbeRun, ProbeSetting
 from profiler.errors import BudgetplanError
+from profiler.running.memory_caps import use_planned_configuration
 from profiler.running.sandbox import Progress
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
 
     began = time.monotonic()
     progress("loading images", 0.0)
+    if request.device != "cpu":
+        use_planned_configuration()
     known = readable_runs(read_probe_runs(request.storage, request.study))
     runner, step_seconds = _runner_of(request, known)
     setting = runner.setting

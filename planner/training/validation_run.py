@@ -12,7 +12,7 @@ import msgspec
 
 from planner.training.validation_messages import ValidationRequest, ValidationResult
 from profiler.running.measurement import cap_host_step
-from profiler.running.memory_caps import cap_at_budget
+from profiler.running.memory_caps import cap_at_budget, use_planned_configuration
 from profiler.running.sandbox import Progress
 from profiler.workload import Workload
 
@@ -33,6 +33,8 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     from profiler.training_step import gc_frozen
 
     workload, kind = request.candidate.workload, device_type(request.device)
+    if kind == "cuda":
+        use_planned_configuration()
     progress("loading images", 0.0)
     images = load_data_for(workload, request.data)
     # The images are decoded before the cap is set: neither their time nor their memory counts.

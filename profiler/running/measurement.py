@@ -29,6 +29,7 @@ from profiler.running.memory_caps import (
     cap_host_memory,
     lift_host_cap,
     timed_without_cap,
+    use_planned_configuration,
 )
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
@@ -226,6 +227,8 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
     on_cuda = request.device == "cuda"
     if on_cuda and not torch.cuda.is_available():
         raise DeviceError("there is no CUDA device in this machine; use --device cpu")
+    if on_cuda:
+        use_planned_configuration()
     if request.cap_bytes:
         if on_cuda:
             cap_at_budget(request.cap_bytes)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from profiler.json_records import NonNegativeFloat, PositiveInt
+from profiler.running.memory_caps import use_planned_configuration
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress
 from profiler.timing.processor_wait import wait_share, waited_seconds
@@ -94,6 +95,8 @@ def run_cells(request: CellsRequest, progress: Progress) -> CellsResult:
 
     from profiler.training_step import gc_frozen
 
+    if request.device == "cuda":
+        use_planned_configuration()
     torch.manual_seed(0)
     alone = request.device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter

@@ -112,3 +112,10 @@ def test_a_real_run_is_capped_at_the_budget_less_the_context(runs: Any, run: str
 def test_a_measurement_that_fits_without_the_context_only_runs_out_of_memory(runs: Any) -> None:
     assert runs["measurement"]["error"] == ""
     assert runs["too small"]["error"] == "OutOfMemoryError"
+
+
+@pytest.mark.parametrize("run", ["measurement", "validation", "cells"])
+def test_real_runs_have_the_planned_settings(runs: Any, run: str) -> None:
+    """Without a C compiler, PyTorch's own Triton kernels cannot be started."""
+    assert not runs[run]["compiles"]
+    assert not runs[run]["benchmark"]
