@@ -7,8 +7,9 @@ take a minute, so the run is shortened:
 - The second step is the steady one whose memory is recorded, from before the model was built. With
   accumulation it takes a few images and then one whole micro-batch. The gradients of the first are
   then in memory during the second, so its peak is that of any number of micro-batches.
-- Later steps have at most two micro-batches, and their time is scaled up to the candidate's. They
-  end at the time limit. Notes record how much was cut short.
+- Later steps have at most two micro-batches. The time of these is scaled up to the candidate's
+  number, that of the update is not. The steps end at the time limit. Notes record how much was cut
+  short.
 
 A limited number of images is decoded beforehand and copied for each step, as a loader's batch is
 copied to a device. Decoding is thus neither timed nor recorded.
@@ -78,6 +79,7 @@ class ShortTraining:
         self._decoded = _decode(images, self._workload, request)
         self._batches = cycle(self._decoded)
         self._session: Session | None = None
+        self._update_seconds = 0.0  # of the last step
 
     def on_host(self, progress: Progress) -> MeasuredSteps:
         """Record the memory of the second step, from before the model; time it and later ones."""
@@ -161,6 +163,14 @@ class ShortTraining:
 
         # The measurement of profiler.running calls ``step.run`` and has no place for the rate.
         session.step.run = run_and_note  # type: ignore[method-assign]
+        finish = session.step.finish
+
+        def finish_and_time() -> None:
+            began = time.perf_counter()
+            finish()
+            self._update_seconds = time.perf_counter() - began
+
+        session.step.finish = finish_and_time  # type: ignore[method-assign]
         return session.step
 
     def _recipe(self, built: BuiltModel) -> Recipe:
@@ -199,11 +209,12 @@ class ShortTraining:
             progress: called with (activity, fraction done).
 
         Returns:
-            Seconds of each step, scaled up to the candidate's number of micro-batches.
+            Seconds of each step, those of its micro-batches scaled up to the candidate's number.
         """
         steps, limit = self._request.steps, self._request.training_seconds
         done_batches = self._workload.accumulation
         candidate_batches = self._request.candidate.workload.accumulation
+        ratio = candidate_batches / done_batches
         seconds: list[float] = []
         expected = recorded * done_batches
         while len(self.losses) < steps:
@@ -215,7 +226,8 @@ class ShortTraining:
             done = len(self.losses)
             progress(f"step {done + 1} of {steps}", 0.2 + 0.5 * done / steps)
             expected = self._timed_step(*[self._fetch] * done_batches)
-            seconds.append(expected)
+            update = self._update_seconds
+            seconds.append(ratio * (expected - update) + update)
         if not seconds:
             self.notes.append(
                 "step time is an upper bound: the only step with a whole micro-batch is the one "
@@ -224,10 +236,10 @@ class ShortTraining:
             return [candidate_batches * recorded]
         if candidate_batches > done_batches:
             self.notes.append(
-                f"step time is {candidate_batches / done_batches:g} times that of {done_batches} "
-                "micro-batches"
+                f"step time is {ratio:g} times that of {done_batches} micro-batches, and that of "
+                "the update"
             )
-        return [candidate_batches / done_batches * s for s in seconds]
+        return seconds
 
     def _fetch(self) -> Batch:
         """Return the next micro-batch, copied to the device."""

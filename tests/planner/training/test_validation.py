@@ -229,6 +229,22 @@ def test_power_is_energy_over_the_time_of_many_repetitions(
     assert power_of(lambda: None) is None
 
 
+def test_the_update_is_counted_once_however_many_micro_batches_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update = TrainingStep.update
+
+    def slow_update(step: TrainingStep) -> None:
+        update(step)
+        time.sleep(1.0)
+
+    monkeypatch.setattr(TrainingStep, "update", slow_update)
+    workload = VIT.replace(micro_batch=2, accumulation=8, image_size=32)
+    seen = in_this_process(Candidate(workload=workload), steps=3)
+    (seconds,) = seen.training.step_seconds
+    assert 1.0 < seconds < 2.0  # 4 if the update were scaled with the micro-batches
+
+
 def test_recomputing_lowers_the_measured_peak() -> None:
     workload = VIT.replace(accumulation=1)
     kept = in_this_process(Candidate(workload=workload), steps=2)
