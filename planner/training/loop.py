@@ -7,7 +7,8 @@ One step is ``profiler.training_step.TrainingStep``, the code that was predicted
 epoch drops the last, incomplete step; the dropped images differ from epoch to epoch. After each
 epoch the model is evaluated on the whole selection part, and the tensors of the selected epoch are
 saved: of the latest whose accuracy is not clearly below the highest. Training stops after
-``patience_epochs`` epochs without a higher accuracy. Within an epoch the model is evaluated once
+``patience_epochs`` epochs without a higher accuracy, counted anew from a resume with another
+length on. Within an epoch the model is evaluated once
 a minute on a small sample. The test part is evaluated once, at the end, with the
 selected epoch's tensors. If the recipe selects no epoch, the selection images are trained on too,
 and all evaluations use the test part.
@@ -55,6 +56,11 @@ INTERIM_IMAGES = 64
 NOT_LEARNING = (
     "the loss of the first epoch is not below that of guessing, so nothing was learned yet: "
     "try another --learning-rate, more epochs, or another method"
+)
+
+ENDED_BEFORE = (
+    "nothing is left to train, because the training ended {when}; another number of --epochs, "
+    "above those done, continues it"
 )
 
 
@@ -160,6 +166,7 @@ class TrainingLoop:
             KeyboardInterrupt: the training was interrupted.
         """
         with self._interrupt.installed(), gc_frozen():
+            self._report_end()
             while not self._is_over:
                 self._train_epoch()
             if not self._interrupt.is_set:
@@ -168,6 +175,13 @@ class TrainingLoop:
                 self._save()
         if self._interrupt.is_set:
             raise self._interrupt.interrupt()
+
+    def _report_end(self) -> None:
+        """Report that a resumed training ended before, if it did."""
+        if self._session.step.global_step >= self._last_step:
+            self._report(message=ENDED_BEFORE.format(when="at its last step"))
+        elif self._is_out_of_patience:
+            self._report(message=ENDED_BEFORE.format(when="early, without a higher accuracy"))
 
     def _finish(self) -> None:
         """Evaluate after the last step if that is missing; then load the best epoch and test it."""
@@ -196,7 +210,7 @@ class TrainingLoop:
     def _is_over(self) -> bool:
         if self._interrupt.is_set or self._session.step.global_step >= self._last_step:
             return True
-        if self._epochs_without_gain() >= (self._recipe.patience_epochs or math.inf):
+        if self._is_out_of_patience:
             return True
         # ``state.seconds`` changes only after a step, so each run takes at least one step.
         return self._clock.is_up(self._state.seconds)
@@ -266,12 +280,20 @@ class TrainingLoop:
         )
         return max(whole, key=lambda reading: reading.accuracy, default=None)
 
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return self._epochs_without_gain() >= (self._recipe.patience_epochs or math.inf)
+
     def _epochs_without_gain(self) -> int:
-        """Return the number of whole epochs after that of the highest accuracy."""
+        """Return the number of whole epochs after that of the highest accuracy.
+
+        Epochs before a resume with another length do not count: it asks for further ones.
+        """
         highest = self._highest_reading()
         if highest is None:
             return 0
-        return len(self._state.epochs) - highest.step // self._steps_per_epoch
+        since = max(highest.step, self._session.schedule.start_step)
+        return len(self._state.epochs) - since // self._steps_per_epoch
 
     def _evaluate(self, images: ImageSet, part: Part) -> AccuracyReading:
         """Evaluate on some images and record the reading."""

@@ -288,6 +288,29 @@ def test_a_training_without_gain_stops_early(tmp_path: Path) -> None:
     assert any("nothing was learned" in at.message for at in seen)
 
 
+def test_a_training_that_had_stopped_early_goes_on_if_its_length_changes(tmp_path: Path) -> None:
+    still = replace(RECIPE, learning_rate=1e-12, epochs=9, patience_epochs=2)
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=still)
+    assert len(run(plan, tmp_path, epochs=None).epochs) == 3
+    seen: list[TrainProgress] = []
+    same_length = run(plan, tmp_path, epochs=None, resume=True, on_progress=seen.append)
+    assert len(same_length.epochs) == 3
+    assert "ended early" in seen[0].message
+    assert "--epochs" in seen[0].message
+
+    def interrupt(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step, progress.reading) == (5, 1, None):
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(plan, tmp_path, epochs=30, resume=True, on_progress=interrupt)
+    # patience counts from the fourth epoch on, also after a second resume
+    assert len(run(plan, tmp_path, epochs=30, resume=True).epochs) == 5
+    seen.clear()
+    run(plan, tmp_path, epochs=4, resume=True, on_progress=seen.append)
+    assert "ended at its last step" in seen[0].message
+
+
 def test_a_training_ends_when_its_time_is_up(tmp_path: Path) -> None:
     result = run(make_plan(workload(micro_batch=4)), tmp_path, minutes=1e-6)
     assert [r.step for r in result.readings] == [1]
