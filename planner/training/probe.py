@@ -11,8 +11,8 @@ few steps; the more promising half is trained anew for twice as many, and so on 
     then     2^k s        and so on up to the recipe's steps, then more seeds
 
 A longer run starts anew, because the cosine of a longer training is another one. The learners are
-trained in the order of what is known of their kinds (``planner.training.short_runs``), then in the
-given order, so that a probe whose time does not suffice for all has compared the most promising
+trained in the order of the known effects of their kinds (``planner.training.short_runs``), then in
+the given order, so that a probe whose time does not suffice for all has compared the most promising
 ones. Learners with cached features cost seconds and are never dropped. The probe ends when its time
 is over, or when the leader is within one point of the best with a probability of ``ENOUGH`` and the
 last rung was reached.

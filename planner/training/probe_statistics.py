@@ -12,8 +12,8 @@ the difference of two accuracies has a smaller error than either. The error has 
   planned steps (``planner.training.short_runs``), with an error that grows with the steps missing.
 
 Learners that were dropped early rise as those that went on did, apart from the difference of their
-kinds, with an error of their own. What is known of the kinds from other nets and sets is combined
-with the carried-on accuracies by their precisions.
+kinds, with an error of their own. The known effects of the kinds (of other nets and sets) and the
+carried-on accuracies are combined by their precisions.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ the choice was right less often, because it is the difference of two noisy accur
 The error grows as the root of h. One part is common to all methods of a case (an easy set rises
 faster for all), which does not change their order; the rest is each method's own.
 
-Beside its short trainings, a method has what is known of its kind: ``effects`` are the log-odds of
-a whole training above the mean of the kinds, on other nets and sets. They count as much as they
-were exact there, and less the nearer the short trainings come to the whole one (``combined``).
+Beside its short trainings, a method has the effect of its kind: ``effects`` are the log-odds of a
+whole training above the mean of the kinds, on other nets and sets. They count less the nearer the
+short trainings come to the whole one (``planner.training.probe_statistics``).
 
 ``studies/probe`` fits the constants and says how often the choice is right.
 """

@@ -122,8 +122,15 @@ def test_pairs_repeat_in_a_backbone_that_alternates() -> None:
     assert_same_log(of_three_units(given), whole(given))
 
 
-def test_units_with_two_results_all_run() -> None:
-    given = candidate("mvitv2_tiny", "head", micro_batch=2)
+@pytest.mark.parametrize(
+    ("model", "method", "option"),
+    [
+        ("mvitv2_tiny", "head", Decision.KEEP),  # units with two results
+        ("xception41", "ssf", Decision.DROP_CHEAP),  # units that begin with a function in place
+    ],
+)
+def test_units_that_cannot_be_left_out_all_run(model: str, method: str, option: Decision) -> None:
+    given = candidate(model, method, option, micro_batch=2)
     options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
     log, true = replay_step(given, device=GPU, options=options), whole(given)
     assert log.ticks == true.ticks
