@@ -22,8 +22,8 @@ def calibrate(
     """Time short training steps on this machine and correct its predicted seconds.
 
     The correction is kept for the device, its driver, the processor and the version of PyTorch.
-    Predictions for this device use it if cross-validation says that it lowers the error of
-    backbones it has not seen.
+    Predictions of training steps on this device use it if cross-validation says that it lowers the
+    error of backbones it has not seen.
 
     Args:
         device: ``auto`` (this machine's GPU, else the CPU), ``cpu``, or the name of this machine's
@@ -35,7 +35,8 @@ def calibrate(
     Raises:
         UnknownNameError: no such device.
         DeviceError: the device is not in this machine.
-        MeasurementError: the machine is too busy, and nothing was kept.
+        InputError: the runs cannot be stored.
+        MeasurementError: nothing was kept: the machine is too busy, or no step runs.
     """
     from planner.cost.calibrate_device import calibrate_device
     from planner.target_device import find_target

@@ -30,8 +30,8 @@ def calibrate(*, device: str, no_cells: bool, as_json: bool, progress: ProgressK
     """Time short training steps, to correct predictions here.
 
     It takes a few minutes, and wants a machine that does nothing else: cells whose rounds differ by
-    more than 10 %, or whose threads waited for a processor, are dropped. Exit code 6: all were
-    dropped.
+    more than 10 %, or whose threads waited for a processor, are dropped. Exit codes: 4 the cache
+    folder cannot be written, 6 all were dropped, or none ran.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         found = api.calibrate(device=device, with_cells=not no_cells, on_progress=notify)
@@ -81,7 +81,7 @@ def _sentences(found: DeviceCalibration) -> Iterator[str]:
         yield f"{kept}; {change}, so it is not used"
         return
     products, other, launches, _ = correction.factors.tolist()
-    yield f"{kept}; {change}: predictions for this device use it from now on"
+    yield f"{kept}; {change}: predictions of training steps here use it from now on"
     yield (
         f"factors on predicted seconds: matrix products {products:.2f}, other work {other:.2f}, "
         f"launches {launches:.2f}"

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from profiler.timing.measured_runs import (
     LARGEST_DISAGREEMENT,
     Machine,
     MeasuredRun,
+    check_runs_file,
     disagreement,
     read_runs,
     record_run,
@@ -112,7 +113,8 @@ def calibrate_device(
 
     Raises:
         DeviceError: the device is not in this machine.
-        MeasurementError: the rounds of every cell disagree or wait: the machine is busy.
+        InputError: the runs cannot be stored.
+        MeasurementError: no cell was kept; the message has the reasons.
     """
     from profiler.timing.kept_corrections import keep_correction
 
@@ -121,6 +123,7 @@ def calibrate_device(
         raise DeviceError(
             f"{device.name} is not in this machine, so it cannot be calibrated; use --device cpu"
         )
+    check_runs_file()
     clock, cells = _time_cells(device, machine, on_progress) if with_cells else (None, ())
     # The factors of levers are not those of this machine.
     plain = [run for run in read_runs(machine) if not run.candidate.workload.levers]
@@ -173,12 +176,28 @@ def _time_cells(
             )
         )
     if not any(cell.kept for cell in cells):
-        raise MeasurementError(
-            f"the rounds of all {len(cells)} cells differ by more than "
-            f"{100 * LARGEST_DISAGREEMENT:.0f} %, waited for a processor or did not run, so "
-            "nothing was kept; the machine is busy: calibrate again when nothing else runs"
-        )
+        check_runs_file()  # it was writable at the start
+        raise MeasurementError(_why_none(cells))
     return found.clock, tuple(cells)
+
+
+def _why_none(cells: Sequence[TimedCell]) -> str:
+    """Return the reasons for which no cell was kept."""
+    failed = [cell for cell in cells if cell.seconds is None]
+    waited = sum(cell.waited > LARGEST_WAIT for cell in cells if cell.seconds is not None)
+    reason = f": {failed[0].reason}" if failed else ""
+    if len(failed) == len(cells):
+        return f"none of the {len(cells)} cells ran{reason}"
+    counts = (
+        (len(cells) - len(failed) - waited, f"differed by more than {LARGEST_DISAGREEMENT:.0%}"),
+        (waited, "waited for a processor"),
+        (len(failed), f"did not run{reason}"),
+    )
+    parts = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return (
+        f"none of the {len(cells)} cells was kept ({parts}); the machine is busy: calibrate again "
+        "when nothing else runs"
+    )
 
 
 def _loaded(

@@ -5,7 +5,8 @@ folder. ``profiler.timing.corrections`` compares the runs with their predictions
 stored, so a run stays usable when the coefficients change.
 
 Only steady runs are kept: on a busy machine the two halves of a run disagree. A line that cannot be
-read is skipped, and a file that cannot be written loses the run: a measurement never fails here.
+read is skipped. A file that cannot be written loses the run: a measurement never fails here, only a
+calibration does, which is run for nothing else (``check_runs_file``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from statistics import median
 from typing import Literal
 
 from profiler.devices.table import DeviceSpec, device_spec
-from profiler.errors import BudgetplanError
+from profiler.errors import BudgetplanError, InputError
 from profiler.json_records import Name, PositiveFloat, read_record
 from profiler.records import Report
 from profiler.store import cache_folder, replace_file
@@ -152,6 +153,23 @@ def disagreement(seconds: Sequence[float]) -> float | None:
     first, second = median(seconds[::2]), median(seconds[1::2])
     low = min(first, second)
     return max(first, second) / low - 1 if low > 0 else None
+
+
+def check_runs_file() -> None:
+    """Refuse a file of runs that cannot be written.
+
+    Raises:
+        InputError: the file cannot be written. The message names it.
+    """
+    try:
+        path = cache_folder(RUNS_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise InputError(
+            f"real runs cannot be kept: {error}; set BUDGETPLAN_CACHE to a folder that can be "
+            "written"
+        ) from error
 
 
 def record_run(

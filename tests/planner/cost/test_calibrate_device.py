@@ -15,7 +15,7 @@ from planner.cli import cli
 from planner.cost import calibrate_device as calibration
 from planner.cost.calibrate_device import calibrate_device
 from profiler.devices.table import CPU, device_spec
-from profiler.errors import DeviceError, MeasurementError
+from profiler.errors import DeviceError, InputError, MeasurementError
 from profiler.running import sandbox
 from profiler.running.emulated import libraries
 from profiler.running.emulated.gpu import emulated_environment
@@ -114,9 +114,35 @@ def test_steady_cells_give_a_correction_that_is_used(monkeypatch: pytest.MonkeyP
 
 def test_a_busy_machine_is_recognised_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, factor=1.4, noise=0.3)
-    with pytest.raises(MeasurementError, match="the machine is busy"):
+    with pytest.raises(MeasurementError, match=r"6 differed by more than 10%.*machine is busy"):
         calibrate_device(CPU)
     assert calibrate_device(CPU, with_cells=False).runs == ()
+
+
+def test_cells_that_do_not_run_are_not_blamed_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer(monkeypatch, factor=1.0, noise=0.0)
+    count, reason = len(CELLS), "no kernel image is available"
+    nothing = CellsResult(
+        seconds=((),) * count, clock="wall", reasons=(reason,) * count, waits=(0.0,) * count
+    )
+    monkeypatch.setattr(sandbox, "run_in_process", lambda *_, **__: nothing)
+    with pytest.raises(MeasurementError) as caught:
+        calibrate_device(CPU)
+    assert reason in str(caught.value)
+    assert "busy" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, factor=1.0, noise=0.0)
+    monkeypatch.setattr(sandbox, "run_in_process", lambda *_, **__: pytest.fail("timed"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="BUDGETPLAN_CACHE"):
+        calibrate_device(CPU)
 
 
 def test_a_cell_that_waited_for_a_processor_is_not_kept_although_its_rounds_agree(
