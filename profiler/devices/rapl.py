@@ -58,12 +58,19 @@ class RaplPackages:
 
 def open_packages(powercap: Path = POWERCAP_FOLDER) -> RaplPackages | None:
     """Return the CPU packages of this machine; None if there are none or they may not be read."""
-    # intel-rapl:0:1 is a part of package 0
-    folders = [f for f in sorted(powercap.glob("intel-rapl:*")) if f.name.count(":") == 1]
     try:
+        folders = [f for f in sorted(powercap.glob("intel-rapl:*")) if _is_package(f)]
         return RaplPackages(folders) if folders else None
     except (OSError, ValueError):
         return None
+
+
+def _is_package(zone: Path) -> bool:
+    """Return whether a zone is a package; ``psys`` contains the packages, ``core`` is part of one.
+
+    Zones of dies are ``package-0-die-1`` and part of no other zone.
+    """
+    return (zone / "name").read_text(encoding="ascii").startswith("package")
 
 
 def _number(path: Path) -> int:

@@ -57,9 +57,12 @@ def test_a_device_without_sensors_has_a_reason() -> None:
     assert "neither energy nor power" in str(found.reason)
 
 
-def package(folder: Path, number: int, microjoules: int, limit: int = 1000) -> Path:
+def package(
+    folder: Path, number: int, microjoules: int, limit: int = 1000, *, name: str = "package"
+) -> Path:
     path = folder / f"intel-rapl:{number}"
     path.mkdir()
+    (path / "name").write_text(f"{name}-{number}\n" if name == "package" else f"{name}\n")
     (path / "max_energy_range_uj").write_text(f"{limit}\n")
     (path / "energy_uj").write_text(f"{microjoules}\n")
     return path / "energy_uj"
@@ -67,12 +70,16 @@ def package(folder: Path, number: int, microjoules: int, limit: int = 1000) -> P
 
 def test_packages_add_up_and_their_counters_wrap(tmp_path: Path) -> None:
     first, second = package(tmp_path, 0, 900), package(tmp_path, 1, 100)
-    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0
+    part = tmp_path / "intel-rapl:0:0"
+    part.mkdir()
+    (part / "name").write_text("core\n")
+    platform = package(tmp_path, 2, 100, name="psys")  # contains the packages
     packages = open_packages(tmp_path)
     assert packages is not None
     assert packages.counter_joules() == 0.0
     first.write_text("50")
     second.write_text("300")
+    platform.write_text("900")
     assert packages.counter_joules() == pytest.approx((150 + 200) / 1e6)
     first.unlink()
     assert packages.counter_joules() is None
