@@ -192,7 +192,7 @@ def _record(step: ModuleStep, module: nn.Module, device: DeviceSpec) -> EventLog
             owner = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
             recorder.storages.follow(tensor, owner=OWNER_CODE[owner])
         with in_phase("input"):
-            batch = tree_map(_fake_input, step.batch)
+            batch = _fake_batch(step.batch)
         autocast = nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
         with in_phase("forward"), autocast:
             loss = step.loss_of(module, batch)
@@ -235,12 +235,25 @@ def module_optimizer(step: ModuleStep, module: nn.Module, *, foreach: bool) -> O
     return step.optimizer(parameters)
 
 
-def _fake_input(value: Any) -> Any:
-    """Return a fake tensor of the same layout, and any other value unchanged."""
-    if not isinstance(value, Tensor):
-        return value
-    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
-    return made.requires_grad_(value.requires_grad)
+def _fake_batch(batch: Any) -> Any:
+    """Return a batch of fake tensors of the same layouts; other values are unchanged.
+
+    A tensor that occurs twice, such as the input of an autoencoder that is also its target, is made
+    once.
+    """
+    made: dict[int, Tensor] = {}
+
+    def fake_input(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in made:
+            empty = torch.empty_strided(
+                value.shape, value.stride(), dtype=value.dtype, device="cpu"
+            )
+            made[id(value)] = empty.requires_grad_(value.requires_grad)
+        return made[id(value)]
+
+    return tree_map(fake_input, batch)
 
 
 def _mark(recorder: Recorder, index: int, leaf: nn.Module) -> None:
