@@ -241,7 +241,7 @@ def _viewed(func: Operation, args: Arguments, out: object) -> int | None:
 
 
 def _known_result(args: Arguments, out: object, view_of: int | None) -> _Known:
-    """Return what is stored of a result.
+    """Return the metadata of a result that is stored.
 
     Raises:
         _UnknownError: the result is no tensor, or has metadata that is not stored.

@@ -47,7 +47,7 @@ def read_context(gpu: Gpu | DeviceError) -> ContextReading:
 
     The driver reports the memory of a process on some systems only: not on Windows, and not in a
     container, where processes have other numbers. Elsewhere the assumed context counts, but at most
-    what is in use on the whole device: other processes can hold any part of that.
+    the bytes in use on the whole device, of which other processes can hold any part.
 
     Args:
         gpu: the GPU, or the error of opening it.
