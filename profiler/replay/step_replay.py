@@ -178,8 +178,8 @@ def _replay_step(
             expanded = expand_log(run(model, rows), rows)
         except (TypeError, ValueError, RuntimeError):
             # MViT's units return two values, while a skipped unit returns its first argument. Units
-            # of Xception begin with a function in place, which autograd refuses after a skipped one.
-            # If the error has another cause, it comes again when all units run.
+            # of Xception begin with a function in place, which autograd refuses behind a skipped
+            # one. If the error has another cause, it comes again when all units run.
             expanded = None
         return run(model) if expanded is None else expanded
 
