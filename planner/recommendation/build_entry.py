@@ -9,6 +9,7 @@ from planner.plan import Accuracy, Plan, plan_file_name
 from planner.recommendation.after_probe import carried_accuracy
 from planner.recommendation.answer import FrontEntry
 from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.choose import is_long_run
 from planner.recommendation.compare_scores import SCORED_KINDS
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe
 from planner.recommendation.provenance import plan_provenance
@@ -47,7 +48,7 @@ def build_entry(
             or expected
         )
     validation = checked.validation
-    accuracy = _plan_accuracy(expected, validation)
+    accuracy = accuracy_after_run(_accuracy_of(expected), validation)
     plan = Plan(
         candidate=checked.candidate,
         prediction=checked.prediction,
@@ -70,24 +71,39 @@ def build_entry(
     )
 
 
-def _plan_accuracy(expected: AccuracyEstimate, validation: Validation | None) -> Accuracy:
-    """Return the accuracy of a probe, or else of the few steps of a run, or else the expected one.
+KEPT_KINDS = ("probe", "published")
+"""Kinds of an accuracy of a plan that a short real run does not replace."""
 
-    A few steps show that training works. A probe trains by the plan's recipe.
-    """
-    if validation is not None and expected.kind != "probe":
-        return validation.accuracy
+
+def _accuracy_of(expected: AccuracyEstimate) -> Accuracy:
     if expected.value is None or expected.kind is None:
         return Accuracy(value=None, source=expected.reason, kind="none")
-    source = f"{expected.reason} ({expected.source})"
     return Accuracy(
         value=expected.value,
-        source=source,
+        source=f"{expected.reason} ({expected.source})",
         kind=expected.kind,
         low=expected.low,
         high=expected.high,
         coverage=expected.coverage,
     )
+
+
+def accuracy_after_run(accuracy: Accuracy, validation: Validation | None) -> Accuracy:
+    """Return the accuracy of a plan after a real run.
+
+    A few steps show that training works, and nothing about the accuracy of the whole training. They
+    replace neither a published accuracy nor that of a probe, which trains by the plan's recipe. A
+    long run replaces a published one.
+
+    Args:
+        accuracy: accuracy of the plan before.
+        validation: the real run; None if there was none.
+    """
+    if validation is None:
+        return accuracy
+    if accuracy.kind == "published" and is_long_run(validation):
+        return validation.accuracy
+    return accuracy if accuracy.kind in KEPT_KINDS else validation.accuracy
 
 
 def plan_scores(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summary
@@ -13,6 +14,9 @@ from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, 
 from planner.scoring.netscore import LOWEST_ACCURACY
 from planner.search.problem import TrialResult
 from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
+
+if TYPE_CHECKING:
+    from planner.training.validation import Validation
 
 LONG_RUN_STEPS, LONG_RUN_IMAGES = 50, 200
 """Training steps and selection images from which a measured accuracy can rank candidates. With 200
@@ -102,10 +106,15 @@ def _same_tier(entry: FrontEntry, best: FrontEntry, *, by_interval: bool) -> boo
     return len(equals_of([entry.result, best.result])) == 2
 
 
+def is_long_run(run: Validation) -> bool:
+    """Return whether the measured accuracy of a real run can rank candidates."""
+    return len(run.losses) >= LONG_RUN_STEPS and run.accuracy_images >= LONG_RUN_IMAGES
+
+
 def _long_run(entry: FrontEntry) -> tuple[float, float] | None:
     """Return the measured accuracy plus and minus a standard error; None after a short run."""
     run = entry.validation
-    if run is None or len(run.losses) < LONG_RUN_STEPS or run.accuracy_images < LONG_RUN_IMAGES:
+    if run is None or not is_long_run(run):
         return None
     value = run.accuracy.value
     if value is None or value <= LOWEST_ACCURACY:

@@ -69,7 +69,7 @@ def method_reason(
 
 
 def _cause(method: str, tier: Sequence[TrialResult], question: Question, *, seen: set[str]) -> str:
-    """Return what distinguishes a method from the others of its tier, up to the word "of".
+    """Return the fact that distinguishes a method from the others of its tier, up to the word "of".
 
     Args:
         method: the chosen method.

@@ -62,6 +62,7 @@ def run_provenance(
         "run": {
             "images": dict(validation.data),
             "losses": list(validation.losses),
+            "accuracy": validation.accuracy.value,
             "accuracy_images": validation.accuracy_images,
             "inference_seconds": validation.inference_seconds,
             "inference_peak_bytes": validation.inference_peak_bytes,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from planner.plan import Plan
 from planner.recommendation.answer import candidate_summary
-from planner.recommendation.build_entry import plan_scores
+from planner.recommendation.build_entry import accuracy_after_run, plan_scores
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.named_rows import answer_rows
 from planner.recommendation.provenance import run_provenance
@@ -195,11 +195,12 @@ def validate_plan(
     note = other_limit_note(plan.prediction, validation)
     if note is not None:
         validation = replace(validation, notes=(*validation.notes, note))
+    accuracy = accuracy_after_run(plan.accuracy, validation)
     return replace(
         plan,
         measurement=validation.report,
-        accuracy=validation.accuracy,
-        scores=plan_scores(validation.accuracy, plan.prediction, validation),
+        accuracy=accuracy,
+        scores=plan_scores(accuracy, plan.prediction, validation),
         provenance={
             **plan.provenance,
             **run_provenance(validation, ran.host_prediction, worker=ran.worker),

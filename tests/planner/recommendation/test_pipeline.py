@@ -16,6 +16,7 @@ import planner.training.validation
 from planner.cost.budget import needed_bytes, round_up_to_printed
 from planner.plan import Accuracy, read_plan, write_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
+from planner.recommendation.build_entry import accuracy_after_run
 from planner.recommendation.choose import choose
 from planner.recommendation.data_facts import DataFacts, data_facts
 from planner.recommendation.image_size import default_image_size, image_size_notes
@@ -240,6 +241,28 @@ def test_an_fp16_plan_runs_in_fp32_under_its_own_placement(
     assert read_plan(tmp_path / "plan.json").measurement == checked.measurement
     assert checked.accuracy.kind == "measured"
     assert checked.provenance["host_prediction"]["peak_bytes"] > 0
+
+
+@pytest.mark.parametrize("kind", ["probe", "published", "prior"])
+def test_a_short_run_replaces_an_accuracy_alike_in_an_answer_and_in_a_plan(
+    answered: Recommendation, kind: Any
+) -> None:
+    entry = next(e for e in answered.front if e.validation is not None)
+    run = entry.validation
+    assert run is not None
+    known = Accuracy(value=0.9, source="the test", kind=kind, low=0.8, high=0.95, coverage=0.8)
+    checked = validate_plan(
+        replace(entry.plan, accuracy=known, measurement=None), run=RUN, notify=lambda *_: None
+    )
+    is_kept = kind != "prior"
+    assert (checked.accuracy == known) == is_kept
+    assert checked.accuracy.kind == (kind if is_kept else "measured")
+    assert (checked.scores is None) == (kind == "probe")
+    assert 0 <= checked.provenance["run"]["accuracy"] <= 1
+    assert (accuracy_after_run(known, run) == known) == is_kept
+    assert accuracy_after_run(known, None) == known
+    long = replace(run, losses=(1.0,) * 60, accuracy_images=256)
+    assert accuracy_after_run(known, long).kind == ("probe" if kind == "probe" else "measured")
 
 
 # ---- when it does not go well --------------------------------------------------------------------
