@@ -11,6 +11,7 @@ from profiler.devices.table import DeviceSpec, device_label
 from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
 from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Work, terms
+from profiler.prediction.report import lever_notes
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import Phase
 from profiler.timing.predicted_cost import predicted_cost
@@ -62,6 +63,7 @@ def composed_report(
         notes=(
             "composed from the family's profile",
             *([] if rates is None else [f"time: {rates.source}"]),
+            *lever_notes(workload),
             *(
                 method_notes(workload.replace(micro_batch=2, accumulation=1))
                 if with_remarks

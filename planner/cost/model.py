@@ -39,8 +39,10 @@ from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.parametric import family_of
 from profiler.prediction.profile_records import terms
+from profiler.prediction.report import is_layout_fitted
 from profiler.records import Report
 from profiler.store import Store
+from profiler.timing.lever_factors import UNFITTED, layout_class
 from profiler.timing.rates import rates, rates_version
 from profiler.timing.roofline import Rates
 from profiler.timing.step_load import LOAD_SUMS
@@ -107,10 +109,30 @@ class CostModel:
         return self.profiles.learns_in_units(workload)
 
     def rates(self, workload: Workload) -> Rates | None:
-        """Return the rates that times are computed from; None if the device's are unknown."""
+        """Return the rates that times are computed from; None if no time is known.
+
+        That is the case if the rates of the device are unknown, and under ``channels_last`` if its
+        factors do not hold for the workload, as in a replay (``can_time``).
+        """
         if self._roofline is not None:
             return self._roofline
-        return rates(self.device, workload, power_limit_watts=self.power_limit_watts)
+        found = rates(self.device, workload, power_limit_watts=self.power_limit_watts)
+        if found is None or "channels_last" not in workload.levers or not self.device.is_cuda:
+            return found
+        known = is_layout_fitted(workload, unfitted_share=self._unfitted_share(workload, found))
+        return found if known else None
+
+    def _unfitted_share(self, workload: Workload, found: Rates) -> float:
+        """Return the share of a step's time that kernels without a factor of a layout take."""
+        point = terms(workload.micro_batch, workload.rank)
+        total = unfitted = 0.0
+        for part in (self.profiles.option(workload, KEPT), self.profiles.update(workload)):
+            work = part.work
+            seconds = work.seconds(point, found)
+            classes = np.array([layout_class(name) == UNFITTED for name in work.kernels.tolist()])
+            total += float(seconds.sum())
+            unfitted += float(seconds[classes[work.kernel]].sum())
+        return unfitted / total
 
     @cached_property
     def rates_version(self) -> str:

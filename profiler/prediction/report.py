@@ -131,7 +131,7 @@ def report_of(
     cost = predicted_cost(load, roofline)
     if cost["energy_joules"] is not None:
         notes.append("energy is that time at the predicted power")
-    notes.extend(_lever_notes(workload))
+    notes.extend(lever_notes(workload))
     notes.extend(method_notes(workload.replace(micro_batch=2, accumulation=1)))
     return Report(
         candidate=candidate,
@@ -158,7 +158,17 @@ def can_time(log: EventLog, workload: Workload, roofline: Rates | None) -> bool:
         return roofline is not None
     unfitted = [op for op in log.operations if layout_class(op.kernel) == UNFITTED]
     share = roofline.total_seconds(unfitted) / roofline.total_seconds(log.operations)
-    return workload.precision != "fp32" and share < LARGEST_UNFITTED_SHARE
+    return is_layout_fitted(workload, unfitted_share=share)
+
+
+def is_layout_fitted(workload: Workload, *, unfitted_share: float) -> bool:
+    """Return whether the factors of ``channels_last`` hold for a workload with that lever.
+
+    Args:
+        workload: the workload.
+        unfitted_share: share of the step's time that kernels without a factor take.
+    """
+    return workload.precision != "fp32" and unfitted_share < LARGEST_UNFITTED_SHARE
 
 
 def _log_to_time(candidate: Candidate, log: EventLog, device: DeviceSpec) -> EventLog:
@@ -173,7 +183,7 @@ def _log_to_time(candidate: Candidate, log: EventLog, device: DeviceSpec) -> Eve
     return replay_step(replace(candidate, workload=workload), device=device)
 
 
-def _lever_notes(workload: Workload) -> Iterator[str]:
+def lever_notes(workload: Workload) -> Iterator[str]:
     """Yield the limits of a prediction under a workload's levers."""
     if "channels_last" in workload.levers:
         yield (

@@ -18,7 +18,7 @@ from planner.cost.budget import needed_bytes
 from planner.cost.comparison_grid import Grid, GridCell
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.backbones import resolve
-from profiler.workload import Workload
+from profiler.workload import PrecisionName, Workload
 
 MODELS, METHODS = ("test_vit", "test_resnet"), ("full", "prefix")
 SHARED = {"batch_size": 4, "image_size": 64, "num_classes": 10}
@@ -243,3 +243,25 @@ def test_an_unknown_name_is_refused_as_before() -> None:
         grid(["openclip_b3"], ["head"])
     with pytest.raises(UnknownNameError):
         grid(["test_vit"], ["head"], training_free=["test_vit"])
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "is_timed"),
+    [("resnet18", "fp16", True), ("resnet18", "fp32", False), ("regnety_002", "fp16", False)],
+)
+def test_a_composed_time_is_known_where_the_replayed_one_is(
+    model: str, precision: PrecisionName, is_timed: bool
+) -> None:
+    """The factors of ``channels_last`` hold in 16 bits, and not for grouped convolutions."""
+    composed, replayed = (
+        predict(
+            model, "full", device="rtx-3060", rung=rung, precision=precision,
+            levers=("channels_last",), **SHARED,
+        )
+        for rung in ("composed", "replayed")
+    )  # fmt: skip
+    for report in (composed, replayed):
+        assert (report.step_seconds is not None) == is_timed
+        assert (report.energy_joules is not None) == is_timed
+        assert all((unit.forward_seconds is not None) == is_timed for unit in report.units)
+        assert any("no time is predicted" in note for note in report.notes)
