@@ -30,6 +30,7 @@ https://developer.nvidia.com/cuda-legacy-gpus.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -294,6 +295,9 @@ CUBLAS_WORKSPACE_BYTES = 2 * 4096 * KIB + 8 * 16 * KIB
 HOPPER_CUBLAS_WORKSPACE_BYTES = 8 * 4096 * KIB
 """Default on compute capability 9 and above: 32 MiB."""
 
+WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+"""Variable with the pools of a workspace as ``:KIB:COUNT``; deterministic trainings set it."""
+
 CUBLASLT_WORKSPACE_BYTES = 1024 * KIB
 """Default of cuBLASLt where it does not use the workspace of cuBLAS: 1 MiB."""
 
@@ -301,6 +305,12 @@ CUBLASLT_WORKSPACE_BYTES = 1024 * KIB
 @cache
 def _installed_torch() -> str:
     return version("torch")  # reads a file, hence the cache
+
+
+def _chosen_workspace_bytes() -> int | None:
+    """Return the bytes of a cuBLAS workspace by the environment; None for PyTorch's default."""
+    pools = re.findall(r":([0-9]+):([0-9]+)", os.environ.get(WORKSPACE_VARIABLE, ""))
+    return sum(int(kib) * KIB * int(count) for kib, count in pools) if pools else None
 
 
 def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tuple[int, ...]:
@@ -315,7 +325,8 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     each handle (https://github.com/pytorch/pytorch/pull/168175; seen with torch 2.10 and 2.11 on an
     emulated GPU, not with 2.12).
 
-    Sizes: ``parseChosenWorkspaceSize``, aten/src/ATen/cuda/CublasHandlePool.cpp
+    Sizes: those of ``WORKSPACE_VARIABLE`` in this process, else PyTorch's default;
+    ``parseChosenWorkspaceSize``, aten/src/ATen/cuda/CublasHandlePool.cpp
     (https://github.com/pytorch/pytorch/pull/91564).
 
     Args:
@@ -332,6 +343,9 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     size = CUBLAS_WORKSPACE_BYTES
     if spec.compute_capability >= (9, 0):
         size = HOPPER_CUBLAS_WORKSPACE_BYTES
+    chosen = _chosen_workspace_bytes()
+    if chosen is not None:
+        size = chosen
     major, minor = (torch_version or _installed_torch()).split(".")[:2]
     release = int(major), int(minor)
     if release >= (2, 15):

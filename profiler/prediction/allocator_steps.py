@@ -85,7 +85,8 @@ def run_steps(
             if kind == "malloc":
                 granted[key] = allocator.malloc(key, nbytes)
                 for number, workspace in workspaces_after.get(key, ()) if step == 0 else ():
-                    allocator.malloc(number, workspace)
+                    if workspace:
+                        allocator.malloc(number, workspace)
                 alive.add(key)
             else:
                 allocator.free(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from profiler.device_rules.caching_allocator import (
     configuration,
 )
 from profiler.devices.table import (
+    WORKSPACE_VARIABLE,
     DeviceSpec,
     cuda_context,
     device_label,
@@ -225,6 +227,8 @@ def cuda_memory(
         notes: list to append to.
     """
     workspaces = workspaces_of(device)
+    if chosen := os.environ.get(WORKSPACE_VARIABLE):
+        notes.append(f"cuBLAS' workspaces are those of {WORKSPACE_VARIABLE}={chosen}")
     context = cuda_context(device)
     notes.append(f"CUDA context {'assumed' if context.is_assumed else 'measured'}")
     workspaces_of_convolutions = comfortable_workspace_bytes(log)

@@ -76,6 +76,41 @@ def test_a_late_import_cannot_undo_the_allocators_options_and_initialises_nothin
     }
 
 
+WORKSPACE = """
+import os, sys, torch
+from profiler.devices.table import lookup, workspaces_of
+
+matrix = torch.ones(64, 64, device="cuda")
+torch.cuda.reset_peak_memory_stats()
+before = torch.cuda.memory_allocated()
+product = matrix @ matrix
+taken = torch.cuda.max_memory_allocated() - before - product.nbytes
+sys.stdout.write(f"{taken} {workspaces_of(lookup('rtx-3060'))[0]}")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("chosen", ["", ":4096:8", ":16:8:4096:1", ":0:0", "nonsense"])
+def test_a_workspace_has_the_size_that_the_environment_says(chosen: str) -> None:
+    reason = libraries.why_not_emulated()
+    if reason:
+        pytest.skip(reason)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WORKSPACE],
+        env=os.environ
+        | emulated_environment(lookup("rtx-3060"))
+        | {"CUBLAS_WORKSPACE_CONFIG": chosen},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    taken, predicted = map(int, done.stdout.split())
+    assert taken == predicted
+
+
 def test_every_command_sets_the_options_before_it_imports_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
