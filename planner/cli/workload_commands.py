@@ -69,7 +69,7 @@ def predict(
 ) -> None:
     """Predict memory, time and energy of a training step.
 
-    Nothing is run. The exit code is 3 when the prediction exceeds --vram.
+    Nothing is run. The exit code is 3 when the training does not fit --vram at a risk of 1 %.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         report = api.predict(
