@@ -512,6 +512,7 @@ def _work(logs: Sequence[EventLog]) -> Work:
         kind=kind.astype(np.int64),
         kinds=kinds.astype(np.str_),
         begins_refill=np.array([op.begins_refill for op in operations], dtype=np.bool_),
+        intercepted=np.array([op.intercepted for op in operations], dtype=np.int64),
         kernel=kernel.astype(np.int64),
         kernels=kernels.astype(np.str_),
         dims=np.stack(columns, axis=1),

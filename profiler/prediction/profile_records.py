@@ -70,6 +70,7 @@ class Work:
         kind: [operations] index into ``kinds``.
         kinds: names of the kinds (``OperationRecord.kind``).
         begins_refill: [operations] whether the operation is the first of a recomputation.
+        intercepted: [operations] see ``OperationRecord.intercepted``.
         kernel: [operations] index into ``kernels``.
         kernels: names of the kernel shapes (``profiler.replay.kernel_shapes``).
         dims: [operations, 6, 4] coefficients of the kernel shapes' dimensions.
@@ -83,6 +84,7 @@ class Work:
     kind: Ints
     kinds: npt.NDArray[np.str_]
     begins_refill: Mask
+    intercepted: Ints
     kernel: Ints
     kernels: npt.NDArray[np.str_]
     dims: Floats
@@ -99,6 +101,7 @@ class Work:
             kind=self.kind[chosen],
             kinds=self.kinds,
             begins_refill=self.begins_refill[chosen],
+            intercepted=self.intercepted[chosen],
             kernel=self.kernel[chosen],
             kernels=self.kernels,
             dims=self.dims[chosen],
@@ -120,8 +123,8 @@ class Work:
             launches=self.launches,
             slowness=roofline.slowness_of(self.kinds.tolist())[self.kind],
         )
-        refills = self.begins_refill.astype(np.float64) * roofline.refill_seconds
-        return roofline.corrected(loads_of_bounds(bounds, self.launches, added_seconds=refills))
+        added = roofline.python_seconds(self.begins_refill, self.intercepted)
+        return roofline.corrected(loads_of_bounds(bounds, self.launches, added_seconds=added))
 
     def kernel_parts(self, point: Floats, kernels: KernelRates) -> Floats:
         """Return [operations, SLOTS] seconds of each term at a point."""

@@ -79,6 +79,8 @@ class OperationRecord(NamedTuple):
         kind: kind of operation, for kinds with rates of their own: the aten name, with a suffix for
             depthwise and pointwise convolutions and for batch normalisation with given statistics.
         begins_refill: whether it is the first operation of a recomputable call in backward.
+        intercepted: at the first recomputation of a unit, the operations of its forward; Python
+            intercepts each, to pack what it saves. 0 for all other operations.
         launches: number of kernels on a GPU; 1 unless the operation is a loop of known length.
         kernel: name of the kernel shape (``profiler.replay.kernel_shapes``).
         dims: dimensions of the kernel shape.
@@ -91,6 +93,7 @@ class OperationRecord(NamedTuple):
     batched_bytes: int = 0
     kind: str = ""
     begins_refill: bool = False
+    intercepted: int = 0
     launches: int = 1
     kernel: str = "other"
     dims: tuple[int, ...] = (0,) * 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -82,6 +83,7 @@ class OperationCounter:
         self._scans_as_loops = scans_as_loops
         self._timer = timer
         self._last_call: Callable[[], RecomputableCall | None] = _no_call
+        self._forward: Counter[int] = Counter()
         # the layout of a result, and so its kernel, depends on the imitated device
         self._options = (batch, published_flops, scans_as_loops, is_imitating_cuda())
 
@@ -116,11 +118,18 @@ class OperationCounter:
         if not (record.moved_bytes or record.flops):
             return
         begins_refill = self._begins_refill(phase)
+        if phase is Phase.FORWARD:
+            self._forward[unit] += 1
+        intercepted = self._forward.pop(unit, 0) if begins_refill else 0
         if self._timer is not None:
             self._timer.time(
                 record.kind, func, args, kwargs, flops=record.flops, moved_bytes=record.moved_bytes
             )
-        self.records.append(record._replace(phase=phase, unit=unit, begins_refill=begins_refill))
+        self.records.append(
+            record._replace(
+                phase=phase, unit=unit, begins_refill=begins_refill, intercepted=intercepted
+            )
+        )
 
     def _record(
         self,

@@ -63,6 +63,8 @@ class Rates:
         update_slowness: the same of the optimizer's operations.
         refill_seconds: Python seconds that a recomputation adds to its operations. 0 on a GPU,
             where the host runs ahead of the kernels.
+        intercept_seconds: Python seconds that each operation of a forward takes longer if its unit
+            recomputes something. 0 on a GPU.
         kernels: fitted rates of the GPU's kernels; None for the roofline.
         power: power of the GPU; None for ``watts`` at any load.
         origin: where the seconds come from.
@@ -83,6 +85,7 @@ class Rates:
     other_slowness: float = 1.0
     update_slowness: float = 1.0
     refill_seconds: float = 0.0
+    intercept_seconds: float = 0.0
     kernels: KernelRates | None = None
     power: PowerModel | None = None
     origin: Origin = Origin.DATA_SHEET
@@ -126,6 +129,18 @@ class Rates:
         longest: Floats = bounds.max(axis=0)
         return longest
 
+    def python_seconds(self, begins_refill: npt.ArrayLike, intercepted: npt.ArrayLike) -> Floats:
+        """Return [operations] Python seconds of recomputation, beside those of the operations.
+
+        Args:
+            begins_refill: [operations] whether a recomputation begins.
+            intercepted: [operations] operations of a forward that were intercepted for it.
+        """
+        refills = np.asarray(begins_refill, dtype=np.float64) * self.refill_seconds
+        intercepts = np.asarray(intercepted, dtype=np.float64) * self.intercept_seconds
+        found: Floats = refills + intercepts
+        return found
+
     def slowness_of(self, kinds: Sequence[str]) -> Floats:
         """Return [kinds] slowness of each kind."""
         return np.array([self.slowness.get(kind, self.other_slowness) for kind in kinds])
@@ -161,8 +176,10 @@ class Rates:
             launches=launches,
             slowness=self.slowness_of([op.kind for op in records]),
         )
-        refills = np.array([op.begins_refill for op in records], dtype=np.float64)
-        loads = loads_of_bounds(bounds, launches, added_seconds=refills * self.refill_seconds)
+        added = self.python_seconds(
+            [op.begins_refill for op in records], [op.intercepted for op in records]
+        )
+        loads = loads_of_bounds(bounds, launches, added_seconds=added)
         return added_up(self.corrected(loads))
 
     def corrected(self, loads: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_timings_that_disagree_are_those_of_a_busy_machine():
 
 @pytest.mark.usefixtures("_own_rates")
 def test_timings_of_a_busy_machine_are_not_stored(monkeypatch, tmp_path):
-    base = np.array([1e9, 1e6, 1e-6, 1e-6, 1.0])
+    base = np.array([1e9, 1e6, 1e-6, 1e-6, 1e-6, 1.0])
     timed = cpu_rates.TimedKinds(base=base, kinds=np.array(["add"]), slowness=np.array([2.0]))
     after = iter([(1e9, 2e6), (1e9, 1e6)])
     monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: next(after))
@@ -168,9 +169,11 @@ def test_composed_and_replayed_times_use_the_same_rates(option):
             rates.launch_seconds,
         )
         + op.begins_refill * rates.refill_seconds
+        + op.intercepted * rates.intercept_seconds
         for op in again
     )
     assert rates.refill_seconds > 0
+    assert rates.intercept_seconds > 0
     chain = cost.chain(CONVOLUTIONS)
     assert recompute_seconds(chain, option_indices(chain, candidate.placement)) == pytest.approx(
         by_hand, rel=0.01
@@ -199,12 +202,29 @@ def test_a_replay_begins_as_many_refills_as_a_real_step_runs(option, monkeypatch
     assert len(begun) == len(run_again) > 0
 
 
+def test_the_forward_of_a_unit_that_recomputes_is_intercepted_once():
+    units = CostModel(CPU).profiles.units(MOBILENET)
+    decisions = dict.fromkeys(units[::2], Decision.DROP_CHEAP)
+    log = replay_step(
+        Candidate(workload=MOBILENET, placement=Placement(decisions=decisions)), device=CPU
+    )
+    intercepted: Counter[int] = Counter()
+    forward: Counter[int] = Counter()
+    for op in log.operations:
+        intercepted[op.unit] += op.intercepted
+        forward[op.unit] += op.phase == Phase.FORWARD
+    recomputing = {op.unit for op in log.operations if op.phase == Phase.RECOMPUTE}
+    assert recomputing
+    for index in range(len(units)):
+        assert intercepted[index] == (forward[index] if index in recomputing else 0)
+
+
 def test_a_gpu_has_no_kinds_and_collects_statistics_again():
     cost = CostModel(device_spec("rtx-3060"))
     rates = cost.rates(CONVOLUTIONS)
     assert rates is not None
     assert rates.slowness == {}
-    assert rates.refill_seconds == 0
+    assert (rates.refill_seconds, rates.intercept_seconds) == (0, 0)
     units = cost.profiles.units(CONVOLUTIONS)
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     candidate = Candidate(workload=CONVOLUTIONS, placement=placement)

@@ -16,6 +16,7 @@ RATES = Rates(
     launch_seconds=1e-6,
     slowness={"slow": 3.0},
     refill_seconds=1e-3,
+    intercept_seconds=1e-4,
 )
 #  FLOPs, bytes, launches, kind, seconds
 OPERATIONS = [
@@ -51,8 +52,9 @@ def test_records_and_arrays_have_the_same_seconds():
             kind=kind,
             launches=n,
             begins_refill=index < 2,
+            intercepted=3 * (index == 1),
         )
         for index, (f, m, n, kind, _) in enumerate(OPERATIONS)
     ]
-    assert RATES.total_seconds(records) == pytest.approx(sum(seconds) + 2e-3, rel=1e-12)
+    assert RATES.total_seconds(records) == pytest.approx(sum(seconds) + 2e-3 + 3e-4, rel=1e-12)
     assert RATES.total_seconds([]) == 0.0
