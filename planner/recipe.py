@@ -94,7 +94,8 @@ class Recipe:
         An epoch leaves its last, incomplete step out. One step at least is counted.
 
         Args:
-            train_images: number of training images, the selection part not included.
+            train_images: number of images that an epoch trains on; the selection part is among
+                them if no epoch is selected.
             effective_batch: images of a step.
         """
         return self.epochs * max(1, train_images // effective_batch)

@@ -227,7 +227,7 @@ def training_steps(answer: Recommendation, plan: Plan) -> int | None:
     if plan.recipe is None:
         return None
     batch = plan.candidate.workload.effective_batch
-    return plan.recipe.steps(answer.request.train_images, effective_batch=batch)
+    return plan.recipe.steps(answer.request.images_of(plan.recipe), effective_batch=batch)
 
 
 def _time(answer: Recommendation, plan: Plan) -> str:

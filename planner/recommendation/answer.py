@@ -146,8 +146,17 @@ class Recommendation:
     @property
     def totals(self) -> list[RunTotals | None]:
         """Duration and energy of the whole training of each entry."""
-        images, rates = self.request.train_images, self.request.energy_rates
-        return [run_totals(entry.plan, images=images, rates=rates) for entry in self.front]
+        request = self.request
+        return [
+            None
+            if entry.plan.recipe is None
+            else run_totals(
+                entry.plan,
+                images=request.images_of(entry.plan.recipe),
+                rates=request.energy_rates,
+            )
+            for entry in self.front
+        ]
 
     @property
     def backbone_levels(self) -> Mapping[str, BackboneLevel]:

@@ -151,6 +151,7 @@ def build_request(
         probe_seconds=None if probe_minutes is None else 60 * probe_minutes,
         left_out=left_out,
         source=inputs.facts.source,
+        set_apart_images=inputs.facts.set_apart_images,
         images_per_class=inputs.facts.images_per_class,
         weight_notes=inputs.weight_notes,
         image_notes=inputs.image_notes,

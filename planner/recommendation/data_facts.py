@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.training.images.image_set import DataSource
 from planner.training.images.load import load_data
@@ -18,7 +18,8 @@ class DataFacts:
 
     Attributes:
         num_classes: number of classes.
-        train_images: number of training images.
+        train_images: number of training images, those of the selection part not included.
+        set_apart_images: number of selection images that are part of the whole training set.
         source: origin of a folder's images; None for a named data set.
         images_per_class: training images of each class of a folder, by label; empty for a named
             data set, whose classes are about equally frequent.
@@ -26,6 +27,7 @@ class DataFacts:
 
     num_classes: int
     train_images: int
+    set_apart_images: int = 0
     source: DataSource | None = None
     images_per_class: tuple[int, ...] = ()
 
@@ -50,16 +52,23 @@ def data_facts(data: str, *, image_size: int, is_used: bool) -> DataFacts:
             found.check_variant(variant)
         if not is_used:
             size = found.size_of(variant)
-            return DataFacts(num_classes=size.num_classes, train_images=size.train_images)
+            return DataFacts(
+                num_classes=size.num_classes,
+                train_images=size.train_images,
+                set_apart_images=size.set_apart_images,
+            )
     # Only the labels are read, so any normalisation will do.
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     images = load_data(data, image_size=image_size, mean=mean, std=std)
-    train_images = images.source.train_images
-    if named is not None:
-        return DataFacts(num_classes=images.num_classes, train_images=train_images)
-    return DataFacts(
+    facts = DataFacts(
         num_classes=images.num_classes,
-        train_images=train_images,
+        train_images=images.source.train_images,
+        set_apart_images=len(images.selection_positions),
+    )
+    if named is not None:
+        return facts
+    return replace(
+        facts,
         source=images.source,
         images_per_class=images.images_per_class,
     )

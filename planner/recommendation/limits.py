@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from planner.recommendation.answer import FrontEntry, candidate_summary
 from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
-from planner.recommendation.run_totals import JOULES_PER_KWH
+from planner.recommendation.run_totals import JOULES_PER_KWH, known_times
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.problem import TrialResult
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.records import Report
+from profiler.workload import Workload
 
 SECONDS_PER_HOUR = 3600.0
 """Seconds of an hour."""
@@ -51,19 +52,28 @@ def within_cost_limits(request: Request, front: Sequence[TrialResult]) -> list[T
     """
     kept = list(front)
     hours, kwh = request.limits.max_hours, request.limits.max_kwh
-    steps = steps_of_recipe(request)
+    steps = _StepsOfRecipes(request)
     if hours is not None:
-        of_step = [result.step_seconds for result in front]
-        kept = _within(kept, of_step, steps / SECONDS_PER_HOUR, limit=hours, unit="hours")
+        values = [
+            known_times(row.step_seconds, steps.of(row.candidate.workload) / SECONDS_PER_HOUR)
+            for row in kept
+        ]
+        kept = _within(kept, values, limit=hours, unit="hours")
     if kwh is not None:
-        of_step = [result.energy_joules for result in kept]
-        kept = _within(kept, of_step, steps / JOULES_PER_KWH, limit=kwh, unit="kWh")
+        values = [
+            known_times(row.energy_joules, steps.of(row.candidate.workload) / JOULES_PER_KWH)
+            for row in kept
+        ]
+        kept = _within(kept, values, limit=kwh, unit="kWh")
     return kept
 
 
 def exceeded_limit(request: Request, report: Report) -> str | None:
     """Return which limit of duration or energy a replayed candidate exceeds; None for none."""
-    limits, steps = request.limits, steps_of_recipe(request)
+    limits = request.limits
+    if limits.max_hours is None and limits.max_kwh is None:
+        return None
+    steps = _StepsOfRecipes(request).of(report.candidate.workload)
     for limit, of_step, factor, unit in (
         (limits.max_hours, report.step_seconds, steps / SECONDS_PER_HOUR, "hours"),
         (limits.max_kwh, report.energy_joules, steps / JOULES_PER_KWH, "kWh"),
@@ -77,19 +87,31 @@ def exceeded_limit(request: Request, report: Report) -> str | None:
     return None
 
 
-def steps_of_recipe(request: Request) -> int:
-    """Return the optimizer steps of the training that a plan of this request describes."""
-    base = request.space.base.replace(
-        micro_batch=request.space.effective_batch, accumulation=1, method="full"
-    )
-    recipe = plan_recipe(request, base)
-    return recipe.steps(request.train_images, effective_batch=request.space.effective_batch)
+class _StepsOfRecipes:
+    """Optimizer steps of the whole training of each candidate, by its recipe.
+
+    Args:
+        request: the request.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._known: dict[tuple[str, str, int], int] = {}
+
+    def of(self, workload: Workload) -> int:
+        """Return the steps of a workload; they depend on its backbone, method and batch alone."""
+        key = (workload.model, workload.method, workload.effective_batch)
+        if key not in self._known:
+            recipe = plan_recipe(self._request, workload)
+            self._known[key] = recipe.steps(
+                self._request.images_of(recipe), effective_batch=workload.effective_batch
+            )
+        return self._known[key]
 
 
 def _within(
     results: Sequence[TrialResult],
-    of_step: Sequence[float | None],
-    factor: float,
+    values: Sequence[float | None],
     *,
     limit: float,
     unit: str,
@@ -98,12 +120,11 @@ def _within(
 
     Args:
         results: candidates.
-        of_step: seconds or joules of a step of each.
-        factor: units of the whole training per second or joule of a step.
+        values: units of the whole training of each.
         limit: largest number of units.
         unit: ``hours`` or ``kWh``, as in the option's name.
     """
-    known = [value * factor for value in of_step if value is not None]
+    known = [value for value in values if value is not None]
     if results and not known:
         what = "speed" if unit == "hours" else "power"
         raise UsageError(
@@ -112,8 +133,8 @@ def _within(
         )
     kept = [
         result
-        for result, value in zip(results, of_step, strict=True)
-        if value is not None and value * factor <= limit
+        for result, value in zip(results, values, strict=True)
+        if value is not None and value <= limit
     ]
     if results and not kept:
         raise UnmetLimitError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from planner.cost.fit_probability import DEFAULT_RISK, FitRule, check_risk
 from planner.disk.names import safe_file_name
+from planner.recipe import Recipe
 from planner.recommendation.lever_choice import LeverChoice
 from planner.recommendation.objective import Objective
 from planner.scoring.backbone_level import BackboneLevel, backbone_levels
@@ -125,6 +126,7 @@ class Request:
         power_limit_watts: power limit that the plans are made for; None for the board's own.
         left_out: methods and micro-batches that are not searched.
         source: origin of the images of a folder; None for a named data set.
+        set_apart_images: number of selection images that are part of the whole training set.
         images_per_class: training images of each class of a folder, by label; empty for a named
             data set.
         weight_notes: sentences on the content of the weights file.
@@ -163,6 +165,7 @@ class Request:
     power_limit_watts: float | None = None
     left_out: tuple[LeftOut, ...] = ()
     source: DataSource | None = None
+    set_apart_images: int = 0
     images_per_class: tuple[int, ...] = ()
     weight_notes: tuple[str, ...] = ()
     image_notes: tuple[str, ...] = ()
@@ -228,6 +231,13 @@ class Request:
         named = find_named(self.run.data)
         assert named is not None, self.run.data
         return named[0].size_of(named[1]).train_images
+
+    def images_of(self, recipe: Recipe) -> int:
+        """Return the number of images that an epoch of a recipe trains on.
+
+        A recipe that selects no epoch trains on the whole training set.
+        """
+        return self.train_images + (0 if recipe.selects_epoch else self.set_apart_images)
 
     @property
     def balanced_images(self) -> int:

@@ -51,29 +51,30 @@ def run_totals(plan: Plan, *, images: int, rates: EnergyRates) -> RunTotals | No
 
     Args:
         plan: the plan.
-        images: training images of an epoch.
+        images: images that an epoch trains on (``Request.images_of``).
         rates: the user's price and emissions of a kWh.
     """
     if plan.recipe is None:
         return None
     step, epochs = plan.prediction, plan.recipe.epochs
     steps = plan.recipe.steps(images, effective_batch=plan.candidate.workload.effective_batch)
-    kwh = _times(step.energy_joules, steps / JOULES_PER_KWH)
+    kwh = known_times(step.energy_joules, steps / JOULES_PER_KWH)
     return RunTotals(
         images=images,
         epochs=epochs,
         steps=steps,
-        epoch_seconds=_times(step.step_seconds, steps // epochs),
-        run_seconds=_times(step.step_seconds, steps),
+        epoch_seconds=known_times(step.step_seconds, steps // epochs),
+        run_seconds=known_times(step.step_seconds, steps),
         run_seconds_interval=_interval_times(step.step_seconds_interval, steps),
         run_kwh=kwh,
         run_kwh_interval=_interval_times(step.energy_joules_interval, steps / JOULES_PER_KWH),
-        price=_times(kwh, rates.price_per_kwh),
-        grams_co2=_times(kwh, rates.grams_per_kwh),
+        price=known_times(kwh, rates.price_per_kwh),
+        grams_co2=known_times(kwh, rates.grams_per_kwh),
     )
 
 
-def _times(value: float | None, factor: float | None) -> float | None:
+def known_times(value: float | None, factor: float | None) -> float | None:
+    """Return a product; None if a factor is not known."""
     return None if value is None or factor is None else value * factor
 
 

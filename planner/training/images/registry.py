@@ -44,6 +44,8 @@ class NamedData:
         description: origin, number and size of the images.
         num_classes: number of classes.
         train_images: number of training images, those of the selection part not included.
+        set_apart_images: number of selection images that are part of the whole training set
+            (``ImageData.training_whole``).
         load: loader of the data set.
         obtain: checks that its files are there, and downloads those that can be; called with the
             folder of data sets and the text after the colon. It raises an ``InputError``.
@@ -58,6 +60,7 @@ class NamedData:
     description: str
     num_classes: int
     train_images: int
+    set_apart_images: int = 0
     load: Callable[[LoadRequest], ImageData]
     obtain: Callable[[Path, str], object] = lambda root, variant: None
     variant: str = ""
@@ -67,7 +70,11 @@ class NamedData:
 
     def size_of(self, variant: str) -> SetSize:
         """Return the size of a variant whose form was checked."""
-        whole = SetSize(num_classes=self.num_classes, train_images=self.train_images)
+        whole = SetSize(
+            num_classes=self.num_classes,
+            train_images=self.train_images,
+            set_apart_images=self.set_apart_images,
+        )
         return self.sizes.get(variant.partition(":")[0], whole)
 
 
@@ -77,6 +84,7 @@ _SETS = (
         description="1,797 handwritten digits of 8x8 pixels (scikit-learn)",
         num_classes=10,
         train_images=1295,
+        set_apart_images=143,
         load=load_digits,
     ),
     NamedData(
@@ -84,6 +92,7 @@ _SETS = (
         description="10,000 silhouettes of 28x28 pixels (package animal-mnist)",
         num_classes=10,
         train_images=7200,
+        set_apart_images=800,
         load=load_animals,
         obtain=obtain_animals,
     ),
@@ -92,6 +101,7 @@ _SETS = (
         description="50,000 + 10,000 images of 32x32 pixels (torchvision)",
         num_classes=10,
         train_images=45000,
+        set_apart_images=5000,
         load=load_cifar10,
         obtain=obtain_cifar10,
         origin="downloaded",
@@ -101,6 +111,7 @@ _SETS = (
         description="50,000 + 10,000 images of 32x32 pixels (torchvision)",
         num_classes=100,
         train_images=45000,
+        set_apart_images=5000,
         load=load_cifar100,
         obtain=obtain_cifar100,
         origin="downloaded",
@@ -110,6 +121,7 @@ _SETS = (
         description="Describable Textures, 1,880 images in each part (torchvision)",
         num_classes=47,
         train_images=1880,
+        set_apart_images=1880,
         load=load_dtd,
         obtain=obtain_dtd,
         origin="downloaded",
@@ -119,6 +131,7 @@ _SETS = (
         description="CIFAR-10, tested on corrupted images (arXiv 1903.12261)",
         num_classes=10,
         train_images=45000,
+        set_apart_images=5000,
         load=load_cifar10_c,
         obtain=obtain_cifar10_c,
         variant="CORRUPTION:SEVERITY",
@@ -130,6 +143,7 @@ _SETS = (
         description="Visual Wake Words, from COCO's images and boxes (arXiv 1906.05721)",
         num_classes=2,
         train_images=106_458,
+        set_apart_images=11_829,
         load=load_visual_wake_words,
         obtain=obtain_visual_wake_words,
         variant=FOLDER_VARIANT,

@@ -95,7 +95,8 @@ def answer(
     alternatives.append(Alternative(name="paper", index=None, note="needs 2.25 GiB, does not fit"))
     return Recommendation(
         request=SimpleNamespace(
-            train_images=1295, run=SimpleNamespace(data="digits", device="cpu"), has_weights=True,
+            train_images=1295, images_of=lambda recipe: 1295, has_weights=True,
+            run=SimpleNamespace(data="digits", device="cpu", weights=weights),
             trains_pretrained=True, others=(), source=None,
             space=SimpleNamespace(base=Workload(model=model)),
             budget_bytes=budget,

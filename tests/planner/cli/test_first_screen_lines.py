@@ -105,7 +105,7 @@ def answers(draw: st.DrawFn) -> Recommendation:
     chosen = draw(st.integers(0, len(rows) - 1))
     request = base.request
     several = draw(st.booleans())
-    run = SimpleNamespace(data=draw(DATA), device="cpu")
+    run = SimpleNamespace(data=draw(DATA), device="cpu", weights=None)
     asked: Any = SimpleNamespace(
         **{
             **vars(request),
@@ -181,7 +181,8 @@ def test_a_long_path_takes_lines_from_sentences_and_not_from_alternatives() -> N
 
 def test_a_long_name_of_the_images_leaves_their_number_and_the_budget() -> None:
     shown = answer(plan())
-    run = SimpleNamespace(data="/home/user/" + "a-folder/" * 20 + "flowers", device="cpu")
+    data = "/home/user/" + "a-folder/" * 20 + "flowers"
+    run = SimpleNamespace(data=data, device="cpu", weights=None)
     request: Any = SimpleNamespace(**{**vars(shown.request), "run": run})
     first, second, *_ = screen(replace(shown, request=request)).splitlines()
     assert first.startswith("vit_small_patch16_224 on /home/user/") and first.endswith("flowers")

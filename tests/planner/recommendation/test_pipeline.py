@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import planner.training.validation
+from planner.cli.first_screen import training_steps
 from planner.cost.budget import needed_bytes, round_up_to_printed
 from planner.plan import Accuracy, read_plan, write_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
@@ -363,6 +364,25 @@ def test_a_published_accuracy_is_expected_of_its_own_size_and_weights_alone(
     assert expected(vit, weights=tmp_path / "own.safetensors") is None
 
 
+def test_totals_are_of_the_images_that_the_recipe_trains_on(answered: Recommendation) -> None:
+    entry = answered.front[0]
+    recipe = entry.plan.recipe
+    assert recipe is not None
+    whole = replace(recipe, selects_epoch=False, patience_epochs=None)
+    plan = replace(entry.plan, recipe=whole)
+    changed = replace(
+        answered,
+        request=replace(answered.request, set_apart_images=143),
+        front=(replace(entry, plan=plan), *answered.front[1:]),
+    )
+    batch = plan.candidate.workload.effective_batch
+    for each, answer, images in ((entry.plan, answered, 1295), (plan, changed, 1295 + 143)):
+        totals = answer.totals[0]
+        assert totals is not None
+        steps = recipe.epochs * (images // batch)
+        assert (totals.images, totals.steps, training_steps(answer, each)) == (images, steps, steps)
+
+
 # ---- choosing ------------------------------------------------------------------------------------
 
 
@@ -425,10 +445,10 @@ def test_the_answer_names_its_alternatives(answered: Recommendation) -> None:
 
 
 def test_classes_without_a_download() -> None:
-    digits = DataFacts(num_classes=10, train_images=1295)
+    digits = DataFacts(num_classes=10, train_images=1295, set_apart_images=143)
     assert data_facts("digits", image_size=32, is_used=False) == digits
     assert data_facts("digits", image_size=32, is_used=True) == digits
-    cifar = DataFacts(num_classes=100, train_images=45_000)
+    cifar = DataFacts(num_classes=100, train_images=45_000, set_apart_images=5_000)
     assert data_facts("cifar100", image_size=32, is_used=False) == cifar
     assert data_facts("cifar10-c:fog:2", image_size=32, is_used=False).num_classes == 10
     with pytest.raises(UsageError, match="severity from 1 to 5"):
@@ -454,6 +474,7 @@ def test_the_images_of_a_folder_are_a_note(tmp_path: Path) -> None:
     facts = data_facts(str(tmp_path / "pets"), image_size=32, is_used=False)
     assert facts.num_classes == 2
     assert facts.images_per_class == (2, 2)
+    assert facts.set_apart_images == 2
     found = SimpleNamespace(stopped=None, cost_unit="joules", failures=())
     notes = answer_notes(replace(request(tmp_path), source=facts.source), found, [])
     assert notes[0].endswith(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from planner.recipe import Recipe
-from planner.recommendation.request import EnergyRates
+from planner.recommendation.build_request import build_request
+from planner.recommendation.limits import exceeded_limit, within_cost_limits
+from planner.recommendation.recipes import plan_recipe
+from planner.recommendation.request import EnergyRates, Limits
 from planner.recommendation.run_totals import run_totals
-from profiler.errors import UsageError
-from profiler.records import ValueInterval
-from profiler.workload import Workload
+from planner.training.loop import LoopImages
+from planner.training.plan_check import load_data_for
+from profiler.errors import UnmetLimitError, UsageError
+from profiler.records import DeviceLabel, Memory, Parameters, Report, Rung, ValueInterval
+from profiler.units import GIB
+from profiler.workload import Candidate, Workload
 
 STEP = SimpleNamespace(
     step_seconds=0.5,
@@ -27,6 +34,19 @@ PLAN: Any = SimpleNamespace(
     prediction=STEP,
 )
 RATES = EnergyRates(price_per_kwh=0.3, grams_per_kwh=400.0)
+
+
+def report_of(load: Workload, *, seconds: float) -> Report:
+    return Report(
+        candidate=Candidate(workload=load),
+        device=DeviceLabel(name="cpu", full_name="CPU", kind="cpu"),
+        rung=Rung.COMPOSED,
+        memory=Memory(peak_bytes=1),
+        flops=None,
+        step_seconds=seconds,
+        energy_joules=None,
+        parameters=Parameters(total=1, trainable=1),
+    )
 
 
 def test_a_training_is_its_steps():
@@ -58,3 +78,47 @@ def test_unknown_quantities_have_no_totals():
 def test_rates_are_checked(rate: float):
     with pytest.raises(UsageError, match="price_per_kwh must be 0 or more"):
         EnergyRates(price_per_kwh=rate)
+
+
+def test_a_recipe_that_selects_no_epoch_trains_on_the_selection_images_too(tmp_path: Path):
+    """AdaLoRA's epochs are longer, so its duration and energy and their limits are larger."""
+    asked = build_request(
+        "test_vit",
+        budget_bytes=GIB,
+        data="digits",
+        image_size=32,
+        methods=["lora", "adalora"],
+        pretrained=False,
+        validations=0,
+        study="totals",
+        out=tmp_path,
+    )
+    base = Workload(model="test_vit", num_classes=10, image_size=32, micro_batch=16)
+    recipes, seconds = {}, {}
+    for method, images in (("lora", 1295), ("adalora", 1295 + 143)):
+        load = base.replace(method=method, rank=4)
+        recipes[method] = plan_recipe(asked, load)
+        assert asked.images_of(recipes[method]) == images
+        digits = load_data_for(load, "digits")
+        assert len(LoopImages.of(digits, recipes[method]).train) == images
+        step = report_of(load, seconds=3600.0)
+        seconds[method] = recipes[method].epochs * (images // 16) * 3600.0
+        for hours, reached in ((0.999, True), (1.001, False)):
+            limits = Limits(max_hours=hours * seconds[method] / 3600)
+            limited = replace(asked, limits=limits)
+            assert (exceeded_limit(limited, step) is not None) == reached
+            rows: Any = [SimpleNamespace(candidate=step.candidate, step_seconds=3600.0)]
+            if reached:
+                with pytest.raises(UnmetLimitError):
+                    within_cost_limits(limited, rows)
+            else:
+                assert within_cost_limits(limited, rows) == rows
+    assert seconds["adalora"] > seconds["lora"]
+    rows = [
+        SimpleNamespace(
+            candidate=Candidate(workload=base.replace(method=method, rank=4)), step_seconds=3600.0
+        )
+        for method in recipes
+    ]
+    between = replace(asked, limits=Limits(max_hours=sum(seconds.values()) / 2 / 3600))
+    assert within_cost_limits(between, rows) == rows[:1]

@@ -25,10 +25,12 @@ class SetSize:
     Attributes:
         num_classes: number of classes.
         train_images: number of training images, those of the selection part not included.
+        set_apart_images: number of selection images that are part of the whole training set.
     """
 
     num_classes: int
     train_images: int
+    set_apart_images: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
