@@ -93,8 +93,9 @@ def _show_one(
     values = [*result.to_json().values(), *(training or {}).values()]
     if all(value is None for value in values):
         raise click.UsageError(
-            "an accuracy alone gives no score: NetScore needs --parameters and --macs, NS-M"
-            " --inference-seconds, --inference-watts and --inference-peak-mib, SAM --energy-joules"
+            "an accuracy alone gives no score: NetScore needs --parameters and --macs, NS-E"
+            " --inference-seconds and --inference-watts, NS-M --inference-peak-mib, NS# these"
+            " three, SAM --energy-joules"
         )
     from planner.cli.list_tables import score_columns, training_score_columns
     from planner.cli.table_layout import show_table

@@ -86,6 +86,13 @@ def test_json_keeps_its_nulls_and_names_what_is_missing() -> None:
     code, out, err = call("score", "--accuracy", "89.7")
     assert (code, out) == (2, "")
     assert "an accuracy alone gives no score" in err
+    named = {
+        clause.split()[0]: {o[2:].replace("-", "_") for o in clause.split() if o.startswith("--")}
+        for clause in " ".join(err.split()).partition("gives no score: ")[2].split(", ")
+    }
+    assert set(named) == {"NetScore", "NS-E", "NS-M", "NS#", "SAM"}
+    for title, key in (("NetScore", "netscore"), ("NS-E", "ns_e"), ("NS-M", "ns_m")):
+        assert named[title] == set(FORMULAS[key][1])
     code, _, err = call("score", "nothing.json")
     assert code == 4
     assert "does not exist" in err
