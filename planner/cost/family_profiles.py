@@ -357,7 +357,9 @@ class FamilyProfiles:
         family = family_of(workload)
         optimizer = workload.optimizer if _updates_weights(workload) else ""
         text = json.dumps(family.to_json(), sort_keys=True)
-        return "overhead", text, optimizer, name, *self._kernels, configuration()
+        # environment variables change the workspaces of cuBLAS
+        workspaces = workspaces_of(self.device)
+        return "overhead", text, optimizer, name, *self._kernels, *workspaces, configuration()
 
     def _update_key(self, workload: Workload) -> tuple[object, ...]:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self._target
