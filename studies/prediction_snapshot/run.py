@@ -36,6 +36,8 @@ CHANGED_CASES = {
 """Argument of a case to the reason why its whole answer differs from that of the kept commit."""
 CPU_SCRATCH_TOLERANCE = 0.1
 """Share by which a CPU's ``working_bytes`` may differ: its kernels' scratch is that of the machine."""
+BLOCK_TOLERANCE = 0.002
+"""Share by which a composed peak may differ: blocks are rounded up, at another micro-batch."""
 MISSING = "(no such key)"
 WORDS = {"notes", "note", "reason", "message", "description", "source", "refused"}
 
@@ -137,6 +139,11 @@ def purpose_of(difference: tuple[str, Any, Any], arguments: list[str]) -> str | 
     if "composed" in arguments and path.endswith(("reserved_bytes", "device_bytes")):
         return (
             "composed reserved bytes have the unused bytes of each option and of mixed placements"
+        )
+    if "composed" in arguments and path.endswith(".memory.peak_bytes"):
+        is_close = abs(new - old) <= BLOCK_TOLERANCE * old
+        return (
+            "composed peaks have the roundings of blocks at their micro-batch" if is_close else None
         )
     if path == ".answer" and old is None and "budgetplan.error" in str(new):
         return "a refusal is an object"
