@@ -49,10 +49,6 @@ from profiler.unit_options import (
 )
 from profiler.workload import Candidate, Workload
 
-OVERHEAD_MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Micro-batches at which the overhead of the caching allocator is read when an option is profiled.
-A reading takes a hundredth of a second; at other micro-batches it takes another replay."""
-
 MIXED = "mixed"
 """Name of the overhead of placements in which some units are recomputed and others are not."""
 
@@ -137,15 +133,25 @@ class FamilyProfiles:
         on_progress: Callable[[str, float], None] | None = None,
         *,
         options: tuple[UnitOption, ...] = COMMON_OPTIONS,
+        micro_batches: Collection[int] = (),
     ) -> None:
-        """Make the profile of a workload's family without its update (see ``prepare``)."""
+        """Make the profile of a workload's family without its update (see ``prepare``).
+
+        Args:
+            workload: workload of the family.
+            on_progress: see ``prepare``.
+            options: see ``prepare``.
+            micro_batches: micro-batches at which the overhead of the caching allocator is read,
+                beside that of the workload. Later, each takes another replay.
+        """
         for done, option in enumerate(options):
             if on_progress is not None and not self.has_option(workload, option):
                 text = f"profiling {workload.model} with {workload.method}, units {option.key}"
                 on_progress(text, done / len(options))
             self.option(workload, option)
         if self.device.is_cuda:
-            self.allocator_overhead(workload, COMMON_OPTIONS)
+            for size in {workload.micro_batch, *micro_batches}:
+                self.allocator_overhead(workload.replace(micro_batch=size), COMMON_OPTIONS)
 
     def is_stored(self, workload: Workload) -> bool:
         """Return whether the store has all that ``prepare`` makes with the default options."""
@@ -323,8 +329,7 @@ class FamilyProfiles:
         if micro_batch not in readings:
             log = self._log(family_of(workload), name, placement)
             update = self.update(workload) if _updates_weights(workload) else None
-            for size in {micro_batch, *(() if readings else OVERHEAD_MICRO_BATCHES)}:
-                readings[size] = read_overhead(log, size, self.device, update)
+            readings[micro_batch] = read_overhead(log, micro_batch, self.device, update)
             self.store.keep(key, OverheadProfile.of(readings))
         return readings[micro_batch]
 

@@ -27,10 +27,12 @@ class _Missing:
         workloads: a workload with each optimizer. They share the profile of the units and the model
             of the update.
         is_update: whether the optimizer's updates are profiled; otherwise the units.
+        micro_batches: micro-batches of the family.
     """
 
     workloads: tuple[Workload, ...]
     is_update: bool
+    micro_batches: frozenset[int] = frozenset()
 
 
 def profile_families(
@@ -49,16 +51,20 @@ def profile_families(
     if profiles.store.folder is None:
         return
     families: dict[Workload, dict[str, Workload]] = defaultdict(dict)
+    micro_batches: dict[Workload, set[int]] = defaultdict(set)
     updates: dict[Workload, dict[str, Workload]] = defaultdict(dict)
     for workload in workloads:
-        families[profiles.family(workload)].setdefault(workload.optimizer, workload)
+        family = profiles.family(workload)
+        families[family].setdefault(workload.optimizer, workload)
+        micro_batches[family].add(workload.micro_batch)
         family, optimizer = profiles.update_of(workload)
         updates[family].setdefault(optimizer, workload)
     missing = []
-    for of_family in families.values():
+    for family, of_family in families.items():
         absent = tuple(load for load in of_family.values() if not profiles.has_units(load))
         if absent:
-            missing.append(_Missing(workloads=absent, is_update=False))
+            sizes = frozenset(micro_batches[family])
+            missing.append(_Missing(workloads=absent, is_update=False, micro_batches=sizes))
     missing.sort(key=lambda each: each.workloads[0].rank is None)  # a rank doubles the replays
     # The updates are last, because the shortest parts balance the load of the processes. Those of
     # one family are a part, because they share its model.
@@ -73,7 +79,7 @@ def profile_families(
                 with suppress(BudgetplanError):  # the search meets it too, and says so
                     profiles.update(workload)
             else:
-                profiles.prepare_units(workload)
+                profiles.prepare_units(workload, micro_batches=part.micro_batches)
 
     def report(part: _Missing, fraction: float) -> None:
         first = part.workloads[0]

@@ -221,12 +221,12 @@ def test_the_overhead_of_a_uniform_placement_is_that_of_its_replay(
     assert found.allocated == allocator.peak_allocated_bytes / live
 
 
-def test_overheads_at_further_micro_batches_are_kept_in_the_store(tmp_path: Path) -> None:
+def test_overheads_at_all_micro_batches_are_kept_in_the_store(tmp_path: Path) -> None:
     load = Workload(model="test_vit", image_size=32, micro_batch=16)
     store, device = Store(tmp_path), device_spec("rtx-3060")
     fresh = FamilyProfiles(device, Store.in_memory())
     expected = {b: fresh.allocator_overhead(load.replace(micro_batch=b)) for b in (5, 16, 24)}
-    FamilyProfiles(device, store).allocator_overhead(load.replace(micro_batch=5))
+    FamilyProfiles(device, store).prepare_units(load, micro_batches={5})
     FamilyProfiles(device, store).allocator_overhead(load.replace(micro_batch=24))
     again = FamilyProfiles(device, store)
     again._replay = None  # type: ignore[method-assign, assignment]
