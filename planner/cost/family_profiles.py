@@ -157,14 +157,23 @@ class FamilyProfiles:
         """Return whether the store has all that ``prepare`` makes with the default options."""
         return self.has_units(workload) and self.has_update(workload)
 
-    def has_units(self, workload: Workload) -> bool:
-        """Return whether the store has what ``prepare_units`` makes with the default options."""
+    def has_units(self, workload: Workload, micro_batches: Collection[int] = ()) -> bool:
+        """Return whether the store has what ``prepare_units`` makes with the default options.
+
+        Args:
+            workload: workload of the family.
+            micro_batches: see ``prepare_units``.
+        """
         family = self.family(workload)
         keys = [self._option_key(family, option) for option in COMMON_OPTIONS]
-        if self.device.is_cuda:
-            # methods that do not learn in the units have no other overheads
-            keys.append(self._overhead_key(workload, KEPT.key))
-        return all(map(self.store.holds, keys))
+        if not all(map(self.store.holds, keys)):
+            return False
+        if not self.device.is_cuda:
+            return True
+        # methods that do not learn in the units have no other overheads
+        stored = self.store.find(OverheadProfile, self._overhead_key(workload, KEPT.key))
+        wanted = {workload.micro_batch, *micro_batches}
+        return stored is not None and wanted <= stored.readings().keys()
 
     def has_option(self, workload: Workload, option: UnitOption) -> bool:
         """Return whether ``option`` replays nothing."""

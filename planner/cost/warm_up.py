@@ -61,9 +61,9 @@ def profile_families(
         updates[family].setdefault(optimizer, workload)
     missing = []
     for family, of_family in families.items():
-        absent = tuple(load for load in of_family.values() if not profiles.has_units(load))
+        sizes = frozenset(micro_batches[family])
+        absent = tuple(load for load in of_family.values() if not profiles.has_units(load, sizes))
         if absent:
-            sizes = frozenset(micro_batches[family])
             missing.append(_Missing(workloads=absent, is_update=False, micro_batches=sizes))
     missing.sort(key=lambda each: each.workloads[0].rank is None)  # a rank doubles the replays
     # The updates are last, because the shortest parts balance the load of the processes. Those of

@@ -82,6 +82,23 @@ def test_what_is_stored_is_left_alone(tmp_path: Path) -> None:
     assert fractions == []
 
 
+def test_further_micro_batches_of_a_stored_family_are_read_before_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call_each(function: Callable[[Any], object], items: list[Any], _: object) -> None:
+        for item in items:
+            function(item)
+
+    # This process has run a backward, after which autograd refuses to run in a fork.
+    monkeypatch.setattr("planner.cost.warm_up.map_forked", call_each)
+    model = CostModel(device_spec(DEVICE), Store(tmp_path))
+    model.prepare(SMALL)
+    larger = SMALL.replace(micro_batch=4 * SMALL.micro_batch)
+    assert not model.profiles.has_units(SMALL, {larger.micro_batch})
+    profile_families(model.profiles, [SMALL, larger], lambda *_: None)
+    assert FamilyProfiles(device_spec(DEVICE), Store(tmp_path)).has_units(larger)
+
+
 def test_precisions_share_the_profile_of_an_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
