@@ -41,6 +41,7 @@ OPTIONAL_PACKAGES = {
     "grpcio": ("grpc", "reach studies through a gRPC proxy"),
     "submitit": ("slurm", "start workers through SLURM"),
     "mcp": ("mcp", "answer a language model over MCP"),
+    "zeus": ("zeus", "read energy counters by BUDGETPLAN_ENERGY_SOURCE=zeus"),
     "animal-mnist": ("animals", "use --data animals"),
 }
 """Package to the extra that installs it, and the purpose."""

@@ -50,6 +50,7 @@ LAYERS = (
 
 ONLY_IMPORTERS = {
     "pynvml": ("profiler.devices",),
+    "zeus": ("profiler.devices.zeus_counters",),
     "timm": ("profiler.models", "planner.training.parameter_groups"),
     "peft": ("profiler.models",),
     "bitsandbytes": ("profiler.models",),

@@ -47,6 +47,7 @@ class Energy:
         joules: energy of the board; None if it is not known.
         seconds: length of the window.
         method: "counter", "power" (integrated readings) or "none".
+        source: interface that was read, such as "nvml".
         resolution: one period of the sensor as a share of the window, which estimates the relative
             error at the ends of the window; None without ``joules``.
         reason: reason why ``joules`` is None.
@@ -55,6 +56,7 @@ class Energy:
     joules: float | None
     seconds: float
     method: str
+    source: str
     resolution: float | None = None
     reason: str | None = None
 
@@ -66,6 +68,10 @@ class Energy:
 
 class EnergySource(Protocol):
     """The readings of a device that a meter uses (``profiler.devices.nvml.Gpu`` has them)."""
+
+    @property
+    def source(self) -> str:
+        """Interface that is read: "nvml", "rapl", or "zeus" with its version and kind of device."""
 
     def power_watts(self) -> float | None:
         """Present power; None if it cannot be read."""
@@ -127,19 +133,22 @@ class EnergyMeter:
         self._poller = None
         seconds = self._gpu.now_seconds() - self._start_seconds
         if self._start_joules is not None:
-            self._energy = _from_counter(self._start_joules, self._gpu.counter_joules(), seconds)
+            self._energy = _from_counter(
+                self._start_joules, self._gpu.counter_joules(), seconds, self._gpu.source
+            )
         elif readings is not None:
-            self._energy = _from_readings(readings, seconds)
+            self._energy = _from_readings(readings, seconds, self._gpu.source)
         else:
             self._energy = Energy(
                 joules=None,
                 seconds=seconds,
                 method="none",
+                source=self._gpu.source,
                 reason="this GPU reports neither energy nor power",
             )
 
 
-def _from_counter(start: float, end: float | None, seconds: float) -> Energy:
+def _from_counter(start: float, end: float | None, seconds: float, source: str) -> Energy:
     reason = None
     if seconds < COUNTER_PERIOD_SECONDS:
         reason = _too_short(seconds)
@@ -148,27 +157,29 @@ def _from_counter(start: float, end: float | None, seconds: float) -> Energy:
     elif end == start:
         reason = f"the energy counter did not move in {seconds:.3g} s; measure a longer window"
     if reason is not None or end is None:
-        return Energy(joules=None, seconds=seconds, method="counter", reason=reason)
+        return Energy(joules=None, seconds=seconds, method="counter", source=source, reason=reason)
     return Energy(
         joules=end - start,
         seconds=seconds,
         method="counter",
+        source=source,
         resolution=COUNTER_PERIOD_SECONDS / seconds,
     )
 
 
-def _from_readings(readings: Sequence[tuple[float, float]], seconds: float) -> Energy:
+def _from_readings(readings: Sequence[tuple[float, float]], seconds: float, source: str) -> Energy:
     reason = None
     if seconds < COUNTER_PERIOD_SECONDS:
         reason = _too_short(seconds)
     elif not readings or readings[-1][0] - readings[0][0] < _COVERED * seconds:
         reason = "the power reading failed in the window"
     if reason is not None:
-        return Energy(joules=None, seconds=seconds, method="power", reason=reason)
+        return Energy(joules=None, seconds=seconds, method="power", source=source, reason=reason)
     return Energy(
         joules=trapezoid_joules(readings),
         seconds=seconds,
         method="power",
+        source=source,
         resolution=COUNTER_PERIOD_SECONDS / seconds,
     )
 

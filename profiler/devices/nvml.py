@@ -39,6 +39,10 @@ class Gpu(Protocol):
     """The readings of a GPU, real or recorded."""
 
     @property
+    def source(self) -> str:
+        """Interface that reports power and energy."""
+
+    @property
     def nvml_name(self) -> str:
         """Name that the driver reports."""
 
@@ -141,6 +145,9 @@ def _decoded(value: str | bytes) -> str:
 class NvmlGpu:
     """A GPU of this machine.
 
+    Attributes:
+        source: the interface, NVML.
+
     Args:
         index: number of the GPU in NVML, which counts in the order of the PCI bus.
         cuda_index: number of the same GPU in CUDA, by which PyTorch is asked for what NVML does not
@@ -149,6 +156,8 @@ class NvmlGpu:
     Raises:
         DeviceError: there is no such GPU, or its name is not known.
     """
+
+    source = "nvml"
 
     def __init__(self, index: int = 0, cuda_index: int | None = None) -> None:
         with _nvml_errors(f"open GPU {index}") as pynvml:
@@ -288,6 +297,8 @@ class TorchGpu:
     Args:
         seen: its properties.
     """
+
+    source = "none"
 
     def __init__(self, seen: CudaProperties) -> None:
         self.nvml_name = seen.name

@@ -28,6 +28,8 @@ class RaplPackages:
         OSError: a counter cannot be read.
     """
 
+    source = "rapl"
+
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
         self._ranges = [_number(folder / "max_energy_range_uj") for folder in folders]
@@ -59,13 +61,13 @@ class RaplPackages:
 def open_packages(powercap: Path = POWERCAP_FOLDER) -> RaplPackages | None:
     """Return the CPU packages of this machine; None if there are none or they may not be read."""
     try:
-        folders = [f for f in sorted(powercap.glob("intel-rapl:*")) if _is_package(f)]
+        folders = [f for f in sorted(powercap.glob("intel-rapl:*")) if is_package(f)]
         return RaplPackages(folders) if folders else None
     except (OSError, ValueError):
         return None
 
 
-def _is_package(zone: Path) -> bool:
+def is_package(zone: Path) -> bool:
     """Return whether a zone is a package; ``psys`` contains the packages, ``core`` is part of one.
 
     Zones of dies are ``package-0-die-1`` and part of no other zone.

@@ -56,6 +56,8 @@ class RecordedGpu:
         InputError: the samples are not in order, or do not begin at 0 s.
     """
 
+    source = "recording"
+
     def __init__(
         self,
         *,

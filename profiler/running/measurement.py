@@ -39,6 +39,7 @@ from profiler.units import format_bytes_as, format_seconds
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
+    from profiler.devices.energy_meter import EnergySource
     from profiler.devices.nvml import Gpu
     from profiler.training_step import Batch, TrainingStep
 
@@ -221,9 +222,11 @@ def run_measurement(request: MeasurementRequest, progress: Progress) -> Measured
     """Build the model, warm up, read the peak and time the steps. Runs in the child process."""
     import torch
 
+    from profiler.devices.energy_source import wants_zeus
     from profiler.models.forward_check import explain_refusals
     from profiler.training_step import gc_frozen
 
+    wants_zeus()  # an error before the model is built, not after the steps
     on_cuda = request.device == "cuda"
     if on_cuda and not torch.cuda.is_available():
         raise DeviceError("there is no CUDA device in this machine; use --device cpu")
@@ -343,17 +346,17 @@ def measure_on_host(
 def _host_energy(
     run_step: Callable[[], object], step_seconds: float, progress: Progress
 ) -> StepEnergy | None:
-    """Return the energy of the CPU packages in a step; None where no counter may be read."""
+    """Return the energy of the CPU in a step; None if its packages have no readable counters."""
     from profiler.devices.energy_meter import EnergyMeter
-    from profiler.devices.rapl import open_packages
+    from profiler.devices.energy_source import cpu_source
 
-    packages = open_packages()
-    if packages is None:
+    source = cpu_source()
+    if source is None:
         return None
+    if isinstance(source, DeviceError):
+        return StepEnergy(joules=None, reason=str(source))
     progress("measuring energy", 0.95)
-    return measure_step_energy(
-        run_step, EnergyMeter(packages), step_seconds=step_seconds, method="rapl"
-    )
+    return measure_step_energy(run_step, EnergyMeter(source), step_seconds=step_seconds)
 
 
 def measure_on_cuda(
@@ -376,9 +379,12 @@ def measure_on_cuda(
     """
     import torch
 
+    from profiler.devices.energy_source import gpu_source
+
     gpu = _gpu_or_error()
+    source = gpu_source(gpu)
     # before this process uses the GPU
-    idle_watts = None if isinstance(gpu, DeviceError) else gpu.power_watts()
+    idle_watts = None if isinstance(source, DeviceError) else source.power_watts()
     progress("building the model", 0.0)
     step, batches = build()
     for _ in range(warmup):
@@ -396,12 +402,12 @@ def measure_on_cuda(
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
 
-    joules, why_no_energy = energy_of(timed_steps, gpu)
+    joules, why_no_energy = energy_of(timed_steps, source)
     energy = None
-    if repeats_for_energy and not isinstance(gpu, DeviceError) and _has_sensor(gpu):
+    if repeats_for_energy and not isinstance(source, DeviceError) and _has_sensor(source):
         progress("measuring energy", 0.95)
         step_seconds = statistics.median(seconds)
-        energy = _cuda_energy(lambda: step.run(batches), gpu, step_seconds, idle_watts)
+        energy = _cuda_energy(lambda: step.run(batches), source, step_seconds, idle_watts)
         if energy.joules is not None:  # the timed steps may be too short for the sensor
             why_no_energy = None
     reserved = torch.cuda.max_memory_reserved()
@@ -436,34 +442,38 @@ def _gpu_or_error() -> Gpu | DeviceError:
         return error
 
 
-def _has_sensor(gpu: Gpu) -> bool:
+def _has_sensor(source: EnergySource) -> bool:
     """Return whether the energy or the power of a GPU can be read."""
-    return gpu.counter_joules() is not None or gpu.power_watts() is not None
+    return source.counter_joules() is not None or source.power_watts() is not None
 
 
 def _cuda_energy(
-    run_step: Callable[[], object], gpu: Gpu, step_seconds: float, idle_watts: float | None
+    run_step: Callable[[], object],
+    source: EnergySource,
+    step_seconds: float,
+    idle_watts: float | None,
 ) -> StepEnergy:
     """Return the energy of a step on the GPU, with its temperature afterwards."""
     import torch
 
     from profiler.devices.energy_meter import EnergyMeter
     from profiler.devices.nvml import NvmlGpu
+    from profiler.devices.zeus_counters import ZeusGpu
 
-    meter = EnergyMeter(gpu, synchronize=torch.cuda.synchronize)
+    meter = EnergyMeter(source, synchronize=torch.cuda.synchronize)
     found = measure_step_energy(run_step, meter, step_seconds=step_seconds, idle_watts=idle_watts)
-    celsius = gpu.celsius() if isinstance(gpu, NvmlGpu) else None
+    celsius = source.celsius() if isinstance(source, NvmlGpu | ZeusGpu) else None
     return msgspec.structs.replace(found, celsius=celsius)
 
 
 def energy_of(
-    run: Callable[[], None], gpu: Gpu | DeviceError | None = None
+    run: Callable[[], None], source: EnergySource | DeviceError | None = None
 ) -> tuple[float | None, str | None]:
     """Run a function and return the energy of this machine's GPU meanwhile.
 
     Args:
         run: the function.
-        gpu: the GPU, or the error of opening it; None to open it here.
+        source: source of the energy, or the error of opening it; None to open it here.
 
     Returns:
         (joules, None), or (None, reason) if the energy could not be read.
@@ -471,8 +481,9 @@ def energy_of(
     import torch
 
     from profiler.devices.energy_meter import EnergyMeter
+    from profiler.devices.energy_source import gpu_source
 
-    found = _gpu_or_error() if gpu is None else gpu
+    found = gpu_source(_gpu_or_error()) if source is None else source
     if isinstance(found, DeviceError):
         run()
         return None, str(found)

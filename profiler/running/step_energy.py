@@ -36,7 +36,9 @@ class StepEnergy(Message, frozen=True, kw_only=True):
         steps: steps of a window.
         spread: largest minus smallest window, relative to the median; None for fewer than two.
         resolution: a period of the sensor as a share of a window; None without ``joules``.
-        method: ``counter``, ``power`` (integrated readings), ``rapl`` or ``none``.
+        method: ``counter``, ``power`` (integrated readings) or ``none``.
+        source: interface that was read: ``nvml``, ``rapl``, or ``zeus`` with its version and the
+            kind of device; None if there was none.
         reason: reason why ``joules`` is None.
         idle_watts: power before this process used the device; None if it cannot be read.
         celsius: temperature of the GPU after the last window; None if it cannot be read.
@@ -48,6 +50,7 @@ class StepEnergy(Message, frozen=True, kw_only=True):
     spread: NonNegativeFloat | None = None
     resolution: NonNegativeFloat | None = None
     method: str = "none"
+    source: str | None = None
     reason: str | None = None
     idle_watts: NonNegativeFloat | None = None
     celsius: float | None = None
@@ -67,7 +70,6 @@ def measure_step_energy(
     *,
     step_seconds: float,
     idle_watts: float | None = None,
-    method: str | None = None,
 ) -> StepEnergy:
     """Repeat a step in several windows and return its energy.
 
@@ -76,7 +78,6 @@ def measure_step_energy(
         meter: meter of the device.
         step_seconds: seconds of a step.
         idle_watts: power before this process used the device.
-        method: name of the method; None for the meter's.
     """
     steps = steps_in_window(step_seconds)
     windows: list[float] = []
@@ -88,7 +89,11 @@ def measure_step_energy(
         found = meter.energy
         if found.joules is None:
             return StepEnergy(
-                joules=None, method=found.method, reason=found.reason, idle_watts=idle_watts
+                joules=None,
+                method=found.method,
+                source=found.source,
+                reason=found.reason,
+                idle_watts=idle_watts,
             )
         windows.append(found.joules / steps)
         resolution = max(resolution, found.resolution or 0.0)
@@ -99,6 +104,7 @@ def measure_step_energy(
         steps=steps,
         spread=(max(windows) - min(windows)) / middle if middle > 0 else None,
         resolution=resolution,
-        method=method or meter.energy.method,
+        method=meter.energy.method,
+        source=meter.energy.source,
         idle_watts=idle_watts,
     )
