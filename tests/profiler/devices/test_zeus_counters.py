@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,11 @@ def gpu_with(**readings: int) -> Any:
     def refuse(self: object) -> int:
         raise ZeusGPUNotSupportedError("not supported")
 
+    def reading(value: int) -> Callable[[object], int]:
+        return lambda self: value
+
     found = dict.fromkeys(GPU.__abstractmethods__, refuse)
-    found |= {name: lambda self, value=value: value for name, value in readings.items()}
+    found |= {name: reading(value) for name, value in readings.items()}
     return type("MadeUpGPU", (GPU,), found)(0)
 
 
@@ -114,7 +118,8 @@ def test_a_gpu_that_reports_an_average_power_alone_is_polled() -> None:
     assert source.celsius() == 61.0
     with EnergyMeter(source) as meter:
         time.sleep(0.3)
-    assert (meter.energy.method, meter.energy.watts) == ("power", pytest.approx(150.0, rel=0.05))
+    assert meter.energy.method == "power"
+    assert meter.energy.watts == pytest.approx(150.0, rel=0.05)
     assert meter.energy.source.endswith("MadeUpGPU")
 
 
