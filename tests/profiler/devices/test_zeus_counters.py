@@ -106,7 +106,7 @@ def gpu_with(**readings: int) -> Any:
     def reading(value: int) -> Callable[[object], int]:
         return lambda self: value
 
-    found = dict.fromkeys(GPU.__abstractmethods__, refuse)
+    found: dict[str, Any] = dict.fromkeys(GPU.__abstractmethods__, refuse)
     found |= {name: reading(value) for name, value in readings.items()}
     return type("MadeUpGPU", (GPU,), found)(0)
 
