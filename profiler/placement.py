@@ -16,12 +16,20 @@ A *decision* is made for a unit. From most memory and no recomputation to least 
                                       recomputes the input; it must be ``recompute`` or ``segment``
                                       (Chen et al. 2016, arXiv:1604.06174)
 
+Two decisions use the host's memory on a GPU (``profiler.checkpointing.host_memory``). On a CPU,
+which has no other memory, nothing is moved:
+
+    offload              OFFLOAD              nothing is recomputed: the saved tensors wait in the
+                                              host's memory until the unit's backward
+    recompute-from-host  RECOMPUTE_FROM_HOST  everything inside the unit; its input waits in the
+                                              host's memory
+
 The words stand in plan files and ``--json`` output; the code uses the members.
 
 A decision can also be made for a part of a unit, written ``unit/part``: a branch
 (``blocks.3/mlp``) or a layer (``blocks.3/mlp.fc1``). The unit's own decision then holds for the
-rest of the unit, and must not be ``recompute`` or ``segment``. If two entries cover the same
-module, the finer one holds. Units that are not named are kept.
+rest of the unit, and must not be one on everything inside (``WHOLE_UNIT_DECISIONS``). If two
+entries cover the same module, the finer one holds. Units that are not named are kept.
 
 ``Placement`` is a value: two policies that decide alike make equal placements. ``PolicyChoice``
 names the policy that decided, with its parameters; ``profiler.workload.Candidate`` holds both.
@@ -52,6 +60,17 @@ class Decision(StrEnum):
     DROP_PER_USE = "lean"
     RECOMPUTE = "recompute"
     SEGMENT = "segment"
+    OFFLOAD = "offload"
+    RECOMPUTE_FROM_HOST = "recompute-from-host"
+
+
+WHOLE_UNIT_DECISIONS = frozenset(
+    {Decision.RECOMPUTE, Decision.SEGMENT, Decision.OFFLOAD, Decision.RECOMPUTE_FROM_HOST}
+)
+"""Decisions on everything inside a unit; its parts have no others then."""
+
+HOST_DECISIONS = frozenset({Decision.OFFLOAD, Decision.RECOMPUTE_FROM_HOST})
+"""Decisions that move tensors to the host's memory."""
 
 
 LARGEST_PARAMETER = 1e18
@@ -106,8 +125,13 @@ class Placement:
 
     @property
     def is_none(self) -> bool:
-        """True when nothing is recomputed."""
+        """True when nothing is recomputed, and nothing moved to the host."""
         return not self.decisions
+
+    @property
+    def uses_host_memory(self) -> bool:
+        """True when tensors of a unit wait in the host's memory."""
+        return not HOST_DECISIONS.isdisjoint(self.decisions.values())
 
 
 KEEP_ALL = Placement()

@@ -90,6 +90,8 @@ class Memory:
             None where they are not known.
         run_peak_bytes: device bytes of the whole run: the highest of loading, first steps,
             evaluation, saving and resuming. None on a CPU and where it was not computed.
+        host_bytes: page-locked memory of the host for tensors that wait; None where it was not
+            computed.
         at_peak: live bytes by owner at the moment of the peak.
         max_by_group: highest live bytes of each owner over the step, each at its own moment.
     """
@@ -100,6 +102,7 @@ class Memory:
     needed_bytes: ByteCount | None = None
     comfortable_bytes: ByteCount | None = None
     run_peak_bytes: ByteCount | None = None
+    host_bytes: ByteCount | None = None
     at_peak: OwnerBytes | None = None
     max_by_group: OwnerBytes | None = None
 

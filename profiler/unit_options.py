@@ -208,6 +208,12 @@ COMMON_OPTIONS: tuple[UnitOption, ...] = (
 )
 """Options of every unit."""
 
+HOST_OPTIONS: tuple[UnitOption, ...] = (
+    _WHOLE[Decision.OFFLOAD],
+    _WHOLE[Decision.RECOMPUTE_FROM_HOST],
+)
+"""Options of every unit that use the host's memory; a policy must ask for them."""
+
 ALL_LAYERS = RecomputeLayers(None, Decision.DROP_PER_USE)
 
 

@@ -45,6 +45,9 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
     if report.device.kind == "cuda":
         need = format_bytes_as(memory.device_bytes, budget_bytes)
         yield "device memory", f"{need}{_against(report, budget_bytes)}"
+        if memory.host_bytes:
+            size = format_bytes_as(memory.host_bytes, budget_bytes)
+            yield "host memory", f"{size}, page-locked"
     elif budget_bytes is not None:
         yield "budget", _against(report, budget_bytes).strip(", ")
     kind = "measured" if report.rung == Rung.MEASURED else "predicted"

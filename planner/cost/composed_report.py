@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from planner.cost.step_estimate import StepEstimate
 from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats
+from profiler.devices.host_link import Transfer, page_locked_bytes
 from profiler.devices.table import DeviceSpec, device_label
 from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
@@ -16,7 +17,7 @@ from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import Phase
 from profiler.timing.predicted_cost import predicted_cost
 from profiler.timing.roofline import Rates
-from profiler.unit_options import KEPT, UnitOption
+from profiler.unit_options import HOST_OPTIONS, KEPT, UnitOption
 from profiler.workload import Candidate
 
 
@@ -55,6 +56,7 @@ def composed_report(
             peak_bytes=estimate.peak_bytes,
             reserved_bytes=estimate.reserved_bytes,
             device_bytes=estimate.device_bytes,
+            host_bytes=_waiting_bytes(unit_options, options, point) if device.is_cuda else None,
         ),
         flops=_step_flops(unit_options, options, update, point, workload.accumulation),
         **predicted_cost(estimate.load, rates),
@@ -71,6 +73,21 @@ def composed_report(
             ),
         ),
     )
+
+
+def _waiting_bytes(
+    unit_options: Mapping[str, UnitOption],
+    options: Mapping[UnitOption, OptionProfile],
+    point: Floats,
+) -> int:
+    """Return the page-locked memory of the host."""
+    copied: list[float] = []
+    for index, option in enumerate(unit_options.values()):
+        if option in HOST_OPTIONS:
+            work = options[option].recompute_work
+            chosen = (work.unit == index) & (work.kernels[work.kernel] == Transfer.TO_HOST)
+            copied += (work.moved_bytes[chosen] @ point).tolist()
+    return page_locked_bytes(copied)
 
 
 def _step_flops(

@@ -380,7 +380,8 @@ class CostModel:
             policy: policy and parameters.
             budget_bytes: budget in device bytes; policies that ignore a budget take any number.
             options: unit options that the policy may use. The default is those that every unit
-                has, which need the fewest replays.
+                has, which need the fewest replays. A policy that uses the host's memory adds its
+                own.
             threshold: threshold of ``adaptive``, if the policy is a word.
             chain: placement problem of the workload, if it differs from ``self.chain``.
             overhead_of: options whose overhead of the caching allocator a budget leaves free.
@@ -388,16 +389,18 @@ class CostModel:
         Raises:
             InfeasibleError: no placement fits; it names the smallest budget for which one does.
             UnknownNameError: no such policy or parameter.
+            UsageError: the policy uses the host's memory, and the device has no link to it.
         """
         budget_bytes = DeviceBytes(budget_bytes)
         if isinstance(policy, str):
             policy = parse_policy(policy, threshold=threshold)
         registered = find_policy(policy.name)
+        registered.check_device(self.device)
         choice = registered.choice(policy.parameters)
         if isinstance(registered, UniformPolicy):
             placement = uniform_placement(registered.option, self.profiles.unit_parts(workload))
             return Candidate(workload=workload, placement=placement, policy=choice)
-        chain = chain or self.chain(workload, options)
+        chain = chain or self.chain(workload, registered.options(options))
         if registered.budget is not BudgetUse.LIMIT:
             placement = place_chain(chain, choice, budget_bytes)
         else:

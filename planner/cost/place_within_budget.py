@@ -33,7 +33,7 @@ from planner.placement.chain import (
     option_indices,
 )
 from planner.placement.chain_cost import peak_bytes, unit_live_bytes
-from planner.placement.policies import POLICIES, UniformPolicy
+from planner.placement.policies import POLICIES, UniformPolicy, find_policy
 from profiler.errors import InfeasibleError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.report import report_of
@@ -239,14 +239,19 @@ def place_within_budget(
         policy: policy that places.
         cost: cost model of the device.
         budget_bytes: budget in device bytes.
-        options: unit options that the policy may use.
+        options: unit options that the policy may use; one that uses the host's memory adds its
+            own.
 
     Returns:
         The fastest placement that fits, with its replay. If none fits, the one that needs least:
         the caller compares ``needed_bytes`` with the budget.
     """
     placements = _ReplayedPlacements(workload, policy, cost, budget_bytes)
-    for allowed in (options, WHOLE_UNITS):
+    registered = find_policy(policy.name)
+    if registered.uses_host_memory:
+        # first without: the least bytes are often those of a placement that composes as too large
+        placements.try_options(options)
+    for allowed in map(registered.options, (options, WHOLE_UNITS)):
         placements.try_options(allowed)
         if placements.has_fitting():
             break

@@ -3,7 +3,7 @@
     place_chain                        the placement of any chain policy
     every_k, first_k, last_k, chen     without a budget
     adaptive                           rule on the bytes at a unit's entry
-    rotor, optimal                     least time within a budget
+    rotor, optimal, offload            least time within a budget
 
 A unit is *eligible* for a chain policy if it has a plain ``recompute`` option.
 
@@ -55,7 +55,7 @@ def place_chain(chain: Chain, policy: PolicyChoice, budget: int) -> Placement:
             placement = adaptive(chain, budget, parameters["threshold"])
         case "rotor":
             placement = rotor(chain, LiveBytes(budget))
-        case "optimal":
+        case "optimal" | "offload":  # the chain has the options
             placement = optimal(chain, LiveBytes(budget))
         case other:
             raise AssertionError(f"{other} is no chain policy")

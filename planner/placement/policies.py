@@ -23,6 +23,8 @@ Policies with a budget:
                  al. (arXiv:1911.13214) without their nested levels, so that nothing is recomputed
                  twice in a step
     optimal      least time over all options of every unit, and over segments
+    offload      the same, and tensors of a unit may wait in the host's memory, at the bandwidth of
+                 the link between host and GPU
 
 ``profiler.unit_options.uniform_placement`` makes the placements of uniform policies,
 ``planner.placement.chain_policies`` those of chain policies. This module imports no array library,
@@ -36,9 +38,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from profiler.devices.table import DeviceSpec
 from profiler.errors import UnknownNameError, UsageError
 from profiler.placement import Decision, PolicyChoice
-from profiler.unit_options import ALL_LAYERS, KEPT, UnitOption, WholeUnit
+from profiler.unit_options import ALL_LAYERS, HOST_OPTIONS, KEPT, UnitOption, WholeUnit
 
 
 class BudgetUse(enum.Enum):
@@ -97,12 +100,14 @@ class Policy:
         summary: description in one line.
         budget: how the policy uses a budget.
         parameters: parameters of the policy.
+        uses_host_memory: whether tensors of a unit may wait in the host's memory.
     """
 
     name: str
     summary: str
     budget: BudgetUse = BudgetUse.IGNORED
     parameters: tuple[PolicyParameter, ...] = ()
+    uses_host_memory: bool = False
 
     @property
     def word(self) -> str:
@@ -114,6 +119,22 @@ class Policy:
     def needs_budget(self) -> bool:
         """Whether the policy cannot place without a budget."""
         return self.budget is not BudgetUse.IGNORED
+
+    def options(self, given: tuple[UnitOption, ...]) -> tuple[UnitOption, ...]:
+        """Return the unit options that the policy places with, if it is given some."""
+        return (*given, *HOST_OPTIONS) if self.uses_host_memory else given
+
+    def check_device(self, device: DeviceSpec) -> None:
+        """Refuse a device that the policy cannot place for.
+
+        Raises:
+            UsageError: the policy uses the host's memory, and the device has no link to it.
+        """
+        if self.uses_host_memory and device.link_bytes_per_second is None:
+            raise UsageError(
+                f"checkpoint policy {self.word} moves tensors between host and GPU, and "
+                f"{device.full_name} has no such link, or an unknown one; use {OPTIMAL.name}"
+            )
 
     def choice(self, parameters: Mapping[str, float] | None = None) -> PolicyChoice:
         """Return the policy with checked parameters; defaults fill in those that are missing.
@@ -230,12 +251,19 @@ POLICIES: Mapping[str, UniformPolicy | ChainPolicy] = MappingProxyType(
                 summary="least time within the budget over all options of every unit",
                 budget=BudgetUse.LIMIT,
             ),
+            ChainPolicy(
+                name="offload",
+                summary="as optimal, and tensors may wait in the host's memory",
+                budget=BudgetUse.LIMIT,
+                uses_host_memory=True,
+            ),
         )
     }
 )
 """Every policy by name, in the order in which commands list them."""
 
 OPTIMAL = PolicyChoice("optimal")
+OFFLOAD = PolicyChoice("offload")
 STATIC = PolicyChoice("static")
 
 

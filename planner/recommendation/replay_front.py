@@ -11,7 +11,7 @@ from planner.cost.budget import needed_bytes
 from planner.cost.place_within_budget import place_within_budget
 from planner.cost.warm_up import profile_options
 from planner.parallel import map_forked
-from planner.placement.policies import OPTIMAL
+from planner.placement.policies import OFFLOAD, OPTIMAL
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.levers import LeverOutcome, with_levers
@@ -158,7 +158,7 @@ def _replayed_in_parallel(
 
 def _is_placed_again(row: TrialResult) -> bool:
     """Return whether a row is placed over all options of its units."""
-    return row.candidate.policy == OPTIMAL and not row.candidate.placement.is_none
+    return row.candidate.policy in (OPTIMAL, OFFLOAD) and not row.candidate.placement.is_none
 
 
 def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome:
@@ -180,7 +180,7 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
     else:
         placed = place_within_budget(
             load,
-            OPTIMAL,
+            candidate.policy,
             cost,
             budget_bytes=limit_bytes,
             options=cost.profiles.unit_options(load),

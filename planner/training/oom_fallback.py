@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.placement.policies import OPTIMAL
+from planner.placement.policies import OFFLOAD, OPTIMAL
 from profiler.errors import InfeasibleError, InputError, UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.units import DeviceBytes
@@ -60,17 +60,18 @@ def tighter_placements(
 def _optimal_placements(candidate: Candidate, cost: CostModel) -> Iterator[Candidate]:
     """Yield the least-time placements for shrinking budgets."""
     workload = candidate.workload
+    policy = OFFLOAD if candidate.placement.uses_host_memory else OPTIMAL
     options, size = cost.profiles.unit_options(workload), cost.estimate(candidate).device_bytes
     least: int = size
     try:
         # No placement fits one byte: the error carries the smallest feasible budget.
-        cost.place(workload, OPTIMAL, DeviceBytes(1), options=options)
+        cost.place(workload, policy, DeviceBytes(1), options=options)
     except InfeasibleError as error:
         least = error.smallest_bytes or size
     for share in BUDGET_SHARES:
         if least < size:
             budget = DeviceBytes(least + int(share * (size - least)))
-            yield cost.place(workload, OPTIMAL, budget, options=options)
+            yield cost.place(workload, policy, budget, options=options)
 
 
 def _fixed_placements(candidate: Candidate, units: Sequence[str]) -> tuple[Candidate, Candidate]:

@@ -11,6 +11,9 @@
                       unit's saved tensors for its own backward, so each unit of a segment is
                       recomputed only once. The input is kept instead if the model changes it
                       between the two units, or if the unit before saved nothing (a frozen prefix).
+    offload           Tensors that the unit saves are copied to the host's memory, and back when its
+                      backward asks for them (``host_memory.py``).
+    recompute-from-host  As recompute, and the unit's input waits in the host's memory.
     cheap             Calls of norms, activation functions, dropout and copies inside the unit are
                       recomputable (``cheap_ops.py``).
     light             The same for depthwise convolutions, attention and scans.
@@ -40,6 +43,7 @@ from torch import nn
 
 from profiler.checkpointing.forwards import (
     AdaptiveUnit,
+    OffloadedUnit,
     PreviousOutput,
     RecomputedUnit,
     ReplacedForward,
@@ -54,7 +58,9 @@ from profiler.models.checkpointable_units import find_units
 from profiler.models.layers import is_layer
 from profiler.models.methods.base import backbone_of
 from profiler.models.unit_runs import modules_of
-from profiler.placement import Decision, Placement
+from profiler.placement import WHOLE_UNIT_DECISIONS, Decision, Placement
+
+_WHOLE_WORDS = ", ".join(sorted(WHOLE_UNIT_DECISIONS))
 
 __all__ = ["AppliedPlacement", "apply_adaptive", "apply_placement", "recomputing"]
 
@@ -153,8 +159,11 @@ def apply_placement(
         if decision == Decision.KEEP and not parts:
             continue
         module = applied._module(backbone, name)
-        if decision not in (Decision.RECOMPUTE, Decision.SEGMENT):
+        if decision not in WHOLE_UNIT_DECISIONS:
             applied._add_selective(name, module, placement, parts)
+            continue
+        if decision == Decision.OFFLOAD:
+            applied._forwards.append(OffloadedUnit(name, module))
             continue
         goes_on = after is not None and placement.decision(after) == Decision.SEGMENT
         unit = RecomputedUnit(
@@ -162,6 +171,7 @@ def apply_placement(
             module,
             previous=previous if decision == Decision.SEGMENT else None,
             own_output=previous if goes_on else None,
+            input_on_host=decision == Decision.RECOMPUTE_FROM_HOST,
         )
         applied._add_recomputed(unit)
     return applied
@@ -221,13 +231,13 @@ def _check_part(placement: Placement, unit: str, part: str, modules: tuple[nn.Mo
     if part not in known:
         raise _lacks(f"part of {unit!r}", part, known)
     whole, own = placement.decision(unit), placement.decision(f"{unit}/{part}")
-    if whole in (Decision.RECOMPUTE, Decision.SEGMENT) or own not in (
+    if whole in WHOLE_UNIT_DECISIONS or own not in (
         Decision.DROP_CHEAP,
         Decision.RECOMPUTE,
     ):
         raise InputError(
-            f"the placement asks for {own} of {unit}/{part} within {whole} of {unit}; "
-            "a part is recompute or cheap, within a unit that is neither recompute nor segment"
+            f"the placement asks for {own} of {unit}/{part} within {whole} of {unit}; a part is "
+            f"recompute or cheap, within a unit that is none of {_WHOLE_WORDS}"
         )
     for other in placement.decisions:
         is_layer = (

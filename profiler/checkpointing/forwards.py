@@ -1,6 +1,7 @@
 """The forwards that stand in for a module's own while a placement is applied.
 
-    RecomputedUnit     decision recompute or segment: the unit is one ModuleCall
+    RecomputedUnit     decision recompute, recompute-from-host or segment: one ModuleCall
+    OffloadedUnit      decision offload: saved tensors wait on the host
     SelectiveUnit      decision cheap, light or lean: selective recomputation inside the unit
     UnitPart           a branch of a SelectiveUnit with a decision of its own
     AdaptiveUnit       the paper's rule: recompute if enough memory is in use on entry
@@ -21,10 +22,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from profiler.checkpointing.cheap_functions import weight_cast
 from profiler.checkpointing.cheap_ops import SelectiveRecomputation
+from profiler.checkpointing.host_memory import (
+    OffloadedInput,
+    SavedOnHost,
+    first_tensor,
+    unpack_from_host,
+)
 from profiler.checkpointing.module_call import ModuleCall
 from profiler.checkpointing.output_table import OutputTable
 from profiler.checkpointing.recompute import (
@@ -34,6 +42,7 @@ from profiler.checkpointing.recompute import (
     StoreInput,
     running_call,
 )
+from profiler.device_rules.cuda_dispatch import runs_on_cpu
 from profiler.models.layers import is_stochastic_depth
 from profiler.placement import Decision
 
@@ -102,6 +111,7 @@ class RecomputedUnit(ReplacedForward):
         previous: output of the unit before, which this unit continues as a segment; None to keep
             the input.
         own_output: where to register the output for the next unit; None if that is no segment.
+        input_on_host: whether the input waits on the host.
     """
 
     def __init__(
@@ -111,19 +121,45 @@ class RecomputedUnit(ReplacedForward):
         *,
         previous: PreviousOutput | None,
         own_output: PreviousOutput | None,
+        input_on_host: bool = False,
     ) -> None:
         super().__init__(name, module)
         self.previous, self.own_output = previous, own_output
+        self.input_on_host = input_on_host
 
     def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run the unit and hand its output on to the next unit of the segment."""
-        store_input = KeptInput if self.previous is None else self.previous.store_input
+        store_input: StoreInput = KeptInput
+        if self.previous is not None:
+            store_input = self.previous.store_input
+        elif self.input_on_host:
+            store_input = self._store_on_host(first_tensor(args, kwargs))
         output, call = self.as_module_call(args, kwargs, store_input=store_input)
         if self.previous is not None:
             self.previous.table.clear()
         if self.own_output is not None:
             self.own_output.set(output, call)
         return output
+
+    @staticmethod
+    def _store_on_host(given: Tensor | None) -> StoreInput:
+        """Return the function that moves the unit's input, and keeps its other arguments."""
+        if given is None or runs_on_cpu(given):
+            return KeptInput
+        return lambda tensor: OffloadedInput(tensor) if tensor is given else KeptInput(tensor)
+
+
+class OffloadedUnit(ReplacedForward):
+    """A unit whose saved tensors wait on the host; on a CPU they stay."""
+
+    def run(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Run the unit under hooks that move its saved tensors."""
+        given = first_tensor(args, kwargs)
+        if given is None or runs_on_cpu(given):
+            return self.function.run(*args, **kwargs)
+        saved = SavedOnHost(self.module, given)
+        with saved_tensors_hooks(saved.pack, unpack_from_host):
+            return self.function.run(*args, **kwargs)
 
 
 class SelectiveUnit(ReplacedForward):

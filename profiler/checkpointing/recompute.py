@@ -218,7 +218,8 @@ class KeptInput:
 
 
 StoreInput = Callable[[Tensor], object]
-"""Maps an input to its stand-in in the call: a KeptInput, an OutputView or a parameter itself."""
+"""Maps an input to its stand-in in the call: a KeptInput, an OutputView or a parameter itself. An
+OffloadedInput (host_memory.py) is a KeptInput."""
 
 
 def unpack(packed: SavedTensor | Tensor) -> Tensor:

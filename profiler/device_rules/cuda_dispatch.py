@@ -45,6 +45,16 @@ def is_imitating_cuda() -> bool:
     return _imitating.get()
 
 
+@contextmanager
+def standing_for_cuda() -> Iterator[None]:
+    """Let tensors on the CPU stand for tensors on a GPU."""
+    token = _imitating.set(True)
+    try:
+        yield
+    finally:
+        _imitating.reset(token)
+
+
 def runs_on_cpu(tensor: Tensor) -> bool:
     """Return whether a tensor is on the CPU and does not stand for one on a GPU."""
     return tensor.device.type == "cpu" and not _imitating.get()
@@ -62,16 +72,15 @@ def imitate_cuda(capability: Capability) -> Iterator[None]:
         return scaled_dot_product_attention(*args, capability=capability, **kwargs)
 
     library = Library("aten", "IMPL")
-    token = _imitating.set(True)
     try:
         library.impl("scaled_dot_product_attention", attention, "AutogradCPU")
         library.impl("dropout", _dropout, "AutogradCPU")
         library.impl("rms_norm", _rms_norm, "AutogradCPU")
         mark_linear(library)
         imitate_cuda_autocast(library)
-        yield
+        with standing_for_cuda():
+            yield
     finally:
-        _imitating.reset(token)
         library._destroy()
 
 

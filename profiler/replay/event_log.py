@@ -23,7 +23,9 @@ class Phase(IntEnum):
     """Phases of a training step, by their codes in the columns of an event log.
 
     ``SETUP`` lasts until the first micro-batch. ``RECOMPUTE`` lies inside ``BACKWARD``: it has no
-    mark of its own, but storages and operations of a recomputation carry its code.
+    mark of its own, but storages and operations of a recomputation carry its code. So do copies
+    between host and device (``profiler.devices.host_link``), also those in the forward: all that a
+    placement adds to a step.
     """
 
     SETUP = 0

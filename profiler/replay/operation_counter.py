@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 
 from profiler.checkpointing.recompute import RecomputableCall, running_call
 from profiler.device_rules.cuda_dispatch import is_imitating_cuda
+from profiler.devices.host_link import Transfer
 from profiler.models.backbones.scan_loop_work import loop_work
 from profiler.operations import operation_kind, read_arguments
 from profiler.replay.event_log import OperationRecord, Phase
@@ -128,6 +129,27 @@ class OperationCounter:
         self.records.append(
             record._replace(
                 phase=phase, unit=unit, begins_refill=begins_refill, intercepted=intercepted
+            )
+        )
+
+    def count_transfer(self, copied: Tensor, direction: Transfer, *, unit: int) -> None:
+        """Count a copy between host and device.
+
+        Args:
+            copied: the copy.
+            direction: direction of the copy.
+            unit: index of the unit that it belongs to.
+        """
+        moved, batched = self._traffic((copied,))
+        self.records.append(
+            OperationRecord(
+                phase=Phase.RECOMPUTE,
+                unit=unit,
+                flops=0,
+                moved_bytes=moved,
+                batched_bytes=batched,
+                kind=direction,
+                kernel=direction,
             )
         )
 

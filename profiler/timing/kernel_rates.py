@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profiler.arrays import Floats, Ints
+from profiler.devices.host_link import Transfer
 from profiler.devices.table import TIMED, DeviceSpec
 from profiler.records import Origin, Spread
 from profiler.timing.kernel_terms import (
@@ -59,6 +60,8 @@ class KernelRates:
         single_flops: FLOP/s of the FP32 units.
         bytes_per_second: memory bandwidth.
         multiprocessors: number of multiprocessors.
+        link_bytes_per_second: bandwidth of copies between host and device; None if it is unknown,
+            and no time of a placement with copies is computed then.
         coefficients: coefficient by class and term.
         factors: factors of the workload's levers.
         weights: seconds for a unit of each quantity, by kernel name, filled as names are met.
@@ -69,6 +72,7 @@ class KernelRates:
     bytes_per_second: float
     multiprocessors: int
     coefficients: Mapping[str, Mapping[str, float]]
+    link_bytes_per_second: float | None = None
     factors: LeverFactors = NO_LEVERS
     weights: dict[str, list[float]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -119,6 +123,9 @@ class KernelRates:
             PeakRate.BYTES: 1.0 / self.bytes_per_second,
             PeakRate.LAUNCHES: 1.0,
         }
+        if name in frozenset(Transfer):
+            link = self.link_bytes_per_second
+            return [0.0] * (SLOTS - 1) + [0.0 if link is None else 1.0 / link]
         return [
             self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
             for slot in slot_keys(name)
@@ -230,6 +237,7 @@ class KernelFile:
             single_flops=clock * single,
             bytes_per_second=moved,
             multiprocessors=device.sm_count,
+            link_bytes_per_second=device.link_bytes_per_second,
             coefficients=self.coefficients,
         )
 

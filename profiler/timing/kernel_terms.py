@@ -14,6 +14,8 @@ times a coefficient of the kernel's class:
     few        bytes x S / C of the same
     values     values that adding a bias, or its gradient, reads and writes / bandwidth
     launch     kernels launched
+    moved      bytes that a copy moves between host and device / bandwidth of the link between them;
+               the slot is that of the launch, because the GPU computes nothing in either
 
 A backward convolution is two matrix products (*first*: the input's gradient, *second*: the
 weight's). ``kernel_terms`` computes [operations, SLOTS] quantities, ``slot_keys`` the coefficient
@@ -30,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from profiler.arrays import Floats, Ints
+from profiler.devices.host_link import Transfer
 
 SLOTS = 12
 """Quantities of an operation: three for each of two matrix products, six for the rest."""
@@ -49,6 +52,7 @@ class PeakRate(Enum):
     SINGLE = "single"
     BYTES = "bytes"
     LAUNCHES = "launches"
+    LINK = "link"
 
 
 class Slot(NamedTuple):
@@ -74,6 +78,8 @@ _ABSENT = Slot("", "", PeakRate.LAUNCHES)
 
 _ROW_NORMS = ("softmax", "softmax_backward", "layer_norm", "layer_norm_backward")
 
+_TRANSFERS = frozenset(Transfer)
+
 _PRODUCTS = ("matmul", "batched_matmul", "attention", "attention_backward")
 
 
@@ -95,6 +101,8 @@ def layout_of(name: str) -> ProductLayout:
 @cache
 def slot_keys(name: str) -> tuple[Slot, ...]:
     """Return [SLOTS] the coefficient and the rate of each quantity of a kernel name."""
+    if name in _TRANSFERS:
+        return (*[_ABSENT] * (SLOTS - 1), Slot(name, "moved", PeakRate.LINK))
     kind, *flags = name.split()
     rate = PeakRate.HALF if "half" in flags else PeakRate.SINGLE
     layout = layout_of(name)
@@ -171,7 +179,8 @@ def kernel_terms(
     """
     terms = np.zeros((len(index), SLOTS))
     terms[:, 6] = moved_bytes
-    terms[:, 11] = launches
+    is_transfer = np.array([name in _TRANSFERS for name in names], dtype=bool)[index]
+    terms[:, 11] = np.where(is_transfer, moved_bytes, launches)
     layout = np.array([layout_of(name).value for name in names])[index]
     _add_products(terms, layout, dims)
     kind = np.array([_NORM_CODES.get(name.split()[0], 0) for name in names])[index]

@@ -19,7 +19,7 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import CPU, device_spec, workspaces_of
 from profiler.errors import InfeasibleError, InputError, UsageError
-from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.placement import HOST_DECISIONS, Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import run_steps, workspace_bytes
 from profiler.prediction.parametric import PROBE_RANKS
 from profiler.prediction.report import predict, step_load
@@ -28,7 +28,7 @@ from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.store import Store
 from profiler.timing.rates import published_rates
 from profiler.timing.roofline import Rates
-from profiler.unit_options import KEPT, WholeUnit
+from profiler.unit_options import KEPT, WholeUnit, uniform_placement
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Workload
 
@@ -71,7 +71,7 @@ def replayed(candidate: Candidate) -> int:
 
 
 @EACH_AND_BF16
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [n for n, p in POLICIES.items() if not p.uses_host_memory])
 def test_the_composed_peak_of_every_policy_is_the_replayed_one(
     workload: Workload, policy: str
 ) -> None:
@@ -267,3 +267,18 @@ def test_a_profile_of_an_option_does_not_depend_on_the_ranks_asked_before() -> N
             getattr(p.option(load, light), name) for p in (before, FamilyProfiles(device))
         )
         np.testing.assert_array_equal(mine, fresh)
+
+
+@pytest.mark.parametrize("decision", sorted(HOST_DECISIONS))
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_composed_memory_and_time_on_the_host_are_those_of_the_replay(
+    decision: Decision, method: str
+) -> None:
+    load = VIT.replace(method=method, rank=4 if method == "lora" else None, micro_batch=24)
+    cost = CostModel(device_spec("rtx-3060"), Store.default())
+    placement = uniform_placement(WholeUnit(decision), cost.profiles.unit_parts(load))
+    candidate = Candidate(workload=load, placement=placement)
+    ours, oracle = cost.predict(candidate), predict(candidate, device=cost.device)
+    assert ours.memory.peak_bytes == pytest.approx(oracle.memory.peak_bytes, rel=1e-3)
+    assert ours.memory.host_bytes == oracle.memory.host_bytes > 0
+    assert ours.step_seconds == pytest.approx(oracle.step_seconds, rel=1e-3)

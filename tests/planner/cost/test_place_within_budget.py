@@ -14,7 +14,7 @@ from planner.cost.place_within_budget import ReplayCorrections, place_within_bud
 from planner.placement.chain import option_indices
 from planner.placement.chain_cost import peak_bytes
 from profiler.devices.table import CPU, device_spec
-from profiler.errors import InfeasibleError
+from profiler.errors import InfeasibleError, UsageError
 from profiler.placement import KEEP_ALL, Decision, Placement, PolicyChoice
 from profiler.prediction.report import predict
 from profiler.records import Report
@@ -194,3 +194,34 @@ def test_highest_by_unit_is_over_all_micro_batches() -> None:
         assert forward == max(int(live[a : b + 1].max()) for a, b in spans)
         assert forward > first[unit][0]
         assert backward >= first[unit][1]
+
+
+def test_with_the_hosts_memory_smaller_budgets_fit_and_no_budget_is_slower() -> None:
+    load = TOKENS.replace(micro_batch=64)
+    cost = CostModel(device_spec("rtx-2060-super"), Store.default())
+
+    def placed(policy: str, budget: int) -> Report:
+        return place_within_budget(
+            load,
+            PolicyChoice(policy),
+            cost,
+            budget_bytes=DeviceBytes(budget),
+            options=cost.profiles.unit_options(load),
+        ).report
+
+    least = {policy: placed(policy, 1) for policy in ("optimal", "offload")}
+    assert needed_bytes(least["offload"]) < needed_bytes(least["optimal"])
+    assert least["offload"].candidate.placement.uses_host_memory
+    assert not least["optimal"].candidate.placement.uses_host_memory
+    most = need(load, KEEP_ALL, "rtx-2060-super")
+    for budget in np.linspace(needed_bytes(least["optimal"]), most, 3).astype(int).tolist():
+        ours, without = placed("offload", budget), placed("optimal", budget)
+        assert needed_bytes(ours) <= budget
+        assert ours.step_seconds <= without.step_seconds * 1.001
+
+
+@pytest.mark.parametrize("device", ["cpu", "jetson-orin-nano"])
+def test_a_device_without_a_link_to_the_host_is_refused(device: str) -> None:
+    cost = CostModel(device_spec(device), Store.default())
+    with pytest.raises(UsageError, match="offload moves tensors between host and GPU"):
+        place_by_policy(TOKENS, PolicyChoice("offload"), cost, budget_bytes=DeviceBytes(10**9))

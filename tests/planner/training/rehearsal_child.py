@@ -18,6 +18,7 @@ from planner.training.rehearsal_run import (
     run_rehearsals,
 )
 from profiler.models import build
+from profiler.placement import Placement
 from profiler.running.messages import encode
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
@@ -27,11 +28,18 @@ WORKLOAD = Workload(
     precision="fp16", rank=4, image_size=32,
 )  # fmt: skip
 
+PLAIN = Candidate(workload=WORKLOAD)
+LARGE = WORKLOAD.replace(image_size=160, precision="fp32")  # activations decide its memory
+ON_THE_HOST = Candidate(
+    workload=LARGE,
+    placement=Placement(
+        {f"blocks.{i}": word for i, word in enumerate(("offload", "recompute-from-host") * 3)}
+    ),
+)
 
-def request(cap_bytes: int = 512 * MIB) -> RehearsalRequest:
-    return RehearsalRequest(
-        candidate=Candidate(workload=WORKLOAD), cap_bytes=cap_bytes, recipe=None, steps=3
-    )
+
+def request(candidate: Candidate = PLAIN, cap_bytes: int = 512 * MIB) -> RehearsalRequest:
+    return RehearsalRequest(candidate=candidate, cap_bytes=cap_bytes, recipe=None, steps=3)
 
 
 def mixes_devices(x: torch.Tensor) -> torch.Tensor:
@@ -72,9 +80,10 @@ def failure(asked: RehearsalRequest) -> str:
 
 def main() -> None:
     """Print the stages of the run without a fault, and the failure of each fault."""
-    batch = RehearsalBatch(requests=(request(), request(4 * MIB), request()))
+    asked = (request(), request(cap_bytes=4 * MIB), request(), request(ON_THE_HOST))
+    batch = RehearsalBatch(requests=asked)
     rows = run_rehearsals(batch, lambda text, fraction: None).rows
-    names = ("good", "out of memory", "good again")
+    names = ("good", "out of memory", "good again", "on the host")
     found = {name: json.loads(encode(row)) for name, row in zip(names, rows, strict=True)}
     own = build.build_model
     for fault in FAULTS:

@@ -78,6 +78,18 @@ def test_a_rehearsal_runs_every_stage_and_its_step_takes_what_is_predicted(found
     assert step["reserved_bytes"] == predicted.reserved_bytes
 
 
+def test_tensors_that_wait_on_the_host_leave_the_memory_that_is_predicted(found: Any) -> None:
+    from rehearsal_child import LARGE, ON_THE_HOST
+
+    run = found["on the host"]["run"]
+    step = next(each for each in run["stages"] if each["stage"] == "a training step")
+    predicted = predict(ON_THE_HOST, device=DEVICE).memory
+    kept = predict(Candidate(workload=LARGE), device=DEVICE).memory
+    assert step["peak_bytes"] == pytest.approx(predicted.peak_bytes, rel=0.001)
+    assert step["reserved_bytes"] == predicted.reserved_bytes
+    assert step["peak_bytes"] < 0.8 * kept.peak_bytes
+
+
 def test_rehearsals_of_one_process_do_not_depend_on_each_other(found: Any) -> None:
     assert found["good again"] == found["good"]
     failed = found["out of memory"]
