@@ -22,7 +22,7 @@ from profiler.placement import (
 )
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-OptimizerName = Literal["adamw", "sgd", "adamw8bit"]
+OptimizerName = Literal["adamw", "sgd", "adamw8bit", "adamw_host"]
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
@@ -87,7 +87,9 @@ class Workload:
         micro_batch: images in a micro-batch.
         accumulation: micro-batches per optimizer step.
         precision: ``fp32``, or autocast to ``bf16`` or ``fp16`` (then with a gradient scaler).
-        optimizer: ``adamw``, ``sgd`` (momentum 0.9) or ``adamw8bit`` (bitsandbytes).
+        optimizer: ``adamw``, ``sgd`` (momentum 0.9), ``adamw8bit`` (bitsandbytes), or
+            ``adamw_host``: on a GPU, AdamW with its state in the host's memory
+            (``profiler.checkpointing.host_optimizer``); on a CPU ``adamw``.
         image_size: height and width of the input in pixels.
         num_classes: number of classes.
         grad_clip: largest global gradient norm; None for no clipping.
@@ -212,6 +214,11 @@ class Candidate:
                 "torch.compile does not trace the recomputation of a placement; leave compile out, "
                 "or use the checkpoint policy none"
             )
+
+    @property
+    def uses_host_memory(self) -> bool:
+        """True when tensors of a step on a GPU wait in the host's memory."""
+        return self.placement.uses_host_memory or self.workload.optimizer == "adamw_host"
 
     def to_json(self) -> dict[str, object]:
         """Return plain data for a plan file."""

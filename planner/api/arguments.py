@@ -26,7 +26,7 @@ class WorkloadOptions(TypedDict, total=False):
         frozen_batch_norm: whether BatchNorm keeps its running statistics (False).
         targets: module-name suffixes to adapt; None for the method's default.
         precision: ``fp32`` (the default), or autocast to ``bf16`` or ``fp16``.
-        optimizer: ``adamw`` (the default), ``sgd`` or ``adamw8bit``.
+        optimizer: ``adamw`` (the default), ``sgd``, ``adamw8bit`` or ``adamw_host``.
         levers: settings that change a step's speed and not its result (none):
             ``channels_last``, ``fused``, ``tf32``, ``cudnn_benchmark``, ``compile``.
         image_size: height and width of the input in pixels; None for the model's own.

@@ -395,7 +395,8 @@ _STEP_OPTIONS = (
         type=click.Choice(OPTIMIZERS),
         default="adamw",
         show_default=True,
-        help="Optimizer; adamw8bit is that of bitsandbytes.",
+        help="Optimizer; adamw8bit is that of bitsandbytes, adamw_host keeps its state in the "
+        "host's memory.",
     ),
     click.option(
         "--levers",

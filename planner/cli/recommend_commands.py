@@ -99,7 +99,7 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
     type=Names(),
     default="adamw,sgd",
     show_default=True,
-    help="Optimizers to search, separated by commas; also adamw8bit.",
+    help="Optimizers to search, separated by commas; also adamw8bit and adamw_host.",
 )
 @click.option(
     "--checkpoints",

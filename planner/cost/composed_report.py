@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from planner.cost.step_estimate import StepEstimate
 from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats
-from profiler.devices.host_link import Transfer, page_locked_bytes
+from profiler.devices.host_link import HostWork, host_state_bytes, page_locked_bytes
 from profiler.devices.table import DeviceSpec, device_label
 from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
@@ -56,7 +56,9 @@ def composed_report(
             peak_bytes=estimate.peak_bytes,
             reserved_bytes=estimate.reserved_bytes,
             device_bytes=estimate.device_bytes,
-            host_bytes=_waiting_bytes(unit_options, options, point) if device.is_cuda else None,
+            host_bytes=(
+                _host_bytes(unit_options, options, update, point) if device.is_cuda else None
+            ),
         ),
         flops=_step_flops(unit_options, options, update, point, workload.accumulation),
         **predicted_cost(estimate.load, rates),
@@ -75,19 +77,24 @@ def composed_report(
     )
 
 
-def _waiting_bytes(
+def _host_bytes(
     unit_options: Mapping[str, UnitOption],
     options: Mapping[UnitOption, OptionProfile],
+    update: UpdateProfile,
     point: Floats,
 ) -> int:
-    """Return the page-locked memory of the host."""
-    copied: list[float] = []
+    """Return the page-locked memory of the host, and that of an optimizer there."""
+
+    def copied(work: Work, index: int = -1) -> list[float]:
+        chosen = (work.unit == index) & (work.kernels[work.kernel] == HostWork.TO_HOST)
+        sizes: list[float] = (work.moved_bytes[chosen] @ point).tolist()
+        return sizes
+
+    saved: list[float] = []
     for index, option in enumerate(unit_options.values()):
         if option in HOST_OPTIONS:
-            work = options[option].recompute_work
-            chosen = (work.unit == index) & (work.kernels[work.kernel] == Transfer.TO_HOST)
-            copied += (work.moved_bytes[chosen] @ point).tolist()
-    return page_locked_bytes(copied)
+            saved += copied(options[option].recompute_work, index)
+    return page_locked_bytes(saved) + host_state_bytes(copied(update.work))
 
 
 def _step_flops(

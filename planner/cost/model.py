@@ -48,6 +48,7 @@ from profiler.timing.roofline import Rates
 from profiler.timing.step_load import LOAD_SUMS
 from profiler.unit_options import (
     COMMON_OPTIONS,
+    HOST_OPTIONS,
     KEPT,
     UnitOption,
     WholeUnit,
@@ -300,7 +301,10 @@ class CostModel:
         """Return (peak bytes, load of recomputation) of a placement with segments of units."""
         workload = candidate.workload
         has_parts = any("/" in name for name in candidate.placement.decisions)
-        key = (workload, self.profiles.unit_options(workload) if has_parts else COMMON_OPTIONS)
+        options = self.profiles.unit_options(workload) if has_parts else COMMON_OPTIONS
+        if candidate.placement.uses_host_memory:
+            options = (*options, *HOST_OPTIONS)
+        key = (workload, options)
         if key not in self._chains:
             self._chains[key] = self.chain(*key)
         chain = self._chains[key]

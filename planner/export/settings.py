@@ -9,7 +9,12 @@ from profiler.errors import UsageError
 from profiler.placement import Decision
 from profiler.workload import LEVERS, Lever, Workload
 
-OPTIMIZERS_OF_HF = {"adamw": "adamw_torch", "sgd": "sgd", "adamw8bit": "adamw_bnb_8bit"}
+OPTIMIZERS_OF_HF = {
+    "adamw": "adamw_torch",
+    "sgd": "sgd",
+    "adamw8bit": "adamw_bnb_8bit",
+    "adamw_host": "adamw_torch",
+}
 """Names of optimizers in ``transformers.TrainingArguments``."""
 
 OPTIMIZERS_OF_TIMM = {"adamw": "adamw", "sgd": "momentum"}

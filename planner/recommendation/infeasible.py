@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
 from planner.cost.place_within_budget import place_within_budget
-from planner.placement.policies import OPTIMAL, parse_policy
+from planner.placement.policies import OFFLOAD, OPTIMAL, parse_policy
 from planner.recommendation.request import Request
 from planner.recommendation.search_backbones import smallest_backbone
 from planner.search.problem import SearchResult
@@ -135,7 +135,7 @@ def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostM
     if outside_bytes >= budget_bytes:
         context = format_bytes_as(outside_bytes, budget_bytes)
         return f"{how}, and the CUDA context alone takes {context}"
-    for option, changed in _smaller_searches(report.candidate, space):
+    for option, changed in _smaller_searches(report.candidate, space, cost):
         if _fits(changed, cost, budget_bytes):
             return f"{how}; {option} makes it fit"
     parts = memory.at_peak
@@ -147,9 +147,15 @@ def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostM
     return f"{how}, mostly for weights ({format_bytes_as(state_bytes, budget_bytes)})"
 
 
-def _smaller_searches(candidate: Candidate, space: Space) -> Iterator[tuple[str, Candidate]]:
-    """Yield options of ``recommend`` that may need less, each with its smallest candidate."""
+def _smaller_searches(
+    candidate: Candidate, space: Space, cost: CostModel
+) -> Iterator[tuple[str, Candidate]]:
+    """Yield options of ``recommend`` that may need less, each with its smallest candidate.
+
+    Options that change no result come first.
+    """
     load = candidate.workload
+    yield from _with_host_memory(load, space, cost)
     if "head" not in {method.name for method in space.methods}:
         yield "--methods head", _with_head(load, micro_batch=load.micro_batch)
     for share in IMAGE_SHARES:
@@ -157,6 +163,25 @@ def _smaller_searches(candidate: Candidate, space: Space) -> Iterator[tuple[str,
         if SIZE_STEP <= size < load.image_size:
             smaller = load.replace(image_size=size)
             yield f"--image-size {size}", replace(candidate, workload=smaller)
+
+
+def _with_host_memory(
+    load: Workload, space: Space, cost: CostModel
+) -> Iterator[tuple[str, Candidate]]:
+    """Yield options that use the host's memory, if the device has a link to it."""
+    if cost.device.link_bytes_per_second is None:
+        return
+    checkpoints = f"--checkpoints {','.join((*space.checkpoints, OFFLOAD.name))}"
+    if OFFLOAD.name not in space.checkpoints:
+        for smallest in _smallest_placements(load, (OFFLOAD.name,), cost):
+            yield checkpoints, smallest
+    has_adamw = {"adamw", "adamw_host"} & {*space.optimizers} == {"adamw"}
+    if has_adamw and load.method == "full":  # else the state is small
+        on_host = load.replace(optimizer="adamw_host", levers=())
+        with suppress(UsageError):
+            cost.prepare(on_host)
+            for smallest in _smallest_placements(on_host, (OFFLOAD.name,), cost):
+                yield f"{checkpoints} --optimizers adamw_host", smallest
 
 
 def _with_head(load: Workload, *, micro_batch: int) -> Candidate:

@@ -139,7 +139,7 @@ def _add_prediction(server: MCPServer) -> None:
         rank: int | None = None,
         image_size: int | None = None,
         num_classes: int = 1000,
-        optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw",
+        optimizer: Literal["adamw", "sgd", "adamw8bit", "adamw_host"] = "adamw",
     ) -> dict[str, Any]:
         """Predict memory, time and energy of a training step. Nothing is run."""
         options = {

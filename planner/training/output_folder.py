@@ -30,7 +30,7 @@ from profiler.units import MIB
 
 MARKER_FILE = ".budgetplan"
 
-OPTIMIZER_BYTES = {"adamw": 8, "sgd": 4, "adamw8bit": 2}
+OPTIMIZER_BYTES = {"adamw": 8, "sgd": 4, "adamw8bit": 2, "adamw_host": 8}
 """Bytes of optimizer state for each trained parameter."""
 
 

@@ -3,7 +3,7 @@
     SavedOnHost        decision offload: tensors are copied to the host as a unit saves them for
                        backward, and back as backward asks for them
     OffloadedInput     the input of a unit with decision recompute-from-host
-    transfer           the direction of the copy under way, for a recorder
+    host_work          the copy under way, for a recorder
 
 The idea is ``torch.autograd.graph.save_on_cpu``; three things differ. A storage that several saved
 tensors share is copied once, as a whole. Parameters, their casts and small tensors stay. Copies
@@ -28,29 +28,29 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from profiler.checkpointing.recompute import KeptInput
 from profiler.device_rules.cuda_dispatch import runs_on_cpu
-from profiler.devices.host_link import Transfer
+from profiler.devices.host_link import HostWork
 
 SMALLEST_MOVED_SHARE = 1 / 16
 """Smallest tensor that is moved, as a share of the unit's input. It divides the statistics of norms
 and attention from activations. Both grow with the batch, so it does so at every batch."""
 
 
-_transfer: ContextVar[Transfer | None] = ContextVar("transfer", default=None)
+_work: ContextVar[HostWork | None] = ContextVar("host_work", default=None)
 
 
-def transfer() -> Transfer | None:
-    """Return the direction of the copy under way; None outside a copy."""
-    return _transfer.get()
+def host_work() -> HostWork | None:
+    """Return the work under way that concerns the host's memory; None if there is none."""
+    return _work.get()
 
 
 @contextlib.contextmanager
-def transferring(direction: Transfer) -> Iterator[None]:
-    """Make ``transfer`` return a direction."""
-    token = _transfer.set(direction)
+def working(kind: HostWork) -> Iterator[None]:
+    """Make ``host_work`` return a kind of work."""
+    token = _work.set(kind)
     try:
         yield
     finally:
-        _transfer.reset(token)
+        _work.reset(token)
 
 
 class HostStorage:
@@ -66,7 +66,7 @@ class HostStorage:
         whole = _whole_storage(tensor)
         self._device = tensor.device
         self._waiting: list[weakref.ref[OffloadedTensor]] = []
-        with transferring(Transfer.TO_HOST):
+        with working(HostWork.TO_HOST):
             self._copy = torch.empty(
                 whole.shape, dtype=whole.dtype, device="cpu", pin_memory=whole.is_cuda
             )
@@ -78,7 +78,7 @@ class HostStorage:
 
     def on_device(self) -> Tensor:
         """Return a new copy of the whole storage on the device, [values]."""
-        with transferring(Transfer.TO_DEVICE):
+        with working(HostWork.TO_DEVICE):
             whole = torch.empty(self._copy.shape, dtype=self._copy.dtype, device=self._device)
             return whole.copy_(self._copy, non_blocking=True)
 

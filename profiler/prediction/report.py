@@ -13,7 +13,7 @@ from profiler.device_rules.caching_allocator import (
     CachingAllocator,
     configuration,
 )
-from profiler.devices.host_link import Transfer, page_locked_bytes
+from profiler.devices.host_link import HostWork, host_state_bytes, page_locked_bytes
 from profiler.devices.table import (
     WORKSPACE_VARIABLE,
     DeviceSpec,
@@ -100,7 +100,7 @@ def report_of(
         timed = _log_to_time(candidate, log, device)
     if device.is_cuda and not can_time(timed, workload, roofline):
         roofline = None
-    if candidate.placement.uses_host_memory and device.link_bytes_per_second is None:
+    if candidate.uses_host_memory and device.is_cuda and device.link_bytes_per_second is None:
         roofline = None
     notes: list[str] = []
     if device.is_cuda:
@@ -259,10 +259,11 @@ def cuda_memory(
 
 
 def _host_bytes(log: EventLog, workload: Workload) -> int:
-    """Return the page-locked memory of the host; that of a micro-batch is free after it."""
-    shown = min(workload.accumulation, 2)
-    copied = [op.moved_bytes for op in log.operations if op.kernel == Transfer.TO_HOST]
-    return page_locked_bytes(copied) // shown
+    """Return the host's memory of a step; activations of a micro-batch are free after it."""
+    copied = [op for op in log.operations if op.kernel == HostWork.TO_HOST]
+    saved = page_locked_bytes(op.moved_bytes for op in copied if op.phase == Phase.RECOMPUTE)
+    gradients = [op.moved_bytes for op in copied if op.phase == Phase.OPTIMIZER]
+    return saved // min(workload.accumulation, 2) + host_state_bytes(gradients)
 
 
 def _convolution_note(workspace_bytes: int | None) -> str:

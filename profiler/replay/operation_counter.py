@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from profiler.checkpointing.recompute import RecomputableCall, running_call
 from profiler.device_rules.cuda_dispatch import is_imitating_cuda
-from profiler.devices.host_link import Transfer
+from profiler.devices.host_link import HostWork
 from profiler.models.backbones.scan_loop_work import loop_work
 from profiler.operations import operation_kind, read_arguments
 from profiler.replay.event_log import OperationRecord, Phase
@@ -132,26 +132,24 @@ class OperationCounter:
             )
         )
 
-    def count_transfer(self, copied: Tensor, direction: Transfer, *, unit: int) -> None:
-        """Count a copy between host and device.
+    def count_on_host(
+        self, touched: Iterable[object], work: HostWork, *, phase: Phase, unit: int
+    ) -> None:
+        """Count a copy between host and device, or an operation of the host's update.
 
         Args:
-            copied: the copy.
-            direction: direction of the copy.
-            unit: index of the unit that it belongs to.
+            touched: tensors whose bytes count: the copy, or all that the update reads.
+            work: kind of work.
+            phase: phase that it is added to.
+            unit: index of the unit that it belongs to, -1 outside all units.
         """
-        moved, batched = self._traffic((copied,))
-        self.records.append(
-            OperationRecord(
-                phase=Phase.RECOMPUTE,
-                unit=unit,
-                flops=0,
-                moved_bytes=moved,
-                batched_bytes=batched,
-                kind=direction,
-                kernel=direction,
-            )
-        )
+        moved, batched = self._traffic(touched)
+        if moved:
+            record = OperationRecord(
+                phase=phase, unit=unit, flops=0, moved_bytes=moved, batched_bytes=batched,
+                kind=work, kernel=work,
+            )  # fmt: skip
+            self.records.append(record)
 
     def _record(
         self,

@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import recomputing
-from profiler.checkpointing.host_memory import transfer
+from profiler.checkpointing.host_memory import host_work
 from profiler.device_rules.kernel_bytes import KernelBytes, understated_results
 from profiler.device_rules.linear_bias import product_with_bias
 from profiler.device_rules.result_layouts import with_real_layout
-from profiler.devices.host_link import Transfer
+from profiler.devices.host_link import HostWork
 from profiler.operations import Arguments, Operation, only_allocates, only_views
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.in_place import (
@@ -48,6 +48,7 @@ from profiler.replay.storages import (
 from profiler.replay.unit_spans import phase_spans
 
 _DEVICE = torch.ops.prim.device.default
+_COPY = torch.ops.aten.copy_.default
 
 
 class Recorder(TorchDispatchMode):
@@ -102,9 +103,9 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "prim":
             known = func is _DEVICE and isinstance(args[0], FakeTensor)
             return args[0].fake_device if known else func(*args, **kwargs)
-        direction = transfer()
-        if direction is not None:
-            return self._run_transfer(func, args, kwargs, direction)
+        work = host_work()
+        if work is not None:
+            return self._run_on_host(func, args, kwargs, work)
         phase = self.clock.phase
         # A real backward stores a sum in a gradient that nothing else references (in_place.py), so
         # the sum takes over that gradient's row. Reference counts are read before the sum exists.
@@ -132,20 +133,22 @@ class Recorder(TorchDispatchMode):
             self._record(func, args, kwargs, out, key)
         return out
 
-    def _run_transfer(
-        self, func: Operation, args: Arguments, kwargs: dict[str, object], direction: Transfer
+    def _run_on_host(
+        self, func: Operation, args: Arguments, kwargs: dict[str, object], work: HostWork
     ) -> object:
-        """Run an operation of a copy between host and device; the host's memory is left out."""
-        out = func(*args, **kwargs)
-        if not isinstance(out, Tensor):
-            return out
-        phase, self.clock.phase = self.clock.phase, Phase.RECOMPUTE
-        if not only_allocates(func):
-            self._counter.count_transfer(out, direction, unit=self.clock.unit)
-        elif direction is Transfer.TO_DEVICE:
-            code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
-            self.storages.follow(out, operation=code)
-        self.clock.phase = phase
+        """Run an operation of a copy or an update; the host's memory is left out."""
+        phase = self.clock.phase
+        out = run_update(func, args, kwargs) if phase is Phase.OPTIMIZER else func(*args, **kwargs)
+        added = phase if phase is Phase.OPTIMIZER else Phase.RECOMPUTE
+        if only_allocates(func):
+            if work is HostWork.TO_DEVICE and isinstance(out, Tensor):
+                code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
+                self.clock.phase = added
+                self.storages.follow(out, operation=code)
+                self.clock.phase = phase
+        elif not self.storages.warming_up and (work is HostWork.UPDATE or func is _COPY):
+            touched = args if work is HostWork.UPDATE else args[:1]
+            self._counter.count_on_host(touched, work, phase=added, unit=self.clock.unit)
         return out
 
     def _record(

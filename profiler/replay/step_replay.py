@@ -290,7 +290,7 @@ def replay_update(candidate: Candidate, *, device: DeviceSpec) -> EventLog:
         device: device whose optimizer defaults are imitated.
     """
     workload = candidate.workload
-    with reused_model(workload) as lent, lent.mode:
+    with reused_model(workload) as lent, lent.mode, imitate(device):
         built, model = lent.built, lent.built.model
         to_fake(model)
         counter = OperationCounter(batch=workload.micro_batch)

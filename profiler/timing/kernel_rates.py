@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profiler.arrays import Floats, Ints
-from profiler.devices.host_link import Transfer
+from profiler.devices.host_link import HOST_UPDATE_BYTES_PER_SECOND, HostWork
 from profiler.devices.table import TIMED, DeviceSpec
 from profiler.records import Origin, Spread
 from profiler.timing.kernel_terms import (
@@ -123,9 +123,10 @@ class KernelRates:
             PeakRate.BYTES: 1.0 / self.bytes_per_second,
             PeakRate.LAUNCHES: 1.0,
         }
-        if name in frozenset(Transfer):
-            link = self.link_bytes_per_second
-            return [0.0] * (SLOTS - 1) + [0.0 if link is None else 1.0 / link]
+        if name in frozenset(HostWork):
+            is_update = name == HostWork.UPDATE
+            rate = HOST_UPDATE_BYTES_PER_SECOND if is_update else self.link_bytes_per_second
+            return [0.0] * (SLOTS - 1) + [0.0 if rate is None else 1.0 / rate]
         return [
             self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
             for slot in slot_keys(name)

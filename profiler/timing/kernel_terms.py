@@ -14,8 +14,9 @@ times a coefficient of the kernel's class:
     few        bytes x S / C of the same
     values     values that adding a bias, or its gradient, reads and writes / bandwidth
     launch     kernels launched
-    moved      bytes that a copy moves between host and device / bandwidth of the link between them;
-               the slot is that of the launch, because the GPU computes nothing in either
+    moved      bytes that a copy moves between host and device / bandwidth of the link between them,
+               or that an update on the host touches / its rate. The slot is that of the launch,
+               because the GPU computes nothing meanwhile
 
 A backward convolution is two matrix products (*first*: the input's gradient, *second*: the
 weight's). ``kernel_terms`` computes [operations, SLOTS] quantities, ``slot_keys`` the coefficient
@@ -32,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from profiler.arrays import Floats, Ints
-from profiler.devices.host_link import Transfer
+from profiler.devices.host_link import HostWork
 
 SLOTS = 12
 """Quantities of an operation: three for each of two matrix products, six for the rest."""
@@ -78,7 +79,7 @@ _ABSENT = Slot("", "", PeakRate.LAUNCHES)
 
 _ROW_NORMS = ("softmax", "softmax_backward", "layer_norm", "layer_norm_backward")
 
-_TRANSFERS = frozenset(Transfer)
+_TRANSFERS = frozenset(HostWork)
 
 _PRODUCTS = ("matmul", "batched_matmul", "attention", "attention_backward")
 

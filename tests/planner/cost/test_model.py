@@ -282,3 +282,15 @@ def test_composed_memory_and_time_on_the_host_are_those_of_the_replay(
     assert ours.memory.peak_bytes == pytest.approx(oracle.memory.peak_bytes, rel=1e-3)
     assert ours.memory.host_bytes == oracle.memory.host_bytes > 0
     assert ours.step_seconds == pytest.approx(oracle.step_seconds, rel=1e-3)
+
+
+def test_a_segment_beside_a_unit_on_the_host_is_estimated() -> None:
+    cost = CostModel(device_spec("rtx-3060"), Store.default())
+    load = VIT.replace(model="convnext_atto")
+    units = [unit for unit in cost.profiles.units(load) if unit.startswith("stages.2.blocks")]
+    words = ("recompute", "segment", "offload", "recompute-from-host")
+    placement = Placement({unit: Decision(word) for unit, word in zip(units, words, strict=False)})
+    candidate = Candidate(workload=load, placement=placement)
+    oracle = predict(candidate, device=cost.device)
+    assert cost.estimate(candidate).peak_bytes == pytest.approx(oracle.memory.peak_bytes, rel=0.02)
+    assert cost.estimate(candidate).step_seconds == pytest.approx(oracle.step_seconds, rel=0.01)

@@ -18,7 +18,7 @@ from planner.training.rehearsal_run import (
     run_rehearsals,
 )
 from profiler.models import build
-from profiler.placement import Placement
+from profiler.placement import HOST_DECISIONS, Placement
 from profiler.running.messages import encode
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
@@ -32,9 +32,12 @@ PLAIN = Candidate(workload=WORKLOAD)
 LARGE = WORKLOAD.replace(image_size=160, precision="fp32")  # activations decide its memory
 ON_THE_HOST = Candidate(
     workload=LARGE,
-    placement=Placement(
-        {f"blocks.{i}": word for i, word in enumerate(("offload", "recompute-from-host") * 3)}
-    ),
+    placement=Placement({f"blocks.{i}": word for i, word in enumerate(sorted(HOST_DECISIONS) * 3)}),
+)
+
+
+WITH_STATE_ON_THE_HOST = Candidate(
+    workload=WORKLOAD.replace(method="full", rank=None, optimizer="adamw_host")
 )
 
 
@@ -80,10 +83,11 @@ def failure(asked: RehearsalRequest) -> str:
 
 def main() -> None:
     """Print the stages of the run without a fault, and the failure of each fault."""
-    asked = (request(), request(cap_bytes=4 * MIB), request(), request(ON_THE_HOST))
+    candidates = (PLAIN, ON_THE_HOST, WITH_STATE_ON_THE_HOST)
+    asked = (request(), request(cap_bytes=4 * MIB), *map(request, candidates))
     batch = RehearsalBatch(requests=asked)
     rows = run_rehearsals(batch, lambda text, fraction: None).rows
-    names = ("good", "out of memory", "good again", "on the host")
+    names = ("good", "out of memory", "good again", "on the host", "its state")
     found = {name: json.loads(encode(row)) for name, row in zip(names, rows, strict=True)}
     own = build.build_model
     for fault in FAULTS:

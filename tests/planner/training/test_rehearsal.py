@@ -90,6 +90,19 @@ def test_tensors_that_wait_on_the_host_leave_the_memory_that_is_predicted(found:
     assert step["peak_bytes"] < 0.8 * kept.peak_bytes
 
 
+def test_an_optimizer_on_the_host_leaves_the_memory_that_is_predicted(found: Any) -> None:
+    from rehearsal_child import WITH_STATE_ON_THE_HOST
+
+    run = found["its state"]["run"]
+    predicted = predict(WITH_STATE_ON_THE_HOST, device=DEVICE).memory
+    assert predicted.at_peak is not None
+    assert predicted.at_peak.optimizer == 0
+    for stage in ("a training step", "a step after resuming"):
+        step = next(each for each in run["stages"] if each["stage"] == stage)
+        assert step["peak_bytes"] == pytest.approx(predicted.peak_bytes, rel=0.002), stage
+        assert step["reserved_bytes"] == predicted.reserved_bytes, stage
+
+
 def test_rehearsals_of_one_process_do_not_depend_on_each_other(found: Any) -> None:
     assert found["good again"] == found["good"]
     failed = found["out of memory"]

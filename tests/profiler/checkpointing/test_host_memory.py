@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import apply_placement
-from profiler.checkpointing.host_memory import transfer
+from profiler.checkpointing.host_memory import host_work
 from profiler.device_rules.cuda_dispatch import standing_for_cuda
-from profiler.devices.host_link import Transfer, page_locked_bytes
+from profiler.devices.host_link import HostWork, page_locked_bytes
 from profiler.devices.table import lookup
 from profiler.errors import InputError
 from profiler.models.checkpointable_units import find_units
@@ -36,11 +36,11 @@ class Copies(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes: dict[Transfer, list[int]] = {direction: [] for direction in Transfer}
+        self.sizes: dict[HostWork, list[int]] = {direction: [] for direction in HostWork}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        direction = transfer()
+        direction = host_work()
         if direction is not None and func is torch.ops.aten.copy_.default:
             self.sizes[direction].append(out.numel() * out.element_size())
         return out
@@ -61,8 +61,8 @@ def test_a_model_whose_tensors_wait_on_the_host_computes_the_same(name, autocast
     with apply_placement(model, everywhere(decision, model)), standing_for_cuda(), Copies() as seen:
         got = train_step(model, autocast=autocast)
     assert_same(got, expected)
-    assert seen.sizes[Transfer.TO_HOST]
-    assert sum(seen.sizes[Transfer.TO_DEVICE]) >= sum(seen.sizes[Transfer.TO_HOST])
+    assert seen.sizes[HostWork.TO_HOST]
+    assert sum(seen.sizes[HostWork.TO_DEVICE]) >= sum(seen.sizes[HostWork.TO_HOST])
 
 
 @pytest.mark.parametrize("decision", sorted(HOST_DECISIONS))
@@ -112,13 +112,13 @@ def test_a_storage_that_several_saved_tensors_share_is_copied_once():
     seen = copies_of(Units(Halves()), torch.randn(BATCH, WIDTH))
     # the product as a whole, and the input; weights stay
     whole, given = 4 * BATCH * 2 * WIDTH, 4 * BATCH * WIDTH
-    assert sorted(seen.sizes[Transfer.TO_HOST]) == sorted([whole, given])
-    assert sorted(seen.sizes[Transfer.TO_DEVICE]) == sorted([whole, given])
+    assert sorted(seen.sizes[HostWork.TO_HOST]) == sorted([whole, given])
+    assert sorted(seen.sizes[HostWork.TO_DEVICE]) == sorted([whole, given])
 
 
 def test_statistics_of_norms_stay():
     seen = copies_of(Units(nn.LayerNorm(4 * WIDTH)), torch.randn(BATCH, 4 * WIDTH))
-    assert seen.sizes[Transfer.TO_HOST] == [4 * BATCH * 4 * WIDTH]
+    assert seen.sizes[HostWork.TO_HOST] == [4 * BATCH * 4 * WIDTH]
 
 
 def test_a_tensor_that_was_changed_in_place_is_copied_as_it_was_saved():
@@ -169,9 +169,9 @@ def copied(load: Workload, decision: Decision) -> dict[str, int]:
     log = replay_step(
         placed(decision, load), device=lookup("rtx-3060"), options=ReplayOptions(optimizer=False)
     )
-    moved = [op for op in log.operations if op.kernel in set(Transfer)]
+    moved = [op for op in log.operations if op.kernel in set(HostWork)]
     assert all(op.phase is Phase.RECOMPUTE for op in moved)
-    return {d: sum(op.moved_bytes for op in moved if op.kernel == d) for d in Transfer}
+    return {d: sum(op.moved_bytes for op in moved if op.kernel == d) for d in HostWork}
 
 
 def test_the_bytes_of_a_vit_that_is_offloaded_are_those_of_the_arithmetic():
@@ -179,8 +179,8 @@ def test_the_bytes_of_a_vit_that_is_offloaded_are_those_of_the_arithmetic():
     # attention's output, and the MLP's two inner tensors; row statistics and weights stay
     values = BATCH_VALUES * (4 + 3 + 1 + 4 + 4)
     moved = copied(VIT, Decision.OFFLOAD)
-    assert moved[Transfer.TO_HOST] == 12 * 4 * values
-    assert moved[Transfer.TO_DEVICE] == moved[Transfer.TO_HOST]
+    assert moved[HostWork.TO_HOST] == 12 * 4 * values
+    assert moved[HostWork.TO_DEVICE] == moved[HostWork.TO_HOST]
 
 
 BATCH_VALUES = 8 * TOKENS * DIM
@@ -188,7 +188,7 @@ BATCH_VALUES = 8 * TOKENS * DIM
 
 def test_only_the_inputs_of_units_that_are_recomputed_from_the_host_are_moved():
     moved = copied(VIT, Decision.RECOMPUTE_FROM_HOST)
-    assert moved[Transfer.TO_HOST] == moved[Transfer.TO_DEVICE] == 12 * 4 * BATCH_VALUES
+    assert moved[HostWork.TO_HOST] == moved[HostWork.TO_DEVICE] == 12 * 4 * BATCH_VALUES
 
 
 def test_what_waits_on_the_host_is_not_in_the_device_memory():
