@@ -57,7 +57,9 @@ def composed_report(
             reserved_bytes=estimate.reserved_bytes,
             device_bytes=estimate.device_bytes,
             host_bytes=(
-                _host_bytes(unit_options, options, update, point) if device.is_cuda else None
+                _composed_host_bytes(unit_options, options, update, point)
+                if device.is_cuda
+                else None
             ),
         ),
         flops=_step_flops(unit_options, options, update, point, workload.accumulation),
@@ -77,7 +79,7 @@ def composed_report(
     )
 
 
-def _host_bytes(
+def _composed_host_bytes(
     unit_options: Mapping[str, UnitOption],
     options: Mapping[UnitOption, OptionProfile],
     update: UpdateProfile,

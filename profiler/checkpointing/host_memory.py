@@ -35,22 +35,22 @@ SMALLEST_MOVED_SHARE = 1 / 16
 and attention from activations. Both grow with the batch, so it does so at every batch."""
 
 
-_work: ContextVar[HostWork | None] = ContextVar("host_work", default=None)
+_host_work: ContextVar[HostWork | None] = ContextVar("host_work", default=None)
 
 
 def host_work() -> HostWork | None:
     """Return the work under way that concerns the host's memory; None if there is none."""
-    return _work.get()
+    return _host_work.get()
 
 
 @contextlib.contextmanager
 def working(kind: HostWork) -> Iterator[None]:
     """Make ``host_work`` return a kind of work."""
-    token = _work.set(kind)
+    token = _host_work.set(kind)
     try:
         yield
     finally:
-        _work.reset(token)
+        _host_work.reset(token)
 
 
 class HostStorage:
