@@ -76,7 +76,7 @@ def build_model(
     reason = method.refusal(backbone, workload)
     if reason is not None:
         raise UsageError(f"{workload.method} cannot be used on {workload.model}: {reason}")
-    units = find_units(backbone)  # before the method adds modules
+    units = _units_of(backbone, workload)  # before the method adds modules
     try:
         model = method.apply(backbone, workload)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -100,6 +100,17 @@ def build_model(
         weights=source,
         has_new_classifier=has_new_classifier,
     )
+
+
+_found_units: dict[tuple[object, ...], tuple[str, ...]] = {}
+"""Units by what decides about them; finding them may take a forward on ``meta``."""
+
+
+def _units_of(backbone: nn.Module, workload: Workload) -> tuple[str, ...]:
+    key = (workload.model, workload.num_classes, workload.image_size, workload.drop_path)
+    if key not in _found_units:
+        _found_units[key] = find_units(backbone)
+    return _found_units[key]
 
 
 def load_backbone(

@@ -1,7 +1,7 @@
 """Find the checkpointable units of any backbone, in forward order.
 
 A unit is a *block* (a module) or a *run* (sibling modules called in a row; see unit_runs.py).
-Blocks are found from the module structure alone, so that it costs no forward:
+Blocks are found from the module structure alone:
 
     chain   a Sequential or ModuleList with an element that holds two or more weight layers (a
             block), or that is itself a chain or a stage
@@ -14,9 +14,11 @@ Blocks are found from the module structure alone, so that it costs no forward:
 Layers and weight layers are defined in layers.py. A model without any chain (RegNet, VGG) falls
 back to its direct children with several weight layers.
 
-Limitation: registration order stands for forward order. ``tests/profiler/models`` compares it with
-real forwards, and checks that units are disjoint and are called once, with a tensor in and a
-tensor out.
+Where the structure does not fix the order of blocks, one traced forward on ``meta`` gives it, and
+shows blocks that are not called exactly once outside all others (unit_runs.py). Units are thus
+disjoint and are called once. ``tests/profiler/models`` compares them with real forwards.
+
+Limitation: if a forward cannot run on ``meta``, registration order stands for forward order.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def find_units(model: nn.Module, *, override: Sequence[str] = ()) -> tuple[str, 
 
 
 def find_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the units that are modules of the backbone, in forward order."""
+    """Return the names of modules of the backbone that can be units, in order of registration."""
     found = tuple(_blocks_in_tower(model, prefix=""))
     return found or tuple(
         n for n, child in model.named_children() if count_weight_layers(child) > 1

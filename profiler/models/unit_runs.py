@@ -1,4 +1,4 @@
-"""Runs: sibling modules that a forward calls in a row, found by one traced forward on ``meta``.
+"""Runs and the order of units, found by one traced forward on ``meta``.
 
 The stem of a ResNet is no module: ``conv1, bn1, act1, maxpool`` are siblings that the model's own
 forward calls one after another. Module structure does not show that, so one forward on ``meta``
@@ -9,7 +9,14 @@ forward calls one after another. Module structure does not show that, so one for
     outputs still have positions. After pooling they are small, and the loss needs them at once.
 
 Two or more layers, a weight layer among them, are needed for a unit. Its name joins the names of
-the modules: ``conv1+bn1+act1+maxpool``. If the forward cannot run on ``meta``, there are no runs.
+the modules: ``conv1+bn1+act1+maxpool``.
+
+The same forward shows in which order blocks run. Modules can be registered in another order:
+Xception registers a shortcut before the branch that runs first, and CoaT all patch embeddings
+before all blocks. Blocks that the forward does not call, calls twice or calls inside another block
+(CoaT's relative positions) are no units.
+
+If the forward cannot run on ``meta``, there are no runs, and blocks stay in order of registration.
 """
 
 from __future__ import annotations
@@ -38,26 +45,45 @@ def with_runs(model: nn.Module, blocks: tuple[str, ...]) -> tuple[str, ...]:
 
     Args:
         model: a backbone, on any device.
-        blocks: names of the units that are modules, in forward order.
+        blocks: names of the units that are modules, in order of registration.
     """
     loose = [name for group in _loose_siblings(model, blocks) for name in group]
-    if not loose:
-        return blocks  # most models; no forward is needed
-    calls = _trace_calls(model, [*blocks, *loose])
-    names = [call.name for call in calls]
-    if [name for name in names if name in blocks] != list(blocks):
+    if not loose and _is_order_certain(model, blocks):
+        return blocks  # ViTs; no forward is needed
+    trace = _traced_forward(model, [*blocks, *loose])
+    names = [call.name for call in trace.calls]
+    once = {name for name in names if names.count(name) == 1} - trace.nested
+    called = once.intersection(blocks)
+    if not called:
         return blocks
     units: list[str] = []
     run: list[str] = []
-    for call in calls:
+    for call in trace.calls:
         if not (run and call.follows and call.is_plain and call.name in loose):
             units += _unit_of(model, run)
             run = []
-        if call.name in blocks:
+        if call.name in called:
             units.append(call.name)
-        elif call.is_plain and names.count(call.name) == 1:
+        elif call.is_plain and call.name in once:
             run.append(call.name)
     return tuple(units + _unit_of(model, run))
+
+
+def _is_order_certain(model: nn.Module, blocks: Sequence[str]) -> bool:
+    """Return whether blocks run in order of registration.
+
+    That is so in a Sequential or a ModuleList. The forward of any other module can call its
+    children in any order.
+    """
+    children: dict[str, set[str]] = {}
+    for block in blocks:
+        names = block.split(".")
+        for depth, name in enumerate(names):
+            children.setdefault(".".join(names[:depth]), set()).add(name)
+    return all(
+        len(names) == 1 or isinstance(model.get_submodule(holder), nn.Sequential | nn.ModuleList)
+        for holder, names in children.items()
+    )
 
 
 def _unit_of(model: nn.Module, run: Sequence[str]) -> list[str]:
@@ -118,11 +144,18 @@ class _ModuleCall:
 
 
 class _Trace(TorchFunctionMode):
-    """Records the calls of some modules, and every use of their outputs between the calls."""
+    """Records the calls of some modules, and every use of their outputs between the calls.
+
+    Attributes:
+        calls: calls outside all other recorded calls, in order.
+        nested: names of modules that were called inside another recorded call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[_ModuleCall] = []
+        self.nested: set[str] = set()
+        self._depth = 0
         self._open: _ModuleCall | None = None
         self._last: _ModuleCall | None = None
         # By id of the output. Holding the tensor keeps its id from being reused.
@@ -132,10 +165,16 @@ class _Trace(TorchFunctionMode):
         """Register hooks that record the calls of a module; return their handles."""
 
         def before(_: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            self._begin(name, args, kwargs)
+            self._depth += 1
+            if self._depth > 1:
+                self.nested.add(name)
+            else:
+                self._begin(name, args, kwargs)
 
         def after(_: object, _args: object, output: object) -> None:
-            self._end(output)
+            self._depth -= 1
+            if not self._depth:
+                self._end(output)
 
         return [
             module.register_forward_pre_hook(before, with_kwargs=True),
@@ -185,16 +224,16 @@ def _has_positions(features: Tensor) -> bool:
     return sum(size > 1 for size in features.shape[1:]) > 1
 
 
-def _trace_calls(model: nn.Module, names: Sequence[str]) -> list[_ModuleCall]:
-    """Run one forward on ``meta`` and return the calls of some modules in order."""
+def _traced_forward(model: nn.Module, names: Sequence[str]) -> _Trace:
+    """Run one forward on ``meta`` and return the trace of some modules; empty if it fails."""
     trace = _Trace()
     handles = [handle for n in names for handle in trace.watch(model.get_submodule(n), n)]
     try:
         with torch.no_grad(), trace:
             trace.count_uses([run_on_meta(model)])
     except Exception:  # the forward needs values, or images of another size
-        return []
+        return _Trace()
     finally:
         for handle in handles:
             handle.remove()
-    return trace.calls
+    return trace

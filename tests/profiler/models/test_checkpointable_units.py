@@ -11,7 +11,7 @@ from profiler.models.backbones.timm_interface import create_model
 from profiler.models.backbones.vim import Vim
 from profiler.models.checkpointable_units import find_blocks, find_units
 from profiler.models.unit_parts import branches_of, layers_of, parts_of_unit
-from profiler.models.unit_runs import modules_of
+from profiler.models.unit_runs import modules_of, with_runs
 
 # Name, image edge, and what its units must be (None: only the properties are checked).
 TIMM = [
@@ -74,6 +74,20 @@ TIMM = [
     ("edgenext_xx_small", 64, None),
     ("eva02_tiny_patch14_224", 224, None),
     ("regnetx_002", 64, ["stem", "s1", "s2", "s3", "s4"]),
+    # registered in another order than they run in, or not called, or called inside another block
+    (
+        "coat_lite_mini",
+        224,
+        [
+            name
+            for i in (1, 2, 3, 4)
+            for name in (f"patch_embed{i}", f"serial_blocks{i}.0", f"serial_blocks{i}.1")
+        ],
+    ),
+    ("fasternet_t0", 64, None),
+    ("xception41", 64, None),
+    ("twins_svt_small", 224, None),
+    ("vit_srelpos_small_patch16_224", 224, [f"blocks.{i}" for i in range(12)]),
 ]
 
 
@@ -230,6 +244,44 @@ def test_a_run_is_called_in_a_row_and_seen_by_nobody_else(use, runs):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.norm.training
     assert not model.conv._forward_hooks
+
+
+class Shares(nn.Module):
+    """A block that calls another block of the model."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.own, self.other = Siblings.block(), other
+
+    def forward(self, x):
+        return self.other(self.own(x))
+
+
+class Crossed(nn.Module):
+    """A block registered before one that runs first, one inside another, one twice, one unused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.early, self.inside, self.twice, self.unused = (
+            Siblings.block() for _ in range(5)
+        )
+        self.blocks = nn.Sequential(Shares(self.inside))
+
+    def forward(self, x):
+        x = self.twice(self.early(x[:, :1].expand(-1, 4, -1, -1)))
+        return self.twice(self.late(self.blocks(x)))
+
+
+def test_units_are_in_the_order_of_calls_and_called_once_outside_others():
+    model = Crossed()
+    blocks = ("late", "early", "inside", "twice", "unused", "blocks.0")
+    assert with_runs(model, blocks) == ("early", "blocks.0", "late")
+    # a chain runs in order, which costs no forward
+    vit = on_meta(lambda: timm.create_model("vit_tiny_patch16_224", depth=2))
+    forwards: list[object] = []
+    vit.register_forward_pre_hook(lambda module, _: forwards.append(module))
+    assert find_units(vit) == ("blocks.0", "blocks.1")
+    assert not forwards
 
 
 def test_a_forward_that_meta_tensors_cannot_run_has_no_runs():
