@@ -1,4 +1,4 @@
-"""The cases of the study: one net on one labelled set with one seed, and its trainings as rows.
+"""The cases of the study: a net on a labelled set with a seed, a whole length, and trainings as rows.
 
 A training is a row: net, set, seed, method, steps, learning rate, and which of the held-out and of
 the test images it classified right. The rules that are compared read rows only, so that they can be
@@ -21,7 +21,7 @@ import numpy as np
 from glyphs import load_glyphs
 from harness import Rows
 
-from planner.training.choose_recipe import default_recipe
+from planner.training.choose_recipe import TARGET_STEPS, default_recipe
 from planner.training.images.image_set import ImageData, ImageSet, InputFormat
 from planner.training.images.load import load_data
 from planner.training.images.named.load_request import LoadRequest
@@ -41,8 +41,13 @@ SHORT_STEPS = (20, 40)
 """Steps of the short trainings: one epoch and two."""
 
 CONVOLUTIONAL = ("tf_efficientnet_lite0", "tf_efficientnet_lite1")
-LONG_STEPS = {**dict.fromkeys(CONVOLUTIONAL, 80), letters.MODEL: 160}
-"""Steps of the whole training: four epochs, and eight of the net that learns slower."""
+LONG_STEPS = {
+    "tf_efficientnet_lite0": (80, TARGET_STEPS),
+    "tf_efficientnet_lite1": (80,),
+    letters.MODEL: (160,),
+}
+"""Steps of the whole trainings: four epochs, eight of the net that learns slower, and those of the
+plan that a user gets for so few images. Each is a case of its own."""
 
 SIZES = {**dict.fromkeys(CONVOLUTIONAL, 32), letters.MODEL: letters.IMAGE_SIZE}
 METHODS = {
@@ -57,11 +62,17 @@ SEEDS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One net on one set with one seed."""
+    """One net on one set with one seed, and a whole training of some steps."""
 
     model: str
     data: str
     seed: int
+    steps: int
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods."""
+        return METHODS[self.model]
 
     def __str__(self) -> str:
         return f"{self.model} {self.data} {self.seed}"
@@ -70,10 +81,11 @@ class Case:
 def all_cases() -> list[Case]:
     """Return all cases; those of a further seed come after all of the seed before."""
     return [
-        Case(model=model, data=data, seed=seed)
+        Case(model=model, data=data, seed=seed, steps=steps)
         for seed in range(SEEDS)
         for model in (letters.MODEL, *CONVOLUTIONAL)
         for data in SETS
+        for steps in LONG_STEPS[model]
     ]
 
 
@@ -190,7 +202,9 @@ class CaseRunner:
         }  # fmt: skip
         if key_of(wanted) in self._known:
             return
-        seed = 1000 * self.case.seed + 100 * (steps == LONG_STEPS[self.case.model]) + number
+        whole = LONG_STEPS[self.case.model]
+        length = 1 + whole.index(steps) if steps in whole else 0
+        seed = 1000 * self.case.seed + 100 * length + number
         began = time.process_time()
         run = self._runner.run(self.learners[method], steps=steps, seed=seed, rate_factor=factor)
         cpu_seconds = time.process_time() - began

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-from cases import LONG_STEPS, METHODS
+from cases import Case
 from replayed import CaseRows, replay_probe
 
 from planner.training.probe_statistics import estimate_learners
 from planner.training.short_runs import ShortRunModel
-
-if TYPE_CHECKING:
-    from run import CaseKey
 
 DEVIATIONS = (0.5, 0.3, 0.2, 0.1)
 """Deviations that are tried; of equal ones the larger is taken."""
@@ -28,7 +24,7 @@ SHARES = (0.25, 0.5)
 """Times of the replayed probes over those of all whole trainings."""
 
 
-def with_best_weight(model: ShortRunModel, cases: Mapping[CaseKey, CaseRows]) -> ShortRunModel:
+def with_best_weight(model: ShortRunModel, cases: Mapping[Case, CaseRows]) -> ShortRunModel:
     """Return the constants with the deviation of the effects of least mean regret.
 
     Args:
@@ -39,14 +35,14 @@ def with_best_weight(model: ShortRunModel, cases: Mapping[CaseKey, CaseRows]) ->
     return min(tried, key=lambda each: round(_mean_regret(each, cases), 4))
 
 
-def _mean_regret(model: ShortRunModel, cases: Mapping[CaseKey, CaseRows]) -> float:
+def _mean_regret(model: ShortRunModel, cases: Mapping[Case, CaseRows]) -> float:
     """Return the mean test accuracy that the choices of replayed probes lose."""
     regrets = []
-    for (net, _, _), rows in cases.items():
-        truth = {m: rows[m, LONG_STEPS[net], 0, 1.0]["test_accuracy"] for m in METHODS[net]}
+    for case, rows in cases.items():
+        truth = {m: rows[m, case.steps, 0, 1.0]["test_accuracy"] for m in case.methods}
         for share in SHARES:
-            runs = replay_probe(rows, net, share=share, short_runs=model).runs
+            runs = replay_probe(rows, case, share=share, short_runs=model).runs
             if runs:
-                found = estimate_learners(runs, planned_steps=LONG_STEPS[net], short_runs=model)
+                found = estimate_learners(runs, planned_steps=case.steps, short_runs=model)
                 regrets.append(max(truth.values()) - truth[found[0].learner])
     return float(np.mean(regrets))

@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 from effect_weight import with_best_weight
 from harness import Rows
 from run import complete_cases, curves_of
-from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
+from short_run_fit import Curves, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
 
 from planner.training.probe_records import ProbeRun
 from planner.training.probe_statistics import kind_of_learner
@@ -36,17 +36,17 @@ def rows() -> list[dict[str, Any]]:
     return Rows(HERE, "trainings").read()
 
 
-def cases_by_net() -> dict[str, list[Case]]:
+def cases_by_net() -> dict[str, list[Curves]]:
     """Return the complete cases of both campaigns."""
     cases = complete_cases(rows())
-    found: dict[str, list[Case]] = defaultdict(list)
-    for (net, _, _), case in zip(cases, curves_of(cases), strict=True):
-        found[net].append(case)
+    found: dict[str, list[Curves]] = defaultdict(list)
+    for case, curves in zip(cases, curves_of(cases), strict=True):
+        found[case.model].append(curves)
     found[EARLIER_NET] += cases_before()
     return found
 
 
-def cases_before() -> list[Case]:
+def cases_before() -> list[Curves]:
     """Return the cases of the earlier campaign that have a longest training."""
     curves: dict[Any, dict[tuple[str, int], float]] = defaultdict(dict)
     for row in Rows(HERE, "earlier").read():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cases import LONG_STEPS, METHODS, TRAIN, as_probe_run
+from cases import METHODS, TRAIN, Case, as_probe_run
 
 from planner.recipe import Recipe
 from planner.recommendation.ranking import WELL_KNOWN
@@ -39,9 +39,9 @@ def cost_of(row: Mapping[str, Any]) -> float:
     return float(row.get("cpu_seconds", row["seconds"]))
 
 
-def whole_cost(rows: CaseRows, model: str) -> float:
+def whole_cost(rows: CaseRows, case: Case) -> float:
     """Return the processor seconds of the whole trainings of all methods of a case."""
-    return sum(cost_of(rows[method, LONG_STEPS[model], 0, 1.0]) for method in METHODS[model])
+    return sum(cost_of(rows[method, case.steps, 0, 1.0]) for method in case.methods)
 
 
 def by_published_order(model: str) -> list[str]:
@@ -73,7 +73,7 @@ class ReplayedProbe:
 
 
 def replay_probe(
-    rows: CaseRows, model: str, *, share: float, short_runs: ShortRunModel = DEFAULTS
+    rows: CaseRows, case: Case, *, share: float, short_runs: ShortRunModel = DEFAULTS
 ) -> ReplayedProbe:
     """Replay a probe whose time is a share of that of all whole trainings.
 
@@ -81,23 +81,23 @@ def replay_probe(
 
     Args:
         rows: rows of the case.
-        model: net of the case.
+        case: the case.
         share: time of the probe over that of the whole trainings of all methods.
         short_runs: constants of the extrapolation.
     """
-    candidate = Candidate(workload=Workload(model=model, num_classes=10))
+    candidate = Candidate(workload=Workload(model=case.model, num_classes=10))
     recipe = Recipe(learning_rate=1e-3, epochs=1, source="not used by the schedule")
     learners = [
-        Learner(name=m, candidate=candidate, recipe=recipe) for m in by_published_order(model)
+        Learner(name=m, candidate=candidate, recipe=recipe) for m in by_published_order(case.model)
     ]
-    long = LONG_STEPS[model]
-    quick = frozenset(m for m in METHODS[model] if rows[m, long, 0, 1.0]["from_features"])
+    long = case.steps
+    quick = frozenset(m for m in case.methods if rows[m, long, 0, 1.0]["from_features"])
     slow = len(learners) - len(quick)
     ladder = replace(
         StepLadder.of(learners=slow, affordable_steps=share * slow * long, most=long),
         short_runs=short_runs,
     )
-    left = share * whole_cost(rows, model)
+    left = share * whole_cost(rows, case)
     runs: list[ProbeRun] = []
     spent = 0.0
     while (planned := next_run(learners, runs, ladder=ladder, quick=quick)) is not None:

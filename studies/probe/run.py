@@ -36,11 +36,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np
-from cases import LONG_STEPS, METHODS, SHORT_STEPS
+from cases import LONG_STEPS, METHODS, SHORT_STEPS, Case
 from effect_weight import with_best_weight
 from harness import Rows, write_summary
 from replayed import CaseRows, by_published_order, cost_of, replay_probe, row_key, whole_cost
-from short_run_fit import Case, MethodCurve, cautious_fit, clipped_log_odds
+from short_run_fit import Curves, MethodCurve, cautious_fit, clipped_log_odds
 
 from planner.scoring.published_tables import compared_family, method_effects
 from planner.training.probe_statistics import LearnerEstimate, estimate_learners, kind_of_learner
@@ -54,24 +54,26 @@ SHOWN_SHARE = 0.5
 LeftOut = Literal["sets", "nets"]
 """What the cases of a fit have in common with the judged case: not its set, or not its net."""
 
-CaseKey = tuple[str, str, int]
-"""Net, set and seed."""
-
-Cases = dict[CaseKey, CaseRows]
+Cases = dict[Case, CaseRows]
 
 
 def complete_cases(rows: list[dict[str, Any]]) -> Cases:
     """Return the cases of which all short and whole trainings were made."""
-    cases: dict[CaseKey, dict[Any, dict[str, Any]]] = defaultdict(dict)
+    found: dict[tuple[str, str, int], dict[Any, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        cases[row["model"], row["data"], row["seed"]][row_key(row)] = row
+        found[row["model"], row["data"], row["seed"]][row_key(row)] = row
+    cases = {
+        Case(model=model, data=data, seed=seed, steps=steps): mine
+        for (model, data, seed), mine in found.items()
+        for steps in LONG_STEPS[model]
+    }
     return {
-        key: found
-        for key, found in cases.items()
+        case: mine
+        for case, mine in cases.items()
         if all(
-            (method, steps, 0, 1.0) in found
-            for method in METHODS[key[0]]
-            for steps in (*SHORT_STEPS, LONG_STEPS[key[0]])
+            (method, steps, 0, 1.0) in mine
+            for method in case.methods
+            for steps in (*SHORT_STEPS, case.steps)
         )
     }
 
@@ -87,49 +89,49 @@ def odds_of(found: CaseRows, method: str, steps: int) -> float:
     return clipped_log_odds(row["held_out_accuracy"], row["held_out_images"])
 
 
-def curves_of(cases: Cases) -> list[Case]:
+def curves_of(cases: Cases) -> list[Curves]:
     """Return the curves of the methods of each case."""
     return [
         [
             MethodCurve(
                 kind=kind_of_learner(method), short={s: odds_of(found, method, s) for s in SHORT_STEPS},
-                planned_steps=LONG_STEPS[key[0]], final=odds_of(found, method, LONG_STEPS[key[0]]),
+                planned_steps=case.steps, final=odds_of(found, method, case.steps),
             )
-            for method in METHODS[key[0]]
+            for method in case.methods
         ]
-        for key, found in cases.items()
+        for case, found in cases.items()
     ]  # fmt: skip
 
 
 # ---- rules ---------------------------------------------------------------------------------------
 
 
-def choices_of(key: CaseKey, cases: Cases) -> dict[str, tuple[str, float]]:
+def choices_of(case: Case, cases: Cases) -> dict[str, tuple[str, float]]:
     """Return (method, processor seconds) of every rule that can be judged on the rows of a case."""
-    found, methods = cases[key], METHODS[key[0]]
+    found, methods = cases[case], case.methods
 
     def best(steps: int) -> tuple[str, float]:
         chosen = max(methods, key=lambda m: held_out(found, m, steps))
         return chosen, sum(cost_of(found[m, steps, 0, 1.0]) for m in methods)
 
-    one, two, whole = (best(steps) for steps in (*SHORT_STEPS, LONG_STEPS[key[0]]))
+    one, two, whole = (best(steps) for steps in (*SHORT_STEPS, case.steps))
     short_cost = one[1] + two[1]
     choices = {
-        "even": two, "one epoch": one, "published": (by_published_order(key[0])[0], 0.0), "whole": whole,
+        "even": two, "one epoch": one, "published": (by_published_order(case.model)[0], 0.0), "whole": whole,
         **{f"always {m}": (m, 0.0) for m in methods},
     }  # fmt: skip
     for by in get_args(LeftOut):
-        model = constants_for(key, cases, by=by)
+        model = constants_for(case, cases, by=by)
         if model is None:
             continue
         known = {m: model.effects.get(kind_of_learner(m) or "", 0.0) for m in methods}
         choices[f"effects of kinds, other {by}"] = max(methods, key=lambda m: known[m]), 0.0
         for share in PROBE_SHARES:
-            replayed = replay_probe(found, key[0], share=share, short_runs=model)
+            replayed = replay_probe(found, case, share=share, short_runs=model)
             if replayed.missing is None and replayed.runs:
-                chosen = estimates_of(key, cases, share, model)[0].learner
+                chosen = estimates_of(case, cases, share, model)[0].learner
                 choices[probe_name(share, by)] = chosen, replayed.cpu_seconds
-        predicted = learned_log_odds(key, found, others_of(key, cases, by=by))
+        predicted = learned_log_odds(case, found, others_of(case, cases, by=by))
         choices[f"learned, other {by}"] = max(methods, key=lambda m: predicted[m]), short_cost
     return choices
 
@@ -144,55 +146,55 @@ def kind_of(model: str) -> str:
     return model.rstrip("0123456789")
 
 
-def others_of(key: CaseKey, cases: Cases, *, by: LeftOut) -> Cases:
+def others_of(case: Case, cases: Cases, *, by: LeftOut) -> Cases:
     """Return the cases of the other sets, or those of the other kinds of nets."""
     if by == "sets":
-        return {k: c for k, c in cases.items() if k[1] != key[1]}
-    return {k: c for k, c in cases.items() if kind_of(k[0]) != kind_of(key[0])}
+        return {k: c for k, c in cases.items() if k.data != case.data}
+    return {k: c for k, c in cases.items() if kind_of(k.model) != kind_of(case.model)}
 
 
-def constants_for(key: CaseKey, cases: Cases, *, by: LeftOut) -> ShortRunModel | None:
+def constants_for(case: Case, cases: Cases, *, by: LeftOut) -> ShortRunModel | None:
     """Return the constants of the extrapolation, fitted to other cases; None without any."""
-    others = others_of(key, cases, by=by)
+    others = others_of(case, cases, by=by)
     if not others:
         return None
     return _fitted(others)
 
 
-_FITTED: dict[tuple[CaseKey, ...], ShortRunModel] = {}
+_FITTED: dict[tuple[Case, ...], ShortRunModel] = {}
 """Constants by the cases that they were fitted to."""
 
 
 def _fitted(cases: Cases) -> ShortRunModel:
     keys = tuple(cases)
     if keys not in _FITTED:
-        by_net: dict[str, list[Case]] = defaultdict(list)
-        for (net, _, _), case in zip(keys, curves_of(cases), strict=True):
-            by_net[net].append(case)
+        by_net: dict[str, list[Curves]] = defaultdict(list)
+        for case, curves in zip(keys, curves_of(cases), strict=True):
+            by_net[case.model].append(curves)
         _FITTED[keys] = with_best_weight(cautious_fit(by_net), cases)
     return _FITTED[keys]
 
 
 def estimates_of(
-    key: CaseKey, cases: Cases, share: float, model: ShortRunModel
+    case: Case, cases: Cases, share: float, model: ShortRunModel
 ) -> tuple[LearnerEstimate, ...]:
     """Return the product's estimates after a replayed probe."""
-    runs = replay_probe(cases[key], key[0], share=share, short_runs=model).runs
-    return estimate_learners(runs, planned_steps=LONG_STEPS[key[0]], short_runs=model)
+    runs = replay_probe(cases[case], case, share=share, short_runs=model).runs
+    return estimate_learners(runs, planned_steps=case.steps, short_runs=model)
 
 
-def features_of(key: CaseKey, found: CaseRows, method: str) -> list[float]:
+def features_of(case: Case, found: CaseRows, method: str) -> list[float]:
     """Return the inputs of the learned model: kinds of methods, the curve, the published effect."""
     names = sorted({m for each in METHODS.values() for m in each})
     first, second = (odds_of(found, method, s) for s in SHORT_STEPS)
-    effects = method_effects(compared_family(key[0]), "few")
+    effects = method_effects(compared_family(case.model), "few")
     return [
         first, second, second - first, effects.get(method, 0.0), float(method in effects),
-        float(key[0] == "test_vit"), *(float(method == name) for name in names),
+        float(case.model == "test_vit"), *(float(method == name) for name in names),
     ]  # fmt: skip
 
 
-def learned_log_odds(key: CaseKey, found: CaseRows, others: Cases) -> dict[str, float]:
+def learned_log_odds(case: Case, found: CaseRows, others: Cases) -> dict[str, float]:
     """Return the log-odds after the whole training by a ridge regression on other cases."""
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -200,12 +202,12 @@ def learned_log_odds(key: CaseKey, found: CaseRows, others: Cases) -> dict[str, 
 
     inputs, targets = [], []
     for other, cells in others.items():
-        for method in METHODS[other[0]]:
+        for method in other.methods:
             inputs.append(features_of(other, cells, method))
-            targets.append(odds_of(cells, method, LONG_STEPS[other[0]]))
+            targets.append(odds_of(cells, method, other.steps))
     model = make_pipeline(StandardScaler(), Ridge(alpha=3.0)).fit(inputs, targets)
-    rows = [features_of(key, found, method) for method in METHODS[key[0]]]
-    return dict(zip(METHODS[key[0]], map(float, model.predict(rows)), strict=True))
+    rows = [features_of(case, found, method) for method in case.methods]
+    return dict(zip(case.methods, map(float, model.predict(rows)), strict=True))
 
 
 # ---- the summary ---------------------------------------------------------------------------------
@@ -214,18 +216,19 @@ def learned_log_odds(key: CaseKey, found: CaseRows, others: Cases) -> dict[str, 
 def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the summary's numbers."""
     cases = complete_cases(rows)
-    each = [of_case(key, cases) for key in cases]
-    mean_truth: dict[tuple[str, str], dict[str, float]] = {}
-    for model, data in dict.fromkeys(key[:2] for key in cases):
-        mine = [c["truth"] for c in each if (c["model"], c["data"]) == (model, data)]
-        mean_truth[model, data] = {m: float(np.mean([t[m] for t in mine])) for m in mine[0]}
+    each = [of_case(case, cases) for case in cases]
+    truths: dict[tuple[str, str, int], list[dict[str, float]]] = defaultdict(list)
     for case in each:
-        truth = mean_truth[case["model"], case["data"]]
+        truths[case["model"], case["data"], case["steps"]].append(case["truth"])
+    for case in each:
+        mine = truths[case["model"], case["data"], case["steps"]]
+        truth = {m: float(np.mean([t[m] for t in mine])) for m in mine[0]}
         case["regret_of_mean"] = {
             rule: round(max(truth.values()) - truth[method], 4)
             for rule, method in case["choices"].items()
         }
-    nets = dict.fromkeys(key[0] for key in cases)
+    nets = dict.fromkeys(case.model for case in cases)
+    lengths = sorted({case.steps for case in cases})
     return {
         "cases": len(each),
         "near": NEAR,
@@ -242,6 +245,16 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "intervals_by_net": {
             net: of_intervals([c for c in each if c["model"] == net], "sets") for net in nets
         },
+        "rules_by_steps": {
+            steps: of_rules([c for c in each if c["steps"] == steps]) for steps in lengths
+        },
+        "intervals_by_steps": {
+            steps: {
+                by: of_intervals([c for c in each if c["steps"] == steps], by)
+                for by in get_args(LeftOut)
+            }
+            for steps in lengths
+        },
         "feature_cost": feature_cost(),
         "fitted": asdict(_fitted(cases)) if cases else None,
         "each": each,
@@ -255,13 +268,13 @@ def feature_cost() -> dict[str, float]:
     return {what: round(each / whole, 3) for what, each in seconds.items()} if whole else {}
 
 
-def of_case(key: CaseKey, cases: Cases) -> dict[str, Any]:
+def of_case(case: Case, cases: Cases) -> dict[str, Any]:
     """Return truth, choices, costs and estimates of a case."""
-    found, methods, long = cases[key], METHODS[key[0]], LONG_STEPS[key[0]]
+    found, methods, long = cases[case], case.methods, case.steps
     truth = {m: found[m, long, 0, 1.0]["test_accuracy"] for m in methods}
-    choices, whole = choices_of(key, cases), whole_cost(found, key[0])
+    choices, whole = choices_of(case, cases), whole_cost(found, case)
     return {
-        "model": key[0], "data": key[1], "seed": key[2],
+        "model": case.model, "data": case.data, "seed": case.seed, "steps": case.steps,
         "test_images": found[methods[0], long, 0, 1.0]["test_images"],
         "whole_cpu_seconds": round(whole, 1), "truth": truth,
         "held_out": {m: held_out(found, m, long) for m in methods},
@@ -270,20 +283,20 @@ def of_case(key: CaseKey, cases: Cases) -> dict[str, Any]:
         "regret": {
             rule: round(max(truth.values()) - truth[m], 4) for rule, (m, _) in choices.items()
         },
-        "estimates": {by: shown_estimates(key, cases, by) for by in get_args(LeftOut)},
+        "estimates": {by: shown_estimates(case, cases, by) for by in get_args(LeftOut)},
     }  # fmt: skip
 
 
-def shown_estimates(key: CaseKey, cases: Cases, by: LeftOut) -> list[dict[str, Any]]:
+def shown_estimates(case: Case, cases: Cases, by: LeftOut) -> list[dict[str, Any]]:
     """Return the probe's estimates of the methods of a case, the best first."""
-    model = constants_for(key, cases, by=by)
+    model = constants_for(case, cases, by=by)
     if model is None:
         return []
     return [
         {"method": e.learner, "steps": e.steps, "accuracy": round(e.expected, 4),
          "low": round(e.low, 4), "high": round(e.high, 4), "best": round(e.best, 3),
          "near_best": round(e.near_best, 3)}
-        for e in estimates_of(key, cases, SHOWN_SHARE, model)
+        for e in estimates_of(case, cases, SHOWN_SHARE, model)
     ]  # fmt: skip
 
 

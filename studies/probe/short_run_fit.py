@@ -36,7 +36,7 @@ class MethodCurve:
     final: float
 
 
-Case = Sequence[MethodCurve]
+Curves = Sequence[MethodCurve]
 """Curves of the methods on one set with one net and one seed."""
 
 
@@ -46,7 +46,7 @@ def clipped_log_odds(accuracy: float, images: int) -> float:
     return math.log(right / (images + 1 - right))
 
 
-def cautious_fit(cases_by_net: Mapping[str, Sequence[Case]]) -> ShortRunModel:
+def cautious_fit(cases_by_net: Mapping[str, Sequence[Curves]]) -> ShortRunModel:
     """Fit the constants to all nets, with the deviations of nets that were left out of the fit.
 
     A few kinds of nets say little about another. With a single net its own deviations are taken.
@@ -69,7 +69,7 @@ def cautious_fit(cases_by_net: Mapping[str, Sequence[Case]]) -> ShortRunModel:
     )
 
 
-def fit_short_runs(cases: Sequence[Case]) -> ShortRunModel:
+def fit_short_runs(cases: Sequence[Curves]) -> ShortRunModel:
     """Fit the constants by least squares, with those of the kinds drawn towards the common one.
 
     Args:
@@ -86,7 +86,7 @@ def fit_short_runs(cases: Sequence[Case]) -> ShortRunModel:
     )
 
 
-def gain_errors(case: Case, gains: Gains, *, at: int) -> NDArray[np.float64]:
+def gain_errors(case: Curves, gains: Gains, *, at: int) -> NDArray[np.float64]:
     """Return the errors [methods] of carrying on, per root of a doubling.
 
     Args:
@@ -103,7 +103,7 @@ def gain_errors(case: Case, gains: Gains, *, at: int) -> NDArray[np.float64]:
     return np.array(errors)
 
 
-def effect_errors(case: Case, effects: Mapping[str, float]) -> NDArray[np.float64]:
+def effect_errors(case: Curves, effects: Mapping[str, float]) -> NDArray[np.float64]:
     """Return the errors [methods] of the effects of the kinds, beside the mean of the case."""
     return np.array([each.final - effects.get(each.kind or "", 0.0) for each in case])
 
@@ -124,7 +124,7 @@ def _own_deviation(errors: Sequence[NDArray[np.float64]]) -> float:
     return round(math.sqrt(squares / max(1, sum(len(each) - 1 for each in errors))), 3)
 
 
-def _fit_gains(cases: Sequence[Case], *, at: int) -> Gains:
+def _fit_gains(cases: Sequence[Curves], *, at: int) -> Gains:
     rises, kinds = [], []
     for each in (each for case in cases for each in case):
         steps = sorted(each.short)[at]
@@ -143,7 +143,7 @@ def _fit_gains(cases: Sequence[Case], *, at: int) -> Gains:
     return _with_deviations(fitted, [gain_errors(case, fitted, at=at) for case in cases])
 
 
-def _fit_effects(cases: Sequence[Case]) -> dict[str, float]:
+def _fit_effects(cases: Sequence[Curves]) -> dict[str, float]:
     """Return the effects of the kinds beside a mean of each case."""
     curves = [(number, each) for number, case in enumerate(cases) for each in case]
     names, is_of = _kinds([each.kind for _, each in curves])

@@ -2,7 +2,7 @@
 
 python studies/probe/train.py [--minutes 4] [--model MODEL ...] [--seeds 3] [--probe 0.5]
 
-Every method of a case is trained for ``SHORT_STEPS`` and ``LONG_STEPS``. With ``--probe SHARE`` the
+Every method of a case is trained for ``SHORT_STEPS`` and for its whole length. With ``--probe SHARE`` the
 further trainings follow that the product's probe asks for (other learning rates, more steps, more
 seeds) in this share of the time of all whole trainings. Cases are in the order of ``all_cases``, so
 whatever the time allows is spread over nets and sets.
@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-from cases import LONG_STEPS, METHODS, SEEDS, SHORT_STEPS, Case, CaseRunner, all_cases
+from cases import SEEDS, SHORT_STEPS, Case, CaseRunner, all_cases
 from harness import Rows
 from replayed import replay_probe, row_key
 
@@ -46,12 +46,12 @@ def missing_trainings(case: Case, rows: Rows, share: float | None) -> Iterator[d
         return {row_key(row): row for row in mine}
 
     found = made()
-    for method in METHODS[case.model]:
-        for steps in (*SHORT_STEPS, LONG_STEPS[case.model]):
+    for method in case.methods:
+        for steps in (*SHORT_STEPS, case.steps):
             if (method, steps, 0, 1.0) not in found:
                 yield {"method": method, "steps": steps}
     while share is not None:
-        planned = replay_probe(made(), case.model, share=share).missing
+        planned = replay_probe(made(), case, share=share).missing
         if planned is None:
             return
         yield {
