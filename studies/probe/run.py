@@ -18,7 +18,8 @@ part only. *Regret* is the test accuracy of the best method less that of the cho
                 the cases of the other sets, or to those of the other nets
 
 The constants of the product's estimate (``planner.training.short_runs``) were fitted to these rows.
-For every case they are therefore fitted anew to the cases of the other sets, and in the rules
+For every case they are therefore fitted anew to the cases of the other sets, in the rules
+``..., other lengths`` to those of them with another whole length, and in the rules
 ``..., other nets`` to those of the other kinds of nets.
 """
 
@@ -51,8 +52,9 @@ PROBE_SHARES = (0.1, 0.25, 0.5)
 SHOWN_SHARE = 0.5
 """Share whose intervals are reported."""
 
-LeftOut = Literal["sets", "nets"]
-"""What the cases of a fit have in common with the judged case: not its set, or not its net."""
+LeftOut = Literal["sets", "nets", "lengths"]
+"""What the cases of a fit do not share with the judged case: its set, its kind of net, or both its
+set and its whole length."""
 
 Cases = dict[Case, CaseRows]
 
@@ -137,8 +139,8 @@ def choices_of(case: Case, cases: Cases) -> dict[str, tuple[str, float]]:
 
 
 def probe_name(share: float, by: LeftOut) -> str:
-    """Return the name of a rule: the probe with constants of the other sets, or other nets."""
-    return f"probe {100 * share:.0f} %" + (", other nets" if by == "nets" else "")
+    """Return the name of a rule: the probe with the constants of which other cases."""
+    return f"probe {100 * share:.0f} %" + ("" if by == "sets" else f", other {by}")
 
 
 def kind_of(model: str) -> str:
@@ -147,9 +149,10 @@ def kind_of(model: str) -> str:
 
 
 def others_of(case: Case, cases: Cases, *, by: LeftOut) -> Cases:
-    """Return the cases of the other sets, or those of the other kinds of nets."""
-    if by == "sets":
-        return {k: c for k, c in cases.items() if k.data != case.data}
+    """Return the cases of the other sets, of these the ones of other lengths, or of other nets."""
+    if by != "nets":
+        lengths = {case.steps} if by == "lengths" else set()
+        return {k: c for k, c in cases.items() if k.data != case.data and k.steps not in lengths}
     return {k: c for k, c in cases.items() if kind_of(k.model) != kind_of(case.model)}
 
 
@@ -288,11 +291,12 @@ def of_case(case: Case, cases: Cases) -> dict[str, Any]:
 
 
 def shown_estimates(case: Case, cases: Cases, by: LeftOut) -> list[dict[str, Any]]:
-    """Return the probe's estimates of the methods of a case, the best first."""
+    """Return the probe's estimates of the methods of a case, the best first; none without rows."""
     model = constants_for(case, cases, by=by)
     if model is None:
         return []
-    return [
+    replayed = replay_probe(cases[case], case, share=SHOWN_SHARE, short_runs=model)
+    return [] if replayed.missing else [
         {"method": e.learner, "steps": e.steps, "accuracy": round(e.expected, 4),
          "low": round(e.low, 4), "high": round(e.high, 4), "best": round(e.best, 3),
          "near_best": round(e.near_best, 3)}
