@@ -197,7 +197,7 @@ def _facts(answer: Recommendation) -> Iterator[tuple[str, str]]:
     yield "memory", _memory(plan)
     if host_bytes := plan.prediction.memory.host_bytes:
         size = format_bytes_in(host_bytes, unit_as_asked(plan.budget_bytes))
-        yield "host", f"{size} of page-locked memory"
+        yield "host", f"{size} of its memory"
     yield "time", _time(answer, plan)
     yield "energy", _energy(answer, plan)
     counts = plan.prediction.parameters

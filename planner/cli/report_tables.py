@@ -47,7 +47,7 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
         yield "device memory", f"{need}{_against(report, budget_bytes)}"
         if memory.host_bytes:
             size = format_bytes_as(memory.host_bytes, budget_bytes)
-            yield "host memory", f"{size}, page-locked"
+            yield "host memory", size
     elif budget_bytes is not None:
         yield "budget", _against(report, budget_bytes).strip(", ")
     kind = "measured" if report.rung == Rung.MEASURED else "predicted"
