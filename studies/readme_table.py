@@ -35,6 +35,8 @@ def rows() -> list[tuple[str, str, str]]:
     steps, other = summary("time_model")["steps"], summary("time_model")["inference"]
     at_64, at_96 = (recipe_accuracies(size) for size in (64, 96))
     claims = summary("efficiency_paper")
+    offload = summary("offload")["table"]["full, state"]
+    host = offload["smallest_budget_ratio"]
     added = curves["evaluator_vit_s_added_share"]
     rule = curves["evaluator_part_of_the_rule_at_43_percent_less"].values()
     fits = hollow["under_2_gib"]
@@ -96,6 +98,12 @@ def rows() -> list[tuple[str, str, str]]:
             f"its rule at half of the budget: peak {spread(claims['memory'])}, energy"
             f" {spread(claims['energy'])}; BitFit's energy"
             f" {claims['energy']['methods']['bitfit 32']:+.0%}",
+        ),
+        (
+            "offload",
+            "smallest predicted budget of full training with AdamW's state in the host's memory,"
+            " over that without",
+            f"median {host[1]}, {host[0]} to {host[2]} ({offload['cells']} cells)",
         ),
     ]
 
