@@ -20,7 +20,8 @@ part only. *Regret* is the test accuracy of the best method less that of the cho
 The constants of the product's estimate (``planner.training.short_runs``) were fitted to these rows.
 For every case they are therefore fitted anew to the cases of the other sets, in the rules
 ``..., other lengths`` to those of them with another whole length, and in the rules
-``..., other nets`` to those of the other kinds of nets.
+``..., other nets`` to those of the other kinds of nets. The rules ``..., without effects`` do not use
+the effects of the kinds, as the product does for long plans.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,7 +42,7 @@ from cases import LONG_STEPS, METHODS, SHORT_STEPS, Case
 from effect_weight import with_best_weight
 from harness import Rows, write_summary
 from replayed import CaseRows, by_published_order, cost_of, replay_probe, row_key, whole_cost
-from short_run_fit import Curves, MethodCurve, cautious_fit, clipped_log_odds
+from short_run_fit import Curves, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
 
 from planner.scoring.published_tables import compared_family, method_effects
 from planner.training.probe_statistics import LearnerEstimate, estimate_learners, kind_of_learner
@@ -49,8 +50,8 @@ from planner.training.short_runs import ShortRunModel
 
 NEAR = 0.01
 PROBE_SHARES = (0.1, 0.25, 0.5)
-SHOWN_SHARE = 0.5
-"""Share whose intervals are reported."""
+SHOWN_SHARE = 0.25
+"""Share whose intervals are reported, and that is compared with other rules."""
 
 LeftOut = Literal["sets", "nets", "lengths"]
 """What the cases of a fit do not share with the judged case: its set, its kind of net, or both its
@@ -128,19 +129,32 @@ def choices_of(case: Case, cases: Cases) -> dict[str, tuple[str, float]]:
             continue
         known = {m: model.effects.get(kind_of_learner(m) or "", 0.0) for m in methods}
         choices[f"effects of kinds, other {by}"] = max(methods, key=lambda m: known[m]), 0.0
+        predicted = learned_log_odds(case, found, others_of(case, cases, by=by))
+        choices[f"learned, other {by}"] = max(methods, key=lambda m: predicted[m]), short_cost
+    for name, model in probe_constants(case, cases).items():
         for share in PROBE_SHARES:
             replayed = replay_probe(found, case, share=share, short_runs=model)
             if replayed.missing is None and replayed.runs:
                 chosen = estimates_of(case, cases, share, model)[0].learner
-                choices[probe_name(share, by)] = chosen, replayed.cpu_seconds
-        predicted = learned_log_odds(case, found, others_of(case, cases, by=by))
-        choices[f"learned, other {by}"] = max(methods, key=lambda m: predicted[m]), short_cost
+                choices[probe_name(share, name)] = chosen, replayed.cpu_seconds
     return choices
 
 
-def probe_name(share: float, by: LeftOut) -> str:
-    """Return the name of a rule: the probe with the constants of which other cases."""
-    return f"probe {100 * share:.0f} %" + ("" if by == "sets" else f", other {by}")
+def probe_constants(case: Case, cases: Cases) -> dict[str, ShortRunModel]:
+    """Return the constants of the probes that are replayed, by a part of their names."""
+    found: dict[str, ShortRunModel] = {}
+    for by in get_args(LeftOut):
+        model = constants_for(case, cases, by=by)
+        if model is not None:
+            found["" if by == "sets" else f"other {by}"] = model
+    if "" in found:
+        found["without effects"] = replace(found[""], effect_steps=0)
+    return found
+
+
+def probe_name(share: float, name: str = "") -> str:
+    """Return the name of a rule: the probe in a share of the time, with which constants."""
+    return f"probe {100 * share:.0f} %" + (f", {name}" if name else "")
 
 
 def kind_of(model: str) -> str:
@@ -239,7 +253,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "rules": of_rules(each),
         "rules_by_net": {net: of_rules([c for c in each if c["model"] == net]) for net in nets},
         "against_probe": {
-            rule: paired(each, probe_name(SHOWN_SHARE, "sets"), rule)
+            rule: paired(each, probe_name(SHOWN_SHARE), rule)
             for rule in ("even", "one epoch", "published", "effects of kinds, other sets",
                          "effects of kinds, other nets", "learned, other sets",
                          "learned, other nets")
@@ -258,10 +272,19 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for steps in lengths
         },
+        "fitted_by_case": fitted_by_case(cases),
         "feature_cost": feature_cost(),
         "fitted": asdict(_fitted(cases)) if cases else None,
         "each": each,
     }  # fmt: skip
+
+
+def fitted_by_case(cases: Cases) -> dict[str, Any]:
+    """Return the constants fitted to the cases of one net and one length."""
+    found: dict[str, list[Curves]] = defaultdict(list)
+    for case, curves in zip(cases, curves_of(cases), strict=True):
+        found[f"{case.model} {case.steps}"].append(curves)
+    return {name: asdict(fit_short_runs(mine)) for name, mine in found.items()}
 
 
 def feature_cost() -> dict[str, float]:

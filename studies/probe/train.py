@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,7 +27,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 from cases import SEEDS, SHORT_STEPS, Case, CaseRunner, all_cases
 from harness import Rows
 from replayed import replay_probe, row_key
-from run import LeftOut, complete_cases, constants_for
+from run import complete_cases, probe_constants
 
 
 def missing_trainings(case: Case, rows: Rows, share: float | None) -> Iterator[dict[str, Any]]:
@@ -55,10 +55,10 @@ def missing_trainings(case: Case, rows: Rows, share: float | None) -> Iterator[d
         return
     # The study replays a probe with the constants of several fits.
     cases = complete_cases(rows.read())
-    fits = [constants_for(case, cases, by=by) for by in get_args(LeftOut)]
+    fits = probe_constants(case, cases).values()
     while True:
         mine = made()
-        replays = (replay_probe(mine, case, share=share, short_runs=fit) for fit in fits if fit)
+        replays = (replay_probe(mine, case, share=share, short_runs=fit) for fit in fits)
         planned = next((each.missing for each in replays if each.missing), None)
         if planned is None:
             return
