@@ -116,7 +116,7 @@ class Recorder(TorchDispatchMode):
             out, key = run_update(func, args, kwargs), None
         else:
             out, key = run_with_key(func, args, kwargs)
-        out = with_real_layout(func, args, out)
+        out = with_real_layout(func, args, out, kwargs)
         if summed is not None:
             self.storages.move(summed, out)
         view = self._is_view.get(func)
