@@ -67,7 +67,7 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
         source="each kind of operation timed on this processor",
         launch_seconds=5e-6,
         slowness={"aten::convolution": 2.0, "aten::native_batch_norm": 3.0, "aten::addmm": 1.5},
-        refill_seconds=1e-5,
+        recompute_python_seconds=1e-5,
         update_slowness=2.0,
         origin=Origin.MEASURED,
     )

@@ -9,7 +9,8 @@ and a large matrix product less than the timed one. So each kind gets a correcti
    operation (function, shapes, dtypes, strides) on real zeros, alone and on cold caches;
 3. for each kind, slowness = measured seconds / roofline seconds, summed over its operations;
 4. run AdamW on some of the parameters: its operations run one after the other on the same tensors,
-   which stay in the cache, so the optimizer has a slowness of its own.
+   which stay in the cache, so the optimizer has a slowness of its own;
+5. time the Python code of recomputation (``profiler.timing.recompute_python``).
 
 Cold caches matter: in a step, an operation writes to memory that was not used lately, and backward
 reads what forward saved long ago. Timed in a loop, the same operation finds all in the cache, and
@@ -43,7 +44,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from profiler.arrays import Floats
-from profiler.checkpointing.apply import apply_placement
 from profiler.device_rules.cpu_kernels import argument_signature, can_run_on_zeros, zeros_like_it
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
@@ -53,6 +53,7 @@ from profiler.records import Origin
 from profiler.replay.event_log import Phase
 from profiler.replay.operation_counter import OperationCounter
 from profiler.store import Store
+from profiler.timing.recompute_python import recompute_python_seconds
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
@@ -92,9 +93,8 @@ class TimedKinds:
     """Timings of a backbone on this processor, in the arrays that ``Store`` keeps.
 
     Attributes:
-        base: [6] FLOP/s of a matrix product, bytes/s of a copy, seconds of an operation's Python
-            code, those of a recomputation and of an intercepted operation, slowness of the
-            optimizer.
+        base: [5] FLOP/s of a matrix product, bytes/s of a copy, seconds of an operation's Python
+            code, those that recomputation adds to one, slowness of the optimizer.
         kinds: [kinds] kinds of operation.
         slowness: [kinds] measured over roofline seconds.
     """
@@ -124,7 +124,7 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
-    key = ("cpu rates, cold", family.to_json(), threads, processor_name())
+    key = ("cpu rates, cold Python", family.to_json(), threads, processor_name())
     return _rates_of(_fetch_steady(Store.default(), key, lambda: _time_kinds(family)))
 
 
@@ -145,9 +145,14 @@ def cpu_inference_rates(
         base = plain_cpu_rates()
         timer = KindTimer(base)
         replay(timer)
-        return _timed_kinds(base, timer, recomputation=(0.0, 0.0), update=1.0)
+        return _timed_kinds(base, timer, recompute_python=0.0, update=1.0)
 
-    whole = ("cpu rates of an inference", *key, torch.get_num_threads(), processor_name())
+    whole = (
+        "cpu rates of an inference, cold Python",
+        *key,
+        torch.get_num_threads(),
+        processor_name(),
+    )
     name = f"{store.folder} {whole}"
     if name not in _INFERENCE_RATES:
         _INFERENCE_RATES[name] = _rates_of(_fetch_steady(store, whole, time_operations))
@@ -159,7 +164,7 @@ _INFERENCE_RATES: dict[str, Rates] = {}
 
 
 def _rates_of(timed: TimedKinds) -> Rates:
-    flops, nbytes, launch, refill, intercept, update = timed.base.tolist()
+    flops, nbytes, launch, recompute_python, update = timed.base.tolist()
     return Rates(
         flops_per_second=flops,
         bytes_per_second=nbytes,
@@ -167,8 +172,7 @@ def _rates_of(timed: TimedKinds) -> Rates:
         source="each kind of operation timed on this processor",
         launch_seconds=launch,
         slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
-        refill_seconds=refill,
-        intercept_seconds=intercept,
+        recompute_python_seconds=recompute_python,
         update_slowness=update,
         origin=Origin.MEASURED,
     )
@@ -205,18 +209,22 @@ def _time_kinds(family: Workload) -> TimedKinds:
     base = plain_cpu_rates()
     timer = KindTimer(base)
     options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
-    replay_step(candidate, device=CPU, options=options, timer=timer)
+    log = replay_step(candidate, device=CPU, options=options, timer=timer)
+    in_units = [op for op in log.operations if op.phase is Phase.FORWARD and op.unit >= 0]
+    recompute_python = recompute_python_seconds(
+        [op.moved_bytes for op in in_units], clock=_clock(), launch_seconds=base.launch_seconds
+    )
     shapes = [tuple(p.shape) for p in built.model.parameters() if p.requires_grad]
     update = update_slowness(shapes, base)
-    return _timed_kinds(base, timer, recomputation=recomputation_seconds(), update=update)
+    return _timed_kinds(base, timer, recompute_python=recompute_python, update=update)
 
 
 def _timed_kinds(
-    base: Rates, timer: KindTimer, *, recomputation: tuple[float, float], update: float
+    base: Rates, timer: KindTimer, *, recompute_python: float, update: float
 ) -> TimedKinds:
     found = timer.slowness()
     rates = [
-        base.flops_per_second, base.bytes_per_second, base.launch_seconds, *recomputation, update,
+        base.flops_per_second, base.bytes_per_second, base.launch_seconds, recompute_python, update,
     ]  # fmt: skip
     return TimedKinds(
         base=np.array(rates),
@@ -319,58 +327,6 @@ def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
     with operations:
         optimizer.step()
     return _fastest_seconds(optimizer.step) / base.total_seconds(operations.counter.records)
-
-
-@cache
-def recomputation_seconds() -> tuple[float, float]:
-    """Return the Python seconds of a recomputation, and of an operation intercepted for it.
-
-    A checkpointed call is recorded in forward and called again in backward, both in Python, and
-    every function of its unit is intercepted and packs what it saves. On tensors of a few values
-    nearly all time is Python's. The differences between steps with and without checkpointing, of
-    two models whose units have other numbers of both, give both. Takes less than 0.2 s.
-
-    Limitation: an operation that saves many tensors, such as a batch normalisation, takes up to
-    twice the time of the linear layers that are timed.
-    """
-    # recomputed functions and operations of a unit's forward
-    few = _checkpointing_seconds(_ResidualMlp)  # 2 and 5
-    many = _checkpointing_seconds(_Linears)  # 1 and 1 + LINEARS
-    first, second = np.linalg.solve([[2, 5], [1, 1 + _LINEARS]], [few, many])
-    # the recomputed operation itself is counted as every other one
-    return max(float(first) - eager_seconds(), 0.0), max(float(second), 0.0)
-
-
-def _checkpointing_seconds(unit: type[nn.Module]) -> float:
-    """Return the seconds that recomputing cheap outputs adds to a unit of a model of such units."""
-    units = [f"{i}" for i in range(8)]
-    model = nn.Sequential(*[unit() for _ in units])
-
-    def step() -> None:
-        model(torch.zeros(1, 4, 8)).sum().backward()
-
-    placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
-    plain = checkpointed = float("inf")
-    for _ in range(_LEAST_RUNS):
-        plain = min(plain, _fastest_seconds(step))
-        with apply_placement(model, placement, units=units):
-            checkpointed = min(checkpointed, _fastest_seconds(step))
-    return max(checkpointed - plain, 0.0) / len(units)
-
-
-_LINEARS = 10
-
-
-class _Linears(nn.Module):
-    """A normalisation and many linear layers, of which a cheap placement recomputes the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(8), *[nn.Linear(8, 8) for _ in range(_LINEARS)])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.layers(x)
-        return y
 
 
 class _ResidualMlp(nn.Module):

@@ -61,10 +61,9 @@ class Rates:
         slowness: measured over roofline seconds, by kind of operation.
         other_slowness: the same of kinds that ``slowness`` lacks.
         update_slowness: the same of the optimizer's operations.
-        refill_seconds: Python seconds that a recomputation adds to its operations. 0 on a GPU,
+        recompute_python_seconds: Python seconds that recomputation adds to each operation in the
+            forward of a unit that recomputes something, and to each recomputation. 0 on a GPU,
             where the host runs ahead of the kernels.
-        intercept_seconds: Python seconds that each operation of a forward takes longer if its unit
-            recomputes something. 0 on a GPU.
         kernels: fitted rates of the GPU's kernels; None for the roofline.
         power: power of the GPU; None for ``watts`` at any load.
         origin: where the seconds come from.
@@ -84,8 +83,7 @@ class Rates:
     slowness: Mapping[str, float] = field(default_factory=dict)
     other_slowness: float = 1.0
     update_slowness: float = 1.0
-    refill_seconds: float = 0.0
-    intercept_seconds: float = 0.0
+    recompute_python_seconds: float = 0.0
     kernels: KernelRates | None = None
     power: PowerModel | None = None
     origin: Origin = Origin.DATA_SHEET
@@ -136,9 +134,8 @@ class Rates:
             begins_refill: [operations] whether a recomputation begins.
             intercepted: [operations] operations of a forward that were intercepted for it.
         """
-        refills = np.asarray(begins_refill, dtype=np.float64) * self.refill_seconds
-        intercepts = np.asarray(intercepted, dtype=np.float64) * self.intercept_seconds
-        found: Floats = refills + intercepts
+        counted = np.add(begins_refill, intercepted, dtype=np.float64)
+        found: Floats = counted * self.recompute_python_seconds
         return found
 
     def slowness_of(self, kinds: Sequence[str]) -> Floats:

@@ -1,0 +1,247 @@
+"""Python seconds of recomputation on a CPU.
+
+A placement costs time beside the recomputed operations. Python intercepts every operation of a
+unit's forward, packs the tensors that it saves, and calls functions again in backward. This takes
+longer where operations move more bytes, because they drive Python's code and objects out of the
+caches. On the machine of studies/cpu_time an operation cost 50 microseconds on warm caches, and 120
+after each operation had moved 4 MiB.
+
+`recompute_python_seconds` returns the seconds for each intercepted operation and for each
+recomputation; in a fit to real steps the two cost the same. Two blocks on few values, where nearly
+all time is Python's, are run with and without recomputation. After each of their operations, a part
+of a large buffer is copied, as the next operation of a real step would read and write its own
+tensors. The seconds for copying do not count. Parts follow one another: a buffer that is used again
+would stay in the caches, and leave room for Python's objects. Nothing is fitted to real models.
+
+Limitation: the caches of a real step are still colder. Its kernels have more code, and the objects
+of a unit are used once in a step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from profiler.checkpointing.apply import apply_placement, recomputing
+from profiler.operations import only_allocates, only_views
+from profiler.placement import Decision, Placement
+from profiler.replay.event_log import Phase
+from profiler.replay.operation_counter import OperationCounter
+
+FOOTPRINTS = (1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
+"""Bytes that are moved between two operations. At the first, all stays in the caches. Beyond the
+last, the cost is taken as constant, though it still grows a little."""
+
+_BUFFER_BYTES = 1 << 26
+"""Size of the copied buffer: twice the largest cache of most processors."""
+
+_UNITS, _ROUNDS = 4, 7
+
+Clock = Callable[[], float]
+
+
+def recompute_python_seconds(
+    operation_bytes: Sequence[int], *, clock: Clock, launch_seconds: float
+) -> float:
+    """Return the Python seconds of an intercepted operation and of a recomputation.
+
+    Args:
+        operation_bytes: bytes moved by each operation in the forward of the units; the cost is the
+            average over them.
+        clock: clock of the timings.
+        launch_seconds: seconds of an operation on few values, which recomputed ones are counted
+            with elsewhere.
+    """
+    if not operation_bytes:
+        return 0.0
+    seconds, recomputed = _timed_costs(clock, torch.get_num_threads())
+    moved = np.maximum(operation_bytes, FOOTPRINTS[0])
+    costs = np.interp(np.log(moved), np.log(FOOTPRINTS), seconds)
+    return max(float(np.mean(costs)) - recomputed * launch_seconds, 0.0)
+
+
+@cache
+def _timed_costs(clock: Clock, threads: int) -> tuple[tuple[float, ...], float]:
+    """Return the seconds that recomputation adds to an operation, by footprint.
+
+    The second value is the number of operations that are recomputed for an intercepted one. Takes
+    two seconds of the processor.
+    """
+    caches = _Caches(clock)
+    blocks = [
+        (_MlpBlock(caches), torch.zeros(1, 4, 8)),
+        (_ConvBlock(caches), torch.zeros(1, 4, 4, 4)),
+    ]
+    runs = [
+        _Run(block, x, decision, caches)
+        for block, x in blocks
+        for decision in (Decision.DROP_CHEAP, Decision.RECOMPUTE)
+    ]
+    counted = sum(run.intercepted + run.refills for run in runs)
+    recomputed = sum(run.recomputed for run in runs)
+    added = [sum(run.added_seconds(footprint) for run in runs) for footprint in FOOTPRINTS]
+    return tuple(seconds / counted for seconds in added), recomputed / counted
+
+
+class _Caches:
+    """Copies a part of a large buffer between operations, and sums the seconds that this takes.
+
+    Args:
+        clock: clock of the timings.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.seconds = 0.0
+        self.clock = clock
+        self._buffer = torch.zeros(_BUFFER_BYTES // 4)
+        self._parts: Iterator[torch.Tensor] | None = None
+
+    def set_footprint(self, nbytes: int) -> None:
+        """Set the bytes to move; at most the first footprint for none."""
+        is_small = nbytes <= FOOTPRINTS[0]
+        self._parts = None if is_small else itertools.cycle(self._buffer.split(nbytes // 8))
+
+    def fill(self, _: object = None) -> None:
+        """Fill the caches with the next part and its copy."""
+        if self._parts is not None:
+            start = self.clock()
+            next(self._parts).clone()
+            self.seconds += self.clock() - start
+
+
+class _Between(nn.Module):
+    """Fills the caches after an operation, in forward, in recomputation and in backward."""
+
+    def __init__(self, caches: _Caches) -> None:
+        super().__init__()
+        self._caches = caches
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._caches.fill()
+        if x.requires_grad and not recomputing():
+            x.register_hook(self._caches.fill)
+        return x
+
+
+class _MlpBlock(nn.Sequential):
+    """A normalisation, two linear layers and an activation."""
+
+    def __init__(self, caches: _Caches) -> None:
+        layers = (nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+        super().__init__(*[part for layer in layers for part in (layer, _Between(caches))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return x + y
+
+
+class _ConvBlock(nn.Sequential):
+    """Two convolutions, each with a batch normalisation and an activation."""
+
+    def __init__(self, caches: _Caches) -> None:
+        layers = [
+            layer
+            for _ in range(2)
+            for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        ]
+        super().__init__(*[part for layer in layers for part in (layer, _Between(caches))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return x + y
+
+
+class _Run:
+    """Steps of a model of equal blocks, with and without recomputation.
+
+    Args:
+        block: one block; the model has copies of it.
+        x: input of a step.
+        decision: decision for all blocks.
+        caches: fills the caches.
+
+    Attributes:
+        intercepted: operations in the forward of a block.
+        refills: recomputations in a block.
+        recomputed: operations that they run.
+    """
+
+    def __init__(
+        self, block: nn.Module, x: torch.Tensor, decision: Decision, caches: _Caches
+    ) -> None:
+        self._units = [f"{i}" for i in range(_UNITS)]
+        self._model = nn.Sequential(*[type(block)(caches) for _ in self._units])
+        self._x, self._caches = x, caches
+        self._placement = Placement(decisions=dict.fromkeys(self._units, decision))
+        caches.set_footprint(0)
+        tally = _RecomputeTally()
+        with apply_placement(self._model, self._placement, units=self._units), tally:
+            loss = self._model(self._x).sum()
+            tally.is_backward = True
+            loss.backward()
+        records = tally.counter.records
+        self.intercepted = sum(op.intercepted for op in records) / _UNITS
+        self.refills = sum(op.begins_refill for op in records) / _UNITS
+        self.recomputed = sum(op.phase is Phase.RECOMPUTE for op in records) / _UNITS
+
+    def added_seconds(self, footprint: int) -> float:
+        """Return the seconds that recomputation adds to a block: the median of several pairs.
+
+        Args:
+            footprint: bytes that are moved between operations.
+        """
+        added = []
+        for _ in range(_ROUNDS):
+            plain = self._seconds(footprint)
+            with apply_placement(self._model, self._placement, units=self._units):
+                added.append(self._seconds(footprint) - plain)
+        return max(median(added), 0.0) / _UNITS
+
+    def _seconds(self, footprint: int) -> float:
+        """Return the seconds of a step without those for copying."""
+        self._caches.set_footprint(0)
+        self._step()  # the first step of a placement also sets it up
+        self._caches.set_footprint(footprint)
+        self._caches.seconds, start = 0.0, self._caches.clock()
+        self._step()
+        return self._caches.clock() - start - self._caches.seconds
+
+    def _step(self) -> None:
+        self._model(self._x).sum().backward()
+
+
+class _RecomputeTally(TorchDispatchMode):
+    """Counts the operations of a step as a replay does, in a single unit.
+
+    Attributes:
+        is_backward: whether the backward has begun.
+        counter: records of the operations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_backward = False
+        self.counter = OperationCounter(batch=1)
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run an operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        if not (only_views(func) or only_allocates(func)):
+            phase = Phase.BACKWARD if self.is_backward else Phase.FORWARD
+            phase = Phase.RECOMPUTE if recomputing() else phase
+            self.counter.count(func, args, dict(kwargs or {}), out, phase=phase, unit=0)
+        return out
