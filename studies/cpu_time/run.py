@@ -6,7 +6,8 @@
 One process with one thread. For each backbone in turn, the rates are timed, then cells of it and of
 the other backbones are run, and the clock is the processor time of the process, since other
 programs share the machine. Each cell runs twice, with other cells between; cells whose two readings
-differ by more than 10 % are dropped.
+differ by more than 10 % are dropped. The overhead of recomputation is read from steps with and
+without it in turn, since two times that are read minutes apart differ by several percent.
 """
 
 from __future__ import annotations
@@ -88,17 +89,21 @@ def name_of(candidate: Candidate) -> str:
     return f"{load.model} {load.method} {load.micro_batch} {placed}"
 
 
-def measured(candidate: Candidate, steps: int = 3) -> float:
-    """Return the processor seconds of a step: the least of a few."""
-    step, batches = build_step(candidate, device="cpu")
-    for _ in range(2):
+def measured(candidate: Candidate, steps: int = 3) -> list[list[float]]:
+    """Return the processor seconds of a few steps, and of steps without recomputation in turn."""
+    candidates = [candidate]
+    if candidate.placement.decisions:
+        candidates.append(Candidate(workload=candidate.workload))
+    runs = [build_step(each, device="cpu") for each in candidates]
+    for step, batches in [*runs, *runs]:
         step.run(batches)
-    seconds = []
+    seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(steps):
-        start = time.process_time()
-        step.run(batches)
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+        for (step, batches), found in zip(runs, seconds, strict=True):
+            start = time.process_time()
+            step.run(batches)
+            found.append(time.process_time() - start)
+    return seconds
 
 
 def predicted(candidate: Candidate) -> list[float]:
@@ -117,7 +122,7 @@ def run(minutes: float) -> None:
     torch.manual_seed(0)
     end = time.monotonic() + 60 * minutes
     done = {row["cell"] for row in ROWS.read()}
-    waiting: list[tuple[Candidate, list[float], float]] = []
+    waiting: list[tuple[Candidate, list[float], list[list[float]]]] = []
     for candidate in [c for c in cells() if name_of(c) not in done]:
         if time.monotonic() > end:
             break
@@ -128,7 +133,7 @@ def run(minutes: float) -> None:
     _second(waiting)
 
 
-def _second(waiting: list[tuple[Candidate, list[float], float]]) -> None:
+def _second(waiting: list[tuple[Candidate, list[float], list[list[float]]]]) -> None:
     for candidate, load, first in waiting:
         second = measured(candidate)
         ROWS.append(
@@ -137,11 +142,17 @@ def _second(waiting: list[tuple[Candidate, list[float], float]]) -> None:
                 "model": candidate.workload.model,
                 "method": candidate.workload.method,
                 "load": load,
-                "first_seconds": first,
-                "second_seconds": second,
+                "first_seconds": min(first[0]),
+                "second_seconds": min(second[0]),
+                "pairs": _pairs(first) + _pairs(second),
             }
         )
-        print(name_of(candidate), f"{load[0] / min(first, second):.3f}", flush=True)
+        print(name_of(candidate), f"{load[0] / min(*first[0], *second[0]):.3f}", flush=True)
+
+
+def _pairs(seconds: list[list[float]]) -> list[tuple[float, float]]:
+    """Return the seconds of neighbouring steps with and without recomputation."""
+    return list(zip(*seconds, strict=True)) if len(seconds) == 2 else []
 
 
 def summary() -> dict[str, Any]:
@@ -194,20 +205,28 @@ def summary() -> dict[str, Any]:
 
 
 def _overheads(kept: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return by how many points the predicted overhead of recomputation differs."""
+    """Return by how many points the predicted overhead of recomputation differs.
+
+    The measured one is the median over pairs of neighbouring steps.
+    """
     by_cell = {row["cell"]: row for row in kept}
-    points = []
+    points, halves = [], []
     for name, row in by_cell.items():
         plain = by_cell.get(f"{name.rpartition(' ')[0]} keep")
         if name.endswith(" keep") or plain is None:
             continue
-        real = min(row["first_seconds"], row["second_seconds"])
-        real /= min(plain["first_seconds"], plain["second_seconds"])
-        points.append(100 * (row["load"][0] / plain["load"][0] - real))
+        ratios = [with_it / without for with_it, without in row["pairs"]]
+        half = len(ratios) // 2
+        halves.append(100 * (np.median(ratios[:half]) - np.median(ratios[half:])))
+        points.append(100 * (row["load"][0] / plain["load"][0] - np.median(ratios)))
     return {
         "cells": len(points),
         "median_points": round(float(np.median(np.abs(points))), 2) if points else None,
         "largest_points": round(float(np.max(np.abs(points))), 2) if points else None,
+        "bias_points": round(float(np.median(points)), 2) if points else None,
+        "two_readings_differ_points": round(float(np.median(np.abs(halves))), 2)
+        if halves
+        else None,
     }
 
 
