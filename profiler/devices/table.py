@@ -311,16 +311,64 @@ WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 CUBLASLT_WORKSPACE_BYTES = 1024 * KIB
 """Default of cuBLASLt where it does not use the workspace of cuBLAS: 1 MiB."""
 
+LT_WORKSPACE_VARIABLE = "CUBLASLT_WORKSPACE_SIZE"
+"""Variable with the KiB of a workspace of cuBLASLt."""
+
+CUBLAS_HANDLES = 2
+"""Handles of cuBLAS: those of the threads of forward and backward."""
+
+UNIFIED_VARIABLE = "TORCH_CUBLASLT_UNIFIED_WORKSPACE"
+"""Variable that is 1 if cuBLASLt uses the workspace of cuBLAS, and 0 if it has its own."""
+
 
 @cache
 def _installed_torch() -> str:
     return version("torch")  # reads a file, hence the cache
 
 
+def _release(torch_version: str) -> tuple[int, int]:
+    major, minor = torch_version.split(".")[:2]
+    return int(major), int(minor)
+
+
 def _chosen_workspace_bytes() -> int | None:
     """Return the bytes of a cuBLAS workspace by the environment; None for PyTorch's default."""
     pools = re.findall(r":([0-9]+):([0-9]+)", os.environ.get(WORKSPACE_VARIABLE, ""))
     return sum(int(kib) * KIB * int(count) for kib, count in pools) if pools else None
+
+
+def _own_lt_workspace_bytes(release: tuple[int, int], shared_bytes: int) -> int | None:
+    """Return the bytes of a workspace of cuBLASLt; None if it uses that of cuBLAS.
+
+    ``getCUDABlasLtWorkspaceSize`` and ``getCUDABlasLtWorkspace``,
+    aten/src/ATen/cuda/CublasHandlePool.cpp. Values of ``UNIFIED_VARIABLE`` beside 0 and 1 are
+    ignored (``check_env``, c10/util/env.cpp).
+
+    Args:
+        release: major and minor version of PyTorch.
+        shared_bytes: bytes of a workspace of cuBLAS.
+    """
+    flag = os.environ.get(UNIFIED_VARIABLE)
+    if flag == "1" or (flag != "0" and release >= (2, 12)):
+        return None
+    nbytes = CUBLASLT_WORKSPACE_BYTES
+    # the number at the beginning, as std::stoi reads it
+    number = re.match(r"\s*\+?([0-9]+)", os.environ.get(LT_WORKSPACE_VARIABLE, ""))
+    if number is not None and int(number[1]) < 1 << 31:
+        nbytes = int(number[1]) * KIB
+    # Before torch 2.12 the size of a workspace of its own was limited as if it were shared, unless
+    # the variable is 0 (https://github.com/pytorch/pytorch/pull/175879).
+    return nbytes if flag == "0" else min(nbytes, shared_bytes)
+
+
+def workspace_settings(spec: DeviceSpec) -> tuple[str, ...]:
+    """Return the environment variables that change the workspaces, as ``NAME=VALUE``."""
+    if spec.compute_capability is None:
+        return ()
+    names = [WORKSPACE_VARIABLE]
+    if _own_lt_workspace_bytes(_release(_installed_torch()), 0) is not None:
+        names += [LT_WORKSPACE_VARIABLE, UNIFIED_VARIABLE]
+    return tuple(f"{name}={value}" for name in names if (value := os.environ.get(name)))
 
 
 def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tuple[int, ...]:
@@ -333,11 +381,12 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     with a handle of its own, so there were two (seen with torch 2.14.1, studies/hollow_gpu).
     Before torch 2.12, cuBLASLt, which multiplies where a bias is added, had a second workspace for
     each handle (https://github.com/pytorch/pytorch/pull/168175; seen with torch 2.10 and 2.11 on an
-    emulated GPU, not with 2.12).
+    emulated GPU, not with 2.12). Since then it has one only if ``UNIFIED_VARIABLE`` is 0.
 
-    Sizes: those of ``WORKSPACE_VARIABLE`` in this process, else PyTorch's default;
-    ``parseChosenWorkspaceSize``, aten/src/ATen/cuda/CublasHandlePool.cpp
-    (https://github.com/pytorch/pytorch/pull/91564).
+    Sizes: those of ``WORKSPACE_VARIABLE`` and ``LT_WORKSPACE_VARIABLE`` in this process, else
+    PyTorch's defaults; ``parseChosenWorkspaceSize``, aten/src/ATen/cuda/CublasHandlePool.cpp
+    (https://github.com/pytorch/pytorch/pull/91564). From torch 2.15 on, the only workspace is
+    assumed to have the larger of the two sizes if cuBLASLt has its own.
 
     Args:
         spec: the device.
@@ -356,13 +405,12 @@ def workspaces_of(spec: DeviceSpec, *, torch_version: str | None = None) -> tupl
     chosen = _chosen_workspace_bytes()
     if chosen is not None:
         size = chosen
-    major, minor = (torch_version or _installed_torch()).split(".")[:2]
-    release = int(major), int(minor)
+    release = _release(torch_version or _installed_torch())
+    own = _own_lt_workspace_bytes(release, size)
     if release >= (2, 15):
-        return (size,)
-    if release >= (2, 12):
-        return size, size
-    return size, size, CUBLASLT_WORKSPACE_BYTES, CUBLASLT_WORKSPACE_BYTES
+        return (max(size, own or 0),)
+    shared = (size,) * CUBLAS_HANDLES
+    return shared if own is None else (*shared, *(own,) * CUBLAS_HANDLES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ import numpy as np
 
 from profiler.arrays import Ints, Mask
 from profiler.device_rules.caching_allocator import CachingAllocator
+from profiler.devices.table import CUBLAS_HANDLES
 from profiler.prediction.profile_records import UpdateProfile
 from profiler.records import OWNERS
 from profiler.replay.event_log import EventLog, Mark, MarkKind, Phase
@@ -34,9 +35,6 @@ _MATRIX_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_addmm_activation)\."
 
 _PRODUCT_WITH_BIAS = re.compile(r"aten\.(addmm|_addmm_activation)\.")
 """Products of cuBLASLt: ``addmm_out_cuda_impl``, aten/src/ATen/native/cuda/Blas.cpp."""
-
-_HANDLES = 2
-"""Handles of cuBLAS: those of the threads of forward and backward."""
 
 BLOCK_BYTES = 512
 """The caching allocator's smallest block: kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp."""
@@ -152,7 +150,7 @@ def _first_products(log: EventLog, workspaces: Sequence[int]) -> dict[int, list[
     taken: dict[int, list[tuple[int, int]]] = {}
     for number, (nbytes, results) in enumerate(zip(workspaces, of_workspace, strict=False), 1):
         found = np.flatnonzero(results)
-        if not len(found) and number > _HANDLES:
+        if not len(found) and number > CUBLAS_HANDLES:
             continue
         at = found if len(found) else np.flatnonzero(log.birth > 0)
         # negative keys differ from all storage indices

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,10 +14,10 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.host_link import HostWork, host_state_bytes, page_locked_bytes
 from profiler.devices.table import (
-    WORKSPACE_VARIABLE,
     DeviceSpec,
     cuda_context,
     device_label,
+    workspace_settings,
     workspaces_of,
 )
 from profiler.models.method_notes import method_notes
@@ -232,8 +231,8 @@ def cuda_memory(
         notes: list to append to.
     """
     workspaces = workspaces_of(device)
-    if chosen := os.environ.get(WORKSPACE_VARIABLE):
-        notes.append(f"cuBLAS' workspaces are those of {WORKSPACE_VARIABLE}={chosen}")
+    if settings_of_workspaces := workspace_settings(device):
+        notes.append(f"cuBLAS' workspaces are those of {', '.join(settings_of_workspaces)}")
     context = cuda_context(device)
     notes.append(f"CUDA context {'assumed' if context.is_assumed else 'measured'}")
     workspaces_of_convolutions = comfortable_workspace_bytes(log)

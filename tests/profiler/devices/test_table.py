@@ -10,12 +10,16 @@ import pytest
 from profiler.devices.table import (
     CPU,
     DEVICES,
+    LT_WORKSPACE_VARIABLE,
+    UNIFIED_VARIABLE,
+    WORKSPACE_VARIABLE,
     DeviceSpec,
     cuda_context,
     device_names,
     lookup,
     match_nvml,
     multiprocessors,
+    workspace_settings,
     workspaces_of,
 )
 from profiler.errors import DeviceError, UnknownNameError
@@ -278,6 +282,41 @@ def test_cublas_workspaces() -> None:
     assert workspaces_of(lookup("h200"), torch_version="2.12.0") == (32 * MIB,) * 2
     assert workspaces_of(lookup("h200"), torch_version="2.11.0") == (32 * MIB, 32 * MIB, MIB, MIB)
     assert workspaces_of(CPU) == ()
+
+
+def test_workspaces_of_cublaslt_are_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def own(release: str, unified: str | None, kib: str | None = None) -> tuple[int, ...]:
+        for name, value in ((UNIFIED_VARIABLE, unified), (LT_WORKSPACE_VARIABLE, kib)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        return workspaces_of(lookup("rtx-3060"), torch_version=release)[2:]
+
+    # shared since torch 2.12, unless the variable is 0; before, unless it is 1
+    assert own("2.14.1", None, "4096") == own("2.14.1", "no", "4096") == own("2.11.0", "1") == ()
+    assert own("2.14.1", "0", "40960") == own("2.11.0", "0", "40960") == (40 * MIB,) * 2
+    assert own("2.14.1", "0", "x") == own("2.14.1", "0", str(1 << 31)) == (MIB, MIB)
+    # before torch 2.12, the size of a shared one is the limit although it is not shared
+    assert own("2.11.0", None, "4096") == (4 * MIB,) * 2
+    assert own("2.11.0", None, "40960") == (8519680,) * 2
+    assert own("2.15.0", "0", "40960") == ()
+    assert workspaces_of(lookup("rtx-3060"), torch_version="2.15.0") == (40 * MIB,)
+
+
+def test_only_variables_that_change_a_workspace_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WORKSPACE_VARIABLE, raising=False)
+    monkeypatch.setenv(LT_WORKSPACE_VARIABLE, "4096")
+    monkeypatch.setenv(UNIFIED_VARIABLE, "1")
+    assert workspace_settings(lookup("rtx-3060")) == ()
+    monkeypatch.setenv(UNIFIED_VARIABLE, "0")
+    named = (f"{LT_WORKSPACE_VARIABLE}=4096", f"{UNIFIED_VARIABLE}=0")
+    assert workspace_settings(lookup("rtx-3060")) == named
+    assert workspace_settings(CPU) == ()
+    monkeypatch.setenv(UNIFIED_VARIABLE, "1")
+    monkeypatch.setenv(WORKSPACE_VARIABLE, ":16:8")
+    assert workspace_settings(lookup("rtx-3060")) == (f"{WORKSPACE_VARIABLE}=:16:8",)
 
 
 def test_what_is_not_known_of_a_cpu_is_none() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from profiler.devices.table import CPU, lookup
 from profiler.errors import DeviceError, UsageError
+from profiler.prediction.allocator_steps import BLOCK_BYTES
 from profiler.running.emulated import libraries
 from profiler.running.emulated.gpu import emulated_environment
 
@@ -85,30 +86,46 @@ torch.cuda.reset_peak_memory_stats()
 before = torch.cuda.memory_allocated()
 product = matrix @ matrix
 taken = torch.cuda.max_memory_allocated() - before - product.nbytes
-sys.stdout.write(f"{taken} {workspaces_of(lookup('rtx-3060'))[0]}")
+before = torch.cuda.memory_allocated()
+with_bias = torch.nn.functional.linear(matrix, matrix, matrix[0])
+own = torch.cuda.memory_allocated() - before - with_bias.nbytes
+predicted = workspaces_of(lookup("rtx-3060"))
+sys.stdout.write(f"{taken} {predicted[0]} {own} {sum(predicted[2:3])}")
 sys.stdout.flush()
 os._exit(0)
 """
 
 
-@pytest.mark.parametrize("chosen", ["", ":4096:8", ":16:8:4096:1", ":0:0", "nonsense"])
-def test_a_workspace_has_the_size_that_the_environment_says(chosen: str) -> None:
+SHARED, OWN = ({"TORCH_CUBLASLT_UNIFIED_WORKSPACE": flag} for flag in ("1", "0"))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        *({"CUBLAS_WORKSPACE_CONFIG": c} for c in ("", ":4096:8", ":16:8:4096:1", ":0:0", "x")),
+        SHARED | {"CUBLASLT_WORKSPACE_SIZE": "4096"},
+        {"CUBLASLT_WORKSPACE_SIZE": "40960"},
+        *(OWN | {"CUBLASLT_WORKSPACE_SIZE": size} for size in ("", "4096", "40960", "0", " 12x")),
+        {"TORCH_CUBLASLT_UNIFIED_WORKSPACE": "false"},
+    ],
+    ids=str,
+)
+def test_a_workspace_has_the_size_that_the_environment_says(chosen: dict[str, str]) -> None:
     reason = libraries.why_not_emulated()
     if reason:
         pytest.skip(reason)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WORKSPACE],
-        env=os.environ
-        | emulated_environment(lookup("rtx-3060"))
-        | {"CUBLAS_WORKSPACE_CONFIG": chosen},
+        env=os.environ | emulated_environment(lookup("rtx-3060")) | chosen,
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    taken, predicted = map(int, done.stdout.split())
+    taken, predicted, own, predicted_own = map(int, done.stdout.split())
     assert taken == predicted
+    assert own == -(-predicted_own // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def test_every_command_sets_the_options_before_it_imports_torch(
