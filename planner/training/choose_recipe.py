@@ -50,7 +50,7 @@ def _tried(method: str) -> str:
 
 RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
     ("convolutional", "full"): _Rate(5e-4, _tried("full")),
-    ("convolutional", "affine"): _Rate(3e-3, _tried("bn_head"), head_ratio=3.0),
+    ("convolutional", "affine"): _Rate(1e-2, _tried("bn_head and bitfit")),
     ("convolutional", "low rank"): _Rate(5e-3, _tried("lora")),
     ("convolutional", "added"): _Rate(5e-3, "the rate of low-rank methods; not tried"),
     ("convolutional", "head"): _Rate(1e-2, _tried("head")),
