@@ -20,7 +20,7 @@ from typing import Any, Literal, get_type_hints
 
 import msgspec
 
-from planner.plan import Accuracy, BudgetBytes, Plan
+from planner.plan import Accuracy, BudgetBytes, FitProbability, Plan
 from planner.training_free.plan_file import FrozenCandidate, FrozenPrediction
 from profiler.json_records import JsonObject, NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.placement import Decision
@@ -143,9 +143,10 @@ class FrozenPlanObject:
         scores: null.
         accuracy: published accuracy on the data, with its source.
         budget_bytes: device bytes of the budget that the candidate was chosen under.
-        fits: null.
+        fits: probability that the inference fits the budget; null in plans before minor version
+            10.
         recipe: null.
-        provenance: versions, time and data.
+        provenance: versions, time, data and risk.
     """
 
     schema: Literal["budgetplan.plan/1"]
@@ -157,7 +158,7 @@ class FrozenPlanObject:
     scores: None = None
     accuracy: Accuracy
     budget_bytes: BudgetBytes
-    fits: None = None
+    fits: FitProbability | None = None
     recipe: None = None
     provenance: JsonObject = field(default_factory=dict)
 

@@ -52,12 +52,13 @@ from profiler.workload import Candidate
 
 PLAN_SCHEMA = "budgetplan.plan/1"
 
-PLAN_SCHEMA_MINOR = 9
+PLAN_SCHEMA_MINOR = 10
 """1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``; 3 the
 interval of an accuracy, and ``rehearsal``; 4 origin and interval of seconds and joules; 5
 ``candidate.kind`` (files without it are of kind ``tuned``); 6
 ``levers`` of the workload; 7 power limits; 8
-``fits``; 9 decisions ``offload`` and ``recompute-from-host``, and ``host_bytes``."""
+``fits``; 9 decisions ``offload`` and ``recompute-from-host``, and ``host_bytes``; 10 ``fits`` of
+plans without fine-tuning."""
 
 CandidateKind = Literal["tuned", "features", "zero_shot"]
 """A candidate that is fine-tuned, one whose frozen features get a probe, or one that classifies as

@@ -28,6 +28,7 @@ def training_free(
     device: str | DeviceSpec = "auto",
     data: str = "cifar100",
     out: str | Path | None = None,
+    risk: float = 0.01,
     on_progress: Notify | None = None,
 ) -> tuple[TrainingFreeOption, ...]:
     """Return the known frozen models under a budget, those that fit first.
@@ -38,15 +39,17 @@ def training_free(
             table.
         data: data set or folder: its published accuracies, classes and images.
         out: folder of plan files, one for each model that fits; None to write none.
+        risk: largest accepted probability that a model needs more than the budget.
         on_progress: called with (stage, description, fraction of the stage done).
 
     Raises:
         UnknownNameError: no such device.
-        UsageError: the budget is out of its domain.
+        UsageError: the budget or the risk is out of its domain.
         InputError: a library of these models is not installed, or there is no such data.
     """
     check_names(device=device_name(device))
     check_input(data=data)
+    from planner.cost.fit_probability import check_risk
     from planner.plan import SMALLEST_BUDGET
     from planner.recommendation.data_facts import FACTS_IMAGE_SIZE, data_facts
     from planner.target_device import find_target
@@ -57,6 +60,7 @@ def training_free(
     budget, target = parse_size(vram), find_target(device_name(device))
     if budget < SMALLEST_BUDGET:
         raise UsageError(f"vram must be at least 1 MiB, got {budget} bytes")
+    check_risk(risk)
     if out is not None:
         check_plan_folder(out)
     notify = on_progress or no_progress
@@ -68,12 +72,13 @@ def training_free(
         num_classes=facts.num_classes,
         train_images=facts.train_images,
         store=Store.default(),
+        risk=risk,
         on_progress=lambda text, done: notify("replay", text, done),
     )
     if out is None:
         return options
     return with_plan_files(
-        options, folder=Path(out), device=target.label, budget_bytes=budget, data=data
+        options, folder=Path(out), device=target.label, budget_bytes=budget, data=data, risk=risk
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from planner.cli.cell_text import accuracy_of
+from planner.cli.cell_text import accuracy_of, probability_text
 from planner.cli.table_layout import Page, facts_table
 from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
@@ -55,6 +55,8 @@ def _candidate_facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
 def _predicted_facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
     found = plan.prediction
     yield "device memory", f"{format_bytes_as(found.device_bytes, plan.budget_bytes)} (replayed)"
+    if plan.fits is not None:
+        yield "fits the budget", f"{probability_text(plan.fits)} ({plan.fits.compared} steps)"
     yield "peak of tensors", format_bytes_as(found.peak_bytes, plan.budget_bytes)
     seconds, joules = format_seconds(found.image_seconds), format_joules(found.image_joules)
     span = found.image_seconds_interval

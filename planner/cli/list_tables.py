@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from planner.cli.cell_text import probability_text
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.scoring.netscore import FORMULAS, Scores
 from planner.scoring.training_scores import TRAINING_FORMULAS
@@ -205,6 +206,12 @@ def _watts(spec: DeviceSpec) -> str:
     return f"{spec.tdp_watts:g} ({low:g}-{high:g})"
 
 
+def _fits_of(option: TrainingFreeOption) -> str:
+    """Return whether an option fits, and with which probability."""
+    chance = probability_text(option.fit_probability)
+    return " ".join(["yes" if option.fits else "no", *([chance] if chance else [])])
+
+
 def training_free_columns(options: Sequence[TrainingFreeOption], data: str) -> list[Column]:
     """Return the frozen models under a budget."""
     accuracies = [option.accuracy for option in options]
@@ -224,7 +231,7 @@ def training_free_columns(options: Sequence[TrainingFreeOption], data: str) -> l
             header="weights", cells=["4 bits" if o.is_four_bit else bits[o.dtype] for o in options]
         ),
         Column(header="memory\nreplayed", cells=[format_bytes(o.device_bytes) for o in options]),
-        Column(header="fits", cells=["yes" if o.fits else "no" for o in options], justify="left"),
+        Column(header="fits", cells=[_fits_of(o) for o in options], justify="left"),
         Column(
             header=f"{data}\npublished"[:24],
             cells=["-" if a is None else f"{100 * a.value:.1f} %" for a in accuracies],

@@ -9,6 +9,7 @@ import click
 
 from planner import api
 from planner.cli.options import (
+    Percent,
     data_option,
     device_option,
     image_size_option,
@@ -46,6 +47,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Write a plan file for each model that fits into this folder.",
 )
+@click.option(
+    "--risk",
+    type=Percent(),
+    default="1%",
+    show_default=True,
+    help="Largest accepted probability that a model needs more than the budget, such as 1%.",
+)
 @progress_option
 @json_option
 def training_free(
@@ -54,6 +62,7 @@ def training_free(
     device: str,
     data: str,
     out: Path | None,
+    risk: float,
     progress: ProgressKind | None,
     as_json: bool,
 ) -> None:
@@ -63,16 +72,26 @@ def training_free(
     """
     from planner.cli.list_tables import training_free_columns
     from planner.cli.table_layout import show_table
+    from planner.cost.fit_probability import evidence_notes
 
     with progress_bar(progress, as_json=as_json) as notify:
-        options = api.training_free(vram, device=device, data=data, out=out, on_progress=notify)
+        options = api.training_free(
+            vram, device=device, data=data, out=out, risk=risk, on_progress=notify
+        )
     if as_json:
         entries = [option.to_json() for option in options]
         print_json(
-            {"schema": "budgetplan.training_free/1", "budget_bytes": vram, "options": entries}
+            {
+                "schema": "budgetplan.training_free/1",
+                "budget_bytes": vram,
+                "risk": risk,
+                "options": entries,
+            }
         )
         return
     show_table(training_free_columns(options, data), console())
+    for note in evidence_notes(option.fit_probability for option in options):
+        click.echo(note)
     if out is not None:
         click.echo(f"{sum(o.plan_file is not None for o in options)} plan files in {out}/")
 

@@ -160,7 +160,7 @@ class InferenceRow:
         image_size: height and width of the input in pixels.
         num_classes: number of classes.
         device_bytes: replayed device bytes of an inference.
-        fits: whether they are within the budget.
+        fits: whether they fit the budget at a risk of 1 %.
         step_seconds: predicted seconds of the inference of a batch; None if not known.
         energy_joules: predicted energy of the same; None if not known.
         published: published accuracy; None if there is none.

@@ -23,7 +23,8 @@ from them, bf16 before Ampere is a kind of its own, because it runs by kernels w
 Limitations. The errors contain what PyTorch requests. They do not contain the workspaces of cuDNN,
 without which a convolution runs, only slower. The CUDA context is not part of an error: where it is
 assumed, the largest reported one has to fit, and the record says so. The steps of one model
-resemble each other, so n steps are less evidence than n models would be.
+resemble each other, so n steps are less evidence than n models would be. An inference without
+training is judged by the errors of training steps, because none was compared; its record says so.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -128,13 +130,16 @@ class FitRule:
     @classmethod
     def of(cls, workload: Workload, device: DeviceSpec) -> FitRule:
         """Return the rule for a workload on a device."""
+        return cls.for_precision(workload.precision, device)
+
+    @classmethod
+    def for_precision(cls, precision: str, device: DeviceSpec) -> FitRule:
+        """Return the rule for computations in a precision on a device."""
         if not device.is_cuda:
             return cls(known=_known_errors()["cpu"], context_bytes=0, largest_context_bytes=0)
         before_ampere = (device.compute_capability or (8, 0)) < (8, 0)
         return cls(
-            known=_known_errors()[
-                SLOW_BF16 if workload.precision == "bf16" and before_ampere else GPU
-            ],
+            known=_known_errors()[SLOW_BF16 if precision == "bf16" and before_ampere else GPU],
             context_bytes=cuda_context(device).nbytes,
             largest_context_bytes=largest_context_bytes(device),
         )
@@ -219,8 +224,27 @@ def fit_of(
     """
     if report.rung is not Rung.REPLAYED:
         return None
-    rule = _rule_of(report)
-    notes = []
+    return fit_by_rule(_rule_of(report), needed_bytes(report), budget_bytes, risk=risk)
+
+
+def fit_by_rule(
+    rule: FitRule,
+    need_bytes: int,
+    budget_bytes: int,
+    *,
+    risk: float = DEFAULT_RISK,
+    notes: Sequence[str] = (),
+) -> FitProbability:
+    """Return the probability that a replayed prediction fits a budget.
+
+    Args:
+        rule: rule for its kind and device.
+        need_bytes: predicted device bytes.
+        budget_bytes: budget in device bytes.
+        risk: see ``fit_of``.
+        notes: sentences on the evidence, to which those on its limits are added.
+    """
+    notes = list(notes)
     if not rule.known.is_enough_for(risk):
         compared = len(rule.known.errors)
         notes.append(
@@ -233,12 +257,23 @@ def fit_of(
             f"({format_bytes(rule.largest_context_bytes)})"
         )
     return FitProbability(
-        probability=rule.probability(needed_bytes(report), budget_bytes),
+        probability=rule.probability(need_bytes, budget_bytes),
         compared=len(rule.known.errors),
         kind=rule.known.kind,
         context_bytes=rule.largest_context_bytes,
         notes=tuple(notes),
     )
+
+
+def evidence_notes(fits: Iterable[FitProbability | None]) -> Iterator[str]:
+    """Yield where the probabilities of an answer come from, and their limits, each note once."""
+    known = [fit for fit in fits if fit is not None]
+    for kind, compared in dict.fromkeys((fit.kind, fit.compared) for fit in known):
+        yield (
+            f"P(fits) comes from {compared} steps ({kind}) whose predicted memory was compared "
+            "with that of a run"
+        )
+    yield from dict.fromkeys(note for fit in known for note in fit.notes)
 
 
 @cache

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from planner.cost.budget import needed_bytes
-from planner.cost.fit_probability import fit_of
+from planner.cost.fit_probability import evidence_notes, fit_of
 from planner.recommendation.answer import candidate_summary
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import LONG_RUN_STEPS
@@ -65,13 +65,7 @@ def _limit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> It
 def _fit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iterator[str]:
     """Yield the evidence for the probabilities of fitting, and its limits."""
     found = [fit_of(c.prediction, request.budget_bytes, risk=request.risk) for c in candidates]
-    known = [fit for fit in found if fit is not None]
-    for kind, compared in dict.fromkeys((fit.kind, fit.compared) for fit in known):
-        yield (
-            f"P(fits) comes from {compared} steps ({kind}) whose predicted memory was compared "
-            "with that of a run"
-        )
-    yield from dict.fromkeys(note for fit in known for note in fit.notes)
+    yield from evidence_notes(found)
 
 
 def _backbone_notes(request: Request, part: Request) -> Iterator[str]:

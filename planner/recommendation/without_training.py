@@ -34,7 +34,7 @@ def list_training_free(request: Request, notify: Notify) -> tuple[TrainingFreeOp
     if not (request.training_free or request.allow_training_free):
         if request.training_free is False or os.environ.get(SETTING) == "0":
             return None
-        models = models_at_hand(device, store, budget_bytes=request.budget_bytes)
+        models = models_at_hand(device, store, budget_bytes=request.budget_bytes, risk=request.risk)
     options = training_free_options(
         device=device,
         budget_bytes=request.budget_bytes,
@@ -43,6 +43,7 @@ def list_training_free(request: Request, notify: Notify) -> tuple[TrainingFreeOp
         train_images=request.train_images,
         store=store,
         models=models,
+        risk=request.risk,
         on_progress=lambda text, done: notify("training-free", text, done),
     )
     return with_plan_files(
@@ -51,6 +52,7 @@ def list_training_free(request: Request, notify: Notify) -> tuple[TrainingFreeOp
         device=request.device,
         budget_bytes=request.budget_bytes,
         data=request.run.data,
+        risk=request.risk,
     )
 
 

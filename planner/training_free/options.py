@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planner.cost.fit_probability import DEFAULT_RISK, FitRule, fit_by_rule
 from planner.parallel import map_forked
 from planner.training_free.option_cost import ProbeCost, cost_to_json, probe_cost
 from profiler.arrays import Floats, Ints
@@ -31,6 +32,7 @@ from profiler.store import Store
 from profiler.timing.kernel_rates import COEFFICIENTS_FILE
 
 if TYPE_CHECKING:
+    from planner.plan import FitProbability
     from profiler.devices.table import DeviceSpec
     from profiler.models.frozen.catalogue import PublishedAccuracy
 
@@ -45,6 +47,11 @@ _MODULES = {
     "timm": "timm", "open_clip": "open_clip", "transformers": "transformers", "own": "transformers",
 }  # fmt: skip
 """Module that each package of the catalogue needs."""
+
+JUDGED_AS_TRAINING = (
+    "the runs that were compared are training steps; inferences without training are judged by "
+    "their errors"
+)
 
 CLASSES = 100
 """Class prompts of a contrastive model; it reads at most 64 at once, so more need no more."""
@@ -75,11 +82,12 @@ class TrainingFreeOption:
         is_four_bit: whether the linear layers are stored in 4 bits.
         peak_bytes: replayed highest live bytes of an inference.
         device_bytes: the same with unused blocks and the CUDA context; held against the budget.
-        fits: whether ``device_bytes`` are within the budget.
+        fits: whether ``device_bytes`` are within the budget, with the margin of the risk.
         accuracy: published accuracy on the data set; None if none is known.
         num_classes: classes that the cost of an image is of.
         cost: predicted seconds and joules; None on a device of unknown rates.
         probe: cost of a linear probe; None for a model that needs none.
+        fit_probability: probability that they are within the budget; None if it was not computed.
         plan_file: file of the option's plan; None if none was written.
     """
 
@@ -94,6 +102,7 @@ class TrainingFreeOption:
     num_classes: int
     cost: DataSetCost | None
     probe: ProbeCost | None
+    fit_probability: FitProbability | None = None
     plan_file: Path | None = None
 
     @property
@@ -128,6 +137,9 @@ class TrainingFreeOption:
             "rung": "replayed",
             "memory": {"peak_bytes": self.peak_bytes, "device_bytes": self.device_bytes},
             "fits": self.fits,
+            "fit_probability": None
+            if self.fit_probability is None
+            else self.fit_probability.to_json(),
             "accuracy": None if known is None else {"kind": "published", **asdict(known)},
             "num_classes": self.num_classes,
             "trains": self.model.kind == "features",
@@ -137,7 +149,9 @@ class TrainingFreeOption:
         }
 
 
-def models_at_hand(device: DeviceSpec, store: Store, *, budget_bytes: int) -> list[FrozenModel]:
+def models_at_hand(
+    device: DeviceSpec, store: Store, *, budget_bytes: int, risk: float = DEFAULT_RISK
+) -> list[FrozenModel]:
     """Return the models that are listed without a wish for them.
 
     These are feature extractors and contrastive models, whose replay takes half a second, and the
@@ -147,7 +161,8 @@ def models_at_hand(device: DeviceSpec, store: Store, *, budget_bytes: int) -> li
     installed = [m for m in frozen_models().values() if _is_installed(m)]
     inferences = Inferences(device, store)
     slow = [model for model in installed if model.kind == "prompted"]
-    missing = inferences.missing(slow, budget_bytes=budget_bytes)
+    limit_bytes = inferences.rule.largest_prediction(budget_bytes, risk=risk)
+    missing = inferences.missing(slow, limit_bytes=limit_bytes)
     return [model for model in installed if model not in missing]
 
 
@@ -186,6 +201,7 @@ def training_free_options(
     train_images: int | None,
     store: Store,
     models: Sequence[FrozenModel] | None = None,
+    risk: float = DEFAULT_RISK,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> tuple[TrainingFreeOption, ...]:
     """Return frozen models as options, those that fit first, the more accurate ones before others.
@@ -198,6 +214,7 @@ def training_free_options(
         train_images: number of training images, for the cost of a probe; None if it is not known.
         store: store of profiles.
         models: the models; None for all known ones.
+        risk: largest accepted probability that an option needs more than the budget.
         on_progress: called with (model, fraction done).
 
     Raises:
@@ -205,7 +222,8 @@ def training_free_options(
     """
     models = list(frozen_models().values()) if models is None else models
     found = Inferences(device, store)
-    found.prepare(models, budget_bytes=budget_bytes, on_progress=on_progress)
+    limit_bytes = found.rule.largest_prediction(budget_bytes, risk=risk)
+    found.prepare(models, limit_bytes=limit_bytes, on_progress=on_progress)
     options = [
         option_of(
             model,
@@ -214,6 +232,7 @@ def training_free_options(
             data=data,
             num_classes=num_classes,
             train_images=train_images,
+            risk=risk,
         )
         for model in models
     ]
@@ -233,11 +252,13 @@ def option_of(
     data: str,
     num_classes: int,
     train_images: int | None,
+    risk: float = DEFAULT_RISK,
 ) -> TrainingFreeOption:
     """Return a model in the largest form that fits, or in its smallest form."""
+    limit_bytes = inferences.rule.largest_prediction(budget_bytes, risk=risk)
     for batch, is_four_bit in forms_of(model):
         found = inferences.of(model, batch, is_four_bit)
-        if found.device_bytes <= budget_bytes:
+        if found.device_bytes <= limit_bytes:
             break
     cost = data_set_cost(
         found.parts,
@@ -257,7 +278,14 @@ def option_of(
         is_four_bit=is_four_bit,
         peak_bytes=found.peak_bytes,
         device_bytes=found.device_bytes,
-        fits=found.device_bytes <= budget_bytes,
+        fits=found.device_bytes <= limit_bytes,
+        fit_probability=fit_by_rule(
+            inferences.rule,
+            found.device_bytes,
+            budget_bytes,
+            risk=risk,
+            notes=(JUDGED_AS_TRAINING,),
+        ),
         accuracy=model.accuracies.get(data),
         num_classes=num_classes,
         cost=cost,
@@ -272,28 +300,35 @@ def forms_of(model: FrozenModel) -> tuple[tuple[int, bool], ...]:
 
 
 class Inferences:
-    """Predictions of inferences on a device, kept in the profile store."""
+    """Predictions of inferences on a device, kept in the profile store.
+
+    Attributes:
+        dtype: type of the weights.
+        device: the device.
+        rule: converts between predictions and budgets.
+    """
 
     def __init__(self, device: DeviceSpec, store: Store) -> None:
         self.dtype = "float16" if device.is_cuda else "float32"
         self.device, self._store = device, store
+        self.rule = FitRule.for_precision("fp16" if device.is_cuda else "fp32", device)
 
     def prepare(
         self,
         models: Sequence[FrozenModel],
         *,
-        budget_bytes: int,
+        limit_bytes: int,
         on_progress: Callable[[str, float], None],
     ) -> None:
         """Replay in parallel the forms of each model until one fits; skip those in the store."""
         if self._store.folder is None:
             return  # forked processes could not hand their results over
-        missing = self.missing(models, budget_bytes=budget_bytes)
+        missing = self.missing(models, limit_bytes=limit_bytes)
         missing.sort(key=lambda model: -model.parameters_millions)
 
         def replay(model: FrozenModel) -> None:
             for batch, is_four_bit in forms_of(model):
-                if self.of(model, batch, is_four_bit).device_bytes <= budget_bytes:
+                if self.of(model, batch, is_four_bit).device_bytes <= limit_bytes:
                     return
 
         if self.device.is_cuda:
@@ -303,15 +338,15 @@ class Inferences:
             on_progress(model.name, number / len(missing))
             replay(model)
 
-    def missing(self, models: Sequence[FrozenModel], *, budget_bytes: int) -> list[FrozenModel]:
+    def missing(self, models: Sequence[FrozenModel], *, limit_bytes: int) -> list[FrozenModel]:
         """Return the models with a form that is needed and not in the store."""
-        return [model for model in models if self._lacks(model, budget_bytes)]
+        return [model for model in models if self._lacks(model, limit_bytes)]
 
-    def _lacks(self, model: FrozenModel, budget_bytes: int) -> bool:
+    def _lacks(self, model: FrozenModel, limit_bytes: int) -> bool:
         for batch, is_four_bit in forms_of(model):
             if not self._store.holds(self._key(model, batch, is_four_bit)):
                 return True
-            if self.of(model, batch, is_four_bit).device_bytes <= budget_bytes:
+            if self.of(model, batch, is_four_bit).device_bytes <= limit_bytes:
                 return False
         return False
 

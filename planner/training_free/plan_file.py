@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from msgspec import Meta
 
+from planner.cost.fit_probability import DEFAULT_RISK
 from planner.disk.drafts import write_under_free_name
 from planner.disk.json_files import json_bytes, read_json_as
 from planner.plan import (
@@ -23,6 +24,7 @@ from planner.plan import (
     Accuracy,
     BudgetBytes,
     CandidateKind,
+    FitProbability,
     check_device,
     check_provenance,
     plan_kind,
@@ -129,13 +131,16 @@ class FrozenPlan:
         prediction: predicted memory and cost.
         accuracy: published accuracy on the data, with its source.
         budget_bytes: device bytes of the budget that the candidate was chosen under.
-        provenance: versions, time and data.
+        fits: probability that the inference fits the budget; None in plans before minor version
+            10.
+        provenance: versions, time, data and risk.
     """
 
     candidate: FrozenCandidate
     prediction: FrozenPrediction
     accuracy: Accuracy
     budget_bytes: BudgetBytes
+    fits: FitProbability | None = None
     provenance: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -167,7 +172,7 @@ class FrozenPlan:
             "scores": None,
             "accuracy": self.accuracy.to_json(),
             "budget_bytes": self.budget_bytes,
-            "fits": None,
+            "fits": None if self.fits is None else self.fits.to_json(),
             "recipe": None,
             "provenance": dict(self.provenance),
         }
@@ -181,7 +186,7 @@ class FrozenPlan:
         """
         given = json_object(data, part="plan")
         dropped = check_schema(given, PLAN_SCHEMA, minor=PLAN_SCHEMA_MINOR, part="plan")
-        for name in ("measurement", "rehearsal", "scores", "fits", "recipe"):
+        for name in ("measurement", "rehearsal", "scores", "recipe"):
             if given.pop(name, None) is not None:
                 raise InputError(f"plan.{name}: must be null in a plan without fine-tuning")
         for name in ("schema", "schema_minor"):
@@ -217,7 +222,12 @@ def read_frozen_plan(path: Path) -> FrozenPlan:
 
 
 def plan_of_option(
-    option: TrainingFreeOption, *, device: DeviceLabel, budget_bytes: int, data: str
+    option: TrainingFreeOption,
+    *,
+    device: DeviceLabel,
+    budget_bytes: int,
+    data: str,
+    risk: float = DEFAULT_RISK,
 ) -> FrozenPlan:
     """Return the plan of an option.
 
@@ -226,6 +236,7 @@ def plan_of_option(
         device: device of its prediction.
         budget_bytes: the budget in device bytes.
         data: data set or folder.
+        risk: risk that the option was chosen with.
     """
     known, image = option.accuracy, None if option.cost is None else option.cost.image
     return FrozenPlan(
@@ -254,10 +265,12 @@ def plan_of_option(
             value=known.value, source=f"{known.protocol}; {known.source}", kind="published"
         ),
         budget_bytes=budget_bytes,
+        fits=option.fit_probability,
         provenance={
             "versions": versions(),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": data,
+            "risk": risk,
             "checkpoint": option.model.checkpoint,
         },
     )
@@ -288,13 +301,16 @@ def with_plan_files(
     device: DeviceLabel,
     budget_bytes: int,
     data: str,
+    risk: float = DEFAULT_RISK,
 ) -> tuple[TrainingFreeOption, ...]:
     """Write the plan of each option that fits, and return the options with their files."""
 
     def with_file(option: TrainingFreeOption) -> TrainingFreeOption:
         if not option.fits:
             return option
-        plan = plan_of_option(option, device=device, budget_bytes=budget_bytes, data=data)
+        plan = plan_of_option(
+            option, device=device, budget_bytes=budget_bytes, data=data, risk=risk
+        )
         return replace(option, plan_file=write_frozen_plan(plan, folder))
 
     return tuple(map(with_file, options))

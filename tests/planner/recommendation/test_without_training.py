@@ -23,6 +23,7 @@ def request(wanted: bool | None) -> Any:
         device=SimpleNamespace(name="rtx-3060"),
         allow_training_free=False,
         budget_bytes=2 * 10**9,
+        risk=0.01,
         run=SimpleNamespace(data="cifar100"),
     )
 

@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 
+from planner.cost.fit_probability import FitRule
 from planner.training_free.option_cost import probe_cost
-from planner.training_free.options import BATCHES, CLASSES, Inferences, option_of
-from profiler.devices.table import CPU, device_spec
+from planner.training_free.options import (
+    BATCHES,
+    CLASSES,
+    Inferences,
+    TrainingFreeOption,
+    option_of,
+)
+from planner.training_free.plan_file import FrozenPlan, plan_of_option
+from profiler.devices.table import CPU, device_label, device_spec
 from profiler.models.frozen.catalogue import FrozenModel, frozen_model, frozen_models
 from profiler.models.frozen.run import NAMES_AT_ONCE, TOKEN_FACTOR, InferenceLoad
 from profiler.prediction.inference import (
@@ -30,6 +38,7 @@ class _GivenInferences:
     """1 GB of weights (a quarter in 4 bits) and 100 MB for each image."""
 
     dtype, device = "float16", GPU
+    rule = FitRule.for_precision("fp16", GPU)
 
     def of(self, model: FrozenModel, batch: int, is_four_bit: bool) -> InferencePrediction:
         peak = 10**9 // (4 if is_four_bit else 1) + batch * 10**8
@@ -49,14 +58,57 @@ def option(model: FrozenModel, gigabytes: float, data: str = "dtd") -> Any:
 
 def test_the_largest_form_that_fits_is_taken() -> None:
     for model in frozen_models().values():
-        sizes = {budget: option(model, budget) for budget in (5, 2.2, 1.3, 1, 0.5)}
+        sizes = {budget: option(model, budget) for budget in (5, 2.2, 1.5, 1, 0.5)}
         largest = BATCHES[model.kind][0]
         assert (sizes[5].batch, sizes[5].fits, sizes[5].is_four_bit) == (largest, True, False)
-        assert (sizes[1.3].batch, sizes[1.3].fits, sizes[1.3].is_four_bit) == (1, True, False)
+        assert (sizes[1.5].batch, sizes[1.5].fits, sizes[1.5].is_four_bit) == (1, True, False)
         assert sizes[2.2].batch == (8 if largest > 8 else 1)
         is_prompted = model.kind == "prompted"
         assert (sizes[1].fits, sizes[1].is_four_bit) == (is_prompted, is_prompted)
         assert (sizes[0.5].fits, sizes[0.5].is_four_bit) == (False, is_prompted)
+
+
+@pytest.mark.parametrize("risk", [0.01, 0.2])
+def test_an_option_fits_with_the_margin_of_the_risk(risk: float) -> None:
+    def at(budget_bytes: int) -> TrainingFreeOption:
+        return option_of(
+            model, _GivenInferences(), budget_bytes=budget_bytes, data="dtd", num_classes=47,
+            train_images=1880, risk=risk,
+        )  # fmt: skip
+
+    model, rule = frozen_model("dinov2_s"), _GivenInferences.rule
+    need = _GivenInferences().of(model, 1, False).device_bytes
+    enough = need
+    while rule.largest_prediction(enough, risk=risk) < need:
+        enough += 1_000
+    assert enough > need
+    inside, outside = at(enough), at(enough - 1_000)
+    assert inside.fits and not outside.fits
+    fit = inside.fit_probability
+    assert fit is not None
+    assert fit.probability >= 1 - risk
+    assert (fit.kind, fit.compared) == ("GPU", len(rule.known.errors))
+    assert any("training steps" in note for note in fit.notes)
+    assert any("context of this GPU is assumed" in note for note in fit.notes)
+    assert inside.to_json()["fits"] is True
+    assert inside.to_json()["fit_probability"] == fit.to_json()
+    plan = plan_of_option(
+        inside, device=device_label(GPU.name), budget_bytes=enough, data="dtd", risk=risk
+    )
+    written = plan.to_json()
+    assert (written["fits"], written["provenance"]["risk"]) == (fit.to_json(), risk)
+    assert FrozenPlan.from_json(written) == plan
+
+
+def test_plans_of_older_minor_versions_have_no_probability() -> None:
+    plan = plan_of_option(
+        option(frozen_model("dinov2_s"), 5),
+        device=device_label(GPU.name),
+        budget_bytes=5 * 10**9,
+        data="dtd",
+    )
+    old = plan.to_json() | {"schema_minor": 9, "fits": None}
+    assert FrozenPlan.from_json(old).fits is None
 
 
 def test_an_option_shows_what_is_published_of_it() -> None:
@@ -104,10 +156,10 @@ def test_a_list_is_prepared_if_every_form_up_to_the_fitting_one_is_kept(tmp_path
     found = Inferences(GPU, Store(tmp_path))
     models = [frozen_model("dinov2_s")]
     large = found.of(models[0], 32, False).device_bytes
-    assert found.missing(models, budget_bytes=large) == []
-    assert found.missing(models, budget_bytes=large - 1) == models  # batch 8 is needed too
+    assert found.missing(models, limit_bytes=large) == []
+    assert found.missing(models, limit_bytes=large - 1) == models  # batch 8 is needed too
     found.of(models[0], 8, False)
-    assert found.missing(models, budget_bytes=large - 1) == []
+    assert found.missing(models, limit_bytes=large - 1) == []
     assert len(list(tmp_path.rglob("*.npz"))) == 2
 
 
@@ -194,7 +246,7 @@ def test_a_time_of_a_busy_machine_is_not_kept(
     monkeypatch.setattr(cpu_rates, "_INFERENCE_RATES", {})
     monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: (1e11, 1e10))
     assert found.of(model, 1, False).is_steady
-    assert found.missing([model], budget_bytes=10**12)  # the form of 32 images
+    assert found.missing([model], limit_bytes=10**12)  # the form of 32 images
     assert len(list(tmp_path.rglob("*.npz"))) == 2  # the rates and the inference
 
 
