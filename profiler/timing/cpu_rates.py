@@ -124,7 +124,7 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
-    key = ("cpu rates, cold Python", family.to_json(), threads, processor_name())
+    key = ("cpu rates, Python among kernels", family.to_json(), threads, processor_name())
     return _rates_of(_fetch_steady(Store.default(), key, lambda: _time_kinds(family)))
 
 

@@ -13,7 +13,7 @@ from profiler.timing import recompute_python
 from profiler.timing.recompute_python import FOOTPRINTS, recompute_python_seconds
 
 BLOCKS = {
-    recompute_python._MlpBlock: (1, 4, 8),
+    recompute_python._AttentionBlock: (1, 4, 8),
     recompute_python._ConvBlock: (1, 4, 4, 4),
 }
 
@@ -27,8 +27,8 @@ def ticking() -> recompute_python.Clock:
 @pytest.mark.parametrize(
     ("block", "decision", "refills", "recomputed"),
     [
-        (recompute_python._MlpBlock, Decision.DROP_CHEAP, 2, 2),  # norm, activation
-        (recompute_python._MlpBlock, Decision.RECOMPUTE, 1, 3),  # the last layer saved its input
+        (recompute_python._AttentionBlock, Decision.DROP_CHEAP, 3, 3),  # norms, activation
+        (recompute_python._AttentionBlock, Decision.RECOMPUTE, 1, 8),  # to the last saved tensor
         (recompute_python._ConvBlock, Decision.RECOMPUTE, 1, 6),
     ],
 )
@@ -38,16 +38,16 @@ def test_counts_of_a_block_are_those_of_a_replay(block, decision, refills, recom
     assert (run.refills, run.recomputed) == (refills, recomputed)
 
 
-def test_seconds_of_copying_the_buffer_do_not_count():
+def test_seconds_of_the_kernels_between_do_not_count():
     caches = recompute_python._Caches(ticking())
-    block = recompute_python._MlpBlock(caches)
+    block = recompute_python._AttentionBlock(caches)
     run = recompute_python._Run(block, torch.zeros(1, 4, 8), Decision.DROP_CHEAP, caches)
-    # a look at the clock before and after the step, and two for each part that is copied
+    # a look at the clock before and after the step, and two for each kernel between
     assert run._seconds(FOOTPRINTS[0]) == 1.0
     seconds = run._seconds(FOOTPRINTS[-1])
     assert seconds - caches.seconds == 1.0
-    # each of four blocks copies after four operations, in forward and in backward
-    assert caches.seconds == 4 * 4 * 2
+    # eight in each of four blocks, in forward and in backward
+    assert caches.seconds == 4 * 8 * 2
 
 
 def test_parts_follow_one_another_through_a_buffer_larger_than_the_caches():
