@@ -114,7 +114,7 @@ def estimate_learners(
     draws = _Draws(
         weights=rng.dirichlet(np.ones(images), size=DRAWS),
         deviation=seed_deviation(runs),
-        common=rng.normal(size=DRAWS),
+        common=short_runs.common_errors(rng, DRAWS),
         planned=planned,
         model=short_runs,
         rng=rng,
@@ -159,7 +159,7 @@ class _Draws:
     Attributes:
         weights: weights of the held-out images and another one, [draws, images + 1].
         deviation: standard deviation of an accuracy over seeds.
-        common: standard normal error of the extrapolation that all learners share, [draws].
+        common: error of the extrapolation that all learners share, [draws], over its deviation.
         planned: steps of the planned training.
         model: constants of the extrapolation.
         rng: random generator.
@@ -193,6 +193,7 @@ class _Draws:
         gains = self.model.first if len(lengths) == 1 else self.model.later
         longest = [curve for curve in curves if curve.last == most]
         doublings = doublings_left(most, self.planned)
+        unusual = gains.unusual_rise(*_risen(curves, most)) if len(lengths) > 1 else 0.0
         common = np.sqrt(doublings) * gains.common_deviation * self.common
         odds, variances = [], []
         for curve in curves:
@@ -200,12 +201,13 @@ class _Draws:
             if curve.last < most:
                 final, variance = self._as_long(curve, longest)
             variance += doublings * gains.own_deviation**2
-            final = final + gains.rise(doublings, curve.kind) + self._normal(variance)
+            rise = gains.rise(doublings, curve.kind, unusual=unusual)
+            final = final + rise + self._normal(variance)
             odds.append(final + common)
             variances.append(variance)
         effects = [effect_of_kind(name, self.model) for name in names]
         combined = self._combined(np.stack(odds), np.array(variances), np.array(effects))
-        drawn: NDArray[np.float64] = 1 / (1 + np.exp(-combined))
+        drawn: NDArray[np.float64] = (1 + np.tanh(combined / 2)) / 2  # of the log-odds
         return drawn
 
     def _as_long(
@@ -297,6 +299,19 @@ class _Curve:
     def means(self) -> dict[int, float]:
         """The mean of the draws; a drawn rise would count the error of the images twice."""
         return {steps: float(odds.mean()) for steps, odds in self.drawn.items()}
+
+
+def _risen(curves: Sequence[_Curve], most: int) -> tuple[list[tuple[str | None, float]], float]:
+    """Return the kinds and rises of learners up to the most steps, and over how many doublings.
+
+    The rises are from the next shorter length that a learner with the most steps was trained for.
+    """
+    longest = [curve for curve in curves if curve.last == most and len(curve.drawn) > 1]
+    if not longest:
+        return [], 1.0
+    before = max(steps for curve in longest for steps in curve.drawn if steps < most)
+    means = [(curve.kind, curve.means) for curve in longest if before in curve.drawn]
+    return [(kind, at[most] - at[before]) for kind, at in means], doublings_left(before, most)
 
 
 def kind_of_learner(name: str) -> str | None:

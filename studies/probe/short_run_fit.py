@@ -19,6 +19,12 @@ PULL = 2.0
 assumption, so that a kind of few curves stays near the common value."""
 
 
+DECAYS = tuple(step / 20 for step in range(6, 21))
+"""Decays that are tried."""
+
+_NO_GAINS = Gains(gain=0.0, more={}, own_deviation=0.0, common_deviation=0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodCurve:
     """Short trainings of a method, and the whole one.
@@ -53,7 +59,7 @@ def cautious_fit(cases_by_net: Mapping[str, Sequence[Curves]]) -> ShortRunModel:
     """
     every = fit_short_runs([case for cases in cases_by_net.values() for case in cases])
     if len(cases_by_net) < 2:
-        return every
+        return replace(every, nets=1)
     errors: dict[str, list[NDArray[np.float64]]] = {"first": [], "later": [], "effects": []}
     for net, cases in cases_by_net.items():
         rest = [case for other, those in cases_by_net.items() if other != net for case in those]
@@ -66,6 +72,7 @@ def cautious_fit(cases_by_net: Mapping[str, Sequence[Curves]]) -> ShortRunModel:
         first=_with_deviations(every.first, errors["first"]),
         later=_with_deviations(every.later, errors["later"]),
         effect_deviation=_own_deviation(errors["effects"]),
+        nets=len(cases_by_net),
     )
 
 
@@ -75,7 +82,8 @@ def fit_short_runs(cases: Sequence[Curves]) -> ShortRunModel:
     Args:
         cases: curves of the methods of each case.
     """
-    first, later = _fit_gains(cases, at=0), _fit_gains(cases, at=-1)
+    decay = _fit_decay(cases)
+    first, later = (_fit_gains(cases, at=at, decay=decay) for at in (0, -1))
     effects = _fit_effects(cases)
     return ShortRunModel(
         first=first,
@@ -95,12 +103,21 @@ def gain_errors(case: Curves, gains: Gains, *, at: int) -> NDArray[np.float64]:
         at: index of the short training that is carried on, in the order of their steps.
     """
     errors = []
+    unusual = 0.0 if at == 0 else unusual_rise(case, gains)
     for each in case:
         steps = sorted(each.short)[at]
         doublings = doublings_left(steps, each.planned_steps)
         rise = each.final - each.short[steps]
-        errors.append((rise - gains.rise(doublings, each.kind)) / math.sqrt(doublings))
+        expected = gains.rise(doublings, each.kind, unusual=unusual)
+        errors.append((rise - expected) / math.sqrt(doublings))
     return np.array(errors)
+
+
+def unusual_rise(case: Curves, gains: Gains) -> float:
+    """Return the unusual rise of the methods of a case from its first short length to its last."""
+    first, last = min(case[0].short), max(case[0].short)
+    risen = [(each.kind, each.short[last] - each.short[first]) for each in case]
+    return gains.unusual_rise(risen, doublings_left(first, last))
 
 
 def effect_errors(case: Curves, effects: Mapping[str, float]) -> NDArray[np.float64]:
@@ -124,12 +141,34 @@ def _own_deviation(errors: Sequence[NDArray[np.float64]]) -> float:
     return round(math.sqrt(squares / max(1, sum(len(each) - 1 for each in errors))), 3)
 
 
-def _fit_gains(cases: Sequence[Curves], *, at: int) -> Gains:
+def _fit_decay(cases: Sequence[Curves]) -> float:
+    """Return the decay that fits the mean rises within each case best, out of ``DECAYS``."""
+    means = []
+    for case in cases:
+        first, last = min(case[0].short), max(case[0].short)
+        short = np.mean([each.short[last] - each.short[first] for each in case])
+        whole = np.mean([each.final - each.short[first] for each in case])
+        until = [doublings_left(first, steps) for steps in (last, case[0].planned_steps)]
+        means.append((float(short), float(whole), *until))
+
+    def error(decay: float) -> float:
+        counted = replace(_NO_GAINS, decay=decay).counted
+        errors = (
+            whole - short * counted(to_whole) / counted(to_last)
+            for short, whole, to_last, to_whole in means
+        )
+        return sum(each**2 for each in errors)
+
+    return min(DECAYS, key=error)
+
+
+def _fit_gains(cases: Sequence[Curves], *, at: int, decay: float) -> Gains:
     rises, kinds = [], []
+    counted = replace(_NO_GAINS, decay=decay).counted
     for each in (each for case in cases for each in case):
         steps = sorted(each.short)[at]
         doublings = doublings_left(steps, each.planned_steps)
-        rises.append((each.final - each.short[steps]) / doublings)
+        rises.append((each.final - each.short[steps]) / counted(doublings))
         kinds.append(each.kind)
     names, is_of = _kinds(kinds)
     inputs = np.hstack([np.ones((len(rises), 1)), is_of])
@@ -139,8 +178,27 @@ def _fit_gains(cases: Sequence[Curves], *, at: int) -> Gains:
         more={kind: round(float(v), 3) for kind, v in zip(names, more, strict=True)},
         own_deviation=0.0,
         common_deviation=0.0,
+        decay=decay,
     )
+    if at != 0:
+        fitted = replace(fitted, carried=_fit_carried(cases, fitted))
     return _with_deviations(fitted, [gain_errors(case, fitted, at=at) for case in cases])
+
+
+def _fit_carried(cases: Sequence[Curves], gains: Gains) -> float:
+    """Return the share of an unusual rise that goes on, by least squares over the cases."""
+    whole = replace(gains, carried=1.0)
+    unusual = np.array([unusual_rise(case, whole) for case in cases])
+    # Errors are per root of a doubling, and a rise counts as often as its doublings do.
+    later, weights = [], []
+    for case in cases:
+        doublings = doublings_left(max(case[0].short), case[0].planned_steps)
+        later.append(gain_errors(case, gains, at=-1).mean())
+        weights.append(gains.counted(doublings) / math.sqrt(doublings))
+    inputs = unusual * np.array(weights)
+    squares = float(inputs @ inputs)
+    share = float(inputs @ np.array(later)) / squares if squares else 0.0
+    return round(min(1.0, max(0.0, share)), 3)
 
 
 def _fit_effects(cases: Sequence[Curves]) -> dict[str, float]:

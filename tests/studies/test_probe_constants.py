@@ -54,15 +54,39 @@ def test_the_constants_of_made_up_curves_are_found_again() -> None:
     rng = np.random.default_rng(0)
     more = {"head": -0.3, "full": 0.3, None: 0.0}
     found = fit_short_runs([made_up_case(rng, more) for _ in range(300)])
-    assert found.later.gain == pytest.approx(0.2, abs=0.05)
-    assert found.later.more == pytest.approx({"head": -0.3, "full": 0.3}, abs=0.05)
+    for kind, each in more.items():
+        assert found.later.rise(2, kind) == pytest.approx(2 * (0.2 + each), abs=0.1)
+        assert found.first.rise(3, kind) == pytest.approx(0.3 + 2 * (0.2 + each), abs=0.1)
     assert found.later.own_deviation == pytest.approx(0.3, abs=0.02)
     assert found.later.common_deviation == pytest.approx(0.4, abs=0.05)
-    # From 10 steps on: 0.3 and two doublings of 0.2, over three.
-    assert found.first.gain == pytest.approx((0.3 + 2 * 0.2) / 3, abs=0.05)
-    assert found.first.more == pytest.approx({"head": -0.2, "full": 0.2}, abs=0.05)
     assert found.first.own_deviation == pytest.approx(0.3 * np.sqrt(2 / 3), abs=0.02)
     assert found.curves == 2400
+
+
+@pytest.mark.parametrize("carried", [1.0, 0.5])
+def test_the_decay_and_the_carried_share_are_found_again(carried: float) -> None:
+    """Cases of two lengths; what a case rose above the usual 0.8 goes on in a share."""
+    from short_run_fit import MethodCurve, fit_short_runs
+
+    rng = np.random.default_rng(2)
+    cases = []
+    for number in range(400):
+        unusual, steps = rng.normal(0, 0.3), (80, 320)[number % 2]
+        doublings = 2 if steps == 80 else 4
+        later = (0.8 + carried * unusual) * sum(0.6**each for each in range(1, doublings))
+        short = {20: 0.0, 40: 0.8 + unusual}
+        curves = [
+            MethodCurve(
+                kind="head", short=short, planned_steps=steps,
+                final=short[40] + later + rng.normal(0, 0.05),
+            )
+            for _ in range(4)
+        ]  # fmt: skip
+        cases.append(curves)
+    found = fit_short_runs(cases)
+    assert found.first.decay == found.later.decay == pytest.approx(0.6, abs=0.051)
+    assert found.later.carried == pytest.approx(carried, abs=0.1)
+    assert found.later.common_deviation < 0.05
 
 
 def test_effects_are_differences_within_a_case() -> None:

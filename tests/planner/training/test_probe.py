@@ -245,6 +245,19 @@ def test_an_interval_of_a_longer_training_covers_what_the_model_says() -> None:
     assert COVERAGE - 0.07 < covered / 300 < COVERAGE + 0.09
 
 
+def test_common_errors_are_wider_where_few_nets_show_them() -> None:
+    """The interval of a longer training is that of Student's t, with one less than the nets."""
+    model = ShortRunModel(first=replace(KINDS.first, common_deviation=1.0), later=KINDS.later)
+    widths = []
+    for nets in (0, 3):
+        (found,) = estimate_learners(
+            [made_run("a", 0.5)], planned_steps=20, short_runs=replace(model, nets=nets)
+        )
+        widths.append(log_odds(found.high) - log_odds(found.low))
+    # Quantiles of 90 %: 1.282 of the normal distribution, 1.886 of Student's t with 2 degrees.
+    assert widths[1] / widths[0] == pytest.approx(1.886 / 1.282, rel=0.1)
+
+
 def test_the_probability_of_the_best_is_that_of_a_paired_comparison() -> None:
     """b differs from a in 12 images: 9 gained, 3 lost. Exact: P(gain) from a beta posterior."""
     base = np.arange(SETTING.held_out_images) % 2 == 0
@@ -325,6 +338,37 @@ def test_a_dropped_method_keeps_its_kind() -> None:
     at_20 = log_odds(0.50) + risen + 0.4 - (-0.3)
     final = at_20 + 2 * (0.2 + 0.5)
     assert found["lora"].expected == pytest.approx(1 / (1 + math.exp(-final)), abs=0.01)
+
+
+def test_each_doubling_gives_a_share_of_the_one_before() -> None:
+    """Of a rise of 1, 0.6, 0.36, ... whole doublings add up, and no training rises beyond 2.5."""
+    gains = replace(KINDS.later, gain=1.0, decay=0.6)
+    for doublings in range(5):
+        rise = sum(0.6**number for number in range(doublings))
+        assert gains.rise(doublings, None) == pytest.approx(rise)
+    assert gains.rise(50, None) == pytest.approx(1 / (1 - 0.6))
+    # After two doublings with a rise of 1 + 0.6, the next one gives 0.36.
+    assert replace(gains, gain=0.0, carried=1.0).unusual_rise([(None, 1.6)], 2) == (
+        pytest.approx(0.36)
+    )
+    assert replace(gains, carried=1.0).unusual_rise([(None, -9.0)], 1) == -1.0  # none fall
+
+
+def test_all_methods_go_on_rising_as_fast_as_they_rose() -> None:
+    """Both kinds rose by 0.5 more than usual in the doubling before; 0.8 of it goes on."""
+    model = replace(KINDS, later=replace(KINDS.later, decay=0.5, carried=0.8))
+    starts = {"head": 0.0, "lora": -1.0}
+    usual = {name: 0.2 + more for name, more in (("head", -0.2), ("lora", 0.5))}
+    ends = {name: starts[name] + usual[name] / 0.5 + 0.5 for name in starts}
+    runs = [
+        made_run(name, 1 / (1 + math.exp(-odds)), steps=steps)
+        for steps, at in ((10, starts), (20, ends))
+        for name, odds in at.items()
+    ]
+    found = {e.learner: e for e in estimate_learners(runs, planned_steps=80, short_runs=model)}
+    for name in starts:
+        final = ends[name] + (1 + 0.5) * (usual[name] + 0.8 * 0.5 * 0.5)
+        assert log_odds(found[name].expected) == pytest.approx(final, abs=0.05)
 
 
 def test_the_half_that_is_expected_to_be_better_goes_on() -> None:
