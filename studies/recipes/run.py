@@ -11,6 +11,7 @@ An arm is METHOD or METHOD:VARIANT. Variants change one thing of the default rec
     random-head     the classifier starts at timm's random values instead of zero
     batch-norm      BatchNorm normalises by the batch; the default keeps its pretrained statistics
     batch-norm-4    the same with micro-batches of 4
+    hand-0 ... -19  a recipe of ``hand_made.py`` in place of the default one
     cached          trained by the probe's runner: for ``head`` on cached features, else on images in
                     the memory order that a CPU prefers. The last step is tested, no epoch is selected
 
@@ -36,15 +37,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
+from hand_made import hand_made_recipes
 from harness import Rows, write_summary
 
 from planner.api import predict
 from planner.plan import Accuracy, Plan
 from planner.recipe import Recipe
 from planner.training.choose_recipe import default_recipe, paper_recipe
+from planner.training.evaluate import right_answers
 from planner.training.images.image_set import ImageData
 from planner.training.images.load import load_data
 from planner.training.run_options import RunOptions
+from planner.training.trained_model import load_trained
 from planner.training.training_run import train
 from profiler.models import backbones
 from profiler.units import GIB, DeviceBytes
@@ -103,6 +107,8 @@ def variant_of(
         recipe = paper_recipe(workload)
     elif name == "random-head":
         recipe = replace(recipe, zero_head=False)
+    elif name.startswith("hand-"):
+        recipe = hand_made_recipes(workload.method, epochs=epochs)[int(name[5:])]
     elif name.startswith("rate"):
         factor = 1 / float(name[5:]) if name[4] == "/" else float(name[5:])
         recipe = replace(recipe, learning_rate=recipe.learning_rate * factor)
@@ -144,7 +150,9 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace, weights: Path) -> 
     )
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        result = train(plan, run, output=Path(folder) / "out", images=images)
+        output = Path(folder) / "out"
+        result = train(plan, run, output=output, images=images)
+        is_right = right_answers(load_trained(output), images.test, batch_size=BATCH)
     of_epochs = [epoch.accuracy for epoch in result.epochs]
     return {
         "arm": arm,
@@ -160,6 +168,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace, weights: Path) -> 
         "monitored_accuracy_by_epoch": of_epochs,
         "loss_by_epoch": [epoch.loss for epoch in result.epochs],
         "test_accuracy": result.accuracy,
+        "wrong_test_images": (~is_right).nonzero().flatten().tolist(),
         "seconds": time.perf_counter() - began,
     }
 
