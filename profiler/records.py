@@ -90,8 +90,9 @@ class Memory:
             None where they are not known.
         run_peak_bytes: device bytes of the whole run: the highest of loading, first steps,
             evaluation, saving and resuming. None on a CPU and where it was not computed.
-        host_bytes: memory of the host for tensors that wait there, and for an optimizer's state;
-            None where it was not computed.
+        host_bytes: memory of the host for tensors that wait there, and for an optimizer's state.
+            A host that runs ahead of its GPU may take more: memory of copies is free only when they
+            have ended. None where it was not computed.
         at_peak: live bytes by owner at the moment of the peak.
         max_by_group: highest live bytes of each owner over the step, each at its own moment.
     """

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from profiler.checkpointing.host_optimizer import HostAdamW
 from profiler.device_rules.cuda_dispatch import runs_on_cpu
 from profiler.errors import UsageError
+from profiler.workload import HOST_OPTIMIZER
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -103,7 +104,7 @@ def make_optimizer(
     if workload.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, **kernels)
     is_on_gpu = any(not runs_on_cpu(p) for group in parameters for p in group["params"])
-    if workload.optimizer == "adamw_host" and is_on_gpu:
+    if workload.optimizer == HOST_OPTIMIZER and is_on_gpu:
         return HostAdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
     if workload.optimizer == "adamw8bit":
         from profiler.models.import_quantised import import_quantised

@@ -37,6 +37,9 @@ convolutions by default); ``cudnn_benchmark`` lets cuDNN time its algorithms and
 
 LEVERS: tuple[Lever, ...] = get_args(Lever)
 
+HOST_OPTIMIZER: OptimizerName = "adamw_host"
+"""AdamW that keeps its state in the host's memory, if the device is a GPU."""
+
 FUSED_OPTIMIZERS = ("adamw", "sgd")
 """Optimizers of PyTorch with a fused update; bitsandbytes fuses its own always."""
 
@@ -218,7 +221,7 @@ class Candidate:
     @property
     def uses_host_memory(self) -> bool:
         """True when tensors of a step on a GPU wait in the host's memory."""
-        return self.placement.uses_host_memory or self.workload.optimizer == "adamw_host"
+        return self.placement.uses_host_memory or self.workload.optimizer == HOST_OPTIMIZER
 
     def to_json(self) -> dict[str, object]:
         """Return plain data for a plan file."""

@@ -248,7 +248,8 @@ def _time(answer: Recommendation, plan: Plan) -> str:
 def _energy(answer: Recommendation, plan: Plan) -> str:
     joules, steps = plan.prediction.energy_joules, training_steps(answer, plan)
     if joules is None:
-        return "not known: the power of this device is not"
+        unknown = "time" if plan.prediction.step_seconds is None else "power of this device"
+        return f"not known: the {unknown} is not"
     text = f"{format_joules(joules)} a step"
     return text if steps is None else f"{text}, {watt_hours(steps * joules)} in all"
 

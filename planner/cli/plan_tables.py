@@ -29,6 +29,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     page.block(facts_table(_recipe_facts(plan.recipe)))
     page.heading("Predicted and measured")
     page.block(*tables(comparison_columns(plan), keys=1, width=page.width))
+    if host_bytes := plan.prediction.memory.host_bytes:
+        page.block(f"{format_bytes_as(host_bytes, plan.budget_bytes)} of the host's memory")
     page.heading("Accuracy and scores")
     page.block(facts_table(_score_facts(plan)))
     if not plan.candidate.placement.is_none:

@@ -47,7 +47,7 @@ from profiler.unit_options import (
     options_of,
     uniform_placement,
 )
-from profiler.workload import Candidate, Workload
+from profiler.workload import HOST_OPTIMIZER, Candidate, Workload
 
 MIXED = "mixed"
 """Name of the overhead of placements in which some units are recomputed and others are not."""
@@ -269,7 +269,14 @@ class FamilyProfiles:
         return update_family_of(workload), workload.optimizer
 
     def update(self, workload: Workload) -> UpdateProfile:
-        """Return the profile of the optimizer step."""
+        """Return the profile of the optimizer step.
+
+        Raises:
+            UsageError: the optimizer keeps its state in the host's memory, and the device has no
+                link to it.
+        """
+        if self.device.is_cuda and workload.optimizer == HOST_OPTIMIZER:
+            self.device.check_host_link(f"optimizer {HOST_OPTIMIZER}", instead="adamw")
         key = self.update_of(workload)
         if key not in self._updates:
             self._updates[key] = self.store.fetch(

@@ -130,11 +130,8 @@ class Policy:
         Raises:
             UsageError: the policy uses the host's memory, and the device has no link to it.
         """
-        if self.uses_host_memory and device.link_bytes_per_second is None:
-            raise UsageError(
-                f"checkpoint policy {self.word} moves tensors between host and GPU, and "
-                f"{device.full_name} has no such link, or an unknown one; use {OPTIMAL.name}"
-            )
+        if self.uses_host_memory:
+            device.check_host_link(f"checkpoint policy {self.word}", instead=OPTIMAL.name)
 
     def choice(self, parameters: Mapping[str, float] | None = None) -> PolicyChoice:
         """Return the policy with checked parameters; defaults fill in those that are missing.

@@ -26,7 +26,7 @@ from planner.search.space import Space
 from profiler.errors import InfeasibleError, UnmetLimitError, UsageError
 from profiler.records import Report
 from profiler.units import DeviceBytes, format_bytes_as
-from profiler.workload import Candidate, Workload
+from profiler.workload import HOST_OPTIMIZER, Candidate, Workload
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
@@ -171,17 +171,20 @@ def _with_host_memory(
     """Yield options that use the host's memory, if the device has a link to it."""
     if cost.device.link_bytes_per_second is None:
         return
-    checkpoints = f"--checkpoints {','.join((*space.checkpoints, OFFLOAD.name))}"
-    if OFFLOAD.name not in space.checkpoints:
-        for smallest in _smallest_placements(load, (OFFLOAD.name,), cost):
-            yield checkpoints, smallest
-    has_adamw = {"adamw", "adamw_host"} & {*space.optimizers} == {"adamw"}
-    if has_adamw and load.method == "full":  # else the state is small
-        on_host = load.replace(optimizer="adamw_host", levers=())
-        with suppress(UsageError):
-            cost.prepare(on_host)
-            for smallest in _smallest_placements(on_host, (OFFLOAD.name,), cost):
-                yield f"{checkpoints} --optimizers adamw_host", smallest
+    more = [] if OFFLOAD.name in space.checkpoints else [OFFLOAD.name]
+    checkpoints = f"--checkpoints {','.join((*space.checkpoints, *more))}"
+    for smallest in _smallest_placements(load, more, cost):
+        yield checkpoints, smallest
+    has_adamw = {"adamw", HOST_OPTIMIZER} & {*space.optimizers} == {"adamw"}
+    if not has_adamw or load.method != "full":  # else the state is small
+        return
+    optimizer, on_host = f"--optimizers {HOST_OPTIMIZER}", load.replace(optimizer=HOST_OPTIMIZER)
+    with suppress(UsageError):
+        cost.prepare(on_host)
+        for smallest in _smallest_placements(on_host, space.checkpoints, cost):
+            yield optimizer, smallest
+        for smallest in _smallest_placements(on_host, more, cost):
+            yield f"{checkpoints} {optimizer}", smallest
 
 
 def _with_head(load: Workload, *, micro_batch: int) -> Candidate:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from planner.placement.policies import OFFLOAD, OPTIMAL
 from profiler.errors import InfeasibleError, InputError, UsageError
-from profiler.placement import Decision, Placement, PolicyChoice
+from profiler.placement import HOST_DECISIONS, Decision, Placement, PolicyChoice
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate
 
@@ -78,16 +78,20 @@ def _fixed_placements(candidate: Candidate, units: Sequence[str]) -> tuple[Candi
     """Return the first half of the units recomputed, and all units recomputed.
 
     Recomputing the first units costs as much time as recomputing as many later units, and the peak
-    is one unit lower. Units that the candidate recomputes stay recomputed.
+    is one unit lower. Units that the candidate recomputes, or whose tensors wait on the host, stay
+    so, and if there are some of the latter, inputs of the others wait there too.
     """
+    on_host = candidate.placement.uses_host_memory
+    word = Decision.RECOMPUTE_FROM_HOST if on_host else Decision.RECOMPUTE
+    stay = {Decision.SEGMENT, *HOST_DECISIONS}
 
     def recompute(names: Sequence[str], policy: PolicyChoice) -> Candidate:
         kept = {
             name: decision
             for name, decision in candidate.placement.decisions.items()
-            if name.partition("/")[0] not in names or decision is Decision.SEGMENT
+            if name.partition("/")[0] not in names or decision in stay
         }
-        placement = Placement({name: Decision.RECOMPUTE for name in names} | kept)
+        placement = Placement(dict.fromkeys(names, word) | kept)
         return replace(candidate, placement=placement, policy=policy)
 
     half = (len(units) + 1) // 2

@@ -18,7 +18,7 @@ from msgspec import Meta
 from planner.recipe import Recipe
 from profiler.errors import InputError
 from profiler.json_records import NonNegativeFloat, PositiveInt, read_record
-from profiler.workload import Candidate, Workload
+from profiler.workload import HOST_OPTIMIZER, Candidate, Workload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,8 @@ class LearnerRule:
 
     def workload(self, workload: Workload) -> Workload:
         """Return a workload as its runs train it, from a candidate's."""
+        if workload.optimizer == HOST_OPTIMIZER:
+            workload = workload.replace(optimizer="adamw")  # learns alike
         if self.device != "cpu":
             return workload
         changes: dict[str, Any] = {"precision": "fp32", "levers": ()}

@@ -129,14 +129,16 @@ class SavedOnHost:
         self._shapes = {tuple(tensor.shape) for tensor in own}
         self._smallest_bytes = SMALLEST_MOVED_SHARE * given.numel() * given.element_size()
         # a weak reference frees the memory, but no other storage gets its address, the key
-        self._copied: dict[tuple[int, int, torch.dtype], tuple[StorageWeakRef, HostStorage]] = {}
+        self._copied: dict[tuple[object, ...], tuple[StorageWeakRef, HostStorage]] = {}
 
     def pack(self, tensor: Tensor) -> OffloadedTensor | Tensor:
         """Pack hook: return the tensor, or a placeholder for it."""
         storage = tensor.untyped_storage()
         if self._stays(tensor, storage):
             return tensor.detach()
-        key = (storage._cdata, tensor._version, tensor.dtype)
+        # conjugate and negative views share a storage with other values
+        views = (tensor.is_conj(), tensor.is_neg())
+        key = (storage._cdata, tensor._version, tensor.dtype, views)
         if key not in self._copied:
             self._copied[key] = StorageWeakRef(storage), HostStorage(tensor.detach())
         return OffloadedTensor(tensor, self._copied[key][1])

@@ -50,9 +50,20 @@ class HostAdamW(Optimizer):
             self._on_host = AdamW(changes, weight_decay=0.0, fused=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update the weights of all parameters that have a gradient."""
-        assert closure is None, "a training step calls no closure"
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the weights of all parameters that have a gradient.
+
+        Args:
+            closure: computes the loss and the gradients; None if they are there.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
         pairs = [pair for pair in self._pairs() if pair[0].grad is not None]
         with working(HostWork.TO_HOST):
             for weight, change in pairs:
@@ -92,6 +103,10 @@ class HostAdamW(Optimizer):
     def _set_hyperparameters(self) -> None:
         for here, there in zip(self.param_groups, self._on_host.param_groups, strict=True):
             there.update({name: here[name] for name in HYPERPARAMETERS})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy; PyTorch's own has three attributes only."""
+        return {**super().__getstate__(), "_on_host": self._on_host}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with tensors on the host, and the groups of this optimizer."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Annotated
 
-import msgspec
-
-HostLink = Annotated[str, msgspec.Meta(pattern=r"^PCIe [1-5]\.0 x(1|2|4|8|16)$")]
-"""PCI Express generation and number of lanes."""
+from profiler.errors import InputError
+from profiler.json_records import shortened
 
 LANE_BYTES_PER_SECOND = {
     "1.0": 0.25e9,
@@ -27,9 +24,27 @@ https://github.com/usadellab/Helixer/issues/22), 0.76 and 0.84 (RTX 4090,
 https://github.com/NVlabs/cuda-oxide/pull/976)."""
 
 
-def link_bytes_per_second(link: HostLink) -> float:
-    """Return the bandwidth of copies from and to page-locked memory, each way."""
-    generation, lanes = link.removeprefix("PCIe ").split(" x")
+LANES = ("1", "2", "4", "8", "16")
+"""Numbers of lanes of a link."""
+
+
+def link_bytes_per_second(link: str) -> float:
+    """Return the bandwidth of copies from and to page-locked memory, each way.
+
+    Args:
+        link: PCI Express generation and lanes, such as ``PCIe 4.0 x16``.
+
+    Raises:
+        InputError: the text does not have this form.
+    """
+    generation, _, lanes = link.removeprefix("PCIe ").partition(" x")
+    known = generation in LANE_BYTES_PER_SECOND and lanes in LANES
+    if not (known and link.startswith("PCIe ")):
+        generations = ", ".join(LANE_BYTES_PER_SECOND)
+        raise InputError(
+            f"host_link must be like 'PCIe 4.0 x16', of generation {generations} and "
+            f"{', '.join(LANES)} lanes, got {shortened(link)}"
+        )
     return LINK_SHARE * LANE_BYTES_PER_SECOND[generation] * int(lanes)
 
 
@@ -43,6 +58,14 @@ class HostWork(StrEnum):
     TO_DEVICE = "to_device"
     UPDATE = "update_on_host"
 
+
+HOST_WORK_LAUNCHES = 2
+"""Launches that a copy, or an operation of the update on the host, counts as: memory is taken for
+it, and the host waits for all of them together."""
+
+HOST_WORK_SECONDS = 5e-6
+"""Least seconds of such a launch, however small the copy: an assumption, the host's time for a
+kernel (``profiler.timing.roofline.LAUNCH_SECONDS``)."""
 
 HOST_UPDATE_BYTES_PER_SECOND = 25e9
 """Bytes of weights, gradients and moments that the host updates in a second. This is an assumption:

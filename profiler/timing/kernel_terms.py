@@ -17,6 +17,7 @@ times a coefficient of the kernel's class:
     moved      bytes that a copy moves between host and device / bandwidth of the link between them,
                or that an update on the host touches / its rate. The slot is that of the launch,
                because the GPU computes nothing meanwhile
+    latency    such copies and operations, each of which takes a least time
 
 A backward convolution is two matrix products (*first*: the input's gradient, *second*: the
 weight's). ``kernel_terms`` computes [operations, SLOTS] quantities, ``slot_keys`` the coefficient
@@ -103,7 +104,8 @@ def layout_of(name: str) -> ProductLayout:
 def slot_keys(name: str) -> tuple[Slot, ...]:
     """Return [SLOTS] the coefficient and the rate of each quantity of a kernel name."""
     if name in _TRANSFERS:
-        return (*[_ABSENT] * (SLOTS - 1), Slot(name, "moved", PeakRate.LINK))
+        latency = Slot(name, "latency", PeakRate.LAUNCHES)
+        return (*[_ABSENT] * (SLOTS - 2), latency, Slot(name, "moved", PeakRate.LINK))
     kind, *flags = name.split()
     rate = PeakRate.HALF if "half" in flags else PeakRate.SINGLE
     layout = layout_of(name)
@@ -181,6 +183,7 @@ def kernel_terms(
     terms = np.zeros((len(index), SLOTS))
     terms[:, 6] = moved_bytes
     is_transfer = np.array([name in _TRANSFERS for name in names], dtype=bool)[index]
+    terms[:, 10] = np.where(is_transfer, launches, 0)
     terms[:, 11] = np.where(is_transfer, moved_bytes, launches)
     layout = np.array([layout_of(name).value for name in names])[index]
     _add_products(terms, layout, dims)

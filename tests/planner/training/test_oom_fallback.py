@@ -52,6 +52,14 @@ def test_without_a_cost_model_half_of_the_units_then_all_are_recomputed() -> Non
     assert last == first | {"f": Decision.RECOMPUTE}
 
 
+def test_units_on_the_host_stay_there_and_the_others_follow_with_their_inputs() -> None:
+    on_host = {"a": Decision.OFFLOAD, "d": Decision.RECOMPUTE_FROM_HOST}
+    half, full = from_fixed(Placement(decisions=on_host | {"c": Decision.RECOMPUTE}), "abcd")
+    assert half == full | {"c": Decision.RECOMPUTE}
+    assert full == on_host | dict.fromkeys("bc", Decision.RECOMPUTE_FROM_HOST)
+    assert from_fixed(Placement(dict.fromkeys("abcd", Decision.OFFLOAD)), "abcd") == []
+
+
 def test_a_compiled_model_has_no_tighter_placement() -> None:
     workload = SMALL.replace(levers=("compile",))
     cost = CostModel(device_spec("rtx-2060-super"), Store.default())

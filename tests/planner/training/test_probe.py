@@ -519,6 +519,9 @@ def test_candidates_that_learn_alike_share_a_learner() -> None:
 
     assert name(base) == name(base.replace(micro_batch=16, accumulation=2, precision="fp32"))
     assert name(base) != name(base.replace(optimizer="sgd"))
+    on_host = base.replace(optimizer="adamw_host", levers=())
+    assert name(base) == name(on_host)
+    assert name(base, "cuda") == name(on_host, "cuda")
     assert name(base) != name(base.replace(accumulation=4))
     assert name(base, "cuda") != name(base.replace(precision="fp32"), "cuda")
     # BatchNorm that normalises by the batch learns from the micro-batch.

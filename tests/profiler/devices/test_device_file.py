@@ -44,6 +44,8 @@ def test_a_row_of_the_table_can_be_changed_and_read(tmp_path: Path) -> None:
         ({"name": "rtx-4090", "full_name": "GeForce RTX 4090"}, "is in the device table"),
         ({"compute_capability": [99, 0]}, "multiprocessors"),
         ({"schema": "other/1"}, "budgetplan.device/1"),
+        ({"host_link": "PCIe 4.0 x12"}, "must be like 'PCIe 4.0 x16'"),
+        ({"host_link": "NVLink"}, "must be like 'PCIe 4.0 x16'"),
     ],
 )
 def test_a_wrong_field_is_refused_in_one_line(
