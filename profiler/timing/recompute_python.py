@@ -3,8 +3,8 @@
 A placement costs time beside the recomputed operations. Python intercepts every operation of a
 unit's forward, packs the tensors that it saves, and calls functions again in backward. This takes
 longer where operations move more bytes, because they drive Python's code and objects out of the
-caches. On the machine of studies/cpu_time an operation cost 50 microseconds on warm caches, and 150
-after each operation had moved 4 MiB.
+caches. On the machine of studies/cpu_time an operation cost 30 microseconds on warm caches, and 80
+after each operation had moved 4 MiB; both twice that while other programs ran.
 
 `recompute_python_seconds` returns the seconds for each intercepted operation and for each
 recomputation; in a fit to real steps the two cost the same. Two blocks on few values, where nearly
