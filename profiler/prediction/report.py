@@ -32,7 +32,7 @@ from profiler.timing.predicted_cost import predicted_cost
 from profiler.timing.rates import rates
 from profiler.timing.roofline import Rates
 from profiler.units import format_bytes
-from profiler.workload import HOST_OPTIMIZER, Candidate, Workload
+from profiler.workload import Candidate, Workload
 
 LARGEST_UNFITTED_SHARE = 0.01
 """Share of a step's time that kernels without a factor of ``channels_last`` may take."""
@@ -58,14 +58,12 @@ def predict(
 
     Raises:
         UnknownNameError: no such model.
-        UsageError: the method does not work on the backbone, or the optimizer keeps its state in
-            the host's memory and the device has no link to it.
+        UsageError: the method does not work on the backbone, or tensors wait in the host's memory
+            and the device has no link to it.
         InputError: the placement names a unit that the backbone lacks.
     """
     from profiler.replay.step_replay import ReplayOptions, replay_step
 
-    if device.is_cuda and candidate.workload.optimizer == HOST_OPTIMIZER:
-        device.check_host_link(f"optimizer {HOST_OPTIMIZER}", instead="adamw")
     options = ReplayOptions(published_flops=published_flops)
     log = replay_step(candidate, device=device, options=options)
     return report_of(
@@ -101,8 +99,6 @@ def report_of(
     if timed is None:
         timed = _log_to_time(candidate, log, device)
     if device.is_cuda and not can_time(timed, workload, roofline):
-        roofline = None
-    if candidate.uses_host_memory and device.is_cuda and device.link_bytes_per_second is None:
         roofline = None
     notes: list[str] = []
     if device.is_cuda:

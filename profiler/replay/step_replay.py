@@ -53,7 +53,7 @@ from profiler.replay.reused_models import ReplayModel, new_mode, reused_model
 from profiler.replay.storages import OWNER_CODE
 from profiler.replay.unit_marks import mark_gradients, mark_units
 from profiler.training_step import TrainingStep, gc_paused
-from profiler.workload import Candidate
+from profiler.workload import HOST_OPTIMIZER, Candidate
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -136,11 +136,16 @@ def replay_step(
         timer: times each distinct operation (``profiler.timing.cpu_rates``); None for no timing.
 
     Raises:
-        UsageError: the method does not work on the backbone, or the model does not run.
+        UsageError: the method does not work on the backbone, the model does not run, or tensors
+            wait in the host's memory and the device has no link to it.
         InputError: the placement names a unit that the backbone lacks.
         ValueError: the options do not allow this device or workload.
     """
     options.check(device, candidate.workload)
+    if device.is_cuda and candidate.workload.optimizer == HOST_OPTIMIZER:
+        device.check_host_link(f"optimizer {HOST_OPTIMIZER}", instead="adamw")
+    if device.is_cuda and candidate.placement.uses_host_memory:
+        device.check_host_link("the placement", instead="one without offload")
     with gc_paused(), explain_refusals(candidate.workload):
         return _replay_step(candidate, device=device, options=options, timer=timer)
 

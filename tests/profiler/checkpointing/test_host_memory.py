@@ -20,7 +20,7 @@ from profiler.checkpointing.host_memory import host_work
 from profiler.device_rules.cuda_dispatch import standing_for_cuda
 from profiler.devices.host_link import HostWork, page_locked_bytes
 from profiler.devices.table import lookup
-from profiler.errors import InputError
+from profiler.errors import InputError, UsageError
 from profiler.models.checkpointable_units import find_units
 from profiler.placement import HOST_DECISIONS, Decision, Placement
 from profiler.prediction.report import predict
@@ -239,6 +239,11 @@ def test_a_copy_takes_its_bytes_over_the_bandwidth_of_the_link():
     copies = sum(op.kernel in set(HostWork) for op in log.operations)
     added = moved / link + copies * 10e-6
     assert offloaded.step_seconds - kept.step_seconds == pytest.approx(added, rel=1e-6)
+
+
+def test_a_placement_on_a_device_without_a_link_is_refused():
+    with pytest.raises(UsageError, match="the placement moves tensors between host and GPU"):
+        predict(placed(Decision.OFFLOAD), device=lookup("jetson-orin-nano"))
 
 
 def test_page_locked_memory_is_rounded_up_to_a_power_of_two():
