@@ -218,11 +218,6 @@ class Candidate:
                 "or use the checkpoint policy none"
             )
 
-    @property
-    def uses_host_memory(self) -> bool:
-        """True when tensors of a step on a GPU wait in the host's memory."""
-        return self.placement.uses_host_memory or self.workload.optimizer == HOST_OPTIMIZER
-
     def to_json(self) -> dict[str, object]:
         """Return plain data for a plan file."""
         placement = placement_to_json(self.placement, self.policy)
