@@ -11,7 +11,7 @@ and updates BatchNorm's running statistics twice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +22,18 @@ AutocastStates = tuple[tuple[str, torch.dtype | None], ...]
 """Device type and autocast's precision, None where autocast is off."""
 
 
+def tensors_among(values: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments of a call, those in lists and tuples included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_among(value)
+
+
 def autocast_states(args: Sequence[object]) -> AutocastStates:
     """Return autocast's precision on the CPU and on the devices of the tensors in ``args``."""
-    kinds = {"cpu"} | {a.device.type for a in args if isinstance(a, Tensor)}
+    kinds = {"cpu"} | {tensor.device.type for tensor in tensors_among(args)}
     kinds.discard("meta")
     return tuple(
         (kind, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
@@ -50,7 +59,7 @@ class RandomState:
 
         None for fake and meta tensors, whose operations draw no random numbers.
         """
-        tensor = next((a for a in args if isinstance(a, Tensor)), None)
+        tensor = next(tensors_among(args), None)
         if tensor is None or tensor.is_meta or isinstance(tensor, FakeTensor):
             return None
         return cls(tensor.device)

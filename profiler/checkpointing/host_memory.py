@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from profiler.checkpointing.forward_state import tensors_among
 from profiler.checkpointing.recompute import KeptInput
 from profiler.device_rules.cuda_dispatch import runs_on_cpu
 from profiler.devices.host_link import HostWork
@@ -174,8 +175,7 @@ class OffloadedInput(KeptInput):
 
 def first_tensor(args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor | None:
     """Return the first tensor among the arguments of a call, the unit's input."""
-    values = (*args, *kwargs.values())
-    return next((value for value in values if isinstance(value, Tensor)), None)
+    return next(tensors_among((*args, *kwargs.values())), None)
 
 
 def _whole_storage(tensor: Tensor) -> Tensor:

@@ -285,8 +285,9 @@ class RecomputableCall:
         self.per_use = False
         self.args = [map_tensors(value, store_input) for value in args]
         self.kwargs = {key: map_tensors(value, store_input) for key, value in kwargs.items()}
-        self.autocast = autocast_states(args)
-        self.random = RandomState.before(args) if function.stochastic else None
+        given = (*args, *kwargs.values())
+        self.autocast = autocast_states(given)
+        self.random = RandomState.before(given) if function.stochastic else None
         self.saved: list[Callable[[], SavedTensor | None]] = []
         self.views: list[weakref.ref[OutputView]] = []
         self.position = -1

@@ -202,8 +202,11 @@ def _resolve_owners(table: Ints, forwards: Sequence[StepSpan], ticks: int) -> In
 def _padded_bytes(tensor: Tensor) -> int:
     """Return the bytes of a tensor with padded rows, the padding after its last row included.
 
-    Fake tensors end at their last value. Kernels allocate whole rows (a padded attention bias).
+    Fake tensors end at their last value. Kernels allocate whole rows (a padded attention bias). The
+    stride of a dimension of size 1 says nothing about rows.
     """
-    if tensor.dim() == 0 or tensor.storage_offset():
+    if tensor.storage_offset():
         return 0
-    return tensor.shape[0] * tensor.stride(0) * tensor.element_size()
+    rows = ((n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n != 1)
+    number, step = next(rows, (0, 0))
+    return number * step * tensor.element_size()

@@ -28,8 +28,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.optim import Optimizer
 
+from profiler.errors import MeasurementError
 from profiler.models.methods.base import Method
 from profiler.workload import Workload
 
@@ -150,10 +152,17 @@ def leading_subspace(matrix: Tensor, rank: int) -> Tensor:
     """Return the leading singular vectors of a matrix [m, n] as columns [min(m, n), rank].
 
     They are right singular vectors if m >= n, else left ones.
+
+    Raises:
+        MeasurementError: the matrix has values that are not finite.
     """
     tall = matrix.shape[0] >= matrix.shape[1]
     single: Tensor = matrix.float()
     gram = single.T @ single if tall else single @ single.T
+    if not is_fake(gram) and not bool(gram.isfinite().all()):
+        raise MeasurementError(
+            "galore cannot project gradients that are not finite; try a lower --learning-rate"
+        )
     _, vectors = torch.linalg.eigh(gram)  # in the order of ascending eigenvalues
     basis: Tensor = vectors[:, -rank:].to(matrix.dtype)
     return basis.contiguous()

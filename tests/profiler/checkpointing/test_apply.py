@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from profiler.checkpointing.apply import apply_adaptive, apply_placement, recomputing
+from profiler.device_rules.cuda_dispatch import standing_for_cuda
 from profiler.errors import InputError
 from profiler.models.backbones.mambavision import MambaVision
 from profiler.models.backbones.vim import Vim
@@ -1190,3 +1191,28 @@ def profile_operations():
 
     with Watch():
         yield seen
+
+
+class Fork(nn.Module):
+    """A unit that takes a list of tensors, as those of SelecSLS do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, given: list[Tensor]) -> list[Tensor]:
+        return [F.dropout(self.linear(given[0]), 0.5), given[-1]]
+
+
+@pytest.mark.parametrize("decision", [Decision.RECOMPUTE, Decision.RECOMPUTE_FROM_HOST])
+def test_a_unit_that_takes_a_list_draws_the_same_random_numbers_again(decision):
+    def gradient(placement: Placement) -> Tensor:
+        torch.manual_seed(0)
+        model, x = nn.Sequential(Fork(), Fork()), torch.randn(16, 8)
+        with apply_placement(model, placement, units=("0", "1")), standing_for_cuda():
+            out = model([x, x])
+        torch.manual_seed(1)
+        (out[0].square().sum() + out[1].sum()).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    assert torch.equal(gradient(Placement({"0": decision, "1": decision})), gradient(KEEP_ALL))

@@ -7,7 +7,7 @@ import small_backbones as small
 import torch
 from torch import Tensor, nn
 
-from profiler.errors import UsageError
+from profiler.errors import MeasurementError, UsageError
 from profiler.models.methods import get_method
 from profiler.models.methods.galore import GaLoreAdamW, leading_subspace
 
@@ -103,3 +103,11 @@ def test_other_optimizers_are_refused() -> None:
     load = small.workload("galore", optimizer="sgd")
     with pytest.raises(UsageError, match="does not combine with sgd"):
         get_method("galore").apply(small.make("resnet"), load)
+
+
+def test_gradients_that_are_not_finite_are_said_in_one_line() -> None:
+    weight = nn.Parameter(torch.zeros(6, 5))
+    optimizer = GaLoreAdamW([{"params": [weight]}], lr=0.1, rank=2)
+    weight.grad = torch.full((6, 5), float("nan"))
+    with pytest.raises(MeasurementError, match="not finite; try a lower --learning-rate"):
+        optimizer.step()
