@@ -43,6 +43,7 @@ from planner.training.probe_images import ProbeImages
 from planner.training.probe_records import Learner, ProbeSetting
 from planner.training.probe_run import ProbeRunner
 from planner.training.session import Session
+from profiler.errors import MeasurementError
 from profiler.models import backbones
 from profiler.models.build import build_model
 from profiler.models.methods import get_method
@@ -259,7 +260,11 @@ def main() -> None:
             now = (arm.task, arm.model, arm.data, arm.seed)
             if task is None or now != last:
                 task, last = Task(arm, options.folder), now
-            row = task.row(arm)
+            try:
+                row = task.row(arm)
+            except MeasurementError as error:  # such as gradients that are not finite
+                print(*key_of(arm), error, flush=True)
+                continue
             rows.append(row)
             print(*key_of(arm), f"{100 * row['test_accuracy']:.1f} %", flush=True)
         print("all rows are made", flush=True)
