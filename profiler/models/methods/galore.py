@@ -163,7 +163,12 @@ def leading_subspace(matrix: Tensor, rank: int) -> Tensor:
         raise MeasurementError(
             "galore cannot project gradients that are not finite; try a lower --learning-rate"
         )
-    _, vectors = torch.linalg.eigh(gram)  # in the order of ascending eigenvalues
+    try:
+        _, vectors = torch.linalg.eigh(gram)  # in the order of ascending eigenvalues
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not export it
+        # LAPACK's single precision does not always converge: seen on a ResNet-18 whose
+        # gradient had rows of zeros
+        _, vectors = torch.linalg.eigh(gram.double())
     basis: Tensor = vectors[:, -rank:].to(matrix.dtype)
     return basis.contiguous()
 

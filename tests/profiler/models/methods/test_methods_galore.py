@@ -111,3 +111,21 @@ def test_gradients_that_are_not_finite_are_said_in_one_line() -> None:
     weight.grad = torch.full((6, 5), float("nan"))
     with pytest.raises(MeasurementError, match="not finite; try a lower --learning-rate"):
         optimizer.step()
+
+
+def test_a_projection_that_fails_in_single_precision_is_found_in_double(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = torch.linalg.eigh
+
+    def fails_in_single(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        if matrix.dtype is torch.float32:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")  # type: ignore[attr-defined]
+        return own(matrix)
+
+    matrix = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    expected = leading_subspace(matrix, 2)
+    monkeypatch.setattr(torch.linalg, "eigh", fails_in_single)
+    found = leading_subspace(matrix, 2)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close((expected.T @ found).abs(), torch.eye(2), rtol=0, atol=1e-5)
