@@ -178,8 +178,9 @@ def _with_host_memory(
     has_adamw = {"adamw", HOST_OPTIMIZER} & {*space.optimizers} == {"adamw"}
     if not has_adamw or load.method != "full":  # else the state is small
         return
-    optimizer, on_host = f"--optimizers {HOST_OPTIMIZER}", load.replace(optimizer=HOST_OPTIMIZER)
+    optimizer = f"--optimizers {HOST_OPTIMIZER}"
     with suppress(UsageError):
+        on_host = load.replace(optimizer=HOST_OPTIMIZER)
         cost.prepare(on_host)
         for smallest in _smallest_placements(on_host, space.checkpoints, cost):
             yield optimizer, smallest

@@ -29,7 +29,7 @@ HYPERPARAMETERS = ("lr", "betas", "eps")
 
 
 class HostAdamW(Optimizer):
-    """AdamW with its state in page-locked memory of the host.
+    """AdamW with its state in the host's memory.
 
     Args:
         parameters: groups of parameters on a GPU, as PyTorch's optimizers take them.
@@ -65,14 +65,7 @@ class HostAdamW(Optimizer):
 
     def _update(self) -> None:
         pairs = [pair for pair in self._pairs() if pair[0].grad is not None]
-        with working(HostWork.TO_HOST):
-            for weight, change in pairs:
-                gradient = weight.grad
-                assert gradient is not None, "pairs have gradients"
-                change.grad = torch.empty_like(change, pin_memory=_pins(weight))
-                change.grad.copy_(gradient, non_blocking=True)
-        if any(_pins(weight) for weight, _ in pairs):
-            torch.cuda.current_stream().synchronize()  # the processor reads the gradients
+        _copy_gradients(pairs)
         with working(HostWork.UPDATE):
             self._set_hyperparameters()
             self._on_host.step()
@@ -81,16 +74,7 @@ class HostAdamW(Optimizer):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        for weight, change in pairs:
-            with working(HostWork.TO_DEVICE):
-                there = torch.empty_like(weight)
-                there.copy_(change, non_blocking=True)
-            weight.add_(there)
-        if any(_pins(weight) for weight, _ in pairs):
-            torch.cuda.current_stream().synchronize()  # the changes are overwritten
-        with working(HostWork.UPDATE):
-            for _, change in pairs:
-                change.zero_()
+        _add_changes(pairs)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Return each parameter with its change on the host."""
@@ -118,6 +102,36 @@ class HostAdamW(Optimizer):
         super().load_state_dict({**state_dict, "state": {}})
         inner = self._on_host.state_dict()
         self._on_host.load_state_dict({**inner, "state": state_dict["state"]})
+
+
+def _copy_gradients(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Give each change on the host the gradient of its weight, and wait for the copies."""
+    with working(HostWork.TO_HOST):
+        for weight, change in pairs:
+            gradient = weight.grad
+            assert gradient is not None, "pairs have gradients"
+            change.grad = torch.empty_like(change, pin_memory=_pins(weight))
+            change.grad.copy_(gradient, non_blocking=True)
+    _wait(pairs)
+
+
+def _add_changes(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Add each change to its weight; afterwards the changes are zero again."""
+    for weight, change in pairs:
+        with working(HostWork.TO_DEVICE):
+            there = torch.empty_like(weight)
+            there.copy_(change, non_blocking=True)
+        weight.add_(there)
+    _wait(pairs)
+    with working(HostWork.UPDATE):
+        for _, change in pairs:
+            change.zero_()
+
+
+def _wait(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Wait for all copies: the processor reads and writes their memory next."""
+    if any(_pins(weight) for weight, _ in pairs):
+        torch.cuda.current_stream().synchronize()
 
 
 def _on_host(weight: Tensor) -> Tensor:

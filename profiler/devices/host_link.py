@@ -69,7 +69,7 @@ kernel (``profiler.timing.roofline.LAUNCH_SECONDS``)."""
 
 HOST_UPDATE_BYTES_PER_SECOND = 25e9
 """Bytes of weights, gradients and moments that the host updates in a second. This is an assumption:
-PyTorch's fused AdamW reached 26 to 33 GB/s on one and two busy cores of an AMD EPYC."""
+half the peak bandwidth of DDR4-3200 in two channels (51.2 GB/s)."""
 
 
 def page_locked_bytes(copies: Iterable[float]) -> int:
