@@ -40,21 +40,21 @@ TRAIN, HELD_OUT, TEST = 640, 400, 460
 SHORT_STEPS = (20, 40)
 """Steps of the short trainings: one epoch and two."""
 
-CONVOLUTIONAL = ("tf_efficientnet_lite0", "tf_efficientnet_lite1")
+IMAGENET = ("tf_efficientnet_lite0", "tf_efficientnet_lite1")
+WITH_BATCH_NORM = (*IMAGENET, "test_resnet")
 LONG_STEPS = {
-    "tf_efficientnet_lite0": (80, TARGET_STEPS),
-    "tf_efficientnet_lite1": (80,),
-    letters.MODEL: (160,),
+    **dict.fromkeys(IMAGENET, (80, TARGET_STEPS)),
+    **dict.fromkeys(letters.STEPS, (160, TARGET_STEPS)),
 }
-"""Steps of the whole trainings: four epochs, eight of the net that learns slower, and those of the
+"""Steps of the whole trainings: four epochs, eight of the nets that learn slower, and those of the
 plan that a user gets for so few images. Each is a case of its own."""
 
-SIZES = {**dict.fromkeys(CONVOLUTIONAL, 32), letters.MODEL: letters.IMAGE_SIZE}
+SIZES = {**dict.fromkeys(IMAGENET, 32), **dict.fromkeys(letters.STEPS, letters.IMAGE_SIZE)}
+COMMON_METHODS = ("full", "head", "bitfit", "lora", "ssf", "side", "partial_2")
 METHODS = {
-    **dict.fromkeys(
-        CONVOLUTIONAL, ("full", "head", "bn_head", "bitfit", "lora", "ssf", "side", "partial_2")
-    ),
-    letters.MODEL: ("full", "head", "bitfit", "lora", "ssf", "side", "partial_2", "adaptformer"),
+    **dict.fromkeys(letters.STEPS, (*COMMON_METHODS, "adaptformer")),
+    **dict.fromkeys(WITH_BATCH_NORM, (*COMMON_METHODS, "bn_head")),
+    "test_convnext": (*COMMON_METHODS, "ln_tune"),
 }
 SETS = ("digits", "animals", "glyphs")
 SEEDS = 3
@@ -83,7 +83,7 @@ def all_cases() -> list[Case]:
     return [
         Case(model=model, data=data, seed=seed, steps=steps)
         for seed in range(SEEDS)
-        for model in (letters.MODEL, *CONVOLUTIONAL)
+        for model in METHODS
         for data in SETS
         for steps in LONG_STEPS[model]
     ]
@@ -94,8 +94,9 @@ def weights_file(model: str, folder: Path) -> Path:
     path = folder / f"{model}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        if model == letters.MODEL:
-            print(f"pretrained on letters: {100 * letters.pretrain(path):.1f} %", flush=True)
+        if model in letters.STEPS:
+            right = letters.pretrain(model, path)
+            print(f"{model}, pretrained on letters: {100 * right:.1f} %", flush=True)
         else:
             # Both scripts are named run.py, so that one is loaded by its path.
             source = Path(__file__).parents[1] / "recipes" / "run.py"
@@ -139,10 +140,10 @@ def learners_of(case: Case, classes: int) -> dict[str, Learner]:
     size = SIZES[case.model]
     base = Workload(
         model=case.model, image_size=size, num_classes=classes, micro_batch=BATCH,
-        frozen_batch_norm=case.model in CONVOLUTIONAL,
+        frozen_batch_norm=case.model in WITH_BATCH_NORM,
     )  # fmt: skip
     backbone = backbones.build(case.model, num_classes=classes, image_size=size, device="meta")
-    rule = LearnerRule(device="cpu", has_batch_norm=case.model in CONVOLUTIONAL)
+    rule = LearnerRule(device="cpu", has_batch_norm=case.model in WITH_BATCH_NORM)
     learners = {}
     for name in METHODS[case.model]:
         method = get_method(name)

@@ -1,8 +1,9 @@
-"""A small Vision Transformer pretrained on rendered letters, since no package holds such weights.
+"""Small nets pretrained on rendered letters, since no package holds such weights.
 
-The net is timm's ``test_vit`` (patches of 16, width 64, 6 blocks, 0.4 M parameters) at 64 px. It is
-trained on lower-case Latin, Greek and Cyrillic letters of 15 fonts, drawn anew for every batch. The
-sets that it is carried over to have none of these classes: digits, silhouettes and capital letters.
+The nets are timm's ``test_vit``, ``test_vit2``, ``test_convnext`` and ``test_resnet`` (0.3 to 0.5 M
+parameters) at 64 px. They are trained on lower-case Latin, Greek and Cyrillic letters of 15 fonts,
+drawn anew for every batch. The sets that they are carried over to have none of these classes:
+digits, silhouettes and capital letters.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from pathlib import Path
 import numpy as np
 from glyphs import FONTS, SIDE, draw_letter, font_folder
 
-MODEL, IMAGE_SIZE = "test_vit", 64
+IMAGE_SIZE = 64
+STEPS = {"test_vit": 1500, "test_vit2": 6000, "test_convnext": 3000, "test_resnet": 3000}
+"""Steps of the pretraining of each net. ``test_vit`` is one that was pretrained too briefly."""
+
 LATIN = "abcdefghijklmnopqrstuvwxyz"
 GREEK = "βγδεζηθλμξπρστφχψω"
 CYRILLIC = "бвгджзийлмнптфцчшщъыьэюя"
 CYRILLIC_FONTS = 9
 """The first fonts of the list, DejaVu, have Cyrillic letters; the others do not."""
 
-STEPS, BATCH, LEARNING_RATE, WARM_UP = 1500, 64, 1e-3, 100
+BATCH, LEARNING_RATE, WARM_UP = 64, 1e-3, 100
 
 
-def pretrain(path: Path) -> float:
-    """Write the weights; return the accuracy on letters that were drawn after the training."""
+def pretrain(name: str, path: Path) -> float:
+    """Write a net's weights; return the accuracy on letters that were drawn after the training."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -33,7 +37,8 @@ def pretrain(path: Path) -> float:
     torch.manual_seed(0)
     rng = random.Random("letters")
     letters = LATIN + GREEK + CYRILLIC
-    model = timm.create_model(MODEL, num_classes=len(letters), img_size=IMAGE_SIZE)
+    sized = {"img_size": IMAGE_SIZE} if "vit" in name else {}
+    model = timm.create_model(name, num_classes=len(letters), **sized)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     mean, std = (torch.tensor(model.default_cfg[k])[:, None, None] for k in ("mean", "std"))
 
@@ -44,9 +49,10 @@ def pretrain(path: Path) -> float:
         large = torch.nn.functional.interpolate(grey, size=IMAGE_SIZE, mode="bilinear")
         return (large.expand(-1, 3, -1, -1) - mean) / std, torch.tensor(labels)
 
-    for step in range(STEPS):
+    steps = STEPS[name]
+    for step in range(steps):
         warm = min(1.0, (step + 1) / WARM_UP)
-        rate = LEARNING_RATE * warm * (1 + math.cos(math.pi * step / STEPS)) / 2
+        rate = LEARNING_RATE * warm * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, labels = batch(BATCH)
