@@ -3,6 +3,7 @@
     python studies/time_model/run.py replay FOLDER CACHE   # operations of the timm tables' models
     python studies/time_model/run.py fit FOLDER CACHE      # summary.json, kernel_coefficients.json
     python studies/time_model/run.py power FOLDER          # power part of summary.json
+    python studies/time_model/run.py paper                 # paper's step, by the product
 
 FOLDER holds the tables (README.md names their repositories), CACHE the replays.
 """
@@ -23,6 +24,7 @@ sys.path[:0] = [str(STUDY.parent), str(STUDY.parents[1]), str(STUDY)]
 
 import coefficients_file
 import kernels
+import paper_step
 import power
 import power_limits
 import replays
@@ -40,6 +42,9 @@ RATES = {
     "rtx5090": ({"half": 209.5e12, "single": 104.8e12, "bytes": 1792e9, "launches": 1.0}, 170),
 }
 """Data sheets: FLOP/s, bytes/s, multiprocessors."""
+
+PARTS = ("steps", "inference", "kernels", "power", "paper_step")
+"""Parts of the summary; a run makes one or some of them anew."""
 
 SEEDS = 3
 """Partitions of the families into folds; the errors are of all predictions together."""
@@ -154,23 +159,26 @@ def _watts(cells: Sequence[power.Cell]) -> Floats:
 
 def main() -> None:
     """Run the part that the command line names."""
-    part, folder = sys.argv[1], Path(sys.argv[2])
+    part, *arguments = sys.argv[1:]
+    folder = Path(arguments[0]) if arguments else STUDY
     if part == "replay":
         for kind, tables in {"train": (TRAINING,), "infer": INFERENCE}.items():
             runs = [run for table in tables for run in replays.read_table(folder / f"{table}.csv")]
             random.Random(0).shuffle(runs)
-            replays.replay_all(runs, Path(sys.argv[3]) / f"{kind}.jsonl.gz")
+            replays.replay_all(runs, Path(arguments[1]) / f"{kind}.jsonl.gz")
         return
     summary = STUDY / "summary.json"
     known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
-    values = {key: known[key] for key in ("steps", "inference", "kernels", "power") if key in known}
+    values = {key: known[key] for key in PARTS if key in known}
     if part == "fit":
-        cache = Path(sys.argv[3])
+        cache = Path(arguments[1])
         values["steps"], coefficients, keys = training(folder, cache)
         values["inference"] = inference(folder, cache)
         values["kernels"] = kernels.errors_by_board(folder)
         single = kernels.pooled_coefficients(folder)
         coefficients_file.write(dict(zip(keys, coefficients, strict=True)), single, values)
+    elif part == "paper":
+        values["paper_step"] = paper_step.compare()
     else:
         values["power"] = power_errors(folder)
         coefficients_file.write_power(values["power"])
