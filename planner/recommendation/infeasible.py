@@ -24,6 +24,7 @@ from planner.recommendation.search_backbones import smallest_backbone
 from planner.search.problem import SearchResult
 from planner.search.space import Space
 from profiler.errors import InfeasibleError, UnmetLimitError, UsageError
+from profiler.placement import PolicyChoice
 from profiler.records import Report
 from profiler.units import DeviceBytes, format_bytes_as
 from profiler.workload import HOST_OPTIMIZER, Candidate, Workload
@@ -215,7 +216,8 @@ def _fits(candidate: Candidate, cost: CostModel, budget_bytes: DeviceBytes) -> b
 def change_that_fits(candidate: Candidate, cost: CostModel, limit_bytes: DeviceBytes) -> str:
     """Return the first change that makes a candidate fit, in one sentence.
 
-    The micro-batch is halved until an optimal placement fits; the effective batch stays.
+    The micro-batch is halved until an optimal placement fits; the effective batch stays. If none
+    fits, the host's memory is used, and at last only the classifier is trained.
 
     Args:
         candidate: candidate that does not fit.
@@ -223,29 +225,13 @@ def change_that_fits(candidate: Candidate, cost: CostModel, limit_bytes: DeviceB
         limit_bytes: largest predicted device bytes, by the budget and the risk.
     """
     load = candidate.workload
-    size = load.micro_batch
-    while size:
-        # at micro-batch 1, BatchNorm may have too few values, and the accumulation has a limit
-        with suppress(InfeasibleError, UsageError):
-            smaller = load.replace(
-                micro_batch=size, accumulation=math.ceil(load.effective_batch / size)
-            )
-            cost.prepare(smaller)
-            report = place_within_budget(
-                smaller,
-                OPTIMAL,
-                cost,
-                budget_bytes=limit_bytes,
-                options=cost.profiles.unit_options(smaller),
-            ).report
-            if needed_bytes(report) <= limit_bytes:
-                changes = []
-                if size != load.micro_batch:
-                    changes.append(f"--batch-size {size} --accumulate {smaller.accumulation}")
-                if not report.candidate.placement.is_none:
-                    changes.append("--checkpoint optimal")
-                return f"{' '.join(changes) or '--checkpoint none'} makes it fit"
-        size //= 2
+    found = _placed_to_fit(load, OPTIMAL, cost, limit_bytes)
+    if found is not None:
+        return f"{_changes(load, found) or '--checkpoint none'} makes it fit"
+    for policy, optimizer in _uses_of_host_memory(load, cost):
+        found = _placed_to_fit(load.replace(optimizer=optimizer), policy, cost, limit_bytes)
+        if found is not None:
+            return f"no smaller micro-batch fits; {_changes(load, found)} makes it fit"
     if load.method != "head":
         for micro_batch in dict.fromkeys((load.micro_batch, 1)):
             with suppress(UsageError):
@@ -257,3 +243,51 @@ def change_that_fits(candidate: Candidate, cost: CostModel, limit_bytes: DeviceB
                         f"--batch-size {micro_batch} --accumulate {accumulation} makes it fit"
                     )
     return "no smaller micro-batch fits either"
+
+
+def _uses_of_host_memory(load: Workload, cost: CostModel) -> Iterator[tuple[PolicyChoice, str]]:
+    """Yield a policy with an optimizer; one or both use the host's memory."""
+    if cost.device.link_bytes_per_second is None:
+        return
+    yield OFFLOAD, load.optimizer
+    if load.optimizer == "adamw" and load.method == "full":  # else the state is small
+        yield OPTIMAL, HOST_OPTIMIZER
+        yield OFFLOAD, HOST_OPTIMIZER
+
+
+def _placed_to_fit(
+    load: Workload, policy: PolicyChoice, cost: CostModel, limit_bytes: DeviceBytes
+) -> Report | None:
+    """Return the replay with the largest micro-batch that fits when it is halved; None if none."""
+    size = load.micro_batch
+    while size:
+        # at micro-batch 1, BatchNorm may have too few values, and the accumulation has a limit
+        with suppress(InfeasibleError, UsageError):
+            smaller = load.replace(
+                micro_batch=size, accumulation=math.ceil(load.effective_batch / size)
+            )
+            cost.prepare(smaller)
+            report = place_within_budget(
+                smaller,
+                policy,
+                cost,
+                budget_bytes=limit_bytes,
+                options=cost.profiles.unit_options(smaller),
+            ).report
+            if needed_bytes(report) <= limit_bytes:
+                return report
+        size //= 2
+    return None
+
+
+def _changes(load: Workload, report: Report) -> str:
+    """Return the options of ``predict`` that turn a workload into that of a report."""
+    changed = report.candidate.workload
+    changes = []
+    if changed.micro_batch != load.micro_batch:
+        changes.append(f"--batch-size {changed.micro_batch} --accumulate {changed.accumulation}")
+    if not report.candidate.placement.is_none:
+        changes.append(f"--checkpoint {report.candidate.policy.name}")
+    if changed.optimizer != load.optimizer:
+        changes.append(f"--optimizer {changed.optimizer}")
+    return " ".join(changes)

@@ -202,9 +202,11 @@ class PageView:
         prediction, unit = plan.prediction, unit_as_asked(plan.budget_bytes)
         counts = prediction.parameters
         used = format_bytes_in(needed_bytes(prediction), unit)
+        host = prediction.memory.host_bytes
         facts = [
             ("device", prediction.device.full_name),
             ("memory", f"{used} of {format_bytes_in(plan.budget_bytes, unit)}"),
+            *([("host's memory", format_bytes_in(host, unit))] if host else []),
             ("step", f"{format_seconds(prediction.step_seconds)} ({prediction.rung})"),
             ("energy per step", format_joules(prediction.energy_joules)),
             (

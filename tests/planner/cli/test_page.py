@@ -70,6 +70,15 @@ def test_the_numbers_and_the_command_are_there() -> None:
     assert text.count('class="recommended"') == 1
 
 
+def test_the_memory_of_the_host_is_shown_where_a_plan_takes_some() -> None:
+    one = plan()
+    memory = replace(one.prediction.memory, host_bytes=340_000_000)
+    on_host = replace(one, prediction=replace(one.prediction, memory=memory))
+    facts = [dict(answer_view(answer(each)).facts) for each in (one, on_host)]
+    assert "host's memory" not in facts[0]
+    assert facts[1]["host's memory"] == "0.34 GB"
+
+
 def test_the_papers_defaults_are_in_the_chart_and_in_a_table() -> None:
     shown = replace(
         answer(*SIX),

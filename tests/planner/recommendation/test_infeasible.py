@@ -8,6 +8,7 @@ import pytest
 
 from planner import predict
 from planner.api.workload_functions import check_fits
+from planner.cost.fit_probability import smallest_budget_of
 from profiler.errors import InfeasibleError
 
 SIZE = 32
@@ -42,3 +43,13 @@ def test_no_method_is_advised_if_none_fits() -> None:
     """A head of 100,000 classes is most of the model, so that training less does not help."""
     advice = advice_of(8_000_000, batch_size=2, num_classes=100_000, image_size=SIZE)
     assert advice.endswith("no smaller micro-batch fits either")
+
+
+def test_the_advised_use_of_host_memory_fits() -> None:
+    """AdamW's state of ViT-Tiny takes 46 MB, so that 34 MB less suffice without it."""
+    shape = {"device": "rtx-3060", "batch_size": 1}
+    report = predict("vit_tiny_patch16_224", "full", **shape)
+    vram = smallest_budget_of(report) - 34_000_000
+    with pytest.raises(InfeasibleError, match="; --optimizer adamw_host makes it fit"):
+        check_fits(report, vram)
+    check_fits(predict("vit_tiny_patch16_224", "full", optimizer="adamw_host", **shape), vram)
