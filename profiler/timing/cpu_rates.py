@@ -40,19 +40,17 @@ import torch
 from torch import nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from profiler.arrays import Floats
 from profiler.device_rules.cpu_kernels import argument_signature, can_run_on_zeros, zeros_like_it
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
-from profiler.operations import only_allocates, only_views
 from profiler.placement import Decision, Placement
 from profiler.records import Origin
 from profiler.replay.event_log import Phase
-from profiler.replay.operation_counter import OperationCounter
 from profiler.store import Store
+from profiler.timing.operation_tally import OperationTally
 from profiler.timing.recompute_python import recompute_python_seconds
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
@@ -261,42 +259,14 @@ def eager_seconds() -> float:
     """Return the seconds of an operation on a few values: nearly all Python and autograd."""
     units = [f"{i}" for i in range(8)]
     model = nn.Sequential(*[_ResidualMlp() for _ in units])
-    operations = OperationTally()
+    tally = OperationTally(Phase.FORWARD)
 
     def step() -> None:
         model(torch.zeros(1, 4, 8)).sum().backward()
 
-    with operations:
+    with tally:
         step()
-    return _fastest_seconds(step) / operations.count
-
-
-class OperationTally(TorchDispatchMode):
-    """Counts the operations that run while the mode is active, and their records.
-
-    Attributes:
-        count: number of operations.
-        counter: records of the operations that compute or move something.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-        self.counter = OperationCounter(batch=1)
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        """Run an operation and count it."""
-        out = func(*args, **(kwargs or {}))
-        if not (only_views(func) or only_allocates(func)):
-            self.count += 1
-            self.counter.count(func, args, dict(kwargs or {}), out, phase=Phase.OPTIMIZER, unit=-1)
-        return out
+    return _fastest_seconds(step) / tally.count
 
 
 def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
@@ -323,10 +293,10 @@ def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    operations = OperationTally()
-    with operations:
+    tally = OperationTally(Phase.OPTIMIZER)
+    with tally:
         optimizer.step()
-    return _fastest_seconds(optimizer.step) / base.total_seconds(operations.counter.records)
+    return _fastest_seconds(optimizer.step) / base.total_seconds(tally.records)
 
 
 class _ResidualMlp(nn.Module):

@@ -19,22 +19,19 @@ Python cost a fifth less. Nothing is fitted to real models.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from statistics import median
 
 import numpy as np
 import torch
 from torch import nn
-from torch._ops import OpOverload
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import apply_placement, recomputing
-from profiler.operations import only_allocates, only_views
 from profiler.placement import Decision, Placement
 from profiler.replay.event_log import Phase
-from profiler.replay.operation_counter import OperationCounter
+from profiler.timing.operation_tally import OperationTally
 
 FOOTPRINTS = (1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 """Bytes that are moved between two operations. At the first, all stays in the caches. Beyond the
@@ -207,12 +204,12 @@ class _Run:
         self._x, self._caches = x, caches
         self._placement = Placement(decisions=dict.fromkeys(self._units, decision))
         caches.set_footprint(0)
-        tally = _RecomputeTally()
+        tally = OperationTally(Phase.FORWARD)
         with apply_placement(self._model, self._placement, units=self._units), tally:
             loss = self._model(self._x).sum()
-            tally.is_backward = True
+            tally.phase = Phase.BACKWARD
             loss.backward()
-        records = tally.counter.records
+        records = tally.records
         self.intercepted = sum(op.intercepted for op in records) / _UNITS
         self.refills = sum(op.begins_refill for op in records) / _UNITS
         self.recomputed = sum(op.phase is Phase.RECOMPUTE for op in records) / _UNITS
@@ -241,32 +238,3 @@ class _Run:
 
     def _step(self) -> None:
         self._model(self._x).sum().backward()
-
-
-class _RecomputeTally(TorchDispatchMode):
-    """Counts the operations of a step as a replay does, in a single unit.
-
-    Attributes:
-        is_backward: whether the backward has begun.
-        counter: records of the operations.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.is_backward = False
-        self.counter = OperationCounter(batch=1)
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        """Run an operation and count it."""
-        out = func(*args, **(kwargs or {}))
-        if not (only_views(func) or only_allocates(func)):
-            phase = Phase.BACKWARD if self.is_backward else Phase.FORWARD
-            phase = Phase.RECOMPUTE if recomputing() else phase
-            self.counter.count(func, args, dict(kwargs or {}), out, phase=phase, unit=0)
-        return out
