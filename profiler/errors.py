@@ -10,6 +10,9 @@
     └── MeasurementError      6  a real run failed
         └── OutOfMemoryError  6  a real run exceeded its memory cap
 
+Exit code 0 is success, 1 any other exception: a defect of this program. A run that is interrupted
+ends with 128 and the number of the signal (``profiler.running.process_end``).
+
 A message is one line: the rule, the value that broke it, and the remedy. Messages quote values from
 files of unknown origin, so every message and warning is cut to ``LONGEST_MESSAGE`` characters, and
 characters that could steer a terminal are escaped.

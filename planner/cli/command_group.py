@@ -26,9 +26,9 @@ from profiler.json_records import shortened
 from profiler.running.process_end import exit_code_of, termination_raises
 
 EPILOG = (
-    "Exit codes: 0 done, 2 usage, 3 nothing fits the budget, 4 bad input, 5 no such device here, "
-    "6 a measurement failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP). With the environment "
-    "variable BUDGETPLAN_DEBUG=1 an error shows its traceback."
+    "Exit codes: 0 done, 1 internal error, 2 usage, 3 nothing fits the budget, 4 bad input, 5 no "
+    "such device here, 6 a measurement failed, 130 interrupted (143 SIGTERM, 129 SIGHUP). With the "
+    "environment variable BUDGETPLAN_DEBUG=1 an error shows its traceback."
 )
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from planner.cli import cli
 from planner.cli.list_tables import show_matrix
 from planner.methods.describe import method_facts, trained_layers
+from planner.methods.kinds import known_kind
 from planner.methods.matrix import MethodMatrix, Outcome, load_matrix, markdown
 from profiler.errors import InputError
 from profiler.models import backbones
@@ -45,6 +47,15 @@ def test_every_method_and_backbone_is_there() -> None:
         assert backbones.resolve(name) == model
     assert list(matrix.outcomes) == list(matrix.methods)
     assert all(list(row) == list(matrix.backbones) for row in matrix.outcomes.values())
+
+
+def test_every_method_has_a_kind_and_a_row_in_the_documents() -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    rows = [line for line in page[: page.index("##")].splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall("`(.+?)`", row.split("|")[1])}
+    assert documented == set(method_names())
+    # a method without a kind would get the learning rate of the low-rank ones without a word
+    assert [name for name in method_names() if known_kind(name) is None] == []
 
 
 def test_what_the_documents_compare_works() -> None:
