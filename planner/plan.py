@@ -433,15 +433,15 @@ def plan_file_name(candidate: Candidate, *, with_model: bool = True) -> str:
         with_model: whether the name has the backbone, the optimizer and the policy, or is short,
             for the folder of a question.
     """
-    load = candidate.workload
+    workload = candidate.workload
     digest = hashlib.sha256(json.dumps(candidate.to_json(), sort_keys=True).encode()).hexdigest()
     parts = [
-        load.method + (f"-r{load.rank}" if load.rank is not None else ""),
-        f"b{load.micro_batch}x{load.accumulation}",
-        load.precision,
+        workload.method + (f"-r{workload.rank}" if workload.rank is not None else ""),
+        f"b{workload.micro_batch}x{workload.accumulation}",
+        workload.precision,
     ]
     if with_model:
-        parts = [load.model, *parts, load.optimizer, candidate.policy.display_name]
+        parts = [workload.model, *parts, workload.optimizer, candidate.policy.display_name]
     # a leading dot would hide the file, a leading dash would make it an option
     safe = _NOT_IN_FILE_NAMES.sub("_", "-".join(parts)).lstrip(".-")[:160]
     return f"{safe}-{digest[:8]}.json"

@@ -165,6 +165,16 @@ class Workload:
         return self.micro_batch * self.accumulation
 
     @property
+    def method_text(self) -> str:
+        """The method with its rank, such as ``lora r8``."""
+        return self.method if self.rank is None else f"{self.method} r{self.rank}"
+
+    @property
+    def batch_text(self) -> str:
+        """Micro-batch times accumulation, such as ``8x4``."""
+        return f"{self.micro_batch}x{self.accumulation}"
+
+    @property
     def scaling(self) -> float:
         """LoRA's alpha, with its default of twice the rank."""
         return self.alpha if self.alpha is not None else 2.0 * (self.rank or 0)

@@ -90,8 +90,8 @@ def grid(
     notify, began = on_progress or no_progress, time.perf_counter()
     notify("grid", "building the workloads", 0.0)
     targets = [find_target(name) for name in map(device_name, devices)]
-    loads = [
-        _load_or_refusal(model, method, workload, targets[0].label)
+    workloads = [
+        _workload_or_refusal(model, method, workload, targets[0].label)
         for model in models
         for method in methods
     ]
@@ -102,7 +102,7 @@ def grid(
             notify("grid", text, (number + done) / len(targets))
 
         cells += grid_cells(
-            loads,
+            workloads,
             checkpoints,
             default_cost_model(target.spec),
             target.label,
@@ -204,7 +204,7 @@ def _inference_rows(
     ]
 
 
-def _load_or_refusal(
+def _workload_or_refusal(
     model: str, method: str, options: WorkloadOptions, label: DeviceLabel
 ) -> Workload | GridCell:
     """Return the workload, or a cell with the reason why the method refuses the backbone."""
@@ -214,8 +214,8 @@ def _load_or_refusal(
 
     if options.get("rank") is not None and get_method(method).default_rank is None:
         options = {**options, "rank": None}  # the rank is for the methods that have one
-    load = workload_of(model, method, options)
-    reason = refusal_of_forward(load)
+    workload = workload_of(model, method, options)
+    reason = refusal_of_forward(workload)
     if reason is None:
-        return load
-    return GridCell(workload=load, checkpoint="none", device=label, refusal=reason)
+        return workload
+    return GridCell(workload=workload, checkpoint="none", device=label, refusal=reason)

@@ -291,14 +291,14 @@ def draw_timeline(profile: UnitProfile, path: Path) -> None:
     from profiler.prediction.save_timeline import save_timeline
 
     candidate, log, caption = profile.report.candidate, profile.log, ""
-    load, spec = candidate.workload, device_spec(profile.report.device.name)
+    workload, spec = candidate.workload, device_spec(profile.report.device.name)
     if spec.is_cuda:
         log = log.rounded(BLOCK_BYTES)
         caption = f"Without {format_bytes(sum(workspaces_of(spec)))} of cuBLAS' workspaces."
-    rank = "" if load.rank is None else f" rank {load.rank}"
+    rank = "" if workload.rank is None else f" rank {workload.rank}"
     title = (
-        f"{load.model}, {load.method}{rank}, batch {load.micro_batch}, {load.precision},"
-        f" checkpointing {candidate.policy.display_name}, {spec.name}"
+        f"{workload.model}, {workload.method}{rank}, batch {workload.micro_batch}, "
+        f"{workload.precision}, checkpointing {candidate.policy.display_name}, {spec.name}"
     )
     save_timeline(log, path, title=title, caption=caption)
 

@@ -19,21 +19,9 @@ MOST_PARTS_NAMED = 3
 """Most parts of a unit that a cell names; the cell counts the rest."""
 
 
-def method_of(candidate: Candidate) -> str:
-    """Return the method with its rank, such as ``lora r8``."""
-    load = candidate.workload
-    return load.method if load.rank is None else f"{load.method} r{load.rank}"
-
-
 def alias_of(model: str) -> str:
     """Return the alias of a backbone, or its name."""
     return next((alias for alias, name in ALIASES.items() if name == model), model)
-
-
-def batch_of(candidate: Candidate) -> str:
-    """Return micro-batch times accumulation, such as ``8x4``."""
-    load = candidate.workload
-    return f"{load.micro_batch}x{load.accumulation}"
 
 
 _LEVER_WORDS = {
@@ -46,8 +34,8 @@ _LEVER_WORDS = {
 
 def optimizer_of(candidate: Candidate) -> str:
     """Return the optimizer, such as ``fused adamw``."""
-    load = candidate.workload
-    return f"fused {load.optimizer}" if "fused" in load.levers else load.optimizer
+    workload = candidate.workload
+    return f"fused {workload.optimizer}" if "fused" in workload.levers else workload.optimizer
 
 
 def levers_of(candidate: Candidate) -> list[str]:
@@ -107,14 +95,17 @@ def difference(predicted: float | None, measured: float | None) -> str:
 
 def candidate_facts(candidate: Candidate) -> Iterator[tuple[str, str]]:
     """Yield the properties of a candidate as name and value."""
-    load = candidate.workload
-    yield "method", method_of(candidate)
-    yield "batch", f"{load.micro_batch} x {load.accumulation} = {load.effective_batch} images"
-    yield "precision", load.precision
+    workload = candidate.workload
+    yield "method", workload.method_text
+    yield (
+        "batch",
+        f"{workload.micro_batch} x {workload.accumulation} = {workload.effective_batch} images",
+    )
+    yield "precision", workload.precision
     yield "optimizer", optimizer_of(candidate)
     if levers := levers_of(candidate):
         yield "levers", ", ".join(levers)
-    yield "input", f"{load.image_size} px, {load.num_classes} classes"
+    yield "input", f"{workload.image_size} px, {workload.num_classes} classes"
     yield "checkpointing", placement_of(candidate)
 
 

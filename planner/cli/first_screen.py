@@ -18,9 +18,7 @@ from rich.text import Text
 
 from planner.cli.cell_text import (
     alias_of,
-    batch_of,
     levers_of,
-    method_of,
     optimizer_of,
     probability_text,
     training_command,
@@ -136,19 +134,21 @@ def _below(answer: Recommendation, width: int, most: int) -> Iterator[tuple[str,
 
 def _header(answer: Recommendation, width: int) -> Iterator[str]:
     request, plan = answer.request, answer.front[answer.recommended].plan
-    load, device = plan.candidate.workload, plan.prediction.device
+    workload, device = plan.candidate.workload, plan.prediction.device
     budget = format_bytes_in(plan.budget_bytes, unit_as_asked(plan.budget_bytes))
     images = f"{request.train_images:,}"
     if request.source is not None:  # of a folder, the user knows the number of all images
         held_out = request.source.held_out_images + (request.source.selection_images or 0)
         images += f" + {held_out:,}"
-    facts = f"({images} images, {load.num_classes:,} classes), {load.image_size} px; {budget}"
-    first = f"{load.model} on {request.run.data}"
+    facts = (
+        f"({images} images, {workload.num_classes:,} classes), {workload.image_size} px; {budget}"
+    )
+    first = f"{workload.model} on {request.run.data}"
     if cell_len(f"{first} {facts}") <= width:
         yield f"{first} {facts}"
     else:
-        data_cells = max(20, width - cell_len(f"{load.model} on "))
-        yield f"{load.model} on {_without_middle(request.run.data, data_cells)}"
+        data_cells = max(20, width - cell_len(f"{workload.model} on "))
+        yield f"{workload.model} on {_without_middle(request.run.data, data_cells)}"
         yield facts
     if request.source is not None and request.source.skipped_files:
         yield textwrap.shorten(request.source.skipped_text(), width, placeholder=" ...")
@@ -174,11 +174,11 @@ def _without_middle(text: str, cells: int) -> str:
 
 def _summary(plan: Plan) -> str:
     """Return the configuration in one line."""
-    load, placement = plan.candidate.workload, plan.candidate.placement
-    batch = f"batch {load.micro_batch}"
-    if load.accumulation > 1:
-        batch += f" x {load.accumulation}"
-    parts = [method_of(plan.candidate), load.precision, batch, optimizer_of(plan.candidate)]
+    workload, placement = plan.candidate.workload, plan.candidate.placement
+    batch = f"batch {workload.micro_batch}"
+    if workload.accumulation > 1:
+        batch += f" x {workload.accumulation}"
+    parts = [workload.method_text, workload.precision, batch, optimizer_of(plan.candidate)]
     if not placement.is_none:
         parts.append(f"{plan.candidate.policy.display_name} checkpointing")
     if plan.recipe is not None:
@@ -334,30 +334,30 @@ def _too_big(answer: Recommendation, alternative: Alternative) -> str:
     if baseline is None:
         return alternative.note
     prediction = baseline.prediction
-    load = prediction.candidate.workload
+    workload = prediction.candidate.workload
     need = format_bytes_in(needed_bytes(prediction), unit_as_asked(answer.request.budget_bytes))
-    method = f"{method_of(prediction.candidate)}, {load.precision}, batch {load.micro_batch}"
-    return f"{method}: needs {need}, does not fit"
+    facts = f"{workload.method_text}, {workload.precision}, batch {workload.micro_batch}"
+    return f"{facts}: needs {need}, does not fit"
 
 
 def _row(answer: Recommendation, index: int, names: Sequence[str]) -> list[str]:
     plan = answer.front[index].plan
     unit = unit_as_asked(plan.budget_bytes)
     prediction, steps = plan.prediction, training_steps(answer, plan)
-    load = plan.candidate.workload
+    workload = plan.candidate.workload
     seconds, joules = prediction.step_seconds, prediction.energy_joules
-    method = method_of(plan.candidate)
+    method = workload.method_text
     if answer.request.others:
-        method = f"{alias_of(load.model)} {method}"
+        method = f"{alias_of(workload.model)} {method}"
     if not plan.candidate.placement.is_none:
         method += f", {plan.candidate.policy.display_name}"
     return [
         ", ".join(names[:2]),
         method,
-        batch_of(plan.candidate),
-        load.precision,
+        workload.batch_text,
+        workload.precision,
         format_bytes_in(needed_bytes(prediction), unit),
-        "-" if seconds is None else f"{load.effective_batch / seconds:,.0f}",
+        "-" if seconds is None else f"{workload.effective_batch / seconds:,.0f}",
         "-" if joules is None or steps is None else watt_hours(steps * joules),
         _accuracy(answer, index),
     ]

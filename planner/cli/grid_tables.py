@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 
 from planner.cli.cell_text import alias_of
-from planner.cli.table_layout import Column, Page, tables
+from planner.cli.table_layout import Column, Justify, Page, tables
 from planner.cost.budget import needed_bytes
 from planner.cost.comparison_grid import (
     PAPER_RANGES,
@@ -49,27 +49,32 @@ def csv_text(grid: Grid) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_HEADER)
-    for cell in grid.cells:
-        load, report, published = cell.workload, cell.report, cell.published
-        row = [
-            cell.device.name, load.model, load.method, load.rank, cell.checkpoint,
-            load.micro_batch, load.accumulation, load.precision, load.optimizer, load.image_size,
-            load.num_classes, None if report is None else needed_bytes(report), cell.fits,
-            None if report is None else report.step_seconds,
-            None if report is None else report.energy_joules,
-            cell.memory_change, cell.time_change, cell.energy_change,
-            None if published is None else published.value,
-            None if published is None else published.source, cell.refusal, "tuned",
-        ]  # fmt: skip
-        writer.writerow(["" if value is None else value for value in row])
-    for each in grid.training_free:
-        row = [
-            each.device.name, each.model, "", "", "", each.batch, "", each.precision, "",
-            each.image_size, each.num_classes, each.device_bytes, each.fits, each.step_seconds,
-            each.energy_joules, "", "", "", each.published, each.published_source, "", each.kind,
-        ]  # fmt: skip
+    for row in (*map(_csv_row, grid.cells), *map(_csv_row_without_tuning, grid.training_free)):
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
+
+
+def _csv_row(cell: GridCell) -> list[object]:
+    workload, report, published = cell.workload, cell.report, cell.published
+    return [
+        cell.device.name, workload.model, workload.method, workload.rank, cell.checkpoint,
+        workload.micro_batch, workload.accumulation, workload.precision, workload.optimizer,
+        workload.image_size, workload.num_classes,
+        None if report is None else needed_bytes(report), cell.fits,
+        None if report is None else report.step_seconds,
+        None if report is None else report.energy_joules,
+        cell.memory_change, cell.time_change, cell.energy_change,
+        None if published is None else published.value,
+        None if published is None else published.source, cell.refusal, "tuned",
+    ]  # fmt: skip
+
+
+def _csv_row_without_tuning(row: InferenceRow) -> list[object]:
+    return [
+        row.device.name, row.model, None, None, None, row.batch, None, row.precision, None,
+        row.image_size, row.num_classes, row.device_bytes, row.fits, row.step_seconds,
+        row.energy_joules, None, None, None, row.published, row.published_source, None, row.kind,
+    ]  # fmt: skip
 
 
 def markdown_text(grid: Grid) -> str:
@@ -100,66 +105,83 @@ def latex_text(grid: Grid) -> str:
     return "\n".join([*lines, ""])
 
 
+_COLUMNS: tuple[tuple[str, Justify], ...] = (
+    ("device", "left"),
+    ("backbone", "left"),
+    ("method", "left"),
+    ("checkpoints", "left"),
+    ("memory", "right"),
+    ("fits", "left"),
+    ("step", "right"),
+    ("energy", "right"),
+    ("memory\nchange", "right"),
+    ("time\nchange", "right"),
+    ("accuracy\npublished", "right"),
+)
+"""Header and alignment of each column."""
+
+
 def grid_columns(grid: Grid) -> tuple[list[Column], list[str]]:
-    """Return the columns that have content, and the footnotes."""
-    cells, unit = grid.cells, unit_as_asked(grid.budget_bytes)
-    numbers, frozen = _footnote_numbers(cells), grid.training_free
+    """Return the columns that have content, and the footnotes.
+
+    The device has a column only if there are several.
+    """
+    unit, numbers = unit_as_asked(grid.budget_bytes), _footnote_numbers(grid.cells)
+    rows = [_cell_row(cell, unit, numbers) for cell in grid.cells]
+    rows += [_row_without_tuning(row, unit) for row in grid.training_free]
     columns = [
-        Column(
-            header="backbone",
-            cells=[alias_of(c.workload.model) for c in cells] + [row.model for row in frozen],
-            justify="left",
-        ),
-        Column(
-            header="method",
-            cells=[_cell_method(c) for c in cells] + [row.kind for row in frozen],
-            justify="left",
-        ),
-        Column(
-            header="checkpoints",
-            cells=[c.checkpoint for c in cells] + ["-"] * len(frozen),
-            justify="left",
-        ),
-        Column(
-            header="memory",
-            cells=[_cell_memory(c, unit, numbers) for c in cells]
-            + [format_bytes_in(row.device_bytes, unit) for row in frozen],
-        ),
-        Column(
-            header="fits",
-            cells=[_cell_fits(c.fits) for c in cells] + [_cell_fits(row.fits) for row in frozen],
-            justify="left",
-        ),
-        Column(
-            header="step",
-            cells=[_cell_step(c) for c in cells]
-            + [format_seconds(row.step_seconds) for row in frozen],
-        ),
-        Column(
-            header="energy",
-            cells=[_cell_energy(c) for c in cells]
-            + [format_joules(row.energy_joules) for row in frozen],
-        ),
-        *(
-            Column(header=header, cells=[*map(_percent_change, changes), *["-"] * len(frozen)])
-            for header, changes in (
-                ("memory\nchange", [c.memory_change for c in cells]),
-                ("time\nchange", [c.time_change for c in cells]),
-            )
-        ),
-        Column(
-            header="accuracy\npublished",
-            cells=[
-                _cell_published(None if c.published is None else c.published.value) for c in cells
-            ]
-            + [_cell_published(row.published) for row in frozen],
-        ),
+        Column(header=header, cells=[row[i] for row in rows], justify=justify)
+        for i, (header, justify) in enumerate(_COLUMNS)
     ]
-    names = [device.name for device in _devices(grid)]
-    if len(set(names)) > 1:
-        columns.insert(0, Column(header="device", cells=names, justify="left"))
+    if len({row[0] for row in rows}) <= 1:
+        del columns[0]
     shown = [column for column in columns if not column.is_empty]
     return shown, list(_footnotes(grid, numbers))
+
+
+def _cell_row(cell: GridCell, unit: str, numbers: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the text of each column for a fine-tuned cell.
+
+    Args:
+        cell: the cell.
+        unit: unit of memory.
+        numbers: number of the footnote of each reason of a refusal.
+    """
+    report, published = cell.report, cell.published
+    memory, step, energy = f"({numbers[cell.refusal]})" if cell.refusal else "-", "-", "-"
+    if report is not None:
+        memory = format_bytes_in(needed_bytes(report), unit)
+        step, energy = format_seconds(report.step_seconds), format_joules(report.energy_joules)
+    return (
+        cell.device.name,
+        alias_of(cell.workload.model),
+        cell.workload.method_text,
+        cell.checkpoint,
+        memory,
+        _yes_or_no(cell.fits),
+        step,
+        energy,
+        _percent_change(cell.memory_change),
+        _percent_change(cell.time_change),
+        _percent(None if published is None else published.value),
+    )
+
+
+def _row_without_tuning(row: InferenceRow, unit: str) -> tuple[str, ...]:
+    """Return the text of each column for a model without fine-tuning."""
+    return (
+        row.device.name,
+        row.model,
+        row.kind,
+        "-",
+        format_bytes_in(row.device_bytes, unit),
+        _yes_or_no(row.fits),
+        format_seconds(row.step_seconds),
+        format_joules(row.energy_joules),
+        "-",
+        "-",
+        _percent(row.published),
+    )
 
 
 def _devices(grid: Grid) -> list[DeviceLabel]:
@@ -190,11 +212,12 @@ def _footnotes(grid: Grid, numbers: dict[str, int]) -> Iterator[str]:
     yield from _ranges(grid)
 
 
-def _workload_note(load: Workload, devices: str, budget: str) -> str:
+def _workload_note(workload: Workload, devices: str, budget: str) -> str:
     return (
-        f"composed predictions for {devices}: batch {load.micro_batch} x {load.accumulation}, "
-        f"{load.precision}, {load.optimizer}, {load.num_classes} classes; fits and the policies "
-        f"with a budget refer to {budget}; changes are relative to no checkpointing"
+        f"composed predictions for {devices}: batch {workload.micro_batch} x "
+        f"{workload.accumulation}, {workload.precision}, {workload.optimizer}, "
+        f"{workload.num_classes} classes; fits and the policies with a budget refer to {budget}; "
+        "changes are relative to no checkpointing"
     )
 
 
@@ -248,34 +271,15 @@ def _changes_in(cells: Sequence[GridCell], published: PublishedRange) -> Iterato
             yield joules / before - 1
 
 
-def _cell_method(cell: GridCell) -> str:
-    load = cell.workload
-    return load.method if load.rank is None else f"{load.method} r{load.rank}"
-
-
-def _cell_memory(cell: GridCell, unit: str, numbers: dict[str, int]) -> str:
-    if cell.report is None:
-        return f"({numbers[cell.refusal]})" if cell.refusal else "-"
-    return format_bytes_in(needed_bytes(cell.report), unit)
-
-
-def _cell_fits(fits: bool | None) -> str:
+def _yes_or_no(fits: bool | None) -> str:
     return "-" if fits is None else "yes" if fits else "no"
-
-
-def _cell_step(cell: GridCell) -> str:
-    return "-" if cell.report is None else format_seconds(cell.report.step_seconds)
-
-
-def _cell_energy(cell: GridCell) -> str:
-    return "-" if cell.report is None else format_joules(cell.report.energy_joules)
 
 
 def _percent_change(change: float | None) -> str:
     return "-" if change is None else f"{change:+z.0%}"
 
 
-def _cell_published(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 

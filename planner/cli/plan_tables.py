@@ -22,8 +22,8 @@ from profiler.units import format_asked, format_bytes_as, format_joules, format_
 def show_plan(plan: Plan, console: Console) -> None:
     """Print a plan file."""
     page = Page(console)
-    load = plan.candidate.workload
-    page.heading(f"Plan: {load.model} within {format_asked(plan.budget_bytes)}")
+    workload = plan.candidate.workload
+    page.heading(f"Plan: {workload.model} within {format_asked(plan.budget_bytes)}")
     page.block(facts_table(candidate_facts(plan.candidate)))
     page.heading("Recipe")
     page.block(facts_table(_recipe_facts(plan.recipe)))

@@ -8,10 +8,8 @@ from rich.console import Console
 
 from planner.cli.cell_text import (
     alias_of,
-    batch_of,
     difference,
     levers_of,
-    method_of,
     optimizer_of,
     placement_of,
     shown_accuracy,
@@ -75,25 +73,26 @@ def _closing(answer: Recommendation) -> Iterator[str]:
 
 def _methods(plans: Sequence[Plan]) -> list[str]:
     """Return the method of each plan, with its backbone if there are several."""
-    models = [plan.candidate.workload.model for plan in plans]
-    if len(set(models)) == 1:
-        return [method_of(plan.candidate) for plan in plans]
-    return [f"{alias_of(m)} {method_of(p.candidate)}" for m, p in zip(models, plans, strict=True)]
+    workloads = [plan.candidate.workload for plan in plans]
+    if len({workload.model for workload in workloads}) == 1:
+        return [workload.method_text for workload in workloads]
+    return [f"{alias_of(workload.model)} {workload.method_text}" for workload in workloads]
 
 
 def front_columns(answer: Recommendation) -> list[Column]:
     """Return the columns of the front, with a star at the recommended row."""
     entries = answer.front
     plans = [entry.plan for entry in entries]
+    workloads = [plan.candidate.workload for plan in plans]
     on_host = any(entry.host_prediction is not None for entry in entries)
     names = [f"{i + 1}{'*' if i == answer.recommended else ' '}" for i, _ in enumerate(entries)]
     return [
         Column(header="#", cells=names),
         Column(header="method", cells=_methods(plans), justify="left"),
-        Column(header="batch", cells=[batch_of(p.candidate) for p in plans], justify="left"),
+        Column(header="batch", cells=[w.batch_text for w in workloads], justify="left"),
         Column(
             header="precision",
-            cells=[p.candidate.workload.precision for p in plans],
+            cells=[w.precision for w in workloads],
             justify="left",
         ),
         Column(
@@ -179,7 +178,7 @@ def baseline_columns(baselines: Mapping[str, Baseline], budget_bytes: int) -> li
     return [
         Column(
             header="method",
-            cells=[method_of(report.candidate) for report in reports],
+            cells=[report.candidate.workload.method_text for report in reports],
             justify="left",
         ),
         Column(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from planner.cli.cell_text import candidate_facts, decision_of, method_of, probability_text
+from planner.cli.cell_text import candidate_facts, decision_of, probability_text
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.fit_probability import fit_of, fits_within
 from planner.placement.placement_table import PlacementRow
@@ -115,10 +115,10 @@ def show_profile(
 ) -> None:
     """Print the table of units, and with ``placement_rows`` the cost of each decision."""
     page = Page(console)
-    placement = report.candidate.placement
+    workload, placement = report.candidate.workload, report.candidate.placement
     page.heading(
-        f"{report.candidate.workload.model}, {method_of(report.candidate)}: one micro-batch of "
-        f"{report.candidate.workload.micro_batch} for {report.device.name}"
+        f"{workload.model}, {workload.method_text}: one micro-batch of {workload.micro_batch} "
+        f"for {report.device.name}"
     )
     if not report.units:
         page.block("this backbone has no units that can be recomputed")

@@ -213,7 +213,8 @@ class Recommendation:
 
 def candidate_summary(candidate: Candidate) -> str:
     """Return a candidate in a few words, such as ``lora r8, 8x4, bf16, adamw``."""
-    load, placement = candidate.workload, candidate.placement
-    method = load.method if load.rank is None else f"{load.method} r{load.rank}"
-    text = f"{method}, {load.micro_batch}x{load.accumulation}, {load.precision}, {load.optimizer}"
-    return text if placement.is_none else f"{text}, {candidate.policy.display_name} checkpointing"
+    workload = candidate.workload
+    facts = [workload.method_text, workload.batch_text, workload.precision, workload.optimizer]
+    if not candidate.placement.is_none:
+        facts.append(f"{candidate.policy.display_name} checkpointing")
+    return ", ".join(facts)

@@ -56,7 +56,7 @@ def paper_baselines(
     for method in PAPER_METHODS:
         if method not in searched:
             continue
-        load = space.base.replace(
+        workload = space.base.replace(
             method=method,
             rank=PAPER_RANK if method == "lora" else None,
             micro_batch=PAPER_BATCH,
@@ -66,7 +66,7 @@ def paper_baselines(
         )
         for policy in PAPER_POLICIES:
             choice = parse_policy(policy, threshold=PAPER_THRESHOLD)
-            candidate = cost.place(load, choice, budget_bytes)
+            candidate = cost.place(workload, choice, budget_bytes)
             report = cost.predict(candidate, with_remarks=False)
             name = method if policy == "none" else f"{method}_{policy}"
             found[name] = Baseline(prediction=report, fits=needed_bytes(report) <= budget_bytes)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
+from planner.plan import Plan
 from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summary
 from planner.recommendation.method_reason import method_reason
 from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, equals_of
@@ -59,51 +60,64 @@ def choose(
         question: budget, number of images and objective.
         searched: candidates of the search that fit; empty to compare the entries alone.
     """
+    results = [entry.result for entry in entries]
     measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
     eligible = measured or list(range(len(entries)))
-    intervals = {i: run for i in eligible if (run := _long_run(entries[i])) is not None}
-    if len(intervals) < len(eligible):
-        intervals = {}  # a measured accuracy does not compare with an expected one
+    intervals = _measured_accuracies(entries, eligible)
+    equals = _equals_by_runs(intervals) if intervals else _equals_by_evidence(results, eligible)
+    index = _best_of_equals(results, equals, question)
     if intervals:
-        highest = max(low for low, _ in intervals.values())
-        equals = [i for i in eligible if intervals[i][1] >= highest]
-    else:
-        top = equals_of([entries[i].result for i in eligible])
-        equals = [i for i in eligible if any(entries[i].result is row for row in top)]
-    # The evidence above has decided on the accuracy, so the rules see equal scores.
-    level = [replace(entries[i].result, score=0.0) for i in equals]
-    best = best_of(level, question)
-    index = next(i for i, row in zip(equals, level, strict=True) if row is best)
-    kind = "really run" if measured else "replayed"
-    why = (
-        f"it has the best measured accuracy of the {len(eligible)} {kind} candidates, or costs "
-        "least of those that the runs do not distinguish"
-        if intervals
-        else method_reason(
-            entries[index].result,
-            answered=[entry.result for entry in entries],
-            question=question,
-            searched=searched,
+        why = (
+            f"it has the best measured accuracy of the {len(eligible)} really run candidates, or "
+            "costs least of those that the runs do not distinguish"
         )
-    )
+    else:
+        # An entry that did not run can be expected to be as accurate as the recommended one.
+        chosen = results[index]
+        equals = [i for i, row in enumerate(results) if len(equals_of([row, chosen])) == 2]
+        why = method_reason(chosen, answered=results, question=question, searched=searched)
     return ChosenEntry(
         index=index,
-        reason=_reason_sentence(entries[index], why, question),
-        why=why,
-        ties=tuple(
-            i
-            for i, entry in enumerate(entries)
-            if i != index
-            and (i in equals or _same_tier(entry, entries[index], by_interval=bool(intervals)))
+        reason=reason_sentence(
+            entries[index].plan, why, remark=_unused_budget(entries[index], question)
         ),
+        why=why,
+        ties=tuple(i for i in equals if i != index),
         decided_by=_decided_by(entries[index], question, by_runs=bool(intervals)),
     )
 
 
-def _same_tier(entry: FrontEntry, best: FrontEntry, *, by_interval: bool) -> bool:
-    if by_interval:
-        return False
-    return len(equals_of([entry.result, best.result])) == 2
+def _measured_accuracies(
+    entries: Sequence[FrontEntry], eligible: Sequence[int]
+) -> dict[int, tuple[float, float]]:
+    """Return the interval of the measured accuracy of each eligible entry, by its index.
+
+    Empty unless every eligible entry had a long run: a measured accuracy does not compare with an
+    expected one.
+    """
+    found = {i: run for i in eligible if (run := _long_run(entries[i])) is not None}
+    return found if len(found) == len(eligible) else {}
+
+
+def _equals_by_runs(intervals: Mapping[int, tuple[float, float]]) -> list[int]:
+    """Return the entries whose interval reaches the highest lower end."""
+    highest_low = max(low for low, _ in intervals.values())
+    return [i for i, (_, high) in intervals.items() if high >= highest_low]
+
+
+def _equals_by_evidence(results: Sequence[TrialResult], eligible: Sequence[int]) -> list[int]:
+    """Return the eligible entries of the highest accuracy score."""
+    top = {id(row) for row in equals_of([results[i] for i in eligible])}
+    return [i for i in eligible if id(results[i]) in top]
+
+
+def _best_of_equals(
+    results: Sequence[TrialResult], equals: Sequence[int], question: Question
+) -> int:
+    """Return the entry that the rules of the ranking take of equally accurate ones."""
+    level = [replace(results[i], score=0.0) for i in equals]
+    best = best_of(level, question)
+    return next(i for i, row in zip(equals, level, strict=True) if row is best)
 
 
 def is_long_run(run: Validation) -> bool:
@@ -129,17 +143,27 @@ def _decided_by(entry: FrontEntry, question: Question, *, by_runs: bool) -> Deci
     return "published" if question.evidence(entry.result).tables else "cost"
 
 
-def _reason_sentence(entry: FrontEntry, why: str, question: Question) -> str:
-    prediction = entry.plan.prediction
+def _unused_budget(entry: FrontEntry, question: Question) -> str:
+    """Return why an entry leaves a part of the budget unused; empty if it uses nearly all."""
+    if needed_bytes(entry.plan.prediction) > EDGE * question.budget_bytes:
+        return ""
+    return f" (no plan of this method and rank that uses the rest saves {WORTHWHILE:.0%})"
+
+
+def reason_sentence(plan: Plan, why: str, *, remark: str = "") -> str:
+    """Return why a plan is recommended and what it costs, as a sentence.
+
+    Args:
+        plan: the plan.
+        why: the cause, as a clause.
+        remark: remark behind the budget, in brackets, with a blank in front.
+    """
+    prediction, budget_bytes = plan.prediction, plan.budget_bytes
     cost = format_joules(prediction.energy_joules)
     if prediction.energy_joules is None:
         cost = format_seconds(prediction.step_seconds)
-    need_bytes, budget = needed_bytes(prediction), entry.plan.budget_bytes
-    rest = ""
-    if need_bytes <= EDGE * question.budget_bytes:
-        rest = f" (no plan of this method and rank that uses the rest saves {WORTHWHILE:.0%})"
     return (
-        f"{candidate_summary(entry.plan.candidate)}: {why}; it is predicted to need "
-        f"{format_bytes_as(need_bytes, budget)} of {format_asked(budget)}{rest} "
-        f"and {cost} per step."
+        f"{candidate_summary(plan.candidate)}: {why}; it is predicted to need "
+        f"{format_bytes_as(needed_bytes(prediction), budget_bytes)} of "
+        f"{format_asked(budget_bytes)}{remark} and {cost} per step."
     )

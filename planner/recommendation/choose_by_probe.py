@@ -11,15 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from planner.cost.budget import needed_bytes
-from planner.recommendation.answer import FrontEntry, candidate_summary
+from planner.recommendation.answer import FrontEntry
 from planner.recommendation.checks import CheckedCandidate
-from planner.recommendation.choose import ChosenEntry
+from planner.recommendation.choose import ChosenEntry, reason_sentence
 from planner.recommendation.objective import Objective
 from planner.recommendation.probe_front import ProbeOutcome
 from planner.training.probe_statistics import LearnerEstimate, format_chance
 from profiler.records import Report
-from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
 EQUAL_FROM = 0.5
 """Probability of being within one point of the best, from which an entry counts as equal to it."""
@@ -47,15 +45,9 @@ def choose_by_probe(
         return None
     equal = [i for i, each in enumerate(estimates) if each is not None and is_equal(each)]
     why = _why(estimates, index)
-    report, budget = reports[index], entries[index].plan.budget_bytes
-    cost = format_joules(report.energy_joules)
-    if report.energy_joules is None:
-        cost = format_seconds(report.step_seconds)
     return ChosenEntry(
         index=index,
-        reason=f"{candidate_summary(entries[index].plan.candidate)}: {why}; it is predicted to "
-        f"need {format_bytes_as(needed_bytes(report), budget)} of "
-        f"{format_asked(budget)} and {cost} per step.",
+        reason=reason_sentence(entries[index].plan, why),
         ties=tuple(i for i in equal if i != index),
         decided_by="probe",
         why=why,

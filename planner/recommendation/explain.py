@@ -194,23 +194,22 @@ def _replayed_row(
 
 def _from_plain_default(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
     """Yield the plain default, then the candidate after each choice that differs from it."""
-    load = planned.workload
-    plain = load.replace(
+    workload = planned.workload
+    plain = workload.replace(
         method="full", rank=None, alpha=None, targets=None, dropout=0.0, precision="fp32",
-        optimizer="adamw", micro_batch=load.effective_batch, accumulation=1, levers=(),
+        optimizer="adamw", micro_batch=workload.effective_batch, accumulation=1, levers=(),
     )  # fmt: skip
-    yield f"full, fp32, batch {load.effective_batch}, adamw", Candidate(workload=plain)
+    yield f"full, fp32, batch {workload.effective_batch}, adamw", Candidate(workload=plain)
     method = {
-        name: getattr(load, name) for name in ("method", "rank", "alpha", "targets", "dropout")
+        name: getattr(workload, name) for name in ("method", "rank", "alpha", "targets", "dropout")
     }
-    batch = {"micro_batch": load.micro_batch, "accumulation": load.accumulation}
-    rank = "" if load.rank is None else f" r{load.rank}"
+    batch = {"micro_batch": workload.micro_batch, "accumulation": workload.accumulation}
     for change, values in (
-        (f"method {load.method}{rank}", method),
-        (f"precision {load.precision}", {"precision": load.precision}),
-        (f"optimizer {load.optimizer}", {"optimizer": load.optimizer}),
-        (f"batch {load.micro_batch}x{load.accumulation}", batch),
-        (f"levers {', '.join(load.levers)}", {"levers": load.levers}),
+        (f"method {workload.method_text}", method),
+        (f"precision {workload.precision}", {"precision": workload.precision}),
+        (f"optimizer {workload.optimizer}", {"optimizer": workload.optimizer}),
+        (f"batch {workload.batch_text}", batch),
+        (f"levers {', '.join(workload.levers)}", {"levers": workload.levers}),
     ):
         changed = plain.replace(**values)
         if changed != plain:
@@ -222,26 +221,29 @@ def _from_plain_default(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
 
 def _neighbours_of(planned: Candidate) -> Iterator[tuple[str, Candidate]]:
     """Yield the plan with one choice changed, candidates with less memory before the others."""
-    load = planned.workload
-    if load.micro_batch % 2 == 0:
-        yield "half the micro-batch", replace(planned, workload=_with_batch(load, 0.5))
+    workload = planned.workload
+    if workload.micro_batch % 2 == 0:
+        yield "half the micro-batch", replace(planned, workload=_with_batch(workload, 0.5))
     if planned.placement.is_none:
-        if "compile" not in load.levers:
+        if "compile" not in workload.levers:
             yield from _all_recomputed(planned)
     else:
-        yield "without checkpointing", Candidate(workload=load)
-    if load.accumulation % 2 == 0:
-        yield "double the micro-batch", replace(planned, workload=_with_batch(load, 2))
-    if load.precision != "fp32":
-        yield "fp32", replace(planned, workload=load.replace(precision="fp32"))
-    if load.method != "full":
-        everything = load.replace(method="full", rank=None, alpha=None, targets=None, dropout=0.0)
+        yield "without checkpointing", Candidate(workload=workload)
+    if workload.accumulation % 2 == 0:
+        yield "double the micro-batch", replace(planned, workload=_with_batch(workload, 2))
+    if workload.precision != "fp32":
+        yield "fp32", replace(planned, workload=workload.replace(precision="fp32"))
+    if workload.method != "full":
+        everything = workload.replace(
+            method="full", rank=None, alpha=None, targets=None, dropout=0.0
+        )
         yield "every parameter learns", replace(planned, workload=everything)
 
 
-def _with_batch(load: Workload, factor: float) -> Workload:
-    return load.replace(
-        micro_batch=int(load.micro_batch * factor), accumulation=int(load.accumulation / factor)
+def _with_batch(workload: Workload, factor: float) -> Workload:
+    return workload.replace(
+        micro_batch=int(workload.micro_batch * factor),
+        accumulation=int(workload.accumulation / factor),
     )
 
 

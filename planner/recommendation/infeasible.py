@@ -91,7 +91,7 @@ def _smallest_candidates(space: Space, cost: CostModel) -> Iterator[Candidate]:
     for method in space.methods:
         for precision in space.precisions:
             for optimizer in space.optimizers:
-                load = space.base.replace(
+                workload = space.base.replace(
                     method=method.name,
                     rank=min(method.ranks, default=None),
                     micro_batch=min(space.micro_batches),
@@ -101,20 +101,20 @@ def _smallest_candidates(space: Space, cost: CostModel) -> Iterator[Candidate]:
                 )
                 # A method that refuses the backbone cannot run within any budget.
                 with suppress(UsageError):
-                    cost.prepare(load)
-                    yield from _smallest_placements(load, space.checkpoints, cost)
+                    cost.prepare(workload)
+                    yield from _smallest_placements(workload, space.checkpoints, cost)
 
 
 def _smallest_placements(
-    load: Workload, policies: Sequence[str], cost: CostModel
+    workload: Workload, policies: Sequence[str], cost: CostModel
 ) -> Iterator[Candidate]:
     """Yield the placement that each policy makes for the smallest budget it can place."""
     for policy in map(parse_policy, policies):
         try:
-            yield cost.place(load, policy, DeviceBytes(1))
+            yield cost.place(workload, policy, DeviceBytes(1))
         except InfeasibleError as error:
             if error.smallest_bytes is not None:
-                yield cost.place(load, policy, DeviceBytes(error.smallest_bytes))
+                yield cost.place(workload, policy, DeviceBytes(error.smallest_bytes))
 
 
 def _smallest_budget(candidate: Candidate, cost: CostModel, request: Request) -> tuple[int, Report]:
@@ -129,8 +129,8 @@ def _smallest_budget(candidate: Candidate, cost: CostModel, request: Request) ->
 
 def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostModel) -> str:
     """Return the reason for the smallest need, and the first change that was predicted to fit."""
-    load = report.candidate.workload
-    how = f"{load.method} with micro-batch {load.micro_batch} needs that"
+    workload = report.candidate.workload
+    how = f"{workload.method} with micro-batch {workload.micro_batch} needs that"
     memory = report.memory
     outside_bytes = needed_bytes(report) - (memory.reserved_bytes or memory.peak_bytes)
     if outside_bytes >= budget_bytes:
@@ -155,33 +155,33 @@ def _smaller_searches(
 
     Options that change no result come first.
     """
-    load = candidate.workload
-    yield from _with_host_memory(load, space, cost)
+    workload = candidate.workload
+    yield from _with_host_memory(workload, space, cost)
     if "head" not in {method.name for method in space.methods}:
-        yield "--methods head", _with_head(load, micro_batch=load.micro_batch)
+        yield "--methods head", _with_head(workload, micro_batch=workload.micro_batch)
     for share in IMAGE_SHARES:
-        size = round(load.image_size * share / SIZE_STEP) * SIZE_STEP
-        if SIZE_STEP <= size < load.image_size:
-            smaller = load.replace(image_size=size)
+        size = round(workload.image_size * share / SIZE_STEP) * SIZE_STEP
+        if SIZE_STEP <= size < workload.image_size:
+            smaller = workload.replace(image_size=size)
             yield f"--image-size {size}", replace(candidate, workload=smaller)
 
 
 def _with_host_memory(
-    load: Workload, space: Space, cost: CostModel
+    workload: Workload, space: Space, cost: CostModel
 ) -> Iterator[tuple[str, Candidate]]:
     """Yield options that use the host's memory, if the device has a link to it."""
     if cost.device.link_bytes_per_second is None:
         return
     more = [] if OFFLOAD.name in space.checkpoints else [OFFLOAD.name]
     checkpoints = f"--checkpoints {','.join((*space.checkpoints, *more))}"
-    for smallest in _smallest_placements(load, more, cost):
+    for smallest in _smallest_placements(workload, more, cost):
         yield checkpoints, smallest
     has_adamw = {"adamw", HOST_OPTIMIZER} & {*space.optimizers} == {"adamw"}
-    if not has_adamw or load.method != "full":  # else the state is small
+    if not has_adamw or workload.method != "full":  # else the state is small
         return
     optimizer = f"--optimizers {HOST_OPTIMIZER}"
     with suppress(UsageError):
-        on_host = load.replace(optimizer=HOST_OPTIMIZER)
+        on_host = workload.replace(optimizer=HOST_OPTIMIZER)
         cost.prepare(on_host)
         for smallest in _smallest_placements(on_host, space.checkpoints, cost):
             yield optimizer, smallest
@@ -189,16 +189,16 @@ def _with_host_memory(
             yield f"{checkpoints} {optimizer}", smallest
 
 
-def _with_head(load: Workload, *, micro_batch: int) -> Candidate:
+def _with_head(workload: Workload, *, micro_batch: int) -> Candidate:
     """Return a linear probe with the same effective batch."""
     return Candidate(
-        workload=load.replace(
+        workload=workload.replace(
             method="head",
             rank=None,
             alpha=None,
             targets=None,
             micro_batch=micro_batch,
-            accumulation=math.ceil(load.effective_batch / micro_batch),
+            accumulation=math.ceil(workload.effective_batch / micro_batch),
         )
     )
 
@@ -224,18 +224,18 @@ def change_that_fits(candidate: Candidate, cost: CostModel, limit_bytes: DeviceB
         cost: cost model of the device.
         limit_bytes: largest predicted device bytes, by the budget and the risk.
     """
-    load = candidate.workload
-    found = _placed_to_fit(load, OPTIMAL, cost, limit_bytes)
+    workload = candidate.workload
+    found = _placed_to_fit(workload, OPTIMAL, cost, limit_bytes)
     if found is not None:
-        return f"{_changes(load, found) or '--checkpoint none'} makes it fit"
-    for policy, optimizer in _uses_of_host_memory(load, cost):
-        found = _placed_to_fit(load.replace(optimizer=optimizer), policy, cost, limit_bytes)
+        return f"{_changes(workload, found) or '--checkpoint none'} makes it fit"
+    for policy, optimizer in _uses_of_host_memory(workload, cost):
+        found = _placed_to_fit(workload.replace(optimizer=optimizer), policy, cost, limit_bytes)
         if found is not None:
-            return f"no smaller micro-batch fits; {_changes(load, found)} makes it fit"
-    if load.method != "head":
-        for micro_batch in dict.fromkeys((load.micro_batch, 1)):
+            return f"no smaller micro-batch fits; {_changes(workload, found)} makes it fit"
+    if workload.method != "head":
+        for micro_batch in dict.fromkeys((workload.micro_batch, 1)):
             with suppress(UsageError):
-                probe = _with_head(load, micro_batch=micro_batch)
+                probe = _with_head(workload, micro_batch=micro_batch)
                 if _fits(probe, cost, limit_bytes):
                     accumulation = probe.workload.accumulation
                     return (
@@ -245,26 +245,26 @@ def change_that_fits(candidate: Candidate, cost: CostModel, limit_bytes: DeviceB
     return "no smaller micro-batch fits either"
 
 
-def _uses_of_host_memory(load: Workload, cost: CostModel) -> Iterator[tuple[PolicyChoice, str]]:
+def _uses_of_host_memory(workload: Workload, cost: CostModel) -> Iterator[tuple[PolicyChoice, str]]:
     """Yield a policy with an optimizer; one or both use the host's memory."""
     if cost.device.link_bytes_per_second is None:
         return
-    yield OFFLOAD, load.optimizer
-    if load.optimizer == "adamw" and load.method == "full":  # else the state is small
+    yield OFFLOAD, workload.optimizer
+    if workload.optimizer == "adamw" and workload.method == "full":  # else the state is small
         yield OPTIMAL, HOST_OPTIMIZER
         yield OFFLOAD, HOST_OPTIMIZER
 
 
 def _placed_to_fit(
-    load: Workload, policy: PolicyChoice, cost: CostModel, limit_bytes: DeviceBytes
+    workload: Workload, policy: PolicyChoice, cost: CostModel, limit_bytes: DeviceBytes
 ) -> Report | None:
     """Return the replay with the largest micro-batch that fits when it is halved; None if none."""
-    size = load.micro_batch
+    size = workload.micro_batch
     while size:
         # at micro-batch 1, BatchNorm may have too few values, and the accumulation has a limit
         with suppress(InfeasibleError, UsageError):
-            smaller = load.replace(
-                micro_batch=size, accumulation=math.ceil(load.effective_batch / size)
+            smaller = workload.replace(
+                micro_batch=size, accumulation=math.ceil(workload.effective_batch / size)
             )
             cost.prepare(smaller)
             report = place_within_budget(
@@ -280,14 +280,14 @@ def _placed_to_fit(
     return None
 
 
-def _changes(load: Workload, report: Report) -> str:
+def _changes(workload: Workload, report: Report) -> str:
     """Return the options of ``predict`` that turn a workload into that of a report."""
     changed = report.candidate.workload
     changes = []
-    if changed.micro_batch != load.micro_batch:
+    if changed.micro_batch != workload.micro_batch:
         changes.append(f"--batch-size {changed.micro_batch} --accumulate {changed.accumulation}")
     if not report.candidate.placement.is_none:
         changes.append(f"--checkpoint {report.candidate.policy.name}")
-    if changed.optimizer != load.optimizer:
+    if changed.optimizer != workload.optimizer:
         changes.append(f"--optimizer {changed.optimizer}")
     return " ".join(changes)

@@ -130,14 +130,14 @@ def best_of_backbones(results: Sequence[TrialResult], question: Question) -> dic
 
 def is_paper_default(row: TrialResult) -> bool:
     """Return whether a row is the default of arXiv 2607.02158: LoRA of rank 8, 32 images, fp32."""
-    load = row.candidate.workload
+    workload = row.candidate.workload
     return row.candidate.placement.is_none and (
-        load.method,
-        load.rank,
-        load.micro_batch,
-        load.accumulation,
-        load.precision,
-        load.optimizer,
+        workload.method,
+        workload.rank,
+        workload.micro_batch,
+        workload.accumulation,
+        workload.precision,
+        workload.optimizer,
     ) == ("lora", PAPER_RANK, PAPER_BATCH, 1, "fp32", "adamw")
 
 

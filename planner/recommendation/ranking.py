@@ -93,10 +93,12 @@ class Question:
 
     def evidence(self, result: TrialResult) -> MethodEvidence:
         """Return the published comparisons of a candidate's method."""
-        load = result.candidate.workload
+        workload = result.candidate.workload
         if not self.pretrained:
             return NO_COMPARISON
-        return method_evidence(model=load.model, method=load.method, train_images=self.train_images)
+        return method_evidence(
+            model=workload.model, method=workload.method, train_images=self.train_images
+        )
 
     def cost(self, result: TrialResult) -> float:
         """Return the cost of an image: time, energy, or their geometric mean."""
@@ -109,19 +111,19 @@ class Question:
 
 def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate:
     """Return the accuracy expected after a full training, as far as published numbers allow."""
-    load = result.candidate.workload
-    part = request.of_backbone(load.model)
+    workload = result.candidate.workload
+    part = request.of_backbone(workload.model)
     expected = estimate_accuracy(
-        model=load.model,
-        method=load.method,
+        model=workload.model,
+        method=workload.method,
         data=request.run.data,
-        rank=load.rank,
+        rank=workload.rank,
         pretrained=part.has_weights,
         weights_file=part.run.weights is not None,
-        image_size=load.image_size,
+        image_size=workload.image_size,
         train_images=request.balanced_images,
     )
-    if expected.kind == "published" and load.optimizer == "sgd":
+    if expected.kind == "published" and workload.optimizer == "sgd":
         return replace(expected, kind="prior", reason=f"{expected.reason}, but with AdamW")
     return expected
 
@@ -235,8 +237,8 @@ def _default_ranks() -> dict[str, int | None]:
 
 def _rank_distance(result: TrialResult) -> float:
     """Return how far a rank is from the method's published default, in doublings."""
-    load = result.candidate.workload
-    default = _default_ranks().get(load.method)
-    if load.rank is None or default is None:
+    workload = result.candidate.workload
+    default = _default_ranks().get(workload.method)
+    if workload.rank is None or default is None:
         return 0.0
-    return abs(math.log2(load.rank / default))
+    return abs(math.log2(workload.rank / default))

@@ -21,7 +21,7 @@ from planner.recommendation.ranking import Question
 from planner.recommendation.request import Notify, Request
 from planner.training.run_options import RunOptions
 from planner.workers.orders import RunOrder
-from planner.workers.outcomes import DefectError, FinishedRun
+from planner.workers.outcomes import DefectError, Finished, FinishedRun
 from planner.workers.real_run import other_limit_note, run_for_real
 from planner.workers.run_pool import RunPool, run_by_worker
 from profiler.errors import BudgetplanError, DeviceError, InputError, MeasurementError
@@ -74,34 +74,50 @@ def run_best(
             pending[pool.submit(_order_of(request, candidate, recipe))] = candidate
         title = "; ".join(candidate_summary(each.candidate) for each in pending.values())
         key, found = pool.next_finished(_progress(request, runs, title, notify))
-        candidate = pending.pop(key)
-        # A worker may lack the images, the weights or the device: that ends its run alone.
-        if isinstance(found, MeasurementError) or (
-            request.uses_workers and isinstance(found, InputError | DeviceError)
-        ):
-            kept.remove(candidate)
-            dropped.append(f"{candidate_summary(candidate.candidate)}: {found}")
-            if isinstance(found, DefectError):
-                notes.append(
-                    f"{candidate_summary(candidate.candidate)} was left out because of a defect of "
-                    "budgetplan on a worker, which says nothing about the plan"
-                )
-            last = found
-        elif isinstance(found, BudgetplanError):
-            raise found
-        elif not isinstance(found, FinishedRun):
-            raise MeasurementError("the outcome of a validation is that of another kind of run")
-        else:
-            kept[kept.index(candidate)] = replace(
-                candidate,
-                validation=found.validation,
-                host_prediction=found.host_prediction,
-                worker=found.worker if request.uses_workers else "",
-            )
+        candidate, outcome = pending.pop(key), _outcome_of(found, request)
+        if isinstance(outcome, FinishedRun):
+            kept[kept.index(candidate)] = _with_run(candidate, outcome, request)
             runs += 1
+            continue
+        name, last = candidate_summary(candidate.candidate), outcome
+        kept.remove(candidate)
+        dropped.append(f"{name}: {outcome}")
+        if isinstance(outcome, DefectError):
+            notes.append(
+                f"{name} was left out because of a defect of budgetplan on a worker, which says "
+                "nothing about the plan"
+            )
     if last is not None and runs == 0:
         raise last
     return CheckOutcome(passed=tuple(kept), dropped=tuple(dropped), notes=tuple(notes))
+
+
+def _outcome_of(
+    found: Finished | BudgetplanError, request: Request
+) -> FinishedRun | BudgetplanError:
+    """Return a finished run, or the error that ends this run alone.
+
+    A worker may lack the images, the weights or the device, which another may have.
+
+    Raises:
+        BudgetplanError: the error ends all runs.
+    """
+    if isinstance(found, FinishedRun | MeasurementError):
+        return found
+    if request.uses_workers and isinstance(found, InputError | DeviceError):
+        return found
+    if isinstance(found, BudgetplanError):
+        raise found
+    raise MeasurementError("the outcome of a validation is that of another kind of run")
+
+
+def _with_run(candidate: CheckedCandidate, run: FinishedRun, request: Request) -> CheckedCandidate:
+    return replace(
+        candidate,
+        validation=run.validation,
+        host_prediction=run.host_prediction,
+        worker=run.worker if request.uses_workers else "",
+    )
 
 
 def _goes_on(request: Request, runs: int, seconds: float) -> bool:

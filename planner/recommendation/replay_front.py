@@ -53,43 +53,55 @@ def replay_front(
         The rows that fit, by descending accuracy score, then by memory.
     """
     question = Question.of(request)
-    waiting, passed = list(results), dict[int, CheckedCandidate]()
-    dropped, refused, notes = list[str](), list[TrialResult](), list[str]()
     choose_rows = probe_rows if every_method else answer_rows
-    replayed = {_point(each.result): each for each in known}
-    for row in results:
-        before = replayed.get(_point(row))
-        if before is not None:
-            passed[id(row)] = replace(before, result=replace(before.result, score=row.score))
+    waiting, passed = list(results), _replayed_before(results, known)
+    dropped, refused, notes = list[str](), list[TrialResult](), list[str]()
+
+    def wanted_rows() -> list[TrialResult]:
+        return choose_rows(waiting, question) if waiting else []
+
     for number in count():
-        if number >= REPLAY_ROUNDS and passed:
+        missing = [row for row in wanted_rows() if id(row) not in passed]
+        if not missing or (number >= REPLAY_ROUNDS and passed):
             break
-        rows = choose_rows(waiting, question) if waiting else []
-        missing = [row for row in rows if id(row) not in passed]
-        if not missing:
-            break
-        for row, report in _replayed(request, missing, cost, notify):
-            reason = _reason_to_drop(request, row, report)
+        for row, outcome in _replayed(request, missing, cost, notify):
+            reason = _reason_to_drop(request, row, outcome)
             if reason is not None:
                 dropped.append(f"{candidate_summary(row.candidate)}: {reason}")
                 refused.append(row)
                 waiting.remove(row)
-            elif isinstance(report, LeverOutcome):
+            elif isinstance(outcome, LeverOutcome):
                 # The replay may have changed the placement. Its score is the same.
                 passed[id(row)] = CheckedCandidate(
-                    result=report.result(row), prediction=report.report, effects=report.effects
+                    result=outcome.result(row), prediction=outcome.report, effects=outcome.effects
                 )
-                if report.left_out:
+                if outcome.left_out:
                     notes.append(
                         f"{candidate_summary(row.candidate)} is planned without "
-                        f"{', '.join(report.left_out)}, with which it would exceed the budget"
+                        f"{', '.join(outcome.left_out)}, with which it would exceed the budget"
                     )
-    wanted = {id(row) for row in choose_rows(waiting, question)} if waiting else set()
+    wanted = {id(row) for row in wanted_rows()}
     kept = [checked for key, checked in passed.items() if key in wanted] or list(passed.values())
     kept.sort(key=lambda c: (-c.result.score, needed_bytes(c.prediction)))
     return CheckOutcome(
         passed=tuple(kept), dropped=tuple(dropped), notes=tuple(notes), refused=tuple(refused)
     )
+
+
+def _replayed_before(
+    results: Sequence[TrialResult], known: Sequence[CheckedCandidate]
+) -> dict[int, CheckedCandidate]:
+    """Return the known candidate of each row that has one, by the ``id`` of the row.
+
+    The score is that of the row, because it may have changed since.
+    """
+    by_point = {_point(each.result): each for each in known}
+    found = {}
+    for row in results:
+        before = by_point.get(_point(row))
+        if before is not None:
+            found[id(row)] = replace(before, result=replace(before.result, score=row.score))
+    return found
 
 
 def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome | str) -> str | None:
@@ -170,8 +182,8 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
     from profiler.prediction.report import report_of
     from profiler.replay.step_replay import replay_step
 
-    candidate, load = row.candidate, row.candidate.workload
-    limit_bytes = request.limit_of(load)
+    candidate, workload = row.candidate, row.candidate.workload
+    limit_bytes = request.limit_of(workload)
     if not _is_placed_again(row):
         log = replay_step(candidate, device=cost.device)
         report = report_of(
@@ -179,11 +191,11 @@ def _replay(request: Request, row: TrialResult, cost: CostModel) -> LeverOutcome
         )
     else:
         placed = place_within_budget(
-            load,
+            workload,
             candidate.policy,
             cost,
             budget_bytes=limit_bytes,
-            options=cost.profiles.unit_options(load),
+            options=cost.profiles.unit_options(workload),
         )
         report, log = placed.report, placed.log
     outcome = with_levers(

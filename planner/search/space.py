@@ -302,14 +302,16 @@ def limit_ranks(method: SearchedMethod, base: Workload) -> SearchedMethod:
 
     if not method.ranks:
         return method
-    load = base.replace(method=method.name)
+    workload = base.replace(method=method.name)
 
     def accepted() -> AcceptedRanks:
         applied, model = get_method(method.name), _on_meta(base)
-        found = [r for r in method.ranks if applied.refusal(model, load.replace(rank=r)) is None]
+        found = [
+            r for r in method.ranks if applied.refusal(model, workload.replace(rank=r)) is None
+        ]
         return AcceptedRanks(ranks=np.array(found, dtype=np.int64))
 
-    key = ("accepted ranks", load.to_json(), method.ranks)
+    key = ("accepted ranks", workload.to_json(), method.ranks)
     stored = Store.default().fetch(AcceptedRanks, key, accepted)
     ranks = tuple(map(int, stored.ranks)) or method.ranks
     default = method.default_rank if method.default_rank in ranks else ranks[-1]
@@ -364,11 +366,13 @@ def _refusal_of_method(workload: Workload, name: str, store: Store) -> str | Non
     from profiler.models.forward_check import refusal_of_forward
     from profiler.models.methods import get_method
 
-    key, load = _works_key(workload, name), workload.replace(method=name, micro_batch=2)
+    key, changed = _works_key(workload, name), workload.replace(method=name, micro_batch=2)
     if store.holds(key):
         return None
     method = get_method(name)
-    reason = method.refusal(_on_meta(workload), load) or refusal_of_forward(method.resolve(load))
+    reason = method.refusal(_on_meta(workload), changed) or refusal_of_forward(
+        method.resolve(changed)
+    )
     if reason is None:
         store.keep(key, AcceptedRanks(ranks=np.array([], dtype=np.int64)))
     return reason
@@ -378,8 +382,8 @@ def refusal_of_one_image(base: Workload, methods: Sequence[SearchedMethod]) -> s
     """Return why one image is too few for a method (BatchNorm's statistics); None if it is not."""
     from profiler.models.forward_check import refusal_of_forward
 
-    loads = (base.replace(method=m.name, rank=m.default_rank, micro_batch=1) for m in methods)
-    return next((reason for load in loads if (reason := refusal_of_forward(load))), None)
+    workloads = (base.replace(method=m.name, rank=m.default_rank, micro_batch=1) for m in methods)
+    return next((reason for each in workloads if (reason := refusal_of_forward(each))), None)
 
 
 def _on_meta(workload: Workload) -> nn.Module:

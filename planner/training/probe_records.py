@@ -82,8 +82,7 @@ class LearnerRule:
     def name(self, workload: Workload) -> str:
         """Return a short name, the same for candidates that learn alike."""
         trained = self.workload(workload)
-        method = trained.method if trained.rank is None else f"{trained.method} r{trained.rank}"
-        name = f"{method}, {trained.optimizer}, {trained.effective_batch} a step"
+        name = f"{trained.method_text}, {trained.optimizer}, {trained.effective_batch} a step"
         if self._learns_from_micro_batch(trained):
             name += f" of {trained.micro_batch}"
         return name if trained.precision == "fp32" else f"{name}, {trained.precision}"

@@ -151,8 +151,8 @@ def run_rehearsals(batch: RehearsalBatch, progress: Progress) -> RehearsedBatch:
     rows = []
     count = len(batch.requests)
     for index, request in enumerate(batch.requests):
-        load = request.candidate.workload
-        prefix = f"{load.method} {load.micro_batch}x{load.accumulation} {load.precision}: "
+        workload = request.candidate.workload
+        prefix = f"{workload.method} {workload.batch_text} {workload.precision}: "
 
         def show(text: str, done: float, index: int = index, prefix: str = prefix) -> None:
             progress(prefix + text, (index + done) / count)

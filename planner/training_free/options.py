@@ -366,21 +366,21 @@ class Inferences:
     def _predict(self, model: FrozenModel, batch: int, is_four_bit: bool) -> InferencePrediction:
         from profiler.models.frozen.run import InferenceLoad
 
-        load = InferenceLoad(
+        inference = InferenceLoad(
             batch=batch, num_classes=CLASSES, dtype=self.dtype, is_four_bit=is_four_bit
         )
-        return predict_inference(model, load, device=self.device, store=self._store)
+        return predict_inference(model, inference, device=self.device, store=self._store)
 
     def _key(self, model: FrozenModel, batch: int, is_four_bit: bool) -> tuple[object, ...]:
         libraries = [_version_of(name) for name in ("transformers", "open_clip_torch")]
-        load = (asdict(model), batch, CLASSES, self.dtype, is_four_bit)
+        inference = (asdict(model), batch, CLASSES, self.dtype, is_four_bit)
         coefficients = hashlib.sha256(COEFFICIENTS_FILE.read_bytes()).hexdigest()[:16]
         device = repr(self.device)  # costs depend on its rates and power, memory on the rest
         if not self.device.is_cuda:
             import torch
 
             device = f"{device} {processor_name()} {torch.get_num_threads()}"
-        return ("inference", *load, device, configuration(), coefficients, *libraries)
+        return ("inference", *inference, device, configuration(), coefficients, *libraries)
 
 
 def _as_stored(found: InferencePrediction) -> StoredInference:

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from planner.cli.cell_text import (
-    batch_of,
     difference,
     levers_of,
-    method_of,
     optimizer_of,
     placement_of,
     shown_accuracy,
@@ -51,9 +49,8 @@ class PlanRow:
     @property
     def headline(self) -> str:
         """Method, precision and batch."""
-        candidate = self.plan.candidate
-        precision = candidate.workload.precision
-        return f"{method_of(candidate)}, {precision}, batch {batch_of(candidate)}"
+        workload = self.plan.candidate.workload
+        return f"{workload.method_text}, {workload.precision}, batch {workload.batch_text}"
 
     @property
     def is_for(self) -> str:
@@ -63,19 +60,19 @@ class PlanRow:
     @property
     def cells(self) -> tuple[str, ...]:
         """Texts of the table's row."""
-        prediction, load = self.plan.prediction, self.plan.candidate.workload
+        prediction, workload = self.plan.prediction, self.plan.candidate.workload
         unit = unit_as_asked(self.plan.budget_bytes)
         seconds = prediction.step_seconds
-        rate = "-" if seconds is None else f"{load.effective_batch / seconds:,.0f}"
+        rate = "-" if seconds is None else f"{workload.effective_batch / seconds:,.0f}"
         return (
             self.is_for or "-",
-            method_of(self.plan.candidate),
+            workload.method_text,
             format_bytes_in(needed_bytes(prediction), unit),
             rate,
             format_seconds(seconds),
             format_joules(prediction.energy_joules),
-            batch_of(self.plan.candidate),
-            load.precision,
+            workload.batch_text,
+            workload.precision,
             ", ".join([optimizer_of(self.plan.candidate), *levers_of(self.plan.candidate)]),
             placement_of(self.plan.candidate),
             shown_accuracy(self.plan),
@@ -233,7 +230,7 @@ class PageView:
             measured = needed_bytes(run)
             rows.append(
                 (
-                    f"{row.name}: {method_of(row.plan.candidate)} on {run.device.name}",
+                    f"{row.name}: {row.plan.candidate.workload.method_text} on {run.device.name}",
                     "-" if expected is None else format_bytes_in(expected, unit),
                     format_bytes_in(measured, unit),
                     difference(expected, measured),

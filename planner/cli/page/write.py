@@ -76,9 +76,9 @@ def answer_view(answer: Recommendation) -> PageView:
         )
         for i, entry in enumerate(answer.front)
     ]
-    load = answer.front[answer.recommended].plan.candidate.workload
+    workload = answer.front[answer.recommended].plan.candidate.workload
     return PageView(
-        title=f"{load.model} on {answer.request.run.data}",
+        title=f"{workload.model} on {answer.request.run.data}",
         rows=rows,
         why=answer.why or answer.reason,
         baselines=[
