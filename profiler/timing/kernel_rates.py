@@ -39,6 +39,8 @@ from profiler.devices.host_link import (
 from profiler.devices.table import TIMED, DeviceSpec
 from profiler.records import Origin, Spread
 from profiler.timing.kernel_terms import (
+    LATENCY,
+    MOVED,
     SLOTS,
     PeakRate,
     Slot,
@@ -130,7 +132,10 @@ class KernelRates:
         if name in frozenset(HostWork):
             is_update = name == HostWork.UPDATE
             rate = HOST_UPDATE_BYTES_PER_SECOND if is_update else self.link_bytes_per_second
-            return [0.0] * (SLOTS - 2) + [HOST_WORK_SECONDS, 0.0 if rate is None else 1.0 / rate]
+            weights = [0.0] * SLOTS
+            weights[LATENCY] = HOST_WORK_SECONDS
+            weights[MOVED] = 0.0 if rate is None else 1.0 / rate
+            return weights
         return [
             self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
             for slot in slot_keys(name)

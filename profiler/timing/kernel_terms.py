@@ -15,8 +15,7 @@ times a coefficient of the kernel's class:
     values     values that adding a bias, or its gradient, reads and writes / bandwidth
     launch     kernels launched
     moved      bytes that a copy moves between host and device / bandwidth of the link between them,
-               or that an update on the host touches / its rate. The slot is that of the launch,
-               because the GPU computes nothing meanwhile
+               or that an update on the host touches / its rate
     latency    such copies and operations, each of which takes a least time
 
 A backward convolution is two matrix products (*first*: the input's gradient, *second*: the
@@ -42,13 +41,23 @@ SLOTS = 12
 PRODUCT_SLOTS = slice(0, 6)
 """Slots of matrix products."""
 
-TILE_ROW_NORMS, TILE_COLUMNS, TILE_INNER = 128.0, 32.0, 32.0
+FIRST_PRODUCT, SECOND_PRODUCT = slice(0, 3), slice(3, 6)
+"""Slots of ``flops``, ``tile`` and ``unaligned`` of each matrix product."""
+
+BYTES, SHORT, WAVES, FEW, VALUES, LAUNCH = range(6, SLOTS)
+"""Slots of the other terms."""
+
+LATENCY, MOVED = VALUES, LAUNCH
+"""Slots of work that involves the host, which has no other terms. Its bytes are in the slot of the
+launch, because the GPU computes nothing meanwhile."""
+
+TILE_ROWS, TILE_COLUMNS, TILE_INNER = 128.0, 32.0, 32.0
 ALIGNMENT = 8.0
 SHORT_ROW, LARGEST_SHORT = 64.0, 4.0
 
 
 class PeakRate(Enum):
-    """PeakRate that a quantity is divided by."""
+    """A rate that quantities are divided by."""
 
     HALF = "half"
     SINGLE = "single"
@@ -103,40 +112,54 @@ def layout_of(name: str) -> ProductLayout:
 @cache
 def slot_keys(name: str) -> tuple[Slot, ...]:
     """Return [SLOTS] the coefficient and the rate of each quantity of a kernel name."""
+    slots = [_ABSENT] * SLOTS
     if name in _TRANSFERS:
-        latency = Slot(name, "latency", PeakRate.LAUNCHES)
-        return (*[_ABSENT] * (SLOTS - 2), latency, Slot(name, "moved", PeakRate.LINK))
+        slots[LATENCY] = Slot(name, "latency", PeakRate.LAUNCHES)
+        slots[MOVED] = Slot(name, "moved", PeakRate.LINK)
+        return tuple(slots)
     kind, *flags = name.split()
+    is_depthwise = "depthwise" in flags
     rate = PeakRate.HALF if "half" in flags else PeakRate.SINGLE
     layout = layout_of(name)
-    first = second = rest = kernel_class(name)
-    if kind.startswith("convolution") and "depthwise" not in flags:
-        first = rest.replace("convolution_backward", "convolution_dgrad")
-        second = rest.replace("convolution_backward", "convolution_wgrad")
-    if layout is ProductLayout.ONLY_WEIGHT:
-        first = second
-    rest = first
-    slots = [_ABSENT] * SLOTS
-    if layout is not ProductLayout.NONE:
-        slots[0:3] = [Slot(first, term, rate) for term in ("flops", "tile", "unaligned")]
-    if layout is ProductLayout.BACKWARD:
-        slots[3:6] = [Slot(second, term, rate) for term in ("flops", "tile", "unaligned")]
-    if "depthwise" in flags:
+    first, second = _classes_of_products(name, layout)
+    if is_depthwise:
         # ordinary units compute it at any precision, and tiles do not matter
-        slots[0:3] = [Slot(first, "flops", PeakRate.SINGLE), _ABSENT, _ABSENT]
-    if kind.startswith("attention"):
-        slots[1:3] = [_ABSENT, _ABSENT]
-    slots[6] = Slot(rest, "bytes", PeakRate.BYTES)
+        slots[0] = Slot(first, "flops", PeakRate.SINGLE)
+    elif kind.startswith("attention"):
+        slots[0] = Slot(first, "flops", rate)
+    elif layout is not ProductLayout.NONE:
+        slots[FIRST_PRODUCT] = _product_slots(first, rate)
+    if layout is ProductLayout.BACKWARD:
+        slots[SECOND_PRODUCT] = _product_slots(second, rate)
+    slots[BYTES] = Slot(first, "bytes", PeakRate.BYTES)
     if kind in _ROW_NORMS or kind.startswith("batch_norm"):
-        slots[7] = Slot(rest, "short", PeakRate.BYTES)
+        slots[SHORT] = Slot(first, "short", PeakRate.BYTES)
     if kind.startswith("batch_norm"):
-        slots[8] = Slot(rest, "waves", PeakRate.BYTES)
-        slots[9] = Slot(rest, "few", PeakRate.BYTES)
+        slots[WAVES] = Slot(first, "waves", PeakRate.BYTES)
+        slots[FEW] = Slot(first, "few", PeakRate.BYTES)
     if "bias" in flags:
         side = "backward" if kind.endswith("backward") else "forward"
-        slots[10] = Slot(" ".join([f"bias_{side}", *_half_flag(flags)]), "values", PeakRate.BYTES)
-    slots[11] = Slot(rest, "launch", PeakRate.LAUNCHES)
+        bias_class = " ".join([f"bias_{side}", *_half_flag(flags)])
+        slots[VALUES] = Slot(bias_class, "values", PeakRate.BYTES)
+    slots[LAUNCH] = Slot(first, "launch", PeakRate.LAUNCHES)
     return tuple(slots)
+
+
+def _product_slots(name: str, rate: PeakRate) -> list[Slot]:
+    return [Slot(name, term, rate) for term in ("flops", "tile", "unaligned")]
+
+
+def _classes_of_products(name: str, layout: ProductLayout) -> tuple[str, str]:
+    """Return the classes of the first and the second matrix product of a kernel name.
+
+    The first one is also the class of all other terms. A forward has the same class twice.
+    """
+    whole = kernel_class(name)
+    if not name.startswith("convolution_backward") or "depthwise" in name.split():
+        return whole, whole
+    of_input = whole.replace("convolution_backward", "convolution_dgrad")
+    of_weight = whole.replace("convolution_backward", "convolution_wgrad")
+    return (of_weight if layout is ProductLayout.ONLY_WEIGHT else of_input), of_weight
 
 
 @cache
@@ -148,13 +171,23 @@ def kernel_class(name: str) -> str:
         if kind in {"matmul", "batched_matmul", "reduction", "attention", "attention_backward"}:
             return " ".join([kind, *half])
         return " ".join([kind, *half, *(flag for flag in flags if flag == "strided")])
-    grouping = next(f for f in flags if f in {"dense", "pointwise", "grouped", "depthwise"})
+    grouping, edge = convolution_shape(flags)
     if grouping != "depthwise":
         return " ".join([kind, grouping, *half])
-    kernel = next(int(f[1:].split("x")[0]) for f in flags if f[0] == "k" and f[1:2].isdigit())
-    size = "k3" if kernel <= 3 else "k5" if kernel <= 5 else "k7"
+    size = "k3" if edge <= 3 else "k5" if edge <= 5 else "k7"
     stride = [] if "s1" in flags else ["strided"]
     return " ".join([kind, grouping, size, *stride, *half])
+
+
+def convolution_shape(flags: Sequence[str]) -> tuple[str, int]:
+    """Return the grouping of a convolution, and an edge of its kernel in elements.
+
+    Args:
+        flags: words behind the kind in the name of its kernel shape, such as ``dense k3x3 s1``.
+    """
+    grouping = next(f for f in flags if f in {"dense", "pointwise", "grouped", "depthwise"})
+    size = next(f for f in flags if f[0] == "k" and f[1:2].isdigit())
+    return grouping, int(size[1:].split("x")[0])
 
 
 def _half_flag(flags: Sequence[str]) -> list[str]:
@@ -181,10 +214,10 @@ def kernel_terms(
         multiprocessors: S of the term ``waves``.
     """
     terms = np.zeros((len(index), SLOTS))
-    terms[:, 6] = moved_bytes
+    terms[:, BYTES] = moved_bytes
     is_transfer = np.array([name in _TRANSFERS for name in names], dtype=bool)[index]
-    terms[:, 10] = np.where(is_transfer, launches, 0)
-    terms[:, 11] = np.where(is_transfer, moved_bytes, launches)
+    terms[:, LATENCY] = np.where(is_transfer, launches, 0)
+    terms[:, LAUNCH] = np.where(is_transfer, moved_bytes, launches)
     layout = np.array([layout_of(name).value for name in names])[index]
     _add_products(terms, layout, dims)
     kind = np.array([_NORM_CODES.get(name.split()[0], 0) for name in names])[index]
@@ -192,11 +225,11 @@ def kernel_terms(
     if len(norms):
         length = np.where(kind[norms] == 1, dims[norms, 1], dims[norms, 2])
         moved = moved_bytes[norms]
-        terms[norms, 7] = moved * np.minimum(SHORT_ROW / np.maximum(length, 1.0), LARGEST_SHORT)
+        terms[norms, SHORT] = moved * np.minimum(SHORT_ROW / np.maximum(length, 1.0), LARGEST_SHORT)
         channels = np.maximum(dims[norms, 1], 1.0)
         blocks = float(multiprocessors)
-        terms[norms, 8] = moved * np.ceil(channels / blocks) * blocks / channels
-        terms[norms, 9] = moved * blocks / channels
+        terms[norms, WAVES] = moved * np.ceil(channels / blocks) * blocks / channels
+        terms[norms, FEW] = moved * blocks / channels
     return terms
 
 
@@ -217,19 +250,19 @@ def _add_products(terms: Floats, layout: Ints, dims: Floats) -> None:
     rows = np.where(plain, out, np.where(only_weight, weight[0], image))
     wide = np.where(plain, columns, np.where(only_weight, weight[1], inner))
     deep = np.where(plain, inner * kernel, np.where(only_weight, weight[2], columns * kernel))
-    terms[chosen, 0:3] = _matrix_product(groups, rows, wide, deep)
+    terms[chosen, FIRST_PRODUCT] = _matrix_product(groups, rows, wide, deep)
     both = kind == ProductLayout.BACKWARD.value
     if both.any():
-        terms[chosen, 3:6] = _matrix_product(groups, *weight) * both[:, None]
+        terms[chosen, SECOND_PRODUCT] = _matrix_product(groups, *weight) * both[:, None]
     # a forward reads and writes its result once more, a backward reads the gradient
     passes = np.where(kind == ProductLayout.CONVOLUTION.value, 2.0, 1.0)
-    terms[chosen, 10] = passes * groups * out * columns
+    terms[chosen, VALUES] = passes * groups * out * columns
 
 
 def _matrix_product(batch: Floats, rows: Floats, columns: Floats, inner: Floats) -> Floats:
     """Return [products, 3] FLOPs, padded FLOPs, and FLOPs if the product is unaligned."""
     flops = 2.0 * batch * rows * columns * inner
-    padded = 2.0 * batch * _padded_up(rows, TILE_ROW_NORMS)
+    padded = 2.0 * batch * _padded_up(rows, TILE_ROWS)
     padded *= _padded_up(columns, TILE_COLUMNS) * _padded_up(inner, TILE_INNER)
     unaligned = (inner % ALIGNMENT != 0) | (columns % ALIGNMENT != 0)
     return np.stack([flops, padded, flops * unaligned], axis=1)

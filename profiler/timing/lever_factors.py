@@ -28,7 +28,7 @@ import numpy.typing as npt
 from profiler.arrays import Floats, Ints
 from profiler.devices.table import DeviceSpec
 from profiler.records import Spread
-from profiler.timing.kernel_terms import ALIGNMENT, PRODUCT_SLOTS, SLOTS
+from profiler.timing.kernel_terms import ALIGNMENT, PRODUCT_SLOTS, SLOTS, convolution_shape
 
 LAYOUT_FILE = Path(__file__).with_name("channels_last.json")
 
@@ -113,8 +113,7 @@ def layout_class(name: str) -> str:
         return "" if "given" in flags else "batch_norm"  # the published runs compute statistics
     if not kind.startswith("convolution"):
         return ""
-    grouping = next(f for f in flags if f in {"dense", "pointwise", "grouped", "depthwise"})
-    edge = next(int(f[1:].split("x")[0]) for f in flags if f[0] == "k" and f[1:2].isdigit())
+    grouping, edge = convolution_shape(flags)
     is_large = grouping == "depthwise" and edge > _LARGEST_DEPTHWISE
     return UNFITTED if grouping == "grouped" or is_large else grouping
 

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiler.arrays import Floats, Ints
-from profiler.timing.kernel_terms import PRODUCT_SLOTS, SLOTS
+from profiler.timing.kernel_terms import LAUNCH, PRODUCT_SLOTS
 
 SECONDS, PRODUCTS, WAITING, LAUNCHES = range(4)
 
 LOAD_SUMS = 4
 """Length of a load."""
-
-_LAUNCH_SLOT = SLOTS - 1
 
 _ARITHMETIC_BOUND, _LAUNCH_BOUND = 0, 2
 
@@ -61,7 +59,7 @@ def loads_of_parts(parts: Floats, launches: Ints) -> Floats:
         [
             parts.sum(axis=1),
             parts[:, PRODUCT_SLOTS].sum(axis=1),
-            parts[:, _LAUNCH_SLOT],
+            parts[:, LAUNCH],
             np.asarray(launches, dtype=np.float64),
         ],
         axis=1,
