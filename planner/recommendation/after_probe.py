@@ -174,27 +174,40 @@ def corrected_score(probe: ProbeOutcome, workload: Workload, train_images: int |
 
 def _carry(probe: ProbeOutcome, workload: Workload, train_images: int | None) -> _Carried | None:
     """Return the accuracy carried over from the nearest learner; None if there is none."""
-    effects = method_effects(compared_family(workload.model), regime_of(train_images))
-    match = nearest_match(compared_family(workload.model), regime_of(train_images))
     found: list[tuple[bool, float, _Carried]] = []
     for trained, estimate in probe.trained:
-        if trained.model != workload.model:
-            continue  # the tables compare methods, not backbones
-        names = table_name(workload.method), table_name(trained.method)
-        step = rank_step(workload.method, effective_rank(workload.method, workload.rank))
-        step -= rank_step(trained.method, effective_rank(trained.method, trained.rank))
-        step -= SGD_STEP * ((workload.optimizer == "sgd") - (trained.optimizer == "sgd"))
-        error = 0.0
-        if names[0] != names[1]:
-            if not effects.keys() >= set(names):
-                continue
-            step += effects[names[0]] - effects[names[1]]
-            error = difference_error(match).deviation
+        difference = _log_odds_difference(workload, trained, train_images)
+        if difference is None:
+            continue
+        step, error = difference
+        is_same = table_name(workload.method) == table_name(trained.method)
         value = _finite_log_odds(estimate.expected) + step
-        same = names[0] == names[1]
-        carried = _Carried(origin=estimate, value=value, error=error, is_same_method=same)
-        found.append((same, -abs(step), carried))
+        carried = _Carried(origin=estimate, value=value, error=error, is_same_method=is_same)
+        found.append((is_same, -abs(step), carried))
     return max(found, key=lambda each: each[:2])[2] if found else None
+
+
+def _log_odds_difference(
+    workload: Workload, trained: Workload, train_images: int | None
+) -> tuple[float, float] | None:
+    """Return the expected log-odds of a workload less those of a trained one, and their error.
+
+    None if nothing is known: the tables compare methods on a backbone, not backbones.
+    """
+    if trained.model != workload.model:
+        return None
+    step = rank_step(workload.method, effective_rank(workload.method, workload.rank))
+    step -= rank_step(trained.method, effective_rank(trained.method, trained.rank))
+    step -= SGD_STEP * ((workload.optimizer == "sgd") - (trained.optimizer == "sgd"))
+    method, origin = table_name(workload.method), table_name(trained.method)
+    if method == origin:
+        return step, 0.0
+    family, regime = compared_family(workload.model), regime_of(train_images)
+    effects = method_effects(family, regime)
+    if method not in effects or origin not in effects:
+        return None
+    step += effects[method] - effects[origin]
+    return step, difference_error(nearest_match(family, regime)).deviation
 
 
 def _finite_log_odds(accuracy: float) -> float:
