@@ -105,7 +105,7 @@ def latex_text(grid: Grid) -> str:
     return "\n".join([*lines, ""])
 
 
-_COLUMNS: tuple[tuple[str, Justify], ...] = (
+_GRID_COLUMNS: tuple[tuple[str, Justify], ...] = (
     ("device", "left"),
     ("backbone", "left"),
     ("method", "left"),
@@ -131,7 +131,7 @@ def grid_columns(grid: Grid) -> tuple[list[Column], list[str]]:
     rows += [_row_without_tuning(row, unit) for row in grid.training_free]
     columns = [
         Column(header=header, cells=[row[i] for row in rows], justify=justify)
-        for i, (header, justify) in enumerate(_COLUMNS)
+        for i, (header, justify) in enumerate(_GRID_COLUMNS)
     ]
     if len({row[0] for row in rows}) <= 1:
         del columns[0]
