@@ -154,3 +154,22 @@ def errors_of(predicted: Floats, measured: Floats, batch: Floats | None = None) 
         tau = kendalltau(batch / predicted, batch / measured)[0]
         found["tau_images_per_second"] = round(float(tau), 4)
     return found
+
+
+def tau_with_errors_of(
+    predicted: Floats, measured: Floats, batch: Floats, *, scale: float
+) -> float:
+    """Return Kendall's tau of images/s if the errors were those of other models.
+
+    The mean over shuffled errors, multiplied by ``scale`` in logarithms: what tau follows from the
+    size of the errors alone.
+    """
+    from scipy.stats import kendalltau
+
+    errors = np.log(predicted / measured)
+    rng = np.random.default_rng(0)
+    taus = [
+        kendalltau(batch / measured, batch / measured * np.exp(scale * rng.permutation(errors)))[0]
+        for _ in range(20)
+    ]
+    return round(float(np.mean(taus)), 4)

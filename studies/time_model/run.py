@@ -28,7 +28,16 @@ import paper_step
 import power
 import power_limits
 import replays
-from fit import errors_of, family_of, fit, left_out, matrix_of, prior_of, terms_of
+from fit import (
+    errors_of,
+    family_of,
+    fit,
+    left_out,
+    matrix_of,
+    prior_of,
+    tau_with_errors_of,
+    terms_of,
+)
 from harness import provenance, write_summary
 
 from profiler.arrays import Floats
@@ -48,6 +57,9 @@ PARTS = ("steps", "inference", "kernels", "power", "paper_step")
 
 SEEDS = 3
 """Partitions of the families into folds; the errors are of all predictions together."""
+
+ERROR_SCALES = (1.0, 0.75, 0.5, 0.25)
+"""Factors on the errors for which Kendall's tau is computed."""
 
 Runs = tuple[list[Mapping[str, Any]], Floats, Floats, list[str]]
 
@@ -80,6 +92,10 @@ def training(folder: Path, cache: Path) -> tuple[dict[str, Any], Floats, list[tu
         "rows": len(rows),
         "families": len(set(families)),
         "spread": [round(float(q), 3) for q in np.quantile(ratio, (0.05, 0.95))],
+        "tau_by_size_of_errors": {
+            scale: tau_with_errors_of(folds[0], seconds, batch, scale=scale)
+            for scale in ERROR_SCALES
+        },
         "not_replayed": len(replays.read_table(folder / f"{TRAINING}.csv")) - len(rows),
     }
     return found, fit(sums, seconds, keys), keys
