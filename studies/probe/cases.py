@@ -10,7 +10,7 @@ machine do not change it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -108,9 +108,16 @@ def weights_file(model: str, folder: Path) -> Path:
     return path
 
 
-def images_of(case: Case) -> tuple[ImageSet, ImageSet, ImageSet, ImageData]:
-    """Return the images to train on, those held out, those of the test, and the whole set."""
-    size = SIZES[case.model]
+def images_of(
+    case: Case, *, image_size: int | None = None
+) -> tuple[ImageSet, ImageSet, ImageSet, ImageData]:
+    """Return the images to train on, those held out, those of the test, and the whole set.
+
+    Args:
+        case: the case.
+        image_size: side in pixels; None for that of ``SIZES``.
+    """
+    size = image_size or SIZES[case.model]
     backbone = backbones.build(case.model, num_classes=2, image_size=size, device="meta")
     mean, std = backbones.image_statistics(backbone)
     if case.data == "glyphs":
@@ -135,9 +142,22 @@ def _stratified(labels: Any, seed: int) -> Iterator[int]:
         yield from (int(group[turn]) for group in groups if turn < len(group))
 
 
-def learners_of(case: Case, classes: int) -> dict[str, Learner]:
-    """Return the learner of each method."""
-    size = SIZES[case.model]
+def learners_of(
+    case: Case,
+    classes: int,
+    *,
+    methods: Sequence[str] | None = None,
+    image_size: int | None = None,
+) -> dict[str, Learner]:
+    """Return the learner of each method, with the default recipe.
+
+    Args:
+        case: the case.
+        classes: number of classes.
+        methods: names of the methods; None for those of ``METHODS``.
+        image_size: side in pixels; None for that of ``SIZES``.
+    """
+    size = image_size or SIZES[case.model]
     base = Workload(
         model=case.model, image_size=size, num_classes=classes, micro_batch=BATCH,
         frozen_batch_norm=case.model in WITH_BATCH_NORM,
@@ -145,7 +165,7 @@ def learners_of(case: Case, classes: int) -> dict[str, Learner]:
     backbone = backbones.build(case.model, num_classes=classes, image_size=size, device="meta")
     rule = LearnerRule(device="cpu", has_batch_norm=case.model in WITH_BATCH_NORM)
     learners = {}
-    for name in METHODS[case.model]:
+    for name in methods or METHODS[case.model]:
         method = get_method(name)
         workload = method.resolve(base.replace(method=name))
         recipe = default_recipe(workload, backbone, weights="pretrained", train_images=TRAIN)

@@ -28,8 +28,23 @@ CYRILLIC_FONTS = 9
 BATCH, LEARNING_RATE, WARM_UP = 64, 1e-3, 100
 
 
-def pretrain(name: str, path: Path) -> float:
-    """Write a net's weights; return the accuracy on letters that were drawn after the training."""
+def pretrain(
+    name: str,
+    path: Path,
+    *,
+    steps: int | None = None,
+    image_size: int = IMAGE_SIZE,
+    learning_rate: float = LEARNING_RATE,
+) -> float:
+    """Write a net's weights; return the accuracy on letters that were drawn after the training.
+
+    Args:
+        name: name of the net.
+        path: file of the weights.
+        steps: steps of the training; None for those of ``STEPS``.
+        image_size: side of the images in pixels.
+        learning_rate: highest learning rate.
+    """
     import timm
     import torch
     from safetensors.torch import save_file
@@ -37,22 +52,22 @@ def pretrain(name: str, path: Path) -> float:
     torch.manual_seed(0)
     rng = random.Random("letters")
     letters = LATIN + GREEK + CYRILLIC
-    sized = {"img_size": IMAGE_SIZE} if "vit" in name else {}
+    sized = {"img_size": image_size} if "vit" in name else {}
     model = timm.create_model(name, num_classes=len(letters), **sized)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     mean, std = (torch.tensor(model.default_cfg[k])[:, None, None] for k in ("mean", "std"))
 
     def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         labels = [rng.randrange(len(letters)) for _ in range(count)]
         pixels = torch.from_numpy(np.stack([_letter(letters[each], rng) for each in labels]))
         grey = pixels.float().div(255)[:, None]
-        large = torch.nn.functional.interpolate(grey, size=IMAGE_SIZE, mode="bilinear")
+        large = torch.nn.functional.interpolate(grey, size=image_size, mode="bilinear")
         return (large.expand(-1, 3, -1, -1) - mean) / std, torch.tensor(labels)
 
-    steps = STEPS[name]
+    steps = STEPS[name] if steps is None else steps
     for step in range(steps):
         warm = min(1.0, (step + 1) / WARM_UP)
-        rate = LEARNING_RATE * warm * (1 + math.cos(math.pi * step / steps)) / 2
+        rate = learning_rate * warm * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, labels = batch(BATCH)
