@@ -26,7 +26,7 @@ from typing import IO, Any, Self, TypeVar
 
 import numpy as np
 
-STORE_SCHEMA = 23
+STORE_SCHEMA = 24
 """Version of the profiles' meaning. Increase it with every change of the meaning."""
 
 LARGEST_PROFILE_BYTES = 1 << 30

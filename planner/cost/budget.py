@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from profiler.arrays import Floats, Ints
 from profiler.records import Report
@@ -52,6 +53,61 @@ class AllocatorOverhead:
     def live_bytes(self, reserved_bytes: int) -> int:
         """Return the peak of live bytes at which so many bytes are reserved."""
         return reserved_bytes - self.unused_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorReading:
+    """Bytes of a step on the model of the caching allocator.
+
+    Attributes:
+        live_bytes: peak of live bytes, workspaces included.
+        allocated_bytes: peak of the allocated blocks.
+        reserved_bytes: peak of the reserved segments.
+    """
+
+    live_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+
+    @property
+    def overhead(self) -> AllocatorOverhead:
+        """The bytes beside live tensors."""
+        return AllocatorOverhead(
+            allocated=self.allocated_bytes / self.live_bytes,
+            unused_bytes=self.reserved_bytes - self.live_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReadings:
+    """Readings by name, in the arrays that ``Store`` keeps.
+
+    Attributes:
+        names: [n] names.
+        nbytes: [n, 3] live, allocated and reserved bytes.
+    """
+
+    names: npt.NDArray[np.str_]
+    nbytes: Ints
+
+    @classmethod
+    def of(cls, readings: Mapping[str, AllocatorReading]) -> Self:
+        """Return the record of readings by name."""
+        rows = [(r.live_bytes, r.allocated_bytes, r.reserved_bytes) for r in readings.values()]
+        return cls(
+            names=np.array(list(readings), dtype=np.str_), nbytes=np.array(rows, dtype=np.int64)
+        )
+
+    def readings(self) -> dict[str, AllocatorReading]:
+        """Return the readings by name."""
+        return {
+            name: AllocatorReading(
+                live_bytes=live, allocated_bytes=allocated, reserved_bytes=reserved
+            )
+            for name, (live, allocated, reserved) in zip(
+                self.names.tolist(), self.nbytes.tolist(), strict=True
+            )
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,26 +8,17 @@ one or two replays, one part per optimizer, and the overhead of the caching allo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from planner.cost.budget import AllocatorOverhead, OverheadProfile
-from planner.methods.kinds import known_kind
-from profiler.device_rules.caching_allocator import (
-    AllocatorSettings,
-    CachingAllocator,
-    configuration,
-)
-from profiler.devices.table import DeviceSpec, multiprocessors, workspaces_of
-from profiler.placement import Decision, Placement
-from profiler.prediction.allocator_steps import run_steps, with_update, workspace_bytes
+from planner.cost.allocator_readings import AllocatorReadings
+from profiler.devices.table import DeviceSpec, multiprocessors
 from profiler.prediction.parametric import (
-    at_micro_batch,
     family_of,
     has_two_probes,
     profile_option,
@@ -43,19 +34,10 @@ from profiler.unit_options import (
     PartsByUnit,
     UnitOption,
     UnitParts,
-    WholeUnit,
     options_of,
     uniform_placement,
 )
 from profiler.workload import HOST_OPTIMIZER, Candidate, Workload
-
-MIXED = "mixed"
-"""Name of the overhead of placements in which some units are recomputed and others are not."""
-
-RECOMPUTED = WholeUnit(Decision.RECOMPUTE)
-
-_MOST_LOGS = 4
-"""Logs that are kept for readings at further micro-batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +89,7 @@ class FamilyProfiles:
         self._options: dict[tuple[Workload, UnitOption, int | None], OptionProfile] = {}
         self._updates: dict[tuple[Workload, str], UpdateProfile] = {}
         self._parts: dict[Workload, PartsByUnit] = {}
-        self._overheads: dict[tuple[object, ...], dict[int, AllocatorOverhead]] = {}
-        self._logs: dict[tuple[Workload, str], EventLog] = {}
+        self.allocator = AllocatorReadings(self)
 
     def prepare(
         self,
@@ -151,7 +132,7 @@ class FamilyProfiles:
             self.option(workload, option)
         if self.device.is_cuda:
             for size in {workload.micro_batch, *micro_batches}:
-                self.allocator_overhead(workload.replace(micro_batch=size), COMMON_OPTIONS)
+                self.allocator.overhead(workload.replace(micro_batch=size), COMMON_OPTIONS)
 
     def is_stored(self, workload: Workload) -> bool:
         """Return whether the store has all that ``prepare`` makes with the default options."""
@@ -170,10 +151,7 @@ class FamilyProfiles:
             return False
         if not self.device.is_cuda:
             return True
-        # methods that do not learn in the units have no other overheads
-        stored = self.store.find(OverheadProfile, self._overhead_key(workload, KEPT.key))
-        wanted = {workload.micro_batch, *micro_batches}
-        return stored is not None and wanted <= stored.readings().keys()
+        return self.allocator.has_overheads(workload, {workload.micro_batch, *micro_batches})
 
     def has_option(self, workload: Workload, option: UnitOption) -> bool:
         """Return whether ``option`` replays nothing."""
@@ -258,10 +236,7 @@ class FamilyProfiles:
             if not kept.learns_in_units:
                 return kept
         placement = uniform_placement(option, self.unit_parts(family))
-        profile, logs = profile_option(family, placement, self._replay, self.device, rank=rank)
-        if self.device.is_cuda and option in COMMON_OPTIONS:
-            self._keep_log(family, option.key, logs[0])  # for the overhead
-        return profile
+        return profile_option(family, placement, self._replay, self.device, rank=rank)
 
     @staticmethod
     def update_of(workload: Workload) -> tuple[Workload, str]:
@@ -298,72 +273,10 @@ class FamilyProfiles:
         options = ReplayOptions(optimizer=False, kernel_memory=memory, repeated_units=True)
         return replay_step(candidate, device=self.device, options=options)
 
-    # -- overhead of the caching allocator -------------------------------------------------------
-
-    def allocator_overhead(
-        self, workload: Workload, options: Collection[UnitOption] = (KEPT,)
-    ) -> AllocatorOverhead:
-        """Return the overhead of the caching allocator under a placement with some options.
-
-        It is read from two replayed steps that are fed to the model of the allocator at the
-        workload's micro-batch. If all units have one option, it is that of the replay. If their
-        options differ, it is the largest of those of the common options among them, and, if some
-        units are recomputed, of a placement that recomputes every other unit: blocks of units that
-        are kept between units that are recomputed fragment the segments most. A replay of the
-        placement itself (the replayed rung) differs from that by several percent either way.
-
-        The optimizer's state is allocated between the activations of the first step. It counts only
-        if whole weights are trained; other states are small.
-
-        Args:
-            workload: workload of the family.
-            options: options of the units, in any order.
-        """
-        parts = self.unit_parts(workload)
-        used = {*options} if self.learns_in_units(workload) else {KEPT}
-        is_mixed = len(used) > 1
-        if is_mixed:
-            used = used.intersection(COMMON_OPTIONS) or {KEPT}
-        placements = {option.key: uniform_placement(option, parts) for option in used}
-        if is_mixed and RECOMPUTED in used:
-            placements[MIXED] = _alternating(self.units(workload))
-        found = [self._overhead(workload, *named) for named in placements.items()]
-        largest = max(found, key=lambda each: each.unused_bytes)
-        if not is_mixed:
-            return largest
-        # The sum of the roundings of all blocks depends little on the placement.
-        kept = self._overhead(workload, KEPT.key, uniform_placement(KEPT, parts))
-        return replace(largest, allocated=kept.allocated)
-
-    def _overhead(self, workload: Workload, name: str, placement: Placement) -> AllocatorOverhead:
-        """Return the overhead of a named placement; read it if no micro-batch so far was this."""
-        key = self._overhead_key(workload, name)
-        if key not in self._overheads:
-            stored = self.store.find(OverheadProfile, key)
-            self._overheads[key] = {} if stored is None else stored.readings()
-        readings, micro_batch = self._overheads[key], workload.micro_batch
-        if micro_batch not in readings:
-            log = self._log(family_of(workload), name, placement)
-            update = self.update(workload) if _updates_weights(workload) else None
-            readings[micro_batch] = read_overhead(log, micro_batch, self.device, update)
-            self.store.keep(key, OverheadProfile.of(readings))
-        return readings[micro_batch]
-
-    def _log(self, family: Workload, name: str, placement: Placement) -> EventLog:
-        if (family, name) not in self._logs:
-            candidate = Candidate(workload=family, placement=placement)
-            self._keep_log(family, name, self._replay(candidate))
-        return self._logs[family, name]
-
-    def _keep_log(self, family: Workload, name: str, log: EventLog) -> None:
-        if len(self._logs) >= _MOST_LOGS:
-            del self._logs[next(iter(self._logs))]
-        self._logs[family, name] = log
-
     # -- keys of the store -------------------------------------------------------------------
 
     @property
-    def _kernels(self) -> tuple[object, ...]:
+    def kernels(self) -> tuple[object, ...]:
         """Properties of the device that decide which kernels run and how much they allocate."""
         on = multiprocessors(self.device)
         return self.device.compute_capability or (0, 0), on.count, on.threads
@@ -372,49 +285,7 @@ class FamilyProfiles:
         self, family: Workload, option: UnitOption, rank: int | None = None
     ) -> tuple[object, ...]:
         ranks = () if rank is None else (rank,)
-        return "option", family.to_json(), option.key, *ranks, self._target, *self._kernels
-
-    def _overhead_key(self, workload: Workload, name: str) -> tuple[object, ...]:
-        family = family_of(workload)
-        optimizer = workload.optimizer if _updates_weights(workload) else ""
-        text = json.dumps(family.to_json(), sort_keys=True)
-        # environment variables change the workspaces of cuBLAS
-        workspaces = workspaces_of(self.device)
-        return "overhead", text, optimizer, name, *self._kernels, *workspaces, configuration()
+        return "option", family.to_json(), option.key, *ranks, self._target, *self.kernels
 
     def _update_key(self, workload: Workload) -> tuple[object, ...]:
         return "update", update_family_of(workload).to_json(), workload.optimizer, self._target
-
-
-def read_overhead(
-    log: EventLog, micro_batch: int, device: DeviceSpec, update: UpdateProfile | None = None
-) -> AllocatorOverhead:
-    """Return the overhead of a replayed family at a micro-batch.
-
-    Args:
-        log: log of a family's step without an optimizer.
-        micro_batch: micro-batch to resize it to.
-        device: GPU of the replay.
-        update: profile of the optimizer's update; None to leave it out.
-    """
-    workspaces = workspaces_of(device)
-    allocator = CachingAllocator(AllocatorSettings.parse(configuration()))
-    resized = at_micro_batch(log, micro_batch, device)
-    if update is not None:
-        resized = with_update(resized, update)
-    run_steps(allocator, resized, steps=2, workspaces=workspaces)
-    live = resized.peak_bytes + workspace_bytes(resized, workspaces)
-    return AllocatorOverhead(
-        allocated=allocator.peak_allocated_bytes / live,
-        unused_bytes=allocator.peak_reserved_bytes - live,
-    )
-
-
-def _updates_weights(workload: Workload) -> bool:
-    """Return whether whole weights are trained, so that the optimizer's state is large."""
-    return known_kind(workload.method) == "full"
-
-
-def _alternating(units: Sequence[str]) -> Placement:
-    """Return the placement that recomputes every other unit."""
-    return Placement(dict.fromkeys(units[::2], Decision.RECOMPUTE))

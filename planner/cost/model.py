@@ -5,13 +5,15 @@ micro-batch and rank and added up under a placement. ``profiler.prediction.repor
 candidate itself to check it. The parts:
 
     family_profiles   replay a family once per unit option, or read it from the store
+    allocator_readings   reserved bytes of a placement on the model of the caching allocator
     unit_costs        evaluate the profile at a micro-batch and rank
     peak_tables       peak and recompute time of a placement, as array operations
     step_estimate     the same with workspaces, allocator overhead, CUDA context and energy
     workload_chain    the placement problem
     composed_report   a report with FLOPs and a table of units
 
-``estimate`` takes some microseconds once the family has been profiled, which takes seconds.
+``estimate`` takes some microseconds once the family has been profiled, which takes seconds, and
+some ten milliseconds if it reads the allocator.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from planner.cost.allocator_readings import RECOMPUTED
 from planner.cost.budget import AllocatorOverhead, live_budget, smallest_budget
 from planner.cost.composed_report import composed_report
-from planner.cost.family_profiles import RECOMPUTED, FamilyProfiles
+from planner.cost.family_profiles import FamilyProfiles
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.step_estimate import PreparedWorkload, StepEstimate, estimate_step
 from planner.cost.unit_costs import KeptCosts, OptionCosts, UnitCosts, unit_costs
@@ -59,6 +62,11 @@ from profiler.units import DeviceBytes, LiveBytes
 from profiler.workload import Candidate, Workload
 
 _NO_LOAD = np.zeros(LOAD_SUMS)
+
+NEAR_THE_BUDGET = 0.1
+"""Share of a budget by which the bytes without a reading of the allocator may miss it, for a
+reading to be made. Overheads by option differ from readings by up to 9 % of the device bytes
+(studies/unseen_models)."""
 
 _MOST_PLACEMENTS = 100_000
 """Placements of a family whose table positions are kept; with more, all are dropped."""
@@ -187,35 +195,57 @@ class CostModel:
 
     # -- prediction ----------------------------------------------------------------------------
 
-    def estimate(self, candidate: Candidate) -> StepEstimate:
-        """Estimate one optimizer step of a candidate."""
-        workload, placement = candidate.workload, candidate.placement
+    def estimate(
+        self, candidate: Candidate, budget_bytes: DeviceBytes | None = None
+    ) -> StepEstimate:
+        """Estimate one optimizer step of a candidate.
+
+        Args:
+            candidate: the candidate.
+            budget_bytes: budget that the device bytes are compared with. The caching allocator is
+                then read only if the bytes without that are near to it (``NEAR_THE_BUDGET``),
+                because it takes some ten milliseconds. None to read it.
+        """
+        workload = candidate.workload
         prepared = self._prepared.get(workload)
         if prepared is None:
             prepared = self._prepared[workload] = self._prepare_estimates(workload)
-        used: Collection[UnitOption] = (KEPT,)
-        if not placement.decisions:
-            live, recompute = prepared.tables[(KEPT,)].kept_bytes, _NO_LOAD
-        elif Decision.SEGMENT in placement.decisions.values():
-            live, recompute = self._chain_cost(candidate)
-            used = (KEPT, RECOMPUTED)
-        else:
-            indices = prepared.indices.get(placement)
-            if indices is None:
-                indices = self._table_indices(workload, placement, prepared.indices)
-            tables = prepared.tables.get(indices.options)
-            if tables is None:
-                costs = self.costs(workload, indices.options)
-                tables = prepared.tables[indices.options] = PeakTables.of(costs, indices.options)
-            live, recompute = tables.at(indices)
-            used = indices.used
-        return estimate_step(
+        live, recompute, used = self._composed(candidate, prepared)
+        estimate_with = partial(
+            estimate_step,
             prepared,
-            overhead=self._overhead(workload, frozenset(used)),
             live_bytes=live,
             recompute=recompute,
             accumulation=workload.accumulation,
         )
+        estimate = estimate_with(overhead=self._overhead(workload, used))
+        if not self.device.is_cuda or not _is_near(estimate.device_bytes, budget_bytes):
+            return estimate
+        options = self._options_by_unit(workload, candidate.placement)
+        reading = self.profiles.allocator.reading(workload, [*options.values()])
+        if reading is None:
+            return estimate
+        if workload.accumulation > 1:  # the reading has a single micro-batch
+            return estimate_with(overhead=reading.overhead)
+        return estimate.with_reading(reading, context_bytes=self._context_bytes)
+
+    def _composed(
+        self, candidate: Candidate, prepared: PreparedWorkload
+    ) -> tuple[float, Floats, frozenset[UnitOption]]:
+        """Return (live bytes at the peak, load of recomputation, options that units have)."""
+        workload, placement = candidate.workload, candidate.placement
+        if not placement.decisions:
+            return prepared.tables[(KEPT,)].kept_bytes, _NO_LOAD, frozenset((KEPT,))
+        if Decision.SEGMENT in placement.decisions.values():
+            return *self._chain_cost(candidate), frozenset((KEPT, RECOMPUTED))
+        indices = prepared.indices.get(placement)
+        if indices is None:
+            indices = self._table_indices(workload, placement, prepared.indices)
+        tables = prepared.tables.get(indices.options)
+        if tables is None:
+            costs = self.costs(workload, indices.options)
+            tables = prepared.tables[indices.options] = PeakTables.of(costs, indices.options)
+        return *tables.at(indices), indices.used
 
     def predict(self, candidate: Candidate, *, with_remarks: bool = True) -> Report:
         """Return the composed report of a candidate.
@@ -264,7 +294,7 @@ class CostModel:
             return None
         key = (workload, used)
         if key not in self._overheads:
-            self._overheads[key] = self.profiles.allocator_overhead(workload, used)
+            self._overheads[key] = self.profiles.allocator.overhead(workload, used)
         return self._overheads[key]
 
     def _table_indices(
@@ -415,6 +445,13 @@ class CostModel:
                 raise _in_device_bytes(error, budget_bytes, to_live) from error
         decisions = {unit: d for unit, d in placement.decisions.items() if unit != HEAD}
         return Candidate(workload=workload, placement=Placement(decisions), policy=choice)
+
+
+def _is_near(device_bytes: DeviceBytes, budget_bytes: DeviceBytes | None) -> bool:
+    """Return whether a reading can decide if a candidate fits; always without a budget."""
+    if budget_bytes is None:
+        return True
+    return abs(device_bytes - budget_bytes) <= NEAR_THE_BUDGET * budget_bytes
 
 
 def _in_device_bytes(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from planner.cost.budget import AllocatorOverhead
+from planner.cost.budget import AllocatorOverhead, AllocatorReading
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.unit_costs import UnitCosts
 from profiler.arrays import Floats
@@ -34,6 +34,20 @@ class StepEstimate:
     step_seconds: float | None
     energy_joules: float | None
     load: Floats | None = None
+
+    def with_reading(self, reading: AllocatorReading, *, context_bytes: int) -> StepEstimate:
+        """Return the estimate with bytes that were read from the model of the allocator.
+
+        Args:
+            reading: reading of the candidate's step.
+            context_bytes: CUDA context of the device.
+        """
+        return replace(
+            self,
+            peak_bytes=reading.allocated_bytes,
+            reserved_bytes=reading.reserved_bytes,
+            device_bytes=DeviceBytes(reading.reserved_bytes + context_bytes),
+        )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -54,7 +54,7 @@ class PointEvaluator:
         workload = point.workload
         self._prepare(workload)
         candidate = self._place(point)
-        step = self.cost.estimate(candidate)
+        step = self.cost.estimate(candidate, self.problem.budget_bytes)
         score = relative_score(
             model=workload.model,
             method=workload.method,

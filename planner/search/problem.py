@@ -43,8 +43,10 @@ class CostEstimator(Protocol):
     def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> object:
         """Profile the family of a workload."""
 
-    def estimate(self, candidate: Candidate) -> StepEstimate:
-        """Estimate one optimizer step of a candidate."""
+    def estimate(
+        self, candidate: Candidate, budget_bytes: DeviceBytes | None = None
+    ) -> StepEstimate:
+        """Estimate one optimizer step of a candidate; exactly if its bytes are near to a budget."""
 
     def learns_in_units(self, workload: Workload) -> bool:
         """Return whether backward runs through the units."""

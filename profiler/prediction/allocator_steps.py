@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from profiler.arrays import Ints, Mask
+from profiler.arrays import Floats, Ints, Mask
 from profiler.device_rules.caching_allocator import CachingAllocator
 from profiler.devices.table import CUBLAS_HANDLES
 from profiler.prediction.profile_records import UpdateProfile
@@ -89,23 +89,25 @@ def run_steps(
             else:
                 allocator.free(key)
                 alive.discard(key)
-        # survivors of the step (the loss) are replaced by those of the next
-        for key in alive:
-            allocator.free(key)
         # an update without an event of its own still has its state
         allocate(pending_state)
         pending_state = none_pending
+        # survivors of the step (the loss) are replaced by those of the next
+        for key in alive:
+            allocator.free(key)
     return replace(log, nbytes=np.array(granted, dtype=np.int64))
 
 
-def with_update(log: EventLog, update: UpdateProfile) -> EventLog:
+def with_update(log: EventLog, update: UpdateProfile, point: Floats) -> EventLog:
     """Return a step's log with the storages of an optimizer's update after it.
 
     Args:
         log: log of a step without an optimizer.
         update: profile of the update of the same parameters.
+        point: [4] the monomials (``terms``).
     """
-    nbytes, birth, death = update.blocks.T
+    nbytes = np.rint(update.sizes @ point).astype(np.int64)
+    birth, death = update.spans.T
     ticks, end = log.ticks, log.ticks + int(update.ticks)
     count = len(nbytes)
 

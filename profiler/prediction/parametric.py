@@ -70,6 +70,7 @@ from profiler.prediction.profile_records import (
     partial_sum_bytes,
     terms,
 )
+from profiler.prediction.step_storages import StepStorages
 from profiler.records import OWNERS
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.unit_spans import first_spans, phase_spans
@@ -158,8 +159,8 @@ def profile_option(
     device: DeviceSpec,
     *,
     rank: int | None = None,
-) -> tuple[OptionProfile, list[EventLog]]:
-    """Replay a family under one placement; return its profile and the logs of the probes.
+) -> OptionProfile:
+    """Replay a family under one placement and return its profile.
 
     Args:
         family: a result of ``family_of``.
@@ -173,7 +174,7 @@ def profile_option(
     """
     probes = _probes(family) if rank is None else [family.replace(rank=rank)]
     logs = [replayer(Candidate(workload=workload, placement=placement)) for workload in probes]
-    return _option_profile(logs, device), logs
+    return _option_profile(logs, device)
 
 
 def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> UpdateProfile:
@@ -196,12 +197,12 @@ def profile_update(family: Workload, optimizer: str, replayer: Replayer) -> Upda
     # a single line instead of an envelope: the tick with the largest sum over the grid
     highest = temporary[np.argmax((temporary @ _GRID).sum(axis=1))]
     chosen = (log.birth > 0) | (log.owner == state_code)  # neither parameters nor gradients
-    blocks = np.stack([log.nbytes, log.birth, log.death], axis=1)[chosen]
     return UpdateProfile(
         state=state,
         temporary=highest,
         work=_work(logs).of(Phase.OPTIMIZER),
-        blocks=blocks.astype(np.int64),
+        sizes=sizes[chosen],
+        spans=np.stack([log.birth, log.death], axis=1)[chosen],
         ticks=np.array(log.ticks),
     )
 
@@ -364,6 +365,7 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
         boundary=_coefficients([np.array(each.boundary_bytes) for each in logs]),
         reductions=np.array([astuple(r) for r in log.reductions], dtype=np.int64).reshape(-1, 5),
         work=_work(logs),
+        steps=StepStorages.of(log, sizes),
     )
 
 

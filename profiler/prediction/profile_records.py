@@ -15,6 +15,7 @@ import numpy.typing as npt
 from profiler.arrays import Floats, Ints, Mask
 from profiler.device_rules.cuda_reductions import Reduction
 from profiler.devices.table import DeviceSpec, multiprocessors
+from profiler.prediction.step_storages import StepStorages
 from profiler.replay.event_log import Phase
 from profiler.timing.kernel_rates import KernelRates
 from profiler.timing.roofline import Rates
@@ -157,6 +158,7 @@ class OptionProfile:
         boundary: [units, 4] bytes of the unit's output.
         reductions: [reductions, 5] fields of each ``Reduction``.
         work: the operations of the step.
+        steps: the storages of the step, for the caching allocator.
     """
 
     base: Floats
@@ -170,6 +172,7 @@ class OptionProfile:
     boundary: Floats
     reductions: Ints
     work: Work
+    steps: StepStorages
 
     def partial_sums(self, micro_batch: int, device: DeviceSpec) -> Floats:
         """Return [reductions + 1] bytes of each reduction's partial sums, then a 0."""
@@ -201,15 +204,16 @@ class UpdateProfile:
         state: [4] bytes of the optimizer's state, alive through the whole step.
         temporary: [4] highest extra bytes of the update, above parameters, gradients and state.
         work: operations of the update.
-        blocks: [storages, 3] bytes, birth and death of the state (birth 0) and the temporaries, in
-            ticks of the update; at the rank of the first probe.
+        sizes: [storages, 4] bytes of the state and of the temporaries.
+        spans: [storages, 2] their births (0 for the state) and deaths, in ticks of the update.
         ticks: length of the update.
     """
 
     state: Floats
     temporary: Floats
     work: Work
-    blocks: Ints
+    sizes: Floats
+    spans: Ints
     ticks: Ints
 
 

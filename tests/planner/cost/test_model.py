@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planner.cost.family_profiles import RECOMPUTED, FamilyProfiles
+from planner.cost.allocator_readings import RECOMPUTED
+from planner.cost.family_profiles import FamilyProfiles
 from planner.cost.model import CostModel
 from planner.placement.policies import POLICIES
 from profiler.device_rules.caching_allocator import (
@@ -216,7 +217,7 @@ def test_the_overhead_of_a_uniform_placement_is_that_of_its_replay(
     run_steps(allocator, log, steps=2, workspaces=workspaces)
     live = log.peak_bytes + workspace_bytes(log, workspaces)
     used = {"none": KEPT, "static": RECOMPUTED, "cheap": WholeUnit(Decision.DROP_CHEAP)}[policy]
-    found = priced.profiles.allocator_overhead(load, [used])
+    found = priced.profiles.allocator.overhead(load, [used])
     assert found.unused_bytes == allocator.peak_reserved_bytes - live
     assert found.allocated == allocator.peak_allocated_bytes / live
 
@@ -225,12 +226,12 @@ def test_overheads_at_all_micro_batches_are_kept_in_the_store(tmp_path: Path) ->
     load = Workload(model="test_vit", image_size=32, micro_batch=16)
     store, device = Store(tmp_path), device_spec("rtx-3060")
     fresh = FamilyProfiles(device, Store.in_memory())
-    expected = {b: fresh.allocator_overhead(load.replace(micro_batch=b)) for b in (5, 16, 24)}
+    expected = {b: fresh.allocator.overhead(load.replace(micro_batch=b)) for b in (5, 16, 24)}
     FamilyProfiles(device, store).prepare_units(load, micro_batches={5})
-    FamilyProfiles(device, store).allocator_overhead(load.replace(micro_batch=24))
+    FamilyProfiles(device, store).allocator.overhead(load.replace(micro_batch=24))
     again = FamilyProfiles(device, store)
     again._replay = None  # type: ignore[method-assign, assignment]
-    found = {b: again.allocator_overhead(load.replace(micro_batch=b)) for b in expected}
+    found = {b: again.allocator.overhead(load.replace(micro_batch=b)) for b in expected}
     assert found == expected
 
 
@@ -238,7 +239,7 @@ def test_a_mixed_placement_has_at_least_the_overhead_of_each_of_its_options() ->
     """The alternating placement of RepVGG reserves a third more than it uses."""
     priced = CostModel(device_spec("rtx-3060"))
     load = Workload(model="repvgg_a0", micro_batch=96, precision="bf16", num_classes=10)
-    overhead = priced.profiles.allocator_overhead
+    overhead = priced.profiles.allocator.overhead
     kept, recomputed = overhead(load, [KEPT]), overhead(load, [RECOMPUTED])
     mixed = overhead(load, [KEPT, RECOMPUTED])
     assert mixed.unused_bytes > max(kept.unused_bytes, recomputed.unused_bytes)

@@ -55,7 +55,7 @@ def test_profiles_made_in_parallel_equal_those_made_in_turn_and_need_no_replay(
     )
     in_turn = CostModel(device_spec(DEVICE))
     expected = {workload: in_turn.costs(workload, COMMON_OPTIONS) for workload in WORKLOADS}
-    overheads = {w: in_turn.profiles.allocator_overhead(w) for w in WORKLOADS}
+    overheads = {w: in_turn.profiles.allocator.overhead(w) for w in WORKLOADS}
 
     def replay(*_: object, **__: object) -> None:
         raise AssertionError("replayed again")
@@ -71,7 +71,7 @@ def test_profiles_made_in_parallel_equal_those_made_in_turn_and_need_no_replay(
                 numbers.backward[option], expected[workload].backward[option]
             )
         assert numbers.base_bytes == expected[workload].base_bytes
-        assert again.profiles.allocator_overhead(workload) == overheads[workload]
+        assert again.profiles.allocator.overhead(workload) == overheads[workload]
 
 
 def test_what_is_stored_is_left_alone(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ class ToyCosts:
             raise UsageError(f"{workload.method} is refused")
         self.prepared.append(workload)
 
-    def estimate(self, candidate: Candidate) -> StepEstimate:
+    def estimate(
+        self, candidate: Candidate, budget_bytes: DeviceBytes | None = None
+    ) -> StepEstimate:
         self.priced.append(candidate)
         load = candidate.workload
         learned = WEIGHTS.get(load.method, 0) + 2 * (load.rank or 0)

@@ -24,7 +24,7 @@ from profiler.running.time_limit import START_SECONDS
 from profiler.store import Store
 from profiler.timing.roofline import Rates
 from profiler.training_step import Batch
-from profiler.units import MIB
+from profiler.units import MIB, DeviceBytes
 from profiler.workload import Candidate, Workload
 
 SMALL = Workload(model="mobilenetv2_035", micro_batch=4, image_size=64, num_classes=10)
@@ -84,7 +84,9 @@ def test_with_a_cost_model_each_placement_needs_less_and_costs_more() -> None:
 
 def test_where_the_cost_model_cannot_say_the_fixed_ones_are_taken() -> None:
     class Mute(CostModel):
-        def estimate(self, candidate: Candidate) -> StepEstimate:
+        def estimate(
+            self, candidate: Candidate, budget_bytes: DeviceBytes | None = None
+        ) -> StepEstimate:
             raise MemoryError
 
     units = CostModel(CPU, Store.default()).profiles.units(SMALL)

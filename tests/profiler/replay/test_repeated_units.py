@@ -147,7 +147,7 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
     told, true = of_three_units(given), whole(given)
     assert told is not None
     assert told.peak_bytes == true.peak_bytes
-    profiles = [
+    first, second = (
         profile_option(
             given.workload.replace(rank=None),
             given.placement,
@@ -155,8 +155,7 @@ def test_the_profile_is_that_of_a_whole_step_under_autocast(method: str, option:
             GPU,
         )
         for log in (told, true)
-    ]
-    (first, _), (second, _) = profiles
+    )
     for name in ("base", "stored", "cached", "gradients", "boundary"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
     for name in ("forward", "backward", "accumulating", "head"):
