@@ -304,10 +304,10 @@ def _described(kinds: Sequence[type]) -> dict[str, Any]:
     return schema
 
 
-def write_schemas(folder: Path = FOLDER) -> None:
+def write_schemas() -> None:
     """Write every schema to its file."""
     for name, schema in json_schemas().items():
-        (folder / name).write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
+        (FOLDER / name).write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -140,17 +140,17 @@ class Page:
         """Print a line without wrapping, so that it can be copied."""
         self._console.print(Text(f"{' ' * INDENT}{text}"), soft_wrap=True)
 
-    def sentences(self, lines: Iterable[str], *, style: str = "") -> None:
+    def sentences(self, lines: Iterable[str]) -> None:
         """Print each sentence as a wrapped paragraph with a dash."""
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for line in lines:
-            table.add_row("-", Text(line, style=style))
+            table.add_row("-", Text(line))
         self.block(table)
 
 
-def show_table(columns: Sequence[Column], console: Console, *, keys: int = 1) -> None:
+def show_table(columns: Sequence[Column], console: Console) -> None:
     """Print a list.
 
     Raises:
@@ -159,4 +159,4 @@ def show_table(columns: Sequence[Column], console: Console, *, keys: int = 1) ->
     page = Page(console)
     if not columns or not columns[0].cells:
         raise InputError("there is nothing to list")
-    page.block(*tables(columns, keys=keys, width=page.width))
+    page.block(*tables(columns, keys=1, width=page.width))

@@ -28,11 +28,11 @@ class BudgetWatch:
 
     Args:
         plan: the plan that is trained.
-        read_peaks: returns the peaks; None for those of PyTorch's CUDA allocator, if CUDA is used.
     """
 
-    def __init__(self, plan: Plan, read_peaks: Callable[[], Peaks] | None = None) -> None:
-        self._plan, self._read = plan, read_peaks
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._read: Callable[[], Peaks] | None = None
         self._steps = 0
         self._seconds = 0.0
         self._step_began: float | None = None

@@ -110,7 +110,7 @@ def backbone_facts() -> Mapping[str, BackboneFacts]:
     return found
 
 
-def shortlist(budget_bytes: int, length: int = SHORTLIST_LENGTH) -> list[str]:
+def shortlist(budget_bytes: int) -> list[str]:
     """Return the backbones to compare within a budget, the most accurate first.
 
     Each can be trained within the budget, fully or by an efficient method, and no other backbone
@@ -118,7 +118,6 @@ def shortlist(budget_bytes: int, length: int = SHORTLIST_LENGTH) -> list[str]:
 
     Args:
         budget_bytes: budget in device bytes.
-        length: largest number of backbones.
 
     Raises:
         UsageError: none of the well-known backbones fits.
@@ -143,7 +142,7 @@ def shortlist(budget_bytes: int, length: int = SHORTLIST_LENGTH) -> list[str]:
         )
     ]
     front.sort(key=lambda each: -each.top1)
-    return [each.model for each in front[:length]]
+    return [each.model for each in front[:SHORTLIST_LENGTH]]
 
 
 def other_backbone(model: str, *, budget_bytes: int) -> OtherBackbone | None:

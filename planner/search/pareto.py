@@ -35,6 +35,9 @@ Direction = Literal["maximize", "minimize"]
 Costs = tuple[float, ...]
 """The objectives of a point, each turned so that smaller is better."""
 
+REFERENCE_MARGIN = 0.1
+"""Share of an objective's range by which the reference point is worse than every point."""
+
 
 # ---- the front ---------------------------------------------------------------------------------
 
@@ -112,15 +115,16 @@ def hypervolume(
 
 
 def reference_point(
-    points: Sequence[Sequence[float]], *, directions: Sequence[Direction], margin: float = 0.1
+    points: Sequence[Sequence[float]], *, directions: Sequence[Direction]
 ) -> tuple[float, ...]:
-    """Return the worst value of each objective, made worse by a margin.
+    """Return the worst value of each objective, made worse by ``REFERENCE_MARGIN`` of its range.
+
+    If all points share a value, the margin is taken of that value, so that the volume does not
+    vanish.
 
     Args:
         points: [candidates, objectives], at least one.
         directions: [objectives] ``maximize`` or ``minimize``.
-        margin: fraction of the range of an objective over the points. If all points share a value,
-            the fraction is taken of that value, so that the volume does not vanish.
 
     Raises:
         UsageError: there are no points.
@@ -131,7 +135,7 @@ def reference_point(
     reference = []
     for column, direction in zip(zip(*costs, strict=True), directions, strict=True):
         worst, extent = max(column), max(column) - min(column)
-        cost = worst + margin * (extent or abs(worst) or 1.0)
+        cost = worst + REFERENCE_MARGIN * (extent or abs(worst) or 1.0)
         reference.append(cost if direction == "minimize" else -cost)
     return tuple(reference)
 

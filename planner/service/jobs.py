@@ -35,6 +35,9 @@ from profiler.running.sandbox import run_in_process
 
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 
+QUESTION_SECONDS = 900.0
+"""Time after which a question is stopped."""
+
 _defects = logging.getLogger(__name__)
 
 
@@ -96,7 +99,6 @@ class Jobs:
         root: folder of all questions.
         at_once: number of questions that run at the same time.
         most_waiting: number of questions that may wait.
-        limit_seconds: time after which a question is stopped.
         page_writer: see ``QuestionInFolder``.
     """
 
@@ -106,11 +108,10 @@ class Jobs:
         *,
         at_once: int = 1,
         most_waiting: int = 16,
-        limit_seconds: float = 900.0,
         page_writer: str | None = None,
     ) -> None:
         self._page_writer = page_writer
-        self._root, self._most_waiting, self._limit = root, most_waiting, limit_seconds
+        self._root, self._most_waiting = root, most_waiting
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
         self._change = threading.Condition()
@@ -231,7 +232,7 @@ class Jobs:
                     question=job.question, folder=str(folder), page_writer=self._page_writer
                 ),
                 AnswerText,
-                timeout_seconds=self._limit,
+                timeout_seconds=QUESTION_SECONDS,
                 on_progress=report,
                 cancelled=job.cancelled,
             )

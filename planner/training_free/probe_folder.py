@@ -125,7 +125,6 @@ def train_probe(
     weights: Path | None = None,
     pretrained: bool = True,
     device: str = "cpu",
-    features_folder: Path | None = None,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> FittedProbe:
     """Fit the linear probe of a plan and save it in a folder.
@@ -138,7 +137,6 @@ def train_probe(
         pretrained: try to load timm's pretrained weights.
         device: ``cpu``, where features are computed in fp32, or ``cuda``, where the plan's type is
             used.
-        features_folder: folder of cached features; None for the user's.
         on_progress: called with (activity, fraction done).
 
     Raises:
@@ -153,7 +151,6 @@ def train_probe(
         weights=weights,
         pretrained=pretrained,
         forward=feature_forward(device, dtype=plan.candidate.dtype, batch=plan.candidate.batch),
-        folder=features_folder,
         on_progress=on_progress,
     )
     began = time.perf_counter()
@@ -195,7 +192,6 @@ def evaluate_probe(
     part: Part = "test",
     weights: Path | None = None,
     device: str = "cpu",
-    features_folder: Path | None = None,
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> TrainedEvaluation:
     """Return the accuracy of a saved probe on a part of a data set.
@@ -207,7 +203,6 @@ def evaluate_probe(
         weights: present place of the backbone's weights; None for the recorded place.
         device: ``cpu``, where features are computed in fp32, or ``cuda``, where the type of the fit
             is used.
-        features_folder: folder of cached features; None for the user's.
         on_progress: called with (activity, fraction done).
 
     Raises:
@@ -225,7 +220,6 @@ def evaluate_probe(
         weights=place,
         pretrained=fitted.weights.get("kind") == "pretrained",
         forward=feature_forward(device, dtype=fitted.dtype, batch=fitted.batch),
-        folder=features_folder,
         on_progress=on_progress,
     )
     _check_origin(found.weights, fitted)

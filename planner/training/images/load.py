@@ -60,12 +60,11 @@ def load_data(
     return read_folder(spec, input_format, seed)
 
 
-def obtain_data(spec: str, *, data_root: Path | None = None) -> None:
+def obtain_data(spec: str) -> None:
     """Check that the images of a data set or folder are here; download those that can be.
 
     Args:
         spec: name of a data set, or a folder.
-        data_root: see ``load_data``.
 
     Raises:
         InputError: the files are missing and cannot be downloaded.
@@ -76,7 +75,7 @@ def obtain_data(spec: str, *, data_root: Path | None = None) -> None:
         folder_of(spec)
         return
     data, variant = named
-    data.obtain(data_root if data_root is not None else default_data_root(), variant)
+    data.obtain(default_data_root(), variant)
 
 
 def default_data_root() -> Path:
