@@ -212,7 +212,7 @@ HOST_OPTIONS: tuple[UnitOption, ...] = (
     _WHOLE[Decision.OFFLOAD],
     _WHOLE[Decision.RECOMPUTE_FROM_HOST],
 )
-"""Options of every unit that use the host's memory; a policy must ask for them."""
+"""Options of every unit that use the host's memory; only some policies use them."""
 
 ALL_LAYERS = RecomputeLayers(None, Decision.DROP_PER_USE)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def calibrate(*, device: str, no_cells: bool, as_json: bool, progress: ProgressKind | None) -> None:
     """Time short training steps, to correct predictions here.
 
-    It takes a few minutes, and wants a machine that does nothing else: cells whose rounds differ by
+    It takes a few minutes, and needs a machine that does nothing else: cells whose rounds differ by
     more than 10 %, or whose threads waited for a processor, are dropped. Exit codes: 4 the cache
     folder cannot be written, 6 all were dropped, or none ran.
     """

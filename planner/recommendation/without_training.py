@@ -18,7 +18,7 @@ from profiler.models.frozen.catalogue import frozen_models
 from profiler.store import Store
 
 SETTING = "BUDGETPLAN_TRAINING_FREE"
-"""Environment variable; ``0`` lists no models unless a request wants them."""
+"""Environment variable; ``0`` lists no models unless an option requests them."""
 
 LARGER = 2.0
 """Ratio of parameters from which a note compares the sizes of the models."""

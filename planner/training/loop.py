@@ -287,7 +287,7 @@ class TrainingLoop:
     def _epochs_without_gain(self) -> int:
         """Return the number of whole epochs after that of the highest accuracy.
 
-        Epochs before a resume with another length do not count: it asks for further ones.
+        Epochs before a resume with another length do not count: it requests further ones.
         """
         highest = self._highest_reading()
         if highest is None:

@@ -78,7 +78,7 @@ def schedule_of(
 ) -> LambdaLR:
     """Return the learning-rate schedule of a plan's recipe.
 
-    A method with a schedule of its own (AdaLoRA) is told the number of steps.
+    A method with a schedule of its own (AdaLoRA) gets the number of steps.
     """
     if total_steps < 1:
         raise UsageError(f"total_steps must be positive, got {total_steps!r}")

@@ -12,7 +12,7 @@
                       recomputed only once. The input is kept instead if the model changes it
                       between the two units, or if the unit before saved nothing (a frozen prefix).
     offload           Tensors that the unit saves are copied to the host's memory, and back when its
-                      backward asks for them (``host_memory.py``).
+                      backward needs them (``host_memory.py``).
     recompute-from-host  As recompute, and the unit's input waits in the host's memory.
     cheap             Calls of norms, activation functions, dropout and copies inside the unit are
                       recomputable (``cheap_ops.py``).

@@ -1,7 +1,7 @@
 """Tensors of a unit that wait in the host's memory between forward and backward.
 
     SavedOnHost        decision offload: tensors are copied to the host as a unit saves them for
-                       backward, and back as backward asks for them
+                       backward, and back when backward needs them
     OffloadedInput     the input of a unit with decision recompute-from-host
     host_work          the copy under way, for a recorder
 

@@ -152,9 +152,9 @@ def load_backbone(
 
 
 def _classifier_sums(backbone: nn.Module) -> list[float]:
-    """Return the sum of each classifier's last weight, which tells random from loaded values.
+    """Return the sum of each classifier's last weight.
 
-    A copy of the tensors would need their memory again.
+    Loading changes the sum of a weight. A copy of the tensors would need their memory again.
     """
     sums = []
     for head in backbones.classifiers(backbone):

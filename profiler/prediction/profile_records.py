@@ -181,7 +181,7 @@ class OptionProfile:
 
     @property
     def recompute_work(self) -> Work:
-        """The operations of recomputation; the search asks for them at every micro-batch."""
+        """The operations of recomputation; the search needs them at every micro-batch."""
         known = _RECOMPUTE_WORK.get(self)
         if known is None:
             known = _RECOMPUTE_WORK[self] = self.work.of(Phase.RECOMPUTE)

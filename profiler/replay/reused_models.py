@@ -74,10 +74,10 @@ def _model_of(workload: Workload) -> Workload:
 
 @contextmanager
 def reused_model(workload: Workload) -> Iterator[ReplayModel]:
-    """Lend the model of a workload.
+    """Yield the model of a workload, and keep it for the next replay.
 
-    It is not lent again after an error, or once its method has state between steps: AdaLoRA's
-    importances, from which the next replay would go on.
+    It is not kept after an error, or if its method has state between steps: AdaLoRA's importances,
+    from which the next replay would go on.
     """
     key = _model_of(workload)
     model = _models.pop(key, None) or ReplayModel.of(workload)

@@ -78,7 +78,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether a file is an image by its suffix, or by its content if that tells nothing."""
+    """Return whether a file is an image: by its suffix, or without a known one by its content."""
     suffix = path.suffix.lower()
     if suffix in image_suffixes():
         return True
