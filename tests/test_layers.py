@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -176,6 +177,20 @@ def test_a_folder_has_at_most_twenty_entries_at_the_top() -> None:
             if path.suffix == ".py" or any(path.glob("*.py"))  # data files do not count
         }
         assert len(entries - {"__init__.py"}) <= 20
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "planner.recommendation", "planner.search", "planner.training", "profiler.checkpointing",
+        "profiler.replay", "profiler.timing",
+    ],
+)  # fmt: skip
+def test_the_map_of_a_large_package_names_each_of_its_modules(package: str) -> None:
+    folder = MODULES[package].parent
+    text = ast.get_docstring(ast.parse(MODULES[package].read_text(encoding="utf-8")))
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"\w+", text or "")) == set()
 
 
 def test_the_core_is_imported_without_heavy_packages() -> None:

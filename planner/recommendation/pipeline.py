@@ -6,29 +6,6 @@
 Each stage checks the one before it. The search composes estimates, the replay checks the named rows
 that are selected from them, and a real run checks the best replayed ones. A candidate that exceeds
 the budget in a later stage is dropped, and the answer lists it.
-
-    request.py        the request
-    search_backbones.py  the search stage, for one or several backbones
-    replay_front.py   the replay stage
-    rehearse_front.py the rehearsal stage: PyTorch's CUDA code on an emulated GPU
-    probe_front.py    the probe stage: short trainings on the user's images, if requested
-    real_runs.py      the validation stage
-    ranking.py        the rules that rank candidates within the budget
-    named_rows.py     the rows of the answer
-    build_entry.py    the plan of a candidate, with accuracy and scores
-    choose.py         the recommended entry and the reason
-    method_reason.py  the reason by published comparisons of methods
-    choose_by_probe.py  the same, by a probe
-    after_probe.py    the rows of the answer, chosen anew after a probe
-    rate_test.py      the learning-rate test of the recommended plan
-    limits.py         limits of accuracy, duration and energy
-    alternatives.py   the named rows beside it
-    smaller_images.py the same on smaller images
-    notes.py          the notes of the answer
-    answer.py         the answer
-    study_note.py     the notes of its study
-    infeasible.py     the error when nothing fits
-    without_training.py  published models that need no fine-tuning
 """
 
 from __future__ import annotations

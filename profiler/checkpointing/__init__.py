@@ -8,5 +8,7 @@ function_call.py     recomputable call of a torch function
 cheap_ops.py         which calls inside a unit are recomputed (selective recomputation)
 cheap_functions.py   torch functions that are cheap to recompute
 output_table.py      recognises the output of a recomputable call among saved tensors
+host_memory.py       tensors of a unit that wait in the host's memory
+host_optimizer.py    optimizer whose state waits in the host's memory
 forward_state.py     random generators, autocast and BatchNorm as they were in forward
 """
