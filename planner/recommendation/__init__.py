@@ -6,7 +6,7 @@ Request:
 
     build_request, request           checked arguments
     several_backbones                several backbones in one request
-    data_facts, image_size, objective, lever_choice   parts of it
+    data_facts, image_size, objective, lever_choice   single arguments
 
 Stages:
 
@@ -16,7 +16,7 @@ Stages:
     probe_front, probe_run_order, after_probe   short trainings, and the rows chosen by them
     rehearse_front    rows on an emulated GPU
     real_runs         rows for a few steps under the budget
-    rate_test         learning rate of the recommended plan
+    tested_rate       learning rate of the recommended plan
     run_limits        time limits of these runs
     checks            records between the stages
 

@@ -34,7 +34,6 @@ from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe_front
 from planner.recommendation.ranking import Question
-from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.rehearse_front import rehearse_front
 from planner.recommendation.replay_front import replay_front
@@ -43,6 +42,7 @@ from planner.recommendation.search_backbones import search_backbones
 from planner.recommendation.several_backbones import with_backbone_reason
 from planner.recommendation.smaller_images import with_smaller_images
 from planner.recommendation.study_note import annotate
+from planner.recommendation.tested_rate import with_tested_rate
 from planner.recommendation.without_training import (
     best_without_training,
     list_training_free,

@@ -1,6 +1,6 @@
 """Runs an order in the sandbox: a validation, a measurement or a probe.
 
-    run_order     any of them
+    run_order     any order
     run_for_real  a validation: a few training steps under a budget
 
 A validation on a CPU in place of the planned GPU compares the measured peak with a replay of the

@@ -16,7 +16,7 @@ times a coefficient of the kernel's class:
     launch     kernels launched
     moved      bytes that a copy moves between host and device / bandwidth of the link between them,
                or that an update on the host touches / its rate
-    latency    such copies and operations, each of which takes a least time
+    latency    such copies and operations, which take a least time each
 
 A backward convolution is two matrix products (*first*: the input's gradient, *second*: the
 weight's). ``kernel_terms`` computes [operations, SLOTS] quantities, ``slot_keys`` the coefficient

@@ -185,7 +185,7 @@ class _Run:
     """Steps of a model of equal blocks, with and without recomputation.
 
     Args:
-        block: one block; the model has copies of it.
+        block: block that the model is built from, by copies.
         x: input of a step.
         decision: decision for all blocks.
         caches: fills the caches.

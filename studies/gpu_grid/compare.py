@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 from backbone_kinds import backbone_kind
 from calibration_fit import CalibrationRun, fit_calibration, work_of
-from cells import CAP_BYTES, Cell, brim_families, largest_fitting
-from run import EXPANDABLE, units_of
+from cells import CAP_BYTES, EXPANDABLE, Cell, brim_families, largest_fitting, units_of
 
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,

@@ -32,11 +32,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cells import CAP_BYTES, NEAR_CAP, Cell, grid
+from cells import CAP_BYTES, EXPANDABLE, NEAR_CAP, Cell, grid, units_of
 
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
@@ -51,7 +50,6 @@ TRACED = 48
 BRIM_EVERY = 6
 """After so many cells of the grid comes one that just fits the cap, or just does not."""
 SHARES = {"grid": 0.76, "expandable": 0.10, "fresh": 0.14}
-EXPANDABLE = "expandable_segments:True"
 FRESH: Sequence[tuple[Workload, int | None]] = (
     (Workload(model="vit_s", method="lora", micro_batch=32, precision="bf16"), None),
     (Workload(model="resnet18", method="full", micro_batch=32), CAP_BYTES),
@@ -169,16 +167,6 @@ class Cuda(Machine):
 
 
 # -- one cell ------------------------------------------------------------------------------------
-
-
-@cache
-def units_of(model: str, image_size: int) -> tuple[str, ...]:
-    """Return the backbone's units, which no method changes."""
-    from profiler.models import backbones
-    from profiler.models.checkpointable_units import find_units
-
-    built = backbones.build(model, num_classes=10, image_size=image_size, device="meta")
-    return find_units(built)
 
 
 def measure_cell(cell: Cell, machine: Machine, *, traced: bool = False) -> dict[str, Any]:

@@ -182,10 +182,10 @@ def test_a_broken_promise_is_named():
 
 def test_made_up_results_are_found_again(tmp_path: Path):
     """Bytes 4 % above the replay's, time three times the roofline: the comparison says so."""
-    from cells import Cell
+    from cells import Cell, units_of
     from compare import compare, predict_row
     from probes import replay_probe
-    from run import Book, collect, encode_history, units_of
+    from run import Book, collect, encode_history
 
     book = Book(tmp_path / "grid.jsonl")
     book.write("environment", {"gpu": "made up", "device": "h200", "context_bytes": 1})

@@ -24,9 +24,9 @@ from planner.recommendation.choose_by_probe import choose_by_probe, preferred
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.pipeline import recommend
 from planner.recommendation.probe_front import final_recipe, probe_front
-from planner.recommendation.rate_test import with_tested_rate
 from planner.recommendation.request import Limits, Request
 from planner.recommendation.several_backbones import request_for_backbones
+from planner.recommendation.tested_rate import with_tested_rate
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.probe_storage import append_probe_run, read_probe_runs
 from planner.search.space import SearchedMethod, Space
