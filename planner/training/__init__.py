@@ -7,10 +7,10 @@ Training (``budgetplan train``):
     choose_recipe, resolve_recipe    the default recipe; the plan's, with the caller's changes
     rate_schedule, parameter_groups  learning rate and weight decay
     zero_classifier   a new classifier begins with zeros
-    checkpoints, history, run_files, output_folder, loggers   what a training writes
+    checkpoints, history, run_files, output_folder, loggers   files of a training
     interrupt         Ctrl-C
     active_placement, oom_fallback, adaptive_rule   placement during a training
-    run_options, training_device, plan_check        what a run begins with
+    run_options, training_device, plan_check        options and checks of a run
     images/           labelled images
 
 Use of a trained model:

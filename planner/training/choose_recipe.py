@@ -11,9 +11,9 @@ in four epochs, and 93.9 % from zero (``studies/recipes``).
 
 Learning rates are AdamW's for about 32 images per step. Those of convolutional backbones were
 compared on EfficientNet-Lite0 (``studies/recipes``): three times as much diverges for ``full`` and
-``lora``. Those of other backbones are published ones and were not tried, because no pretrained
-weights of them were at hand. Random weights have
-rates of their own, compared on digits at 64 px with random ViT-S and ResNet-18.
+``lora``. Those of transformers are published ones and ones that were compared on two small nets
+(``studies/transformer_rates``), since no package holds pretrained weights of a large one. Random
+weights have rates of their own, compared on digits at 64 px with random ViT-S and ResNet-18.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def _tried(method: str) -> str:
     return f"near the best of the rates tried for {method} on EfficientNet-Lite0 (studies/recipes)"
 
 
+def _tried_on_letters(method: str) -> str:
+    return f"near the best of the rates tried for {method} (studies/transformer_rates)"
+
+
 RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
     ("convolutional", "full"): _Rate(5e-4, _tried("full")),
     ("convolutional", "affine"): _Rate(1e-2, _tried("bn_head and bitfit")),
@@ -55,20 +59,25 @@ RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
     ("convolutional", "added"): _Rate(5e-3, "the rate of low-rank methods; not tried"),
     ("convolutional", "head"): _Rate(1e-2, _tried("head")),
     ("normalised by layer", "full"): _Rate(
-        1e-4,
-        "AdamW with layer decay, as in BEiT (arXiv 2106.08254) and MAE (2111.06377)",
+        3e-4,
+        "AdamW with layer decay, as in BEiT (arXiv 2106.08254) and MAE (2111.06377), scaled by the "
+        "root of the batch size (2205.10287)",
         head_ratio=10.0,
     ),
-    ("normalised by layer", "affine"): _Rate(1e-3, PUBLISHED_1E_3),
+    ("normalised by layer", "affine"): _Rate(1e-2, _tried_on_letters("bitfit and ssf")),
     ("normalised by layer", "low rank"): _Rate(1e-3, PUBLISHED_1E_3),
-    ("normalised by layer", "added"): _Rate(1e-3, PUBLISHED_1E_3),
-    ("normalised by layer", "head"): _Rate(
-        1e-2, "the rate of the convolutional backbones' linear probe; not tried on this kind"
-    ),
+    ("normalised by layer", "added"): _Rate(3e-3, _tried_on_letters("adaptformer")),
+    ("normalised by layer", "head"): _Rate(1e-2, _tried_on_letters("head")),
 }
 
 TRIED_RANK = 8
 """Rank of the low-rank methods whose rates were tried or published."""
+
+TRIED_WIDTH = 384
+"""Width of the narrowest transformer whose rates were published: ViT-S and Vim-S."""
+
+WIDTH_METHODS: frozenset[MethodKind] = frozenset({"full", "low rank", "added", "head"})
+"""Kinds of methods that train matrices of the backbone's width."""
 
 LAYER_DECAY = 0.75
 """Layer decay of full training, that of BEiT-B (arXiv 2106.08254, table 9 of the appendix)."""
@@ -137,7 +146,7 @@ def default_recipe(
     if is_random:
         rate = _random_weights_rate(workload, kind)
     else:
-        rate = _of_rank(RATES[kind, method], workload, method)
+        rate = _of_width(_of_rank(RATES[kind, method], workload, method), backbone, kind, method)
     return Recipe(
         learning_rate=rate.value * _optimizer_factor(workload),
         head_rate_ratio=1.0 if is_random else rate.head_ratio,
@@ -170,6 +179,22 @@ def _of_rank(rate: _Rate, workload: Workload, method: MethodKind) -> _Rate:
         rate,
         value=rate.value * math.sqrt(TRIED_RANK / rank),
         source=f"{rate.source}, divided by the root of rank / {TRIED_RANK} (arXiv 2312.03732)",
+    )
+
+
+def _of_width(rate: _Rate, backbone: nn.Module, kind: BackboneKind, method: MethodKind) -> _Rate:
+    """Return the rate for the width of a backbone that is narrower than ``TRIED_WIDTH``.
+
+    Adam's best rate for matrices falls as one over their width; that of biases and scales does not
+    depend on it (arXiv 2203.03466, table 3).
+    """
+    width = getattr(backbone, "num_features", TRIED_WIDTH)
+    if kind == "convolutional" or method not in WIDTH_METHODS or width >= TRIED_WIDTH:
+        return rate
+    return replace(
+        rate,
+        value=rate.value * TRIED_WIDTH / width,
+        source=f"{rate.source}, times {TRIED_WIDTH} / {width} for the width (arXiv 2203.03466)",
     )
 
 

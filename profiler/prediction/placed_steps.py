@@ -16,9 +16,9 @@ than that of any step in which it is the last user; the death is then put into i
 from the piece's end as in the step of the storage's own option.
 
 **Segments.** In backward, the last unit of a segment first repeats the forwards of all earlier
-ones, which then save what a kept unit saves. So its piece begins with copies of their forwards from
-the step of ``keep``, and their backwards come from there too. The input of a unit that continues a
-segment dies when the unit has run.
+ones, which then save the same tensors as a kept unit. So its piece begins with copies of their
+forwards from the step of ``keep``, and their backwards come from there too. The input of a unit
+that continues a segment dies when the unit has run.
 """
 
 from __future__ import annotations

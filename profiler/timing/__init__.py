@@ -1,6 +1,6 @@
 """Seconds and power of operations on a device.
 
-Which rates a device has, and what follows from them:
+Rates of a device, and the numbers computed from them:
 
     rates             start here: fitted kernels, a timed GPU, or timed operations of a CPU
     roofline          rates, and the seconds and the power of operations

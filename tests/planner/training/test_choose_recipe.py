@@ -66,6 +66,26 @@ def test_the_default_recipe_depends_on_backbone_method_and_number_of_images() ->
     assert not recipe(workload(method="adalora")).selects_epoch
 
 
+@pytest.mark.parametrize(
+    ("method", "by_width"),
+    [("full", True), ("lora", True), ("adaptformer", True), ("head", True), ("bitfit", False)],
+)
+def test_matrices_of_a_narrow_transformer_have_a_higher_rate(method: str, by_width: bool) -> None:
+    """As arXiv 2203.03466 has it for Adam: half the width, twice the rate."""
+
+    def rate(model: str) -> float:
+        rank = 8 if method in ("lora", "adaptformer") else None
+        return recipe(workload(model=model, method=method, rank=rank)).learning_rate
+
+    small, tiny, base = (rate(f"vit_{size}_patch16_224") for size in ("small", "tiny", "base"))
+    assert tiny == pytest.approx(2 * small if by_width else small)  # widths of 192 and 384
+    assert base == small  # 768: published rates are of both
+
+
+def test_the_width_of_a_convolutional_net_does_not_count() -> None:
+    assert recipe(CONVOLUTIONAL.replace(model="test_resnet")) == recipe(CONVOLUTIONAL)
+
+
 def test_the_rate_of_a_higher_rank_falls_with_its_root() -> None:
     rates = {r: recipe(workload(rank=r)).learning_rate for r in (4, 8, 32)}
     assert rates[4] == rates[8] == pytest.approx(2 * rates[32])
