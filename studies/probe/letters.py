@@ -1,7 +1,7 @@
 """Small nets pretrained on rendered letters, since no package holds such weights.
 
-The nets are timm's ``test_vit``, ``test_vit2``, ``test_convnext`` and ``test_resnet`` (0.3 to 0.5 M
-parameters) at 64 px. They are trained on lower-case Latin, Greek and Cyrillic letters of 15 fonts,
+The nets are timm's ``test_vit2``, ``test_convnext`` and ``test_resnet`` (0.3 to 0.5 M parameters)
+at 64 px. They are trained on lower-case Latin, Greek and Cyrillic letters of 15 fonts,
 drawn anew for every batch. The sets that they are carried over to have none of these classes:
 digits, silhouettes and capital letters.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from glyphs import FONTS, SIDE, draw_letter, font_folder
 
 IMAGE_SIZE = 64
-STEPS = {"test_vit": 1500, "test_vit2": 6000, "test_convnext": 3000, "test_resnet": 3000}
-"""Steps of the pretraining of each net. ``test_vit`` is one that was pretrained too briefly."""
+STEPS = {"test_vit2": 6000, "test_convnext": 3000, "test_resnet": 3000}
+"""Steps of the pretraining of each net."""
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
 GREEK = "βγδεζηθλμξπρστφχψω"

@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np
-from cases import LONG_STEPS, METHODS, SHORT_STEPS, Case
+from cases import IMAGENET, LONG_STEPS, METHODS, SHORT_STEPS, Case
 from effect_weight import with_best_weight
 from harness import Rows, write_summary
 from replayed import CaseRows, by_published_order, cost_of, replay_probe, row_key, whole_cost
@@ -207,7 +207,7 @@ def features_of(case: Case, found: CaseRows, method: str) -> list[float]:
     effects = method_effects(compared_family(case.model), "few")
     return [
         first, second, second - first, effects.get(method, 0.0), float(method in effects),
-        float(case.model == "test_vit"), *(float(method == name) for name in names),
+        float(case.model not in IMAGENET), *(float(method == name) for name in names),
     ]  # fmt: skip
 
 
