@@ -34,7 +34,12 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import DeviceSpec, workspaces_of
 from profiler.placement import Decision
-from profiler.prediction.allocator_steps import run_steps, with_update, workspace_bytes
+from profiler.prediction.allocator_steps import (
+    run_steps,
+    with_second_micro_batch,
+    with_update,
+    workspace_bytes,
+)
 from profiler.prediction.parametric import family_of
 from profiler.prediction.placed_steps import PlacedSteps
 from profiler.prediction.profile_records import OptionProfile, UpdateProfile, terms
@@ -95,10 +100,10 @@ class AllocatorReadings:
     def reading(
         self, workload: Workload, unit_options: Sequence[UnitOption]
     ) -> AllocatorReading | None:
-        """Return the bytes of a step with a single micro-batch under a placement.
+        """Return the bytes of a step under a placement.
 
         Args:
-            workload: the workload; its accumulation does not matter.
+            workload: the workload; two micro-batches stand for all that a step accumulates.
             unit_options: option of each unit, in forward order.
 
         Returns:
@@ -115,11 +120,14 @@ class AllocatorReadings:
             self._readings[key] = {} if stored is None else stored.readings()
         readings = self._readings[key]
         words = (option.key for option in unit_options)
-        name = f"{workload.micro_batch} {workload.rank} {' '.join(words)}"
+        size = f"{workload.micro_batch}x{min(workload.accumulation, 2)}"
+        name = f"{size} {workload.rank} {' '.join(words)}"
         if name not in readings:
             log = self._placed_log(workload, unit_options)
             if log is None:
                 return None
+            if workload.accumulation > 1:
+                log = with_second_micro_batch(log)
             point = terms(workload.micro_batch, workload.rank)
             log = with_update(log, self.profiles.update(workload), point)
             readings[name] = read_allocator(log, self.device)

@@ -211,22 +211,19 @@ class CostModel:
         if prepared is None:
             prepared = self._prepared[workload] = self._prepare_estimates(workload)
         live, recompute, used = self._composed(candidate, prepared)
-        estimate_with = partial(
-            estimate_step,
+        estimate = estimate_step(
             prepared,
+            overhead=self._overhead(workload, used),
             live_bytes=live,
             recompute=recompute,
             accumulation=workload.accumulation,
         )
-        estimate = estimate_with(overhead=self._overhead(workload, used))
         if not self.device.is_cuda or not _is_near(estimate.device_bytes, budget_bytes):
             return estimate
         options = self._options_by_unit(workload, candidate.placement)
         reading = self.profiles.allocator.reading(workload, [*options.values()])
         if reading is None:
             return estimate
-        if workload.accumulation > 1:  # the reading has a single micro-batch
-            return estimate_with(overhead=reading.overhead)
         return estimate.with_reading(reading, context_bytes=self._context_bytes)
 
     def _composed(

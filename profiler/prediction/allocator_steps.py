@@ -29,7 +29,9 @@ from profiler.records import OWNERS
 from profiler.replay.event_log import EventLog, Mark, MarkKind, Phase
 from profiler.replay.unit_spans import phase_spans
 
-_STATE = OWNERS.index("optimizer")
+_STATE, _GRADIENT = OWNERS.index("optimizer"), OWNERS.index("gradient")
+
+_SUM = "aten.add.Tensor"
 
 _MATRIX_PRODUCT = re.compile(r"aten\.(mm|addmm|bmm|baddbmm|_addmm_activation)\.")
 
@@ -55,47 +57,97 @@ def run_steps(
     Returns:
         The log of the last step, in which every storage has the size of its block.
     """
-    granted: list[int] = log.nbytes.tolist()
+    nbytes: list[int] = log.nbytes.tolist()
+    granted = nbytes.copy()
 
-    def allocate(storages: Ints) -> None:
-        for index in storages.tolist():
-            granted[index] = allocator.malloc(index, granted[index])
+    def allocate(storages: Sequence[int]) -> None:
+        for index in storages:
+            granted[index] = allocator.malloc(index, nbytes[index])
 
     # a steady log has the state from tick 0 on; here it is allocated by the first update
     resident = log.birth == 0
-    births, deaths = log.birth.tolist(), log.death.tolist()
     is_state = log.owner == _STATE
-    pending_state = np.flatnonzero(resident & is_state)
-    none_pending = pending_state[:0]
-    allocate(np.flatnonzero(resident & ~is_state))
-    events = [event for event in log.allocator_events() if not resident[event[1]]]
+    pending_state = np.flatnonzero(resident & is_state).tolist()
+    allocate(np.flatnonzero(resident & ~is_state).tolist())
     phases = phase_spans(log.marks, log.ticks)
     updates = [span.begin for span in phases if span.phase is Phase.OPTIMIZER]
-    update = max(updates, default=log.ticks)
+    events, ticks = log.allocator_events(select=~resident)
+    count = int(np.searchsorted(ticks, max(updates, default=log.ticks), side="right"))
+    before, after = events[:count].tolist(), events[count:].tolist()
+    survivors = np.flatnonzero(~resident & (log.death > log.ticks)).tolist()
     workspaces_after = _first_products(log, workspaces)
+    malloc, free = allocator.malloc, allocator.free
     for step in range(steps):
-        alive: set[int] = set()
-        for kind, key, nbytes in events:
-            tick = births[key] if kind == "malloc" else deaths[key]
-            if len(pending_state) and tick > update:
+        for part in (before, after):
+            for key in part:  # this loop takes most of the time of a prediction
+                if key < 0:
+                    free(-1 - key)
+                    continue
+                granted[key] = malloc(key, nbytes[key])
+                if step == 0 and key in workspaces_after:
+                    for number, workspace in workspaces_after[key]:
+                        if workspace:
+                            malloc(number, workspace)
+            if part is before:
                 allocate(pending_state)
-                pending_state = none_pending
-            if kind == "malloc":
-                granted[key] = allocator.malloc(key, nbytes)
-                for number, workspace in workspaces_after.get(key, ()) if step == 0 else ():
-                    if workspace:
-                        allocator.malloc(number, workspace)
-                alive.add(key)
-            else:
-                allocator.free(key)
-                alive.discard(key)
-        # an update without an event of its own still has its state
-        allocate(pending_state)
-        pending_state = none_pending
+                pending_state = []
         # survivors of the step (the loss) are replaced by those of the next
-        for key in alive:
-            allocator.free(key)
+        for key in survivors:
+            free(key)
     return replace(log, nbytes=np.array(granted, dtype=np.int64))
+
+
+def accumulated_deaths(log: EventLog) -> Ints:
+    """Return [storages] the tick of death if the storage were a gradient accumulated at once.
+
+    When gradients exist already, autograd adds a new gradient to them (AccumulateGrad) and frees it
+    before it runs the next operation. So the storage dies at the next birth by another operation.
+    Additions do not count as the next operation: they sum the gradients of a tensor with several
+    users, which autograd does before AccumulateGrad.
+    """
+    order = np.argsort(log.birth, kind="stable")
+    birth, operation = log.birth[order], log.operation[order]
+    sums = [code for code, name in enumerate(log.operation_names) if name == _SUM]
+    is_next = ~np.isin(operation, sums)
+    is_next[1:] &= operation[1:] != operation[:-1]
+    is_next[:1] = False
+    nexts = np.append(birth[is_next], log.ticks)
+    position = np.cumsum(is_next)  # the first next operation behind each storage
+    death = log.death.copy()
+    death[order] = np.minimum(death[order], nexts[position])
+    return death
+
+
+def with_second_micro_batch(log: EventLog) -> EventLog:
+    """Return the log of a step of two micro-batches, given that of one without an optimizer.
+
+    Gradients of the first stay until the update. Those of the second are added to them.
+    """
+    again = np.flatnonzero(log.birth > 0)
+    shift = log.ticks - log.marks[0].tick
+    ticks = log.ticks + shift
+    survives, is_gradient = log.death > log.ticks, log.owner == _GRADIENT
+    second = np.where(survives & is_gradient, accumulated_deaths(log), log.death) + shift
+    second[survives & ~is_gradient] = ticks + 1
+
+    def twice(array: Ints) -> Ints:
+        return np.concatenate([array, array[again]])
+
+    later = tuple(mark._replace(tick=mark.tick + shift) for mark in log.marks)
+    return replace(
+        log,
+        nbytes=twice(log.nbytes),
+        birth=np.concatenate([log.birth, log.birth[again] + shift]),
+        death=np.concatenate([np.where(survives, ticks + 1, log.death), second[again]]),
+        owner=twice(log.owner),
+        phase=twice(log.phase),
+        unit=twice(log.unit),
+        operation=twice(log.operation),
+        reduction=twice(log.reduction),
+        shapes=(),
+        ticks=ticks,
+        marks=(*log.marks, *later),
+    )
 
 
 def with_update(log: EventLog, update: UpdateProfile, point: Floats) -> EventLog:

@@ -61,6 +61,7 @@ from profiler.arrays import Floats, Ints, Mask
 from profiler.devices.table import DeviceSpec
 from profiler.models.methods import with_rank_in_name
 from profiler.placement import Placement
+from profiler.prediction.allocator_steps import accumulated_deaths
 from profiler.prediction.profile_records import (
     PROBE_BATCH,
     Envelope,
@@ -93,7 +94,7 @@ polynomial of the rank, so the update is replayed for each rank."""
 
 _GRADIENT = OWNERS.index("gradient")
 
-_SUM, _CAST = "aten.add.Tensor", "aten._to_copy.default"
+_CAST = "aten._to_copy.default"
 
 # where envelopes are evaluated to find the ticks that can be the highest
 _BATCH_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
@@ -339,7 +340,7 @@ def _option_profile(logs: Sequence[EventLog], device: DeviceSpec) -> OptionProfi
         born = is_gradient & (log.birth > begin) & (log.birth <= end)
         gradients[index] = sizes[born].sum(axis=0)
     gradients_live = _live_of(log, sizes, is_gradient)
-    passing = _live_of(log, sizes, is_gradient, death=_soon(log))
+    passing = _live_of(log, sizes, is_gradient, death=accumulated_deaths(log))
 
     # [backward] Bytes above the level at the unit's entry. Tensors of earlier units that have been
     # freed early are added back: the chain counts them as stored until their own unit's backward.
@@ -430,29 +431,6 @@ def _live_of(log: EventLog, sizes: Floats, chosen: Mask, death: Ints | None = No
     np.add.at(delta, log.birth[chosen], sizes[chosen])
     np.subtract.at(delta, (log.death if death is None else death)[chosen], sizes[chosen])
     return np.cumsum(delta, axis=0)[: log.ticks + 1]
-
-
-def _soon(log: EventLog) -> Ints:
-    """Return [storages] the tick of death if the storage were a gradient accumulated at once.
-
-    When gradients exist already, autograd adds a new gradient to them (AccumulateGrad) and frees it
-    before it runs the next operation. So the storage dies at the next birth by another operation.
-    Additions do not count as the next operation: they sum the gradients of a tensor with several
-    users, which autograd does before AccumulateGrad.
-    """
-    sums = [code for code, name in enumerate(log.operation_names) if name == _SUM]
-    order = np.argsort(log.birth, kind="stable")
-    death = log.death.copy()
-    # from the last birth to the first; ``following`` is the next birth by another operation
-    following = log.ticks
-    for position in range(len(order) - 1, -1, -1):
-        index = order[position]
-        death[index] = min(death[index], following)
-        previous = order[position - 1] if position else index
-        operation = log.operation[index]
-        if log.operation[previous] != operation and operation not in sums:
-            following = int(log.birth[index])
-    return death
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

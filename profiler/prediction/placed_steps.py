@@ -142,10 +142,10 @@ class PlacedSteps:
         def joined(column: str) -> Ints:
             return placed.gathered([getattr(step, column) for step in source])
 
-        counts = np.cumsum([0, *[len(step.operation_names) for step in source]])
-        operations = placed.gathered(
-            [step.operation + at for step, at in zip(source, counts[:-1], strict=True)]
-        )
+        names = [step.operation_names.tolist() for step in source]
+        every = dict.fromkeys(name for own in names for name in own)
+        code = {name: number for number, name in enumerate(every)}
+        codes = [np.array([code[name] for name in own]) for own in names]
         birth, death = placed.lifetimes()
         return EventLog(
             nbytes=placed.gathered([sizes[code] for code in placed.used]),
@@ -154,10 +154,12 @@ class PlacedSteps:
             owner=joined("owner"),
             phase=joined("phase"),
             unit=np.full(len(birth), -1),
-            operation=operations,
+            operation=placed.gathered(
+                [own[step.operation] for own, step in zip(codes, source, strict=True)]
+            ),
             reduction=np.full(len(birth), -1),
             reductions=(),
-            operation_names=tuple(name for step in source for name in step.operation_names),
+            operation_names=tuple(code),
             ticks=placed.ticks,
             marks=placed.marks(),
             units=(),

@@ -7,7 +7,6 @@ of the caching allocator's model are all computed from this log.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import NamedTuple
@@ -184,17 +183,21 @@ class EventLog:
         }
         return OwnerBytes(**highest)
 
-    def allocator_events(self) -> Iterator[tuple[str, int, int]]:
-        """Yield ("malloc" | "free", storage index, bytes) in order of time."""
-        # lists, because single values of arrays are slow to read
-        nbytes: list[int] = self.nbytes.tolist()
-        births = zip(self.birth.tolist(), range(len(nbytes)), strict=True)
-        deaths = ((t, -1 - i) for i, t in enumerate(self.death.tolist()) if t <= self.ticks)
-        for _, code in sorted([*births, *deaths], key=lambda event: event[0]):
-            if code >= 0:
-                yield "malloc", code, nbytes[code]
-            else:
-                yield "free", -1 - code, nbytes[-1 - code]
+    def allocator_events(self, *, select: Mask | None = None) -> tuple[Ints, Ints]:
+        """Return the mallocs and frees in order of time, and their ticks.
+
+        A malloc is the index of its storage, a free is -1 minus the index. At one tick, mallocs
+        come before frees. Storages alive at the end are not freed.
+
+        Args:
+            select: [storages] storages that count; None for all.
+        """
+        chosen = np.full(len(self.nbytes), fill_value=True) if select is None else select
+        born = np.flatnonzero(chosen)
+        died = np.flatnonzero(chosen & (self.death <= self.ticks))
+        ticks = np.concatenate([self.birth[born], self.death[died]])
+        order = np.argsort(ticks, kind="stable")
+        return np.concatenate([born, -1 - died])[order], ticks[order]
 
     def flops(self, phase: Phase, *, unit: int | None = None) -> int:
         """Return the FLOPs of a phase.

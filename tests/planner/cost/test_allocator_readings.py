@@ -42,8 +42,10 @@ def placed(cost: CostModel, workload: Workload, decisions: list[Decision]) -> Ca
         DEEP,
         LORA,
         LORA.replace(method="dora", optimizer="sgd"),
+        DEEP.replace(accumulation=3),
+        CONV.replace(accumulation=2, precision="bf16"),
     ],
-    ids=["vit", "head", "conv", "deep", "lora", "dora"],
+    ids=["vit", "head", "conv", "deep", "lora", "dora", "deep-x3", "conv-x2"],
 )
 def test_a_placement_reserves_what_its_replay_does(
     workload: Workload, decisions: list[Decision]
