@@ -74,13 +74,14 @@ def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> Infe
     if not candidates:
         reason = next(iter(found.failures), "every method refuses it")
         raise UsageError(f"no candidate runs on {request.space.base.model}: {reason}")
-    composed = sorted(candidates, key=lambda c: cost.estimate(c).device_bytes)
+    budget_bytes = request.budget_bytes
+    composed = sorted(candidates, key=lambda c: cost.estimate(c, budget_bytes).device_bytes)
     smallest_bytes, report = min(
         (_smallest_budget(c, cost, request) for c in composed[:REPLAYED_CANDIDATES]),
         key=lambda pair: pair[0],
     )
     return InfeasibleError(
-        budget_bytes=request.budget_bytes,
+        budget_bytes=budget_bytes,
         smallest_bytes=smallest_bytes,
         advice=_advice(report, request.limit_bytes, request.space, cost),
     )

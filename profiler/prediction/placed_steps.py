@@ -109,7 +109,7 @@ class PlacedSteps:
     """Puts together the steps of placements over some options.
 
     Args:
-        steps: step of each option; ``keep`` must be among them.
+        steps: step of each option; placements with segments need that of ``keep``.
 
     Raises:
         ValueError: the steps cannot be combined, because their marks have different orders.
