@@ -4,7 +4,7 @@ Reserved bytes depend on the order of all mallocs and frees, so they have no for
 and placement as live bytes have. They are read in two ways:
 
     overhead   at a micro-batch of a family, for all placements over some options: the unused bytes
-               of a few patterns. It is what a policy leaves free before it places
+               of a few patterns. A policy leaves them free when it places
     reading    for a placement at a micro-batch, rank and optimizer: its step is put together
                from those of its options (``profiler.prediction.placed_steps``). It takes some ten
                milliseconds, and agrees with the replay of the placement
