@@ -124,21 +124,25 @@ def with_second_micro_batch(log: EventLog) -> EventLog:
     Gradients of the first stay until the update. Those of the second are added to them.
     """
     again = np.flatnonzero(log.birth > 0)
-    shift = log.ticks - log.marks[0].tick
-    ticks = log.ticks + shift
-    survives, is_gradient = log.death > log.ticks, log.owner == _GRADIENT
-    second = np.where(survives & is_gradient, accumulated_deaths(log), log.death) + shift
-    second[survives & ~is_gradient] = ticks + 1
+    # Each tick becomes two, so that a gradient can die between two events.
+    end, shift = 2 * log.ticks, 2 * (log.ticks - log.marks[0].tick)
+    ticks = end + shift
+    birth, death = 2 * log.birth, 2 * log.death
+    survives = log.death > log.ticks
+    first = np.where(survives, ticks + 1, death)
+    is_added = survives & (log.owner == _GRADIENT)
+    second = np.where(is_added, 2 * accumulated_deaths(log) - 1 + shift, first + shift)
+    second[survives & ~is_added] = ticks + 1
 
     def twice(array: Ints) -> Ints:
         return np.concatenate([array, array[again]])
 
-    later = tuple(mark._replace(tick=mark.tick + shift) for mark in log.marks)
+    marks = [mark._replace(tick=2 * mark.tick) for mark in log.marks]
     return replace(
         log,
         nbytes=twice(log.nbytes),
-        birth=np.concatenate([log.birth, log.birth[again] + shift]),
-        death=np.concatenate([np.where(survives, ticks + 1, log.death), second[again]]),
+        birth=np.concatenate([birth, birth[again] + shift]),
+        death=np.concatenate([first, second[again]]),
         owner=twice(log.owner),
         phase=twice(log.phase),
         unit=twice(log.unit),
@@ -146,7 +150,7 @@ def with_second_micro_batch(log: EventLog) -> EventLog:
         reduction=twice(log.reduction),
         shapes=(),
         ticks=ticks,
-        marks=(*log.marks, *later),
+        marks=(*marks, *(mark._replace(tick=mark.tick + shift) for mark in marks)),
     )
 
 
