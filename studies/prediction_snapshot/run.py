@@ -36,8 +36,9 @@ CHANGED_CASES = {
 """Argument of a case to the reason why its whole answer differs from that of the kept commit."""
 CPU_SCRATCH_TOLERANCE = 0.1
 """Share by which a CPU's ``working_bytes`` may differ: its kernels' scratch is that of the machine."""
-BLOCK_TOLERANCE = 0.002
-"""Share by which a composed peak may differ: blocks are rounded up, at another micro-batch."""
+PEAK_TOLERANCE = 0.005
+"""Share by which a composed peak may differ: it is that of the placement's own step, equal to the
+replayed one, and no longer a sum over units."""
 MISSING = "(no such key)"
 WORDS = {"notes", "note", "reason", "message", "description", "source", "refused"}
 
@@ -137,14 +138,10 @@ def purpose_of(difference: tuple[str, Any, Any], arguments: list[str]) -> str | 
         is_close = abs(new - old) <= CPU_SCRATCH_TOLERANCE * old
         return "scratch memory of CPU kernels" if is_close else None
     if "composed" in arguments and path.endswith(("reserved_bytes", "device_bytes")):
-        return (
-            "composed reserved bytes have the unused bytes of each option and of mixed placements"
-        )
+        return "composed reserved bytes are read from the placement's own step"
     if "composed" in arguments and path.endswith(".memory.peak_bytes"):
-        is_close = abs(new - old) <= BLOCK_TOLERANCE * old
-        return (
-            "composed peaks have the roundings of blocks at their micro-batch" if is_close else None
-        )
+        is_close = abs(new - old) <= PEAK_TOLERANCE * old
+        return "composed peaks are those of the placement's own step" if is_close else None
     if path == ".answer" and old is None and "budgetplan.error" in str(new):
         return "a refusal is an object"
     text = f"{path}: {old} -> {new}"
