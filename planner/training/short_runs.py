@@ -13,8 +13,8 @@ what rose fast goes on rising fast. A method's own rise is left out: with it, th
 less often, because it is the difference of two noisy accuracies.
 
 The error grows as the root of h. One part is common to all methods of a case (an easy set rises
-faster for all), which does not change their order; the rest is each method's own. The deviation of
-the common part is known from few nets only, so that part follows Student's t.
+faster for all), which does not change their order; the rest is each method's own. Both deviations
+are those of nets that were left out of the fit.
 
 Beside its short trainings, a method has the effect of its kind: ``effects`` are the log-odds of a
 whole training above the mean of the kinds, on other nets and sets. They count less the nearer the
@@ -28,11 +28,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 EFFECT_STEPS = 1200
 """Steps of the longest planned training for which the effects count: four times the longest
@@ -102,7 +97,6 @@ class ShortRunModel:
         effect_deviation: standard deviation of a method's difference from the effect of its kind.
         effect_steps: steps of the longest planned training that the effects count for.
         curves: number of curves that the constants were fitted to.
-        nets: number of nets that the common deviations were estimated from; 0 if they are exact.
     """
 
     first: Gains
@@ -111,16 +105,6 @@ class ShortRunModel:
     effect_deviation: float = math.inf
     effect_steps: int = EFFECT_STEPS
     curves: int = 0
-    nets: int = 0
-
-    def common_errors(self, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
-        """Return errors [draws] that all methods share, in units of the common deviation.
-
-        A deviation that few nets show has an error itself, so the errors follow Student's t.
-        """
-        if self.nets == 0:
-            return rng.normal(size=draws)
-        return rng.standard_t(max(1, self.nets - 1), size=draws)
 
 
 DEFAULTS = ShortRunModel(
@@ -163,7 +147,6 @@ DEFAULTS = ShortRunModel(
     },
     effect_deviation=0.2,
     curves=298,
-    nets=3,
 )
 """Constants of the product, from ``studies/probe/constants.json``: three nets, 36 cases, and
 two cases of an earlier campaign."""

@@ -53,9 +53,9 @@ PROBE_SHARES = (0.1, 0.25, 0.5)
 SHOWN_SHARE = 0.25
 """Share whose intervals are reported, and that is compared with other rules."""
 
-LeftOut = Literal["sets", "nets", "lengths"]
-"""What the cases of a fit do not share with the judged case: its set, its kind of net, or both its
-set and its whole length."""
+LeftOut = Literal["sets", "nets", "lengths", "sets and nets"]
+"""What the cases of a fit do not share with the judged case: its set, its kind of net, both its set
+and its whole length, or both its set and its kind of net, as with a user's own."""
 
 Cases = dict[Case, CaseRows]
 
@@ -164,10 +164,15 @@ def kind_of(model: str) -> str:
 
 def others_of(case: Case, cases: Cases, *, by: LeftOut) -> Cases:
     """Return the cases of the other sets, of these the ones of other lengths, or of other nets."""
-    if by != "nets":
-        lengths = {case.steps} if by == "lengths" else set()
-        return {k: c for k, c in cases.items() if k.data != case.data and k.steps not in lengths}
-    return {k: c for k, c in cases.items() if kind_of(k.model) != kind_of(case.model)}
+
+    def is_other(other: Case) -> bool:
+        if "nets" in by and kind_of(other.model) == kind_of(case.model):
+            return False
+        if by == "lengths" and other.steps == case.steps:
+            return False
+        return by == "nets" or other.data != case.data
+
+    return {other: found for other, found in cases.items() if is_other(other)}
 
 
 def constants_for(case: Case, cases: Cases, *, by: LeftOut) -> ShortRunModel | None:
