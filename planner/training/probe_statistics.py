@@ -112,7 +112,7 @@ def estimate_learners(
     draws = _Draws(
         weights=rng.dirichlet(np.ones(images), size=DRAWS),
         deviation=seed_deviation(runs),
-        common=rng.normal(size=DRAWS),
+        common=short_runs.common_errors(rng, DRAWS),
         planned=planned,
         model=short_runs,
         rng=rng,

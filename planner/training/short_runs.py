@@ -13,8 +13,8 @@ what rose fast goes on rising fast. A method's own rise is left out: with it, th
 less often, because it is the difference of two noisy accuracies.
 
 The error grows as the root of h. One part is common to all methods of a case (an easy set rises
-faster for all), which does not change their order; the rest is each method's own. Both deviations
-are those of nets that were left out of the fit.
+faster for all), which does not change their order; the rest is each method's own. The deviation of
+the common part is known from few nets only, so that part follows Student's t.
 
 Beside its short trainings, a method has the effect of its kind: ``effects`` are the log-odds of a
 whole training above the mean of the kinds, on other nets and sets. They count less the nearer the
@@ -28,6 +28,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 EFFECT_STEPS = 1200
 """Steps of the longest planned training for which the effects count: four times the longest
@@ -97,6 +102,8 @@ class ShortRunModel:
         effect_deviation: standard deviation of a method's difference from the effect of its kind.
         effect_steps: steps of the longest planned training that the effects count for.
         curves: number of curves that the constants were fitted to.
+        nets: number of kinds of nets that the common deviations were estimated from; 0 if they are
+            exact.
     """
 
     first: Gains
@@ -105,51 +112,62 @@ class ShortRunModel:
     effect_deviation: float = math.inf
     effect_steps: int = EFFECT_STEPS
     curves: int = 0
+    nets: int = 0
+
+    def common_errors(self, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
+        """Return errors [draws] that all methods share, in units of the common deviation.
+
+        A deviation that few nets show has an error itself, so the errors follow Student's t.
+        """
+        if self.nets == 0:
+            return rng.normal(size=draws)
+        return rng.standard_t(max(1, self.nets - 1), size=draws)
 
 
 DEFAULTS = ShortRunModel(
     first=Gains(
-        gain=0.744,
+        gain=0.831,
         more={
-            "added": -0.122,
-            "affine": -0.079,
-            "full": 0.317,
+            "added": -0.132,
+            "affine": -0.099,
+            "full": 0.321,
             "head": -0.335,
-            "low rank": 0.173,
-            "partial": 0.047,
+            "low rank": 0.143,
+            "partial": 0.103,
         },
-        own_deviation=0.287,
-        common_deviation=0.474,
-        decay=0.65,
+        own_deviation=0.263,
+        common_deviation=0.385,
+        decay=0.7,
     ),
     later=Gains(
-        gain=0.503,
+        gain=0.605,
         more={
-            "added": -0.075,
-            "affine": -0.05,
-            "full": 0.201,
-            "head": -0.227,
-            "low rank": 0.123,
-            "partial": 0.027,
+            "added": -0.083,
+            "affine": -0.088,
+            "full": 0.274,
+            "head": -0.268,
+            "low rank": 0.065,
+            "partial": 0.1,
         },
-        own_deviation=0.231,
-        common_deviation=0.253,
-        decay=0.65,
-        carried=0.805,
+        own_deviation=0.266,
+        common_deviation=0.189,
+        decay=0.7,
+        carried=0.554,
     ),
     effects={
-        "added": -0.338,
-        "affine": 0.093,
-        "full": 0.58,
-        "head": -0.732,
-        "low rank": 0.668,
-        "partial": -0.272,
+        "added": -0.405,
+        "affine": 0.134,
+        "full": 0.559,
+        "head": -0.705,
+        "low rank": 0.637,
+        "partial": -0.221,
     },
     effect_deviation=0.2,
-    curves=298,
+    curves=514,
+    nets=4,
 )
-"""Constants of the product, from ``studies/probe/constants.json``: three nets, 36 cases, and
-two cases of an earlier campaign."""
+"""Constants of the product, from ``studies/probe/constants.json``: five nets of four kinds, 63
+cases, and two of an earlier campaign."""
 
 
 def doublings_left(steps: int, planned_steps: int) -> float:

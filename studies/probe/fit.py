@@ -3,9 +3,9 @@
 python studies/probe/fit.py        writes constants.json and prints it
 
 ``earlier.jsonl.gz`` has trainings of EfficientNet-Lite0 of an earlier campaign, at 32 px with 15 to
-60 steps: held-out images after the short ones, test images after the long ones. Each net is fitted
-alone, and all together. The product takes the gains of all together, and the deviations of nets that
-were left out of the fit.
+60 steps: held-out images after the short ones, test images after the long ones. Each kind of net
+is fitted alone, and all together. The product takes the gains of all together, and the deviations of kinds
+that were left out of the fit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from effect_weight import with_best_weight
 from harness import Rows
-from run import complete_cases, curves_of
+from run import complete_cases, curves_of, kind_of
 from short_run_fit import Curves, MethodCurve, cautious_fit, clipped_log_odds, fit_short_runs
 
 from planner.training.probe_records import ProbeRun
 from planner.training.probe_statistics import kind_of_learner
 
-EARLIER_NET, EARLIER_LONG = "tf_efficientnet_lite0", 60
+EARLIER_NET, EARLIER_LONG = kind_of("tf_efficientnet_lite0"), 60
 
 
 def rows() -> list[dict[str, Any]]:
@@ -37,11 +37,11 @@ def rows() -> list[dict[str, Any]]:
 
 
 def cases_by_net() -> dict[str, list[Curves]]:
-    """Return the complete cases of both campaigns."""
+    """Return the complete cases of both campaigns, by kind of net."""
     cases = complete_cases(rows())
     found: dict[str, list[Curves]] = defaultdict(list)
     for case, curves in zip(cases, curves_of(cases), strict=True):
-        found[case.model].append(curves)
+        found[kind_of(case.model)].append(curves)
     found[EARLIER_NET] += cases_before()
     return found
 

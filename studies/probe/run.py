@@ -192,7 +192,7 @@ def _fitted(cases: Cases) -> ShortRunModel:
     if keys not in _FITTED:
         by_net: dict[str, list[Curves]] = defaultdict(list)
         for case, curves in zip(keys, curves_of(cases), strict=True):
-            by_net[case.model].append(curves)
+            by_net[kind_of(case.model)].append(curves)
         _FITTED[keys] = with_best_weight(cautious_fit(by_net), cases)
     return _FITTED[keys]
 
@@ -280,7 +280,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "fitted_by_case": fitted_by_case(cases),
         "feature_cost": feature_cost(),
         "fitted": asdict(_fitted(cases)) if cases else None,
-        "each": each,
+        "each": [{key: value for key, value in case.items() if key != "estimates"} for case in each],
     }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def cautious_fit(cases_by_net: Mapping[str, Sequence[Curves]]) -> ShortRunModel:
     """
     every = fit_short_runs([case for cases in cases_by_net.values() for case in cases])
     if len(cases_by_net) < 2:
-        return every
+        return replace(every, nets=1)
     errors: dict[str, list[NDArray[np.float64]]] = {"first": [], "later": [], "effects": []}
     for net, cases in cases_by_net.items():
         rest = [case for other, those in cases_by_net.items() if other != net for case in those]
@@ -72,6 +72,7 @@ def cautious_fit(cases_by_net: Mapping[str, Sequence[Curves]]) -> ShortRunModel:
         first=_with_deviations(every.first, errors["first"]),
         later=_with_deviations(every.later, errors["later"]),
         effect_deviation=_own_deviation(errors["effects"]),
+        nets=len(cases_by_net),
     )
 
 

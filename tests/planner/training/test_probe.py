@@ -245,6 +245,19 @@ def test_an_interval_of_a_longer_training_covers_what_the_model_says() -> None:
     assert COVERAGE - 0.07 < covered / 300 < COVERAGE + 0.09
 
 
+def test_common_errors_are_wider_where_few_nets_show_them() -> None:
+    """The interval of a longer training is that of Student's t, with one less than the nets."""
+    model = ShortRunModel(first=replace(KINDS.first, common_deviation=1.0), later=KINDS.later)
+    widths = []
+    for nets in (0, 3):
+        (found,) = estimate_learners(
+            [made_run("a", 0.5)], planned_steps=20, short_runs=replace(model, nets=nets)
+        )
+        widths.append(log_odds(found.high) - log_odds(found.low))
+    # Quantiles of 90 %: 1.282 of the normal distribution, 1.886 of Student's t with 2 degrees.
+    assert widths[1] / widths[0] == pytest.approx(1.886 / 1.282, rel=0.1)
+
+
 def test_the_probability_of_the_best_is_that_of_a_paired_comparison() -> None:
     """b differs from a in 12 images: 9 gained, 3 lost. Exact: P(gain) from a beta posterior."""
     base = np.arange(SETTING.held_out_images) % 2 == 0
