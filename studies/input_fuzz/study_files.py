@@ -53,8 +53,10 @@ class ClosedFormCosts:
     def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> None:
         """Profile nothing."""
 
-    def estimate(self, candidate: Candidate) -> StepEstimate:
-        """Return the estimate of a candidate."""
+    def estimate(
+        self, candidate: Candidate, budget_bytes: DeviceBytes | None = None
+    ) -> StepEstimate:
+        """Return the estimate of a candidate, the same under every budget."""
         load = candidate.workload
         nbytes = (100 + 10 * load.micro_batch + (load.rank or 0)) * 10**6
         return StepEstimate(
