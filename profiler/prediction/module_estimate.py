@@ -28,6 +28,7 @@ from profiler.records import OWNERS, Memory
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.fake_model import tensors_in_move_order
 from profiler.replay.module_replay import ModuleStep
+from profiler.units import parse_bytes
 
 ESTIMATE_SCHEMA = "budgetplan.estimate/1"
 
@@ -79,9 +80,17 @@ class ModuleEstimate:
         found = self.memory.device_bytes
         return self.memory.peak_bytes if found is None else found
 
-    def fits(self, budget_bytes: int | None = None) -> bool:
-        """Return whether the step fits a budget; None for the memory of the device."""
-        limit = self.device.memory_bytes if budget_bytes is None else budget_bytes
+    def fits(self, vram: int | str | None = None) -> bool:
+        """Return whether the step fits a budget.
+
+        Args:
+            vram: budget in bytes or as text such as ``2GB``; None for the memory of the device.
+
+        Raises:
+            ValueError: the text is no size, or the memory of the device is not known.
+        """
+        given = parse_bytes(vram) if isinstance(vram, str) else vram
+        limit = self.device.memory_bytes if given is None else given
         if limit is None:
             raise ValueError(f"the memory of {self.device.name} is not known; give a budget")
         return self.needed_bytes <= limit

@@ -170,6 +170,9 @@ def test_the_tensors_at_the_peak_add_up_and_are_named() -> None:
     assert named["embed.weight"].shape == (500, 64)
     assert {tensor.module for tensor in found.tensors} > {"", "layers.layers.0.linear1"}
     assert found.fits() and not found.fits(10**6)
+    assert found.fits("2GB") and not found.fits("1MB")
+    with pytest.raises(ValueError, match="2 gigs"):
+        found.fits("2 gigs")
     assert found.to_json()["memory"]["device_bytes"] == found.memory.device_bytes
 
 
