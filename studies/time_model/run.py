@@ -3,7 +3,7 @@
     python studies/time_model/run.py replay FOLDER CACHE   # operations of the timm tables' models
     python studies/time_model/run.py fit FOLDER CACHE      # summary.json, kernel_coefficients.json
     python studies/time_model/run.py power FOLDER          # power part of summary.json
-    python studies/time_model/run.py paper                 # paper's step, by the product
+    python studies/time_model/run.py paper                 # paper_step.json, by the product
 
 FOLDER holds the tables (README.md names their repositories), CACHE the replays.
 """
@@ -52,7 +52,7 @@ RATES = {
 }
 """Data sheets: FLOP/s, bytes/s, multiprocessors."""
 
-PARTS = ("steps", "inference", "kernels", "power", "paper_step")
+PARTS = ("steps", "inference", "kernels", "power")
 """Parts of the summary; a run makes one or some of them anew."""
 
 SEEDS = 3
@@ -183,6 +183,11 @@ def main() -> None:
             random.Random(0).shuffle(runs)
             replays.replay_all(runs, Path(arguments[1]) / f"{kind}.jsonl.gz")
         return
+    if part == "paper":
+        found = {**provenance("time_model"), **paper_step.compare()}
+        text = json.dumps(found, indent=1) + "\n"
+        (STUDY / "paper_step.json").write_text(text, encoding="utf-8")
+        return
     summary = STUDY / "summary.json"
     known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     values = {key: known[key] for key in PARTS if key in known}
@@ -193,8 +198,6 @@ def main() -> None:
         values["kernels"] = kernels.errors_by_board(folder)
         single = kernels.pooled_coefficients(folder)
         coefficients_file.write(dict(zip(keys, coefficients, strict=True)), single, values)
-    elif part == "paper":
-        values["paper_step"] = paper_step.compare()
     else:
         values["power"] = power_errors(folder)
         coefficients_file.write_power(values["power"])
