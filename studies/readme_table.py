@@ -39,9 +39,7 @@ def rows() -> list[tuple[str, str, str]]:
     host = offload["smallest_budget_ratio"]
     added = curves["evaluator_vit_s_added_share"]
     rule = curves["evaluator_part_of_the_rule_at_43_percent_less"].values()
-    fits = hollow["under_2_gib"]
-    near = fits["said fits, fitted"] + fits["said no, ran out"]
-    wrong = len(fits["said fits, ran out"]) + len(fits["said no, fitted"])
+    near, wrong = near_the_budget()
     return [
         (
             "memory_truth",
@@ -53,8 +51,8 @@ def rows() -> list[tuple[str, str, str]]:
             "hollow_gpu",
             "predicted peak against PyTorch's own CUDA code, run without a GPU",
             f"{hollow['cells']} steps: largest error {percent(abs(hollow['peak']['largest']))},"
-            f" {hollow['peak']['exact']} equal to the byte; of {near + wrong} steps near 2 GiB,"
-            f" {wrong} were judged wrongly",
+            f" {hollow['peak']['exact']} equal to the byte; of {near + wrong} steps near 2 GiB with"
+            f" expandable segments, {wrong} were judged wrongly",
         ),
         (
             "placement_curves",
@@ -109,6 +107,17 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 BOUND = "bound, any operators"
+
+
+def near_the_budget() -> tuple[int, int]:
+    """Return the steps near 2 GiB judged rightly and wrongly, with the allocator as it is planned."""
+    near = wrong = 0
+    for name, device in summary("hollow_gpu")["devices"].items():
+        if not name.endswith(".native"):
+            fits = device["under_2_gib"]
+            near += fits["said fits, fitted"] + fits["said no, ran out"]
+            wrong += len(fits["said fits, ran out"]) + len(fits["said no, fitted"])
+    return near, wrong
 
 
 def recipe_accuracies(image_size: int) -> dict[str, float]:
