@@ -134,6 +134,15 @@ def images_of(
     return train, held_out, images.test.sample(TEST, seed=0), images
 
 
+def joined(held_out: ImageSet, test: ImageSet) -> ImageSet:
+    """Return the held-out images and then those of the test, with the former's transform."""
+    return replace(
+        held_out,
+        images=[*held_out.images, *test.images],
+        labels=[*held_out.labels, *test.labels],
+    )
+
+
 def _stratified(labels: Any, seed: int) -> Iterator[int]:
     """Yield indices in a random order, all classes in turn."""
     rng = np.random.default_rng(seed)
@@ -189,11 +198,7 @@ class CaseRunner:
         weights = weights_file(case.model, folder)
         train, held_out, test, images = images_of(case)
         self._held_out, self._test = len(held_out), len(test)
-        both = replace(
-            held_out,
-            images=[*held_out.images, *test.images],
-            labels=[*held_out.labels, *test.labels],
-        )
+        both = joined(held_out, test)
         self.learners = learners_of(case, images.num_classes)
         setting = ProbeSetting(
             data=f"{case.data} {images.source.fingerprint}"[:200], weights=weights.name,

@@ -29,7 +29,7 @@ PROBE = HERE.parent / "probe"
 sys.path[:0] = [str(PROBE), str(HERE.parent), str(HERE.parents[1])]
 
 import letters
-from cases import Case, images_of, learners_of
+from cases import Case, images_of, joined, learners_of
 from harness import Rows, write_summary
 
 from planner.training.probe_images import ProbeImages
@@ -128,11 +128,7 @@ class Trainings:
         case = Case(model=model, data=data, seed=SEED, steps=STEPS)
         train, held_out, test, images = images_of(case, image_size=net.image_size)
         self._held_out = len(held_out)
-        both = replace(
-            held_out,
-            images=[*held_out.images, *test.images],
-            labels=[*held_out.labels, *test.labels],
-        )
+        both = joined(held_out, test)
         self._learners = learners_of(
             case, images.num_classes, methods=tuple(RATES), image_size=net.image_size
         )
