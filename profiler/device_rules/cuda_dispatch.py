@@ -114,8 +114,9 @@ class _FusedRmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor | None, dims: int) -> Tensor:
         rows = image.shape[:-dims] + (1,) * dims
+        normed = torch.empty_like(image)
         ctx.save_for_backward(image, weight, image.new_empty(rows, dtype=torch.float32))
-        return torch.empty_like(image)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

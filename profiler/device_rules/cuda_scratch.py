@@ -43,7 +43,7 @@ from torch._prims_common import suggest_memory_format
 from profiler.device_rules.caching_allocator.sizes import round_to_multiple
 from profiler.device_rules.cuda_attention import HALF_DTYPES
 from profiler.device_rules.cuda_reductions import WARP_THREADS, PartialSums, reduction_of
-from profiler.device_rules.kernel_bytes import Blocks, KernelBytes
+from profiler.device_rules.kernel_bytes import BeforeResults, Blocks, KernelBytes
 from profiler.devices.table import Multiprocessors
 from profiler.operations import Operation
 
@@ -151,7 +151,7 @@ class CudaKernels(KernelBytes):
         # The weight is needed for the gradient of the image only. When the gradient of the weight
         # is computed, the copy of the weight has been freed, or its block serves the gradient.
         operands = (grad, image) if wanted[1] else (grad, image, weight)
-        copies = tuple(_bytes(t) for t in operands if not _has_layout(t, layout))
+        copies = tuple(_copied(t) for t in operands if not _has_layout(t, layout))
         in_sum = self._sum(grad, (0, *range(2, grad.dim()))) if wanted[2] else ()
         return in_sum if sum(in_sum) > sum(copies) else copies
 
@@ -168,7 +168,7 @@ class CudaKernels(KernelBytes):
         bias: Tensor | None,
         wanted: Sequence[bool],
     ) -> Blocks:
-        copies = [_bytes(t) for t in (grad, image) if not t.is_contiguous()]
+        copies = [_copied(t) for t in (grad, image) if not t.is_contiguous()]
         width = prod(shape)
         rows = image.numel() // width
         learned = [
@@ -188,7 +188,9 @@ class CudaKernels(KernelBytes):
 
 def _convolution(image: Tensor, weight: Tensor, *_: object) -> Blocks:
     layout = _layout(image, weight)
-    return tuple(_bytes(t) for t in (image, weight) if not _has_layout(t, layout))
+    in_image = () if _has_layout(image, layout) else (_copied(image),)
+    in_weight = () if _has_layout(weight, layout) else (_bytes(weight),)
+    return (*in_image, *in_weight)
 
 
 def _layout(image: Tensor, weight: Tensor) -> torch.memory_format:
@@ -205,7 +207,7 @@ def _has_layout(tensor: Tensor, layout: torch.memory_format) -> bool:
 
 
 def _layer_norm(image: Tensor, *_: object) -> Blocks:
-    return () if image.is_contiguous() else (_bytes(image),)
+    return () if image.is_contiguous() else (_copied(image),)
 
 
 def _softmax_backward(grad: Tensor, *_: object) -> Blocks:
@@ -213,7 +215,7 @@ def _softmax_backward(grad: Tensor, *_: object) -> Blocks:
 
 
 def _roll(image: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Blocks:
-    return (_bytes(image),) if len(dims) > 1 else ()
+    return (_copied(image),) if len(dims) > 1 else ()
 
 
 def _index_put(
@@ -248,6 +250,10 @@ def _flash_backward(grad: Tensor, query: Tensor, *_: object) -> Blocks:
 def _tile(head: int) -> tuple[int, int]:
     """Return (kBlockSizeI, kBlockSizeJ) of the backward kernel (kernels/cutlassB.h)."""
     return (64, 64) if head <= 64 else (128, 64)
+
+
+def _copied(tensor: Tensor) -> int:
+    return BeforeResults(_bytes(tensor))
 
 
 def _bytes(tensor: Tensor) -> int:

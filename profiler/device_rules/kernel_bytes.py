@@ -18,6 +18,13 @@ Blocks = tuple[int, ...]
 """Bytes of every block that an operation holds at its own peak."""
 
 
+class BeforeResults(int):
+    """Bytes of a block that an operation allocates before its results, such as an operand's copy.
+
+    The order decides which free blocks the allocator gives to the results.
+    """
+
+
 class KernelBytes(Protocol):
     """Memory inside operations on one device.
 

@@ -8,7 +8,7 @@ the pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import recomputing
 from profiler.checkpointing.host_memory import host_work
-from profiler.device_rules.kernel_bytes import KernelBytes, understated_results
+from profiler.device_rules.kernel_bytes import (
+    BeforeResults,
+    Blocks,
+    KernelBytes,
+    understated_results,
+)
 from profiler.device_rules.linear_bias import product_with_bias
 from profiler.device_rules.result_layouts import with_real_layout
 from profiler.devices.host_link import HostWork
@@ -160,13 +165,18 @@ class Recorder(TorchDispatchMode):
         key: OperationKey | None,
     ) -> None:
         code = self._operation_codes.setdefault(str(func), len(self._operation_codes))
-        scratch = self._scratch(func, args, kwargs, code)
+        blocks = self._blocks_inside(func, args, kwargs)
+        if self._kernel_bytes is not None and not self._kernel_bytes.beside_results:
+            # the blocks include the results, so they die before those are recorded
+            self._release(self._hold(blocks, code))
+            blocks = ()
+        held = self._hold([b for b in blocks if isinstance(b, BeforeResults)], code)
         # first, because ``follow`` ignores a storage that it follows already
         for tensor, nbytes in self._understated(func, args, out):
             self.storages.follow(tensor, operation=code, nbytes=nbytes)
         self._follow_results(out, code)
-        for row in scratch:
-            self.storages.death(row)
+        held += self._hold([b for b in blocks if not isinstance(b, BeforeResults)], code)
+        self._release(held)
         if self.storages.warming_up or only_allocates(func):
             return
         clock = self.clock
@@ -180,10 +190,10 @@ class Recorder(TorchDispatchMode):
             found += self._kernel_bytes.workspaces(func, args, out)
         return found
 
-    def _scratch(
-        self, func: Operation, args: tuple[object, ...], kwargs: dict[str, object], code: int
-    ) -> list[int]:
-        """Record a kernel's blocks; return the rows of blocks that are held beside the results.
+    def _blocks_inside(
+        self, func: Operation, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Blocks:
+        """Return the blocks that an operation holds.
 
         An optimizer update takes no blocks, because it works in place. The exception is
         bitsandbytes on a CPU, which unpacks its 8-bit state.
@@ -191,17 +201,18 @@ class Recorder(TorchDispatchMode):
         update = self.clock.phase is Phase.OPTIMIZER
         eight_bit = func.namespace == "bitsandbytes" and not self.storages.warming_up
         if self._kernel_bytes is None or (update and not eight_bit):
-            return []
-        table = self.storages
-        blocks = self._kernel_bytes.inside(func, args, kwargs, live_bytes=table.live_bytes)
+            return ()
+        live_bytes = self.storages.live_bytes
+        return self._kernel_bytes.inside(func, args, kwargs, live_bytes=live_bytes)
+
+    def _hold(self, blocks: Sequence[int], code: int) -> list[int]:
+        """Record the births of blocks; return their rows."""
         owner = OWNER_CODE["temporary"]
-        rows = [table.birth(nbytes, owner=owner, operation=code) for nbytes in blocks]
-        if self._kernel_bytes.beside_results:
-            return rows
-        # the blocks include the results, so they must die before the results are recorded
+        return [self.storages.birth(n, owner=owner, operation=code) for n in blocks]
+
+    def _release(self, rows: Sequence[int]) -> None:
         for row in rows:
-            table.death(row)
-        return []
+            self.storages.death(row)
 
     def _follow_results(self, out: object, code: int) -> None:
         if isinstance(out, Tensor):

@@ -19,6 +19,8 @@ CELLS = [
     ("vit_t", "lora", "static", {"micro_batch": 32, "accumulation": 2}),
     ("resnet18", "full", "alternate", {"optimizer": "sgd", "micro_batch": 16}),
     ("swin_t", "bitfit", "cheap", {"precision": "fp16", "micro_batch": 4}),
+    # exact only if workspaces are allocated behind the results of their operation, as they are
+    ("tiny_vit", "full", "static", {"precision": "fp16", "micro_batch": 24, "accumulation": 2}),
 ]
 
 
@@ -65,7 +67,7 @@ def test_every_reduction_takes_the_scratch_that_the_formula_says(study: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("allocator", "which"), [("", slice(2)), ("expandable_segments:True", slice(2, 4))]
+    ("allocator", "which"), [("", slice(2)), ("expandable_segments:True", slice(2, 5))]
 )
 def test_steps_allocate_and_reserve_what_is_predicted(
     study: Any, allocator: str, which: slice
@@ -79,11 +81,11 @@ def test_steps_allocate_and_reserve_what_is_predicted(
         assert row["ours"] == row["whole"], row["cell"]
         predicted = study._predicted(cell, device=DEVICE, allocator=allocator)
         assert predicted["peak"] == pytest.approx(row["peak"], rel=0.005), row["cell"]
-        assert predicted["reserved"] == pytest.approx(row["reserved"], rel=0.05), row["cell"]
+        assert predicted["reserved"] == row["reserved"], row["cell"]
 
 
 def test_what_single_operations_take_is_known(study: Any) -> None:
-    request = {"what": "operations", "cells": [cell.to_json() for cell in _cells()[2:]]}
+    request = {"what": "operations", "cells": [cell.to_json() for cell in _cells()[2:4]]}
     (row,) = study.ask(request, lookup(DEVICE))
     assert sum(row["calls"].values()) > 1000
     # a scattered sum sorts by a library's own plan
