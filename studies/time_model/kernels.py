@@ -20,6 +20,9 @@ from profiler.timing.kernel_terms import kernel_terms, slot_keys
 MOST_ROWS = 2500
 """Rows of a table that are used, drawn at random."""
 
+MICRO_RUNS, DRAWS = 8, 20
+"""Kernels of a left-out board that a calibration would measure, and how often they are drawn."""
+
 CLOCK_EXPONENT = 0.75
 """Exponent of the sustained clock, chosen by the errors of T4 and P4 left out of the fit."""
 
@@ -153,8 +156,27 @@ def errors_by_board(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
             errors["roofline_median_error"] = errors_of(kernels.roofline, kernels.seconds)[
                 "median_error"
             ]
+            errors["median_error_after_micro_runs"] = _error_after_micro_runs(
+                kernels.sums @ coefficients, kernels.seconds
+            )
             found.setdefault(operation, {})[out] = errors
     return found
+
+
+def _error_after_micro_runs(predicted: Floats, measured: Floats) -> float:
+    """Return the median error if a few kernels of the board are measured.
+
+    All others are divided by the median ratio of those few, as a calibration would do. The few are
+    drawn several times; the median over the draws is returned.
+    """
+    ratio = predicted / measured
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(DRAWS):
+        order = rng.permutation(len(ratio))
+        known, others = ratio[order[:MICRO_RUNS]], ratio[order[MICRO_RUNS:]]
+        errors.append(np.median(np.abs(others / np.median(known) - 1)))
+    return round(float(np.median(errors)), 4)
 
 
 def pooled_coefficients(folder: Path) -> dict[Key, float]:

@@ -188,6 +188,7 @@ def main() -> None:
         text = json.dumps(found, indent=1) + "\n"
         (STUDY / "paper_step.json").write_text(text, encoding="utf-8")
         return
+    made = provenance("time_model")  # before the coefficients change, which would mark the commit
     summary = STUDY / "summary.json"
     known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     values = {key: known[key] for key in PARTS if key in known}
@@ -201,7 +202,7 @@ def main() -> None:
     else:
         values["power"] = power_errors(folder)
         coefficients_file.write_power(values["power"])
-    write_summary(STUDY, (provenance("time_model"),), **values)
+    write_summary(STUDY, (made,), **values)
 
 
 if __name__ == "__main__":
