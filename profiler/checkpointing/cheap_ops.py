@@ -374,9 +374,11 @@ def _address(tensor: Tensor) -> int:
 
 
 def _each(values: Iterable[object], kind: type | tuple[type, ...]) -> Iterator[Any]:
-    """Yield the values of a type, those inside lists and tuples included."""
+    """Yield the values of a type, also those inside lists, tuples and dicts."""
     for value in values:
         if isinstance(value, kind):
             yield value
         elif isinstance(value, SEQUENCES):
             yield from _each(value, kind)
+        elif isinstance(value, dict):
+            yield from _each(value.values(), kind)

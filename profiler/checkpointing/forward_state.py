@@ -23,12 +23,14 @@ AutocastStates = tuple[tuple[str, torch.dtype | None], ...]
 
 
 def tensors_among(values: Iterable[object]) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments of a call, those in lists and tuples included."""
+    """Yield the tensors among the arguments of a call, also those in lists, tuples and dicts."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
             yield from tensors_among(value)
+        elif isinstance(value, dict):
+            yield from tensors_among(value.values())
 
 
 def autocast_states(args: Sequence[object]) -> AutocastStates:

@@ -418,9 +418,18 @@ type at every call."""
 
 
 def map_tensors(value: object, change: Callable[[Any], object]) -> object:
-    """Apply a function to the tensors of an argument, or to their stand-ins."""
+    """Apply a function to the tensors of an argument, or to their stand-ins.
+
+    Lists, tuples (named ones too) and dicts keep their type, since a forward may look at it.
+    """
     if isinstance(value, _TENSORS):
         return change(value)
     if isinstance(value, SEQUENCES):
-        return [map_tensors(item, change) for item in value]
+        mapped = [map_tensors(item, change) for item in value]
+        if type(value) is list:
+            return mapped
+        kind: Any = type(value)
+        return kind._make(mapped) if hasattr(kind, "_make") else kind(mapped)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
     return value

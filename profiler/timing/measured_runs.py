@@ -145,14 +145,18 @@ def _threads() -> int:
 def disagreement(seconds: Sequence[float]) -> float | None:
     """Return by how much the halves of a run differ; None below ``FEWEST_TIMED_STEPS``.
 
-    The difference is that of the medians of the even and the odd steps, relative to the smaller:
-    steps taken in turn see the same drift, so only a disturbance makes them differ.
+    The steps are halved twice: into even and odd ones, and into the first and the last. The
+    difference is that of the medians of the two halves, relative to the smaller; the larger of the
+    two differences is returned. The second is that of a disturbance that began during the run.
     """
     if len(seconds) < FEWEST_TIMED_STEPS:
         return None
-    first, second = median(seconds[::2]), median(seconds[1::2])
-    low = min(first, second)
-    return max(first, second) / low - 1 if low > 0 else None
+    half = len(seconds) // 2
+    pairs = ((seconds[::2], seconds[1::2]), (seconds[:half], seconds[-half:]))
+    medians = [sorted((median(first), median(second))) for first, second in pairs]
+    if any(low <= 0 for low, _ in medians):
+        return None
+    return max(high / low - 1 for low, high in medians)
 
 
 def check_runs_file() -> None:

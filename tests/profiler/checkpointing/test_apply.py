@@ -12,6 +12,7 @@ import copy
 import os
 import weakref
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -1216,3 +1217,40 @@ def test_a_unit_that_takes_a_list_draws_the_same_random_numbers_again(decision):
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     assert torch.equal(gradient(Placement({"0": decision, "1": decision})), gradient(KEEP_ALL))
+
+
+class Size(NamedTuple):
+    height: int
+    width: int
+
+
+class Sized(nn.Module):
+    """A unit whose forward looks at the type of its arguments, and takes tensors in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, size: Size, pair: tuple[int, int], more: dict[str, Tensor]):
+        scale = 3 if pair == (2, 2) else 1
+        return torch.tanh(self.linear(x) * scale * size.width + more["bias"])
+
+
+@pytest.mark.parametrize("decision", [Decision.RECOMPUTE, Decision.DROP_CHEAP])
+def test_a_recomputation_gets_the_arguments_of_the_forward(decision):
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.unit = nn.Linear(8, 8), Sized()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.unit(self.before(x), Size(2, 3), (2, 2), more={"bias": self.before(x)})
+
+    def gradient(placement: Placement) -> Tensor:
+        torch.manual_seed(0)
+        model, x = Model(), torch.randn(16, 8)
+        with apply_placement(model, placement, units=("unit",)):
+            model(x).square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    assert torch.equal(gradient(Placement({"unit": decision})), gradient(KEEP_ALL))

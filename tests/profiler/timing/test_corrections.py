@@ -94,7 +94,13 @@ def test_runs_that_the_host_decides_correct_the_host() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [([1.0, 1.0, 1.0], None), ([1.0, 1.2, 1.0, 1.2], 0.2), ([1.0, 1.0, 1.0, 1.0], 0.0)],
+    [
+        ([1.0, 1.0, 1.0], None),
+        ([1.0, 1.2, 1.0, 1.2], 0.2),
+        ([1.0, 1.0, 1.0, 1.0], 0.0),
+        ([1.0, 1.0, 2.0, 2.0], 1.0),  # it became slower, and stayed so
+        ([1.0, 1.0, 9.0, 1.0, 1.0], 0.0),  # the step in the middle is of neither half
+    ],
 )
 def test_the_two_halves_of_a_run(seconds: list[float], expected: float | None) -> None:
     assert disagreement(seconds) == (None if expected is None else pytest.approx(expected))
