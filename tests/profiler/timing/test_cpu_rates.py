@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,11 +35,13 @@ CONVOLUTIONS = Workload(
     model="test_efficientnet", method="full", micro_batch=3, image_size=64, num_classes=5
 )
 MOBILENET = CONVOLUTIONS.replace(model="mobilenetv2_050")
-"""Large enough that each kind of its operations takes longer than a few launches."""
 
 
 @pytest.fixture
 def _own_rates(tmp_path, monkeypatch):
+    """A store of its own, and launches so short that on a busy machine, too, all kinds count."""
+    plain = replace(cpu_rates.plain_cpu_rates(), launch_seconds=1e-9)
+    monkeypatch.setattr(cpu_rates, "plain_cpu_rates", lambda: plain)
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path))
     cpu_rates._stored.cache_clear()
     yield
@@ -151,6 +154,7 @@ def test_the_nearest_timed_batch_by_ratio(size, timed):
     assert cpu_rates._nearest((1, 4, 16), size) == timed
 
 
+@pytest.mark.usefixtures("_own_rates")
 @pytest.mark.parametrize("option", [Decision.DROP_CHEAP, Decision.DROP_CHEAP_AND_MIXING])
 def test_composed_and_replayed_times_use_the_same_rates(option):
     cost = CostModel(CPU, Store.default())
