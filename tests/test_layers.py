@@ -47,7 +47,7 @@ LAYERS = (
     ("planner.service",),
     ("planner.cli",),
 )
-"""From the bottom up. A module imports only from its own package and from rows above its own."""
+"""The lowest layer first. A module imports from its own package and from rows above its own."""
 
 ONLY_IMPORTERS = {
     "pynvml": ("profiler.devices",),

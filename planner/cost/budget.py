@@ -152,7 +152,7 @@ class OverheadProfile:
 def live_budget(
     budget_bytes: DeviceBytes, *, context_bytes: int, overhead: AllocatorOverhead | None
 ) -> LiveBytes:
-    """Convert a budget to live bytes; at least 1, since a solver needs a positive budget.
+    """Convert a budget to live bytes; on a GPU at least 1, since a solver needs a positive budget.
 
     Args:
         budget_bytes: budget in device bytes.

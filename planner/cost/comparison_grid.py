@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from planner.cost.budget import needed_bytes
 from planner.cost.fit_probability import fits_within
 from planner.cost.place_by_policy import place_by_policy
-from planner.cost.warm_up import prefetch
+from planner.cost.warm_up import profile_families
 from planner.placement.policies import parse_policy
 from planner.scoring.accuracy_prior import estimate_accuracy
 from profiler.errors import InfeasibleError, UsageError
@@ -244,7 +244,7 @@ def grid_cells(
         on_progress: called with (current work, fraction done).
     """
     known = [load for load in workloads if not isinstance(load, GridCell)]
-    prefetch(cost, known, lambda text, done: on_progress(text, 0.9 * done))
+    profile_families(cost.profiles, known, lambda text, done: on_progress(text, 0.9 * done))
     for number, load in enumerate(workloads):
         if isinstance(load, GridCell):
             for word in checkpoints:

@@ -123,7 +123,7 @@ class FamilyProfiles:
             on_progress: see ``prepare``.
             options: see ``prepare``.
             micro_batches: micro-batches at which the overhead of the caching allocator is read,
-                beside that of the workload. Later, each takes another replay.
+                beside that of the workload.
         """
         for done, option in enumerate(options):
             if on_progress is not None and not self.has_option(workload, option):

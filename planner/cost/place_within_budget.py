@@ -15,7 +15,8 @@ After a placement fits, ``REFINEMENTS`` more attempts look for a faster one, bec
 also be negative. If no placement over all options fits, whole units alone are tried, since
 decisions inside units fragment more; then uniform policies.
 
-Cost: at most ``2 * (ATTEMPTS + 2) + 4`` replays; most calls need one to three.
+Cost: at most ``2 * (ATTEMPTS + 2) + 4`` replays, and ``ATTEMPTS + 2`` more for a policy that uses
+the host's memory; most calls need one to three.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from planner.cost.family_profiles import FamilyProfiles
-from planner.cost.model import CostModel
 from planner.parallel import map_forked
 from profiler.errors import BudgetplanError
 from profiler.unit_options import UnitOption
@@ -119,10 +118,3 @@ def profile_options(
         on_progress(f"profiled {workload.model} with {workload.method}", fraction)
 
     map_forked(make, missing, report)
-
-
-def prefetch(
-    model: CostModel, workloads: Iterable[Workload], on_progress: Callable[[str, float], None]
-) -> None:
-    """Call ``profile_families``."""
-    profile_families(model.profiles, workloads, on_progress)

@@ -112,7 +112,8 @@ def remake_front(
 ) -> CheckOutcome:
     """Return the rows of the answer by the accuracies of the probe, replayed.
 
-    Rows that the probe found equal to the best stay. Without a training, all rows stay.
+    Rows that the probe found equal to the best stay. Without a training, all rows stay. All scores
+    are ``corrected_score``, and the highest comes first.
 
     Args:
         request: the request.
@@ -125,22 +126,21 @@ def remake_front(
     if probe is None or not probe.estimates:
         return replayed
     refused = [each.assignment for each in replayed.refused]
-    corrected = [
-        replace(
-            result, score=corrected_score(probe, result.candidate.workload, request.balanced_images)
-        )
-        for result in results
-        if result.assignment not in refused
-    ]
-    remade = replay_front(request, corrected, cost, notify, known=replayed.passed)
+
+    def corrected(result: TrialResult) -> TrialResult:
+        workload = result.candidate.workload
+        return replace(result, score=corrected_score(probe, workload, request.balanced_images))
+
+    rows = [corrected(result) for result in results if result.assignment not in refused]
+    remade = replay_front(request, rows, cost, notify, known=replayed.passed)
     points = [each.result.assignment for each in remade.passed]
     kept = [
-        each
+        replace(each, result=corrected(each.result))
         for each in replayed.passed
         if each.result.assignment not in points and _leads(probe, each)
     ]
     return CheckOutcome(
-        passed=(*remade.passed, *kept),
+        passed=tuple(sorted((*remade.passed, *kept), key=lambda each: -each.result.score)),
         dropped=(*replayed.dropped, *remade.dropped),
         notes=(*replayed.notes, *remade.notes),
     )

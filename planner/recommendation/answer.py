@@ -58,7 +58,7 @@ AlternativeName = Literal[
 
 DecidedBy = Literal["published", "probe", "learned", "cost"]
 """The evidence that distinguishes the recommended entry from the others: published comparisons of
-methods, short trainings here, a model fitted to trainings here, or nothing but cost."""
+methods, short trainings here, or nothing but cost. No answer has ``learned`` (``EstimateKind``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

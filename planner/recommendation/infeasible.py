@@ -21,6 +21,7 @@ from planner.cost.place_within_budget import place_within_budget
 from planner.placement.policies import OFFLOAD, OPTIMAL, parse_policy
 from planner.recommendation.request import Request
 from planner.recommendation.search_backbones import smallest_backbone
+from planner.recommendation.smaller_images import patch_of, smaller_size
 from planner.search.problem import SearchResult
 from planner.search.space import Space
 from profiler.errors import InfeasibleError, UnmetLimitError, UsageError
@@ -39,9 +40,6 @@ percent of the replayed one, so the smallest replayed candidate is among the fir
 
 IMAGE_SHARES = (0.75, 0.5, 0.25)
 """Shares of the image size that are predicted when nothing fits."""
-
-SIZE_STEP = 32
-"""Image sizes are tried in multiples of this: most backbones reduce images 32 times."""
 
 
 def none_replayed(
@@ -160,9 +158,10 @@ def _smaller_searches(
     yield from _with_host_memory(workload, space, cost)
     if "head" not in {method.name for method in space.methods}:
         yield "--methods head", _with_head(workload, micro_batch=workload.micro_batch)
+    patch = patch_of(workload.model)
     for share in IMAGE_SHARES:
-        size = round(workload.image_size * share / SIZE_STEP) * SIZE_STEP
-        if SIZE_STEP <= size < workload.image_size:
+        size = smaller_size(workload.image_size, patch=patch, share=share, least=1)
+        if size is not None:
             smaller = workload.replace(image_size=size)
             yield f"--image-size {size}", replace(candidate, workload=smaller)
 

@@ -54,7 +54,6 @@ from planner.workers.run_device import this_device
 from planner.workers.run_pool import opened_pool
 from profiler.devices.table import device_spec
 from profiler.errors import InputError
-from profiler.store import Store
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
@@ -141,16 +140,13 @@ def _checked_outputs(request: Request) -> str:
 
 def _profiled_costs(request: Request, notify: Notify) -> CostModel:
     """Return the cost model of the device, with the profile of every workload."""
-    from planner.cost.model import CostModel
-    from planner.cost.warm_up import prefetch
+    from planner.cost.place_by_policy import default_cost_model
+    from planner.cost.warm_up import profile_families
 
-    cost = CostModel(
-        device_spec(request.device.name),
-        Store.default(),
-        power_limit_watts=request.power_limit_watts,
-    )
+    device = device_spec(request.device.name)
+    cost = default_cost_model(device, power_limit_watts=request.power_limit_watts)
     workloads = chain.from_iterable(each.space.workloads() for each in request.backbones)
-    prefetch(cost, workloads, on_progress=lambda t, f: notify("profile", t, f))
+    profile_families(cost.profiles, workloads, lambda t, f: notify("profile", t, f))
     return cost
 
 

@@ -296,8 +296,9 @@ def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[s
 def _planned_steps(result: ProbeResult, learners: Sequence[Learner]) -> int:
     """Return the steps of the planned trainings, on as many images as the probe has."""
     images = result.runs[0].setting.train_images
-    epochs = max(learner.recipe.epochs for learner in learners)
-    return epochs * max(1, images // learners[0].candidate.workload.effective_batch)
+    longest = max((learner.recipe for learner in learners), key=lambda recipe: recipe.epochs)
+    effective_batch = learners[0].candidate.workload.effective_batch
+    return longest.steps(images, effective_batch=effective_batch)
 
 
 def _no_probe(rule: ProbeRule, note: str) -> ProbeOutcome:

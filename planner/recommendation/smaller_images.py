@@ -29,16 +29,28 @@ SMALLEST_PIXELS = 96
 """Least edge of the smaller images in pixels (a choice, not a measurement)."""
 
 
-def smaller_size(size: int, *, patch: int | None) -> int | None:
+def smaller_size(
+    size: int, *, patch: int | None, share: float = LARGEST_EDGE_SHARE, least: int = SMALLEST_PIXELS
+) -> int | None:
     """Return the size of smaller images that patches or strides divide; None if there is none.
 
     Args:
         size: height and width of the plan's images in pixels.
         patch: edge of the backbone's patches; None if it has none.
+        share: largest edge over ``size``.
+        least: smallest edge in pixels.
     """
     step = STRIDE if patch is None or STRIDE % patch == 0 else patch
-    smaller = math.floor(LARGEST_EDGE_SHARE * size / step) * step
-    return smaller if smaller >= SMALLEST_PIXELS else None
+    smaller = math.floor(share * size / step) * step
+    return smaller if smaller >= max(least, step) else None
+
+
+def patch_of(model: str) -> int | None:
+    """Return the edge of a backbone's patches in pixels; None if it has none."""
+    from profiler.models import backbones
+
+    size = backbones.native_image_size(model)
+    return patch_edge(backbones.shared_shapes(model, num_classes=1, image_size=size))
 
 
 def with_smaller_images(entry: FrontEntry, *, device: DeviceSpec) -> Alternative | None:
@@ -48,17 +60,11 @@ def with_smaller_images(entry: FrontEntry, *, device: DeviceSpec) -> Alternative
         entry: the recommended row.
         device: device that is planned for.
     """
-    from profiler.models import backbones
     from profiler.prediction.report import predict
 
     candidate = entry.plan.candidate
     workload = candidate.workload
-    built = backbones.shared_shapes(
-        workload.model,
-        num_classes=1,
-        image_size=backbones.native_image_size(workload.model),
-    )
-    size = smaller_size(workload.image_size, patch=patch_edge(built))
+    size = smaller_size(workload.image_size, patch=patch_of(workload.model))
     if size is None:
         return None
     try:

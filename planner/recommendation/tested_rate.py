@@ -90,9 +90,10 @@ def _is_wanted(request: Request, entry: FrontEntry, probe: ProbeOutcome | None) 
     planned = entry.plan.prediction.step_seconds
     if recipe is None or measured is None or measured.step_seconds is None or planned is None:
         return False
-    steps = request.images_of(recipe) // entry.plan.candidate.workload.effective_batch
+    effective_batch = entry.plan.candidate.workload.effective_batch
+    steps = recipe.steps(request.images_of(recipe), effective_batch=effective_batch)
     cost = len(RATE_FACTORS) * RATE_STEPS * measured.step_seconds
-    return cost < LARGEST_SHARE * recipe.epochs * steps * planned
+    return cost < LARGEST_SHARE * steps * planned
 
 
 def _tested(entry: FrontEntry, runs: Sequence[ProbeRun]) -> tuple[FrontEntry, str]:

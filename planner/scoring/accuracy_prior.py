@@ -50,8 +50,9 @@ class AccuracyEstimate:
     Attributes:
         value: fraction of held-out images classified correctly; None if not known.
         kind: ``published`` for exactly this configuration, ``prior`` if derived from published
-            ones, ``probe`` if short trainings here show it, ``learned`` if fitted to trainings
-            here; None without a value.
+            ones, ``probe`` if short trainings here show it; None without a value. ``learned``, a
+            model fitted to trainings here, is a word of the JSON format that no estimate has: such
+            a model did not beat the probe (studies/probe).
         source: publication of the number; None without value.
         reason: one clause: how the value was derived, or why there is none.
         low: lower end of the interval; None without one.

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -88,7 +88,7 @@ class LoopImages:
         selects = recipe.selects_epoch
         train = images.train if selects else images.training_whole()
         if not recipe.augment:
-            train = replace(train, crop=images.test.crop, mirror=False)
+            train = train.without_augmentation(images.test)
         return cls(
             train=train,
             monitor=images.selection if selects else images.test,

@@ -32,7 +32,8 @@ SIZE_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25)
 """Image sizes of a probe on a CPU, as shares of the plan's."""
 
 SIZE_MULTIPLE, SMALLEST_SIZE = 32, 64
-"""Sizes are multiples of the stride of most backbones, from two classes of features on."""
+"""Sizes are multiples of the stride of most backbones. At the smallest, the last feature map has
+2 x 2 positions."""
 
 WANTED_STEPS = 100
 """Steps of the longest runs at the chosen image size."""

@@ -278,20 +278,18 @@ def _cost_model(plan: Plan, kind: str) -> CostModel | None:
     On CUDA it is that of the device that was planned for; None if that is a GPU of another machine
     that the table lacks.
     """
-    from planner.cost.model import CostModel
+    from planner.cost.place_by_policy import default_cost_model
     from planner.target_device import find_target
     from profiler.devices.table import CPU
-    from profiler.store import Store
 
     planned = plan.prediction.device
     if kind == "cpu":
-        return CostModel(CPU, Store.default())
+        return default_cost_model(CPU)
     if planned.kind != "cuda":
         return None
     try:
-        return CostModel(
+        return default_cost_model(
             find_target(planned.name).spec,
-            Store.default(),
             power_limit_watts=plan.prediction.power_limit_watts,
         )
     except UnknownNameError:

@@ -5,7 +5,6 @@ torch is imported by the functions, because the parent imports this module only 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -72,7 +71,7 @@ def training_images(images: ImageData, recipe: Recipe | None) -> ImageSet:
     """
     if recipe is None or recipe.augment:
         return images.train
-    return replace(images.train, crop=images.test.crop, mirror=False)
+    return images.train.without_augmentation(images.test)
 
 
 def _cap_memory(budget_bytes: int, kind: str, workload: Workload) -> None:

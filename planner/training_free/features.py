@@ -199,7 +199,7 @@ def extract_features(
             fraction = (number + done / total) / len(parts)
             on_progress(f"features of the {name} images", fraction)
 
-        plain = replace(every[name], crop=images.test.crop, mirror=False)
+        plain = every[name].without_augmentation(images.test)
         cached = cached_features(
             built, classifier, plain, forward=forward, folder=folder, on_progress=report
         )

@@ -26,7 +26,7 @@ from expert_rules import broken_rules, seconds, worse
 from harness import Rows, write_summary
 
 from planner.cost.model import CostModel
-from planner.cost.warm_up import prefetch
+from planner.cost.warm_up import profile_families
 from planner.recommendation.build_request import build_request
 from planner.recommendation.ranking import Question, best_of, equal_methods
 from planner.recommendation.search_backbones import search_problem
@@ -56,7 +56,7 @@ def answer(
     request = build_request(
         model, budget_bytes=budget_bytes, device=device, methods=methods, validations=0
     )
-    prefetch(cost, request.space.workloads(), on_progress=lambda text, done: None)
+    profile_families(cost.profiles, request.space.workloads(), lambda text, done: None)
     question = Question.of(request)
     problem = search_problem(request)
     return *answer_problem(problem, cost, question), question, problem.budget_bytes

@@ -30,7 +30,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 from harness import Rows, write_summary
 
 from planner.cost.model import CostModel
-from planner.cost.warm_up import prefetch
+from planner.cost.warm_up import profile_families
 from planner.recommendation.build_request import build_request
 from planner.recommendation.search_backbones import search_problem
 from planner.search.evaluation import PointEvaluator
@@ -89,7 +89,7 @@ def write_points(model: str, cache: Path) -> None:
     """Evaluate every point of a backbone's space, and write them."""
     problem = problem_of(model)
     cost = CostModel(device_spec(DEVICE), Store.default())
-    prefetch(cost, problem.space.workloads(), on_progress=lambda text, done: None)
+    profile_families(cost.profiles, problem.space.workloads(), lambda text, done: None)
     evaluator = PointEvaluator(problem, cost)
     began = time.perf_counter()
     found = evaluate_all(evaluator, most_seconds=math.inf)

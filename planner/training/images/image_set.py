@@ -156,6 +156,10 @@ class ImageSet:
         image = self._transform(open_image(self.images[index]), random.Random(draw))
         return self._to_tensor(image), int(self.labels[index])
 
+    def without_augmentation(self, test: ImageSet) -> Self:
+        """Return the same images, cut out and mirrored as those of a test part are."""
+        return replace(self, crop=test.crop, mirror=False)
+
     def sample(self, count: int, *, seed: int) -> Self:
         """Return a random subset of at most ``count`` images, the same for the same seed."""
         chosen = random.Random(seed).sample(range(len(self)), min(count, len(self)))

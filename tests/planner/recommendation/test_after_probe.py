@@ -153,3 +153,33 @@ def test_the_front_is_made_again_of_the_methods_that_the_probe_found_best(
     assert out.assignment not in [each.result.assignment for each in again.passed]
     untouched = remake_front(Asked(), None, results, first, cost=None, notify=None)
     assert untouched is first
+
+
+def test_rows_that_stay_after_a_probe_have_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two methods tie as best, and the answer has room for one: their scores are equal."""
+    results = [
+        row(load(method, None), score=score)
+        for method, score in (("ssf", 1.0), ("full", -1.0), ("head", -2.0))
+    ]
+
+    def replayed(request: Any, rows: list[TrialResult], *args: Any, **options: Any) -> Any:
+        best = max(rows, key=lambda each: (each.score, each.candidate.workload.method == "ssf"))
+        worst = min(rows, key=lambda each: each.score)
+        found = [CheckedCandidate(result=r, prediction=None) for r in (best, worst)]
+        return CheckOutcome(passed=tuple(found), dropped=())
+
+    monkeypatch.setattr("planner.recommendation.after_probe.replay_front", replayed)
+    probe = probe_of((load("ssf"), 0.9, 0.9), (load("full"), 0.9, 0.9), (load("head"), 0.6, 0.0))
+    first = CheckOutcome(
+        passed=tuple(CheckedCandidate(result=r, prediction=None) for r in results), dropped=()
+    )
+
+    class Asked:
+        balanced_images = FEW
+
+    again = remake_front(Asked(), probe, results, first, cost=None, notify=None)
+    methods = [each.candidate.workload.method for each in again.passed]
+    scores = [each.result.score for each in again.passed]
+    assert methods == ["ssf", "full", "head"]
+    assert scores[:2] == [0.0, 0.0]
+    assert scores[2] < 0

@@ -17,3 +17,8 @@ def test_smaller_sizes_are_divided_by_patches_and_strides(
 ) -> None:
     assert smaller_size(size, patch=patch) == expected
     assert expected is None or expected <= LARGEST_EDGE_SHARE * size
+
+
+@pytest.mark.parametrize(("patch", "expected"), [(14, 56), (16, 32), (None, 32)])
+def test_advice_goes_down_to_a_quarter_in_whole_patches(patch: int | None, expected: int) -> None:
+    assert smaller_size(224, patch=patch, share=0.25, least=1) == expected
