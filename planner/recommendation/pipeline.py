@@ -215,7 +215,7 @@ def _checked_rows(
 @contextmanager
 def _real_runs(request: Request, storage: str) -> Iterator[RunPool | None]:
     """Open the queue of the real runs of a question; None if there are none."""
-    if request.validations == 0 and request.probe_seconds is None and not request.find_lr:
+    if not request.has_real_runs:
         yield None
         return
     device = None if request.uses_workers else this_device(request.run.device)

@@ -189,9 +189,17 @@ class Request:
     def __post_init__(self) -> None:
         if self.uses_workers and self.storage is None:
             raise UsageError("--workers needs --storage: the database that the workers take from")
-        if self.uses_workers and self.validations == 0 and self.probe_seconds is None:
-            raise UsageError("--workers needs the real runs that --no-validate leaves out")
+        if self.uses_workers and not self.has_real_runs:
+            raise UsageError(
+                "--workers needs the real runs that --no-validate leaves out, --probe-minutes or "
+                "--find-lr"
+            )
         check_risk(self.risk)
+
+    @property
+    def has_real_runs(self) -> bool:
+        """Whether trainings are run to answer: validations, a probe or learning rates."""
+        return self.validations != 0 or self.probe_seconds is not None or bool(self.find_lr)
 
     @property
     def question_study(self) -> str:

@@ -37,7 +37,9 @@ def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "worker-cache"))
 
 
-def request(url: str, folder: Path, *, validations: int) -> Request:
+def request(
+    url: str, folder: Path, *, validations: int, find_lr: bool | None = None
+) -> Request:
     return Request(
         space=Space(
             base=Workload(model="test_vit", num_classes=10, image_size=32),
@@ -56,6 +58,7 @@ def request(url: str, folder: Path, *, validations: int) -> Request:
         storage=url,
         validations=validations,
         uses_workers=True,
+        find_lr=find_lr,
         has_weights=False,
         out=folder / "plans",
     )
@@ -108,6 +111,18 @@ def test_an_interrupted_question_withdraws_its_runs(url: str, tmp_path: Path) ->
         recommend(request(url, tmp_path, validations=2), notify=interrupt)
     with opened_queue(url, "small") as queue:
         assert queue.counts() == {"fail": 2}
+
+
+def test_a_test_of_learning_rates_alone_is_a_run_for_workers(url: str, tmp_path: Path) -> None:
+    def interrupt(stage: str, text: str, _: float) -> None:
+        if stage == "learning rate" and "waiting for a worker" in text:
+            raise KeyboardInterrupt
+
+    given = request(url, tmp_path, validations=0, find_lr=True)
+    with pytest.raises(KeyboardInterrupt):
+        recommend(given, notify=interrupt)
+    with opened_queue(url, "small") as queue:
+        assert queue.counts() == {"fail": 1}
 
 
 def test_a_killed_worker_leaves_no_process(url: str, tmp_path: Path) -> None:
