@@ -21,7 +21,9 @@ the grace period, by its own clock, takes the worker for dead. No clocks are com
 **Nothing counts twice.** A worker that was taken for dead cannot store an outcome: its trial is
 finished. ``recover`` runs under the lock of the runs, so that two processes do not queue a run
 again. Where the lock fails (a gRPC proxy has none, and a server that restarts frees it), the later
-of two trials of a run gives way to the older one when it is claimed.
+of two trials of a run gives way to the older one when it is claimed. A trial that gave way is no
+trial of the run any more: the run's state and its return to the queue are those of its other
+trials, of which the oldest counts that waits, runs or has an outcome.
 
 Every access is repeated for a while if the server does not answer, for example while it restarts.
 A claim is not made from Optuna's list of waiting trials at each call, because reading that list
@@ -31,17 +33,24 @@ random, which differ between workers.
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from planner.search.backends import Heartbeats, write_ahead
-from planner.search.patience import PATIENCE_SECONDS, AnswerT, is_unreachable, patiently
+from planner.search.patience import (
+    FIRST_PAUSE_SECONDS,
+    PATIENCE_SECONDS,
+    AnswerT,
+    is_unreachable,
+    patiently,
+)
 from planner.search.storage import storage_errors, unusable_storage
 from planner.search.storage_url import sqlite_path
 from planner.search.study_lock import StudyLock, opened_storage
@@ -163,7 +172,6 @@ class RunQueue:
         self._list = _WaitingList()
         self._trial_ids: dict[str, int] = {}
         self._seen_beats: dict[int, tuple[object, float]] = {}
-        self._requeued: set[int] = set()
 
     # -- the client's side ---------------------------------------------------------------------
 
@@ -192,8 +200,8 @@ class RunQueue:
         from optuna.trial import TrialState
 
         trial = self._patiently(lambda: self._storage.get_trial(self._trial_ids[key]))
-        if trial.state == TrialState.FAIL and _is_unanswered(trial):
-            trial = max(self._trials_of(key), key=lambda each: each.number)
+        if _is_lost(trial) or _gave_way(trial):
+            trial = self._counting_trial(key)
             self._trial_ids[key] = trial._trial_id
         worker = str(trial.user_attrs.get(WORKER, ""))
         if trial.state == TrialState.WAITING:
@@ -222,6 +230,7 @@ class RunQueue:
                     self._patiently(take_out)
                 except UpdateFinishedTrialError:  # it has just ended, or its worker has
                     self.recover()
+                    time.sleep(FIRST_PAUSE_SECONDS)
 
     # -- the worker's side ---------------------------------------------------------------------
 
@@ -394,16 +403,12 @@ class RunQueue:
 
         A run is queued twice if the server restarts while its lock is held.
         """
-        from optuna.trial import TrialState
+        return self._counting_trial(trial.user_attrs.get(KEY)).number < trial.number
 
-        older = [t for t in self._trials_of(trial.user_attrs.get(KEY)) if t.number < trial.number]
-        return any(t.state != TrialState.FAIL or not _is_unanswered(t) for t in older)
-
-    def _trials_of(self, key: object) -> list[FrozenTrial]:
-        """Return the trials of a run, without those that were queued once too often."""
+    def _counting_trial(self, key: object) -> FrozenTrial:
+        """Return the trial of a run that its state and its outcome are those of."""
         trials = self._patiently(self._trials)
-        mine = [trial for trial in trials if trial.user_attrs.get(KEY) == key]
-        return [t for t in mine if t.user_attrs.get(OUTCOME) != {REPEATED: True}]
+        return _counting([trial for trial in trials if trial.user_attrs.get(KEY) == key])
 
     def _beat(self, trial_id: int) -> None:
         from optuna.exceptions import UpdateFinishedTrialError
@@ -436,21 +441,19 @@ class RunQueue:
         self._seen_beats = {i: s for i, s in self._seen_beats.items() if i in running}
 
     def _requeue_lost(self) -> None:
-        """Queue again every run whose last trial failed without an outcome, under the lock."""
-        failed = self._patiently(lambda: self._trials("FAIL"))
-        lost = [t for t in failed if _is_unanswered(t) and t._trial_id not in self._requeued]
-        if not lost:
-            return
-        last = {t.user_attrs.get(KEY): t.number for t in self._patiently(self._trials)}
-        for trial in lost:
-            if last[trial.user_attrs.get(KEY)] == trial.number and _may_return(trial):
-                try:
-                    queue_again(self._study, trial)
-                except Exception as error:
-                    if not is_unreachable(error):
-                        raise
-                    return  # the lock is lost with the connection; the next call goes on
-            self._requeued.add(trial._trial_id)
+        """Queue again every run that no worker has and that has no outcome, under the lock."""
+        runs: dict[object, list[FrozenTrial]] = {}
+        for trial in self._patiently(self._trials):
+            runs.setdefault(trial.user_attrs.get(KEY), []).append(trial)
+        for trial in map(_counting, runs.values()):
+            if not (_is_lost(trial) and _may_return(trial)):
+                continue
+            try:
+                queue_again(self._study, trial)
+            except Exception as error:
+                if not is_unreachable(error):
+                    raise
+                return  # the lock is lost with the connection; the next call goes on
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -534,7 +537,8 @@ def queue_again(study: Study, trial: FrozenTrial) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES)(study, trial)
+        # the callback appends to the list of earlier trials, which may be a cached trial's
+        RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES)(study, copy.deepcopy(trial))
 
 
 def _claimed(trial: FrozenTrial) -> ClaimedRun:
@@ -545,8 +549,29 @@ def _claimed(trial: FrozenTrial) -> ClaimedRun:
     )
 
 
+def _counting(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Return the trial of a run that counts: the oldest that is not lost, else the last one.
+
+    Args:
+        trials: all trials of the run, oldest first.
+    """
+    # a trial gives way to an older one, so that one at least did not
+    others = [trial for trial in trials if not _gave_way(trial)] or trials
+    return next((trial for trial in others if not _is_lost(trial)), others[-1])
+
+
 def _is_unanswered(trial: FrozenTrial) -> bool:
     return OUTCOME not in trial.user_attrs and KEY in trial.user_attrs
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    """Return whether the worker of a trial ended without an outcome."""
+    return trial.state.name == "FAIL" and _is_unanswered(trial)
+
+
+def _gave_way(trial: FrozenTrial) -> bool:
+    """Return whether a trial was queued once too often; an older one has the run."""
+    return trial.user_attrs.get(OUTCOME) == {REPEATED: True}
 
 
 def _may_return(trial: FrozenTrial) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from planner.search.backends import new_storage
 from planner.search.patience import is_unreachable
-from planner.search.run_queue import MOST_RETRIES, RunQueue, opened_queue
+from planner.search.run_queue import MOST_RETRIES, ClaimedRun, RunQueue, _claimed, opened_queue
 from profiler.errors import InputError
 from tests.planner.workers.postgres_server import PostgresServer, needed_programs
 from tests.planner.workers.toy_runs import (
@@ -226,6 +226,90 @@ def test_a_run_that_was_queued_once_too_often_is_run_once(queue: RunQueue) -> No
     assert queue.finish(mine, {"number": 0}, value=1.0)
     assert queue.state(key).status == "done"
     assert counted_outcomes(queue) == Counter([0])
+
+
+def queued_twice(queue: RunQueue) -> str:
+    """Queue a run that two waiting trials stand for; return its key."""
+    from planner.search.run_queue import queue_again
+
+    (key,) = enqueue(queue, 1)
+    run = queue.claim(everything, worker="one that ends")
+    assert run is not None
+    queue.give_back(run)
+    queue_again(queue._study, queue._study.trials[0])  # by a process that lost its lock
+    assert queue.counts() == {"fail": 1, "waiting": 2}
+    return key
+
+
+def claim_number(queue: RunQueue, number: int) -> ClaimedRun | None:
+    """Claim one trial of the queue, if it is not one too many."""
+    trial = queue._study.trials[number]
+    return _claimed(trial) if queue._take(trial, "worker") else None
+
+
+@pytest.mark.parametrize("points_at_copy", [True, False])
+def test_the_outcome_of_a_run_is_never_that_of_its_copy(
+    queue: RunQueue, points_at_copy: bool
+) -> None:
+    key = queued_twice(queue)
+    if points_at_copy:
+        queue._trial_ids[key] = queue._study.trials[2]._trial_id
+    run = claim_number(queue, 1)
+    assert run is not None
+    assert claim_number(queue, 2) is None
+    assert queue.counts() == {"fail": 2, "running": 1}
+    assert queue.state(key).status == "running"
+    assert queue.finish(run, {"number": 0}, value=1.0)
+    assert queue.state(key).outcome == {"number": 0}
+    assert queue.counts() == {"fail": 2, "complete": 1}
+
+
+def test_a_run_comes_back_after_its_copy_has_given_way(queue: RunQueue) -> None:
+    key = queued_twice(queue)
+    for number in (1, 3):  # trial 3 comes back in place of trial 1
+        run = claim_number(queue, number)
+        assert run is not None
+        assert number == 3 or claim_number(queue, 2) is None
+        queue.give_back(run)
+        queue.recover()
+        assert queue.state(key).status == "waiting"
+        assert queue.counts()["waiting"] == 1
+    run = queue.claim(everything, worker="another")
+    assert run is not None
+    assert queue.finish(run, {"number": 0}, value=1.0)
+    assert queue.state(key).outcome == {"number": 0}
+    assert counted_outcomes(queue) == Counter([0])
+
+
+def test_a_copy_that_gives_way_after_a_later_one_was_lost_loses_nothing(queue: RunQueue) -> None:
+    """A worker dies between its claim of a copy and the copy's outcome."""
+    from optuna.trial import TrialState
+
+    key = queued_twice(queue)
+    run = claim_number(queue, 1)
+    copy = queue._study.trials[2]._trial_id
+    assert queue._storage.set_trial_state_values(copy, TrialState.RUNNING)
+    queue._storage.set_trial_state_values(copy, TrialState.FAIL)
+    queue.recover()
+    assert run is not None
+    assert queue.counts() == {"fail": 2, "running": 1}, "the run has a worker"
+    queue.give_back(run)
+    assert queue.counts() == {"fail": 3, "waiting": 1}
+    assert queue.state(key).status == "waiting"
+
+
+@pytest.mark.timeout(60)
+def test_a_run_with_a_copy_that_gave_way_is_withdrawn(queue: RunQueue) -> None:
+    from optuna.trial import TrialState
+
+    key = queued_twice(queue)
+    run = claim_number(queue, 1)
+    assert run is not None
+    assert claim_number(queue, 2) is None
+    queue._storage.set_trial_state_values(run.trial_id, TrialState.FAIL)  # then it is killed
+    queue.withdraw([key])
+    assert queue.claim(everything, worker="another") is None
+    assert "waiting" not in queue.counts()
 
 
 # ---- workers -------------------------------------------------------------------------------------
