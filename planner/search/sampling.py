@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from planner.search.problem import CONSTRAINT, OBJECTIVES, TrialResult, assignment_key
 from planner.search.space import Assignment, SearchPoint, Space
-from planner.search.trial_records import user_attributes
+from planner.search.trial_records import TrialFailure, user_attributes
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -88,11 +88,12 @@ class PointSampler:
             trial.set_user_attr(name, value)
         return self._study.tell(trial, list(result.objectives))
 
-    def fail(self, trial: Trial, reason: str) -> FrozenTrial:
+    def fail(self, trial: Trial, failure: TrialFailure) -> FrozenTrial:
         """Finish a trial that could not be evaluated."""
         from optuna.trial import TrialState
 
-        trial.set_user_attr("reason", reason)
+        for name, value in user_attributes(failure).items():
+            trial.set_user_attr(name, value)
         return self._study.tell(trial, state=TrialState.FAIL)
 
     def _draw(self) -> tuple[Trial, SearchPoint]:

@@ -157,7 +157,8 @@ def _run_trial(sampler: PointSampler, evaluator: PointEvaluator, records: TrialR
     except InfeasibleError:
         raise
     except BudgetplanError as error:
-        records.append_failure(sampler.fail(trial, str(error)))
+        failure = records.failure(error)
+        records.append_failure(sampler.fail(trial, failure), failure)
     else:
         records.write_cost_unit(evaluator.cost_unit)
         excess_bytes = result.device_bytes - evaluator.problem.budget_bytes

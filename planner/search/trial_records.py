@@ -3,21 +3,25 @@
 A stored trial may have been edited, or may be somebody else's. ``usable_trial`` reads it as a file
 of unknown origin is read, and makes it anew from the checked parts, so that no other part reaches
 the sampler. Trials that cannot be used are ignored with one warning.
+
+A failed trial has its reason and the versions that it failed with. With other versions its point is
+evaluated again: a method that was refused may work after an upgrade.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from planner.plan import versions
 from planner.search.insert_trials import insert_trials
 from planner.search.problem import CONSTRAINT, COST_IMAGES, CostUnit, TrialResult
 from planner.search.space import Assignment, Space
 from planner.search.storage import storage_errors
-from profiler.errors import BudgetplanError, BudgetplanWarning, InputError
+from profiler.errors import BudgetplanError, BudgetplanWarning, InputError, printable_line
 from profiler.json_records import ByteCount, JsonObject, NonNegativeFloat, read_record, shortened
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate
@@ -50,7 +54,25 @@ class ForeignTrialWarning(BudgetplanWarning):
 
 
 class OutdatedTrialWarning(BudgetplanWarning):
-    """Trials of a study were computed from other rates, and are evaluated again."""
+    """Trials of a study are of other rates or versions, and are evaluated again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialFailure:
+    """A point that could not be evaluated.
+
+    Attributes:
+        reason: the error, one printable line.
+        rates_version: version of the rates that it would have been computed from.
+        versions: version of each package that it failed with, by name.
+    """
+
+    reason: str
+    rates_version: str = ""
+    versions: JsonObject = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable_line(self.reason))
 
 
 class TrialRecords:
@@ -67,7 +89,7 @@ class TrialRecords:
         stored: usable trials that were stored when the study was opened, oldest first.
         count: number of usable trials, failed ones included.
         results: one result per trial that did not fail, oldest first.
-        failures: reason of each trial that failed, oldest first.
+        failures: reason of each trial that failed with these rates and versions, oldest first.
 
     Raises:
         InputError: the trials or the cost unit cannot be read.
@@ -75,7 +97,7 @@ class TrialRecords:
 
     def __init__(self, study: Study, space: Space, *, url: str, rates_version: str) -> None:
         self._study, self._space, self._url = study, space, url
-        self._rates_version = rates_version
+        self._rates_version, self._versions = rates_version, versions()
         self._read = self._outdated = 0
         self.count = 0
         self.results: list[TrialResult] = []
@@ -93,20 +115,25 @@ class TrialRecords:
         found = []
         for trial in new:
             try:
-                usable, result = usable_trial(trial, self._space)
+                usable, outcome = usable_trial(trial, self._space)
             except BudgetplanError:
                 continue
-            if result is not None and result.rates_version != self._rates_version:
+            if self._is_outdated(outcome):
                 self._outdated += 1
                 continue
             found.append(usable)
-            if result is not None:
-                self.results.append(result)
+            if isinstance(outcome, TrialFailure):
+                self.failures.append(outcome.reason)
             else:
-                self.failures.append(_failure(usable))
+                self.results.append(outcome)
         self._read += len(new)
         self.count += len(found)
         return found
+
+    def _is_outdated(self, outcome: TrialResult | TrialFailure) -> bool:
+        if outcome.rates_version != self._rates_version:
+            return True
+        return isinstance(outcome, TrialFailure) and outcome.versions != self._versions
 
     def _report_ignored(self, trials: int) -> None:
         """Warn of trials that cannot be used; refuse the study if it has no other."""
@@ -114,8 +141,9 @@ class TrialRecords:
         reason = "not written by budgetplan, or changed since"
         if self._outdated:
             warnings.warn(
-                f"{self._outdated} of {trials} trials of study {study} have times of other rates: "
-                "another version, calibration or processor; their points are evaluated again",
+                f"{self._outdated} of {trials} trials of study {study} are of other rates or "
+                "packages: another version, calibration or processor; their points are evaluated "
+                "again",
                 OutdatedTrialWarning,
                 stacklevel=4,
             )
@@ -182,10 +210,16 @@ class TrialRecords:
         self._read += len(stored)
         self.results += results
 
-    def append_failure(self, trial: FrozenTrial) -> None:
+    def failure(self, error: BudgetplanError) -> TrialFailure:
+        """Return the failure that an error is with the rates and versions of new trials."""
+        return TrialFailure(
+            reason=str(error), rates_version=self._rates_version, versions=self._versions
+        )
+
+    def append_failure(self, trial: FrozenTrial, failure: TrialFailure) -> None:
         """Append a failed trial and its reason."""
         self.append(trial)
-        self.failures.append(_failure(trial))
+        self.failures.append(failure.reason)
 
     def append(self, trial: FrozenTrial) -> None:
         """Append a finished trial in one call: an interruption leaves no part."""
@@ -212,12 +246,11 @@ def _stored_trial(trial: FrozenTrial) -> FrozenTrial:
     )
 
 
-def _failure(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get("reason", "no reason was stored"))
-
-
-def user_attributes(result: TrialResult) -> dict[str, Any]:
-    """Return the user attributes of a trial: all of a result that Optuna itself does not store."""
+def user_attributes(outcome: TrialResult | TrialFailure) -> dict[str, Any]:
+    """Return the user attributes of a trial: all of it that Optuna itself does not store."""
+    if isinstance(outcome, TrialFailure):
+        return asdict(outcome)
+    result = outcome
     return {
         "candidate": result.candidate.to_json(),
         "peak_bytes": result.peak_bytes,
@@ -242,8 +275,10 @@ class TrialAttributes:
     rates_version: str = ""
 
 
-def usable_trial(trial: FrozenTrial, space: Space) -> tuple[FrozenTrial, TrialResult | None]:
-    """Return a stored trial, made anew of its checked parts, and its result if it did not fail.
+def usable_trial(
+    trial: FrozenTrial, space: Space
+) -> tuple[FrozenTrial, TrialResult | TrialFailure]:
+    """Return a stored trial, made anew of its checked parts, and its result or its failure.
 
     Raises:
         InputError: the trial is not finished, is no point of the space, or was not written by
@@ -259,7 +294,8 @@ def usable_trial(trial: FrozenTrial, space: Space) -> tuple[FrozenTrial, TrialRe
             failed = create_trial(
                 state=trial.state, params=dict(assignment), distributions=distributions
             )
-            return failed, None
+            part = f"trial {trial.number}"
+            return failed, read_record(TrialFailure, trial.user_attrs, part=part, dropped=[])
         result = _result_of(trial, assignment)
         if result.candidate.workload != space.point(assignment).workload:
             raise InputError(f"trial {trial.number} has the workload of another point")

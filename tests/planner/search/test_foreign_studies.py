@@ -18,7 +18,7 @@ from planner.search.space import SearchedMethod, Space
 from planner.search.study import search
 from planner.search.trial_records import ForeignTrialWarning
 from profiler.devices.table import lookup
-from profiler.errors import InputError, UsageError
+from profiler.errors import LONGEST_MESSAGE, InputError, UsageError
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
 
@@ -113,6 +113,38 @@ def test_an_edited_study_is_refused_in_one_line(statement: str) -> None:
     with pytest.raises(InputError) as caught:
         go_on(trials=10)
     assert "toy" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("head is refused", "head is refused"),
+        ("x" * 5000, None),  # shortened
+        ("\x1b[2J", ""),
+        ("two\nlines", ""),
+        ("x" * 30_000, ""),
+        (1, ""),
+        (None, ""),
+    ],
+)
+def test_the_reason_of_a_failed_trial_is_text_of_a_stranger(
+    stored: object, shown: str | None
+) -> None:
+    """A reason that a file may not have makes its trial a foreign one."""
+    first = search(
+        PROBLEM, ToyCosts(refuses="head"), trials=8, seed=0, study_name="toy", storage=None
+    )
+    assert set(first.failures) == {"head is refused"}
+    sql("UPDATE trial_user_attributes SET value_json = ? WHERE key = 'reason' AND value_json = ?",
+        json.dumps(stored), json.dumps("head is refused"))  # fmt: skip
+    if shown == "":
+        with pytest.warns(ForeignTrialWarning, match=f"{len(first.failures)} of 8 trials"):
+            assert go_on().failures == ()
+        return
+    again = go_on().failures
+    assert len(again) == len(first.failures)
+    assert all(len(reason) <= LONGEST_MESSAGE for reason in again)
+    assert shown is None or set(again) == {shown}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from planner.search.space import (
 from planner.search.study import search
 from planner.search.trial_records import OutdatedTrialWarning
 from profiler.devices.table import lookup
-from profiler.errors import InputError, UnknownNameError, UsageError
+from profiler.errors import LONGEST_MESSAGE, InputError, UnknownNameError, UsageError
 from profiler.models import forward_check
 from profiler.placement import PolicyChoice
 from profiler.units import DeviceBytes
@@ -326,6 +326,41 @@ def test_a_method_that_fails_is_a_failed_trial_with_its_reason() -> None:
     assert all(e.candidate.workload.method != "head" for e in result.results)
     failed = [t for t in stored().trials if t.state == optuna.trial.TrialState.FAIL]
     assert {t.user_attrs["reason"] for t in failed} == {"head is refused"}
+
+
+def test_a_continued_study_has_the_reasons_of_its_failed_trials() -> None:
+    first = run(cost=ToyCosts(refuses="head"), trials=20)
+    cost = ToyCosts(refuses="head")
+    second = run(cost=cost, trials=21)
+    assert set(first.failures) == {"head is refused"}
+    assert second.failures[: len(first.failures)] == first.failures
+    assert set(second.failures) == {"head is refused"}
+    assert len(stored().trials) == second.trials == 21
+
+
+@pytest.mark.parametrize("rates", ["toy", "new"])
+def test_a_failed_trial_of_other_versions_is_evaluated_again(
+    rates: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(cost=ToyCosts(refuses="head"), trials=20)
+    count = len(first.failures)
+    if rates == "toy":
+        monkeypatch.setattr("planner.search.trial_records.versions", lambda: {"timm": "99"})
+    outdated = count if rates == "toy" else 20
+    with pytest.warns(OutdatedTrialWarning, match=f"{outdated} of 20 trials"):
+        second = run(cost=ToyCosts(rates_version=rates), trials=20)
+    assert count > 0
+    assert second.failures == ()
+    assert {r.candidate.workload.method for r in second.results} >= {"head"}
+
+
+def test_a_long_reason_is_stored_as_one_printable_line() -> None:
+    cost = ToyCosts(refuses="head", refusal="refused\n\x1b[2J" + "x" * 400)
+    first = run(cost=cost, trials=20)
+    (reason,) = set(first.failures)
+    assert reason.isprintable()
+    assert len(reason) <= LONGEST_MESSAGE
+    assert run(cost=cost, trials=20).failures == first.failures
 
 
 def test_a_flat_front_stops_the_search_when_asked() -> None:

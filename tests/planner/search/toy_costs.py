@@ -21,13 +21,14 @@ class ToyCosts:
 
     watts: float | None = 100.0
     refuses: str = ""
+    refusal: str = ""
     rates_version: str = "toy"
     prepared: list[Workload] = field(default_factory=list)
     priced: list[Candidate] = field(default_factory=list)
 
     def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> None:
         if workload.method == self.refuses:
-            raise UsageError(f"{workload.method} is refused")
+            raise UsageError(self.refusal or f"{workload.method} is refused")
         self.prepared.append(workload)
 
     def estimate(
