@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.api.arguments import device_name
-from planner.api.workload_functions import save_replay
+from planner.api.workload_functions import check_replay_files, save_replay
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,12 +50,13 @@ def estimate(
         UnknownNameError: no such device.
         UsageError: an argument out of its domain, or a step that fails or depends on the values of
             tensors.
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or is not one that this program wrote.
     """
     from planner.target_device import find_target
     from profiler.prediction.module_estimate import estimate_of
     from profiler.replay.module_replay import ModuleStep, replay_module
 
+    check_replay_files(snapshot=snapshot, perfetto=perfetto)
     target = find_target(device_name(device))
     step = ModuleStep(
         module=module, batch=batch, loss=loss, optimizer=optimizer, precision=precision

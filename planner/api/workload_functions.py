@@ -65,7 +65,7 @@ def predict(
         UnknownNameError: no such model, method, policy or device.
         UsageError: an argument out of its domain, or a method that refuses the backbone.
         InfeasibleError: an exact policy, and no placement fits the budget.
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or is not one that this program wrote.
     """
     from planner.target_device import find_target
 
@@ -74,6 +74,7 @@ def predict(
         raise UsageError("FLOPs as published are counted by a replay; use the rung 'replayed'")
     if rung == "composed" and (snapshot or perfetto):
         raise UsageError("a snapshot is one of a replay; use the rung 'replayed'")
+    check_replay_files(snapshot=snapshot, perfetto=perfetto)
     notify = on_progress or no_progress
     target = find_target(device_name(device))
     if power_limit is not None:
@@ -97,6 +98,16 @@ def predict(
         report = report_of(candidate, log, device=target.spec, power_limit_watts=power_limit)
         save_replay(log, target.spec, snapshot=snapshot, perfetto=perfetto)
     return replace(report, device=target.label)
+
+
+def check_replay_files(*, snapshot: str | Path | None, perfetto: str | Path | None) -> None:
+    """Refuse files that a replay cannot be written to, before any work; None for no file."""
+    from profiler.prediction.export_files import check_replay_exports
+
+    check_replay_exports(
+        snapshot=None if snapshot is None else Path(snapshot),
+        trace=None if perfetto is None else Path(perfetto),
+    )
 
 
 def save_replay(

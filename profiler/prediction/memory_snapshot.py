@@ -30,8 +30,8 @@ from profiler.device_rules.caching_allocator import (
     configuration,
 )
 from profiler.devices.table import DeviceSpec, workspaces_of
-from profiler.errors import InputError
 from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
+from profiler.prediction.export_files import export_mark, write_export
 from profiler.records import OWNERS
 from profiler.replay.event_log import EventLog, Phase
 from profiler.replay.unit_spans import phase_spans, unit_spans
@@ -44,27 +44,21 @@ def save_snapshot(log: EventLog, device: DeviceSpec, path: Path) -> None:
     """Write a memory snapshot that PyTorch's memory_viz opens.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or there is another file.
     """
-    _write_export(path, pickle.dumps(memory_snapshot(log, device)))
+    write_export(path, pickle.dumps(memory_snapshot(log, device)), "snapshot")
 
 
 def save_perfetto(log: EventLog, path: Path) -> None:
     """Write a trace that Perfetto opens.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or there is another file.
     """
     events = list(_trace_events(log))
-    content = {"traceEvents": events, "otherData": {"clock": "1 us is one tick, not a time"}}
-    _write_export(path, json.dumps(content).encode())
-
-
-def _write_export(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    about = {"program": export_mark("trace"), "clock": "1 us is one tick, not a time"}
+    content = {"otherData": about, "traceEvents": events}  # the mark stands first
+    write_export(path, json.dumps(content).encode(), "trace")
 
 
 # ---- snapshot ------------------------------------------------------------------------------------
@@ -128,6 +122,7 @@ def memory_snapshot(log: EventLog, device: DeviceSpec) -> dict[str, Any]:
     run_steps(allocator, log, steps=STEPS, workspaces=workspaces_of(device))
     frames = allocator.live_frames()
     return {
+        "program": export_mark("snapshot"),  # first, where a later snapshot looks for it
         "device_traces": [allocator.trace],
         "segments": [
             {

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from profiler.errors import InputError, UsageError
+from profiler.errors import UsageError
+from profiler.prediction.export_files import check_export, write_export
 from profiler.prediction.timeline import Timeline
 from profiler.prediction.timeline_png import NO_MATPLOTLIB, png
 from profiler.replay.event_log import EventLog
 
 SUFFIXES = (".png", ".html")
-
-PLOT_MARK = b"budgetplan"
-"""Text near the beginning of each plot, by which a later plot may replace it."""
-
-MARK_WITHIN_BYTES = 1024
 
 
 def save_timeline(log: EventLog, path: Path, *, title: str = "", caption: str = "") -> None:
@@ -40,15 +35,7 @@ def save_timeline(log: EventLog, path: Path, *, title: str = "", caption: str = 
         from profiler.prediction.timeline_html import page
 
         content = page(timeline, title=title, caption=caption).encode()
-    draft = path.with_name(f".{path.name}.budgetplan-draft")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"the plot {path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
+    write_export(path, content, "plot")
 
 
 def check_plot_file(path: Path) -> None:
@@ -56,20 +43,10 @@ def check_plot_file(path: Path) -> None:
 
     Raises:
         UsageError: the file ends in neither ``.png`` nor ``.html``, or matplotlib is missing.
-        InputError: there is a file that is no plot of this program.
+        InputError: there is no such folder, or a file that is no plot of this program.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"a plot is written as .png or .html, got {path.name!r}")
     if path.suffix.lower() == ".png" and find_spec("matplotlib") is None:
         raise UsageError(NO_MATPLOTLIB)
-    if not path.parent.is_dir():
-        raise InputError(f"the plot {path} cannot be written: there is no folder {path.parent}")
-    if not path.exists():
-        return
-    try:
-        with path.open("rb") as file:
-            is_ours = PLOT_MARK in file.read(MARK_WITHIN_BYTES)
-    except OSError as error:
-        raise InputError(f"the plot {path} cannot be written: {error.strerror}") from error
-    if not is_ours:
-        raise InputError(f"{path} exists and is no plot of budgetplan; give another file")
+    check_export(path, "plot")

@@ -217,7 +217,7 @@ _PAGE = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="generator" content="budgetplan">
+<meta name="generator" content="budgetplan plot">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{title}}</title>
 <style>{{style}}</style>

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from profiler.errors import UsageError
+from profiler.prediction.export_files import export_mark
 from profiler.prediction.timeline import (
     COLOURS,
     SHADES,
@@ -43,7 +44,7 @@ def png(timeline: Timeline, title: str, caption: str) -> bytes:
     _draw_units(strip, timeline, caption)
     axes.set_title(title or "Live bytes over one training step", loc="left", fontsize=11, pad=22)
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content, metadata={"Software": "budgetplan"})
+    FigureCanvasAgg(figure).print_png(content, metadata={"Software": export_mark("plot")})
     return content.getvalue()
 
 

@@ -37,9 +37,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "worker-cache"))
 
 
-def request(
-    url: str, folder: Path, *, validations: int, find_lr: bool | None = None
-) -> Request:
+def request(url: str, folder: Path, *, validations: int, find_lr: bool | None = None) -> Request:
     return Request(
         space=Space(
             base=Workload(model="test_vit", num_classes=10, image_size=32),

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torch.cuda._memory_viz as viz
 from click.testing import CliRunner
 
+import planner
 from planner.cli import cli
 from profiler.devices.table import CPU, DeviceSpec, lookup, workspaces_of
+from profiler.errors import InputError, UsageError
 from profiler.prediction.allocator_steps import workspace_bytes
-from profiler.prediction.memory_snapshot import memory_snapshot, save_perfetto
+from profiler.prediction.memory_snapshot import memory_snapshot, save_perfetto, save_snapshot
 from profiler.prediction.report import report_of
 from profiler.records import OWNERS
 from profiler.replay.event_log import Phase
@@ -148,3 +153,69 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     )
     assert done.exit_code == 4
     assert "cannot be written" in done.output
+
+
+@pytest.mark.parametrize("option", ["--snapshot", "--perfetto"])
+def test_a_file_of_somebody_else_is_left_as_it_is_before_the_replay(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, text = tmp_path / "thesis.tex", "\\section{budgetplan}"
+    path.write_text(text)
+    monkeypatch.setattr("profiler.replay.step_replay.replay_step", replay_too_early)
+    done = CliRunner().invoke(
+        cli,
+        [
+            *("predict", "--model", "test_vit", "--method", "head", "--batch-size", "1"),
+            *("--device", "rtx-3060", option, str(path)),
+        ],
+    )
+    assert done.exit_code == 4
+    assert "thesis.tex exists and is no" in " ".join(done.output.split())
+    assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def replay_too_early(*arguments: object, **options: object) -> None:
+    raise AssertionError("the file is refused before the replay")
+
+
+def test_a_module_is_not_replayed_for_a_file_of_somebody_else(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"is no trace of budgetplan"):
+        planner.estimate(torch.nn.Linear(2, 2), torch.zeros(1, 2), perfetto=path)
+    assert path.read_text() == "{}"
+
+
+def test_an_export_replaces_only_one_of_its_kind_and_all_of_it(tmp_path: Path) -> None:
+    log = replay_step(CANDIDATE, device=GPU)
+    path = tmp_path / "a"
+    save_snapshot(log, GPU, path)
+    save_snapshot(log, GPU, path)
+    whole = path.read_bytes()
+    assert "segments" in pickle.loads(whole)
+    with pytest.raises(InputError, match="is no trace of budgetplan"):
+        save_perfetto(log, path)
+    assert path.read_bytes() == whole
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UsageError, match="give two files"):
+        planner.predict("test_vit", "head", snapshot=path, perfetto=path)
+
+
+def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path) -> None:
+    log = replay_step(CANDIDATE, device=GPU)
+    path = tmp_path / "trace.json"
+    save_perfetto(log, path)
+    whole = path.read_bytes()
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            save_perfetto(log, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]

@@ -126,6 +126,7 @@ def test_png(log, tmp_path):
     path = tmp_path / "step.PNG"
     save_timeline(log, path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    save_timeline(log, path)  # replaces its own
 
 
 def test_what_cannot_be_drawn(log, tmp_path):
@@ -133,6 +134,17 @@ def test_what_cannot_be_drawn(log, tmp_path):
         save_timeline(log, tmp_path / "step.pdf")
     with pytest.raises(InputError, match="cannot be written"):
         save_timeline(log, tmp_path / "nowhere" / "step.html")
+
+
+def test_a_plot_replaces_only_a_plot(log, tmp_path):
+    path = tmp_path / "step.html"
+    save_timeline(log, path)
+    save_timeline(log, path)
+    page = "<!doctype html>\n<!-- budgetplan page -->\n"
+    path.write_text(page)
+    with pytest.raises(InputError, match="is no plot of budgetplan"):
+        save_timeline(log, path)
+    assert path.read_text() == page
 
 
 def test_unit_labels():
