@@ -15,6 +15,10 @@ Three kinds of results are stored:
     views              every result has the storage of the only tensor among the arguments. PyTorch
                        does not cache those that return a list, or whose schema does not declare
                        the alias.
+
+Results of one operation that share a storage (the gradients of an LSTM's two biases) are never
+stored. PyTorch does store them, and returns tensors with storages of their own from then on, so its
+cache is left out for such operations.
 """
 
 from __future__ import annotations
@@ -79,6 +83,9 @@ OperationKey = tuple[object, ...]
 _known: dict[OperationKey, _Known] = {}
 """Results by operation and arguments. Forked processes inherit them."""
 
+_sharing: set[Operation] = set()
+"""Operations of which two results had the same storage, none of an argument."""
+
 _attributes: dict[FakeTensorMode, dict[str, object]] = {}
 """Attributes of a new fake tensor, of the last mode."""
 
@@ -130,6 +137,8 @@ def run_with_key(
         return func(*args, **kwargs), None
     if mode is None:
         return func(*args, **kwargs), None
+    if func in _sharing:
+        return _run_uncached(mode, func, args, kwargs), None
     known = _known.get(key)
     if known is not None:
         return _made(known, args, mode), key
@@ -146,6 +155,9 @@ def _run_unknown(
     # one hit and nothing else: PyTorch's cache had this operation, and no other one ran inside it
     cached = (hits, others) == (before[0] + 1, before[1]) or func.namespace == "budgetplan"
     view_of = _viewed(func, args, out)
+    if view_of is None and _share_a_storage(args, out):
+        _sharing.add(func)
+        return out
     if cached or view_of is not None:
         try:
             known = _known_result(args, out, view_of)
@@ -155,6 +167,27 @@ def _run_unknown(
             _known.clear()
         _known[key] = known
     return out
+
+
+def _run_uncached(
+    mode: FakeTensorMode, func: Operation, args: Arguments, kwargs: Mapping[str, object]
+) -> Any:
+    """Run an operation without PyTorch's cache of fake results."""
+    enabled, mode.cache_enabled = mode.cache_enabled, False
+    try:
+        return func(*args, **kwargs)
+    finally:
+        mode.cache_enabled = enabled
+
+
+def _share_a_storage(args: Arguments, out: object) -> bool:
+    """Return whether two results have the same storage, which is not that of an argument."""
+    if not isinstance(out, list | tuple) or len(out) < 2:
+        return False
+    given = {arg.untyped_storage()._cdata for arg in args if isinstance(arg, Tensor)}
+    storages = [x.untyped_storage()._cdata for x in out if isinstance(x, Tensor)]
+    own = [storage for storage in storages if storage not in given]
+    return len(set(own)) < len(own)
 
 
 def fake_empty(like: Tensor, mode: FakeTensorMode) -> FakeTensor:

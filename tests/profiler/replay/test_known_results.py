@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.device_rules.cuda_dispatch import imitate_cuda
 from profiler.devices.table import lookup
@@ -28,6 +29,7 @@ aten = torch.ops.aten
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(known_results, "_known", {})
+    monkeypatch.setattr(known_results, "_sharing", set())
     monkeypatch.setattr(operation_counter, "_records_by_key", {})
     FakeTensorMode.cache_clear()
     yield
@@ -234,3 +236,22 @@ def test_a_record_is_shared_by_counters_of_equal_options_only() -> None:
     assert not counted(strided, batch=4)[0].kernel.endswith("strided")
     with imitate_cuda((7, 5)):
         assert counted(strided, batch=4)[0].kernel.endswith("strided")
+
+
+class Known(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run_known(func, args, kwargs or {})
+
+
+def test_results_that_share_a_storage_share_it_each_time() -> None:
+    """PyTorch's cache gives the gradients of an LSTM's two biases storages of their own."""
+
+    def different_gradients() -> int:
+        with FakeTensorMode(), Known():
+            lstm = torch.nn.LSTM(8, 8, batch_first=True)
+            out, _ = lstm(torch.empty(2, 3, 8))
+            given = list(lstm.parameters())
+            gradients = torch.autograd.grad(out, given, torch.ones_like(out))
+        return len({each.untyped_storage()._cdata for each in gradients})
+
+    assert [different_gradients() for _ in range(3)] == [3, 3, 3]
