@@ -6,23 +6,29 @@ SHA-256 of its arrays. The folder is ``$BUDGETPLAN_CACHE``, else ``~/.cache/budg
 
 The store never fails a command. A file that cannot be read, or whose arrays do not have the stored
 SHA-256, is deleted and its profile is made again. If a file cannot be written, nothing stays.
+
+Profiles that several processes add to are changed under a lock (``Store.change``), which is
+``flock`` on the folder. Limitation: where the file system has no such lock, of two changes at the
+same time one is lost, and what it added is made again.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -31,6 +37,13 @@ STORE_SCHEMA = 24
 
 LARGEST_PROFILE_BYTES = 1 << 30
 """Bytes of a profile's arrays. The largest, of a model of 500 units, has a few megabytes."""
+
+LOCK_SECONDS = 2.0
+"""Time after which a change is made without the lock. Its holder writes for some milliseconds,
+unless it was stopped."""
+
+FileVersion: TypeAlias = tuple[int, int, int]
+"""Inode, time of the last change in nanoseconds, and size of a file."""
 
 _DIGEST = "sha256"
 """Array of a file that holds the SHA-256 of all others; no field of a profile has this name."""
@@ -117,6 +130,42 @@ class Store:
         if path is not None:
             _write(path, _flatten(profile), replace=True)
 
+    def change(
+        self,
+        kind: type[_Profile],
+        key: tuple[object, ...],
+        make: Callable[[_Profile | None], _Profile],
+        *,
+        known: FileVersion | None = None,
+    ) -> FileVersion | None:
+        """Store a profile that is made of the one that is there, while no other process does.
+
+        Args:
+            kind: see ``fetch``.
+            key: see ``fetch``.
+            make: function that makes the new profile. It gets the stored one; None if there is
+                none, or if it is ``known``. A store that keeps nothing does not call it.
+            known: version of the file that the caller has read or written; that is not read again.
+
+        Returns:
+            The version of the new file; None if there is none.
+        """
+        path = self._path(key)
+        if path is None:
+            return None
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            is_known = known is not None and _file_version(path) == known
+            stored = None if is_known else _read(path, kind)
+            _write(path, _flatten(make(stored)), replace=True)
+            return _file_version(path)
+
+    def version(self, key: tuple[object, ...]) -> FileVersion | None:
+        """Return a value that is another one after each change of a profile; None without one."""
+        path = self._path(key)
+        return None if path is None else _file_version(path)
+
     def holds(self, key: tuple[object, ...]) -> bool:
         """Return whether a profile is stored under a key."""
         path = self._path(key)
@@ -161,6 +210,40 @@ def _unflatten(kind: type[_Profile], arrays: dict[str, Any], prefix: str = "") -
             _unflatten(hint, arrays, f"{prefix}{name}.") if nested else arrays[f"{prefix}{name}"]
         )
     return kind(**values)
+
+
+def _file_version(path: Path) -> FileVersion | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; go on without it if it cannot be had."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        end = time.monotonic() + LOCK_SECONDS
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.002)
+            except OSError:  # a file system without locks of folders
+                break
+        yield
+    finally:
+        # a child that was forked meanwhile has the same lock, which closing would not release
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
 
 
 def _is_file(path: Path) -> bool:

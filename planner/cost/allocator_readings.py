@@ -9,13 +9,14 @@ and placement as live bytes have. They are read in two ways:
                from those of its options (``profiler.prediction.placed_steps``). It takes some ten
                milliseconds, and agrees with the replay of the placement
 
-Both are kept in the store.
+Both are kept in the store (``planner.cost.reading_tables``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from planner.cost.budget import (
     OverheadProfile,
     StoredReadings,
 )
+from planner.cost.reading_tables import ReadingTables
 from planner.methods.kinds import known_kind
 from profiler.arrays import Ints
 from profiler.device_rules.caching_allocator import (
@@ -90,8 +92,8 @@ class AllocatorReadings:
     def __init__(self, profiles: UnitProfiles) -> None:
         self.profiles = profiles
         self.device, self.store = profiles.device, profiles.store
-        self._overheads: dict[tuple[object, ...], dict[int, AllocatorOverhead]] = {}
-        self._readings: dict[tuple[object, ...], dict[str, AllocatorReading]] = {}
+        self._overheads = ReadingTables[int, AllocatorOverhead](self.store, OverheadProfile)
+        self._readings = ReadingTables[str, AllocatorReading](self.store, StoredReadings)
         self._steps: dict[tuple[Workload, tuple[UnitOption, ...]], PlacedSteps | None] = {}
         self._sizes: dict[tuple[object, ...], Ints] = {}
 
@@ -114,25 +116,28 @@ class AllocatorReadings:
             unit_options = [KEPT] * len(unit_options)
         if not {*unit_options} <= {*COMMON_OPTIONS, SEGMENT}:
             return None
-        key = self._reading_key(workload)
-        if key not in self._readings:
-            stored = self.store.find(StoredReadings, key)
-            self._readings[key] = {} if stored is None else stored.readings()
-        readings = self._readings[key]
         words = (option.key for option in unit_options)
         size = f"{workload.micro_batch}x{min(workload.accumulation, 2)}"
-        name = f"{size} {workload.rank} {' '.join(words)}"
-        if name not in readings:
-            log = self._placed_log(workload, unit_options)
-            if log is None:
-                return None
-            if workload.accumulation > 1:
-                log = with_second_micro_batch(log)
-            point = terms(workload.micro_batch, workload.rank)
-            log = with_update(log, self.profiles.update(workload), point)
-            readings[name] = read_allocator(log, self.device)
-            self.store.keep(key, StoredReadings.of(readings))
-        return readings[name]
+        key, name = self._reading_key(workload), f"{size} {workload.rank} {' '.join(words)}"
+        found = self._readings.find(key, name)
+        if found is not None:
+            return found
+        log = self._placed_log(workload, unit_options)
+        if log is None:
+            return None
+        if workload.accumulation > 1:
+            log = with_second_micro_batch(log)
+        point = terms(workload.micro_batch, workload.rank)
+        log = with_update(log, self.profiles.update(workload), point)
+        found = read_allocator(log, self.device)
+        self._readings.add(key, name, found)
+        return found
+
+    @contextmanager
+    def written_together(self) -> Iterator[None]:
+        """Write the readings and overheads that are made inside to the store at the end."""
+        with self._overheads.written_together(), self._readings.written_together():
+            yield
 
     def _placed_log(
         self, workload: Workload, unit_options: Sequence[UnitOption]
@@ -220,22 +225,20 @@ class AllocatorReadings:
         self, workload: Workload, name: str, unit_options: Sequence[UnitOption]
     ) -> AllocatorOverhead:
         """Return the overhead of a named pattern; read it if no micro-batch so far was this."""
-        key = self._overhead_key(workload, name)
-        if key not in self._overheads:
-            stored = self.store.find(OverheadProfile, key)
-            self._overheads[key] = {} if stored is None else stored.readings()
-        readings, micro_batch = self._overheads[key], workload.micro_batch
-        if micro_batch not in readings:
-            load = workload.replace(rank=family_of(workload).rank)
-            log = self._placed_log(load, unit_options)
-            if log is None:  # steps that cannot be combined
-                log = self._placed_log(load, [KEPT] * len(unit_options))
-                assert log is not None, "a single step needs no combination"
-            if _updates_weights(workload):
-                log = with_update(log, self.profiles.update(load), terms(micro_batch, load.rank))
-            readings[micro_batch] = read_allocator(log, self.device).overhead
-            self.store.keep(key, OverheadProfile.of(readings))
-        return readings[micro_batch]
+        key, micro_batch = self._overhead_key(workload, name), workload.micro_batch
+        found = self._overheads.find(key, micro_batch)
+        if found is not None:
+            return found
+        load = workload.replace(rank=family_of(workload).rank)
+        log = self._placed_log(load, unit_options)
+        if log is None:  # steps that cannot be combined
+            log = self._placed_log(load, [KEPT] * len(unit_options))
+            assert log is not None, "a single step needs no combination"
+        if _updates_weights(workload):
+            log = with_update(log, self.profiles.update(load), terms(micro_batch, load.rank))
+        found = read_allocator(log, self.device).overhead
+        self._overheads.add(key, micro_batch, found)
+        return found
 
     # -- keys of the store -----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ some ten milliseconds if it reads the allocator.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 
 import numpy as np
@@ -225,6 +226,10 @@ class CostModel:
         if reading is None:
             return estimate
         return estimate.with_reading(reading, context_bytes=self._context_bytes)
+
+    def stored_together(self) -> AbstractContextManager[None]:
+        """Return a context in which new readings of the allocator are stored once, at its end."""
+        return self.profiles.allocator.written_together()
 
     def _composed(
         self, candidate: Candidate, prepared: PreparedWorkload

@@ -83,10 +83,11 @@ def evaluate_all(
         if number in ahead:
             found += ahead[number]
             continue
-        for assignment in chunk:
-            began = time.process_time()
-            found.append(_evaluated(evaluator, assignment))
-            seconds.append(time.process_time() - began)
+        with evaluator.cost.stored_together():
+            for assignment in chunk:
+                began = time.process_time()
+                found.append(_evaluated(evaluator, assignment))
+                seconds.append(time.process_time() - began)
         on_trial(len(found), len(assignments))
         if len(seconds) < _POINTS_BEFORE_ESTIMATE:
             continue
@@ -142,7 +143,8 @@ def _ahead(
     before = sum(map(len, chunks[:first]))
 
     def evaluate(chunk: Sequence[Assignment]) -> list[TrialResult | str]:
-        return [_evaluated(evaluator, assignment) for assignment in chunk]
+        with evaluator.cost.stored_together():
+            return [_evaluated(evaluator, assignment) for assignment in chunk]
 
     found = map_forked(
         evaluate,

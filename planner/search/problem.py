@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -47,6 +48,9 @@ class CostEstimator(Protocol):
         self, candidate: Candidate, budget_bytes: DeviceBytes | None = None
     ) -> StepEstimate:
         """Estimate one optimizer step of a candidate; exactly if its bytes are near to a budget."""
+
+    def stored_together(self) -> AbstractContextManager[None]:
+        """Return a context in which what new estimates need is stored once, at its end."""
 
     def learns_in_units(self, workload: Workload) -> bool:
         """Return whether backward runs through the units."""

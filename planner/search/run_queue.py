@@ -22,8 +22,8 @@ the grace period, by its own clock, takes the worker for dead. No clocks are com
 finished. ``recover`` runs under the lock of the runs, so that two processes do not queue a run
 again. Where the lock fails (a gRPC proxy has none, and a server that restarts frees it), the later
 of two trials of a run gives way to the older one when it is claimed. A trial that gave way is no
-trial of the run any more: the run's state and its return to the queue are those of its other
-trials, of which the oldest counts that waits, runs or has an outcome.
+trial of the run any more: the oldest other trial that waits, runs or has an outcome decides the
+run's state and whether it is queued again.
 
 Every access is repeated for a while if the server does not answer, for example while it restarts.
 A claim is not made from Optuna's list of waiting trials at each call, because reading that list
@@ -406,7 +406,7 @@ class RunQueue:
         return self._counting_trial(trial.user_attrs.get(KEY)).number < trial.number
 
     def _counting_trial(self, key: object) -> FrozenTrial:
-        """Return the trial of a run that its state and its outcome are those of."""
+        """Return the trial that decides the state and the outcome of a run."""
         trials = self._patiently(self._trials)
         return _counting([trial for trial in trials if trial.user_attrs.get(KEY) == key])
 

@@ -247,7 +247,7 @@ def _stored_trial(trial: FrozenTrial) -> FrozenTrial:
 
 
 def user_attributes(outcome: TrialResult | TrialFailure) -> dict[str, Any]:
-    """Return the user attributes of a trial: all of it that Optuna itself does not store."""
+    """Return the user attributes of a trial: everything that Optuna itself does not store."""
     if isinstance(outcome, TrialFailure):
         return asdict(outcome)
     result = outcome

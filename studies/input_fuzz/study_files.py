@@ -10,6 +10,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,6 +67,10 @@ class ClosedFormCosts:
             step_seconds=1.0 + load.accumulation,
             energy_joules=10.0 + load.accumulation,
         )
+
+    def stored_together(self) -> AbstractContextManager[None]:
+        """Return a context in which nothing is stored."""
+        return nullcontext()
 
     def learns_in_units(self, workload: Workload) -> bool:
         """Return whether backward runs through the units."""

@@ -104,6 +104,22 @@ def test_readings_are_kept_in_the_store(tmp_path: Path) -> None:
     assert again.profiles.allocator.reading(LORA, options) == expected
 
 
+def test_two_searches_keep_the_readings_of_each_other(tmp_path: Path) -> None:
+    costs = [CostModel(DEVICE, Store(tmp_path)) for _ in range(3)]
+    placements = [[COMMON_OPTIONS[(i + shift) % 3] for i in range(12)] for shift in range(3)]
+    made = [
+        (cost.profiles.allocator.reading(LORA, options), cost.profiles.allocator.overhead(load))
+        for cost, options, load in zip(
+            costs, placements, [LORA.replace(micro_batch=size) for size in (1, 2, 3)], strict=True
+        )
+    ]
+    first = costs[0].profiles.allocator
+    first._placed_log = None  # type: ignore[method-assign, assignment]
+    for (reading, overhead), options, size in zip(made, placements, (1, 2, 3), strict=True):
+        assert first.reading(LORA, options) == reading
+        assert first.overhead(LORA.replace(micro_batch=size)) == overhead
+
+
 def test_options_of_a_few_units_have_no_reading() -> None:
     cost = CostModel(DEVICE)
     assert cost.profiles.allocator.reading(VIT, [KEPT] * 11 + [SpareTokenMixer()]) is None

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,16 @@ def test_every_point_is_evaluated_and_the_study_keeps_front_and_kept_rows() -> N
     assert kept.user_attrs["exhaustive"]["points"] == len(points)
     more = len(kept.trials) + 1
     assert len(run(trials=more).results) == more  # the sampler goes on
+
+
+def test_estimates_of_a_chunk_are_stored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.search.exhaustive._POINTS_PER_REPORT", 16)
+    costs = ToyCosts()
+    found = evaluate_all(PointEvaluator(PROBLEM, costs))
+    assert found is not None
+    chunks = [len(list(group)) for _, group in groupby(SPACE.assignments(), lambda a: a["method"])]
+    assert len(costs.batches) == sum(-(-points // 16) for points in chunks)
+    assert costs.batches[-1] == len(costs.priced)
 
 
 def test_a_space_that_takes_too_long_goes_to_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from planner.cost.step_estimate import StepEstimate
@@ -25,6 +26,7 @@ class ToyCosts:
     rates_version: str = "toy"
     prepared: list[Workload] = field(default_factory=list)
     priced: list[Candidate] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
 
     def prepare(self, workload: Workload, on_progress: Callable[[str, float], None]) -> None:
         if workload.method == self.refuses:
@@ -50,6 +52,12 @@ class ToyCosts:
             step_seconds=seconds,
             energy_joules=None if self.watts is None else seconds * self.watts,
         )
+
+    @contextmanager
+    def stored_together(self) -> Iterator[None]:
+        """Note how many candidates were priced at the end of the context."""
+        yield
+        self.batches.append(len(self.priced))
 
     def learns_in_units(self, workload: Workload) -> bool:
         """Say whether backward runs through the units."""
