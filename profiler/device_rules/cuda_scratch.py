@@ -15,10 +15,12 @@ code. Paths below are relative to aten/src/ATen/native in PyTorch.
     softmax, backward              product of gradient and output. cuda/SoftMax.cu
     index_put with accumulation    sorted indices. cuda/Indexing.cu
     roll over several dimensions   one intermediate result. cuda/TensorTransformations.cu
+    batch norm, backward           with given statistics: the reciprocal standard deviations.
+                                   ``batch_norm_backward_cuda``, cuda/Normalization.cu
     efficient attention, backward  delta [B, H, M] fp32. For fp32 operands it is the sum of a
-                                   product of the output's size. Then fp32 accumulators of the
-                                   gradient of q, in tiles of `_tile`. transformers/cuda/
-                                   attention_backward.cu; ``workspace_size``,
+                                   product of the output's size, which is freed again. Then fp32
+                                   accumulators of the gradient of q, in tiles of `_tile`.
+                                   transformers/cuda/attention_backward.cu; ``workspace_size``,
                                    transformers/cuda/mem_eff_attention/kernel_backward.h
     flash attention, backward      gradient of q in fp32 [B, M up to 128, H, head up to 32], and row
                                    sums [B, H, M up to 128] fp32 ("up to": rounded up to a
@@ -34,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import ceil, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +46,7 @@ from torch._prims_common import suggest_memory_format
 from profiler.device_rules.caching_allocator.sizes import round_to_multiple
 from profiler.device_rules.cuda_attention import HALF_DTYPES
 from profiler.device_rules.cuda_reductions import WARP_THREADS, PartialSums, reduction_of
-from profiler.device_rules.kernel_bytes import BeforeResults, Blocks, KernelBytes
+from profiler.device_rules.kernel_bytes import BeforeResults, Blocks, Earlier, KernelBytes
 from profiler.devices.table import Multiprocessors
 from profiler.operations import Operation
 
@@ -84,6 +87,7 @@ class CudaKernels(KernelBytes):
             torch.ops.aten.convolution_backward: self._convolution_backward,
             torch.ops.aten.native_layer_norm: _layer_norm,
             torch.ops.aten.native_layer_norm_backward: self._layer_norm_backward,
+            torch.ops.aten.native_batch_norm_backward: _batch_norm_backward,
             torch.ops.aten._softmax_backward_data: _softmax_backward,
             torch.ops.aten.roll: _roll,
             torch.ops.aten.index_put: _index_put,
@@ -102,6 +106,13 @@ class CudaKernels(KernelBytes):
         """Return the blocks that an operation holds beside its results."""
         rule = self._rules.get(func._overloadpacket)
         return () if rule is None else rule(*args)
+
+    def in_order(self, func: Operation, out: Any) -> Any:
+        """Return an operation's results in the order in which they are allocated."""
+        if func is torch.ops.aten._scaled_dot_product_efficient_attention.default:
+            output, sums, seed, offset = out
+            return seed, offset, output, sums
+        return out
 
     # --- reductions ---
 
@@ -210,6 +221,20 @@ def _layer_norm(image: Tensor, *_: object) -> Blocks:
     return () if image.is_contiguous() else (_copied(image),)
 
 
+def _batch_norm_backward(  # noqa: PLR0917 - aten's own signature
+    grad: Tensor,
+    image: Tensor,
+    weight: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor | None,
+    invstd: Tensor | None,
+    train: bool,
+    *_: object,
+) -> Blocks:
+    return () if train else (BeforeResults(image.shape[1] * 4),)
+
+
 def _softmax_backward(grad: Tensor, *_: object) -> Blocks:
     return (_bytes(grad),)
 
@@ -234,11 +259,11 @@ def _index_put(
 def _efficient_backward(grad: Tensor, query: Tensor, *_: object) -> Blocks:
     batch, heads, rows, head = query.shape
     delta = batch * heads * rows * 4
-    product = grad.numel() * 4 if query.dtype == torch.float32 else 0
+    in_sum = (grad.numel() * 4, delta) if query.dtype == torch.float32 else ()
     height, width = _tile(head)
     tiles = ceil(rows / height) * ceil(head / width)
     accumulators = batch * heads * tiles * (height * width * 4 + _LOCK_BYTES)
-    return (delta, max(product, accumulators))
+    return (*map(Earlier, in_sum), delta, accumulators)
 
 
 def _flash_backward(grad: Tensor, query: Tensor, *_: object) -> Blocks:

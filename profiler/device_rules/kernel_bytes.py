@@ -25,6 +25,15 @@ class BeforeResults(int):
     """
 
 
+class Earlier(int):
+    """Bytes of a block that is freed before the operation allocates its last block."""
+
+
+def bytes_inside(blocks: Blocks) -> int:
+    """Return the bytes that blocks beside the results take at most."""
+    return max(sum(blocks[:-1]), sum(b for b in blocks if not isinstance(b, Earlier)))
+
+
 class KernelBytes(Protocol):
     """Memory inside operations on one device.
 
@@ -53,6 +62,10 @@ class KernelBytes(Protocol):
             live_bytes: live bytes when the operation is called.
         """
         ...
+
+    def in_order(self, func: Operation, out: Any) -> Any:
+        """Return an operation's results in the order in which they are allocated."""
+        return out
 
     def workspaces(
         self, func: Operation, args: Arguments, out: Any

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.checkpointing.apply import recomputing
+from profiler.checkpointing.forward_state import tensors_among
 from profiler.checkpointing.host_memory import host_work
 from profiler.device_rules.kernel_bytes import (
     BeforeResults,
     Blocks,
+    Earlier,
     KernelBytes,
     understated_results,
 )
@@ -171,24 +174,17 @@ class Recorder(TorchDispatchMode):
             self._release(self._hold(blocks, code))
             blocks = ()
         held = self._hold([b for b in blocks if isinstance(b, BeforeResults)], code)
-        # first, because ``follow`` ignores a storage that it follows already
-        for tensor, nbytes in self._understated(func, args, out):
-            self.storages.follow(tensor, operation=code, nbytes=nbytes)
-        self._follow_results(out, code)
-        held += self._hold([b for b in blocks if not isinstance(b, BeforeResults)], code)
-        self._release(held)
+        self._follow_results(func, args, out, code)
+        behind = [b for b in blocks if not isinstance(b, BeforeResults)]
+        rows = self._hold(behind[:-1], code)
+        early = [row for row, b in zip(rows, behind, strict=False) if isinstance(b, Earlier)]
+        self._release(early)
+        rows += self._hold(behind[-1:], code)
+        self._release([row for row in (*held, *rows) if row not in early])
         if self.storages.warming_up or only_allocates(func):
             return
         clock = self.clock
         self._counter.count(func, args, kwargs, out, phase=clock.phase, unit=clock.unit, key=key)
-
-    def _understated(
-        self, func: Operation, args: tuple[object, ...], out: object
-    ) -> tuple[tuple[Tensor, int], ...]:
-        found = understated_results(func, args, out)
-        if self._kernel_bytes is not None:
-            found += self._kernel_bytes.workspaces(func, args, out)
-        return found
 
     def _blocks_inside(
         self, func: Operation, args: tuple[object, ...], kwargs: dict[str, object]
@@ -214,12 +210,16 @@ class Recorder(TorchDispatchMode):
         for row in rows:
             self.storages.death(row)
 
-    def _follow_results(self, out: object, code: int) -> None:
-        if isinstance(out, Tensor):
-            self.storages.follow(out, operation=code)
-        elif isinstance(out, tuple | list):
-            for item in out:
-                self._follow_results(item, code)
+    def _follow_results(self, func: Operation, args: Arguments, out: Any, code: int) -> None:
+        """Record the births of results, in the order in which the device allocates them."""
+        found = understated_results(func, args, out)
+        if self._kernel_bytes is not None:
+            found += self._kernel_bytes.workspaces(func, args, out)
+            out = self._kernel_bytes.in_order(func, out)
+        real_bytes = {id(tensor): nbytes for tensor, nbytes in found}
+        for tensor in tensors_among((out,)):
+            nbytes = real_bytes.get(id(tensor))
+            self.storages.follow(tensor, operation=code, nbytes=nbytes)
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from profiler.device_rules.caching_allocator import AllocatorSettings, CachingAllocator
 from profiler.device_rules.cuda_reductions import reduction_of
 from profiler.device_rules.cuda_scratch import CudaKernels
+from profiler.device_rules.kernel_bytes import bytes_inside
 from profiler.devices.table import Multiprocessors
 from profiler.running.measurement import build_step
 
@@ -133,7 +134,7 @@ class Watch(TorchDispatchMode):
         out = func(*args, **kwargs)
         after = requested()
         growth, inside = after["current"] - before, after["peak"] - before
-        ours = growth + sum(self.kernels.inside(func, args, kwargs))
+        ours = growth + bytes_inside(self.kernels.inside(func, args, kwargs))
         name = str(func)
         self.calls[name] = self.calls.get(name, 0) + 1
         if abs(ours - inside) > NEGLIGIBLE_BYTES:

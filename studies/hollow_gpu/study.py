@@ -31,7 +31,7 @@ from run import units_of
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
-from harness import Rows, write_summary
+from harness import Rows, provenance, write_summary
 
 from profiler.device_rules.caching_allocator import DEFAULT_CONFIGURATION
 from profiler.devices.table import DeviceSpec, lookup
@@ -146,7 +146,7 @@ def run_all(cells: Sequence[Cell], spec: DeviceSpec, allocator: str) -> Iterator
 
 
 def predict_again(name: str) -> None:
-    """Predict every row of a device anew; the values of the hollow GPU stay."""
+    """Predict every row of a device anew; the values of the hollow GPU and their commit stay."""
     device, _, native = name.partition(".")
     book = Rows(HERE, f"results/{name}")
     rows = book.read()
@@ -155,7 +155,8 @@ def predict_again(name: str) -> None:
     predict = partial(_predicted, device=device, allocator=allocator)
     with ProcessPoolExecutor(PROCESSES) as pool:
         found = pool.map(predict, [cells[row["cell"]] for row in rows])
-        book.write(row | {"predicted": f} for row, f in zip(rows, found, strict=True))
+        made = {"predicted_on": provenance(HERE.name)["commit"]}
+        book.write(row | {"predicted": f} | made for row, f in zip(rows, found, strict=True))
 
 
 def _predicted(cell: Cell, *, device: str, allocator: str) -> Row:

@@ -17,6 +17,7 @@ from profiler.device_rules.cuda_attention import CUDNN, EFFICIENT, FLASH, MATH, 
 from profiler.device_rules.cuda_autocast import CASTING, LOWER
 from profiler.device_rules.cuda_dispatch import imitate_cuda
 from profiler.device_rules.cuda_scratch import CudaKernels
+from profiler.device_rules.kernel_bytes import bytes_inside
 from profiler.devices.table import lookup, multiprocessors
 
 TURING, AMPERE, ADA, HOPPER = (7, 5), (8, 0), (8, 9), (9, 0)
@@ -177,7 +178,7 @@ def inside(dtype: torch.dtype, capability: tuple[int, int]) -> int:
         out.backward(torch.empty_like(out))
     kernels = CudaKernels(multiprocessors(lookup("rtx-2060-super")))
     return max(
-        sum(kernels.inside(packet.default, args, {}))
+        bytes_inside(kernels.inside(packet.default, args, {}))
         for packet, args, _ in calls.seen
         if "attention_backward" in str(packet)
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from profiler.device_rules.cuda_scratch import CudaKernels
+from profiler.device_rules.kernel_bytes import bytes_inside
 from profiler.devices.table import Multiprocessors
 
 aten = torch.ops.aten
@@ -22,7 +23,7 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def inside(func: Any, *args: Any) -> int:
-    return sum(KERNELS.inside(func, args, {}))
+    return bytes_inside(KERNELS.inside(func, args, {}))
 
 
 def test_operations_without_a_rule_take_nothing() -> None:
