@@ -85,7 +85,8 @@ class Memory:
         device_bytes: reserved bytes plus the CUDA context, which a budget is compared with. On a
             CPU nothing is reserved, so this is the peak.
         needed_bytes: device bytes with which the step runs, which a budget is compared with: no
-            workspace for convolutions. None on a CPU and where it was not computed.
+            workspace for convolutions. A little more than the device bytes where a cap at these
+            would refuse a block. None on a CPU and where it was not computed.
         comfortable_bytes: device bytes with the workspaces that cuDNN may take for convolutions;
             None where they are not known.
         run_peak_bytes: device bytes of the whole run: the highest of loading, first steps,

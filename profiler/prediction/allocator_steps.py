@@ -22,7 +22,12 @@ from dataclasses import replace
 import numpy as np
 
 from profiler.arrays import Floats, Ints, Mask
-from profiler.device_rules.caching_allocator import CachingAllocator
+from profiler.device_rules.caching_allocator import (
+    AllocatorSettings,
+    CachingAllocator,
+    SimulatedOutOfMemory,
+)
+from profiler.device_rules.caching_allocator.sizes import SMALL_SEGMENT_BYTES, round_to_multiple
 from profiler.devices.table import CUBLAS_HANDLES
 from profiler.prediction.profile_records import UpdateProfile
 from profiler.records import OWNERS
@@ -40,6 +45,9 @@ _PRODUCT_WITH_BIAS = re.compile(r"aten\.(addmm|_addmm_activation)\.")
 
 BLOCK_BYTES = 512
 """The caching allocator's smallest block: kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp."""
+
+SIMULATED_STEPS = 3
+"""The optimizer's state is allocated in the first step; the third repeats the second."""
 
 
 def run_steps(
@@ -95,6 +103,36 @@ def run_steps(
         for key in survivors:
             free(key)
     return replace(log, nbytes=np.array(granted, dtype=np.int64))
+
+
+def smallest_cap(
+    settings: AllocatorSettings, log: EventLog, *, workspaces: Sequence[int], least_bytes: int
+) -> int:
+    """Return a cap under which the steps run: the reserved bytes, or as much more as they take.
+
+    Under a cap (``set_per_process_memory_fraction``) the allocator refuses a block if the reserved
+    bytes and the whole block exceed it, also where it has memory for a part of the block
+    (``alloc_block``, c10/cuda/CUDACachingAllocator.cpp). So the reserved bytes of a run without a
+    cap are not always enough.
+
+    Args:
+        settings: settings of the allocator.
+        log: log of a steady step.
+        workspaces: see ``run_steps``.
+        least_bytes: reserved bytes without a cap.
+    """
+    cap_bytes = least_bytes
+    while True:
+        try:
+            allocator = CachingAllocator(settings, limit_bytes=cap_bytes)
+            run_steps(allocator, log, steps=SIMULATED_STEPS, workspaces=workspaces)
+        except SimulatedOutOfMemory as error:
+            wanted = round_to_multiple(
+                error.reserved_bytes + error.requested_bytes, SMALL_SEGMENT_BYTES
+            )
+            cap_bytes = max(wanted, cap_bytes + SMALL_SEGMENT_BYTES)
+        else:
+            return cap_bytes
 
 
 def accumulated_deaths(log: EventLog) -> Ints:

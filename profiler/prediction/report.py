@@ -22,7 +22,13 @@ from profiler.devices.table import (
 )
 from profiler.models.method_notes import method_notes
 from profiler.models.parameter_count import count_parameters
-from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps, workspace_bytes
+from profiler.prediction.allocator_steps import (
+    BLOCK_BYTES,
+    SIMULATED_STEPS,
+    run_steps,
+    smallest_cap,
+    workspace_bytes,
+)
 from profiler.prediction.convolution_workspaces import comfortable_workspace_bytes
 from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
 from profiler.replay.event_log import EventLog, OperationRecord, Phase
@@ -237,18 +243,20 @@ def cuda_memory(
     workspaces_of_convolutions = comfortable_workspace_bytes(log)
     if any("convolution" in name for name in log.operation_names):
         notes.append(_convolution_note(workspaces_of_convolutions))
-    allocator = CachingAllocator(settings)
-    log = run_steps(allocator, log, steps=3, workspaces=workspaces)
+    allocator, given = CachingAllocator(settings), log
+    log = run_steps(allocator, given, steps=SIMULATED_STEPS, workspaces=workspaces)
     workspace = workspace_bytes(log, workspaces)
-    needed = allocator.peak_reserved_bytes + context.nbytes
+    reserved = allocator.peak_reserved_bytes
+    cap = smallest_cap(settings, given, workspaces=workspaces, least_bytes=reserved)
+    needed = cap + context.nbytes
     comfortable = None
     if workspaces_of_convolutions is not None:
         comfortable = needed + workspaces_of_convolutions
     at_peak, highest = log.owners_at(log.peak_tick), log.max_by_owner()
     return Memory(
         peak_bytes=log.peak_bytes + workspace,
-        reserved_bytes=allocator.peak_reserved_bytes,
-        device_bytes=needed,
+        reserved_bytes=reserved,
+        device_bytes=reserved + context.nbytes,
         needed_bytes=needed,
         comfortable_bytes=comfortable,
         at_peak=_with_temporary(at_peak, workspace),

@@ -98,9 +98,15 @@ def _compared_row(row: Row, device: str, *, family: str | None = None) -> Iterat
         kind=SLOW_BF16 if is_slow else GPU,
         family=family or FAMILIES[model],
         model=model,
-        predicted_bytes=row["predicted"]["reserved"],
-        real_bytes=row["reserved"],
+        predicted_bytes=row["predicted"].get("needed", row["predicted"]["reserved"]),
+        real_bytes=_real_need(row),
     )
+
+
+def _real_need(row: Row) -> int:
+    """Return the real reserved bytes; more than the cap if the step ran out under it."""
+    ran_out = row.get("capped", {}).get("out_of_memory", False)
+    return max(row["reserved"], CAP_BYTES + 1) if ran_out else int(row["reserved"])
 
 
 def known_of(steps: Sequence[Step], kind: str) -> KnownErrors:

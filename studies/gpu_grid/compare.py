@@ -38,7 +38,7 @@ from profiler.device_rules.caching_allocator import (
 )
 from profiler.devices.table import DeviceSpec, cuda_context, device_spec, workspaces_of
 from profiler.errors import UsageError
-from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps
+from profiler.prediction.allocator_steps import BLOCK_BYTES, SIMULATED_STEPS, run_steps
 from profiler.prediction.report import report_of
 from profiler.replay.event_log import EventLog
 from profiler.replay.step_replay import replay_step
@@ -67,6 +67,7 @@ def predict_row(data: Mapping[str, Any], *, device: str, allocator: str = "") ->
     return {
         "peak": report.memory.peak_bytes,
         "reserved": report.memory.reserved_bytes,
+        "needed": report.memory.needed_bytes - cuda_context(spec).nbytes,
         "seconds": report.step_seconds,
         "fits_cap": fits(log, settings, workspaces=workspaces_of(spec)),
         "work": work_of(log.operations, candidate.workload),
@@ -78,7 +79,7 @@ def fits(log: EventLog, settings: AllocatorSettings, *, workspaces: Sequence[int
     """Tell whether the modelled allocator serves the step under the cap, releases and all."""
     allocator = CachingAllocator(settings, limit_bytes=CAP_BYTES)
     try:
-        run_steps(allocator, log, steps=3, workspaces=workspaces)
+        run_steps(allocator, log, steps=SIMULATED_STEPS, workspaces=workspaces)
     except SimulatedOutOfMemory:
         return False
     return True

@@ -162,7 +162,7 @@ def predict_again(name: str) -> None:
 def _predicted(cell: Cell, *, device: str, allocator: str) -> Row:
     units = units_of(cell.workload.model, cell.workload.image_size)
     row = predict_row(cell.candidate(units).to_json(), device=device, allocator=allocator)
-    return {name: row[name] for name in ("peak", "reserved", "fits_cap")}
+    return {name: row[name] for name in ("peak", "reserved", "needed", "fits_cap")}
 
 
 def recorded() -> list[str]:

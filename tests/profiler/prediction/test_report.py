@@ -7,6 +7,7 @@ import pytest
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
+    SimulatedOutOfMemory,
     configuration,
 )
 from profiler.devices.table import (
@@ -66,6 +67,26 @@ def test_on_a_card_workspace_and_context_come_on_top(on_card: Report) -> None:
     assert memory.reserved_bytes >= memory.peak_bytes
     assert memory.reserved_bytes % (2 << 20) == 0
     assert memory.device_bytes == memory.reserved_bytes + context
+
+
+def test_a_step_needs_more_than_it_reserves_if_a_cap_would_refuse_a_block() -> None:
+    """LoRA in fp16 at this batch; a cap at the bytes that it reserves refuses a block."""
+    workload = Workload(
+        model="vit_s", method="lora", micro_batch=52, precision="fp16", num_classes=100
+    )
+    device = lookup("rtx-3060")
+    log = replay_step(Candidate(workload=workload), device=device)
+    settings = AllocatorSettings.parse(configuration())
+    memory = report_of(Candidate(workload=workload), log, device=device, settings=settings).memory
+    assert memory.needed_bytes is not None
+    cap = memory.needed_bytes - cuda_context(device).nbytes
+    assert memory.reserved_bytes is not None
+    assert cap > memory.reserved_bytes
+    rounded, workspaces = log.rounded(BLOCK_BYTES), workspaces_of(device)
+    with pytest.raises(SimulatedOutOfMemory):
+        capped = CachingAllocator(settings, limit_bytes=memory.reserved_bytes)
+        run_steps(capped, rounded, steps=3, workspaces=workspaces)
+    run_steps(CachingAllocator(settings, limit_bytes=cap), rounded, steps=3, workspaces=workspaces)
 
 
 def test_owners_add_up_to_the_peak_and_never_exceed_their_own_highest(on_card: Report) -> None:
