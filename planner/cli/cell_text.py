@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from planner.plan import Accuracy, FitProbability, Plan
@@ -13,6 +13,8 @@ from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.netscore import Scores
 from profiler.models.backbones import ALIASES
 from profiler.placement import Decision, Placement
+from profiler.records import ValueInterval
+from profiler.units import format_joules, format_seconds
 from profiler.workload import Candidate
 
 MOST_PARTS_NAMED = 3
@@ -41,6 +43,37 @@ def optimizer_of(candidate: Candidate) -> str:
 def levers_of(candidate: Candidate) -> list[str]:
     """Return the levers beside a fused optimizer, in words."""
     return [_LEVER_WORDS[name] for name in candidate.workload.levers if name in _LEVER_WORDS]
+
+
+def seconds_text(seconds: float | None, interval: ValueInterval | None) -> str:
+    """Return a predicted time with its interval, for example ``50.5 ms (33 to 68)``."""
+    return _with_interval(seconds, interval, format_seconds)
+
+
+def joules_text(joules: float | None, interval: ValueInterval | None) -> str:
+    """Return a predicted energy with its interval, for example ``5.64 J (3.1 to 8.2)``."""
+    return _with_interval(joules, interval, format_joules)
+
+
+def _with_interval(
+    value: float | None, interval: ValueInterval | None, printed: Callable[[float], str]
+) -> str:
+    if value is None or interval is None:
+        return "-" if value is None else printed(value)
+    text = printed(value)
+    number, _, unit = text.partition(" ")
+    if " " in unit or not value:  # minutes and seconds
+        return f"{text} ({printed(interval.low)} to {printed(interval.high)})"
+    per_unit = float(number) / value
+    low, high = (_two_digits(end * per_unit) for end in (interval.low, interval.high))
+    return f"{text} ({low} to {high})"
+
+
+def _two_digits(number: float) -> str:
+    """Print a number with two significant digits, and all of those before the point."""
+    if number >= 1:
+        return f"{number:.0f}" if number >= 10 else f"{number:.1f}"
+    return f"{number:.2g}"
 
 
 def probability_text(fits: FitProbability | None) -> str:

@@ -18,9 +18,11 @@ from rich.text import Text
 
 from planner.cli.cell_text import (
     alias_of,
+    joules_text,
     levers_of,
     optimizer_of,
     probability_text,
+    seconds_text,
     training_command,
 )
 from planner.cost.budget import needed_bytes
@@ -30,7 +32,6 @@ from planner.recommendation.ranking_accuracy import ranks_candidates
 from profiler.units import (
     format_bytes_in,
     format_count,
-    format_joules,
     format_seconds,
     unit_as_asked,
 )
@@ -194,7 +195,7 @@ def _epochs(number: int) -> str:
 def _facts(answer: Recommendation) -> Iterator[tuple[str, str]]:
     """Yield (label, text) of the recommended plan."""
     plan = answer.front[answer.recommended].plan
-    yield "memory", _memory(plan)
+    yield "memory", _memory(plan, answer.request.device.memory_bytes)
     if host_bytes := plan.prediction.memory.host_bytes:
         size = format_bytes_in(host_bytes, unit_as_asked(plan.budget_bytes))
         yield "host", f"{size} of its memory"
@@ -209,12 +210,15 @@ def _facts(answer: Recommendation) -> Iterator[tuple[str, str]]:
     yield "why", answer.why or answer.reason
 
 
-def _memory(plan: Plan) -> str:
+def _memory(plan: Plan, installed_bytes: int | None) -> str:
     need, budget = needed_bytes(plan.prediction), plan.budget_bytes
     unit = unit_as_asked(budget)
     used, limit = format_bytes_in(need, unit), format_bytes_in(budget, unit)
     how = probability_text(plan.fits) or plan.prediction.rung
-    return f"{used} of {limit}  {usage_bar(need / budget)}  fits ({how})"
+    text = f"{used} of {limit}  {usage_bar(need / budget)}  fits ({how})"
+    if installed_bytes is not None and budget > installed_bytes:
+        text += f"; the device has {format_bytes_in(installed_bytes, unit)}"
+    return text
 
 
 def usage_bar(share: float, cells: int = USAGE_CELLS) -> str:
@@ -238,11 +242,12 @@ def _time(answer: Recommendation, plan: Plan) -> str:
     if seconds is None:
         return "not known"
     rate = plan.candidate.workload.effective_batch / seconds
-    text = f"{format_seconds(seconds)} a step, {rate:,.0f} images/s"
+    step = seconds_text(seconds, plan.prediction.step_seconds_interval)
+    text = f"{step} a step, {rate:,.0f} images/s"
     if steps is None or plan.recipe is None:
         return text
     whole = format_seconds(steps * seconds)
-    return f"{text}; {_epochs(plan.recipe.epochs)} of these images: {whole}"
+    return f"{text}; steps of {_epochs(plan.recipe.epochs)}: {whole}"
 
 
 def _energy(answer: Recommendation, plan: Plan) -> str:
@@ -250,7 +255,7 @@ def _energy(answer: Recommendation, plan: Plan) -> str:
     if joules is None:
         unknown = "time" if plan.prediction.step_seconds is None else "power of this device"
         return f"not known: the {unknown} is not"
-    text = f"{format_joules(joules)} a step"
+    text = f"{joules_text(joules, plan.prediction.energy_joules_interval)} a step"
     return text if steps is None else f"{text}, {watt_hours(steps * joules)} in all"
 
 
@@ -281,10 +286,11 @@ def _real_run(answer: Recommendation) -> Iterator[str]:
     expected = entry.host_prediction or entry.plan.prediction
     error = 100 * (needed_bytes(expected) / measured - 1) if measured else 0.0
     steps = "" if entry.validation is None else f"{len(entry.validation.losses)} steps "
-    where = "on this CPU" if entry.host_prediction is not None else f"on {run.device.name}"
-    yield (
-        f"{steps}really run {where}: {format_bytes_in(measured, unit)}, prediction {error:+z.1f} %"
-    )
+    size = format_bytes_in(measured, unit)
+    if entry.host_prediction is None:
+        yield f"{steps}really run on {run.device.name}: {size}, prediction {error:+z.1f} %"
+    else:  # a CPU takes other bytes than the planned GPU
+        yield f"{steps}really run on this CPU: {size} of tensors, predicted for it {error:+z.1f} %"
 
 
 def _labelled(label: str, text: str, *, width: int, most: int) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from planner.cli.cell_text import accuracy_of, probability_text
+from planner.cli.cell_text import accuracy_of, joules_text, probability_text, seconds_text
 from planner.cli.table_layout import Page, facts_table
-from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
+from profiler.units import format_asked, format_bytes_as
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,14 +58,8 @@ def _predicted_facts(plan: FrozenPlan) -> Iterator[tuple[str, str]]:
     if plan.fits is not None:
         yield "fits the budget", f"{probability_text(plan.fits)} ({plan.fits.compared} steps)"
     yield "peak of tensors", format_bytes_as(found.peak_bytes, plan.budget_bytes)
-    seconds, joules = format_seconds(found.image_seconds), format_joules(found.image_joules)
-    span = found.image_seconds_interval
-    if span is not None:
-        seconds += f" ({format_seconds(span.low)} to {format_seconds(span.high)})"
+    seconds = seconds_text(found.image_seconds, found.image_seconds_interval)
     if found.image_seconds_origin is not None:
         seconds += f", {found.image_seconds_origin.value}"
     yield "an image", seconds
-    span = found.image_joules_interval
-    if span is not None:
-        joules += f" ({format_joules(span.low)} to {format_joules(span.high)})"
-    yield "energy", joules
+    yield "energy", joules_text(found.image_joules, found.image_joules_interval)

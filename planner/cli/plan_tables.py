@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 
-from planner.cli.cell_text import accuracy_of, candidate_facts, difference, netscore_of
+from planner.cli.cell_text import (
+    accuracy_of,
+    candidate_facts,
+    difference,
+    joules_text,
+    netscore_of,
+    seconds_text,
+)
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
@@ -51,7 +58,7 @@ def comparison_columns(plan: Plan) -> list[Column]:
         Column(header="", cells=names, justify="left"),
         Column(
             header=f"{prediction.rung} for\n{prediction.device.name}",
-            cells=_printed(predicted, budget),
+            cells=_predicted_cells(prediction, budget),
         ),
         Column(header="measured", cells=_printed(measured, budget)),
         Column(header="error", cells=off),
@@ -88,6 +95,15 @@ def _printed(quantities: Sequence[float | None], budget_bytes: int) -> list[str]
     *sizes, seconds, joules = quantities
     printed = [format_bytes_as(size, budget_bytes) for size in sizes]
     return [*printed, format_seconds(seconds), format_joules(joules)]
+
+
+def _predicted_cells(report: Report, budget_bytes: int) -> list[str]:
+    """Return the predicted values, those of time and energy with their intervals."""
+    return [
+        *_printed(_quantities(report), budget_bytes)[:-2],
+        seconds_text(report.step_seconds, report.step_seconds_interval),
+        joules_text(report.energy_joules, report.energy_joules_interval),
+    ]
 
 
 def _recipe_facts(recipe: Recipe | None) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from planner.cli.cell_text import candidate_facts, decision_of, probability_text
+from planner.cli.cell_text import (
+    candidate_facts,
+    decision_of,
+    joules_text,
+    probability_text,
+    seconds_text,
+)
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.fit_probability import fit_of, fits_within
 from planner.placement.placement_table import PlacementRow
@@ -17,7 +23,6 @@ from profiler.units import (
     format_bytes,
     format_bytes_as,
     format_count,
-    format_joules,
     format_seconds,
 )
 
@@ -51,8 +56,9 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
     elif budget_bytes is not None:
         yield "budget", _against(report, budget_bytes).strip(", ")
     kind = "measured" if report.rung == Rung.MEASURED else "predicted"
-    yield f"step, {kind}", format_seconds(report.step_seconds)
-    yield f"energy per step, {kind}", format_joules(report.energy_joules)
+    yield f"step, {kind}", seconds_text(report.step_seconds, report.step_seconds_interval)
+    joules = joules_text(report.energy_joules, report.energy_joules_interval)
+    yield f"energy per step, {kind}", joules
     if (limit := power_limit_text(report)) is not None:
         yield "power limit", limit
     parameters = report.parameters

@@ -30,7 +30,7 @@ from profiler.prediction.allocator_steps import (
     workspace_bytes,
 )
 from profiler.prediction.convolution_workspaces import comfortable_workspace_bytes
-from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
+from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, Spread, UnitReport
 from profiler.replay.event_log import EventLog, OperationRecord, Phase
 from profiler.replay.unit_spans import first_spans
 from profiler.timing.lever_factors import UNFITTED, layout_class
@@ -136,7 +136,7 @@ def report_of(
     load = None
     if roofline is not None:
         load = step_load(timed, roofline, workload)
-        notes.append(f"time: {roofline.source}")
+        notes.append(f"time: {roofline.source}{_range_text(roofline.spread)}")
         if any(op.launches > 1 for op in log.operations):
             notes.append("scans are timed as PyTorch's own loops; mamba_ssm's kernel takes less")
     cost = predicted_cost(load, roofline)
@@ -155,6 +155,16 @@ def report_of(
         units=unit_reports(log, candidate, roofline, timed=timed),
         notes=tuple(notes),
     )
+
+
+def _range_text(spread: Spread | None) -> str:
+    """Return what is known about the interval of a predicted time."""
+    if spread is None:
+        return ""
+    if spread.coverage is None:
+        return "; the range of the time is an assumption"
+    share = f"{100 * spread.coverage:.0f} %"
+    return f"; such a range held {share} of the measurements that no fit had seen"
 
 
 def can_time(log: EventLog, workload: Workload, roofline: Rates | None) -> bool:

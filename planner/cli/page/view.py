@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from planner.cli.cell_text import (
     difference,
+    joules_text,
     levers_of,
     optimizer_of,
     placement_of,
+    seconds_text,
     shown_accuracy,
 )
 from planner.cost.budget import needed_bytes
@@ -204,8 +206,14 @@ class PageView:
             ("device", prediction.device.full_name),
             ("memory", f"{used} of {format_bytes_in(plan.budget_bytes, unit)}"),
             *([("host's memory", format_bytes_in(host, unit))] if host else []),
-            ("step", f"{format_seconds(prediction.step_seconds)} ({prediction.rung})"),
-            ("energy per step", format_joules(prediction.energy_joules)),
+            (
+                f"step ({prediction.rung})",
+                seconds_text(prediction.step_seconds, prediction.step_seconds_interval),
+            ),
+            (
+                "energy per step",
+                joules_text(prediction.energy_joules, prediction.energy_joules_interval),
+            ),
             (
                 "trains",
                 f"{format_count(counts.trainable)} of {format_count(counts.total)} parameters",

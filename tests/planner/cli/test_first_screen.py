@@ -26,7 +26,15 @@ from profiler.devices.table import device_spec
 from profiler.models.frozen.catalogue import frozen_model
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.inference import PartCost, data_set_cost
-from profiler.records import DeviceLabel, Memory, OwnerBytes, Parameters, Report, Rung
+from profiler.records import (
+    DeviceLabel,
+    Memory,
+    OwnerBytes,
+    Parameters,
+    Report,
+    Rung,
+    ValueInterval,
+)
 from profiler.units import GIB, MIB, format_bytes_in, format_seconds, unit_as_asked
 from profiler.workload import Candidate, Workload
 
@@ -98,6 +106,7 @@ def answer(
             train_images=1295, images_of=lambda recipe: 1295, has_weights=True,
             run=SimpleNamespace(data="digits", device="cpu", weights=weights),
             trains_pretrained=True, others=(), source=None,
+            device=SimpleNamespace(memory_bytes=8 * GIB),
             space=SimpleNamespace(base=Workload(model=model)),
             budget_bytes=budget,
             of_backbone=lambda model: SimpleNamespace(run=SimpleNamespace(weights=weights)),
@@ -167,7 +176,7 @@ def test_the_numbers_are_those_of_the_plan() -> None:
     for part in (
         "RUN THIS   lora r8, fp16, batch 32, adamw, optimal checkpointing, lr 0.001",
         "1.26 GB of 2.00 GB",
-        f"50 ms a step, 640 images/s; 8 epochs of these images: {format_seconds(steps * 0.05)}",
+        f"50 ms a step, 640 images/s; steps of 8 epochs: {format_seconds(steps * 0.05)}",
         f"9 J a step, {watt_hours(steps * 9.0)} in all",
         "600 k of 22.1 M parameters",
         "planned for GeForce RTX 2060 SUPER (no GPU here; --device names another)",
@@ -175,6 +184,25 @@ def test_the_numbers_are_those_of_the_plan() -> None:
     ):
         assert part in " ".join(text.split()) or part in text, part
     assert "budgetplan train plans/vit_small" in text
+
+
+def test_a_budget_above_the_memory_of_the_device_is_said_beside_it() -> None:
+    shown = answer(*SIX, budget=10 * GIB)
+    assert "1.17 GiB of 10.00 GiB" in screen(shown, width=120)
+    assert "; the device has 8.00 GiB" in screen(shown, width=120)
+    assert "the device has" not in screen(answer(*SIX))
+
+
+def test_a_predicted_time_and_energy_stand_with_their_ranges() -> None:
+    first = plan()
+    ranges = {
+        "step_seconds_interval": ValueInterval(low=0.034, high=0.123),
+        "energy_joules_interval": ValueInterval(low=0.84, high=1200.0),
+    }
+    with_ranges = replace(first, prediction=replace(first.prediction, **ranges))
+    text = screen(answer(with_ranges, *SIX[1:]))
+    assert "50 ms (34 to 123) a step" in text
+    assert "9 J (0.84 to 1200) a step" in text
 
 
 def test_the_command_names_the_weights_of_the_question() -> None:
