@@ -40,6 +40,7 @@ from typing import Any
 
 from planner.cost.budget import needed_bytes, round_up_to_printed
 from planner.plan import FitProbability, Plan
+from profiler.device_rules.caching_allocator.sizes import SMALL_SEGMENT_BYTES
 from profiler.devices.table import DeviceSpec, cuda_context, device_spec, largest_context_bytes
 from profiler.errors import UsageError
 from profiler.records import Report, Rung
@@ -55,6 +56,9 @@ LARGEST_RISK = 0.5
 GPU = "GPU"
 """Kind of all other predictions for GPUs."""
 
+CPU = "cpu"
+"""Kind of predictions for CPUs."""
+
 SLOW_BF16 = "bf16 before Ampere"
 """Kind of predictions in bf16 for GPUs that compute it by other kernels."""
 
@@ -67,11 +71,14 @@ class KnownErrors:
         kind: kind of prediction.
         errors: errors in ascending order, at least one.
         small_bytes: errors of predictions below this are relative to it (bytes, at least 0).
+        least_room_bytes: least room that a plan leaves, whatever its risk. Most errors are 0 and
+            the others whole pages of the allocator, so less than a page is as good as none.
     """
 
     kind: str
     errors: tuple[float, ...]
     small_bytes: int = 0
+    least_room_bytes: int = 0
 
     def error_of(self, real_bytes: int, predicted_bytes: int) -> float:
         """Return the error of a prediction; of an available size, the error that it has room for.
@@ -86,14 +93,15 @@ class KnownErrors:
         """Return the largest prediction that exceeds the available bytes with at most ``risk``."""
         error = self.error_at(risk)
         predicted = math.floor(available_bytes / (1 + error))
-        if predicted >= self.small_bytes:
-            return predicted
-        return math.floor(available_bytes - error * self.small_bytes)
+        if predicted < self.small_bytes:
+            predicted = math.floor(available_bytes - error * self.small_bytes)
+        return min(predicted, available_bytes - self.least_room_bytes)
 
     def smallest_available(self, predicted_bytes: int, *, risk: float) -> int:
         """Return the bytes that a prediction exceeds with at most ``risk``, rounded up."""
         error = self.error_at(risk)
-        return math.ceil(predicted_bytes + error * max(predicted_bytes, self.small_bytes))
+        room_bytes = math.ceil(error * max(predicted_bytes, self.small_bytes))
+        return predicted_bytes + max(room_bytes, self.least_room_bytes)
 
     def probability(self, room: float) -> float:
         """Return the least probability of an error of at most ``room``."""
@@ -136,7 +144,7 @@ class FitRule:
     def for_precision(cls, precision: str, device: DeviceSpec) -> FitRule:
         """Return the rule for computations in a precision on a device."""
         if not device.is_cuda:
-            return cls(known=_known_errors()["cpu"], context_bytes=0, largest_context_bytes=0)
+            return cls(known=_known_errors()[CPU], context_bytes=0, largest_context_bytes=0)
         before_ampere = (device.compute_capability or (8, 0)) < (8, 0)
         return cls(
             known=_known_errors()[SLOW_BF16 if precision == "bf16" and before_ampere else GPU],
@@ -284,6 +292,7 @@ def _known_errors() -> dict[str, KnownErrors]:
             kind=kind,
             errors=tuple(error for error, steps in found["errors"] for _ in range(steps)),
             small_bytes=found["small_bytes"],
+            least_room_bytes=0 if kind == CPU else SMALL_SEGMENT_BYTES,
         )
         for kind, found in content["kinds"].items()
     }

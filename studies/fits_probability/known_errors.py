@@ -11,7 +11,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
 from harness import Rows
 
-from planner.cost.fit_probability import GPU, SLOW_BF16, KnownErrors
+from planner.cost.fit_probability import CPU, GPU, SLOW_BF16, KnownErrors
+from profiler.device_rules.caching_allocator.sizes import SMALL_SEGMENT_BYTES
 from profiler.devices.table import lookup
 from profiler.units import GIB, MIB
 
@@ -29,7 +30,6 @@ HOLLOW_GPU = ROOT / "studies" / "hollow_gpu" / "results"
 DEVICES = ("rtx-2060-super", "rtx-3060", "h200")
 CAP_BYTES = 2 * GIB
 RISK = 0.01
-CPU = "cpu"
 SMALL_BYTES = {GPU: 400 * MIB, SLOW_BF16: 400 * MIB, CPU: 0}
 """Predictions below this have errors relative to it; a page of 2 MiB is 0.5 % of 400 MiB."""
 ROOMS = (-0.02, -0.005, 0.0, 0.0005, 0.002, 0.005, 0.01, 0.03)
@@ -111,9 +111,14 @@ def _real_need(row: Row) -> int:
 
 def known_of(steps: Sequence[Step], kind: str) -> KnownErrors:
     """Return the errors of steps of one kind."""
-    scale = KnownErrors(kind=kind, errors=(), small_bytes=SMALL_BYTES[kind])
+    scale = KnownErrors(
+        kind=kind,
+        errors=(),
+        small_bytes=SMALL_BYTES[kind],
+        least_room_bytes=0 if kind == CPU else SMALL_SEGMENT_BYTES,
+    )
     errors = sorted(scale.error_of(s.real_bytes, s.predicted_bytes) for s in steps)
-    return KnownErrors(kind=kind, errors=tuple(errors), small_bytes=SMALL_BYTES[kind])
+    return replace(scale, errors=tuple(errors))
 
 
 def write_errors(path: Path) -> None:
@@ -157,6 +162,22 @@ def judged(left_out: str = "model") -> list[Row]:
                 fits = step.real_bytes <= available
                 rows.append({"kind": kind, "group": name, "room": room, "said": said, "fits": fits})
     return rows
+
+
+def planned(left_out: str = "model") -> Row:
+    """Return how many steps on a GPU exceed the budget that is planned for them at ``RISK``.
+
+    Args:
+        left_out: see ``judged``.
+    """
+    steps = [step for step in compared() if step.kind == GPU]
+    exceeded = 0
+    for step in steps:
+        name = getattr(step, left_out)
+        known = known_of([s for s in steps if getattr(s, left_out) != name], GPU)
+        budget = known.smallest_available(step.predicted_bytes, risk=RISK)
+        exceeded += step.real_bytes > budget
+    return {"steps": len(steps), "exceeded": exceeded}
 
 
 def left_out_families() -> Row:

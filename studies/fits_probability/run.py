@@ -44,6 +44,7 @@ from known_errors import (
     known_of,
     left_out_families,
     one_step_of_a_model,
+    planned,
 )
 from known_errors import write_errors as write_known
 from run import units_of
@@ -175,6 +176,7 @@ def report() -> None:
             "bf16_before_ampere": sum(r["kind"] == SLOW_BF16 for r in spare),
         },
         left_out_families=left_out_families(),
+        planned={left_out: planned(left_out) for left_out in ("model", "family")},
         one_step_of_a_model=one_step_of_a_model(),
         brim_of_hollow_gpu=brim_of_hollow_gpu(),
         new_cells={

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 STUDY_FOLDERS = ("", "fits_probability")
 
 
@@ -30,8 +32,10 @@ def test_a_family_of_backbones_is_judged_by_the_errors_of_the_others() -> None:
 
     found = left_out_families()
     assert set(found) == {"attention", "convolution", "scan"}
+    from known_errors import RISK
+
     for family in found.values():
-        assert family["ran_out"] == 0
+        assert family["ran_out"] <= RISK * family["said_99_percent"]
         assert family["said_99_percent"] > 0
 
 
@@ -41,7 +45,17 @@ def test_four_in_five_steps_with_3_percent_to_spare_have_99_percent() -> None:
     rows = [r for r in judged() if r["kind"] != CPU]
     spare = [r["said"] >= 1 - RISK for r in rows if r["room"] == 0.03 and r["fits"]]
     assert sum(spare) >= 0.8 * len(spare)
-    assert all(r["fits"] for r in rows if r["said"] >= 1 - RISK)
+    said = [r["fits"] for r in rows if r["said"] >= 1 - RISK]
+    assert said.count(False) <= RISK * len(said)
+
+
+@pytest.mark.parametrize("left_out", ["model", "family"])
+def test_no_step_exceeds_the_budget_that_is_planned_for_it(left_out: str) -> None:
+    from known_errors import planned
+
+    found = planned(left_out)
+    assert found["steps"] > 300
+    assert found["exceeded"] == 0
 
 
 def test_the_summary_is_of_these_rows() -> None:
