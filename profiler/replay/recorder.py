@@ -175,12 +175,8 @@ class Recorder(TorchDispatchMode):
             blocks = ()
         held = self._hold([b for b in blocks if isinstance(b, BeforeResults)], code)
         self._follow_results(func, args, out, code)
-        behind = [b for b in blocks if not isinstance(b, BeforeResults)]
-        rows = self._hold(behind[:-1], code)
-        early = [row for row, b in zip(rows, behind, strict=False) if isinstance(b, Earlier)]
-        self._release(early)
-        rows += self._hold(behind[-1:], code)
-        self._release([row for row in (*held, *rows) if row not in early])
+        self._hold_for_a_while([b for b in blocks if not isinstance(b, BeforeResults)], code)
+        self._release(held)
         if self.storages.warming_up or only_allocates(func):
             return
         clock = self.clock
@@ -205,6 +201,14 @@ class Recorder(TorchDispatchMode):
         """Record the births of blocks; return their rows."""
         owner = OWNER_CODE["temporary"]
         return [self.storages.birth(n, owner=owner, operation=code) for n in blocks]
+
+    def _hold_for_a_while(self, blocks: Sequence[int], code: int) -> None:
+        """Record blocks behind the results, from their births to their deaths."""
+        early = self._hold([b for b in blocks if isinstance(b, Earlier)], code)
+        others = [b for b in blocks if not isinstance(b, Earlier)]
+        rows = self._hold(others[:-1], code)
+        self._release(early)
+        self._release([*rows, *self._hold(others[-1:], code)])
 
     def _release(self, rows: Sequence[int]) -> None:
         for row in rows:
