@@ -15,7 +15,7 @@ import torch
 from outcome import FaultError
 from PIL import Image
 
-from planner.training.images.image_files import check_header, open_image
+from planner.training.images.image_files import check_image, open_image
 from planner.training.images.load import load_data
 
 SIDE = 24
@@ -56,7 +56,7 @@ class ImageTarget:
         path = self.folder / f"image{rng.choice(('.png', '.jpg', '.tif', '.bmp', '.webp', ''))}"
         path.write_bytes(_mutant(rng.choice(self.whole), rng))
         try:
-            check_header(path)
+            check_image(path)
             image = open_image(path)
         finally:
             path.unlink()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from planner.training.images.bit_depth import check_depth, to_rgb
+from planner.training.images.file_ends import may_be_cut
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ _ORIENTATION_TAG = 0x0112
 LARGEST_METADATA_BYTES = 64 << 20
 """Limit of a text or a colour profile of a PNG file, unpacked. Pillow has it for their sum.
 Its limit of each is 1 MiB, and image editors and generators write more."""
+
+NAMED_FAULTS = 3
+"""Most files that the message about unreadable images names."""
+
+LONGEST_REASON = 48
+"""Characters of the reason of each: an error has ``profiler.errors.LONGEST_MESSAGE``."""
 
 
 @cache
@@ -119,16 +127,58 @@ def _orientation(image: Image) -> int:
         return 1
 
 
-def check_header(path: Path) -> None:
-    """Open an image file without decoding its pixels.
+def check_images(paths: Sequence[Path], folder: Path) -> None:
+    """Check image files as ``check_image`` does, all of them before the first fault is reported.
 
-    A file that is damaged further in is found only when the image is used.
+    Args:
+        paths: image files.
+        folder: folder that the message names the files in.
 
     Raises:
-        InputError: the file cannot be read, or is not an image.
+        InputError: files cannot be read or are no images: their number and the first few.
+    """
+    faults: list[tuple[Path, InputError]] = []
+    for path in sorted(paths):
+        try:
+            check_image(path)
+        except InputError as error:
+            faults.append((path, error))
+    if len(faults) == 1:
+        raise faults[0][1]
+    if faults:
+        first = faults[:NAMED_FAULTS]
+        named = [f"{_name_within(folder, path)} ({_short_reason(e)})" for path, e in first]
+        more = len(faults) - len(named)
+        raise InputError(
+            f"{len(faults)} of {len(paths)} images cannot be read: {', '.join(named)}"
+            f"{f' and {more} more' if more else ''}; repair, convert or remove them"
+        )
+
+
+def check_image(path: Path) -> None:
+    """Open an image file; decode its pixels only if its end may be missing.
+
+    A file that is damaged before its end is found only when the image is used.
+
+    Raises:
+        InputError: the file cannot be read, is not an image, or is incomplete.
     """
     with _opened(path, image_formats()) as opened:
         check_depth(opened)
+        if may_be_cut(opened):
+            opened.draft("RGB", (1, 1))  # reads all of a JPEG, computes an eighth of its size
+            opened.load()
+
+
+def _name_within(folder: Path, path: Path) -> str:
+    """Return the name of a file within a folder, or its whole path outside of it."""
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def _short_reason(error: InputError) -> str:
+    """Return why an image cannot be read, in a few words and without the name of the file."""
+    cause = error.__cause__
+    return shorten("not a regular file" if cause is None else error_text(cause), LONGEST_REASON)
 
 
 @contextlib.contextmanager
@@ -167,4 +217,8 @@ def _take_large_metadata() -> None:
 
 def error_text(error: BaseException) -> str:
     """Return the message of an error on one line, or its class where it has none."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # its own message repeats the path
+        return "not an image of a known format"
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -20,7 +20,7 @@ from pathlib import Path
 from planner.training.images.copies import count_copies
 from planner.training.images.crops import CropRule, centre_crop, random_crop
 from planner.training.images.folder_parts import FolderParts, find_parts
-from planner.training.images.image_files import check_header, error_text
+from planner.training.images.image_files import check_images, error_text
 from planner.training.images.image_set import (
     DataSource,
     ImageData,
@@ -95,7 +95,7 @@ def data_from_files(
     seed: int,
     skipped: Mapping[str, int] | None = None,
 ) -> ImageData:
-    """Return a data set of image files, after opening each file once.
+    """Return a data set of image files, after a check of each file.
 
     Args:
         name: name of the data set.
@@ -104,16 +104,15 @@ def data_from_files(
         train: training files with their labels.
         test: test files with their labels.
         selection: selection files with their labels; None to take them out of ``train``.
-        root: folder that the fingerprint's file names are relative to.
+        root: folder that the file names of the fingerprint and of messages are relative to.
         seed: seed of the selection part, where it is taken out of ``train``.
         skipped: number of files that are left out, by reason.
 
     Raises:
-        InputError: a file cannot be opened as an image.
+        InputError: files cannot be opened as images, or are incomplete.
     """
     files = [path for path, _ in (*train, *(selection or ()), *test)]
-    for path in files:
-        check_header(path)
+    check_images(files, root)
     trained = _image_set(train, input_format, crop=random_crop, mirror=True)
     tested = _image_set(test, input_format, crop=centre_crop, mirror=False)
     source = DataSource(

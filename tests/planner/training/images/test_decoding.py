@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, features
 
 from planner.training.images.crops import centre_crop, random_crop
 from planner.training.images.image_files import (
-    check_header,
+    check_image,
     image_formats,
     image_suffixes,
     open_image,
@@ -26,7 +26,7 @@ BYTES = np.rint(RAMP * 255).astype(np.uint8)
 
 
 def gray(path):
-    check_header(path)
+    check_image(path)
     image = open_image(path)
     assert image.mode == "RGB"
     pixels = np.asarray(image)
@@ -107,7 +107,7 @@ def test_floats_of_another_range_are_refused(tmp_path, values):
 def test_integers_without_a_known_white_are_refused(tmp_path, dtype, fmt):
     array = (RAMP * 30000).astype(dtype)
     path = tiff(tmp_path / "counts.tif", array, bits=8 * array.itemsize, fmt=fmt)
-    for read in (check_header, open_image):
+    for read in (check_image, open_image):
         with pytest.raises(InputError, match="whose white is not known"):
             read(path)
 
@@ -209,7 +209,7 @@ def test_a_decompression_bomb_is_one_line(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     Image.new("1", (3000, 3000)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    for read in (check_header, open_image):
+    for read in (check_image, open_image):
         with pytest.raises(InputError, match=r"bomb\.png is too large: .*9000000.*; shrink it"):
             read(path)
 
@@ -218,7 +218,7 @@ def test_no_other_program_is_run_and_no_video_is_an_image(tmp_path):
     path = tmp_path / "page.jpg"
     Image.new("RGB", (8, 8)).save(path, format="EPS")
     with pytest.raises(InputError, match=r"cannot read image .*page\.jpg"):
-        check_header(path)
+        check_image(path)
     assert not {"EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"} & set(image_formats())
     assert not {".eps", ".ps", ".mpg", ".h5", ".pdf", ".txt", ".npy"} & image_suffixes()
     assert {

@@ -242,10 +242,10 @@ def test_file_that_is_no_image_is_named(flat, content):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_truncated_image_is_named_when_it_is_used(flat, suffix):
+def test_an_image_that_is_cut_later_is_named_when_it_is_used(flat, suffix):
     path = paint(flat / "dog" / f"cut.{suffix}", size=(400, 300))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     data = load_data(str(flat), **SHAPE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=rf"cannot read image .*cut\.{suffix}"):
         for part in (data.train, data.selection, data.test):
             drain(batch_loader(part, batch_size=4, shuffle=False, seed=0, drop_last=False))
