@@ -114,7 +114,8 @@ def model_of(load: Workload, method: str) -> BuiltModel:
     backbone = backbones.build(load.model, num_classes=1000, image_size=224, device="meta")
     units, own = find_units(backbone), kind(get_method(name).info)
     source = WeightSource(kind="random", detail="shapes only")
-    return BuiltModel(model=own.apply(backbone, load), method=own, units=units, weights=source)
+    model = own.apply(backbone, load)
+    return BuiltModel(model=model, name=load.model, method=own, units=units, weights=source)
 
 
 @cache

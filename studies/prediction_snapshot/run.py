@@ -21,24 +21,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 KEPT = HERE / "answers.json.gz"
-CHANGED_ON_PURPOSE = {
-    r"\.placement\.policy: (\w+)-k -> \1-\d+$": "a counted policy keeps its count: every-3, not every-k",
-    r"\.schema_minor: \d+ -> \d+$": "plans gained keys",
-    r"(step_seconds|energy_joules|forward_seconds|recompute_seconds): .* -> .*$": "times are sums over fitted kernels, and energy has a predicted power",
-    r"\.plan_files\[\d+\]: (.*)-\w{8}\.json -> \1-\w{8}\.json$": "the name has a digest of the candidate, which gained parameters",
-}
-"""Pattern of "path: old -> new" to the reason why an answer differs from that of the kept commit."""
-CHANGED_CASES = {
-    "devices": "GPUs were added to the table",
-    "recommend": "methods are ranked by comparisons on their family of backbones, and rows are named",
-    "chen": "segments of chen are joined on both rungs, where the composed one refused or differed",
-}
-"""Argument of a case to the reason why its whole answer differs from that of the kept commit."""
 CPU_SCRATCH_TOLERANCE = 0.1
 """Share by which a CPU's ``working_bytes`` may differ: its kernels' scratch is that of the machine."""
-PEAK_TOLERANCE = 0.005
-"""Share by which a composed peak may differ: it is that of the placement's own step, equal to the
-replayed one, and no longer a sum over units."""
 MISSING = "(no such key)"
 WORDS = {"notes", "note", "reason", "message", "description", "source", "refused"}
 
@@ -62,14 +46,15 @@ def answer(arguments: list[str]) -> dict[str, Any]:
         told = json.loads(result.stdout)
     except json.JSONDecodeError:
         told = None
-    # Times of this machine: a CPU's rates are timed on it, and a search says how long it took.
+    # Times of this machine: a CPU's rates are timed on it, a search says how long it took, and
+    # options without fine-tuning are those that could be replayed within seconds.
     on_cpu = "cpu" in arguments and arguments[0] in ("predict", "profile")
     return {"arguments": arguments, "exit_code": result.exit_code,
             "answer": _without(told, times=on_cpu)}  # fmt: skip
 
 
 def _without(value: Any, *, times: bool) -> Any:
-    dropped = {"seconds", "created", "provenance"}
+    dropped = {"seconds", "created", "provenance", "training_free"}
     if times:
         dropped |= {"step_seconds", "energy_joules", "forward_seconds", "recompute_seconds"}
     if isinstance(value, dict):
@@ -128,24 +113,12 @@ def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:
     return [] if old == new and type(old) is type(new) else [(at, old, new)]
 
 
-def purpose_of(difference: tuple[str, Any, Any], arguments: list[str]) -> str | None:
-    """Return why an answer may differ so, None if it may not."""
-    for argument, reason in CHANGED_CASES.items():
-        if argument in arguments:
-            return reason
+def is_allowed(difference: tuple[str, Any, Any], arguments: list[str]) -> bool:
+    """Return whether an answer may differ so: kernels of a CPU have the scratch of the machine."""
     path, old, new = difference
-    if "cpu" in arguments and path.endswith(".working_bytes"):
-        is_close = abs(new - old) <= CPU_SCRATCH_TOLERANCE * old
-        return "scratch memory of CPU kernels" if is_close else None
-    if "composed" in arguments and path.endswith(("reserved_bytes", "device_bytes")):
-        return "composed reserved bytes are read from the placement's own step"
-    if "composed" in arguments and path.endswith(".memory.peak_bytes"):
-        is_close = abs(new - old) <= PEAK_TOLERANCE * old
-        return "composed peaks are those of the placement's own step" if is_close else None
-    if path == ".answer" and old is None and "budgetplan.error" in str(new):
-        return "a refusal is an object"
-    text = f"{path}: {old} -> {new}"
-    return next((why for rule, why in CHANGED_ON_PURPOSE.items() if re.search(rule, text)), None)
+    if "cpu" not in arguments or not path.endswith(".working_bytes"):
+        return False
+    return bool(abs(new - old) <= CPU_SCRATCH_TOLERANCE * old)
 
 
 def is_prose(path: str) -> bool:
@@ -157,20 +130,15 @@ def report(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> int:
     """Print the differences; return how many answers differ in more than sentences and new keys."""
     moved, prose, paths = 0, 0, Counter[str]()
     added: set[str] = set()
-    on_purpose = Counter[str]()
     for before, after in zip(old, new, strict=True):
         if before["arguments"] != after["arguments"]:
             raise SystemExit("the two records are not of the same cases")
         found = differences(before, after)
         added |= {_without_indices(path) for path, a, _ in found if a is MISSING}
-        if before["exit_code"] == 1:  # an internal error, which nobody wants back
-            found = []
-        purposes = [reason for d in found if (reason := purpose_of(d, before["arguments"]))]
-        on_purpose.update(purposes)
         numbers = [
             d
             for d in found
-            if not (is_prose(d[0]) or d[1] is MISSING or purpose_of(d, before["arguments"]))
+            if not (is_prose(d[0]) or d[1] is MISSING or is_allowed(d, before["arguments"]))
         ]
         prose += any(is_prose(path) for path, _, _ in found)
         if numbers:
@@ -184,8 +152,6 @@ def report(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> int:
     print(f"{len(old)} answers: {moved} differ, {prose} in sentences")
     for path, count in paths.most_common(15):
         print(f"  {count:4d} {path}")
-    for reason, count in on_purpose.items():
-        print(f"  {count:4d} on purpose: {reason}")
     if added:
         print("keys added:", ", ".join(sorted(added)))
     return moved

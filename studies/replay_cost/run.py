@@ -76,6 +76,7 @@ def deeper(workload: Workload, depth: int) -> BuiltModel:
     method = get_method("full")
     return BuiltModel(
         model=method.apply(backbone, workload),
+        name=f"ViT-S of {depth} blocks",
         method=method,
         units=find_units(backbone),
         weights=WeightSource(kind="random", detail="shapes only"),

@@ -39,6 +39,7 @@ from planner.search.pareto import hypervolume, non_dominated, reference_point
 from planner.search.problem import OBJECTIVES, SearchProblem, TrialResult, assignment_key
 from planner.search.sampling import PointSampler, default_sampler
 from planner.search.space import Space
+from planner.search.trial_records import TrialFailure
 from profiler.devices.table import device_spec
 from profiler.store import Store
 from profiler.workload import Candidate
@@ -157,7 +158,7 @@ def run(
         trial, _ = proposals.propose()
         result = points.get(assignment_key(trial.params))
         if result is None:
-            proposals.fail(trial, "refused")
+            proposals.fail(trial, TrialFailure(reason="refused"))
             continue
         proposals.complete(trial, result, result.device_bytes - BUDGET_BYTES)
         found.append(result)
