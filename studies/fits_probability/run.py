@@ -47,7 +47,7 @@ from known_errors import (
     planned,
 )
 from known_errors import write_errors as write_known
-from run import units_of
+from run import units_of  # type: ignore[attr-defined]  # that of gpu_grid
 from study import run_all
 
 from planner.cost.fit_probability import ERRORS_FILE, GPU, KnownErrors

@@ -86,7 +86,7 @@ def _convolution(
 ) -> Probe:
     def make(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
         inputs = [_rand(device, *image, dtype=dtype), _rand(device, *weight, dtype=dtype)]
-        return inputs, lambda x, w: F.conv2d(x, w, **options)
+        return inputs, lambda x, w: F.conv2d(x, w, **options)  # type: ignore[call-overload]
 
     return _differentiable(make)
 

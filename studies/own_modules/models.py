@@ -331,7 +331,9 @@ MODELS: Mapping[str, Callable[[], Made]] = {
     ),
     "segformer": lambda: {
         "module": tf.SegformerForSemanticSegmentation(
-            tf.SegformerConfig(num_labels=5, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1])
+            tf.SegformerConfig(  # type: ignore[call-arg]
+                num_labels=5, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1]
+            )
         ).train(),
         "batch": {"pixel_values": _images(2), "labels": torch.randint(0, 5, (2, 64, 64))},
     },

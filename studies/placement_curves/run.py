@@ -91,7 +91,7 @@ def main() -> None:
     elif given.part == "compiled":
         from compiled import run
 
-        run(given.models, given.method)
+        run(given.models, given.method)  # type: ignore[call-arg]
     elif given.part == "matched":
         from matched import run
 

@@ -107,7 +107,7 @@ def candidate_of_cell(workload: Workload, placement: str) -> Candidate:
 def cpu_row(candidate: Candidate, _: str) -> Row:
     """Replay a candidate for the CPU and run it."""
     sys.path.insert(0, str(HERE.parent / "memory_truth"))
-    from run import real_peak
+    from run import real_peak  # type: ignore[attr-defined]  # that of memory_truth
 
     from profiler.replay.step_replay import replay_step
 
