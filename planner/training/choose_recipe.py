@@ -55,8 +55,8 @@ def _tried_on_letters(method: str) -> str:
 RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
     ("convolutional", "full"): _Rate(5e-4, _tried("full")),
     ("convolutional", "affine"): _Rate(1e-2, _tried("bn_head and bitfit")),
-    ("convolutional", "low rank"): _Rate(5e-3, _tried("lora")),
-    ("convolutional", "added"): _Rate(5e-3, "the rate of low-rank methods; not tried"),
+    ("convolutional", "low rank"): _Rate(3e-3, _tried("lora")),
+    ("convolutional", "added"): _Rate(3e-3, "the rate of low-rank methods; not tried"),
     ("convolutional", "head"): _Rate(1e-2, _tried("head")),
     ("normalised by layer", "full"): _Rate(
         3e-4,
