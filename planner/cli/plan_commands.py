@@ -288,10 +288,12 @@ def _show_step(at: TrainProgress, display: ProgressDisplay, plan: Plan) -> None:
         display.message(at.message)
     if at.reading is not None:
         seen = at.reading
+        is_earlier = at.selected_step not in (None, seen.step)
+        tensors = f", with the tensors of step {at.selected_step}" if is_earlier else ""
         display.message(
             f"{seen.seconds / 60:.1f} min, step {seen.step} ({at.step} of {at.steps} in epoch "
             f"{at.epoch}): loss {seen.loss:.3f}{running}, {100 * seen.accuracy:.1f} % of "
-            f"{seen.images} {seen.part} images right"
+            f"{seen.images} {seen.part} images right{tensors}"
         )
 
 

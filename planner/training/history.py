@@ -94,7 +94,10 @@ class TrainProgress:
         done: fraction of the training that is done.
         loss: mean training loss over this epoch so far.
         reading: the accuracy, after an evaluation; None after a step.
-        message: a sentence about an out-of-memory error; empty without one.
+        message: a sentence about an out-of-memory error, a training that does not learn or one that
+            has ended already; empty without one.
+        selected_step: step that ended the selected epoch, whose tensors the reading on the test
+            part is of; None for other readings and if no epoch is selected.
         learning_rate: rate of the last step; None before the first step.
         images_per_second: images of the last steps over their time, with the loading of images and
             without evaluations; None before the first step.
@@ -111,6 +114,7 @@ class TrainProgress:
     images_per_second: float | None = None
     reserved_bytes: int | None = None
     reading: AccuracyReading | None = None
+    selected_step: int | None = None
     message: str = ""
 
 

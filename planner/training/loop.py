@@ -55,7 +55,12 @@ INTERIM_IMAGES = 64
 
 NOT_LEARNING = (
     "the loss of the first epoch is not below that of guessing, so nothing was learned yet: "
-    "try another --learning-rate, more epochs, or another method"
+    "{advice}"
+)
+OTHER_RATE = "try another --learning-rate, more epochs, or another method"
+RANDOM_AND_FROZEN = (
+    "the weights are random, and {method} keeps most of them frozen; train anew from pretrained "
+    "weights (--weights FILE), or with the method full"
 )
 
 ENDED_BEFORE = (
@@ -318,22 +323,32 @@ class TrainingLoop:
         state.readings.append(reading)
         is_first_epoch = state.epoch == 1 and state.steps == self._steps_per_epoch
         is_guessing = self._mean_loss >= math.log(self._images.num_classes)
-        self._report(
-            reading=reading, message=NOT_LEARNING if is_first_epoch and is_guessing else ""
-        )
+        message = NOT_LEARNING.format(advice=self._advice_if_guessing())
+        self._report(reading=reading, message=message if is_first_epoch and is_guessing else "")
         return reading
+
+    def _advice_if_guessing(self) -> str:
+        """Return what to do if a model does not learn, by the weights that it began with."""
+        built = self._session.built
+        sizes = [(p.numel(), p.requires_grad) for p in self._session.model.parameters()]
+        frozen = sum(size for size, learns in sizes if not learns)
+        if built.weights.kind == "random" and 2 * frozen > sum(size for size, _ in sizes):
+            return RANDOM_AND_FROZEN.format(method=built.method.name)
+        return OTHER_RATE
 
     def _report(self, *, reading: AccuracyReading | None = None, message: str = "") -> None:
         if self._on_progress is None:
             return
         state = self._state
         done = self._session.step.global_step / self._last_step
-        epochs = math.ceil(self._last_step / self._steps_per_epoch)
+        is_between = state.steps == 0  # after an epoch, as at the test and at a resume
+        epoch = len(state.epochs) if is_between else state.epoch
+        is_test = reading is not None and reading.part == "test"
         self._on_progress(
             TrainProgress(
-                epoch=min(state.epoch, epochs),  # the test comes after the last one
-                epochs=epochs,
-                step=state.steps,
+                epoch=epoch,
+                epochs=max(math.ceil(self._last_step / self._steps_per_epoch), epoch),
+                step=self._steps_per_epoch if is_between else state.steps,
                 steps=self._steps_per_epoch,
                 done=min(1.0, max(done, self._clock.share(state.seconds))),
                 loss=self._mean_loss,
@@ -341,6 +356,7 @@ class TrainingLoop:
                 images_per_second=self._images_per_second,
                 reserved_bytes=self._session.reserved_bytes,
                 reading=reading,
+                selected_step=state.best.step if is_test and state.best is not None else None,
                 message=message,
             )
         )

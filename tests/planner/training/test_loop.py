@@ -17,6 +17,8 @@ from plans import make_plan
 from safetensors.torch import load_file
 from trainings import StopError, digits, learned, run, same, workload
 
+from planner.cli.plan_commands import _show_step
+from planner.cli.progress import progress_bar
 from planner.plan import read_plan
 from planner.recipe import Recipe
 from planner.training.checkpoints import latest_checkpoint
@@ -354,3 +356,49 @@ def test_only_the_last_layer_of_a_classifier_starts_at_zero(model: str) -> None:
     last = [m for m in built.model.modules() if getattr(m, "out_features", 0) == 10]
     # the zero layer has a gradient, so the next step trains the layers before it too
     assert last and all(layer.weight.grad.any() for layer in last)
+
+
+def test_every_reading_stands_at_its_step_also_the_test_after_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=RECIPE)
+    seen: list[TrainProgress] = []
+    run(plan, tmp_path, epochs=1, on_progress=seen.append)
+    run(plan, tmp_path, epochs=2, resume=True, on_progress=seen.append)
+    result = run(plan, tmp_path, epochs=2, resume=True, on_progress=seen.append)
+    readings = [(at.reading.part, at.epoch, at.step, at.steps) for at in seen if at.reading]
+    assert readings == [
+        ("selection", 1, 5, 5),
+        ("test", 1, 5, 5),
+        ("selection", 2, 5, 5),
+        ("test", 2, 5, 5),
+        ("test", 2, 5, 5),
+    ]
+    assert seen[-1].selected_step == result.selected_step
+    with progress_bar(None, as_json=False) as display:
+        _show_step(replace(seen[-1], selected_step=5), display, plan)
+        _show_step(replace(seen[-1], selected_step=10), display, plan)
+    earlier, last = capsys.readouterr().err.splitlines()
+    assert "step 10 (5 of 5 in epoch 2)" in earlier
+    assert earlier.endswith(" 20 test images right, with the tensors of step 5")
+    assert last.endswith(" 20 test images right")
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("head", "head keeps most of them frozen; train anew from pretrained weights (--weights"),
+        ("bitfit", "bitfit keeps most of them frozen"),
+        ("full", "try another --learning-rate"),
+    ],
+)
+def test_advice_on_a_model_that_does_not_learn_names_random_weights_that_stay_frozen(
+    tmp_path: Path, method: str, advice: str
+) -> None:
+    model = workload(micro_batch=4, model="test_vit", method=method, rank=None)
+    plan = replace(make_plan(model), recipe=replace(RECIPE, learning_rate=1e-12, epochs=1))
+    seen: list[TrainProgress] = []
+    run(plan, tmp_path, epochs=None, on_progress=seen.append)
+    (message,) = {at.message for at in seen} - {""}
+    assert "nothing was learned yet" in message
+    assert advice in message
