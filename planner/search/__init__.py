@@ -10,6 +10,7 @@
 Storage:
 
     storage, backends, storage_url   the database of a study
+    changed_problem   why a study is not continued
     study_lock, patience             several processes, and servers that do not answer
     trial_records, insert_trials     trials that are stored
     probe_storage     short trainings of a probe

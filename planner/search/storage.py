@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from planner.plan import versions
 from planner.search.backends import LONGEST_WAIT_SECONDS
+from planner.search.changed_problem import describe_change
 from planner.search.problem import OBJECTIVES, SearchProblem
 from planner.search.storage_url import mask_secrets, mask_url, sqlite_path
 from profiler.errors import BudgetplanError, InputError, UsageError
@@ -156,21 +157,8 @@ def _check_same_problem(problem: SearchProblem, stored: object, name: str) -> No
     wanted = json.loads(json.dumps(problem.to_json()))
     if stored == wanted:
         return
-    for key in wanted:
-        if stored.get(key) != wanted[key] and key != "space":
-            raise InputError(
-                f"study {name} belongs to another problem: its {key.replace('_', ' ')} is "
-                f"{shortened(stored.get(key))}, not {wanted[key]!r}; use another --study"
-            )
-    space = stored.get("space")
-    changed = next(
-        (k for k, v in wanted["space"].items() if not isinstance(space, dict) or space.get(k) != v),
-        "space",
-    )
-    raise InputError(
-        f"study {name} belongs to another problem: its {changed.replace('_', ' ')} differ; "
-        "use the options it was started with, or another --study"
-    )
+    change = describe_change(stored, wanted)
+    raise InputError(f"study {name} belongs to another problem: {change}")
 
 
 def check_file(url: str) -> None:
