@@ -56,7 +56,7 @@ LARGEST_RISK = 0.5
 GPU = "GPU"
 """Kind of all other predictions for GPUs."""
 
-CPU = "cpu"
+ON_CPU = "cpu"
 """Kind of predictions for CPUs."""
 
 SLOW_BF16 = "bf16 before Ampere"
@@ -144,7 +144,7 @@ class FitRule:
     def for_precision(cls, precision: str, device: DeviceSpec) -> FitRule:
         """Return the rule for computations in a precision on a device."""
         if not device.is_cuda:
-            return cls(known=_known_errors()[CPU], context_bytes=0, largest_context_bytes=0)
+            return cls(known=_known_errors()[ON_CPU], context_bytes=0, largest_context_bytes=0)
         before_ampere = (device.compute_capability or (8, 0)) < (8, 0)
         return cls(
             known=_known_errors()[SLOW_BF16 if precision == "bf16" and before_ampere else GPU],
@@ -292,7 +292,7 @@ def _known_errors() -> dict[str, KnownErrors]:
             kind=kind,
             errors=tuple(error for error, steps in found["errors"] for _ in range(steps)),
             small_bytes=found["small_bytes"],
-            least_room_bytes=0 if kind == CPU else SMALL_SEGMENT_BYTES,
+            least_room_bytes=0 if kind == ON_CPU else SMALL_SEGMENT_BYTES,
         )
         for kind, found in content["kinds"].items()
     }

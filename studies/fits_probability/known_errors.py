@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
 from harness import Rows
 
-from planner.cost.fit_probability import CPU, GPU, SLOW_BF16, KnownErrors
+from planner.cost.fit_probability import GPU, ON_CPU, SLOW_BF16, KnownErrors
 from profiler.device_rules.caching_allocator.sizes import SMALL_SEGMENT_BYTES
 from profiler.devices.table import lookup
 from profiler.units import GIB, MIB
@@ -30,7 +30,7 @@ HOLLOW_GPU = ROOT / "studies" / "hollow_gpu" / "results"
 DEVICES = ("rtx-2060-super", "rtx-3060", "h200")
 CAP_BYTES = 2 * GIB
 RISK = 0.01
-SMALL_BYTES = {GPU: 400 * MIB, SLOW_BF16: 400 * MIB, CPU: 0}
+SMALL_BYTES = {GPU: 400 * MIB, SLOW_BF16: 400 * MIB, ON_CPU: 0}
 """Predictions below this have errors relative to it; a page of 2 MiB is 0.5 % of 400 MiB."""
 ROOMS = (-0.02, -0.005, 0.0, 0.0005, 0.002, 0.005, 0.01, 0.03)
 """Budgets of the evaluation, relative to the prediction."""
@@ -81,8 +81,8 @@ def compared() -> Iterator[Step]:
     for row in Rows(ROOT / "studies" / "memory_truth").latest("cell").values():
         if "real_bytes" in row:
             yield Step(
-                kind=CPU,
-                family=CPU,
+                kind=ON_CPU,
+                family=ON_CPU,
                 model=row["workload"]["model"],
                 predicted_bytes=row["replayed_bytes"],
                 real_bytes=row["real_bytes"],
@@ -115,7 +115,7 @@ def known_of(steps: Sequence[Step], kind: str) -> KnownErrors:
         kind=kind,
         errors=(),
         small_bytes=SMALL_BYTES[kind],
-        least_room_bytes=0 if kind == CPU else SMALL_SEGMENT_BYTES,
+        least_room_bytes=0 if kind == ON_CPU else SMALL_SEGMENT_BYTES,
     )
     errors = sorted(scale.error_of(s.real_bytes, s.predicted_bytes) for s in steps)
     return replace(scale, errors=tuple(errors))

@@ -32,8 +32,8 @@ from cells import CAP_BYTES, PLACEMENTS, Cell, largest_fitting
 from compare import predict_row
 from harness import Rows, write_summary
 from known_errors import (
-    CPU,
     DEVICES,
+    ON_CPU,
     PARTS,
     RISK,
     SLOW_BF16,
@@ -160,7 +160,7 @@ def run_cells(kind: str, count: int, known: KnownErrors, *, minutes: float) -> N
 def report() -> None:
     """Write the summary."""
     rows = judged()
-    gpu = [r for r in rows if r["kind"] != CPU]
+    gpu = [r for r in rows if r["kind"] != ON_CPU]
     spare = [r for r in gpu if r["room"] == 0.03 and r["fits"]]
     new = {part: Rows(HERE, part).read() for part in PARTS}
     ran = {p: [r for r in found if "capped" in r] for p, found in new.items()}
@@ -169,7 +169,7 @@ def report() -> None:
         [row for found in new.values() for row in found],
         known=Counter(step.kind for step in compared()),
         bands=bands(gpu),
-        cpu_bands=bands([r for r in rows if r["kind"] == CPU]),
+        cpu_bands=bands([r for r in rows if r["kind"] == ON_CPU]),
         with_3_percent_to_spare={
             "steps": len(spare),
             "said_99_percent": sum(r["said"] >= 1 - RISK for r in spare),
