@@ -108,6 +108,16 @@ class Memory:
     at_peak: OwnerBytes | None = None
     max_by_group: OwnerBytes | None = None
 
+    @property
+    def compared_bytes(self) -> int:
+        """Bytes that a budget is compared with.
+
+        These are the cap that a replayed step needs, the device bytes of other rungs, or the peak
+        on a CPU.
+        """
+        known = (self.needed_bytes, self.device_bytes, self.peak_bytes)
+        return next(nbytes for nbytes in known if nbytes is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flops:

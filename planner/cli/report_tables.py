@@ -14,6 +14,7 @@ from planner.cli.cell_text import (
     seconds_text,
 )
 from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.cost.budget import needed_bytes
 from planner.cost.fit_probability import fit_of, fits_within
 from planner.placement.placement_table import PlacementRow
 from profiler.placement import Placement
@@ -50,6 +51,9 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
     if report.device.kind == "cuda":
         need = format_bytes_as(memory.device_bytes, budget_bytes)
         yield "device memory", f"{need}{_against(report, budget_bytes)}"
+        if needed_bytes(report) > (memory.device_bytes or 0):
+            size = format_bytes_as(needed_bytes(report), budget_bytes)
+            yield "smallest cap", f"{size}, since a cap counts whole blocks"
         if memory.host_bytes:
             size = format_bytes_as(memory.host_bytes, budget_bytes)
             yield "host memory", size

@@ -28,9 +28,8 @@ from profiler.units import GIB, MIB, DeviceBytes, LiveBytes
 
 
 def needed_bytes(report: Report) -> DeviceBytes:
-    """Return the bytes of a report that a budget limits: device bytes, or the peak on a CPU."""
-    memory = report.memory
-    return DeviceBytes(memory.peak_bytes if memory.device_bytes is None else memory.device_bytes)
+    """Return the bytes of a report that a budget is compared with (``Memory.compared_bytes``)."""
+    return DeviceBytes(report.memory.compared_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,9 +76,8 @@ class ModuleEstimate:
 
     @property
     def needed_bytes(self) -> int:
-        """Device bytes, which a budget limits; the peak on a CPU."""
-        found = self.memory.device_bytes
-        return self.memory.peak_bytes if found is None else found
+        """Bytes that a budget is compared with (``Memory.compared_bytes``)."""
+        return self.memory.compared_bytes
 
     def fits(self, vram: int | str | None = None) -> bool:
         """Return whether the step fits a budget.
