@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from textwrap import shorten
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from profiler.workload import Workload
 
 _SIZE_STEPS = (1, 2, 4, 8, 14, 16, 28, 32, 56, 64)
 """Image sizes near the refused one are tried at multiples of these (patch and window sizes)."""
+
+LONGEST_QUOTE = 100
+"""Characters of a library's message in a reason."""
 
 
 @contextmanager
@@ -114,10 +118,13 @@ def _find_refusal(workload: Workload) -> str | None:
         )
     if not _runs(workload.replace(method="full", rank=None), images=2):
         return (
-            f"{workload.model} does not run at {workload.image_size} px ({reason})"
-            f"{_other_sizes(workload)}"
+            f"{workload.model} does not run at {workload.image_size} px (message of timm or "
+            f"PyTorch: {reason}){_other_sizes(workload)}"
         )
-    return f"{workload.method} does not run on {workload.model} ({reason}); use another method"
+    return (
+        f"{workload.method} does not run on {workload.model}, which runs without it (message of "
+        f"peft or PyTorch: {reason}); use another method"
+    )
 
 
 def _error_of_forward(model: object, *, images: int, size: int) -> str | None:
@@ -134,7 +141,8 @@ def _error_of_forward(model: object, *, images: int, size: int) -> str | None:
 
 
 def _message_of(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    """Return a library's message on one line, cut between words; its class without one."""
+    return shorten(str(error), LONGEST_QUOTE, placeholder=" ...") or type(error).__name__
 
 
 def _runs(workload: Workload, *, images: int) -> bool:

@@ -34,6 +34,7 @@ from profiler.models.methods.target_layers import (
     freeze_statistics,
     grouped_convolutions,
     on_meta_if_fake,
+    pads_in_forward,
     target_modules,
     where_weights_are,
 )
@@ -181,6 +182,16 @@ class AdaLora(Lora):
     warm-up, then a cut every 10 steps, and 1,000 last steps at fixed ranks. In runs shorter than
     2,400 steps all three numbers shrink in proportion.
     """
+
+    def refusal(self, model: nn.Module, workload: Workload) -> str | None:
+        """Refuse convolutions that pad in their forward: peft's update has another size there."""
+        for name in target_modules(model, workload.targets):
+            if pads_in_forward(model.get_submodule(name)):
+                return (
+                    f"peft computes AdaLoRA's update of the convolution {name} without the "
+                    '"same" padding of TensorFlow that this layer adds'
+                )
+        return super().refusal(model, workload)
 
     def config(self, model: nn.Module, workload: Workload) -> Any:
         """Return an AdaLoraConfig for a run of the paper's length."""

@@ -202,6 +202,15 @@ def dilated_convolutions(model: nn.Module) -> list[str]:
     ]
 
 
+def pads_in_forward(module: nn.Module) -> bool:
+    """Return whether a layer is timm's convolution with TensorFlow's "same" padding.
+
+    Its ``padding`` is zero, and its forward pads by the size of the input. Classes are matched by
+    name.
+    """
+    return isinstance(module, nn.Conv2d) and type(module).__name__.endswith("Same")
+
+
 def _is_dilated(convolution: nn.Conv2d) -> bool:
     return any(step != 1 for step in convolution.dilation)
 

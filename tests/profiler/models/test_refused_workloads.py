@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES, can_run_on_zeros
 from profiler.errors import InputError, UsageError
 from profiler.models import backbones
 from profiler.models.build import build_model
-from profiler.models.forward_check import refusal_of_forward
+from profiler.models.forward_check import _message_of, refusal_of_forward
 from profiler.models.method_notes import method_notes
 from profiler.workload import Workload
 
@@ -89,6 +91,29 @@ def test_a_method_that_the_backbone_does_not_run_is_refused() -> None:
         predict("eva02_tiny_patch14_224", "qlora", batch_size=2, image_size=56, device="rtx-3060")
     with pytest.raises(UsageError, match="side cannot be used on levit_128s"):
         predict("levit_128s", "side", batch_size=2, device="rtx-3060")
+
+
+@pytest.mark.parametrize("model", ["tf_efficientnet_lite0", "tf_mobilenetv3_small_minimal_100"])
+def test_adalora_is_refused_where_convolutions_pad_in_their_forward(model: str) -> None:
+    reason = refusal_of_forward(load(model, "adalora", rank=8, micro_batch=2))
+    assert reason is not None
+    assert re.search(r"peft computes .* of the convolution conv_stem without .*padding", reason)
+    assert "broadcast" not in reason
+    for other in (load(model, "lora", rank=8), load("mobilenetv2_100", "adalora", rank=8)):
+        assert refusal_of_forward(other.replace(micro_batch=2, image_size=32)) is None
+
+
+def test_a_message_of_a_library_is_named_as_one_and_cut_between_words() -> None:
+    reason = refusal_of_forward(load("maxvit_tiny_rw_224", "head", image_size=250))
+    assert reason is not None
+    found = re.search(r"\(message of timm or PyTorch: (.*)\); use", reason)
+    assert found is not None
+    for words in (2, 40):
+        said = " ".join(["dimension"] * words)
+        quoted = _message_of(ValueError(said))
+        assert set(quoted.removesuffix(" ...").split()) == {"dimension"}
+        assert (quoted == said) == (words == 2)
+    assert _message_of(KeyError()) == "KeyError"
 
 
 @pytest.mark.parametrize("tag", ["nosuchtag", "augreg_in21k_ft_in1"])
