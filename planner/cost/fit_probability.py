@@ -44,7 +44,7 @@ from profiler.device_rules.caching_allocator.sizes import SMALL_SEGMENT_BYTES
 from profiler.devices.table import DeviceSpec, cuda_context, device_spec, largest_context_bytes
 from profiler.errors import UsageError
 from profiler.records import Report, Rung
-from profiler.units import DeviceBytes, format_bytes
+from profiler.units import DeviceBytes, format_bytes_as
 from profiler.workload import Workload
 
 ERRORS_FILE = Path(__file__).with_name("fit_errors.json")
@@ -262,7 +262,7 @@ def fit_by_rule(
     if rule.largest_context_bytes > rule.context_bytes:
         notes.append(
             "the CUDA context of this GPU is assumed: room is left for the largest reported one "
-            f"({format_bytes(rule.largest_context_bytes)})"
+            f"({format_bytes_as(rule.largest_context_bytes, budget_bytes)})"
         )
     return FitProbability(
         probability=rule.probability(need_bytes, budget_bytes),

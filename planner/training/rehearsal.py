@@ -38,7 +38,7 @@ from profiler.running.emulated.gpu import emulated_environment
 from profiler.running.memory_caps import available_host_bytes
 from profiler.running.sandbox import Progress, run_in_process
 from profiler.running.time_limit import START_SECONDS, limit_seconds
-from profiler.units import GIB, MIB, format_bytes
+from profiler.units import GIB, MIB, format_bytes_as
 from profiler.workload import Candidate
 
 REHEARSAL_STEPS = 3
@@ -143,7 +143,7 @@ def rehearse_all(
         if row.run is None:
             found.append(_rehearsal_error(row.failure, each, is_out_of_memory=row.is_out_of_memory))
         else:
-            found.append(rehearsal_report(each.candidate, device, row.run))
+            found.append(rehearsal_report(each, device, row.run))
     return found
 
 
@@ -227,14 +227,14 @@ def _rehearsal_error(text: str, asked: Rehearsal, *, is_out_of_memory: bool) -> 
     if "CUDA" in text:
         return OutOfMemoryError(cap_bytes=asked.budget_bytes, detail=text)
     return MeasurementError(
-        f"the rehearsal needs more than {format_bytes(HOST_BYTES)} of this machine's own memory "
-        f"({text})"
+        f"the rehearsal needs more than {format_bytes_as(HOST_BYTES, asked.budget_bytes)} of this "
+        f"machine's own memory ({text})"
     )
 
 
-def rehearsal_report(candidate: Candidate, device: DeviceSpec, run: RehearsedRun) -> Report:
-    """Return the readings of a rehearsal as a report."""
-    context = cuda_context(device)
+def rehearsal_report(asked: Rehearsal, device: DeviceSpec, run: RehearsedRun) -> Report:
+    """Return the readings of a rehearsal as a report; its notes are in the unit of the budget."""
+    candidate, context = asked.candidate, cuda_context(device)
     steady = next(reading for reading in run.stages if reading.stage == STEADY_STAGE)
     largest = max(run.stages, key=lambda reading: reading.reserved_bytes)
     notes = [
@@ -242,8 +242,8 @@ def rehearsal_report(candidate: Candidate, device: DeviceSpec, run: RehearsedRun
         "there is no time and no accuracy",
         "workspaces of cuDNN and cuSOLVER are not included",
         f"CUDA context {'assumed' if context.is_assumed else 'measured'}",
-        f"the whole run reserved at most {format_bytes(largest.reserved_bytes)}, in "
-        f"{largest.stage}",
+        f"the whole run reserved at most "
+        f"{format_bytes_as(largest.reserved_bytes, asked.budget_bytes)}, in {largest.stage}",
     ]
     if "compile" in candidate.workload.levers:
         notes.append("it ran without torch.compile")

@@ -14,6 +14,7 @@ import pytest
 from plans import make_plan
 
 from planner import rehearse
+from planner.cost.fit_probability import FitRule, fit_by_rule
 from planner.plan import Plan
 from planner.training import rehearsal
 from planner.training.rehearsal_run import (
@@ -21,6 +22,8 @@ from planner.training.rehearsal_run import (
     RehearsalRequest,
     RehearsalRow,
     RehearsedBatch,
+    RehearsedRun,
+    StageBytes,
 )
 from profiler.devices.table import lookup
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
@@ -129,6 +132,31 @@ def test_a_fault_that_only_cuda_shows_is_found_with_its_stage(
 
 def a_plan() -> Plan:
     return make_plan(Workload(model="test_vit", num_classes=10, micro_batch=2, image_size=32))
+
+
+@pytest.mark.parametrize(
+    ("budget_bytes", "largest", "own_memory"),
+    [(4 * 10**9, "2.10 GB", " GB of this machine"), (4 * GIB, "1.96 GiB", " GiB of this machine")],
+)
+def test_sizes_in_the_words_of_a_rehearsal_are_in_the_unit_of_the_budget(
+    budget_bytes: int, largest: str, own_memory: str
+) -> None:
+    workload = Workload(model="test_vit", num_classes=10, image_size=32)
+    asked = rehearsal.Rehearsal(
+        candidate=Candidate(workload=workload), recipe=None, budget_bytes=budget_bytes
+    )
+    reading = StageBytes(
+        stage="a training step", peak_bytes=2 * 10**9, reserved_bytes=2_104_000_000
+    )
+    run = RehearsedRun(stages=(reading,), expandable_segments=True)
+    notes = rehearsal.rehearsal_report(asked, DEVICE, run).notes
+    assert f"the whole run reserved at most {largest}, in a training step" in notes
+    error = rehearsal._rehearsal_error("killed", asked, is_out_of_memory=True)
+    assert own_memory in str(error)
+    rule = FitRule.of(workload, replace(DEVICE, name="unknown"))
+    rule = replace(rule, largest_context_bytes=rule.context_bytes + 2 * 10**9)
+    fit = fit_by_rule(rule, 10**9, budget_bytes)
+    assert any(note.endswith(f" {largest.split()[1]})") for note in fit.notes)
 
 
 def test_what_cannot_be_rehearsed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
