@@ -417,9 +417,12 @@ def test_an_interrupted_study_is_whole_and_goes_on() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"budget_bytes": 1}, "its budget bytes is 420000000, not 1"),
-        ({"device": lookup("t4")}, "its device is 'rtx-2060-super', not 't4'"),
-        ({"space": replace(SPACE, effective_batch=32)}, "its effective batch differ"),
+        ({"budget_bytes": 1}, "it was started for a budget of 420 MB, not 1 B"),
+        ({"device": lookup("t4")}, "it was started for the device rtx-2060-super, not t4"),
+        (
+            {"space": replace(SPACE, effective_batch=32)},
+            "it was started for an effective batch of 16, not 32",
+        ),
     ],
 )
 def test_a_study_of_another_problem_is_refused(change: dict[str, Any], said: str) -> None:
