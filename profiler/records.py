@@ -109,14 +109,18 @@ class Memory:
     max_by_group: OwnerBytes | None = None
 
     @property
+    def held_bytes(self) -> int:
+        """Device bytes, or the peak on a CPU; a measurement has them too."""
+        return self.peak_bytes if self.device_bytes is None else self.device_bytes
+
+    @property
     def compared_bytes(self) -> int:
         """Bytes that a budget is compared with.
 
         These are the cap that a replayed step needs, the device bytes of other rungs, or the peak
         on a CPU.
         """
-        known = (self.needed_bytes, self.device_bytes, self.peak_bytes)
-        return next(nbytes for nbytes in known if nbytes is not None)
+        return self.held_bytes if self.needed_bytes is None else self.needed_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

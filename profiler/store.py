@@ -9,7 +9,7 @@ SHA-256, is deleted and its profile is made again. If a file cannot be written, 
 
 Profiles that several processes add to are changed under a lock (``Store.change``), which is
 ``flock`` on the folder. Limitation: where the file system has no such lock, of two changes at the
-same time one is lost, and what it added is made again.
+same time one is lost, and its additions are made again.
 """
 
 from __future__ import annotations

@@ -282,9 +282,9 @@ def _real_run(answer: Recommendation) -> Iterator[str]:
     if run is None:
         return
     unit = unit_as_asked(entry.plan.budget_bytes)
-    measured = needed_bytes(run)
+    measured = run.memory.held_bytes
     expected = entry.host_prediction or entry.plan.prediction
-    error = 100 * (needed_bytes(expected) / measured - 1) if measured else 0.0
+    error = 100 * (expected.memory.held_bytes / measured - 1) if measured else 0.0
     steps = "" if entry.validation is None else f"{len(entry.validation.losses)} steps "
     size = format_bytes_in(measured, unit)
     if entry.host_prediction is None:

@@ -16,7 +16,6 @@ from planner.cli.cell_text import (
     seconds_text,
 )
 from planner.cli.table_layout import Column, Page, facts_table, tables
-from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recipe import Recipe
 from planner.recommendation.ranking_accuracy import ranks_candidates
@@ -83,7 +82,7 @@ def _quantities(report: Report | None) -> list[float | None]:
         return [None] * 5
     memory = report.memory
     return [
-        needed_bytes(report),
+        memory.held_bytes,
         memory.reserved_bytes,
         memory.peak_bytes,
         report.step_seconds,

@@ -15,7 +15,7 @@ from planner.cli.cell_text import (
 )
 from planner.cli.table_layout import Column, Page, facts_table, tables
 from planner.cost.budget import needed_bytes
-from planner.cost.fit_probability import fit_of, fits_within
+from planner.cost.fit_probability import DEFAULT_RISK, fit_of, fits_within
 from planner.placement.placement_table import PlacementRow
 from profiler.placement import Placement
 from profiler.records import OWNERS, Report, Rung, UnitReport
@@ -53,7 +53,7 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
         yield "device memory", f"{need}{_against(report, budget_bytes)}"
         if needed_bytes(report) > (memory.device_bytes or 0):
             size = format_bytes_as(needed_bytes(report), budget_bytes)
-            yield "smallest cap", f"{size}, since a cap counts whole blocks"
+            yield "runs within", f"{size}: PyTorch checks whole blocks against a limit"
         if memory.host_bytes:
             size = format_bytes_as(memory.host_bytes, budget_bytes)
             yield "host memory", size
@@ -92,10 +92,11 @@ def power_limit_text(report: Report) -> str | None:
 def _against(report: Report, budget_bytes: int | None) -> str:
     if budget_bytes is None:
         return ""
-    verb = "fits" if fits_within(report, budget_bytes) else "does not fit"
-    known = probability_text(fit_of(report, budget_bytes))
-    how = f" ({known})" if known else ""
-    return f", {verb} a budget of {format_asked(budget_bytes)}{how}"
+    fits, known = fits_within(report, budget_bytes), fit_of(report, budget_bytes)
+    verb, how = "fits" if fits else "does not fit", probability_text(known)
+    if not fits and known is not None and known.probability >= 1 - DEFAULT_RISK:
+        how = "it leaves less than 2 MiB of room"
+    return f", {verb} a budget of {format_asked(budget_bytes)}{how and f' ({how})'}"
 
 
 def owner_columns(report: Report, budget_bytes: int | None = None) -> list[Column]:

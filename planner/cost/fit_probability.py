@@ -71,7 +71,7 @@ class KnownErrors:
         kind: kind of prediction.
         errors: errors in ascending order, at least one.
         small_bytes: errors of predictions below this are relative to it (bytes, at least 0).
-        least_room_bytes: least room that a plan leaves, whatever its risk. Most errors are 0 and
+        least_room_bytes: least room that a plan leaves at any risk. Most errors are 0 and
             the others whole pages of the allocator, so less than a page is as good as none.
     """
 

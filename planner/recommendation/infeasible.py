@@ -131,7 +131,7 @@ def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostM
     workload = report.candidate.workload
     how = f"{workload.method} with micro-batch {workload.micro_batch} needs that"
     memory = report.memory
-    outside_bytes = needed_bytes(report) - (memory.reserved_bytes or memory.peak_bytes)
+    outside_bytes = memory.held_bytes - (memory.reserved_bytes or memory.peak_bytes)
     if outside_bytes >= budget_bytes:
         context = format_bytes_as(outside_bytes, budget_bytes)
         return f"{how}, and the CUDA context alone takes {context}"

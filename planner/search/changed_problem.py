@@ -58,7 +58,9 @@ def describe_change(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
     was, now = _flat(stored), _flat(wanted)
     changed = [key for key in now if was.get(key) != now[key]]
     if not changed:
-        return "it has settings that this version does not know; use another --study"
+        if was.keys() - now.keys():
+            return "it has settings that this version does not know; use another --study"
+        return "an earlier version started it, without settings of this one; use another --study"
     # more classes also mean other images; the number of classes says more
     key = next((key for key in changed if key != "train_images"), "train_images")
     if key == "train_images":

@@ -47,6 +47,7 @@ output, the output stays in memory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -431,5 +432,8 @@ def map_tensors(value: object, change: Callable[[Any], object]) -> object:
         kind: Any = type(value)
         return kind._make(mapped) if hasattr(kind, "_make") else kind(mapped)
     if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
+        filled = copy.copy(value)  # a dict of another class has attributes of its own
+        for key, item in value.items():
+            filled[key] = map_tensors(item, change)
+        return filled
     return value

@@ -115,10 +115,9 @@ def predict_inference(
         memory = host_memory(replay.log)
         if store is not None:
             rates, is_steady = _timed_rates(model, load, device=device, store=store)
-    assert memory.device_bytes is not None
     return InferencePrediction(
         peak_bytes=memory.peak_bytes,
-        device_bytes=memory.device_bytes,
+        device_bytes=memory.compared_bytes,
         parts={}
         if rates is None
         else {name: _part_cost(each, rates) for name, each in replay.parts.items()},

@@ -118,7 +118,7 @@ def report_of(
         # Training evaluates micro-batches without gradients, loads tensor by tensor, and a resumed
         # run begins without state, so no stage needs more than a step; a rehearsal checks that.
         memory = replace(
-            memory, run_peak_bytes=memory.needed_bytes, host_bytes=_host_bytes(log, workload)
+            memory, run_peak_bytes=memory.device_bytes, host_bytes=_host_bytes(log, workload)
         )
     else:
         from profiler.device_rules.cpu_kernels import MAX_RUN_BYTES  # imports torch
@@ -158,7 +158,7 @@ def report_of(
 
 
 def _range_text(spread: Spread | None) -> str:
-    """Return what is known about the interval of a predicted time."""
+    """Return the origin of the interval of a predicted time; an empty text without one."""
     if spread is None:
         return ""
     if spread.coverage is None:

@@ -142,11 +142,15 @@ def run_with_key(
     known = _known.get(key)
     if known is not None:
         return _made(known, args, mode), key
-    return _run_unknown(key, func, args, kwargs), None
+    return _run_unknown(key, func, args, kwargs, mode), None
 
 
 def _run_unknown(
-    key: OperationKey, func: Operation, args: Arguments, kwargs: Mapping[str, object]
+    key: OperationKey,
+    func: Operation,
+    args: Arguments,
+    kwargs: Mapping[str, object],
+    mode: FakeTensorMode,
 ) -> Any:
     """Run an operation and store its result, if it may be stored."""
     before = _cache_counts()
@@ -155,6 +159,8 @@ def _run_unknown(
     # one hit and nothing else: PyTorch's cache had this operation, and no other one ran inside it
     cached = (hits, others) == (before[0] + 1, before[1]) or func.namespace == "budgetplan"
     view_of = _viewed(func, args, out)
+    if cached and view_of is None and _has_several(out) and not func._schema.is_mutable:
+        out = _run_uncached(mode, func, args, kwargs)  # PyTorch's cache may have lost the sharing
     if view_of is None and _share_a_storage(args, out):
         _sharing.add(func)
         return out
@@ -180,9 +186,13 @@ def _run_uncached(
         mode.cache_enabled = enabled
 
 
-def _share_a_storage(args: Arguments, out: object) -> bool:
+def _has_several(out: object) -> bool:
+    return isinstance(out, list | tuple) and len(out) > 1
+
+
+def _share_a_storage(args: Arguments, out: Any) -> bool:
     """Return whether two results have the same storage, which is not that of an argument."""
-    if not isinstance(out, list | tuple) or len(out) < 2:
+    if not _has_several(out):
         return False
     given = {arg.untyped_storage()._cdata for arg in args if isinstance(arg, Tensor)}
     storages = [x.untyped_storage()._cdata for x in out if isinstance(x, Tensor)]

@@ -233,9 +233,9 @@ class PageView:
                 continue
             is_same = run.device.kind == row.plan.prediction.device.kind
             host = (row.plan.provenance.get("host_prediction") or {}).get("peak_bytes")
-            expected = needed_bytes(row.plan.prediction) if is_same else host
+            expected = row.plan.prediction.memory.held_bytes if is_same else host
             unit = unit_as_asked(row.plan.budget_bytes)
-            measured = needed_bytes(run)
+            measured = run.memory.held_bytes
             rows.append(
                 (
                     f"{row.name}: {row.plan.candidate.workload.method_text} on {run.device.name}",
