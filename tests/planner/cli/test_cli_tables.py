@@ -12,11 +12,13 @@ from planner.cli.list_tables import score_columns
 from planner.cli.plan_tables import show_plan
 from planner.cli.report_tables import show_profile, show_report, unit_columns
 from planner.cli.table_layout import Column, show_table, tables
-from planner.cost.fit_probability import smallest_budget_of
+from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import FitRule, smallest_budget_of
 from planner.placement.placement_table import PlacementRow
 from planner.plan import Accuracy, Plan
 from planner.scoring.netscore import compute_scores
 from planner.training.images.image_set import DataSource
+from profiler.devices.table import lookup
 from profiler.errors import InputError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.records import (
@@ -26,6 +28,7 @@ from profiler.records import (
     OwnerBytes,
     Parameters,
     Report,
+    Rung,
     UnitReport,
 )
 from profiler.units import GIB, MIB
@@ -207,6 +210,14 @@ def test_a_budget_is_said_to_fit_or_not() -> None:
     # the bare prediction leaves no room for its error
     tight = printed(lambda c: show_report(report(), c, budget_bytes=1020 * MIB), width=80)
     assert "does not fit a budget of" in tight
+    # almost all errors are 0, so that a little room has P > 99 %, but a plan leaves a page
+    replayed = replace(report(), rung=Rung.REPLAYED)
+    rule = FitRule.of(replayed.candidate.workload, lookup("rtx-2060-super"))
+    room = rule.largest_context_bytes - rule.context_bytes + MIB
+    small = needed_bytes(replayed) + room
+    nearly = printed(lambda c: show_report(replayed, c, budget_bytes=small), width=120)
+    assert "does not fit a budget of" in nearly
+    assert "(it leaves less than 2 MiB of room)" in nearly
 
 
 def test_parts_of_a_unit_are_named_in_its_decision() -> None:

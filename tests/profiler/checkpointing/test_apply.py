@@ -1224,6 +1224,14 @@ class Size(NamedTuple):
     width: int
 
 
+class Named(dict[str, Tensor]):
+    """A dict with attributes, as the outputs of transformers are."""
+
+    @property
+    def bias(self) -> Tensor:
+        return self["bias"]
+
+
 class Sized(nn.Module):
     """A unit whose forward looks at the type of its arguments, and takes tensors in a dict."""
 
@@ -1231,9 +1239,9 @@ class Sized(nn.Module):
         super().__init__()
         self.linear = nn.Linear(8, 8)
 
-    def forward(self, x: Tensor, size: Size, pair: tuple[int, int], more: dict[str, Tensor]):
+    def forward(self, x: Tensor, size: Size, pair: tuple[int, int], more: Named):
         scale = 3 if pair == (2, 2) else 1
-        return torch.tanh(self.linear(x) * scale * size.width + more["bias"])
+        return torch.tanh(self.linear(x) * scale * size.width + more.bias)
 
 
 @pytest.mark.parametrize("decision", [Decision.RECOMPUTE, Decision.DROP_CHEAP])
@@ -1244,7 +1252,7 @@ def test_a_recomputation_gets_the_arguments_of_the_forward(decision):
             self.before, self.unit = nn.Linear(8, 8), Sized()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.unit(self.before(x), Size(2, 3), (2, 2), more={"bias": self.before(x)})
+            return self.unit(self.before(x), Size(2, 3), (2, 2), more=Named(bias=self.before(x)))
 
     def gradient(placement: Placement) -> Tensor:
         torch.manual_seed(0)
