@@ -177,6 +177,11 @@ class FitRule:
         return round_up_to_printed(exact)
 
 
+def least_room_of(kind: str) -> int:
+    """Return the ``least_room_bytes`` of a kind of predictions: a page of the allocator on GPUs."""
+    return 0 if kind == ON_CPU else SMALL_SEGMENT_BYTES
+
+
 def check_risk(risk: float) -> float:
     """Return a risk that is in its domain.
 
@@ -292,7 +297,7 @@ def _known_errors() -> dict[str, KnownErrors]:
             kind=kind,
             errors=tuple(error for error, steps in found["errors"] for _ in range(steps)),
             small_bytes=found["small_bytes"],
-            least_room_bytes=0 if kind == ON_CPU else SMALL_SEGMENT_BYTES,
+            least_room_bytes=least_room_of(kind),
         )
         for kind, found in content["kinds"].items()
     }

@@ -442,6 +442,9 @@ class RunQueue:
 
     def _requeue_lost(self) -> None:
         """Queue again every run that no worker has and that has no outcome, under the lock."""
+        failed = self._patiently(lambda: self._trials("FAIL"))
+        if not any(map(_is_lost, failed)):  # the usual case: the others are not read
+            return
         runs: dict[object, list[FrozenTrial]] = {}
         for trial in self._patiently(self._trials):
             runs.setdefault(trial.user_attrs.get(KEY), []).append(trial)

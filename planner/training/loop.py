@@ -323,8 +323,10 @@ class TrainingLoop:
         state.readings.append(reading)
         is_first_epoch = state.epoch == 1 and state.steps == self._steps_per_epoch
         is_guessing = self._mean_loss >= math.log(self._images.num_classes)
-        message = NOT_LEARNING.format(advice=self._advice_if_guessing())
-        self._report(reading=reading, message=message if is_first_epoch and is_guessing else "")
+        message = ""
+        if is_first_epoch and is_guessing:
+            message = NOT_LEARNING.format(advice=self._advice_if_guessing())
+        self._report(reading=reading, message=message)
         return reading
 
     def _advice_if_guessing(self) -> str:

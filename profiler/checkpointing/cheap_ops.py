@@ -48,8 +48,7 @@ bfloat16 both store the same.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +69,10 @@ from profiler.checkpointing.cheap_functions import (
     weight_cast,
     weight_cast_call,
 )
+from profiler.checkpointing.forward_state import values_among
 from profiler.checkpointing.function_call import FunctionCall
 from profiler.checkpointing.output_table import OutputTable, cast_source
 from profiler.checkpointing.recompute import (
-    SEQUENCES,
     KeptInput,
     OutputView,
     RecomputableFunction,
@@ -198,7 +197,7 @@ class SelectiveRecomputation(TorchFunctionMode):
             args = tuple(self._cast_if_frozen(arg) for arg in args)
             if not is_dropped and not self._is_dropped_mixing(function, args, kwargs):
                 return func(*args, **kwargs)
-        tensors = list(_each((*args, *kwargs.values()), Tensor))
+        tensors = list(values_among((*args, *kwargs.values()), Tensor))
         if all(isinstance(tensor, nn.Parameter) for tensor in tensors):
             return func(*args, **kwargs)  # the output's size does not grow with the batch
         # such a call saves no input, so only earlier operations can have made its inputs available
@@ -226,7 +225,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         if function.name in CONVOLUTIONS:
             return is_depthwise_call(args, kwargs)
         if function.name in PRODUCTS:  # of activations, as in an attention written out
-            return next(_each((*args, *kwargs.values()), nn.Parameter), None) is None
+            return next(values_among((*args, *kwargs.values()), nn.Parameter), None) is None
         return function.name in (ATTENTION, SCAN)
 
     def _is_costly(self, call: FunctionCall) -> bool:
@@ -235,7 +234,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         An adapter adds its output to the frozen layer's. The sum saves no input, so with
         ``per_use`` each use of the sum would run the frozen layer again.
         """
-        views = _each((*call.args, *call.kwargs.values()), OutputView)
+        views = values_among((*call.args, *call.kwargs.values()), OutputView)
         keeps_no_input = call.function.name in SAVE_NO_INPUT | ARITHMETIC
         is_layer = call.function.name in MULTIPLYING
         return is_layer or (keeps_no_input and any(not view.call.per_use for view in views))
@@ -304,7 +303,7 @@ class SelectiveRecomputation(TorchFunctionMode):
 
     def _has_available_inputs(self, call: FunctionCall, output: Tensor) -> bool:
         """Return True if all inputs are available, those that the call has saved included."""
-        inputs = list(_each((*call.args, *call.kwargs.values()), (KeptInput, OutputView)))
+        inputs = list(values_among((*call.args, *call.kwargs.values()), (KeptInput, OutputView)))
         largest = max([output.numel(), *(i.shape.numel() for i in inputs)])
         return all(
             isinstance(i, OutputView)
@@ -322,7 +321,7 @@ class SelectiveRecomputation(TorchFunctionMode):
         """
         if call.function.name not in PRODUCTS | {ATTENTION}:
             return False
-        for kept in _each((*call.args, *call.kwargs.values()), KeptInput):
+        for kept in values_among((*call.args, *call.kwargs.values()), KeptInput):
             self._kept.add_input(kept)
         return True
 
@@ -371,14 +370,3 @@ class SelectiveRecomputation(TorchFunctionMode):
 
 def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _each(values: Iterable[object], kind: type | tuple[type, ...]) -> Iterator[Any]:
-    """Yield the values of a type, also those inside lists, tuples and dicts."""
-    for value in values:
-        if isinstance(value, kind):
-            yield value
-        elif isinstance(value, SEQUENCES):
-            yield from _each(value, kind)
-        elif isinstance(value, dict):
-            yield from _each(value.values(), kind)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +23,25 @@ AutocastStates = tuple[tuple[str, torch.dtype | None], ...]
 """Device type and autocast's precision, None where autocast is off."""
 
 
+SEQUENCES = (list, tuple)
+"""Types of arguments that may hold tensors. ``list | tuple`` in ``isinstance`` would build a union
+type at every call."""
+
+
+def values_among(values: Iterable[object], kind: type | tuple[type, ...]) -> Iterator[Any]:
+    """Yield the values of a type, also those inside lists, tuples and dicts."""
+    for value in values:
+        if isinstance(value, kind):
+            yield value
+        elif isinstance(value, SEQUENCES):
+            yield from values_among(value, kind)
+        elif isinstance(value, dict):
+            yield from values_among(value.values(), kind)
+
+
 def tensors_among(values: Iterable[object]) -> Iterator[Tensor]:
     """Yield the tensors among the arguments of a call, also those in lists, tuples and dicts."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_among(value)
-        elif isinstance(value, dict):
-            yield from tensors_among(value.values())
+    return values_among(values, Tensor)
 
 
 def autocast_states(args: Sequence[object]) -> AutocastStates:

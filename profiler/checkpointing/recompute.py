@@ -59,7 +59,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from profiler.checkpointing.forward_state import RandomState, autocast_states, frozen_statistics
+from profiler.checkpointing.forward_state import (
+    SEQUENCES,
+    RandomState,
+    autocast_states,
+    frozen_statistics,
+)
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
@@ -412,10 +417,6 @@ def is_empty(saved: SavedTensor | None) -> bool:
 
 
 _TENSORS = (KeptInput, OutputView, Tensor)
-
-SEQUENCES = (list, tuple)
-"""Types of arguments that may hold tensors. ``list | tuple`` in ``isinstance`` would build a union
-type at every call."""
 
 
 def map_tensors(value: object, change: Callable[[Any], object]) -> object:

@@ -20,8 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
 from harness import Rows
 
-from planner.cost.fit_probability import GPU, ON_CPU, SLOW_BF16, KnownErrors
-from profiler.device_rules.caching_allocator.sizes import SMALL_SEGMENT_BYTES
+from planner.cost.fit_probability import GPU, ON_CPU, SLOW_BF16, KnownErrors, least_room_of
 from profiler.devices.table import lookup
 from profiler.units import GIB, MIB
 
@@ -115,7 +114,7 @@ def known_of(steps: Sequence[Step], kind: str) -> KnownErrors:
         kind=kind,
         errors=(),
         small_bytes=SMALL_BYTES[kind],
-        least_room_bytes=0 if kind == ON_CPU else SMALL_SEGMENT_BYTES,
+        least_room_bytes=least_room_of(kind),
     )
     errors = sorted(scale.error_of(s.real_bytes, s.predicted_bytes) for s in steps)
     return replace(scale, errors=tuple(errors))
