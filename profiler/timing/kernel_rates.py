@@ -6,12 +6,16 @@ has the errors. A coefficient is dimensionless: 1.2 for ``bytes`` means 1.2 time
 data sheet's bandwidth allows. So coefficients transfer to other GPUs, with a larger error, which
 ``spreads`` states.
 
-Two corrections depend on the GPU:
+Three corrections depend on the GPU:
 
     sustained clock  A board of little power cannot hold its boost clock in matrix products. Its
                      peak FLOP rates are multiplied by (W / W0) ** exponent, at most 1, where W is
                      its watts per FP32 FLOP/s and W0 those of the largest measured board of its
                      generation.
+    bandwidth        No board reaches the bandwidth of its data sheet. Coefficients are relative to
+                     a board that reaches the share `reference`; the bandwidth of others is
+                     multiplied by their own share over that. Data-centre boards with GDDR lose an
+                     eighth to the error correction, which shares the bus.
     host             A step takes at least its number of launches times the host's seconds for one.
 
 Limitations: cuDNN and cuBLAS choose kernels by heuristics that no formula here has. Clocks, cooling
@@ -159,6 +163,7 @@ class KernelFile:
         self.coefficients: Mapping[str, Mapping[str, float]] = data["coefficients"]
         self._fitted: Sequence[Mapping[str, str]] = data["fitted_on"]
         self._clock: Mapping[str, Any] = data["sustained_clock"]
+        self._bandwidth: Mapping[str, Any] = data["sustained_bandwidth"]
         self._power: Mapping[str, Any] = data["power"]
         self._rates: dict[tuple[DeviceSpec, str, tuple[str, ...]], KernelRates] = {}
         self._spreads: Mapping[str, Mapping[str, Any]] = data["spreads"]
@@ -183,6 +188,18 @@ class KernelFile:
             return 1.0
         share: float = (device.tdp_watts / device.fp32_flops / full) ** self._clock["exponent"]
         return min(1.0, share)
+
+    def sustained_bandwidth(self, device: DeviceSpec) -> float:
+        """Return the bandwidth that the board sustains over that of the coefficients' board.
+
+        A bandwidth that was timed here is itself the sustained one.
+        """
+        reference: float = self._bandwidth["reference"]
+        if device.source == TIMED:
+            return 1.0 / reference
+        by_generation = self._bandwidth["by_generation"].get(_generation(device), reference)
+        share: float = self._bandwidth["by_device"].get(device.name, by_generation)
+        return share / reference
 
     def power_origin(self, device: DeviceSpec) -> Origin:
         """Return where the power of a device comes from."""
@@ -240,16 +257,28 @@ class KernelFile:
     ) -> KernelRates:
         # PyTorch emulates bf16 where there are no cores for it
         tensor = {"bf16": device.bf16_tensor_flops, "fp16": device.fp16_tensor_flops}
+        half = tensor.get(precision) or single
         clock = self.sustained_clock(device)
         assert device.sm_count is not None
         return KernelRates(
-            half_flops=clock * (tensor.get(precision) or single),
-            single_flops=clock * single,
-            bytes_per_second=moved,
+            half_flops=clock * half * self._peak_over_known(device, "matmul half"),
+            single_flops=clock * single * self._peak_over_known(device, "matmul"),
+            bytes_per_second=moved * self.sustained_bandwidth(device),
             multiprocessors=device.sm_count,
             link_bytes_per_second=device.link_bytes_per_second,
             coefficients=self.coefficients,
         )
+
+    def _peak_over_known(self, device: DeviceSpec, product: str) -> float:
+        """Return the FLOP rate that coefficients are relative to over the device's known one.
+
+        A data sheet has the peak. A rate that was timed here is that of a large product, which
+        reaches the peak over the sum of the coefficients.
+        """
+        if device.source != TIMED:
+            return 1.0
+        terms = self.coefficients[product]
+        return terms.get("flops", 0.0) + terms.get("tile", 0.0)
 
 
 def _generation(device: DeviceSpec) -> str:

@@ -1,7 +1,7 @@
 """Writes the product's ``kernel_coefficients.json`` from the fits.
 
-Fitted: 16-bit classes and all memory-bound ones on the RTX 3090's training runs; fp32 products on
-NeuSight's kernels. Filled in without a run:
+Fitted: 16-bit classes and all memory-bound ones on the RTX 3090's training runs, together with
+NeuSight's fp32 kernels; fp32 products on NeuSight's kernels. Filled in without a run:
 
 - a class seen in one precision only has the same dimensionless coefficients in the other;
 - fp32 convolutions take NeuSight's forward 3 x 3 convolution, pointwise ones its linear layer, for
@@ -16,7 +16,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fit import Key
+from fit import RECORDED, Key
+from kernels import reference_share
 
 from profiler.timing.kernel_rates import COEFFICIENTS_FILE, COEFFICIENTS_SCHEMA
 
@@ -25,6 +26,10 @@ LAUNCH_SECONDS = 4e-6
 _PRODUCTS = ("matmul", "batched_matmul", "convolution", "convolution_dgrad", "convolution_wgrad")
 
 Coefficients = dict[str, dict[str, float]]
+
+GDDR_WITH_CORRECTION = ("p4", "p40", "t4", "a2", "a10", "a16", "a40", "l4", "l40s")
+"""Data-centre boards with GDDR memory. They correct errors unless that is switched off, and the
+correction shares the memory's bus. Of these the T4 and the P4 were measured."""
 
 
 def write(
@@ -53,7 +58,8 @@ def write(
         "transferred from relatives": other["spread"],
     }.items():
         data["spreads"][origin] |= {"low": low, "high": high, "coverage": 0.9}
-    classes = _by_class(fitted)
+    data["sustained_bandwidth"] = _sustained_bandwidth(values["sustained_bandwidth"])
+    classes = _by_class({key: v for key, v in fitted.items() if not key[0].startswith(RECORDED)})
     optimizer = classes.pop("optimizer")
     classes = _single_products(classes, _by_class(single))
     classes |= {name: dict(optimizer) for name in ("foreach", "foreach strided")}
@@ -66,6 +72,20 @@ def write(
         if any(value > 0 for value in terms.values())
     }
     COEFFICIENTS_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _sustained_bandwidth(shares: Mapping[str, float]) -> dict[str, Any]:
+    """Return the shares of the bandwidth by device and generation of chips."""
+    corrected = round((shares["T4"] + shares["P4"]) / 2, 3)
+    by_device = dict.fromkeys(GDDR_WITH_CORRECTION, corrected)
+    return {
+        "reference": round(reference_share(shares), 3),
+        "by_generation": {
+            "6.0": shares["P100 PCIe"], "6.1": shares["P100 PCIe"],
+            "7.0": shares["V100 PCIe"], "8.0": shares["A100 PCIe"],
+        },
+        "by_device": by_device | {"t4": shares["T4"], "p4": shares["P4"]},
+    }  # fmt: skip
 
 
 def _by_class(coefficients: Mapping[Key, float]) -> Coefficients:

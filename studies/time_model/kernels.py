@@ -1,18 +1,24 @@
 """Single forward kernels in fp32 on five GPUs (NeuSight), fitted with one GPU left out.
 
 Rates are those of the boards that were measured, which are not all in the product's device table.
+Traffic is divided by the bandwidth that a board sustains in long sums and products of two tensors,
+relative to `reference_share`. A board that is left out takes the share of its `RELATIVES`.
+
+A measured time holds the host's launch, which overlaps with other kernels in a training step, and
+which is a property of the machine that recorded the table. So the errors of kernels that take more
+than `LONG_OVER_LEAST` times the least one of their table are given too.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fit import Key, errors_of, fit
+from fit import RECORDED, Key, errors_of, fit
 
 from profiler.arrays import Floats
 from profiler.timing.kernel_terms import kernel_terms, slot_keys
@@ -20,8 +26,17 @@ from profiler.timing.kernel_terms import kernel_terms, slot_keys
 MOST_ROWS = 2500
 """Rows of a table that are used, drawn at random."""
 
-MICRO_RUNS, DRAWS = 8, 20
-"""Kernels of a left-out board that a calibration would measure, and how often they are drawn."""
+STREAMING, STREAMING_SECONDS = ("add", "mul"), 300e-6
+"""Operations that the sustained bandwidth is read from, and the least seconds of their traffic."""
+
+LEAST_QUANTILE, LONG_OVER_LEAST = 0.02, 3.0
+"""Quantile of a table's times that counts as its least, and from which multiple kernels are long."""
+
+MEMORY_BOUND, DRAWN_ROWS = ("ln", "softmax", "gelu", "relu", "add", "mul"), 60
+"""Operations whose kernels take part in the fit of training steps, and rows drawn of each table."""
+
+LEAST_OVER_LAUNCH = 1.5
+"""Such kernels take at least this multiple of the least time of their table."""
 
 CLOCK_EXPONENT = 0.75
 """Exponent of the sustained clock, chosen by the errors of T4 and P4 left out of the fit."""
@@ -61,6 +76,12 @@ BOARDS: Mapping[str, Board] = {
 }
 """Data sheets of Tesla V100 PCIe, T4 (12 nm: the V100's watts per FLOP/s), P100, P4 and A100."""
 
+RELATIVES: Mapping[str, str] = {
+    "V100 PCIe": "A100 PCIe", "A100 PCIe": "V100 PCIe", "T4": "P4", "P4": "T4", "P100 PCIe": "P4",
+}  # fmt: skip
+"""The board whose sustained bandwidth a left-out board takes: that with the same memory (HBM, or
+GDDR whose error correction shares the bus). The P100's relative is the one of its generation."""
+
 OPERATIONS = {
     "linear": "matmul",
     "bmm": "batched_matmul",
@@ -91,12 +112,42 @@ class Kernels:
     keys: list[Key]
 
 
-def read_kernels(folder: Path, operation: str, board: Board) -> Kernels:
-    """Return the measured kernels of an operation on a board."""
+def sustained_share(folder: Path, board: Board) -> float:
+    """Return the share of the data sheet's bandwidth that a board reaches in long kernels."""
+    shares: list[Floats] = []
+    for operation in STREAMING:
+        kernels = read_kernels(folder, operation, board, share=1.0, most_rows=None)
+        is_long = kernels.roofline >= STREAMING_SECONDS
+        shares.append(kernels.roofline[is_long] / kernels.seconds[is_long])
+    return round(float(np.median(np.concatenate(shares))), 3)
+
+
+def sustained_shares(folder: Path) -> dict[str, float]:
+    """Return the sustained share of the bandwidth of each board."""
+    return {name: sustained_share(folder, board) for name, board in BOARDS.items()}
+
+
+def reference_share(shares: Mapping[str, float]) -> float:
+    """Return the share that boards without error correction on the bus are taken to sustain."""
+    return (shares["V100 PCIe"] + shares["A100 PCIe"]) / 2
+
+
+def read_kernels(
+    folder: Path, operation: str, board: Board, *, share: float, most_rows: int | None = MOST_ROWS
+) -> Kernels:
+    """Return the measured kernels of an operation on a board.
+
+    Args:
+        folder: folder of the tables.
+        operation: a key of `OPERATIONS`.
+        board: a board.
+        share: bandwidth over that of the data sheet, for the terms.
+        most_rows: rows that are drawn; None for all.
+    """
     (path,) = sorted(folder.glob(f"neusight_{operation}_*-{board.file}[-.]*gz"))
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:most_rows]
     rows = [rows[i] for i in chosen]
     shapes = [_shape(operation, row) for row in rows]
     dims = np.array([shape[0] for shape in shapes], dtype=float)
@@ -110,7 +161,9 @@ def read_kernels(folder: Path, operation: str, board: Board) -> Kernels:
         launches=np.ones(len(rows), dtype=np.int64),
         multiprocessors=board.blocks,
     )
-    rates = {"single": board.flops * board.clock, "bytes": board.bandwidth, "launches": 1.0}
+    rates = {
+        "single": board.flops * board.clock, "bytes": board.bandwidth * share, "launches": 1.0,
+    }  # fmt: skip
     slots = [(i, slot) for i, slot in enumerate(slot_keys(name)) if slot.kernel_class]
     slots = [(i, slot) for i, slot in slots if slot.term != "unaligned"]
     arithmetic = terms[:, 0] / board.flops
@@ -140,54 +193,86 @@ def _shape(operation: str, row: Mapping[str, str]) -> tuple[tuple[int, ...], int
     return (rows, length, 0, 0, 0, 0), 4 * passes * rows * length
 
 
-def errors_by_board(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def errors_by_board(
+    folder: Path, shares: Mapping[str, float]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Return errors by operation and left-out board, with the roofline's median beside them."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for operation in OPERATIONS:
-        known = {name: read_kernels(folder, operation, board) for name, board in BOARDS.items()}
-        for out, kernels in known.items():
-            rest = [k for name, k in known.items() if name != out]
-            coefficients = fit(
-                np.concatenate([k.sums for k in rest]),
-                np.concatenate([k.seconds for k in rest]),
-                kernels.keys,
-            )
-            errors = errors_of(kernels.sums @ coefficients, kernels.seconds)
-            errors["roofline_median_error"] = errors_of(kernels.roofline, kernels.seconds)[
-                "median_error"
-            ]
-            errors["median_error_after_micro_runs"] = _error_after_micro_runs(
-                kernels.sums @ coefficients, kernels.seconds
-            )
+        known = _read_boards(folder, operation, shares)
+        for out, board in BOARDS.items():
+            rest = [kernels for name, kernels in known.items() if name != out]
+            relative = shares[RELATIVES[out]] / reference_share(shares)
+            kernels = read_kernels(folder, operation, board, share=relative)
+            predicted = kernels.sums @ _fitted(rest)
+            errors = errors_of(predicted, kernels.seconds)
+            is_long = kernels.seconds > LONG_OVER_LEAST * _least(kernels)
+            long = errors_of(predicted[is_long], kernels.seconds[is_long])
+            errors |= {
+                "long_rows": long["rows"],
+                "long_median_error": long["median_error"],
+                "long_bias": long["bias"],
+                "roofline_median_error": errors_of(kernels.roofline, kernels.seconds)[
+                    "median_error"
+                ],
+            }
             found.setdefault(operation, {})[out] = errors
     return found
 
 
-def _error_after_micro_runs(predicted: Floats, measured: Floats) -> float:
-    """Return the median error if a few kernels of the board are measured.
+def memory_bound_kernels(
+    folder: Path, shares: Mapping[str, float]
+) -> tuple[list[dict[Key, float]], Floats]:
+    """Return terms and seconds of fp32 kernels, for the fit of training steps.
 
-    All others are divided by the median ratio of those few, as a calibration would do. The few are
-    drawn several times; the median over the draws is returned.
+    The host's launch has a coefficient of its own by operation, relative to the table's least time.
     """
-    ratio = predicted / measured
-    rng = np.random.default_rng(0)
-    errors = []
-    for _ in range(DRAWS):
-        order = rng.permutation(len(ratio))
-        known, others = ratio[order[:MICRO_RUNS]], ratio[order[MICRO_RUNS:]]
-        errors.append(np.median(np.abs(others / np.median(known) - 1)))
-    return round(float(np.median(errors)), 4)
+    runs: list[dict[Key, float]] = []
+    seconds: list[float] = []
+    for operation in MEMORY_BOUND:
+        for kernels in _read_boards(folder, operation, shares, most_rows=DRAWN_ROWS).values():
+            least = _least(kernels)
+            for sums, time in zip(kernels.sums, kernels.seconds, strict=True):
+                if time >= LEAST_OVER_LAUNCH * least:
+                    run = dict(zip(kernels.keys, map(float, sums), strict=True))
+                    run = {key: value for key, value in run.items() if key[1] != "launch"}
+                    runs.append(run | {(f"{RECORDED} {operation}", "launch"): least})
+                    seconds.append(float(time))
+    return runs, np.array(seconds)
 
 
-def pooled_coefficients(folder: Path) -> dict[Key, float]:
+def _read_boards(
+    folder: Path,
+    operation: str,
+    shares: Mapping[str, float],
+    *,
+    most_rows: int | None = MOST_ROWS,
+) -> dict[str, Kernels]:
+    """Return the kernels of an operation on all boards, by the bandwidth that each sustains."""
+    reference = reference_share(shares)
+    return {
+        name: read_kernels(
+            folder, operation, board, share=shares[name] / reference, most_rows=most_rows
+        )
+        for name, board in BOARDS.items()
+    }
+
+
+def _fitted(known: Sequence[Kernels]) -> Floats:
+    sums = np.concatenate([kernels.sums for kernels in known])
+    seconds = np.concatenate([kernels.seconds for kernels in known])
+    return fit(sums, seconds, known[0].keys)
+
+
+def _least(kernels: Kernels) -> float:
+    """Return the least time of a table, which is the host's launch."""
+    return float(np.quantile(kernels.seconds, LEAST_QUANTILE))
+
+
+def pooled_coefficients(folder: Path, shares: Mapping[str, float]) -> dict[Key, float]:
     """Return the coefficients of fp32 products, fitted to all boards."""
     found: dict[Key, float] = {}
     for operation in ("linear", "bmm", "conv"):
-        known = [read_kernels(folder, operation, board) for board in BOARDS.values()]
-        coefficients = fit(
-            np.concatenate([k.sums for k in known]),
-            np.concatenate([k.seconds for k in known]),
-            known[0].keys,
-        )
-        found |= dict(zip(known[0].keys, map(float, coefficients), strict=True))
+        known = list(_read_boards(folder, operation, shares).values())
+        found |= dict(zip(known[0].keys, map(float, _fitted(known)), strict=True))
     return found

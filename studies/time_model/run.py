@@ -29,6 +29,7 @@ import power
 import power_limits
 import replays
 from fit import (
+    Key,
     errors_of,
     family_of,
     fit,
@@ -52,7 +53,7 @@ RATES = {
 }
 """Data sheets: FLOP/s, bytes/s, multiprocessors."""
 
-PARTS = ("steps", "inference", "kernels", "power")
+PARTS = ("steps", "inference", "kernels", "sustained_bandwidth", "power")
 """Parts of the summary; a run makes one or some of them anew."""
 
 SEEDS = 3
@@ -62,6 +63,9 @@ ERROR_SCALES = (1.0, 0.75, 0.5, 0.25)
 """Factors on the errors for which Kendall's tau is computed."""
 
 Runs = tuple[list[Mapping[str, Any]], Floats, Floats, list[str]]
+
+KernelRuns = tuple[list[dict[Key, float]], Floats]
+"""Terms and seconds of single kernels."""
 
 
 def read_runs(folder: Path, cache: Path, table: str) -> Runs:
@@ -79,12 +83,22 @@ def read_runs(folder: Path, cache: Path, table: str) -> Runs:
     return rows, seconds, batch, [family_of(run.model) for run in runs]
 
 
-def training(folder: Path, cache: Path) -> tuple[dict[str, Any], Floats, list[tuple[str, str]]]:
-    """Return errors with families left out, and the coefficients of all runs."""
+def training(
+    folder: Path, cache: Path, single: KernelRuns
+) -> tuple[dict[str, Any], Floats, list[Key]]:
+    """Return errors with families left out, and the coefficients of all runs.
+
+    Args:
+        folder: folder of the tables.
+        cache: folder of the replays.
+        single: single kernels, which are in all fits.
+    """
     rows, seconds, batch, families = read_runs(folder, cache, TRAINING)
     rates, blocks = RATES["rtx3090"]
-    sums, keys = matrix_of([terms_of(row, rates, blocks) for row in rows])
-    folds = [left_out(sums, seconds, keys, families, seed=seed) for seed in range(SEEDS)]
+    runs, times = single
+    sums, keys = matrix_of([*(terms_of(row, rates, blocks) for row in rows), *runs])
+    known = np.concatenate([seconds, times])
+    folds = [left_out(sums, known, keys, families, seed=seed) for seed in range(SEEDS)]
     predicted = np.concatenate(folds)
     ratio = np.tile(seconds, SEEDS) / predicted
     found: dict[str, Any] = errors_of(predicted, np.tile(seconds, SEEDS), np.tile(batch, SEEDS))
@@ -98,16 +112,18 @@ def training(folder: Path, cache: Path) -> tuple[dict[str, Any], Floats, list[tu
         },
         "not_replayed": len(replays.read_table(folder / f"{TRAINING}.csv")) - len(rows),
     }
-    return found, fit(sums, seconds, keys), keys
+    return found, fit(sums, known, keys), keys
 
 
-def inference(folder: Path, cache: Path) -> dict[str, Any]:
+def inference(folder: Path, cache: Path, single: KernelRuns) -> dict[str, Any]:
     """Return errors on the RTX 5090 by a fit to the RTX 3090, and within the RTX 3090."""
     rows, seconds, batch, families = read_runs(folder, cache, INFERENCE[0])
     rates, blocks = RATES["rtx3090"]
-    sums, keys = matrix_of([terms_of(row, rates, blocks) for row in rows])
-    within = left_out(sums, seconds, keys, families)
-    known = dict(zip(keys, fit(sums, seconds, keys), strict=True))
+    runs, times = single
+    sums, keys = matrix_of([*(terms_of(row, rates, blocks) for row in rows), *runs])
+    measured_3090 = np.concatenate([seconds, times])
+    within = left_out(sums, measured_3090, keys, families)
+    known = dict(zip(keys, fit(sums, measured_3090, keys), strict=True))
     rows, measured, batch_5090, _ = read_runs(folder, cache, INFERENCE[1])
     rates, blocks = RATES["rtx5090"]
     predicted = np.array(
@@ -194,10 +210,13 @@ def main() -> None:
     values = {key: known[key] for key in PARTS if key in known}
     if part == "fit":
         cache = Path(arguments[1])
-        values["steps"], coefficients, keys = training(folder, cache)
-        values["inference"] = inference(folder, cache)
-        values["kernels"] = kernels.errors_by_board(folder)
-        single = kernels.pooled_coefficients(folder)
+        shares = kernels.sustained_shares(folder)
+        memory_bound = kernels.memory_bound_kernels(folder, shares)
+        values["steps"], coefficients, keys = training(folder, cache, memory_bound)
+        values["inference"] = inference(folder, cache, memory_bound)
+        values["kernels"] = kernels.errors_by_board(folder, shares)
+        values["sustained_bandwidth"] = shares
+        single = kernels.pooled_coefficients(folder, shares)
         coefficients_file.write(dict(zip(keys, coefficients, strict=True)), single, values)
     else:
         values["power"] = power_errors(folder)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from profiler.devices.table import DEVICES, device_spec
+from profiler.devices.table import DEVICES, TIMED, device_spec
 from profiler.errors import UsageError
 from profiler.records import Origin, Spread
 from profiler.timing import predicted_cost as predicted_cost_module
@@ -117,6 +117,36 @@ def test_a_board_of_little_power_does_not_hold_its_clock():
     file = kernel_file()
     assert file.sustained_clock(device_spec("t4")) < 0.7
     assert file.sustained_clock(device_spec("rtx-2060-super")) == 1.0
+
+
+def test_error_correction_on_the_bus_takes_bandwidth():
+    file = kernel_file()
+    # 1/8 of the bits are the correction's, on top of what any memory loses
+    assert file.sustained_bandwidth(device_spec("t4")) == pytest.approx(7 / 8, rel=0.03)
+    assert file.sustained_bandwidth(device_spec("l4")) == pytest.approx(7 / 8, rel=0.03)
+    assert file.sustained_bandwidth(device_spec("rtx-2060-super")) == 1.0
+    assert file.sustained_bandwidth(device_spec("rtx-3090")) == 1.0
+
+
+@pytest.mark.parametrize(("precision", "flag"), [("fp32", ""), ("fp16", " half")])
+def test_a_timed_gpu_repeats_what_was_timed_on_it(precision: str, flag: str):
+    flops, moved = 20e12, 800e9
+    spec = replace(
+        device_spec("rtx-3090"), name="timed here", source=TIMED, tdp_watts=None,
+        fp32_flops=flops, fp16_tensor_flops=flops, memory_bandwidth_bytes_per_second=moved,
+    )  # fmt: skip
+    rates = kernel_file().rates(spec, precision)
+    assert rates is not None
+    side = 4096
+    found = rates.parts(
+        [f"matmul{flag}", "add"],
+        np.arange(2),
+        dims=np.array([[1.0, side, side, side, 1, side], [side * side, 0, 0, 0, 0, 0]]),
+        moved_bytes=np.array([0.0, 3 * 4 * side**2]),
+        launches=np.ones(2, dtype=np.int64),
+    ).sum(axis=1)
+    assert found[0] == pytest.approx(2 * side**3 / flops, rel=0.01)
+    assert found[1] == pytest.approx(3 * 4 * side**2 / moved, rel=0.06)
 
 
 LOAD = np.array([10e-3, 6e-3, 1e-3, 1e3])
