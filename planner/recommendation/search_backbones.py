@@ -25,7 +25,7 @@ def search_problem(request: Request) -> SearchProblem:
     return SearchProblem(
         space=request.space,
         device=device_spec(request.device.name),
-        budget_bytes=request.limit_bytes,
+        limit_bytes=request.limit_bytes,
         data=request.run.data,
         train_images=request.balanced_images,
         # The plan will fine-tune pretrained weights, even if they cannot be loaded here and now.
@@ -54,9 +54,17 @@ def search_backbones(request: Request, cost: CostEstimator, notify: Notify) -> S
     return replace(
         found[0],
         results=tuple(_on_one_scale(request, found)),
+        stopped="; ".join(_stopped(parts, found)) or None,
         trials=sum(each.trials for each in found),
         failures=tuple(failure for each in found for failure in each.failures),
     )
+
+
+def _stopped(parts: Sequence[Request], found: Sequence[SearchResult]) -> Iterator[str]:
+    """Yield why the search of a backbone ended early, for each that did."""
+    for part, each in zip(parts, found, strict=True):
+        if each.stopped is not None:
+            yield f"{part.space.base.model}: {each.stopped}"
 
 
 def smallest_backbone(request: Request, found: SearchResult) -> tuple[Request, SearchResult]:
@@ -122,4 +130,5 @@ def _on_one_scale(request: Request, found: Sequence[SearchResult]) -> Iterator[T
                 result,
                 score=level.score + result.score - best,
                 reason=f"{level.reason}; {result.reason}",
+                level_reason=level.reason,
             )

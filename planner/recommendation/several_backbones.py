@@ -68,7 +68,8 @@ def with_backbone_reason(choice: ChosenEntry, entries: Sequence[FrontEntry]) -> 
     chosen = entries[choice.index].plan.candidate.workload.model
     tied = [entries[i].plan.candidate.workload.model for i in choice.ties]
     equals = [model for model in dict.fromkeys(tied) if model != chosen]
-    level = entries[choice.index].result.reason.partition(";")[0]
+    result = entries[choice.index].result
+    level = result.level_reason or result.reason
     if not equals:
         text = detail = f"of {len(models)} backbones {chosen} is expected to be the most accurate"
         detail += f" ({level})"

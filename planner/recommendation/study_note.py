@@ -50,8 +50,9 @@ def study_note(answer: Recommendation) -> str:
         "",
         f"**Recommended:** {answer.reason}",
         "",
-        f"The constraint of a trial is its device memory minus the budget of "
-        f"{format_asked(request.budget_bytes)}: feasible up to 0.",
+        "The constraint of a trial is its device memory minus the "
+        f"{format_bytes_as(request.limit_bytes, request.budget_bytes)} that may be planned at a "
+        f"risk of {request.risk:.2g}: feasible up to 0.",
         "",
         "| name | candidate | memory | step | energy of a step |",
         "|---|---|---|---|---|",

@@ -20,7 +20,7 @@ NAMED_ITEMS = 4
 
 _VALUE_CLAUSES: dict[str, str] = {
     "device": "it was started for the device {was}, not {now}",
-    "budget_bytes": "it was started for a budget of {was}, not {now}",
+    "budget_bytes": "it was started for a predicted memory of at most {was}, not {now}",
     "data": "it was started for the data {was}, not {now}",
     "pretrained": "it was started for {was} weights, not {now} ones",
     "model": "it was started for the backbone {was}, not {now}",

@@ -23,7 +23,7 @@ class PointEvaluator:
     """Places and estimates the points of a search problem.
 
     Args:
-        problem: space, device and budget.
+        problem: space, device and limit of memory.
         cost: the cost model.
         on_profile: called with (workload being profiled, fraction done).
         cost_unit: unit of the cost objective in the stored trials; None if there are none. The
@@ -54,7 +54,7 @@ class PointEvaluator:
         workload = point.workload
         self._prepare(workload)
         candidate = self._place(point)
-        step = self.cost.estimate(candidate, self.problem.budget_bytes)
+        step = self.cost.estimate(candidate, self.problem.limit_bytes)
         score = relative_score(
             model=workload.model,
             method=workload.method,
@@ -88,7 +88,7 @@ class PointEvaluator:
         nothing_recomputed = Candidate(workload=point.workload)
         if not self.cost.learns_in_units(point.workload):
             return nothing_recomputed  # no backward runs through the units, so they store nothing
-        budget = self.problem.budget_bytes
+        budget = self.problem.limit_bytes
         try:
             placed = self.cost.place(point.workload, point.policy, budget)
         except InfeasibleError:

@@ -171,7 +171,7 @@ def store_kept(
         kept_rows: selects the results that are kept beside the front.
     """
     problem = evaluator.problem
-    excess = [result.device_bytes - problem.budget_bytes for result in found.results]
+    excess = [result.device_bytes - problem.limit_bytes for result in found.results]
     front = non_dominated(
         [result.objectives for result in found.results], directions=OBJECTIVES, violations=excess
     )
@@ -185,7 +185,7 @@ def store_kept(
         if key not in stored:
             new.setdefault(key, row)
     trials = [
-        _trial(row, row.device_bytes - problem.budget_bytes, problem.space) for row in new.values()
+        _trial(row, row.device_bytes - problem.limit_bytes, problem.space) for row in new.values()
     ]
     records.append_results(trials, tuple(new.values()), storage)
     records.write_exhaustive_counts(

@@ -20,7 +20,7 @@ OBJECTIVES: tuple[Direction, Direction, Direction] = ("maximize", "minimize", "m
 """Accuracy score, cost of ``COST_IMAGES`` images, device bytes."""
 
 CONSTRAINT = "budget"
-"""Name of the constraint in a study: device bytes minus the budget, feasible up to 0."""
+"""Name of the constraint in a study: device bytes minus the limit, feasible up to 0."""
 
 COST_IMAGES = 1000
 """Training images that the cost objective is stated for, so that effective batches compare."""
@@ -32,6 +32,10 @@ SGD_STEP = 0.2
 """Log-odds by which SGD ranks below AdamW. The sign is published: AdamW does substantially better
 on Vision Transformers and ConvNeXts (arXiv 2211.09359), and every accuracy used here was reached
 with AdamW. The size is an assumption: more than the margin of a tie between methods."""
+
+
+SearchedPoint = tuple[str, str]
+"""Backbone and ``assignment_key``: backbones have equal assignments."""
 
 
 class CostEstimator(Protocol):
@@ -63,12 +67,13 @@ class CostEstimator(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchProblem:
-    """A search space, a device and a budget.
+    """A search space, a device and a limit of memory.
 
     Attributes:
         space: the dimensions and their values.
         device: device to plan for.
-        budget_bytes: budget in device bytes, the CUDA context included.
+        limit_bytes: largest device bytes that are feasible, the CUDA context included: a budget
+            less the margin for errors of the prediction.
         data: data set whose published accuracies order the methods.
         pretrained: whether training starts from pretrained weights.
         train_images: number of training images, fewer if classes are unequal; None if not known.
@@ -76,7 +81,7 @@ class SearchProblem:
 
     space: Space
     device: DeviceSpec
-    budget_bytes: DeviceBytes
+    limit_bytes: DeviceBytes
     data: str = "digits"
     pretrained: bool = True
     train_images: int | None = None
@@ -85,7 +90,8 @@ class SearchProblem:
         """Return plain data. A study is continued only if its stored problem is equal to this."""
         return {
             "device": self.device.name,
-            "budget_bytes": self.budget_bytes,
+            # the name in the studies of earlier versions, which can be continued
+            "budget_bytes": self.limit_bytes,
             "data": self.data,
             "pretrained": self.pretrained,
             "train_images": self.train_images,
@@ -107,6 +113,8 @@ class TrialResult:
         step_seconds: composed duration of an optimizer step; None if the speed is not known.
         energy_joules: composed energy of an optimizer step; None if the power is not known.
         reason: origin of the score, one sentence.
+        level_reason: the part of ``reason`` on the level of its backbone; empty if the scores are
+            those of one backbone.
         rates_version: version of the rates of ``cost``; empty in trials of earlier versions.
     """
 
@@ -119,7 +127,13 @@ class TrialResult:
     step_seconds: float | None
     energy_joules: float | None
     reason: str
+    level_reason: str = ""
     rates_version: str = ""
+
+    @property
+    def point(self) -> SearchedPoint:
+        """Backbone and point of its space, which name a result and which no replay changes."""
+        return self.candidate.workload.model, assignment_key(self.assignment)
 
     @property
     def objectives(self) -> tuple[float, float, float]:

@@ -146,7 +146,7 @@ def _write_problem(study: Study, problem: SearchProblem) -> None:
     # Only the problem decides whether a study can be continued. The rest is for the dashboard.
     study.set_user_attr(PROBLEM_ATTRIBUTE, problem.to_json())
     study.set_user_attr("model", problem.space.base.model)
-    study.set_user_attr("budget_bytes", problem.budget_bytes)
+    study.set_user_attr("limit_bytes", problem.limit_bytes)
     study.set_user_attr("device", problem.device.name)
     study.set_user_attr("versions", versions())
 

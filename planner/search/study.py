@@ -161,7 +161,7 @@ def _run_trial(sampler: PointSampler, evaluator: PointEvaluator, records: TrialR
         records.append_failure(sampler.fail(trial, failure), failure)
     else:
         records.write_cost_unit(evaluator.cost_unit)
-        excess_bytes = result.device_bytes - evaluator.problem.budget_bytes
+        excess_bytes = result.device_bytes - evaluator.problem.limit_bytes
         records.append_result(sampler.complete(trial, result, excess_bytes), result)
 
 
@@ -169,7 +169,7 @@ class _HypervolumeHistory:
     """The hypervolume of the feasible front after each trial."""
 
     def __init__(self, problem: SearchProblem) -> None:
-        self._budget_bytes = problem.budget_bytes
+        self._limit_bytes = problem.limit_bytes
         self._starting_points = len(problem.space.starting_points())
         self._volumes: list[float] = []
 
@@ -184,7 +184,7 @@ class _HypervolumeHistory:
         points = [result.objectives for result in results]
         corner = reference_point(points[:first], directions=OBJECTIVES)
         for end in range(first + len(self._volumes), len(results) + 1):
-            excess = [result.device_bytes - self._budget_bytes for result in results[:end]]
+            excess = [result.device_bytes - self._limit_bytes for result in results[:end]]
             front = non_dominated(points[:end], directions=OBJECTIVES, violations=excess)
             best = [points[i] for i in front]
             self._volumes.append(hypervolume(best, reference=corner, directions=OBJECTIVES))

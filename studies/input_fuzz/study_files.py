@@ -96,7 +96,7 @@ PROBLEM = SearchProblem(
         precisions=("fp32", "bf16"),
     ),
     device=lookup("rtx-2060-super"),
-    budget_bytes=DeviceBytes(10**9),
+    limit_bytes=DeviceBytes(10**9),
 )
 
 

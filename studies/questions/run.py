@@ -59,7 +59,7 @@ def answer(
     profile_families(cost.profiles, request.space.workloads(), lambda text, done: None)
     question = Question.of(request)
     problem = search_problem(request)
-    return *answer_problem(problem, cost, question), question, problem.budget_bytes
+    return *answer_problem(problem, cost, question), question, problem.limit_bytes
 
 
 def answer_problem(
@@ -69,7 +69,7 @@ def answer_problem(
     found = evaluate_all(PointEvaluator(problem, cost), most_seconds=math.inf)
     assert found is not None, "no limit of time"
     results = list(found.results)
-    fitting = [r for r in results if r.device_bytes <= problem.budget_bytes]
+    fitting = [r for r in results if r.device_bytes <= problem.limit_bytes]
     return (best_of(fitting, question) if fitting else None), results
 
 

@@ -57,7 +57,7 @@ def test_no_recommended_plan_breaks_a_rule(model: str, train_images: int) -> Non
         problem = SearchProblem(
             space=space,
             device=lookup("rtx-2060-super"),
-            budget_bytes=budget,
+            limit_bytes=budget,
             data="folder",
             train_images=train_images,
         )

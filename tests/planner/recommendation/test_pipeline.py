@@ -26,6 +26,7 @@ from planner.recommendation.pipeline import recommend
 from planner.recommendation.ranking import Question, expected_accuracy
 from planner.recommendation.real_runs import validate_plan
 from planner.recommendation.request import Request, question_folder, study_name
+from planner.recommendation.study_note import study_note
 from planner.scoring.netscore import compute_scores
 from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
@@ -212,6 +213,16 @@ def test_ns_e_needs_the_power_of_inference(
             inference_watts=150.0,
         ).ns_e
     )
+
+
+def test_the_note_of_the_study_states_the_constraint_of_its_trials(
+    answered: Recommendation,
+) -> None:
+    note = study_note(answered)
+    trials = optuna.load_study(study_name="small", storage=answered.storage).trials
+    limit = {trial.values[2] - trial.constraints["budget"] for trial in trials}
+    assert limit == {answered.request.limit_bytes}
+    assert format_bytes_as(answered.request.limit_bytes, 2 * GIB) in note
 
 
 def test_the_study_is_there(answered: Recommendation) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,12 @@ from planner.api.early_checks import backbone_names, weights_by_backbone
 from planner.cli import cli
 from planner.recommendation import several_backbones
 from planner.recommendation.alternatives import named_alternatives
-from planner.recommendation.choose import choose
+from planner.recommendation.choose import ChosenEntry, choose
 from planner.recommendation.named_rows import answer_rows, best_of_backbones
 from planner.recommendation.ranking import Question
 from planner.recommendation.request import Request
 from planner.recommendation.search_backbones import search_backbones, smallest_backbone
-from planner.recommendation.several_backbones import request_for_backbones
+from planner.recommendation.several_backbones import request_for_backbones, with_backbone_reason
 from planner.search.problem import SearchResult, TrialResult
 from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
@@ -127,8 +128,9 @@ def test_scores_of_two_backbones_are_on_one_scale(
     def searched(problem: Any, cost: Any, **options: Any) -> SearchResult:
         found = rows[problem.space.base.model]
         return SearchResult(
-            study=options["study_name"], storage="", results=tuple(found), trials=2, cost_unit=None
-        )
+            study=options["study_name"], storage="", results=tuple(found), trials=2, cost_unit=None,
+            stopped="flat for 50 trials" if problem.space.base.model == SMALL else None,
+        )  # fmt: skip
 
     monkeypatch.setattr(stage, "search", searched)
     found = search_backbones(both, None, lambda *_: None)
@@ -140,9 +142,25 @@ def test_scores_of_two_backbones_are_on_one_scale(
     assert scores[SMALL, "full"] - scores[SMALL, "head"] == pytest.approx(0.3)
     assert scores[LARGE, "head"] > scores[SMALL, "full"]
     assert found.trials == 4
+    assert found.stopped == f"{SMALL}: flat for 50 trials"
     random = replace(both, run=replace(both.run, pretrained=False))
     unmoved = search_backbones(random, None, lambda *_: None)
     assert [r.score for r in unmoved.results] == [0.4, 0.9, 0.3, 0.0]
+
+
+def test_the_reason_of_a_backbone_is_that_of_its_level() -> None:
+    level = "83.1 % on ImageNet; weights of 2022"
+    rows = [
+        row(LARGE, "full", 2.0, reason=f"{level}; of the method", level_reason=level),
+        row(SMALL, "full", 1.0),
+    ]
+    entries: Any = [
+        SimpleNamespace(result=each, plan=SimpleNamespace(candidate=each.candidate))
+        for each in rows
+    ]
+    choice = ChosenEntry(index=0, reason="Because.", ties=(), decided_by="cost")
+    said = with_backbone_reason(choice, entries).reason
+    assert said.endswith(f"is expected to be the most accurate ({level}). Because.")
 
 
 def test_an_answer_has_the_best_row_of_each_backbone() -> None:

@@ -27,7 +27,7 @@ SPACE = Space(
 PROBLEM = SearchProblem(
     space=SPACE,
     device=lookup("rtx-2060-super"),
-    budget_bytes=DeviceBytes(2 * 10**9),
+    limit_bytes=DeviceBytes(2 * 10**9),
     train_images=60,
 )
 LORA = SearchedMethod(name="lora", ranks=(4, 8), default_rank=8)
@@ -41,7 +41,7 @@ def with_base(**changes: object) -> Space:
     ("changes", "clause"),
     [
         ({"train_images": 61}, "its training images have changed since it was started"),
-        ({"budget_bytes": 3 * 10**9}, "for a budget of 2.00 GB, not 3.00 GB; use the options"),
+        ({"limit_bytes": 3 * 10**9}, "of at most 2.00 GB, not 3.00 GB; use the options"),
         ({"device": lookup("rtx-3060")}, "for the device rtx-2060-super, not rtx-3060"),
         ({"data": "/pets"}, "for the data digits, not /pets"),
         ({"pretrained": False}, "for pretrained weights, not random ones"),

@@ -31,7 +31,7 @@ PROBLEM = SearchProblem(
         precisions=("fp32", "bf16"),
     ),
     device=lookup("rtx-2060-super"),
-    budget_bytes=DeviceBytes(420_000_000),
+    limit_bytes=DeviceBytes(420_000_000),
 )
 FILE = Path("studies/toy.db")
 

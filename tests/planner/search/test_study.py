@@ -50,7 +50,7 @@ SPACE = Space(
     precisions=("fp32", "bf16"),
 )
 PROBLEM = SearchProblem(
-    space=SPACE, device=lookup("rtx-2060-super"), budget_bytes=DeviceBytes(420 * MB)
+    space=SPACE, device=lookup("rtx-2060-super"), limit_bytes=DeviceBytes(420 * MB)
 )
 
 
@@ -189,13 +189,13 @@ def exhaustive_front() -> set[tuple[float, ...]]:
     evaluator = PointEvaluator(PROBLEM, ToyCosts())
     results = [evaluator.evaluate(SPACE.point(a), a) for a in SPACE.assignments()]
     rows = [result.objectives for result in results]
-    violations = [result.device_bytes - PROBLEM.budget_bytes for result in results]
+    violations = [result.device_bytes - PROBLEM.limit_bytes for result in results]
     return {rows[i] for i in non_dominated(rows, directions=OBJECTIVES, violations=violations)}
 
 
 def front_of(result: SearchResult) -> set[tuple[float, ...]]:
     rows = [e.objectives for e in result.results]
-    excess = [e.device_bytes - PROBLEM.budget_bytes for e in result.results]
+    excess = [e.device_bytes - PROBLEM.limit_bytes for e in result.results]
     return {rows[i] for i in non_dominated(rows, directions=OBJECTIVES, violations=excess)}
 
 
@@ -290,8 +290,8 @@ def test_equal_seeds_give_equal_searches() -> None:
 
 
 def test_what_fits_lists_a_run_once(exhausted: tuple[ToyCosts, SearchResult]) -> None:
-    found = exhausted[1].fitting(lambda workload: PROBLEM.budget_bytes)
-    assert all(e.device_bytes <= PROBLEM.budget_bytes for e in found)
+    found = exhausted[1].fitting(lambda workload: PROBLEM.limit_bytes)
+    assert all(e.device_bytes <= PROBLEM.limit_bytes for e in found)
     runs = [(e.candidate.workload, tuple(e.candidate.placement.decisions)) for e in found]
     assert len(set(runs)) == len(runs) < len(exhausted[1].results)
 
@@ -299,7 +299,7 @@ def test_what_fits_lists_a_run_once(exhausted: tuple[ToyCosts, SearchResult]) ->
 def test_every_trial_carries_the_budget_as_a_constraint_old_and_new() -> None:
     result = run(trials=12)
     for trial, evaluation in zip(stored().trials, result.results, strict=True):
-        excess = float(evaluation.device_bytes - PROBLEM.budget_bytes)
+        excess = float(evaluation.device_bytes - PROBLEM.limit_bytes)
         assert trial.constraints["budget"] == excess
         assert trial.system_attrs["constraints"] == [excess]
         assert Candidate.from_json(trial.user_attrs["candidate"]) == evaluation.candidate
@@ -310,7 +310,7 @@ def test_the_study_says_what_it_is_of() -> None:
     run(trials=1)
     attributes = stored().user_attrs
     assert attributes["model"] == "resnet18"
-    assert attributes["budget_bytes"] == PROBLEM.budget_bytes
+    assert attributes["limit_bytes"] == PROBLEM.limit_bytes
     assert attributes["cost_unit"] == "joules"
     assert attributes["device"] == "rtx-2060-super"
     assert "torch" in attributes["versions"]
@@ -417,7 +417,7 @@ def test_an_interrupted_study_is_whole_and_goes_on() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"budget_bytes": 1}, "it was started for a budget of 420 MB, not 1 B"),
+        ({"limit_bytes": 1}, "for a predicted memory of at most 420 MB, not 1 B"),
         ({"device": lookup("t4")}, "it was started for the device rtx-2060-super, not t4"),
         (
             {"space": replace(SPACE, effective_batch=32)},

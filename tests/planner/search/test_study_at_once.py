@@ -35,7 +35,7 @@ PROBLEM = SearchProblem(
         precisions=("fp32", "bf16"),
     ),
     device=lookup("rtx-2060-super"),
-    budget_bytes=DeviceBytes(420 * MB),
+    limit_bytes=DeviceBytes(420 * MB),
 )
 URL = "sqlite:///studies/toy.db"
 FORK = multiprocessing.get_context("fork")
