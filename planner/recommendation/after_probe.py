@@ -125,19 +125,19 @@ def remake_front(
     """
     if probe is None or not probe.estimates:
         return replayed
-    refused = [each.assignment for each in replayed.refused]
+    refused = {each.point for each in replayed.refused}
 
     def corrected(result: TrialResult) -> TrialResult:
         workload = result.candidate.workload
         return replace(result, score=corrected_score(probe, workload, request.balanced_images))
 
-    rows = [corrected(result) for result in results if result.assignment not in refused]
+    rows = [corrected(result) for result in results if result.point not in refused]
     remade = replay_front(request, rows, cost, notify, known=replayed.passed)
-    points = [each.result.assignment for each in remade.passed]
+    points = {each.result.point for each in remade.passed}
     kept = [
         replace(each, result=corrected(each.result))
         for each in replayed.passed
-        if each.result.assignment not in points and _leads(probe, each)
+        if each.result.point not in points and _leads(probe, each)
     ]
     return CheckOutcome(
         passed=tuple(sorted((*remade.passed, *kept), key=lambda each: -each.result.score)),

@@ -95,10 +95,10 @@ def _replayed_before(
 
     The score is that of the row, because it may have changed since.
     """
-    by_point = {_point(each.result): each for each in known}
+    by_point = {each.result.point: each for each in known}
     found = {}
     for row in results:
-        before = by_point.get(_point(row))
+        before = by_point.get(row.point)
         if before is not None:
             found[id(row)] = replace(before, result=replace(before.result, score=row.score))
     return found
@@ -119,11 +119,6 @@ def _reason_to_drop(request: Request, row: TrialResult, replayed: LeverOutcome |
         return f"{needs}, and at a risk of {request.risk:.2g} at most {most} are planned"
     composed = format_bytes_as(row.device_bytes, budget_bytes)
     return f"the search composed {composed}, but {needs}"
-
-
-def _point(result: TrialResult) -> frozenset[tuple[str, str | int]]:
-    """Return the point of the search space, which a replay does not change."""
-    return frozenset(result.assignment.items())
 
 
 def _replayed(

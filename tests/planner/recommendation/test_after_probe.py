@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from planner.recommendation.ranking import Question
 from planner.scoring.published_tables import log_odds, method_effects
 from planner.scoring.table_errors import difference_error
 from planner.search.problem import TrialResult
-from planner.training.probe_records import LearnerRule
+from planner.training.probe_records import BackboneRules, LearnerRule, ProbeRule
 from planner.training.probe_statistics import LearnerEstimate
 from profiler.units import GIB, DeviceBytes
 from profiler.workload import Candidate, Workload
@@ -28,22 +29,22 @@ RULE = LearnerRule(device="cpu", has_batch_norm=False)
 
 
 def load(method: str, rank: int | None = None, **changes: Any) -> Workload:
-    return Workload(model=VIT, method=method, rank=rank, num_classes=10).replace(**changes)
+    return Workload(method=method, rank=rank, num_classes=10, **{"model": VIT, **changes})
 
 
-def probe_of(*found: tuple[Workload, float, float]) -> ProbeOutcome:
+def probe_of(*found: tuple[Workload, float, float], rule: ProbeRule = RULE) -> ProbeOutcome:
     """Return a probe with (workload, accuracy, probability of being near the best)."""
     estimates = {
-        RULE.name(workload): LearnerEstimate(
-            learner=RULE.name(workload), rate_factor=1.0, accuracy=accuracy, expected=accuracy,
+        rule.name(workload): LearnerEstimate(
+            learner=rule.name(workload), rate_factor=1.0, accuracy=accuracy, expected=accuracy,
             low=accuracy - 0.02, high=accuracy + 0.02, steps=100, seeds=1, best=near,
             near_best=near,
         )
         for workload, accuracy, near in found
     }  # fmt: skip
     return ProbeOutcome(
-        estimates=estimates, setting=None, rule=RULE, runs=len(found), earlier_runs=0, seconds=1.0,
-        notes=(), workloads={RULE.name(workload): workload for workload, *_ in found},
+        estimates=estimates, setting=None, rule=rule, runs=len(found), earlier_runs=0, seconds=1.0,
+        notes=(), workloads={rule.name(workload): workload for workload, *_ in found},
     )  # fmt: skip
 
 
@@ -183,3 +184,29 @@ def test_rows_that_stay_after_a_probe_have_its_scores(monkeypatch: pytest.Monkey
     assert methods == ["ssf", "full", "head"]
     assert scores[:2] == [0.0, 0.0]
     assert scores[2] < 0
+
+
+def test_backbones_at_equal_points_of_their_spaces_are_different_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = (VIT, "resnet50")
+    rules = BackboneRules(rules=dict.fromkeys(models, RULE))
+    works = [load("full", model=model) for model in models]
+    results = [row(workload) for workload in works]
+    assert results[0].assignment == results[1].assignment
+    asked: Any = SimpleNamespace(balanced_images=FEW, objective="balanced")
+    asked.budget_bytes, asked.trains_pretrained = 2 * GIB, True
+    probe = probe_of((works[0], 0.9, 0.9), (works[1], 0.6, 0.0), rule=rules)
+    report: Any = None
+    passed = tuple(CheckedCandidate(result=result, prediction=report) for result in results)
+    monkeypatch.setattr("planner.recommendation.replay_front.needed_bytes", lambda report: GIB)
+    none: Any = None
+    first = CheckOutcome(passed=passed, dropped=())
+    again = remake_front(asked, probe, results, first, cost=none, notify=none)
+    found = {each.candidate.workload.model: each.result.score for each in again.passed}
+    assert [each.candidate.workload.model for each in again.passed] == [*models]
+    assert found[VIT] == 0
+    assert found["resnet50"] < 0
+    refused = CheckOutcome(passed=passed[1:], dropped=(), refused=(results[0],))
+    again = remake_front(asked, probe, results, refused, cost=none, notify=none)
+    assert [each.candidate.workload.model for each in again.passed] == ["resnet50"]

@@ -151,7 +151,7 @@ def test_rows_are_exchanged_until_one_passes(
 ) -> None:
     """The first rows all need more than composed; a later one is the answer."""
     rows: list[Any] = [
-        SimpleNamespace(candidate=number, assignment={"micro_batch": number}, score=0.0)
+        SimpleNamespace(candidate=number, point=("test_vit", str(number)), score=0.0)
         for number in range(9)
     ]
     needs = SimpleNamespace(result=lambda row: row, report=None, effects=(), left_out=())
@@ -172,7 +172,7 @@ def test_rows_are_exchanged_until_one_passes(
         monkeypatch.setattr(replaying, "_reason_to_drop", reason)
         cost: Any = None
         found = replaying.replay_front(asked, rows, cost, lambda *_: None)
-        assert [each.result.assignment["micro_batch"] for each in found.passed] == [last]
+        assert [each.result.point[1] for each in found.passed] == [str(last)]
         assert len(found.refused) == last
     monkeypatch.setattr(replaying, "_reason_to_drop", lambda *_: "too large")
     found = replaying.replay_front(asked, rows, cost, lambda *_: None)
