@@ -148,8 +148,8 @@ def _within(
 def accurate_enough(request: Request, entries: Sequence[FrontEntry]) -> AccuracyCheck:
     """Divide entries by the limit of the expected accuracy.
 
-    That of a probe is carried on to the steps of the whole training, as the others are of it. Its
-    interval does not decide; the sentences show it.
+    The accuracy of a probe is carried on to the steps of the whole training. Its interval does not
+    decide; the sentences show it.
 
     Raises:
         UnmetLimitError: no entry is expected to be accurate enough.

@@ -113,8 +113,8 @@ class TrialResult:
         step_seconds: composed duration of an optimizer step; None if the speed is not known.
         energy_joules: composed energy of an optimizer step; None if the power is not known.
         reason: origin of the score, one sentence.
-        level_reason: the part of ``reason`` on the level of its backbone; empty if the scores are
-            those of one backbone.
+        level_reason: the part of ``reason`` on the level of its backbone; empty if the search has
+            a single backbone.
         rates_version: version of the rates of ``cost``; empty in trials of earlier versions.
     """
 
