@@ -82,7 +82,7 @@ def preferred(
     *,
     eligible: Sequence[int],
 ) -> int | None:
-    """Return the index of the candidate to prefer; None if no eligible one was trained.
+    """Return the index of the candidate to prefer; None if no eligible one could be trained.
 
     Args:
         estimates: estimate of each candidate.
@@ -90,7 +90,9 @@ def preferred(
         objective: criterion for candidates that count as equal.
         eligible: indices to choose from.
     """
-    trained = [(i, each) for i in eligible if (each := estimates[i]) is not None]
+    trained = [
+        (i, each) for i in eligible if (each := estimates[i]) is not None and not each.diverged
+    ]
     if not trained:
         return None
     best = max(each.best for _, each in trained)
@@ -123,7 +125,7 @@ def _why(estimates: Sequence[LearnerEstimate | None], index: int) -> str:
     text = (
         f"with a probability of {format_chance(chosen.best)} the best of the candidates trained "
         f"here ({100 * chosen.accuracy:.1f} % of held-out images right after {chosen.steps} steps, "
-        f"{100 * chosen.low:.1f} to {100 * chosen.high:.1f} % expected after the plan's)"
+        f"{100 * chosen.low:.1f} to {100 * chosen.high:.1f} % expected of the plan)"
     )
     others = {
         each.learner: each

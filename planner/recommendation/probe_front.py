@@ -21,6 +21,7 @@ from planner.training.probe_records import (
     LearnerRule,
     ProbeRule,
     ProbeSetting,
+    planned_steps,
 )
 from planner.training.probe_statistics import (
     COVERAGE,
@@ -50,6 +51,7 @@ class ProbeOutcome:
         seconds: duration of this probe.
         notes: sentences about the probe and its limits.
         workloads: workload of each learner, by its name.
+        planned_steps: steps of the planned trainings; None without a run.
     """
 
     estimates: Mapping[str, LearnerEstimate]
@@ -60,6 +62,7 @@ class ProbeOutcome:
     seconds: float
     notes: tuple[str, ...]
     workloads: Mapping[str, Workload] = field(default_factory=dict)
+    planned_steps: int | None = None
 
     @property
     def trained(self) -> list[tuple[Workload, LearnerEstimate]]:
@@ -89,13 +92,19 @@ class ProbeOutcome:
             source=f"probe of {found.learner}",
             reason=f"{100 * found.accuracy:.1f} % after {found.steps} steps here{at_size} on "
             f"{setting.train_images} images, {seeds}, tested on {setting.held_out_images} others, "
-            f"none of them of the test part, and carried on to the plan's steps; the best of "
+            f"none of them of the test part, {self._how_long(found)}; the best of "
             f"{len(self.estimates)} with a probability of "
             f"{format_chance(found.best)}",
             low=min(found.low, found.expected),
             high=max(found.high, found.expected),
             coverage=COVERAGE,
         )
+
+    def _how_long(self, found: LearnerEstimate) -> str:
+        """Return how the steps of a learner stand to those of the plan."""
+        if self.planned_steps is not None and found.steps >= self.planned_steps:
+            return "after as many steps as the plan has"
+        return "and carried on to the plan's steps"
 
     def recipe(self, workload: Workload, recipe: Recipe) -> Recipe:
         """Return a recipe with the learning rate that the probe found better, or unchanged."""
@@ -232,8 +241,9 @@ def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: ProbeRule) 
     # A study may hold runs of learners that are not on this front.
     names = {learner.name for learner in learners}
     runs = [run for run in result.runs if run.learner in names]
-    planned = _planned_steps(result, learners) if runs else None
-    estimates = {each.learner: each for each in estimate_learners(runs, planned_steps=planned)}
+    planned = planned_steps(learners, runs[0].setting) if runs else None
+    found = estimate_learners(runs, planned_steps=planned, test_images=result.test_images)
+    estimates = {each.learner: each for each in found}
     return ProbeOutcome(
         estimates=estimates,
         setting=runs[0].setting if runs else None,
@@ -243,17 +253,17 @@ def _outcome(result: ProbeResult, learners: Sequence[Learner], rule: ProbeRule) 
         seconds=result.seconds,
         notes=tuple(_probe_notes(result, learners, estimates)),
         workloads={learner.name: learner.candidate.workload for learner in learners},
+        planned_steps=planned,
     )
 
 
 def _probe_notes(
     result: ProbeResult, learners: Sequence[Learner], estimates: Mapping[str, LearnerEstimate]
 ) -> list[str]:
-    failed = {note.partition(":")[0] for note in result.notes}
     missing = [
         learner.name
         for learner in learners
-        if learner.name not in estimates and learner.name not in failed
+        if learner.name not in estimates and learner.name not in result.failures
     ]
     kept = f", {result.earlier_runs} of them by an earlier probe" if result.earlier_runs else ""
     notes = [
@@ -269,7 +279,7 @@ def _probe_notes(
         )
     if missing:
         notes.append(f"the probe had no time for {'; '.join(missing)}; give it more minutes")
-    return [*notes, *result.notes]
+    return [*notes, *(f"{name}: {reason}" for name, reason in result.failures.items())]
 
 
 def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[str]:
@@ -284,21 +294,13 @@ def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[s
             f"{cause}: its accuracies order the methods, and are not those of the plans"
         )
     longest = max(run.steps for run in result.runs)
-    steps = _planned_steps(result, learners)
+    steps = planned_steps(learners, setting)
     if longest < steps:
         yield (
             f"the longest trainings of the probe had {longest} steps, and those of the plans have "
             f"about {steps}: the accuracies are carried on to these, with an error that "
             "studies/probe measured, and the order may be another"
         )
-
-
-def _planned_steps(result: ProbeResult, learners: Sequence[Learner]) -> int:
-    """Return the steps of the planned trainings, on as many images as the probe has."""
-    images = result.runs[0].setting.train_images
-    longest = max((learner.recipe for learner in learners), key=lambda recipe: recipe.epochs)
-    effective_batch = learners[0].candidate.workload.effective_batch
-    return longest.steps(images, effective_batch=effective_batch)
 
 
 def _no_probe(rule: ProbeRule, note: str) -> ProbeOutcome:

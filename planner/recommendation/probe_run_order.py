@@ -83,5 +83,6 @@ def run_probe_order(
         earlier_runs=found.earlier_runs,
         seconds=found.seconds,
         reason=found.reason,
-        notes=found.notes,
+        failures=found.failures,
+        test_images=found.test_images,
     )

@@ -9,13 +9,16 @@ few steps; the more promising half is trained anew for twice as many, and so on 
     k - 1    2^(k-1) s    two; before it, at 1/3 and 3 times their learning rates for half as long
     then     2^(k-1) s    two more seeds of these two
     then     2^k s        and so on up to the recipe's steps, then more seeds
+    last     the recipe's the leader, if it was not trained for as long yet
 
 A longer run starts anew, because the cosine of a longer training is another one. The learners are
 trained in the order of the known effects of their kinds (``planner.training.short_runs``), then in
 the given order, so that a probe whose time does not suffice for all has compared the most promising
-ones. Learners with cached features cost seconds and are never dropped. The probe ends when its time
-is over, or when the leader is within one point of the best with a probability of ``ENOUGH`` and the
-last rung was reached.
+ones. Learners with cached features cost seconds and are never dropped. The comparison ends when the
+leader is within one point of the best with a probability of ``ENOUGH`` and the last rung was
+reached, or when the time that is left is that of the leader's whole training. Without that training
+the leader's accuracy is carried on from shorter ones, with an interval of 20 points; with it, the
+interval is that of the images. The probe ends when its time is over or nothing is left to do.
 
 ``next_run`` is a function of the finished runs alone, so an interrupted probe goes on with its next
 run, and a later probe of more minutes goes on where the earlier one stopped.
@@ -25,8 +28,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
@@ -54,6 +57,9 @@ ENOUGH = 0.95
 
 LAGGING_SHARE = 0.5
 """Share of the best accuracy of the first rung, below which a lower learning rate is tried."""
+
+LARGEST_WHOLE_SHARE = 0.5
+"""Share of a probe's time that the leader's whole training may take before the comparison ends."""
 
 EXTRA_RUNGS = 3
 """Work after the rungs in units of a rung: learning rates of the finalists, and their seeds."""
@@ -132,11 +138,11 @@ class ProbeEnd:
 
     Attributes:
         reason: why it ended, one clause.
-        failures: one sentence for each learner that could not be trained.
+        failures: why a learner could not be trained, by its name.
     """
 
     reason: str
-    failures: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 def probe(
@@ -163,15 +169,19 @@ def probe(
         clock: function that returns seconds.
     """
     began, runs = clock(), list(known)
-    alive, failures = list(learners), list[str]()
+    alive, failures = list(learners), dict[str, str]()
     quick = frozenset(each.name for each in learners if runner.has_features(each))
 
     def left() -> float:
         return seconds - (clock() - began)
 
-    while (planned := next_run(alive, runs, ladder=ladder, quick=quick)) is not None:
-        if left() <= 0 or _expected_seconds(planned, runs) > left():
-            return ProbeEnd(reason="its time was over", failures=tuple(failures))
+    while (
+        planned := next_affordable_run(
+            alive, runs, ladder=ladder, quick=quick, left=left(), budget=seconds
+        )
+    ) is not None:
+        if left() <= 0 or expected_seconds(planned, runs) > left():
+            return ProbeEnd(reason="its time was over", failures=failures)
         on_progress(_line(planned, runs, ladder), min(1.0, 1 - left() / seconds))
         try:
             run = runner.run(
@@ -182,15 +192,50 @@ def probe(
                 out_of_time=lambda: left() <= 0,
             )
         except Exception as error:  # an operation may fail for one method alone
-            failures.append(f"{planned.learner.name}: {printable_line(str(error))}")
+            failures[planned.learner.name] = printable_line(str(error))
             alive.remove(planned.learner)
             continue
         if run is None:
-            return ProbeEnd(reason="its time was over", failures=tuple(failures))
+            return ProbeEnd(reason="its time was over", failures=failures)
         runs.append(run)
         save(run)
     reason = "more runs would not change the choice" if runs else "no learner could be trained"
-    return ProbeEnd(reason=reason, failures=tuple(failures))
+    return ProbeEnd(reason=reason, failures=failures)
+
+
+def next_affordable_run(
+    learners: Sequence[Learner],
+    runs: Sequence[ProbeRun],
+    *,
+    ladder: StepLadder,
+    quick: frozenset[str],
+    left: float,
+    budget: float,
+    seconds_of: Callable[[PlannedRun, Sequence[ProbeRun]], float] | None = None,
+) -> PlannedRun | None:
+    """Return the run to do next, which is the leader's whole training if only that fits yet.
+
+    Args:
+        learners: the learners, the most promising first.
+        runs: finished runs of the setting.
+        ladder: numbers of steps.
+        quick: names of learners with cached features.
+        left: seconds that are left.
+        budget: seconds of the whole probe.
+        seconds_of: seconds that a run is expected to take; None for those of earlier runs.
+    """
+    seconds_of = seconds_of or expected_seconds
+    planned = next_run(learners, runs, ladder=ladder, quick=quick)
+    whole = whole_training(learners, runs, ladder)
+    if planned is None or whole is None:
+        return planned
+    trained = {run.learner for run in runs}
+    is_compared = all(learner.name in trained for learner in learners)
+    needed = seconds_of(whole, runs)
+    is_last_chance = needed <= left < needed + seconds_of(planned, runs)
+    if is_compared and is_last_chance and needed <= LARGEST_WHOLE_SHARE * budget:
+        return whole
+    return planned
 
 
 def next_run(
@@ -215,7 +260,21 @@ def next_run(
         key = (planned.learner.name, planned.steps, planned.seed, planned.rate_factor)
         if key not in done:
             return planned
-    return None
+    return whole_training(learners, mine, ladder)
+
+
+def whole_training(
+    learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder
+) -> PlannedRun | None:
+    """Return the whole training of the leader; None if it was made, or if nothing was trained."""
+    by_name = {each.name: each for each in learners}
+    estimates = [each for each in ladder.estimates(runs) if each.learner in by_name]
+    if not estimates or estimates[0].steps >= ladder.most or estimates[0].diverged:
+        return None
+    first = estimates[0]
+    return PlannedRun(
+        learner=by_name[first.learner], steps=ladder.most, seed=0, rate_factor=first.rate_factor
+    )
 
 
 def _schedule(
@@ -333,8 +392,8 @@ def _finalists(
     return sorted(alive, key=lambda each: order.index(each.name))[:FINALISTS]
 
 
-def _expected_seconds(planned: PlannedRun, runs: Sequence[ProbeRun]) -> float:
-    """Return the time that a run is expected to take, from earlier runs; 0 if there is none."""
+def expected_seconds(planned: PlannedRun, runs: Sequence[ProbeRun]) -> float:
+    """Return the seconds that a run is expected to take, from earlier runs; 0 if there is none."""
     mine = [r for r in runs if r.learner == planned.learner.name]
     if not mine:
         return 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import field
+
 from planner.training.probe_records import Learner, ProbeRun
 from profiler.json_records import NonNegativeFloat, PositiveFloat
 from profiler.running.messages import Message
@@ -46,11 +48,13 @@ class ProbeResult(Message, frozen=True, kw_only=True):
         earlier_runs: number of these.
         seconds: duration of this probe.
         reason: why it ended, one clause.
-        notes: one sentence for each learner that could not be trained, and for each limit.
+        failures: why a learner could not be trained, by its name.
+        test_images: images of the test part, which are not read; None if it is not known.
     """
 
     runs: tuple[ProbeRun, ...]
     earlier_runs: int
     seconds: NonNegativeFloat
     reason: str
-    notes: tuple[str, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+    test_images: int | None = None

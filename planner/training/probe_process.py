@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.training.probe_messages import ProbeRequest, ProbeResult
-from planner.training.probe_records import LONGEST_SETTING_TEXT, Learner, ProbeRun, ProbeSetting
+from planner.training.probe_records import (
+    LONGEST_SETTING_TEXT,
+    Learner,
+    ProbeRun,
+    ProbeSetting,
+    planned_steps,
+)
 from profiler.errors import BudgetplanError
 from profiler.running.memory_caps import use_planned_configuration
 from profiler.running.sandbox import Progress
@@ -53,11 +59,9 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
     setting = runner.setting
     known = [run for run in known if run.setting == setting]
     slow = sum(not runner.has_features(learner) for learner in request.learners)
-    most = max(learner.recipe.epochs for learner in request.learners) * _steps_per_epoch(
-        request.learners[0], setting
-    )
+    most = planned_steps(request.learners, setting)
     affordable = request.seconds / step_seconds
-    ladder = StepLadder.of(learners=slow, affordable_steps=affordable, most=max(1, most))
+    ladder = StepLadder.of(learners=slow, affordable_steps=affordable, most=most)
     of_probes = [run.steps for run in known if not run.of_rate_test]
     if of_probes:
         ladder = replace(ladder, first=min(of_probes))
@@ -81,7 +85,8 @@ def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
         earlier_runs=len(known),
         seconds=time.monotonic() - began,
         reason=end.reason,
-        notes=end.failures,
+        failures=dict(end.failures),
+        test_images=runner.test_images,
     )
 
 
@@ -155,13 +160,14 @@ def runner_at(request: ProbeRequest, image_size: int) -> BackboneRunners:
     from planner.training.probe_images import ProbeImages
     from planner.training.probe_run import ProbeRunner
 
-    runners = {}
+    runners, test_images = {}, 0
     for learner in request.learners:
         workload = learner.candidate.workload.replace(image_size=image_size)
         if workload.model in runners:
             continue
         # each backbone has its own normalisation; the parts are the same images
         images = load_data_for(workload, request.data)
+        test_images = len(images.test)
         parts = ProbeImages.of(images, most_train=None, seed=request.seed)
         file = request.weights.get(workload.model)
         runners[workload.model] = ProbeRunner(
@@ -171,7 +177,7 @@ def runner_at(request: ProbeRequest, image_size: int) -> BackboneRunners:
             pretrained=request.pretrained,
             device=request.device,
         )
-    return BackboneRunners(runners)
+    return BackboneRunners(runners, test_images=test_images or None)
 
 
 class BackboneRunners:
@@ -179,10 +185,12 @@ class BackboneRunners:
 
     Args:
         runners: runner of each backbone by its name, with the same setting; at least one runner.
+        test_images: images of the test part, which no runner reads; None without one.
     """
 
-    def __init__(self, runners: Mapping[str, ProbeRunner]) -> None:
+    def __init__(self, runners: Mapping[str, ProbeRunner], *, test_images: int | None) -> None:
         self._runners = dict(runners)
+        self.test_images = test_images
         self.setting = next(iter(self._runners.values())).setting
 
     def _of(self, learner: Learner) -> ProbeRunner:
@@ -256,10 +264,6 @@ def _origin_of(weights: str | None, request: ProbeRequest) -> str:
 def _short_text(text: str) -> str:
     """Return a text, or its SHA-256 if it is too long for a setting."""
     return text if len(text) <= LONGEST_SETTING_TEXT else hashlib.sha256(text.encode()).hexdigest()
-
-
-def _steps_per_epoch(learner: Learner, setting: ProbeSetting) -> int:
-    return max(1, setting.train_images // learner.candidate.workload.effective_batch)
 
 
 def _timed_step(request: ProbeRequest, runner: BackboneRunners) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -221,6 +221,16 @@ class ProbeRun:
             InputError: the data is no finished run.
         """
         return read_record(cls, data, part="probe run", dropped=None)
+
+
+def planned_steps(learners: Sequence[Learner], setting: ProbeSetting) -> int:
+    """Return the steps of the longest planned training, on as many images as a probe has."""
+    return max(
+        each.recipe.steps(
+            setting.train_images, effective_batch=each.candidate.workload.effective_batch
+        )
+        for each in learners
+    )
 
 
 def run_key(setting: ProbeSetting, learner: str, *, steps: int, seed: int, factor: float) -> str:

@@ -11,6 +11,8 @@ the difference of two accuracies has a smaller error than either. The error has 
 - A run shorter than the planned training is another training. Each draw is carried on to the
   planned steps (``planner.training.short_runs``), with an error that grows with the steps missing.
 
+A learner whose longest runs diverged has accuracy 0, and says nothing about the others.
+
 Learners that were dropped early rise as those that went on did, apart from the difference of their
 kinds, with an error of their own. The known effects of the kinds (of other nets and sets) and the
 carried-on accuracies are combined by their precisions.
@@ -63,13 +65,14 @@ class LearnerEstimate:
             with the most steps.
         expected: accuracy expected after the planned training; equal to ``accuracy`` up to rounding
             if the runs are as long.
-        low: lower end of the interval of the expected accuracy.
+        low: lower end of the interval of an accuracy after the planned training, on the test
+            images if their number is known.
         high: upper end.
         steps: optimizer steps of the runs.
         seeds: number of seeds.
         best: probability that the learner is the best of the probe.
         near_best: probability that it is within ``NEAR`` of the best.
-        diverged: whether every run diverged.
+        diverged: whether the longest runs diverged, at every learning rate that was tried.
     """
 
     learner: str
@@ -94,6 +97,7 @@ def estimate_learners(
     runs: Sequence[ProbeRun],
     *,
     planned_steps: int | None = None,
+    test_images: int | None = None,
     short_runs: ShortRunModel = DEFAULTS,
 ) -> tuple[LearnerEstimate, ...]:
     """Return the estimate of each learner, the best first.
@@ -101,10 +105,42 @@ def estimate_learners(
     Args:
         runs: runs of the same setting.
         planned_steps: steps of the training that the runs stand for; None for the most of theirs.
+        test_images: images that the accuracy after the training will be read on; None for so many
+            that they are no sample.
         short_runs: constants of the extrapolation.
     """
     if not runs:
         return ()
+    rates = best_rates(runs)
+    mine = {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
+    sound = {name: group for name, group in mine.items() if not _ends_in_divergence(group)}
+    estimates = [_diverged(name, group) for name, group in mine.items() if name not in sound]
+    if sound:
+        estimates += _estimate_sound(
+            sound, planned_steps=planned_steps, test_images=test_images, short_runs=short_runs
+        )
+    return tuple(sorted(estimates, key=lambda e: (-e.best, -e.steps, -e.expected)))
+
+
+def _diverged(name: str, runs: Sequence[ProbeRun]) -> LearnerEstimate:
+    """Return the estimate of a learner whose longest runs, at one learning rate, diverged."""
+    steps = max(run.steps for run in runs)
+    return LearnerEstimate(
+        learner=name, rate_factor=runs[0].rate_factor, accuracy=0.0, expected=0.0, low=0.0,
+        high=0.0, steps=steps, seeds=len({run.seed for run in runs if run.steps == steps}),
+        best=0.0, near_best=0.0, diverged=True,
+    )  # fmt: skip
+
+
+def _estimate_sound(
+    mine: Mapping[str, Sequence[ProbeRun]],
+    *,
+    planned_steps: int | None,
+    test_images: int | None,
+    short_runs: ShortRunModel,
+) -> list[LearnerEstimate]:
+    """Return the estimates of learners that did not diverge, from their runs at one rate each."""
+    runs = [run for group in mine.values() for run in group]
     rng = np.random.default_rng(0)  # the same estimates whenever the runs are the same
     planned = max(planned_steps or 0, *(run.steps for run in runs), 1)
     # One more image counts half, so that a perfect or hopeless score has an error too.
@@ -117,8 +153,6 @@ def estimate_learners(
         model=short_runs,
         rng=rng,
     )
-    rates = best_rates(runs)
-    mine = {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
     finals = draws.finals(list(mine.values()), list(mine))
     # Draws in which several learners are exactly equal count for each in part.
     is_best = finals >= finals.max(axis=0)
@@ -131,11 +165,14 @@ def estimate_learners(
         last = [run for run in group if run.steps == steps]
         # A further training has an error of its own beside that of the mean.
         further = finals[index] + rng.normal(0, draws.deviation, size=DRAWS)
+        if test_images is not None:  # which are a sample too
+            sampled = np.sqrt(finals[index] * (1 - finals[index]) / test_images)
+            further += rng.normal(0, 1, size=DRAWS) * sampled
         low, high = np.quantile(np.clip(further, 0, 1), [tail, 1 - tail])
         estimates.append(
             LearnerEstimate(
                 learner=name,
-                rate_factor=rates[name],
+                rate_factor=group[0].rate_factor,
                 accuracy=float(np.mean([run.accuracy for run in last])),
                 expected=float(np.median(finals[index])),
                 low=float(low),
@@ -144,10 +181,9 @@ def estimate_learners(
                 seeds=len({run.seed for run in last}),
                 best=float(best[index]),
                 near_best=float(near[index]),
-                diverged=all(run.diverged for run in group),
             )
         )
-    return tuple(sorted(estimates, key=lambda e: (-e.best, -e.steps, -e.expected)))
+    return estimates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +218,7 @@ class _Draws:
         curves = [
             _Curve(
                 kind=kind_of_learner(name),
-                drawn={s: _log_odds(self._at(runs, s)) for s in sorted({r.steps for r in runs})},
+                drawn={s: _log_odds(self._at(runs, s)) for s in _sound_lengths(runs)},
             )
             for runs, name in zip(groups, names, strict=True)
         ]
@@ -342,6 +378,17 @@ def effect_of_kind(name: str, model: ShortRunModel) -> float:
     return math.nan if names_backbone else model.effects.get(kind or "", math.nan)
 
 
+def _sound_lengths(runs: Sequence[ProbeRun]) -> list[int]:
+    """Return the numbers of steps, in order, after which not every run had diverged."""
+    return sorted({run.steps for run in runs if not run.diverged})
+
+
+def _ends_in_divergence(runs: Sequence[ProbeRun]) -> bool:
+    """Return whether all of the longest runs diverged."""
+    steps = max(run.steps for run in runs)
+    return all(run.diverged for run in runs if run.steps == steps)
+
+
 def _log_odds(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
     inside = np.clip(accuracy, LEAST_DRAWN, 1 - LEAST_DRAWN)
     odds: NDArray[np.float64] = np.log(inside / (1 - inside))
@@ -367,12 +414,19 @@ def best_rates(runs: Sequence[ProbeRun]) -> Mapping[str, float]:
     """Return the factor of the learning rate to use for each learner, in the order of the runs.
 
     The recipe's own rate stays unless another classifies more images right in as many steps and
-    with the same seed, by more than two standard errors of the paired difference.
+    with the same seed, by more than two standard errors of the paired difference. A rate whose
+    longest runs diverged is left while there is another.
     """
     chosen: dict[str, float] = {}
     for name in dict.fromkeys(run.learner for run in runs):
         mine = [run for run in runs if run.learner == name]
-        factors = {run.rate_factor for run in mine}
+        tried = {run.rate_factor for run in mine}
+        diverged = {
+            factor
+            for factor in tried
+            if _ends_in_divergence([run for run in mine if run.rate_factor == factor])
+        }
+        factors = tried - diverged or tried
         current = 1.0 if 1.0 in factors else min(factors)
         for factor in sorted(factors - {current}, key=lambda f: abs(np.log(f))):
             if _is_better_rate(mine, factor, current):

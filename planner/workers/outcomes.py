@@ -6,7 +6,7 @@ origin.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
@@ -20,7 +20,7 @@ from profiler.errors import (
     OutOfMemoryError,
     UsageError,
 )
-from profiler.json_records import ByteCount, NonNegativeFloat, json_object, read_record
+from profiler.json_records import ByteCount, NonNegativeFloat, PositiveInt, json_object, read_record
 from profiler.records import Report
 
 if TYPE_CHECKING:
@@ -92,20 +92,22 @@ class FinishedProbe:
         earlier_runs: number of these.
         seconds: duration of this probe.
         reason: why it ended, one clause.
-        notes: one sentence for each learner that could not be trained, and for each limit.
+        failures: why a learner could not be trained, by its name.
+        test_images: images of the test part, which are not read; None if it is not known.
     """
 
     keys: tuple[RunKey, ...]
     earlier_runs: int
     seconds: NonNegativeFloat
     reason: str
-    notes: tuple[str, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+    test_images: PositiveInt | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return versioned(
             OUTCOME_SCHEMA,
-            probe=asdict(self) | {"keys": list(self.keys), "notes": list(self.notes)},
+            probe=asdict(self) | {"keys": list(self.keys)},
         )
 
 

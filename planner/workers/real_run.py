@@ -135,7 +135,8 @@ def _run_probe(
         earlier_runs=result.earlier_runs,
         seconds=result.seconds,
         reason=result.reason,
-        notes=result.notes,
+        failures=result.failures,
+        test_images=result.test_images,
     )
 
 

@@ -18,7 +18,7 @@ from planner.recipe import Recipe
 from planner.recommendation.ranking import WELL_KNOWN
 from planner.scoring.method_evidence import method_evidence
 from planner.scoring.published_tables import compared_family, method_effects
-from planner.training.probe import PlannedRun, StepLadder, next_run
+from planner.training.probe import PlannedRun, StepLadder, next_affordable_run
 from planner.training.probe_records import Learner, ProbeRun
 from planner.training.short_runs import DEFAULTS, ShortRunModel
 from profiler.workload import Candidate, Workload
@@ -77,7 +77,8 @@ def replay_probe(
 ) -> ReplayedProbe:
     """Replay a probe whose time is a share of that of all whole trainings.
 
-    A probe that would train as long as the whole training ends there: these rows are the truth.
+    A whole training has a row at the recipe's rate and with the first seed; a probe that asks for
+    another whole training ends there.
 
     Args:
         rows: rows of the case.
@@ -97,17 +98,30 @@ def replay_probe(
         StepLadder.of(learners=slow, affordable_steps=share * slow * long, most=long),
         short_runs=short_runs,
     )
-    left = share * whole_cost(rows, case)
+    budget = share * whole_cost(rows, case)
     runs: list[ProbeRun] = []
     spent = 0.0
-    while (planned := next_run(learners, runs, ladder=ladder, quick=quick)) is not None:
-        if planned.steps >= long:
+
+    def key_of(planned: PlannedRun) -> RowKey:
+        return planned.learner.name, planned.steps, planned.seed, round(planned.rate_factor, 3)
+
+    def seconds_of(planned: PlannedRun, _: object) -> float:
+        """Return the time of a run; without a row, 0 if it is short, so that it is asked for."""
+        if key_of(planned) in rows:
+            return cost_of(rows[key_of(planned)])
+        return math.inf if planned.steps >= long else 0.0
+
+    while (
+        planned := next_affordable_run(
+            learners, runs, ladder=ladder, quick=quick, left=budget - spent, budget=budget,
+            seconds_of=seconds_of,
+        )
+    ) is not None:  # fmt: skip
+        key, cost = key_of(planned), seconds_of(planned, runs)
+        if spent + cost > budget:
             break
-        key = (planned.learner.name, planned.steps, planned.seed, round(planned.rate_factor, 3))
         if key not in rows:
             return ReplayedProbe(runs=runs, cpu_seconds=spent, missing=planned)
-        if spent + cost_of(rows[key]) > left:
-            break
         runs.append(as_probe_run(dict(rows[key])))
-        spent += cost_of(rows[key])
+        spent += cost
     return ReplayedProbe(runs=runs, cpu_seconds=spent, missing=None)

@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np
-from cases import IMAGENET, LONG_STEPS, METHODS, SHORT_STEPS, Case
+from cases import IMAGENET, LONG_STEPS, METHODS, SHORT_STEPS, Case, as_probe_run
 from effect_weight import with_best_weight
 from harness import Rows, write_summary
 from replayed import CaseRows, by_published_order, cost_of, replay_probe, row_key, whole_cost
@@ -46,7 +46,7 @@ from short_run_fit import Curves, MethodCurve, cautious_fit, clipped_log_odds, f
 
 from planner.scoring.published_tables import compared_family, method_effects
 from planner.training.probe_statistics import LearnerEstimate, estimate_learners, kind_of_learner
-from planner.training.short_runs import ShortRunModel
+from planner.training.short_runs import DEFAULTS, ShortRunModel
 
 NEAR = 0.01
 PROBE_SHARES = (0.1, 0.25, 0.5)
@@ -202,7 +202,12 @@ def estimates_of(
 ) -> tuple[LearnerEstimate, ...]:
     """Return the product's estimates after a replayed probe."""
     runs = replay_probe(cases[case], case, share=share, short_runs=model).runs
-    return estimate_learners(runs, planned_steps=case.steps, short_runs=model)
+    return estimate_learners(
+        runs,
+        planned_steps=case.steps,
+        test_images=cases[case][case.methods[0], case.steps, 0, 1.0]["test_images"],
+        short_runs=model,
+    )
 
 
 def features_of(case: Case, found: CaseRows, method: str) -> list[float]:
@@ -277,6 +282,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for steps in lengths
         },
+        "intervals_of_whole": intervals_of_whole(cases),
         "fitted_by_case": fitted_by_case(cases),
         "feature_cost": feature_cost(),
         "fitted": asdict(_fitted(cases)) if cases else None,
@@ -390,6 +396,31 @@ def of_intervals(each: list[dict[str, Any]], by: LeftOut) -> dict[str, Any] | No
         "median_error": round(float(np.median([abs(e["accuracy"] - t) for t, e in found])), 4),
         "mean_error": round(float(np.mean([e["accuracy"] - t for t, e in found])), 4),
     }
+
+
+def intervals_of_whole(cases: Cases) -> dict[str, Any]:
+    """Return coverage and width of the intervals of whole trainings, the narrowest to be had.
+
+    They hold the error of the held-out images, of the seed, and, for ``on_test_images``, of the
+    test images.
+    """
+    found: dict[str, Any] = {}
+    for name, counts_test in (("on_any_images", False), ("on_test_images", True)):
+        inside, widths = [], []
+        for case, rows in cases.items():
+            whole = {m: rows[m, case.steps, 0, 1.0] for m in case.methods}
+            estimates = estimate_learners(
+                [as_probe_run(dict(row)) for row in whole.values()],
+                test_images=whole[case.methods[0]]["test_images"] if counts_test else None,
+                short_runs=replace(DEFAULTS, effect_steps=0),
+            )
+            for each in estimates:
+                inside.append(each.low <= whole[each.learner]["test_accuracy"] <= each.high)
+                widths.append(each.high - each.low)
+        found[name] = with_interval(sum(inside), len(inside)) | {
+            "median_width": round(float(np.median(widths)), 4)
+        }
+    return found
 
 
 @cache

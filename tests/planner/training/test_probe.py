@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from planner.recipe import Recipe
-from planner.training.probe import StepLadder, is_clear, next_run, probe
+from planner.training.probe import (
+    StepLadder,
+    is_clear,
+    next_affordable_run,
+    next_run,
+    probe,
+)
 from planner.training.probe_records import (
     Learner,
     LearnerRule,
@@ -119,6 +125,33 @@ def test_more_steps_go_to_the_better_learners_and_the_best_leads() -> None:
     assert spent["full"] > spent["head"] > 0
 
 
+def test_the_last_run_is_the_whole_training_of_the_leader() -> None:
+    runner = MadeUpRunner(FIVE)
+    _, runs = search(runner, seconds=10_000)
+    assert estimate_learners(runs)[0].steps == 80
+    assert runner.done[-1][:2] == ("full", 80)
+
+
+def test_the_end_of_the_time_is_the_leader_s() -> None:
+    """After all five were trained, one whole training fits, or a longer comparison does."""
+    ladder = StepLadder(first=20, rungs=3, most=80)
+    learners = [learner(name) for name in FIVE]
+    runs = [made_run(name, max(accuracy, 0.5), steps=20) for name, accuracy in FIVE.items()]
+
+    def following(*, left: float, budget: float) -> tuple[str, int] | None:
+        planned = next_affordable_run(
+            learners, runs, ladder=ladder, quick=frozenset(), left=left, budget=budget
+        )
+        return None if planned is None else (planned.learner.name, planned.steps)
+
+    assert following(left=100, budget=200) == ("full", 80)  # 80 s, and 40 s for the next rung
+    assert following(left=121, budget=200) == ("lora", 40)
+    assert following(left=79, budget=200) == ("lora", 40)
+    assert following(left=100, budget=159) == ("lora", 40)  # more than half of the time
+    del runs[-1]
+    assert following(left=100, budget=200) == ("head", 20)  # not all are compared
+
+
 def test_learners_with_features_are_never_dropped() -> None:
     runner = MadeUpRunner(FIVE, quick="head")
     _, runs = search(runner, seconds=10_000)
@@ -171,6 +204,50 @@ def test_one_learner_is_measured_too() -> None:
     (only,) = estimate_learners(runs)
     assert only.best == 1
     assert only.low < only.accuracy < only.high
+
+
+def diverged_run(name: str, *, steps: int, factor: float = 1.0) -> ProbeRun:
+    return replace(made_run(name, 0.0, steps=steps, factor=factor), diverged=True)
+
+
+def test_a_learner_that_diverged_says_nothing_of_the_others() -> None:
+    sound = [
+        made_run("full", 0.72, steps=40), made_run("full", 0.85, steps=80),
+        made_run("bitfit", 0.6, steps=40), made_run("head", 0.5, steps=40),
+    ]  # fmt: skip
+    alone = {each.learner: each for each in estimate_learners(sound, planned_steps=320)}
+    for longest in (40, 80, 320):
+        runs = [*sound, made_run("lora", 0.7, steps=20), diverged_run("lora", steps=longest)]
+        found = {each.learner: each for each in estimate_learners(runs, planned_steps=320)}
+        lora = found.pop("lora")
+        assert found == alone
+        assert (lora.diverged, lora.expected, lora.high, lora.near_best) == (True, 0, 0, 0)
+
+
+def test_a_leader_whose_whole_training_diverges_is_no_leader() -> None:
+    ladder = StepLadder(first=20, rungs=2, most=80)
+    learners = [learner("full"), learner("lora")]
+    runs = [made_run("full", 0.5, steps=20), made_run("lora", 0.9, steps=20)]
+    runs.append(diverged_run("lora", steps=80))
+    assert [each.learner for each in ladder.estimates(runs)] == ["full", "lora"]
+    planned = next_run(learners, runs, ladder=ladder)
+    assert planned is not None
+    # a lower rate that did not diverge is taken in place of the recipe's
+    runs.append(made_run("lora", 0.8, steps=20, factor=1 / 3))
+    assert best_rates(runs)["lora"] == 1 / 3
+    assert [each.learner for each in ladder.estimates(runs)] == ["lora", "full"]
+
+
+def test_an_accuracy_on_test_images_has_their_error_too() -> None:
+    runs = [made_run("a", 0.8, steps=80)]
+
+    def variance(test_images: int | None) -> float:
+        (found,) = estimate_learners(runs, planned_steps=80, test_images=test_images)
+        return ((found.high - found.low) / 2.563) ** 2
+
+    for images in (50, 400):
+        added = variance(images) - variance(None)
+        assert added == pytest.approx(0.8 * 0.2 / images, rel=0.15)
 
 
 def test_a_learner_that_lags_far_behind_is_tried_at_a_lower_rate() -> None:

@@ -138,7 +138,14 @@ def test_an_order_of_an_earlier_version_is_read() -> None:
 @pytest.mark.parametrize(
     "result",
     [
-        FinishedProbe(keys=("0a", "ff"), earlier_runs=1, seconds=2.5, reason="clear", notes=("n",)),
+        FinishedProbe(
+            keys=("0a", "ff"),
+            earlier_runs=1,
+            seconds=2.5,
+            reason="clear",
+            failures={"a": "n"},
+            test_images=9,
+        ),
         FinishedMeasurement(report=finished().validation.report, worker="cpu on here"),
     ],
 )

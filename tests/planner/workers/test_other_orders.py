@@ -146,7 +146,9 @@ def test_a_probe_by_a_worker_returns_the_trainings_that_it_stored(
         asked.append(message)
         for run in runs:
             append_probe_run(message.storage, message.study, run.key, run.to_json())
-        return ProbeResult(runs=runs, earlier_runs=1, seconds=2.0, reason="clear", notes=("n",))
+        return ProbeResult(
+            runs=runs, earlier_runs=1, seconds=2.0, reason="clear", failures={"a": "n"}
+        )
 
     monkeypatch.setattr(profiler.running.sandbox, "run_in_process", trained)
     recipe = Recipe(learning_rate=1e-3, epochs=2, patience_epochs=2, source="a test")
@@ -165,7 +167,7 @@ def test_a_probe_by_a_worker_returns_the_trainings_that_it_stored(
             on_progress=lambda *_: None,
         )
     assert result == ProbeResult(
-        runs=runs, earlier_runs=1, seconds=2.0, reason="clear", notes=("n",)
+        runs=runs, earlier_runs=1, seconds=2.0, reason="clear", failures={"a": "n"}
     )
     (message,) = asked
     assert message.learners == (learner,)
