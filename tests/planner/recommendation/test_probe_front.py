@@ -287,7 +287,7 @@ def test_nothing_is_preferred_among_learners_that_all_diverged() -> None:
     estimates = [estimate(0.0, 0.0, diverged=True), estimate(0.0, 0.0, diverged=True), None]
     reports = [report(3.0, 1.0), report(2.0, 2.0), report(1.0, 0.5)]
     for objective in ("balanced", "energy", "time", "accuracy"):
-        assert preferred(estimates, reports, objective, eligible=range(3)) is None  # type: ignore[arg-type]
+        assert preferred(estimates, reports, objective, eligible=range(3)) is None
     estimates[0] = estimate(0.1, 0.1)
     assert preferred(estimates, reports, "energy", eligible=range(3)) == 0
 
