@@ -15,6 +15,7 @@ from typing import Any
 
 from profiler.devices.table import DeviceSpec
 from profiler.errors import BudgetplanError, DeviceError, MeasurementError
+from profiler.running.sandbox import run_in_process
 from profiler.timing.corrections import Correction, LoadedRun, fit_correction
 from profiler.timing.measured_runs import (
     LARGEST_DISAGREEMENT,
@@ -141,7 +142,6 @@ def _time_cells(
     """Return the clock and the timed cells; the steady ones are recorded."""
     from statistics import median
 
-    from profiler.running.sandbox import run_in_process
     from profiler.running.time_limit import UNKNOWN_LIMIT_SECONDS
     from profiler.timing.calibration_cells import (
         CellsRequest,

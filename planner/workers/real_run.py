@@ -20,7 +20,7 @@ from planner.cost.budget import needed_bytes
 from planner.workers.orders import AnyOrder, MeasureOrder, ProbeOrder, RunOrder
 from planner.workers.outcomes import Finished, FinishedMeasurement, FinishedProbe, FinishedRun
 from profiler.errors import OutOfMemoryError
-from profiler.running.sandbox import Progress
+from profiler.running.sandbox import Progress, run_in_process
 from profiler.units import format_bytes_as
 from profiler.workload import Candidate
 
@@ -120,7 +120,6 @@ def _run_probe(
     from planner.training.find_rate import find_rate
     from planner.training.probe_messages import ProbeResult
     from planner.training.probe_process import run_probe
-    from profiler.running.sandbox import run_in_process
 
     result = run_in_process(
         run_probe if order.purpose == "compare" else find_rate,

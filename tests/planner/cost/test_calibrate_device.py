@@ -16,7 +16,6 @@ from planner.cost import calibrate_device as calibration
 from planner.cost.calibrate_device import calibrate_device
 from profiler.devices.table import CPU, device_spec
 from profiler.errors import DeviceError, InputError, MeasurementError
-from profiler.running import sandbox
 from profiler.running.emulated import libraries
 from profiler.running.emulated.gpu import emulated_environment
 from profiler.running.sandbox import run_in_process
@@ -75,7 +74,7 @@ def answer(
             for run in runs
         ]  # fmt: skip
 
-    monkeypatch.setattr(sandbox, "run_in_process", run)
+    monkeypatch.setattr(calibration, "run_in_process", run)
     monkeypatch.setattr(calibration, "_loaded", loaded)
 
 
@@ -127,7 +126,7 @@ def test_cells_that_do_not_run_are_not_blamed_on_a_busy_machine(
     nothing = CellsResult(
         seconds=((),) * count, clock="wall", reasons=(reason,) * count, waits=(0.0,) * count
     )
-    monkeypatch.setattr(sandbox, "run_in_process", lambda *_, **__: nothing)
+    monkeypatch.setattr(calibration, "run_in_process", lambda *_, **__: nothing)
     with pytest.raises(MeasurementError) as caught:
         calibrate_device(CPU)
     assert reason in str(caught.value)
@@ -138,7 +137,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(monkeypatch, factor=1.0, noise=0.0)
-    monkeypatch.setattr(sandbox, "run_in_process", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr(calibration, "run_in_process", lambda *_, **__: pytest.fail("timed"))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="BUDGETPLAN_CACHE"):

@@ -16,7 +16,6 @@ import torch
 import planner.training.find_rate
 import planner.training.probe
 import planner.training.probe_images
-import profiler.running.sandbox
 from planner.recommendation.after_probe import carried_accuracy
 from planner.recommendation.answer import Recommendation, candidate_summary
 from planner.recommendation.checks import CheckedCandidate
@@ -91,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "profiles"))
-    monkeypatch.setattr(profiler.running.sandbox, "run_in_process", run_in_this_process)
+    monkeypatch.setattr("planner.workers.real_run.run_in_process", run_in_this_process)
     monkeypatch.setattr(planner.training.probe_images, "WANTED_HELD_OUT", 0)
     monkeypatch.setattr(planner.training.probe.StepLadder, "of", staticmethod(short_ladder))
 
@@ -100,7 +99,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUDGETPLAN_CACHE", str(tmp_path_factory.getbasetemp() / "profiles"))
-        patch.setattr(profiler.running.sandbox, "run_in_process", run_in_this_process)
+        patch.setattr("planner.workers.real_run.run_in_process", run_in_this_process)
         patch.setattr(planner.training.probe_images, "WANTED_HELD_OUT", 0)
         patch.setattr(planner.training.probe.StepLadder, "of", staticmethod(short_ladder))
         return recommend(request(folder))

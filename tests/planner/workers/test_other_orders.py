@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 import profiler.running.measurement
-import profiler.running.sandbox
 from planner.api import workload_functions
 from planner.cli import cli
 from planner.recipe import Recipe
@@ -150,7 +149,7 @@ def test_a_probe_by_a_worker_returns_the_trainings_that_it_stored(
             runs=runs, earlier_runs=1, seconds=2.0, reason="clear", failures={"a": "n"}
         )
 
-    monkeypatch.setattr(profiler.running.sandbox, "run_in_process", trained)
+    monkeypatch.setattr("planner.workers.real_run.run_in_process", trained)
     recipe = Recipe(learning_rate=1e-3, epochs=2, patience_epochs=2, source="a test")
     learner = Learner(name="head", candidate=Candidate(workload=WORKLOAD), recipe=recipe)
     question = request(url, device_label("cpu"))
