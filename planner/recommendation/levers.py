@@ -1,4 +1,7 @@
-"""Decides which levers a replayed row of the answer takes.
+"""Decides which levers a row of the answer takes.
+
+    with_levers            a replayed row with its levers
+    composed_with_levers   the composed time and energy that a row of the search would have
 
 Levers change the speed of a step and not its results (``profiler.workload.Lever``), so they are
 decided after the search and do not multiply its space. By default (``auto``) a row takes a
@@ -17,11 +20,20 @@ from planner.recommendation.named_rows import is_paper_default
 from planner.search.problem import TrialResult
 from planner.search.space import ADAMW_VARIANTS
 from profiler.errors import UsageError
-from profiler.prediction.lever_effects import PREDICTED_LEVERS, LeverEffect, lever_effects
+from profiler.prediction.lever_effects import (
+    PREDICTED_LEVERS,
+    LeverEffect,
+    can_gain,
+    effect_of,
+    lever_effects,
+)
 from profiler.records import Report
+from profiler.units import DeviceBytes
 from profiler.workload import Candidate, Lever
 
 if TYPE_CHECKING:
+    from planner.cost.model import CostModel
+    from planner.cost.step_estimate import StepEstimate
     from profiler.devices.table import DeviceSpec
     from profiler.replay.event_log import EventLog
 
@@ -91,10 +103,9 @@ def with_levers(
         log: the replay that the report was read from.
     """
     plain = LeverOutcome(report=report)
-    if not choice or is_paper_default(row) or not (device.is_cuda or choice != "auto"):
+    levers = _allowed_levers(row, report.candidate, choice, device)
+    if not levers:
         return plain
-    wanted = PREDICTED_LEVERS if choice == "auto" else choice
-    levers = tuple(x for x in wanted if _allows(report.candidate, x, device))
     effects = lever_effects(
         report.candidate,
         log,
@@ -117,6 +128,66 @@ def with_levers(
         joules_ratio=_ratio(changed.energy_joules, report.energy_joules),
         plain_report=report,
     )
+
+
+def composed_with_levers(row: TrialResult, *, choice: LeverChoice, cost: CostModel) -> TrialResult:
+    """Return a row with the composed time and energy of the levers that it would take.
+
+    The replay decides which ones it takes (``with_levers``). If no time is predicted with levers,
+    the row is unchanged.
+
+    Args:
+        row: the row in the search, without levers.
+        choice: the user's choice.
+        cost: cost model that composed the row.
+    """
+    levers = _allowed_levers(row, row.candidate, choice, cost.device)
+    if not levers:
+        return row
+    plain = _composed_step(row.candidate, (), cost)
+    if choice == "auto":
+        levers = tuple(
+            lever
+            for lever in levers
+            if can_gain(cost.device, lever)
+            and _gains(effect_of(lever, _composed_ratio(row.candidate, lever, plain, cost)))
+        )
+    changed = _composed_step(row.candidate, levers, cost)
+    return replace(
+        row,
+        step_seconds=_by_factor(row.step_seconds, _ratio(changed.step_seconds, plain.step_seconds)),
+        energy_joules=_by_factor(
+            row.energy_joules, _ratio(changed.energy_joules, plain.energy_joules)
+        ),
+    )
+
+
+def _composed_ratio(
+    candidate: Candidate, lever: Lever, plain: StepEstimate, cost: CostModel
+) -> float:
+    try:
+        changed = _composed_step(candidate, (lever,), cost)
+    except UsageError:  # the method has no update that is fused
+        return 1.0
+    return _ratio(changed.step_seconds, plain.step_seconds)
+
+
+def _composed_step(
+    candidate: Candidate, levers: tuple[Lever, ...], cost: CostModel
+) -> StepEstimate:
+    changed = replace(candidate, workload=candidate.workload.replace(levers=levers))
+    # Only time and energy are used: no bytes are near to 0, so the allocator is not read.
+    return cost.estimate(changed, DeviceBytes(0))
+
+
+def _allowed_levers(
+    row: TrialResult, candidate: Candidate, choice: LeverChoice, device: DeviceSpec
+) -> tuple[Lever, ...]:
+    """Return the levers that are considered for a row, by the choice and its candidate."""
+    if not choice or is_paper_default(row) or not (device.is_cuda or choice != "auto"):
+        return ()
+    wanted = PREDICTED_LEVERS if choice == "auto" else choice
+    return tuple(lever for lever in wanted if _allows(candidate, lever, device))
 
 
 def _replay_with(

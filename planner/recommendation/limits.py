@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from planner.recommendation.answer import FrontEntry, candidate_summary
+from planner.recommendation.levers import composed_with_levers
 from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
 from planner.recommendation.run_totals import JOULES_PER_KWH, known_times
@@ -21,6 +23,9 @@ from planner.search.problem import TrialResult
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.records import Report
 from profiler.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.cost.model import CostModel
 
 SECONDS_PER_HOUR = 3600.0
 """Seconds of an hour."""
@@ -39,32 +44,41 @@ class AccuracyCheck:
     dropped: tuple[str, ...]
 
 
-def within_cost_limits(request: Request, front: Sequence[TrialResult]) -> list[TrialResult]:
+def within_cost_limits(
+    request: Request, front: Sequence[TrialResult], cost: CostModel
+) -> list[TrialResult]:
     """Return the candidates whose training is within the limits of duration and energy.
+
+    A candidate that exceeds a limit is counted with the levers that it would take, as the answer
+    counts it. The replayed time of each row is checked again (``exceeded_limit``).
 
     Args:
         request: the request.
         front: candidates that fit the memory.
+        cost: cost model that composed them.
 
     Raises:
         UnmetLimitError: none is; the message has the least that is needed.
         UsageError: the speed or the power of the device is not known.
     """
-    kept = list(front)
-    hours, kwh = request.limits.max_hours, request.limits.max_kwh
-    steps = _StepsOfRecipes(request)
-    if hours is not None:
-        values = [
-            known_times(row.step_seconds, steps.of(row.candidate.workload) / SECONDS_PER_HOUR)
-            for row in kept
-        ]
-        kept = _within(kept, values, limit=hours, unit="hours")
-    if kwh is not None:
-        values = [
-            known_times(row.energy_joules, steps.of(row.candidate.workload) / JOULES_PER_KWH)
-            for row in kept
-        ]
-        kept = _within(kept, values, limit=kwh, unit="kWh")
+    kept, steps = list(front), _StepsOfRecipes(request)
+
+    def hours(row: TrialResult) -> float | None:
+        return known_times(row.step_seconds, steps.of(row.candidate.workload) / SECONDS_PER_HOUR)
+
+    def kwh(row: TrialResult) -> float | None:
+        return known_times(row.energy_joules, steps.of(row.candidate.workload) / JOULES_PER_KWH)
+
+    def with_levers_of(value: float | None, limit: float, row: TrialResult) -> TrialResult:
+        if value is None or value <= limit:
+            return row
+        return composed_with_levers(row, choice=request.levers, cost=cost)
+
+    limits = request.limits
+    for limit, total, unit in ((limits.max_hours, hours, "hours"), (limits.max_kwh, kwh, "kWh")):
+        if limit is not None:
+            values = [total(with_levers_of(total(row), limit, row)) for row in kept]
+            kept = _within(kept, values, limit=limit, unit=unit)
     return kept
 
 

@@ -185,7 +185,7 @@ def _checked_rows(
     request: Request, found: SearchResult, cost: CostModel, pool: RunPool | None, notify: Notify
 ) -> _CheckedRows:
     """Select the rows of the answer and check them: replay, probe, rehearsal, real runs."""
-    affordable = within_cost_limits(request, found.fitting(request.limit_of))
+    affordable = within_cost_limits(request, found.fitting(request.limit_of), cost)
     replayed = replay_front(
         request, affordable, cost, notify, every_method=request.probe_seconds is not None
     )

@@ -89,11 +89,12 @@ def lever_effects(
         if used is None or kernels is None or not can_time(used, changed, kernels):
             continue
         ratio = step_seconds(used, kernels, changed) / base
-        found.append(_effect_of(lever, ratio))
+        found.append(effect_of(lever, ratio))
     return tuple(found)
 
 
-def _effect_of(lever: Lever, ratio: float) -> LeverEffect:
+def effect_of(lever: Lever, ratio: float) -> LeverEffect:
+    """Return the effect of a lever, with its interval, for a predicted ratio of seconds."""
     if lever == "channels_last":
         return LeverEffect(
             lever=lever,
@@ -141,4 +142,4 @@ def _with_fused_update(
     return replace(log, operations=(*kept, *fused))
 
 
-__all__ = ["PREDICTED_LEVERS", "LeverEffect", "lever_effects"]
+__all__ = ["PREDICTED_LEVERS", "LeverEffect", "can_gain", "effect_of", "lever_effects"]

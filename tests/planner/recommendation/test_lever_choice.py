@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 
+from planner.cost.model import CostModel
 from planner.recommendation import levers as deciding
+from planner.recommendation.build_request import build_request
 from planner.recommendation.lever_choice import LeverChoice, parse_levers
-from planner.recommendation.levers import LEAST_GAIN, LeverOutcome, with_levers
+from planner.recommendation.levers import (
+    LEAST_GAIN,
+    LeverOutcome,
+    composed_with_levers,
+    with_levers,
+)
+from planner.recommendation.limits import exceeded_limit, within_cost_limits
+from planner.recommendation.recipes import plan_recipe
+from planner.recommendation.request import Limits
 from planner.search.problem import TrialResult
 from profiler.devices.table import CPU, device_spec
-from profiler.errors import UnknownNameError, UsageError
+from profiler.errors import UnknownNameError, UnmetLimitError, UsageError
 from profiler.placement import Decision, Placement
 from profiler.prediction.lever_effects import LeverEffect
 from profiler.prediction.report import predict, report_of
@@ -121,6 +132,50 @@ def test_a_row_keeps_its_power_limit() -> None:
     assert outcome.report.power_limit_watts == plain.power_limit_watts == 110
     free = decided(BASE)[1]
     assert outcome.report.energy_joules != free.report.energy_joules
+
+
+@pytest.mark.parametrize("choice", ["auto", ("channels_last",), ("fused",)])
+def test_limits_of_time_and_energy_are_those_of_the_answer_with_levers(choice: LeverChoice) -> None:
+    plain, outcome = decided(BASE, choice)
+    cost = CostModel(RTX)
+    step = cost.estimate(plain.candidate)
+    row = replace(
+        row_of(plain.candidate),
+        step_seconds=step.step_seconds,
+        energy_joules=step.energy_joules,
+    )
+    asked = build_request("test_resnet", budget_bytes=2**31, device="rtx-3060", validations=0)
+    asked = replace(asked, levers=choice)
+    recipe = plan_recipe(asked, BASE)
+    steps = recipe.steps(asked.images_of(recipe), effective_batch=BASE.effective_batch)
+    for name, before, after in (
+        ("max_hours", plain.step_seconds, outcome.report.step_seconds),
+        ("max_kwh", plain.energy_joules, outcome.report.energy_joules),
+    ):
+        assert before is not None
+        assert after is not None
+        total = after * steps / (3600 if name == "max_hours" else 3.6e6)
+        assert after < 0.99 * before
+        enough = replace(asked, limits=Limits(**{name: 1.01 * total}))
+        assert within_cost_limits(enough, [row], cost) == [row]
+        assert exceeded_limit(enough, outcome.timed_report) is None
+        with pytest.raises(UnmetLimitError) as refused:
+            within_cost_limits(replace(asked, limits=Limits(**{name: 0.98 * total})), [row], cost)
+        least = str(refused.value).partition("the least is ")[2].partition(" ")[0]
+        assert float(least) == pytest.approx(total, rel=0.01)
+        without = replace(enough, levers=())
+        with pytest.raises(UnmetLimitError):
+            within_cost_limits(without, [row], cost)
+
+
+def test_levers_without_a_composed_time_leave_a_row_as_it_is() -> None:
+    cost, row = CostModel(RTX), row_of(Candidate(workload=BASE))
+    assert composed_with_levers(row, choice=("compile",), cost=cost) == row
+    assert composed_with_levers(row, choice=(), cost=cost) == row
+    galore = row_of(Candidate(workload=BASE.replace(method="galore", rank=8)))
+    found = composed_with_levers(galore, choice="auto", cost=cost)
+    assert found.step_seconds is not None
+    assert 0 < found.step_seconds < 2
 
 
 def test_time_that_is_not_predicted_with_levers_is_that_without() -> None:

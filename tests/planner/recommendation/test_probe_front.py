@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from planner.recommendation.several_backbones import request_for_backbones
 from planner.recommendation.tested_rate import with_tested_rate
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.probe_storage import append_probe_run, read_probe_runs
+from planner.search.problem import TrialResult
 from planner.search.space import SearchedMethod, Space
 from planner.training.probe import StepLadder
 from planner.training.probe_records import RATE_FACTORS
@@ -35,7 +37,7 @@ from planner.training.probe_statistics import LearnerEstimate
 from planner.training.run_options import RunOptions
 from planner.workers.run_device import this_device
 from planner.workers.run_pool import RunPool, opened_pool
-from profiler.devices.table import device_label
+from profiler.devices.table import CPU, device_label
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.models import backbones
 from profiler.placement import Placement
@@ -303,15 +305,20 @@ def test_limits_of_time_and_energy_name_the_least_that_is_needed(
     assert recipe is not None
     steps = recipe.epochs * (1295 // 16)
     limit = 1.0001 * least * steps / 3600
-    kept = within_cost_limits(request(folder, limits=Limits(max_hours=limit)), front)
+
+    def within(rows: Sequence[TrialResult], **limits: float) -> list[TrialResult]:
+        cost: Any = SimpleNamespace(device=CPU)  # that of the rows is not read without levers
+        return within_cost_limits(request(folder, levers=(), limits=Limits(**limits)), rows, cost)
+
+    kept = within(front, max_hours=limit)
     assert {result.step_seconds for result in kept} == {least}
     with pytest.raises(UnmetLimitError, match=f"least is {least * steps / 3600:.3g} hours"):
-        within_cost_limits(request(folder, limits=Limits(max_hours=limit / 2)), front)
+        within(front, max_hours=limit / 2)
     with pytest.raises(UnmetLimitError, match="kWh"):
-        within_cost_limits(request(folder, limits=Limits(max_kwh=1e-12)), front)
+        within(front, max_kwh=1e-12)
     unknown = [replace(result, energy_joules=None) for result in front]
     with pytest.raises(UsageError, match="power of this device is not known"):
-        within_cost_limits(request(folder, limits=Limits(max_kwh=1.0)), unknown)
+        within(unknown, max_kwh=1.0)
 
 
 def test_an_accuracy_that_nothing_reaches_is_refused(

@@ -17,6 +17,7 @@ from planner.recommendation.request import EnergyRates, Limits
 from planner.recommendation.run_totals import run_totals
 from planner.training.loop import LoopImages
 from planner.training.plan_check import load_data_for
+from profiler.devices.table import CPU
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.records import DeviceLabel, Memory, Parameters, Report, Rung, ValueInterval
 from profiler.units import GIB
@@ -89,12 +90,14 @@ def test_a_recipe_that_selects_no_epoch_trains_on_the_selection_images_too(tmp_p
         image_size=32,
         methods=["lora", "adalora"],
         pretrained=False,
+        levers="none",
         validations=0,
         study="totals",
         out=tmp_path,
     )
     base = Workload(model="test_vit", num_classes=10, image_size=32, micro_batch=16)
     recipes, seconds = {}, {}
+    cost: Any = SimpleNamespace(device=CPU)
     for method, images in (("lora", 1295), ("adalora", 1295 + 143)):
         load = base.replace(method=method, rank=4)
         recipes[method] = plan_recipe(asked, load)
@@ -110,9 +113,9 @@ def test_a_recipe_that_selects_no_epoch_trains_on_the_selection_images_too(tmp_p
             rows: Any = [SimpleNamespace(candidate=step.candidate, step_seconds=3600.0)]
             if reached:
                 with pytest.raises(UnmetLimitError):
-                    within_cost_limits(limited, rows)
+                    within_cost_limits(limited, rows, cost)
             else:
-                assert within_cost_limits(limited, rows) == rows
+                assert within_cost_limits(limited, rows, cost) == rows
     assert seconds["adalora"] > seconds["lora"]
     rows = [
         SimpleNamespace(
@@ -121,4 +124,4 @@ def test_a_recipe_that_selects_no_epoch_trains_on_the_selection_images_too(tmp_p
         for method in recipes
     ]
     between = replace(asked, limits=Limits(max_hours=sum(seconds.values()) / 2 / 3600))
-    assert within_cost_limits(between, rows) == rows[:1]
+    assert within_cost_limits(between, rows, cost) == rows[:1]
