@@ -1,5 +1,6 @@
 """Carries the accuracies of a probe over to candidates that it did not train.
 
+    accuracy_expected  accuracy of a candidate by the probe, or by published numbers
     carried_accuracy   accuracy of a candidate from that of the nearest one that was trained
     remake_front       the rows of the answer, chosen anew by the probe's accuracies
 
@@ -8,7 +9,8 @@ the two methods' published effects. A method that published comparisons equate w
 (``dora`` with ``lora``), and another rank, differ by the small effect of the rank alone. The
 interval is wider by the error of such a difference (``planner.scoring.table_errors``).
 
-The steps of a validation change no accuracy: six steps show that a plan trains, and nothing more.
+The few steps of a validation change none of these accuracies: six steps show that a plan trains,
+and nothing more (``build_entry.accuracy_after_run``).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from planner.recommendation.answer import EQUAL_SCORES
 from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.choose_by_probe import is_equal
 from planner.recommendation.probe_front import ProbeOutcome
+from planner.recommendation.ranking import expected_accuracy
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
@@ -65,6 +68,26 @@ class _Carried:
     value: float
     error: float
     is_same_method: bool
+
+
+def accuracy_expected(
+    request: Request, probe: ProbeOutcome | None, result: TrialResult
+) -> AccuracyEstimate:
+    """Return the accuracy that a candidate is expected to have after its whole training.
+
+    Args:
+        request: the request.
+        probe: result of the probe; None without one.
+        result: the candidate's trial in the search.
+    """
+    workload = result.candidate.workload
+    if probe is None:
+        return expected_accuracy(request, result)
+    return (
+        probe.expected_accuracy(workload)
+        or carried_accuracy(probe, workload, train_images=request.balanced_images)
+        or expected_accuracy(request, result)
+    )
 
 
 def carried_accuracy(
@@ -112,32 +135,39 @@ def remake_front(
 ) -> CheckOutcome:
     """Return the rows of the answer by the accuracies of the probe, replayed.
 
-    Rows that the probe found equal to the best stay. Without a training, all rows stay. All scores
-    are ``corrected_score``, and the highest comes first.
+    Rows that the probe found equal to the best stay. Without a training, all rows stay whose result
+    is given. After one, all scores are ``corrected_score``, and the highest comes first.
 
     Args:
         request: the request.
         probe: result of the probe; None without one.
-        results: candidates of the search within the budget and the limits.
+        results: candidates of the search within the budget and the limits, that of the accuracy
+            included.
         replayed: rows of the probe.
         cost: cost model that composed the results.
         notify: called with (stage, candidate, fraction of the stage done).
     """
-    if probe is None or not probe.estimates:
+    if probe is None:
+        return replayed
+    allowed = {each.point for each in results}
+    known = [each for each in replayed.passed if each.result.point in allowed]
+    if not probe.estimates and len(known) == len(replayed.passed):
         return replayed
     refused = {each.point for each in replayed.refused}
 
     def corrected(result: TrialResult) -> TrialResult:
+        if not probe.estimates:
+            return result
         workload = result.candidate.workload
         return replace(result, score=corrected_score(probe, workload, request.balanced_images))
 
     rows = [corrected(result) for result in results if result.point not in refused]
-    remade = replay_front(request, rows, cost, notify, known=replayed.passed)
+    remade = replay_front(request, rows, cost, notify, known=known)
     points = {each.result.point for each in remade.passed}
     kept = [
         replace(each, result=corrected(each.result))
-        for each in replayed.passed
-        if each.result.point not in points and _leads(probe, each)
+        for each in known
+        if each.result.point not in points and (_leads(probe, each) or not probe.estimates)
     ]
     return CheckOutcome(
         passed=tuple(sorted((*remade.passed, *kept), key=lambda each: -each.result.score)),

@@ -97,7 +97,8 @@ class Recommendation:
         ties: indices of the other entries that are expected to be as accurate as the recommended
             one.
         alternatives: named rows of ``front``, and those that do not fit.
-        dropped: one sentence per candidate that exceeded the budget or failed in a later stage.
+        dropped: one sentence per candidate that exceeded the budget or failed in a later stage, and
+            per method that is not expected to be accurate enough.
         notes: one sentence per fact that limits or explains the answer (``notes.py``).
         probe: short trainings of the front; None if none were requested.
         training_free: published models that need no fine-tuning; None if they were not listed.
@@ -146,17 +147,7 @@ class Recommendation:
     @property
     def totals(self) -> list[RunTotals | None]:
         """Duration and energy of the whole training of each entry."""
-        request = self.request
-        return [
-            None
-            if entry.plan.recipe is None
-            else run_totals(
-                entry.plan,
-                images=request.images_of(entry.plan.recipe),
-                rates=request.energy_rates,
-            )
-            for entry in self.front
-        ]
+        return [run_totals(entry.plan, self.request) for entry in self.front]
 
     @property
     def backbone_levels(self) -> Mapping[str, BackboneLevel]:

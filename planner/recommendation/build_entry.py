@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from planner.cost.fit_probability import fit_of
 from planner.plan import Accuracy, Plan, plan_file_name
-from planner.recommendation.after_probe import carried_accuracy
+from planner.recommendation.after_probe import accuracy_expected
 from planner.recommendation.answer import FrontEntry
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import is_long_run
 from planner.recommendation.compare_scores import SCORED_KINDS
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe
 from planner.recommendation.provenance import plan_provenance
-from planner.recommendation.ranking import expected_accuracy
 from planner.recommendation.request import Request
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import LOWEST_ACCURACY, Scores, compute_scores
@@ -39,14 +38,8 @@ def build_entry(
         checked: the candidate.
         probe: short trainings of the front; None without any.
     """
-    expected = expected_accuracy(request, checked.result)
+    expected = accuracy_expected(request, probe, checked.result)
     workload = checked.candidate.workload
-    if probe is not None:
-        expected = (
-            probe.expected_accuracy(workload)
-            or carried_accuracy(probe, workload, train_images=request.balanced_images)
-            or expected
-        )
     validation = checked.validation
     accuracy = accuracy_after_run(_accuracy_of(expected), validation)
     plan = Plan(
@@ -71,10 +64,6 @@ def build_entry(
     )
 
 
-KEPT_KINDS = ("probe", "published")
-"""Kinds of an accuracy of a plan that a short real run does not replace."""
-
-
 def _accuracy_of(expected: AccuracyEstimate) -> Accuracy:
     if expected.value is None or expected.kind is None:
         return Accuracy(value=None, source=expected.reason, kind="none")
@@ -91,9 +80,10 @@ def _accuracy_of(expected: AccuracyEstimate) -> Accuracy:
 def accuracy_after_run(accuracy: Accuracy, validation: Validation | None) -> Accuracy:
     """Return the accuracy of a plan after a real run.
 
-    A few steps show that training works, and nothing about the accuracy of the whole training. They
-    replace neither a published accuracy nor that of a probe, which trains by the plan's recipe. A
-    long run replaces a published one.
+    A few steps show that training works, and nothing about the accuracy of the whole training, so
+    they replace no known accuracy. A long run from pretrained weights replaces a published accuracy
+    and a derived one, but not that of a probe, which trained by the plan's recipe. The reading of
+    every run is in the provenance.
 
     Args:
         accuracy: accuracy of the plan before.
@@ -101,9 +91,11 @@ def accuracy_after_run(accuracy: Accuracy, validation: Validation | None) -> Acc
     """
     if validation is None:
         return accuracy
-    if accuracy.kind == "published" and is_long_run(validation):
+    if accuracy.kind in ("none", "measured"):
         return validation.accuracy
-    return accuracy if accuracy.kind in KEPT_KINDS else validation.accuracy
+    # No accuracy of training from random weights is published.
+    replaces = is_long_run(validation) and validation.weights.kind != "random"
+    return validation.accuracy if replaces and accuracy.kind != "probe" else accuracy
 
 
 def plan_scores(

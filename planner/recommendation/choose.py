@@ -63,7 +63,7 @@ def choose(
     results = [entry.result for entry in entries]
     measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
     eligible = measured or list(range(len(entries)))
-    intervals = _measured_accuracies(entries, eligible)
+    intervals = _measured_accuracies(entries, eligible, question)
     equals = _equals_by_runs(intervals) if intervals else _equals_by_evidence(results, eligible)
     index = _best_of_equals(results, equals, question)
     if intervals:
@@ -88,14 +88,14 @@ def choose(
 
 
 def _measured_accuracies(
-    entries: Sequence[FrontEntry], eligible: Sequence[int]
+    entries: Sequence[FrontEntry], eligible: Sequence[int], question: Question
 ) -> dict[int, tuple[float, float]]:
     """Return the interval of the measured accuracy of each eligible entry, by its index.
 
     Empty unless every eligible entry had a long run: a measured accuracy does not compare with an
     expected one.
     """
-    found = {i: run for i in eligible if (run := _long_run(entries[i])) is not None}
+    found = {i: run for i in eligible if (run := _long_run(entries[i], question)) is not None}
     return found if len(found) == len(eligible) else {}
 
 
@@ -125,10 +125,16 @@ def is_long_run(run: Validation) -> bool:
     return len(run.losses) >= LONG_RUN_STEPS and run.accuracy_images >= LONG_RUN_IMAGES
 
 
-def _long_run(entry: FrontEntry) -> tuple[float, float] | None:
-    """Return the measured accuracy plus and minus a standard error; None after a short run."""
+def _long_run(entry: FrontEntry, question: Question) -> tuple[float, float] | None:
+    """Return the measured accuracy plus and minus a standard error; None after a short run.
+
+    None also after a run from random weights in place of the plan's pretrained ones, which order
+    methods in another way.
+    """
     run = entry.validation
     if run is None or not is_long_run(run):
+        return None
+    if question.pretrained and run.weights.kind == "random":
         return None
     value = run.accuracy.value
     if value is None or value <= LOWEST_ACCURACY:

@@ -2,18 +2,18 @@
 
     within_cost_limits   candidates of the search whose training is short and cheap enough
     exceeded_limit       the limit that a replayed candidate exceeds
-    accurate_enough      entries whose expected accuracy is high enough
+    accurate_enough      candidates of the search whose expected accuracy is high enough
 
 The length of a training is that of its recipe, without an early stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planner.recommendation.answer import FrontEntry, candidate_summary
+from planner.recommendation.answer import candidate_summary
 from planner.recommendation.levers import composed_with_levers
 from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Request
@@ -33,14 +33,14 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyCheck:
-    """Entries divided by the limit of the expected accuracy.
+    """Candidates divided by the limit of the expected accuracy.
 
     Attributes:
-        passed: entries that are expected to be accurate enough.
-        dropped: a sentence for each other entry.
+        passed: candidates that are expected to be accurate enough.
+        dropped: a sentence for each method of which no candidate is.
     """
 
-    passed: tuple[FrontEntry, ...]
+    passed: tuple[TrialResult, ...]
     dropped: tuple[str, ...]
 
 
@@ -159,42 +159,70 @@ def _within(
     return kept
 
 
-def accurate_enough(request: Request, entries: Sequence[FrontEntry]) -> AccuracyCheck:
-    """Divide entries by the limit of the expected accuracy.
+def accurate_enough(
+    request: Request,
+    results: Sequence[TrialResult],
+    expected_of: Callable[[TrialResult], AccuracyEstimate],
+) -> AccuracyCheck:
+    """Divide candidates by the limit of the expected accuracy.
 
     The accuracy of a probe is carried on to the steps of the whole training. Its interval does not
     decide; the sentences show it.
 
+    Args:
+        request: the request.
+        results: candidates within the budget and the other limits.
+        expected_of: returns the expected accuracy of a candidate.
+
     Raises:
-        UnmetLimitError: no entry is expected to be accurate enough.
+        UnmetLimitError: no candidate is expected to be accurate enough.
     """
     least = request.limits.min_accuracy
     if least is None:
-        return AccuracyCheck(passed=tuple(entries), dropped=())
-    if all(entry.expected.value is None for entry in entries):
+        return AccuracyCheck(passed=tuple(results), dropped=())
+    found = [(result, expected_of(result)) for result in results]
+    known = [(result, value) for result, each in found if (value := each.value) is not None]
+    if found and not known:
         raise UnmetLimitError(
             f"no accuracy on {request.run.data} is known for any candidate, so --min-accuracy "
             f"{100 * least:g} cannot be checked; measure it with --probe-minutes"
         )
-    passed = tuple(e for e in entries if e.expected.value is not None and e.expected.value >= least)
-    if not passed:
-        best = max((e for e in entries if e.expected.value is not None), key=_expected_value)
+    passed = tuple(result for result, value in known if value >= least)
+    best = _most_accurate(found)
+    if found and not passed:
+        result, expected = max(best.values(), key=lambda pair: _value(pair[1]))
+        limits = request.limits
+        others = limits.max_hours is not None or limits.max_kwh is not None
         raise UnmetLimitError(
-            f"no candidate that fits is expected to reach {100 * least:g} % after its whole "
-            f"training: the highest expected accuracy is {_shown(best.expected)}, of "
-            f"{candidate_summary(best.plan.candidate)}; lower --min-accuracy, or raise --vram"
+            f"no candidate that fits{' and is within the other limits' if others else ''} is "
+            f"expected to reach {100 * least:g} % after its whole training: the highest expected "
+            f"accuracy is {_shown(expected)}, of {candidate_summary(result.candidate)}; lower "
+            "--min-accuracy, or raise --vram"
         )
     dropped = tuple(
-        f"{candidate_summary(each.plan.candidate)}: its expected accuracy is "
-        f"{_shown(each.expected)}, and {100 * least:g} % was requested"
-        for each in entries
-        if each not in passed
+        f"{method}{f' of {model}' if request.others else ''}: its expected accuracy is "
+        f"{_shown(expected)}, and {100 * least:g} % was requested"
+        for (model, method), (_, expected) in best.items()
+        if _value(expected) < least
     )
     return AccuracyCheck(passed=passed, dropped=dropped)
 
 
-def _expected_value(entry: FrontEntry) -> float:
-    return entry.expected.value or 0.0
+def _most_accurate(
+    found: Sequence[tuple[TrialResult, AccuracyEstimate]],
+) -> dict[tuple[str, str], tuple[TrialResult, AccuracyEstimate]]:
+    """Return the candidate of the highest expected accuracy by backbone and method."""
+    best: dict[tuple[str, str], tuple[TrialResult, AccuracyEstimate]] = {}
+    for result, expected in found:
+        workload = result.candidate.workload
+        key = (workload.model, workload.method)
+        if key not in best or _value(expected) > _value(best[key][1]):
+            best[key] = (result, expected)
+    return best
+
+
+def _value(expected: AccuracyEstimate) -> float:
+    return 0.0 if expected.value is None else expected.value
 
 
 def _shown(expected: AccuracyEstimate) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from planner.disk.drafts import remove_draft_files
 from planner.disk.free_space import check_folder
 from planner.plan import write_new_plan
-from planner.recommendation.after_probe import remake_front
+from planner.recommendation.after_probe import accuracy_expected, remake_front
 from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.answer import FrontEntry, Recommendation
 from planner.recommendation.baselines import paper_baselines
@@ -30,7 +30,7 @@ from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.choose import choose
 from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import none_replayed
-from planner.recommendation.limits import accurate_enough, within_cost_limits
+from planner.recommendation.limits import AccuracyCheck, accurate_enough, within_cost_limits
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe_front
 from planner.recommendation.ranking import Question
@@ -167,7 +167,7 @@ class _CheckedRows:
     Attributes:
         affordable: results of the search within the budget and the limits.
         candidates: the rows that passed, replayed and, if requested, run.
-        entries: their plans, within the limit of accuracy.
+        entries: their plans.
         probe: the probe; None if there was none.
         dropped: one sentence for each row that failed.
         notes: notes of the checks.
@@ -186,29 +186,43 @@ def _checked_rows(
 ) -> _CheckedRows:
     """Select the rows of the answer and check them: replay, probe, rehearsal, real runs."""
     affordable = within_cost_limits(request, found.fitting(request.limit_of), cost)
+    accurate = AccuracyCheck(passed=tuple(affordable), dropped=())
+    if request.probe_seconds is None:
+        accurate = _accurate_rows(request, affordable, None)
     replayed = replay_front(
-        request, affordable, cost, notify, every_method=request.probe_seconds is not None
+        request, accurate.passed, cost, notify, every_method=request.probe_seconds is not None
     )
     if not replayed.passed:
         raise none_replayed(request, found, cost, replayed.dropped)
     probe = probe_front(request, replayed.passed, pool, notify)
-    replayed = remake_front(request, probe, affordable, replayed, cost=cost, notify=notify)
+    if probe is not None:
+        accurate = _accurate_rows(request, affordable, probe)
+        replayed = remake_front(request, probe, accurate.passed, replayed, cost=cost, notify=notify)
+        if not replayed.passed:
+            raise none_replayed(request, found, cost, replayed.dropped)
     rehearsed = rehearse_front(request, replayed.passed, notify)
     ran = _run_best(request, rehearsed.passed, probe, pool, notify)
-    built = [build_entry(request, found, candidate, probe) for candidate in ran.passed]
-    accurate = accurate_enough(request, built)
     return _CheckedRows(
-        affordable=affordable,
+        affordable=accurate.passed,
         candidates=ran.passed,
-        entries=accurate.passed,
+        entries=tuple(build_entry(request, found, candidate, probe) for candidate in ran.passed),
         probe=probe,
-        dropped=(*replayed.dropped, *rehearsed.dropped, *ran.dropped, *accurate.dropped),
+        dropped=(*accurate.dropped, *replayed.dropped, *rehearsed.dropped, *ran.dropped),
         notes=(
             *(() if probe is None else probe.notes),
             *replayed.notes,
             *rehearsed.notes,
             *ran.notes,
         ),
+    )
+
+
+def _accurate_rows(
+    request: Request, results: Sequence[TrialResult], probe: ProbeOutcome | None
+) -> AccuracyCheck:
+    """Divide results by the limit of accuracy, so that only rows within it are really run."""
+    return accurate_enough(
+        request, results, lambda result: accuracy_expected(request, probe, result)
     )
 
 

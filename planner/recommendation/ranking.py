@@ -32,7 +32,7 @@ from planner.recommendation.objective import Objective
 from planner.recommendation.request import Request
 from planner.scoring.accuracy_prior import AccuracyEstimate, estimate_accuracy
 from planner.scoring.method_evidence import MethodEvidence, method_evidence, never_below
-from planner.search.problem import TrialResult
+from planner.search.problem import COST_IMAGES, TrialResult
 from profiler.models.methods import method_infos
 from profiler.units import DeviceBytes
 
@@ -105,8 +105,9 @@ class Question:
         images = result.candidate.workload.effective_batch
         known = {"time": result.step_seconds, "energy": result.energy_joules}
         wanted = [known.get(self.objective)] if self.objective in known else [*known.values()]
-        values = [value for value in wanted if value is not None] or [result.cost]
-        return math.prod(values) ** (1 / len(values)) / images
+        values = [value / images for value in wanted if value is not None]
+        values = values or [result.cost / COST_IMAGES]
+        return math.prod(values) ** (1 / len(values))
 
 
 def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate:
@@ -118,7 +119,8 @@ def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate
         method=workload.method,
         data=request.run.data,
         rank=workload.rank,
-        pretrained=part.has_weights,
+        # that of the plan, which fine-tunes pretrained weights even if none can be loaded here
+        pretrained=part.trains_pretrained,
         weights_file=part.run.weights is not None,
         image_size=workload.image_size,
         train_images=request.balanced_images,

@@ -27,7 +27,7 @@ def probe_limit(request: Request, learners: Sequence[Learner], rule: ProbeRule) 
     training images and the evaluation of the last training come on top.
     """
     assert request.probe_seconds is not None
-    images = (request.train_images or 0) + MOST_HELD_OUT
+    images = request.train_images + MOST_HELD_OUT
     each = [
         _expected_run_seconds(request, learner, rule, steps=STEPS_OUTSIDE, images=images)
         for learner in learners
@@ -74,8 +74,10 @@ def _expected_step(request: Request, learner: Learner, rule: ProbeRule) -> Repor
     from profiler.devices.table import CPU, device_spec
     from profiler.prediction.report import predict
 
-    device = CPU if rule.device == "cpu" else device_spec(request.device.name)
+    device, power_limit_watts = CPU, None
+    if rule.device != "cpu":
+        device, power_limit_watts = device_spec(request.device.name), request.power_limit_watts
     try:
-        return predict(learner.candidate, device=device)
+        return predict(learner.candidate, device=device, power_limit_watts=power_limit_watts)
     except BudgetplanError:  # the child has the message
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.plan import Plan
-from planner.recommendation.request import EnergyRates
+from planner.recommendation.request import Request
 from profiler.records import ValueInterval
 
 JOULES_PER_KWH = 3.6e6
@@ -46,18 +46,18 @@ class RunTotals:
     grams_co2: float | None
 
 
-def run_totals(plan: Plan, *, images: int, rates: EnergyRates) -> RunTotals | None:
+def run_totals(plan: Plan, request: Request) -> RunTotals | None:
     """Return the totals of a plan; None for a plan without a recipe.
 
     Args:
         plan: the plan.
-        images: images that an epoch trains on (``Request.images_of``).
-        rates: the user's price and emissions of a kWh.
+        request: gives the images of an epoch, and the user's price and emissions of a kWh.
     """
-    if plan.recipe is None:
+    recipe, rates = plan.recipe, request.energy_rates
+    if recipe is None:
         return None
-    step, epochs = plan.prediction, plan.recipe.epochs
-    steps = plan.recipe.steps(images, effective_batch=plan.candidate.workload.effective_batch)
+    step, epochs, images = plan.prediction, recipe.epochs, request.images_of(recipe)
+    steps = recipe.steps(images, effective_batch=plan.candidate.workload.effective_batch)
     kwh = known_times(step.energy_joules, steps / JOULES_PER_KWH)
     return RunTotals(
         images=images,

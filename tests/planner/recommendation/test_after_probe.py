@@ -210,3 +210,20 @@ def test_backbones_at_equal_points_of_their_spaces_are_different_rows(
     refused = CheckOutcome(passed=passed[1:], dropped=(), refused=(results[0],))
     again = remake_front(asked, probe, results, refused, cost=none, notify=none)
     assert [each.candidate.workload.model for each in again.passed] == ["resnet50"]
+
+
+def test_a_row_below_the_limit_of_accuracy_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The probe trained nothing, so the other rows stay as they are."""
+    results = [row(load(method), score=-i) for i, method in enumerate(("full", "ssf", "head"))]
+    asked: Any = SimpleNamespace(
+        balanced_images=FEW, objective="balanced", budget_bytes=2 * GIB, trains_pretrained=True
+    )
+    none: Any = None
+    passed = tuple(CheckedCandidate(result=result, prediction=none) for result in results)
+    monkeypatch.setattr("planner.recommendation.replay_front.needed_bytes", lambda report: GIB)
+    first = CheckOutcome(passed=passed, dropped=())
+    again = remake_front(asked, probe_of(), results[1:], first, cost=none, notify=none)
+    assert [each.result for each in again.passed] == results[1:]
+    assert remake_front(asked, probe_of(), results, first, cost=none, notify=none) is first

@@ -25,9 +25,11 @@ from planner.recommendation.notes import answer_notes
 from planner.recommendation.pipeline import recommend
 from planner.recommendation.ranking import Question, expected_accuracy
 from planner.recommendation.real_runs import validate_plan
-from planner.recommendation.request import Request, question_folder, study_name
+from planner.recommendation.request import Limits, Request, question_folder, study_name
 from planner.recommendation.study_note import study_note
+from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import compute_scores
+from planner.search.problem import TrialResult
 from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
 from planner.training.validation import Validation
@@ -37,8 +39,10 @@ from profiler.errors import (
     InputError,
     MeasurementError,
     OutOfMemoryError,
+    UnmetLimitError,
     UsageError,
 )
+from profiler.models.backbones.weights import WeightSource
 from profiler.records import Rung
 from profiler.running.emulated.libraries import why_not_emulated
 from profiler.units import GIB, MIB, DeviceBytes, format_bytes, format_bytes_as, parse_bytes
@@ -58,6 +62,7 @@ SPACE = Space(
     effective_batch=8,
     precisions=("fp32",),
 )
+PRETRAINED = WeightSource(kind="pretrained", detail="for this test")
 QUESTION = Question(budget_bytes=DeviceBytes(2 * GIB), train_images=1005)
 EMULATION = "profiler.running.emulated.libraries.why_not_emulated"
 RUN = RunOptions(device="cpu", data="digits", steps=2, pretrained=False)
@@ -256,7 +261,7 @@ def test_an_fp16_plan_runs_in_fp32_under_its_own_placement(
 
 
 @pytest.mark.parametrize("kind", ["probe", "published", "prior"])
-def test_a_short_run_replaces_an_accuracy_alike_in_an_answer_and_in_a_plan(
+def test_a_short_run_replaces_no_known_accuracy_in_an_answer_and_in_a_plan(
     answered: Recommendation, kind: Any
 ) -> None:
     entry = next(e for e in answered.front if e.validation is not None)
@@ -266,15 +271,42 @@ def test_a_short_run_replaces_an_accuracy_alike_in_an_answer_and_in_a_plan(
     checked = validate_plan(
         replace(entry.plan, accuracy=known, measurement=None), run=RUN, notify=lambda *_: None
     )
-    is_kept = kind != "prior"
-    assert (checked.accuracy == known) == is_kept
-    assert checked.accuracy.kind == (kind if is_kept else "measured")
-    assert (checked.scores is None) == (kind == "probe")
+    assert checked.accuracy == known
+    assert (checked.scores is None) == (kind != "published")
     assert 0 <= checked.provenance["run"]["accuracy"] <= 1
-    assert (accuracy_after_run(known, run) == known) == is_kept
-    assert accuracy_after_run(known, None) == known
-    long = replace(run, losses=(1.0,) * 60, accuracy_images=256)
+    assert accuracy_after_run(known, run) == accuracy_after_run(known, None) == known
+    nothing = Accuracy(value=None, source="no table", kind="none")
+    assert accuracy_after_run(nothing, run) == run.accuracy
+    long = replace(run, losses=(1.0,) * 60, accuracy_images=256, weights=PRETRAINED)
     assert accuracy_after_run(known, long).kind == ("probe" if kind == "probe" else "measured")
+    # the accuracy is that of pretrained weights
+    assert accuracy_after_run(known, replace(long, weights=run.weights)) == known
+
+
+def test_only_rows_that_are_accurate_enough_are_really_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search ranks ``full`` first, and only ``head`` is within the limit."""
+
+    def expected(asked: Request, result: TrialResult) -> AccuracyEstimate:
+        value = 0.9 if result.candidate.workload.method == "head" else 0.7
+        return AccuracyEstimate(value=value, kind="prior", source="the test", reason="r")
+
+    monkeypatch.setattr("planner.recommendation.after_probe.expected_accuracy", expected)
+    monkeypatch.setattr(EMULATION, lambda: "an emulated GPU needs gcc")
+    asked = request(tmp_path, validations=1)
+    answer = recommend(replace(asked, limits=Limits(min_accuracy=0.8)))
+    assert {entry.plan.candidate.workload.method for entry in answer.front} == {"head"}
+    assert answer.front[answer.recommended].plan.measurement is not None
+    below = "its expected accuracy is 70.0 %, and 80 % was requested"
+    assert {f"full: {below}", f"lora: {below}"} <= set(answer.dropped)
+    stages: set[str] = set()
+    with pytest.raises(UnmetLimitError, match=r"highest expected accuracy is 90\.0 %"):
+        recommend(
+            replace(asked, limits=Limits(min_accuracy=0.95)),
+            notify=lambda stage, *_: stages.add(stage),
+        )
+    assert stages <= {"profile", "search"}
 
 
 # ---- when it does not go well --------------------------------------------------------------------
@@ -359,18 +391,20 @@ def test_a_published_accuracy_is_expected_of_its_own_size_and_weights_alone(
     vit = Workload(model="vit_small_patch16_224", method="full", num_classes=100)
     result = replace(answered.front[0].result, candidate=Candidate(workload=vit))
 
-    def expected(load: Workload, weights: Path | None = None) -> float | None:
+    def expected(
+        load: Workload, weights: Path | None = None, *, has_weights: bool = True
+    ) -> float | None:
         asked = request(
             tmp_path,
             space=replace(SPACE, base=load),
             run=replace(RUN, data="cifar100", pretrained=True, weights=weights),
-            has_weights=True,
+            has_weights=has_weights,
         )
         assert (asked.backbone_levels[load.model].imagenet_top1 is None) == (weights is not None)
         row = replace(result, candidate=Candidate(workload=load))
         return expected_accuracy(asked, row).value
 
-    assert expected(vit) == 0.897
+    assert expected(vit) == expected(vit, has_weights=False) == 0.897
     assert expected(vit.replace(image_size=64)) is None
     assert expected(vit, weights=tmp_path / "own.safetensors") is None
 
@@ -397,10 +431,13 @@ def test_totals_are_of_the_images_that_the_recipe_trains_on(answered: Recommenda
 # ---- choosing ------------------------------------------------------------------------------------
 
 
-def ran(entry: FrontEntry, *, value: float, steps: int) -> FrontEntry:
+def ran(
+    entry: FrontEntry, *, value: float, steps: int, weights: WeightSource = PRETRAINED
+) -> FrontEntry:
     assert entry.validation is not None
     validation = replace(
         entry.validation,
+        weights=weights,
         accuracy=Accuracy(value=value, source="measured", kind="measured"),
         accuracy_images=256,
         losses=(1.0,) * steps,
@@ -436,6 +473,11 @@ def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> No
     chosen = choose(long, question=QUESTION)
     assert (chosen.index, chosen.ties, chosen.decided_by) == (1, (), "probe")
     assert "best measured accuracy" in chosen.reason
+    # the plan fine-tunes pretrained weights, and the runs had none
+    random = WeightSource(kind="random", detail="for this test")
+    others = [ran(e, value=0.1, steps=60, weights=random) for e in (entry, worse)]
+    assert choose(others, question=QUESTION).decided_by != "probe"
+    assert choose(others, question=replace(QUESTION, pretrained=False)).decided_by == "probe"
     short = [ran(e, value=v, steps=6) for e, v in zip((entry, worse), (0.5, 0.7), strict=True)]
     assert choose(short, question=QUESTION).index == 0
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytest
 
 import planner.recommendation.replay_front as replaying
 import profiler.prediction.report as reports
-from planner.recommendation import explain, infeasible, pipeline, real_runs
+from planner.recommendation import explain, infeasible, pipeline, real_runs, run_limits
 from planner.recommendation.build_request import build_request
 from planner.recommendation.levers import LeverOutcome
 from planner.recommendation.limits import accurate_enough, exceeded_limit
 from planner.recommendation.notes import answer_notes
+from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Limits, Request
 from planner.recommendation.smaller_images import with_smaller_images
 from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.training.probe_records import Learner, LearnerRule
 from planner.training_free import options
 from profiler.devices.table import device_spec
 from profiler.errors import InfeasibleError, InputError, UnmetLimitError, UsageError
@@ -180,22 +182,31 @@ def test_rows_are_exchanged_until_one_passes(
 
 
 def test_the_expected_accuracy_decides_whatever_it_is_from(asked: Request) -> None:
-    entries: Any = [
+    rows: Any = [
         SimpleNamespace(
+            candidate=Candidate(workload=Workload(model="test_vit", method=method, rank=rank)),
             expected=AccuracyEstimate(value=value, kind=kind, source="s", reason="r"),
-            plan=SimpleNamespace(candidate=Candidate(workload=Workload(model=model))),
         )
-        for model, value, kind in (
-            ("test_vit", 0.5, "probe"), ("resnet18", 0.6, "prior"), ("vit_t", None, None),
+        for method, rank, value, kind in (
+            ("full", None, 0.5, "probe"), ("head", None, 0.6, "prior"), ("lora", 2, 0.3, "prior"),
+            ("lora", 8, 0.58, "prior"), ("bitfit", None, None, None),
         )
     ]  # fmt: skip
+
+    def checked(least: float, **limits: float) -> Any:
+        limited = replace(asked, limits=Limits(min_accuracy=least, **limits))
+        return accurate_enough(limited, rows, lambda row: cast("Any", row).expected)
+
     with pytest.raises(UnmetLimitError, match=r"highest expected accuracy is 60\.0 %"):
-        accurate_enough(replace(asked, limits=Limits(min_accuracy=0.9)), entries)
-    enough = accurate_enough(replace(asked, limits=Limits(min_accuracy=0.55)), entries)
-    assert enough.passed == (entries[1],)
-    assert [text.rpartition(": ")[2].partition(",")[0] for text in enough.dropped] == [
-        "its expected accuracy is 50.0 %", "its expected accuracy is not known",
-    ]  # fmt: skip
+        checked(0.9)
+    with pytest.raises(UnmetLimitError, match="fits and is within the other limits is expected"):
+        checked(0.9, max_hours=1.0)
+    enough = checked(0.55)
+    assert enough.passed == (rows[1], rows[3])
+    assert enough.dropped == (
+        "full: its expected accuracy is 50.0 %, and 55 % was requested",
+        "bitfit: its expected accuracy is not known, and 55 % was requested",
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,6 +231,25 @@ def test_memory_is_blamed_only_if_it_is_too_small(
     raised = infeasible.none_replayed(asked, found, cost, dropped)
     assert type(raised) is kind
     assert kind is InfeasibleError or dropped[0] in str(raised)
+
+
+def test_time_limits_of_probes_are_those_under_the_power_limit(asked: Request) -> None:
+    workload = Workload(model="test_vit", num_classes=10, micro_batch=64, image_size=160)
+    candidate = Candidate(workload=workload)
+    learner = Learner(name="full", candidate=candidate, recipe=plan_recipe(asked, workload))
+    limited = replace(asked, power_limit_watts=110.0)
+
+    def seconds(request: Request, device: Literal["cpu", "cuda"]) -> float:
+        rule = LearnerRule(device=device, has_batch_norm=True)
+        report = run_limits._expected_step(request, learner, rule)
+        assert report is not None
+        assert report.step_seconds is not None
+        return report.step_seconds
+
+    assert seconds(limited, "cuda") > seconds(asked, "cuda")
+    report = predict(candidate, device=device_spec("rtx-3060"), power_limit_watts=110.0)
+    assert seconds(limited, "cuda") == report.step_seconds
+    assert seconds(limited, "cpu") == seconds(asked, "cpu")  # a limit of the GPU
 
 
 def test_variants_of_a_plan_have_its_power_limit(monkeypatch: pytest.MonkeyPatch) -> None:

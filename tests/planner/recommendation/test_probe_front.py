@@ -17,7 +17,7 @@ import torch
 import planner.training.find_rate
 import planner.training.probe
 import planner.training.probe_images
-from planner.recommendation.after_probe import carried_accuracy
+from planner.recommendation.after_probe import accuracy_expected, carried_accuracy
 from planner.recommendation.answer import Recommendation, candidate_summary
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose_by_probe import choose_by_probe, preferred
@@ -326,28 +326,27 @@ def test_an_accuracy_that_nothing_reaches_is_refused(
 ) -> None:
     known = [entry for entry in answered.front if entry.expected.value is not None]
     values = sorted(entry.expected.value or 0 for entry in known)
-    kept = accurate_enough(request(folder, limits=Limits(min_accuracy=values[-1])), answered.front)
-    assert {entry.expected.value for entry in kept.passed} == {values[-1]}
-    assert len(kept.passed) + len(kept.dropped) == len(answered.front)
+    expected = {id(entry.result): entry.expected for entry in answered.front}
+    rows = [entry.result for entry in answered.front]
+    enough = request(folder, limits=Limits(min_accuracy=values[-1]))
+    kept = accurate_enough(enough, rows, lambda row: expected[id(row)])
+    assert {expected[id(row)].value for row in kept.passed} == {values[-1]}
+    again = accurate_enough(
+        enough, rows, lambda row: accuracy_expected(enough, answered.probe, row)
+    )
+    assert again == kept
     high = request(folder, limits=Limits(min_accuracy=0.9999))
     with pytest.raises(UnmetLimitError) as refused:  # after a probe, too
-        accurate_enough(high, answered.front)
+        accurate_enough(high, rows, lambda row: expected[id(row)])
     best = max(known, key=lambda entry: entry.expected.value or 0)
     assert best.expected.kind == "probe"
     assert f"{100 * values[-1]:.1f} % ({100 * (best.expected.low or 0):.1f} to" in str(
         refused.value
     )
     assert candidate_summary(best.plan.candidate) in str(refused.value)
-    published = [
-        replace(entry, expected=replace(entry.expected, kind="published", source="a table"))
-        for entry in known
-    ]
-    with pytest.raises(UnmetLimitError, match="highest expected accuracy is"):
-        accurate_enough(high, published)
     nothing = AccuracyEstimate(value=None, kind=None, source=None, reason="not known")
-    unknown = [replace(entry, expected=nothing) for entry in answered.front]
     with pytest.raises(UnmetLimitError, match="--probe-minutes"):
-        accurate_enough(high, unknown)
+        accurate_enough(high, rows, lambda row: nothing)
 
 
 @pytest.mark.parametrize("given", [{"min_accuracy": 1.5}, {"max_hours": 0.0}, {"max_kwh": -1.0}])

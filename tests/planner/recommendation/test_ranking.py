@@ -11,7 +11,7 @@ from planner.recommendation.method_reason import method_reason
 from planner.recommendation.named_rows import answer_rows, named_rows
 from planner.recommendation.ranking import EDGE, Question, best_of, equal_methods
 from planner.scoring.method_evidence import relative_score
-from planner.search.problem import SGD_STEP, TrialResult
+from planner.search.problem import COST_IMAGES, SGD_STEP, TrialResult
 from profiler.placement import Decision, Placement
 from profiler.units import GIB, DeviceBytes
 from profiler.workload import Candidate, Workload
@@ -229,3 +229,11 @@ def test_an_answer_of_one_method_is_filled_with_the_next_best_methods() -> None:
     rows = [row(m, model=TINY_VIT) for m in ("lora", "head", "full", "bitfit")]
     assert answer_rows(rows, question())[:2] == [rows[2], rows[1]]
     assert len(answer_rows(rows, question())) == 4
+
+
+def test_the_cost_of_a_row_without_time_and_energy_is_of_one_image_too() -> None:
+    asked, known = question(), row("full")
+    images = known.candidate.workload.effective_batch
+    known = replace(known, step_seconds=images * 2.0, energy_joules=None, cost=2.0 * COST_IMAGES)
+    unknown = replace(known, step_seconds=None)
+    assert asked.cost(unknown) == asked.cost(known) == 2.0

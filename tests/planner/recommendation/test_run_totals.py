@@ -14,7 +14,7 @@ from planner.recommendation.build_request import build_request
 from planner.recommendation.limits import exceeded_limit, within_cost_limits
 from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import EnergyRates, Limits
-from planner.recommendation.run_totals import run_totals
+from planner.recommendation.run_totals import RunTotals, run_totals
 from planner.training.loop import LoopImages
 from planner.training.plan_check import load_data_for
 from profiler.devices.table import CPU
@@ -37,6 +37,11 @@ PLAN: Any = SimpleNamespace(
 RATES = EnergyRates(price_per_kwh=0.3, grams_per_kwh=400.0)
 
 
+def totals_of(plan: Any, *, images: int, rates: EnergyRates = RATES) -> RunTotals | None:
+    request: Any = SimpleNamespace(images_of=lambda recipe: images, energy_rates=rates)
+    return run_totals(plan, request)
+
+
 def report_of(load: Workload, *, seconds: float) -> Report:
     return Report(
         candidate=Candidate(workload=load),
@@ -52,7 +57,7 @@ def report_of(load: Workload, *, seconds: float) -> Report:
 
 def test_a_training_is_its_steps():
     # 1,000 images in batches of 32: 31 steps an epoch, 310 in all
-    found = run_totals(PLAN, images=1000, rates=RATES)
+    found = totals_of(PLAN, images=1000)
     assert found is not None
     assert (found.steps, found.epoch_seconds, found.run_seconds) == (310, 15.5, 155.0)
     interval = found.run_seconds_interval
@@ -65,14 +70,15 @@ def test_a_training_is_its_steps():
 def test_unknown_quantities_have_no_totals():
     unknown = SimpleNamespace(**{**vars(STEP), "energy_joules": None, "step_seconds": None})
     plan: Any = SimpleNamespace(**{**vars(PLAN), "prediction": unknown})
-    found = run_totals(plan, images=5, rates=RATES)
+    found = totals_of(plan, images=5)
     assert found is not None
     assert found.steps == 10  # an epoch of less than a batch is one step
     assert (found.run_seconds, found.run_kwh, found.price, found.grams_co2) == (None,) * 4
-    priced = run_totals(PLAN, images=1000, rates=RATES)
+    priced = totals_of(PLAN, images=1000)
     assert priced is not None
     without = replace(priced, price=None, grams_co2=None)
-    assert run_totals(PLAN, images=1000, rates=EnergyRates()) == without
+    assert totals_of(PLAN, images=1000, rates=EnergyRates()) == without
+    assert totals_of(SimpleNamespace(**{**vars(PLAN), "recipe": None}), images=1000) is None
 
 
 @pytest.mark.parametrize("rate", [-0.1, float("inf"), float("nan")])
