@@ -20,6 +20,7 @@ from planner.recommendation.request import (
     Limits,
     Request,
     check_weights,
+    has_real_runs,
     question_folder,
     study_name,
 )
@@ -101,14 +102,13 @@ def build_request(
     _check_training_free(wanted=training_free, allowed=allow_training_free)
     _check_probe_minutes(probe_minutes)
     target = _checked_target(device, power_limit)
-    runs_here = validations != 0 or probe_minutes is not None or bool(find_lr)
     inputs = _read_inputs(
         backbones.resolve(model),
         data=data,
         image_size=image_size,
         weights=weights,
         pretrained=pretrained,
-        is_used=runs_here,
+        is_used=has_real_runs(validations=validations, probe=probe_minutes, find_lr=find_lr),
     )
     space, left_out = _searched_space(
         inputs.base,

@@ -172,6 +172,16 @@ class Request:
     joint_study: str | None = None
     others: tuple[Request, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.uses_workers and self.storage is None:
+            raise UsageError("--workers needs --storage: the database that the workers take from")
+        if self.uses_workers and not self.has_real_runs:
+            raise UsageError(
+                "--workers needs the real runs that --no-validate leaves out, --probe-minutes or "
+                "--find-lr"
+            )
+        check_risk(self.risk)
+
     @property
     def backbones(self) -> tuple[Request, ...]:
         """The request for each backbone of the question, this one first."""
@@ -186,20 +196,12 @@ class Request:
         others = tuple(each for each in self.backbones if each.space.base.model != model)
         return replace(self.of_backbone(model), others=others)
 
-    def __post_init__(self) -> None:
-        if self.uses_workers and self.storage is None:
-            raise UsageError("--workers needs --storage: the database that the workers take from")
-        if self.uses_workers and not self.has_real_runs:
-            raise UsageError(
-                "--workers needs the real runs that --no-validate leaves out, --probe-minutes or "
-                "--find-lr"
-            )
-        check_risk(self.risk)
-
     @property
     def has_real_runs(self) -> bool:
         """Whether trainings are run to answer: validations, a probe or learning rates."""
-        return self.validations != 0 or self.probe_seconds is not None or bool(self.find_lr)
+        return has_real_runs(
+            validations=self.validations, probe=self.probe_seconds, find_lr=self.find_lr
+        )
 
     @property
     def question_study(self) -> str:
@@ -282,6 +284,17 @@ class Request:
     def trains_pretrained(self) -> bool:
         """Whether plans begin with pretrained weights, even if they cannot be loaded here."""
         return self.run.pretrained or self.run.weights is not None
+
+
+def has_real_runs(*, validations: int | None, probe: float | None, find_lr: bool | None) -> bool:
+    """Return whether a question trains on the images.
+
+    Args:
+        validations: most candidates to run; None for the default, which is not 0.
+        probe: time of the probe in any unit; None without one.
+        find_lr: whether learning rates are tested.
+    """
+    return validations != 0 or probe is not None or bool(find_lr)
 
 
 def check_weights(base: Workload, weights: Path) -> tuple[str, ...]:
