@@ -314,9 +314,21 @@ def _report(name: str, plan: Mapping[str, Any], dropped: list[str] | None) -> Re
     if _PART_OF.get(report.rung, "prediction") != name:
         raise InputError(f"{part}.rung: a {name} cannot have rung {report.rung.value!r}")
     if not _may_report_on(report.candidate, plan["candidate"], name=name):
-        raise InputError(f"{part}: the workload or placement is another than in plan.candidate")
+        raise InputError(
+            f"{part}: it is of another candidate than plan.candidate{_first_change(report, plan)}; "
+            "numbers hold for their own candidate: undo the edit, or make a plan anew"
+        )
     check_device(report.device, f"{part}.device")
     return report
+
+
+def _first_change(report: Report, plan: Mapping[str, Any]) -> str:
+    """Return the first field in which a report's workload is not the plan's, in brackets."""
+    own, planned = asdict(report.candidate.workload), asdict(plan["candidate"].workload)
+    for name, value in own.items():
+        if value != planned[name]:
+            return f" ({name} {shortened(value)}, not {shortened(planned[name])})"
+    return " (the placement)"
 
 
 def _may_report_on(reported: Candidate, planned: Candidate, *, name: str) -> bool:
@@ -419,6 +431,9 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: the file is missing, not a regular file, too large, not JSON, or not a plan.
     """
+    inner = path / "plan.json"
+    if path.is_dir() and inner.is_file():
+        raise InputError(f"{path} is a folder; its plan is {inner}")
     return read_json_as(path, Plan.from_json, kind="plan")
 
 

@@ -5,6 +5,7 @@ torch, timm and rich are imported when a command runs, so that ``--help`` stays 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,6 +62,24 @@ class Names(_NamesType):
         if isinstance(value, tuple):
             return value
         return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+class PercentNumber(_FloatType):
+    """A number of percent above 0, at most 100, such as ``90`` or ``90%``, as that number."""
+
+    name = "PERCENT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the percent."""
+        try:
+            number = float(str(value).strip().removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if not 0 < number <= 100:
+            self.fail(f"{value!r} is not above 0 and at most 100; write 90 or 90%", param, ctx)
+        return number
 
 
 class Percent(_FloatType):
@@ -343,9 +362,9 @@ def size_option(
     name: str, *, text: str, required: bool = False, default: str | None = None
 ) -> Callable[[Command], Command]:
     """Return an option that takes a size."""
-    return click.option(
-        name, type=Size(), required=required, default=default, show_default=True, help=text
-    )
+    # click takes an explicit default of None for a value, and asks for nothing then
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return click.option(name, type=Size(), required=required, show_default=True, help=text, **given)
 
 
 _METHOD_OPTIONS = (

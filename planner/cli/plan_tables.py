@@ -111,7 +111,7 @@ def _recipe_facts(recipe: Recipe | None) -> Iterator[tuple[str, str]]:
         yield "trains by", "the recipe of the time when the plan was written (it names none)"
         return
     yield "trains by", recipe.describe()
-    yield "begins with", f"{recipe.weights} weights"
+    yield "made for", f"{recipe.weights} weights"
     yield "source", recipe.source
 
 
@@ -155,7 +155,8 @@ def _provenance_facts(plan: Plan) -> Iterator[tuple[str, str]]:
             yield "versions", ", ".join(f"{k} {v}" for k, v in value.items())
         elif name == "weights" and isinstance(value, Mapping):
             detail = value.get("detail")
-            yield "weights", f"{value.get('kind')}" + (f" ({detail})" if detail else "")
+            shown = f"{value.get('kind')}" + (f" ({detail})" if detail else "")
+            yield "weights of the run", shown
             for note in value.get("notes") or ():
                 yield "note", str(note)
         elif name == "origin" and isinstance(value, list):

@@ -42,12 +42,20 @@ RECOMMEND_STAGES = {
 }
 """Stages of ``recommend`` with their shares of its time, in the order in which they run."""
 
+TRAINING_FREE_SHARE = 1
+"""Share of the last stage, which is left out where nothing is at hand for it."""
+
 PROBE_SHARE = 12
 """Share of the stage ``probe``, which comes after ``replay``, if it was requested."""
 
 
 def recommend_stages(
-    *, probes: bool, validates: bool, rehearses: bool, finds_rate: bool = False
+    *,
+    probes: bool,
+    validates: bool,
+    rehearses: bool,
+    finds_rate: bool = False,
+    lists_training_free: bool = True,
 ) -> dict[str, float]:
     """Return the stages of a ``recommend`` with their shares of its time.
 
@@ -56,6 +64,7 @@ def recommend_stages(
         validates: whether candidates are really run.
         rehearses: whether they may be run on an emulated GPU.
         finds_rate: whether learning rates are tried.
+        lists_training_free: whether models without fine-tuning may be looked at.
     """
     stages = dict[str, float]()
     for name, share in RECOMMEND_STAGES.items():
@@ -65,6 +74,8 @@ def recommend_stages(
             stages[name] = share
     if finds_rate:
         stages["learning rate"] = PROBE_SHARE
+    if lists_training_free:
+        stages["training-free"] = TRAINING_FREE_SHARE
     return stages
 
 

@@ -15,6 +15,7 @@ from planner.cli.options import (
     Checkpoints,
     Names,
     Percent,
+    PercentNumber,
     data_option,
     device_option,
     image_size_option,
@@ -139,8 +140,8 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
 )
 @click.option(
     "--min-accuracy",
-    type=click.FloatRange(min=0, max=100, min_open=True),
-    help="Least expected accuracy in percent.",
+    type=PercentNumber(),
+    help="Least expected accuracy in percent, such as 90.",
 )
 @click.option(
     "--max-hours",
@@ -235,6 +236,7 @@ def recommend(
         # A GPU of this machine is not rehearsed either; the stage then counts as done.
         rehearses=not no_validate and device != "cpu",
         finds_rate=bool(find_lr),
+        lists_training_free=options.get("training_free") is not False,
     )
     with progress_bar(progress, as_json=as_json, stages=stages) as notify:
         # the other options are arguments of the same names

@@ -129,6 +129,8 @@ def _run_notes(request: Request, ran: Sequence[CheckedCandidate]) -> Iterator[st
     models = {candidate.candidate.workload.model for candidate in ran}
     if not all(request.of_backbone(model).has_weights for model in models):
         yield _random_weights_note(may_download=request.run.pretrained)
+    elif not ran:
+        yield from _missing_weights_note(request)
     steps = [len(c.validation.losses) for c in ran if c.validation is not None]
     if steps and max(steps) < LONG_RUN_STEPS:
         yield (
@@ -137,6 +139,17 @@ def _run_notes(request: Request, ran: Sequence[CheckedCandidate]) -> Iterator[st
         )
     for candidate in ran:
         yield from _deviations(request, candidate)
+
+
+def _missing_weights_note(request: Request) -> Iterator[str]:
+    """Yield a note on pretrained weights that cannot be loaded, where nothing was run."""
+    parts = [p for p in request.backbones if p.trains_pretrained and not p.has_weights]
+    if parts:
+        names = ", ".join(part.space.base.model for part in parts)
+        yield (
+            f"no pretrained weights of {names} can be loaded here, and the plans are for such: "
+            "`train` takes random ones and their recipe unless --weights FILE names some"
+        )
 
 
 def _random_weights_note(*, may_download: bool) -> str:

@@ -19,11 +19,11 @@ NAMED_ITEMS = 4
 """Most items of a list that a clause names."""
 
 _VALUE_CLAUSES: dict[str, str] = {
+    "model": "it was started for the backbone {was}, not {now}",
     "device": "it was started for the device {was}, not {now}",
     "budget_bytes": "it was started for a predicted memory of at most {was}, not {now}",
     "data": "it was started for the data {was}, not {now}",
     "pretrained": "it was started for {was} weights, not {now} ones",
-    "model": "it was started for the backbone {was}, not {now}",
     "num_classes": "it was started for {was} classes, not {now}",
     "image_size": "it was started for images of {was} px, not {now} px",
     "effective_batch": "it was started for an effective batch of {was}, not {now}",
@@ -62,7 +62,7 @@ def describe_change(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
             return "it has settings that this version does not know; use another --study"
         return "an earlier version started it, without settings of this one; use another --study"
     # more classes also mean other images; the number of classes says more
-    key = next((key for key in changed if key != "train_images"), "train_images")
+    key = min(changed, key=_rank)
     if key == "train_images":
         return (
             "its training images have changed since it was started (their number, or how they "
@@ -73,6 +73,14 @@ def describe_change(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
     if key in _LIST_NOUNS:
         return f"{_list_changed(key, was.get(key), now[key])}; {OTHER_OPTIONS}"
     return f"{_value_changed(key, was, now)}; {OTHER_OPTIONS}"
+
+
+def _rank(key: str) -> int:
+    """Return the rank of a difference: those that say most come first, the images last."""
+    if key == "train_images":
+        return len(_VALUE_CLAUSES) + 1
+    names = list(_VALUE_CLAUSES)
+    return names.index(key) if key in names else len(names)
 
 
 def _flat(problem: Mapping[str, Any]) -> dict[str, Any]:

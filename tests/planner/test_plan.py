@@ -159,7 +159,10 @@ def _drop(key: str) -> Any:
         (_set("candidate", "surprise", to=1), "plan.candidate.surprise: unknown field"),
         (_set("candidate", "placement", "decisions", to={"blocks.0": "forget"}), "forget"),
         (_set("candidate", "placement", "decisions", to=["keep"]), "placement"),
-        (_set("candidate", "workload", "micro_batch", to=64), "plan.prediction: the workload or"),
+        (
+            _set("candidate", "workload", "micro_batch", to=64),
+            "plan.prediction: it is of another candidate than plan.candidate (micro_batch ",
+        ),
         (_set("prediction", to=None), "plan.prediction must be a JSON object"),
         (
             _set("prediction", "rung", to="measured"),
@@ -340,5 +343,5 @@ def test_only_an_fp16_plan_may_have_run_in_fp32(
     if is_read:
         assert read_plan(tmp_path / "plan.json") == plan
     else:
-        with pytest.raises(InputError, match="the workload or placement is another"):
+        with pytest.raises(InputError, match="it is of another candidate"):
             read_plan(tmp_path / "plan.json")

@@ -85,7 +85,8 @@ def _checked(choice: StateChoice, model: nn.Module, name: str) -> dict[str, Tens
         elif not each.startswith(heads):
             raise InputError(
                 f"does not fit the model {name}: {_short(each)} has the shape "
-                f"{_dimensions(value)}, the model's has {_dimensions(own[each])}; check --model"
+                f"{_dimensions(value)}, the model's has {_dimensions(own[each])}; give weights of "
+                "this model"
             )
     return loaded
 
@@ -99,18 +100,18 @@ def _check_names(
         raise InputError(
             f"does not fit the model {name}: none of its {len(choice.tensors)} tensors "
             f"({_listed(choice.tensors, 1)}) has a name of the model's ({_listed(backbone, 1)}); "
-            "check --model"
+            "give weights of this model"
         )
     if missing:
         raise InputError(
             f"does not fit the model {name}: {len(missing)} of the model's {len(backbone)} tensors "
-            f"are not in it ({_listed(missing)}); check --model"
+            f"are not in it ({_listed(missing)}); give weights of this model"
         )
     unknown = [each for each in choice.tensors if each not in own and not _HARMLESS.search(each)]
     if unknown:
         raise InputError(
             f"does not fit the model {name}: the model has no place for {len(unknown)} of its "
-            f"tensors ({_listed(unknown)}); check --model"
+            f"tensors ({_listed(unknown)}); give weights of this model"
         )
 
 

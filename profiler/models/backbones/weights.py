@@ -130,6 +130,10 @@ def _load_pretrained(model: nn.Module, canonical: str) -> WeightSource:
                 strict=False,
             )
     except Exception as error:  # the hub's clients raise many types; the reason is kept
-        reason = textwrap.shorten(str(error), 160, placeholder=" ...") or "no answer"
-        return WeightSource(kind="random", detail=f"{type(error).__name__}: {reason}")
+        if constants.HF_HUB_OFFLINE:
+            reason = f"no weights of {canonical} are cached, and no model hub can be reached"
+        else:
+            reason = textwrap.shorten(str(error), 160, placeholder=" ...") or "no answer"
+            reason = f"the model hub gave no weights of {canonical}: {reason}"
+        return WeightSource(kind="random", detail=reason)
     return WeightSource(kind="pretrained", detail=str(config.get("hf_hub_id") or canonical))

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from planner import api
 from planner.cli import cli
 from planner.cli.help_sections import COMMAND_SECTIONS, RECOMMEND_SECTIONS
-from planner.cli.options import Checkpoint, Size
+from planner.cli.options import Checkpoint, PercentNumber, Size
 from planner.plan import read_plan
 from profiler.records import OWNERS
 
@@ -55,6 +56,43 @@ def refused(code: int, *arguments: str) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("budgetplan: ")]
     assert len(lines) == 1, result.stderr
     return lines[0]
+
+
+# ---- required options ----------------------------------------------------------------------------
+
+
+def required_parameters() -> list[tuple[str, str]]:
+    return [
+        (name, parameter.name or "")
+        for name, command in cli.commands.items()
+        for parameter in command.params
+        if parameter.required
+    ]
+
+
+@pytest.mark.parametrize(("name", "parameter"), required_parameters())
+def test_what_is_required_is_asked_for(name: str, parameter: str) -> None:
+    command = cli.commands[name]
+    found = next(each for each in command.params if each.name == parameter)
+    with click.Context(command) as context, pytest.raises(click.MissingParameter):
+        found.handle_parse_result(context, {}, [])
+
+
+def test_a_forgotten_budget_is_asked_for() -> None:
+    result = call("recommend", "--model", "test_vit")
+    assert result.exit_code == 2
+    assert "Missing option '--vram'" in result.stderr
+
+
+@pytest.mark.parametrize("given", ["90", "90%", " 90 % "])
+def test_an_accuracy_may_be_written_with_its_percent_sign(given: str) -> None:
+    assert PercentNumber().convert(given, None, None) == 90.0
+
+
+@pytest.mark.parametrize("given", ["0", "-1%", "101", "nan", "much"])
+def test_an_accuracy_is_above_0_and_at_most_100(given: str) -> None:
+    with pytest.raises(click.BadParameter, match="90 or 90%"):
+        PercentNumber().convert(given, None, None)
 
 
 # ---- help ----------------------------------------------------------------------------------------

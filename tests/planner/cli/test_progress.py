@@ -55,8 +55,11 @@ def test_the_stages_stand_in_the_order_in_which_they_run() -> None:
     whole = recommend_stages(probes=True, validates=True, rehearses=True, finds_rate=True)
     assert list(whole) == [
         "start", "profile", "search", "replay", "probe", "rehearse", "validate", "learning rate",
+        "training-free",
     ]  # fmt: skip
-    short = recommend_stages(probes=True, validates=False, rehearses=False)
+    short = recommend_stages(
+        probes=True, validates=False, rehearses=False, lists_training_free=False
+    )
     assert list(short) == ["start", "profile", "search", "replay", "probe"]
 
 
