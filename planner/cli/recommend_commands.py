@@ -113,8 +113,9 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
 @click.option(
     "--probe-minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Train the candidates of the front briefly on the images for this long, and recommend by "
-    "the accuracy on held-out ones. With the same --study, earlier trainings count.",
+    help="Train the candidates of the front briefly on the images for this long, beside the search "
+    "and the checks, and recommend by the accuracy on held-out images. With the same --study, "
+    "earlier trainings count.",
 )
 @click.option(
     "--find-lr/--no-find-lr",
