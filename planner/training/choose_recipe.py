@@ -9,9 +9,10 @@ pretrained weights a new classifier starts at zero, as in BiT (arXiv 1912.11370)
 classifier of EfficientNet-Lite0 is so large that a linear probe of digits at 64 px reached 90.0 %
 in four epochs, and 93.9 % from zero (``studies/recipes``).
 
-Learning rates are AdamW's for about 32 images per step. Those of convolutional backbones were
-compared on EfficientNet-Lite0 (``studies/recipes``): three times as much diverges for ``full`` and
-``lora``. Those of transformers are published ones and ones that were compared on two small nets
+Learning rates on pretrained weights are AdamW's for about 32 images per step. They are not scaled
+to other batches, which no study here compared; ``source`` says so. Those of convolutional backbones
+were compared on EfficientNet-Lite0 (``studies/recipes``): three times as much diverges for ``full``
+and ``lora``. Those of transformers are published ones and ones that were compared on two small nets
 (``studies/transformer_rates``), since no package holds pretrained weights of a large one. Random
 weights have rates of their own, compared on digits at 64 px with random ViT-S and ResNet-18.
 """
@@ -29,6 +30,8 @@ from profiler.workload import Workload
 
 if TYPE_CHECKING:
     from torch import nn
+
+PAPER_CODE = "the code of arXiv 2607.02158"
 
 BackboneKind = Literal["convolutional", "normalised by layer"]
 
@@ -60,8 +63,8 @@ RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
     ("convolutional", "head"): _Rate(1e-2, _tried("head")),
     ("normalised by layer", "full"): _Rate(
         3e-4,
-        "AdamW with layer decay, as in BEiT (arXiv 2106.08254) and MAE (2111.06377), scaled by the "
-        "root of the batch size (2205.10287)",
+        "from MAE's 2e-3 for 1,024 images (arXiv 2111.06377), taken to 32 by the root of the batch "
+        "size (2205.10287)",
         head_ratio=10.0,
     ),
     ("normalised by layer", "affine"): _Rate(1e-2, _tried_on_letters("bitfit and ssf")),
@@ -69,6 +72,9 @@ RATES: dict[tuple[BackboneKind, MethodKind], _Rate] = {
     ("normalised by layer", "added"): _Rate(3e-3, _tried_on_letters("adaptformer")),
     ("normalised by layer", "head"): _Rate(1e-2, _tried_on_letters("head")),
 }
+
+TRIED_BATCH = 32
+"""Images of a step with which the rates for pretrained weights were tried."""
 
 TRIED_RANK = 8
 """Rank of the low-rank methods whose rates were tried or published."""
@@ -79,11 +85,15 @@ TRIED_WIDTH = 384
 WIDTH_METHODS: frozenset[MethodKind] = frozenset({"full", "low rank", "added", "head"})
 """Kinds of methods that train matrices of the backbone's width."""
 
+BEIT = "arXiv 2106.08254"
+
 LAYER_DECAY = 0.75
-"""Layer decay of full training, that of BEiT-B (arXiv 2106.08254, table 9 of the appendix)."""
+"""Layer decay of full training, that of BEiT-B (``BEIT``, table 9 of the appendix)."""
 
 SGD_FACTOR = 10.0
 """Ratio of SGD's rate (momentum 0.9) to AdamW's; assumed, not published."""
+
+SGD_CLAUSE = f", times {SGD_FACTOR:g} for SGD (assumed)"
 
 WARM_UP_STEPS = 10
 """Steps of warm-up; fewer in a short training."""
@@ -139,17 +149,17 @@ def default_recipe(
     steps_per_epoch = max(1, train_images // workload.effective_batch)
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(TARGET_STEPS / steps_per_epoch)))
     warm_up = min(WARM_UP_STEPS, int(WARM_UP_SHARE * epochs * steps_per_epoch))
-    kind, method = _backbone_kind(backbone), method_kind(workload.method)
+    kind = _backbone_kind(backbone)
     is_random = weights == "random"
     # AdaLoRA's ranks are those of its whole schedule, so no earlier epoch can be restored.
     selects_epoch = workload.method != "adalora"
     if is_random:
         rate = _random_weights_rate(workload, kind)
     else:
-        rate = _of_width(_of_rank(RATES[kind, method], workload, method), backbone, kind, method)
+        rate = _pretrained_weights_rate(workload, backbone, kind)
     return Recipe(
-        learning_rate=rate.value * _optimizer_factor(workload),
-        head_rate_ratio=1.0 if is_random else rate.head_ratio,
+        learning_rate=rate.value,
+        head_rate_ratio=rate.head_ratio,
         layer_decay=LAYER_DECAY if not is_random and _decays_by_layer(workload, kind) else 1.0,
         schedule="cosine",
         warm_up_steps=warm_up,
@@ -162,6 +172,32 @@ def default_recipe(
         balance=balance,
         weights=weights,
         source=f"{rate.source}; {epochs} epochs for {train_images} images",
+    )
+
+
+def _pretrained_weights_rate(workload: Workload, backbone: nn.Module, kind: BackboneKind) -> _Rate:
+    """Return the rate on pretrained weights; its source names every change of the tried rate."""
+    method = method_kind(workload.method)
+    rate = _of_width(_of_rank(RATES[kind, method], workload, method), backbone, kind, method)
+    rate = _of_optimizer(rate, workload)
+    source = rate.source
+    if _decays_by_layer(workload, kind):
+        source += f", with the layer decay of BEiT ({BEIT})"
+    elif method == "full" and kind == "normalised by layer":
+        source += ", but without the layer decay that it was compared with"
+    if workload.effective_batch != TRIED_BATCH:
+        source += f", not scaled to the {workload.effective_batch} images of a step"
+    return replace(rate, source=source)
+
+
+def _of_optimizer(rate: _Rate, workload: Workload) -> _Rate:
+    """Return the rate of the workload's optimizer from AdamW's."""
+    if workload.optimizer != "sgd":
+        return rate
+    return replace(
+        rate,
+        value=rate.value * SGD_FACTOR,
+        source=rate.source + SGD_CLAUSE,
     )
 
 
@@ -208,7 +244,7 @@ def paper_recipe(workload: Workload, *, weights: InitialWeights = "pretrained") 
         epochs=PAPER_EPOCHS,
         selects_epoch=False,
         weights=weights,
-        source="the code of arXiv 2607.02158",
+        source=PAPER_CODE + (SGD_CLAUSE if workload.optimizer == "sgd" else ""),
     )
 
 
@@ -222,7 +258,7 @@ def earlier_recipe(workload: Workload, backbone: nn.Module, *, weights: InitialW
         return recipe
     rate = _random_weights_rate(workload, _backbone_kind(backbone, rms_norm=False))
     return Recipe(
-        learning_rate=rate.value * _optimizer_factor(workload),
+        learning_rate=rate.value,
         schedule="constant",
         warm_up_steps=WARM_UP_STEPS,
         weight_decay=recipe.weight_decay,
@@ -254,21 +290,25 @@ def _decays_by_layer(workload: Workload, kind: BackboneKind) -> bool:
 
 
 def _random_weights_rate(workload: Workload, kind: BackboneKind) -> _Rate:
-    """Return AdamW's rate on random weights."""
+    """Return the rate on random weights."""
     if workload.method in RANDOM_ADDITION_METHODS:
-        return _Rate(RANDOM_ADDITION_RATE, "for modules added to random weights")
-    if workload.method != "full":
+        source = "compared for modules added to random weights of ViT-S, on digits"
+        rate = _Rate(RANDOM_ADDITION_RATE, source)
+    elif workload.method != "full":
         adamw = workload.replace(optimizer="adamw")
-        return _Rate(default_learning_rate(adamw), "the code of arXiv 2607.02158, random weights")
-    reason = "for full training of random weights"
-    if kind == "convolutional":
-        return _Rate(RANDOM_WITHOUT_LAYER_NORM_RATE, reason)
-    factor = math.sqrt(workload.effective_batch / RANDOM_WEIGHTS_BATCH)
-    return _Rate(RANDOM_WEIGHTS_RATE * factor, reason)
-
-
-def _optimizer_factor(workload: Workload) -> float:
-    return SGD_FACTOR if workload.optimizer == "sgd" else 1.0
+        rate = _Rate(default_learning_rate(adamw), f"{PAPER_CODE}, random weights")
+    elif kind == "convolutional":
+        source = "Adam's own rate (arXiv 1412.6980), for full training of random weights"
+        rate = _Rate(RANDOM_WITHOUT_LAYER_NORM_RATE, source)
+    else:
+        batch = workload.effective_batch
+        rate = _Rate(
+            RANDOM_WEIGHTS_RATE * math.sqrt(batch / RANDOM_WEIGHTS_BATCH),
+            f"from DeiT's {RANDOM_WEIGHTS_RATE:g} for {RANDOM_WEIGHTS_BATCH} images (arXiv "
+            f"2012.12877), taken to {batch} images by the root of the batch size (2205.10287), "
+            "for full training of random weights",
+        )
+    return _of_optimizer(rate, workload)
 
 
 def _weight_decay(workload: Workload) -> float:

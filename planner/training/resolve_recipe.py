@@ -1,14 +1,15 @@
 """Resolve the recipe that a training uses: the plan's, with the changes of the caller.
 
-RecipeChanges    changes of the caller
-resolve_recipe   the recipe for the weights and the images at hand
+RecipeChanges         changes of the caller
+resolve_recipe        the recipe for the weights and the images at hand
+planned_or_default    the plan's recipe, or the default one if that is for other weights
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from planner.plan import Plan
 from planner.recipe import LARGEST_EPOCHS, LARGEST_RATE, InitialWeights, Recipe
@@ -18,6 +19,7 @@ from profiler.errors import BudgetplanWarning, UsageError
 if TYPE_CHECKING:
     from planner.training.images.image_set import ImageData
     from profiler.models.build import BuiltModel
+    from profiler.workload import Workload
 
 RecipeName = Literal["plan", "default", "paper"]
 """The plan's recipe, the default one for the data at hand, or that of arXiv 2607.02158."""
@@ -60,11 +62,11 @@ def resolve_recipe(
 ) -> Recipe:
     """Return the recipe of a training.
 
-    If the plan's recipe is meant for pretrained weights and only random ones could be loaded, or
-    the reverse, the default recipe for the weights at hand is used, and a warning says so.
+    If the plan's recipe is used and meant for pretrained weights, and only random ones could be
+    loaded, or the reverse, the default recipe for the weights at hand replaces it, and a warning
+    says so.
     """
-    workload = plan.candidate.workload
-    weights: InitialWeights = "random" if built.weights.kind == "random" else "pretrained"
+    workload, weights = plan.candidate.workload, initial_weights(built)
     recipe = plan.recipe
     if changes.recipe == "paper":
         recipe = paper_recipe(workload, weights=weights)
@@ -72,30 +74,64 @@ def resolve_recipe(
         recipe = earlier_recipe(workload, built.backbone, weights=weights)
         if changes.learning_rate is not None:  # such a rate was used without a warm-up
             recipe = replace(recipe, warm_up_steps=0)
-    elif recipe is None or changes.recipe == "default" or recipe.weights != weights:
-        if recipe is not None and recipe.weights != weights:
+    elif recipe is None or changes.recipe == "default":
+        balance = recipe is not None and recipe.balance
+        recipe = _default_for(workload, built, train_images=len(images.train), balance=balance)
+    else:
+        if recipe.weights != weights:
             warnings.warn(
                 f"the plan's recipe is for {recipe.weights} weights, but these are {weights} "
                 f"({built.weights.detail}): the default recipe for {weights} weights is used",
                 BudgetplanWarning,
                 stacklevel=2,
             )
-        recipe = default_recipe(
-            workload,
-            built.backbone,
-            weights=weights,
-            train_images=len(images.train),
-            balance=recipe is not None and recipe.balance,
-        )
+        recipe = planned_or_default(recipe, workload, built, train_images=len(images.train))
     return _changed(recipe, changes)
 
 
+def planned_or_default(
+    recipe: Recipe | None, workload: Workload, built: BuiltModel, *, train_images: int
+) -> Recipe:
+    """Return a plan's recipe, or the default one for the weights of a model.
+
+    Args:
+        recipe: the plan's recipe. It is replaced if it is None or meant for other weights.
+        workload: method, optimizer and batch.
+        built: the model and the origin of its weights.
+        train_images: number of training images, the selection part not included.
+    """
+    if recipe is not None and recipe.weights == initial_weights(built):
+        return recipe
+    balance = recipe is not None and recipe.balance
+    return _default_for(workload, built, train_images=train_images, balance=balance)
+
+
+def initial_weights(built: BuiltModel) -> InitialWeights:
+    """Return the kind of weights that a model begins with, as recipes name it."""
+    return "random" if built.weights.kind == "random" else "pretrained"
+
+
+def _default_for(
+    workload: Workload, built: BuiltModel, *, train_images: int, balance: bool
+) -> Recipe:
+    return default_recipe(
+        workload,
+        built.backbone,
+        weights=initial_weights(built),
+        train_images=train_images,
+        balance=balance,
+    )
+
+
 def _changed(recipe: Recipe, changes: RecipeChanges) -> Recipe:
-    if changes.learning_rate is not None:
-        source = f"learning rate as given; otherwise: {recipe.source}"
-        recipe = replace(recipe, learning_rate=changes.learning_rate, source=source)
-    if changes.epochs is not None:
-        recipe = replace(recipe, epochs=changes.epochs)
-    if changes.balance is not None:
-        recipe = replace(recipe, balance=changes.balance)
-    return recipe
+    """Return a recipe with the values that the caller gave; its source names them."""
+    asked: dict[str, Any] = {
+        "learning_rate": changes.learning_rate,
+        "epochs": changes.epochs,
+        "balance": changes.balance,
+    }
+    given = {field: value for field, value in asked.items() if value is not None}
+    if not given:
+        return recipe
+    names = " and ".join(field.replace("_", " ") for field in given)
+    return replace(recipe, **given, source=f"{names} as given; otherwise: {recipe.source}")

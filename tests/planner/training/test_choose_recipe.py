@@ -9,7 +9,7 @@ import pytest
 from plans import make_plan
 from trainings import digits, workload
 
-from planner.recipe import Recipe
+from planner.recipe import InitialWeights, Recipe
 from planner.training.choose_recipe import default_recipe, earlier_recipe, paper_recipe
 from planner.training.resolve_recipe import RecipeChanges, resolve_recipe
 from profiler.errors import BudgetplanWarning, InputError, UsageError
@@ -82,6 +82,51 @@ def test_matrices_of_a_narrow_transformer_have_a_higher_rate(method: str, by_wid
     assert base == small  # 768: published rates are of both
 
 
+@pytest.mark.parametrize("method", ["full", "galore", "partial_2"])
+@pytest.mark.parametrize("model", ["test_vit", "resnet10t"])
+def test_the_source_says_whether_layers_decay(method: str, model: str) -> None:
+    rank = 4 if method == "galore" else None
+    found = recipe(workload(model=model, method=method, rank=rank))
+    assert ("with the layer decay of" in found.source) == (found.layer_decay < 1)
+    is_borrowed = model == "test_vit" and method != "full"
+    assert ("without the layer decay" in found.source) == is_borrowed
+
+
+@pytest.mark.parametrize("method", ["full", "head", "lora", "bitfit"])
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_the_source_says_what_was_assumed_for_sgd(method: str, weights: InitialWeights) -> None:
+    """Every recipe whose rate has the assumed factor says so, and no other."""
+    load = workload(method=method, rank=4 if method == "lora" else None)
+    model = built(load).backbone
+    for kind in ("adamw", "sgd"):
+        load = load.replace(optimizer=kind)
+        for found in (
+            default_recipe(load, model, weights=weights, train_images=1294),
+            earlier_recipe(load, model, weights=weights),
+            paper_recipe(load, weights=weights),
+        ):
+            assert ("times 10 for SGD (assumed)" in found.source) == (kind == "sgd")
+
+
+def test_the_source_says_which_rates_are_scaled_to_the_batch() -> None:
+    for method in ("full", "head", "lora"):
+        loads = [
+            workload(method=method, rank=4 if method == "lora" else None, micro_batch=images)
+            for images in (16, 128)  # accumulated twice: 32 and 256 images of a step
+        ]
+        tried, larger = map(recipe, loads)
+        assert tried.learning_rate == larger.learning_rate
+        assert "not scaled" not in tried.source
+        assert "not scaled to the 256 images of a step" in larger.source
+    large = FULL.replace(micro_batch=128)
+    random = [
+        default_recipe(load, built(load).backbone, weights="random", train_images=1294)
+        for load in (FULL, large)
+    ]
+    assert random[1].learning_rate == pytest.approx(math.sqrt(8) * random[0].learning_rate)
+    assert "taken to 256 images by the root of the batch size" in random[1].source
+
+
 def test_the_width_of_a_convolutional_net_does_not_count() -> None:
     assert recipe(CONVOLUTIONAL.replace(model="test_resnet")) == recipe(CONVOLUTIONAL)
 
@@ -118,9 +163,12 @@ def test_changes_of_the_caller_replace_values_of_the_plan() -> None:
         return resolve_recipe(planned, model, digits(32, train_images=40), made)
 
     assert resolved() == planned.recipe
-    assert resolved(epochs=3) == replace(recipe(FULL), epochs=3)
+    given = resolved(epochs=3)
+    assert given == replace(recipe(FULL), epochs=3, source=given.source)
+    assert given.source == f"epochs as given; otherwise: {recipe(FULL).source}"
     changed = resolved(learning_rate=0.5, balance=True)
     assert (changed.learning_rate, changed.balance, changed.epochs) == (0.5, True, 8)
+    assert changed.source.startswith("learning rate and balance as given; otherwise: ")
     assert resolved(recipe="paper") == paper_recipe(FULL)
     assert resolved(recipe="default").epochs == 50  # for the 40 images at hand
     for changes in (
@@ -140,6 +188,9 @@ def test_other_weights_than_the_recipe_is_for_change_it_and_that_is_said() -> No
         found = resolve_recipe(planned, built(FULL), digits(32), RecipeChanges())
     assert found.weights == "random"
     assert not found.zero_head
+    # the plan's recipe is not asked for, so nothing replaces it; warnings are errors
+    asked = resolve_recipe(planned, built(FULL), digits(32), RecipeChanges(recipe="default"))
+    assert asked == found
 
 
 def test_a_recipe_that_selects_no_epoch_cannot_stop_early() -> None:
