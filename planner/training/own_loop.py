@@ -20,7 +20,7 @@ from planner.plan import Plan
 from planner.training.loop import LoopImages
 from planner.training.parameter_groups import parameter_groups
 from planner.training.plan_check import load_data_for
-from planner.training.zero_classifier import zero_classifier
+from planner.training.zero_classifier import zero_new_classifier
 from profiler.errors import InputError, UsageError
 from profiler.models.backbones import WeightSource
 from profiler.models.build import load_backbone as build_backbone
@@ -60,8 +60,7 @@ def optimizer_without_schedule(
 ) -> Optimizer:
     """Return the optimizer of a plan's recipe, without the schedule."""
     recipe, workload = plan.require_recipe(), plan.candidate.workload
-    if recipe.zero_head and new_classifier:
-        zero_classifier(model)
+    zero_new_classifier(model, recipe, is_new=new_classifier)
     on_cuda = any(parameter.is_cuda for parameter in model.parameters())
     return optimizer_of(
         model,

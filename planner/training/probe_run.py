@@ -33,7 +33,7 @@ from planner.training.images.batches import LabelledSet, batch_loader
 from planner.training.probe_images import ProbeImages, without_augmentation
 from planner.training.probe_records import Learner, ProbeRun, ProbeSetting, as_bits, run_key
 from planner.training.session import Session
-from planner.training.zero_classifier import zero_classifier
+from planner.training.zero_classifier import zero_new_classifier
 from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.build import BuiltModel, build_model
@@ -220,8 +220,7 @@ class ProbeRunner:
         if self._device == "cpu":
             # Convolutions of small images take half the time; only the order of sums differs.
             use_channels_last(built.model)
-        if learner.recipe.zero_head and built.has_new_classifier:
-            zero_classifier(built.model)
+        zero_new_classifier(built.model, learner.recipe, is_new=built.has_new_classifier)
         return built
 
     def _candidate(self, learner: Learner) -> Candidate:

@@ -27,13 +27,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from planner.recipe import InitialWeights, Recipe
-from planner.training.choose_recipe import default_recipe
 from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
+from planner.training.resolve_recipe import planned_or_default
 from planner.training.session import Session
 from planner.training.validation_messages import ValidationRequest
-from planner.training.zero_classifier import zero_classifier
+from planner.training.zero_classifier import zero_new_classifier
 from profiler.device_rules.cpu_allocator import peak_during
 from profiler.environment import environment
 from profiler.errors import MeasurementError
@@ -139,9 +138,10 @@ class ShortTraining:
             pretrained=request.pretrained,
         )
         built.model.to(request.device).train()
-        recipe = self._recipe(built)
-        if recipe.zero_head and built.has_new_classifier:
-            zero_classifier(built.model)
+        recipe = planned_or_default(
+            request.recipe, request.candidate.workload, built, train_images=self._train_images
+        )
+        zero_new_classifier(built.model, recipe, is_new=built.has_new_classifier)
         steps_per_epoch = self._train_images // request.candidate.workload.effective_batch
         session = Session(
             candidate=replace(request.candidate, workload=self._workload),
@@ -172,19 +172,6 @@ class ShortTraining:
 
         session.step.finish = finish_and_time  # type: ignore[method-assign]
         return session.step
-
-    def _recipe(self, built: BuiltModel) -> Recipe:
-        """Return the plan's recipe, or the default one if it is meant for other weights."""
-        given = self._request.recipe
-        weights: InitialWeights = "random" if built.weights.kind == "random" else "pretrained"
-        if given is not None and given.weights == weights:
-            return given
-        return default_recipe(
-            self._request.candidate.workload,
-            built.backbone,
-            weights=weights,
-            train_images=self._train_images,
-        )
 
     def _note_loss(self, loss: float) -> None:
         if not math.isfinite(loss):

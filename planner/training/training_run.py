@@ -53,7 +53,7 @@ from planner.training.trained_model import (
     weights_file_of,
 )
 from planner.training.training_device import cap_to_budget, device_type, planned_power_limit
-from planner.training.zero_classifier import zero_classifier
+from planner.training.zero_classifier import zero_new_classifier
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.forward_check import check_forward
@@ -117,8 +117,7 @@ def train(
     live_bytes = None if rule is None else live_bytes_reader(options.device)
     plan, built = _plan_and_model(plan, options)
     recipe = resolve_recipe(plan, built, images, changes or RecipeChanges())
-    if recipe.zero_head and built.has_new_classifier:
-        zero_classifier(built.model)
+    zero_new_classifier(built.model, recipe, is_new=built.has_new_classifier)
     loop_images = LoopImages.of(images, recipe)
     steps = recipe.epochs * _steps_of_an_epoch(loop_images, plan, images)
     session = Session(

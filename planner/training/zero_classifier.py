@@ -12,6 +12,20 @@ from profiler.models.methods.base import backbone_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from planner.recipe import Recipe
+
+
+def zero_new_classifier(model: nn.Module, recipe: Recipe, *, is_new: bool) -> None:
+    """Set the classifier of a model to zero if a recipe says so and the classifier is new.
+
+    Args:
+        model: the model that a method returned.
+        recipe: the recipe of the training.
+        is_new: whether the classifier has random values; one that was trained keeps its values.
+    """
+    if recipe.zero_head and is_new:
+        zero_classifier(model)
+
 
 def zero_classifier(model: nn.Module) -> None:
     """Set the last layer of each classifier to zero; the first logits are then all equal.
