@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summa
 from planner.recommendation.method_reason import method_reason
 from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, equals_of
 from planner.scoring.netscore import LOWEST_ACCURACY
+from planner.scoring.standard_error import standard_error
 from planner.search.problem import TrialResult
 from profiler.units import format_asked, format_bytes_as, format_joules, format_seconds
 
@@ -139,7 +139,7 @@ def _long_run(entry: FrontEntry, question: Question) -> tuple[float, float] | No
     value = run.accuracy.value
     if value is None or value <= LOWEST_ACCURACY:
         return None
-    error = math.sqrt(value * (1 - value) / run.accuracy_images)
+    error = standard_error(value, images=run.accuracy_images)
     return value - error, value + error
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from planner.scoring.standard_error import standard_error
 from planner.training.checkpoints import TrainState, load_best_epoch, save_best_epoch
 from planner.training.evaluate import evaluate_images
 from planner.training.history import AccuracyReading, Part, TrainProgress
@@ -118,11 +119,8 @@ def is_below(reading: AccuracyReading, highest: AccuracyReading) -> bool:
         reading: a reading of an epoch.
         highest: the highest reading of the same images so far.
     """
-    images = highest.images
-    # two images of each outcome are added, or the error of 100 % would be 0 (Agresti, Coull 1998)
-    share = (highest.accuracy * images + 2) / (images + 4)
-    standard_error = math.sqrt(share * (1 - share) / images)
-    return highest.accuracy - reading.accuracy > standard_error
+    error = standard_error(highest.accuracy, images=highest.images)
+    return highest.accuracy - reading.accuracy > error
 
 
 class TrainingLoop:

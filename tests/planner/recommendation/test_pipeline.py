@@ -482,6 +482,15 @@ def test_a_long_run_decides_a_short_one_does_not(answered: Recommendation) -> No
     assert choose(short, question=QUESTION).index == 0
 
 
+def test_a_long_run_without_an_error_is_not_certain(answered: Recommendation) -> None:
+    """256 of 256 images right are not more than 255 of them."""
+    entry = next(e for e in answered.front if e.plan.measurement is not None)
+    worse = replace(entry, result=replace(entry.result, score=entry.result.score - 1))
+    pairs = zip((entry, worse), (255 / 256, 1.0), strict=True)
+    chosen = choose([ran(e, value=v, steps=60) for e, v in pairs], question=QUESTION)
+    assert {chosen.index, *chosen.ties} == {0, 1}
+
+
 def test_the_answer_names_its_alternatives(answered: Recommendation) -> None:
     rows = {each.name: each for each in answered.alternatives}
     assert {"fastest", "most accurate", "smallest", "safest", "full"} <= set(rows)

@@ -155,6 +155,7 @@ RECIPE = Recipe(
         (75, 71, 100, False),  # 4 points, and a standard error of 4.3
         (75, 70, 100, True),
         (5, 5, 20, False),
+        (10, 9, 10, True),  # 10 points, and a standard error of 9.4
     ],
 )
 def test_a_lower_accuracy_counts_if_it_is_more_than_chance(
