@@ -6,11 +6,14 @@
       progress.json        progress of the training, and its identity
     best-epoch-N/          trained tensors after step N, the best selection accuracy so far
 
-A resume is refused if the identity (workload, data, seed, learning rate, ...) differs.
+A resume is refused if the identity (workload, data, weights, seed, learning rate, ...) differs. A
+weights file is the same if its content is, wherever it lies. Earlier checkpoints hold its path
+only: they are resumed by the same path, and a warning says that its content was not compared.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,15 +23,19 @@ import torch
 
 from planner.disk.drafts import discard_folder, draft_folder
 from planner.disk.json_files import read_json, write_json
-from planner.training.history import AccuracyReading, EpochResult
+from planner.training.history import AccuracyReading, EpochResult, WeightsFile
 from planner.training.session import Session
-from profiler.errors import InputError
+from profiler.errors import BudgetplanWarning, InputError
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, json_object, read_record
+from profiler.models.backbones import split_entry
 from profiler.models.methods.save_load import load_trained_tensors, save_trained_tensors
 
 CHECKPOINT_PREFIX = "checkpoint-"
 BEST_PREFIX = "best-epoch-"
 _PROGRESS_FILE = "progress.json"
+
+WEIGHTS_FILE = "weights file"
+"""Key of the weights file in an identity."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,6 +136,15 @@ def remove_old_checkpoints(output: Path) -> None:
             discard_folder(folder)
 
 
+def file_identity(file: WeightsFile) -> dict[str, Any]:
+    """Return a weights file as a part of an identity; its path is for people."""
+    return {
+        "sha256": file.sha256,
+        "entry": split_entry(Path(file.path))[1],
+        "path": file.path,
+    }
+
+
 def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any]) -> TrainState:
     """Restore a session from a checkpoint and return the progress of the training.
 
@@ -144,9 +160,10 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
     progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
     saved = json_object(progress.pop("identity", None), part=f"{path}: identity")
     state = read_record(TrainState, progress, part=str(path))
-    differing = [key for key in identity if saved.get(key) != identity[key]]
+    saved, wanted = _comparable(saved, identity)
+    differing = [key for key in wanted if saved.get(key) != wanted[key]]
     if differing:
-        key, was, now = _difference(differing[0], saved.get(differing[0]), identity[differing[0]])
+        key, was, now = _difference(differing[0], saved.get(differing[0]), wanted[differing[0]])
         raise InputError(
             f"cannot resume {folder.parent}: {key} was {_shorten(was)}, "
             f"is now {_shorten(now)}; train into another folder"
@@ -162,6 +179,37 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
             f"{folder / 'state.pt'} cannot be read ({reason}); train into another folder"
         ) from error
     return state
+
+
+def _comparable(
+    saved: Mapping[str, Any], identity: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return two identities with what is compared of the weights file: its content, not its path.
+
+    An earlier checkpoint has the path only, as it was given; then the paths are compared.
+
+    Raises:
+        InputError: an earlier checkpoint has another path.
+    """
+    was, now = saved.get(WEIGHTS_FILE), identity.get(WEIGHTS_FILE)
+    if isinstance(was, str) and isinstance(now, Mapping):
+        if str(Path(was).absolute()) != now["path"]:
+            raise InputError(
+                "this training was begun by a version that recorded the path of its weights, not "
+                f"their content; resume it with the weights at {was}"
+            )
+        warnings.warn(
+            "this training was begun by a version that recorded the path of its weights, not "
+            f"their content: whether {was} has changed since then is not known",
+            BudgetplanWarning,
+            stacklevel=2,
+        )
+        was = now
+    elif isinstance(was, Mapping) and isinstance(now, Mapping):
+        was, now = (
+            {key: value for key, value in each.items() if key != "path"} for each in (was, now)
+        )
+    return {**saved, WEIGHTS_FILE: was}, {**identity, WEIGHTS_FILE: now}
 
 
 def _difference(key: str, was: object, now: object) -> tuple[str, object, object]:

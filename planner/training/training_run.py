@@ -24,7 +24,9 @@ from planner.disk.json_files import write_json
 from planner.plan import Plan, versions, write_plan
 from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
 from planner.training.checkpoints import (
+    WEIGHTS_FILE,
     TrainState,
+    file_identity,
     latest_checkpoint,
     load_checkpoint,
     remove_other_best_epochs,
@@ -132,7 +134,9 @@ def train(
         live_bytes=live_bytes,
     )
     weights_file = weights_file_of(options.weights)
-    identity = _resume_identity(plan, options, images, session, rule)
+    identity = _resume_identity(
+        plan, options, images, session, rule=rule, weights_file=weights_file
+    )
     state = TrainState() if checkpoint is None else load_checkpoint(checkpoint, session, identity)
     remove_other_best_epochs(output, state.best)  # a killed training may not have come to it
     trained = replace(plan, recipe=recipe, provenance={**plan.provenance, "data": options.data})
@@ -257,14 +261,16 @@ def _resume_identity(
     options: RunOptions,
     images: ImageData,
     session: Session,
+    *,
     rule: AdaptiveRule | None,
+    weights_file: WeightsFile | None,
 ) -> dict[str, Any]:
     """Return the data that a resumed training must have in common with the interrupted one."""
     return {
         "workload": plan.candidate.workload.to_json(),
         "data": images.source.fingerprint,
         "weights": session.built.weights.kind,
-        "weights file": str(options.weights) if options.weights is not None else None,
+        WEIGHTS_FILE: None if weights_file is None else file_identity(weights_file),
         "seed": options.seed,
         "recipe": {k: v for k, v in session.recipe.to_json().items() if k not in NOT_IDENTITY},
         "adaptive rule": None if rule is None else asdict(rule),

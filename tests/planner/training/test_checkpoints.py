@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from plans import make_plan
 from trainings import STATIC, StopError, learned, other_data, run, same, workload
 
 from planner.training.history import TrainProgress
 from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
-from profiler.errors import InputError
+from profiler.errors import BudgetplanWarning, InputError
+from profiler.models.build import build_model
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,61 @@ def test_a_resume_that_is_not_the_same_training_is_refused(tmp_path: Path) -> No
         run(plan, tmp_path, resume=True, images=other_data())
     longer = run(plan, tmp_path, resume=True, epochs=2)
     assert len(longer.epochs) == 2
+
+
+def saved_backbone(path: Path, *, seed: int) -> Path:
+    """Write a file of weights for the test's model."""
+    torch.manual_seed(seed)
+    torch.save(build_model(workload(method="full", rank=None)).model.state_dict(), path)
+    return path
+
+
+def test_a_resume_compares_the_content_of_the_weights_file_not_its_path(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    file = saved_backbone(tmp_path / "weights.pt", seed=0)
+    output = tmp_path / "out"
+    run(plan, output, epochs=1, weights=file)
+    moved = tmp_path / "elsewhere" / "same.pt"
+    moved.parent.mkdir()
+    shutil.copy(file, moved)
+    assert len(run(plan, output, epochs=2, weights=moved, resume=True).epochs) == 2
+    saved_backbone(moved, seed=1)
+    with pytest.raises(InputError, match="weights file's sha256 was"):
+        run(plan, output, epochs=3, weights=moved, resume=True)
+    with pytest.raises(InputError, match="weights"):
+        run(plan, output, epochs=3, resume=True)
+    assert len(run(plan, output, epochs=3, weights=file, resume=True).epochs) == 3
+
+
+def test_another_entry_of_the_same_weights_file_is_another_training(tmp_path: Path) -> None:
+    state = build_model(workload(method="full", rank=None)).model.state_dict()
+    file = tmp_path / "weights.pt"
+    torch.save({"model": state, "ema": {k: v.clone() for k, v in state.items()}}, file)
+    plan, output = make_plan(workload()), tmp_path / "out"
+    run(plan, output, epochs=1, weights=Path(f"{file}::model"))
+    with pytest.raises(InputError, match="weights file's entry was model, is now ema"):
+        run(plan, output, epochs=2, weights=Path(f"{file}::ema"), resume=True)
+    moved = file.rename(tmp_path / "moved.pt")
+    resumed = run(plan, output, epochs=2, weights=Path(f"{moved}::model"), resume=True)
+    assert len(resumed.epochs) == 2
+
+
+def test_a_checkpoint_with_only_the_path_of_the_weights_is_resumed_by_it(tmp_path: Path) -> None:
+    plan, output = make_plan(workload()), tmp_path / "out"
+    file = saved_backbone(tmp_path / "weights.pt", seed=0)
+    run(plan, output, epochs=1, weights=file)
+    progress = output / "checkpoint-2" / "progress.json"
+    data = json.loads(progress.read_text())
+    data["identity"]["weights file"] = str(file)
+    progress.write_text(json.dumps(data))
+    moved = tmp_path / "moved.pt"
+    shutil.copy(file, moved)
+    with pytest.raises(InputError, match=r"resume it with the weights at .*weights\.pt"):
+        run(plan, output, epochs=2, weights=moved, resume=True)
+    with pytest.warns(BudgetplanWarning, match="not their content"):
+        assert len(run(plan, output, epochs=2, weights=file, resume=True).epochs) == 2
+    # its next checkpoint has the content
+    assert len(run(plan, output, epochs=3, weights=moved, resume=True).epochs) == 3
 
 
 def test_a_training_is_resumed_under_another_placement(tmp_path: Path) -> None:
