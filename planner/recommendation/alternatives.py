@@ -9,8 +9,13 @@ from planner.cost.budget import needed_bytes
 from planner.recommendation.answer import Alternative, AlternativeName, FrontEntry
 from planner.recommendation.baselines import Baseline
 from planner.recommendation.choose import ChosenEntry
-from planner.recommendation.named_rows import SAFE_COST_RATIO, best_of_backbones, named_rows
-from planner.recommendation.ranking import Question
+from planner.recommendation.named_rows import (
+    SAFE_COST_RATIO,
+    SMALL_COST_RATIO,
+    best_of_backbones,
+    named_rows,
+)
+from planner.recommendation.ranking import WORTHWHILE, Question
 from planner.search.problem import TrialResult
 from profiler.units import format_bytes_as, format_seconds
 
@@ -49,12 +54,12 @@ def named_alternatives(
             Alternative(
                 name=name,
                 index=place[id(rows[name])],
-                note=_row_note(name, entries[place[id(rows[name])]]),
+                note=_row_note(name, entries[place[id(rows[name])]], question),
             )
             for name in BEST_AT
         ),
         *_other_backbones(entries, choice.index, question),
-        *_full(entries, searched, question.budget_bytes),
+        *_full(rows, place, searched, question.budget_bytes),
         *_paper(rows, place, baselines, question.budget_bytes),
     )
 
@@ -73,28 +78,36 @@ def _other_backbones(
             )
 
 
-def _row_note(name: AlternativeName, entry: FrontEntry) -> str:
+def _row_note(name: AlternativeName, entry: FrontEntry, question: Question) -> str:
+    """Return the property of a named row, as the rule of ``named_rows`` has it."""
     prediction = entry.plan.prediction
     need = format_bytes_as(needed_bytes(prediction), entry.plan.budget_bytes)
+    close = f"within {WORTHWHILE:.0%} of the least"
     match name:
         case "fastest":
-            return f"{format_seconds(prediction.step_seconds)} a step, the least of its equals"
+            seconds = format_seconds(prediction.step_seconds)
+            return f"{seconds} a step, {close} time an image of its equals that leave a margin"
         case "smallest":
-            return f"{need}, the least of its equals"
+            most = f"at most {SMALL_COST_RATIO - 1:.0%} more cost"
+            return f"{need}, {close} of its equals for {most}"
         case "safest":
             return f"{need}, the widest margin for at most {SAFE_COST_RATIO - 1:.0%} more cost"
+        case _ if question.evidence(entry.result).effect is None:
+            return "the least cost of those expected to be the most accurate; none was compared"
         case _:
             return "the highest mean accuracy in published comparisons, beyond what they can tell"
 
 
 def _full(
-    entries: Sequence[FrontEntry], searched: Sequence[TrialResult], budget_bytes: int
+    rows: Mapping[str, TrialResult],
+    place: Mapping[int, int],
+    searched: Sequence[TrialResult],
+    budget_bytes: int,
 ) -> Iterator[Alternative]:
-    rows = [i for i, entry in enumerate(entries) if entry.plan.candidate.workload.method == "full"]
     tried = [r for r in searched if r.candidate.workload.method == "full"]
-    if rows:
-        best = min(rows, key=lambda i: entries[i].result.cost)
-        yield Alternative(name="full", index=best, note="every parameter learns")
+    if "full" in rows:
+        index = place[id(rows["full"])]
+        yield Alternative(name="full", index=index, note="every parameter learns")
     elif tried:
         least = min(result.device_bytes for result in tried)
         note = f"needs {format_bytes_as(least, budget_bytes)} or more, does not fit"
