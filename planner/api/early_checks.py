@@ -105,7 +105,7 @@ def backbone_names(model: str | Sequence[str], *, budget_bytes: int) -> list[str
     parts = model.split(",") if isinstance(model, str) else model
     names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if names == [AUTO_BACKBONES]:
-        from planner.scoring.backbone_facts import shortlist
+        from planner.recommendation.shortlist import shortlist
 
         return shortlist(budget_bytes)
     if not names:

@@ -5,7 +5,7 @@
 Request:
 
     build_request, request           checked arguments
-    several_backbones                several backbones in one request
+    several_backbones, shortlist     several backbones in one request; those of ``auto``
     data_facts, image_size, objective, lever_choice   single arguments
 
 Stages:

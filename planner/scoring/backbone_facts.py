@@ -1,7 +1,7 @@
 """Predicted cost of training well-known backbones, for quick answers that replay nothing.
 
-    shortlist      backbones that ``recommend --model auto`` compares
-    other_backbone a backbone that is expected to be better than another of about its size
+    backbone_facts   facts of each backbone
+    other_backbone   a backbone that is expected to be better than another of about its size
 
 ``backbone_facts.csv`` is written by ``studies/backbone_facts``: composed predictions of full
 training in fp16 on an RTX 2060 SUPER. They are used as ratios of two backbones. Accuracies are
@@ -19,14 +19,9 @@ from typing import Any, Literal
 
 from planner.scoring.imagenet_accuracy import imagenet_top1
 from planner.scoring.published_tables import MARGIN, log_odds
-from profiler.errors import UsageError
-from profiler.units import enough_bytes_as, format_asked
 
 FACTS = Path(__file__).with_name("backbone_facts.csv")
 """Predictions of ``studies/backbone_facts``."""
-
-SHORTLIST_LENGTH = 4
-"""Backbones that ``--model auto`` compares, at most: each is a search of its own."""
 
 SIZE_RATIO = 1.5
 """Largest ratio of the parameters of two backbones of about the same size."""
@@ -108,41 +103,6 @@ def backbone_facts() -> Mapping[str, BackboneFacts]:
                 least_bytes=int(row["least_efficient_bytes"]),
             )
     return found
-
-
-def shortlist(budget_bytes: int) -> list[str]:
-    """Return the backbones to compare within a budget, the most accurate first.
-
-    Each can be trained within the budget, fully or by an efficient method, and no other backbone
-    that fits is both as accurate and as fast.
-
-    Args:
-        budget_bytes: budget in device bytes.
-
-    Raises:
-        UsageError: none of the well-known backbones fits.
-    """
-    known = backbone_facts().values()
-    fitting = [each for each in known if each.smallest_bytes <= budget_bytes]
-    if not fitting:
-        least = min(each.smallest_bytes for each in known)
-        budget = format_asked(budget_bytes)
-        raise UsageError(
-            f"--model auto: no backbone of its list fits {budget}; the smallest needs "
-            f"{enough_bytes_as(least, budget_bytes)}"
-        )
-    front = [
-        each
-        for each in fitting
-        if not any(
-            other.top1 >= each.top1
-            and other.seconds_per_image <= each.seconds_per_image
-            and other != each
-            for other in fitting
-        )
-    ]
-    front.sort(key=lambda each: -each.top1)
-    return [each.model for each in front[:SHORTLIST_LENGTH]]
 
 
 def other_backbone(model: str, *, budget_bytes: int) -> OtherBackbone | None:

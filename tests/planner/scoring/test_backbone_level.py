@@ -1,4 +1,4 @@
-"""The levels of backbones, the shortlist and the hint, against brute force over the data files."""
+"""The levels of backbones and the hint, against brute force over the data files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from planner.scoring.backbone_facts import (
     SIZE_RATIO,
     backbone_facts,
     other_backbone,
-    shortlist,
 )
 from planner.scoring.backbone_level import backbone_levels
 from planner.scoring.imagenet_accuracy import IMAGENET_TABLE, imagenet_top1, tagged_name
 from planner.scoring.published_tables import MARGIN, log_odds
-from profiler.errors import UsageError
 from profiler.models.backbones import model_names
 
 VIT_S = "vit_small_patch16_224"
@@ -93,25 +91,6 @@ def test_levels_keep_the_order_of_the_accuracies(models: list[str]) -> None:
                 assert levels[first].score >= levels[second].score
             if log_odds(one) > log_odds(two) + 2 * MARGIN:
                 assert levels[first].score > levels[second].score
-
-
-@given(st.integers(10**8, 2 * 10**10))
-def test_the_shortlist_fits_and_nothing_beats_it(budget: int) -> None:
-    facts = backbone_facts()
-    fitting = [f for f in facts.values() if min(f.least_bytes, f.least_full_bytes) <= budget]
-    if not fitting:
-        with pytest.raises(UsageError, match="the smallest needs"):
-            shortlist(budget)
-        return
-    names = shortlist(budget)
-    assert 1 <= len(names) <= 4
-    assert max(fitting, key=lambda f: f.top1).model == names[0]
-    for name in names:
-        own = facts[name]
-        assert min(own.least_bytes, own.least_full_bytes) <= budget
-        assert not [
-            f for f in fitting if f.top1 > own.top1 and f.seconds_per_image < own.seconds_per_image
-        ]
 
 
 @pytest.mark.parametrize("model", sorted(backbone_facts()))
