@@ -160,10 +160,10 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
     progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
     saved = json_object(progress.pop("identity", None), part=f"{path}: identity")
     state = read_record(TrainState, progress, part=str(path))
-    saved, wanted = _comparable(saved, identity)
-    differing = [key for key in wanted if saved.get(key) != wanted[key]]
+    recorded, wanted = _comparable(saved, identity)
+    differing = [key for key in wanted if recorded.get(key) != wanted[key]]
     if differing:
-        key, was, now = _difference(differing[0], saved.get(differing[0]), wanted[differing[0]])
+        key, was, now = _difference(differing[0], recorded.get(differing[0]), wanted[differing[0]])
         raise InputError(
             f"cannot resume {folder.parent}: {key} was {_shorten(was)}, "
             f"is now {_shorten(now)}; train into another folder"
