@@ -145,9 +145,9 @@ class FitRule:
         """Return the rule for computations in a precision on a device."""
         if not device.is_cuda:
             return cls(known=_known_errors()[ON_CPU], context_bytes=0, largest_context_bytes=0)
-        before_ampere = (device.compute_capability or (8, 0)) < (8, 0)
+        is_slow = precision == "bf16" and not device.has_bf16
         return cls(
-            known=_known_errors()[SLOW_BF16 if precision == "bf16" and before_ampere else GPU],
+            known=_known_errors()[SLOW_BF16 if is_slow else GPU],
             context_bytes=cuda_context(device).nbytes,
             largest_context_bytes=largest_context_bytes(device),
         )

@@ -38,7 +38,7 @@ from planner.scoring.published_tables import (
     regime_of,
     table_name,
 )
-from planner.scoring.table_errors import difference_error, interval_of, nearest_match
+from planner.scoring.table_errors import difference_error, interval_of
 from planner.search.problem import SGD_STEP, TrialResult
 from planner.training.probe_statistics import COVERAGE, LearnerEstimate
 from profiler.workload import Workload
@@ -237,7 +237,7 @@ def _log_odds_difference(
     if method not in effects or origin not in effects:
         return None
     step += effects[method] - effects[origin]
-    return step, difference_error(nearest_match(family, regime)).deviation
+    return step, difference_error().deviation
 
 
 def _finite_log_odds(accuracy: float) -> float:

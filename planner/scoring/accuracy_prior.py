@@ -34,7 +34,7 @@ from planner.scoring.published_tables import (
     regime_of,
     table_name,
 )
-from planner.scoring.table_errors import difference_error, interval_of, nearest_match
+from planner.scoring.table_errors import difference_error, interval_of
 
 PRIOR_COVERAGE = 0.8
 """Coverage of the interval of a derived accuracy."""
@@ -166,7 +166,7 @@ def _derived(
         + rank_step(method, rank)
         - rank_step(anchor["method"], anchor["rank"])
     )
-    low, high, coverage = _interval_of_derived(expected, anchor, weights, method, train_images)
+    low, high, coverage = _interval_of_derived(expected, anchor, weights, method)
     return AccuracyEstimate(
         value=from_log_odds(expected),
         kind="prior",
@@ -179,7 +179,7 @@ def _derived(
 
 
 def _interval_of_derived(
-    expected: float, anchor: dict[str, Any], weights: str, method: str, train_images: int | None
+    expected: float, anchor: dict[str, Any], weights: str, method: str
 ) -> tuple[float, float, float] | tuple[None, None, None]:
     """Return the interval of a derived accuracy and its coverage.
 
@@ -190,8 +190,7 @@ def _interval_of_derived(
     same_method = table_name(anchor["method"]) == table_name(method)
     if anchor["model"] != weights or same_method:
         return None, None, None
-    match = nearest_match(compared_family(weights), regime_of(train_images))
-    error = difference_error(match).deviation
+    error = difference_error().deviation
     return (*interval_of(expected, error, coverage=PRIOR_COVERAGE), PRIOR_COVERAGE)
 
 

@@ -29,7 +29,7 @@ NetScore. An accuracy that is ten times higher raises it by 40 dB.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
@@ -216,10 +216,26 @@ def _in_unit(name: str, value: float | None, *, unit: float = 1.0) -> float | No
 
 def _decibel(accuracy: float, costs: tuple[float | None, ...], weight: float) -> float | None:
     known = tuple(cost for cost in costs if cost is not None)
-    return _score(accuracy, known, weight) if len(known) == len(costs) else None
+    if len(known) < len(costs):
+        return None
+    return decibels(accuracy, known, accuracy_exponent=ACCURACY_EXPONENT, cost_exponent=weight)
 
 
-def _score(accuracy: float, costs: tuple[float, ...], weight: float) -> float:
+def decibels(
+    accuracy_percent: float,
+    costs: Sequence[float],
+    *,
+    accuracy_exponent: float,
+    cost_exponent: float,
+) -> float:
+    """Return 20 log10(a^alpha / (product of the costs)^w).
+
+    Args:
+        accuracy_percent: a, top-1 accuracy in percent, above 0.
+        costs: the costs, each above 0.
+        accuracy_exponent: alpha.
+        cost_exponent: w.
+    """
     # A sum of logarithms cannot overflow, the product of the costs can.
-    spent = weight * sum(math.log10(cost) for cost in costs)
-    return 20 * (ACCURACY_EXPONENT * math.log10(accuracy) - spent)
+    spent = cost_exponent * sum(math.log10(cost) for cost in costs)
+    return 20 * (accuracy_exponent * math.log10(accuracy_percent) - spent)

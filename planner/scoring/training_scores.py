@@ -17,7 +17,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-from planner.scoring.netscore import ACCURACY_EXPONENT, DEPLOYMENT_WEIGHT, check_accuracy
+from planner.scoring.netscore import (
+    ACCURACY_EXPONENT,
+    DEPLOYMENT_WEIGHT,
+    check_accuracy,
+    decibels,
+)
 from profiler.errors import UsageError
 
 IMAGES = 1000
@@ -104,12 +109,13 @@ def weighed_score(
     accuracy_exponent: float,
     cost_exponent: float,
 ) -> float:
-    """Return 20 log10(a^alpha / (product of the costs)^w)."""
+    """Return ``netscore.decibels`` of checked costs and exponents."""
     for name, value in (("accuracy", accuracy_exponent), ("cost", cost_exponent)):
         if not (math.isfinite(value) and value >= 0):
             raise UsageError(f"the exponent of the {name} must be 0 or more, got {value!r}")
     for cost in costs:
         if not (math.isfinite(cost) and cost > 0):
             raise UsageError(f"a cost must be a positive number, got {cost!r}")
-    spent = cost_exponent * sum(math.log10(cost) for cost in costs)
-    return 20 * (accuracy_exponent * math.log10(accuracy_percent) - spent)
+    return decibels(
+        accuracy_percent, costs, accuracy_exponent=accuracy_exponent, cost_exponent=cost_exponent
+    )

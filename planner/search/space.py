@@ -58,9 +58,6 @@ ADAMW_VARIANTS = ("galore",)
 LEAST_PARALLEL_CHECKS = 4
 """Number of methods from which on their forwards are checked in several processes."""
 
-BF16_CAPABILITY = (8, 0)
-"""Compute capability of Ampere. PyTorch emulates bfloat16 on older GPUs."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchedMethod:
@@ -251,10 +248,7 @@ def precisions_for(spec: DeviceSpec) -> tuple[str, ...]:
 
     From Ampere on, fp16 has the bytes and the rates of bf16 and needs a gradient scaler besides.
     """
-    capability = spec.compute_capability
-    if capability is None or capability >= BF16_CAPABILITY:
-        return ("fp32", "bf16")
-    return ("fp32", "fp16")
+    return ("fp32", "bf16" if spec.has_bf16 else "fp16")
 
 
 def searched_method(name: str, ranks: tuple[int, ...] | None = None) -> SearchedMethod:

@@ -37,19 +37,17 @@ class ProbeImages:
     held_out: ImageSet
 
     @classmethod
-    def of(cls, images: ImageData, *, most_train: int | None, seed: int) -> ProbeImages:
+    def of(cls, images: ImageData, *, seed: int) -> ProbeImages:
         """Divide the training and selection parts of a data set.
 
         Args:
             images: the data set.
-            most_train: largest number of images to train on; None for all.
             seed: seed of the choice.
         """
         wanted = max(0, WANTED_HELD_OUT - len(images.selection))
         added = min(wanted, int(LARGEST_ADDED_SHARE * len(images.train)))
         order = _stratified_order(images.train.labels, seed)
-        most = len(images.train) - added if most_train is None else most_train
-        taken, kept = order[:added], order[added:][:most]
+        taken, kept = order[:added], order[added:]
         selection = _stratified_order(images.selection.labels, seed)[:MOST_HELD_OUT]
         chosen = images.selection.select(sorted(selection))
         extra = images.train.select(sorted(taken))

@@ -168,7 +168,7 @@ def runner_at(request: ProbeRequest, image_size: int) -> BackboneRunners:
         # each backbone has its own normalisation; the parts are the same images
         images = load_data_for(workload, request.data)
         test_images = len(images.test)
-        parts = ProbeImages.of(images, most_train=None, seed=request.seed)
+        parts = ProbeImages.of(images, seed=request.seed)
         file = request.weights.get(workload.model)
         runners[workload.model] = ProbeRunner(
             setting=_setting(request, images, image_size, len(parts.train), len(parts.held_out)),

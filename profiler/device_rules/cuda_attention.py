@@ -27,14 +27,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from profiler.devices.table import Capability
+from profiler.devices.table import AMPERE, Capability
 
 FLASH, EFFICIENT, CUDNN, MATH = "flash", "efficient", "cudnn", "math"
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-
-_AMPERE: Capability = (8, 0)
-"""Oldest compute capability of the flash and cuDNN kernels, and of bfloat16."""
 
 _BIAS_ALIGNMENT = 8  # elements of a row of the bias: kernels/cutlassF.h
 
@@ -125,7 +122,8 @@ def choose_attention(
     if not dense or (mask is not None and mask.stride(-1) != 1):
         return MATH
     heads = (query.shape[-1], key.shape[-1], value.shape[-1])
-    low_precision = query.dtype in HALF_DTYPES and capability >= _AMPERE
+    # both kernels need Ampere, as bfloat16 does
+    low_precision = query.dtype in HALF_DTYPES and capability >= AMPERE
     prefers_cudnn = capability[0] in (9, 10)
     if low_precision and prefers_cudnn and _cudnn_takes(query, key, mask, heads, dropout=dropout):
         return CUDNN
@@ -178,7 +176,7 @@ def _flash_takes(
 def _efficient_takes(heads: tuple[int, ...], dtype: torch.dtype, capability: Capability) -> bool:
     if dtype not in (torch.float32, *HALF_DTYPES) or capability < (5, 0):
         return False
-    if dtype == torch.bfloat16 and capability < _AMPERE:
+    if dtype == torch.bfloat16 and capability < AMPERE:
         return False
     # check_head_dim_size_mem_efficient
     alignment = _gemm_alignment(dtype in HALF_DTYPES, capability)

@@ -52,6 +52,9 @@ from profiler.units import KIB, MIB
 Capability = tuple[int, int]
 """Compute capability: (major, minor)."""
 
+AMPERE: Capability = (8, 0)
+"""First generation with TF32, and with bfloat16, which PyTorch emulates on older GPUs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSpec:
@@ -124,6 +127,11 @@ class DeviceSpec:
     def is_cuda(self) -> bool:
         """Whether the device is an NVIDIA GPU."""
         return self.compute_capability is not None
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether bfloat16 is not emulated: on a GPU from Ampere on, and on a CPU."""
+        return self.compute_capability is None or self.compute_capability >= AMPERE
 
     @property
     def link_bytes_per_second(self) -> float | None:

@@ -70,12 +70,11 @@ def adopt_gpu(spec: DeviceSpec, store: Store) -> DeviceSpec:
         )
 
     seen = store.fetch(TimedRates, ("gpu", spec.full_name, spec.memory_bytes), time_in_child)
-    has_bf16 = (spec.compute_capability or (0, 0)) >= (8, 0)
     timed = replace(
         spec,
         fp32_flops=float(seen.fp32_flops),
         fp16_tensor_flops=float(seen.fp16_flops),
-        bf16_tensor_flops=float(seen.bf16_flops) if has_bf16 else None,
+        bf16_tensor_flops=float(seen.bf16_flops) if spec.has_bf16 else None,
         memory_bandwidth_bytes_per_second=float(seen.bytes_per_second),
         sm_count=int(seen.sm_count),
         source=TIMED,

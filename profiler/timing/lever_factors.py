@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profiler.arrays import Floats, Ints
-from profiler.devices.table import DeviceSpec
+from profiler.devices.table import AMPERE, DeviceSpec
 from profiler.records import Spread
 from profiler.timing.kernel_terms import ALIGNMENT, PRODUCT_SLOTS, SLOTS, convolution_shape
 
@@ -34,9 +34,6 @@ LAYOUT_FILE = Path(__file__).with_name("channels_last.json")
 
 LAYOUT_CAPABILITY = (7, 0)
 """Volta, the first generation with tensor cores. In fp32 without them the order gains nothing."""
-
-TF32_CAPABILITY = (8, 0)
-"""Ampere, the first generation with TF32."""
 
 TF32_SHARE = 0.5
 """Peak rate of TF32 over that of fp16 with fp32 accumulation: 156 of 312 TFLOP/s on the A100 (data
@@ -137,7 +134,7 @@ def can_gain(device: DeviceSpec, lever: str) -> bool:
 def _tf32_factor(device: DeviceSpec) -> float:
     """Return the seconds of a product in TF32 over those in fp32, at peak rates."""
     half, single = device.fp16_tensor_flops, device.fp32_flops
-    if (device.compute_capability or (0, 0)) < TF32_CAPABILITY or half is None or single is None:
+    if (device.compute_capability or (0, 0)) < AMPERE or half is None or single is None:
         return 1.0
     return min(1.0, single / (TF32_SHARE * half))
 

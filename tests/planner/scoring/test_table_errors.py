@@ -12,7 +12,7 @@ import pytest
 
 from planner.scoring.accuracy_prior import estimate_accuracy
 from planner.scoring.published_tables import PRIORS, log_odds
-from planner.scoring.table_errors import difference_error, interval_of, nearest_match
+from planner.scoring.table_errors import difference_error, interval_of
 
 TABLES = json.loads(PRIORS.read_text())["tables"]
 
@@ -46,16 +46,9 @@ def test_a_table_that_is_left_out_is_predicted_from_those_of_its_kind() -> None:
         for a, b in combinations(shared, 2):
             actual = log_odds(table["accuracy"][a]) - log_odds(table["accuracy"][b])
             errors.append(actual - effects[a] + effects[b])
-    found = difference_error("family and images")
+    found = difference_error()
     assert found.cases == len(errors)
     assert found.deviation == pytest.approx(np.sqrt(np.mean(np.square(errors))), abs=1e-6)
-
-
-def test_farther_tables_are_used_where_there_are_no_near_ones() -> None:
-    assert nearest_match("vit", "few") == "family and images"
-    assert nearest_match("conv", "many") == "family"
-    assert nearest_match("swin", None) == "any table"
-    assert difference_error("any table").cases > difference_error("family").cases
 
 
 def test_an_interval_is_that_of_a_normal_error_in_log_odds() -> None:
