@@ -28,7 +28,7 @@ from planner.recommendation.probe_front import ProbeOutcome
 from planner.recommendation.ranking import expected_accuracy
 from planner.recommendation.replay_front import replay_front
 from planner.recommendation.request import Notify, Request
-from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.scoring.accuracy_prior import COVERAGE, AccuracyEstimate
 from planner.scoring.method_evidence import effective_rank, rank_step
 from planner.scoring.published_tables import (
     compared_family,
@@ -40,7 +40,7 @@ from planner.scoring.published_tables import (
 )
 from planner.scoring.table_errors import difference_error, interval_of
 from planner.search.problem import SGD_STEP, TrialResult
-from planner.training.probe_statistics import COVERAGE, LearnerEstimate
+from planner.training.probe_statistics import LearnerEstimate
 from profiler.workload import Workload
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ class FrontEntry:
     Attributes:
         plan: content of the plan file.
         file: path of the plan file.
-        result: the candidate's trial in the search.
+        result: the candidate's trial in the search, with the numbers of its replay.
         expected: accuracy expected after a full training, without a value if no published number
             allows one.
         validation: the real run; None if there was none.

@@ -57,7 +57,7 @@ def build_entry(
     return FrontEntry(
         plan=plan,
         file=request.out / plan_file_name(checked.candidate, with_model=bool(request.others)),
-        result=checked.result,
+        result=checked.replayed_result,
         expected=expected,
         validation=validation,
         host_prediction=checked.host_prediction,

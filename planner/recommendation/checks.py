@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from planner.cost.budget import needed_bytes
 from planner.search.problem import TrialResult
 from profiler.prediction.lever_effects import LeverEffect
 from profiler.records import Report
@@ -40,6 +41,19 @@ class CheckedCandidate:
     def candidate(self) -> Candidate:
         """The workload and its placement."""
         return self.result.candidate
+
+    @property
+    def replayed_result(self) -> TrialResult:
+        """The trial with the numbers of the replay, which the answer shows and compares."""
+        prediction = self.prediction
+        seconds, joules = prediction.step_seconds, prediction.energy_joules
+        return replace(
+            self.result,
+            peak_bytes=prediction.memory.peak_bytes,
+            device_bytes=needed_bytes(prediction),
+            step_seconds=self.result.step_seconds if seconds is None else seconds,
+            energy_joules=self.result.energy_joules if joules is None else joules,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

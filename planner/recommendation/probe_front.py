@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Notify, Request
-from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.scoring.accuracy_prior import COVERAGE, AccuracyEstimate
 from planner.training.probe_records import (
     BackboneRules,
     Learner,
@@ -24,7 +24,6 @@ from planner.training.probe_records import (
     planned_steps,
 )
 from planner.training.probe_statistics import (
-    COVERAGE,
     LearnerEstimate,
     estimate_learners,
     format_chance,

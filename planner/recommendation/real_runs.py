@@ -146,10 +146,11 @@ def _next_to_run(
     tried: Sequence[CheckedCandidate], waiting: Sequence[CheckedCandidate], question: Question
 ) -> int:
     """Return the index of the recommended candidate, then of methods that did not run yet."""
-    rows = answer_rows([candidate.result for candidate in waiting], question)
+    results = [candidate.replayed_result for candidate in waiting]
+    rows = answer_rows(results, question)
     done = {each.candidate.workload.method for each in tried}
     row = next((r for r in rows if r.candidate.workload.method not in done), rows[0])
-    return next(i for i, candidate in enumerate(waiting) if candidate.result is row)
+    return next(i for i, result in enumerate(results) if result is row)
 
 
 def _order_of(request: Request, candidate: CheckedCandidate, recipe: Recipe | None) -> RunOrder:

@@ -36,8 +36,8 @@ from planner.scoring.published_tables import (
 )
 from planner.scoring.table_errors import difference_error, interval_of
 
-PRIOR_COVERAGE = 0.8
-"""Coverage of the interval of a derived accuracy."""
+COVERAGE = 0.8
+"""Stated coverage of the interval of an expected accuracy."""
 
 EstimateKind = Literal["published", "prior", "probe", "learned"]
 """Origin of an expected accuracy (``AccuracyEstimate.kind``)."""
@@ -191,7 +191,7 @@ def _interval_of_derived(
     if anchor["model"] != weights or same_method:
         return None, None, None
     error = difference_error().deviation
-    return (*interval_of(expected, error, coverage=PRIOR_COVERAGE), PRIOR_COVERAGE)
+    return (*interval_of(expected, error, coverage=COVERAGE), COVERAGE)
 
 
 def _derivation(

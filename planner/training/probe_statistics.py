@@ -29,14 +29,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.methods.kinds import known_kind
+from planner.scoring.accuracy_prior import COVERAGE
 from planner.training.probe_records import ProbeRun
 from planner.training.short_runs import DEFAULTS, Gains, ShortRunModel, doublings_left
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-COVERAGE = 0.8
-"""Stated coverage of an interval."""
 
 DRAWS = 4000
 """Draws of the bootstrap: the standard error of a probability is 0.8 % at most."""

@@ -9,6 +9,7 @@ from typing import Any
 from planner.plan import Accuracy, Plan
 from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.answer import Alternative, FrontEntry
+from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import ChosenEntry
 from planner.recommendation.ranking import Question
 from planner.scoring.accuracy_prior import AccuracyEstimate
@@ -95,6 +96,17 @@ def test_the_smallest_of_rows_that_are_nearly_as_small_is_not_called_the_least()
     assert (
         "within 3% of the least of its equals for at most 50% more cost" in found["smallest"].note
     )
+
+
+def test_rows_are_compared_by_the_numbers_of_their_replay() -> None:
+    """A row that was composed as the fastest is not, if its replay is slower."""
+    shown = entry("full", seconds=1.05, gib=0.5)
+    composed = replace(shown.result, step_seconds=0.9, device_bytes=DeviceBytes(GIB))
+    checked = CheckedCandidate(result=composed, prediction=shown.plan.prediction)
+    assert checked.replayed_result == replace(shown.result, score=composed.score)
+    unknown = replace(shown.plan.prediction, step_seconds=None, energy_joules=None)
+    kept = CheckedCandidate(result=composed, prediction=unknown).replayed_result
+    assert (kept.step_seconds, kept.device_bytes) == (0.9, GIB // 2)
 
 
 def test_the_fastest_is_so_for_an_image_not_for_a_step() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from planner.recipe import Recipe
+from planner.scoring.accuracy_prior import COVERAGE
 from planner.training.probe import (
     StepLadder,
     is_clear,
@@ -26,7 +27,6 @@ from planner.training.probe_records import (
     as_bits,
 )
 from planner.training.probe_statistics import (
-    COVERAGE,
     LearnerEstimate,
     best_rates,
     effect_of_kind,
