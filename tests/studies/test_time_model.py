@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +69,36 @@ def test_the_fit_finds_known_coefficients() -> None:
     np.testing.assert_allclose(left_out(sums, seconds, keys, families), seconds, rtol=2e-2)
     # a copy that is faster than the memory is not believed
     assert fit(sums, sums @ np.array([0.7, 0.2, 5e-6]), keys)[1] == 1.0
+
+
+def test_the_sustained_bandwidth_is_that_of_long_kernels(tmp_path: Path) -> None:
+    """A board that reaches three quarters of its bandwidth after a launch of 20 microseconds."""
+    from kernels import BOARDS, sustained_share
+
+    bandwidth = 0.75 * BOARDS["T4"].bandwidth
+    for operation in ("add", "mul"):
+        lines = ["B,H,Latency"]
+        for rows in (1_000, 10_000, 4_000_000, 8_000_000):
+            milliseconds = 1e3 * (3 * 4 * rows * 128 / bandwidth + 20e-6)
+            lines.append(f"{rows},128,{milliseconds}")
+        with gzip.open(tmp_path / f"neusight_{operation}_Tesla-T4.csv.gz", "wt") as file:
+            file.write("\n".join(lines) + "\n")
+    assert sustained_share(tmp_path, BOARDS["T4"]) == pytest.approx(0.75, abs=0.002)
+
+
+def test_single_kernels_are_in_every_fit() -> None:
+    """Two terms of the known families are in one ratio, and in another in the family left out."""
+    from fit import left_out
+
+    rng = np.random.default_rng(0)
+    keys = [("matmul half", "tile"), ("add", "bytes")]
+    families = [f"family{i % 6}" for i in range(30)]
+    ratio = np.array([[1.0, 3.0 if family == "family5" else 1.0] for family in families])
+    steps = (rng.random((30, 1)) + 0.1) * ratio
+    kernels = np.stack([np.zeros(30), rng.random(30) + 0.1], axis=1)
+    true = np.array([0.3, 2.0])
+    sums = np.concatenate([steps, kernels])
+    found = left_out(sums, sums @ true, keys, families)
+    np.testing.assert_allclose(found, steps @ true, rtol=2e-2)
+    without = left_out(steps, steps @ true, keys, families)
+    assert np.abs(without / (steps @ true) - 1).max() > 0.1
