@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 NOTHING_FOLLOWS = -100.0
 """Score in log-odds of a candidate about which the probe says nothing: below every other."""
 
+BELOW_ALL = 2 * NOTHING_FOLLOWS
+"""Score of a candidate whose training diverged."""
+
 SMALLEST_ERROR_RATE = 1e-3
 """Accuracies of 0 and 1 are moved inwards by this much, where their log-odds are finite."""
 
@@ -83,6 +86,14 @@ def accuracy_expected(
     workload = result.candidate.workload
     if probe is None:
         return expected_accuracy(request, result)
+    trained = probe.estimate_of(workload)
+    if trained is not None and trained.diverged:
+        return AccuracyEstimate(
+            value=None,
+            kind=None,
+            source=None,
+            reason=f"its training of {trained.steps} steps diverged in the probe",
+        )
     return (
         probe.expected_accuracy(workload)
         or carried_accuracy(probe, workload, train_images=request.balanced_images)
@@ -187,11 +198,13 @@ def corrected_score(probe: ProbeOutcome, workload: Workload, train_images: int |
     A candidate that was not trained never stands above one that was.
     """
     found = probe.estimate_of(workload)
+    if found is not None and found.diverged:
+        return BELOW_ALL
     if found is not None and is_equal(found):
         return 0.0
     best = max(_finite_log_odds(each.expected) for each in probe.estimates.values())
     if found is not None:
-        value = _finite_log_odds(0.0 if found.diverged else found.expected)
+        value = _finite_log_odds(found.expected)
     else:
         carried = _carry(probe, workload, train_images)
         if carried is None:

@@ -61,6 +61,9 @@ def choose(
         searched: candidates of the search that fit; empty to compare the entries alone.
     """
     results = [entry.result for entry in entries]
+    # the rows of the answer are compared by their replays, also with the rest of the search
+    replayed = {result.point: result for result in results}
+    searched = [replayed.get(result.point, result) for result in searched]
     measured = [i for i, entry in enumerate(entries) if entry.plan.measurement is not None]
     eligible = measured or list(range(len(entries)))
     intervals = _measured_accuracies(entries, eligible, question)

@@ -59,7 +59,8 @@ LAGGING_SHARE = 0.5
 """Share of the best accuracy of the first rung, below which a lower learning rate is tried."""
 
 LARGEST_WHOLE_SHARE = 0.5
-"""Share of a probe's time that the leader's whole training may take before the comparison ends."""
+"""Share of a probe's time that the leader's whole training may take instead of a comparison that
+would fit too."""
 
 EXTRA_RUNGS = 3
 """Work after the rungs in units of a rung: learning rates of the finalists, and their seeds."""
@@ -226,14 +227,16 @@ def next_affordable_run(
     """
     seconds_of = seconds_of or expected_seconds
     planned = next_run(learners, runs, ladder=ladder, quick=quick)
-    whole = whole_training(learners, runs, ladder)
+    names = {each.name for each in learners}
+    whole = whole_training(learners, [run for run in runs if run.learner in names], ladder)
     if planned is None or whole is None:
         return planned
     trained = {run.learner for run in runs}
     is_compared = all(learner.name in trained for learner in learners)
     needed = seconds_of(whole, runs)
-    is_last_chance = needed <= left < needed + seconds_of(planned, runs)
-    if is_compared and is_last_chance and needed <= LARGEST_WHOLE_SHARE * budget:
+    other = seconds_of(planned, runs)
+    is_last_chance = needed <= left < needed + other
+    if is_compared and is_last_chance and (needed <= LARGEST_WHOLE_SHARE * budget or other > left):
         return whole
     return planned
 
@@ -257,10 +260,14 @@ def next_run(
     mine = [run for run in runs if run.learner in names]
     done = {(run.learner, run.steps, run.seed, run.rate_factor) for run in mine}
     for planned in _schedule(learners, mine, ladder, quick):
-        key = (planned.learner.name, planned.steps, planned.seed, planned.rate_factor)
-        if key not in done:
+        if _key_of(planned) not in done:
             return planned
-    return whole_training(learners, mine, ladder)
+    whole = whole_training(learners, mine, ladder)
+    return None if whole is None or _key_of(whole) in done else whole
+
+
+def _key_of(planned: PlannedRun) -> tuple[str, int, int, float]:
+    return planned.learner.name, planned.steps, planned.seed, planned.rate_factor
 
 
 def whole_training(
@@ -287,6 +294,8 @@ def _schedule(
         yield from _at_best_rates(alive, runs if rung else (), steps=steps, seed=0)
         if rung == 0:
             yield from _second_tries(alive, runs, steps)
+        if _all_diverged(runs, ladder):
+            return
         alive = _better_half(alive, runs, ladder, rung, quick)
     for factor in RATE_FACTORS:
         half = ladder.steps(ladder.rungs - 2)
@@ -298,12 +307,17 @@ def _schedule(
         finalists = _finalists(alive, runs, ladder)
         is_longest = steps >= ladder.most
         for seed in range(1, MOST_SEEDS if is_longest else FINAL_SEEDS):
-            if is_clear(runs, ladder):
+            if is_clear(runs, ladder) or _all_diverged(runs, ladder):
                 return
             yield from _at_best_rates(finalists, runs, steps=steps, seed=seed)
-        if is_longest or is_clear(runs, ladder):
+        if is_longest or is_clear(runs, ladder) or _all_diverged(runs, ladder):
             return
         alive = finalists
+
+
+def _all_diverged(runs: Sequence[ProbeRun], ladder: StepLadder) -> bool:
+    """Return whether every learner diverged, so that there is nothing to compare."""
+    return all(each.diverged for each in ladder.estimates(runs))
 
 
 def _known_effect(learner: Learner, ladder: StepLadder) -> float:
@@ -329,7 +343,7 @@ def _lagging(runs: Sequence[ProbeRun], steps: int) -> set[str]:
     """Return the names of learners that lag far behind after the first rung, of some steps."""
     first = [r for r in runs if (r.steps, r.seed, r.rate_factor) == (steps, 0, 1.0)]
     most = max((run.accuracy for run in first), default=0.0)
-    return {run.learner for run in first if run.accuracy < LAGGING_SHARE * most}
+    return {r.learner for r in first if r.diverged or r.accuracy < LAGGING_SHARE * most}
 
 
 def _at_best_rates(
@@ -395,6 +409,7 @@ def _finalists(
 def expected_seconds(planned: PlannedRun, runs: Sequence[ProbeRun]) -> float:
     """Return the seconds that a run is expected to take, from earlier runs; 0 if there is none."""
     mine = [r for r in runs if r.learner == planned.learner.name]
+    mine = [r for r in mine if not r.diverged] or mine  # one that diverges ends early
     if not mine:
         return 0.0
     nearest = max(mine, key=lambda r: r.steps)

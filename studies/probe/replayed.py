@@ -1,8 +1,9 @@
 """The product's probe on the rows of a case: which training it asks for, one after another.
 
-``next_run`` of the product is a function of the finished runs, so a probe can be replayed on
-trainings that were made before. Its time is the processor time of these rows. Where it asks for a
-training of which there is no row, the replay ends and names it; ``train.py --probe`` makes it.
+``next_affordable_run`` of the product is a function of the finished runs and the time that is left,
+so a probe can be replayed on trainings that were made before. Its time is the processor time of
+these rows. Where it asks for a training of which there is no row, the replay ends and names it;
+``train.py --probe`` makes it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from planner.plan import Accuracy, Plan
 from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.answer import Alternative, FrontEntry
 from planner.recommendation.checks import CheckedCandidate
-from planner.recommendation.choose import ChosenEntry
+from planner.recommendation.choose import ChosenEntry, choose
 from planner.recommendation.ranking import Question
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.problem import TrialResult
@@ -107,6 +107,17 @@ def test_rows_are_compared_by_the_numbers_of_their_replay() -> None:
     unknown = replace(shown.plan.prediction, step_seconds=None, energy_joules=None)
     kept = CheckedCandidate(result=composed, prediction=unknown).replayed_result
     assert (kept.step_seconds, kept.device_bytes) == (0.9, GIB // 2)
+
+
+def test_the_reason_is_that_of_the_replayed_numbers() -> None:
+    """Composed, the chosen row costs a fifth less than the best known one; replayed 40 % less."""
+    lora, other = entry("lora", rank=8), entry("adaptformer", rank=8, seconds=0.6)
+    lora = replace(lora, result=replace(lora.result, assignment={"method": "lora"}))
+    other = replace(other, result=replace(other.result, assignment={"method": "adaptformer"}))
+    composed = replace(other.result, step_seconds=0.8, energy_joules=80.0)
+    choice = choose([lora, other], question=QUESTION, searched=[lora.result, composed])
+    assert choice.index == 1
+    assert "40 % less" in choice.why
 
 
 def test_the_fastest_is_so_for_an_image_not_for_a_step() -> None:

@@ -13,6 +13,7 @@ import pytest
 from planner.recipe import Recipe
 from planner.scoring.accuracy_prior import COVERAGE
 from planner.training.probe import (
+    PlannedRun,
     StepLadder,
     is_clear,
     next_affordable_run,
@@ -25,6 +26,7 @@ from planner.training.probe_records import (
     ProbeRun,
     ProbeSetting,
     as_bits,
+    planned_steps,
 )
 from planner.training.probe_statistics import (
     LearnerEstimate,
@@ -125,11 +127,60 @@ def test_more_steps_go_to_the_better_learners_and_the_best_leads() -> None:
     assert spent["full"] > spent["head"] > 0
 
 
-def test_the_last_run_is_the_whole_training_of_the_leader() -> None:
-    runner = MadeUpRunner(FIVE)
-    _, runs = search(runner, seconds=10_000)
-    assert estimate_learners(runs)[0].steps == 80
-    assert runner.done[-1][:2] == ("full", 80)
+def planned_runs(
+    learners: list[Learner], ladder: StepLadder, made: Callable[[PlannedRun], ProbeRun]
+) -> list[tuple[str, int, int, float]]:
+    """Return all runs that a probe asks for, in their order."""
+    runs: list[ProbeRun] = []
+    keys = []
+    while (planned := next_run(learners, runs, ladder=ladder)) is not None:
+        key = (planned.learner.name, planned.steps, planned.seed, planned.rate_factor)
+        assert key not in keys, "a run is asked for twice"
+        keys.append(key)
+        runs.append(made(planned))
+    return keys
+
+
+@pytest.mark.parametrize("rate", [1.0, 1 / 3])
+def test_the_last_run_is_the_whole_training_of_the_leader_at_its_rate(rate: float) -> None:
+    """The first rungs are clear, so nothing else is trained for as long."""
+
+    def made(planned: PlannedRun) -> ProbeRun:
+        accuracy = 0.95 if planned.learner.name == "lora" else 0.6
+        factor = planned.rate_factor
+        return made_run(
+            planned.learner.name, accuracy if factor == rate else accuracy - 0.3,
+            steps=planned.steps, seed=planned.seed, factor=factor,
+        )  # fmt: skip
+
+    ladder = StepLadder(first=10, rungs=2, most=80)
+    keys = planned_runs([learner("lora"), learner("head")], ladder, made)
+    assert keys[-1] == ("lora", 80, 0, rate)
+    assert max(steps for _, steps, *_ in keys[:-1]) == 20
+
+
+def test_learners_that_all_diverge_are_tried_at_a_lower_rate_and_no_more() -> None:
+    ladder = StepLadder(first=10, rungs=2, most=80)
+    keys = planned_runs(
+        [learner("lora"), learner("head")],
+        ladder,
+        lambda p: diverged_run(p.learner.name, steps=p.steps, factor=p.rate_factor),
+    )
+    names = ["lora", "head"]
+    assert keys == [(name, 10, 0, factor) for factor in (1.0, 1 / 3) for name in names]
+
+
+def test_a_probe_s_last_seconds_are_the_leader_s() -> None:
+    runner = MadeUpRunner({"full": 0.9, "lora": 0.9})
+    runs: list[ProbeRun] = []
+    probe(
+        runner, [learner("full"), learner("lora")],
+        ladder=StepLadder(first=20, rungs=2, most=80), seconds=180, known=runs,
+        save=runs.append, clock=lambda: runner.now,
+    )  # fmt: skip
+    assert runner.done[-1][1] == 80
+    assert max(steps for _, steps, *_ in runner.done[:-1]) == 20
+    assert runner.now == 180
 
 
 def test_the_end_of_the_time_is_the_leader_s() -> None:
@@ -148,7 +199,13 @@ def test_the_end_of_the_time_is_the_leader_s() -> None:
     assert following(left=121, budget=200) == ("lora", 40)
     assert following(left=79, budget=200) == ("lora", 40)
     assert following(left=100, budget=159) == ("lora", 40)  # more than half of the time
-    del runs[-1]
+    runs[1] = replace(runs[1], seconds=200.0)  # the comparison does not fit, whatever the share
+    assert following(left=100, budget=101) == ("full", 80)
+    runs[1] = replace(runs[1], seconds=20.0)
+    # a run that diverged ended early, and says nothing about the time of a whole one
+    runs.append(replace(diverged_run("full", steps=40, factor=3.0), seconds=1.0))
+    assert following(left=100, budget=200) == ("full", 80)
+    del runs[-2:]
     assert following(left=100, budget=200) == ("head", 20)  # not all are compared
 
 
@@ -236,6 +293,18 @@ def test_a_leader_whose_whole_training_diverges_is_no_leader() -> None:
     runs.append(made_run("lora", 0.8, steps=20, factor=1 / 3))
     assert best_rates(runs)["lora"] == 1 / 3
     assert [each.learner for each in ladder.estimates(runs)] == ["lora", "full"]
+
+
+def test_a_learner_that_diverges_with_one_of_its_seeds_is_no_leader() -> None:
+    runs = [made_run("full", 0.5), made_run("lora", 0.9), made_run("lora", 0.9, seed=1)]
+    runs.append(replace(diverged_run("lora", steps=10), seed=2))
+    assert [each.learner for each in estimate_learners(runs)] == ["full", "lora"]
+
+
+def test_the_longest_recipe_is_planned_for_the_images_of_the_probe() -> None:
+    short = replace(learner("a"), recipe=replace(RECIPE, epochs=2))
+    batch = short.candidate.workload.effective_batch
+    assert planned_steps([short, learner("b")], SETTING) == 8 * (320 // batch)
 
 
 def test_an_accuracy_on_test_images_has_their_error_too() -> None:
