@@ -11,7 +11,7 @@ the difference of two accuracies has a smaller error than either. The error has 
 - A run shorter than the planned training is another training. Each draw is carried on to the
   planned steps (``planner.training.short_runs``), with an error that grows with the steps missing.
 
-A learner of which one of the longest runs diverged has accuracy 0, and says nothing about the
+A learner with a divergence among its longest runs has accuracy 0, and says nothing about the
 others.
 
 Learners that were dropped early rise as those that went on did, apart from the difference of their
@@ -71,7 +71,7 @@ class LearnerEstimate:
         seeds: number of seeds.
         best: probability that the learner is the best of the probe.
         near_best: probability that it is within ``NEAR`` of the best.
-        diverged: whether one of the longest runs diverged, at every learning rate that was tried.
+        diverged: whether a longest run diverged, at every learning rate that was tried.
     """
 
     learner: str
@@ -122,7 +122,7 @@ def estimate_learners(
 
 
 def _diverged(name: str, runs: Sequence[ProbeRun]) -> LearnerEstimate:
-    """Return the estimate of a learner of which one of the longest runs diverged."""
+    """Return the estimate of a learner with a divergence among its longest runs."""
     steps = max(run.steps for run in runs)
     return LearnerEstimate(
         learner=name, rate_factor=runs[0].rate_factor, accuracy=0.0, expected=0.0, low=0.0,
@@ -413,8 +413,8 @@ def best_rates(runs: Sequence[ProbeRun]) -> Mapping[str, float]:
     """Return the factor of the learning rate to use for each learner, in the order of the runs.
 
     The recipe's own rate stays unless another classifies more images right in as many steps and
-    with the same seed, by more than two standard errors of the paired difference. A rate of
-    which one of the longest runs diverged is left while there is another.
+    with the same seed, by more than two standard errors of the paired difference. A rate
+    with a divergence among its longest runs is left while there is another.
     """
     chosen: dict[str, float] = {}
     for name in dict.fromkeys(run.learner for run in runs):
