@@ -183,9 +183,12 @@ def accurate_enough(
     found = [(result, expected_of(result)) for result in results]
     known = [(result, value) for result, each in found if (value := each.value) is not None]
     if found and not known:
+        advice = "measure it with --probe-minutes"
+        if request.probe_seconds is not None:
+            advice = "the probe measured none; give it weights (--weights FILE) or more minutes"
         raise UnmetLimitError(
             f"no accuracy on {request.run.data} is known for any candidate, so --min-accuracy "
-            f"{100 * least:g} cannot be checked; measure it with --probe-minutes"
+            f"{100 * least:g} cannot be checked; {advice}"
         )
     passed = tuple(result for result, value in known if value >= least)
     best = _most_accurate(found)

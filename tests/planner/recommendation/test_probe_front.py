@@ -345,8 +345,10 @@ def test_an_accuracy_that_nothing_reaches_is_refused(
     )
     assert candidate_summary(best.plan.candidate) in str(refused.value)
     nothing = AccuracyEstimate(value=None, kind=None, source=None, reason="not known")
-    with pytest.raises(UnmetLimitError, match="--probe-minutes"):
+    with pytest.raises(UnmetLimitError, match="the probe measured none"):
         accurate_enough(high, rows, lambda row: nothing)
+    with pytest.raises(UnmetLimitError, match="--probe-minutes"):
+        accurate_enough(replace(high, probe_seconds=None), rows, lambda row: nothing)
 
 
 @pytest.mark.parametrize("given", [{"min_accuracy": 1.5}, {"max_hours": 0.0}, {"max_kwh": -1.0}])
