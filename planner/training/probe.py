@@ -227,16 +227,20 @@ def next_affordable_run(
     """
     seconds_of = seconds_of or expected_seconds
     planned = next_run(learners, runs, ladder=ladder, quick=quick)
+    trained = {run.learner for run in runs}
+    if planned is None or any(learner.name not in trained for learner in learners):
+        return planned
+    other = seconds_of(planned, runs)
+    wholes = [PlannedRun(learner=each, steps=ladder.most, seed=0) for each in learners]
+    if left >= other + max(seconds_of(each, runs) for each in wholes):
+        return planned  # without the estimates, which take longer than all the rest
     names = {each.name for each in learners}
     whole = whole_training(learners, [run for run in runs if run.learner in names], ladder)
-    if planned is None or whole is None:
+    if whole is None:
         return planned
-    trained = {run.learner for run in runs}
-    is_compared = all(learner.name in trained for learner in learners)
     needed = seconds_of(whole, runs)
-    other = seconds_of(planned, runs)
     is_last_chance = needed <= left < needed + other
-    if is_compared and is_last_chance and (needed <= LARGEST_WHOLE_SHARE * budget or other > left):
+    if is_last_chance and (needed <= LARGEST_WHOLE_SHARE * budget or other > left):
         return whole
     return planned
 
