@@ -195,7 +195,8 @@ def _leads(probe: ProbeOutcome, checked: CheckedCandidate) -> bool:
 def corrected_score(probe: ProbeOutcome, workload: Workload, train_images: int | None) -> float:
     """Return a score in log-odds: 0 for candidates equal to the best, less for all others.
 
-    A candidate that was not trained never stands above one that was.
+    A candidate that was not trained never stands above the best trained one, and one whose training
+    diverged stands below all.
     """
     found = probe.estimate_of(workload)
     if found is not None and found.diverged:

@@ -36,6 +36,7 @@ from typing import Protocol
 from planner.training.probe_records import RATE_FACTORS, Learner, ProbeRun
 from planner.training.probe_statistics import (
     LearnerEstimate,
+    all_diverged,
     best_rates,
     effect_of_kind,
     estimate_learners,
@@ -298,7 +299,7 @@ def _schedule(
         yield from _at_best_rates(alive, runs if rung else (), steps=steps, seed=0)
         if rung == 0:
             yield from _second_tries(alive, runs, steps)
-        if _all_diverged(runs, ladder):
+        if all_diverged(runs):
             return
         alive = _better_half(alive, runs, ladder, rung, quick)
     for factor in RATE_FACTORS:
@@ -311,17 +312,12 @@ def _schedule(
         finalists = _finalists(alive, runs, ladder)
         is_longest = steps >= ladder.most
         for seed in range(1, MOST_SEEDS if is_longest else FINAL_SEEDS):
-            if is_clear(runs, ladder) or _all_diverged(runs, ladder):
+            if is_clear(runs, ladder):
                 return
             yield from _at_best_rates(finalists, runs, steps=steps, seed=seed)
-        if is_longest or is_clear(runs, ladder) or _all_diverged(runs, ladder):
+        if is_longest or is_clear(runs, ladder):
             return
         alive = finalists
-
-
-def _all_diverged(runs: Sequence[ProbeRun], ladder: StepLadder) -> bool:
-    """Return whether every learner diverged, so that there is nothing to compare."""
-    return all(each.diverged for each in ladder.estimates(runs))
 
 
 def _known_effect(learner: Learner, ladder: StepLadder) -> float:
@@ -360,7 +356,12 @@ def _at_best_rates(
 
 
 def is_clear(runs: Sequence[ProbeRun], ladder: StepLadder) -> bool:
-    """Return whether the leader is within one point of the best with enough probability."""
+    """Return whether the leader is within one point of the best with enough probability.
+
+    Nothing is left to compare if every learner diverged.
+    """
+    if all_diverged(runs):
+        return True
     estimates = ladder.estimates(runs)
     return bool(estimates) and estimates[0].near_best >= ENOUGH
 

@@ -110,8 +110,7 @@ def estimate_learners(
     """
     if not runs:
         return ()
-    rates = best_rates(runs)
-    mine = {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
+    mine = _at_best_rates(runs)
     sound = {name: group for name, group in mine.items() if not _ends_in_divergence(group)}
     estimates = [_diverged(name, group) for name, group in mine.items() if name not in sound]
     if sound:
@@ -119,6 +118,17 @@ def estimate_learners(
             sound, planned_steps=planned_steps, test_images=test_images, short_runs=short_runs
         )
     return tuple(sorted(estimates, key=lambda e: (-e.best, -e.steps, -e.expected)))
+
+
+def all_diverged(runs: Sequence[ProbeRun]) -> bool:
+    """Return whether every learner diverged, so that there is nothing to compare."""
+    return bool(runs) and all(map(_ends_in_divergence, _at_best_rates(runs).values()))
+
+
+def _at_best_rates(runs: Sequence[ProbeRun]) -> Mapping[str, Sequence[ProbeRun]]:
+    """Return the runs of each learner at its best learning rate."""
+    rates = best_rates(runs)
+    return {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
 
 
 def _diverged(name: str, runs: Sequence[ProbeRun]) -> LearnerEstimate:
