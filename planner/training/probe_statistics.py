@@ -110,7 +110,7 @@ def estimate_learners(
     """
     if not runs:
         return ()
-    mine = _at_best_rates(runs)
+    mine = _runs_by_learner(runs)
     sound = {name: group for name, group in mine.items() if not _ends_in_divergence(group)}
     estimates = [_diverged(name, group) for name, group in mine.items() if name not in sound]
     if sound:
@@ -122,10 +122,10 @@ def estimate_learners(
 
 def all_diverged(runs: Sequence[ProbeRun]) -> bool:
     """Return whether every learner diverged, so that there is nothing to compare."""
-    return bool(runs) and all(map(_ends_in_divergence, _at_best_rates(runs).values()))
+    return bool(runs) and all(map(_ends_in_divergence, _runs_by_learner(runs).values()))
 
 
-def _at_best_rates(runs: Sequence[ProbeRun]) -> Mapping[str, Sequence[ProbeRun]]:
+def _runs_by_learner(runs: Sequence[ProbeRun]) -> Mapping[str, Sequence[ProbeRun]]:
     """Return the runs of each learner at its best learning rate."""
     rates = best_rates(runs)
     return {name: [r for r in runs if _key(r) == (name, rate)] for name, rate in rates.items()}
