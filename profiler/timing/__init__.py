@@ -10,6 +10,7 @@ Rates of a device, and the numbers computed from them:
 GPUs:
 
     kernel_terms      quantities of a kernel: FLOPs, bytes, launches
+    size_curves       factors of matrix products by their sizes
     kernel_rates      seconds for a unit of each quantity: coefficients and the data sheet
     lever_factors     factors of levers (channels-last, TF32) on them
     power             power while it trains

@@ -4,7 +4,8 @@
 ``profiler.timing.kernel_terms``. They were fitted to published measurements; ``studies/time_model``
 has the errors. A coefficient is dimensionless: 1.2 for ``bytes`` means 1.2 times the time that the
 data sheet's bandwidth allows. So coefficients transfer to other GPUs, with a larger error, which
-``spreads`` states.
+``spreads`` states. Classes of fp32 products also have curves over their sizes
+(``profiler.timing.size_curves``).
 
 Three corrections depend on the GPU:
 
@@ -43,20 +44,29 @@ from profiler.devices.host_link import (
 from profiler.devices.table import TIMED, DeviceSpec
 from profiler.records import Origin, Spread
 from profiler.timing.kernel_terms import (
+    BYTES,
+    FIRST_PRODUCT,
     LATENCY,
     MOVED,
     SLOTS,
     PeakRate,
     Slot,
+    first_product,
+    is_plain,
     kernel_terms,
+    layout_of,
     slot_keys,
 )
 from profiler.timing.lever_factors import NO_LEVERS, LeverFactors, lever_factors
 from profiler.timing.power import PowerModel
+from profiler.timing.size_curves import SizeCurves, product_sizes
 
 COEFFICIENTS_FILE = Path(__file__).with_name("kernel_coefficients.json")
 
 DEFAULT_CLASS = "elementwise"
+
+SMALLEST_SIZE = 1e-3
+"""Sizes of empty products are raised to it, whose logarithm is finite."""
 
 COEFFICIENTS_SCHEMA = "budgetplan.kernel_coefficients/1"
 
@@ -73,6 +83,7 @@ class KernelRates:
         link_bytes_per_second: bandwidth of copies between host and device; None if it is unknown,
             and no time of a placement with copies is computed then.
         coefficients: coefficient by class and term.
+        curves: curves over sizes by class.
         factors: factors of the workload's levers.
         weights: seconds for a unit of each quantity, by kernel name, filled as names are met.
     """
@@ -82,6 +93,7 @@ class KernelRates:
     bytes_per_second: float
     multiprocessors: int
     coefficients: Mapping[str, Mapping[str, float]]
+    curves: Mapping[str, SizeCurves] = field(default_factory=dict)
     link_bytes_per_second: float | None = None
     factors: LeverFactors = NO_LEVERS
     weights: dict[str, list[float]] = field(default_factory=dict, compare=False, repr=False)
@@ -115,9 +127,28 @@ class KernelRates:
         )
         weights = np.array([self._weights(name) for name in listed]).reshape(len(listed), SLOTS)
         terms *= weights[index]
+        if self.curves:
+            self._apply_curves(terms, listed, index, dims)
         if self.factors != NO_LEVERS:
             terms *= self.factors.of_operations(listed, index, dims)
         return terms
+
+    def _apply_curves(self, seconds: Floats, names: list[str], index: Ints, dims: Floats) -> None:
+        """Multiply the first products of kernels, and the bytes of forward ones, by curves."""
+        classes = [slot_keys(name)[0].kernel_class for name in names]
+        layouts = np.array([layout_of(name).value for name in names])
+        for kernel_class, curves in self.curves.items():
+            has_curves = np.array([name == kernel_class for name in classes], dtype=bool)
+            chosen = np.flatnonzero(has_curves[index])
+            if not len(chosen):
+                continue
+            layout = layouts[index[chosen]]
+            sizes = product_sizes(
+                *first_product(layout, dims[chosen]), multiprocessors=self.multiprocessors
+            )
+            factors = curves.factors(np.maximum(sizes, SMALLEST_SIZE))
+            seconds[chosen, FIRST_PRODUCT] *= factors[:, None]
+            seconds[chosen, BYTES] *= np.where(is_plain(layout), factors, 1.0)
 
     def _weights(self, name: str) -> list[float]:
         """Return [SLOTS] seconds for a unit of each quantity of a kernel name."""
@@ -161,6 +192,9 @@ class KernelFile:
     def __init__(self, data: Mapping[str, Any]) -> None:
         assert data["schema"] == COEFFICIENTS_SCHEMA, data["schema"]
         self.coefficients: Mapping[str, Mapping[str, float]] = data["coefficients"]
+        self.curves: Mapping[str, SizeCurves] = {
+            name: SizeCurves(curves) for name, curves in data["size_curves"].items()
+        }
         self._fitted: Sequence[Mapping[str, str]] = data["fitted_on"]
         self._clock: Mapping[str, Any] = data["sustained_clock"]
         self._bandwidth: Mapping[str, Any] = data["sustained_bandwidth"]
@@ -267,6 +301,7 @@ class KernelFile:
             multiprocessors=device.sm_count,
             link_bytes_per_second=device.link_bytes_per_second,
             coefficients=self.coefficients,
+            curves=self.curves,
         )
 
     def _peak_over_known(self, device: DeviceSpec, product: str) -> float:

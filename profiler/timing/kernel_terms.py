@@ -31,6 +31,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from profiler.arrays import Floats, Ints
 from profiler.devices.host_link import HostWork
@@ -236,24 +237,44 @@ def kernel_terms(
 _NORM_CODES = {kind: 1 for kind in _ROW_NORMS} | {"batch_norm": 2, "batch_norm_backward": 2}
 
 
+def first_product(layout: Ints, dims: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return batch, rows, columns and inner dimension of the first matrix product of kernels.
+
+    Args:
+        layout: [kernels] values of ``ProductLayout`` but ``NONE``.
+        dims: [kernels, 6] dimensions (``profiler.replay.kernel_shapes``).
+    """
+    groups, out, columns, inner, kernel, image = dims.T.copy()
+    plain = is_plain(layout)
+    only_weight = layout == ProductLayout.ONLY_WEIGHT.value
+    # forward [out, inner * kernel] x [.., columns]; its input's gradient [image, columns * kernel]
+    # x [.., inner]; its weight's gradient [columns, out] x [out, inner * kernel]
+    rows = np.where(plain, out, np.where(only_weight, columns, image))
+    wide = np.where(plain, columns, np.where(only_weight, inner * kernel, inner))
+    deep = np.where(plain, inner * kernel, np.where(only_weight, out, columns * kernel))
+    return groups, rows, wide, deep
+
+
+def is_plain(layout: Ints) -> npt.NDArray[np.bool_]:
+    """Return [kernels] whether a kernel is one product in the forward direction."""
+    plain: npt.NDArray[np.bool_] = (layout == ProductLayout.PRODUCT.value) | (
+        layout == ProductLayout.CONVOLUTION.value
+    )
+    return plain
+
+
 def _add_products(terms: Floats, layout: Ints, dims: Floats) -> None:
     """Fill the slots of matrix products and of biases."""
     chosen = np.flatnonzero(layout)
     if not len(chosen):
         return
-    kind, (groups, out, columns, inner, kernel, image) = layout[chosen], dims[chosen].T.copy()
-    plain = (kind == ProductLayout.PRODUCT.value) | (kind == ProductLayout.CONVOLUTION.value)
-    only_weight = kind == ProductLayout.ONLY_WEIGHT.value
-    # forward [out, inner * kernel] x [.., columns]; its input's gradient [image, columns * kernel]
-    # x [.., inner]; its weight's gradient [columns, out] x [out, inner * kernel]
-    weight = (columns, inner * kernel, out)
-    rows = np.where(plain, out, np.where(only_weight, weight[0], image))
-    wide = np.where(plain, columns, np.where(only_weight, weight[1], inner))
-    deep = np.where(plain, inner * kernel, np.where(only_weight, weight[2], columns * kernel))
-    terms[chosen, FIRST_PRODUCT] = _matrix_product(groups, rows, wide, deep)
+    kind = layout[chosen]
+    terms[chosen, FIRST_PRODUCT] = _matrix_product(*first_product(kind, dims[chosen]))
+    groups, out, columns, inner, kernel, _ = dims[chosen].T.copy()
     both = kind == ProductLayout.BACKWARD.value
     if both.any():
-        terms[chosen, SECOND_PRODUCT] = _matrix_product(groups, *weight) * both[:, None]
+        weight = _matrix_product(groups, columns, inner * kernel, out)
+        terms[chosen, SECOND_PRODUCT] = weight * both[:, None]
     # a forward reads and writes its result once more, a backward reads the gradient
     passes = np.where(kind == ProductLayout.CONVOLUTION.value, 2.0, 1.0)
     terms[chosen, VALUES] = passes * groups * out * columns

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fit import RECORDED, Key
-from kernels import reference_share
+from kernels import KernelFit, reference_share
+from size_fit import Curves
 
 from profiler.timing.kernel_rates import COEFFICIENTS_FILE, COEFFICIENTS_SCHEMA
 
@@ -33,13 +34,13 @@ correction shares the memory's bus. Of these the T4 and the P4 were measured."""
 
 
 def write(
-    fitted: Mapping[Key, float], single: Mapping[Key, float], values: Mapping[str, Any]
+    fitted: Mapping[Key, float], products: Mapping[str, KernelFit], values: Mapping[str, Any]
 ) -> None:
     """Write the coefficients; the parts on clocks, power and assumptions stay as they are.
 
     Args:
         fitted: coefficients of the RTX 3090's training runs.
-        single: coefficients of fp32 products.
+        products: fits of fp32 products.
         values: errors of the study, which give the spreads.
     """
     data = json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8"))
@@ -61,17 +62,31 @@ def write(
     data["sustained_bandwidth"] = _sustained_bandwidth(values["sustained_bandwidth"])
     classes = _by_class({key: v for key, v in fitted.items() if not key[0].startswith(RECORDED)})
     optimizer = classes.pop("optimizer")
-    classes = _single_products(classes, _by_class(single))
+    classes = with_single_products(classes, products)
     classes |= {name: dict(optimizer) for name in ("foreach", "foreach strided")}
     classes |= {n: v for n, v in data["coefficients"].items() if n.startswith("attention")}
     _fill_precisions(classes)
     _fill_depthwise(classes)
-    data["coefficients"] = {
+    data["coefficients"] = _rounded(classes)
+    data["size_curves"] = curves_of(products)
+    COEFFICIENTS_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def write_products(products: Mapping[str, KernelFit]) -> None:
+    """Write the coefficients and the curves of fp32 products; everything else stays as it is."""
+    data = json.loads(COEFFICIENTS_FILE.read_text(encoding="utf-8"))
+    data["coefficients"] = _rounded(with_single_products(data["coefficients"], products))
+    data["size_curves"] = curves_of(products)
+    COEFFICIENTS_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _rounded(classes: Mapping[str, Mapping[str, float]]) -> Coefficients:
+    """Return the classes with four digits and without coefficients that are 0."""
+    return {
         name: {term: float(f"{value:.4g}") for term, value in sorted(terms.items()) if value > 0}
         for name, terms in sorted(classes.items())
         if any(value > 0 for value in terms.values())
     }
-    COEFFICIENTS_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def _sustained_bandwidth(shares: Mapping[str, float]) -> dict[str, Any]:
@@ -95,11 +110,17 @@ def _by_class(coefficients: Mapping[Key, float]) -> Coefficients:
     return found
 
 
-def _single_products(classes: Coefficients, single: Coefficients) -> Coefficients:
-    """Return the classes with fp32 products from NeuSight."""
+def with_single_products(
+    classes: Mapping[str, Mapping[str, float]], products: Mapping[str, KernelFit]
+) -> Coefficients:
+    """Return the classes of kernels with fp32 products from NeuSight's fits."""
+    single: Coefficients = {}
+    for fitted in products.values():
+        single |= _by_class(fitted.coefficients)
     for terms in single.values():
         terms["launch"] = LAUNCH_SECONDS
-    found = classes | {name: single[name] for name in ("matmul", "batched_matmul")}
+    found = {name: dict(terms) for name, terms in classes.items()}
+    found |= {name: single[name] for name in ("matmul", "batched_matmul")}
     for kind in ("convolution", "convolution_dgrad", "convolution_wgrad"):
         found |= {
             f"{kind} {grouping}": dict(single["convolution dense"])
@@ -107,6 +128,18 @@ def _single_products(classes: Coefficients, single: Coefficients) -> Coefficient
         }
         found[f"{kind} pointwise"] = dict(single["matmul"])
     return found
+
+
+def curves_of(products: Mapping[str, KernelFit]) -> dict[str, Curves]:
+    """Return the curves by class; an input's gradient takes those of the forward convolution."""
+    convolution, batched = products["conv"].curves, products["bmm"].curves
+    assert convolution is not None
+    assert batched is not None
+    return {
+        "batched_matmul": batched,
+        "convolution dense": convolution,
+        "convolution_dgrad dense": convolution,
+    }
 
 
 def _fill_precisions(classes: Coefficients) -> None:

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from fit import RECORDED, Key, errors_of, fit
+from size_fit import LEAST_OVER_LAUNCH, Curves, SizedRows, fit_sized
 
 from profiler.arrays import Floats
-from profiler.timing.kernel_terms import kernel_terms, slot_keys
+from profiler.timing.kernel_terms import ProductLayout, first_product, kernel_terms, slot_keys
+from profiler.timing.size_curves import SizeCurves, product_sizes
 
 MOST_ROWS = 2500
 """Rows of a table that are used, drawn at random."""
@@ -32,11 +35,12 @@ STREAMING, STREAMING_SECONDS = ("add", "mul"), 300e-6
 LEAST_QUANTILE, LONG_OVER_LEAST = 0.02, 3.0
 """Quantile of a table's times that counts as its least, and from which multiple kernels are long."""
 
-MEMORY_BOUND, DRAWN_ROWS = ("ln", "softmax", "gelu", "relu", "add", "mul"), 60
-"""Operations whose kernels take part in the fit of training steps, and rows drawn of each table."""
+PRODUCTS, CURVED = ("linear", "bmm", "conv"), ("bmm", "conv")
+"""Matrix products, and those with curves over their sizes. Those of `linear` do not carry over."""
 
-LEAST_OVER_LAUNCH = 1.5
-"""Such kernels take at least this multiple of the least time of their table."""
+MEMORY_BOUND, DRAWN_ROWS = ("ln", "softmax", "gelu", "relu", "add", "mul"), 60
+"""Operations whose kernels take part in the fit of training steps, and rows drawn of each table;
+they take at least `LEAST_OVER_LAUNCH` times its least time."""
 
 CLOCK_EXPONENT = 0.75
 """Exponent of the sustained clock, chosen by the errors of T4 and P4 left out of the fit."""
@@ -100,13 +104,15 @@ class Kernels:
     """Measured kernels of an operation on a board.
 
     Attributes:
-        sums: [rows, keys] terms in seconds.
+        sums: [rows, keys] terms in seconds; that of the launch is 1.
+        sizes: [rows, PRODUCT_SIZES] sizes as a matrix product; meaningless for other operations.
         seconds: [rows] measured.
         roofline: [rows] the longer of arithmetic and traffic.
         keys: coefficient keys.
     """
 
     sums: Floats
+    sizes: Floats
     seconds: Floats
     roofline: Floats
     keys: list[Key]
@@ -169,10 +175,16 @@ def read_kernels(
     arithmetic = terms[:, 0] / board.flops
     return Kernels(
         sums=np.stack([terms[:, i] / rates[slot.rate.value] for i, slot in slots], axis=1),
+        sizes=_sizes(dims, board.blocks),
         seconds=np.array([float(row["Latency"]) / 1e3 for row in rows]),
         roofline=np.maximum(arithmetic, moved / board.bandwidth),
         keys=[(slot.kernel_class, slot.term) for _, slot in slots],
     )
+
+
+def _sizes(dims: Floats, blocks: int) -> Floats:
+    layout = np.full(len(dims), ProductLayout.PRODUCT.value)
+    return product_sizes(*first_product(layout, dims), multiprocessors=blocks)
 
 
 def _shape(operation: str, row: Mapping[str, str]) -> tuple[tuple[int, ...], int]:
@@ -204,7 +216,7 @@ def errors_by_board(
             rest = [kernels for name, kernels in known.items() if name != out]
             relative = shares[RELATIVES[out]] / reference_share(shares)
             kernels = read_kernels(folder, operation, board, share=relative)
-            predicted = kernels.sums @ _fitted(rest)
+            predicted = fit_kernels(operation, rest).predict(kernels)
             errors = errors_of(predicted, kernels.seconds)
             is_long = kernels.seconds > LONG_OVER_LEAST * _least(kernels)
             long = errors_of(predicted[is_long], kernels.seconds[is_long])
@@ -258,10 +270,51 @@ def _read_boards(
     }
 
 
-def _fitted(known: Sequence[Kernels]) -> Floats:
-    sums = np.concatenate([kernels.sums for kernels in known])
-    seconds = np.concatenate([kernels.seconds for kernels in known])
-    return fit(sums, seconds, known[0].keys)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFit:
+    """Coefficients of an operation by its keys, and the curves over its sizes if it has some."""
+
+    coefficients: dict[Key, float]
+    curves: Curves | None = None
+
+    def predict(self, kernels: Kernels) -> Floats:
+        """Return [rows] seconds."""
+        values = np.array([self.coefficients[key] for key in kernels.keys])
+        if self.curves is None:
+            return kernels.sums @ values
+        is_launch = _is_launch(kernels)
+        terms: Floats = kernels.sums[:, ~is_launch] @ values[~is_launch]
+        terms *= SizeCurves(self.curves).factors(kernels.sizes)
+        return terms + kernels.sums[:, is_launch] @ values[is_launch]
+
+
+def fit_kernels(operation: str, known: Sequence[Kernels]) -> KernelFit:
+    """Return the fit of an operation to the kernels of some boards."""
+    keys = known[0].keys
+    if operation not in CURVED:
+        sums = np.concatenate([kernels.sums for kernels in known])
+        seconds = np.concatenate([kernels.seconds for kernels in known])
+        return KernelFit(coefficients=dict(zip(keys, fit(sums, seconds, keys), strict=True)))
+    is_launch = _is_launch(known[0])
+    rows = [
+        SizedRows(
+            terms=kernels.sums[:, ~is_launch],
+            sizes=kernels.sizes,
+            seconds=kernels.seconds,
+            launch=_least(kernels),
+        )
+        for kernels in known
+    ]
+    others = [key for key in keys if key[1] != "launch"]
+    values, curves = fit_sized(rows, others)
+    coefficients = dict(zip(others, map(float, values), strict=True))
+    (launch,) = (key for key in keys if key[1] == "launch")
+    mean = float(np.mean([each.launch for each in rows]))
+    return KernelFit(coefficients=coefficients | {launch: mean}, curves=curves)
+
+
+def _is_launch(kernels: Kernels) -> npt.NDArray[np.bool_]:
+    return np.array([term == "launch" for _, term in kernels.keys])
 
 
 def _least(kernels: Kernels) -> float:
@@ -269,10 +322,13 @@ def _least(kernels: Kernels) -> float:
     return float(np.quantile(kernels.seconds, LEAST_QUANTILE))
 
 
-def pooled_coefficients(folder: Path, shares: Mapping[str, float]) -> dict[Key, float]:
-    """Return the coefficients of fp32 products, fitted to all boards."""
-    found: dict[Key, float] = {}
-    for operation in ("linear", "bmm", "conv"):
-        known = list(_read_boards(folder, operation, shares).values())
-        found |= dict(zip(known[0].keys, map(float, _fitted(known)), strict=True))
+def fitted_products(
+    folder: Path, shares: Mapping[str, float], *, without: str | None = None
+) -> dict[str, KernelFit]:
+    """Return the fits of ``PRODUCTS`` to the fp32 kernels of all boards but one that is named."""
+    found: dict[str, KernelFit] = {}
+    for operation in PRODUCTS:
+        boards = _read_boards(folder, operation, shares)
+        known = [kernels for name, kernels in boards.items() if name != without]
+        found[operation] = fit_kernels(operation, known)
     return found

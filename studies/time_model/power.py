@@ -87,7 +87,11 @@ class Cell:
 
 
 @cache
-def _operations(network: str, batch: int) -> tuple[list[str], int, tuple[Floats, ...]]:
+def operations_of(network: str, batch: int) -> tuple[list[str], int, tuple[Floats, ...]]:
+    """Return kernels of a training step, the optimizer's launches, and sizes of the kernels.
+
+    The sizes are [kernels, 6] dimensions, [kernels] bytes and [kernels] launches.
+    """
     name, size = NETWORKS[network]
     with torch.device("meta"):
         if name.startswith("torchvision "):
@@ -113,7 +117,7 @@ def _operations(network: str, batch: int) -> tuple[list[str], int, tuple[Floats,
 
 def _load(card: Card, network: str, batch: int, coefficients: Mapping[str, Mapping[str, float]]):
     """Return the predicted share of matrix products and the busy share."""
-    kernels, updates, (dims, moved, launches) = _operations(network, batch)
+    kernels, updates, (dims, moved, launches) = operations_of(network, batch)
     names, index = np.unique(kernels, return_inverse=True)
     rates = KernelRates(
         half_flops=card.flops,

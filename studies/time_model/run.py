@@ -2,6 +2,7 @@
 
     python studies/time_model/run.py replay FOLDER CACHE   # operations of the timm tables' models
     python studies/time_model/run.py fit FOLDER CACHE      # summary.json, kernel_coefficients.json
+    python studies/time_model/run.py kernels FOLDER        # fp32 products; steps of other GPUs
     python studies/time_model/run.py power FOLDER          # power part of summary.json
     python studies/time_model/run.py paper                 # paper_step.json, by the product
 
@@ -28,6 +29,7 @@ import paper_step
 import power
 import power_limits
 import replays
+import whole_steps
 from fit import (
     Key,
     errors_of,
@@ -53,7 +55,7 @@ RATES = {
 }
 """Data sheets: FLOP/s, bytes/s, multiprocessors."""
 
-PARTS = ("steps", "inference", "kernels", "sustained_bandwidth", "power")
+PARTS = ("steps", "inference", "kernels", "sustained_bandwidth", "whole_steps", "power")
 """Parts of the summary; a run makes one or some of them anew."""
 
 SEEDS = 3
@@ -185,6 +187,14 @@ def limit_errors(folder: Path, cells: Sequence[power.Cell]) -> dict[str, Any]:
     return found
 
 
+def _single_kernels(folder: Path, shares: Mapping[str, float]) -> dict[str, Any]:
+    """Return errors of single kernels and of whole steps on GPUs left out."""
+    return {
+        "kernels": kernels.errors_by_board(folder, shares),
+        "whole_steps": whole_steps.whole_step_errors(folder, shares),
+    }
+
+
 def _watts(cells: Sequence[power.Cell]) -> Floats:
     return np.array([cell.watts for cell in cells])
 
@@ -214,10 +224,14 @@ def main() -> None:
         memory_bound = kernels.memory_bound_kernels(folder, shares)
         values["steps"], coefficients, keys = training(folder, cache, memory_bound)
         values["inference"] = inference(folder, cache, memory_bound)
-        values["kernels"] = kernels.errors_by_board(folder, shares)
         values["sustained_bandwidth"] = shares
-        single = kernels.pooled_coefficients(folder, shares)
-        coefficients_file.write(dict(zip(keys, coefficients, strict=True)), single, values)
+        products = kernels.fitted_products(folder, shares)
+        coefficients_file.write(dict(zip(keys, coefficients, strict=True)), products, values)
+        values |= _single_kernels(folder, shares)
+    elif part == "kernels":
+        shares = kernels.sustained_shares(folder)
+        coefficients_file.write_products(kernels.fitted_products(folder, shares))
+        values |= _single_kernels(folder, shares)
     else:
         values["power"] = power_errors(folder)
         coefficients_file.write_power(values["power"])

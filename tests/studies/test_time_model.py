@@ -102,3 +102,43 @@ def test_single_kernels_are_in_every_fit() -> None:
     np.testing.assert_allclose(found, steps @ true, rtol=2e-2)
     without = left_out(steps, steps @ true, keys, families)
     assert np.abs(without / (steps @ true) - 1).max() > 0.1
+
+
+def test_a_measured_step_is_an_epoch_at_the_largest_power_limit(tmp_path: Path) -> None:
+    from power import CARDS
+    from whole_steps import IMAGES, measured_steps
+
+    card = CARDS["P100 PCIe"]
+    rows = [
+        "network,batch_size,power_limit,time_per_epoch",
+        "resnet50,1000,250,641", "resnet50,1000,250,641", "resnet50,1000,150,999",
+        "shufflenetv2,1000,300,1",
+    ]  # fmt: skip
+    (tmp_path / f"zeus_power_{card.file}.csv").write_text("\n".join(rows))
+    assert IMAGES == 1_281_167  # 1,282 steps, the last of 167 images
+    assert measured_steps(tmp_path, "P100 PCIe") == {1000: 0.5}
+
+
+def test_the_fit_finds_known_size_curves() -> None:
+    from size_fit import SizedRows, fit_sized
+
+    from profiler.timing.size_curves import PRODUCT_SIZES, SizeCurves
+
+    rng = np.random.default_rng(0)
+    true = SizeCurves(
+        {name: {"sizes": [1.0, 1e4], "factors": [1.0, 1.0]} for name in PRODUCT_SIZES}
+        | {"inner": {"sizes": [1.0, 1e4], "factors": [5.0, 0.5]}}
+    )
+
+    def board(rows: int, launch: float) -> SizedRows:
+        sizes = np.exp(rng.uniform(0.0, 9.2, (rows, len(PRODUCT_SIZES))))
+        terms = np.exp(rng.uniform(-9.0, -2.0, (rows, 1)))
+        seconds = launch + 0.5 * terms[:, 0] * true.factors(sizes)
+        return SizedRows(terms=terms, sizes=sizes, seconds=seconds, launch=launch)
+
+    coefficients, curves = fit_sized(
+        [board(800, 2e-5), board(800, 5e-5)], [("convolution dense", "flops")]
+    )
+    sizes = np.exp(rng.uniform(0.5, 8.7, (200, len(PRODUCT_SIZES))))
+    found = coefficients[0] * SizeCurves(curves).factors(sizes)
+    np.testing.assert_allclose(found, 0.5 * true.factors(sizes), rtol=0.06)
