@@ -21,7 +21,7 @@ import torch
 from meta_steps import meta_step
 
 from profiler.arrays import Floats
-from profiler.timing.kernel_rates import KernelRates
+from profiler.timing.kernel_rates import KernelFile, KernelRates
 from profiler.timing.power import PowerModel
 from profiler.timing.step_load import PRODUCTS, SECONDS, WAITING, added_up, loads_of_parts
 
@@ -115,7 +115,7 @@ def operations_of(network: str, batch: int) -> tuple[list[str], int, tuple[Float
     )
 
 
-def _load(card: Card, network: str, batch: int, coefficients: Mapping[str, Mapping[str, float]]):
+def _load(card: Card, network: str, batch: int, known: KernelFile) -> tuple[float, float]:
     """Return the predicted share of matrix products and the busy share."""
     kernels, updates, (dims, moved, launches) = operations_of(network, batch)
     names, index = np.unique(kernels, return_inverse=True)
@@ -124,7 +124,8 @@ def _load(card: Card, network: str, batch: int, coefficients: Mapping[str, Mappi
         single_flops=card.flops,
         bytes_per_second=card.bandwidth,
         multiprocessors=card.blocks,
-        coefficients=coefficients,
+        coefficients=known.coefficients,
+        curves=known.curves,
     )
     parts = rates.parts(names, index, dims=dims, moved_bytes=moved, launches=launches)
     host = (len(kernels) + updates) * HOST_SECONDS
@@ -133,7 +134,7 @@ def _load(card: Card, network: str, batch: int, coefficients: Mapping[str, Mappi
     return float(load[PRODUCTS] / load[SECONDS]), float(work / max(load[SECONDS], host))
 
 
-def read_cells(folder: Path, coefficients: Mapping[str, Mapping[str, float]]) -> list[Cell]:
+def read_cells(folder: Path, known: KernelFile) -> list[Cell]:
     """Return all cells of the three networks, averaged over optimizers and data sets."""
     found = []
     for name, card in CARDS.items():
@@ -144,7 +145,7 @@ def read_cells(folder: Path, coefficients: Mapping[str, Mapping[str, float]]) ->
                     key = row["network"], int(row["batch_size"]), float(row["power_limit"])
                     groups.setdefault(key, []).append(float(row["average_power"]))
         for (network, batch, limit), watts in groups.items():
-            share, busy = _load(card, network, batch, coefficients)
+            share, busy = _load(card, network, batch, known)
             found.append(
                 Cell(
                     card=name,

@@ -143,7 +143,7 @@ def inference(folder: Path, cache: Path, single: KernelRuns) -> dict[str, Any]:
 
 def power_errors(folder: Path) -> dict[str, Any]:
     """Return errors of power with each card left out, with and without waiting GPUs."""
-    cells = power.read_cells(folder, kernel_file().coefficients)
+    cells = power.read_cells(folder, kernel_file())
     found: dict[str, Any] = {"cards": {}}
     ratios = []
     for card in power.CARDS:
