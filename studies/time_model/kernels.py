@@ -208,7 +208,11 @@ def _shape(operation: str, row: Mapping[str, str]) -> tuple[tuple[int, ...], int
 def errors_by_board(
     folder: Path, shares: Mapping[str, float]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return errors by operation and left-out board, with the roofline's median beside them."""
+    """Return errors by operation and left-out board.
+
+    Beside them the median errors of the roofline, and of a fit to the very board, which are what
+    the terms leave.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for operation in OPERATIONS:
         known = _read_boards(folder, operation, shares)
@@ -220,7 +224,10 @@ def errors_by_board(
             errors = errors_of(predicted, kernels.seconds)
             is_long = kernels.seconds > LONG_OVER_LEAST * _least(kernels)
             long = errors_of(predicted[is_long], kernels.seconds[is_long])
+            own = known[out]
+            of_own = fit_kernels(operation, [own]).predict(own)
             errors |= {
+                "own_median_error": errors_of(of_own, own.seconds)["median_error"],
                 "long_rows": long["rows"],
                 "long_median_error": long["median_error"],
                 "long_bias": long["bias"],
