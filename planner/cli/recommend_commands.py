@@ -115,7 +115,7 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
     type=click.FloatRange(min=0, min_open=True),
     help="Train the candidates of the front briefly on the images for this long, beside the search "
     "and the checks, and recommend by the accuracy on held-out images. With the same --study, "
-    "earlier trainings count.",
+    "earlier trainings count. Loading and timing come on top.",
 )
 @click.option(
     "--find-lr/--no-find-lr",

@@ -23,13 +23,12 @@ STEPS_OUTSIDE = 3
 def probe_limit(request: Request, learners: Sequence[Learner], rule: ProbeRule) -> float:
     """Return the seconds after which a probe is killed.
 
-    Its trainings end after the requested time by themselves. Loading, timing, the features of all
-    training images and the evaluation of the last training come on top.
+    Its trainings end after the requested time by themselves. Loading, timing, and the evaluation of
+    the last training or the file of features that was begun come on top.
     """
     assert request.probe_seconds is not None
-    images = request.train_images + MOST_HELD_OUT
     each = [
-        _expected_run_seconds(request, learner, rule, steps=STEPS_OUTSIDE, images=images)
+        _expected_run_seconds(request, learner, rule, steps=STEPS_OUTSIDE, images=MOST_HELD_OUT)
         for learner in learners
     ]
     known = [seconds for seconds in each if seconds is not None]
@@ -38,9 +37,12 @@ def probe_limit(request: Request, learners: Sequence[Learner], rule: ProbeRule) 
 
 
 def rate_limit(request: Request, learner: Learner, rule: ProbeRule) -> float:
-    """Return the seconds after which a learning-rate test is killed."""
+    """Return the seconds after which a learning-rate test is killed.
+
+    Its first training may compute the features of all images.
+    """
     rates = len(RATE_FACTORS)
-    steps, images = rates * RATE_STEPS, rates * MOST_HELD_OUT
+    steps, images = rates * RATE_STEPS, request.train_images + rates * MOST_HELD_OUT
     expected = _expected_run_seconds(request, learner, rule, steps=steps, images=images)
     return limit_seconds(expected, least_seconds=LOAD_SECONDS)
 

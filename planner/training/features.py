@@ -9,8 +9,9 @@ keeps its statistics and nothing before the classifier is random; the last two a
 images.
 
 The features of ``CHUNK_IMAGES`` images are one file of a ``profiler.store.Store``: written whole or
-not at all, never a pickled object, and made again if it is damaged. An interrupted extraction goes
-on with the first missing file. The memory holds a batch of images and the features of all.
+not at all, never a pickled object, and made again if it is damaged. An extraction that was
+interrupted, or whose time was over, goes on with the first missing file. The memory holds a batch
+of images and the features of all.
 
 A folder belongs to one combination of backbone, weights, images, image format, device type and
 versions of the packages: its name is their hash.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -105,6 +106,10 @@ class FeatureSet:
         return torch.from_numpy(self.chunks[chunk][row].copy()), int(self.labels[index])
 
 
+class OutOfTimeError(Exception):
+    """The time was over before all features were computed; those of finished files are kept."""
+
+
 def default_features_folder() -> Path | None:
     """Return the folder of cached features: beside the cached profiles of the user, if any."""
     try:
@@ -148,6 +153,7 @@ def cached_features(
     forward: FeatureForward | None = None,
     folder: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> FeatureSet:
     """Return the classifier's inputs for images, without augmentation; compute missing files.
 
@@ -161,33 +167,44 @@ def cached_features(
         forward: device, type and batch of the forward; None for fp32 on the CPU.
         folder: folder of all cached features; None for the user's.
         on_progress: called with (images done, images in all).
+        out_of_time: asked before a missing file is computed.
+
+    Raises:
+        OutOfTimeError: ``out_of_time`` returned True.
     """
     forward = forward or FeatureForward()
     root = folder or default_features_folder()
     name = _cache_key(built, classifier, images, forward.device)
     store = Store(None if root is None else root / name)
-    was_training = built.model.training
-    built.model.eval()
+
+    def make(part: ImageSet) -> FeatureChunk:
+        if out_of_time():
+            raise OutOfTimeError
+        return FeatureChunk(features=_extract(built, classifier, part, forward))
+
     chunks: list[NDArray[np.float32]] = []
-    try:
-        for first in range(0, len(images), CHUNK_IMAGES):
-            count = min(CHUNK_IMAGES, len(images) - first)
-            part = images.select(range(first, first + count))
-            made = partial(_extract_chunk, built, classifier, part, forward)
-            chunks.append(store.fetch(FeatureChunk, (first, count), made).features)
-            on_progress(first + count, len(images))
-    finally:
-        built.model.train(was_training)
+    for first, part in _parts_of_files(images):
+        stored = store.fetch(FeatureChunk, (first, len(part)), partial(make, part))
+        chunks.append(stored.features)
+        on_progress(first + len(part), len(images))
     return FeatureSet(chunks=chunks, labels=images.labels)
 
 
-def _extract_chunk(
+def features_in_memory(
     built: BuiltModel,
     classifier: nn.Module | FrozenUnits,
     images: ImageSet,
     forward: FeatureForward,
-) -> FeatureChunk:
-    return FeatureChunk(features=_extract(built, classifier, images, forward))
+) -> FeatureSet:
+    """Return what ``cached_features`` does for a few images, and keep nothing on disk."""
+    chunks = [_extract(built, classifier, part, forward) for _, part in _parts_of_files(images)]
+    return FeatureSet(chunks=chunks, labels=images.labels)
+
+
+def _parts_of_files(images: ImageSet) -> Iterator[tuple[int, ImageSet]]:
+    """Yield the index of the first image of each file, and the images of the file."""
+    for first in range(0, len(images), CHUNK_IMAGES):
+        yield first, images.select(range(first, min(first + CHUNK_IMAGES, len(images))))
 
 
 def _extract(
@@ -199,16 +216,21 @@ def _extract(
     """Return the features [images, D] of a few images."""
     batches = batch_loader(images, batch_size=forward.batch, shuffle=False, seed=0, drop_last=False)
     rows = []
-    with torch.no_grad():
-        for images_read, _ in batches:
-            pixels = images_read.to(forward.device, forward.dtype)
-            found: Tensor | None
-            if isinstance(classifier, FrozenUnits):
-                found = classifier.rows(built, pixels)
-            else:
-                found, _ = _classifier_input(built.model, classifier, pixels)
-            assert found is not None
-            rows.append(found.float().cpu())
+    was_training = built.model.training
+    built.model.eval()
+    try:
+        with torch.no_grad():
+            for images_read, _ in batches:
+                pixels = images_read.to(forward.device, forward.dtype)
+                found: Tensor | None
+                if isinstance(classifier, FrozenUnits):
+                    found = classifier.rows(built, pixels)
+                else:
+                    found, _ = _classifier_input(built.model, classifier, pixels)
+                assert found is not None
+                rows.append(found.float().cpu())
+    finally:
+        built.model.train(was_training)
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)
 
 

@@ -61,11 +61,6 @@ class ProbeImages:
         )
 
 
-def without_augmentation(images: ImageSet, like: ImageSet) -> ImageSet:
-    """Return images that are cropped as another set's, and not mirrored."""
-    return replace(images, crop=like.crop, mirror=False)
-
-
 def _stratified_order(labels: Sequence[int], seed: int) -> list[int]:
     """Return all indices in an order whose every beginning has about the whole's class shares."""
     places: list[tuple[float, int]] = []

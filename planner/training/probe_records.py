@@ -160,7 +160,8 @@ class ProbeRun:
         learning_rate: learning rate.
         seed: seed of new weights and of the order of images.
         steps: optimizer steps.
-        seconds: duration, with building the model and evaluating.
+        seconds: duration, with building the model and evaluating, without computing features that
+            later runs find.
         right: whether each held-out image was classified right: bits in hexadecimal digits, the
             first image in the highest bit.
         diverged: whether the loss was not finite; no image counts as right then.

@@ -25,12 +25,15 @@ from planner.training.evaluate import right_answers
 from planner.training.features import (
     FeatureForward,
     FeatureSet,
+    OutOfTimeError,
     cached_features,
+    features_in_memory,
     frozen_classifier,
 )
 from planner.training.frozen_units import FrozenUnits
 from planner.training.images.batches import LabelledSet, batch_loader
-from planner.training.probe_images import ProbeImages, without_augmentation
+from planner.training.images.image_set import ImageSet
+from planner.training.probe_images import ProbeImages
 from planner.training.probe_records import Learner, ProbeRun, ProbeSetting, as_bits, run_key
 from planner.training.session import Session
 from planner.training.zero_classifier import zero_new_classifier
@@ -106,8 +109,17 @@ class ProbeRunner:
         return run_key(self.setting, learner.name, steps=steps, seed=seed, factor=rate_factor)
 
     def seconds_per_step(self, learner: Learner) -> float:
-        """Return the shortest of ``TIMED_STEPS`` steps after a first one, in seconds."""
-        session, batches = self._start(learner, seed=0, steps=1 + TIMED_STEPS)
+        """Return the shortest of ``TIMED_STEPS`` steps after a first one, in seconds.
+
+        A learner with cached features computes those of the images of a step alone.
+        """
+        built = self._build(learner, seed=0)
+        images, part = self._images_of(learner)[0], self._frozen_module(built, learner)
+        train: LabelledSet = images
+        if part is not None:
+            few = images.select(range(min(len(images), learner.candidate.workload.effective_batch)))
+            train = features_in_memory(built, part, few, FeatureForward(device=self._device))
+        session, batches = self._start(learner, built, train, seed=0, steps=1 + TIMED_STEPS)
         seconds = []
         for _ in range(1 + TIMED_STEPS):
             began = time.perf_counter()
@@ -132,15 +144,25 @@ class ProbeRunner:
             steps: optimizer steps.
             seed: seed of new weights and of the order of images.
             rate_factor: learning rate over that of the recipe.
-            out_of_time: asked before each step.
+            out_of_time: asked before each step, and before each file of features is computed. The
+                features of finished files are kept for the next run.
 
         Raises:
             InputError: one step takes more images than there are.
             MeasurementError: memory ran out.
         """
         began = time.perf_counter()
-        session, batches = self._start(learner, seed=seed, steps=steps, rate_factor=rate_factor)
-        held_out, workload = self._parts(learner)[1], session.step.workload
+        built = self._build(learner, seed)
+        built_seconds = time.perf_counter() - began
+        try:
+            train, held_out = self._parts(learner, built, out_of_time)
+        except OutOfTimeError:
+            return None
+        began = time.perf_counter()
+        session, batches = self._start(
+            learner, built, train, seed=seed, steps=steps, rate_factor=rate_factor
+        )
+        workload = session.step.workload
         is_finite = True
         right = torch.zeros(len(held_out), dtype=torch.bool)
         try:
@@ -166,29 +188,29 @@ class ProbeRunner:
             learning_rate=session.recipe.learning_rate,
             seed=seed,
             steps=steps,
-            seconds=time.perf_counter() - began,
+            seconds=built_seconds + time.perf_counter() - began,
             right=as_bits(right.numpy()),
             diverged=not is_finite,
             from_features=self.has_features(learner),
         )
 
     def _start(
-        self, learner: Learner, *, seed: int, steps: int, rate_factor: float = 1.0
+        self,
+        learner: Learner,
+        built: BuiltModel,
+        train: LabelledSet,
+        *,
+        seed: int,
+        steps: int,
+        rate_factor: float = 1.0,
     ) -> tuple[Session, Iterator[Batch]]:
-        """Return a new training of a learner, and its micro-batches."""
-        candidate = self._candidate(learner)
-        built = self._build(learner, seed)
-        frozen = self._frozen_part(learner)
-        if frozen is not None:
-            (classifier,) = backbones.classifiers(built.backbone)
-            part = frozen if isinstance(frozen, FrozenUnits) else classifier
-            if learner.name not in self._features:
-                self.release_features()
-                self._features[learner.name] = self._extract(built, part)
-            if isinstance(frozen, FrozenUnits):
-                frozen.install(built)
+        """Return a training of a new model of a learner, and its micro-batches."""
+        candidate, part = self._candidate(learner), self._frozen_module(built, learner)
+        if part is not None:
+            if isinstance(part, FrozenUnits):
+                part.install(built)
             else:
-                built.model.forward = classifier.forward
+                built.model.forward = part.forward
             candidate = Candidate(workload=candidate.workload)  # no frozen unit runs
         recipe = learner.recipe
         session = Session(
@@ -198,10 +220,17 @@ class ProbeRunner:
             recipe=replace(recipe, learning_rate=recipe.learning_rate * rate_factor),
             total_steps=steps,
         )
-        train, _ = self._parts(learner)
         return session, _endless_batches(
             train, candidate.workload, seed=seed, balance=recipe.balance
         )
+
+    def _frozen_module(self, built: BuiltModel, learner: Learner) -> FrozenUnits | nn.Module | None:
+        """Return the units to store activations of, or the only module that learns, if any."""
+        frozen = self._frozen_part(learner)
+        if frozen is None or isinstance(frozen, FrozenUnits):
+            return frozen
+        (classifier,) = backbones.classifiers(built.backbone)
+        return classifier
 
     def _build(self, learner: Learner, seed: int) -> BuiltModel:
         """Build a learner's model, ready to train."""
@@ -228,13 +257,38 @@ class ProbeRunner:
         workload = learner.candidate.workload.replace(image_size=self.setting.image_size)
         return replace(learner.candidate, workload=workload)
 
-    def _parts(self, learner: Learner) -> tuple[LabelledSet, LabelledSet]:
-        """Return the sets to train and to evaluate on: images, or features if they are cached."""
-        if learner.name in self._features:
-            return self._features[learner.name]
+    def _parts(
+        self, learner: Learner, built: BuiltModel, out_of_time: Callable[[], bool]
+    ) -> tuple[LabelledSet, LabelledSet]:
+        """Return the sets to train and to evaluate on: images, or features if they are cached.
+
+        Raises:
+            OutOfTimeError: the time was over before all features were computed.
+        """
+        images, part = self._images_of(learner), self._frozen_module(built, learner)
+        if part is None:
+            return images
+        if learner.name not in self._features:
+            self.release_features()
+            train, held_out = (
+                cached_features(
+                    built,
+                    part,
+                    each,
+                    forward=FeatureForward(device=self._device),
+                    folder=self._features_folder,
+                    out_of_time=out_of_time,
+                )
+                for each in images
+            )
+            self._features[learner.name] = train, held_out
+        return self._features[learner.name]
+
+    def _images_of(self, learner: Learner) -> tuple[ImageSet, ImageSet]:
+        """Return the images to train and to evaluate on."""
         train, held_out = self._images.train, self._images.held_out
-        if not learner.recipe.augment:
-            train = without_augmentation(train, held_out)
+        if not learner.recipe.augment or self.has_features(learner):
+            train = train.without_augmentation(held_out)
         return train, held_out
 
     def _find_frozen_part(self, learner: Learner) -> FrozenUnits | str | None:
@@ -253,24 +307,6 @@ class ProbeRunner:
         count = len(images) + len(held_out)
         is_small = units is not None and 4 * units.row_numbers * count <= LARGEST_FEATURES
         return units if is_small else None
-
-    def _extract(
-        self, built: BuiltModel, classifier: nn.Module | FrozenUnits
-    ) -> tuple[FeatureSet, FeatureSet]:
-        """Return the features of both parts."""
-        held_out = self._images.held_out
-        train = without_augmentation(self._images.train, held_out)
-        first, second = (
-            cached_features(
-                built,
-                classifier,
-                part,
-                forward=FeatureForward(device=self._device),
-                folder=self._features_folder,
-            )
-            for part in (train, held_out)
-        )
-        return first, second
 
 
 def _endless_batches(

