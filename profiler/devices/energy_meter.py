@@ -127,10 +127,12 @@ class EnergyMeter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:  # after an error in the block, synchronizing may hang or raise
-            self._synchronize()
-        readings = self._poller.stop() if self._poller is not None else None
-        self._poller = None
+        poller, self._poller = self._poller, None
+        try:
+            if error is None:  # after an error in the block, synchronizing may hang or raise
+                self._synchronize()
+        finally:
+            readings = None if poller is None else poller.stop()
         seconds = self._gpu.now_seconds() - self._start_seconds
         if self._start_joules is not None:
             self._energy = _from_counter(

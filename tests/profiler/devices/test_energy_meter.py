@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from made_up_gpus import MADE_UP, made_up_gpu
 
@@ -131,3 +133,23 @@ def test_trapezoid_is_exact_for_a_ramp() -> None:
     times = [0.0, 0.3, 1.0, 4.5, 4.6, 10.0]
     assert trapezoid_joules([(t, 2 * t) for t in times]) == pytest.approx(100.0)
     assert trapezoid_joules([(0.0, 5.0)]) == 0
+
+
+def test_no_thread_reads_on_after_an_error_of_the_kernels() -> None:
+    """An error of a kernel reaches the host at the next synchronization."""
+    calls = iter([None, RuntimeError("CUDA error: an illegal memory access")])
+
+    def synchronize() -> None:
+        if (error := next(calls)) is not None:
+            raise error
+
+    gpu = made_up_gpu(counts=False)
+    before = threading.active_count()
+    with (
+        pytest.raises(RuntimeError, match="illegal memory"),
+        EnergyMeter(gpu, synchronize=synchronize) as meter,
+    ):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+    with pytest.raises(DeviceError, match="no window"):
+        _ = meter.energy
