@@ -2,8 +2,8 @@
 
 It takes place where the planned GPU is not in this machine and real runs are requested. A row that
 fails on the emulated GPU, or runs out of memory there under the budget, is dropped. Where no GPU
-can be emulated, the rows stay as they are, and a note says so: the real runs on the CPU are then
-the only check.
+can be emulated, or the memory of this machine does not suffice for a row, the rows stay as they
+are, and a note says so: the real runs on the CPU are then the only check.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def rehearse_front(
     Raises:
         MeasurementError: every rehearsal failed.
     """
-    from planner.training.rehearsal import Rehearsal, rehearse_all
+    from planner.training.rehearsal import NotRehearsedError, Rehearsal, rehearse_all
     from profiler.devices.table import device_spec
     from profiler.running.emulated.libraries import why_not_emulated
 
@@ -58,14 +58,19 @@ def rehearse_front(
         )
     except (DeviceError, MeasurementError) as error:
         return replace(unchanged, notes=(f"nothing was rehearsed on an emulated GPU: {error}",))
-    passed, dropped = list[CheckedCandidate](), list[str]()
+    passed, dropped, notes = list[CheckedCandidate](), list[str](), list[str]()
     for each, found in zip(candidates, outcomes, strict=True):
         if isinstance(found, Report):
             passed.append(replace(each, rehearsal=found))
+            continue
+        sentence = (
+            f"{candidate_summary(each.candidate)}: on an emulated {device.full_name}, {found}"
+        )
+        if isinstance(found, NotRehearsedError):
+            passed.append(each)
+            notes.append(sentence)
         else:
-            dropped.append(
-                f"{candidate_summary(each.candidate)}: on an emulated {device.full_name}, {found}"
-            )
+            dropped.append(sentence)
     if not passed:
         raise MeasurementError(dropped[0])
-    return CheckOutcome(passed=tuple(passed), dropped=tuple(dropped))
+    return CheckOutcome(passed=tuple(passed), dropped=tuple(dropped), notes=tuple(notes))

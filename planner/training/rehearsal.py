@@ -23,6 +23,8 @@ from planner.plan import Plan
 from planner.recipe import Recipe
 from planner.training.rehearsal_run import (
     HOST_BYTES,
+    STEADY_STAGE,
+    ExhaustedMemory,
     RehearsalBatch,
     RehearsalRequest,
     RehearsalRow,
@@ -52,13 +54,15 @@ SECONDS_PER_PARAMETER = 1e-7
 STEP_SECONDS = 0.5
 """Assumed host time of a micro-batch. Its kernels do nothing."""
 
-STEADY_STAGE = "a training step"
-
 PROCESS_BYTES = 2 * GIB
 """Host memory of a process of rehearsals without its weights: PyTorch's CUDA libraries."""
 
 BYTES_PER_PARAMETER = 16
 """Host memory of a parameter in a rehearsal: its weight on the host, its checkpoint and copies."""
+
+
+class NotRehearsedError(MeasurementError):
+    """The memory of this machine does not suffice for a rehearsal; the plan may well run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,7 @@ def rehearse(
         UsageError: fewer than two steps, or a device that is no GPU.
         DeviceError: no GPU can be emulated here.
         OutOfMemoryError: the run needs more than the plan's budget.
+        NotRehearsedError: the memory of this machine does not suffice.
         MeasurementError: the run fails on this GPU.
     """
     asked = Rehearsal(candidate=plan.candidate, recipe=plan.recipe, budget_bytes=plan.budget_bytes)
@@ -122,6 +127,8 @@ def rehearse_all(
     """
     if steps < 2:
         raise UsageError(f"a rehearsal needs at least two steps, got {steps!r}")
+    if not asked:
+        return []
     context_bytes = cuda_context(device).nbytes
     requests = [
         RehearsalRequest(
@@ -141,7 +148,7 @@ def rehearse_all(
     found: list[Report | MeasurementError] = []
     for each, row in zip(asked, rows, strict=True):
         if row.run is None:
-            found.append(_rehearsal_error(row.failure, each, is_out_of_memory=row.is_out_of_memory))
+            found.append(_rehearsal_error(row, each))
         else:
             found.append(rehearsal_report(each, device, row.run))
     return found
@@ -220,16 +227,19 @@ def _without_compile(candidate: Candidate) -> Candidate:
     return replace(candidate, workload=candidate.workload.replace(levers=levers))
 
 
-def _rehearsal_error(text: str, asked: Rehearsal, *, is_out_of_memory: bool) -> MeasurementError:
+def _rehearsal_error(row: RehearsalRow, asked: Rehearsal) -> MeasurementError:
     """Return the error of a rehearsal that failed, by the memory that ran out."""
-    if not is_out_of_memory:
-        return MeasurementError(text)
-    if "CUDA" in text:
-        return OutOfMemoryError(cap_bytes=asked.budget_bytes, detail=text)
-    return MeasurementError(
-        f"the rehearsal needs more than {format_bytes_as(HOST_BYTES, asked.budget_bytes)} of this "
-        f"machine's own memory ({text})"
-    )
+    match row.exhausted:
+        case ExhaustedMemory.NONE:
+            return MeasurementError(row.failure)
+        case ExhaustedMemory.DEVICE:
+            return OutOfMemoryError(cap_bytes=asked.budget_bytes, detail=row.failure)
+        case ExhaustedMemory.HOST:
+            limit = format_bytes_as(HOST_BYTES, asked.budget_bytes)
+            return NotRehearsedError(
+                f"the rehearsal needs more than {limit} of this machine's own memory "
+                f"({row.failure})"
+            )
 
 
 def rehearsal_report(asked: Rehearsal, device: DeviceSpec, run: RehearsedRun) -> Report:

@@ -9,6 +9,7 @@ import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ HOST_BYTES = 6 * GIB
 """Limit on the host memory of a rehearsal: weights are made on the host and moved to the device."""
 
 DEVICE = "cuda"
+
+STEADY_STAGE = "a training step"
+"""Stage whose memory is that of the plan."""
 
 
 class RehearsalRequest(Message, frozen=True, kw_only=True):
@@ -87,18 +91,41 @@ class RehearsalBatch(Message, frozen=True, kw_only=True):
     requests: tuple[RehearsalRequest, ...]
 
 
+class ExhaustedMemory(StrEnum):
+    """Memory whose allocator refused a request."""
+
+    NONE = "none"
+    HOST = "host"
+    DEVICE = "device"
+
+    @classmethod
+    def of(cls, error: BaseException) -> ExhaustedMemory:
+        """Return the memory that an exception, or the innermost of its causes, reports."""
+        import torch
+
+        chain = [error]
+        while (cause := chain[-1].__cause__) is not None:
+            chain.append(cause)
+        refusal = next((each for each in reversed(chain) if is_out_of_memory(each)), None)
+        if refusal is None:
+            return cls.NONE
+        # an error of the CUDA runtime, as for pinned memory, is known by its words alone
+        of_device = isinstance(refusal, torch.cuda.OutOfMemoryError) or "CUDA" in str(refusal)
+        return cls.DEVICE if of_device else cls.HOST
+
+
 class RehearsalRow(Message, frozen=True, kw_only=True):
     """Outcome of a rehearsal.
 
     Attributes:
         run: readings; None if it failed.
         failure: why it failed; empty if it did not.
-        is_out_of_memory: whether an allocator refused a request.
+        exhausted: memory that ran out.
     """
 
     run: RehearsedRun | None
     failure: str = ""
-    is_out_of_memory: bool = False
+    exhausted: ExhaustedMemory = ExhaustedMemory.NONE
 
 
 class RehearsedBatch(Message, frozen=True, kw_only=True):
@@ -123,8 +150,7 @@ class _Stages:
         """Enclose a stage; an error inside names it.
 
         Raises:
-            MeasurementError: the stage failed. The message of a refused allocation keeps PyTorch's
-                words, by which the parent recognises it.
+            MeasurementError: the stage failed.
         """
         import torch
 
@@ -159,9 +185,10 @@ def run_rehearsals(batch: RehearsalBatch, progress: Progress) -> RehearsedBatch:
 
         try:
             rows.append(RehearsalRow(run=run_rehearsal(request, show)))
-        except (MeasurementError, UsageError) as error:
+        except (MeasurementError, UsageError, MemoryError) as error:
+            failure = str(error) or type(error).__name__
             rows.append(
-                RehearsalRow(run=None, failure=str(error), is_out_of_memory=is_out_of_memory(error))
+                RehearsalRow(run=None, failure=failure, exhausted=ExhaustedMemory.of(error))
             )
         _empty_allocator()
     return RehearsedBatch(rows=tuple(rows))
@@ -230,7 +257,7 @@ def _rehearse(request: RehearsalRequest, stages: _Stages) -> None:
         with stages.stage("the second step"):  # the optimizer's state exists from here on
             for _ in range(request.steps - 2):
                 short_step()
-    with stages.stage("a training step"):
+    with stages.stage(STEADY_STAGE):
         _stepper(session, batches, workload.accumulation)()
     with stages.stage("evaluation"):
         session.model.eval()

@@ -32,7 +32,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from harness import Rows, write_summary
 
-from planner.training.rehearsal import STEADY_STAGE, Rehearsal, rehearse_all
+from planner.training.rehearsal import Rehearsal, rehearse_all
+from planner.training.rehearsal_run import STEADY_STAGE
 from profiler.devices.table import cuda_context, lookup
 from profiler.errors import UsageError
 from profiler.models.methods.registry import get_method, method_names

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -65,6 +66,20 @@ def trains_the_bias_of_a_long_norm(x: torch.Tensor) -> torch.Tensor:
     return x + nn.functional.layer_norm(rows, (8,), frozen, bias).sum()
 
 
+TOO_MANY_BYTES = 1 << 50
+
+
+def asks_python_for_too_much(x: torch.Tensor) -> torch.Tensor:
+    return x + len(bytearray(TOO_MANY_BYTES))
+
+
+def asks_torch_for_too_much(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.empty(TOO_MANY_BYTES, dtype=torch.uint8).cuda()
+
+
+MORE_THAN_THE_HOST_HAS = (asks_python_for_too_much, asks_torch_for_too_much)
+
+
 FAULTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     mixes_devices,
     reads_on_the_host,
@@ -81,6 +96,23 @@ def failure(asked: RehearsalRequest) -> str:
     return "it ran"
 
 
+@contextmanager
+def planted(fault: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Let the last normalisation of every model that is built run a function on its output."""
+    own = build.build_model
+
+    def build_planted(workload: Workload) -> object:
+        built = own(workload)
+        built.backbone.norm.register_forward_hook(lambda module, args, out: fault(out))
+        return built
+
+    build.build_model = build_planted  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        build.build_model = own
+
+
 def main() -> None:
     """Print the stages of the run without a fault, and the failure of each fault."""
     candidates = (PLAIN, ON_THE_HOST, WITH_STATE_ON_THE_HOST)
@@ -89,17 +121,13 @@ def main() -> None:
     rows = run_rehearsals(batch, lambda text, fraction: None).rows
     names = ("good", "out of memory", "good again", "on the host", "its state")
     found = {name: json.loads(encode(row)) for name, row in zip(names, rows, strict=True)}
-    own = build.build_model
     for fault in FAULTS:
-
-        def planted(workload: Workload, fault: Callable[..., torch.Tensor] = fault) -> object:
-            built = own(workload)
-            built.backbone.norm.register_forward_hook(lambda module, args, out: fault(out))
-            return built
-
-        build.build_model = planted  # type: ignore[assignment]
-        found[fault.__name__] = failure(request())
-        build.build_model = own
+        with planted(fault):
+            found[fault.__name__] = failure(request())
+    for fault in MORE_THAN_THE_HOST_HAS:
+        with planted(fault):
+            (row,) = run_rehearsals(RehearsalBatch(requests=(request(),)), lambda *_: None).rows
+        found[fault.__name__] = json.loads(encode(row))
     torch.cuda.get_arch_list = lambda: ["sm_80", "sm_90a"]
     found["kernels"] = failure(request())
     sys.stdout.write(json.dumps(found))

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from plans import make_plan
@@ -16,8 +17,13 @@ from plans import make_plan
 from planner import rehearse
 from planner.cost.fit_probability import FitRule, fit_by_rule
 from planner.plan import Plan
+from planner.recommendation.checks import CheckedCandidate
+from planner.recommendation.rehearse_front import rehearse_front
+from planner.recommendation.request import Request
+from planner.search.problem import TrialResult
 from planner.training import rehearsal
 from planner.training.rehearsal_run import (
+    ExhaustedMemory,
     RehearsalBatch,
     RehearsalRequest,
     RehearsalRow,
@@ -110,7 +116,7 @@ def test_rehearsals_of_one_process_do_not_depend_on_each_other(found: Any) -> No
     assert found["good again"] == found["good"]
     failed = found["out of memory"]
     assert failed["run"] is None
-    assert failed["is_out_of_memory"]
+    assert failed["exhausted"] == "device"
     assert "fails: OutOfMemoryError: CUDA out of memory" in failed["failure"]
 
 
@@ -128,6 +134,46 @@ def test_a_fault_that_only_cuda_shows_is_found_with_its_stage(
     found: Any, fault: str, words: str
 ) -> None:
     assert words in found[fault]
+
+
+@pytest.mark.parametrize("fault", ["asks_python_for_too_much", "asks_torch_for_too_much"])
+def test_the_memory_of_this_machine_is_not_that_of_the_gpu(found: Any, fault: str) -> None:
+    assert found[fault]["run"] is None
+    assert found[fault]["exhausted"] == "host"
+
+
+def test_a_row_for_which_this_machine_is_too_small_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.running.emulated.libraries.why_not_emulated", lambda: "")
+    monkeypatch.setattr(rehearsal, "emulated_environment", lambda device: {})
+    rows = tuple(
+        RehearsalRow(run=None, failure="the first step fails", exhausted=memory)
+        for memory in (ExhaustedMemory.NONE, ExhaustedMemory.HOST, ExhaustedMemory.DEVICE)
+    )
+    monkeypatch.setattr(rehearsal, "_run_in_processes", lambda *_, **__: list(rows))
+    request = cast(Request, SimpleNamespace(
+        device=DEVICE, validations=1, run=SimpleNamespace(device="cpu"), budget_bytes=GIB
+    ))  # fmt: skip
+    monkeypatch.setattr("planner.recommendation.rehearse_front.plan_recipe", lambda *_: None)
+    candidates = [checked(micro_batch) for micro_batch in (1, 2, 4)]
+    outcome = rehearse_front(request, candidates, lambda *_: None)
+    assert outcome.passed == (candidates[1],)
+    assert len(outcome.dropped) == 2
+    (note,) = outcome.notes
+    assert "needs more than 6.00 GiB of this machine's own memory (the first step fails)" in note
+
+
+def checked(micro_batch: int) -> CheckedCandidate:
+    plan = a_plan()
+    workload = plan.candidate.workload.replace(micro_batch=micro_batch)
+    result = TrialResult(
+        candidate=Candidate(workload=workload), assignment={}, score=0.0, cost=1.0,
+        peak_bytes=1, device_bytes=1, step_seconds=None, energy_joules=None, reason="a test",
+    )  # fmt: skip
+    return CheckedCandidate(result=result, prediction=plan.prediction)
+
+
+def test_nothing_to_rehearse_needs_no_process() -> None:
+    assert rehearsal.rehearse_all([], DEVICE) == []
 
 
 def a_plan() -> Plan:
@@ -151,7 +197,8 @@ def test_sizes_in_the_words_of_a_rehearsal_are_in_the_unit_of_the_budget(
     run = RehearsedRun(stages=(reading,), expandable_segments=True)
     notes = rehearsal.rehearsal_report(asked, DEVICE, run).notes
     assert f"the whole run reserved at most {largest}, in a training step" in notes
-    error = rehearsal._rehearsal_error("killed", asked, is_out_of_memory=True)
+    row = RehearsalRow(run=None, failure="killed", exhausted=ExhaustedMemory.HOST)
+    error = rehearsal._rehearsal_error(row, asked)
     assert own_memory in str(error)
     rule = FitRule.of(workload, replace(DEVICE, name="unknown"))
     rule = replace(rule, largest_context_bytes=rule.context_bytes + 2 * 10**9)
