@@ -8,14 +8,15 @@ beginning, and at each accuracy reading the same values under the same names:
     seconds         duration of the training so far
 
 A logger's own settings say where they go: MLFLOW_TRACKING_URI, WANDB_MODE, TRACKIO_DIR.
-A logger that fails does not end the training; it gives one warning and gets nothing more.
+A logger that fails does not end the training: it gives one warning, gets no more values, and is
+closed with the others. MLflow and Weights & Biases are told whether the training failed.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -41,8 +42,12 @@ class RunLogger(Protocol):
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Record values at an optimizer step."""
 
-    def close(self) -> None:
-        """End the run."""
+    def close(self, *, failed: bool) -> None:
+        """End the run.
+
+        Args:
+            failed: whether the training ended by an error.
+        """
 
 
 class TensorBoardLogger:
@@ -52,14 +57,17 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
-        self._writer.add_text("plan", "\n\n".join(f"{k}: {v}" for k, v in settings.items()))
+        with ExitStack() as opening:
+            opening.callback(self.close, failed=True)
+            self._writer.add_text("plan", "\n\n".join(f"{k}: {v}" for k, v in settings.items()))
+            opening.pop_all()
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Record values at an optimizer step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """End the run."""
         self._writer.close()
 
@@ -76,19 +84,22 @@ class MLflowLogger:
             mlflow.set_experiment(PROJECT)
         self._mlflow: Any = mlflow
         self._run: Any = mlflow.start_run(run_name=folder.name)
-        mlflow.log_params(dict(settings))
+        with ExitStack() as opening:
+            opening.callback(self.close, failed=True)
+            mlflow.log_params(dict(settings))
+            opening.pop_all()
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Record values at an optimizer step."""
         self._mlflow.log_metrics(dict(values), step=step, run_id=self._run.info.run_id)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """End the run."""
-        self._mlflow.end_run()
+        self._mlflow.end_run(status="FAILED" if failed else "FINISHED")
 
 
 class ProjectLogger:
-    """A run of Weights & Biases, or of trackio, which has the same functions."""
+    """A run of trackio, or of Weights & Biases, which has the same functions."""
 
     def __init__(self, library: Any, folder: Path, settings: Settings, **options: Any) -> None:
         self._run: Any = library.init(
@@ -99,15 +110,23 @@ class ProjectLogger:
         """Record values at an optimizer step."""
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """End the run."""
         self._run.finish()
+
+
+class WandbLogger(ProjectLogger):
+    """A run of Weights & Biases, which keeps an exit code."""
+
+    def close(self, *, failed: bool) -> None:
+        """End the run."""
+        self._run.finish(exit_code=int(failed))
 
 
 def _open_wandb(folder: Path, settings: Settings) -> RunLogger:
     import wandb
 
-    return ProjectLogger(wandb, folder, settings, dir=str(folder))
+    return WandbLogger(wandb, folder, settings, dir=str(folder))
 
 
 def _open_trackio(folder: Path, settings: Settings) -> RunLogger:
@@ -140,6 +159,49 @@ def check_loggers(names: Sequence[str]) -> None:
             raise InputError(f"the logger {name} is not installed: pip install {name}")
 
 
+class GuardedLogger:
+    """A logger whose first error is a warning, after which it is only closed.
+
+    Args:
+        name: name of the logger.
+        folder: folder of the training.
+        settings: settings of the plan.
+    """
+
+    def __init__(self, name: str, folder: Path, settings: Settings) -> None:
+        self._name, self._has_failed = name, False
+        self._logger: RunLogger | None = None
+        with self._only_warned():
+            self._logger = LOGGERS[name](folder, settings)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record values at an optimizer step."""
+        if self._logger is not None and not self._has_failed:
+            with self._only_warned():
+                self._logger.log(values, step=step)
+
+    def close(self, *, failed: bool) -> None:
+        """End the run."""
+        if self._logger is not None:
+            with self._only_warned():
+                self._logger.close(failed=failed)
+
+    @contextmanager
+    def _only_warned(self) -> Iterator[None]:
+        """Turn the first error into a warning, and leave out later ones."""
+        try:
+            yield
+        except Exception as error:
+            if not self._has_failed:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                warnings.warn(
+                    f"the logger {self._name} failed and gets nothing more: {lines[0]}",
+                    BudgetplanWarning,
+                    stacklevel=4,
+                )
+            self._has_failed = True
+
+
 @contextmanager
 def opened_loggers(
     names: Sequence[str], plan: Plan, folder: Path
@@ -147,14 +209,12 @@ def opened_loggers(
     """Open loggers, yield the function that gets each progress, and close them.
 
     Args:
-        names: names of the loggers.
+        names: names of the loggers; a name that is given twice opens one logger.
         plan: plan that is trained.
         folder: folder of the training.
     """
-    opened: dict[str, RunLogger] = {}
-    for name in names:
-        with _only_warned(name, opened):
-            opened[name] = LOGGERS[name](folder, plan_settings(plan))
+    settings = plan_settings(plan)
+    opened: list[GuardedLogger] = []
 
     def record(progress: TrainProgress) -> None:
         reading = progress.reading
@@ -165,16 +225,15 @@ def opened_loggers(
             f"accuracy/{reading.part}": reading.accuracy,
             "seconds": reading.seconds,
         }
-        for name, logger in list(opened.items()):
-            with _only_warned(name, opened):
-                logger.log(values, step=reading.step)
+        for logger in opened:
+            logger.log(values, step=reading.step)
 
-    try:
+    with ExitStack() as stack:
+        for name in dict.fromkeys(names):
+            logger = GuardedLogger(name, folder, settings)
+            stack.push(lambda kind, *_, logger=logger: logger.close(failed=kind is not None))
+            opened.append(logger)
         yield record
-    finally:
-        for name, logger in list(opened.items()):
-            with _only_warned(name, opened):
-                logger.close()
 
 
 def plan_settings(plan: Plan) -> Settings:
@@ -193,18 +252,3 @@ def plan_settings(plan: Plan) -> Settings:
         "budget_bytes": plan.budget_bytes,
         "predicted_peak_bytes": plan.prediction.memory.peak_bytes,
     }
-
-
-@contextmanager
-def _only_warned(name: str, opened: dict[str, RunLogger]) -> Iterator[None]:
-    """Turn an error of a logger into one warning, and leave the logger out from then on."""
-    try:
-        yield
-    except Exception as error:
-        opened.pop(name, None)
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        warnings.warn(
-            f"the logger {name} failed and gets nothing more: {lines[0]}",
-            BudgetplanWarning,
-            stacklevel=3,
-        )

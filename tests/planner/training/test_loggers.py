@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,8 +105,8 @@ class Broken:
         if self.fails_at == "log":
             raise ConnectionError("the server is away\nand more")
 
-    def close(self) -> None:
-        self.calls.append("close")
+    def close(self, *, failed: bool) -> None:
+        self.calls.append("close as failed" if failed else "close")
         if self.fails_at == "close":
             raise ConnectionError("the server is away")
 
@@ -122,14 +125,81 @@ def test_a_logger_that_fails_does_not_end_the_training(
     loggers = {"mlflow": opened, "wandb": lambda folder, settings: good}
     monkeypatch.setattr("planner.training.loggers.LOGGERS", loggers)
     with (
-        pytest.warns(BudgetplanWarning, match="mlflow failed.*: the server is away$"),
+        pytest.warns(BudgetplanWarning, match="mlflow failed.*: the server is away$") as warned,
         opened_loggers(["mlflow", "wandb"], PLAN, tmp_path) as record,
     ):
         for reading in READINGS:
             record(progress(*reading))
     assert good.calls == ["log"] * 3 + ["close"]
-    expected = {"open": [], "log": ["log"], "close": ["log"] * 3 + ["close"]}
+    expected = {"open": [], "log": ["log", "close"], "close": ["log"] * 3 + ["close"]}
     assert broken.calls == expected[fails_at]
+    assert len(warned) == 1
+
+
+def test_a_logger_that_is_named_twice_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Broken] = []
+
+    def opened(folder: Path, settings: Any) -> Any:
+        made.append(Broken("never"))
+        return made[-1]
+
+    monkeypatch.setattr("planner.training.loggers.LOGGERS", {"wandb": opened})
+    with opened_loggers(["wandb", "wandb"], PLAN, tmp_path) as record:
+        record(progress(*READINGS[0]))
+    assert [each.calls for each in made] == [["log", "close"]]
+
+
+def test_a_training_that_fails_is_none_that_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Broken("never")
+    monkeypatch.setattr("planner.training.loggers.LOGGERS", {"wandb": lambda *_: good})
+    with (
+        pytest.raises(RuntimeError, match="training failed"),
+        opened_loggers(["wandb"], PLAN, tmp_path),
+    ):
+        raise RuntimeError("the training failed")
+    assert good.calls == ["close as failed"]
+
+
+class StubOfMLflow(ModuleType):
+    """The functions of MLflow's client that are called; some refuse."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        super().__init__("mlflow")
+        self._refuses = refuses
+        self.ended: list[str] = []
+
+    def set_experiment(self, name: str) -> None:
+        pass
+
+    def start_run(self, run_name: str) -> object:
+        return SimpleNamespace(info=SimpleNamespace(run_id="1"))
+
+    def log_params(self, params: object) -> None:
+        if self._refuses:
+            raise ConnectionError("the server is away")
+
+    def end_run(self, status: str = "FINISHED") -> None:
+        self.ended.append(status)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "fails", "status"),
+    [(False, False, "FINISHED"), (False, True, "FAILED"), (True, False, "FAILED")],
+)
+@pytest.mark.filterwarnings("ignore:the logger mlflow failed")
+def test_a_run_of_mlflow_is_ended_by_its_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refuses: bool, fails: bool, status: str
+) -> None:
+    stub = StubOfMLflow(refuses=refuses)
+    monkeypatch.setitem(sys.modules, "mlflow", stub)
+    with suppress(RuntimeError), opened_loggers(["mlflow"], PLAN, tmp_path):
+        if fails:
+            raise RuntimeError("the training failed")
+    assert stub.ended == [status]
 
 
 def test_a_logger_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
