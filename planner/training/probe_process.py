@@ -110,28 +110,48 @@ def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[Backbo
         size = plan_size if len(planned) == 1 else _accepted_sizes(request, plan_size)[0]
         runner = runner_at(request, size)
         return runner, _timed_step(request, runner)
+    sizes = _accepted_sizes(request, plan_size)
+    smallest = runner_at(request, sizes[-1])
+    seconds = _timed_step(request, smallest)
+    size = _size_of_stored_runs(request, known, sizes) or _affordable_size(request, sizes, seconds)
+    runner = smallest if size == sizes[-1] else runner_at(request, size)
+    return runner, _expected_step_seconds(size, sizes, seconds)
+
+
+def _size_of_stored_runs(
+    request: ProbeRequest, known: Sequence[ProbeRun], sizes: Sequence[int]
+) -> int | None:
+    """Return the largest of some image sizes that has runs of an earlier probe, so that they count.
+
+    None without such runs.
+    """
     weights, models = _weights_text(request), _short_text(", ".join(request.models))
     stored = {
         run.setting.image_size
         for run in known
-        if not run.of_rate_test
-        and (run.setting.weights, run.setting.model) == (weights, models)
-        and run.setting.image_size <= plan_size
+        if not run.of_rate_test and (run.setting.weights, run.setting.model) == (weights, models)
     }
-    sizes = _accepted_sizes(request, plan_size)
-    smallest = runner_at(request, sizes[-1])
-    seconds = _timed_step(request, smallest)
-    rungs_of_steps = WANTED_STEPS * 3 * max(2, len(request.learners)) / 2
-    chosen = sizes[-1]
+    return max(stored & set(sizes), default=None)
+
+
+def _affordable_size(request: ProbeRequest, sizes: Sequence[int], smallest_seconds: float) -> int:
+    """Return the largest size at which the longest runs have ``WANTED_STEPS`` steps, or the last.
+
+    Args:
+        request: request of the probe.
+        sizes: image sizes, the largest first.
+        smallest_seconds: seconds of a step at the last size.
+    """
+    steps = WANTED_STEPS * 3 * max(2, len(request.learners)) / 2
     for size in sizes:
-        expected = seconds * (size / sizes[-1]) ** 2
-        if size in stored or rungs_of_steps * expected <= request.seconds:
-            chosen = size
-            break
-    if stored & set(sizes):
-        chosen = max(stored & set(sizes))
-    runner = smallest if chosen == sizes[-1] else runner_at(request, chosen)
-    return runner, seconds * (chosen / sizes[-1]) ** 2
+        if steps * _expected_step_seconds(size, sizes, smallest_seconds) <= request.seconds:
+            return size
+    return sizes[-1]
+
+
+def _expected_step_seconds(size: int, sizes: Sequence[int], smallest_seconds: float) -> float:
+    """Return the seconds of a step at a size from those at the last, by the number of pixels."""
+    return smallest_seconds * (size / sizes[-1]) ** 2
 
 
 def _accepted_sizes(request: ProbeRequest, plan_size: int) -> list[int]:

@@ -19,7 +19,12 @@ from planner.training.frozen_units import FrozenUnits
 from planner.training.probe import FEWEST_STEPS
 from planner.training.probe_images import ProbeImages
 from planner.training.probe_messages import ProbeRequest
-from planner.training.probe_process import _runner_of, _timed_step, run_probe
+from planner.training.probe_process import (
+    _affordable_size,
+    _runner_of,
+    _timed_step,
+    run_probe,
+)
 from planner.training.probe_records import Learner, ProbeSetting
 from planner.training.probe_run import ProbeRunner
 from profiler.workload import Candidate
@@ -192,3 +197,22 @@ def test_a_test_of_learning_rates_decides_nothing_about_a_later_probe(
     later = msgspec.structs.replace(asked, seconds=1e4)
     assert _runner_of(later, trained)[0].setting.image_size == 64
     assert _runner_of(later, rates.runs)[0].setting.image_size == plan_size
+
+
+@pytest.mark.parametrize(
+    ("learners", "seconds", "size"),
+    [
+        (2, 600.0, 128),
+        (2, 599.0, 64),
+        (2, 1.0, 64),
+        (1, 600.0, 128),
+        (4, 600.0, 64),
+        (4, 1200.0, 128),
+    ],
+)
+def test_a_size_is_affordable_whose_longest_runs_have_enough_steps(
+    learners: int, seconds: float, size: int
+) -> None:
+    """A step takes 0.5 s at 64 and 2 s at 128; of two learners, 300 steps are needed in all."""
+    request = SimpleNamespace(learners=[learner("full")] * learners, seconds=seconds)
+    assert _affordable_size(cast(Any, request), (128, 64), 0.5) == size
