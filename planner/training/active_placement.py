@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,7 @@ class ActivePlacement:
     Args:
         built: the model.
         candidate: its workload, and the placement to apply.
-        tighter: candidates to step down to, in order; None to compute them when needed.
-        cost: cost model that computes them; None for fixed ones.
+        cost: cost model that computes tighter placements; None for fixed ones.
         rule: the adaptive rule, followed in place of the candidate's placement; None without it.
         live_bytes: function that returns the bytes in use; required by the rule.
     """
@@ -34,13 +33,12 @@ class ActivePlacement:
         built: BuiltModel,
         candidate: Candidate,
         *,
-        tighter: Iterable[Candidate] | None = None,
         cost: CostModel | None = None,
         rule: AdaptiveRule | None = None,
         live_bytes: Callable[[], int] | None = None,
     ) -> None:
         self._built, self._cost = built, cost
-        self._tighter = None if tighter is None else iter(tighter)
+        self._tighter: Iterator[Candidate] | None = None  # computed when needed
         if rule is None:
             self._apply(candidate)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -69,8 +69,7 @@ class Session:
         device: device of the model.
         recipe: learning rate, schedule, weight decay and smoothing.
         total_steps: number of optimizer steps of the whole training.
-        tighter: candidates to step down to, in order; None to compute them when needed.
-        cost: cost model that computes them; None for fixed ones.
+        cost: cost model that computes tighter placements; None for fixed ones.
         rule: the adaptive rule, followed in place of the placement until memory runs out.
         live_bytes: function that returns the bytes in use, for the rule.
 
@@ -93,7 +92,6 @@ class Session:
         device: str,
         recipe: Recipe,
         total_steps: int,
-        tighter: Iterable[Candidate] | None = None,
         cost: CostModel | None = None,
         rule: AdaptiveRule | None = None,
         live_bytes: Callable[[], int] | None = None,
@@ -128,7 +126,6 @@ class Session:
         self._active = ActivePlacement(
             built,
             candidate,
-            tighter=tighter,
             cost=cost,
             rule=rule,
             live_bytes=live_bytes,

@@ -11,7 +11,7 @@ planner/training/checkpoints.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -60,7 +60,6 @@ from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.forward_check import check_forward
 from profiler.running.memory_caps import keep_freed_memory
-from profiler.workload import Candidate
 
 if TYPE_CHECKING:
     from planner.cost.model import CostModel
@@ -78,7 +77,6 @@ def train(
     images: ImageData | None = None,
     minutes: float | None = None,
     resume: bool = False,
-    tighter: Sequence[Candidate] | None = None,
     rule: AdaptiveRule | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
     on_interrupt: Callable[[], None] | None = None,
@@ -95,7 +93,6 @@ def train(
         minutes: time limit of this run; the training ends after the step that exceeds it.
         resume: whether to continue from the folder's checkpoint. The placement may differ from that
             of the interrupted run.
-        tighter: candidates to step down to when memory runs out; None to compute them.
         rule: the adaptive rule, followed in place of the plan's placement.
         on_progress: called after each step and each evaluation.
         on_interrupt: called in the signal handler when a first Ctrl-C waits for the step to end.
@@ -128,7 +125,6 @@ def train(
         device=options.device,
         recipe=recipe,
         total_steps=options.steps or steps,
-        tighter=tighter,
         cost=_cost_model(plan, device_type(options.device)),
         rule=rule,
         live_bytes=live_bytes,

@@ -119,11 +119,10 @@ class Rates:
         flops: npt.ArrayLike,
         moved_bytes: npt.ArrayLike,
         *,
-        launches: npt.ArrayLike = 1,
         slowness: npt.ArrayLike = 1.0,
     ) -> Floats:
-        """Return [...] seconds of each operation: the longest of its three bounds."""
-        bounds = self.bounds(flops, moved_bytes, launches=launches, slowness=slowness)
+        """Return [...] seconds of operations of a launch each: the longest of the three bounds."""
+        bounds = self.bounds(flops, moved_bytes, slowness=slowness)
         longest: Floats = bounds.max(axis=0)
         return longest
 

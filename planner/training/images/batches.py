@@ -40,7 +40,6 @@ def batch_loader(
     shuffle: bool,
     seed: int,
     drop_last: bool,
-    num_workers: int = 0,
     epoch: int = 0,
     skip: int = 0,
     balance: bool = False,
@@ -56,7 +55,6 @@ def batch_loader(
         shuffle: whether each epoch has a random order.
         seed: seed of the order and the augmentations.
         drop_last: whether to leave out a last batch with fewer images.
-        num_workers: number of processes that decode images.
         epoch: number of the first pass.
         skip: number of images left out at the beginning of the first pass.
         balance: whether each class is shown equally often. An epoch then has as many images as
@@ -90,7 +88,6 @@ def batch_loader(
             balanced_labels=image_set.labels if balance else None,
         ),
         drop_last=drop_last,
-        num_workers=num_workers,
         # Without a generator of its own the DataLoader draws a number from the global one.
         generator=torch.Generator().manual_seed(seed),
     )

@@ -55,7 +55,7 @@ def reference(request: pytest.FixtureRequest) -> dict[str, Any]:
     zero_classifier(built.model)
     session = Session(
         candidate=plan.candidate, built=built, device="cpu", recipe=plan.recipe,
-        total_steps=STEPS, tighter=[],
+        total_steps=STEPS,
     )  # fmt: skip
     batches: Iterator[Any] = iter(DataLoader(TensorDataset(images, labels), batch_size=MICRO_BATCH))
     losses = [session.run(batches) for _ in range(STEPS)]

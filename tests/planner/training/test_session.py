@@ -102,8 +102,12 @@ def test_training_ends_in_one_line_when_nothing_is_tighter(
 ) -> None:
     refusing = _Refusing(set(range(3, 100)))
     _hook_into_build_model(monkeypatch, refusing)
+    only = make_plan(workload(), STATIC).candidate
+    monkeypatch.setattr(
+        "planner.training.active_placement.tighter_placements", lambda *_: iter([only])
+    )
     with pytest.raises(MeasurementError, match="smaller micro-batch"):
-        run(make_plan(workload()), tmp_path, tighter=[make_plan(workload(), STATIC).candidate])
+        run(make_plan(workload()), tmp_path)
     assert refusing.calls == 4  # two of the first step; then as planned, all
 
 

@@ -104,14 +104,6 @@ def test_unshuffled_batches_are_in_order(digits):
     assert batch[1].tolist() == part.labels
 
 
-def test_worker_processes_give_the_same_batches(flat):
-    train = load_data(str(flat), **SHAPE).train
-    options = {"batch_size": 5, "shuffle": True, "seed": 1, "drop_last": False}
-    assert equal(
-        drain(batch_loader(train, **options)), drain(batch_loader(train, num_workers=1, **options))
-    )
-
-
 def test_impossible_batches(digits):
     part = digits.test.sample(5, seed=0)
     with pytest.raises(UsageError, match="larger than the data set of 5 images"):
