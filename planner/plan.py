@@ -50,6 +50,9 @@ from profiler.records import DeviceLabel, Report, Rung
 from profiler.units import MIB
 from profiler.workload import Candidate
 
+PLAN_FILE = "plan.json"
+"""Name of the plan in the folder of a training."""
+
 PLAN_SCHEMA = "budgetplan.plan/1"
 
 PLAN_SCHEMA_MINOR = 10
@@ -431,7 +434,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: the file is missing, not a regular file, too large, not JSON, or not a plan.
     """
-    inner = path / "plan.json"
+    inner = path / PLAN_FILE
     if path.is_dir() and inner.is_file():
         raise InputError(f"{path} is a folder; its plan is {inner}")
     return read_json_as(path, Plan.from_json, kind="plan")

@@ -121,8 +121,10 @@ def trained_folder_of(trained: str | Path) -> Path:
     """
     path = Path(trained)
     if path.is_file():
+        from planner.training.history import HISTORY_FILE
+
         folder = default_folder(path)
-        if not (folder / "training.json").is_file():
+        if not (folder / HISTORY_FILE).is_file():
             raise InputError(
                 f"{path} has not been trained into {folder}; run `budgetplan train {path}`, or "
                 "give the folder of its training"

@@ -115,11 +115,11 @@ def _training_scores(
     """Return the training scores of a plan; None without one."""
     if target is None:
         return None
-    from planner.plan import read_plan
     from planner.recommendation.compare_scores import training_costs
+    from planner.recommendation.score_inputs import read_scored_plan
     from planner.scoring.training_scores import training_scores
 
-    plan = read_plan(target / "plan.json" if target.is_dir() else target)
+    plan = read_scored_plan(target)
     return training_scores(
         training_costs(plan),
         accuracy_percent=accuracy_percent,

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.cost.budget import needed_bytes
-from planner.plan import Plan, read_plan
+from planner.plan import Plan
 from planner.recommendation.ranking_accuracy import ranks_candidates
-from planner.recommendation.score_inputs import score_inputs
+from planner.recommendation.score_inputs import read_scored_plan, score_inputs
 from planner.scoring.sensitivity import ScoredPlan, WinningRange, winning_ranges
 from planner.scoring.training_scores import IMAGES, TRAINING_FORMULAS, TrainingCosts
 from profiler.errors import InputError
@@ -60,7 +60,7 @@ def read_score_target(path: Path) -> ScoreTarget:
         InputError: it is neither, or has no accuracy that was measured or published.
     """
     accuracy = score_inputs(path).get("accuracy_percent")
-    plan = read_plan(path / "plan.json" if path.is_dir() else path)
+    plan = read_scored_plan(path)
     is_scored = path.is_dir() or (plan.accuracy.kind in SCORED_KINDS and ranks_candidates(plan))
     if accuracy is None or not is_scored:
         raise InputError(

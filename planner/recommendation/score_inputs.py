@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.plan import Plan, read_plan
+from planner.plan import PLAN_FILE, Plan, read_plan
 from planner.recommendation.ranking_accuracy import ranks_candidates
-from planner.training.history import TrainResult
+from planner.training.history import read_result
 from profiler.errors import InputError
 from profiler.units import MIB
 
@@ -30,14 +30,8 @@ def score_inputs(path: Path) -> dict[str, float]:
         InputError: the path is neither a plan nor the folder of a training.
     """
     if path.is_dir():
-        from planner.disk.json_files import read_json
-
-        record = read_json(path / "training.json", kind="training")
-        result = TrainResult.from_json(record, output=path)
-        return {
-            **_of_plan(read_plan(path / "plan.json")),
-            "accuracy_percent": 100 * result.accuracy,
-        }
+        accuracy_percent = 100 * read_result(path).accuracy
+        return {**_of_plan(read_scored_plan(path)), "accuracy_percent": accuracy_percent}
     if not path.exists():
         raise InputError(f"{path} does not exist; give a plan file or the folder of a training")
     plan = read_plan(path)
@@ -45,6 +39,15 @@ def score_inputs(path: Path) -> dict[str, float]:
     if ranks_candidates(plan) and plan.accuracy.value is not None:
         numbers["accuracy_percent"] = 100 * plan.accuracy.value
     return numbers
+
+
+def read_scored_plan(path: Path) -> Plan:
+    """Read a plan file, or the plan in the folder of a training.
+
+    Raises:
+        InputError: there is no plan.
+    """
+    return read_plan(path / PLAN_FILE if path.is_dir() else path)
 
 
 def _of_plan(plan: Plan) -> dict[str, float]:

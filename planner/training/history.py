@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from planner.disk.json_files import read_json_as
 from planner.recipe import Recipe
 from profiler.errors import InputError
 from profiler.json_records import (
@@ -22,6 +23,8 @@ from profiler.json_records import (
 )
 from profiler.models.backbones import WeightSource
 from profiler.placement import Placement, PolicyChoice, placement_from_json, placement_to_json
+
+HISTORY_FILE = "training.json"
 
 TRAINING_SCHEMA = "budgetplan.training/1"
 
@@ -259,3 +262,16 @@ class TrainResult:
         result = read_record(cls, given | {"output": output}, part="training", dropped=dropped)
         warn_of_dropped(dropped, part="training")
         return result
+
+
+def read_result(folder: Path) -> TrainResult:
+    """Read the record of the training in a folder.
+
+    Raises:
+        InputError: the record is missing or damaged.
+    """
+    return read_json_as(
+        folder / HISTORY_FILE,
+        lambda data: TrainResult.from_json(data, output=folder),
+        kind="training",
+    )

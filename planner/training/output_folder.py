@@ -15,16 +15,16 @@ from planner.disk.drafts import cannot_write, remove_drafts
 from planner.disk.file_lock import FileLock, read_holder
 from planner.disk.free_space import check_folder
 from planner.disk.json_files import read_json
-from planner.plan import Plan
+from planner.plan import PLAN_FILE, Plan
 from planner.training.checkpoints import (
     BEST_PREFIX,
     CHECKPOINT_PREFIX,
     is_checkpoint,
     remove_old_checkpoints,
 )
-from planner.training.history import TRAINING_SCHEMA
+from planner.training.history import HISTORY_FILE, TRAINING_SCHEMA
 from planner.training.run_files import CSV_FILE, SVG_FILE
-from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
+from planner.training.trained_model import MODEL_FOLDER
 from profiler.errors import InputError
 from profiler.units import MIB
 

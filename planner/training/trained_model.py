@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from planner.disk.drafts import draft_folder
-from planner.disk.json_files import read_json_as
-from planner.plan import read_plan
+from planner.plan import PLAN_FILE, Plan, read_plan
 from planner.training.checkpoints import latest_checkpoint
-from planner.training.history import TrainResult, WeightsFile
+from planner.training.history import TrainResult, WeightsFile, read_result
 from planner.training.plan_check import check_against_model
 from profiler.errors import InputError
 from profiler.models.backbones import ENTRY_MARK, split_entry
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-PLAN_FILE, HISTORY_FILE, MODEL_FOLDER = "plan.json", "training.json", "model"
+MODEL_FOLDER = "model"
 
 
 def save_model(built: BuiltModel, folder: Path) -> None:
@@ -64,26 +63,12 @@ def weights_file_of(path: Path | None) -> WeightsFile | None:
     return WeightsFile(path=str(path.absolute()), sha256=digest.hexdigest())
 
 
-def read_result(folder: Path) -> TrainResult:
-    """Read the record of the training in a folder.
-
-    Raises:
-        InputError: the record is missing or damaged.
-    """
-    return read_json_as(
-        folder / HISTORY_FILE,
-        lambda data: TrainResult.from_json(data, output=folder),
-        kind="training",
-    )
-
-
 def load_trained(
     folder: Path,
     *,
     weights: Path | None = None,
     pretrained: bool | None = None,
     seed: int | None = None,
-    is_last: bool = False,
 ) -> nn.Module:
     """Return the model that a training saved in its folder, in evaluation mode on the CPU.
 
@@ -96,13 +81,42 @@ def load_trained(
         weights: present place of the backbone's weights file; None for the recorded place.
         pretrained: whether timm's pretrained weights are loaded; None if the record decides.
         seed: seed of random weights; None if the record decides.
-        is_last: whether to load the tensors of the last step instead of the best epoch.
 
     Raises:
         InputError: the folder holds no training, or one of another model, or the weights that the
             training began with cannot be loaded any more.
     """
     plan, result = read_plan(folder / PLAN_FILE), read_result(folder)
+    return build_trained(
+        folder, plan, result, weights=weights, pretrained=pretrained, seed=seed, is_last=False
+    )
+
+
+def build_trained(
+    folder: Path,
+    plan: Plan,
+    result: TrainResult,
+    *,
+    weights: Path | None,
+    pretrained: bool | None = None,
+    seed: int | None = None,
+    is_last: bool,
+) -> nn.Module:
+    """Return the model of a training whose records were read, as ``load_trained`` does.
+
+    Args:
+        folder: folder of the training.
+        plan: plan that was trained.
+        result: record of the training.
+        weights: see ``load_trained``.
+        pretrained: see ``load_trained``.
+        seed: see ``load_trained``.
+        is_last: whether to load the tensors of the last step instead of the best epoch.
+
+    Raises:
+        InputError: the training is one of another model, or the weights that it began with cannot
+            be loaded any more.
+    """
     workload = plan.candidate.workload
     reference = check_against_model(plan).model
     if reference.state_dict().keys() == trained_tensors(reference).keys():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from planner.disk.json_files import write_json
-from planner.plan import Plan, versions, write_plan
+from planner.plan import PLAN_FILE, Plan, versions, write_plan
 from planner.training.adaptive_rule import AdaptiveRule, live_bytes_reader
 from planner.training.checkpoints import (
     WEIGHTS_FILE,
@@ -33,6 +33,7 @@ from planner.training.checkpoints import (
     save_checkpoint,
 )
 from planner.training.history import (
+    HISTORY_FILE,
     LearningRate,
     TrainProgress,
     TrainResult,
@@ -47,13 +48,7 @@ from planner.training.resolve_recipe import RecipeChanges, resolve_recipe
 from planner.training.run_files import write_run_files
 from planner.training.run_options import RunOptions
 from planner.training.session import Session
-from planner.training.trained_model import (
-    HISTORY_FILE,
-    MODEL_FOLDER,
-    PLAN_FILE,
-    save_model,
-    weights_file_of,
-)
+from planner.training.trained_model import MODEL_FOLDER, save_model, weights_file_of
 from planner.training.training_device import cap_to_budget, device_type, planned_power_limit
 from planner.training.zero_classifier import zero_new_classifier
 from profiler.errors import InputError, UnknownNameError, UsageError

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
-from planner.plan import Plan, read_plan
+from planner.plan import PLAN_FILE, Plan, read_plan
 from planner.training.evaluate import count_by_class, mean_class_accuracy, right_answers
-from planner.training.history import InputTransform, Part, TrainResult
+from planner.training.history import InputTransform, Part, TrainResult, read_result
 from planner.training.images.crops import CROP_RULES
 from planner.training.images.image_files import open_image
 from planner.training.images.image_set import ImageData, ImageSet, InputFormat
 from planner.training.plan_check import load_data_for
-from planner.training.trained_model import PLAN_FILE, load_trained, read_result
+from planner.training.trained_model import build_trained
 from planner.training.training_device import autocast
 from profiler.errors import InputError
 
@@ -83,11 +83,12 @@ def open_trained(
     Raises:
         InputError: the folder holds no training, or its weights cannot be loaded any more.
     """
-    model = load_trained(folder, weights=weights, is_last=which == "last")
+    plan, result = read_plan(folder / PLAN_FILE), read_result(folder)
+    model = build_trained(folder, plan, result, weights=weights, is_last=which == "last")
     return TrainedFolder(
         folder=folder,
-        plan=read_plan(folder / PLAN_FILE),
-        result=read_result(folder),
+        plan=plan,
+        result=result,
         model=model.to(device),
         device=device,
     )

@@ -100,17 +100,6 @@ class MeasuredRun:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    """The fields of a line beside its candidate."""
-
-    machine: Machine
-    seconds: PositiveFloat
-    steps: int
-    source: RunSource
-    date: str
-
-
 def this_machine(device: DeviceSpec, *, cuda_index: int = 0) -> Machine | None:
     """Return this machine as the place of runs on a device; None if it lacks the device.
 
@@ -253,15 +242,7 @@ def _run_of(line: str) -> MeasuredRun | None:
     """Return the run of a line; None if somebody else wrote it or it is cut off."""
     try:
         data = json.loads(line)
-        candidate = Candidate.from_json(data.pop("candidate"), part="run", dropped=[])
-        rest = read_record(_Line, data, part="run", dropped=[])
+        candidate = Candidate.from_json(data["candidate"], part="run", dropped=[])
+        return read_record(MeasuredRun, data | {"candidate": candidate}, part="run", dropped=[])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, BudgetplanError):
         return None
-    return MeasuredRun(
-        machine=rest.machine,
-        candidate=candidate,
-        seconds=rest.seconds,
-        steps=rest.steps,
-        source=rest.source,
-        date=rest.date,
-    )

@@ -13,8 +13,9 @@ import torch
 from plans import make_plan
 from trainings import STATIC, StopError, learned, other_data, run, same, workload
 
-from planner.training.history import TrainProgress
-from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
+from planner.plan import PLAN_FILE
+from planner.training.history import HISTORY_FILE, TrainProgress
+from planner.training.trained_model import MODEL_FOLDER
 from profiler.errors import BudgetplanWarning, InputError
 from profiler.models.build import build_model
 

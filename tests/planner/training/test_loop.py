@@ -19,14 +19,14 @@ from trainings import StopError, digits, learned, run, same, workload
 
 from planner.cli.plan_commands import _show_step
 from planner.cli.progress import progress_bar
-from planner.plan import read_plan
+from planner.plan import PLAN_FILE, read_plan
 from planner.recipe import Recipe
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import evaluate_images
-from planner.training.history import AccuracyReading, TrainProgress
+from planner.training.history import HISTORY_FILE, AccuracyReading, TrainProgress
 from planner.training.images.image_set import ImageSet
 from planner.training.loop import is_below
-from planner.training.trained_model import HISTORY_FILE, PLAN_FILE, load_trained
+from planner.training.trained_model import load_trained
 from planner.training.zero_classifier import zero_classifier
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
 from profiler.models.build import build_model

@@ -14,10 +14,18 @@ from plans import make_plan
 from trainings import run, workload
 
 from planner.api.plan_functions import default_folder
-from planner.plan import Plan, check_replaceable, plan_file_name, write_new_plan, write_plan
+from planner.plan import (
+    PLAN_FILE,
+    Plan,
+    check_replaceable,
+    plan_file_name,
+    write_new_plan,
+    write_plan,
+)
+from planner.training.history import HISTORY_FILE
 from planner.training.output_folder import MARKER_FILE, needed_disk_bytes, training_folder
 from planner.training.run_files import CSV_FILE, SVG_FILE
-from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE
+from planner.training.trained_model import MODEL_FOLDER
 from profiler.errors import InputError
 
 ROOT = Path(__file__).parents[3]

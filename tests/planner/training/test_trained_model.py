@@ -14,9 +14,10 @@ from plans import make_plan
 from torch import nn
 from trainings import VIT, digits, learned, run, same, workload
 
-from planner.plan import read_plan
+from planner.plan import PLAN_FILE, read_plan
 from planner.training.evaluate import evaluate_images
-from planner.training.trained_model import HISTORY_FILE, MODEL_FOLDER, PLAN_FILE, load_trained
+from planner.training.history import HISTORY_FILE
+from planner.training.trained_model import MODEL_FOLDER, load_trained
 from profiler.errors import InputError
 from profiler.models.build import build_model
 

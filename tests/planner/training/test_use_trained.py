@@ -17,14 +17,15 @@ from trainings import workload
 
 from planner.api import classify, evaluate
 from planner.cli import cli
-from planner.training.history import TrainResult
+from planner.training.history import HISTORY_FILE, TrainResult
 from planner.training.images.image_set import ImageSet
 from planner.training.plan_check import load_data_for
 from planner.training.resolve_recipe import RecipeChanges
 from planner.training.run_files import CSV_FILE, SVG_FILE
 from planner.training.run_options import RunOptions
-from planner.training.trained_model import HISTORY_FILE, load_trained
+from planner.training.trained_model import load_trained
 from planner.training.training_run import train
+from planner.training.use_trained import open_trained
 from profiler.errors import InputError
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -135,7 +136,7 @@ def test_the_commands_and_an_unreadable_file(
 
 
 def test_the_last_step_can_be_loaded_beside_the_best_epoch(trained: TrainResult) -> None:
-    last = load_trained(trained.output, is_last=True).state_dict()
+    last = open_trained(trained.output, device="cpu", which="last").model.state_dict()
     (folder,) = trained.output.glob("checkpoint-*")
     from safetensors.torch import load_file
 
