@@ -20,7 +20,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -37,10 +38,10 @@ from profiler.device_rules.cpu_allocator import peak_during
 from profiler.environment import environment
 from profiler.errors import MeasurementError
 from profiler.models.build import BuiltModel, build_model
-from profiler.running.measurement import MeasuredSteps, measure_on_cuda
+from profiler.running.measurement import Fetch, MeasuredSteps, measure_on_cuda
 from profiler.running.memory_caps import timed_without_cap
 from profiler.running.sandbox import Progress
-from profiler.training_step import Batch, TrainingStep
+from profiler.training_step import Batch
 from profiler.units import MIB
 from profiler.workload import Workload
 
@@ -110,9 +111,13 @@ class ShortTraining:
 
     def on_cuda(self, progress: Progress) -> MeasuredSteps:
         """Read peaks, time and energy of the steps after the warm-up."""
-        fetches: list[Callable[[], Batch]] = [self._fetch] * self._workload.accumulation
+
+        def build() -> tuple[ShortTraining, list[Fetch]]:
+            self._build()
+            return self, [self._fetch] * self._workload.accumulation
+
         measured = measure_on_cuda(
-            lambda: (self._build(), fetches),
+            build,
             steps=max(1, self._request.steps - CUDA_WARM_UP_STEPS),
             warmup=CUDA_WARM_UP_STEPS,
             progress=lambda text, done: progress(text, 0.75 * done),
@@ -129,7 +134,17 @@ class ShortTraining:
         gc.collect()
         return built
 
-    def _build(self) -> TrainingStep:
+    def run(self, batches: Iterable[Fetch]) -> Tensor:
+        """Run one step at its learning rate, note its loss and return it."""
+        assert self._session is not None
+        fetches = list(batches)
+        self._session.set_rate()
+        loss = self._session.step.run(fetches)
+        # A step divides each loss by the accumulation, also if it has fewer micro-batches.
+        self._note_loss(float(loss) * self._workload.accumulation / len(fetches))
+        return loss
+
+    def _build(self) -> None:
         """Build the model and its training step as a training does."""
         request = self._request
         built = build_model(
@@ -150,28 +165,18 @@ class ShortTraining:
             recipe=recipe,
             total_steps=max(request.steps, recipe.epochs * steps_per_epoch),
         )
-        self._session = session
-        run = session.step.run
+        mark = session.step.mark
 
-        def run_and_note(batches: Iterable[Callable[[], Batch]]) -> Tensor:
-            fetches = list(batches)
-            session.set_rate()
-            loss = run(fetches)
-            # A step divides each loss by the accumulation, also if it has fewer micro-batches.
-            self._note_loss(float(loss) * self._workload.accumulation / len(fetches))
-            return loss
-
-        # The measurement of profiler.running calls ``step.run`` and has no place for the rate.
-        session.step.run = run_and_note  # type: ignore[method-assign]
-        finish = session.step.finish
-
-        def finish_and_time() -> None:
+        @contextmanager
+        def mark_and_time(phase: str) -> Iterator[None]:
             began = time.perf_counter()
-            finish()
-            self._update_seconds = time.perf_counter() - began
+            with mark(phase):
+                yield
+            if phase == "optimizer":
+                self._update_seconds = time.perf_counter() - began
 
-        session.step.finish = finish_and_time  # type: ignore[method-assign]
-        return session.step
+        session.step.mark = mark_and_time
+        self._session = session
 
     def _note_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -181,10 +186,9 @@ class ShortTraining:
             )
         self.losses.append(loss)
 
-    def _timed_step(self, *fetches: Callable[[], Batch]) -> float:
-        assert self._session is not None
+    def _timed_step(self, *fetches: Fetch) -> float:
         started = time.perf_counter()
-        self._session.step.run(fetches)
+        self.run(fetches)
         return time.perf_counter() - started
 
     def _later_steps(self, recorded: float, *, started: float, progress: Progress) -> list[float]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
@@ -39,6 +39,8 @@ from profiler.units import format_bytes_as, format_seconds
 from profiler.workload import Candidate, Workload
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from profiler.devices.energy_meter import EnergySource
     from profiler.devices.nvml import Gpu
     from profiler.training_step import Batch, TrainingStep
@@ -50,6 +52,13 @@ RECORDED_STEPS = 1
 """Steps on a CPU between the first ones and the timed ones, in which memory is recorded."""
 
 Fetch = Callable[[], "Batch"]
+
+
+class StepRunner(Protocol):
+    """The part of a ``TrainingStep`` that a measurement uses."""
+
+    def run(self, batches: list[Fetch]) -> Tensor:
+        """Run one training step and return its loss."""
 
 
 class MeasurementRequest(Message, frozen=True, kw_only=True):
@@ -292,7 +301,7 @@ def build_step(candidate: Candidate, *, device: str) -> tuple[TrainingStep, list
 
 
 def measure_on_host(
-    build: Callable[[], tuple[TrainingStep, list[Fetch]]],
+    build: Callable[[], tuple[StepRunner, list[Fetch]]],
     *,
     steps: int,
     warmup: int,
@@ -301,7 +310,7 @@ def measure_on_host(
     """Record the CPU allocator over one steady step, then time other steps without the cap."""
     from profiler.device_rules.cpu_allocator import peak_during
 
-    step: TrainingStep
+    step: StepRunner
     batches: list[Fetch]
     set_cap_again: Callable[[], None]
 
@@ -360,7 +369,7 @@ def _host_energy(
 
 
 def measure_on_cuda(
-    build: Callable[[], tuple[TrainingStep, list[Fetch]]],
+    build: Callable[[], tuple[StepRunner, list[Fetch]]],
     *,
     steps: int,
     warmup: int,
