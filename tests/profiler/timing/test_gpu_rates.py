@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +23,8 @@ from profiler.devices import table as hardware
 from profiler.devices.table import TIMED, lookup, multiprocessors, short_name
 from profiler.errors import MeasurementError, UnknownNameError
 from profiler.prediction.report import predict
+from profiler.running.emulated.gpu import emulated_environment
+from profiler.running.emulated.libraries import why_not_emulated
 from profiler.timing import gpu_rates as unlisted_gpu
 from profiler.timing.rates import published_rates
 from profiler.units import GIB
@@ -111,3 +117,31 @@ def test_where_timing_fails_the_answer_says_so(monkeypatch: pytest.MonkeyPatch) 
 def test_names_are_as_the_table_has_them() -> None:
     assert short_name("NVIDIA GeForce RTX 3060") == "rtx-3060"
     assert short_name(replace(lookup("t4")).full_name.split(" (")[0]) == "t4"
+
+
+def test_a_gpu_is_timed_by_its_fastest_runs_between_waits() -> None:
+    """Matrices have 4096 x 4096 numbers; the clock of the child process is its own."""
+    reason = why_not_emulated()
+    if reason:
+        pytest.skip(reason)
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("gpu_rates_child.py"))],
+        env=os.environ | emulated_environment(lookup("rtx-3060")) | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["rates"] == {
+        "fp32_flops": 137_438_953_472 / 0.25,
+        "fp16_flops": 137_438_953_472 / 0.0625,
+        "bf16_flops": 137_438_953_472 / 0.5,
+        "bytes_per_second": 134_217_728 / 0.03125,
+        "sm_count": 28.0,
+    }
+    work = ("mm float32", "mm float16", "mm bfloat16", "copy_ float32")
+    assert found["events"] == [
+        event for name in work for event in [name, *["wait", "clock", name, "wait", "clock"] * 5]
+    ]
