@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.recommendation.smaller_images import LARGEST_EDGE_SHARE, smaller_size
+from planner.recommendation.smaller_images import smaller_size
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,21 @@ def test_smaller_sizes_are_divided_by_patches_and_strides(
     size: int, patch: int | None, expected: int | None
 ) -> None:
     assert smaller_size(size, patch=patch) == expected
-    assert expected is None or expected <= LARGEST_EDGE_SHARE * size
+
+
+@pytest.mark.parametrize("patch", [None, 4, 8, 14, 16, 32])
+def test_a_smaller_size_is_the_largest_of_three_quarters(patch: int | None) -> None:
+    """Strides of 32 divide it too, unless the patches are of another grid, such as 14."""
+    has_strides = patch != 14
+    for size in range(32, 600):
+        fitting = [
+            edge
+            for edge in range(96, size)
+            if 4 * edge <= 3 * size
+            and edge % (patch or 1) == 0
+            and (edge % 32 == 0 or not has_strides)
+        ]
+        assert smaller_size(size, patch=patch) == max(fitting, default=None), size
 
 
 @pytest.mark.parametrize(("patch", "expected"), [(14, 56), (16, 32), (None, 32)])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
-from planner.recipe import LAST_RATE_FACTOR, Recipe
-from planner.training.rate_schedule import LEAST_RESUMED_FACTOR, RateSchedule
+from planner.recipe import Recipe
+from planner.training.rate_schedule import RateSchedule
 from profiler.errors import InputError
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=5, warm_up_steps=10, source="test")
@@ -21,16 +20,28 @@ def factors(schedule: RateSchedule, start: int = 0) -> list[float]:
 def test_a_resume_of_the_same_length_changes_nothing() -> None:
     schedule = RateSchedule(total_steps=200)
     assert schedule.resumed(77, RECIPE, total_steps=200) == schedule
-    assert factors(schedule) == [RECIPE.rate_factor(s, total_steps=200) for s in range(200)]
 
 
-@pytest.mark.parametrize(("step", "total"), [(20, 400), (100, 400), (150, 160), (199, 1000)])
-def test_the_rate_never_rises_after_a_resume_of_another_length(step: int, total: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [(0, 1 / 11), (4, 5 / 11), (10, 1.0), (105, 0.5), (199, 1e-3)],
+)
+def test_the_rate_rises_over_the_warm_up_and_falls_by_a_cosine(step: int, factor: float) -> None:
+    """The cosine of 190 steps is at one half after 95, and never below a thousandth."""
+    assert RateSchedule(total_steps=200).factor(step, RECIPE) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "least"),
+    [(20, 400, 0.9932), (100, 400, 0.5413), (150, 160, 0.1614), (199, 1000, 0.1)],
+)
+def test_the_rate_never_rises_after_a_resume_of_another_length(
+    step: int, total: int, least: float
+) -> None:
     before = RateSchedule(total_steps=200)
     after = before.resumed(step, RECIPE, total_steps=total)
     rest = factors(after, step)
-    least = max(before.factor(step, RECIPE), LEAST_RESUMED_FACTOR)
-    assert rest[0] == pytest.approx(least)
+    assert rest[0] == pytest.approx(least, abs=5e-5)
     assert rest == sorted(rest, reverse=True)
     assert rest[-1] < 0.05 * least or total - step < 20
     # half-way through the rest, a cosine has fallen to one half
@@ -39,10 +50,9 @@ def test_the_rate_never_rises_after_a_resume_of_another_length(step: int, total:
 
 def test_a_training_that_had_ended_goes_on_at_a_small_rate() -> None:
     after = RateSchedule(total_steps=200).resumed(200, RECIPE, total_steps=300)
-    assert after.factor(200, RECIPE) == LEAST_RESUMED_FACTOR
-    assert after.factor(299, RECIPE) == pytest.approx(
-        max(0.05 * (1 + math.cos(math.pi * 0.99)), LAST_RATE_FACTOR)
-    )
+    assert after.factor(200, RECIPE) == 0.1
+    assert after.factor(250, RECIPE) == pytest.approx(0.05)
+    assert after.factor(299, RECIPE) == 1e-3
     # and a second resume of the same length goes on from there
     assert after.resumed(250, RECIPE, total_steps=300) == after
 
