@@ -46,6 +46,7 @@ from profiler.records import Origin, Spread
 from profiler.timing.kernel_terms import (
     BYTES,
     FIRST_PRODUCT,
+    HOST_WORK,
     LATENCY,
     MOVED,
     SLOTS,
@@ -158,19 +159,19 @@ class KernelRates:
         return known
 
     def _new_weights(self, name: str) -> list[float]:
-        units = {
-            PeakRate.HALF: 1.0 / self.half_flops,
-            PeakRate.SINGLE: 1.0 / self.single_flops,
-            PeakRate.BYTES: 1.0 / self.bytes_per_second,
-            PeakRate.LAUNCHES: 1.0,
-        }
-        if name in frozenset(HostWork):
+        if name in HOST_WORK:
             is_update = name == HostWork.UPDATE
             rate = HOST_UPDATE_BYTES_PER_SECOND if is_update else self.link_bytes_per_second
             weights = [0.0] * SLOTS
             weights[LATENCY] = HOST_WORK_SECONDS
             weights[MOVED] = 0.0 if rate is None else 1.0 / rate
             return weights
+        units = {
+            PeakRate.HALF: 1.0 / self.half_flops,
+            PeakRate.SINGLE: 1.0 / self.single_flops,
+            PeakRate.BYTES: 1.0 / self.bytes_per_second,
+            PeakRate.LAUNCHES: 1.0,
+        }
         return [
             self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
             for slot in slot_keys(name)

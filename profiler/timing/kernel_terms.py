@@ -64,7 +64,6 @@ class PeakRate(Enum):
     SINGLE = "single"
     BYTES = "bytes"
     LAUNCHES = "launches"
-    LINK = "link"
 
 
 class Slot(NamedTuple):
@@ -90,7 +89,8 @@ _ABSENT = Slot("", "", PeakRate.LAUNCHES)
 
 _ROW_NORMS = ("softmax", "softmax_backward", "layer_norm", "layer_norm_backward")
 
-_TRANSFERS = frozenset(HostWork)
+HOST_WORK = frozenset(HostWork)
+"""Names of work that involves the host."""
 
 _PRODUCTS = ("matmul", "batched_matmul", "attention", "attention_backward")
 
@@ -112,11 +112,12 @@ def layout_of(name: str) -> ProductLayout:
 
 @cache
 def slot_keys(name: str) -> tuple[Slot, ...]:
-    """Return [SLOTS] the coefficient and the rate of each quantity of a kernel name."""
+    """Return [SLOTS] the coefficient and the rate of each quantity of a kernel name.
+
+    Work that involves the host has no slots: its seconds are not fitted.
+    """
     slots = [_ABSENT] * SLOTS
-    if name in _TRANSFERS:
-        slots[LATENCY] = Slot(name, "latency", PeakRate.LAUNCHES)
-        slots[MOVED] = Slot(name, "moved", PeakRate.LINK)
+    if name in HOST_WORK:
         return tuple(slots)
     kind, *flags = name.split()
     is_depthwise = "depthwise" in flags
@@ -216,9 +217,9 @@ def kernel_terms(
     """
     terms = np.zeros((len(index), SLOTS))
     terms[:, BYTES] = moved_bytes
-    is_transfer = np.array([name in _TRANSFERS for name in names], dtype=bool)[index]
-    terms[:, LATENCY] = np.where(is_transfer, launches, 0)
-    terms[:, LAUNCH] = np.where(is_transfer, moved_bytes, launches)
+    is_host_work = np.array([name in HOST_WORK for name in names], dtype=bool)[index]
+    terms[:, LATENCY] = np.where(is_host_work, launches, 0)
+    terms[:, LAUNCH] = np.where(is_host_work, moved_bytes, launches)
     layout = np.array([layout_of(name).value for name in names])[index]
     _add_products(terms, layout, dims)
     kind = np.array([_NORM_CODES.get(name.split()[0], 0) for name in names])[index]
