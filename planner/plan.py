@@ -285,7 +285,7 @@ class _HostPrediction:
 class _KnownProvenance:
     """The entries of a provenance that this program reads; all others are shown only."""
 
-    data: Annotated[str, Meta(min_length=1, max_length=4096)] = "digits"
+    data: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     host_prediction: _HostPrediction | None = None
     risk: Annotated[float, Meta(gt=0, le=0.5)] = 0.01
 
@@ -295,6 +295,18 @@ def check_provenance(provenance: Mapping[str, Any]) -> None:
     names = ("data", "host_prediction", "risk")
     known = {name: provenance[name] for name in names if name in provenance}
     read_record(_KnownProvenance, known, part="plan.provenance", dropped=[])
+
+
+def planned_data(provenance: Mapping[str, Any]) -> str:
+    """Return the data set or folder that a plan was made for.
+
+    Raises:
+        InputError: the plan does not say.
+    """
+    name = provenance.get("data")
+    if name is None:
+        raise InputError("the plan does not say which images it was made for; name them: --data")
+    return str(name)
 
 
 def check_device(device: DeviceLabel, part: str) -> None:

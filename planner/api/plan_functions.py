@@ -325,7 +325,9 @@ def default_folder(plan: Plan | str | Path) -> Path:
 
 def _data_of(plan: Plan) -> str:
     """Return the data set or folder that a plan was made for."""
-    return str(plan.provenance.get("data", "digits"))
+    from planner.plan import planned_data
+
+    return planned_data(plan.provenance)
 
 
 def _placed_by(

@@ -30,6 +30,7 @@ from planner.cli.options import (
 )
 from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
+from planner.training.run_options import LEAST_STEPS
 
 
 @click.command(cls=RecommendCommand, epilog=SIZES)
@@ -58,7 +59,11 @@ from planner.cli.progress import ProgressKind, progress_bar, recommend_stages
     is_flag=True,
     help="Leave the real runs to workers (`budgetplan worker`) on the same --storage, and wait.",
 )
-@click.option("--steps", type=positive, help="Optimizer steps of a real run. [default: a few]")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=LEAST_STEPS),
+    help="Optimizer steps of a real run. [default: a few]",
+)
 @click.option(
     "--trials",
     type=positive,

@@ -40,7 +40,7 @@ from planner.search.space import (
     working_methods,
 )
 from planner.target_device import TargetDevice, find_target
-from planner.training.run_options import RunOptions
+from planner.training.run_options import LEAST_STEPS, RunOptions
 from planner.training_free.options import check_libraries
 from profiler.errors import UsageError
 from profiler.models import backbones
@@ -96,6 +96,7 @@ def build_request(
         InputError: the weights or the data cannot be read.
     """
     # first the options that need neither backbone nor images
+    _check_whole_numbers(effective_batch=effective_batch, validations=validations, steps=steps)
     check_objective(objective)
     check_risk(risk)
     chosen_levers = parse_levers(levers)
@@ -156,6 +157,24 @@ def build_request(
         weight_notes=inputs.weight_notes,
         image_notes=inputs.image_notes,
     )
+
+
+def _check_whole_numbers(
+    *, effective_batch: int, validations: int | None, steps: int | None
+) -> None:
+    """Refuse numbers that the search or the real runs would refuse after minutes.
+
+    Raises:
+        UsageError: one is too low.
+    """
+    lowest = {
+        "effective_batch": (effective_batch, 1),
+        "validations": (validations, 0),
+        "steps": (steps, LEAST_STEPS),
+    }
+    for name, (value, least) in lowest.items():
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

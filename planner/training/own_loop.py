@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch.optim.lr_scheduler import LambdaLR
 
-from planner.plan import Plan
+from planner.plan import Plan, planned_data
 from planner.training.loop import LoopImages
 from planner.training.parameter_groups import parameter_groups
 from planner.training.plan_check import load_data_for
@@ -155,6 +155,6 @@ def load_images(plan: Plan, data: str | None = None) -> LoopImages:
     Raises:
         InputError: the data cannot be read, or does not fit the plan.
     """
-    name = data or str(plan.provenance.get("data", "digits"))
+    name = data or planned_data(plan.provenance)
     images = load_data_for(plan.candidate.workload, name)
     return LoopImages.of(images, plan.require_recipe())

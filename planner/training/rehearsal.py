@@ -32,6 +32,7 @@ from planner.training.rehearsal_run import (
     RehearsedRun,
     run_rehearsals,
 )
+from planner.training.run_options import LEAST_STEPS
 from profiler.devices.table import DeviceSpec, cuda_context, device_label
 from profiler.errors import MeasurementError, OutOfMemoryError, UsageError
 from profiler.models.parameter_count import count_parameters
@@ -125,8 +126,8 @@ def rehearse_all(
         DeviceError: no GPU can be emulated here.
         MeasurementError: a process died or took too long.
     """
-    if steps < 2:
-        raise UsageError(f"a rehearsal needs at least two steps, got {steps!r}")
+    if steps < LEAST_STEPS:
+        raise UsageError(f"a rehearsal needs at least {LEAST_STEPS} steps, got {steps!r}")
     if not asked:
         return []
     context_bytes = cuda_context(device).nbytes

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from profiler.errors import UsageError
 
+LEAST_STEPS = 2
+"""Steps of a validation or a rehearsal: the first one also allocates the optimizer's state."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
@@ -14,7 +17,8 @@ class RunOptions:
 
     Attributes:
         data: name of a data set, or a folder of class folders.
-        device: ``cpu``, ``cuda``, or the name of this machine's GPU in the device table.
+        device: ``cpu``; in a training also torch's notation of a GPU, in other runs the name of
+            this machine's GPU in the device table.
         steps: number of optimizer steps; None for the length that the run has by default.
         seed: seed of new weights, dropout and the order of images.
         weights: file with the backbone's weights.

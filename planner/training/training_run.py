@@ -302,6 +302,9 @@ def _result(
     output: Path,
 ) -> TrainResult:
     """Return the record of a training that has ended."""
+    source = images.source
+    if not session.recipe.selects_epoch:
+        source = source.without_selection()
     return TrainResult(
         epochs=tuple(state.epochs),
         readings=tuple(state.readings),
@@ -311,7 +314,7 @@ def _result(
         seed=options.seed,
         weights=session.built.weights,
         weights_file=weights_file,
-        data=images.source.to_json(),
+        data=source.to_json(),
         class_names=images.class_names,
         transform=transform_of(images),
         placement=session.candidate.placement,

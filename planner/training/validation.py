@@ -21,7 +21,7 @@ from typing import Any
 
 from planner.plan import Accuracy
 from planner.recipe import Recipe
-from planner.training.run_options import RunOptions
+from planner.training.run_options import LEAST_STEPS, RunOptions
 from planner.training.validation_messages import ValidationRequest, ValidationResult
 from planner.training.validation_run import run_validation
 from profiler.errors import UsageError
@@ -166,8 +166,8 @@ def validate(
         MeasurementError: the run failed in another way.
     """
     steps = options.steps or VALIDATION_STEPS
-    if steps < 2:
-        raise UsageError(f"a validation needs at least two steps, got {steps!r}")
+    if steps < LEAST_STEPS:
+        raise UsageError(f"a validation needs at least {LEAST_STEPS} steps, got {steps!r}")
     request = ValidationRequest(
         candidate=candidate,
         device="cpu" if options.device == "cpu" else "cuda",

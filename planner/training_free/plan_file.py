@@ -28,6 +28,7 @@ from planner.plan import (
     check_device,
     check_provenance,
     plan_kind,
+    planned_data,
     timeless,
     versions,
 )
@@ -153,8 +154,12 @@ class FrozenPlan:
 
     @property
     def data(self) -> str:
-        """Data set or folder that the plan was made for."""
-        return str(self.provenance.get("data", "digits"))
+        """Data set or folder that the plan was made for.
+
+        Raises:
+            InputError: the plan does not say.
+        """
+        return planned_data(self.provenance)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the plan file."""

@@ -17,6 +17,7 @@ from planner.plan import (
     Accuracy,
     Plan,
     plan_file_name,
+    planned_data,
     read_plan,
     versions,
     write_plan,
@@ -345,3 +346,9 @@ def test_only_an_fp16_plan_may_have_run_in_fp32(
     else:
         with pytest.raises(InputError, match="it is of another candidate"):
             read_plan(tmp_path / "plan.json")
+
+
+def test_a_plan_that_names_no_images_is_for_none() -> None:
+    with pytest.raises(InputError, match="--data"):
+        planned_data({"made_at": "2026-01-01"})
+    assert planned_data({"data": "photos"}) == "photos"

@@ -76,6 +76,15 @@ class DataSource:
         """
         return read_record(cls, data, part=part, dropped=[])
 
+    def without_selection(self) -> Self:
+        """Return the source of a training that also trains on the selection part."""
+        return replace(
+            self,
+            train_images=self.train_images + (self.selection_images or 0),
+            selection_images=None,
+            copied_images=None,
+        )
+
     def __str__(self) -> str:
         text = f"{self.name}: {self.train_images} training images, "
         if self.selection_images is not None:

@@ -118,6 +118,13 @@ def test_missing_libraries_are_refused_before_the_search(monkeypatch: pytest.Mon
             build_request("test_vit", budget_bytes=2 * GIB, **wish)
 
 
+@pytest.mark.parametrize("wish", [{"steps": 1}, {"effective_batch": 0}, {"validations": -1}])
+def test_numbers_are_refused_by_name_before_anything_is_read(wish: dict[str, int]) -> None:
+    (name,) = wish
+    with pytest.raises(UsageError, match=f"^{name} must be at least"):
+        build_request("test_vit", budget_bytes=2 * GIB, data="/no/such/folder", **wish)
+
+
 def test_limits_of_time_hold_for_the_plain_step_if_that_with_levers_is_not_predicted(
     asked: Request,
 ) -> None:

@@ -26,7 +26,7 @@ MODEL = ("--model", "test_vit", "--method", "head", "--image-size", "32", "--bat
 COMMANDS = {
     "export": ("export", "plan.json", "--to", "script", "--out", "kept"),
     "report": ("report", "plan.json", "--html", "kept/page.html"),
-    "validate": ("validate", "plan.json", *RUN, "--out", "kept/plan.json"),
+    "validate": ("validate", "plan.json", *RUN, "--data", "digits", "--out", "kept/plan.json"),
     "rehearse": (
         "rehearse", "plan.json", "--device", "rtx-2060-super", "--out", "kept/plan.json",
     ),

@@ -26,6 +26,7 @@ from planner.training.evaluate import evaluate_images
 from planner.training.history import HISTORY_FILE, AccuracyReading, TrainProgress
 from planner.training.images.image_set import ImageSet
 from planner.training.loop import is_below
+from planner.training.plan_check import load_data_for
 from planner.training.trained_model import load_trained
 from planner.training.zero_classifier import zero_classifier
 from profiler.errors import DeviceError, InputError, MeasurementError, UsageError
@@ -99,6 +100,20 @@ def test_an_interrupt_during_the_last_evaluation_keeps_the_steps(tmp_path: Path)
     kept = latest_checkpoint(tmp_path)
     assert kept is not None and kept.name == "checkpoint-3"
     assert run(plan, tmp_path, steps=3, resume=True).readings[-1].step == 3
+
+
+def test_a_recipe_that_chooses_no_epoch_records_the_images_that_it_trains_on(
+    tmp_path: Path,
+) -> None:
+    images = load_data_for(workload(), "digits")
+    plan = make_plan(workload())
+    chosen = run(plan, tmp_path / "chosen", images=images, steps=1, recipe="default")
+    last = run(plan, tmp_path / "last", images=images, steps=1, recipe="paper")
+    parts = ("train_images", "selection_images", "held_out_images")
+    counted = (len(images.train), len(images.selection), len(images.test))
+    assert tuple(chosen.data[part] for part in parts) == counted
+    whole = len(images.training_whole())
+    assert tuple(last.data[part] for part in parts) == (whole, None, len(images.test))
 
 
 def test_within_an_epoch_there_are_readings_and_checkpoints_to_go_on_from(

@@ -184,7 +184,7 @@ def test_bad_requests_are_one_line() -> None:
     lacking = Placement(decisions={"blocks.77": Decision.RECOMPUTE})
     with pytest.raises(InputError, match=r"blocks\.77"):
         in_this_process(Candidate(workload=VIT, placement=lacking))
-    with pytest.raises(UsageError, match="two steps"):
+    with pytest.raises(UsageError, match="at least 2 steps"):
         run(Candidate(workload=VIT), steps=1)
 
 
