@@ -26,6 +26,8 @@ _FACTORS = {
 }  # fmt: skip
 SMALLEST_PLAIN_NUMBER = MIB
 """A number without a unit below this was not meant as bytes: no budget is that small."""
+SMALLEST_MEGABYTES = 200
+"""A number without a unit from here on was meant in MB, a smaller one in GB."""
 
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*$")
 
@@ -45,7 +47,8 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is not a positive size; write it as 2GB, 2GiB or 2048MiB")
     if not match.group(2) and size < SMALLEST_PLAIN_NUMBER:
         number = match.group(1)
-        raise ValueError(f"{number} would be {number} bytes; did you mean {number}GB?")
+        unit = "GB" if size < SMALLEST_MEGABYTES else "MB"
+        raise ValueError(f"{number} would be {number} bytes; did you mean {number}{unit}?")
     return size
 
 

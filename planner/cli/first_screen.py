@@ -29,6 +29,7 @@ from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recommendation.answer import Alternative, Recommendation
 from planner.recommendation.ranking_accuracy import ranks_candidates
+from planner.recommendation.request import EnergyRates
 from profiler.units import (
     format_bytes_in,
     format_count,
@@ -201,6 +202,7 @@ def _facts(answer: Recommendation) -> Iterator[tuple[str, str]]:
         yield "host", f"{size} of its memory"
     yield "time", _time(answer, plan)
     yield "energy", _energy(answer, plan)
+    yield from _costs(answer)
     counts = plan.prediction.parameters
     share = f"{format_count(counts.trainable)} of {format_count(counts.total)} parameters"
     yield "trains", share
@@ -256,7 +258,25 @@ def _energy(answer: Recommendation, plan: Plan) -> str:
         unknown = "time" if plan.prediction.step_seconds is None else "power of this device"
         return f"not known: the {unknown} is not"
     text = f"{joules_text(joules, plan.prediction.energy_joules_interval)} a step"
+    if plan.prediction.power_limit_watts is not None:
+        text += f" at a limit of {plan.prediction.power_limit_watts:g} W"
     return text if steps is None else f"{text}, {watt_hours(steps * joules)} in all"
+
+
+def _costs(answer: Recommendation) -> Iterator[tuple[str, str]]:
+    """Yield the price and the emissions of the training, if the user gave rates for them."""
+    rates = answer.request.energy_rates
+    if rates == EnergyRates():
+        return
+    totals = answer.totals[answer.recommended]
+    price = None if totals is None else totals.price
+    grams = None if totals is None else totals.grams_co2
+    texts = []
+    if rates.price_per_kwh is not None:
+        texts.append(f"price {'not known' if price is None else f'{price:.2g}'}")
+    if rates.grams_per_kwh is not None:
+        texts.append(f"{'not known' if grams is None else f'{grams:.2g}'} g CO2")
+    yield "costs", f"{', '.join(texts)}, by your rates of a kWh"
 
 
 def watt_hours(joules: float) -> str:

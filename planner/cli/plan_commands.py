@@ -247,6 +247,8 @@ def _show_result(result: TrainResult) -> None:
     )
     for note in result.weights.notes:
         click.echo(note)
+    if result.recipe is not None and len(result.epochs) < result.recipe.epochs:
+        click.echo(f"ended in epoch {len(result.epochs)} of {result.recipe.epochs}")
     click.echo(f"data: {DataSource.from_json(result.data, part='training.data')}")
     click.echo(f"saved in {result.output}/")
 

@@ -44,7 +44,7 @@ def choose_by_probe(
     if index is None:
         return None
     equal = [i for i, each in enumerate(estimates) if each is not None and is_equal(each)]
-    why = _why(estimates, index)
+    why = why_chosen(estimates, index)
     return ChosenEntry(
         index=index,
         reason=reason_sentence(entries[index].plan, why),
@@ -118,13 +118,17 @@ def _cost(report: Report, *, by_time: bool) -> tuple[float, float]:
     return (seconds, joules) if by_time else (joules, seconds)
 
 
-def _why(estimates: Sequence[LearnerEstimate | None], index: int) -> str:
+def why_chosen(estimates: Sequence[LearnerEstimate | None], index: int) -> str:
     """Return why an entry is recommended, as a clause."""
     chosen = estimates[index]
     assert chosen is not None
+    leader = max((each for each in estimates if each is not None), key=lambda each: each.best)
+    rank = f"with a probability of {format_chance(chosen.best)} the best of the candidates"
+    if chosen.best < leader.best and is_equal(chosen):
+        rank = f"within one point of {leader.learner}, the best with {format_chance(leader.best)},"
     text = (
-        f"with a probability of {format_chance(chosen.best)} the best of the candidates trained "
-        f"here ({100 * chosen.accuracy:.1f} % of held-out images right after {chosen.steps} steps, "
+        f"{rank} trained here ({100 * chosen.accuracy:.1f} % of held-out images right after "
+        f"{chosen.steps} steps, "
         f"{100 * chosen.low:.1f} to {100 * chosen.high:.1f} % expected of the plan)"
     )
     others = {

@@ -59,7 +59,7 @@ NO_COMPARISON = MethodEvidence(
     tables=(),
     effect=None,
     strength="none",
-    reason="with random weights, more trainable parameters are expected to be more accurate",
+    reason="with random weights, training all parameters is expected to be best, then more of them",
 )
 """Evidence on random weights: no comparison of methods with them is known."""
 

@@ -88,6 +88,11 @@ class RelativeScore:
     reason: str
 
 
+TRAINS_ALL, ALL_PARAMETERS = frozenset({"full", "galore"}), 20.0
+"""Methods that train all parameters, and what that adds to a score of random weights: more than the
+logarithm of any number of parameters."""
+
+
 def relative_score(
     *,
     model: str,
@@ -101,8 +106,8 @@ def relative_score(
     """Return a number that orders the methods on a backbone. It is not an accuracy.
 
     Published effects do not apply to random weights (MambaPEFT, arXiv 2411.03855, has only full
-    training from scratch). A method with more trainable parameters then ranks higher (an
-    assumption).
+    training from scratch). Methods that train all parameters then rank first, because the others
+    keep random ones; of the others those with more trainable parameters (an assumption).
 
     Args:
         model: canonical backbone name.
@@ -114,9 +119,10 @@ def relative_score(
         trainable_parameters: number of trainable parameters; used with random weights only.
     """
     if not pretrained:
+        size = math.log10(1 + (trainable_parameters or 0))
         return RelativeScore(
-            value=math.log10(1 + (trainable_parameters or 0)),
-            reason="random weights: ordered by the number of trainable parameters (an assumption)",
+            value=size + (ALL_PARAMETERS if method in TRAINS_ALL else 0.0),
+            reason="random weights: all parameters first, then by their number (an assumption)",
         )
     evidence = method_evidence(model=model, method=method, data=data, train_images=train_images)
     step = rank_step(method, effective_rank(method, rank))

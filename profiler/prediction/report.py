@@ -30,7 +30,7 @@ from profiler.prediction.allocator_steps import (
     workspace_bytes,
 )
 from profiler.prediction.convolution_workspaces import comfortable_workspace_bytes
-from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, Spread, UnitReport
+from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport, ValueInterval
 from profiler.replay.event_log import EventLog, OperationRecord, Phase
 from profiler.replay.unit_spans import first_spans
 from profiler.timing.lever_factors import UNFITTED, layout_class
@@ -133,13 +133,15 @@ def report_of(
         notes.append(
             f"it needs more than the {format_bytes(device.memory_bytes)} of {device.full_name}"
         )
-    load = None
+    load, noted = None, len(notes)
     if roofline is not None:
         load = step_load(timed, roofline, workload)
-        notes.append(f"time: {roofline.source}{_range_text(roofline.spread)}")
         if any(op.launches > 1 for op in log.operations):
             notes.append("scans are timed as PyTorch's own loops; mamba_ssm's kernel takes less")
     cost = predicted_cost(load, roofline)
+    if roofline is not None:
+        interval = cost["step_seconds_interval"]
+        notes.insert(noted, f"time: {roofline.source}{_range_text(interval)}")
     if cost["energy_joules"] is not None:
         notes.append("energy is that time at the predicted power")
     notes.extend(lever_notes(workload))
@@ -157,13 +159,13 @@ def report_of(
     )
 
 
-def _range_text(spread: Spread | None) -> str:
+def _range_text(interval: ValueInterval | None) -> str:
     """Return the origin of the interval of a predicted time; an empty text without one."""
-    if spread is None:
+    if interval is None:
         return ""
-    if spread.coverage is None:
+    if interval.coverage is None:
         return "; the range of the time is an assumption"
-    share = f"{100 * spread.coverage:.0f} %"
+    share = f"{100 * interval.coverage:.0f} %"
     return f"; such a range held {share} of the measurements that no fit had seen"
 
 

@@ -17,6 +17,7 @@ from planner.plan import Accuracy, Plan
 from planner.recipe import Recipe
 from planner.recommendation.answer import Alternative, FrontEntry, Recommendation
 from planner.recommendation.ranking_accuracy import ranks_candidates
+from planner.recommendation.request import EnergyRates
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.backbone_facts import other_backbone
 from planner.training.images.image_set import DataSource
@@ -105,7 +106,7 @@ def answer(
         request=SimpleNamespace(
             train_images=1295, images_of=lambda recipe: 1295, has_weights=True,
             run=SimpleNamespace(data="digits", device="cpu", weights=weights),
-            trains_pretrained=True, others=(), source=None,
+            trains_pretrained=True, others=(), source=None, energy_rates=EnergyRates(),
             device=SimpleNamespace(memory_bytes=8 * GIB),
             space=SimpleNamespace(base=Workload(model=model)),
             budget_bytes=budget,
@@ -322,3 +323,24 @@ def test_with_several_backbones_the_rows_name_theirs() -> None:
     assert "vit_s adaptformer r8" in text
     assert "  backbone" in text
     assert "See also" not in text
+
+
+def test_the_costs_of_a_training_stand_beside_its_energy() -> None:
+    asked = answer(plan())
+    assert "costs" not in screen(asked)
+    rates = EnergyRates(price_per_kwh=0.3, grams_per_kwh=400.0)
+    priced = replace(
+        asked, request=SimpleNamespace(**vars(asked.request) | {"energy_rates": rates})
+    )
+    # 8 epochs of 40 steps of 9 J are 0.0008 kWh
+    assert "costs    price 0.00024, 0.32 g CO2, by your rates of a kWh" in screen(priced)
+    dark = plan()
+    dark = replace(dark, prediction=replace(dark.prediction, energy_joules=None))
+    unknown = replace(priced, front=(replace(priced.front[0], plan=dark),))
+    assert "costs    price not known, not known g CO2" in screen(unknown)
+
+
+def test_a_power_limit_stands_beside_the_energy_that_it_holds_for() -> None:
+    limited = plan()
+    limited = replace(limited, prediction=replace(limited.prediction, power_limit_watts=140.0))
+    assert "9 J a step at a limit of 140 W" in screen(answer(limited))

@@ -20,7 +20,7 @@ import planner.training.probe_images
 from planner.recommendation.after_probe import accuracy_expected, carried_accuracy
 from planner.recommendation.answer import Recommendation, candidate_summary
 from planner.recommendation.checks import CheckedCandidate
-from planner.recommendation.choose_by_probe import choose_by_probe, preferred
+from planner.recommendation.choose_by_probe import choose_by_probe, preferred, why_chosen
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.pipeline import recommend
 from planner.recommendation.probe_front import final_recipe, probe_front
@@ -282,6 +282,14 @@ def test_the_objective_decides_between_candidates_that_count_as_equal() -> None:
     assert chosen("time") == chosen("accuracy") == 0
     assert chosen("balanced", range(2, 4)) == 2
     assert chosen("balanced", range(3, 4)) is None
+
+
+def test_a_candidate_that_counts_as_equal_is_not_said_to_be_the_least_likely() -> None:
+    leader, equal = estimate(0.98, 1.0, learner="lora"), estimate(0.0, 0.7, learner="bn_head")
+    assert why_chosen([leader, equal], 0).startswith("with a probability of 98 % the best")
+    assert why_chosen([leader, equal], 1).startswith("within one point of lora, the best with 98 %")
+    far = estimate(0.02, 0.1, learner="head")  # the leader misses a limit, say
+    assert why_chosen([leader, far], 1).startswith("with a probability of 2 % the best")
 
 
 def test_nothing_is_preferred_among_learners_that_all_diverged() -> None:

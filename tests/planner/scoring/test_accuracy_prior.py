@@ -324,3 +324,11 @@ def test_needs_no_numeric_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_random_weights_are_trained_whole_before_adapters_of_any_size() -> None:
+    def of(method: str, trainable: int) -> float:
+        return float(score(method, pretrained=False, trainable_parameters=trainable))
+
+    assert of("full", 300_000) == of("galore", 300_000) > of("adalora", 10**12)
+    assert of("lora", 2_000) > of("head", 1_000)

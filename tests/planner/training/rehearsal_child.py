@@ -42,6 +42,9 @@ WITH_STATE_ON_THE_HOST = Candidate(
 )
 
 
+GALORE = Candidate(workload=WORKLOAD.replace(method="galore"))
+
+
 def request(candidate: Candidate = PLAIN, cap_bytes: int = 512 * MIB) -> RehearsalRequest:
     return RehearsalRequest(candidate=candidate, cap_bytes=cap_bytes, recipe=None, steps=3)
 
@@ -115,11 +118,11 @@ def planted(fault: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
 
 def main() -> None:
     """Print the stages of the run without a fault, and the failure of each fault."""
-    candidates = (PLAIN, ON_THE_HOST, WITH_STATE_ON_THE_HOST)
+    candidates = (PLAIN, ON_THE_HOST, WITH_STATE_ON_THE_HOST, GALORE)
     asked = (request(), request(cap_bytes=4 * MIB), *map(request, candidates))
     batch = RehearsalBatch(requests=asked)
     rows = run_rehearsals(batch, lambda text, fraction: None).rows
-    names = ("good", "out of memory", "good again", "on the host", "its state")
+    names = ("good", "out of memory", "good again", "on the host", "its state", "galore")
     found = {name: json.loads(encode(row)) for name, row in zip(names, rows, strict=True)}
     for fault in FAULTS:
         with planted(fault):
