@@ -32,7 +32,12 @@ from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import none_replayed
 from planner.recommendation.limits import AccuracyCheck, accurate_enough, within_cost_limits
 from planner.recommendation.notes import answer_notes
-from planner.recommendation.probe_front import ProbeOutcome, final_recipe, probe_front
+from planner.recommendation.probe_front import (
+    ProbeOutcome,
+    final_recipe,
+    probe_front,
+    unused_probe_notes,
+)
 from planner.recommendation.ranking import Question
 from planner.recommendation.real_runs import run_best
 from planner.recommendation.rehearse_front import rehearse_front
@@ -119,6 +124,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         notes=(
             *rows.notes,
             *rate_notes,
+            *unused_probe_notes(request, storage),
             *answer_notes(request, found, rows.candidates),
             *training_free_notes(request, training_free, chosen),
         ),

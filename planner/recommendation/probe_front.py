@@ -185,6 +185,30 @@ def probe_front(
     return _outcome(result, learners, rule)
 
 
+def unused_probe_notes(request: Request, storage: str) -> tuple[str, ...]:
+    """Return a note on a probe that the study holds and the request does not ask for.
+
+    Args:
+        request: the request.
+        storage: URL of the storage.
+
+    Raises:
+        InputError: the study cannot be read.
+    """
+    from planner.search.probe_storage import read_probe_runs
+    from planner.training.probe_process import readable_runs
+
+    if request.probe_seconds is not None:
+        return ()
+    runs = readable_runs(read_probe_runs(storage, request.study))
+    if len({run.learner for run in runs}) < 2:  # a test of learning rates has one
+        return ()
+    return (
+        f"the study {request.study} holds {len(runs)} short trainings of a probe, which this "
+        "answer does not use; --probe-minutes goes on from them",
+    )
+
+
 def final_recipe(request: Request, probe: ProbeOutcome | None, workload: Workload) -> Recipe:
     """Return the recipe of a plan, with the learning rate of the probe if there was one."""
     recipe = plan_recipe(request, workload)

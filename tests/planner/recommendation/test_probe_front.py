@@ -23,7 +23,7 @@ from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose_by_probe import choose_by_probe, preferred, why_chosen
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.pipeline import recommend
-from planner.recommendation.probe_front import final_recipe, probe_front
+from planner.recommendation.probe_front import final_recipe, probe_front, unused_probe_notes
 from planner.recommendation.request import Limits, Request
 from planner.recommendation.several_backbones import request_for_backbones
 from planner.recommendation.tested_rate import with_tested_rate
@@ -139,6 +139,10 @@ def test_runs_are_in_the_study_and_a_second_answer_goes_on_from_them(
     stored = read_probe_runs(storage, "probed")
     assert answered.probe is not None
     assert len(stored) == answered.probe.runs
+    (note,) = unused_probe_notes(request(folder, probe_seconds=None), storage)
+    assert f"holds {len(stored)} short trainings" in note
+    assert "--probe-minutes" in note
+    assert unused_probe_notes(request(folder), storage) == ()
     damaged = dict(stored[0]) | {"right": "not bits"}
     append_probe_run(storage, "probed", "0" * 24, damaged)
     checked = [CheckedCandidate(result=e.result, prediction=e.plan.prediction) for e in front]
