@@ -197,18 +197,21 @@ class MeasurementError(BudgetplanError):
 
 
 class OutOfMemoryError(MeasurementError):
-    """A real run exceeded its memory cap.
+    """A real run exceeded its memory cap, or the memory of its device.
 
     Args:
-        cap_bytes: cap of the run.
+        cap_bytes: cap of the run; None without one.
         detail: message of the allocator.
     """
 
     kind = "out_of_memory"
 
-    def __init__(self, *, cap_bytes: int, detail: str = "") -> None:
+    def __init__(self, *, cap_bytes: int | None, detail: str = "") -> None:
         self.cap_bytes, self.detail = cap_bytes, detail
+        end = f" ({detail})" if detail else ""
         super().__init__(
-            f"the run exceeded its memory cap of {format_asked(cap_bytes)}"
-            + (f" ({detail})" if detail else "")
+            f"the run needs more memory than its device has{end}; use a smaller batch, or "
+            "recompute (--checkpoint static)"
+            if cap_bytes is None
+            else f"the run exceeded its memory cap of {format_asked(cap_bytes)}{end}"
         )

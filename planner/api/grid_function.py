@@ -77,6 +77,10 @@ def grid(
         raise UsageError("a grid takes several policies; give them as checkpoints")
     budget_bytes = DeviceBytes(parse_size(vram))
     models, frozen = _split_models(models, training_free)
+    lists = {"devices": devices, "methods": methods, "checkpoints": checkpoints}
+    for name, given in {**lists, "models": [*models, *frozen]}.items():
+        if not given:
+            raise UsageError(f"a grid needs at least one of {name}")
     for name in map(device_name, devices):
         check_names(models=models, methods=methods, device=name)
     for word in checkpoints:

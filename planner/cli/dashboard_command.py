@@ -66,7 +66,7 @@ def dashboard(
     if study is None and storage is None:
         storage = os.environ.get("BUDGETPLAN_STORAGE") or None
     url = storage or dashboard_storage(study)
-    hosts = LOOPBACK | {host, *(name.lower() for name in allow_host)}
+    hosts = LOOPBACK | set(map(str.lower, (host, *allow_host)))
     app = GuardedDashboard(
         dashboard_app(url), hosts=frozenset(hosts), token=token, allow_writes=allow_writes
     )

@@ -23,18 +23,19 @@ def models(pattern: str, as_json: bool) -> None:
     from profiler.models.backbones import ALIASES, model_names
 
     aliases = {a: m for a, m in sorted(ALIASES.items()) if pattern in a or pattern in m}
+    names = model_names(pattern) if pattern or as_json else []
+    if pattern and not names and not aliases:
+        raise click.UsageError(f"no backbone's name contains {pattern!r}")
     if as_json:
-        names = model_names(pattern)
         print_json({"schema": "budgetplan.models/1", "models": names, "aliases": aliases})
         return
-    if pattern:
-        names = model_names(pattern)
-        if not names:
-            raise click.UsageError(f"no backbone's name contains {pattern!r}")
+    if names:
         for name in names:
             click.echo(name)
         return
     show_table(alias_columns(aliases), console())
+    if pattern:
+        return
     click.echo(f"\n  and {len(model_names())} names; `budgetplan models PATTERN` lists them")
 
 
@@ -117,12 +118,12 @@ def devices(pattern: str, as_json: bool) -> None:
     gpu = detect_gpu()
     here = None if gpu is None else gpu.spec.name
     found = [spec for spec in DEVICES.values() if pattern.lower() in spec.name]
+    if not found:
+        raise click.UsageError(f"no device's name contains {pattern!r}")
     if as_json:
         rows = [asdict(spec) for spec in found]
         print_json({"schema": "budgetplan.devices/1", "devices": rows, "here": here})
         return
-    if not found:
-        raise click.UsageError(f"no device's name contains {pattern!r}")
     from planner.cli.list_tables import device_columns
     from planner.cli.table_layout import show_table
 

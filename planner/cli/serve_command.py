@@ -68,7 +68,7 @@ def serve(
 
     sockets = listening_sockets(host, port)
     jobs = Jobs(root, at_once=at_once, page_writer=PAGE_WRITER)
-    hosts = LOOPBACK | {host, *map(str.lower, allow_host)}
+    hosts = LOOPBACK | set(map(str.lower, (host, *allow_host)))
     app = create_app(jobs, hosts=frozenset(hosts), token=token)
     click.echo(f"http://{host}:{port}/ (Ctrl-C ends it)", err=True)
 

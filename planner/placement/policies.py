@@ -34,6 +34,7 @@ so that ``--help`` can list the policies without delay.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -311,6 +312,8 @@ def parse_policy(word: str, *, threshold: float | None = None) -> PolicyChoice:
     written = PolicyChoice.from_display_name(word.strip())
     policy = find_policy(written.name, word=word)
     given = dict(written.parameters)
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"the threshold must be a finite number, got {threshold!r}")
     if threshold is not None and any(p.name == "threshold" for p in policy.parameters):
         given["threshold"] = threshold
     return policy.choice(given)

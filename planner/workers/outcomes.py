@@ -179,7 +179,7 @@ def _worker_text(given: dict[str, Any]) -> str:
 
 def _as_error(found: _RunError) -> BudgetplanError:
     if found.kind == OutOfMemoryError.kind:
-        return OutOfMemoryError(cap_bytes=found.cap_bytes or 0, detail=found.message)
+        return OutOfMemoryError(cap_bytes=found.cap_bytes, detail=found.message)
     known = (UsageError, InputError, DeviceError, DefectError)
     kind = next((each for each in known if each.kind == found.kind), MeasurementError)
     return kind(found.message)

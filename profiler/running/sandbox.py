@@ -116,7 +116,7 @@ def run_in_process(
             raise _error_of_death(process.returncode, stderr, cap_bytes)
     if isinstance(answer, Failure):
         if answer.error == "OutOfMemoryError":
-            raise OutOfMemoryError(cap_bytes=cap_bytes or 0, detail=answer.message)
+            raise OutOfMemoryError(cap_bytes=cap_bytes, detail=answer.message)
         raise _ERRORS[answer.error](answer.message)
     return decode(answer.result, result)
 

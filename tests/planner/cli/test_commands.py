@@ -184,6 +184,26 @@ def usage(*arguments: str) -> str:
     return result.stderr
 
 
+@pytest.mark.parametrize("listed", ["models", "devices"])
+def test_a_pattern_without_a_match_is_an_error_in_json_too(listed: str) -> None:
+    assert "'zzz'" in usage(listed, "zzz")
+    result = call(listed, "zzz", "--json")
+    assert result.exit_code == 2
+    assert "zzz" in json.loads(result.stdout)["message"]
+
+
+@pytest.mark.parametrize("option", ["--devices", "--models", "--methods", "--checkpoints"])
+def test_a_grid_without_cells_is_refused(option: str) -> None:
+    given = {
+        "--devices": "cpu",
+        "--models": "test_vit",
+        "--methods": "head",
+        "--checkpoints": "none",
+    }
+    words = [word for pair in (given | {option: ","}).items() for word in pair]
+    assert "at least one" in usage("grid", "--vram", "2GB", *words)
+
+
 def test_an_unknown_command_has_near_names() -> None:
     assert "did you mean recommend" in usage("recomend")
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,6 +210,8 @@ def test_unknown_words_and_wrong_parameters_are_refused():
         parse_policy("optimum")
     with pytest.raises(UnknownNameError, match="optimal-3"):
         parse_policy("optimal-3")
+    with pytest.raises(UsageError, match="threshold must be a finite number"):
+        parse_policy("adaptive", threshold=math.nan)
     with pytest.raises(UnknownNameError, match="treshold"):
         POLICIES["adaptive"].choice({"treshold": 0.5})
     with pytest.raises(UsageError, match=r"k of checkpoint policy every-k .* at least 1, got 0"):
@@ -216,3 +220,14 @@ def test_unknown_words_and_wrong_parameters_are_refused():
         parse_policy("adaptive", threshold=0.0)
     with pytest.raises(UsageError, match="whole number"):
         POLICIES["first-k"].choice({"k": 1.5})
+
+
+def test_the_documentation_has_every_policy():
+    page = Path(__file__).parents[3] / "docs" / "concepts.md"
+    table = page.read_text().partition("## Policies")[2].partition("## ")[0]
+    named = {
+        word.lower()
+        for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE)
+        for word in re.findall(r"`(.+?)`", row)
+    }
+    assert named == {policy.word.lower() for policy in POLICIES.values()}

@@ -32,7 +32,7 @@ class Seen(Message, frozen=True, kw_only=True):
 class Blocks(Message, frozen=True, kw_only=True):
     blocks: int
     block_bytes: int
-    cap_bytes: int
+    cap_bytes: int | None
 
 
 class Lift(Message, frozen=True, kw_only=True):
@@ -102,7 +102,8 @@ def garbled(request: Nothing, progress: Progress) -> Nothing:
 def allocate(request: Blocks, progress: Progress) -> Held:
     import torch
 
-    cap_host_memory(request.cap_bytes)
+    if request.cap_bytes is not None:
+        cap_host_memory(request.cap_bytes)
     held = []
     for index in range(request.blocks):
         held.append(torch.zeros(request.block_bytes, dtype=torch.uint8))

@@ -112,6 +112,14 @@ def test_the_cap_is_enforced() -> None:
     assert cap <= len(shares) * 64 * MIB <= cap + 256 * MIB
 
 
+def test_memory_that_runs_out_without_a_cap_is_no_cap_of_zero() -> None:
+    blocks = Blocks(blocks=1, block_bytes=1 << 50, cap_bytes=None)
+    with pytest.raises(OutOfMemoryError, match="more memory than its device has") as caught:
+        run_here(children.allocate, blocks, Held)
+    assert caught.value.cap_bytes is None
+    assert "0 B" not in str(caught.value)
+
+
 def test_below_the_cap_all_is_well() -> None:
     cap = 192 * MIB
     blocks = Blocks(blocks=2, block_bytes=64 * MIB, cap_bytes=cap)
