@@ -54,7 +54,7 @@ from planner.search.patience import (
 from planner.search.storage import storage_errors, unusable_storage
 from planner.search.storage_url import sqlite_path
 from planner.search.study_lock import StudyLock, opened_storage
-from profiler.errors import BudgetplanError, UsageError
+from profiler.errors import BudgetplanError, InputError, UsageError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -482,10 +482,22 @@ class RunQueue:
     def _patiently(self, action: Callable[[], AnswerT]) -> AnswerT:
         try:
             return patiently(action, seconds=self._patience_seconds)
+        except KeyError as error:  # a record of the storage, or a key of ours
+            if self._has_study():
+                raise
+            raise InputError(f"the study {self._study.study_name!r} was deleted") from error
         except Exception as error:
             if isinstance(error, BudgetplanError) or not is_unreachable(error):
                 raise
             raise unusable_storage(self.url, error, self._study.study_name) from error
+
+    def _has_study(self) -> bool:
+        """Return whether the study of the runs is still in the storage."""
+        try:
+            self._storage.get_study_name_from_id(self._study_id)
+        except KeyError:
+            return False
+        return True
 
 
 @contextmanager

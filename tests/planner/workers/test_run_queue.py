@@ -390,3 +390,12 @@ def test_a_missing_server_is_one_line_without_the_password(server: PostgresServe
 def test_a_wrong_address_is_one_line(url: str, text: str) -> None:
     with pytest.raises(InputError, match=text), opened_queue(url, "toy"):
         pass
+
+
+def test_a_study_that_was_deleted_under_a_worker_is_said(queue: RunQueue) -> None:
+    (key,) = enqueue(queue, 1)
+    queue._storage.delete_study(queue._study._study_id)
+    # what reads all runs at once may also find none
+    with pytest.raises(InputError, match="was deleted"):
+        queue.claim(everything, worker="me")
+        queue.state(key)
