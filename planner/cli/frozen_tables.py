@@ -28,7 +28,7 @@ def show_frozen_plan(plan: FrozenPlan, console: Console) -> None:
             [
                 ("accuracy", accuracy_of(plan.accuracy)),
                 ("source", plan.accuracy.source),
-                ("data", plan.data),
+                ("data", str(plan.provenance.get("data", "-"))),
                 ("made at", str(plan.provenance.get("made_at", "-"))),
             ]
         )

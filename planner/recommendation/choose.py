@@ -156,7 +156,7 @@ def _unused_budget(entry: FrontEntry, question: Question) -> str:
     """Return why an entry leaves a part of the budget unused; empty if it uses nearly all."""
     if needed_bytes(entry.plan.prediction) > EDGE * question.budget_bytes:
         return ""
-    return f" (none of its method and rank in up to {EDGE:.0%} of it saves {WORTHWHILE:.0%})"
+    return f" (no plan of its method and rank within {EDGE:.0%} of that saves {WORTHWHILE:.0%})"
 
 
 def reason_sentence(plan: Plan, why: str, *, remark: str = "") -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
-from planner.plan import PLAN_FILE, Plan, planned_data, read_plan
+from planner.plan import PLAN_FILE, Plan, read_plan
 from planner.training.evaluate import count_by_class, mean_class_accuracy, right_answers
 from planner.training.history import InputTransform, Part, TrainResult, read_result
 from planner.training.images.crops import CROP_RULES
@@ -200,7 +200,7 @@ def evaluate_trained(
         InputError: the data cannot be read, or has other classes than the training.
     """
     began = time.perf_counter()
-    spec = data or planned_data(trained.plan.provenance)
+    spec = data or str(trained.plan.provenance.get("data") or trained.result.data["name"])
     images = load_data_for(trained.plan.candidate.workload, spec)
     names = trained.result.class_names or images.class_names
     check_classes(images, names, trained=trained.folder)

@@ -1,9 +1,9 @@
 """How the seconds of a matrix product depend on its size, beyond what the terms say.
 
 Libraries choose among tiles, algorithms (Winograd's, explicit matrices) and splits by heuristics
-that no formula here has. Their sum over many products is smooth: a product of five curves, one for
-each size, which are piecewise linear in logarithms and constant outside of their knots. The curves
-of a class of kernels were fitted by ``studies/time_model``, with GPUs left out.
+that no formula here has. Five curves, one for each size, give the mean effect as factors that are
+multiplied: piecewise linear in logarithms, and constant outside of their knots. They were fitted to
+five boards; ``studies/time_model`` has the errors with each board left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ PRODUCT_SIZES = ("batch", "rows", "columns", "inner", "waves")
 """Sizes of a product; ``waves`` is its number of tiles over that of the multiprocessors."""
 
 WAVE_ROWS, WAVE_COLUMNS = 128.0, 64.0
+"""The tile of the most frequent fp32 kernels in the measurements (``sgemm_128x64``)."""
 
 
 def product_sizes(

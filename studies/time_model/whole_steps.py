@@ -5,8 +5,10 @@ reads the loss in every step, so that the host's launches overlap less than in a
 not. A cell is a batch size at the card's largest power limit, its measured step the time of an
 epoch over the number of steps.
 
-The coefficients are the product's, but those of matrix products and convolutions, and the sustained
-bandwidth, which are found without the kernels of the card (``kernels.py``). The RTX 6000 has none.
+The optimizer is counted by the tensors that its kernels read and write. The coefficients are the
+product's, but those of matrix products and convolutions, and the sustained bandwidth, which are
+found without the kernels of the card (``kernels.py``). Memory-bound kernels of V100 and P100 are in
+the fit of the others, sixty of each operation. The RTX 6000 has none.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,12 +22,6 @@ def test_a_size_is_printed_in_the_unit_of_the_budget() -> None:
     assert format_bytes_as(1.2 * GIB, 2 * GIB) == "1.20 GiB"
     assert format_bytes_as(300 * 10**6, 500 * 10**6) == "300 MB"
     assert format_bytes_as(8, 8) == "8 B"
-
-
-@pytest.mark.parametrize(("text", "meant"), [("2", "2GB"), ("24", "24GB"), ("2048", "2048MB")])
-def test_a_number_without_a_unit_is_refused_with_the_likely_one(text: str, meant: str) -> None:
-    with pytest.raises(ValueError, match=f"did you mean {meant}"):
-        parse_bytes(text)
 
 
 @given(st.integers(10**6, 10**12), st.integers(10**6, 10**12))

@@ -130,9 +130,11 @@ def test_a_plot_without_matplotlib_is_refused_before_the_replay(
             CliRunner().invoke(cli, [*arguments], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("number", ["8", "2.5", "1048575"])
-def test_a_small_number_without_a_unit_is_no_size(number: str) -> None:
-    with pytest.raises(ValueError, match=f"did you mean {number}GB"):
+@pytest.mark.parametrize(
+    ("number", "unit"), [("8", "GB"), ("2.5", "GB"), ("2048", "MB"), ("1048575", "MB")]
+)
+def test_a_small_number_without_a_unit_is_no_size(number: str, unit: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean {number}{unit}"):
         parse_bytes(number)
 
 

@@ -40,7 +40,8 @@ def plan_of(method: str = "lora", **changes: object) -> Plan:
     workload = Workload(
         model="test_vit", method=method, image_size=160, num_classes=10, micro_batch=4
     )
-    return replace(make_plan(workload.replace(**changes)), recipe=RECIPE)
+    plan = make_plan(workload.replace(**changes))
+    return replace(plan, recipe=RECIPE, provenance={**plan.provenance, "data": "digits"})
 
 
 def test_every_target_can_be_named() -> None:
