@@ -109,9 +109,9 @@ class ExhaustedMemory(StrEnum):
         refusal = next((each for each in reversed(chain) if is_out_of_memory(each)), None)
         if refusal is None:
             return cls.NONE
-        # an error of the CUDA runtime, as for pinned memory, is known by its words alone
-        of_device = isinstance(refusal, torch.cuda.OutOfMemoryError) or "CUDA" in str(refusal)
-        return cls.DEVICE if of_device else cls.HOST
+        # pinned memory is the host's, although an error of the CUDA runtime reports it
+        is_of_device = isinstance(refusal, torch.cuda.OutOfMemoryError)
+        return cls.DEVICE if is_of_device else cls.HOST
 
 
 class RehearsalRow(Message, frozen=True, kw_only=True):

@@ -80,7 +80,11 @@ def asks_torch_for_too_much(x: torch.Tensor) -> torch.Tensor:
     return x + torch.empty(TOO_MANY_BYTES, dtype=torch.uint8).cuda()
 
 
-MORE_THAN_THE_HOST_HAS = (asks_python_for_too_much, asks_torch_for_too_much)
+def pins_too_much(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.empty(TOO_MANY_BYTES, dtype=torch.uint8, pin_memory=True).cuda()
+
+
+MORE_THAN_THE_HOST_HAS = (asks_python_for_too_much, asks_torch_for_too_much, pins_too_much)
 
 
 FAULTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (

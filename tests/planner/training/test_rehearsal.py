@@ -143,7 +143,9 @@ def test_a_fault_that_only_cuda_shows_is_found_with_its_stage(
     assert words in found[fault]
 
 
-@pytest.mark.parametrize("fault", ["asks_python_for_too_much", "asks_torch_for_too_much"])
+@pytest.mark.parametrize(
+    "fault", ["asks_python_for_too_much", "asks_torch_for_too_much", "pins_too_much"]
+)
 def test_the_memory_of_this_machine_is_not_that_of_the_gpu(found: Any, fault: str) -> None:
     assert found[fault]["run"] is None
     assert found[fault]["exhausted"] == "host"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from profiler.devices.table import device_spec
 from profiler.timing.kernel_rates import KernelRates, kernel_file
 from profiler.timing.kernel_terms import BYTES, FIRST_PRODUCT, SECOND_PRODUCT, slot_keys
 from profiler.timing.size_curves import PRODUCT_SIZES, SizeCurves, product_sizes
@@ -84,6 +85,18 @@ def test_other_kernels_have_no_curves(name):
     known = ("convolution dense", "convolution_dgrad dense")
     curved = replace(RATES, curves=dict.fromkeys(known, every), weights={})
     np.testing.assert_array_equal(parts(curved, name), parts(RATES, name))
+
+
+def test_predictions_use_the_fitted_curves_in_fp32_alone():
+    rates = kernel_file().rates(device_spec("v100"), "fp32")
+    assert rates is not None
+    bare = replace(rates, curves={}, weights={})
+    for name in ("convolution dense k3x3 s1", "convolution_backward dense k3x3 s1"):
+        changed = parts(rates, name)[FIRST_PRODUCT][0] / parts(bare, name)[FIRST_PRODUCT][0]
+        # few rows, columns and waves cost more than the terms say
+        assert changed > 1.5, name
+        half = f"{name} half"
+        np.testing.assert_array_equal(parts(rates, half), parts(bare, half))
 
 
 def test_fitted_curves_are_of_known_classes_and_stay_within_a_factor():
