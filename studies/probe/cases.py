@@ -21,6 +21,7 @@ import numpy as np
 from glyphs import load_glyphs
 from harness import Rows
 
+from planner.recipe import InitialWeights
 from planner.training.choose_recipe import TARGET_STEPS, default_recipe
 from planner.training.images.image_set import ImageData, ImageSet, InputFormat
 from planner.training.images.load import load_data
@@ -157,6 +158,7 @@ def learners_of(
     *,
     methods: Sequence[str] | None = None,
     image_size: int | None = None,
+    weights: InitialWeights = "pretrained",
 ) -> dict[str, Learner]:
     """Return the learner of each method, with the default recipe.
 
@@ -165,19 +167,21 @@ def learners_of(
         classes: number of classes.
         methods: names of the methods; None for those of ``METHODS``.
         image_size: side in pixels; None for that of ``SIZES``.
+        weights: initial weights. BatchNorm keeps its statistics with pretrained ones only.
     """
     size = image_size or SIZES[case.model]
+    has_batch_norm = case.model in WITH_BATCH_NORM
     base = Workload(
         model=case.model, image_size=size, num_classes=classes, micro_batch=BATCH,
-        frozen_batch_norm=case.model in WITH_BATCH_NORM,
+        frozen_batch_norm=has_batch_norm and weights == "pretrained",
     )  # fmt: skip
     backbone = backbones.build(case.model, num_classes=classes, image_size=size, device="meta")
-    rule = LearnerRule(device="cpu", has_batch_norm=case.model in WITH_BATCH_NORM)
+    rule = LearnerRule(device="cpu", has_batch_norm=has_batch_norm)
     learners = {}
     for name in methods or METHODS[case.model]:
         method = get_method(name)
         workload = method.resolve(base.replace(method=name))
-        recipe = default_recipe(workload, backbone, weights="pretrained", train_images=TRAIN)
+        recipe = default_recipe(workload, backbone, weights=weights, train_images=TRAIN)
         candidate = Candidate(workload=workload)
         learners[name] = Learner(name=rule.name(workload), candidate=candidate, recipe=recipe)
     return learners
@@ -190,25 +194,28 @@ class CaseRunner:
         case: the case.
         rows: rows of the study.
         folder: folder of weights.
+        weights: initial weights of the trainings.
     """
 
-    def __init__(self, case: Case, rows: Rows, folder: Path) -> None:
+    def __init__(
+        self, case: Case, rows: Rows, folder: Path, *, weights: InitialWeights = "pretrained"
+    ) -> None:
         self.case, self.rows = case, rows
         self._known = {key_of(row) for row in rows.read()}
-        weights = weights_file(case.model, folder)
+        file = weights_file(case.model, folder) if weights == "pretrained" else None
         train, held_out, test, images = images_of(case)
         self._held_out, self._test = len(held_out), len(test)
         both = joined(held_out, test)
-        self.learners = learners_of(case, images.num_classes)
+        self.learners = learners_of(case, images.num_classes, weights=weights)
         setting = ProbeSetting(
-            data=f"{case.data} {images.source.fingerprint}"[:200], weights=weights.name,
+            data=f"{case.data} {images.source.fingerprint}"[:200], weights=file.name if file else weights,
             model=case.model, image_size=SIZES[case.model], train_images=len(train),
             held_out_images=len(both), device="cpu", seed=case.seed,
         )  # fmt: skip
         self._runner = ProbeRunner(
             setting=setting,
             images=ProbeImages(train=train, held_out=both),
-            weights=weights,
+            weights=file,
             pretrained=False,
             features_folder=folder / "features",
         )

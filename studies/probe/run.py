@@ -423,6 +423,50 @@ def intervals_of_whole(cases: Cases) -> dict[str, Any]:
     return found
 
 
+def of_random_weights(cases: Cases, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what pretrained weights gain over random ones, by net and whole length.
+
+    Args:
+        cases: trainings from pretrained weights.
+        rows: trainings from random weights, of the same cases and methods.
+    """
+    random: dict[Case, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        case = Case(**{key: row[key] for key in ("model", "data", "seed", "steps")})
+        random[case][row["method"]] = row["test_accuracy"]
+    groups: dict[str, list[tuple[Case, dict[str, float]]]] = defaultdict(list)
+    for case, accuracies in random.items():
+        if case in cases and accuracies.keys() == set(case.methods):
+            groups[f"{case.model} {case.steps}"].append((case, accuracies))
+            groups["all"].append((case, accuracies))
+    found = {}
+    for name, group in groups.items():
+        pretrained = [
+            {m: cases[case][m, case.steps, 0, 1.0]["test_accuracy"] for m in case.methods}
+            for case, _ in group
+        ]
+        pairs = [
+            (theirs[m], mine[m])
+            for mine, (case, theirs) in zip(pretrained, group, strict=True)
+            for m in case.methods
+        ]
+        best = [
+            (max(theirs.values()), max(mine.values()))
+            for mine, (_, theirs) in zip(pretrained, group, strict=True)
+        ]
+        found[name] = {
+            "cases": len(group),
+            "methods": len(pairs),
+            "methods_better": sum(mine > theirs for theirs, mine in pairs),
+            "best_better": sum(mine > theirs for theirs, mine in best),
+            "mean_best_random": round(float(np.mean([theirs for theirs, _ in best])), 4),
+            "mean_best_pretrained": round(float(np.mean([mine for _, mine in best])), 4),
+            "smallest_gain_of_best": round(min(mine - theirs for theirs, mine in best), 4),
+            "mean_gain_of_methods": round(float(np.mean([b - a for a, b in pairs])), 4),
+        }
+    return found
+
+
 @cache
 def _interval(count: int, total: int) -> Mapping[str, float]:
     from scipy.stats import binomtest
@@ -439,12 +483,14 @@ def with_interval(count: int, total: int) -> dict[str, Any]:
 
 def main() -> None:
     """Write the summary."""
-    rows = Rows(HERE, "trainings")
+    rows, random = Rows(HERE, "trainings"), Rows(HERE, "random_weights")
     rows.pack()
+    random.pack()
     found = report(rows.read())
-    write_summary(HERE, rows.read(), **found)
+    found["random_weights"] = of_random_weights(complete_cases(rows.read()), random.read())
+    write_summary(HERE, [*rows.read(), *random.read()], **found)
     for name in (
-        "cases", "against_probe", "intervals", "intervals_by_net", "feature_cost", "fitted"
+        "cases", "against_probe", "intervals", "intervals_by_net", "feature_cost", "fitted", "random_weights"
     ):  # fmt: skip
         print(name, found[name])
     for rule, values in found["rules"].items():
