@@ -289,7 +289,7 @@ def _described(kinds: Sequence[type]) -> dict[str, Any]:
     """Return a schema whose properties have the descriptions of the docstrings' attributes.
 
     Args:
-        kinds: records of which an object is one; no object is of two of them.
+        kinds: alternative records of an object; no object matches two.
     """
     references, parts = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     schema: dict[str, Any] = references[0] if len(kinds) == 1 else {"oneOf": list(references)}

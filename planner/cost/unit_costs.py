@@ -127,7 +127,7 @@ class OptionCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptCosts:
-    """What the profile of ``keep`` gives for all options; it does not depend on the optimizer.
+    """Costs from the profile of ``keep``, common to all options and independent of the optimizer.
 
     Attributes:
         base_bytes: live bytes when the first forward begins, without optimizer state and gradients.

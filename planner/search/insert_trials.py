@@ -68,7 +68,7 @@ def insert_trials(storage: BaseStorage, study_name: str, trials: Sequence[Frozen
 
 
 def _is_plain(trial: FrozenTrial) -> bool:
-    """Return whether a trial has only what is inserted: finite values and no intermediate ones."""
+    """Return whether a trial is finished, with finite values and no intermediate ones."""
     values = trial.values or ()
     return (
         trial.state.is_finished() and not trial.intermediate_values and all(map(isfinite, values))

@@ -19,6 +19,7 @@ GPUs:
 CPUs:
 
     cpu_rates         each kind of operation, timed here
+    cpu_spread        intervals of times on a processor, from the studies
     recompute_python  Python code of recomputation, timed here
     operation_tally   counts the operations of these timings
     processor_wait    time in which other programs had the processor

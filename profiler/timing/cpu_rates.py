@@ -47,9 +47,10 @@ from profiler.device_rules.cpu_kernels import argument_signature, can_run_on_zer
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
-from profiler.records import Origin
+from profiler.records import Origin, Spread
 from profiler.replay.event_log import Phase
 from profiler.store import Store
+from profiler.timing.cpu_spread import cpu_spread
 from profiler.timing.operation_tally import OperationTally
 from profiler.timing.recompute_python import recompute_python_seconds
 from profiler.timing.roofline import Rates
@@ -123,7 +124,8 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
     key = ("cpu rates, Python among kernels", family.to_json(), threads, processor_name())
-    return _rates_of(_fetch_steady(Store.default(), key, lambda: _time_kinds(family)))
+    timed = _fetch_steady(Store.default(), key, lambda: _time_kinds(family))
+    return _rates_of(timed, spread=cpu_spread("training step", threads=threads))
 
 
 def cpu_inference_rates(
@@ -153,7 +155,9 @@ def cpu_inference_rates(
     )
     name = f"{store.folder} {whole}"
     if name not in _INFERENCE_RATES:
-        _INFERENCE_RATES[name] = _rates_of(_fetch_steady(store, whole, time_operations))
+        timed = _fetch_steady(store, whole, time_operations)
+        spread = cpu_spread("inference", threads=torch.get_num_threads())
+        _INFERENCE_RATES[name] = _rates_of(timed, spread=spread)
     return _INFERENCE_RATES[name], store.holds(whole)
 
 
@@ -161,7 +165,7 @@ _INFERENCE_RATES: dict[str, Rates] = {}
 """Rates of inferences that this process has timed or read."""
 
 
-def _rates_of(timed: TimedKinds) -> Rates:
+def _rates_of(timed: TimedKinds, *, spread: Spread) -> Rates:
     flops, nbytes, launch, recompute_python, update = timed.base.tolist()
     return Rates(
         flops_per_second=flops,
@@ -173,6 +177,7 @@ def _rates_of(timed: TimedKinds) -> Rates:
         recompute_python_seconds=recompute_python,
         update_slowness=update,
         origin=Origin.MEASURED,
+        spread=spread,
     )
 
 

@@ -32,7 +32,9 @@ from profiler.models.frozen.build import build_frozen
 from profiler.models.frozen.catalogue import frozen_model
 from profiler.models.frozen.run import InferenceLoad, run_inference
 from profiler.prediction.inference import predict_inference
+from profiler.records import Spread
 from profiler.store import Store
+from profiler.timing.cpu_spread import write_cpu_spread
 
 ROWS = Rows(HERE)
 CELLS = (
@@ -98,6 +100,7 @@ def summary() -> dict[str, Any]:
         "median_error": round(float(np.median(errors)), 4),
         "largest_error": round(float(errors.max()), 4),
         "median_ratio": round(float(np.median(ratios)), 4),
+        "spread": [round(float(q), 3) for q in np.quantile(1 / ratios, (0.05, 0.95))],
         "longest_prediction_seconds": round(max(row["prediction_seconds"] for row in rows), 1),
         "ratios": {
             f"{row['model']} {row['batch']} {row['part']}": round(
@@ -111,7 +114,15 @@ def summary() -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--summary"]:
         ROWS.pack()
-        write_summary(HERE, ROWS.read(), **summary())
+        found = summary()
+        write_summary(HERE, ROWS.read(), **found)
+        low, high = found["spread"]
+        processors = " and ".join(sorted({row["processor"] for row in ROWS.read()}))
+        write_cpu_spread(
+            "inference", Spread(low=low, high=high, coverage=0.9),
+            measured_on=f"{found['parts']} parts of {found['models']} models, {processors}, "
+            "one thread (studies/cpu_inference)",
+        )  # fmt: skip
     elif not sys.argv[1:]:
         run()
     else:

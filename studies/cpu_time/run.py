@@ -34,10 +34,12 @@ from harness import Rows, write_summary
 from profiler.devices.table import CPU
 from profiler.placement import Decision, Placement
 from profiler.prediction.report import step_load
+from profiler.records import Spread
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.running.measurement import build_step
 from profiler.running.memory_caps import keep_freed_memory
 from profiler.timing.corrections import LoadedRun, fit_correction
+from profiler.timing.cpu_spread import write_cpu_spread
 from profiler.timing.rates import rates
 from profiler.workload import Candidate, Workload
 
@@ -238,7 +240,15 @@ def main() -> None:
     given = parser.parse_args()
     if given.summary:
         ROWS.pack()
-        write_summary(HERE, ROWS.read(), **summary())
+        found = summary()
+        write_summary(HERE, ROWS.read(), **found)
+        low, high = found["spread"]
+        processors = " and ".join(sorted({row["processor"] for row in ROWS.read()}))
+        write_cpu_spread(
+            "training step", Spread(low=low, high=high, coverage=0.9),
+            measured_on=f"{found['kept']} cells of {found['backbones']} backbones, {processors}, "
+            "one thread (studies/cpu_time)",
+        )  # fmt: skip
     else:
         run(given.minutes)
 

@@ -424,7 +424,7 @@ def intervals_of_whole(cases: Cases) -> dict[str, Any]:
 
 
 def of_random_weights(cases: Cases, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what pretrained weights gain over random ones, by net and whole length.
+    """Return the gain of pretrained weights over random ones, by net and whole length.
 
     Args:
         cases: trainings from pretrained weights.

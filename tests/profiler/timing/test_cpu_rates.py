@@ -24,6 +24,7 @@ from profiler.running.measurement import build_step
 from profiler.store import Store
 from profiler.timing import cpu_rates
 from profiler.timing.cpu_rates import KindTimer
+from profiler.timing.cpu_spread import cpu_spread
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
@@ -111,6 +112,7 @@ def test_rates_are_of_a_backbone_and_kept_on_disk():
     assert again.slowness.keys() == first.slowness.keys()
     assert cpu_rates.cpu_rates(MOBILENET.replace(micro_batch=1)) != first
     assert first.update_slowness > 0
+    assert first.spread == cpu_spread("training step", threads=torch.get_num_threads())
 
 
 def test_the_timed_update_is_small_however_large_the_parameters_are(monkeypatch):
