@@ -1,8 +1,9 @@
 """Profiles stored on disk between runs, under a hash of everything they depend on.
 
 A file is a NumPy ``.npz`` of plain arrays (never pickled objects). Its name is the SHA-256 of the
-key, the versions of PyTorch, timm, peft, bitsandbytes and budgetplan, and the schema. It contains a
-SHA-256 of its arrays. The folder is ``$BUDGETPLAN_CACHE``, else ``~/.cache/budgetplan/profiles``.
+key, the versions of PyTorch, timm, peft, bitsandbytes and budgetplan, TIMM_FUSED_ATTN if it is set,
+and the schema. It contains a SHA-256 of its arrays. The folder is ``$BUDGETPLAN_CACHE``, else
+``~/.cache/budgetplan/profiles``.
 
 The store never fails a command. A file that cannot be read, or whose arrays do not have the stored
 SHA-256, is deleted and its profile is made again. If a file cannot be written, nothing stays.
@@ -174,7 +175,7 @@ class Store:
     def _path(self, key: tuple[object, ...]) -> Path | None:
         if self.folder is None:
             return None
-        text = json.dumps([STORE_SCHEMA, _versions(), key], sort_keys=True)
+        text = json.dumps([STORE_SCHEMA, _versions() | _timm_settings(), key], sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
 
 
@@ -187,6 +188,11 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def _timm_settings() -> dict[str, str]:
+    """Return the environment variables that change the operations of timm's models."""
+    return {name: os.environ[name] for name in ("TIMM_FUSED_ATTN",) if name in os.environ}
 
 
 def _flatten(record: Any, prefix: str = "") -> dict[str, Any]:

@@ -53,8 +53,8 @@ class ReplayModel:
         return unit_signatures(self.built.backbone, self.built.units)
 
 
-_models: dict[Workload, ReplayModel] = {}
-"""Models by their workload (``_model_of``), the one used last at the end."""
+_models: dict[tuple[Workload, int], ReplayModel] = {}
+"""Models by their workload (``_model_of``) and level of attention, the one used last at the end."""
 
 
 @cache
@@ -79,7 +79,7 @@ def reused_model(workload: Workload) -> Iterator[ReplayModel]:
     It is not kept after an error, or if its method has state between steps: AdaLoRA's importances,
     from which the next replay would go on.
     """
-    key = _model_of(workload)
+    key = _model_of(workload), backbones.attention_level()
     model = _models.pop(key, None) or ReplayModel.of(workload)
     yield model
     if any(model.built.method.training_state(model.built.model).values()):

@@ -12,6 +12,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,19 @@ def read_table(path: Path) -> list[PublishedRun]:
     return rows
 
 
+@contextmanager
+def fused_attention(is_on: bool) -> Iterator[None]:
+    """Let timm build models with or without fused attention; its setting is restored."""
+    from timm.layers import set_fused_attn, use_fused_attn
+
+    was_on, on_trial = use_fused_attn(), use_fused_attn(experimental=True)
+    set_fused_attn(is_on)
+    try:
+        yield
+    finally:
+        set_fused_attn(was_on, experimental=on_trial)
+
+
 def operations_of(run: PublishedRun) -> dict[str, Any]:
     """Replay a run; return its distinct operations and the parameters.
 
@@ -76,8 +90,7 @@ def operations_of(run: PublishedRun) -> dict[str, Any]:
     import timm
 
     training = "train" in run.table
-    timm.layers.set_fused_attn(not training)
-    with torch.device("meta"):
+    with fused_attention(not training), torch.device("meta"):
         model = timm.create_model(run.model, num_classes=1000).train(training)
     operations = meta_step(model, batch=run.batch, image_size=run.image_size, training=training)
     sizes = [p.numel() for p in model.parameters()]
@@ -117,4 +130,12 @@ def read_cache(cache: Path) -> Iterator[Mapping[str, Any]]:
                 yield json.loads(line)
 
 
-__all__ = ["DIMENSIONS", "PublishedRun", "operations_of", "read_cache", "read_table", "replay_all"]
+__all__ = [
+    "DIMENSIONS",
+    "PublishedRun",
+    "fused_attention",
+    "operations_of",
+    "read_cache",
+    "read_table",
+    "replay_all",
+]

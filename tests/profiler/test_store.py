@@ -75,8 +75,9 @@ def test_the_second_fetch_makes_nothing(tmp_path: Path) -> None:
     [
         lambda patch: patch.setattr(store_module, "STORE_SCHEMA", store_module.STORE_SCHEMA + 1),
         lambda patch: patch.setattr(store_module, "_versions", lambda: {"torch": "another"}),
+        lambda patch: patch.setenv("TIMM_FUSED_ATTN", "0"),
     ],
-    ids=["schema", "versions"],
+    ids=["schema", "versions", "fused attention"],
 )
 def test_another_schema_or_version_is_another_profile(
     change: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,25 +35,34 @@ def kernels(records: Any) -> Counter[tuple[Any, ...]]:
 def test_a_meta_step_has_the_kernels_of_a_replay(name: str) -> None:
     import timm
     from meta_steps import meta_step
+    from replays import fused_attention
 
     workload = Workload(
         model=name, method="full", micro_batch=8, image_size=160, num_classes=1000,
         precision="fp16", optimizer="sgd",
     )  # fmt: skip
-    fused = timm.layers.use_fused_attn()
-    timm.layers.set_fused_attn(False)
-    try:
+    with fused_attention(False):
         with torch.device("meta"):
             model = timm.create_model(name).train()
         records = meta_step(model, batch=8, image_size=160, training=True)
         built = build_model(workload, device="meta")
         candidate = Candidate(workload=workload)
         log = replay_built_model(built, candidate, device=lookup("rtx-3090"), optimizer=False)
-    finally:
-        timm.layers.set_fused_attn(bool(fused))
     meta, replayed = kernels(records), kernels(log.operations)
     assert sum(meta.values()) > 30
     assert meta == replayed
+
+
+def test_a_published_run_leaves_timms_setting_as_it_was() -> None:
+    from replays import PublishedRun, operations_of
+    from timm.layers import use_fused_attn
+
+    before = use_fused_attn()
+    for table in ("train", "infer"):
+        run = PublishedRun(table=table, model="test_vit", batch=1, image_size=160, seconds=1.0)
+        has_softmax = any(row[2] == "softmax half" for row in operations_of(run)["operations"])
+        assert has_softmax == (table == "train")
+        assert use_fused_attn() == before
 
 
 def test_the_fit_finds_known_coefficients() -> None:

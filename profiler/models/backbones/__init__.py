@@ -17,6 +17,7 @@ from profiler.models.backbones.registry import (
     shared_shapes,
 )
 from profiler.models.backbones.timm_interface import (
+    attention_level,
     classifier_names,
     classifiers,
     has_batch_norm,
@@ -28,6 +29,7 @@ __all__ = [
     "ALIASES",
     "ENTRY_MARK",
     "WeightSource",
+    "attention_level",
     "build",
     "build_on_meta",
     "can_load_pretrained",

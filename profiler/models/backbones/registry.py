@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from profiler.errors import UnknownNameError, UsageError
 from profiler.models.backbones.model_names import OWN_MODELS, is_timm_name, own_and_timm_names
-from profiler.models.backbones.timm_interface import IMAGE_SIZE, create_model
+from profiler.models.backbones.timm_interface import IMAGE_SIZE, attention_level, create_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,7 +146,9 @@ def build(
 
     canonical = resolve(name)
     if device == "meta":
-        return copy.deepcopy(_shapes_only(canonical, num_classes, image_size, drop_path))
+        return copy.deepcopy(
+            _shapes_only(canonical, num_classes, image_size, drop_path, attention_level())
+        )
     with torch.device(device):
         return _construct(canonical, num_classes, image_size, drop_path).train()
 
@@ -163,7 +165,7 @@ def shared_shapes(name: str, *, num_classes: int, image_size: int) -> nn.Module:
         UnknownNameError: no such backbone.
         UsageError: the backbone cannot take this image size.
     """
-    return _shapes_only(resolve(name), num_classes, image_size, 0.0)
+    return _shapes_only(resolve(name), num_classes, image_size, 0.0, attention_level())
 
 
 def build_on_meta(name: str, *, image_size: int) -> nn.Module:
@@ -175,8 +177,13 @@ def build_on_meta(name: str, *, image_size: int) -> nn.Module:
 
 
 @lru_cache(maxsize=8)
-def _shapes_only(canonical: str, num_classes: int, image_size: int, drop_path: float) -> nn.Module:
-    """Return a backbone on ``meta`` to copy: copying takes a sixth of the time of construction."""
+def _shapes_only(
+    canonical: str, num_classes: int, image_size: int, drop_path: float, level: int
+) -> nn.Module:
+    """Return a backbone on ``meta`` to copy: copying takes a sixth of the time of construction.
+
+    ``level`` is that of ``attention_level``, which a model keeps from its construction.
+    """
     import torch
 
     with torch.device("meta"):

@@ -45,6 +45,16 @@ def create_model(name: str, **options: object) -> nn.Module:
     return model
 
 
+def attention_level() -> int:
+    """Return timm's level of fused attention: 0 off, 1 on, 2 on for layers under test as well.
+
+    ``timm.layers.set_fused_attn`` changes it. A model reads it once, when it is constructed.
+    """
+    from timm.layers import use_fused_attn
+
+    return int(use_fused_attn()) + int(use_fused_attn(experimental=True))
+
+
 def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     """Return the classifier's modules: two for models with a distillation head, maybe none."""
     getter = getattr(model, "get_classifier", None)

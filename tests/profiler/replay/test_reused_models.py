@@ -110,3 +110,22 @@ def test_two_models_are_kept() -> None:
     assert lent[2] is lent[0]
     assert lent[4] is not lent[1]  # rank 8 was used before 4 and 16
     assert len(reused_models._models) == MOST_MODELS
+
+
+def test_a_change_of_timms_fused_attention_is_another_model() -> None:
+    from timm.layers import set_fused_attn, use_fused_attn
+
+    load = Workload(model="test_vit", image_size=160, num_classes=1000)
+
+    def levels() -> tuple[bool, bool]:
+        with reused_model(load) as model:
+            kept = model.built.model.blocks[0].attn.fused_attn
+        return kept, build_model(load, device="meta").model.blocks[0].attn.fused_attn
+
+    was_on = use_fused_attn()
+    try:
+        for is_on in (True, False, True):
+            set_fused_attn(is_on)
+            assert levels() == (is_on, is_on)
+    finally:
+        set_fused_attn(was_on)
