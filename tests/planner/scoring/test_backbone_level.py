@@ -68,6 +68,31 @@ def test_a_published_accuracy_ranks_backbones_at_its_image_size_alone() -> None:
     assert "ImageNet" in at[96][VIT_S].reason
 
 
+def test_the_image_size_decides_which_accuracy_is_the_level() -> None:
+    """ViT-S has 89.7 % on CIFAR-100 at 224 px, and its ImageNet accuracy at every other size."""
+    models = [VIT_S, "resnet18"]
+    vit, resnet = log_odds(0.81402), log_odds(0.71504)
+    published = (log_odds(0.897), log_odds(0.897) - (vit - resnet))
+    cases = [({}, published), ({VIT_S: 224, "resnet18": 224}, published), ({VIT_S: 224}, published),
+             ({VIT_S: 96, "resnet18": 96}, (vit, resnet)), ({VIT_S: 224, "resnet18": 96},
+             (vit, resnet)), ({"resnet18": 225}, (vit, resnet))]  # fmt: skip
+    for sizes, expected in cases:
+        levels = backbone_levels(models, data="cifar100", image_sizes=sizes)
+        assert [levels[m].score for m in models] == pytest.approx(expected, abs=1e-12), sizes
+        assert [levels[m].tier for m in models] == [1, 2]
+        assert [levels[m].imagenet_top1 for m in models] == [0.81402, 0.71504]
+
+
+def test_a_backbone_without_an_accuracy_is_two_margins_below_the_last() -> None:
+    models = [VIT_S, "resnet18", "somebodys_net", "anothers_net"]
+    levels = backbone_levels(models, data="x")
+    assert [levels[m].tier for m in models] == [1, 2, 3, 3]
+    last = log_odds(0.71504) - 2 * MARGIN
+    assert [levels[m].score for m in models[2:]] == pytest.approx([last, last], abs=1e-12)
+    alone = backbone_levels(["somebodys_net"], data="x")["somebodys_net"]
+    assert (alone.tier, alone.score) == (1, -2 * MARGIN)
+
+
 def test_a_backbone_without_a_known_accuracy_comes_last() -> None:
     levels = backbone_levels(["resnet18", "somebodys_net"], data="x")
     assert levels["somebodys_net"].imagenet_top1 is None
@@ -111,7 +136,10 @@ def test_the_other_backbone_is_better_and_about_as_large(model: str) -> None:
         return
     other = facts[found.model]
     assert found.top1_difference == other.top1 - own.top1 >= 0
+    assert found.time_ratio == other.seconds_per_image / own.seconds_per_image
+    assert found.memory_ratio == other.full_bytes / own.full_bytes
     assert other.model in found.text
+    assert f"ImageNet {100 * other.top1:.1f} % against {100 * own.top1:.1f} %" in found.text
     if found.better_at == "more accurate":
         assert log_odds(other.top1) > log_odds(own.top1) + MARGIN
         assert found.time_ratio <= 1
@@ -119,6 +147,27 @@ def test_the_other_backbone_is_better_and_about_as_large(model: str) -> None:
         assert found.time_ratio <= 1 - CLEAR_SAVING
     else:
         assert found.memory_ratio <= 1 - CLEAR_SAVING
+
+
+def test_the_sizes_of_a_hint_are_those_of_the_file() -> None:
+    """DeiT-S against LeViT-256, by the rows of backbone_facts.csv and of timm's table."""
+    found = other_backbone("deit_small_patch16_224", budget_bytes=2 * 10**9)
+    assert found is not None
+    assert (found.model, found.better_at) == ("levit_256", "faster")
+    assert found.top1_difference == pytest.approx(0.0165)
+    assert found.time_ratio == pytest.approx(0.001249 / 0.002054)
+    assert found.memory_ratio == pytest.approx(1354760192 / 1805647872)
+
+
+def test_a_hint_fits_the_budget() -> None:
+    facts = backbone_facts()
+    named = other_backbone(VIT_S, budget_bytes=2 * 10**9)
+    assert named is not None
+    least = facts[named.model].smallest_bytes
+    assert other_backbone(VIT_S, budget_bytes=least) == named
+    other = other_backbone(VIT_S, budget_bytes=least - 1)
+    assert other is None or facts[other.model].smallest_bytes < least
+    assert other_backbone(VIT_S, budget_bytes=1) is None
 
 
 def test_nothing_is_said_about_an_unknown_backbone() -> None:

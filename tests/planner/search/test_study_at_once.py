@@ -18,13 +18,13 @@ from toy_costs import MB, ToyCosts
 from planner.search.probe_storage import append_probe_run, read_probe_runs
 from planner.search.problem import SearchProblem, SearchResult
 from planner.search.space import SearchedMethod, Space
-from planner.search.storage import storage_errors
 from planner.search.study import search
 from planner.search.study_lock import StudyLock
 from profiler.devices.table import lookup
 from profiler.errors import InputError, UsageError
 from profiler.units import DeviceBytes
 from profiler.workload import Workload
+from tests.planner.full_database import full_database
 
 PROBLEM = SearchProblem(
     space=Space(
@@ -174,16 +174,14 @@ def test_a_study_is_written_ahead_and_survives_a_power_failure() -> None:
 def test_a_full_database_is_one_line_and_keeps_its_trials() -> None:
     run(2)
     before = keys()
-    with storage_errors(URL), sqlite3.connect("studies/toy.db") as database:
-        pages = database.execute("PRAGMA page_count").fetchone()[0]
-    database.close()
-    database = sqlite3.connect("studies/toy.db")
-    database.execute(f"PRAGMA max_page_count={pages}")
-    with pytest.raises(InputError, match="is full") as caught, storage_errors(URL):
-        database.execute("CREATE TABLE more AS SELECT randomblob(100000)")
-    database.close()
+    with full_database(), pytest.raises(InputError, match="is full") as caught:
+        run(24)
     assert "\n" not in str(caught.value)
-    assert keys() == before
+    kept = keys()
+    assert kept[:2] == before
+    assert len(kept) < 24
+    assert run(24).trials == 24, "the study goes on once there is space"
+    assert keys()[: len(kept)] == kept
 
 
 @pytest.mark.parametrize(

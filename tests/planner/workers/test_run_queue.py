@@ -16,6 +16,7 @@ from planner.search.backends import new_storage
 from planner.search.patience import is_unreachable
 from planner.search.run_queue import MOST_RETRIES, ClaimedRun, RunQueue, _claimed, opened_queue
 from profiler.errors import InputError
+from tests.planner.full_database import full_database
 from tests.planner.workers.postgres_server import PostgresServer, needed_programs
 from tests.planner.workers.toy_runs import (
     SPAWN,
@@ -152,6 +153,23 @@ def test_a_database_that_refuses_a_statement_has_answered(
     by_optuna.__cause__, by_us.__cause__ = error, by_optuna
     assert is_unreachable(by_optuna) == waits
     assert is_unreachable(by_us) == waits
+
+
+def test_a_full_database_is_one_line_and_keeps_its_runs(tmp_path: Path) -> None:
+    with opened_queue(f"sqlite:///{tmp_path}/runs.db", "toy", heartbeat_seconds=1) as queue:
+        key, _ = enqueue(queue, 2)
+        with full_database(), pytest.raises(InputError, match="is full") as caught:
+            enqueue(queue, 100)
+        assert "\n" not in str(caught.value)
+        before = queue.counts()["waiting"]
+        assert 2 <= before < 102
+        run = queue.claim_key(key, worker="me")
+        assert run is not None and run.order == toy_order(0).to_json()
+        with full_database(), pytest.raises(InputError, match="is full"):
+            queue.finish(run, {"text": "x" * 10**6}, value=1.0)
+        assert queue.state(key).status == "running", "an outcome that was not written is none"
+        assert queue.finish(run, {"number": 0}, value=1.0)
+        assert queue.counts() == {"waiting": before - 1, "complete": 1}
 
 
 def test_waiting_for_a_pooled_connection_is_waiting_for_the_server() -> None:
