@@ -39,6 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
+import numpy as np
 from hand_made import hand_made_recipes
 from harness import Rows, write_summary
 
@@ -253,10 +254,10 @@ def against_hand_made(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in kept:
         method, _, variant = row["arm"].partition(":")
-        key = (row["model"], row["data"], row["image_size"], method)
+        key = (row["model"], row["data"], row["image_size"], method, row["recipe"]["epochs"])
         groups.setdefault(key, {})[variant] = row
     found = []
-    for (model, data, size, method), variants in groups.items():
+    for (model, data, size, method, _), variants in groups.items():
         hand = [row for name, row in variants.items() if name.startswith("hand-")]
         if "" not in variants or not hand:
             continue
@@ -272,6 +273,35 @@ def against_hand_made(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for key in ("learning_rate", "schedule", "head_rate_ratio", "label_smoothing")
             },
             **_difference(variants[""], best),
+        })  # fmt: skip
+    return found
+
+
+FLAT = 0.005
+"""Rise of the selection curve, as a share of the images, up to which it is flat."""
+
+
+def flat_epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return after which epoch the selection curve is flat, for trainings as long as their plan.
+
+    The curve is the mean over the seeds; after the epoch it rises by at most ``FLAT``. A row's
+    recipe has the number of epochs of the plan in its source.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        epochs = row["recipe"]["epochs"]
+        if f"; {epochs} epochs for" in row["recipe"]["source"] and ":" not in row["arm"]:
+            groups.setdefault(key_of({**row, "seed": ""}), []).append(row)
+    found = []
+    for group in groups.values():
+        first = group[0]
+        curve = np.mean([row["monitored_accuracy_by_epoch"] for row in group], axis=0)
+        flat = next(n for n in range(len(curve)) if curve[n:].max() <= curve[n] + FLAT)
+        found.append({
+            **{key: first[key] for key in ("model", "data", "image_size", "arm")},
+            "seeds": len(group), "epochs_of_plan": len(curve), "flat_after": flat + 1,
+            "ratio": round(len(curve) / (flat + 1), 2),
+            "curve": [round(float(each), 4) for each in curve],
         })  # fmt: skip
     return found
 
@@ -322,11 +352,12 @@ def main() -> None:
         rows.pack()
     lines = report(rows.read())
     compared = against_hand_made(rows.read())
-    write_summary(HERE, rows.read(), arms=lines, against_hand_made=compared)
+    flat = flat_epochs(rows.read())
+    write_summary(HERE, rows.read(), arms=lines, against_hand_made=compared, flat_epochs=flat)
     for line in lines:
         print(*(f"{line[k]}" for k in ("model", "data", "image_size", "arm", "epochs")), end=" ")
         print(f"{line['test_percent']} % ({line['lowest']} to {line['highest']})")
-    for each in compared:
+    for each in (*compared, *flat):
         print(each)
 
 
