@@ -56,8 +56,9 @@ def dashboard(
     """
     from planner.search.dashboard import dashboard_app, dashboard_storage, other_studies
     from planner.search.storage_url import mask_url
-    from planner.service.access import LOOPBACK, check_address
+    from planner.service.access import allowed_hosts, check_address
     from planner.service.dashboard_server import GuardedDashboard, serve_app
+    from planner.service.listening import host_and_port
 
     if study is not None and storage is not None:
         raise UsageError("give STUDY or --storage, not both")
@@ -66,11 +67,13 @@ def dashboard(
     if study is None and storage is None:
         storage = os.environ.get("BUDGETPLAN_STORAGE") or None
     url = storage or dashboard_storage(study)
-    hosts = LOOPBACK | set(map(str.lower, (host, *allow_host)))
     app = GuardedDashboard(
-        dashboard_app(url), hosts=frozenset(hosts), token=token, allow_writes=allow_writes
+        dashboard_app(url),
+        hosts=allowed_hosts(host, allow_host),
+        token=token,
+        allow_writes=allow_writes,
     )
-    shown, address = mask_url(url), f"http://{host}:{port}/"
+    shown, address = mask_url(url), f"http://{host_and_port(host, port)}/"
 
     def announce(_: int) -> None:
         if as_json:

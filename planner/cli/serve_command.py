@@ -52,7 +52,7 @@ def serve(
 ) -> None:
     """Serve questions over HTTP, with a page at /. Only this machine can ask by default."""
     from planner.disk.free_space import check_folder
-    from planner.service.access import LOOPBACK, check_address
+    from planner.service.access import allowed_hosts, check_address
 
     token = None if token_file is None else read_token(token_file)
     check_address(host, token)
@@ -64,13 +64,12 @@ def serve(
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: pip install 'budgetplan[service]'") from error
     from planner.service.jobs import Jobs
-    from planner.service.listening import listening_sockets
+    from planner.service.listening import host_and_port, listening_sockets
 
     sockets = listening_sockets(host, port)
     jobs = Jobs(root, at_once=at_once, page_writer=PAGE_WRITER)
-    hosts = LOOPBACK | set(map(str.lower, (host, *allow_host)))
-    app = create_app(jobs, hosts=frozenset(hosts), token=token)
-    click.echo(f"http://{host}:{port}/ (Ctrl-C ends it)", err=True)
+    app = create_app(jobs, hosts=allowed_hosts(host, allow_host), token=token)
+    click.echo(f"http://{host_and_port(host, port)}/ (Ctrl-C ends it)", err=True)
 
     class Server(uvicorn.Server):
         """A server that ends its questions at a signal; a stream of events lasts as long."""

@@ -8,8 +8,9 @@ cannot do without asking first.
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -18,8 +19,8 @@ from profiler.errors import UsageError
 LARGEST_BODY = 16 * 1024
 """Bytes of a question; the largest possible one is far smaller."""
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-"""Names of this machine that no other machine can reach."""
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+"""Names by which a browser on this machine may always address a service."""
 
 
 class Refusal(Exception):  # noqa: N818  # an answer to a client, not an error of this program
@@ -35,13 +36,32 @@ class Refusal(Exception):  # noqa: N818  # an answer to a client, not an error o
         self.status, self.message = status, message
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether no other machine can reach a host name or address."""
+    name = host.lower().removesuffix(".")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def allowed_hosts(host: str, others: Iterable[str] = ()) -> frozenset[str]:
+    """Return the names by which clients may address a service, in lower case.
+
+    Args:
+        host: address that it listens on.
+        others: further names.
+    """
+    return frozenset(map(str.lower, (*_LOOPBACK_NAMES, host, *others)))
+
+
 def check_address(host: str, token: str | None) -> None:
     """Refuse to listen for other machines without a token.
 
     Raises:
         UsageError: the address is not of this machine alone, and there is no token.
     """
-    if host not in LOOPBACK and not token:
+    if not is_loopback(host) and not token:
         raise UsageError(
             f"{host} is reachable from other machines; give a token by --token-file, or listen "
             "on 127.0.0.1"

@@ -9,15 +9,18 @@ cannot use, and redirects to the first page.
 from __future__ import annotations
 
 import http.cookies
+import socket
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from http import HTTPStatus
+from selectors import EVENT_READ, DefaultSelector
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from planner.service.access import Refusal, check_request
-from profiler.errors import UsageError
+from planner.service.listening import listening_sockets
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -120,10 +123,6 @@ def _without_foreign_readers(start_response: StartResponse) -> Any:
     return start
 
 
-class _ThreadingServer(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
 class _QuietHandler(WSGIRequestHandler):
     """A handler that prints no line for each request: an address may hold the token."""
 
@@ -131,26 +130,47 @@ class _QuietHandler(WSGIRequestHandler):
         """Print nothing."""
 
 
+class _SocketServer(ThreadingMixIn, WSGIServer):
+    """A server on a socket that listens already, with a thread for each request.
+
+    Args:
+        listening: the socket; it is closed with the server.
+        app: the application.
+    """
+
+    daemon_threads = True
+    timeout = 0.0  # a request is taken only after the selector has seen it
+
+    def __init__(self, listening: socket.socket, app: WSGIApplication) -> None:
+        name, port = listening.getsockname()[:2]
+        super().__init__((name, port), _QuietHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.server_name, self.server_port = listening, name, port
+        self.setup_environ()
+        self.set_app(app)
+
+
 def serve_app(
     app: WSGIApplication, *, host: str, port: int, on_ready: Callable[[int], None]
 ) -> None:
-    """Serve an application until interrupted.
+    """Serve an application at each address of a host name until interrupted.
 
     Args:
         app: the application.
-        host: address to listen on.
+        host: name or address to listen on.
         port: port to listen on; 0 for a free one.
         on_ready: called with the port once requests are answered.
 
     Raises:
         UsageError: the address cannot be used.
     """
-    try:
-        server = make_server(
-            host, port, app, server_class=_ThreadingServer, handler_class=_QuietHandler
-        )
-    except OSError as error:
-        raise UsageError(f"cannot serve at {host}:{port} ({error.strerror or error})") from error
-    with server:
-        on_ready(server.server_port)
-        server.serve_forever()
+    with ExitStack() as opened, DefaultSelector() as selector:
+        servers = [
+            opened.enter_context(_SocketServer(each, app)) for each in listening_sockets(host, port)
+        ]
+        for server in servers:
+            selector.register(server, EVENT_READ, server)
+        on_ready(servers[0].server_port)
+        while True:
+            for key, _ in selector.select():
+                key.data.handle_request()

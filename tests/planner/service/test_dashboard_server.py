@@ -19,7 +19,7 @@ from planner.cli.serve_command import read_token
 from planner.search.dashboard import dashboard_app, dashboard_storage, other_studies
 from planner.search.problem import assignment_key
 from planner.search.study_notes import PIECE_CHARACTERS, annotate_study, artifact_folder
-from planner.service.access import LOOPBACK
+from planner.service.access import allowed_hosts
 from planner.service.dashboard_server import GuardedDashboard, serve_app
 from profiler.errors import InputError
 
@@ -79,7 +79,7 @@ class Client:
 
 
 def started(url: str, **options: Any) -> Client:
-    app = GuardedDashboard(dashboard_app(url), hosts=LOOPBACK, **options)
+    app = GuardedDashboard(dashboard_app(url), hosts=allowed_hosts("127.0.0.1"), **options)
     ready = threading.Event()
     ports: list[int] = []
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click import ClickException
 from click.testing import CliRunner
 
 from planner.cli import cli
+from planner.service.access import check_address, is_loopback
+from planner.service.dashboard_server import serve_app
 from planner.service.listening import listening_sockets
 from profiler.errors import UsageError
 
@@ -31,14 +36,100 @@ def free_port() -> int:
         return port
 
 
-def test_a_host_name_has_a_socket_for_each_address() -> None:
-    found = listening_sockets("localhost", free_port())
+def has_ipv6() -> bool:
     try:
-        assert {each.getsockname()[0] for each in found} <= {"127.0.0.1", "::1"}
-        assert found
-    finally:
-        for each in found:
-            each.close()
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+LOOPBACK_ADDRESSES = {"127.0.0.1", "::1"} if has_ipv6() else {"127.0.0.1"}
+
+
+@pytest.fixture
+def two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``localhost`` has an address of each family, which not every hosts file says."""
+    known = socket.getaddrinfo
+
+    def found(host: Any, port: Any, *args: Any, **options: Any) -> list[Any]:
+        if host != "localhost":
+            return known(host, port, *args, **options)
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+@pytest.mark.usefixtures("two_addresses")
+def test_a_host_name_has_a_socket_for_each_address() -> None:
+    port = free_port()
+    for asked in (port, 0):
+        found = listening_sockets("localhost", asked)
+        try:
+            names = [each.getsockname()[:2] for each in found]
+            assert {name for name, _ in names} == LOOPBACK_ADDRESSES
+            assert len({number for _, number in names}) == 1
+            for name in names:
+                socket.create_connection(name, 10).close()
+        finally:
+            for each in found:
+                each.close()
+        assert asked in (0, names[0][1])
+
+
+@pytest.mark.usefixtures("two_addresses")
+def test_the_dashboard_answers_at_each_address() -> None:
+    ports: queue.Queue[int] = queue.Queue()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"a page"]
+
+    options = {"host": "localhost", "port": 0, "on_ready": ports.put}
+    threading.Thread(target=serve_app, args=(app,), kwargs=options, daemon=True).start()
+    port = ports.get(timeout=30)
+    for address in LOOPBACK_ADDRESSES:
+        connection = HTTPConnection(address, port, timeout=30)
+        connection.request("GET", "/")
+        assert connection.getresponse().read() == b"a page"
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True), ("LOCALHOST", True), ("LocalHost.", True), ("127.0.0.1", True),
+        ("127.0.0.2", True), ("::1", True), ("0:0:0:0:0:0:0:1", True), ("0.0.0.0", False),
+        ("::", False), ("192.168.0.1", False), ("localhost.example", False), ("", False),
+        ("127.0.0.1.example", False),
+    ],
+)  # fmt: skip
+def test_only_this_machine_needs_no_token(host: str, *, expected: bool) -> None:
+    assert is_loopback(host) is expected
+    with contextlib.nullcontext() if expected else pytest.raises(UsageError, match="token"):
+        check_address(host, None)
+    check_address(host, "a-token")
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "::1"])
+@pytest.mark.parametrize("command", ["serve", "dashboard"])
+def test_every_loopback_host_is_served_without_a_token(
+    command: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both commands get as far as the port, which is taken."""
+    if host == "::1" and host not in LOOPBACK_ADDRESSES:
+        pytest.skip("this machine has no IPv6")
+    monkeypatch.setattr("planner.search.dashboard.dashboard_app", lambda url: None)
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = str(server.getsockname()[1])
+        where = ["--root", str(tmp_path)] if command == "serve" else ["--storage", "sqlite://"]
+        result = CliRunner().invoke(cli, [command, "--host", host, "--port", port, *where])
+    shown = "[::1]" if host == "::1" else host
+    assert f"cannot serve at {shown}:{port} (Address already in use" in result.stderr
 
 
 def test_an_address_in_use_or_unknown_is_one_line(tmp_path: Path) -> None:
