@@ -62,7 +62,9 @@ def check_shared_storage(url: str) -> None:
     if path is not None:
         _check_journal(path)
     elif url.startswith("journal:"):
-        raise InputError(f"a journal is named by its whole path, journal:///FILE, got {url!r}")
+        raise InputError(
+            f"a journal is named by its whole path, journal:///FILE, got {mask_url(url)!r}"
+        )
     elif url.startswith(_PROXY):
         _proxy_address(url)
 

@@ -18,7 +18,7 @@ from planner.search.storage import (
     storage_errors,
     study_storage,
 )
-from planner.search.storage_url import sqlite_path
+from planner.search.storage_url import mask_url, sqlite_path
 from planner.search.study_notes import artifact_folder
 from profiler.errors import InputError
 
@@ -45,7 +45,7 @@ def dashboard_storage(study: str | None) -> str:
             return study_storage(path)
     known = sorted(path.stem for path in STUDY_FOLDER.glob("*.db"))
     raise InputError(
-        f"there is no study {study!r} in {STUDY_FOLDER}/ and no such file; "
+        f"there is no study {mask_url(study)!r} in {STUDY_FOLDER}/ and no such file; "
         f"{'use one of ' + ', '.join(known[-5:]) if known else '`budgetplan recommend` makes one'}"
     )
 

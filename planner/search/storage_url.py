@@ -2,7 +2,8 @@
 
 The URL of a study goes into plan files, answers and messages. A URL such as
 ``postgresql://me:secret@host/db?sslpassword=secret`` holds secrets in two places: before the host,
-and in its query. Both are masked, also in the messages of database drivers that quote the URL.
+and in its query. Both are masked, also in the messages of database drivers, which quote the URL or
+the name of the user alone (``role "me" does not exist``).
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from urllib.parse import unquote_plus
 MASK = "***"
 """Text in place of a secret."""
 
+SHORTEST_SECRET = 3
+"""Characters of a secret that is masked within words, too. User names are whole words."""
+
 _SECRET_KEY = re.compile(r"pass|pwd|secret|token|key|auth|cred|odbc_connect|dsn", re.IGNORECASE)
-_SQLITE_FILE = re.compile(r"sqlite[^:@/]*:///")
+_USER_KEY = re.compile(r"user|uid|login", re.IGNORECASE)
+_FILE = re.compile(r"(?:sqlite[^:@/]*|journal):///")
 _QUERY_ITEM = re.compile(r"([?&;])([^=&;?]*)=([^&]*)")
 
 
@@ -23,11 +28,11 @@ def mask_url(url: str) -> str:
     """Return a storage URL without its user, its password and the secrets in its query.
 
     A password may contain any character but ``@``, so all up to the last ``@`` is masked. The path
-    of an SQLite file has no user.
+    of a file has no user.
     """
     scheme, separator, rest = _split(url)
     before, at, after = rest.rpartition("@")
-    if at and before and not _SQLITE_FILE.match(url):
+    if at and before and not _FILE.match(url):
         rest = f"{MASK}@{after}"
     return scheme + separator + _QUERY_ITEM.sub(_mask_value, rest)
 
@@ -40,8 +45,11 @@ def mask_secrets(text: str, url: str) -> str:
         url: the URL.
     """
     text = text.replace(url, mask_url(url))
-    for secret in sorted(_secrets(url), key=len, reverse=True):
-        text = text.replace(secret, MASK)
+    secrets, users = _secrets_and_users(url)
+    for part in sorted(secrets | users, key=len, reverse=True):
+        is_anywhere = part in secrets and len(part) >= SHORTEST_SECRET
+        pattern = re.escape(part) if is_anywhere else rf"(?<!\w){re.escape(part)}(?!\w)"
+        text = re.sub(pattern, MASK, text)
     return text
 
 
@@ -66,14 +74,23 @@ def _split(url: str) -> tuple[str, str, str]:
 
 def _mask_value(found: re.Match[str]) -> str:
     before, key, value = found.groups()
-    return f"{before}{key}={MASK if _SECRET_KEY.search(key) else value}"
+    is_masked = _SECRET_KEY.search(key) or _USER_KEY.search(key)
+    return f"{before}{key}={MASK if is_masked else value}"
 
 
-def _secrets(url: str) -> set[str]:
-    """Return the parts of a URL that are masked, as written and decoded; no short or empty ones."""
+def _secrets_and_users(url: str) -> tuple[set[str], set[str]]:
+    """Return the secrets and the user names of a URL, as written and decoded, no empty ones."""
     _, _, rest = _split(url)
-    found = {m.group(3) for m in _QUERY_ITEM.finditer(rest) if _SECRET_KEY.search(m.group(2))}
+    items = [(m.group(2), m.group(3)) for m in _QUERY_ITEM.finditer(rest)]
+    secrets = {value for key, value in items if _SECRET_KEY.search(key)}
+    users = {value for key, value in items if _USER_KEY.search(key)}
     before, at, _ = rest.rpartition("@")
-    if at and not _SQLITE_FILE.match(url):
-        found |= {before, before.partition(":")[2]}
-    return {each for raw in found for each in (raw, unquote_plus(raw)) if len(each) > 2}
+    if at and not _FILE.match(url):
+        user, colon, password = before.partition(":")
+        users.add(user)
+        secrets |= {before, password} if colon else set()
+    return _written_and_decoded(secrets), _written_and_decoded(users)
+
+
+def _written_and_decoded(texts: set[str]) -> set[str]:
+    return {each for raw in texts for each in (raw, unquote_plus(raw)) if each}
