@@ -202,6 +202,41 @@ def test_a_run_of_mlflow_is_ended_by_its_outcome(
     assert stub.ended == [status]
 
 
+class StubOfProjects(ModuleType):
+    """``init`` and ``finish`` of W&B, whose ``finish`` takes an exit code, or of trackio."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.ended: list[object] = []
+        finish = self.finish_with_code if name == "wandb" else self.finish
+        self.run = SimpleNamespace(finish=finish)
+
+    def init(self, **_: object) -> object:
+        return self.run
+
+    def finish_with_code(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
+        self.ended.append(exit_code)
+
+    def finish(self) -> None:
+        self.ended.append("ended")
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+@pytest.mark.parametrize("error", [None, RuntimeError("failed"), KeyboardInterrupt()])
+def test_a_run_of_wandb_ends_with_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException | None
+) -> None:
+    """W&B shows a run as finished for 0 and as failed for any other number."""
+    stub = StubOfProjects(name)
+    monkeypatch.setitem(sys.modules, name, stub)
+    with suppress(RuntimeError, KeyboardInterrupt), opened_loggers([name], PLAN, tmp_path):
+        if error is not None:
+            raise error
+    codes = {"wandb": 0 if error is None else 1, "trackio": "ended"}
+    assert stub.ended == [codes[name]]
+    assert type(stub.ended[0]) is type(codes[name])  # True would be shown as it is
+
+
 def test_a_logger_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="mlflow"):
         check_loggers(["mlfow"])
