@@ -63,6 +63,10 @@ interval of an accuracy, and ``rehearsal``; 4 origin and interval of seconds and
 ``fits``; 9 decisions ``offload`` and ``recompute-from-host``, and ``host_bytes``; 10 ``fits`` of
 plans without fine-tuning."""
 
+_NOT_CONTENT = ("made_at", "study", "storage")
+"""Entries of ``provenance`` in which equal plans may differ: a question that is asked again has the
+time and the dated study of its own."""
+
 CandidateKind = Literal["tuned", "features", "zero_shot"]
 """A candidate that is fine-tuned, one whose frozen features get a probe, or one that classifies as
 it is (``planner.training_free.plan_file`` has the last two)."""
@@ -396,7 +400,7 @@ def write_new_plan(plan: Plan, path: Path) -> Path:
     """Write a plan without losing a file of other content; return the path of the plan.
 
     If there is a file already, the plan gets the next free name: ``NAME-2.json``, ``NAME-3.json``.
-    A file that holds the same plan, made at another time, is left as it is.
+    A file that holds the same plan, made at another time or by another study, is left as it is.
 
     Raises:
         InputError: the file cannot be written.
@@ -425,17 +429,17 @@ def check_replaceable(path: Path, plan: Plan) -> None:
 
 
 def _is_same_plan(plan: Plan, path: Path) -> bool:
-    """Return whether a file holds a plan that differs at most in its time."""
+    """Return whether a file holds a plan that differs at most in its time and its study."""
     try:
         there = read_plan(path)
     except InputError:
         return False
-    return timeless(there.to_json()) == timeless(plan.to_json())
+    return plan_content(there.to_json()) == plan_content(plan.to_json())
 
 
-def timeless(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the object of a plan file as it is read again, without the time it was made at."""
-    provenance = {k: v for k, v in plan["provenance"].items() if k != "made_at"}
+def plan_content(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the object of a plan file as it is read again, without time and study."""
+    provenance = {k: v for k, v in plan["provenance"].items() if k not in _NOT_CONTENT}
     read: dict[str, Any] = json.loads(json_bytes({**plan, "provenance": provenance}))
     return read
 

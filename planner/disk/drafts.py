@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -65,16 +66,21 @@ def write_under_free_name(path: Path, content: bytes, *, is_same: Callable[[Path
     """Write a file without losing one of other content; return its path.
 
     If there is a file already, the content gets the next free name: ``NAME-2.json``,
-    ``NAME-3.json``.
+    ``NAME-3.json``. If one of these files has the content already, nothing is written.
 
     Args:
         path: path of the file if that is free.
         content: its content.
-        is_same: returns whether an existing file has this content; such a file is left as it is.
+        is_same: returns whether an existing file has this content.
 
     Raises:
         InputError: the file cannot be written.
     """
+    numbered = re.compile(rf"{re.escape(path.stem)}(-[0-9]+)?{re.escape(path.suffix)}")
+    there = [each for each in path.parent.glob("*") if numbered.fullmatch(each.name)]
+    for place in sorted(there, key=lambda each: (len(each.name), each.name)):
+        if is_same(place):
+            return place
     for number in itertools.count(1):
         place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:

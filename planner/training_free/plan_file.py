@@ -27,9 +27,9 @@ from planner.plan import (
     FitProbability,
     check_device,
     check_provenance,
+    plan_content,
     plan_kind,
     planned_data,
-    timeless,
     versions,
 )
 from planner.training_free.class_prompts import check_prompts
@@ -326,4 +326,4 @@ def _is_same(plan: FrozenPlan, path: Path) -> bool:
         there = read_frozen_plan(path)
     except InputError:
         return False
-    return timeless(there.to_json()) == timeless(plan.to_json())
+    return plan_content(there.to_json()) == plan_content(plan.to_json())

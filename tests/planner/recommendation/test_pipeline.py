@@ -99,6 +99,15 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
         return recommend(request(folder))
 
 
+def test_the_same_question_asked_again_names_the_same_plan_files(tmp_path: Path) -> None:
+    files = []
+    for study in ("monday", "tuesday"):
+        asked = request(tmp_path, study=study, validations=0, trials=3)
+        files.append([entry.file for entry in recommend(asked).front])
+    assert files[0] == files[1]
+    assert sorted(files[0]) == sorted((tmp_path / "plans").glob("*.json"))
+
+
 # ---- the answer ----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from planner.plan import (
     Plan,
     check_replaceable,
     plan_file_name,
+    read_plan,
     write_new_plan,
     write_plan,
 )
@@ -187,6 +189,27 @@ def test_a_plans_name_cannot_leave_the_folder_of_trainings(
     assert folder.parent == Path("trained")
     made = Path(plan_file_name(plan.candidate)).stem
     assert folder.name == ("json" if name == ".json" else made)
+
+
+def test_an_equal_plan_keeps_its_file_whenever_and_by_which_study_it_was_made(
+    tmp_path: Path, plan: Plan
+) -> None:
+    def written(seed: int, study: str, at: str) -> str:
+        provenance = {
+            "made_at": at, "study": study, "storage": f"sqlite:///{study}.db", "seed": seed,
+        }  # fmt: skip
+        made = replace(plan, provenance={**plan.provenance, **provenance})
+        return write_new_plan(made, tmp_path / "plan.json").name
+
+    assert written(0, "monday", "2026-01-05") == "plan.json"
+    assert written(0, "tuesday", "2026-01-06") == "plan.json"
+    assert written(1, "wednesday", "2026-01-07") == "plan-2.json"
+    (tmp_path / "plan.json").unlink()
+    assert written(1, "thursday", "2026-01-08") == "plan-2.json"
+    kept = read_plan(tmp_path / "plan-2.json").provenance
+    assert (kept["study"], kept["made_at"]) == ("wednesday", "2026-01-07")
+    assert written(0, "friday", "2026-01-09") == "plan.json"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-2.json", "plan.json"]
 
 
 def test_a_plan_of_other_content_keeps_its_name(tmp_path: Path, plan: Plan) -> None:
