@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from planner.plan import Accuracy, FitProbability, Plan
+from planner.recommendation.answer import Recommendation
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.netscore import Scores
 from profiler.models.backbones import ALIASES
@@ -180,3 +181,19 @@ def training_command(file: Path, *, weights: Path | None = None) -> str:
     """
     words = ["budgetplan", "train", str(file)]
     return shlex.join(words if weights is None else [*words, "--weights", str(weights)])
+
+
+def training_steps(answer: Recommendation, plan: Plan) -> int | None:
+    """Return the optimizer steps of the whole training; None without a recipe."""
+    if plan.recipe is None:
+        return None
+    batch = plan.candidate.workload.effective_batch
+    return plan.recipe.steps(answer.request.images_of(plan.recipe), effective_batch=batch)
+
+
+def watt_hours(joules: float) -> str:
+    """Print an energy in watt-hours with two significant digits."""
+    hours = joules / 3600
+    if hours >= 1000:
+        return f"{hours / 1000:.2g} kWh" if hours < 100_000 else f"{hours / 1000:,.0f} kWh"
+    return f"{hours:.2g} Wh" if hours < 100 else f"{hours:.0f} Wh"

@@ -145,7 +145,8 @@ def _columns(rows: Sequence[ExplainedRow], unit: str, *, adds_up: bool) -> list[
         Column(header="", cells=relative(seconds)),
         Column(
             header="fits",
-            cells=["yes" if r.fits else (r.reason or "no")[:40] for r in rows],
+            cells=["yes" if r.fits else r.reason or "no" for r in rows],
             justify="left",
+            wraps=True,
         ),
     ]

@@ -233,7 +233,7 @@ def training_free_columns(options: Sequence[TrainingFreeOption], data: str) -> l
         Column(header="memory\nreplayed", cells=[format_bytes(o.device_bytes) for o in options]),
         Column(header="fits", cells=[_fits_of(o) for o in options], justify="left"),
         Column(
-            header=f"{data}\npublished"[:24],
+            header=f"{data}\npublished",
             cells=["-" if a is None else f"{100 * a.value:.1f} %" for a in accuracies],
         ),
         Column(header="px", cells=[str(o.model.image_size) for o in options]),

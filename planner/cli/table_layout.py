@@ -69,7 +69,17 @@ def tables(
         if groups[-1] and _width([*lead, *groups[-1], column]) > width:
             groups.append([])
         groups[-1].append(column)
-    return [_rich_table([*lead, *group], styles or {}) for group in groups]
+    return [_rich_table(_folded([*lead, *group], width), styles or {}) for group in groups]
+
+
+def _folded(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns of a table; if it is too wide, the cells of all but numbers may wrap.
+
+    rich cuts a cell that may not wrap, without a mark.
+    """
+    if _width(columns) <= width:
+        return list(columns)
+    return [replace(c, wraps=c.wraps or c.justify == "left") for c in columns]
 
 
 def _rich_table(columns: Sequence[Column], styles: Mapping[int, str]) -> Table:
@@ -98,13 +108,21 @@ def _width(columns: Sequence[Column]) -> int:
     return Measurement.get(console, console.options, _rich_table(narrow, {})).maximum + INDENT
 
 
+def wrapped_lines(text: str, width: int) -> list[str]:
+    """Return the lines of a text at a width; a word that is longer is broken. Nothing is cut."""
+    console = Console(width=width)
+    return [line.plain.rstrip() for line in Text(text).wrap(console, width, overflow="fold")] or [
+        ""
+    ]
+
+
 def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
     """Return a table of name and value; a long value wraps within its column.
 
     After ``MOST_FACTS`` rows the number of the others is shown.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold", style="bold")
     table.add_column(overflow="fold")
     shown = [(name, value) for name, value in rows if value not in ("", "-")]
     for name, value in shown[:MOST_FACTS]:

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from planner.cli.cell_text import decision_of, difference, placement_of
 from planner.cli.list_tables import score_columns
 from planner.cli.plan_tables import show_plan
 from planner.cli.report_tables import show_profile, show_report, unit_columns
-from planner.cli.table_layout import Column, show_table, tables
+from planner.cli.table_layout import (
+    Column,
+    Page,
+    facts_table,
+    show_table,
+    tables,
+    wrapped_lines,
+)
 from planner.cost.budget import needed_bytes
 from planner.cost.fit_probability import FitRule, smallest_budget_of
 from planner.placement.placement_table import PlacementRow
@@ -34,7 +45,7 @@ from profiler.records import (
 from profiler.units import GIB, MIB
 from profiler.workload import Candidate, Workload
 
-WIDTHS = (60, 80, 160)
+WIDTHS = (40, 60, 80, 160)
 GPU = DeviceLabel(name="rtx-2060-super", full_name="NVIDIA GeForce RTX 2060 SUPER", kind="cuda")
 CPU = DeviceLabel(name="cpu", full_name="the processor of this machine", kind="cpu")
 CANDIDATE = Candidate(
@@ -138,7 +149,56 @@ PAGES: dict[str, Callable[[Console], None]] = {
 def test_no_line_is_wider_than_the_terminal_and_no_cell_is_cut(page: str, width: int) -> None:
     text = printed(PAGES[page], width=width)
     assert all(len(line) <= width for line in text.splitlines())
-    assert "…" not in text
+    assert not letters(printed(PAGES[page], width=1000)) - letters(text)
+
+
+def letters(text: str) -> Counter[str]:
+    """Number of times that each character is printed: a cut text has fewer than a whole one."""
+    return Counter("".join(text.split()))
+
+
+NUMBERS = st.integers(0, 10**6).map(str)
+WORDS = st.integers(1, 60).flatmap(lambda size: st.text("abc/._ ", min_size=size, max_size=size))
+"""Texts of any length up to 60, with and without spaces."""
+
+
+@given(
+    st.lists(st.tuples(WORDS, WORDS, NUMBERS, WORDS), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.integers(40, 160),
+)
+def test_tables_of_any_texts_lose_no_character(
+    rows: list[tuple[str, str, str, str]], keys: int, width: int
+) -> None:
+    unit, method, size, why = zip(*rows, strict=True)
+    columns = [
+        Column(header="", cells=unit, justify="left"),
+        Column(header="", cells=method, justify="left"),
+        Column(header="", cells=size),
+        Column(header="", cells=why, justify="left", wraps=True),
+    ]
+    parts = tables(columns, keys=keys, width=width)
+    printed_cells = Counter[str]()
+    for number, column in enumerate(columns):
+        if number < keys or not column.is_empty:
+            times = len(parts) if number < keys else 1
+            printed_cells += letters("".join(column.cells) * times)
+    text = printed(lambda console: Page(console).block(*parts), width=width)
+    assert letters(text) == printed_cells
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4), st.integers(40, 160))
+def test_facts_of_any_names_lose_no_character(facts: list[tuple[str, str]], width: int) -> None:
+    text = printed(lambda console: Page(console).block(facts_table(facts)), width=width)
+    assert letters(text) == letters("".join(name + value for name, value in facts))
+
+
+@given(st.text("ab 写-", max_size=200), st.integers(4, 60))
+def test_wrapped_lines_lose_no_character_and_fit(text: str, width: int) -> None:
+    lines = wrapped_lines(text, width)
+    assert letters("".join(lines)) == letters(text)
+    assert all(cell_len(line) <= width for line in lines)
 
 
 @pytest.mark.parametrize("images", [None, [], {"name": 3}, {"name": "x", "train_images": -1}])

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from planner.cli.first_screen import MOST_LINES, show_first_screen, usage_bar, watt_hours
+from planner.cli.cell_text import watt_hours
+from planner.cli.first_screen import MOST_LINES, show_first_screen, usage_bar
 from planner.plan import Accuracy, Plan
 from planner.recipe import Recipe
 from planner.recommendation.answer import Alternative, FrontEntry, Recommendation
@@ -46,7 +47,7 @@ GPU = DeviceLabel(
     note="no GPU was found here, so this is for the study's RTX 2060 SUPER",
 )
 UNKNOWN = Accuracy(value=None, source="no published accuracy on digits was found", kind="none")
-LONG_WHY = "six methods are expected to be equally accurate on ViTs and few images; " * 6
+LONG_WHY = "six methods are expected to be equally accurate on ViTs and few images; " * 4
 
 
 def plan(method: str = "lora", *, need: int = 1200 * MIB, **changes: object) -> Plan:

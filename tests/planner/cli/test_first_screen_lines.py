@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from test_first_screen import GPU, UNKNOWN, answer, frozen_option, plan, screen
 
+from planner.cli.alternative_rows import LEAST_ROWS
 from planner.cli.first_screen import MOST_LINES
 from planner.plan import FitProbability, Plan
 from planner.recipe import Recipe
 from planner.recommendation.answer import Alternative, AlternativeName, Recommendation
 from planner.recommendation.baselines import Baseline
+from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.training.images.image_set import DataSource
 from profiler.models.backbones import ALIASES
@@ -149,13 +151,23 @@ DATA = st.one_of(
 
 
 @settings(max_examples=25, deadline=None)
-@given(answers(), st.sampled_from((80, 120)))
-def test_every_answer_is_one_screen_with_its_command(shown: Recommendation, width: int) -> None:
+@given(answers(), st.sampled_from((40, 56, 80, 120)))
+def test_every_answer_is_shown_whole_with_its_command(shown: Recommendation, width: int) -> None:
     lines = screen(shown, width=width).splitlines()
     # a terminal wraps what is wider: only commands are, so that they can be copied
-    assert sum(max(1, math.ceil(cell_len(line) / width)) for line in lines) <= MOST_LINES
     wide = [line for line in lines if cell_len(line) > width]
     assert all(line.startswith("budgetplan ") for line in wide)
+    entry = shown.front[shown.recommended]
+    text = "".join("".join(lines).split())
+    for sentence in (shown.why, entry.expected.reason, entry.plan.candidate.workload.model):
+        if sentence != entry.expected.reason or not ranks_candidates(entry.plan):
+            assert "".join(sentence.split()) in text
+    # beyond one screen there are at most the least alternatives, each in few lines
+    used = sum(max(1, math.ceil(cell_len(line) / width)) for line in lines)
+    if width >= 80 and used > MOST_LINES and "OR" in (line[:2] for line in lines):
+        first = next(i for i, line in enumerate(lines) if line.startswith("OR"))
+        rows = lines[first + 1 : lines.index("", first)]
+        assert sum(not line.startswith("    ") for line in rows) <= LEAST_ROWS
     entry = shown.front[shown.recommended]
     assert any(line.endswith(f"budgetplan train {entry.file}") for line in lines)
     if shown.recommended_training_free is not None:
@@ -168,26 +180,31 @@ def test_every_answer_is_one_screen_with_its_command(shown: Recommendation, widt
         assert f"\n  {fact} " in text
 
 
-def test_a_long_path_takes_lines_from_sentences_and_not_from_alternatives() -> None:
-    shown = answer(plan(), plan("full", need=1800 * MIB), plan("head", need=700 * MIB))
-    short = screen(shown)
+def test_a_long_path_takes_lines_from_alternatives_and_not_from_sentences() -> None:
+    shown = answer(*(plan(name) for name in ("lora", "full", "head", "bn_head")), why="it is cheap")
     (entry, *rest) = shown.front
-    deep = replace(entry, file=Path("/" + "deep/" * 90) / entry.file)
-    long = screen(replace(shown, front=(deep, *rest)))
+    deep = replace(entry, file=Path("/" + "deep/" * 180) / entry.file)
+    short, long = screen(shown), screen(replace(shown, front=(deep, *rest)))
+    assert "\n  smallest" in short and "\n  smallest" not in long
     for text in (short, long):
         assert all(f"\n  {name}" in text for name in ("fastest", "full"))
-    assert len(long.splitlines()) < len(short.splitlines())
+        assert "measures it on test images." in " ".join(text.split())
 
 
-def test_a_long_name_of_the_images_leaves_their_number_and_the_budget() -> None:
+def test_in_a_narrow_terminal_an_alternative_is_a_paragraph_of_all_its_cells() -> None:
+    text = screen(answer(plan(), plan("adaptformer", need=600 * MIB)), width=40)
+    said = "fastest: adaptformer r8, optimal, batch 32x1, fp16, 0.63 GB, 640 images/s, 0.8 Wh,"
+    assert f"{said} same tier" in " ".join(text.split())
+
+
+def test_a_long_name_of_the_images_wraps() -> None:
     shown = answer(plan())
     data = "/home/user/" + "a-folder/" * 20 + "flowers"
     run = SimpleNamespace(data=data, device="cpu", weights=None)
     request: Any = SimpleNamespace(**{**vars(shown.request), "run": run})
-    first, second, *_ = screen(replace(shown, request=request)).splitlines()
-    assert first.startswith("vit_small_patch16_224 on /home/user/") and first.endswith("flowers")
-    assert len(first) <= 80
-    assert second == "(1,295 images, 10 classes), 224 px; 2.00 GB"
+    lines = screen(replace(shown, request=request)).splitlines()
+    end = lines.index("(1,295 images, 10 classes), 224 px; 2.00 GB")
+    assert "".join(lines[:end]).replace(" ", "") == f"vit_small_patch16_224on{data}"
 
 
 def test_of_a_folder_the_images_to_train_and_to_test_are_shown() -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import planner.training.validation
-from planner.cli.first_screen import training_steps
+from planner.cli.cell_text import training_steps
 from planner.cost.budget import needed_bytes, round_up_to_printed
 from planner.plan import Accuracy, read_plan, write_plan
 from planner.recommendation.answer import FrontEntry, Recommendation, candidate_summary
