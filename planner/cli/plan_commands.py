@@ -200,6 +200,9 @@ def train(
 
     A plan without fine-tuning, of kind features, gets its linear probe fitted.
     """
+    from planner.api.arguments import found_device
+    from profiler.units import format_asked
+
     if api.is_without_tuning(plan):
         from planner.cli.training_free_commands import fit_probe
 
@@ -218,6 +221,11 @@ def train(
     planned = api.load_plan(plan)
     with progress_bar(progress, as_json=as_json) as notify:
         notify("train", "building the model", 0.0)
+        if found_device(device) == "cpu":
+            notify.message(
+                f"the plan's budget of {format_asked(planned.budget_bytes)} is not enforced on a "
+                "CPU, only on a GPU; `budgetplan validate` runs a few steps under it"
+            )
         # the other options are arguments of the same names
         result = api.train(
             plan,

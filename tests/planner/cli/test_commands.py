@@ -373,6 +373,7 @@ def test_training_in_fp16_on_a_cpu_is_warned_of() -> None:
     asked = [word.replace("fp32", "fp16") for word in ASK]
     plan = answer(*asked, "--vram", "2GB")["plan_files"][0]
     result = call("train", plan, "--device", "cpu", "--steps", "1", "--no-pretrained")
+    assert result.stderr.count("is not enforced on a CPU") == 1
     assert result.exit_code == 0, result.stderr
     assert "this plan trains in fp16" in result.stderr
     assert "digits test images right, random weights" in result.stdout
