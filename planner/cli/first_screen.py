@@ -48,6 +48,10 @@ LABEL_COLUMNS = 11
 
 USAGE_CELLS = 20
 
+FAR_OFF = 0.3
+"""Relative difference of a measured step from the predicted one above which it is shown, also
+within the predicted interval."""
+
 LEAST_WIDTH, FULL_WIDTH = 40, 80
 """Narrowest terminal that is laid out for, and the one that ``MOST_LINES`` are for. A terminal
 between them may have more lines, for as many characters."""
@@ -168,6 +172,7 @@ def _facts(answer: Recommendation) -> Iterator[tuple[str, str]]:
     checks = "; ".join([*_rehearsal(plan), *_real_run(answer)])
     if checks:
         yield "checked", checks
+    yield from _measured_time(answer)
     yield "why", answer.why or answer.reason
 
 
@@ -254,6 +259,31 @@ def _real_run(answer: Recommendation) -> Iterator[str]:
         yield f"{steps}really run on {run.device.name}: {size}, prediction {error:+z.1f} %"
     else:  # a CPU takes other bytes than the planned GPU
         yield f"{steps}really run on this CPU: {size} of tensors, predicted for it {error:+z.1f} %"
+
+
+def _measured_time(answer: Recommendation) -> Iterator[tuple[str, str]]:
+    """Yield the measured step and its training, if it is far from the predicted one.
+
+    A run on the CPU in place of the planned GPU says nothing about the plan's time.
+    """
+    entry = answer.front[answer.recommended]
+    plan, run = entry.plan, entry.plan.measurement
+    if run is None or entry.host_prediction is not None:
+        return
+    measured, predicted = run.step_seconds, plan.prediction.step_seconds
+    interval, steps = plan.prediction.step_seconds_interval, training_steps(answer, plan)
+    if measured is None or not predicted:
+        return
+    is_outside = interval is not None and not interval.low <= measured <= interval.high
+    if not is_outside and abs(measured / predicted - 1) <= FAR_OFF:
+        return
+    text = (
+        f"measured {format_seconds(measured)} a step, predicted {seconds_text(predicted, interval)}"
+    )
+    if steps is not None and plan.recipe is not None:
+        whole, before = format_seconds(steps * measured), format_seconds(steps * predicted)
+        text += f": {_epochs(plan.recipe.epochs)} take {whole}, not {before}"
+    yield ("slower" if measured > predicted else "faster"), text
 
 
 def _labelled(label: str, text: str, *, width: int) -> list[str]:

@@ -345,3 +345,38 @@ def test_a_power_limit_stands_beside_the_energy_that_it_holds_for() -> None:
     limited = plan()
     limited = replace(limited, prediction=replace(limited.prediction, power_limit_watts=140.0))
     assert "9 J a step at a limit of 140 W" in screen(answer(limited))
+
+
+def measured_answer(seconds: float, interval: ValueInterval | None = None) -> Recommendation:
+    """An answer that predicts 50 ms a step and 16 s of training, and measured other ones."""
+    base = plan()
+    predicted = replace(base.prediction, step_seconds_interval=interval)
+    run = replace(predicted, rung=Rung.MEASURED, step_seconds=seconds, step_seconds_interval=None)
+    return answer(replace(base, prediction=predicted, measurement=run), why="it is cheap")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "interval", "said"),
+    [
+        (0.1, None, "slower measured 100 ms a step, predicted 50 ms: 8 epochs take 32 s, not 16 s"),
+        (0.02, None, "faster measured 20 ms a step, predicted 50 ms: 8 epochs take 6.4 s, not"),
+        (0.06, (0.045, 0.055), "slower measured 60 ms a step, predicted 50 ms (45 to 55): 8"),
+        (0.07, (0.01, 0.1), "slower measured 70 ms a step, predicted 50 ms (10 to 100): 8 epochs"),
+    ],
+)
+def test_a_measured_step_far_from_the_predicted_one_is_said(
+    seconds: float, interval: tuple[float, float] | None, said: str
+) -> None:
+    low_high = None if interval is None else ValueInterval(low=interval[0], high=interval[1])
+    text = screen(measured_answer(seconds, low_high), width=120)
+    assert said in " ".join(text.split())
+
+
+def test_a_measured_step_is_not_said_where_it_is_near_or_of_another_device() -> None:
+    near = screen(measured_answer(0.06))
+    far = measured_answer(0.1)
+    (entry,) = far.front
+    other = replace(far, front=(replace(entry, host_prediction=entry.plan.prediction),))
+    for text in (near, screen(other)):
+        assert "checked" in text
+        assert "slower" not in text
