@@ -14,7 +14,7 @@ GET    /docs                        OpenAPI
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib import resources
@@ -22,7 +22,6 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from planner.service.access import LARGEST_BODY, Refusal, check_request, too_large
@@ -115,7 +114,7 @@ async def ask(
     jobs: Jobs = request.app.state.jobs
     job = jobs.ask(read_question(await _body(request)))
     if wait and not job.is_over:
-        await run_in_threadpool(jobs.wait, job, wait)
+        await jobs.wait(job, wait)
     return _answer(job)
 
 
@@ -188,13 +187,13 @@ def _answer(job: Job) -> Response:
     return JSONResponse(job.to_json(), status_code=status)
 
 
-def _events(jobs: Jobs, job: Job) -> Iterator[str]:
+async def _events(jobs: Jobs, job: Job) -> AsyncIterator[str]:
     while True:
         seen = job.activity, job.fraction
         yield f"data: {json.dumps(job.to_json())}\n\n"
         if job.is_over:
             return
-        jobs.wait(job, MOST_SECONDS_TO_WAIT, seen=seen)
+        await jobs.wait(job, MOST_SECONDS_TO_WAIT, seen=seen)
 
 
 def _refusal_response(refusal: Refusal) -> JSONResponse:

@@ -11,9 +11,11 @@ An answer is kept for ever, an error is not: the next question of the same conte
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,9 @@ JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 
 QUESTION_SECONDS = 900.0
 """Time after which a question is stopped."""
+
+SECONDS_BETWEEN_LOOKS = 0.1
+"""Time between two looks at a job that a client waits for."""
 
 _defects = logging.getLogger(__name__)
 
@@ -154,14 +159,18 @@ class Jobs:
                 self._waiting.remove(job)
                 self._end(job, "cancelled", "")
 
-    def wait(self, job: Job, seconds: float, *, seen: tuple[str, float] | None = None) -> None:
-        """Wait until a job is over, or shows something else than ``seen``."""
+    async def wait(
+        self, job: Job, seconds: float, *, seen: tuple[str, float] | None = None
+    ) -> None:
+        """Wait until a job is over, or shows something else than ``seen``.
 
-        def is_new() -> bool:
-            return job.is_over or (seen is not None and (job.activity, job.fraction) != seen)
-
-        with self._change:
-            self._change.wait_for(is_new, timeout=seconds)
+        The state is polled. A thread for each waiting client would leave none for other requests.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if job.is_over or (seen is not None and (job.activity, job.fraction) != seen):
+                return
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
     def close(self) -> None:
         """End all jobs and their processes."""

@@ -111,7 +111,7 @@ def _add_questions(server: MCPServer, jobs: Jobs) -> None:
             },
         )  # fmt: skip
         job = _asked(jobs, question)
-        await to_thread.run_sync(jobs.wait, job, TOOL_WAIT_SECONDS)
+        await jobs.wait(job, TOOL_WAIT_SECONDS)
         return _job_answer(job)
 
     @server.tool(name="plan_file")

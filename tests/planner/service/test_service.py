@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -229,8 +231,38 @@ def test_a_question_that_is_being_cancelled_can_be_asked_again(
     second = jobs.ask(question)
     assert second is not first
     process.goes_on.set()
-    jobs.wait(second, 10)
+    asyncio.run(jobs.wait(second, 10))
     assert (first.status, second.status, process.calls) == ("cancelled", "done", 2)
+    jobs.close()
+
+
+@pytest.mark.parametrize("way", ["GET /v1/questions/{}/events", "POST /v1/questions?wait=30"])
+def test_clients_that_wait_keep_no_other_from_an_answer(
+    tmp_path: Path, process: ToyProcess, way: str
+) -> None:
+    """More clients wait than the pool has threads (40)."""
+    jobs = Jobs(tmp_path)
+    job = jobs.ask(ServiceQuestion(model="vit_s", vram="1GB"))
+    app = create_app(jobs, hosts=frozenset({"test"}))
+    method, path = way.format(job.id).split()
+    body = {"model": "vit_s", "vram": "1GB"} if method == "POST" else None
+
+    async def run() -> int:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://test"
+        ) as client:
+            waiting = [
+                asyncio.create_task(client.request(method, path, json=body)) for _ in range(60)
+            ]
+            await asyncio.sleep(0.5)
+            try:
+                answer = await asyncio.wait_for(client.get("/v1/devices"), 10)
+            finally:
+                process.goes_on.set()
+            assert {each.status_code for each in await asyncio.gather(*waiting)} == {200}
+            return answer.status_code
+
+    assert asyncio.run(run()) == 200
     jobs.close()
 
 
@@ -253,7 +285,7 @@ def test_a_defect_is_logged_for_the_operator_and_not_shown(
     monkeypatch.setattr("planner.service.jobs.run_in_process", broken)
     jobs = Jobs(tmp_path)
     job = jobs.ask(ServiceQuestion(model="vit_s", vram="1GB"))
-    jobs.wait(job, 10)
+    asyncio.run(jobs.wait(job, 10))
     jobs.close()
     assert json.loads(job.text)["message"] == "KeyError"
     (record,) = caplog.records
