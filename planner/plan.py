@@ -309,7 +309,10 @@ def planned_data(provenance: Mapping[str, Any]) -> str:
     """
     name = provenance.get("data")
     if name is None:
-        raise InputError("the plan does not say which images it was made for; name them: --data")
+        raise InputError(
+            "the plan does not say which images it was made for; name them: --data, or in Python "
+            "the parameter data"
+        )
     return str(name)
 
 

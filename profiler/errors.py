@@ -116,6 +116,18 @@ class UsageError(BudgetplanError):
     kind = "usage"
 
 
+def check_whole_number(name: str, value: object, *, least: int) -> None:
+    """Refuse a value that is no whole number, or is too low; True counts as none.
+
+    Raises:
+        UsageError: the value is refused.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise UsageError(f"{name} must be at least {least}, got {value!r}")
+
+
 class UnknownNameError(UsageError):
     """A name is not in a registry.
 

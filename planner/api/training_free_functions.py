@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from planner.api.arguments import device_name, found_device, no_progress, parse_size
 from planner.api.early_checks import check_input, check_names, check_plan_folder
-from profiler.errors import InputError, UsageError
+from profiler.errors import InputError, UsageError, check_whole_number
 
 if TYPE_CHECKING:
     from planner.plan import CandidateKind
@@ -172,8 +172,8 @@ def zero_shot(
     if found.kind == "features":
         raise UsageError(f"{model} has no class names to compare with; use `budgetplan features`")
     for name, value in (("images", images), ("batch", batch)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be positive, got {value}")
+        if value is not None:
+            check_whole_number(name, value, least=1)
     if four_bit and found.kind != "prompted":
         raise UsageError(f"only prompted models are stored in 4 bits; {model} is contrastive")
     if found.kind == "prompted" and len(prompts) > 1:

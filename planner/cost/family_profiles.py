@@ -134,10 +134,6 @@ class FamilyProfiles:
             for size in {workload.micro_batch, *micro_batches}:
                 self.allocator.overhead(workload.replace(micro_batch=size), COMMON_OPTIONS)
 
-    def is_stored(self, workload: Workload) -> bool:
-        """Return whether the store has all that ``prepare`` makes with the default options."""
-        return self.has_units(workload) and self.has_update(workload)
-
     def has_units(self, workload: Workload, micro_batches: Collection[int] = ()) -> bool:
         """Return whether the store has what ``prepare_units`` makes with the default options.
 

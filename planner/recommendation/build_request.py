@@ -42,7 +42,7 @@ from planner.search.space import (
 from planner.target_device import TargetDevice, find_target
 from planner.training.run_options import LEAST_STEPS, RunOptions
 from planner.training_free.options import check_libraries
-from profiler.errors import UsageError
+from profiler.errors import UsageError, check_whole_number
 from profiler.models import backbones
 from profiler.models.forward_check import check_forward
 from profiler.timing.rates import check_power_limit
@@ -96,7 +96,13 @@ def build_request(
         InputError: the weights or the data cannot be read.
     """
     # first the options that need neither backbone nor images
-    _check_whole_numbers(effective_batch=effective_batch, validations=validations, steps=steps)
+    _check_whole_numbers(
+        effective_batch=effective_batch,
+        validations=validations,
+        steps=steps,
+        trials=trials,
+        image_size=image_size,
+    )
     check_objective(objective)
     check_risk(risk)
     chosen_levers = parse_levers(levers)
@@ -160,21 +166,28 @@ def build_request(
 
 
 def _check_whole_numbers(
-    *, effective_batch: int, validations: int | None, steps: int | None
+    *,
+    effective_batch: int,
+    validations: int | None,
+    steps: int | None,
+    trials: int | None,
+    image_size: int | None,
 ) -> None:
     """Refuse numbers that the search or the real runs would refuse after minutes.
 
     Raises:
-        UsageError: one is too low.
+        UsageError: one is no whole number, or too low.
     """
     lowest = {
         "effective_batch": (effective_batch, 1),
         "validations": (validations, 0),
         "steps": (steps, LEAST_STEPS),
+        "trials": (trials, 1),
+        "image_size": (image_size, 1),
     }
     for name, (value, least) in lowest.items():
-        if value is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}, got {value!r}")
+        if value is not None:
+            check_whole_number(name, value, least=least)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from profiler.errors import UsageError
+from profiler.errors import UsageError, check_whole_number
 
 Direction = Literal["maximize", "minimize"]
 """Whether larger or smaller values of an objective are better."""
@@ -196,8 +196,7 @@ class HypervolumeStagnation:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise UsageError(f"window must be a positive integer, got {self.window!r}")
+        check_whole_number("window", self.window, least=1)
         if not self.tolerance >= 0:
             raise UsageError(f"tolerance must be 0 or more, got {self.tolerance!r}")
 

@@ -51,7 +51,7 @@ from planner.search.storage import default_storage, open_study, storage_errors
 from planner.search.storage_url import mask_url
 from planner.search.study_lock import StudyLock, check_storage, opened_storage
 from planner.search.trial_records import TrialRecords
-from profiler.errors import BudgetplanError, InfeasibleError, UsageError
+from profiler.errors import BudgetplanError, InfeasibleError, check_whole_number
 
 DEFAULT_TRIALS = 200
 """Trials of the sampler if the space is too large to evaluate every point."""
@@ -89,8 +89,8 @@ def search(
         InputError: the storage cannot be used, or its study belongs to another problem.
         InfeasibleError: not even the placement that stores least can be made.
     """
-    if trials is not None and trials < 1:
-        raise UsageError(f"trials must be a positive integer, got {trials!r}")
+    if trials is not None:
+        check_whole_number("trials", trials, least=1)
     url = storage or default_storage(study_name)
     check_storage(url)
     with (

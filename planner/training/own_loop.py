@@ -21,7 +21,7 @@ from planner.training.loop import LoopImages
 from planner.training.parameter_groups import parameter_groups
 from planner.training.plan_check import load_data_for
 from planner.training.zero_classifier import zero_new_classifier
-from profiler.errors import InputError, UsageError
+from profiler.errors import InputError, check_whole_number
 from profiler.models.backbones import WeightSource
 from profiler.models.build import load_backbone as build_backbone
 from profiler.models.methods import get_method
@@ -79,8 +79,7 @@ def schedule_of(
 
     A method with a schedule of its own (AdaLoRA) gets the number of steps.
     """
-    if total_steps < 1:
-        raise UsageError(f"total_steps must be positive, got {total_steps!r}")
+    check_whole_number("total_steps", total_steps, least=1)
     recipe = plan.require_recipe()
     get_method(plan.candidate.workload.method).on_training_start(model, total_steps=total_steps)
 

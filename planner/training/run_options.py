@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.errors import UsageError
+from profiler.errors import check_whole_number
 
 LEAST_STEPS = 2
 """Steps of a validation or a rehearsal: the first one also allocates the optimizer's state."""
@@ -25,7 +25,7 @@ class RunOptions:
         pretrained: whether timm's pretrained weights are loaded when no file is given.
 
     Raises:
-        UsageError: ``steps`` is not positive.
+        UsageError: ``steps`` is no whole number, or is below 1.
     """
 
     data: str
@@ -36,5 +36,5 @@ class RunOptions:
     pretrained: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise UsageError(f"steps must be a positive integer, got {self.steps!r}")
+        if self.steps is not None:
+            check_whole_number("steps", self.steps, least=1)

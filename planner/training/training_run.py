@@ -302,9 +302,7 @@ def _result(
     output: Path,
 ) -> TrainResult:
     """Return the record of a training that has ended."""
-    source = images.source
-    if not session.recipe.selects_epoch:
-        source = source.without_selection()
+    source = images.source if session.recipe.selects_epoch else images.source_of_whole()
     return TrainResult(
         epochs=tuple(state.epochs),
         readings=tuple(state.readings),

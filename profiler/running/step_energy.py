@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 WINDOWS = 3
 
 WINDOW_SECONDS = 1.0
-
-MOST_WINDOW_SECONDS = 10.0
-"""Longest time of a window; a step that takes longer has a window of its own."""
+"""Least time of a window. A step that takes longer is a window."""
 
 
 class StepEnergy(Message, frozen=True, kw_only=True):
@@ -60,8 +58,7 @@ def steps_in_window(step_seconds: float) -> int:
     """Return how many steps a window takes."""
     if step_seconds <= 0:
         return 1
-    wanted = math.ceil(WINDOW_SECONDS / step_seconds)
-    return max(1, min(wanted, math.floor(MOST_WINDOW_SECONDS / step_seconds)))
+    return max(1, math.ceil(WINDOW_SECONDS / step_seconds))
 
 
 def measure_step_energy(

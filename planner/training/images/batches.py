@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from planner.training.images.split import indices_by_label
-from profiler.errors import UsageError
+from profiler.errors import UsageError, check_whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +67,7 @@ def batch_loader(
     import torch
     from torch.utils.data import DataLoader
 
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be a positive integer, got {batch_size!r}")
+    check_whole_number("batch_size", batch_size, least=1)
     if balance and not shuffle:
         raise UsageError("balanced classes need a random order, got shuffle=False")
     if drop_last and len(image_set) < batch_size:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -23,7 +24,7 @@ from planner.training.images.crops import CropRule
 from planner.training.images.image_files import open_image
 from planner.training.images.listing import describe_skipped
 from planner.training.images.split import split_off_selection
-from profiler.errors import UsageError
+from profiler.errors import UsageError, check_whole_number
 from profiler.json_records import NonNegativeInt, read_record
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class DataSource:
         fingerprint: SHA-256 of the pixels and labels, or of a folder's file names and sizes.
         skipped_files: number of files in a folder that are not used.
         skip_reasons: numbers of these files by reason; empty in records of earlier versions.
-        copied_images: number of selection and test images that are copies of training images; None
-            if they were not compared.
+        copied_images: number of selection and test images that are copies of training images, or
+            of test images where there is no selection part; None if they were not compared.
     """
 
     name: str
@@ -76,22 +77,14 @@ class DataSource:
         """
         return read_record(cls, data, part=part, dropped=[])
 
-    def without_selection(self) -> Self:
-        """Return the source of a training that also trains on the selection part."""
-        return replace(
-            self,
-            train_images=self.train_images + (self.selection_images or 0),
-            selection_images=None,
-            copied_images=None,
-        )
-
     def __str__(self) -> str:
         text = f"{self.name}: {self.train_images} training images, "
         if self.selection_images is not None:
             text += f"{self.selection_images} for selection, "
         text += f"{self.held_out_images} for the test"
         if self.copied_images:
-            text += f"; {self.copied_images} of the latter two are copies of training images"
+            others = "the latter" if self.selection_images is None else "the latter two"
+            text += f"; {self.copied_images} of {others} are copies of training images"
         return f"{text}, {self.skipped_text()}" if self.skipped_files else text
 
     def skipped_text(self) -> str:
@@ -121,8 +114,7 @@ class InputFormat:
     resampling: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise UsageError(f"image_size must be a positive integer, got {self.image_size!r}")
+        check_whole_number("image_size", self.image_size, least=1)
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) != 3:
@@ -307,3 +299,16 @@ class ImageData:
             images.append(part.images[i])
             labels.append(part.labels[i])
         return replace(self.train, images=images, labels=labels)
+
+    def source_of_whole(self) -> DataSource:
+        """Return the source of a training on ``training_whole``."""
+        whole = self.training_whole()
+        copies = None
+        with suppress(OSError):  # the record of a training outlives its files
+            copies = count_copies(whole.images, (self.test.images,))
+        return replace(
+            self.source,
+            train_images=len(whole),
+            selection_images=None,
+            copied_images=copies,
+        )

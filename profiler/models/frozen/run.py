@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from profiler.errors import UsageError
+from profiler.errors import UsageError, check_whole_number
 from profiler.models.frozen.decoder_cache import cache_name, decoder_of, repeated_cache
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class InferenceLoad:
 
     def __post_init__(self) -> None:
         for name in ("batch", "num_classes", "prompt_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be positive, got {getattr(self, name)!r}")
+            check_whole_number(name, getattr(self, name), least=1)
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise UsageError(f"dtype must be float32, float16 or bfloat16, got {self.dtype!r}")
 

@@ -178,6 +178,19 @@ def test_weights_that_cannot_be_loaded_end_a_plan_for_pretrained_ones(
     assert load_backbone(plan_of(), pretrained=False).weights.kind == "random"
 
 
+def test_a_plan_without_images_names_the_parameter_of_a_python_caller() -> None:
+    import inspect
+
+    import planner
+
+    plan = replace(make_plan(Workload(model="test_vit", num_classes=10)), provenance={})
+    with pytest.raises(InputError, match="does not say which images") as caught:
+        planner.load_images(plan)
+    assert "--data" in str(caught.value)
+    named = str(caught.value).rpartition("the parameter ")[2]
+    assert named in inspect.signature(planner.load_images).parameters
+
+
 def test_timm_trains_all_weights_only() -> None:
     with pytest.raises(UsageError, match="the plan's method is lora"):
         timm_arguments(plan_of())

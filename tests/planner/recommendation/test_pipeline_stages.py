@@ -20,7 +20,10 @@ from planner.recommendation.recipes import plan_recipe
 from planner.recommendation.request import Limits, Request
 from planner.recommendation.smaller_images import with_smaller_images
 from planner.scoring.accuracy_prior import AccuracyEstimate
+from planner.search.pareto import HypervolumeStagnation
+from planner.training.images.image_set import InputFormat
 from planner.training.probe_records import Learner, LearnerRule
+from planner.training.run_options import RunOptions
 from planner.training_free import options
 from profiler.devices.table import device_spec
 from profiler.errors import InfeasibleError, InputError, UnmetLimitError, UsageError
@@ -118,11 +121,26 @@ def test_missing_libraries_are_refused_before_the_search(monkeypatch: pytest.Mon
             build_request("test_vit", budget_bytes=2 * GIB, **wish)
 
 
-@pytest.mark.parametrize("wish", [{"steps": 1}, {"effective_batch": 0}, {"validations": -1}])
-def test_numbers_are_refused_by_name_before_anything_is_read(wish: dict[str, int]) -> None:
-    (name,) = wish
-    with pytest.raises(UsageError, match=f"^{name} must be at least"):
+@pytest.mark.parametrize("value", [-1, 2.5, True, "3"])
+@pytest.mark.parametrize(
+    "name", ["steps", "effective_batch", "validations", "trials", "image_size"]
+)
+def test_numbers_are_refused_by_name_before_anything_is_read(name: str, value: object) -> None:
+    rule = "at least" if value == -1 else "a whole number"
+    wish: Any = {name: value}
+    with pytest.raises(UsageError, match=f"^{name} must be {rule}"):
         build_request("test_vit", budget_bytes=2 * GIB, data="/no/such/folder", **wish)
+
+
+@pytest.mark.parametrize("value", [0, 2.5, True])
+def test_a_number_of_steps_or_images_is_whole(value: Any) -> None:
+    for call in (
+        lambda: RunOptions(data="digits", steps=value),
+        lambda: InputFormat(image_size=value, mean=(0.0,) * 3, std=(1.0,) * 3),
+        lambda: HypervolumeStagnation(window=value),
+    ):
+        with pytest.raises(UsageError, match=r"must be (at least 1|a whole number), got"):
+            call()
 
 
 def test_limits_of_time_hold_for_the_plain_step_if_that_with_levers_is_not_predicted(

@@ -121,7 +121,7 @@ def test_wrong_arguments_are_one_line(pictures: Path, tmp_path: Path) -> None:
     refused("only prompted models are stored in 4 bits", four_bit=True)
     refused("asked one question, got 2 prompts", model="smolvlm", prompts=("a", "b"))
     refused(r"has \{\} once", prompts=("a photo",))
-    refused("images must be positive", images=0)
+    refused("images must be at least 1", images=0)
     refused("does not exist", kind=InputError, weights=tmp_path / "none")
     short = tmp_path / "short.txt"
     short.write_text("one\ntwo\n")

@@ -108,5 +108,5 @@ def test_impossible_batches(digits):
     part = digits.test.sample(5, seed=0)
     with pytest.raises(UsageError, match="larger than the data set of 5 images"):
         batch_loader(part, batch_size=6, shuffle=True, seed=0, drop_last=True)
-    with pytest.raises(UsageError, match="positive"):
+    with pytest.raises(UsageError, match="batch_size must be at least 1"):
         batch_loader(part, batch_size=0, shuffle=True, seed=0, drop_last=False)
