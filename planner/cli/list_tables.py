@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,30 +11,47 @@ from rich.text import Text
 
 from planner.cli.cell_text import probability_text
 from planner.cli.table_layout import Column, Page, facts_table, tables
-from planner.scoring.netscore import FORMULAS, Scores
+from planner.scoring.counted_accuracy import counted_interval, counted_text, supported_digits
+from planner.scoring.netscore import ACCURACY_EXPONENT, FORMULAS, Scores
 from planner.scoring.training_scores import TRAINING_FORMULAS
 from profiler.units import format_bytes, format_count, format_joules, format_seconds
 
 if TYPE_CHECKING:
     from planner.methods.describe import MethodFacts
     from planner.methods.matrix import MethodMatrix
+    from planner.recommendation.compare_scores import ScoreTarget
     from planner.training_free.options import TrainingFreeOption
     from profiler.devices.table import DeviceSpec
     from profiler.models.methods import MethodInfo
 
 
-def score_columns(scores: Scores) -> list[Column]:
-    """Return the scores that could be computed, one in a row."""
+def score_columns(scores: Scores, accuracy: float, images: int | None) -> list[Column]:
+    """Return the scores that could be computed, one in a row.
+
+    Args:
+        scores: the scores.
+        accuracy: accuracy as a fraction.
+        images: number of images that it was counted on; None if it is not known.
+    """
     known = {name: value for name, value in scores.to_json().items() if value is not None}
     return [
         Column(header="score", cells=list(known), justify="left"),
-        Column(header="value", cells=[f"{value:.4f}" for value in known.values()]),
+        Column(
+            header="value",
+            cells=[
+                f"{value:.{_score_digits(accuracy, images, is_ratio=name[:3] in ('sam', 'ppt'))}f}"
+                for name, value in known.items()
+            ],
+        ),
         Column(header="formula", cells=[FORMULAS[name][0] for name in known], justify="left"),
     ]
 
 
 def training_score_columns(
-    scores: Mapping[str, float | None], exponents: tuple[float, float]
+    scores: Mapping[str, float | None],
+    exponents: tuple[float, float],
+    accuracy: float,
+    images: int | None,
 ) -> list[Column]:
     """Return the training scores that could be computed, with their exponents."""
     known = {name: value for name, value in scores.items() if value is not None}
@@ -44,20 +62,59 @@ def training_score_columns(
     ]
     return [
         Column(header="score", cells=list(known), justify="left"),
-        Column(header="value", cells=[f"{value:.4f}" for value in known.values()]),
+        Column(
+            header="value",
+            cells=[
+                f"{value:.{_score_digits(accuracy, images, exponent=exponents[0])}f}"
+                for value in known.values()
+            ],
+        ),
         Column(header="formula", cells=formulas, justify="left"),
     ]
 
 
 def compared_score_columns(
-    names: Sequence[str], scores: Sequence[Mapping[str, float | None]]
+    targets: Sequence[ScoreTarget], scores: Sequence[Mapping[str, float | None]]
 ) -> list[Column]:
     """Return the training scores of several plans, one plan in a row."""
-    columns = [Column(header="plan", cells=list(names), justify="left", wraps=True)]
+    columns = [
+        Column(
+            header="plan", cells=[str(each.path) for each in targets], justify="left", wraps=True
+        ),
+        Column(header="accuracy", cells=[_compared_accuracy(each) for each in targets]),
+    ]
+    digits = [_score_digits(each.accuracy_percent / 100, each.images) for each in targets]
     for name in TRAINING_FORMULAS:
-        cells = ["-" if each[name] is None else f"{each[name]:.4f}" for each in scores]
+        cells = [
+            "-" if each[name] is None else f"{each[name]:.{places}f}"
+            for each, places in zip(scores, digits, strict=True)
+        ]
         columns.append(Column(header=name, cells=cells))
     return columns
+
+
+def _compared_accuracy(target: ScoreTarget) -> str:
+    fraction = target.accuracy_percent / 100
+    if target.images is None:
+        return f"{target.accuracy_percent:.1f} %"
+    return counted_text(fraction, images=target.images)
+
+
+def _score_digits(
+    accuracy: float,
+    images: int | None,
+    *,
+    exponent: float = ACCURACY_EXPONENT,
+    is_ratio: bool = False,
+) -> int:
+    """Return the digits of a score that the interval of its accuracy supports."""
+    if images is None:
+        return 4
+    low, high = counted_interval(accuracy, images=images)
+    if is_ratio:  # SAM and PPT have values below 1, about as uncertain as the accuracy itself
+        return 1 + supported_digits((high - low) / 2)
+    least = max(low, 1e-3)
+    return supported_digits(10 * exponent * math.log10(max(high, least) / least))
 
 
 def alias_columns(aliases: Mapping[str, str]) -> list[Column]:

@@ -246,11 +246,13 @@ def train(
 
 def _show_result(result: TrainResult) -> None:
     """Print the test accuracy of a training, the weights it began with, its data and folder."""
+    from planner.scoring.counted_accuracy import counted_text
     from planner.training.images.image_set import DataSource
 
-    kind = result.weights.kind
+    kind, images = result.weights.kind, result.readings[-1].images
     click.echo(
-        f"{100 * result.accuracy:.2f} % of the {result.data['name']} test images right, "
+        f"{counted_text(result.accuracy, images=images)} of the {images:,} "
+        f"{result.data['name']} test images right, "
         f"{'weights from a file' if kind == 'file' else f'{kind} weights'}"
     )
     for note in result.weights.notes:

@@ -10,18 +10,21 @@ import click
 
 from planner.cli.options import json_option
 from planner.cli.output import console, print_json
+from planner.scoring.netscore import ACCURACY_EXPONENT, DEPLOYMENT_WEIGHT
 
 if TYPE_CHECKING:
     from planner.scoring.sensitivity import WinningRange
-
-DEFAULT_EXPONENTS = (2.0, 0.125)
-"""Published exponents, which the options change for this project's own scores alone."""
 
 
 @click.command()
 @click.argument("targets", nargs=-1, metavar="[TARGET]...", type=click.Path(path_type=Path))
 @click.option("--accuracy", type=float, help="Top-1 accuracy in percent. [default: TARGET's]")
 @click.option("--parameters", type=float, help="Number of parameters of the model.")
+@click.option(
+    "--trainable-parameters",
+    type=float,
+    help="Number of trainable parameters for PPT. [default: TARGET's, else --parameters]",
+)
 @click.option("--macs", type=float, help="Multiply-accumulates of one inference.")
 @click.option("--flops", type=float, help="Floating-point operations of one inference.")
 @click.option("--inference-seconds", type=float, help="Inference time of the whole test set.")
@@ -31,23 +34,19 @@ DEFAULT_EXPONENTS = (2.0, 0.125)
 @click.option(
     "--accuracy-exponent",
     type=click.FloatRange(min=0),
-    default=DEFAULT_EXPONENTS[0],
-    show_default=True,
-    help="Exponent of the accuracy in the training scores.",
+    help=f"Exponent of the accuracy in the training scores. [default: {ACCURACY_EXPONENT}]",
 )
 @click.option(
     "--cost-exponent",
     type=click.FloatRange(min=0),
-    default=DEFAULT_EXPONENTS[1],
-    show_default=True,
-    help="Exponent of each cost in the training scores.",
+    help=f"Exponent of each cost in the training scores. [default: {DEPLOYMENT_WEIGHT}]",
 )
 @json_option
 def score(
     targets: tuple[Path, ...],
     accuracy: float | None,
-    accuracy_exponent: float,
-    cost_exponent: float,
+    accuracy_exponent: float | None,
+    cost_exponent: float | None,
     as_json: bool,
     **numbers: float | None,
 ) -> None:
@@ -57,12 +56,21 @@ def score(
     of them. Without TARGET, --accuracy is needed. Of several TARGETs, the training scores are
     compared: the output names the winner for each weight of the costs.
     """
+    if not targets and (accuracy_exponent is not None or cost_exponent is not None):
+        raise click.UsageError(
+            "the exponents are those of the training scores, which need a TARGET; the published "
+            "scores keep theirs"
+        )
+    exponents = (
+        ACCURACY_EXPONENT if accuracy_exponent is None else accuracy_exponent,
+        DEPLOYMENT_WEIGHT if cost_exponent is None else cost_exponent,
+    )
     if len(targets) > 1:
         if accuracy is not None or any(value is not None for value in numbers.values()):
             raise click.UsageError(
                 "several plans are compared by their own numbers; give one TARGET with options"
             )
-        _show_comparison(targets, accuracy_exponent, cost_exponent, as_json=as_json)
+        _show_comparison(targets, *exponents, as_json=as_json)
         return
     target = targets[0] if targets else None
     known = _known_numbers(target, {"accuracy_percent": accuracy, **numbers})
@@ -72,7 +80,14 @@ def score(
             if target is None
             else f"{target} has no accuracy that can rank models; give --accuracy"
         )
-    _show_one(target, known, (accuracy_exponent, cost_exponent), as_json=as_json)
+    images = None if target is None or accuracy is not None else _images_of(target)
+    _show_one(target, known, exponents, images=images, as_json=as_json)
+
+
+def _images_of(target: Path) -> int | None:
+    from planner.recommendation.score_inputs import accuracy_images
+
+    return accuracy_images(target)
 
 
 def _show_one(
@@ -80,15 +95,24 @@ def _show_one(
     known: Mapping[str, float],
     exponents: tuple[float, float],
     *,
+    images: int | None,
     as_json: bool,
 ) -> None:
+    from planner.scoring.counted_accuracy import counted_interval, counted_text
     from planner.scoring.netscore import compute_scores
 
     result = compute_scores(**known)
     missing = _missing(known, result.to_json())
     training = _training_scores(target, known["accuracy_percent"], exponents)
+    fraction = known["accuracy_percent"] / 100
     if as_json:
-        print_json(result.to_json() | {"missing": missing, "training": training})
+        ends = None if images is None else counted_interval(fraction, images=images)
+        counted = {
+            "accuracy_percent": known["accuracy_percent"],
+            "test_images": images,
+            "accuracy_interval_percent": None if ends is None else [100 * end for end in ends],
+        }
+        print_json(result.to_json() | {"missing": missing, "training": training} | counted)
         return
     values = [*result.to_json().values(), *(training or {}).values()]
     if all(value is None for value in values):
@@ -100,10 +124,13 @@ def _show_one(
     from planner.cli.list_tables import score_columns, training_score_columns
     from planner.cli.table_layout import show_table
 
-    show_table(score_columns(result), console())
+    if images is not None:
+        text = counted_text(fraction, images=images)
+        click.echo(f"accuracy: {text} of {images:,} test images\n")
+    show_table(score_columns(result, fraction, images), console())
     if training is not None:
         click.echo("\nOf this project, by the predicted cost of training:")
-        show_table(training_score_columns(training, exponents), console())
+        show_table(training_score_columns(training, exponents, fraction, images), console())
     if missing:
         lacking = "; ".join(f"{name}: {', '.join(of)}" for name, of in missing.items())
         click.echo(f"\nNot computed, for lack of: {lacking}")
@@ -132,7 +159,7 @@ def _show_comparison(
     targets: tuple[Path, ...], accuracy_exponent: float, cost_exponent: float, *, as_json: bool
 ) -> None:
     """Print the training scores of several plans, and the winners by the weight of the costs."""
-    from planner.recommendation.compare_scores import compare_plans, read_score_target
+    from planner.recommendation.compare_scores import compare_plans, differences, read_score_target
     from planner.scoring.training_scores import training_scores
 
     read = [read_score_target(path) for path in targets]
@@ -145,7 +172,8 @@ def _show_comparison(
         ).to_json()
         for each in read
     ]
-    winners = compare_plans(read, accuracy_exponent=accuracy_exponent)
+    unlike = differences(read)
+    winners = compare_plans(read, accuracy_exponent=accuracy_exponent) if unlike.is_ranked else {}
     if as_json:
         from dataclasses import asdict
 
@@ -154,9 +182,10 @@ def _show_comparison(
                 "accuracy_exponent": accuracy_exponent,
                 "cost_exponent": cost_exponent,
                 "targets": [
-                    {"path": str(each.path), "accuracy_percent": each.accuracy_percent, **found}
-                    for each, found in zip(read, scores, strict=True)
+                    each.to_json() | found for each, found in zip(read, scores, strict=True)
                 ],
+                "is_ranked": unlike.is_ranked,
+                "differences": list(unlike.lines),
                 "winners": {name: [asdict(r) for r in found] for name, found in winners.items()},
             }
         )
@@ -164,8 +193,10 @@ def _show_comparison(
     from planner.cli.list_tables import compared_score_columns
     from planner.cli.table_layout import show_table
 
-    show_table(compared_score_columns([str(each.path) for each in read], scores), console())
+    show_table(compared_score_columns(read, scores), console())
     click.echo("")
+    for line in unlike.lines:
+        click.echo(line)
     for name, ranges in winners.items():
         click.echo(f"{name}: {'; '.join(map(_range_words, ranges))}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from planner.cli.table_layout import Column, Page, show_table, tables
+from planner.scoring.counted_accuracy import counted_interval, counted_text, supported_digits
 from profiler.units import format_seconds
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ MOST_CLASSES = 20
 def show_evaluation(found: TrainedEvaluation, console: Console) -> None:
     """Print the accuracy of a trained model, in all and by class."""
     page = Page(console)
+    low, high = counted_interval(found.accuracy, images=found.images)
+    digits = supported_digits(100 * (high - low) / 2)
     page.heading(f"{found.trained} on the {found.part} images of {found.data}")
     page.sentences(
         [
-            f"{100 * found.accuracy:.2f} % of {found.images} images right, in "
-            f"{format_seconds(found.seconds)}",
-            f"{100 * found.mean_class_accuracy:.2f} % as the mean over classes",
+            f"{counted_text(found.accuracy, images=found.images)} of {found.images} images right, "
+            f"in {format_seconds(found.seconds)}",
+            f"{100 * found.mean_class_accuracy:.{digits}f} % as the mean over classes",
             f"the training began with {found.weights} weights",
         ]
     )
@@ -39,14 +42,15 @@ def show_zero_shot(found: ZeroShotEvaluation, console: Console) -> None:
     page.heading(f"{found.model} on the {found.part} images of {found.data}")
     how = "by class names" if found.free_answers is None else "by the likelihood of class names"
     sentences = [
-        f"{100 * found.accuracy:.2f} % of {found.images} images right {how}, in "
+        f"{counted_text(found.accuracy, images=found.images)} of {found.images} images right "
+        f"{how}, in "
         f"{format_seconds(found.seconds)}"
     ]
     free = found.free_answers
     if free is not None:
         sentences.append(
-            f"{100 * free.accuracy:.2f} % by free answers; {100 * free.answered:.2f} % of the "
-            "answers name a class"
+            f"{counted_text(free.accuracy, images=found.images)} by free answers; "
+            f"{100 * free.answered:.0f} % of the answers name a class"
         )
     kind = "4-bit weights" if found.is_four_bit else f"{found.dtype} weights"
     count = len(found.prompts)

@@ -41,6 +41,11 @@ def score_inputs(path: Path) -> dict[str, float]:
     return numbers
 
 
+def accuracy_images(path: Path) -> int | None:
+    """Return the number of images that the accuracy was counted on; None where none is recorded."""
+    return read_result(path).readings[-1].images if path.is_dir() else None
+
+
 def read_scored_plan(path: Path) -> Plan:
     """Read a plan file, or the plan in the folder of a training.
 

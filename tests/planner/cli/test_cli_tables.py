@@ -139,7 +139,7 @@ PAGES: dict[str, Callable[[Console], None]] = {
     "placement": lambda console: show_profile(report(), console, placement_rows=PLACED),
     "plan": lambda console: show_plan(plan(report(CPU, "measured")), console),
     "scores": lambda console: show_table(
-        score_columns(compute_scores(accuracy_percent=90.0, parameters=22e6)), console
+        score_columns(compute_scores(accuracy_percent=90.0, parameters=22e6), 0.9, None), console
     ),
 }
 

@@ -8,13 +8,18 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from planner.cli import cli
-from planner.plan import Accuracy, write_plan
+from planner.cli.list_tables import score_columns
+from planner.plan import Accuracy, read_plan, write_plan
+from planner.recommendation.compare_scores import ScoreTarget, differences
 from planner.scoring.netscore import FORMULAS, Scores, compute_scores
+from planner.scoring.training_scores import TrainingCosts
+from profiler.devices.table import device_label
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_plan import make_plan
@@ -109,7 +114,10 @@ def two_plans(folder: Path) -> tuple[Path, Path]:
         accuracy = Accuracy(value=value, source="a paper", kind="published")
         prediction = replace(plan.prediction, step_seconds=seconds)
         path = folder / f"{name}.json"
-        write_plan(replace(plan, accuracy=accuracy, prediction=prediction, provenance={}), path)
+        made = replace(
+            plan, accuracy=accuracy, prediction=prediction, provenance={"data": "digits"}
+        )
+        write_plan(made, path)
         paths.append(path)
     return paths[0], paths[1]
 
@@ -140,6 +148,92 @@ def test_other_exponents_change_the_training_scores_alone(tmp_path: Path) -> Non
     assert {k: v for k, v in usual.items() if k != "training"} == {
         k: v for k, v in other.items() if k != "training"
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "device", "words", "is_ranked"),
+    [
+        ("cifar100", None, "not ranked: accuracies of different data sets (cifar100, digits)",
+         False),
+        (None, None, "not ranked: accuracies of different data sets (an unknown data set, digits)",
+         False),
+        ("digits", "t4", "costs are predicted for different devices", True),
+        ("digits", None, None, True),
+    ],
+)  # fmt: skip
+def test_results_of_other_data_or_devices_are_named_and_ranked_only_on_one_data_set(
+    data: str | None, device: str | None, words: str | None, is_ranked: bool, tmp_path: Path
+) -> None:
+    accurate, cheap = two_plans(tmp_path)
+    plan = read_plan(cheap)
+    prediction = plan.prediction
+    if device is not None:
+        prediction = replace(prediction, device=device_label(device))
+    provenance = {} if data is None else {"data": data}
+    write_plan(replace(plan, prediction=prediction, provenance=provenance), cheap)
+    found = json.loads(call("score", accurate, cheap, "--json")[1])
+    code, out, _ = call("score", accurate, cheap)
+    assert code == 0
+    assert found["is_ranked"] is is_ranked
+    assert bool(found["winners"]) is is_ranked
+    assert ("wins from" in " ".join(out.split())) is is_ranked
+    assert len(found["differences"]) == (words is not None)
+    if words is not None:
+        assert found["differences"][0].startswith(words)
+        assert sum(words in line for line in out.splitlines()) == 1
+
+
+def test_other_test_images_of_one_folder_are_not_ranked() -> None:
+    def target(**changes: Any) -> ScoreTarget:
+        given = {"path": Path("a"), "accuracy_percent": 90.0, "costs": TrainingCosts(),
+                 "data": "photos", "fingerprint": "1", "images": 20, "device": "t4"}  # fmt: skip
+        return ScoreTarget(**given | changes)
+
+    assert differences([target(), target()]).lines == ()
+    for change in ({"fingerprint": "2"}, {"images": 21}):
+        unlike = differences([target(), target(**change)])
+        assert not unlike.is_ranked
+        assert unlike.lines == ("not ranked: accuracies of different images of photos",)
+    published = differences([target(), target(fingerprint=None, images=None)])
+    assert published.is_ranked and len(published.lines) == 1
+    # Agresti and Coull: (18 + 2) / 24 with 1.96 sqrt(p (1 - p) / 24)
+    low, high = target().to_json()["accuracy_interval_percent"]
+    assert (low, high) == pytest.approx((68.42, 98.24), abs=0.01)
+
+
+def test_ppt_takes_the_trainable_parameters() -> None:
+    arguments = ("score", "--accuracy", "89.7", "--parameters", "22e6", "--json")
+    whole = json.loads(call(*arguments)[1])["ppt"]
+    few = json.loads(call(*arguments, "--trainable-parameters", "0")[1])["ppt"]
+    assert few == pytest.approx(0.897)
+    assert whole == pytest.approx(0.897 * math.exp(-math.log10(3.2)))
+    alone = call("score", "--accuracy", "89.7", "--trainable-parameters", "22e6", "--json")[1]
+    assert json.loads(alone)["ppt"] == pytest.approx(whole)
+    assert "ppt" not in json.loads(alone)["missing"]
+
+
+@pytest.mark.parametrize("option", ["--accuracy-exponent", "--cost-exponent"])
+def test_exponents_without_a_target_are_refused(option: str) -> None:
+    code, out, err = call("score", "--accuracy", "89.7", "--parameters", "22e6", option, "0.25")
+    assert (code, out) == (2, "")
+    assert "need a TARGET" in " ".join(err.split())
+
+
+def test_the_default_exponents_are_those_of_the_published_scores(tmp_path: Path) -> None:
+    path, other = two_plans(tmp_path)
+    found = json.loads(call("score", path, other, "--json")[1])
+    assert (found["accuracy_exponent"], found["cost_exponent"]) == (2.0, 1 / 8)
+    text = " ".join(call("score", "--help")[1].split())
+    assert "[default: 2.0]" in text and "[default: 0.125]" in text
+
+
+def test_scores_have_the_digits_that_the_test_images_support() -> None:
+    scores = compute_scores(accuracy_percent=90, **NUMBERS)
+    for images, digits, of_ratio in ((20, 0, 2), (10_000, 1, 4), (None, 4, 4)):
+        cells = dict(zip(*(c.cells for c in score_columns(scores, 0.9, images)[:2]), strict=True))
+        assert scores.netscore is not None and scores.ppt is not None
+        assert cells["netscore"] == f"{scores.netscore:.{digits}f}"
+        assert cells["ppt"] == f"{scores.ppt:.{of_ratio}f}"
 
 
 def test_an_accuracy_of_another_kind_is_not_compared(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from trainings import workload
 
 from planner.api import classify, evaluate
 from planner.cli import cli
+from planner.scoring.counted_accuracy import counted_text
 from planner.training.history import HISTORY_FILE, TrainResult
 from planner.training.images.image_set import ImageSet
 from planner.training.plan_check import load_data_for
@@ -119,7 +120,9 @@ def test_the_commands_and_an_unreadable_file(
 ) -> None:
     shown = call("evaluate", trained.output, "--device", "cpu")
     assert shown.exit_code == 0, shown.stderr
-    assert f"{100 * trained.accuracy:.2f} % of 12 images right" in shown.stdout
+    assert f"{counted_text(trained.accuracy, images=12)} of 12 images right" in " ".join(
+        shown.stdout.split()
+    )
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     good = photos / "red" / "1.png"
