@@ -19,6 +19,7 @@ from planner.cli.page.view import (
 )
 from planner.cost.budget import needed_bytes
 from planner.disk.drafts import write_file
+from planner.disk.free_space import check_folder
 from planner.plan import Plan
 from profiler.errors import InputError
 from profiler.units import format_bytes_in, format_joules, format_seconds, unit_as_asked
@@ -35,12 +36,14 @@ def check_page_file(path: Path) -> None:
     """Refuse a file that the page cannot be written to, before any work.
 
     Raises:
-        InputError: there is no such folder, or a file that is no page of this program.
+        InputError: there is no such folder, nothing can be written into it, or there is a file that
+            is no page of this program.
     """
     if not path.absolute().parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.exists() and not (path.is_file() and _is_page(path)):
         raise InputError(f"{path} exists and is no page of budgetplan; give another file")
+    check_folder(path.absolute().parent)
 
 
 def _is_page(path: Path) -> bool:

@@ -235,3 +235,8 @@ def test_it_fits_a_screen_in_chromium(tmp_path: Path, width: int) -> None:
     found = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
     assert found is not None
     assert int(found[1]) <= int(found[2])
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_any_work() -> None:
+    with pytest.raises(InputError, match="cannot write /proc"):
+        check_page_file(Path("/proc/answer.html"))
