@@ -7,6 +7,7 @@
     ROOT/ID/answer.html     the answer as a page
 
 An answer is kept for ever, an error is not: the next question of the same content runs again.
+A computation, such as a prediction, takes its turn among the questions, and nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,13 +100,37 @@ class Job:
         }
 
 
+@dataclass(slots=True, eq=False)
+class Computation:
+    """A short computation for a client that waits for its result.
+
+    Attributes:
+        work: the computation; it ends early if the event that it gets is set.
+        result: its answer or its error.
+        cancelled: set to end the computation.
+    """
+
+    work: Callable[[threading.Event], AnswerText]
+    result: Future[AnswerText] = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Compute the result, unless the client has gone."""
+        if not self.result.set_running_or_notify_cancel():
+            return
+        try:
+            self.result.set_result(self.work(self.cancelled))
+        except Exception as error:  # the client gets it
+            self.result.set_exception(error)
+
+
 class Jobs:
-    """Runs questions, a few at once, in the order in which they came.
+    """Runs questions and computations, a few at once, in the order in which they came.
 
     Args:
         root: folder of all questions.
-        at_once: number of questions that run at the same time.
-        most_waiting: number of questions that may wait.
+        at_once: number of questions and computations that run at the same time.
+        most_waiting: number of questions and computations that may wait.
         page_writer: see ``QuestionInFolder``.
     """
 
@@ -118,7 +145,8 @@ class Jobs:
         self._page_writer = page_writer
         self._root, self._most_waiting = root, most_waiting
         self._jobs: dict[str, Job] = {}
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[Job | Computation] = deque()
+        self._computations: set[Computation] = set()
         self._change = threading.Condition()
         self._is_closed = False
         self._threads = [
@@ -138,13 +166,43 @@ class Jobs:
             found = self._find(question.id)
             if found is not None and found.answers:
                 return found
-            if len(self._waiting) >= self._most_waiting:
-                raise BusyError(f"{self._most_waiting} questions wait already; ask again later")
+            self._check_queue()
             job = Job(id=question.id, question=question)
             self._jobs[job.id] = job
-            self._waiting.append(job)
-            self._change.notify_all()
+            self._enqueue(job)
             return job
+
+    async def compute(
+        self, work: Callable[[threading.Event], AnswerText], *, most_seconds_in_queue: float
+    ) -> AnswerText:
+        """Run a computation in its turn; it ends if the calling task is cancelled.
+
+        Args:
+            work: see ``Computation``.
+            most_seconds_in_queue: time after which a computation that has not started is given up.
+
+        Raises:
+            BusyError: too many questions wait, or the computation was given up.
+        """
+        asked = Computation(work)
+        with self._change:
+            self._check_queue()
+            self._computations.add(asked)
+            self._enqueue(asked)
+        result = asyncio.wrap_future(asked.result)
+        try:
+            await asyncio.wait([result], timeout=most_seconds_in_queue)
+            if asked.result.cancel():
+                raise BusyError("other questions are being answered; ask again later")
+            return await result
+        finally:
+            asked.cancelled.set()
+            asked.result.cancel()
+            result.cancel()
+            with self._change:
+                self._computations.discard(asked)
+                if asked in self._waiting:
+                    self._waiting.remove(asked)
 
     def get(self, job_id: str) -> Job | None:
         """Return the job with an id; None if there is none."""
@@ -178,8 +236,12 @@ class Jobs:
             self._is_closed = True
             for job in self._jobs.values():
                 job.cancelled.set()
-            for job in self._waiting:
-                self._end(job, "cancelled", "")
+            for asked in self._computations:
+                asked.cancelled.set()
+                asked.result.cancel()
+            for waiting in self._waiting:
+                if isinstance(waiting, Job):
+                    self._end(waiting, "cancelled", "")
             self._waiting.clear()
             self._change.notify_all()
         for thread in self._threads:
@@ -216,15 +278,27 @@ class Jobs:
             self._jobs[job_id] = Job(id=job_id, question=question, status="done", text=text)
         return self._jobs[job_id]
 
+    def _check_queue(self) -> None:
+        if len(self._waiting) >= self._most_waiting:
+            raise BusyError(f"{self._most_waiting} questions wait already; ask again later")
+
+    def _enqueue(self, item: Job | Computation) -> None:
+        self._waiting.append(item)
+        self._change.notify_all()
+
     def _work(self) -> None:
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._waiting or self._is_closed)
                 if self._is_closed:
                     return
-                job = self._waiting.popleft()
-                job.status = "running"
-            self._run(job)
+                item = self._waiting.popleft()
+                if isinstance(item, Job):
+                    item.status = "running"
+            if isinstance(item, Job):
+                self._run(item)
+            else:
+                item.run()
 
     def _run(self, job: Job) -> None:
         def report(activity: str, fraction: float) -> None:

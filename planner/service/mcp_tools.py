@@ -1,27 +1,28 @@
 """The tools of an MCP server: questions of a language model, answered as the service answers them.
 
-Each question runs in a process of its own, with the limits of the service. An answer has a short
-row for each plan; ``plan_file`` returns a whole plan.
+Each question and each prediction runs in a process of its own, in the queue and with the limits of
+the service. An answer has a short row for each plan; ``plan_file`` returns a whole plan.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from typing import Annotated, Any, Literal
 
 import msgspec
-from anyio import to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 from planner.service.jobs import Job, Jobs
-from planner.service.questions import AnswerText, DataName, ServiceQuestion
+from planner.service.questions import AnswerText, DataName, ImageSize, ServiceQuestion
 from profiler.devices.table import DEVICES
 from profiler.errors import BudgetplanError
 from profiler.json_records import Name
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress, run_in_process
+from profiler.workload import Classes, Count, OptimizerName, PrecisionName
 
 TOOL_WAIT_SECONDS = 50.0
 """Time for which a tool waits; clients give up after a minute or so."""
@@ -32,6 +33,9 @@ PREDICTION_SECONDS = 300.0
 MOST_NAMES = 100
 """Names of models that are listed."""
 
+Pattern = Annotated[str, msgspec.Meta(max_length=200)]
+"""Part of a name to look for."""
+
 _KEPT = (
     "schema", "budget_bytes", "device", "recommended", "reason", "decided_by", "ties",
     "alternatives", "totals", "dropped", "notes",
@@ -40,26 +44,40 @@ _KEPT = (
 
 
 class PredictionQuestion(Message, frozen=True, kw_only=True):
-    """A question to ``predict``.
+    """A question to ``predict``; the fields are arguments of ``planner.predict``.
 
     Attributes:
         model: timm name or alias of the backbone.
         method: fine-tuning method.
-        options: arguments of ``planner.predict``.
+        batch_size: images in a micro-batch.
+        device: ``cpu`` or a name of the device table.
+        precision: precision of the step.
+        optimizer: the optimizer.
+        num_classes: classes of the head.
+        rank: rank of the method; null for its own.
+        image_size: height and width in pixels; null for the model's own.
     """
 
     model: Name
     method: Name
-    options: dict[str, str | int]
+    batch_size: Count
+    device: Name
+    precision: PrecisionName
+    optimizer: OptimizerName
+    num_classes: Classes
+    rank: Count | None = None
+    image_size: ImageSize | None = None
 
 
 def answer_prediction(request: PredictionQuestion, progress: Progress) -> AnswerText:
     """Predict a training step. Runs in the child process."""
     from planner.api import predict
 
-    options: dict[str, Any] = dict(request.options)
+    fields = msgspec.structs.asdict(request)
     try:
-        report = predict(request.model, request.method, **options).to_json()
+        report = predict(
+            **{name: value for name, value in fields.items() if value is not None}
+        ).to_json()
     except BudgetplanError as error:
         return AnswerText(answer=json.dumps(error.to_json()), is_error=True)
     for long in ("units", "details"):
@@ -80,7 +98,7 @@ def create_mcp_server(jobs: Jobs) -> MCPServer:
         "predicted unless they say measured; null means unknown.",
     )
     _add_questions(server, jobs)
-    _add_prediction(server)
+    _add_prediction(server, jobs)
     _add_names(server)
     return server
 
@@ -125,7 +143,7 @@ def _add_questions(server: MCPServer, jobs: Jobs) -> None:
         return plan
 
 
-def _add_prediction(server: MCPServer) -> None:
+def _add_prediction(server: MCPServer, jobs: Jobs) -> None:
     """Add the tool ``predict``."""
 
     @server.tool(name="predict")
@@ -142,22 +160,26 @@ def _add_prediction(server: MCPServer) -> None:
         optimizer: Literal["adamw", "sgd", "adamw8bit", "adamw_host"] = "adamw",
     ) -> dict[str, Any]:
         """Predict memory, time and energy of a training step. Nothing is run."""
-        options = {
-            "batch_size": batch_size, "device": device, "precision": precision, "rank": rank,
-            "image_size": image_size, "num_classes": num_classes, "optimizer": optimizer,
-        }  # fmt: skip
-        given = {k: v for k, v in options.items() if v is not None}
         question = _converted(
-            PredictionQuestion, {"model": model, "method": method, "options": given}
-        )
+            PredictionQuestion,
+            {
+                "model": model, "method": method, "batch_size": batch_size, "device": device,
+                "precision": precision, "rank": rank, "image_size": image_size,
+                "num_classes": num_classes, "optimizer": optimizer,
+            },
+        )  # fmt: skip
 
-        def ask() -> AnswerText:
+        def work(cancelled: threading.Event) -> AnswerText:
             return run_in_process(
-                answer_prediction, question, AnswerText, timeout_seconds=PREDICTION_SECONDS
+                answer_prediction,
+                question,
+                AnswerText,
+                timeout_seconds=PREDICTION_SECONDS,
+                cancelled=cancelled,
             )
 
         try:
-            found = await to_thread.run_sync(ask)
+            found = await jobs.compute(work, most_seconds_in_queue=TOOL_WAIT_SECONDS)
         except BudgetplanError as error:
             raise ToolError(str(error)) from error
         answer: dict[str, Any] = json.loads(found.answer)
@@ -175,6 +197,7 @@ def _add_names(server: MCPServer) -> None:
         from profiler.models.backbones import ALIASES, model_names
         from profiler.models.methods.registry import method_names
 
+        _converted(Pattern, pattern)
         if kind == "models":
             # a thousand names of timm would not be read
             return sorted({*ALIASES, *(model_names(pattern)[:MOST_NAMES] if pattern else ())})
@@ -182,7 +205,7 @@ def _add_names(server: MCPServer) -> None:
         return sorted(name for name in names if pattern in name)
 
 
-def _converted(kind: Any, content: dict[str, Any]) -> Any:
+def _converted(kind: Any, content: Any) -> Any:
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:

@@ -34,6 +34,10 @@ IS_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 """Form of an id; no other text of a request becomes part of a path."""
 
 
+ImageSize = Annotated[int, Meta(ge=8, le=1024)]
+"""Height and width of the images of a question, in pixels."""
+
+
 class ServiceQuestion(Message, frozen=True, kw_only=True):
     """A question of a client; the fields are arguments of ``planner.recommend``.
 
@@ -54,7 +58,7 @@ class ServiceQuestion(Message, frozen=True, kw_only=True):
     device: Name = "rtx-2060-super"
     data: DataName = "digits"
     methods: Annotated[list[Name], Meta(min_length=1, max_length=30)] | None = None
-    image_size: Annotated[int, Meta(ge=8, le=1024)] | None = None
+    image_size: ImageSize | None = None
     trials: Annotated[int, Meta(ge=1, le=500)] | None = None
     objective: Literal["balanced", "time", "energy", "accuracy"] = "balanced"
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 pytest.importorskip("mcp")
@@ -16,13 +19,17 @@ from mcp import Client
 
 from planner.service.jobs import Jobs
 from planner.service.mcp_tools import create_mcp_server
+from planner.service.questions import AnswerText
 from profiler.devices.table import DEVICES
+from profiler.errors import MeasurementError
 from tests.in_process import run_in_this_process
 
 SMALL = {
     "model": "test_vit", "vram": "1GB", "device": "rtx-3060", "methods": ["head"],
     "image_size": 160,
 }  # fmt: skip
+
+PREDICTION = {"model": "vit_s", "method": "head", "batch_size": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +96,70 @@ def test_a_prediction_is_that_of_predict(jobs: Jobs) -> None:
     assert content(found)["step_seconds"] == expected["step_seconds"]
 
 
+def test_a_prediction_waits_for_its_turn_among_the_questions(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = 0, 0
+
+    def run(*_: Any, **__: Any) -> AnswerText:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+        return AnswerText(answer="{}")
+
+    async def ask() -> list[Any]:
+        async with Client(create_mcp_server(jobs)) as client:
+            questions = [client.call_tool("recommend", SMALL | {"vram": "2GB"})]
+            calls = [client.call_tool("predict", PREDICTION) for _ in range(3)]
+            return await asyncio.gather(*calls, *questions, return_exceptions=True)
+
+    monkeypatch.setattr("planner.service.mcp_tools.run_in_process", run)
+    monkeypatch.setattr("planner.service.jobs.run_in_process", run)
+    assert [found.is_error for found in asyncio.run(ask())[:3]] == [False] * 3
+    assert most == 1
+
+
+def test_a_prediction_is_refused_when_too_many_wait_or_the_others_take_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.service.mcp_tools.TOOL_WAIT_SECONDS", 0.05)
+    for limits, text in (
+        ({"most_waiting": 0}, "0 questions wait already"),
+        ({"at_once": 0}, "other questions are being answered"),
+    ):
+        jobs = Jobs(tmp_path, **limits)
+        (found,) = call(jobs, ("predict", PREDICTION))
+        jobs.close()
+        assert found.is_error
+        assert text in str(found.content)
+
+
+def test_a_prediction_ends_when_its_client_gives_up(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    def run(*_: Any, cancelled: threading.Event, **__: Any) -> AnswerText:
+        started.set()
+        assert cancelled.wait(10)
+        ended.set()
+        raise MeasurementError("the run was cancelled")
+
+    async def ask() -> bool:
+        async with Client(create_mcp_server(jobs)) as client:
+            with anyio.CancelScope() as scope, anyio.move_on_after(20):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(client.call_tool, "predict", PREDICTION)
+                    await anyio.to_thread.run_sync(started.wait, 5)
+                    scope.cancel()
+            return await anyio.to_thread.run_sync(ended.wait, 5)
+
+    monkeypatch.setattr("planner.service.mcp_tools.run_in_process", run)
+    assert asyncio.run(ask())
+
+
 def test_names_are_listed(jobs: Jobs) -> None:
     devices, models, methods = call(
         jobs,
@@ -109,7 +180,13 @@ def test_names_are_listed(jobs: Jobs) -> None:
         ("recommend", {"model": "vit_s", "vram": "2GB", "data": "/etc"}, "data"),
         ("recommend", {"model": "x" * 300, "vram": "2GB"}, "length"),
         ("predict", {"model": "vit_s", "method": "magic", "batch_size": 1}, "magic"),
-        ("predict", {"model": "vit_s", "method": "head", "batch_size": -1}, "-1"),
+        ("predict", PREDICTION | {"batch_size": -1}, "batch_size"),
+        ("predict", PREDICTION | {"batch_size": 65_537}, "batch_size"),
+        ("predict", PREDICTION | {"image_size": 1025}, "image_size"),
+        ("predict", PREDICTION | {"num_classes": 1_000_001}, "num_classes"),
+        ("predict", PREDICTION | {"rank": 65_537}, "rank"),
+        ("predict", PREDICTION | {"device": "x" * 201}, "device"),
+        ("list_names", {"kind": "models", "pattern": "*" * 201}, "length"),
         ("plan_file", {"question_id": "../../etc/passwd", "index": 0}, "no such plan"),
     ],
 )
