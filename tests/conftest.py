@@ -69,6 +69,7 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
         slowness={"aten::convolution": 2.0, "aten::native_batch_norm": 3.0, "aten::addmm": 1.5},
         recompute_python_seconds=1e-5,
         update_slowness=2.0,
+        update_launch_seconds=1e-6,
         origin=Origin.MEASURED,
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,8 @@ and a large matrix product less than the timed one. So each kind gets a correcti
    operation (function, shapes, dtypes, strides) on real zeros, alone and on cold caches;
 3. for each kind, slowness = measured seconds / roofline seconds, summed over its operations;
 4. run AdamW on some of the parameters: its operations run one after the other on the same tensors,
-   which stay in the cache, so the optimizer has a slowness of its own;
+   which stay in the cache, so the optimizer has a slowness of its own. Neither autograd nor a
+   module calls them, so their least time is shorter, too; it is that of AdamW on scalars;
 5. time the Python code of recomputation (``profiler.timing.recompute_python``).
 
 Cold caches matter: in a step, an operation writes to memory that was not used lately, and backward
@@ -31,7 +32,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -48,7 +49,7 @@ from profiler.devices.table import CPU
 from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
 from profiler.records import Origin, Spread
-from profiler.replay.event_log import Phase
+from profiler.replay.event_log import OperationRecord, Phase
 from profiler.store import Store
 from profiler.timing.cpu_spread import cpu_spread
 from profiler.timing.operation_tally import OperationTally
@@ -76,6 +77,9 @@ _UPDATED_VALUES = 1 << 23
 _FLUSHED_VALUES = 1 << 23
 """Values (32 MiB) that are changed before an operation is timed, so that it finds cold caches."""
 
+_TIMED_SCALARS = 64
+"""Scalars whose update gives the least seconds of its operations."""
+
 _COLD_RUNS = 3
 
 _SMALLEST_COLD, _LARGEST_COLD = 1 << 18, 1 << 26
@@ -92,8 +96,9 @@ class TimedKinds:
     """Timings of a backbone on this processor, in the arrays that ``Store`` keeps.
 
     Attributes:
-        base: [5] FLOP/s of a matrix product, bytes/s of a copy, seconds of an operation's Python
-            code, those that recomputation adds to one, slowness of the optimizer.
+        base: [6] FLOP/s of a matrix product, bytes/s of a copy, seconds of an operation's Python
+            code, those that recomputation adds to one, slowness of the optimizer, seconds of
+            Python code for an operation in it.
         kinds: [kinds] kinds of operation.
         slowness: [kinds] measured over roofline seconds.
     """
@@ -123,7 +128,7 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
-    key = ("cpu rates, Python among kernels", family.to_json(), threads, processor_name())
+    key = ("cpu rates, launches of the update", family.to_json(), threads, processor_name())
     timed = _fetch_steady(Store.default(), key, lambda: _time_kinds(family))
     return _rates_of(timed, spread=cpu_spread("training step", threads=threads))
 
@@ -145,10 +150,10 @@ def cpu_inference_rates(
         base = plain_cpu_rates()
         timer = KindTimer(base)
         replay(timer)
-        return _timed_kinds(base, timer, recompute_python=0.0, update=1.0)
+        return _timed_kinds(base, timer, recompute_python=0.0, update=base)
 
     whole = (
-        "cpu rates of an inference, cold Python",
+        "cpu rates of an inference, without an update",
         *key,
         torch.get_num_threads(),
         processor_name(),
@@ -166,7 +171,7 @@ _INFERENCE_RATES: dict[str, Rates] = {}
 
 
 def _rates_of(timed: TimedKinds, *, spread: Spread) -> Rates:
-    flops, nbytes, launch, recompute_python, update = timed.base.tolist()
+    flops, nbytes, launch, recompute_python, update, update_launch = timed.base.tolist()
     return Rates(
         flops_per_second=flops,
         bytes_per_second=nbytes,
@@ -176,6 +181,7 @@ def _rates_of(timed: TimedKinds, *, spread: Spread) -> Rates:
         slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
         recompute_python_seconds=recompute_python,
         update_slowness=update,
+        update_launch_seconds=update_launch,
         origin=Origin.MEASURED,
         spread=spread,
     )
@@ -211,23 +217,25 @@ def _time_kinds(family: Workload) -> TimedKinds:
     candidate = Candidate(workload=family, placement=placement)
     base = plain_cpu_rates()
     timer = KindTimer(base)
-    options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE, repeated_units=True)
+    # All units run: each operation counts towards its kind as often as a step runs it.
+    options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE)
     log = replay_step(candidate, device=CPU, options=options, timer=timer)
     in_units = [op for op in log.operations if op.phase is Phase.FORWARD and op.unit >= 0]
     recompute_python = recompute_python_seconds(
         [op.moved_bytes for op in in_units], clock=_clock(), launch_seconds=base.launch_seconds
     )
     shapes = [tuple(p.shape) for p in built.model.parameters() if p.requires_grad]
-    update = update_slowness(shapes, base)
+    update = time_update(shapes, base)
     return _timed_kinds(base, timer, recompute_python=recompute_python, update=update)
 
 
 def _timed_kinds(
-    base: Rates, timer: KindTimer, *, recompute_python: float, update: float
+    base: Rates, timer: KindTimer, *, recompute_python: float, update: Rates
 ) -> TimedKinds:
     found = timer.slowness()
     rates = [
-        base.flops_per_second, base.bytes_per_second, base.launch_seconds, recompute_python, update,
+        base.flops_per_second, base.bytes_per_second, base.launch_seconds, recompute_python,
+        update.other_slowness, update.launch_seconds,
     ]  # fmt: skip
     return TimedKinds(
         base=np.array(rates),
@@ -274,8 +282,8 @@ def eager_seconds() -> float:
     return _fastest_seconds(step) / tally.count
 
 
-def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
-    """Return measured over roofline seconds of AdamW's update.
+def time_update(shapes: Sequence[tuple[int, ...]], base: Rates) -> Rates:
+    """Return the rates of the operations of AdamW's update.
 
     Args:
         shapes: shapes of the trained parameters; the first that fit in ``_UPDATED_VALUES`` are
@@ -293,7 +301,16 @@ def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
         parameters.append(torch.zeros(size, requires_grad=True))
         left -= values
     if not parameters:
-        return 1.0
+        return base
+    scalars = [torch.zeros(1, requires_grad=True) for _ in range(_TIMED_SCALARS)]
+    seconds, records = _time_adamw(scalars)
+    rates = replace(base, launch_seconds=seconds / sum(op.launches for op in records))
+    seconds, records = _time_adamw(parameters)
+    return replace(rates, other_slowness=seconds / rates.total_seconds(records))
+
+
+def _time_adamw(parameters: list[torch.Tensor]) -> tuple[float, list[OperationRecord]]:
+    """Return the seconds and the operations of an update."""
     optimizer = torch.optim.AdamW(parameters, foreach=False)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -301,7 +318,7 @@ def update_slowness(shapes: Sequence[tuple[int, ...]], base: Rates) -> float:
     tally = OperationTally(Phase.OPTIMIZER)
     with tally:
         optimizer.step()
-    return _fastest_seconds(optimizer.step) / base.total_seconds(tally.records)
+    return _fastest_seconds(optimizer.step), tally.records
 
 
 class _ResidualMlp(nn.Module):

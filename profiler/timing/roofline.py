@@ -61,6 +61,8 @@ class Rates:
         slowness: measured over roofline seconds, by kind of operation.
         other_slowness: the same of kinds that ``slowness`` lacks.
         update_slowness: the same of the optimizer's operations.
+        update_launch_seconds: least seconds of an operation of the optimizer, without modules and
+            autograd; None for ``launch_seconds``.
         recompute_python_seconds: Python seconds that recomputation adds to each operation in the
             forward of a unit that recomputes something, and to each recomputation. 0 on a GPU,
             where the host runs ahead of the kernels.
@@ -83,6 +85,7 @@ class Rates:
     slowness: Mapping[str, float] = field(default_factory=dict)
     other_slowness: float = 1.0
     update_slowness: float = 1.0
+    update_launch_seconds: float | None = None
     recompute_python_seconds: float = 0.0
     kernels: KernelRates | None = None
     power: PowerModel | None = None
@@ -143,9 +146,13 @@ class Rates:
 
     def for_update(self) -> Rates:
         """Return the rates of the optimizer's operations."""
-        if not self.slowness:
-            return self
-        return replace(self, slowness={}, other_slowness=self.update_slowness)
+        launch = self.update_launch_seconds
+        return replace(
+            self,
+            launch_seconds=self.launch_seconds if launch is None else launch,
+            slowness={},
+            other_slowness=self.update_slowness,
+        )
 
     def total_seconds(self, operations: Iterable[OperationRecord]) -> float:
         """Return the seconds of operations that run one after the other."""

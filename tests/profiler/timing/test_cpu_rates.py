@@ -18,13 +18,14 @@ from profiler.checkpointing.recompute import RecomputableCall
 from profiler.devices.table import CPU, device_spec
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.report import predict
-from profiler.replay.event_log import Phase
-from profiler.replay.step_replay import replay_step
+from profiler.replay.event_log import OperationRecord, Phase
+from profiler.replay.step_replay import ReplayOptions, replay_step
 from profiler.running.measurement import build_step
 from profiler.store import Store
 from profiler.timing import cpu_rates
 from profiler.timing.cpu_rates import KindTimer
 from profiler.timing.cpu_spread import cpu_spread
+from profiler.timing.operation_tally import OperationTally
 from profiler.timing.roofline import Rates
 from profiler.workload import Candidate, Workload
 
@@ -127,8 +128,53 @@ def test_the_timed_update_is_small_however_large_the_parameters_are(monkeypatch)
     monkeypatch.setattr(cpu_rates, "_UPDATED_VALUES", 1000)
     # a classifier of a million classes, then parameters of which the first three fit
     for shapes in ([(1_000_000, 2048), (5,)], [(30, 30), (50,), (50,), (1,)]):
-        assert cpu_rates.update_slowness(shapes, PLAIN) > 0
-    assert updated == [[1000], [900, 50, 50]]
+        assert cpu_rates.time_update(shapes, PLAIN).other_slowness > 0
+    assert updated[1::2] == [[1000], [900, 50, 50]]
+
+
+def test_an_update_of_many_small_parameters_takes_its_own_launches(monkeypatch):
+    """An update of 100 biases is bound by launches, which are shorter than those of a forward."""
+    plain = replace(PLAIN, bytes_per_second=1e12, launch_seconds=1e-3)
+    launches = 1e-5
+    updates = []
+
+    def timed(step):
+        updates.append(step.__self__.param_groups[0]["params"])
+        tally = OperationTally(Phase.OPTIMIZER)
+        with tally:
+            step()
+        return launches * len(tally.records)
+
+    monkeypatch.setattr(cpu_rates, "_fastest_seconds", timed)
+    rates = cpu_rates.time_update([(192,)] * 100, plain)
+    assert [len(each) for each in updates] == [cpu_rates._TIMED_SCALARS, 100]
+    assert rates.launch_seconds == pytest.approx(launches)
+    whole = replace(
+        plain, update_slowness=rates.other_slowness, update_launch_seconds=rates.launch_seconds
+    )
+    record = OperationRecord(phase=Phase.OPTIMIZER, unit=-1, flops=0, moved_bytes=768)
+    assert whole.for_update().total_seconds([record] * 50) == pytest.approx(50 * launches)
+    assert whole.total_seconds([record]) == pytest.approx(1e-3)
+
+
+def test_all_operations_of_equal_units_count_towards_their_kinds(monkeypatch):
+    """A stage of many equal blocks weighs as many times as it has blocks."""
+    counted: Counter[str] = Counter()
+
+    class CountingTimer(KindTimer):
+        def time(self, kind, func, args, kwargs, *, flops, moved_bytes):
+            counted[kind] += 1
+
+    monkeypatch.setattr(cpu_rates, "KindTimer", CountingTimer)
+    monkeypatch.setattr(cpu_rates, "plain_cpu_rates", lambda: PLAIN)
+    family = Workload(
+        model="vit_tiny_patch16_224", method="full", micro_batch=1, image_size=32, num_classes=2
+    )
+    cpu_rates._time_kinds(family)
+    candidate = Candidate(workload=family)
+    log = replay_step(candidate, device=CPU, options=ReplayOptions(optimizer=False))
+    attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert counted[attention] == sum(op.kind == attention for op in log.operations) == 12
 
 
 def test_timings_that_disagree_are_those_of_a_busy_machine():
@@ -139,7 +185,7 @@ def test_timings_that_disagree_are_those_of_a_busy_machine():
 
 @pytest.mark.usefixtures("_own_rates")
 def test_timings_of_a_busy_machine_are_not_stored(monkeypatch, tmp_path):
-    base = np.array([1e9, 1e6, 1e-6, 1e-6, 1.0])
+    base = np.array([1e9, 1e6, 1e-6, 1e-6, 1.0, 1e-6])
     timed = cpu_rates.TimedKinds(base=base, kinds=np.array(["add"]), slowness=np.array([2.0]))
     after = iter([(1e9, 2e6), (1e9, 1e6)])
     monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: next(after))
