@@ -162,6 +162,7 @@ class InfeasibleError(BudgetplanError):
     Args:
         budget_bytes: the budget.
         smallest_bytes: smallest budget that would do; None if it is not known.
+        context: part of the smallest budget for the CUDA context, as one clause.
         advice: the change that helps most, as one clause.
         subject: beginning of the message, such as "nothing fits".
     """
@@ -174,6 +175,7 @@ class InfeasibleError(BudgetplanError):
         *,
         budget_bytes: int,
         smallest_bytes: int | None,
+        context: str = "",
         advice: str = "",
         subject: str = "nothing fits",
     ) -> None:
@@ -184,6 +186,7 @@ class InfeasibleError(BudgetplanError):
         if smallest_bytes is not None:
             smallest = enough_bytes_as(smallest_bytes, budget_bytes)
             text += f"; the smallest budget that would is {smallest}"
+        text += f", {context}" if context else ""
         super().__init__(text + (f"; {advice}" if advice else ""))
 
 

@@ -340,6 +340,7 @@ def check_fits(report: Report, vram: int | str) -> None:
     from planner.cost.fit_probability import (
         DEFAULT_RISK,
         FitRule,
+        context_clause,
         fits_within,
         smallest_budget_of,
     )
@@ -352,9 +353,11 @@ def check_fits(report: Report, vram: int | str) -> None:
     if fits_within(report, budget_bytes):
         return
     rule = FitRule.of(report.candidate.workload, device)
+    smallest_bytes = smallest_budget_of(report)
     raise InfeasibleError(
         budget_bytes=budget_bytes,
-        smallest_bytes=smallest_budget_of(report),
+        smallest_bytes=smallest_bytes,
+        context=context_clause(device, smallest_bytes, budget_bytes),
         advice=change_that_fits(
             report.candidate,
             default_cost_model(device),

@@ -71,14 +71,19 @@ def predict_module(
     as_json: bool,
 ) -> None:
     """Predict the memory of a training step of a module of your own; nothing is run."""
+    from planner.cost.fit_probability import context_clause
+
     arguments = made_by_factory(module)
     given = {"precision": precision, "optimizer": optimizer}
     arguments |= {name: value for name, value in given.items() if value is not None}
     found = api.estimate(**arguments, device=device, snapshot=snapshot, perfetto=perfetto)
     error = None
     if vram is not None and not found.fits(vram):
+        need = found.needed_bytes
         error = InfeasibleError(
-            budget_bytes=DeviceBytes(vram), smallest_bytes=DeviceBytes(found.needed_bytes)
+            budget_bytes=DeviceBytes(vram),
+            smallest_bytes=DeviceBytes(need),
+            context=context_clause(found.device, need, vram, at_risk=False),
         )
     if as_json:
         print_json(found.to_json() | ({} if error is None else {"error": error.to_json()}))

@@ -278,6 +278,30 @@ def fit_by_rule(
     )
 
 
+def context_clause(
+    device: DeviceSpec, smallest_bytes: int, budget_bytes: int, *, at_risk: bool = True
+) -> str:
+    """Return the CUDA context's part of the smallest budget that would do, for ``InfeasibleError``.
+
+    It is empty if the step would not fit the budget without any context either.
+
+    Args:
+        device: the device.
+        smallest_bytes: smallest budget that would do, in device bytes.
+        budget_bytes: budget that does not.
+        at_risk: whether the smallest budget holds the largest context that the device may have, as
+            a rule of fitting demands; else the predicted one.
+    """
+    context = cuda_context(device)
+    nbytes = largest_context_bytes(device) if at_risk else context.nbytes
+    if not nbytes or smallest_bytes - nbytes > budget_bytes:
+        return ""
+    part = f"{format_bytes_as(nbytes, budget_bytes)} of it for the CUDA context"
+    if not context.is_assumed:
+        return part
+    return f"{part}, which is assumed (context_bytes of --device-spec takes a measured one)"
+
+
 def evidence_notes(fits: Iterable[FitProbability | None]) -> Iterator[str]:
     """Yield where the probabilities of an answer come from, and their limits, each note once."""
     known = [fit for fit in fits if fit is not None]

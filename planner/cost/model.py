@@ -28,6 +28,7 @@ from planner.cost.allocator_readings import RECOMPUTED
 from planner.cost.budget import AllocatorOverhead, live_budget, smallest_budget
 from planner.cost.composed_report import composed_report
 from planner.cost.family_profiles import FamilyProfiles
+from planner.cost.fit_probability import context_clause
 from planner.cost.peak_tables import PeakTables, TableIndices
 from planner.cost.step_estimate import PreparedWorkload, StepEstimate, estimate_step
 from planner.cost.unit_costs import KeptCosts, OptionCosts, UnitCosts, unit_costs
@@ -444,9 +445,25 @@ class CostModel:
             try:
                 placement = place_chain(chain, choice, to_live(budget_bytes))
             except InfeasibleError as error:
-                raise _in_device_bytes(error, budget_bytes, to_live) from error
+                raise self._in_device_bytes(error, budget_bytes, to_live) from error
         decisions = {unit: d for unit, d in placement.decisions.items() if unit != HEAD}
         return Candidate(workload=workload, placement=Placement(decisions), policy=choice)
+
+    def _in_device_bytes(
+        self,
+        error: InfeasibleError,
+        budget_bytes: DeviceBytes,
+        to_live: Callable[[DeviceBytes], LiveBytes],
+    ) -> InfeasibleError:
+        """Return a solver's error, whose sizes are live bytes, with its sizes in device bytes."""
+        assert error.smallest_bytes is not None, "the solver names the smallest feasible peak"
+        smallest = smallest_budget(LiveBytes(error.smallest_bytes), to_live)
+        return InfeasibleError(
+            budget_bytes=budget_bytes,
+            smallest_bytes=smallest,
+            context=context_clause(self.device, smallest, budget_bytes, at_risk=False),
+            advice=error.advice,
+        )
 
 
 def _is_near(device_bytes: DeviceBytes, budget_bytes: DeviceBytes | None) -> bool:
@@ -454,12 +471,3 @@ def _is_near(device_bytes: DeviceBytes, budget_bytes: DeviceBytes | None) -> boo
     if budget_bytes is None:
         return True
     return abs(device_bytes - budget_bytes) <= NEAR_THE_BUDGET * budget_bytes
-
-
-def _in_device_bytes(
-    error: InfeasibleError, budget_bytes: DeviceBytes, to_live: Callable[[DeviceBytes], LiveBytes]
-) -> InfeasibleError:
-    """Return a solver's error, whose sizes are live bytes, with its sizes in device bytes."""
-    assert error.smallest_bytes is not None, "the solver names the smallest feasible peak"
-    smallest = smallest_budget(LiveBytes(error.smallest_bytes), to_live)
-    return InfeasibleError(budget_bytes=budget_bytes, smallest_bytes=smallest, advice=error.advice)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from planner.cost.fit_probability import (
     DEFAULT_RISK,
     FitRule,
+    context_clause,
     fits_within,
     smallest_budget_of,
 )
@@ -93,8 +94,11 @@ def _place_within(
         workload, policy, cost, budget_bytes=limit_bytes, options=options
     ).report
     if not fits_within(report, budget_bytes, risk=risk):
+        smallest_bytes = smallest_budget_of(report, risk=risk)
         raise InfeasibleError(
-            budget_bytes=budget_bytes, smallest_bytes=smallest_budget_of(report, risk=risk)
+            budget_bytes=budget_bytes,
+            smallest_bytes=smallest_bytes,
+            context=context_clause(cost.device, smallest_bytes, budget_bytes),
         )
     return report.candidate
 

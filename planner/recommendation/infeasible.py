@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import context_clause
 from planner.cost.place_within_budget import place_within_budget
 from planner.placement.policies import OFFLOAD, OPTIMAL, parse_policy
 from planner.recommendation.request import Request
@@ -81,6 +82,7 @@ def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> Infe
     return InfeasibleError(
         budget_bytes=budget_bytes,
         smallest_bytes=smallest_bytes,
+        context=context_clause(cost.device, smallest_bytes, budget_bytes),
         advice=_advice(report, request.limit_bytes, request.space, cost),
     )
 
@@ -132,9 +134,8 @@ def _advice(report: Report, budget_bytes: DeviceBytes, space: Space, cost: CostM
     how = f"{workload.method} with micro-batch {workload.micro_batch} needs that"
     memory = report.memory
     outside_bytes = memory.held_bytes - (memory.reserved_bytes or memory.peak_bytes)
-    if outside_bytes >= budget_bytes:
-        context = format_bytes_as(outside_bytes, budget_bytes)
-        return f"{how}, and the CUDA context alone takes {context}"
+    if outside_bytes >= budget_bytes:  # no change makes the context smaller
+        return how
     for option, changed in _smaller_searches(report.candidate, space, cost):
         if _fits(changed, cost, budget_bytes):
             return f"{how}; {option} makes it fit"

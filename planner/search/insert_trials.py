@@ -51,6 +51,8 @@ def insert_trials(storage: BaseStorage, study_name: str, trials: Sequence[Frozen
 
     if not isinstance(storage, RDBStorage) or not all(map(_is_plain, trials)):
         return False
+    if not trials:  # SQLAlchemy deprecates an insertion of no rows
+        return True
     study_id = storage.get_study_id_from_name(study_name)
     tables = {name: table(name, *map(column, names)) for name, names in _INSERTED.items()}
     version: Any = select(column("schema_version")).select_from(table("version_info"))

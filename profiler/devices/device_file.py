@@ -75,4 +75,6 @@ def _check_usable(spec: DeviceSpec, path: Path) -> None:
         )
     if spec.name in DEVICES:
         raise InputError(f"{path}: {spec.name} is in the device table; give another full_name")
+    if spec.context_bytes is not None and spec.context_bytes >= (spec.memory_bytes or 0):
+        raise InputError(f"{path}: context_bytes must be less than memory_bytes")
     multiprocessors(spec)

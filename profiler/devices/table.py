@@ -80,6 +80,8 @@ class DeviceSpec:
         boost_hz: boost clock that ``fp32_flops`` holds for.
         host_link: PCI Express generation and lanes to the host, such as ``PCIe 4.0 x16``; None if
             unknown, or if GPU and host share one memory (Jetson).
+        context_bytes: measured memory of a PyTorch process outside the caching allocator, in bytes;
+            None if it is to be assumed, and for a CPU.
         nvml_names: names that `nvmlDeviceGetName` returns, without the leading ``NVIDIA``.
         source: documents and pages of the numbers, and how derived ones were computed.
     """
@@ -100,6 +102,7 @@ class DeviceSpec:
     idle_watts: PositiveFloat | None = None
     boost_hz: PositiveFloat | None = None
     host_link: Name | None = None
+    context_bytes: ByteCount | None = None
     nvml_names: tuple[str, ...] = ()
     source: str = "given by the user"
 
@@ -247,28 +250,15 @@ class CudaContext:
     source: str
 
 
-_MEASURED_CONTEXTS = {
-    "t4": CudaContext(
-        nbytes=round(140.875 * MIB),
-        is_assumed=False,
-        source="fitcheck-llm 0.3.1, 69 of its 79 runs on a Tesla T4",
-    ),
-    "rtx-3090": CudaContext(
-        nbytes=256 * MIB,
-        is_assumed=False,
-        source="torch 2.7.1+cu128, https://github.com/invoke-ai/InvokeAI/issues/9413",
-    ),
-}
-"""Context of a PyTorch process, by device. A measurement on one GPU is not used for another."""
-
 ASSUMED_CONTEXT = CudaContext(
     nbytes=300 * MIB,
     is_assumed=True,
     source="about 300 MB since CUDA 11.7, which loads kernels lazily"
     " (https://github.com/pytorch/pytorch/issues/107667)",
 )
-"""Assumption for every other GPU. Other reports: 280 MiB for the first GPU of xMem
-(`permanent_gpu_memory_in_gb`), and ``LARGEST_REPORTED_CONTEXT_BYTES``."""
+"""Assumption for a GPU without a measured context; one of another GPU is not used. Other reports:
+280 MiB for the first GPU of xMem (`permanent_gpu_memory_in_gb`), and
+``LARGEST_REPORTED_CONTEXT_BYTES``."""
 
 LARGEST_REPORTED_CONTEXT_BYTES = 400_000_000
 """Largest of the reported contexts (https://github.com/pytorch/pytorch/issues/109888)."""
@@ -280,7 +270,9 @@ def cuda_context(spec: DeviceSpec) -> CudaContext:
     """Return the CUDA context of a PyTorch process on a device."""
     if not spec.is_cuda:
         return _NO_CONTEXT
-    return _MEASURED_CONTEXTS.get(spec.name, ASSUMED_CONTEXT)
+    if spec.context_bytes is None:
+        return ASSUMED_CONTEXT
+    return CudaContext(nbytes=spec.context_bytes, is_assumed=False, source=spec.source)
 
 
 def largest_context_bytes(spec: DeviceSpec) -> int:

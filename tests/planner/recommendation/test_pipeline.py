@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -332,7 +333,7 @@ def test_the_smallest_budget_that_is_named_is_enough_and_little_less_is_not(
     smallest = caught.value.smallest_bytes
     assert smallest is not None
     printed = str(caught.value).partition("the smallest budget that would is ")[2]
-    named = parse_bytes(printed.partition(";")[0].replace(" ", ""))
+    named = parse_bytes(re.split("[,;]", printed)[0].replace(" ", ""))
     assert named >= smallest
     assert not list(tmp_path.glob("plans/*"))
     enough = request(tmp_path, space=space, budget_bytes=named, study="enough", validations=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def test_a_row_of_the_table_can_be_changed_and_read(tmp_path: Path) -> None:
         ({"compute_capability": [99, 0]}, "multiprocessors"),
         ({"schema": "other/1"}, "budgetplan.device/1"),
         ({"host_link": "PCIe 4.0 x12"}, "must be like 'PCIe 4.0 x16'"),
+        ({"context_bytes": 3 << 30}, "context_bytes must be less than memory_bytes"),
         ({"host_link": "NVLink"}, "must be like 'PCIe 4.0 x16'"),
     ],
 )
@@ -78,3 +80,26 @@ def test_a_prediction_is_for_the_device_of_the_file(
     both = CliRunner().invoke(cli, [*asked, "--device", "t4"])
     assert both.exit_code == 2
     assert "name two devices" in both.stderr
+
+
+def test_a_measured_context_takes_the_place_of_the_assumed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both answers need the same, so the smallest budgets differ by the room for the context."""
+    monkeypatch.setattr(table, "_adopted", {})
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        "recommend", "--model", "test_vit", "--methods", "head", "--vram", "250MB",
+        "--image-size", "160", "--no-validate",
+    ]  # fmt: skip
+    messages = []
+    for context_bytes in (None, 390_000_000):
+        path = written(tmp_path, context_bytes=context_bytes)
+        result = CliRunner().invoke(cli, [*asked, "--device-spec", str(path)])
+        assert result.exit_code == 3, result.stderr
+        messages.append(result.stderr)
+    assumed, measured = messages
+    assert ", 400 MB of it for the CUDA context, which is assumed (context_bytes of" in assumed
+    assert ", 390 MB of it for the CUDA context; " in measured
+    smallest = [int(re.findall(r"would is (\d+) MB", message)[0]) for message in messages]
+    assert smallest[0] - smallest[1] == 10
