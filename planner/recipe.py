@@ -56,7 +56,8 @@ class Recipe:
         patience_epochs: epochs without a higher selection accuracy after which the training
             stops; None to train all epochs.
         selects_epoch: whether images are set apart to select the epoch whose weights are saved;
-            otherwise all training images are trained on, and the last epoch is saved.
+            otherwise the selection images that were taken out of the training images are trained on
+            too, and the last epoch is saved.
         augment: whether training images are cropped at random and mirrored, where the data set
             allows it.
         balance: whether each class is drawn equally often.
@@ -94,8 +95,8 @@ class Recipe:
         An epoch leaves its last, incomplete step out. One step at least is counted.
 
         Args:
-            train_images: number of images that an epoch trains on; the selection part is among
-                them if no epoch is selected.
+            train_images: number of images that an epoch trains on; selection images that were taken
+                out of the training images are among them if no epoch is selected.
             effective_batch: images of a step.
         """
         return self.epochs * max(1, train_images // effective_batch)

@@ -50,7 +50,6 @@ class TrainState:
         loss: sum of the losses of these steps.
         epoch_began: value of ``seconds`` at the beginning of the current epoch.
         best: selection reading of the epoch whose tensors are kept; None before the first.
-        evaluated_step: step of the last evaluation of all monitored images; 0 before the first.
     """
 
     epochs: list[EpochResult] = field(default_factory=list)
@@ -60,7 +59,6 @@ class TrainState:
     loss: float = 0.0
     epoch_began: NonNegativeFloat = 0.0
     best: AccuracyReading | None = None
-    evaluated_step: NonNegativeInt = 0
 
     @property
     def epoch(self) -> int:
@@ -128,6 +126,28 @@ def save_checkpoint(
     remove_other_best_epochs(output, state.best)
 
 
+def add_test_reading(output: Path, reading: AccuracyReading) -> None:
+    """Add a reading at the end of a run to the latest checkpoint.
+
+    The record of a resumed training then has every reading of the test part. The tensors in the
+    checkpoint stay, because the reading may be of those of an earlier epoch.
+
+    Args:
+        output: folder of the training.
+        reading: reading of the test part.
+
+    Raises:
+        InputError: the checkpoint cannot be read or written.
+    """
+    checkpoint = latest_checkpoint(output)
+    if checkpoint is None:
+        return
+    path = checkpoint / _PROGRESS_FILE
+    progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
+    readings = [*progress["readings"], asdict(reading)]
+    write_json({**progress, "readings": readings, "seconds": reading.seconds}, path)
+
+
 def remove_old_checkpoints(output: Path) -> None:
     """Remove all checkpoints in a training's folder but the latest."""
     latest = latest_checkpoint(output)
@@ -159,6 +179,7 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
     path = folder / _PROGRESS_FILE
     progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
     saved = json_object(progress.pop("identity", None), part=f"{path}: identity")
+    progress.pop("evaluated_step", None)  # in checkpoints of earlier versions
     state = read_record(TrainState, progress, part=str(path))
     recorded, wanted = _comparable(saved, identity)
     differing = [key for key in wanted if recorded.get(key) != wanted[key]]

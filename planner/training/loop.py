@@ -8,13 +8,15 @@ epoch drops the last, incomplete step; the dropped images differ from epoch to e
 epoch the model is evaluated on the whole selection part, and the tensors of the selected epoch are
 saved: of the latest whose accuracy is not clearly below the highest. Training stops after
 ``patience_epochs`` epochs without a higher accuracy, counted anew from a resume with another
-length on. Within an epoch the model is evaluated once
-a minute on a small sample. The test part is evaluated once, at the end, with the
-selected epoch's tensors. If the recipe selects no epoch, the selection images are trained on too,
-and all evaluations use the test part.
+length on. Within an epoch the model is evaluated once a minute on a small sample. The test part is
+evaluated at the end of a run, with the selected epoch's tensors. If the recipe selects no epoch,
+the selection images that were taken out of the training images are trained on too, and all
+evaluations use the test part.
 
-A checkpoint is written after every epoch and once a minute. A resumed training has the
-same result as an uninterrupted one; on a CPU the two are bitwise identical.
+A checkpoint is written after every epoch and once a minute. A resumed training has the same model
+as an uninterrupted one; on a CPU the two are bitwise identical. When a time limit ends a run within
+an epoch depends on the speed of the machine. The tensors of that moment can be selected as the
+model of that run, but a resumed training does not select by them.
 
 Out of memory: if the allocator refuses memory in forward or backward, the session repeats the step
 under a tighter placement and the training continues under it (planner/training/session.py). An
@@ -34,7 +36,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from planner.scoring.standard_error import standard_error
-from planner.training.checkpoints import TrainState, load_best_epoch, save_best_epoch
+from planner.training.checkpoints import (
+    TrainState,
+    add_test_reading,
+    load_best_epoch,
+    save_best_epoch,
+)
 from planner.training.evaluate import evaluate_images
 from planner.training.history import AccuracyReading, Part, TrainProgress
 from planner.training.images.batches import batch_loader
@@ -187,15 +194,23 @@ class TrainingLoop:
             self._report(message=ENDED_BEFORE.format(when="early, without a higher accuracy"))
 
     def _finish(self) -> None:
-        """Evaluate after the last step if that is missing; then load the best epoch and test it."""
-        state = self._state
-        # a reading within the epoch selects nothing, even if it is of this step and of all images
-        if state.evaluated_step != self._session.step.global_step:
-            self._evaluate_epoch()
+        """Select the tensors that the run ends with, and evaluate them on the test part.
+
+        Within an epoch the checkpoint is written first: the tensors of that step can be selected
+        as the model of this run only.
+        """
+        state, selects = self._state, self._recipe.selects_epoch
+        if state.steps:
             self._save()
-        if state.best is not None and not self._interrupt.is_set:
+            if selects:
+                reading = self._evaluate(self._images.monitor, self._images.monitor_part)
+                if self._is_selected(reading):
+                    state.best = reading
+        if self._interrupt.is_set or not (selects or state.steps):
+            return
+        if state.best is not None and state.best.step != self._session.step.global_step:
             load_best_epoch(self._output, self._session, step=state.best.step)
-            self._evaluate(self._images.test, "test")
+        add_test_reading(self._output, self._evaluate(self._images.test, "test"))
 
     @property
     def _mean_loss(self) -> float:
@@ -260,28 +275,29 @@ class TrainingLoop:
     def _evaluate_epoch(self) -> AccuracyReading:
         """Evaluate on the monitored part; keep the tensors unless an earlier epoch is better."""
         reading = self._evaluate(self._images.monitor, self._images.monitor_part)
-        self._state.evaluated_step = reading.step
-        highest = self._highest_reading(last=reading)
-        if self._recipe.selects_epoch and highest is not None and not is_below(reading, highest):
+        if self._recipe.selects_epoch and self._is_selected(reading):
             save_best_epoch(self._output, self._session)
             self._state.best = reading
         return reading
 
-    def _highest_reading(self, *, last: AccuracyReading | None = None) -> AccuracyReading | None:
-        """Return the first of the highest readings of all monitored images.
+    def _is_selected(self, reading: AccuracyReading) -> bool:
+        """Return whether the tensors of the newest reading are selected, among all so far."""
+        highest = self._highest_reading()
+        return highest is None or not is_below(reading, highest)
 
-        A reading between the ends of the epochs counts only if it is the last or the selected one,
-        which a time limit ended. The others depend on the speed of the machine, and they read all
-        monitored images if these are few.
+    def _highest_reading(self) -> AccuracyReading | None:
+        """Return the first of the highest readings at the ends of epochs.
+
+        Those between the ends depend on the speed of the machine, and they read all monitored
+        images if these are few.
         """
-        wanted = (self._images.monitor_part, len(self._images.monitor))
-        ends = [reading for reading in (last, self._state.best) if reading is not None]
-        whole = (
-            r
-            for r in self._state.readings
-            if (r.part, r.images) == wanted and (r.step % self._steps_per_epoch == 0 or r in ends)
+        ends = (
+            reading
+            for reading in self._state.readings
+            if reading.part == self._images.monitor_part
+            and reading.step % self._steps_per_epoch == 0
         )
-        return max(whole, key=lambda reading: reading.accuracy, default=None)
+        return max(ends, key=lambda reading: reading.accuracy, default=None)
 
     @property
     def _is_out_of_patience(self) -> bool:

@@ -40,10 +40,11 @@ class DataSource:
 
     Attributes:
         name: name of the data set, or the folder as the user wrote it.
-        train_images: number of training images, those of the selection part not included.
+        train_images: number of training images, those of the selection part not included; in the
+            record of a training the number of images that were trained on.
         held_out_images: number of test images.
-        selection_images: number of selection images; None in records of trainings and plans that
-            had no such part.
+        selection_images: number of selection images; None in records of trainings that selected no
+            epoch, and of trainings and plans from before there was such a part.
         fingerprint: SHA-256 of the pixels and labels, or of a folder's file names and sizes.
         skipped_files: number of files in a folder that are not used.
         skip_reasons: numbers of these files by reason; empty in records of earlier versions.
@@ -204,7 +205,7 @@ class ImageData:
     Attributes:
         train: images to train on.
         selection: images that choose the best epoch and the end of a training.
-        test: images that are evaluated once, at the end.
+        test: images that are evaluated at the end of a run.
         class_names: name of each class, by label.
         source: origin of the data set.
         selection_positions: for selection images that were taken out of the training images, the
@@ -284,8 +285,8 @@ class ImageData:
     def training_whole(self) -> ImageSet:
         """Return the training set with the selection images put back, in the original order.
 
-        Plans from before the selection part train on this set. Selection images that were never
-        part of the training set stay out.
+        Recipes that select no epoch train on this set. Selection images that were never part of
+        the training set stay out.
         """
         if not self.selection_positions:
             return self.train

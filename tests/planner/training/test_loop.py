@@ -33,6 +33,7 @@ from profiler.errors import DeviceError, InputError, MeasurementError, UsageErro
 from profiler.models.build import build_model
 from profiler.models.methods.save_load import trained_tensors
 from profiler.running.process_end import Terminated
+from profiler.training_step import TrainingStep
 
 
 def test_training_learns_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,8 +275,53 @@ def test_a_time_limit_within_an_epoch_selects_and_tests_whatever_was_read_before
         (1, 30, "test"),
     ]
     assert result.selected_step == 1
-    again = run(plan, tmp_path, images=few, epochs=None, steps=1, resume=True)
-    assert [r.step for r in again.readings] == [1, 1, 1]
+    (kept,) = tmp_path.glob("checkpoint-1")
+    saved = json.loads((kept / "progress.json").read_text())
+    assert saved["best"] is None
+    kept_readings = [(r["images"], r["part"]) for r in saved["readings"]]
+    assert kept_readings == [(20, "selection"), (30, "test")]
+    assert saved["seconds"] == result.readings[-1].seconds
+
+
+def test_a_training_in_pieces_selects_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensors at a time limit are the model of that run; later runs do not select by them."""
+    plan = replace(make_plan(workload(micro_batch=4)), recipe=replace(RECIPE, patience_epochs=1))
+    accuracy = {5: 0.5, 7: 0.9, 8: 0.1, 10: 0.5}  # the epochs end at steps 5 and 10
+    now = 0
+    train_step = TrainingStep.run
+
+    def run_step(step: TrainingStep, *fetches: object) -> object:
+        nonlocal now
+        now = step.global_step + 1
+        return train_step(step, *fetches)
+
+    def evaluated(model: object, images: ImageSet, **_: object) -> SimpleNamespace:
+        found = accuracy.get(now, 0.2)
+        return SimpleNamespace(accuracy=found, mean_class_accuracy=found, images=len(images))
+
+    monkeypatch.setattr(TrainingStep, "run", run_step)
+    monkeypatch.setattr("planner.training.loop.evaluate_images", evaluated)
+    straight = run(plan, tmp_path / "straight", epochs=None)
+    assert straight.selected_step == 10, "no epoch is higher than the first, so patience ends here"
+    pieces = [
+        run(plan, tmp_path / "pieces", epochs=None, minutes=1e-6, resume=step > 1)
+        for step in range(1, 9)
+    ]
+    assert [piece.selected_step for piece in pieces] == [1, 2, 3, 4, 5, 5, 7, 5]
+    assert [piece.accuracy for piece in pieces] == [0.2] * 4 + [0.5, 0.2, 0.9, 0.1]
+    whole = run(plan, tmp_path / "pieces", epochs=None, resume=True)
+    assert whole.selected_step == 10
+    assert same(learned(tmp_path / "pieces"), learned(tmp_path / "straight"))
+    assert [e.loss for e in whole.epochs] == [e.loss for e in straight.epochs]
+    # the record has each reading of the test part, and of the selection part those that select
+    assert [r.step for r in whole.readings if r.part == "test"] == [*range(1, 9), 10]
+    assert [r.step for r in whole.readings if r.part == "selection"] == [5, 10]
+    seconds = [r.seconds for r in whole.readings]
+    assert seconds == sorted(seconds)
+    (best,) = (tmp_path / "pieces").glob("best-epoch-*")
+    assert best.name == "best-epoch-10"
 
 
 def test_a_resume_without_steps_removes_an_epoch_that_was_given_up(tmp_path: Path) -> None:
