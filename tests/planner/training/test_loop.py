@@ -113,8 +113,11 @@ def test_a_recipe_that_chooses_no_epoch_records_the_images_that_it_trains_on(
     parts = ("train_images", "selection_images", "held_out_images")
     counted = (len(images.train), len(images.selection), len(images.test))
     assert tuple(chosen.data[part] for part in parts) == counted
-    whole = len(images.training_whole())
+    whole = len(images.train) + len(images.selection)
     assert tuple(last.data[part] for part in parts) == (whole, None, len(images.test))
+    own = replace(images, selection_positions=())  # as of a folder with train, val and test
+    apart = run(plan, tmp_path / "apart", images=own, steps=1, recipe="paper")
+    assert tuple(apart.data[part] for part in parts) == (len(own.train), None, len(own.test))
 
 
 def test_within_an_epoch_there_are_readings_and_checkpoints_to_go_on_from(

@@ -53,6 +53,7 @@ def test_a_task_of_vtab(tmp_path: Path, task: str) -> None:
         assert not part.mirror
         assert part.crop(12, 8, None) == (0, 0, 12, 8)
     assert list(data.train.labels) == list(range(classes))
+    assert data.source_of_whole().train_images == len(data.training_whole()) == classes
     elsewhere = load_data(f"vtab:{task}:{tmp_path / 'vtab-1k'}", **SHAPE)
     assert elsewhere.source.fingerprint == data.source.fingerprint
 
@@ -119,6 +120,7 @@ def test_a_set_of_fgvc(tmp_path: Path, name: str) -> None:
     count = size.num_classes
     assert (len(data.train), len(data.selection), len(data.test)) == (count, count, count)
     assert sorted(data.test.labels) == list(range(count))
+    assert data.source_of_whole().train_images == len(data.training_whole()) == count
     facts = data_facts(f"fgvc:{name}", image_size=32, is_used=False)
     assert facts.num_classes == data.num_classes == count
     expected = {"cub": "Bird_7", "dogs": "Dog_7"}.get(name, "class 6")
