@@ -101,6 +101,15 @@ class Recipe:
         """
         return self.epochs * max(1, train_images // effective_batch)
 
+    def warm_up_within(self, *, total_steps: int) -> int:
+        """Return the steps of the warm-up in a training of a length.
+
+        With a cosine, a training that was made shorter has a shorter warm-up too.
+        """
+        if self.schedule == "constant":
+            return self.warm_up_steps
+        return min(self.warm_up_steps, int(WARM_UP_SHARE * total_steps))
+
     def rate_factor(self, step: int, *, total_steps: int) -> float:
         """Return the factor of the learning rate at a step, in (0, 1].
 
@@ -108,11 +117,10 @@ class Recipe:
             step: number of the step, from 0.
             total_steps: steps of the whole training.
         """
-        if self.schedule == "constant":
-            return min(1.0, (step + 1) / (self.warm_up_steps + 1))
-        # A training that was made shorter has a shorter warm-up too.
-        warm_up_steps = min(self.warm_up_steps, int(WARM_UP_SHARE * total_steps))
+        warm_up_steps = self.warm_up_within(total_steps=total_steps)
         warm_up = min(1.0, (step + 1) / (warm_up_steps + 1))
+        if self.schedule == "constant":
+            return warm_up
         falling = max(1, total_steps - warm_up_steps)
         done = min(1.0, max(0, step - warm_up_steps) / falling)
         return warm_up * max(0.5 * (1 + math.cos(math.pi * done)), LAST_RATE_FACTOR)

@@ -1,9 +1,10 @@
 """The learning rate over the steps of a training, also after a resume with another length.
 
-A cosine that is stretched over more steps would raise the rate at the moment of a resume. Instead
-the rate falls to zero over the steps that are left, from its value at that moment. If that value is
-below ``LEAST_RESUMED_FACTOR``, as after a training that had ended, it falls from there: a rate of
-almost zero would learn nothing. A constant rate does not change.
+Within the warm-up, a resume takes the schedule of the new length whole. After it, a cosine that is
+stretched over more steps would raise the rate at the moment of the resume. Instead the rate falls
+to zero over the steps that are left, from its value at that moment or ``LEAST_RESUMED_FACTOR``,
+whichever is higher: after a training that had ended, a rate of almost zero would learn nothing. A
+constant rate does not change.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ class RateSchedule:
     Attributes:
         total_steps: optimizer steps of the whole training.
         start_step: step of the last resume with another length; 0 for none.
-        start_factor: factor of the rate at that step.
+        start_factor: factor of the rate from which it falls to zero after that step; None if the
+            schedule is that of the whole length.
     """
 
     total_steps: PositiveInt
     start_step: NonNegativeInt = 0
-    start_factor: Fraction = 1.0
+    start_factor: Fraction | None = None
 
     def factor(self, step: int, recipe: Recipe) -> float:
         """Return the factor of the rate at a step, in (0, 1].
@@ -40,7 +42,7 @@ class RateSchedule:
             step: number of the step, from 0.
             recipe: schedule and warm-up.
         """
-        if self.start_step == 0 or recipe.schedule == "constant":
+        if self.start_factor is None or recipe.schedule == "constant":
             return recipe.rate_factor(step, total_steps=self.total_steps)
         falling = max(1, self.total_steps - self.start_step)
         done = min(1.0, max(0, step - self.start_step) / falling)
@@ -56,8 +58,9 @@ class RateSchedule:
         """
         if total_steps == self.total_steps:
             return self
-        if step == 0:
-            return replace(self, total_steps=total_steps)
+        is_whole = self.start_factor is None
+        if is_whole and step <= recipe.warm_up_within(total_steps=self.total_steps):
+            return replace(self, total_steps=total_steps, start_step=step)
         factor = max(self.factor(step, recipe), LEAST_RESUMED_FACTOR)
         return replace(self, total_steps=total_steps, start_step=step, start_factor=factor)
 
@@ -72,4 +75,7 @@ class RateSchedule:
         Raises:
             InputError: the data is no schedule.
         """
-        return read_record(cls, data, part="checkpoint.schedule")
+        schedule = read_record(cls, data, part="checkpoint.schedule")
+        if schedule.start_step == 0:  # earlier versions wrote a factor of 1 there
+            return replace(schedule, start_factor=None)
+        return schedule

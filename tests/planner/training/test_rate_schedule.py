@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,46 @@ def test_a_training_that_had_ended_goes_on_at_a_small_rate() -> None:
     assert after.factor(299, RECIPE) == 1e-3
     # and a second resume of the same length goes on from there
     assert after.resumed(250, RECIPE, total_steps=300) == after
+
+
+@pytest.mark.parametrize("step", [1, 4, 9, 10])
+@pytest.mark.parametrize("total", [60, 400])
+def test_a_resume_within_the_warm_up_takes_the_new_length_whole(step: int, total: int) -> None:
+    """The rate of a step of the warm-up is no height to fall from."""
+    after = RateSchedule(total_steps=200).resumed(step, RECIPE, total_steps=total)
+    assert factors(after) == factors(RateSchedule(total_steps=total))
+    assert max(factors(after, step)) > 0.98
+    assert after.start_step == step, "patience counts from here"
+    if total == 400 and step < 10:
+        again = after.resumed(10, RECIPE, total_steps=300)
+        assert factors(again) == factors(RateSchedule(total_steps=300))
+    later = after.resumed(35, RECIPE, total_steps=300)
+    assert factors(later, 35) == sorted(factors(later, 35), reverse=True)
+    assert later.factor(35, RECIPE) == after.factor(35, RECIPE)
+
+
+def test_a_resume_within_a_warm_up_that_is_shorter_than_the_recipes() -> None:
+    """A training of 30 steps has 3 steps of warm-up; the fourth is the cosine's second."""
+    before = RateSchedule(total_steps=30)
+    assert factors(before.resumed(3, RECIPE, total_steps=200)) == factors(
+        RateSchedule(total_steps=200)
+    )
+    after = before.resumed(4, RECIPE, total_steps=200)
+    assert after.factor(4, RECIPE) == before.factor(4, RECIPE) > 0.99
+    assert max(factors(after, 4)) == before.factor(4, RECIPE)
+
+
+@pytest.mark.parametrize("step", [1, 50])
+def test_a_constant_rate_does_not_depend_on_the_length(step: int) -> None:
+    constant = replace(RECIPE, schedule="constant")
+    after = RateSchedule(total_steps=100).resumed(step, constant, total_steps=300)
+    rates = [after.factor(at, constant) for at in range(step, 300)]
+    assert rates == [min(1, (at + 1) / 11) for at in range(step, 300)]
+
+
+def test_a_schedule_of_an_earlier_version_without_a_resume_is_whole() -> None:
+    data = {"total_steps": 200, "start_step": 0, "start_factor": 1.0}
+    assert factors(RateSchedule.from_json(data)) == factors(RateSchedule(total_steps=200))
 
 
 def test_a_training_that_had_not_begun_takes_the_new_length_whole() -> None:
