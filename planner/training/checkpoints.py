@@ -190,16 +190,23 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
             f"is now {_shorten(now)}; train into another folder"
         )
     load_trained_tensors(session.model, folder, method=session.built.method.name)
+    _restore_session(folder / "state.pt", session)
+    return state
+
+
+def _restore_session(path: Path, session: Session) -> None:
+    """Restore a session from the file of its state.
+
+    Raises:
+        InputError: the file is damaged, or a record in it breaks a rule, which the message names.
+    """
     try:
-        session.load_state_dict(
-            torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        )
+        session.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except InputError as error:  # of the schedule or the placement
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # pickle, zip and the optimizers raise errors of many classes
         reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{folder / 'state.pt'} cannot be read ({reason}); train into another folder"
-        ) from error
-    return state
+        raise InputError(f"{path} cannot be read ({reason}); train into another folder") from error
 
 
 def _comparable(

@@ -127,6 +127,31 @@ def test_a_checkpoint_with_only_the_path_of_the_weights_is_resumed_by_it(tmp_pat
     assert len(run(plan, output, epochs=3, weights=moved, resume=True).epochs) == 3
 
 
+@pytest.mark.parametrize(
+    ("field", "changed", "message"),
+    [
+        ("schedule", {"start_factor": 7.0}, r"checkpoint\.schedule\.start_factor"),
+        (
+            "placement",
+            {"decisions": {"blocks.1": "segment"}},
+            r"the placement makes 'blocks\.1' a segment .* recompute both",
+        ),
+    ],
+)
+def test_a_rule_that_a_record_in_the_state_breaks_is_said_as_such(
+    tmp_path: Path, field: str, changed: dict[str, object], message: str
+) -> None:
+    plan = make_plan(workload())
+    run(plan, tmp_path, epochs=1)
+    path = tmp_path / "checkpoint-2" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, field: {**state[field], **changed}}, path)
+    with pytest.raises(InputError, match=rf"state\.pt: {message}") as caught:
+        run(plan, tmp_path, epochs=1, resume=True)
+    assert "cannot be read" not in str(caught.value)
+    assert "another folder" not in str(caught.value)
+
+
 def test_a_training_is_resumed_under_another_placement(tmp_path: Path) -> None:
     kept = make_plan(workload())
     recomputed = replace(kept, candidate=replace(kept.candidate, placement=STATIC))
