@@ -175,7 +175,8 @@ def _steps_of_an_epoch(loop_images: LoopImages, plan: Plan, images: ImageData) -
     """Return the optimizer steps of an epoch.
 
     Raises:
-        InputError: there are fewer images than a step takes.
+        InputError: there are fewer images than a step takes. ``check_data`` has refused data sets
+            that have fewer in all, so the recipe selects an epoch, and the others are set apart.
     """
     workload = plan.candidate.workload
     steps = loop_images.steps_per_epoch(workload)

@@ -337,12 +337,32 @@ def test_a_resume_without_steps_removes_an_epoch_that_was_given_up(tmp_path: Pat
     assert list(tmp_path.glob("best-epoch-*")) == [best]
 
 
-def test_too_few_images_beside_the_selection_are_refused(tmp_path: Path) -> None:
-    plan = replace(make_plan(workload(micro_batch=16)), recipe=RECIPE)
-    few = digits(32, train_images=40, test_images=20)
-    few = replace(few, train=few.train.select(range(30)), selection=few.train.select(range(30, 40)))
-    with pytest.raises(InputError, match="32 images"):
-        run(plan, tmp_path, images=few)
+@pytest.mark.parametrize(
+    ("recipe", "is_set_apart", "message"),
+    [
+        ("default", True, "takes 32 images, and 30 of digits are left to train on beside the"),
+        ("default", False, "takes 32 images, digits has 30 to train on; make"),
+        ("paper", False, "takes 32 images, digits has 30 to train on; make"),
+        ("paper", True, None),
+    ],
+)
+def test_too_few_images_are_refused_and_those_set_apart_are_said(
+    tmp_path: Path, recipe: str, is_set_apart: bool, message: str | None
+) -> None:
+    """Ten of 40 images are for selection: taken out of the training images, or a part apart."""
+    plan = make_plan(workload(micro_batch=16))
+    data = digits(32, train_images=40, test_images=20)
+    few = replace(
+        data,
+        train=data.train.select(range(30)),
+        selection=data.train.select(range(30, 40)),
+        selection_positions=tuple(range(30, 40)) if is_set_apart else (),
+    )
+    if message is None:
+        assert len(run(plan, tmp_path, images=few, recipe=recipe, epochs=1).epochs) == 1
+        return
+    with pytest.raises(InputError, match=message):
+        run(plan, tmp_path, images=few, recipe=recipe)
 
 
 def test_a_training_without_gain_stops_early(tmp_path: Path) -> None:
