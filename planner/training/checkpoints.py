@@ -129,12 +129,12 @@ def save_checkpoint(
 def add_test_reading(output: Path, reading: AccuracyReading) -> None:
     """Add a reading at the end of a run to the latest checkpoint.
 
-    The record of a resumed training then has every reading of the test part. The tensors in the
-    checkpoint stay, because the reading may be of those of an earlier epoch.
+    The record of a resumed training then has every reading on the test part. The tensors in the
+    checkpoint stay, because the reading may belong to an earlier epoch.
 
     Args:
         output: folder of the training.
-        reading: reading of the test part.
+        reading: reading on the test part.
 
     Raises:
         InputError: the checkpoint cannot be read or written.

@@ -176,8 +176,8 @@ class TrainResult:
 
     Attributes:
         epochs: whole epochs, those before a resume included.
-        readings: accuracy over the training; the last is over all test images. Those of the test
-            part at the ends of earlier runs are among them.
+        readings: accuracy over the training; the last is over all test images. Earlier runs'
+            readings on the test part are among them.
         learning_rate: learning rate with its reason.
         recipe: recipe of the training; None in records before minor version 2.
         selected_step: step whose tensors were saved; None for the last one.

@@ -15,8 +15,8 @@ evaluations use the test part.
 
 A checkpoint is written after every epoch and once a minute. A resumed training has the same model
 as an uninterrupted one; on a CPU the two are bitwise identical. When a time limit ends a run within
-an epoch depends on the speed of the machine. The tensors of that moment can be selected as the
-model of that run, but a resumed training does not select by them.
+an epoch depends on the speed of the machine. The tensors at that moment can become the
+model that this run saves, but a resumed training does not select by them.
 
 Out of memory: if the allocator refuses memory in forward or backward, the session repeats the step
 under a tighter placement and the training continues under it (planner/training/session.py). An
@@ -196,8 +196,8 @@ class TrainingLoop:
     def _finish(self) -> None:
         """Select the tensors that the run ends with, and evaluate them on the test part.
 
-        Within an epoch the checkpoint is written first: the tensors of that step can be selected
-        as the model of this run only.
+        Within an epoch the checkpoint is written first, because the tensors at that step can be
+        selected for this run only.
         """
         state, selects = self._state, self._recipe.selects_epoch
         if state.steps:

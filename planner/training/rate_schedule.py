@@ -1,6 +1,6 @@
 """The learning rate over the steps of a training, also after a resume with another length.
 
-Within the warm-up, a resume takes the schedule of the new length whole. After it, a cosine that is
+Within the warm-up, a resume takes the new length whole. After it, a cosine that is
 stretched over more steps would raise the rate at the moment of the resume. Instead the rate falls
 to zero over the steps that are left, from its value at that moment or ``LEAST_RESUMED_FACTOR``,
 whichever is higher: after a training that had ended, a rate of almost zero would learn nothing. A
@@ -28,7 +28,7 @@ class RateSchedule:
         total_steps: optimizer steps of the whole training.
         start_step: step of the last resume with another length; 0 for none.
         start_factor: factor of the rate from which it falls to zero after that step; None if the
-            schedule is that of the whole length.
+            schedule has the new length whole.
     """
 
     total_steps: PositiveInt

@@ -176,7 +176,7 @@ def _steps_of_an_epoch(loop_images: LoopImages, plan: Plan, images: ImageData) -
 
     Raises:
         InputError: there are fewer images than a step takes. ``check_data`` has refused data sets
-            that have fewer in all, so the recipe selects an epoch, and the others are set apart.
+            with fewer in all, so the recipe selects an epoch, and the others are set apart.
     """
     workload = plan.candidate.workload
     steps = loop_images.steps_per_epoch(workload)
