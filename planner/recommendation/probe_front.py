@@ -205,7 +205,7 @@ def unused_probe_notes(request: Request, storage: str) -> tuple[str, ...]:
         return ()
     return (
         f"the study {request.study} holds {len(runs)} short trainings of a probe, which this "
-        "answer does not use; --probe-minutes goes on from them",
+        "answer does not use; --probe-minutes goes on from those of the same data and recipes",
     )
 
 

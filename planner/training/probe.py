@@ -125,6 +125,19 @@ class StepLadder:
         highest = max(FEWEST_STEPS, most // 2 ** (rungs - 1))
         return cls(first=min(max(first, FEWEST_STEPS), highest), rungs=rungs, most=most)
 
+    @property
+    def last(self) -> int:
+        """Steps of a run on the last rung."""
+        return self.steps(self.rungs - 1)
+
+    def work(self, learners: int) -> int:
+        """Return the steps of all runs up to the seeds of the finalists, about.
+
+        Args:
+            learners: number of learners without cached features.
+        """
+        return learners * (self.rungs + EXTRA_RUNGS) * self.first
+
     def steps(self, rung: int) -> int:
         """Return the steps of a run on a rung, from 0."""
         return min(self.most, self.first << rung)

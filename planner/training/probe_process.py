@@ -4,14 +4,16 @@ torch is imported by the functions, because the parent imports this module only 
 
 On a CPU a run at the plan's image size can be too slow. Smaller sizes are then tried, and the
 largest is taken at which the longest runs have ``WANTED_STEPS`` steps, as predicted from the time
-of two steps at the smallest size. Stored runs of a probe of the same data and weights keep their
-size and their numbers of steps, so that they count. Those of a learning-rate test decide neither.
+of two steps at the smallest size. Stored runs of a probe count if learner, recipe and setting are
+the same; they keep their size and their numbers of steps. Those of a learning-rate test decide
+neither.
 """
 
 from __future__ import annotations
 
 import hashlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +34,7 @@ from profiler.running.sandbox import Progress
 
 if TYPE_CHECKING:
     from planner.training.images.image_set import ImageData
+    from planner.training.probe import StepLadder
     from planner.training.probe_run import ProbeRunner
 
 SIZE_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25)
@@ -48,20 +51,21 @@ WANTED_STEPS = 100
 def run_probe(request: ProbeRequest, progress: Progress) -> ProbeResult:
     """Run a probe and store each run in the study."""
     from planner.search.probe_storage import append_probe_run, read_probe_runs
-    from planner.training.probe import StepLadder, probe
+    from planner.training.probe import probe
 
     began = time.monotonic()
     progress("loading images", 0.0)
     if request.device != "cpu":
         use_planned_configuration()
-    known = readable_runs(read_probe_runs(request.storage, request.study))
+    known = [
+        run
+        for run in readable_runs(read_probe_runs(request.storage, request.study))
+        if any(run.is_of(learner) for learner in request.learners)
+    ]
     runner, step_seconds = _runner_of(request, known)
     setting = runner.setting
     known = [run for run in known if run.setting == setting]
-    slow = sum(not runner.has_features(learner) for learner in request.learners)
-    most = planned_steps(request.learners, setting)
-    affordable = request.seconds / step_seconds
-    ladder = StepLadder.of(learners=slow, affordable_steps=affordable, most=most)
+    ladder = _ladder_of(request, runner, affordable_steps=request.seconds / step_seconds)
     of_probes = [run.steps for run in known if not run.of_rate_test]
     if of_probes:
         ladder = replace(ladder, first=min(of_probes))
@@ -113,38 +117,78 @@ def _runner_of(request: ProbeRequest, known: Sequence[ProbeRun]) -> tuple[Backbo
     sizes = _accepted_sizes(request, plan_size)
     smallest = runner_at(request, sizes[-1])
     seconds = _timed_step(request, smallest)
-    size = _size_of_stored_runs(request, known, sizes) or _affordable_size(request, sizes, seconds)
+    size = _size_of_stored_runs(smallest.setting, known, sizes) or _affordable_size(
+        request, smallest, sizes=sizes, smallest_seconds=seconds
+    )
     runner = smallest if size == sizes[-1] else runner_at(request, size)
     return runner, _expected_step_seconds(size, sizes, seconds)
 
 
+def _ladder_of(
+    request: ProbeRequest, runner: BackboneRunners, *, affordable_steps: float
+) -> StepLadder:
+    """Return the numbers of steps of a probe whose time allows some steps in all."""
+    from planner.training.probe import StepLadder
+
+    return StepLadder.of(
+        learners=_slow_learners(request, runner),
+        affordable_steps=affordable_steps,
+        most=planned_steps(request.learners, runner.setting),
+    )
+
+
+def _slow_learners(request: ProbeRequest, runner: BackboneRunners) -> int:
+    """Return the number of learners without cached features."""
+    return sum(not runner.has_features(learner) for learner in request.learners)
+
+
 def _size_of_stored_runs(
-    request: ProbeRequest, known: Sequence[ProbeRun], sizes: Sequence[int]
+    setting: ProbeSetting, known: Sequence[ProbeRun], sizes: Sequence[int]
 ) -> int | None:
     """Return the largest of some image sizes that has runs of an earlier probe, so that they count.
 
-    None without such runs.
+    Args:
+        setting: setting of the probe at any size.
+        known: stored runs of its learners.
+        sizes: image sizes.
+
+    Returns:
+        The size; None without a run whose setting is that of the probe but for the size.
     """
-    weights, models = _weights_text(request), _short_text(", ".join(request.models))
     stored = {
         run.setting.image_size
         for run in known
-        if not run.of_rate_test and (run.setting.weights, run.setting.model) == (weights, models)
+        if not run.of_rate_test and replace(run.setting, image_size=setting.image_size) == setting
     }
     return max(stored & set(sizes), default=None)
 
 
-def _affordable_size(request: ProbeRequest, sizes: Sequence[int], smallest_seconds: float) -> int:
+def _affordable_size(
+    request: ProbeRequest,
+    smallest: BackboneRunners,
+    *,
+    sizes: Sequence[int],
+    smallest_seconds: float,
+) -> int:
     """Return the largest size at which the longest runs have ``WANTED_STEPS`` steps, or the last.
+
+    If the plans have fewer steps, the runs of the last rung need to be as long as these allow.
+
+    Limitation: which learners have cached features is decided at the last size.
 
     Args:
         request: request of the probe.
+        smallest: runners at the last size.
         sizes: image sizes, the largest first.
         smallest_seconds: seconds of a step at the last size.
     """
-    steps = WANTED_STEPS * 3 * max(2, len(request.learners)) / 2
+    slow = _slow_learners(request, smallest)
+    without_limit = _ladder_of(request, smallest, affordable_steps=sys.maxsize)
+    wanted = min(WANTED_STEPS, without_limit.last)
     for size in sizes:
-        if steps * _expected_step_seconds(size, sizes, smallest_seconds) <= request.seconds:
+        affordable = request.seconds / _expected_step_seconds(size, sizes, smallest_seconds)
+        ladder = _ladder_of(request, smallest, affordable_steps=affordable)
+        if ladder.last >= wanted and ladder.work(slow) <= affordable:
             return size
     return sizes[-1]
 

@@ -37,6 +37,11 @@ Bits = Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=MOST_HELD_OUT_IMAGE
 
 RateFactor = Annotated[float, Meta(gt=0, le=1000)]
 
+RecipeHash = Annotated[str, Meta(pattern="^([0-9a-f]{16})?$", max_length=16)]
+
+WITHOUT_EFFECT_ON_A_RUN = ("epochs", "patience_epochs", "selects_epoch", "source")
+"""Fields of a recipe that no run depends on: its steps are given, and its last step is judged."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
@@ -51,6 +56,14 @@ class Learner:
     name: str
     candidate: Candidate
     recipe: Recipe
+
+    @property
+    def recipe_hash(self) -> str:
+        """Hash of the values of the recipe that a run depends on."""
+        values = asdict(self.recipe)
+        for name in WITHOUT_EFFECT_ON_A_RUN:
+            del values[name]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +181,8 @@ class ProbeRun:
         from_features: whether the run trained on cached features.
         of_rate_test: whether a learning-rate test made it. The size and the steps of such a run say
             nothing about those of a probe.
+        recipe: hash of the values of the recipe that the run depends on; empty if an earlier
+            version made the run.
     """
 
     setting: ProbeSetting
@@ -181,6 +196,7 @@ class ProbeRun:
     diverged: bool = False
     from_features: bool = False
     of_rate_test: bool = False
+    recipe: RecipeHash = ""
 
     def __post_init__(self) -> None:
         if len(self.right) != -(-self.setting.held_out_images // 4):
@@ -192,8 +208,17 @@ class ProbeRun:
     def key(self) -> str:
         """Name of the run in a study: equal for runs that would repeat each other."""
         return run_key(
-            self.setting, self.learner, steps=self.steps, seed=self.seed, factor=self.rate_factor
+            self.setting,
+            self.learner,
+            recipe=self.recipe,
+            steps=self.steps,
+            seed=self.seed,
+            factor=self.rate_factor,
         )
+
+    def is_of(self, learner: Learner) -> bool:
+        """Return whether the run trained a learner by the same recipe."""
+        return (self.learner, self.recipe) == (learner.name, learner.recipe_hash)
 
     @property
     def right_images(self) -> NDArray[np.bool_]:
@@ -234,9 +259,20 @@ def planned_steps(learners: Sequence[Learner], setting: ProbeSetting) -> int:
     )
 
 
-def run_key(setting: ProbeSetting, learner: str, *, steps: int, seed: int, factor: float) -> str:
-    """Return the name of a run in a study."""
-    given = [setting.key, learner, factor, seed, steps]
+def run_key(
+    setting: ProbeSetting, learner: str, *, recipe: str, steps: int, seed: int, factor: float
+) -> str:
+    """Return the name of a run in a study.
+
+    Args:
+        setting: setting of the run.
+        learner: name of the learner.
+        recipe: hash of its recipe; empty for a run of an earlier version, whose name had none.
+        steps: optimizer steps.
+        seed: seed of the run.
+        factor: learning rate over that of the recipe.
+    """
+    given = [setting.key, learner, factor, seed, steps, *([recipe] if recipe else [])]
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
 
 

@@ -106,7 +106,14 @@ class ProbeRunner:
 
     def key_of(self, learner: Learner, *, steps: int, seed: int, rate_factor: float) -> str:
         """Return the name in a study that a run would have."""
-        return run_key(self.setting, learner.name, steps=steps, seed=seed, factor=rate_factor)
+        return run_key(
+            self.setting,
+            learner.name,
+            recipe=learner.recipe_hash,
+            steps=steps,
+            seed=seed,
+            factor=rate_factor,
+        )
 
     def seconds_per_step(self, learner: Learner) -> float:
         """Return the shortest of ``TIMED_STEPS`` steps after a first one, in seconds.
@@ -192,6 +199,7 @@ class ProbeRunner:
             right=as_bits(right.numpy()),
             diverged=not is_finite,
             from_features=self.has_features(learner),
+            recipe=learner.recipe_hash,
         )
 
     def _start(

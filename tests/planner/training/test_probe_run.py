@@ -13,6 +13,7 @@ import pytest
 from trainings import digits, workload
 
 from planner.recipe import Recipe
+from planner.search.probe_storage import append_probe_run
 from planner.training import features
 from planner.training.find_rate import find_rate
 from planner.training.frozen_units import FrozenUnits
@@ -24,8 +25,9 @@ from planner.training.probe_process import (
     _runner_of,
     _timed_step,
     run_probe,
+    runner_at,
 )
-from planner.training.probe_records import Learner, ProbeSetting
+from planner.training.probe_records import Learner, ProbeRun, ProbeSetting
 from planner.training.probe_run import ProbeRunner
 from profiler.workload import Candidate
 
@@ -199,20 +201,121 @@ def test_a_test_of_learning_rates_decides_nothing_about_a_later_probe(
     assert _runner_of(later, rates.runs)[0].setting.image_size == plan_size
 
 
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProbeRequest:
+    monkeypatch.setenv("BUDGETPLAN_CACHE", str(tmp_path / "cache"))
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    optuna.create_study(storage=url, study_name="probe")
+    return ProbeRequest(
+        learners=(learner("full", image_size=128),), data="digits", device="cpu", seed=0,
+        weights={}, pretrained=False, seconds=1e4, storage=url, study="probe",
+    )  # fmt: skip
+
+
+def stored_run(of: Learner, setting: ProbeSetting, **changes: Any) -> ProbeRun:
+    given: dict[str, Any] = {
+        "setting": setting, "learner": of.name, "rate_factor": 1.0, "learning_rate": 1e-3,
+        "seed": 0, "steps": 20, "seconds": 1.0, "recipe": of.recipe_hash,
+        "right": "0" * -(-setting.held_out_images // 4),
+    }  # fmt: skip
+    return ProbeRun(**given | changes)
+
+
 @pytest.mark.parametrize(
-    ("learners", "seconds", "size"),
+    ("change", "size"),
     [
-        (2, 600.0, 128),
-        (2, 599.0, 64),
-        (2, 1.0, 64),
-        (1, 600.0, 128),
-        (4, 600.0, 64),
-        (4, 1200.0, 128),
+        ({}, 64),
+        ({"data": "another"}, 128),
+        ({"weights": "another"}, 128),
+        ({"device": "cuda"}, 128),
+        ({"seed": 1}, 128),
+        ({"train_images": 7}, 128),
+        ({"held_out_images": 8}, 128),
     ],
 )
-def test_a_size_is_affordable_whose_longest_runs_have_enough_steps(
-    learners: int, seconds: float, size: int
+def test_stored_runs_fix_the_image_size_if_their_setting_is_otherwise_that_of_the_probe(
+    change: dict[str, Any], size: int, asked: ProbeRequest
 ) -> None:
-    """A step takes 0.5 s at 64 and 2 s at 128; of two learners, 300 steps are needed in all."""
-    request = SimpleNamespace(learners=[learner("full")] * learners, seconds=seconds)
-    assert _affordable_size(cast(Any, request), (128, 64), 0.5) == size
+    setting = replace(runner_at(asked, 64).setting, **change)
+    run = stored_run(asked.learners[0], setting)
+    assert _runner_of(asked, [run])[0].setting.image_size == size
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({}, True),
+        ({"epochs": 9, "source": "another", "selects_epoch": False}, True),
+        ({"learning_rate": 5e-3}, False),
+        ({"layer_decay": 0.9}, False),
+        (None, False),
+    ],
+)
+def test_stored_runs_count_if_their_recipe_is_that_of_the_probe(
+    changes: dict[str, Any] | None, counts: bool, asked: ProbeRequest
+) -> None:
+    """An earlier version stored no recipe: its runs stay in the study and do not count."""
+    (now,) = asked.learners
+    setting = runner_at(asked, 64).setting
+    if changes is None:
+        run = stored_run(now, setting, recipe="")
+    else:
+        run = stored_run(replace(now, recipe=replace(RECIPE, **changes)), setting)
+    append_probe_run(asked.storage, asked.study, run.key, run.to_json())
+    found = run_probe(msgspec.structs.replace(asked, seconds=1e-3), lambda text, done: None)
+    assert found.earlier_runs == counts
+    assert (run in found.runs) == counts
+    key = runner_at(asked, 64).key_of(now, steps=20, seed=0, rate_factor=1.0)
+    assert (run.key == key) == counts  # by which a learning-rate test finds its runs
+
+
+class KnownFeatures:
+    """A runner of some learners with cached features, on so many images that plans are long."""
+
+    setting = SimpleNamespace(train_images=100_000)
+
+    def has_features(self, learner: Learner) -> bool:
+        return learner.name == "head"
+
+
+@pytest.mark.parametrize(
+    ("slow", "quick", "needed_steps"),
+    [
+        # rungs of 50 and 100 steps: 100 each, and three times as much for rates and seeds
+        (2, 0, 500),
+        (1, 0, 250),
+        (4, 0, 1000),
+        # rungs of 25, 50 and 100 steps for 8, 4 and 2 learners
+        (8, 0, 1200),
+        # rungs from 20 steps, the fewest: 20, 40, 80, 160, 320
+        (20, 0, 3200),
+        # learners with cached features take no time
+        (2, 6, 500),
+    ],
+)
+def test_a_size_is_affordable_at_which_the_last_rung_has_enough_steps(
+    slow: int, quick: int, needed_steps: int
+) -> None:
+    """A step takes 0.5 s at 64 px and 2 s at 128."""
+    learners = [learner("full")] * slow + [learner("head")] * quick
+
+    def size_for(seconds: float) -> int:
+        request = SimpleNamespace(learners=learners, seconds=seconds)
+        return _affordable_size(
+            cast(Any, request), cast(Any, KnownFeatures()), sizes=(128, 64), smallest_seconds=0.5
+        )
+
+    assert size_for(2.0 * needed_steps) == 128
+    assert size_for(2.0 * needed_steps - 1) == 64
+
+
+def test_a_size_is_affordable_at_which_short_plans_are_compared_at_their_length() -> None:
+    """Of 40 steps, the rungs of two learners have 20 and 40: 200 steps in all."""
+    runner = SimpleNamespace(
+        setting=SimpleNamespace(train_images=320), has_features=lambda _: False
+    )
+    request = SimpleNamespace(learners=[learner("full")] * 2, seconds=400.0)
+    given = {"sizes": (128, 64), "smallest_seconds": 0.5}
+    assert _affordable_size(cast(Any, request), cast(Any, runner), **cast(Any, given)) == 128
+    request.seconds = 399.0
+    assert _affordable_size(cast(Any, request), cast(Any, runner), **cast(Any, given)) == 64
