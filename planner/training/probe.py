@@ -4,7 +4,7 @@ Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943). All learners
 few steps; the more promising half is trained anew for twice as many, and so on until two are left:
 
     rung     steps        learners
-    0        s            all n; those far behind once more, at 1/3 of their learning rate
+    0        s            all n; those far behind once more, at 1/3 of the recipe's learning rate
     1        2 s          the half that is expected to be better after the planned training
     k - 1    2^(k-1) s    two; before it, at 1/3 and 3 times their learning rates for half as long
     then     2^(k-1) s    two more seeds of these two
@@ -19,6 +19,10 @@ leader is within one point of the best with a probability of ``ENOUGH`` and the 
 reached, or when the time that is left is that of the leader's whole training. Without that training
 the leader's accuracy is carried on from shorter ones, with an interval of 20 points; with it, the
 interval is that of the images. The probe ends when its time is over or nothing is left to do.
+
+Each rung is trained, and decided, at the learning rate that was better in a stored learning-rate
+test or in the rungs before; runs of later stages do not change such a decision. A learner that
+diverges is trained on the same rung at another rate that was tried.
 
 ``next_run`` is a function of the finished runs alone, so an interrupted probe goes on with its next
 run, and a later probe of more minutes goes on where the earlier one stopped.
@@ -248,8 +252,7 @@ def next_affordable_run(
     wholes = [PlannedRun(learner=each, steps=ladder.most, seed=0) for each in learners]
     if left >= other + max(seconds_of(each, runs) for each in wholes):
         return planned  # without the estimates, which take longer than all the rest
-    names = {each.name for each in learners}
-    whole = whole_training(learners, [run for run in runs if run.learner in names], ladder)
+    whole = whole_training(learners, _in_order(learners, runs, ladder), ladder)
     if whole is None:
         return planned
     needed = seconds_of(whole, runs)
@@ -274,8 +277,7 @@ def next_run(
         ladder: numbers of steps.
         quick: names of learners with cached features.
     """
-    names = {each.name for each in learners}
-    mine = [run for run in runs if run.learner in names]
+    mine = _in_order(learners, runs, ladder)
     done = {(run.learner, run.steps, run.seed, run.rate_factor) for run in mine}
     for planned in _schedule(learners, mine, ladder, quick):
         if _key_of(planned) not in done:
@@ -286,6 +288,18 @@ def next_run(
 
 def _key_of(planned: PlannedRun) -> tuple[str, int, int, float]:
     return planned.learner.name, planned.steps, planned.seed, planned.rate_factor
+
+
+def _in_order(
+    learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder
+) -> list[ProbeRun]:
+    """Return the runs of some learners, learner by learner as these are trained.
+
+    The draws of the estimates depend on the order of the learners, and a study has its own order.
+    """
+    places = {each.name: place for place, each in enumerate(_by_effect(learners, ladder))}
+    mine = [run for run in runs if run.learner in places]
+    return sorted(mine, key=lambda run: places[run.learner])
 
 
 def whole_training(
@@ -306,12 +320,15 @@ def _schedule(
     learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder, quick: frozenset[str]
 ) -> Iterator[PlannedRun]:
     """Yield the runs of a probe in order; those after the first missing run are not known yet."""
-    alive = sorted(learners, key=lambda each: -_known_effect(each, ladder))
+    alive = _by_effect(learners, ladder)
     for rung in range(ladder.rungs - 1):
         steps = ladder.steps(rung)
-        yield from _at_best_rates(alive, runs if rung else (), steps=steps, seed=0)
+        before = _runs_until(runs, ladder, rung - 1)
+        yield from _at_best_rates(alive, before, steps=steps, seed=0)
         if rung == 0:
-            yield from _second_tries(alive, runs, steps)
+            yield from _second_tries(alive, runs, ladder)
+        for _ in RATE_FACTORS[1:]:  # a rate that diverges gives way to another
+            yield from _at_best_rates(alive, _runs_until(runs, ladder, rung), steps=steps, seed=0)
         if all_diverged(runs):
             return
         alive = _better_half(alive, runs, ladder, rung, quick)
@@ -333,6 +350,11 @@ def _schedule(
         alive = finalists
 
 
+def _by_effect(learners: Sequence[Learner], ladder: StepLadder) -> list[Learner]:
+    """Return the learners in the order in which they are trained."""
+    return sorted(learners, key=lambda each: -_known_effect(each, ladder))
+
+
 def _known_effect(learner: Learner, ladder: StepLadder) -> float:
     """Return the effect of a learner's kind, 0 if it is not known."""
     effect = effect_of_kind(learner.name, ladder.short_runs)
@@ -340,21 +362,21 @@ def _known_effect(learner: Learner, ladder: StepLadder) -> float:
 
 
 def _second_tries(
-    learners: Sequence[Learner], runs: Sequence[ProbeRun], steps: int
+    learners: Sequence[Learner], runs: Sequence[ProbeRun], ladder: StepLadder
 ) -> Iterator[PlannedRun]:
     """Yield a run at the lowest rate for each learner that lags far behind after the first rung.
 
-    Such a learner may have diverged at the recipe's rate.
+    Such a learner may have diverged at its rate.
     """
-    lagging = _lagging(runs, steps)
+    steps = ladder.steps(0)
+    lagging = _lagging(_at(steps, runs, best_rates(_tests_of_rates(runs))))
     for each in learners:
         if each.name in lagging:
             yield PlannedRun(learner=each, steps=steps, seed=0, rate_factor=min(RATE_FACTORS))
 
 
-def _lagging(runs: Sequence[ProbeRun], steps: int) -> set[str]:
-    """Return the names of learners that lag far behind after the first rung, of some steps."""
-    first = [r for r in runs if (r.steps, r.seed, r.rate_factor) == (steps, 0, 1.0)]
+def _lagging(first: Sequence[ProbeRun]) -> set[str]:
+    """Return the names of learners that lag far behind in the runs of the first rung."""
     most = max((run.accuracy for run in first), default=0.0)
     return {r.learner for r in first if r.diverged or r.accuracy < LAGGING_SHARE * most}
 
@@ -402,18 +424,62 @@ def _better_half(
 def _runs_of_rung(runs: Sequence[ProbeRun], ladder: StepLadder, rung: int) -> list[ProbeRun]:
     """Return the runs that decide after a rung, at one learning rate for each learner that had it.
 
-    Runs of later stages are left out, so that they do not change the decision.
+    They are as long as those of the rung at most, so that no learner has a longer one.
     """
-    steps, lagging = ladder.steps(rung), _lagging(runs, ladder.steps(0))
-    second = min(RATE_FACTORS)
-    found: list[ProbeRun] = []
-    for name in dict.fromkeys(run.learner for run in runs):
-        mine = [r for r in runs if r.learner == name and r.seed == 0 and r.steps <= steps]
-        last = {r.rate_factor: r.accuracy for r in mine if r.steps == steps}
-        is_second = name in lagging and last.get(second, -1.0) > last.get(1.0, -1.0)
-        if last:
-            found += [r for r in mine if r.rate_factor == (second if is_second else 1.0)]
+    steps, until = ladder.steps(rung), _runs_until(runs, ladder, rung)
+    rates = best_rates(until)
+    chosen = [r for r in until if r.steps <= steps and r.rate_factor == rates.get(r.learner, 1.0)]
+    had_it = {run.learner for run in chosen if run.steps == steps}
+    return [run for run in chosen if run.learner in had_it]
+
+
+def _runs_until(runs: Sequence[ProbeRun], ladder: StepLadder, rung: int) -> list[ProbeRun]:
+    """Return the runs of the schedule up to a rung, and those of learning-rate tests.
+
+    Runs of later stages are left out, although they may have as many steps: the rates of a rung and
+    the decision after it stay the same when they are added.
+
+    Args:
+        runs: finished runs.
+        ladder: numbers of steps.
+        rung: number of the rung; -1 for the learning-rate tests alone.
+    """
+    found = _tests_of_rates(runs)
+    for each in range(rung + 1):
+        steps = ladder.steps(each)
+        first = _at(steps, runs, best_rates(found))
+        found = _united(found, first)
+        if each == 0:
+            second = dict.fromkeys(_lagging(first), min(RATE_FACTORS))
+            found = _united(found, [r for r in _at(steps, runs, second) if r.learner in second])
+        for _ in RATE_FACTORS[1:]:
+            found = _united(found, _at(steps, runs, best_rates(found)))
     return found
+
+
+def _tests_of_rates(runs: Sequence[ProbeRun]) -> list[ProbeRun]:
+    """Return the runs of learning-rate tests that have the recipe's own rate.
+
+    A test reuses runs of a probe that are as long, so runs beside one of its own belong to it.
+    """
+    lengths = {(run.learner, run.steps) for run in runs if run.of_rate_test}
+    tests = [run for run in runs if run.seed == 0 and (run.learner, run.steps) in lengths]
+    complete = {(run.learner, run.steps) for run in tests if run.rate_factor == 1}
+    return [run for run in tests if (run.learner, run.steps) in complete]
+
+
+def _at(steps: int, runs: Sequence[ProbeRun], rates: Mapping[str, float]) -> list[ProbeRun]:
+    """Return the runs of some steps with the first seed, at the rate of each learner."""
+    return [
+        run
+        for run in runs
+        if (run.steps, run.seed, run.rate_factor) == (steps, 0, rates.get(run.learner, 1.0))
+    ]
+
+
+def _united(runs: Sequence[ProbeRun], others: Sequence[ProbeRun]) -> list[ProbeRun]:
+    """Return the runs of two lists, each once."""
+    return list(dict.fromkeys([*runs, *others]))
 
 
 def _finalists(

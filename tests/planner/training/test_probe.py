@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +15,15 @@ from planner.scoring.accuracy_prior import COVERAGE
 from planner.training.probe import (
     PlannedRun,
     StepLadder,
+    _runs_of_rung,
+    _schedule,
     is_clear,
     next_affordable_run,
     next_run,
     probe,
 )
 from planner.training.probe_records import (
+    RATE_FACTORS,
     Learner,
     LearnerRule,
     ProbeRun,
@@ -128,10 +131,16 @@ def test_more_steps_go_to_the_better_learners_and_the_best_leads() -> None:
 
 
 def planned_runs(
-    learners: list[Learner], ladder: StepLadder, made: Callable[[PlannedRun], ProbeRun]
+    learners: list[Learner],
+    ladder: StepLadder,
+    made: Callable[[PlannedRun], ProbeRun],
+    *,
+    known: Sequence[ProbeRun] = (),
+    runs: list[ProbeRun] | None = None,
 ) -> list[tuple[str, int, int, float]]:
-    """Return all runs that a probe asks for, in their order."""
-    runs: list[ProbeRun] = []
+    """Return all runs that a probe asks for, in their order; ``runs`` receives them too."""
+    runs = [] if runs is None else runs
+    runs += known
     keys = []
     while (planned := next_run(learners, runs, ladder=ladder)) is not None:
         key = (planned.learner.name, planned.steps, planned.seed, planned.rate_factor)
@@ -330,6 +339,80 @@ def test_a_learner_that_lags_far_behind_is_tried_at_a_lower_rate() -> None:
     later = next_run(learners, runs, ladder=ladder)
     assert later is not None
     assert later.learner.name in "ac"  # the better half is a and c
+
+
+def test_a_learner_is_trained_and_judged_at_the_rate_that_a_test_found_better() -> None:
+    """At the recipe's rate it would be dropped first."""
+    accuracy = {1 / 3: 0.2, 1.0: 0.4, 3.0: 0.8}
+    learners = [learner(name) for name in "abcdefgh"]
+    test = [
+        replace(made_run("a", value, steps=30, factor=factor), of_rate_test=True)
+        for factor, value in accuracy.items()
+    ]
+    keys = planned_runs(
+        learners,
+        StepLadder(first=20, rungs=3, most=160),
+        lambda p: made_run(
+            p.learner.name, accuracy[p.rate_factor] if p.learner.name == "a" else 0.5,
+            steps=p.steps, seed=p.seed, factor=p.rate_factor,
+        ),
+        known=test,
+    )  # fmt: skip
+    of_a = [key[1:] for key in keys if key[0] == "a"]
+    assert of_a[:2] == [(20, 0, 3.0), (40, 0, 3.0)]
+    assert of_a[-1] == (160, 0, 3.0)
+
+
+def test_a_learning_rate_test_that_was_interrupted_decides_nothing() -> None:
+    test = replace(made_run("a", 0.8, steps=30, factor=1 / 3), of_rate_test=True)
+    planned = next_run([learner("a")], [test], ladder=StepLadder(first=20, rungs=2, most=80))
+    assert planned is not None
+    assert (planned.steps, planned.rate_factor) == (20, 1.0)
+
+
+def test_a_second_try_decides_if_it_is_clearly_better() -> None:
+    """Of 200 images, 2 more are within two standard errors, and 20 more are not."""
+    ladder = StepLadder(first=10, rungs=2, most=20)
+    for second, rate in ((0.11, 1.0), (0.2, 1 / 3)):
+        runs = [made_run("a", 0.8), made_run("b", 0.01), made_run("c", 0.1)]
+        runs += [made_run("b", 0.01, factor=1 / 3), made_run("c", second, factor=1 / 3)]
+        decide = _runs_of_rung(runs, ladder, 0)
+        assert [run.rate_factor for run in decide if run.learner == "c"] == [rate]
+
+
+@pytest.mark.parametrize("case", range(20, 30))
+def test_runs_of_later_stages_change_no_earlier_rung(case: int) -> None:
+    """The schedule of all finished runs, in any order, holds each run that was made for a rung.
+
+    Accuracies and divergences are drawn for each learner, rate and length.
+    """
+    rng = np.random.default_rng(case)
+    drawn: dict[tuple[str, int, float], tuple[float, bool]] = {}
+
+    def made(planned: PlannedRun) -> ProbeRun:
+        key = (planned.learner.name, planned.steps, planned.rate_factor)
+        accuracy, diverges = drawn.setdefault(key, (rng.uniform(0.1, 0.9), rng.random() < 0.15))
+        run = made_run(
+            planned.learner.name, 0.0 if diverges else accuracy, steps=planned.steps,
+            seed=planned.seed, factor=planned.rate_factor,
+        )  # fmt: skip
+        return replace(run, diverged=diverges)
+
+    learners = [learner(name) for name in "abcdef"]
+    ladder = StepLadder(first=10, rungs=3, most=80)
+    tested = [PlannedRun(learner=each, steps=30, seed=0, rate_factor=factor)
+              for each in learners[:2] for factor in RATE_FACTORS]  # fmt: skip
+    known = [replace(made(planned), of_rate_test=True) for planned in tested]
+    runs: list[ProbeRun] = []
+    keys = planned_runs(learners, ladder, made, known=known, runs=runs)
+    walked = {
+        (p.learner.name, p.steps, p.seed, p.rate_factor)
+        for p in _schedule(learners, runs, ladder, frozenset())
+    }
+    of_rungs = [key for key in keys if key[1] < ladder.last]
+    assert set(of_rungs) <= walked
+    shuffled = [runs[place] for place in rng.permutation(len(runs))]
+    assert next_run(learners, shuffled, ladder=ladder) is None
 
 
 def test_next_run_repeats_none() -> None:
