@@ -166,9 +166,17 @@ def method_evidence(
 
 
 def never_below(method: str, other: str, *, model: str, train_images: int | None) -> bool:
-    """Return whether a method is in no shared table below another by more than the margin."""
+    """Return whether a method is in no shared table below another by more than the margin.
+
+    Two methods that share no table are not known to be so, unless the family has no comparison of
+    either: then nothing sets one above the other.
+    """
     first, second = table_name(method), table_name(other)
-    differences = _differences(first, second, compared_family(model), regime_of(train_images))
+    family, regime = compared_family(model), regime_of(train_images)
+    differences = _differences(first, second, family, regime)
+    if not differences:
+        tables = comparable_tables(family, regime)
+        return not any({first, second} & table["accuracy"].keys() for table in tables)
     return all(difference >= -margin for difference, margin in differences)
 
 

@@ -301,6 +301,15 @@ def test_a_method_clearly_below_in_one_table_is_seen():
     assert never_below("adaptformer", "lora", model=VIT_S, train_images=1000)
 
 
+def test_methods_that_share_no_table_are_not_known_to_be_as_good():
+    """QLoRA stands in one table of many images, which has no adapter and no linear probe."""
+    for method in ("adapter", "head"):
+        assert not never_below(method, "qlora", model=VIT_S, train_images=50_000)
+        assert not never_below("qlora", method, model=VIT_S, train_images=50_000)
+    # no method was compared on the family
+    assert never_below("head", "lora", model="swin_tiny_patch4_window7_224", train_images=1000)
+
+
 def test_rank_matters_mildly():
     assert score("lora", rank=4) < score("lora", rank=8) < score("lora", rank=16)
     assert score("lora", rank=8) == score("lora")
