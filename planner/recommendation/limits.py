@@ -166,7 +166,7 @@ def accurate_enough(
 ) -> AccuracyCheck:
     """Divide candidates by the limit of the expected accuracy.
 
-    The accuracy of a probe is carried on to the steps of the whole training. Its interval does not
+    The accuracy of a probe is carried on to the epochs of the whole training. Its interval does not
     decide; the sentences show it.
 
     Args:

@@ -50,7 +50,8 @@ class ProbeOutcome:
         seconds: duration of this probe.
         notes: sentences about the probe and its limits.
         workloads: workload of each learner, by its name.
-        planned_steps: steps of the planned trainings; None without a run.
+        planned_steps: steps that the epochs of the longest plan take on the probe's images; None
+            without a run.
     """
 
     estimates: Mapping[str, LearnerEstimate]
@@ -100,10 +101,10 @@ class ProbeOutcome:
         )
 
     def _how_long(self, found: LearnerEstimate) -> str:
-        """Return how the steps of a learner stand to those of the plan."""
+        """Return how the steps of a learner stand to the epochs of the longest plan."""
         if self.planned_steps is not None and found.steps >= self.planned_steps:
-            return "after as many steps as the plan has"
-        return "and carried on to the plan's steps"
+            return "after as many epochs as the longest plan has"
+        return "and carried on to the epochs of the longest plan"
 
     def recipe(self, workload: Workload, recipe: Recipe) -> Recipe:
         """Return a recipe with the learning rate that the probe found better, or unchanged."""
@@ -320,9 +321,10 @@ def _scale_notes(result: ProbeResult, learners: Sequence[Learner]) -> Iterator[s
     steps = planned_steps(learners, setting)
     if longest < steps:
         yield (
-            f"the longest trainings of the probe had {longest} steps, and those of the plans have "
-            f"about {steps}: the accuracies are carried on to these, with an error that "
-            "studies/probe measured, and the order may be another"
+            f"the longest trainings of the probe had {longest} steps, and the epochs of the "
+            f"longest plan take {steps} on its {setting.train_images} images: the accuracies are "
+            "carried on to these, with an error that studies/probe measured, and the order may be "
+            "another"
         )
 
 

@@ -106,7 +106,7 @@ class StepLadder:
     Attributes:
         first: steps of the lowest rung.
         rungs: number of rungs.
-        most: steps of the recipe, which no run exceeds.
+        most: steps of the longest recipe on the probe's images, which no run exceeds.
         short_runs: constants that carry accuracies on to these steps.
     """
 
@@ -369,7 +369,7 @@ def _second_tries(
     Such a learner may have diverged at its rate.
     """
     steps = ladder.steps(0)
-    lagging = _lagging(_at(steps, runs, best_rates(_tests_of_rates(runs))))
+    lagging = _lagging(_runs_at(steps, runs, best_rates(_tests_of_rates(runs))))
     for each in learners:
         if each.name in lagging:
             yield PlannedRun(learner=each, steps=steps, seed=0, rate_factor=min(RATE_FACTORS))
@@ -447,13 +447,15 @@ def _runs_until(runs: Sequence[ProbeRun], ladder: StepLadder, rung: int) -> list
     found = _tests_of_rates(runs)
     for each in range(rung + 1):
         steps = ladder.steps(each)
-        first = _at(steps, runs, best_rates(found))
+        first = _runs_at(steps, runs, best_rates(found))
         found = _united(found, first)
         if each == 0:
             second = dict.fromkeys(_lagging(first), min(RATE_FACTORS))
-            found = _united(found, [r for r in _at(steps, runs, second) if r.learner in second])
+            found = _united(
+                found, [r for r in _runs_at(steps, runs, second) if r.learner in second]
+            )
         for _ in RATE_FACTORS[1:]:
-            found = _united(found, _at(steps, runs, best_rates(found)))
+            found = _united(found, _runs_at(steps, runs, best_rates(found)))
     return found
 
 
@@ -468,7 +470,7 @@ def _tests_of_rates(runs: Sequence[ProbeRun]) -> list[ProbeRun]:
     return [run for run in tests if (run.learner, run.steps) in complete]
 
 
-def _at(steps: int, runs: Sequence[ProbeRun], rates: Mapping[str, float]) -> list[ProbeRun]:
+def _runs_at(steps: int, runs: Sequence[ProbeRun], rates: Mapping[str, float]) -> list[ProbeRun]:
     """Return the runs of some steps with the first seed, at the rate of each learner."""
     return [
         run

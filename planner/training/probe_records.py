@@ -250,7 +250,10 @@ class ProbeRun:
 
 
 def planned_steps(learners: Sequence[Learner], setting: ProbeSetting) -> int:
-    """Return the steps of the longest planned training, on as many images as a probe has."""
+    """Return the steps that the epochs of the longest plan take on the images of a probe.
+
+    The plan itself has more steps: a probe holds out a part of the plan's training images.
+    """
     return max(
         each.recipe.steps(
             setting.train_images, effective_batch=each.candidate.workload.effective_batch

@@ -6,7 +6,8 @@ last step is evaluated, so no epoch is selected on the images that judge it.
 
 A learner in which only the classifier learns is trained on cached features
 (``planner.training.features``), and one whose first units are frozen on their stored activations
-(``planner.training.frozen_units``). Images are not augmented then.
+(``planner.training.frozen_units``). Images are not augmented then. Both take place in fp32 only:
+whether stored activations give the same gradients is not seen through the rounding of 16 bits.
 """
 
 from __future__ import annotations

@@ -17,13 +17,19 @@ import torch
 import planner.training.find_rate
 import planner.training.probe
 import planner.training.probe_images
+from planner.recipe import Recipe
 from planner.recommendation.after_probe import accuracy_expected, carried_accuracy
 from planner.recommendation.answer import Recommendation, candidate_summary
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose_by_probe import choose_by_probe, preferred, why_chosen
 from planner.recommendation.limits import accurate_enough, within_cost_limits
 from planner.recommendation.pipeline import recommend
-from planner.recommendation.probe_front import final_recipe, probe_front, unused_probe_notes
+from planner.recommendation.probe_front import (
+    ProbeOutcome,
+    final_recipe,
+    probe_front,
+    unused_probe_notes,
+)
 from planner.recommendation.request import Limits, Request
 from planner.recommendation.several_backbones import request_for_backbones
 from planner.recommendation.tested_rate import with_tested_rate
@@ -32,7 +38,13 @@ from planner.search.probe_storage import append_probe_run, read_probe_runs
 from planner.search.problem import TrialResult
 from planner.search.space import SearchedMethod, Space
 from planner.training.probe import StepLadder
-from planner.training.probe_records import RATE_FACTORS
+from planner.training.probe_records import (
+    RATE_FACTORS,
+    Learner,
+    LearnerRule,
+    ProbeSetting,
+    planned_steps,
+)
 from planner.training.probe_statistics import LearnerEstimate
 from planner.training.run_options import RunOptions
 from planner.workers.run_device import this_device
@@ -273,6 +285,38 @@ def report(joules: float | None, seconds: float) -> Report:
         energy_joules=joules,
         parameters=Parameters(total=1, trainable=1),
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (80, "after as many epochs as the longest plan has"),
+        (79, "carried on to the epochs of the longest plan"),
+    ],
+)
+def test_an_accuracy_is_said_to_be_of_the_plan_s_epochs_on_the_images_of_the_probe(
+    steps: int, words: str
+) -> None:
+    """A plan of 8 epochs on 400 images has 96 steps of 32, and on the probe's 320 images 80."""
+    setting = ProbeSetting(
+        data="d", weights="random", model="test_vit", image_size=32, train_images=320,
+        held_out_images=80, device="cpu", seed=0,
+    )  # fmt: skip
+    workload = SPACE.base.replace(micro_batch=32, accumulation=1)
+    recipe = Recipe(learning_rate=1e-3, epochs=8, source="test")
+    rule = LearnerRule(device="cpu", has_batch_norm=False)
+    learner = Learner(
+        name=rule.name(workload), candidate=Candidate(workload=workload), recipe=recipe
+    )
+    outcome = ProbeOutcome(
+        estimates={learner.name: estimate(1.0, 1.0, learner=learner.name, steps=steps)},
+        setting=setting, rule=rule, runs=1, earlier_runs=0, seconds=1.0, notes=(),
+        planned_steps=planned_steps([learner], setting),
+    )  # fmt: skip
+    expected = outcome.expected_accuracy(workload)
+    assert expected is not None
+    assert words in expected.reason
+    assert f"after {steps} steps here on 320 images" in expected.reason
 
 
 def test_the_objective_decides_between_candidates_that_count_as_equal() -> None:

@@ -312,8 +312,8 @@ def test_a_learner_that_diverges_with_one_of_its_seeds_is_no_leader() -> None:
 
 def test_the_longest_recipe_is_planned_for_the_images_of_the_probe() -> None:
     short = replace(learner("a"), recipe=replace(RECIPE, epochs=2))
-    batch = short.candidate.workload.effective_batch
-    assert planned_steps([short, learner("b")], SETTING) == 8 * (320 // batch)
+    assert short.candidate.workload.effective_batch == 32
+    assert planned_steps([short, learner("b")], SETTING) == 80  # 10 in each of 8 epochs
 
 
 def test_an_accuracy_on_test_images_has_their_error_too() -> None:
