@@ -15,7 +15,7 @@ from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Wo
 from profiler.prediction.report import lever_notes
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import Phase
-from profiler.timing.predicted_cost import predicted_cost
+from profiler.timing.predicted_cost import HOST_NOTE, host_decides, predicted_cost
 from profiler.timing.roofline import Rates
 from profiler.unit_options import HOST_OPTIONS, KEPT, UnitOption
 from profiler.workload import Candidate
@@ -68,7 +68,7 @@ def composed_report(
         units=_unit_reports(unit_options, options, costs, point, has_rates=rates is not None),
         notes=(
             "composed from the family's profile",
-            *([] if rates is None else [f"time: {rates.source}"]),
+            *_time_notes(estimate.load, rates),
             *lever_notes(workload),
             *(
                 method_notes(workload.replace(micro_batch=2, accumulation=1))
@@ -77,6 +77,13 @@ def composed_report(
             ),
         ),
     )
+
+
+def _time_notes(load: Floats | None, rates: Rates | None) -> list[str]:
+    if rates is None:
+        return []
+    is_of_host = load is not None and host_decides(load, rates)
+    return [HOST_NOTE if is_of_host else f"time: {rates.source}"]
 
 
 def _composed_host_bytes(

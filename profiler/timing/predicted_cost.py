@@ -21,6 +21,11 @@ LEAST_SAVING = 0.05
 
 _LIMITS_TRIED = 8
 
+HOST_NOTE = (
+    "time: the host's launches decide it, not the GPU; their speed and the range are assumptions"
+)
+"""Note of a predicted step whose kernels end before the host has launched the next ones."""
+
 
 class PredictedCost(TypedDict):
     """Fields of a ``Report``."""
@@ -61,6 +66,15 @@ def predicted_cost(load: Floats | None, rates: Rates | None) -> PredictedCost:
     return fields
 
 
+def host_decides(load: Floats, rates: Rates) -> bool:
+    """Return whether the host's launches take longer than the kernels of a step."""
+    return _is_of_host(rates.step_cost(load))
+
+
+def _is_of_host(cost: StepCost) -> bool:
+    return cost.seconds <= cost.host_seconds
+
+
 def cost_fields(cost: StepCost, rates: Rates) -> PredictedCost:
     """Return the fields of a known time and power, without a power limit that saves energy.
 
@@ -69,8 +83,7 @@ def cost_fields(cost: StepCost, rates: Rates) -> PredictedCost:
         rates: rates that they were computed from.
     """
     seconds_interval, joules_interval = _intervals(cost, rates)
-    is_host = cost.seconds <= cost.host_seconds
-    origin = Origin.DATA_SHEET if is_host else rates.origin
+    origin = Origin.DATA_SHEET if _is_of_host(cost) else rates.origin
     return PredictedCost(
         step_seconds=cost.seconds,
         step_seconds_origin=origin,
@@ -122,7 +135,7 @@ def power_saving(load: Floats, rates: Rates) -> PowerSaving | None:
 def _intervals(cost: StepCost, rates: Rates) -> tuple[ValueInterval | None, ValueInterval | None]:
     """Return the intervals of seconds and joules."""
     time, power = rates.spread, rates.power_spread
-    if cost.seconds <= cost.host_seconds:
+    if _is_of_host(cost):
         time = kernel_file().spread(Origin.DATA_SHEET)
     if rates.power_limit_watts is not None:
         limit = kernel_file().power_limit_spread()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from planner.cost.place_by_policy import default_cost_model
 from profiler.device_rules.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
@@ -26,6 +27,7 @@ from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps, workspac
 from profiler.prediction.report import predict, report_of, step_flops, unit_reports
 from profiler.records import OWNERS, Report, Rung
 from profiler.replay.step_replay import replay_step
+from profiler.timing.predicted_cost import HOST_NOTE
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
@@ -195,6 +197,25 @@ def test_without_a_roofline_there_is_no_time() -> None:
     candidate = Candidate(workload=LOAD)
     log = replay_step(candidate, device=CARD)
     assert all(row.forward_seconds is None for row in unit_reports(log, candidate, None))
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_a_time_that_the_launches_of_the_host_decide_is_said_to_be_assumed(composed: bool) -> None:
+    device = lookup("h200")
+
+    def of(method: str, micro_batch: int) -> Report:
+        workload = Workload(
+            model="test_vit", method=method, micro_batch=micro_batch, image_size=160, num_classes=10
+        )
+        candidate = Candidate(workload=workload)
+        if composed:
+            return default_cost_model(device).predict(candidate)
+        return predict(candidate, device=device)
+
+    tiny, same, large = of("head", 1), of("head", 8), of("full", 2048)
+    assert tiny.step_seconds == same.step_seconds, "the kernels of 8 images end as early"
+    assert [HOST_NOTE in report.notes for report in (tiny, same, large)] == [True, True, False]
+    assert [any("kernel rates" in note for note in r.notes) for r in (tiny, large)] == [False, True]
 
 
 def test_devices_are_named() -> None:
