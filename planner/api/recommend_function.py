@@ -18,6 +18,7 @@ from planner.api.early_checks import (
     weights_by_backbone,
 )
 from planner.recommendation.lever_choice import parse_levers
+from profiler.errors import UsageError
 from profiler.workload import OPTIMIZERS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -137,6 +138,14 @@ def recommend(
     for file in files.values():
         check_input(weights=file)
     check_plan_folder(out)
+    if steps is not None and validations == 0:
+        raise UsageError(
+            "--steps is the length of a real run, and --no-validate makes none; leave one out"
+        )
+    if storage is not None:
+        from planner.search.study_lock import check_storage
+
+        check_storage(storage)
 
     # one request for each backbone
     from planner.recommendation.build_request import build_request

@@ -232,6 +232,10 @@ def recommend(
 
     They are searched, checked, measured, and written as plan files.
     """
+    if no_validate and top is not None:
+        raise click.UsageError(
+            "--top is the number of real runs, and --no-validate makes none; leave one out"
+        )
     if html is not None:
         from planner.cli.page.write import check_page_file
 

@@ -74,18 +74,17 @@ class _Carried:
 
 
 def accuracy_expected(
-    request: Request, probe: ProbeOutcome | None, result: TrialResult
+    request: Request, probe: ProbeOutcome | None, workload: Workload
 ) -> AccuracyEstimate:
     """Return the accuracy that a candidate is expected to have after its whole training.
 
     Args:
         request: the request.
         probe: result of the probe; None without one.
-        result: the candidate's trial in the search.
+        workload: the candidate's workload.
     """
-    workload = result.candidate.workload
     if probe is None:
-        return expected_accuracy(request, result)
+        return expected_accuracy(request, workload)
     trained = probe.estimate_of(workload)
     if trained is not None and trained.diverged:
         return AccuracyEstimate(
@@ -97,7 +96,7 @@ def accuracy_expected(
     return (
         probe.expected_accuracy(workload)
         or carried_accuracy(probe, workload, train_images=request.balanced_images)
-        or expected_accuracy(request, result)
+        or expected_accuracy(request, workload)
     )
 
 

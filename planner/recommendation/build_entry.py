@@ -38,7 +38,7 @@ def build_entry(
         checked: the candidate.
         probe: short trainings of the front; None without any.
     """
-    expected = accuracy_expected(request, probe, checked.result)
+    expected = accuracy_expected(request, probe, checked.result.candidate.workload)
     workload = checked.candidate.workload
     validation = checked.validation
     accuracy = accuracy_after_run(_accuracy_of(expected), validation)

@@ -1,5 +1,6 @@
 """Limits of a recommendation beside memory: accuracy, duration and energy of the training.
 
+    check_limits         refuses limits that cannot be met, before the search
     within_cost_limits   candidates of the search whose training is short and cheap enough
     exceeded_limit       the limit that a replayed candidate exceeds
     accurate_enough      candidates of the search whose expected accuracy is high enough
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from planner.recommendation.answer import candidate_summary
@@ -20,6 +22,7 @@ from planner.recommendation.request import Request
 from planner.recommendation.run_totals import JOULES_PER_KWH, known_times
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.problem import TrialResult
+from profiler.devices.table import device_spec
 from profiler.errors import UnmetLimitError, UsageError
 from profiler.records import Report
 from profiler.workload import Workload
@@ -42,6 +45,40 @@ class AccuracyCheck:
 
     passed: tuple[TrialResult, ...]
     dropped: tuple[str, ...]
+
+
+def check_limits(request: Request, expected_of: Callable[[Workload], AccuracyEstimate]) -> None:
+    """Refuse limits that no candidate can meet, before the search.
+
+    Args:
+        request: the request.
+        expected_of: returns the expected accuracy of a workload without a probe.
+
+    Raises:
+        UnmetLimitError: no candidate has a known accuracy, or none is expected to be high enough.
+        UsageError: the power of the device is not known.
+    """
+    limits, device = request.limits, device_spec(request.device.name)
+    if limits.max_kwh is not None and device.tdp_watts is None:
+        raise _unknown_of_device("kWh")
+    if limits.min_accuracy is None or request.probe_seconds is not None:
+        return
+    best: AccuracyEstimate | None = None
+    method = ""
+    for workload in chain.from_iterable(each.space.workloads() for each in request.backbones):
+        expected = expected_of(workload)
+        if expected.value is None or (best is not None and expected.value <= _value(best)):
+            continue
+        if expected.value >= limits.min_accuracy:
+            return
+        best, method = expected, workload.method
+    if best is None:
+        raise _no_known_accuracy(request, limits.min_accuracy)
+    raise UnmetLimitError(
+        f"no candidate is expected to reach {100 * limits.min_accuracy:g} % after its whole "
+        f"training: the highest expected accuracy is {_shown(best)}, of {method}; lower "
+        "--min-accuracy"
+    )
 
 
 def within_cost_limits(
@@ -140,11 +177,7 @@ def _within(
     """
     known = [value for value in values if value is not None]
     if results and not known:
-        what = "speed" if unit == "hours" else "power"
-        raise UsageError(
-            f"the {what} of this device is not known, so --max-{unit.lower()} cannot be checked; "
-            "leave it out"
-        )
+        raise _unknown_of_device(unit)
     kept = [
         result
         for result, value in zip(results, values, strict=True)
@@ -183,13 +216,7 @@ def accurate_enough(
     found = [(result, expected_of(result)) for result in results]
     known = [(result, value) for result, each in found if (value := each.value) is not None]
     if found and not known:
-        advice = "measure it with --probe-minutes"
-        if request.probe_seconds is not None:
-            advice = "the probe measured none; give it weights (--weights FILE) or more minutes"
-        raise UnmetLimitError(
-            f"no accuracy on {request.run.data} is known for any candidate, so --min-accuracy "
-            f"{100 * least:g} cannot be checked; {advice}"
-        )
+        raise _no_known_accuracy(request, least)
     passed = tuple(result for result, value in known if value >= least)
     best = _most_accurate(found)
     if found and not passed:
@@ -209,6 +236,25 @@ def accurate_enough(
         if _value(expected) < least
     )
     return AccuracyCheck(passed=passed, dropped=dropped)
+
+
+def _unknown_of_device(unit: str) -> UsageError:
+    """Return the error of a limit in ``hours`` or ``kWh`` that cannot be checked."""
+    what = "speed" if unit == "hours" else "power"
+    return UsageError(
+        f"the {what} of this device is not known, so --max-{unit.lower()} cannot be checked; "
+        "leave it out"
+    )
+
+
+def _no_known_accuracy(request: Request, least: float) -> UnmetLimitError:
+    advice = "measure it with --probe-minutes"
+    if request.probe_seconds is not None:
+        advice = "the probe measured none; give it weights (--weights FILE) or more minutes"
+    return UnmetLimitError(
+        f"no accuracy on {request.run.data} is known for any candidate, so --min-accuracy "
+        f"{100 * least:g} cannot be checked; {advice}"
+    )
 
 
 def _most_accurate(

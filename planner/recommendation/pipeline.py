@@ -30,7 +30,12 @@ from planner.recommendation.checks import CheckedCandidate, CheckOutcome
 from planner.recommendation.choose import choose
 from planner.recommendation.choose_by_probe import best_first, choose_by_probe
 from planner.recommendation.infeasible import none_replayed
-from planner.recommendation.limits import AccuracyCheck, accurate_enough, within_cost_limits
+from planner.recommendation.limits import (
+    AccuracyCheck,
+    accurate_enough,
+    check_limits,
+    within_cost_limits,
+)
 from planner.recommendation.notes import answer_notes
 from planner.recommendation.probe_front import (
     ProbeOutcome,
@@ -81,6 +86,7 @@ def recommend(request: Request, *, notify: Notify = lambda *_: None) -> Recommen
         MeasurementError: every real run failed.
     """
     began = time.perf_counter()
+    check_limits(request, partial(accuracy_expected, request, None))
     storage = _checked_outputs(request)
     cost = _profiled_costs(request, notify)
     found = search_backbones(request, cost, notify)
@@ -228,7 +234,9 @@ def _accurate_rows(
 ) -> AccuracyCheck:
     """Divide results by the limit of accuracy, so that only rows within it are really run."""
     return accurate_enough(
-        request, results, lambda result: accuracy_expected(request, probe, result)
+        request,
+        results,
+        lambda result: accuracy_expected(request, probe, result.candidate.workload),
     )
 
 

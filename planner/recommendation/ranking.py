@@ -35,6 +35,7 @@ from planner.scoring.method_evidence import MethodEvidence, method_evidence, nev
 from planner.search.problem import COST_IMAGES, TrialResult
 from profiler.models.methods import method_infos
 from profiler.units import DeviceBytes
+from profiler.workload import Workload
 
 EDGE = 0.96
 """Share of the budget up to which memory is no cost. A replay is within 2 % of PyTorch's own
@@ -110,9 +111,8 @@ class Question:
         return math.prod(values) ** (1 / len(values))
 
 
-def expected_accuracy(request: Request, result: TrialResult) -> AccuracyEstimate:
+def expected_accuracy(request: Request, workload: Workload) -> AccuracyEstimate:
     """Return the accuracy expected after a full training, as far as published numbers allow."""
-    workload = result.candidate.workload
     part = request.of_backbone(workload.model)
     expected = estimate_accuracy(
         model=workload.model,

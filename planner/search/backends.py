@@ -52,6 +52,11 @@ def journal_path(url: str) -> Path | None:
     return Path("/" + unquote(url.removeprefix(_JOURNAL))) if url.startswith(_JOURNAL) else None
 
 
+def is_proxy(url: str) -> bool:
+    """Return whether a URL is that of Optuna's gRPC proxy."""
+    return url.startswith(_PROXY)
+
+
 def check_shared_storage(url: str) -> None:
     """Check the URL of a journal or a proxy; other URLs pass.
 
@@ -65,7 +70,7 @@ def check_shared_storage(url: str) -> None:
         raise InputError(
             f"a journal is named by its whole path, journal:///FILE, got {mask_url(url)!r}"
         )
-    elif url.startswith(_PROXY):
+    elif is_proxy(url):
         _proxy_address(url)
 
 
@@ -134,7 +139,7 @@ def new_storage(url: str, *, heartbeats: Heartbeats | None = None) -> BaseStorag
         path = journal_path(url)
         if path is not None:
             return JournalStorage(JournalFileBackend(str(path)))
-        if url.startswith(_PROXY):
+        if is_proxy(url):
             host, port = _proxy_address(url)
             return GrpcStorageProxy(host=host, port=port)
         beating: dict[str, Any] = {}

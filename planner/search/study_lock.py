@@ -17,6 +17,7 @@ from planner.search.backends import (
     Heartbeats,
     check_shared_storage,
     close_storage,
+    is_proxy,
     journal_path,
     new_storage,
     optuna_url,
@@ -41,12 +42,15 @@ def check_storage(url: str) -> None:
     """Check that a study can be stored, before a long computation needs it.
 
     Raises:
-        InputError: the storage is not a URL or not an Optuna database, or its disk is full.
+        InputError: the storage is not a URL or not an Optuna database, its disk is full, or its
+            database cannot be reached.
     """
     check_shared_storage(url)
     path = sqlite_path(url) or journal_path(url)
     if path is None:
         check_file(url)
+        if not is_proxy(url):
+            _check_database(url)
         return
     check_folder(path.parent)
     with storage_errors(url):
@@ -54,6 +58,15 @@ def check_storage(url: str) -> None:
     # Without the lock, a database that another process has just created may have no tables yet.
     with closing(StudyLock(url, "")) as lock, lock.held():
         check_file(url)
+
+
+def _check_database(url: str) -> None:
+    from sqlalchemy import create_engine
+
+    with storage_errors(url):
+        engine = create_engine(optuna_url(url))
+        engine.connect().close()
+        engine.dispose()
 
 
 class StudyLock:

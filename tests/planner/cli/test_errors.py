@@ -56,6 +56,15 @@ WRONG = {
     ("recommend", "--vram", "2GB", "--model", "vit_s", "--optimizers", "adam"): (
         "unknown_name", "did you mean adamw",
     ),
+    ("recommend", "--vram", "2GB", "--model", "vit_s", "--storage", "nosuch://x"): (
+        "input", "the study storage nosuch://x cannot be used",
+    ),
+    ("recommend", "--vram", "2GB", "--model", "vit_s", "--no-validate", "--top", "2"): (
+        "usage", "--no-validate makes none",
+    ),
+    ("recommend", "--vram", "2GB", "--model", "vit_s", "--no-validate", "--steps", "9"): (
+        "usage", "--no-validate makes none",
+    ),
     ("recommend", "--vram", "2GB", "--model", "vit_s", "--data", "nix"): (
         "input", "'nix' does not exist",
     ),

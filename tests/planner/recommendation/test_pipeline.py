@@ -30,12 +30,12 @@ from planner.recommendation.request import Limits, Request, question_folder, stu
 from planner.recommendation.study_note import study_note
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.scoring.netscore import compute_scores
-from planner.search.problem import TrialResult
 from planner.search.space import SearchedMethod, Space
 from planner.training.run_options import RunOptions
 from planner.training.validation import Validation
 from profiler.devices.table import device_label
 from profiler.errors import (
+    BudgetplanError,
     InfeasibleError,
     InputError,
     MeasurementError,
@@ -298,8 +298,8 @@ def test_only_rows_that_are_accurate_enough_are_really_run(
 ) -> None:
     """The search ranks ``full`` first, and only ``head`` is within the limit."""
 
-    def expected(asked: Request, result: TrialResult) -> AccuracyEstimate:
-        value = 0.9 if result.candidate.workload.method == "head" else 0.7
+    def expected(asked: Request, workload: Workload) -> AccuracyEstimate:
+        value = 0.9 if workload.method == "head" else 0.7
         return AccuracyEstimate(value=value, kind="prior", source="the test", reason="r")
 
     monkeypatch.setattr("planner.recommendation.after_probe.expected_accuracy", expected)
@@ -316,7 +316,27 @@ def test_only_rows_that_are_accurate_enough_are_really_run(
             replace(asked, limits=Limits(min_accuracy=0.95)),
             notify=lambda stage, *_: stages.add(stage),
         )
-    assert stages <= {"profile", "search"}
+    assert not stages, "the highest expected accuracy is known before the search"
+
+
+@pytest.mark.parametrize(
+    ("limits", "device", "text"),
+    [
+        ({"min_accuracy": 0.9}, "rtx-2060-super", "no accuracy on digits is known"),
+        ({"max_kwh": 1.0}, "cpu", "the power of this device is not known"),
+    ],
+)
+def test_a_limit_that_cannot_be_checked_is_refused_before_the_search(
+    tmp_path: Path, limits: dict[str, float], device: str, text: str
+) -> None:
+    stages: list[str] = []
+    label = device_label(device, "as the test says")
+    with pytest.raises(BudgetplanError, match=text):
+        recommend(
+            request(tmp_path, limits=Limits(**limits), device=label),
+            notify=lambda stage, *_: stages.append(stage),
+        )
+    assert not stages
 
 
 # ---- when it does not go well --------------------------------------------------------------------
@@ -412,7 +432,7 @@ def test_a_published_accuracy_is_expected_of_its_own_size_and_weights_alone(
         )
         assert (asked.backbone_levels[load.model].imagenet_top1 is None) == (weights is not None)
         row = replace(result, candidate=Candidate(workload=load))
-        return expected_accuracy(asked, row).value
+        return expected_accuracy(asked, row.candidate.workload).value
 
     assert expected(vit) == expected(vit, has_weights=False) == 0.897
     assert expected(vit.replace(image_size=64)) is None

@@ -388,7 +388,7 @@ def test_an_accuracy_that_nothing_reaches_is_refused(
     kept = accurate_enough(enough, rows, lambda row: expected[id(row)])
     assert {expected[id(row)].value for row in kept.passed} == {values[-1]}
     again = accurate_enough(
-        enough, rows, lambda row: accuracy_expected(enough, answered.probe, row)
+        enough, rows, lambda row: accuracy_expected(enough, answered.probe, row.candidate.workload)
     )
     assert again == kept
     high = request(folder, limits=Limits(min_accuracy=0.9999))
