@@ -82,6 +82,16 @@ class TrainState:
         )
         self.steps, self.loss, self.epoch_began = 0, 0.0, reading.seconds
 
+    def add_test(self, reading: AccuracyReading) -> None:
+        """Record a reading on the test part at the end of a run.
+
+        A run that takes no step evaluates the same tensors again, so it replaces the reading.
+        """
+        key = (reading.part, reading.step, reading.images)
+        others = [r for r in self.readings if (r.part, r.step, r.images) != key]
+        self.readings = [*others, reading]
+        self.seconds = reading.seconds
+
 
 def latest_checkpoint(output: Path) -> Path | None:
     """Return the folder of the latest checkpoint in a training's folder; None without one."""
@@ -142,10 +152,9 @@ def add_test_reading(output: Path, reading: AccuracyReading) -> None:
     checkpoint = latest_checkpoint(output)
     if checkpoint is None:
         return
-    path = checkpoint / _PROGRESS_FILE
-    progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
-    readings = [*progress["readings"], asdict(reading)]
-    write_json({**progress, "readings": readings, "seconds": reading.seconds}, path)
+    state, identity = _read_progress(checkpoint)
+    state.add_test(reading)
+    write_json({"identity": identity, **asdict(state)}, checkpoint / _PROGRESS_FILE)
 
 
 def remove_old_checkpoints(output: Path) -> None:
@@ -176,11 +185,7 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
     Raises:
         InputError: the checkpoint is damaged, or is of another training.
     """
-    path = folder / _PROGRESS_FILE
-    progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
-    saved = json_object(progress.pop("identity", None), part=f"{path}: identity")
-    progress.pop("evaluated_step", None)  # in checkpoints of earlier versions
-    state = read_record(TrainState, progress, part=str(path))
+    state, saved = _read_progress(folder)
     recorded, wanted = _comparable(saved, identity)
     differing = [key for key in wanted if recorded.get(key) != wanted[key]]
     if differing:
@@ -192,6 +197,19 @@ def load_checkpoint(folder: Path, session: Session, identity: Mapping[str, Any])
     load_trained_tensors(session.model, folder, method=session.built.method.name)
     _restore_session(folder / "state.pt", session)
     return state
+
+
+def _read_progress(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:
+    """Return the progress and the identity that a checkpoint holds.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = checkpoint / _PROGRESS_FILE
+    progress = json_object(read_json(path, kind="checkpoint"), part=str(path))
+    identity = json_object(progress.pop("identity", None), part=f"{path}: identity")
+    progress.pop("evaluated_step", None)  # in checkpoints of earlier versions
+    return read_record(TrainState, progress, part=str(path)), identity
 
 
 def _restore_session(path: Path, session: Session) -> None:

@@ -210,7 +210,9 @@ class TrainingLoop:
             return
         if state.best is not None and state.best.step != self._session.step.global_step:
             load_best_epoch(self._output, self._session, step=state.best.step)
-        add_test_reading(self._output, self._evaluate(self._images.test, "test"))
+        reading = self._evaluate(self._images.test, "test")
+        state.add_test(reading)
+        add_test_reading(self._output, reading)
 
     @property
     def _mean_loss(self) -> float:

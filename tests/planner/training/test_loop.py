@@ -323,6 +323,12 @@ def test_a_training_in_pieces_selects_as_an_uninterrupted_one(
     assert [r.step for r in whole.readings if r.part == "selection"] == [5, 10]
     seconds = [r.seconds for r in whole.readings]
     assert seconds == sorted(seconds)
+    # a run without a step reads the same tensors again, which is no further reading
+    (kept,) = (tmp_path / "pieces").glob("checkpoint-*/progress.json")
+    earlier = json.loads(kept.read_text()) | {"evaluated_step": 10}  # of an earlier version
+    kept.write_text(json.dumps(earlier))
+    again = run(plan, tmp_path / "pieces", epochs=None, resume=True)
+    assert [(r.step, r.part) for r in again.readings] == [(r.step, r.part) for r in whole.readings]
     (best,) = (tmp_path / "pieces").glob("best-epoch-*")
     assert best.name == "best-epoch-10"
 
