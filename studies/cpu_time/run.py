@@ -32,6 +32,7 @@ import torch
 from harness import Rows, write_summary
 
 from profiler.devices.table import CPU
+from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
 from profiler.prediction.report import step_load
 from profiler.records import Spread
@@ -123,7 +124,7 @@ def run(minutes: float) -> None:
     keep_freed_memory()  # as in a training
     torch.manual_seed(0)
     end = time.monotonic() + 60 * minutes
-    done = {row["cell"] for row in ROWS.read()}
+    done = {row["cell"] for row in ROWS.read() if row["processor"] == processor_name()}
     waiting: list[tuple[Candidate, list[float], list[list[float]]]] = []
     for candidate in [c for c in cells() if name_of(c) not in done]:
         if time.monotonic() > end:
@@ -158,16 +159,38 @@ def _pairs(seconds: list[list[float]]) -> list[tuple[float, float]]:
 
 
 def summary() -> dict[str, Any]:
-    """Return the errors of the cells whose readings agree."""
-    from scipy.stats import kendalltau
+    """Return the errors on each processor, and the spread over all of them."""
+    rows = ROWS.read()
+    by_processor = {
+        name: list({row["cell"]: row for row in rows if row["processor"] == name}.values())
+        for name in sorted({row["processor"] for row in rows})
+    }
+    kept = [row for mine in by_processor.values() for row in agreeing(mine)]
+    ratios = [min(row["first_seconds"], row["second_seconds"]) / row["load"][0] for row in kept]
+    return {
+        "clock": "processor time of the process, one thread",
+        "kept": len(kept),
+        "backbones": len({row["model"] for row in kept}),
+        "spread": [round(float(q), 3) for q in np.quantile(ratios, (0.05, 0.95))],
+        "by_processor": {name: of_processor(mine) for name, mine in by_processor.items()},
+    }
 
-    rows = list(ROWS.latest("cell").values())
-    kept = [
+
+def agreeing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows whose two readings differ little."""
+    return [
         row
         for row in rows
         if max(row["first_seconds"], row["second_seconds"])
         <= (1 + LARGEST_DIFFERENCE) * min(row["first_seconds"], row["second_seconds"])
     ]
+
+
+def of_processor(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the errors of the cells of a processor whose readings agree."""
+    from scipy.stats import kendalltau
+
+    kept = agreeing(rows)
     seconds = np.array([min(row["first_seconds"], row["second_seconds"]) for row in kept])
     ratio = np.array([row["load"][0] for row in kept]) / seconds
     runs = [
@@ -176,7 +199,6 @@ def summary() -> dict[str, Any]:
     ]
     correction = fit_correction(runs)
     found: dict[str, Any] = {
-        "clock": "processor time of the process, one thread",
         "cells": len(rows),
         "kept": len(kept),
         "backbones": len({row["model"] for row in kept}),
