@@ -306,6 +306,8 @@ def _unknown(answer: Recommendation) -> str:
         text = f"Accuracy: {100 * accuracy.value:.1f} % ({accuracy.kind}: {accuracy.source})"
     else:
         text = f"Not known: accuracy ({answer.front[answer.recommended].expected.reason})"
+        if answer.probe is not None and answer.probe.setting is None:
+            text = f"Not known: accuracy ({answer.probe.notes[0]})"
         text += ". `budgetplan train` measures it on test images."
     is_wanted = answer.request.trains_pretrained
     if plan.measurement is not None and is_wanted and not answer.request.has_weights:

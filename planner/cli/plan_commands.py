@@ -250,18 +250,27 @@ def _show_result(result: TrainResult) -> None:
     from planner.training.images.image_set import DataSource
 
     kind, images = result.weights.kind, result.readings[-1].images
+    by_class = result.readings[-1].mean_class_accuracy
     click.echo(
         f"{counted_text(result.accuracy, images=images)} of the {images:,} "
         f"{result.data['name']} test images right, "
         f"{'weights from a file' if kind == 'file' else f'{kind} weights'}"
     )
+    if by_class is not None and abs(by_class - result.accuracy) >= SHOWN_CLASS_DIFFERENCE:
+        click.echo(
+            f"mean over the classes: {100 * by_class:.0f} %; `budgetplan evaluate` shows each, and "
+            "--balance draws each equally often"
+        )
     for note in result.weights.notes:
         click.echo(note)
     if result.recipe is not None and len(result.epochs) < result.recipe.epochs:
-        click.echo(f"ended in epoch {len(result.epochs)} of {result.recipe.epochs}")
+        click.echo(f"ended after {len(result.epochs)} of {result.recipe.epochs} epochs")
     click.echo(f"data: {DataSource.from_json(result.data, part='training.data')}")
     click.echo(f"saved in {result.output}/")
 
+
+SHOWN_CLASS_DIFFERENCE = 0.02
+"""Difference between the accuracy and its mean over the classes from which both are shown."""
 
 OPTIONS_OF_A_PROBE = frozenset(
     ("plan", "data", "device", "out", "weights", "pretrained", "progress", "as_json")

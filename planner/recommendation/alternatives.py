@@ -112,7 +112,10 @@ def _full(
         least = min(result.device_bytes for result in tried)
         note = f"needs {format_bytes_as(least, budget_bytes)} or more, does not fit"
         if least <= budget_bytes:
-            note = "fits, but did not pass the limits or the later checks"
+            note = (
+                f"needs {format_bytes_as(least, budget_bytes)} or more; not kept, by a limit or "
+                "because the budget leaves too little for the prediction's error"
+            )
         yield Alternative(name="full", index=None, note=note)
 
 

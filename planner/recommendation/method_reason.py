@@ -58,7 +58,10 @@ def method_reason(
             "accurate; of the others "
         )
     if equals == [method]:
-        return f"{rest}no other method is expected to be as accurate (evidence {evidence.strength})"
+        return (
+            f"{rest}no other method that fits is expected to be as accurate (evidence "
+            f"{evidence.strength})"
+        )
     names = ", ".join([method, *(name for name in equals if name != method)])
     seen = {_method_of(row) for row in answered}
     # the first screen may cut the end off

@@ -23,14 +23,18 @@ import torch
 
 from planner.disk.drafts import discard_folder, draft_folder
 from planner.disk.json_files import read_json, write_json
-from planner.training.history import AccuracyReading, EpochResult, WeightsFile
+from planner.training.history import (
+    CHECKPOINT_PREFIX,
+    AccuracyReading,
+    EpochResult,
+    WeightsFile,
+)
 from planner.training.session import Session
 from profiler.errors import BudgetplanWarning, InputError
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, json_object, read_record
 from profiler.models.backbones import split_entry
 from profiler.models.methods.save_load import load_trained_tensors, save_trained_tensors
 
-CHECKPOINT_PREFIX = "checkpoint-"
 BEST_PREFIX = "best-epoch-"
 _PROGRESS_FILE = "progress.json"
 

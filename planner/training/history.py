@@ -25,6 +25,7 @@ from profiler.models.backbones import WeightSource
 from profiler.placement import Placement, PolicyChoice, placement_from_json, placement_to_json
 
 HISTORY_FILE = "training.json"
+CHECKPOINT_PREFIX = "checkpoint-"
 
 TRAINING_SCHEMA = "budgetplan.training/1"
 
@@ -269,8 +270,13 @@ def read_result(folder: Path) -> TrainResult:
     """Read the record of the training in a folder.
 
     Raises:
-        InputError: the record is missing or damaged.
+        InputError: the record is damaged or missing, as of a training that was stopped.
     """
+    if not (folder / HISTORY_FILE).exists() and any(folder.glob(f"{CHECKPOINT_PREFIX}*")):
+        raise InputError(
+            f"the training in {folder} was stopped before its end and has no result yet; finish it "
+            "with `budgetplan train PLAN --resume`, in less time with --minutes"
+        )
     return read_json_as(
         folder / HISTORY_FILE,
         lambda data: TrainResult.from_json(data, output=folder),

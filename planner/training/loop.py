@@ -170,20 +170,22 @@ class TrainingLoop:
     def run(self) -> None:
         """Train to the last step, the time limit or an interrupt.
 
-        An interrupt lets the current step end and saves a checkpoint after it.
+        An interrupt lets the current step end and saves a checkpoint after it. One that comes while
+        the test part is read, after the last step, changes nothing: the result is complete.
 
         Raises:
             KeyboardInterrupt: the training was interrupted.
         """
+        has_finished = False
         with self._interrupt.installed(), gc_frozen():
             self._report_end()
             while not self._is_over:
                 self._train_epoch()
             if not self._interrupt.is_set:
-                self._finish()
+                has_finished = self._finish()
             elif self._state.steps:
                 self._save()
-        if self._interrupt.is_set:
+        if self._interrupt.is_set and not has_finished:
             raise self._interrupt.interrupt()
 
     def _report_end(self) -> None:
@@ -193,11 +195,14 @@ class TrainingLoop:
         elif self._is_out_of_patience:
             self._report(message=ENDED_BEFORE.format(when="early, without a higher accuracy"))
 
-    def _finish(self) -> None:
+    def _finish(self) -> bool:
         """Select the tensors that the run ends with, and evaluate them on the test part.
 
         Within an epoch the checkpoint is written first, because the tensors at that step can be
         selected for this run only.
+
+        Returns:
+            Whether the result is complete: False if an interrupt came before the last evaluation.
         """
         state, selects = self._state, self._recipe.selects_epoch
         if state.steps:
@@ -206,13 +211,16 @@ class TrainingLoop:
                 reading = self._evaluate(self._images.monitor, self._images.monitor_part)
                 if self._is_selected(reading):
                     state.best = reading
-        if self._interrupt.is_set or not (selects or state.steps):
-            return
+        if self._interrupt.is_set:
+            return False
+        if not (selects or state.steps):
+            return True
         if state.best is not None and state.best.step != self._session.step.global_step:
             load_best_epoch(self._output, self._session, step=state.best.step)
         reading = self._evaluate(self._images.test, "test")
         state.add_test(reading)
         add_test_reading(self._output, reading)
+        return True
 
     @property
     def _mean_loss(self) -> float:

@@ -18,11 +18,10 @@ from planner.disk.json_files import read_json
 from planner.plan import PLAN_FILE, Plan
 from planner.training.checkpoints import (
     BEST_PREFIX,
-    CHECKPOINT_PREFIX,
     is_checkpoint,
     remove_old_checkpoints,
 )
-from planner.training.history import HISTORY_FILE, TRAINING_SCHEMA
+from planner.training.history import CHECKPOINT_PREFIX, HISTORY_FILE, TRAINING_SCHEMA
 from planner.training.run_files import CSV_FILE, SVG_FILE
 from planner.training.trained_model import MODEL_FOLDER
 from profiler.errors import InputError

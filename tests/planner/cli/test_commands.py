@@ -377,6 +377,7 @@ def test_training_in_fp16_on_a_cpu_is_warned_of() -> None:
     assert result.exit_code == 0, result.stderr
     assert "this plan trains in fp16" in result.stderr
     assert "digits test images right, random weights" in result.stdout
+    assert "ended after 0 of " in result.stdout
     assert "for selection, 359 for the test\n" in result.stdout
 
 

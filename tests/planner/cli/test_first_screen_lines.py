@@ -19,9 +19,11 @@ from planner.plan import FitProbability, Plan
 from planner.recipe import Recipe
 from planner.recommendation.answer import Alternative, AlternativeName, Recommendation
 from planner.recommendation.baselines import Baseline
+from planner.recommendation.probe_front import ProbeOutcome
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.training.images.image_set import DataSource
+from planner.training.probe_records import LearnerRule
 from profiler.models.backbones import ALIASES
 from profiler.placement import Placement, PolicyChoice
 from profiler.units import GIB, MIB
@@ -189,6 +191,18 @@ def test_a_long_path_takes_lines_from_alternatives_and_not_from_sentences() -> N
     for text in (short, long):
         assert all(f"\n  {name}" in text for name in ("fastest", "full"))
         assert "measures it on test images." in " ".join(text.split())
+
+
+def test_a_probe_that_trained_nothing_says_why_on_the_first_screen() -> None:
+    shown = answer(plan())
+    assert "nothing was probed" not in screen(shown)
+    rule = LearnerRule(device="cpu", has_batch_norm=False)
+    outcome = ProbeOutcome(
+        estimates={}, setting=None, rule=rule, runs=0, earlier_runs=0, seconds=0.0,
+        notes=("nothing was probed: the weights cannot be loaded here; give --weights FILE",),
+    )  # fmt: skip
+    text = " ".join(screen(replace(shown, probe=outcome)).split())
+    assert "Not known: accuracy (nothing was probed: the weights cannot be loaded here" in text
 
 
 def test_in_a_narrow_terminal_an_alternative_is_a_paragraph_of_all_its_cells() -> None:

@@ -151,7 +151,7 @@ def test_the_reason_names_methods_that_failed_the_later_checks() -> None:
     told = reason(head, lora, ssf, answered=[0])
     assert told.startswith("lora, ssf did not pass the later checks, though expected to be more")
     alone = reason(lora, head, answered=[0, 1])
-    assert alone.startswith("no other method is expected to be as accurate")
+    assert alone.startswith("no other method that fits is expected to be as accurate")
 
 
 def test_full_is_preferred_where_it_costs_no_more() -> None:

@@ -17,13 +17,18 @@ from plans import make_plan
 from safetensors.torch import load_file
 from trainings import StopError, digits, learned, run, same, workload
 
-from planner.cli.plan_commands import _show_step
+from planner.cli.plan_commands import _show_result, _show_step
 from planner.cli.progress import progress_bar
 from planner.plan import PLAN_FILE, read_plan
 from planner.recipe import Recipe
 from planner.training.checkpoints import latest_checkpoint
 from planner.training.evaluate import evaluate_images
-from planner.training.history import HISTORY_FILE, AccuracyReading, TrainProgress
+from planner.training.history import (
+    HISTORY_FILE,
+    AccuracyReading,
+    TrainProgress,
+    read_result,
+)
 from planner.training.images.image_set import ImageSet
 from planner.training.loop import is_below
 from planner.training.plan_check import load_data_for
@@ -89,18 +94,58 @@ def test_an_interrupt_keeps_the_step_under_way(tmp_path: Path) -> None:
     assert same(learned(tmp_path / "stopped"), learned(tmp_path / "straight"))
 
 
-def test_an_interrupt_during_the_last_evaluation_keeps_the_steps(tmp_path: Path) -> None:
-    plan = make_plan(workload(micro_batch=4, model="test_vit", method="head", rank=None))
+def test_an_interrupt_before_the_test_part_is_read_keeps_the_steps(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+    images = load_data_for(workload(), "digits")
 
     def interrupt(progress: TrainProgress) -> None:
         if progress.reading is not None:
+            assert progress.reading.part == "selection"
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Terminated):
-        run(plan, tmp_path, steps=3, on_progress=interrupt)
+        run(plan, tmp_path, images=images, recipe="default", steps=3, on_progress=interrupt)
     kept = latest_checkpoint(tmp_path)
     assert kept is not None and kept.name == "checkpoint-3"
-    assert run(plan, tmp_path, steps=3, resume=True).readings[-1].step == 3
+    resumed = run(plan, tmp_path, images=images, recipe="default", steps=3, resume=True)
+    assert (resumed.readings[-1].step, resumed.readings[-1].part) == (3, "test")
+
+
+def test_an_interrupt_while_the_test_part_is_read_loses_nothing(tmp_path: Path) -> None:
+    plan = make_plan(workload())
+
+    def interrupt(progress: TrainProgress) -> None:
+        if progress.reading is not None and progress.reading.part == "test":
+            signal.raise_signal(signal.SIGINT)
+
+    images = load_data_for(workload(), "digits")
+    result = run(plan, tmp_path, images=images, epochs=None, recipe="default", steps=2,
+                 on_progress=interrupt)  # fmt: skip
+    assert result.readings[-1].part == "test"
+    assert read_result(tmp_path).accuracy == result.accuracy
+
+
+@pytest.mark.parametrize(("by_class", "is_shown"), [(0.5, True), (0.89, False), (None, False)])
+def test_an_accuracy_that_hides_classes_stands_beside_their_mean(by_class, is_shown, capsys):
+    images = load_data_for(workload(), "digits")
+    reading = AccuracyReading(
+        step=1, seconds=1.0, loss=1.0, accuracy=0.9, mean_class_accuracy=by_class, images=50
+    )
+    _show_result(SimpleNamespace(
+        weights=SimpleNamespace(kind="random", notes=()), readings=[reading], accuracy=0.9,
+        data=images.source.to_json(), recipe=None, epochs=(), output="trained",
+    ))  # fmt: skip
+    assert ("mean over the classes: 50 %" in capsys.readouterr().out) == is_shown
+
+
+def test_the_record_of_a_stopped_training_is_asked_for(tmp_path: Path) -> None:
+    def interrupt(progress: TrainProgress) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_plan(workload()), tmp_path, epochs=1, on_progress=interrupt)
+    with pytest.raises(InputError, match="stopped before its end"):
+        read_result(tmp_path)
 
 
 def test_a_recipe_that_chooses_no_epoch_records_the_images_that_it_trains_on(
