@@ -18,11 +18,14 @@ import gzip
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from profiler.timing.cpu_spread import TimedWork
 
 ROOT = Path(__file__).parents[1]
 PROVENANCE = ("schema", "commit", "torch", "timm", "processor", "gpu", "date")
@@ -134,3 +137,24 @@ def write_summary(folder: Path, rows: Iterable[Mapping[str, Any]], **values: Any
     schema = f"budgetplan.study.{folder.name}/2"
     text = json.dumps({"schema": schema, "campaign": campaign(rows), **values}, indent=1)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_cpu_spread(work: TimedWork, ratios: Sequence[float], *, cells: str, study: str) -> None:
+    """Replace the row of a study in the product's ``cpu_spread.json``; other rows stay.
+
+    Args:
+        work: kind of run.
+        ratios: 5th and 95th percentile of measured over predicted seconds.
+        cells: number and kind of the cells, and their processors.
+        study: name of the study's folder.
+    """
+    from profiler.timing.cpu_spread import CPU_SPREAD_FILE
+
+    data = json.loads(CPU_SPREAD_FILE.read_text(encoding="utf-8"))
+    data["spreads"][work] = {
+        "low": ratios[0],
+        "high": ratios[1],
+        "coverage": 0.9,
+        "measured_on": f"{cells}, one thread (studies/{study})",
+    }
+    CPU_SPREAD_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

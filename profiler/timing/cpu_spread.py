@@ -1,9 +1,9 @@
 """Intervals of times that are predicted for a processor whose operations were timed.
 
 ``cpu_spread.json`` holds the ratios of measured to predicted seconds in the studies of training
-steps (studies/cpu_time) and of inferences (studies/cpu_inference), which write it. Nothing is
-fitted to their cells. They ran one thread, and their clock is the processor time, as if no other
-program ran.
+steps (studies/cpu_time) and of inferences (studies/cpu_inference), whose summaries write it.
+Nothing is fitted to their cells. They ran one thread, and their clock is the processor time, as if
+no other program ran.
 """
 
 from __future__ import annotations
@@ -34,23 +34,3 @@ def cpu_spread(work: TimedWork, *, threads: int) -> Spread:
     row = data["spreads"][work]
     coverage = row["coverage"] if threads == 1 else None
     return Spread(low=row["low"], high=row["high"], coverage=coverage)
-
-
-def write_cpu_spread(work: TimedWork, spread: Spread, *, measured_on: str) -> None:
-    """Replace the row of a study in ``cpu_spread.json``; other rows stay.
-
-    Args:
-        work: kind of run.
-        spread: ratios of measured to predicted seconds.
-        measured_on: cells and processor of the study.
-    """
-    data: dict[str, Any] = {"schema": "budgetplan.cpu_spread/1", "spreads": {}}
-    if CPU_SPREAD_FILE.exists():
-        data = json.loads(CPU_SPREAD_FILE.read_text(encoding="utf-8"))
-    data["spreads"][work] = {
-        "low": spread.low,
-        "high": spread.high,
-        "coverage": spread.coverage,
-        "measured_on": measured_on,
-    }
-    CPU_SPREAD_FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

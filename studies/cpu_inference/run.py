@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np
 import torch
-from harness import Rows, write_summary
+from harness import Rows, write_cpu_spread, write_summary
 
 from planner.training_free.options import CLASSES
 from profiler.devices.table import CPU
@@ -32,9 +32,7 @@ from profiler.models.frozen.build import build_frozen
 from profiler.models.frozen.catalogue import frozen_model
 from profiler.models.frozen.run import InferenceLoad, run_inference
 from profiler.prediction.inference import predict_inference
-from profiler.records import Spread
 from profiler.store import Store
-from profiler.timing.cpu_spread import write_cpu_spread
 
 ROWS = Rows(HERE)
 CELLS = (
@@ -116,13 +114,9 @@ if __name__ == "__main__":
         ROWS.pack()
         found = summary()
         write_summary(HERE, ROWS.read(), **found)
-        low, high = found["spread"]
         processors = " and ".join(sorted({row["processor"] for row in ROWS.read()}))
-        write_cpu_spread(
-            "inference", Spread(low=low, high=high, coverage=0.9),
-            measured_on=f"{found['parts']} parts of {found['models']} models, {processors}, "
-            "one thread (studies/cpu_inference)",
-        )  # fmt: skip
+        cells = f"{found['parts']} parts of {found['models']} models, {processors}"
+        write_cpu_spread("inference", found["spread"], cells=cells, study="cpu_inference")
     elif not sys.argv[1:]:
         run()
     else:

@@ -29,18 +29,16 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np
 import torch
-from harness import Rows, write_summary
+from harness import Rows, write_cpu_spread, write_summary
 
 from profiler.devices.table import CPU
 from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
 from profiler.prediction.report import step_load
-from profiler.records import Spread
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
 from profiler.running.measurement import build_step
 from profiler.running.memory_caps import keep_freed_memory
 from profiler.timing.corrections import LoadedRun, fit_correction
-from profiler.timing.cpu_spread import write_cpu_spread
 from profiler.timing.rates import rates
 from profiler.workload import Candidate, Workload
 
@@ -264,13 +262,9 @@ def main() -> None:
         ROWS.pack()
         found = summary()
         write_summary(HERE, ROWS.read(), **found)
-        low, high = found["spread"]
         processors = " and ".join(sorted({row["processor"] for row in ROWS.read()}))
-        write_cpu_spread(
-            "training step", Spread(low=low, high=high, coverage=0.9),
-            measured_on=f"{found['kept']} cells of {found['backbones']} backbones, {processors}, "
-            "one thread (studies/cpu_time)",
-        )  # fmt: skip
+        cells = f"{found['kept']} cells of {found['backbones']} backbones, {processors}"
+        write_cpu_spread("training step", found["spread"], cells=cells, study="cpu_time")
     else:
         run(given.minutes)
 
