@@ -16,6 +16,7 @@ from planner.cli.cell_text import (
     seconds_text,
 )
 from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recipe import Recipe
 from planner.recommendation.ranking_accuracy import ranks_candidates
@@ -35,6 +36,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     page.block(facts_table(_recipe_facts(plan.recipe)))
     page.heading("Predicted and measured")
     page.block(*tables(comparison_columns(plan), keys=1, width=page.width))
+    if (most := plan.prediction.memory.comfortable_bytes or 0) > needed_bytes(plan.prediction):
+        page.block(f"{format_bytes_as(most, plan.budget_bytes)} with cuDNN's workspaces")
     if host_bytes := plan.prediction.memory.host_bytes:
         page.block(f"{format_bytes_as(host_bytes, plan.budget_bytes)} of the host's memory")
     page.heading("Accuracy and scores")

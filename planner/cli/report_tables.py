@@ -54,6 +54,9 @@ def _report_facts(report: Report, budget_bytes: int | None) -> Iterator[tuple[st
         if needed_bytes(report) > (memory.device_bytes or 0):
             size = format_bytes_as(needed_bytes(report), budget_bytes)
             yield "runs within", f"{size}: PyTorch checks whole blocks against a limit"
+        if (memory.comfortable_bytes or 0) > needed_bytes(report):
+            size = format_bytes_as(memory.comfortable_bytes, budget_bytes)
+            yield "comfortable", f"{size} with cuDNN's workspaces, fitted on others' runs"
         if memory.host_bytes:
             size = format_bytes_as(memory.host_bytes, budget_bytes)
             yield "host memory", size

@@ -266,8 +266,9 @@ def fit_by_rule(
         )
     if rule.largest_context_bytes > rule.context_bytes:
         notes.append(
-            "the CUDA context of this GPU is assumed: room is left for the largest reported one "
-            f"({format_bytes_as(rule.largest_context_bytes, budget_bytes)})"
+            "P(fits) leaves room for the largest reported CUDA context, "
+            f"{format_bytes_as(rule.largest_context_bytes, budget_bytes)}; the prediction has "
+            f"{format_bytes_as(rule.context_bytes, budget_bytes)}"
         )
     return FitProbability(
         probability=rule.probability(need_bytes, budget_bytes),

@@ -2,7 +2,8 @@
 
 Notes come from the images, the device, the search, the methods left out, the real runs and the
 predictions, in this order. A note of a prediction (an assumed CUDA context, an uncalibrated time)
-is written where the prediction is made, and repeated here once.
+is written where the prediction is made, and repeated here once, with the backbones, methods or
+precisions that it holds for if it does not hold for all candidates.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from planner.recommendation.request import LeftOut, Request
 from planner.search.problem import SearchResult
 from planner.workers.real_run import FP16_NOTE, other_limit_note
 from profiler.units import format_bytes_as
+from profiler.workload import Workload
 
 EVEN_SHARE = 0.8
 """Share of balanced images from which classes count as about equally frequent."""
@@ -38,7 +40,6 @@ def answer_notes(
         candidates: the candidates that passed all checks.
     """
     ran = [candidate for candidate in candidates if candidate.validation is not None]
-    predicted = [note for candidate in candidates for note in candidate.prediction.notes]
     return (
         *(() if request.source is None else (str(request.source),)),
         *_imbalance_notes(request),
@@ -46,10 +47,54 @@ def answer_notes(
         *_search_notes(found),
         *(note for part in request.backbones for note in _backbone_notes(request, part)),
         *_run_notes(request, ran),
-        *dict.fromkeys(predicted),
+        *_prediction_notes(candidates),
+        *_workspace_notes(request, candidates),
         *_limit_notes(request, candidates),
         *_fit_notes(request, candidates),
     )
+
+
+def _prediction_notes(candidates: Sequence[CheckedCandidate]) -> Iterator[str]:
+    """Yield each note of the predictions once, with the candidates that it holds for."""
+    holders: dict[str, list[Workload]] = {}
+    workloads = [candidate.candidate.workload for candidate in candidates]
+    for candidate, workload in zip(candidates, workloads, strict=True):
+        for note in candidate.prediction.notes:
+            holders.setdefault(note, []).append(workload)
+    for note, having in holders.items():
+        yield f"{_scope(having, workloads)}{note}"
+
+
+def _scope(having: Sequence[Workload], workloads: Sequence[Workload]) -> str:
+    """Return the property that tells workloads from the others, such as ``lora, dora: ``.
+
+    The text is empty if they are all workloads, or if no single property separates them.
+    """
+    others = [workload for workload in workloads if workload not in having]
+    for name in ("model", "method", "precision"):
+        values = dict.fromkeys(getattr(workload, name) for workload in having)
+        rest = dict.fromkeys(getattr(workload, name) for workload in others)
+        if others and not values.keys() & rest.keys():
+            if len(rest) < len(values):
+                return f"all but {', '.join(rest)}: "
+            return f"{', '.join(values)}: "
+    return ""
+
+
+def _workspace_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iterator[str]:
+    """Yield what the plans need more with cuDNN's workspaces for convolutions."""
+    if request.device.kind != "cuda":
+        return
+    memories = [candidate.prediction.memory for candidate in candidates]
+    known = [m.comfortable_bytes - m.compared_bytes for m in memories if m.comfortable_bytes]
+    if most := max(known, default=0):
+        unknown = "; in 16 bits that is not known" if len(known) < len(memories) else ""
+        yield (
+            "with cuDNN's workspaces the plans need up to "
+            f"{format_bytes_as(most, request.budget_bytes)} more (fitted on others' runs){unknown}"
+        )
+    elif len(known) < len(memories):
+        yield "what the plans need more with cuDNN's workspaces is not known in 16 bits"
 
 
 def _limit_notes(request: Request, candidates: Sequence[CheckedCandidate]) -> Iterator[str]:

@@ -252,7 +252,7 @@ def rehearsal_report(asked: Rehearsal, device: DeviceSpec, run: RehearsedRun) ->
         f"PyTorch's CUDA code ran on an emulated {device.full_name}: its kernels did nothing, so "
         "there is no time and no accuracy",
         "workspaces of cuDNN and cuSOLVER are not included",
-        f"CUDA context {'assumed' if context.is_assumed else 'measured'}",
+        context.note,
         f"the whole run reserved at most "
         f"{format_bytes_as(largest.reserved_bytes, asked.budget_bytes)}, in {largest.stage}",
     ]

@@ -249,6 +249,12 @@ class CudaContext:
     is_assumed: bool
     source: str
 
+    @property
+    def note(self) -> str:
+        """A remark on the origin of its size."""
+        origin = "assumed, not measured on this GPU" if self.is_assumed else "a measured one"
+        return f"the size of the CUDA context is {origin}"
+
 
 ASSUMED_CONTEXT = CudaContext(
     nbytes=300 * MIB,

@@ -31,24 +31,24 @@ def zero_scale_note(model: nn.Module, workload: Workload) -> str | None:
         return None
     if next(model.parameters()).is_meta:
         names = zeroed_scales(workload.model, workload.image_size)
-        return _note(model, workload.method, names)
+        return _note(model, names)
     names = tuple(
         name
         for name, parameter in backbone_of(model).named_parameters()
         if _is_scale(name, parameter) and not bool(parameter.detach().any())
     )
-    return _note(model, workload.method, names)
+    return _note(model, names)
 
 
-def _note(model: nn.Module, method: str, names: Iterable[str]) -> str | None:
+def _note(model: nn.Module, names: Iterable[str]) -> str | None:
     learns = {name: p.requires_grad for name, p in backbone_of(model).named_parameters()}
     frozen = [name for name in names if learns.get(name) is False]
     if not frozen:
         return None
     return (
         f"with random weights, {len(frozen)} residual branches stay zero: their last scale "
-        f"({frozen[0]}) is initialised to zero and {method} freezes it, so the parameters inside "
-        "them do not learn; use pretrained weights or full"
+        f"({frozen[0]}) is initialised to zero and frozen, so the parameters inside them do "
+        "not learn; use pretrained weights or full"
     )
 
 

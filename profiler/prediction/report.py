@@ -43,6 +43,12 @@ from profiler.workload import Candidate, Workload
 LARGEST_UNFITTED_SHARE = 0.01
 """Share of a step's time that kernels without a factor of ``channels_last`` may take."""
 
+CONVOLUTION_NOTE = (
+    "cuDNN's workspaces for convolutions are not included, because cuDNN picks them at run time; "
+    "without memory for one, PyTorch takes a slower algorithm"
+)
+"""Remark on a step with convolutions; ``comfortable_bytes`` has the size of the workspaces."""
+
 
 def predict(
     candidate: Candidate,
@@ -253,10 +259,10 @@ def cuda_memory(
     if settings_of_workspaces := workspace_settings(device):
         notes.append(f"cuBLAS' workspaces are those of {', '.join(settings_of_workspaces)}")
     context = cuda_context(device)
-    notes.append(f"CUDA context {'assumed' if context.is_assumed else 'measured'}")
+    notes.append(context.note)
     workspaces_of_convolutions = comfortable_workspace_bytes(log)
     if any("convolution" in name for name in log.operation_names):
-        notes.append(_convolution_note(workspaces_of_convolutions))
+        notes.append(CONVOLUTION_NOTE)
     allocator, given = CachingAllocator(settings), log
     log = run_steps(allocator, given, steps=SIMULATED_STEPS, workspaces=workspaces)
     workspace = workspace_bytes(log, workspaces)
@@ -284,18 +290,6 @@ def _host_bytes(log: EventLog, workload: Workload) -> int:
     saved = page_locked_bytes(op.moved_bytes for op in copied if op.phase == Phase.RECOMPUTE)
     gradients = [op.moved_bytes for op in copied if op.phase == Phase.OPTIMIZER]
     return saved // min(workload.accumulation, 2) + host_state_bytes(gradients)
-
-
-def _convolution_note(workspace_bytes: int | None) -> str:
-    """Return the remark on the workspaces of convolutions."""
-    known = "not known in 16 bits"
-    if workspace_bytes is not None:
-        known = f"up to {format_bytes(workspace_bytes)} (fitted on others' runs)"
-    return (
-        "cuDNN picks convolution workspaces at run time; they are not included, and a budget is "
-        f"compared with the bytes without them: {known}. Without memory for one, PyTorch takes a "
-        "slower algorithm"
-    )
 
 
 def _with_temporary(owners: OwnerBytes, extra: int) -> OwnerBytes:

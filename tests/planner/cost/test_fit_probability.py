@@ -125,7 +125,7 @@ def test_room_is_left_for_the_largest_context_where_it_is_assumed() -> None:
     found = fit_of(report, 2 * GIB)
     assert found is not None
     assert found.probability > 0.99
-    assert any("context of this GPU is assumed" in note for note in found.notes)
+    assert any("largest reported CUDA context" in note for note in found.notes)
     assert fit_of(report, 350_000_000).probability == 0
 
 

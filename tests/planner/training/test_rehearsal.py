@@ -212,7 +212,7 @@ def test_sizes_in_the_words_of_a_rehearsal_are_in_the_unit_of_the_budget(
     rule = FitRule.of(workload, replace(DEVICE, name="unknown"))
     rule = replace(rule, largest_context_bytes=rule.context_bytes + 2 * 10**9)
     fit = fit_by_rule(rule, 10**9, budget_bytes)
-    assert any(note.endswith(f" {largest.split()[1]})") for note in fit.notes)
+    assert any(note.endswith(f" {largest.split()[1]}") for note in fit.notes)
 
 
 def test_what_cannot_be_rehearsed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_an_option_fits_with_the_margin_of_the_risk(risk: float) -> None:
     assert fit.probability >= 1 - risk
     assert (fit.kind, fit.compared) == ("GPU", len(rule.known.errors))
     assert any("training steps" in note for note in fit.notes)
-    assert any("context of this GPU is assumed" in note for note in fit.notes)
+    assert any("largest reported CUDA context" in note for note in fit.notes)
     assert inside.to_json()["fits"] is True
     assert inside.to_json()["fit_probability"] == fit.to_json()
     plan = plan_of_option(
