@@ -55,13 +55,13 @@ PLAN_FILE = "plan.json"
 
 PLAN_SCHEMA = "budgetplan.plan/1"
 
-PLAN_SCHEMA_MINOR = 10
+PLAN_SCHEMA_MINOR = 11
 """1 added ``schema_minor`` itself (files without it are of minor version 0); 2 ``recipe``; 3 the
 interval of an accuracy, and ``rehearsal``; 4 origin and interval of seconds and joules; 5
 ``candidate.kind`` (files without it are of kind ``tuned``); 6
 ``levers`` of the workload; 7 power limits; 8
 ``fits``; 9 decisions ``offload`` and ``recompute-from-host``, and ``host_bytes``; 10 ``fits`` of
-plans without fine-tuning."""
+plans without fine-tuning; 11 ``host_decides`` of a prediction."""
 
 _NOT_CONTENT = ("made_at", "study", "storage")
 """Entries of ``provenance`` in which equal plans may differ: a question that is asked again has the

@@ -296,6 +296,9 @@ class Report:
         details: raw trials and environment, as JSON data.
         step_seconds_origin: source of ``step_seconds``; None if there are none.
         step_seconds_interval: interval of ``step_seconds``; None if no coverage was measured.
+        host_decides: whether the kernels of a predicted step end before the host has launched the
+            next ones, so that its time is an assumption; None of a measured or unknown time, and of
+            devices whose launches are counted with each operation.
         energy_joules_origin: source of ``energy_joules``.
         energy_joules_interval: interval of ``energy_joules``.
         power_limit_watts: power limit that time and energy are for; None for the board's own.
@@ -315,6 +318,7 @@ class Report:
     details: JsonObject = field(default_factory=dict)
     step_seconds_origin: Origin | None = None
     step_seconds_interval: ValueInterval | None = None
+    host_decides: bool | None = None
     energy_joules_origin: Origin | None = None
     energy_joules_interval: ValueInterval | None = None
     power_limit_watts: PositiveFloat | None = None
@@ -338,6 +342,7 @@ class Report:
             "step_seconds": self.step_seconds,
             "step_seconds_origin": self.step_seconds_origin,
             "step_seconds_interval": _interval(self.step_seconds_interval),
+            "host_decides": self.host_decides,
             "energy_joules": self.energy_joules,
             "energy_joules_origin": self.energy_joules_origin,
             "energy_joules_interval": _interval(self.energy_joules_interval),

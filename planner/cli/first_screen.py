@@ -34,7 +34,6 @@ from planner.plan import Plan
 from planner.recommendation.answer import Recommendation
 from planner.recommendation.ranking_accuracy import ranks_candidates
 from planner.recommendation.request import EnergyRates
-from profiler.timing.predicted_cost import HOST_NOTE
 from profiler.units import (
     format_bytes_in,
     format_count,
@@ -203,7 +202,7 @@ def _time(answer: Recommendation, plan: Plan) -> str:
     rate = plan.candidate.workload.effective_batch / seconds
     step = seconds_text(seconds, plan.prediction.step_seconds_interval)
     text = f"{step} a step, {rate:,.0f} images/s"
-    if HOST_NOTE in plan.prediction.notes:
+    if plan.prediction.host_decides:
         text += " (the host's launches decide, assumed)"
     if steps is None or plan.recipe is None:
         return text

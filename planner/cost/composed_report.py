@@ -15,7 +15,7 @@ from profiler.prediction.profile_records import OptionProfile, UpdateProfile, Wo
 from profiler.prediction.report import lever_notes
 from profiler.records import Flops, Memory, Report, Rung, UnitReport
 from profiler.replay.event_log import Phase
-from profiler.timing.predicted_cost import HOST_NOTE, host_decides, predicted_cost
+from profiler.timing.predicted_cost import predicted_cost, time_note
 from profiler.timing.roofline import Rates
 from profiler.unit_options import HOST_OPTIONS, KEPT, UnitOption
 from profiler.workload import Candidate
@@ -48,6 +48,7 @@ def composed_report(
     """
     workload = candidate.workload
     point = terms(workload.micro_batch, workload.rank)
+    cost = predicted_cost(estimate.load, rates)
     return Report(
         candidate=candidate,
         device=device_label(device.name),
@@ -63,12 +64,12 @@ def composed_report(
             ),
         ),
         flops=_step_flops(unit_options, options, update, point, workload.accumulation),
-        **predicted_cost(estimate.load, rates),
+        **cost,
         parameters=count_parameters(workload),
         units=_unit_reports(unit_options, options, costs, point, has_rates=rates is not None),
         notes=(
             "composed from the family's profile",
-            *_time_notes(estimate.load, rates),
+            *([] if rates is None else [time_note(cost, rates.source)]),
             *lever_notes(workload),
             *(
                 method_notes(workload.replace(micro_batch=2, accumulation=1))
@@ -77,13 +78,6 @@ def composed_report(
             ),
         ),
     )
-
-
-def _time_notes(load: Floats | None, rates: Rates | None) -> list[str]:
-    if rates is None:
-        return []
-    is_of_host = load is not None and host_decides(load, rates)
-    return [HOST_NOTE if is_of_host else f"time: {rates.source}"]
 
 
 def _composed_host_bytes(

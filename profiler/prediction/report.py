@@ -34,7 +34,7 @@ from profiler.records import Flops, Memory, OwnerBytes, Report, Rung, UnitReport
 from profiler.replay.event_log import EventLog, OperationRecord, Phase
 from profiler.replay.unit_spans import first_spans
 from profiler.timing.lever_factors import UNFITTED, layout_class
-from profiler.timing.predicted_cost import HOST_NOTE, host_decides, predicted_cost
+from profiler.timing.predicted_cost import predicted_cost, time_note
 from profiler.timing.rates import rates
 from profiler.timing.roofline import Rates
 from profiler.units import format_bytes
@@ -147,9 +147,7 @@ def report_of(
     cost = predicted_cost(load, roofline)
     if roofline is not None:
         interval = cost["step_seconds_interval"]
-        source = f"time: {roofline.source}{_range_text(interval)}"
-        is_of_host = load is not None and host_decides(load, roofline)
-        notes.insert(noted, HOST_NOTE if is_of_host else source)
+        notes.insert(noted, time_note(cost, f"{roofline.source}{_range_text(interval)}"))
     if cost["energy_joules"] is not None:
         notes.append("energy is that time at the predicted power")
     notes.extend(lever_notes(workload))

@@ -21,11 +21,6 @@ LEAST_SAVING = 0.05
 
 _LIMITS_TRIED = 8
 
-HOST_NOTE = (
-    "time: the host's launches decide it, not the GPU; their speed and the range are assumptions"
-)
-"""Note of a predicted step whose kernels end before the host has launched the next ones."""
-
 
 class PredictedCost(TypedDict):
     """Fields of a ``Report``."""
@@ -33,6 +28,7 @@ class PredictedCost(TypedDict):
     step_seconds: float | None
     step_seconds_origin: Origin | None
     step_seconds_interval: ValueInterval | None
+    host_decides: bool | None
     energy_joules: float | None
     energy_joules_origin: Origin | None
     energy_joules_interval: ValueInterval | None
@@ -55,6 +51,7 @@ def predicted_cost(load: Floats | None, rates: Rates | None) -> PredictedCost:
             step_seconds=None,
             step_seconds_origin=None,
             step_seconds_interval=None,
+            host_decides=None,
             energy_joules=None,
             energy_joules_origin=None,
             energy_joules_interval=None,
@@ -66,13 +63,19 @@ def predicted_cost(load: Floats | None, rates: Rates | None) -> PredictedCost:
     return fields
 
 
-def host_decides(load: Floats, rates: Rates) -> bool:
-    """Return whether the host's launches take longer than the kernels of a step."""
-    return _is_of_host(rates.step_cost(load))
+def time_note(cost: PredictedCost, source: str) -> str:
+    """Return the note on where a predicted time comes from.
 
-
-def _is_of_host(cost: StepCost) -> bool:
-    return cost.seconds <= cost.host_seconds
+    Args:
+        cost: fields of the report.
+        source: source of the rates, for a step whose time the kernels decide.
+    """
+    if cost["host_decides"]:
+        return (
+            "time: the host's launches decide it, not the GPU; their speed and the range are "
+            "assumptions"
+        )
+    return f"time: {source}"
 
 
 def cost_fields(cost: StepCost, rates: Rates) -> PredictedCost:
@@ -83,11 +86,12 @@ def cost_fields(cost: StepCost, rates: Rates) -> PredictedCost:
         rates: rates that they were computed from.
     """
     seconds_interval, joules_interval = _intervals(cost, rates)
-    origin = Origin.DATA_SHEET if _is_of_host(cost) else rates.origin
+    origin = Origin.DATA_SHEET if cost.host_decides else rates.origin
     return PredictedCost(
         step_seconds=cost.seconds,
         step_seconds_origin=origin,
         step_seconds_interval=seconds_interval,
+        host_decides=None if rates.kernels is None else cost.host_decides,
         energy_joules=cost.joules,
         energy_joules_origin=None if cost.joules is None else _weaker(origin, rates.power_origin),
         energy_joules_interval=joules_interval,
@@ -135,7 +139,7 @@ def power_saving(load: Floats, rates: Rates) -> PowerSaving | None:
 def _intervals(cost: StepCost, rates: Rates) -> tuple[ValueInterval | None, ValueInterval | None]:
     """Return the intervals of seconds and joules."""
     time, power = rates.spread, rates.power_spread
-    if _is_of_host(cost):
+    if cost.host_decides:
         time = kernel_file().spread(Origin.DATA_SHEET)
     if rates.power_limit_watts is not None:
         limit = kernel_file().power_limit_spread()

@@ -43,6 +43,11 @@ class StepCost:
     watts: float | None
 
     @property
+    def host_decides(self) -> bool:
+        """Whether the host's launches take longer than the kernels of the step."""
+        return self.seconds <= self.host_seconds
+
+    @property
     def joules(self) -> float | None:
         """Energy of the step."""
         return None if self.watts is None else self.seconds * self.watts

@@ -37,7 +37,6 @@ from profiler.records import (
     Rung,
     ValueInterval,
 )
-from profiler.timing.predicted_cost import HOST_NOTE
 from profiler.units import GIB, MIB, format_bytes_in, format_seconds, unit_as_asked
 from profiler.workload import Candidate, Workload
 
@@ -191,7 +190,7 @@ def test_the_numbers_are_those_of_the_plan() -> None:
 
 def test_a_time_that_the_launches_decide_is_said_to_be_assumed() -> None:
     one = plan()
-    launched = replace(one, prediction=replace(one.prediction, notes=(HOST_NOTE,)))
+    launched = replace(one, prediction=replace(one.prediction, host_decides=True))
     clause = "images/s (the host's launches decide, assumed)"
     assert [clause in screen(answer(each), width=120) for each in (one, launched)] == [False, True]
 

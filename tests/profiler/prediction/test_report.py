@@ -27,7 +27,6 @@ from profiler.prediction.allocator_steps import BLOCK_BYTES, run_steps, workspac
 from profiler.prediction.report import predict, report_of, step_flops, unit_reports
 from profiler.records import OWNERS, Report, Rung
 from profiler.replay.step_replay import replay_step
-from profiler.timing.predicted_cost import HOST_NOTE
 from profiler.units import MIB
 from profiler.workload import Candidate, Workload
 
@@ -214,7 +213,9 @@ def test_a_time_that_the_launches_of_the_host_decide_is_said_to_be_assumed(compo
 
     tiny, same, large = of("head", 1), of("head", 8), of("full", 2048)
     assert tiny.step_seconds == same.step_seconds, "the kernels of 8 images end as early"
-    assert [HOST_NOTE in report.notes for report in (tiny, same, large)] == [True, True, False]
+    assert [report.host_decides for report in (tiny, same, large)] == [True, True, False]
+    notes = [any("host's launches" in note for note in r.notes) for r in (tiny, same, large)]
+    assert notes == [True, True, False]
     assert [any("kernel rates" in note for note in r.notes) for r in (tiny, large)] == [False, True]
 
 
