@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recommendation.answer import DecidedBy, FrontEntry, candidate_summary
-from planner.recommendation.method_reason import method_reason
+from planner.recommendation.method_reason import cheaper_equal, method_reason
 from planner.recommendation.ranking import EDGE, WORTHWHILE, Question, best_of, equals_of
 from planner.scoring.netscore import LOWEST_ACCURACY
 from planner.scoring.standard_error import standard_error
@@ -69,16 +69,20 @@ def choose(
     intervals = _measured_accuracies(entries, eligible, question)
     equals = _equals_by_runs(intervals) if intervals else _equals_by_evidence(results, eligible)
     index = _best_of_equals(results, equals, question)
+    chosen = results[index]
     if intervals:
+        rivals = [results[i] for i in equals]
         why = (
             f"it has the best measured accuracy of the {len(eligible)} really run candidates, or "
             "costs least of those that the runs do not distinguish"
         )
     else:
         # An entry that did not run can be expected to be as accurate as the recommended one.
-        chosen = results[index]
+        rivals = [row for row in searched or results if len(equals_of([row, chosen])) == 2]
         equals = [i for i, row in enumerate(results) if len(equals_of([row, chosen])) == 2]
         why = method_reason(chosen, answered=results, question=question, searched=searched)
+    if cheaper := cheaper_equal(chosen, rivals, question):
+        why = f"{why}; {cheaper}"
     return ChosenEntry(
         index=index,
         reason=reason_sentence(

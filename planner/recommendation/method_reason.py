@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.recommendation.answer import EQUAL_SCORES
+from planner.recommendation.answer import EQUAL_SCORES, candidate_summary
 from planner.recommendation.ranking import (
+    WORTHWHILE,
     Question,
     best_configuration,
     best_known,
     best_of,
     equal_methods,
     equals_of,
+    near_default_ranks,
     of_method,
     within_edge,
 )
 from planner.search.problem import TrialResult
+from profiler.units import format_bytes_as
+
+LEAST_SHOWN_SAVING = 0.0005
+"""Relative saving below which a cheaper plan is not mentioned: it would print as 0.0 %."""
 
 
 def method_reason(
@@ -69,6 +75,38 @@ def method_reason(
         f"{rest}{_cause(method, tier, question, seen=seen)} of {len(equals)} methods that are "
         f"expected to be equally accurate ({names}); evidence {evidence.strength}"
     )
+
+
+def cheaper_equal(chosen: TrialResult, rows: Sequence[TrialResult], question: Question) -> str:
+    """Return which plan costs a little less than the chosen one, and why that one is not taken.
+
+    The text is empty unless the objective is a single cost, and if no plan costs less or one saves
+    more than ``WORTHWHILE``: then another rule decided.
+
+    Args:
+        chosen: the recommended candidate.
+        rows: candidates that are expected to be as accurate.
+        question: budget, number of images and objective.
+    """
+    if question.objective not in ("time", "energy"):
+        return ""
+    pool = near_default_ranks(within_edge(rows, question))
+    cheapest = min(pool, key=question.cost, default=chosen)
+    saved = 1 - question.cost(cheapest) / question.cost(chosen)
+    if not LEAST_SHOWN_SAVING <= saved or question.cost(chosen) > (1 + WORTHWHILE) * question.cost(
+        cheapest
+    ):
+        return ""
+    gain = "is {} faster" if question.objective == "time" else "takes {} less energy"
+    text = f"{candidate_summary(cheapest.candidate)} {gain.format(f'{100 * saved:.1f} %')}"
+    more_bytes = cheapest.device_bytes - chosen.device_bytes
+    if not cheapest.candidate.placement.is_none and chosen.candidate.placement.is_none:
+        reason = ", but checkpoints"
+    elif more_bytes > 0:
+        reason = f", but needs {format_bytes_as(more_bytes, question.budget_bytes)} more"
+    else:
+        reason = ""
+    return f"{text}{reason}: savings up to {WORTHWHILE:.0%} count as equal"
 
 
 def _cause(method: str, tier: Sequence[TrialResult], question: Question, *, seen: set[str]) -> str:

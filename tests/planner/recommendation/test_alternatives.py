@@ -147,3 +147,12 @@ def test_the_row_of_full_is_that_of_the_rows_that_are_named() -> None:
         entry("full", score=0.0, model=RESNET),
     )
     assert found["full"].index == 1
+
+
+def test_the_reason_by_time_says_which_plan_is_faster_and_why_it_is_not_taken() -> None:
+    by_time = replace(QUESTION, objective="time")
+    rows = entry("lora", rank=8, seconds=1.02, gib=0.5), entry("lora", rank=8)
+    choice = choose(rows, question=by_time)
+    assert choice.index == 0
+    assert "is 2.0 % faster, but needs 0.50 GiB more" in choice.why
+    assert choice.why in choice.reason

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from planner.recommendation.method_reason import method_reason
+from planner.recommendation.method_reason import cheaper_equal, method_reason
 from planner.recommendation.named_rows import answer_rows, named_rows
 from planner.recommendation.ranking import EDGE, Question, best_of, equal_methods
 from planner.scoring.method_evidence import relative_score
@@ -189,6 +189,34 @@ def test_an_objective_takes_the_least_of_its_kind() -> None:
     assert chosen(*rows, objective="time") == chosen(*rows, objective="energy") == 1
     ssf = row("ssf", seconds=1.2)  # 73.1 % on VTAB-1k, the highest of the methods here
     assert chosen(*rows, ssf, objective="accuracy") == 2
+
+
+def cheaper(*rows: TrialResult, **options: object) -> str:
+    """Return the remark on a row that costs less than the chosen one."""
+    return cheaper_equal(rows[chosen(*rows, **options)], rows, question(**options))
+
+
+def test_a_plan_that_is_a_little_faster_than_the_chosen_one_is_said() -> None:
+    small, large = row(seconds=1.02, gib=0.5), row(seconds=1.0, gib=1.5)
+    told = "adamw is 2.0 % faster, but needs 1.00 GiB more: savings up to 3% count as equal"
+    assert cheaper(small, large, objective="time").endswith(told)
+    assert "takes 2.0 % less energy" in cheaper(small, large, objective="energy")
+    recomputed = row(seconds=1.0, gib=0.3, recomputed=True)
+    assert "is 2.0 % faster, but checkpoints" in cheaper(small, recomputed, objective="time")
+    # of side, the slower plan stands for the method, and is faster than that of lora
+    others = row("side", rank=8, seconds=1.01, gib=0.6), row("side", rank=8, gib=0.7)
+    assert chosen(small, *others, objective="time") == 1
+    assert "side r8, 32x1, fp32, adamw is 1.0 % faster" in cheaper(small, *others, objective="time")
+
+
+def test_no_faster_plan_is_said_where_there_is_none_or_another_rule_decided() -> None:
+    small, large = row(seconds=1.02, gib=0.5), row(seconds=1.0, gib=1.5)
+    assert cheaper(small, large) == ""  # time and energy together
+    assert cheaper(large, objective="time") == ""
+    assert cheaper(small, row(seconds=1.0, gib=1.99), objective="time") == ""  # at the edge
+    slow = row(seconds=1.5, gib=0.5)
+    assert cheaper_equal(slow, [slow, large], question(objective="time")) == ""
+    assert cheaper_equal(large, [], question(objective="time")) == ""
 
 
 # ---- named rows ----------------------------------------------------------------------------------
