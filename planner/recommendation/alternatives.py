@@ -11,7 +11,6 @@ from planner.recommendation.baselines import Baseline
 from planner.recommendation.choose import ChosenEntry
 from planner.recommendation.named_rows import (
     SAFE_COST_RATIO,
-    SMALL_COST_RATIO,
     best_of_backbones,
     named_rows,
 )
@@ -88,8 +87,7 @@ def _row_note(name: AlternativeName, entry: FrontEntry, question: Question) -> s
             seconds = format_seconds(prediction.step_seconds)
             return f"{seconds} a step, {close} time an image of its equals that leave a margin"
         case "smallest":
-            most = f"at most {SMALL_COST_RATIO - 1:.0%} more cost"
-            return f"{need}, {close} of its equals for {most}"
+            return f"{need}, the least of its equals, whatever it costs"
         case "safest":
             return f"{need}, the widest margin for at most {SAFE_COST_RATIO - 1:.0%} more cost"
         case _ if question.evidence(entry.result).effect is None:

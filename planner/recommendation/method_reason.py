@@ -93,9 +93,7 @@ def cheaper_equal(chosen: TrialResult, rows: Sequence[TrialResult], question: Qu
     pool = near_default_ranks(within_edge(rows, question))
     cheapest = min(pool, key=question.cost, default=chosen)
     saved = 1 - question.cost(cheapest) / question.cost(chosen)
-    if not LEAST_SHOWN_SAVING <= saved or question.cost(chosen) > (1 + WORTHWHILE) * question.cost(
-        cheapest
-    ):
+    if not LEAST_SHOWN_SAVING < saved <= 1 - 1 / (1 + WORTHWHILE):
         return ""
     gain = "is {} faster" if question.objective == "time" else "takes {} less energy"
     text = f"{candidate_summary(cheapest.candidate)} {gain.format(f'{100 * saved:.1f} %')}"

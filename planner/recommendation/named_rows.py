@@ -36,10 +36,6 @@ FEWEST_ROWS = 6
 SAFE_COST_RATIO = 1.1
 """Cost of the safest row over that of the recommended one, at most."""
 
-SMALL_COST_RATIO = 1.5
-"""Cost of the smallest row over that of the recommended one, at most: nobody trains for twice the
-time to save memory that is not short."""
-
 
 def named_rows(results: Sequence[TrialResult], question: Question) -> dict[str, TrialResult]:
     """Return the recommended row (``recommended``) and the alternatives by name.
@@ -49,22 +45,18 @@ def named_rows(results: Sequence[TrialResult], question: Question) -> dict[str, 
         question: budget, number of images and objective.
     """
     best = best_of(results, question)
-    equals = [
-        row
-        for row in near_default_ranks(equals_of(results))
-        if row.candidate.workload.model == best.candidate.workload.model
-    ]
+    tier = near_default_ranks(equals_of(results))
+    model = best.candidate.workload.model
+    equals = [row for row in tier if row.candidate.workload.model == model]
     roomy = within_edge(equals, question)
     limit = SAFE_COST_RATIO * question.cost(best)
     steady = [row for row in roomy if question.cost(row) <= limit] or [best]
-    limit = SMALL_COST_RATIO * question.cost(best)
-    affordable = [row for row in equals if question.cost(row) <= limit] or [best]
     rows = {
         "recommended": best,
         "fastest": _fastest(roomy, best),
         "most accurate": best_of(results, replace(question, objective="accuracy")),
         "safest": min(steady, key=lambda row: row.device_bytes),
-        "smallest": _smallest(affordable, question),
+        "smallest": _smallest(tier, question),
     }
     full = equals_of(of_method(results, "full") or [best])
     if full[0].candidate.workload.method == "full":
@@ -142,10 +134,9 @@ def is_paper_default(row: TrialResult) -> bool:
 
 
 def _smallest(rows: Sequence[TrialResult], question: Question) -> TrialResult:
-    """Return the cheapest of the rows whose memory is close to the least."""
-    least = min(row.device_bytes for row in rows)
-    close = [row for row in rows if row.device_bytes <= (1 + WORTHWHILE) * least]
-    return min(close, key=question.cost)
+    """Return the row of the least memory, of several the cheapest; the same for any objective."""
+    by_both = replace(question, objective="balanced")
+    return min(rows, key=lambda row: (row.device_bytes, by_both.cost(row)))
 
 
 def _fastest(rows: Sequence[TrialResult], best: TrialResult) -> TrialResult:

@@ -57,7 +57,7 @@ def answer_notes(
 def _prediction_notes(candidates: Sequence[CheckedCandidate]) -> Iterator[str]:
     """Yield each note of the predictions once, with the candidates that it holds for."""
     holders: dict[str, list[Workload]] = {}
-    workloads = [candidate.candidate.workload for candidate in candidates]
+    workloads = [candidate.prediction.candidate.workload for candidate in candidates]
     for candidate, workload in zip(candidates, workloads, strict=True):
         for note in candidate.prediction.notes:
             holders.setdefault(note, []).append(workload)

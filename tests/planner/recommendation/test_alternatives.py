@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from planner.plan import Accuracy, Plan
 from planner.recommendation.alternatives import named_alternatives
 from planner.recommendation.answer import Alternative, FrontEntry
 from planner.recommendation.checks import CheckedCandidate
 from planner.recommendation.choose import ChosenEntry, choose
+from planner.recommendation.objective import CHOICE_OBJECTIVES, Objective
 from planner.recommendation.ranking import Question
 from planner.scoring.accuracy_prior import AccuracyEstimate
 from planner.search.problem import TrialResult
@@ -90,12 +93,14 @@ def test_the_fastest_of_rows_that_are_nearly_as_fast_is_not_called_the_least() -
     assert "within 3% of the least time an image" in fastest["fastest"].note
 
 
-def test_the_smallest_of_rows_that_are_nearly_as_small_is_not_called_the_least() -> None:
-    found = named(entry("lora", rank=8), entry("side", rank=8, seconds=1.2, gib=0.98))
-    assert found["smallest"].index == 0
-    assert (
-        "within 3% of the least of its equals for at most 50% more cost" in found["smallest"].note
-    )
+@pytest.mark.parametrize("objective", CHOICE_OBJECTIVES)
+def test_the_smallest_needs_the_least_of_its_equals_for_any_objective(objective: Objective) -> None:
+    slow = entry("side", rank=8, seconds=2.5, gib=0.98)
+    worse = entry("head", gib=0.1, score=0.0)
+    question = replace(QUESTION, objective=objective)
+    found = named(entry("lora", rank=8), slow, worse, question=question)["smallest"]
+    assert found.index == 1
+    assert "the least of its equals" in found.note
 
 
 def test_rows_are_compared_by_the_numbers_of_their_replay() -> None:
