@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NewType
 
 KIB = 1 << 10
@@ -142,3 +144,14 @@ def format_bytes_in(size: float, unit: str) -> str:
     """Print bytes in a given unit: two decimals of a GB or GiB, none of a MB or MiB."""
     digits = 2 if unit in ("GB", "GiB") else 0
     return f"{size / _FACTORS[unit.lower()]:.{digits}f} {unit}"
+
+
+def parts_in(sizes: Sequence[float], unit: str) -> list[str]:
+    """Print sizes in a given unit so that the printed numbers add up to the printed sum.
+
+    Each is the difference of two rounded running sums, so it differs by at most one in its last
+    digit from its own rounded value.
+    """
+    step = _FACTORS[unit.lower()] / (100 if unit in ("GB", "GiB") else 1)
+    sums = [0, *(round(total / step) for total in accumulate(sizes))]
+    return [format_bytes_in((after - before) * step, unit) for before, after in pairwise(sums)]

@@ -21,7 +21,7 @@ from planner.cli.output import console, print_json
 from planner.cli.progress import ProgressKind, progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -63,33 +63,20 @@ def explain(
 
 
 def _show_explanation(found: Explanation, screen: Console) -> None:
-    from planner.cli.table_layout import Column, Page, tables
-    from profiler.records import OWNERS
+    from planner.cli.table_layout import Page, tables
     from profiler.units import format_bytes_in, unit_as_asked
 
     page, unit = Page(screen), unit_as_asked(found.budget_bytes)
     page.heading("Memory at the peak")
-    sizes = {name: getattr(found.at_peak, name) for name in OWNERS}
-    sizes["outside of tensors"] = found.outside_bytes
-    total = sum(sizes.values())
-    shown = {name: size for name, size in sizes.items() if size / total >= SMALLEST_SHARE}
-    page.block(
-        *tables(
-            [
-                Column(header="owner", cells=list(shown), justify="left"),
-                Column(header="size", cells=[format_bytes_in(s, unit) for s in shown.values()]),
-                Column(header="share", cells=[f"{s / total:.0%}" for s in shown.values()]),
-            ],
-            keys=1,
-            width=page.width,
-        )
-    )
+    page.block(*tables(_owner_columns(found, unit), keys=1, width=page.width))
     page.sentences([f"the peak is in the {found.peak_phase} of {found.peak_unit}"])
     if found.need_bytes > found.budget_bytes:
         need, budget = (format_bytes_in(n, unit) for n in (found.need_bytes, found.budget_bytes))
         page.sentences([f"the plan needs {need} and does not fit {budget}"])
         page.heading("Tensors alive at the peak")
         page.block(*tables(_tensor_columns(found, unit), keys=1, width=page.width))
+    page.heading("The budget")
+    page.block(*tables(_budget_columns(found, unit), keys=1, width=page.width))
     page.heading("From the plain default to this plan")
     page.block(*tables(_columns(found.steps, unit, adds_up=True), keys=1, width=page.width))
     if found.neighbours:
@@ -97,6 +84,47 @@ def _show_explanation(found: Explanation, screen: Console) -> None:
         last = replace(found.steps[-1], change="this plan")
         columns = _columns([last, *found.neighbours], unit, adds_up=False)
         page.block(*tables(columns, keys=1, width=page.width))
+
+
+def _owner_columns(found: Explanation, unit: str) -> list[Column]:
+    """Return the parts of the need; owners with a small share are one row."""
+    from profiler.records import OWNERS
+
+    sizes = {name: getattr(found.at_peak, name) for name in OWNERS}
+    sizes["allocator's free and rounded bytes"] = found.outside_bytes - found.context_bytes
+    sizes["CUDA context"] = found.context_bytes
+    total = sum(sizes.values())
+    shown = {name: size for name, size in sizes.items() if size / total >= SMALLEST_SHARE}
+    if rest := total - sum(shown.values()):
+        shown["others"] = rest
+    columns = _summed_columns(shown, unit, header="owner", total="the plan needs")
+    shares = [f"{size / total:.0%}" for size in (*shown.values(), total)]
+    return [*columns, replace(columns[1], header="share", cells=shares)]
+
+
+def _budget_columns(found: Explanation, unit: str) -> list[Column]:
+    """Return the parts of the budget: the need, its margin and the rest."""
+    sizes = {"the plan needs": found.need_bytes}
+    if found.margin.context_bytes:
+        sizes["kept for a larger CUDA context"] = found.margin.context_bytes
+    if found.margin.error_bytes:
+        sizes["kept for errors of the prediction"] = found.margin.error_bytes
+    sizes["free" if found.free_bytes >= 0 else "lacking"] = found.free_bytes
+    return _summed_columns(sizes, unit, header="part", total="budget")
+
+
+def _summed_columns(
+    sizes: Mapping[str, int], unit: str, *, header: str, total: str
+) -> list[Column]:
+    """Return the columns of parts and of their sum, to which the printed parts add up."""
+    from planner.cli.table_layout import Column
+    from profiler.units import format_bytes_in, parts_in
+
+    cells = [*parts_in([*sizes.values()], unit), format_bytes_in(sum(sizes.values()), unit)]
+    return [
+        Column(header=header, cells=[*sizes, total], justify="left"),
+        Column(header="size", cells=cells),
+    ]
 
 
 def _tensor_columns(found: Explanation, unit: str) -> list[Column]:

@@ -30,6 +30,7 @@ from planner.cli.cell_text import (
 )
 from planner.cli.table_layout import wrapped_lines
 from planner.cost.budget import needed_bytes
+from planner.cost.fit_probability import margin_of, planned_risk
 from planner.plan import Plan
 from planner.recommendation.answer import Recommendation
 from planner.recommendation.ranking_accuracy import ranks_candidates
@@ -38,6 +39,7 @@ from profiler.units import (
     format_bytes_in,
     format_count,
     format_seconds,
+    parts_in,
     unit_as_asked,
 )
 
@@ -160,6 +162,7 @@ def _facts(answer: Recommendation) -> Iterator[tuple[str, str]]:
     """Yield (label, text) of the recommended plan."""
     plan = answer.front[answer.recommended].plan
     yield "memory", _memory(plan, answer.request.device.memory_bytes)
+    yield from _margin(plan)
     if host_bytes := plan.prediction.memory.host_bytes:
         size = format_bytes_in(host_bytes, unit_as_asked(plan.budget_bytes))
         yield "host", f"{size} of its memory"
@@ -185,6 +188,24 @@ def _memory(plan: Plan, installed_bytes: int | None) -> str:
     if installed_bytes is not None and budget > installed_bytes:
         text += f"; the device has {format_bytes_in(installed_bytes, unit)}"
     return text
+
+
+def _margin(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield the rest of the budget and its parts, if most of it is the margin of the prediction."""
+    need, unit = needed_bytes(plan.prediction), unit_as_asked(plan.budget_bytes)
+    margin, rest = margin_of(plan.prediction, risk=planned_risk(plan)), plan.budget_bytes - need
+    if margin.total_bytes <= rest / 2:
+        return
+    sizes = {
+        "for a larger CUDA context": margin.context_bytes,
+        "for errors of the prediction": margin.error_bytes,
+        "free": rest - margin.total_bytes,
+    }
+    _, *parts = parts_in([need, *sizes.values()], unit)
+    whole = parts_in([need, rest], unit)[1]
+    none = format_bytes_in(0, unit)
+    listed = (f"{part} {name}" for part, name in zip(parts, sizes, strict=True) if part != none)
+    yield "margin", f"{whole}: {', '.join(listed)}"
 
 
 def usage_bar(share: float, cells: int = USAGE_CELLS) -> str:

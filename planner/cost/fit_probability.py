@@ -122,6 +122,24 @@ class KnownErrors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetMargin:
+    """Bytes of a budget beside a predicted need, without which it does not count as fitting.
+
+    Attributes:
+        context_bytes: bytes for a CUDA context larger than the assumed one; 0 if it was measured.
+        error_bytes: bytes for errors of the prediction, at the accepted risk.
+    """
+
+    context_bytes: int
+    error_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All bytes of the margin."""
+        return self.context_bytes + self.error_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitRule:
     """Converts between predictions and budgets for one kind of prediction on one device.
 
@@ -165,6 +183,14 @@ class FitRule:
         available = budget_bytes - self.largest_context_bytes
         predicted = self.known.largest_prediction(available, risk=risk)
         return DeviceBytes(max(1, self.context_bytes + predicted))
+
+    def margin(self, need_bytes: int, *, risk: float) -> BudgetMargin:
+        """Return the bytes that a prediction of ``need_bytes`` leaves unused in its budget."""
+        predicted = need_bytes - self.context_bytes
+        return BudgetMargin(
+            context_bytes=self.largest_context_bytes - self.context_bytes,
+            error_bytes=self.known.smallest_available(predicted, risk=risk) - predicted,
+        )
 
     def smallest_budget(self, need_bytes: int, *, risk: float) -> DeviceBytes:
         """Return the smallest budget, in printed digits, for a prediction of ``need_bytes``."""
@@ -218,6 +244,11 @@ def fits_within(report: Report, budget_bytes: int, *, risk: float = DEFAULT_RISK
 def smallest_budget_of(report: Report, *, risk: float = DEFAULT_RISK) -> DeviceBytes:
     """Return the smallest budget, in printed digits, that a predicted training fits."""
     return _rule_of(report).smallest_budget(needed_bytes(report), risk=risk)
+
+
+def margin_of(report: Report, *, risk: float = DEFAULT_RISK) -> BudgetMargin:
+    """Return the bytes that a predicted training leaves unused in its budget."""
+    return _rule_of(report).margin(needed_bytes(report), risk=risk)
 
 
 def _rule_of(report: Report) -> FitRule:

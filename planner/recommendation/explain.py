@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.cost.budget import needed_bytes
-from planner.cost.fit_probability import fits_within, planned_risk
+from planner.cost.fit_probability import BudgetMargin, fits_within, margin_of, planned_risk
 from planner.plan import Plan
-from profiler.devices.table import DeviceSpec
+from profiler.devices.table import DeviceSpec, cuda_context
 from profiler.errors import UsageError
 from profiler.placement import Decision, Placement, PolicyChoice
 from profiler.prediction.allocator_steps import BLOCK_BYTES
@@ -85,6 +85,8 @@ class Explanation:
         peak_phase: phase of the step in which the peak is.
         peak_unit: unit at the peak.
         outside_bytes: bytes outside of live tensors: rounding, free blocks, CUDA context.
+        context_bytes: the CUDA context in ``outside_bytes``; 0 on a CPU.
+        margin: bytes of the budget that are kept for a larger context and a larger need.
         tensors: tensors alive at the peak by kind, the largest kind first.
     """
 
@@ -95,6 +97,8 @@ class Explanation:
     peak_phase: str
     peak_unit: str
     outside_bytes: int
+    context_bytes: int
+    margin: BudgetMargin
     tensors: tuple[PeakTensors, ...] = ()
 
     @property
@@ -102,9 +106,14 @@ class Explanation:
         """Device bytes of the plan; the peak on a CPU."""
         return self.at_peak.total + self.outside_bytes
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the budget beside the need and its margin; negative if they exceed it."""
+        return self.budget_bytes - self.need_bytes - self.margin.total_bytes
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``explain --json`` prints."""
-        return {"schema": EXPLANATION_SCHEMA, **asdict(self)}
+        return {"schema": EXPLANATION_SCHEMA, **asdict(self), "free_bytes": self.free_bytes}
 
 
 def explain_plan(
@@ -144,6 +153,8 @@ def explain_plan(
         peak_phase=phase,
         peak_unit=unit,
         outside_bytes=needed_bytes(report) - at_peak.total,
+        context_bytes=cuda_context(device).nbytes,
+        margin=margin_of(report, risk=planned_risk(plan)),
         tensors=_tensors_by_kind(log.rounded(BLOCK_BYTES) if device.is_cuda else log),
     )
 

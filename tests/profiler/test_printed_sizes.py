@@ -10,7 +10,9 @@ from profiler.units import (
     MIB,
     enough_bytes_as,
     format_bytes_as,
+    format_bytes_in,
     parse_bytes,
+    parts_in,
     unit_as_asked,
 )
 
@@ -31,3 +33,15 @@ def test_a_size_that_is_printed_as_enough_is_enough(size: int, asked: int) -> No
     assert text.endswith(unit)
     # parse_bytes drops a fraction of a byte
     assert size - 1 <= printed < size + STEPS[unit] + 1
+
+
+@given(st.lists(st.integers(0, 10**10), min_size=1, max_size=6), st.sampled_from([*STEPS]))
+def test_printed_parts_add_up_to_the_printed_sum(sizes: list[int], unit: str) -> None:
+    def number(text: str) -> float:
+        return float(text.split(maxsplit=1)[0])
+
+    parts = [number(part) for part in parts_in(sizes, unit)]
+    assert abs(sum(parts) - number(format_bytes_in(sum(sizes), unit))) < 1e-6
+    digit = 0.01 if unit in ("GB", "GiB") else 1
+    for part, size in zip(parts, sizes, strict=True):
+        assert abs(part - number(format_bytes_in(size, unit))) < 1.001 * digit

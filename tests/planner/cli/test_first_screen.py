@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,22 @@ def test_a_budget_above_the_memory_of_the_device_is_said_beside_it() -> None:
     assert "1.17 GiB of 10.00 GiB" in screen(shown, width=120)
     assert "; the device has 8.00 GiB" in screen(shown, width=120)
     assert "the device has" not in screen(answer(*SIX))
+
+
+@pytest.mark.parametrize("need", [1_850 * 10**6, 1_872 * 10**6, 1_900 * 10**6])
+def test_the_parts_of_the_margin_add_up_to_the_rest_of_a_tight_budget(need: int) -> None:
+    text = " ".join(screen(answer(plan(need=need))).split())
+    found = re.search(r"([0-9.]+) GB of 2.00 GB .* margin ([0-9.]+) GB: (.*) time ", text)
+    assert found is not None
+    used, rest, parts = found.groups()
+    assert float(used) + float(rest) == pytest.approx(2.0)
+    shown = [float(part.split()[0]) for part in parts.split(", ")]
+    assert sum(shown) == pytest.approx(float(rest))
+    assert "for a larger CUDA context" in parts
+
+
+def test_a_wide_margin_needs_no_parts() -> None:
+    assert "  margin " not in screen(answer(plan(need=1_500 * 10**6)))
 
 
 def test_a_predicted_time_and_energy_stand_with_their_ranges() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from planner.cost.budget import needed_bytes
 from planner.cost.fit_probability import DEFAULT_RISK, FitRule
 from planner.plan import Accuracy, Plan, write_plan
 from planner.recommendation.explain import Explanation
-from profiler.devices.table import lookup
+from profiler.devices.table import cuda_context, lookup
 from profiler.workload import Workload
 
 SMALL = {"image_size": 32, "num_classes": 10, "device": "rtx-2060-super"}
@@ -69,7 +70,17 @@ def test_the_steps_lead_from_the_plain_default_to_the_plan(plan: Plan, found: Ex
 
 def test_the_parts_of_the_peak_add_up_to_the_need(plan: Plan, found: Explanation) -> None:
     assert found.at_peak.total + found.outside_bytes == needed_bytes(plan.prediction)
+    context = cuda_context(lookup("rtx-2060-super")).nbytes
+    assert 0 < context == found.context_bytes < found.outside_bytes
     assert found.peak_phase in {"forward", "backward", "recompute", "loss", "optimizer"}
+
+
+def test_the_need_and_its_margin_decide_whether_it_fits(plan: Plan, found: Explanation) -> None:
+    rule = FitRule.of(plan.candidate.workload, lookup("rtx-2060-super"))
+    smallest = found.need_bytes + found.margin.total_bytes
+    assert found.free_bytes == GIVEN - smallest
+    assert rule.largest_prediction(smallest, risk=DEFAULT_RISK) >= found.need_bytes
+    assert rule.largest_prediction(smallest - 2, risk=DEFAULT_RISK) < found.need_bytes
 
 
 def test_neighbours_change_one_choice(found: Explanation) -> None:
@@ -92,6 +103,12 @@ def test_the_command_prints_tables_and_json(
     assert shown.exit_code == 0, shown.stderr
     assert "From the plain default to this plan" in shown.stdout
     assert all(len(line) <= 80 for line in shown.stdout.splitlines())
+    for heading, end in (("Memory at the peak", "the plan needs"), ("The budget", "budget")):
+        rows = shown.stdout.partition(heading)[2].splitlines()[2:]
+        sizes = [int(size) for row in rows for size in re.findall(r"([0-9]+) MB", row)[:1]]
+        names = [row.strip().partition("  ")[0] for row in rows]
+        last = names.index(end)
+        assert sum(sizes[:last]) == sizes[last]
     data = json.loads(CliRunner().invoke(cli, ["explain", str(path), "--json"]).stdout)
     assert data["schema"] == "budgetplan.explanation/1"
     assert data["steps"][0]["change"].startswith("full, fp32")
