@@ -15,6 +15,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
+from planner.recommendation.objective import Objective
 from planner.service.jobs import Job, Jobs
 from planner.service.questions import AnswerText, DataName, ImageSize, ServiceQuestion
 from profiler.devices.table import DEVICES
@@ -115,7 +116,7 @@ def _add_questions(server: MCPServer, jobs: Jobs) -> None:
         data: DataName = "digits",
         methods: list[str] | None = None,
         image_size: int | None = None,
-        objective: Literal["balanced", "time", "energy", "accuracy"] = "balanced",
+        objective: Objective = "balanced",
     ) -> dict[str, Any]:
         """Recommend how to fine-tune a vision model within a memory budget.
 
@@ -153,11 +154,11 @@ def _add_prediction(server: MCPServer, jobs: Jobs) -> None:
         method: str,
         batch_size: int,
         device: str = "rtx-2060-super",
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: PrecisionName = "fp32",
         rank: int | None = None,
         image_size: int | None = None,
         num_classes: int = 1000,
-        optimizer: Literal["adamw", "sgd", "adamw8bit", "adamw_host"] = "adamw",
+        optimizer: OptimizerName = "adamw",
     ) -> dict[str, Any]:
         """Predict memory, time and energy of a training step. Nothing is run."""
         question = _converted(

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from planner.plan import versions
+from planner.recommendation.objective import Objective
 from profiler.errors import BudgetplanError, UsageError
 from profiler.json_records import Name
 from profiler.running.messages import Message, import_address
@@ -60,7 +61,7 @@ class ServiceQuestion(Message, frozen=True, kw_only=True):
     methods: Annotated[list[Name], Meta(min_length=1, max_length=30)] | None = None
     image_size: ImageSize | None = None
     trials: Annotated[int, Meta(ge=1, le=500)] | None = None
-    objective: Literal["balanced", "time", "energy", "accuracy"] = "balanced"
+    objective: Objective = "balanced"
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
 
     @property
@@ -113,19 +114,10 @@ def answer_question(request: QuestionInFolder, progress: Progress) -> AnswerText
     """Answer a question. Runs in the child process."""
     from planner.api import recommend
 
-    asked = request.question
     os.chdir(request.folder)  # so that no place on the server stands in the answer
     try:
         answer = recommend(
-            asked.model,
-            vram=asked.vram,
-            device=asked.device,
-            data=asked.data,
-            methods=asked.methods,
-            image_size=asked.image_size,
-            trials=asked.trials,
-            objective=asked.objective,
-            seed=asked.seed,
+            **msgspec.structs.asdict(request.question),
             validations=0,
             study="question",
             storage="sqlite:///study.db",

@@ -21,6 +21,7 @@ from planner.cli import cli
 from planner.cli.help_sections import COMMAND_SECTIONS, RECOMMEND_SECTIONS
 from planner.cli.options import Checkpoint, PercentNumber, Size
 from planner.plan import read_plan
+from planner.recommendation.build_request import build_request
 from profiler.records import OWNERS
 
 RUNS_IN_PROCESS = True
@@ -171,6 +172,36 @@ def test_options_are_arguments_of_the_python_function(
     options = {each.name for each in cli.commands[command].params if each.expose_value}
     arguments = set(inspect.signature(getattr(api, command)).parameters)
     assert options - own - {"as_json", "progress"} == arguments - other - {"on_progress"}
+
+
+@pytest.mark.parametrize(
+    ("command", "required", "written_otherwise"),
+    [
+        ("recommend", ["--model", "vit_s", "--vram", "2GB"], {"methods": ("all",), "weights": ()}),
+        ("train", ["plan.json"], {}),
+    ],
+)
+def test_options_have_the_defaults_of_the_python_function(
+    command: str, required: list[str], written_otherwise: dict[str, Any]
+) -> None:
+    given = cli.commands[command].make_context(command, required).params
+    arguments = inspect.signature(getattr(api, command)).parameters
+    expected = {
+        name: written_otherwise.get(name, argument.default)
+        for name, argument in arguments.items()
+        if name in given and argument.default is not inspect.Parameter.empty
+    }
+    found = {name: given[name] for name in expected}
+    found |= {name: str(value) for name, value in found.items() if isinstance(value, Path)}
+    assert found == expected
+
+
+def test_a_request_has_the_defaults_of_the_python_function() -> None:
+    inner = inspect.signature(build_request).parameters
+    outer = inspect.signature(api.recommend).parameters
+    shared = inner.keys() & outer.keys() - {"out"}
+    assert len(shared) > 20
+    assert {n: inner[n].default for n in shared} == {n: outer[n].default for n in shared}
 
 
 # ---- usage ---------------------------------------------------------------------------------------

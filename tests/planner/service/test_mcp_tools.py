@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 pytest.importorskip("mcp")
@@ -18,8 +19,8 @@ pytest.importorskip("mcp")
 from mcp import Client
 
 from planner.service.jobs import Jobs
-from planner.service.mcp_tools import create_mcp_server
-from planner.service.questions import AnswerText
+from planner.service.mcp_tools import PredictionQuestion, create_mcp_server
+from planner.service.questions import AnswerText, ServiceQuestion
 from profiler.devices.table import DEVICES
 from profiler.errors import MeasurementError
 from tests.in_process import run_in_this_process
@@ -67,6 +68,13 @@ def test_the_tools_have_names_and_descriptions(jobs: Jobs) -> None:
     assert tools.keys() == {"recommend", "plan_file", "predict", "list_names"}
     assert all(tool.description for tool in tools.values())
     assert tools["recommend"].input_schema["required"] == ["model", "vram"]
+    asked = tools["recommend"].input_schema["properties"]
+    fields = {each.name: each.default for each in msgspec.structs.fields(ServiceQuestion)}
+    assert asked.keys() == fields.keys() - {"trials", "seed"}
+    defaults = {name: part["default"] for name, part in asked.items() if "default" in part}
+    assert defaults == {name: fields[name] for name in asked.keys() - {"model", "vram"}}
+    predicted = tools["predict"].input_schema["properties"]
+    assert predicted.keys() == {*PredictionQuestion.__struct_fields__}
 
 
 def test_a_question_is_answered_and_its_plan_is_given(jobs: Jobs) -> None:
