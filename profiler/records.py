@@ -185,6 +185,10 @@ class Parameters:
     trainable: NonNegativeInt
 
 
+DeviceKind = Literal["cpu", "cuda"]
+"""Kind of a device, in torch's words. Names of devices are those of the device table."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLabel:
     """Name and kind of the device that a report is for.
@@ -199,7 +203,7 @@ class DeviceLabel:
 
     name: Name
     full_name: Name
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     memory_bytes: ByteCount | None = None
     note: str = ""
 

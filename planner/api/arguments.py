@@ -10,6 +10,7 @@ from profiler.units import MIB, DeviceBytes, parse_bytes
 
 if TYPE_CHECKING:
     from profiler.devices.table import DeviceSpec
+    from profiler.records import DeviceKind
     from profiler.workload import Candidate, Lever, OptimizerName, PrecisionName, Workload
 
 
@@ -160,7 +161,7 @@ def device_of_run(device: str) -> str:
     return target.runs_on
 
 
-def found_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+def found_device(name: Literal["auto", "cpu", "cuda"]) -> DeviceKind:
     """Return the device of a training or a forward; ``auto`` takes a GPU if there is one.
 
     On a GPU, PyTorch is set to the kernels that predictions are for, and that can start here.
@@ -171,12 +172,12 @@ def found_device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]
     """
     import torch
 
-    from planner.training.training_device import device_type
+    from planner.training.training_device import device_kind
     from profiler.running.memory_caps import use_planned_configuration
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if device_type(name) == "cpu":
+    if device_kind(name) == "cpu":
         return "cpu"
     use_planned_configuration()
     return "cuda"

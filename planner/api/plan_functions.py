@@ -98,8 +98,8 @@ def validate(
     from planner.recommendation.real_runs import validate_plan
     from planner.training.run_options import RunOptions
 
+    runs_on = _planned_device(content) if name == "auto" else device_of_run(name)
     run = RunOptions(
-        device=_planned_device(content) if name == "auto" else device_of_run(name),
         data=data or _data_of(content),
         steps=steps,
         seed=seed,
@@ -111,7 +111,9 @@ def validate(
         remove_draft_files(Path(out).parent)
         check_replaceable(Path(out), content)
     queue = (storage, study) if workers and storage and study else None
-    checked = validate_plan(content, run=run, queue=queue, notify=on_progress or no_progress)
+    checked = validate_plan(
+        content, run=run, runs_on=runs_on, queue=queue, notify=on_progress or no_progress
+    )
     if out is not None:
         write_plan(checked, Path(out))
     return checked
@@ -187,7 +189,6 @@ def train(
         warnings.warn(FP16_TRAINING_ON_CPU, BudgetplanWarning, stacklevel=2)
     options = RunOptions(
         data=data or _data_of(content),
-        device=chosen,
         steps=steps,
         seed=seed,
         weights=None if weights is None else Path(weights),
@@ -207,6 +208,7 @@ def train(
         return run(
             placed,
             options,
+            device=chosen,
             changes=RecipeChanges(
                 recipe=recipe, learning_rate=learning_rate, epochs=epochs, balance=balance
             ),

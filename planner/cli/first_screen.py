@@ -131,7 +131,7 @@ def _header(answer: Recommendation, width: int) -> Iterator[str]:
         parts.append(request.source.skipped_text())
     where = ""
     if device.note:
-        is_here = request.run.device == device.name
+        is_here = request.runs_on == device.name
         none = "no GPU here; " if "no GPU was found" in device.note else ""
         where = " (this machine's GPU)" if is_here else f" ({none}--device names another)"
     parts.append(f"planned for {device.full_name.removeprefix('NVIDIA ')}{where}")

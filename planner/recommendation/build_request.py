@@ -129,8 +129,8 @@ def build_request(
         space=space,
         budget_bytes=DeviceBytes(budget_bytes),
         device=target.label,
+        runs_on=target.runs_on,
         run=RunOptions(
-            device=target.runs_on,
             data=data,
             steps=steps,
             seed=seed,

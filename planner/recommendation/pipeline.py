@@ -246,7 +246,7 @@ def _real_runs(request: Request, storage: str) -> Iterator[RunPool | None]:
     if not request.has_real_runs:
         yield None
         return
-    device = None if request.uses_workers else this_device(request.run.device)
+    device = None if request.uses_workers else this_device(request.runs_on)
     at_once = request.validations if request.uses_workers else 1
     with opened_pool(storage, request.question_study, device=device, at_once=at_once) as pool:
         yield pool

@@ -240,7 +240,7 @@ def _trains_on_cpu(request: Request) -> bool:
 
     Workers train on the GPU that the user has named; without one they do as this machine would.
     """
-    if request.run.device != "cpu":
+    if request.runs_on != "cpu":
         return False
     names_gpu = request.device.kind != "cpu" and not request.device.note
     return not (request.uses_workers and names_gpu)

@@ -159,7 +159,7 @@ def _order_of(request: Request, candidate: CheckedCandidate, recipe: Recipe | No
     A CPU may run it in place of the planned GPU where this machine would do so. Workers do so only
     if the user has not named the GPU.
     """
-    runs_on_cpu = request.run.device == "cpu"
+    runs_on_cpu = request.runs_on == "cpu"
     part = request.of_backbone(candidate.candidate.workload.model)
     pretrained = part.pretrained_model
     return RunOrder.of(
@@ -174,13 +174,19 @@ def _order_of(request: Request, candidate: CheckedCandidate, recipe: Recipe | No
 
 
 def validate_plan(
-    plan: Plan, *, run: RunOptions, notify: Notify, queue: tuple[str, str] | None = None
+    plan: Plan,
+    *,
+    run: RunOptions,
+    runs_on: str,
+    notify: Notify,
+    queue: tuple[str, str] | None = None,
 ) -> Plan:
     """Run a plan for a few steps and return it with its measurement.
 
     Args:
         plan: the plan.
         run: options of the run.
+        runs_on: ``cpu``, or the name of this machine's GPU; the device of a worker is its own.
         notify: called with (stage, current work, fraction of the stage done).
         queue: storage URL and name of the study whose workers make the run; None to run it here.
 
@@ -204,7 +210,7 @@ def validate_plan(
         notify("validate", text, fraction)
 
     if queue is None:
-        ran = run_for_real(order, device=run.device, on_progress=report)
+        ran = run_for_real(order, device=runs_on, on_progress=report)
     else:
         url, study = queue
         ran = run_by_worker(order, FinishedRun, url=url, study_name=study, on_progress=report)

@@ -38,7 +38,7 @@ def rehearse_front(
 
     device = device_spec(request.device.name)
     unchanged = CheckOutcome(passed=tuple(candidates), dropped=())
-    if request.validations == 0 or request.run.device != "cpu" or not device.is_cuda:
+    if request.validations == 0 or request.runs_on != "cpu" or not device.is_cuda:
         return unchanged
     reason = why_not_emulated()
     try:

@@ -101,6 +101,8 @@ class Request:
         space: the search space.
         budget_bytes: budget in device bytes, the CUDA context included.
         device: the device to plan for.
+        runs_on: name of the device of real runs in this process: the planned GPU if this machine
+            has it, else ``cpu``.
         run: options of the real runs; the seed is also that of the search.
         study: name of the study of this backbone's search.
         trials: number of trials of the search; None to evaluate every point if that is quick.
@@ -143,6 +145,7 @@ class Request:
     space: Space
     budget_bytes: DeviceBytes
     device: DeviceLabel
+    runs_on: str
     run: RunOptions
     study: str
     trials: int | None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from profiler.errors import DeviceError, UsageError
+from profiler.records import DeviceKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class AdaptiveRule:
             )
 
 
-def live_bytes_reader(device: str) -> Callable[[], int]:
+def live_bytes_reader(device: DeviceKind) -> Callable[[], int]:
     """Return a function that returns the number of bytes in use.
 
     On CUDA these are the live bytes of PyTorch's allocator. On a CPU, PyTorch takes its memory from
@@ -51,12 +52,12 @@ def live_bytes_reader(device: str) -> Callable[[], int]:
     must come before the model is built.
 
     Args:
-        device: device in torch's notation.
+        device: kind of the device of the training.
 
     Raises:
         DeviceError: a CPU whose C library has no ``mallinfo2`` (glibc has it from 2.33).
     """
-    if torch.device(device).type == "cuda":
+    if device == "cuda":
         return lambda: torch.cuda.memory_allocated(device)
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2

@@ -16,7 +16,8 @@ import torch
 
 from planner.training.images.batches import LabelledSet, batch_loader
 from planner.training.images.image_set import ImageSet
-from planner.training.training_device import autocast, device_type
+from planner.training.training_device import autocast
+from profiler.records import DeviceKind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,7 @@ def evaluate_images(
     image_set: ImageSet,
     *,
     batch_size: int,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     precision: str = "fp32",
 ) -> Evaluation:
     """Return the accuracy of a model on images.
@@ -99,7 +100,7 @@ def right_answers(
     image_set: LabelledSet,
     *,
     batch_size: int,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     precision: str = "fp32",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
@@ -120,7 +121,7 @@ def right_answers(
     parts: list[torch.Tensor] = []
     batches = batch_loader(image_set, batch_size=batch_size, shuffle=False, seed=0, drop_last=False)
     try:
-        with torch.no_grad(), autocast(precision, device_type(device)):
+        with torch.no_grad(), autocast(precision, device):
             for images, labels in batches:
                 predicted = model(images.to(device)).argmax(dim=1)
                 parts.append(predicted == labels.to(device))

@@ -38,6 +38,7 @@ from planner.training.images.batches import batch_loader
 from planner.training.images.image_set import ImageSet
 from profiler.models import backbones
 from profiler.models.build import BuiltModel
+from profiler.records import DeviceKind
 from profiler.store import Store, cache_folder
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class FeatureForward:
         batch: images of a forward.
     """
 
-    device: str = "cpu"
+    device: DeviceKind = "cpu"
     dtype: torch.dtype = torch.float32
     batch: int = EXTRACTION_BATCH
 
@@ -248,7 +249,7 @@ def _classifier_input(
 
 
 def _cache_key(
-    built: BuiltModel, classifier: nn.Module | FrozenUnits, images: ImageSet, device: str
+    built: BuiltModel, classifier: nn.Module | FrozenUnits, images: ImageSet, device: DeviceKind
 ) -> str:
     """Return the name of the folder: a hash of everything that the features depend on."""
     units = classifier.key if isinstance(classifier, FrozenUnits) else None

@@ -15,6 +15,7 @@ from planner.training.images.image_set import ImageSet
 from planner.training.training_device import autocast
 from planner.training.validation_messages import Inference, ValidationRequest
 from profiler.device_rules.cpu_allocator import memory_events, peak_and_growth
+from profiler.records import DeviceKind
 from profiler.running.measurement import energy_of
 from profiler.running.memory_caps import timed_without_cap
 
@@ -93,7 +94,7 @@ def power_of(work: Callable[[], object]) -> float | None:
     return None if joules is None else joules / seconds
 
 
-def _classifier(model: nn.Module, precision: str, device: str) -> Callable[[Tensor], Tensor]:
+def _classifier(model: nn.Module, precision: str, device: DeviceKind) -> Callable[[Tensor], Tensor]:
     """Return a function from images [batch, 3, S, S] to predicted labels [batch] on the host."""
 
     def classify(images: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def _classifier(model: nn.Module, precision: str, device: str) -> Callable[[Tens
 
 
 def _peak_of_batch(
-    model: nn.Module, classify: Callable[[Tensor], Tensor], images: ImageSet, device: str
+    model: nn.Module, classify: Callable[[Tensor], Tensor], images: ImageSet, device: DeviceKind
 ) -> tuple[int, float]:
     """Return the peak bytes of evaluating one batch, the model included, and its seconds."""
     ((pixels, _),) = _unshuffled(images, len(images))

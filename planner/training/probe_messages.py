@@ -6,6 +6,7 @@ from msgspec import field
 
 from planner.training.probe_records import Learner, ProbeRun
 from profiler.json_records import NonNegativeFloat, PositiveFloat
+from profiler.records import DeviceKind
 from profiler.running.messages import Message
 
 
@@ -26,7 +27,7 @@ class ProbeRequest(Message, frozen=True, kw_only=True):
 
     learners: tuple[Learner, ...]
     data: str
-    device: str
+    device: DeviceKind
     seed: int
     weights: dict[str, str]
     pretrained: bool

@@ -18,6 +18,7 @@ from msgspec import Meta
 from planner.recipe import Recipe
 from profiler.errors import InputError
 from profiler.json_records import NonNegativeFloat, PositiveInt, read_record
+from profiler.records import DeviceKind
 from profiler.workload import HOST_OPTIMIZER, Candidate, Workload
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class LearnerRule:
         has_batch_norm: whether the backbone has BatchNorm.
     """
 
-    device: str
+    device: DeviceKind
     has_batch_norm: bool
 
     def workload(self, workload: Workload) -> Workload:
@@ -115,7 +116,7 @@ class BackboneRules:
     rules: Mapping[str, LearnerRule]
 
     @property
-    def device(self) -> str:
+    def device(self) -> DeviceKind:
         """Device of the runs, ``cpu`` or ``cuda``."""
         return next(iter(self.rules.values())).device
 

@@ -42,6 +42,7 @@ from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.image_layout import use_channels_last
+from profiler.records import DeviceKind
 from profiler.training_step import gc_frozen
 from profiler.workload import Candidate, Workload
 
@@ -82,7 +83,7 @@ class ProbeRunner:
         images: ProbeImages,
         weights: Path | None,
         pretrained: bool,
-        device: str = "cpu",
+        device: DeviceKind = "cpu",
         features_folder: Path | None = None,
     ) -> None:
         self.setting, self._images, self._device = setting, images, device

@@ -18,6 +18,7 @@ from planner.recipe import Recipe
 from profiler.devices.cuda_properties import has_kernels_for
 from profiler.errors import MeasurementError, UsageError
 from profiler.json_records import NonNegativeInt, PositiveInt
+from profiler.records import DeviceKind
 from profiler.running.memory_caps import cap_cuda_memory, cap_host_memory, is_out_of_memory
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 HOST_BYTES = 6 * GIB
 """Limit on the host memory of a rehearsal: weights are made on the host and moved to the device."""
 
-DEVICE = "cuda"
+DEVICE: DeviceKind = "cuda"
 
 STEADY_STAGE = "a training step"
 """Stage whose memory is that of the plan."""

@@ -13,12 +13,10 @@ LEAST_STEPS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Data, length, seed, weights and device of a real run.
+    """Data, length, seed and weights of a real run.
 
     Attributes:
         data: name of a data set, or a folder of class folders.
-        device: ``cpu``; in a training also torch's notation of a GPU, in other runs the name of
-            this machine's GPU in the device table.
         steps: number of optimizer steps; None for the length that the run has by default.
         seed: seed of new weights, dropout and the order of images.
         weights: file with the backbone's weights.
@@ -29,7 +27,6 @@ class RunOptions:
     """
 
     data: str
-    device: str = "cpu"
     steps: int | None = None
     seed: int = 0
     weights: Path | None = None

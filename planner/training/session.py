@@ -18,10 +18,10 @@ from planner.training.active_placement import ActivePlacement
 from planner.training.adaptive_rule import AdaptiveRule
 from planner.training.parameter_groups import parameter_groups, set_learning_rate
 from planner.training.rate_schedule import RateSchedule
-from planner.training.training_device import device_type
 from profiler.errors import MeasurementError
 from profiler.models.build import BuiltModel
 from profiler.placement import placement_from_json, placement_to_json
+from profiler.records import DeviceKind
 from profiler.running.memory_caps import is_out_of_memory
 from profiler.training_step import Batch, TrainingStep, make_optimizer
 from profiler.workload import Candidate
@@ -43,7 +43,7 @@ class _StepBatches:
         seconds: time in which the source made the micro-batches.
     """
 
-    def __init__(self, source: Iterator[Batch], *, count: int, device: str) -> None:
+    def __init__(self, source: Iterator[Batch], *, count: int, device: DeviceKind) -> None:
         self._source, self._count, self._device = source, count, device
         self._drawn: list[Batch] = []
         self.seconds = 0.0
@@ -66,7 +66,7 @@ class Session:
     Args:
         candidate: workload of the model, and the placement to begin with.
         built: the model, on its device.
-        device: device of the model.
+        device: kind of that device.
         recipe: learning rate, schedule, weight decay and smoothing.
         total_steps: number of optimizer steps of the whole training.
         cost: cost model that computes tighter placements; None for fixed ones.
@@ -89,7 +89,7 @@ class Session:
         *,
         candidate: Candidate,
         built: BuiltModel,
-        device: str,
+        device: DeviceKind,
         recipe: Recipe,
         total_steps: int,
         cost: CostModel | None = None,
@@ -98,14 +98,14 @@ class Session:
     ) -> None:
         self.built, self.device, self.recipe = built, device, recipe
         self.schedule = RateSchedule(total_steps=total_steps)
-        kind, workload = device_type(device), candidate.workload
+        workload = candidate.workload
         optimizer = make_optimizer(
             self.model,
             workload,
             method=built.method,
-            foreach=kind == "cuda",
+            foreach=device == "cuda",
             learning_rate=recipe.learning_rate,
-            groups=parameter_groups(self.model, recipe, at_once=kind == "cuda"),
+            groups=parameter_groups(self.model, recipe, at_once=device == "cuda"),
         )
         built.method.on_training_start(self.model, total_steps=total_steps)
         self.step = TrainingStep(
@@ -113,7 +113,7 @@ class Session:
             optimizer,
             workload,
             method=built.method,
-            device_type=kind,
+            device_type=device,
             mark=self._note_phase,
             label_smoothing=recipe.label_smoothing,
         )
@@ -182,7 +182,7 @@ class Session:
     @property
     def reserved_bytes(self) -> int | None:
         """Highest bytes of the CUDA allocator's segments; None on a CPU."""
-        if device_type(self.device) != "cuda":
+        if self.device != "cuda":
             return None
         return int(torch.cuda.max_memory_reserved(self.device))
 

@@ -49,11 +49,12 @@ from planner.training.run_files import write_run_files
 from planner.training.run_options import RunOptions
 from planner.training.session import Session
 from planner.training.trained_model import MODEL_FOLDER, save_model, weights_file_of
-from planner.training.training_device import cap_to_budget, device_type, planned_power_limit
+from planner.training.training_device import cap_to_budget, device_kind, planned_power_limit
 from planner.training.zero_classifier import zero_new_classifier
 from profiler.errors import InputError, UnknownNameError, UsageError
 from profiler.models.build import BuiltModel, build_model
 from profiler.models.forward_check import check_forward
+from profiler.records import DeviceKind
 from profiler.running.memory_caps import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def train(
     options: RunOptions,
     *,
     output: Path,
+    device: DeviceKind = "cpu",
     changes: RecipeChanges | None = None,
     images: ImageData | None = None,
     minutes: float | None = None,
@@ -80,9 +82,11 @@ def train(
 
     Args:
         plan: plan to train.
-        options: data, device, seed and weights; ``steps`` is the number of optimizer steps in all,
-            in place of the recipe's epochs. On CUDA the allocator is capped at the plan's budget.
+        options: data, seed and weights; ``steps`` is the number of optimizer steps in all, in place
+            of the recipe's epochs.
         output: folder of the result.
+        device: kind of the device to train on. On CUDA the allocator is capped at the plan's
+            budget.
         changes: changes to the plan's recipe; None for none.
         images: data set that is loaded already, in place of ``options.data``.
         minutes: time limit of this run; the training ends after the step that exceeds it.
@@ -100,7 +104,7 @@ def train(
     """
     if minutes is not None and not minutes > 0:
         raise UsageError(f"minutes must be positive, got {minutes!r}")
-    device_type(options.device)
+    device_kind(device)
     reference = check_against_model(plan)
     if images is None:
         images = load_data_for(plan.candidate.workload, options.data, backbone=reference.backbone)
@@ -108,8 +112,8 @@ def train(
     checkpoint = _check_output(output, resume=resume)
 
     # On a CPU the reader counts from its own call on, so it comes before the model.
-    live_bytes = None if rule is None else live_bytes_reader(options.device)
-    plan, built = _plan_and_model(plan, options)
+    live_bytes = None if rule is None else live_bytes_reader(device)
+    plan, built = _plan_and_model(plan, options, device)
     recipe = resolve_recipe(plan, built, images, changes or RecipeChanges())
     zero_new_classifier(built.model, recipe, is_new=built.has_new_classifier)
     loop_images = LoopImages.of(images, recipe)
@@ -117,10 +121,10 @@ def train(
     session = Session(
         candidate=plan.candidate,
         built=built,
-        device=options.device,
+        device=device,
         recipe=recipe,
         total_steps=options.steps or steps,
-        cost=_cost_model(plan, device_type(options.device)),
+        cost=_cost_model(plan, device),
         rule=rule,
         live_bytes=live_bytes,
     )
@@ -143,7 +147,7 @@ def train(
         on_progress=on_progress,
         interrupt=InterruptFlag(on_interrupt),
     )
-    with planned_power_limit(plan, options.device):
+    with planned_power_limit(plan, device):
         loop.run()
     session.close()
     if rule is None and not session.step_downs:  # else the steps ran under several placements
@@ -155,19 +159,19 @@ def train(
     return result
 
 
-def _plan_and_model(plan: Plan, options: RunOptions) -> tuple[Plan, BuiltModel]:
+def _plan_and_model(plan: Plan, options: RunOptions, device: DeviceKind) -> tuple[Plan, BuiltModel]:
     """Return the plan that is trained, and its model.
 
     Random weights have no statistics to keep, so their plan trains with those of its batches.
     """
     torch.manual_seed(options.seed)
-    built = _build(plan, options)
+    built = _build(plan, options, device)
     if built.weights.kind == "random" and plan.candidate.workload.frozen_batch_norm:
         plan = _with_own_statistics(plan)
         check_forward(plan.candidate.workload)
         del built  # two models might not fit on the device
         torch.manual_seed(options.seed)
-        built = _build(plan, options)
+        built = _build(plan, options, device)
     return plan, built
 
 
@@ -198,13 +202,13 @@ def _record_time(session: Session, plan: Plan) -> None:
     from profiler.devices.table import CPU
     from profiler.timing.measured_runs import record_run, this_machine
 
-    on_cpu = device_type(session.device) == "cpu"
+    on_cpu = session.device == "cpu"
     if not on_cpu and plan.prediction.power_limit_watts is not None:
         return
     with suppress(UnknownNameError):  # a GPU of another machine that the device table lacks
         device = CPU if on_cpu else find_target(plan.prediction.device.name).spec
         seconds = list(session.step_seconds)
-        machine = this_machine(device, cuda_index=torch.device(session.device).index or 0)
+        machine = this_machine(device)
         record_run(machine, session.candidate, seconds, source="train")
 
 
@@ -222,16 +226,16 @@ def _check_output(output: Path, *, resume: bool) -> Path | None:
     return checkpoint if resume else None
 
 
-def _build(plan: Plan, options: RunOptions) -> BuiltModel:
+def _build(plan: Plan, options: RunOptions, device: DeviceKind) -> BuiltModel:
     """Build the model of a plan on its device, in training mode."""
     built = build_model(
         plan.candidate.workload, weights=options.weights, pretrained=options.pretrained
     )
-    if device_type(options.device) == "cuda":
+    if device == "cuda":
         cap_to_budget(plan)
     else:
         keep_freed_memory()
-    built.model.to(options.device).train()
+    built.model.to(device).train()
     return built
 
 
@@ -269,7 +273,7 @@ def _resume_identity(
     }
 
 
-def _cost_model(plan: Plan, kind: str) -> CostModel | None:
+def _cost_model(plan: Plan, kind: DeviceKind) -> CostModel | None:
     """Return the cost model that computes tighter placements, or None.
 
     On CUDA it is that of the device that was planned for; None if that is a GPU of another machine

@@ -25,6 +25,7 @@ from planner.training.plan_check import load_data_for
 from planner.training.trained_model import build_trained
 from planner.training.training_device import autocast
 from profiler.errors import InputError
+from profiler.records import DeviceKind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +56,7 @@ class TrainedFolder:
     plan: Plan
     result: TrainResult
     model: nn.Module
-    device: str
+    device: DeviceKind
 
     @property
     def precision(self) -> str:
@@ -70,7 +71,7 @@ class TrainedFolder:
 
 
 def open_trained(
-    folder: Path, *, device: str, which: Which = "best", weights: Path | None = None
+    folder: Path, *, device: DeviceKind, which: Which = "best", weights: Path | None = None
 ) -> TrainedFolder:
     """Load a trained folder.
 
@@ -281,7 +282,7 @@ class ImageForward:
     """
 
     model: nn.Module
-    device: str
+    device: DeviceKind
     precision: str
     batch_size: int
 

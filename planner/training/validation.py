@@ -135,6 +135,7 @@ def validate(
     candidate: Candidate,
     options: RunOptions,
     *,
+    runs_on: str,
     budget_bytes: int | None,
     recipe: Recipe | None = None,
     training_seconds: float = TRAINING_SECONDS,
@@ -147,8 +148,9 @@ def validate(
 
     Args:
         candidate: workload and placement to run.
-        options: data, device, seed and weights; ``steps`` is the number of training steps. On a CPU
-            fewer are done if ``training_seconds`` are over.
+        options: data, seed and weights; ``steps`` is the number of training steps. On a CPU fewer
+            are done if ``training_seconds`` are over.
+        runs_on: ``cpu``, or the name of this machine's GPU in the device table.
         budget_bytes: hard memory limit in device bytes; None for no limit.
         recipe: recipe of the plan, whose first steps are trained; None for the default one, which
             also stands in for a recipe of other weights than those at hand.
@@ -170,7 +172,7 @@ def validate(
         raise UsageError(f"a validation needs at least {LEAST_STEPS} steps, got {steps!r}")
     request = ValidationRequest(
         candidate=candidate,
-        device="cpu" if options.device == "cpu" else "cuda",
+        device="cpu" if runs_on == "cpu" else "cuda",
         budget_bytes=budget_bytes,
         data=options.data,
         steps=steps,
@@ -191,7 +193,7 @@ def validate(
         cancelled=cancelled,
     )
     inference = result.inference
-    report = report_measurement(candidate, result.training, device=options.device)
+    report = report_measurement(candidate, result.training, device=runs_on)
     record_report(report, source="validate")
     return Validation(
         report=report,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.recipe import Recipe
 from planner.training.images.image_set import DataSource
 from profiler.json_records import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.models.backbones import WeightSource
+from profiler.records import DeviceKind
 from profiler.running.measurement import MeasuredSteps
 from profiler.running.messages import Message
 from profiler.workload import Candidate
@@ -31,7 +30,7 @@ class ValidationRequest(Message, frozen=True, kw_only=True):
     """
 
     candidate: Candidate
-    device: Literal["cpu", "cuda"]
+    device: DeviceKind
     budget_bytes: PositiveInt | None
     data: str
     steps: PositiveInt

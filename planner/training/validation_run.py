@@ -27,11 +27,11 @@ def run_validation(request: ValidationRequest, progress: Progress) -> Validation
     from planner.training.inference import evaluate_inference
     from planner.training.plan_check import load_data_for
     from planner.training.short_training import ShortTraining
-    from planner.training.training_device import device_type
+    from planner.training.training_device import device_kind
     from profiler.models.forward_check import explain_refusals
     from profiler.training_step import gc_frozen
 
-    workload, kind = request.candidate.workload, device_type(request.device)
+    workload, kind = request.candidate.workload, device_kind(request.device)
     if kind == "cuda":
         use_planned_configuration()
     progress("loading images", 0.0)

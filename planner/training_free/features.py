@@ -30,6 +30,7 @@ from planner.training_free.option_cost import INVERSE_REGULARISATIONS, MOST_ITER
 from profiler.errors import InputError
 from profiler.models import backbones
 from profiler.models.build import build_model
+from profiler.records import DeviceKind
 from profiler.workload import Workload
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class FeatureAccuracy:
     train_images: int
     test_images: int
     features: int
-    device: str = "cpu"
+    device: DeviceKind = "cpu"
     dtype: str = "float32"
     extraction_seconds: float | None = field(default=None, compare=False)
     fit_seconds: float | None = field(default=None, compare=False)
@@ -251,7 +252,7 @@ def _checked_classifier(built: BuiltModel, images: ImageData) -> nn.Module:
 
 
 def feature_forward(
-    device: str, *, dtype: str = "float16", batch: int = EXTRACTION_BATCH
+    device: DeviceKind, *, dtype: str = "float16", batch: int = EXTRACTION_BATCH
 ) -> FeatureForward:
     """Return how features are computed on a device: always in fp32 on a CPU.
 

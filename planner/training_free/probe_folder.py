@@ -49,6 +49,7 @@ from profiler.json_records import (
 )
 from profiler.models import backbones
 from profiler.models.build import build_model
+from profiler.records import DeviceKind
 from profiler.workload import Workload
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class FittedProbe:
     extraction_seconds: NonNegativeFloat
     fit_seconds: NonNegativeFloat
     batch: PositiveInt = EXTRACTION_BATCH
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: DeviceKind = "cpu"
     dtype: Literal["float32", "float16"] = "float32"
     transform: InputTransform | None = None
     output: str = field(default="", compare=False)
@@ -124,7 +125,7 @@ def train_probe(
     data: str | None = None,
     weights: Path | None = None,
     pretrained: bool = True,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> FittedProbe:
     """Fit the linear probe of a plan and save it in a folder.
@@ -191,7 +192,7 @@ def evaluate_probe(
     data: str | None = None,
     part: Part = "test",
     weights: Path | None = None,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     on_progress: Callable[[str, float], None] = lambda text, done: None,
 ) -> TrainedEvaluation:
     """Return the accuracy of a saved probe on a part of a data set.
@@ -239,7 +240,12 @@ def evaluate_probe(
 
 
 def classify_with_probe(
-    folder: Path, files: Sequence[Path], *, top: int, device: str, weights: Path | None = None
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    top: int,
+    device: DeviceKind,
+    weights: Path | None = None,
 ) -> list[ClassifiedImage]:
     """Return the most probable classes of image files by a saved probe.
 

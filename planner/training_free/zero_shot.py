@@ -28,6 +28,7 @@ from profiler.models.frozen.catalogue import FrozenModel
 from profiler.models.frozen.load import load_prompted, load_two_towers, normalisation
 from profiler.models.frozen.prompted import PROMPT_FORMS, PromptedModel
 from profiler.models.frozen.run import NAME_TOKENS, PROMPT_BATCH
+from profiler.records import DeviceKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,7 @@ class ZeroShotRun:
     prompts: tuple[str, ...] = ()
     images: int | None = None
     batch: int = 32
-    device: str = "cpu"
+    device: DeviceKind = "cpu"
     is_four_bit: bool = False
     seed: int = 0
 
@@ -119,7 +120,7 @@ class ZeroShotEvaluation:
     prompts: tuple[str, ...]
     classes: tuple[ClassAccuracy, ...]
     seconds: float
-    device: str
+    device: DeviceKind
     dtype: str
     is_four_bit: bool
 

@@ -33,7 +33,7 @@ from profiler.json_records import (
     json_object,
     read_record,
 )
-from profiler.records import DeviceLabel, Report
+from profiler.records import DeviceKind, DeviceLabel, Report
 from profiler.workload import Candidate
 
 RUN_ORDER_SCHEMA = "budgetplan.run_order/1"
@@ -133,7 +133,7 @@ class RunOrder(Order):
         recipe: Recipe | None = None,
         pretrained_models: tuple[str, ...] = (),
     ) -> Self:
-        """Return the order of a run with these options; their device is that of this machine.
+        """Return the order of a run with these options.
 
         Raises:
             InputError: the weights cannot be read.
@@ -157,15 +157,14 @@ class RunOrder(Order):
             weights_sha256=None if weights is None else weights.sha256,
         )
 
-    def options_on(self, device: str) -> RunOptions:
-        """Return the options of the run on a device of this machine.
+    def options_here(self) -> RunOptions:
+        """Return the options of the run on this machine.
 
         Raises:
             InputError: the weights cannot be read, or are others than those of the order.
         """
         self.check_weights()
         return RunOptions(
-            device=device,
             data=self.data,
             steps=self.steps,
             seed=self.seed,
@@ -276,7 +275,7 @@ class ProbeOrder(Order):
 
     purpose: Literal["compare", "rates"]
     learners: tuple[Learner, ...]
-    device: Literal["cpu", "cuda"]
+    device: DeviceKind
     data: Name
     study: Name
     seed: int = 0
@@ -297,7 +296,7 @@ class ProbeOrder(Order):
         learners: Sequence[Learner],
         *,
         purpose: Literal["compare", "rates"],
-        device: Literal["cpu", "cuda"],
+        device: DeviceKind,
         planned: DeviceLabel,
         needed_bytes: int,
         run: RunOptions,

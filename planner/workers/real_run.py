@@ -170,7 +170,7 @@ def run_for_real(
     from profiler.devices.table import CPU
     from profiler.prediction.report import predict
 
-    run, candidate = order.options_on(device), order.candidate
+    run, candidate = order.options_here(), order.candidate
     host, cap_bytes, notes = None, order.budget_bytes, tuple[str, ...]()
     if device == "cpu" and order.planned.kind != "cpu":
         on_progress("replaying for the CPU", 0.0)
@@ -184,6 +184,7 @@ def run_for_real(
     validation = validate(
         candidate,
         run,
+        runs_on=device,
         recipe=order.recipe,
         budget_bytes=cap_bytes,
         training_seconds=STAND_IN_TRAINING_SECONDS if stands_in else TRAINING_SECONDS,

@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 from planner.target_device import find_target
 from planner.workers.orders import ANY_PROCESSOR, Order
 from profiler.devices.table import device_spec
 from profiler.environment import processor_name
 from profiler.errors import BudgetplanError, DeviceError, InputError
+from profiler.records import DeviceKind
 
 RECHECK_SECONDS = 60.0
 """Time for which an answer holds on whether images are here."""
@@ -31,7 +31,7 @@ class RunDevice:
     """
 
     name: str
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     memory_bytes: int | None
     processor: str
 

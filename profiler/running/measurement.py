@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -22,7 +22,7 @@ from profiler.environment import Environment, environment
 from profiler.errors import DeviceError, OutOfMemoryError, UsageError
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, PositiveInt
 from profiler.models.parameter_count import count_parameters
-from profiler.records import DeviceLabel, Memory, Report, Rung
+from profiler.records import DeviceKind, DeviceLabel, Memory, Report, Rung
 from profiler.running.cuda_context import read_context
 from profiler.running.memory_caps import (
     cap_at_budget,
@@ -73,7 +73,7 @@ class MeasurementRequest(Message, frozen=True, kw_only=True):
     """
 
     candidate: Candidate
-    device: Literal["cpu", "cuda"]
+    device: DeviceKind
     cap_bytes: PositiveInt | None
     steps: PositiveInt
     warmup: PositiveInt

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from profiler.json_records import NonNegativeFloat, PositiveInt
+from profiler.records import DeviceKind
 from profiler.running.memory_caps import use_planned_configuration
 from profiler.running.messages import Message
 from profiler.running.sandbox import Progress
@@ -36,7 +37,7 @@ class CellsRequest(Message, frozen=True, kw_only=True):
         rounds: timed rounds of each cell.
     """
 
-    device: Literal["cpu", "cuda"]
+    device: DeviceKind
     candidates: tuple[Candidate, ...]
     rounds: PositiveInt = CELL_ROUNDS
 

@@ -107,7 +107,7 @@ def answer(
     return Recommendation(
         request=SimpleNamespace(
             train_images=1295, images_of=lambda recipe: 1295, has_weights=True,
-            run=SimpleNamespace(data="digits", device="cpu", weights=weights),
+            runs_on="cpu", run=SimpleNamespace(data="digits", weights=weights),
             trains_pretrained=True, others=(), source=None, energy_rates=EnergyRates(),
             device=SimpleNamespace(memory_bytes=8 * GIB),
             space=SimpleNamespace(base=Workload(model=model)),

@@ -109,7 +109,7 @@ def answers(draw: st.DrawFn) -> Recommendation:
     chosen = draw(st.integers(0, len(rows) - 1))
     request = base.request
     several = draw(st.booleans())
-    run = SimpleNamespace(data=draw(DATA), device="cpu", weights=None)
+    run = SimpleNamespace(data=draw(DATA), weights=None)
     asked: Any = SimpleNamespace(
         **{
             **vars(request),
@@ -214,7 +214,7 @@ def test_in_a_narrow_terminal_an_alternative_is_a_paragraph_of_all_its_cells() -
 def test_a_long_name_of_the_images_wraps() -> None:
     shown = answer(plan())
     data = "/home/user/" + "a-folder/" * 20 + "flowers"
-    run = SimpleNamespace(data=data, device="cpu", weights=None)
+    run = SimpleNamespace(data=data, weights=None)
     request: Any = SimpleNamespace(**{**vars(shown.request), "run": run})
     lines = screen(replace(shown, request=request)).splitlines()
     end = lines.index("(1,295 images, 10 classes), 224 px; 2.00 GB")

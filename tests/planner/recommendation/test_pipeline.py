@@ -66,7 +66,7 @@ SPACE = Space(
 PRETRAINED = WeightSource(kind="pretrained", detail="for this test")
 QUESTION = Question(budget_bytes=DeviceBytes(2 * GIB), train_images=1005)
 EMULATION = "profiler.running.emulated.libraries.why_not_emulated"
-RUN = RunOptions(device="cpu", data="digits", steps=2, pretrained=False)
+RUN = RunOptions(data="digits", steps=2, pretrained=False)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,7 @@ def request(folder: Path, **changes: Any) -> Request:
         space=SPACE,
         budget_bytes=2 * GIB,
         device=device_label("rtx-2060-super", "as the test says"),
+        runs_on="cpu",
         run=RUN,
         study="small",
         trials=14,
@@ -215,7 +216,7 @@ def test_ns_e_needs_the_power_of_inference(
         "validate",
         lambda *args, **options: replace(really(*args, **options), inference_watts=150.0),
     )
-    checked = validate_plan(ran[0], run=RUN, notify=lambda *_: None)
+    checked = validate_plan(ran[0], run=RUN, runs_on="cpu", notify=lambda *_: None)
     seen, scored = checked.provenance["run"], checked.scores
     assert seen["inference_watts"] == 150.0
     assert scored is not None
@@ -258,7 +259,7 @@ def test_an_fp16_plan_runs_in_fp32_under_its_own_placement(
         prediction=replace(plan.prediction, candidate=candidate),
         rehearsal=None,
     )
-    checked = validate_plan(plan, run=RUN, notify=lambda *_: None)
+    checked = validate_plan(plan, run=RUN, runs_on="cpu", notify=lambda *_: None)
     assert checked.measurement is not None
     assert checked.candidate == candidate
     ran = checked.measurement.candidate
@@ -279,7 +280,10 @@ def test_a_short_run_replaces_no_known_accuracy_in_an_answer_and_in_a_plan(
     assert run is not None
     known = Accuracy(value=0.9, source="the test", kind=kind, low=0.8, high=0.95, coverage=0.8)
     checked = validate_plan(
-        replace(entry.plan, accuracy=known, measurement=None), run=RUN, notify=lambda *_: None
+        replace(entry.plan, accuracy=known, measurement=None),
+        run=RUN,
+        runs_on="cpu",
+        notify=lambda *_: None,
     )
     assert checked.accuracy == known
     assert (checked.scores is None) == (kind != "published")

@@ -73,7 +73,8 @@ def request(folder: Path, **changes: Any) -> Request:
         space=SPACE,
         budget_bytes=DeviceBytes(2 * GIB),
         device=device_label("rtx-2060-super", "as the test says"),
-        run=RunOptions(device="cpu", data="digits", pretrained=False),
+        runs_on="cpu",
+        run=RunOptions(data="digits", pretrained=False),
         study="probed",
         trials=8,
         storage=f"sqlite:///{folder / 'probed.db'}",
@@ -172,7 +173,7 @@ def test_runs_are_in_the_study_and_a_second_answer_goes_on_from_them(
 
 
 def test_random_weights_in_place_of_pretrained_ones_are_not_probed(folder: Path) -> None:
-    run = RunOptions(device="cpu", data="digits", pretrained=True)
+    run = RunOptions(data="digits", pretrained=True)
     outcome = probe_front(request(folder, run=run), [], None, notify)
     assert outcome is not None
     assert "nothing was probed" in outcome.notes[0]
@@ -190,7 +191,7 @@ def test_two_backbones_are_compared_on_the_same_images(tmp_path: Path) -> None:
         return request(
             tmp_path,
             space=replace(SPACE, base=base),
-            run=RunOptions(device="cpu", data="digits", pretrained=False, weights=file),
+            run=RunOptions(data="digits", pretrained=False, weights=file),
             has_weights=file is not None,
             study=study,
         )

@@ -46,7 +46,8 @@ def part(model: str, study: str | None = None) -> Request:
         ),
         budget_bytes=DeviceBytes(2 * GIB),
         device=device_label("rtx-2060-super", ""),
-        run=RunOptions(device="cpu", data="digits"),
+        runs_on="cpu",
+        run=RunOptions(data="digits"),
         study=study or "alone",
         trials=None,
     )

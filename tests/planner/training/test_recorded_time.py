@@ -15,15 +15,14 @@ from profiler.timing import measured_runs
 
 @pytest.mark.parametrize(
     ("device", "watts", "is_kept"),
-    [("cuda:0", None, True), ("cuda:0", 100.0, False), ("cpu", 100.0, True)],
+    [("cuda", None, True), ("cuda", 100.0, False), ("cpu", 100.0, True)],
 )
 def test_a_run_under_a_power_limit_is_not_kept(
     device: str, watts: float | None, is_kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Any] = []
     monkeypatch.setattr(measured_runs, "record_run", lambda *given, source: kept.append(given))
-    monkeypatch.setattr(measured_runs, "this_machine", lambda device, *, cuda_index: None)
-    monkeypatch.setattr(training_run, "device_type", lambda name: name.partition(":")[0])
+    monkeypatch.setattr(measured_runs, "this_machine", lambda device: None)
     prediction = SimpleNamespace(
         power_limit_watts=watts, device=SimpleNamespace(name="rtx-3060", kind="cuda")
     )

@@ -160,7 +160,7 @@ def test_a_row_for_which_this_machine_is_too_small_is_kept(monkeypatch: pytest.M
     )
     monkeypatch.setattr(rehearsal, "_run_in_processes", lambda *_, **__: list(rows))
     request = cast(Request, SimpleNamespace(
-        device=DEVICE, validations=1, run=SimpleNamespace(device="cpu"), budget_bytes=GIB
+        device=DEVICE, validations=1, runs_on="cpu", budget_bytes=GIB
     ))  # fmt: skip
     monkeypatch.setattr("planner.recommendation.rehearse_front.plan_recipe", lambda *_: None)
     candidates = [checked(micro_batch) for micro_batch in (1, 2, 4)]

@@ -54,7 +54,7 @@ def measure() -> object:
 def validate() -> object:
     limit = validation.time_limit(0.001, steps=2)
     return validation.validate(
-        SMALL, RunOptions(data="digits"), budget_bytes=10**9, timeout_seconds=limit
+        SMALL, RunOptions(data="digits"), runs_on="cpu", budget_bytes=10**9, timeout_seconds=limit
     )
 
 

@@ -53,7 +53,7 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResu
     plan = replace(make_plan(SMALL), provenance={"data": str(photos)})
     return train(
         plan,
-        RunOptions(data=str(photos), device="cpu", pretrained=False, steps=6),
+        RunOptions(data=str(photos), pretrained=False, steps=6),
         output=output,
         changes=RecipeChanges(recipe="default"),
     )

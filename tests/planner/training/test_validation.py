@@ -42,6 +42,7 @@ RESNET = Workload(
 
 def run(candidate: Candidate, **changes: Any) -> Validation:
     given: dict[str, Any] = {
+        "runs_on": "cpu",
         "budget_bytes": 2**30,
         "data": "digits",
         "steps": 3,
@@ -194,7 +195,7 @@ def test_on_a_gpu_peak_and_energy_are_read() -> None:
         pytest.skip("needs a GPU")
     workload = VIT.replace(image_size=224)
     candidate = Candidate(workload=workload, placement=STATIC)
-    seen = run(candidate, device="cuda", budget_bytes=4 * 2**30)
+    seen = run(candidate, runs_on="cuda", budget_bytes=4 * 2**30)
     memory = seen.report.memory
     assert memory.reserved_bytes is not None
     assert memory.device_bytes is not None

@@ -329,7 +329,7 @@ def test_other_weights_than_those_of_the_order_are_refused(tmp_path: Path) -> No
     right = hashlib.sha256(b"one").hexdigest()
     assert CPU_HERE.why_not(replace(order, weights_sha256=right)) is None
     with pytest.raises(InputError, match="other weights"):
-        order.options_on("cpu")
+        order.options_here()
 
 
 def test_a_run_at_another_power_limit_than_the_planned_one_is_noted() -> None:
