@@ -79,6 +79,15 @@ def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> Infe
         (_smallest_budget(c, cost, request) for c in composed[:REPLAYED_CANDIDATES]),
         key=lambda pair: pair[0],
     )
+    if smallest_bytes <= budget_bytes:  # a sampler has not met the candidate that fits
+        workload = report.candidate.workload
+        return InfeasibleError(
+            budget_bytes=budget_bytes,
+            smallest_bytes=smallest_bytes,
+            advice=f"{workload.method} with micro-batch {workload.micro_batch} needs that; give "
+            "more --trials",
+            subject=f"none of {found.trials} trials fits",
+        )
     return InfeasibleError(
         budget_bytes=budget_bytes,
         smallest_bytes=smallest_bytes,

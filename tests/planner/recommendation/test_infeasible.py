@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from planner import predict
 from planner.api.workload_functions import check_fits
 from planner.cost.fit_probability import smallest_budget_of
+from planner.cost.place_by_policy import default_cost_model
+from planner.recommendation.build_request import build_request
+from planner.recommendation.infeasible import nothing_fits
+from profiler.devices.table import device_spec
 from profiler.errors import InfeasibleError
+from profiler.units import GIB
 
 SIZE = 32
 
@@ -53,3 +60,22 @@ def test_the_advised_use_of_host_memory_fits() -> None:
     with pytest.raises(InfeasibleError, match="; --optimizer adamw_host makes it fit"):
         check_fits(report, vram)
     check_fits(predict("vit_tiny_patch16_224", "full", optimizer="adamw_host", **shape), vram)
+
+
+def test_trials_that_missed_what_fits_are_not_said_to_be_all() -> None:
+    """The budget is blamed only where the smallest candidate of the space exceeds it."""
+    device = "rtx-3060"
+    smallest = predict("test_vit", "head", batch_size=1, accumulate=32, device=device)
+    cost = default_cost_model(device_spec(device))
+    found: Any = SimpleNamespace(results=(), failures=(), trials=7)
+
+    def message(budget_bytes: int) -> str:
+        asked = build_request(
+            "test_vit", budget_bytes=budget_bytes, device=device, methods=["head"], validations=0
+        )
+        return str(nothing_fits(asked, found, cost))
+
+    assert message(2 * GIB).startswith("none of 7 trials fits a budget of 2.00 GiB; the smallest")
+    assert message(2 * GIB).endswith("give more --trials")
+    tight = smallest_budget_of(smallest) // 2
+    assert message(tight).startswith("nothing fits a budget of")
