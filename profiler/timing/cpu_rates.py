@@ -130,7 +130,8 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 def _stored(family: Workload, threads: int) -> Rates:
     key = ("cpu rates, launches of the update", family.to_json(), threads, processor_name())
     timed = _fetch_steady(Store.default(), key, lambda: _time_kinds(family))
-    return _rates_of(timed, spread=cpu_spread("training step", threads=threads))
+    spread = cpu_spread("training step", threads=threads, precision=family.precision)
+    return _rates_of(timed, spread=spread)
 
 
 def cpu_inference_rates(

@@ -2,8 +2,8 @@
 
 ``cpu_spread.json`` holds the ratios of measured to predicted seconds in the studies of training
 steps (studies/cpu_time) and of inferences (studies/cpu_inference), whose summaries write it.
-Nothing is fitted to their cells. They ran one thread, and their clock is the processor time, as if
-no other program ran.
+Nothing is fitted to their cells. They ran one thread in fp32. Their clock is the processor time, as
+if no other program ran.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ TimedWork = Literal["training step", "inference"]
 
 
 @cache
-def cpu_spread(work: TimedWork, *, threads: int) -> Spread:
+def cpu_spread(work: TimedWork, *, threads: int, precision: str = "fp32") -> Spread:
     """Return the spread of measured over predicted seconds on a timed processor.
 
-    The studies ran one thread. With several, their spread is an assumption without coverage.
+    The studies ran one thread in fp32. With several threads or in another precision, their spread
+    is an assumption without coverage.
 
     Args:
         work: kind of run.
         threads: threads of the process.
+        precision: precision of the run.
     """
     data: dict[str, Any] = json.loads(CPU_SPREAD_FILE.read_text(encoding="utf-8"))
     row = data["spreads"][work]
-    coverage = row["coverage"] if threads == 1 else None
+    coverage = row["coverage"] if threads == 1 and precision == "fp32" else None
     return Spread(low=row["low"], high=row["high"], coverage=coverage)

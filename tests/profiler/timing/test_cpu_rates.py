@@ -117,6 +117,7 @@ def test_rates_are_of_a_backbone_and_kept_on_disk(monkeypatch):
     assert cpu_rates.cpu_rates(MOBILENET.replace(micro_batch=1)) != first
     assert first.update_slowness > 0
     assert first.spread == cpu_spread("training step", threads=torch.get_num_threads())
+    assert cpu_rates.cpu_rates(MOBILENET.replace(precision="bf16")).spread.coverage is None
 
 
 def test_the_timed_update_is_small_however_large_the_parameters_are(monkeypatch):

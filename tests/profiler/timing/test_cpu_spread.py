@@ -39,7 +39,9 @@ def test_the_interval_of_one_thread_holds_its_stated_share_of_the_readings(work,
     assert inside / len(found) == pytest.approx(spread.coverage, abs=2 / len(found))
 
 
-def test_nothing_is_claimed_for_several_threads():
-    one, two = (cpu_spread("training step", threads=threads) for threads in (1, 2))
-    assert two.coverage is None
-    assert (two.low, two.high) == (one.low, one.high)
+@pytest.mark.parametrize(("threads", "precision"), [(2, "fp32"), (1, "bf16"), (1, "fp16")])
+def test_nothing_is_claimed_for_what_the_studies_did_not_run(threads, precision):
+    one = cpu_spread("training step", threads=1)
+    other = cpu_spread("training step", threads=threads, precision=precision)
+    assert other.coverage is None
+    assert (other.low, other.high) == (one.low, one.high)
