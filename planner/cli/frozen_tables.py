@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from planner.cli.cell_text import accuracy_of, joules_text, probability_text, seconds_text
-from planner.cli.table_layout import Page, facts_table
+from planner.cli.table_layout import Page
 from profiler.units import format_asked, format_bytes_as
 
 if TYPE_CHECKING:
@@ -19,19 +19,17 @@ def show_frozen_plan(plan: FrozenPlan, console: Console) -> None:
     """Print a plan without fine-tuning."""
     page = Page(console)
     page.heading(f"Plan: {plan.candidate.model} within {format_asked(plan.budget_bytes)}")
-    page.block(facts_table(list(_candidate_facts(plan))))
+    page.facts(list(_candidate_facts(plan)))
     page.heading(f"Predicted for {plan.prediction.device.name}")
-    page.block(facts_table(list(_predicted_facts(plan))))
+    page.facts(list(_predicted_facts(plan)))
     page.heading("Accuracy and provenance")
-    page.block(
-        facts_table(
-            [
-                ("accuracy", accuracy_of(plan.accuracy)),
-                ("source", plan.accuracy.source),
-                ("data", str(plan.provenance.get("data", "-"))),
-                ("made at", str(plan.provenance.get("made_at", "-"))),
-            ]
-        )
+    page.facts(
+        [
+            ("accuracy", accuracy_of(plan.accuracy)),
+            ("source", plan.accuracy.source),
+            ("data", str(plan.provenance.get("data", "-"))),
+            ("made at", str(plan.provenance.get("made_at", "-"))),
+        ]
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.cli.cell_text import probability_text
-from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.cli.table_layout import Column, Page, tables
 from planner.scoring.counted_accuracy import counted_interval, counted_text, supported_digits
 from planner.scoring.netscore import ACCURACY_EXPONENT, FORMULAS, Scores
 from planner.scoring.training_scores import TRAINING_FORMULAS
@@ -198,7 +198,7 @@ def show_method(facts: MethodFacts, console: Console) -> None:
     page = Page(console)
     info = facts.info
     page.heading(f"{info.name}: {info.summary}")
-    page.block(facts_table(_method_facts(facts)))
+    page.facts(_method_facts(facts))
     if facts.notes:
         page.heading("Notes")
         page.sentences(facts.notes)

@@ -15,7 +15,7 @@ from planner.cli.cell_text import (
     netscore_of,
     seconds_text,
 )
-from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.cli.table_layout import Column, Page, tables
 from planner.cost.budget import needed_bytes
 from planner.plan import Plan
 from planner.recipe import Recipe
@@ -31,22 +31,24 @@ def show_plan(plan: Plan, console: Console) -> None:
     page = Page(console)
     workload = plan.candidate.workload
     page.heading(f"Plan: {workload.model} within {format_asked(plan.budget_bytes)}")
-    page.block(facts_table(candidate_facts(plan.candidate)))
+    page.facts(candidate_facts(plan.candidate))
     page.heading("Recipe")
-    page.block(facts_table(_recipe_facts(plan.recipe)))
+    page.facts(_recipe_facts(plan.recipe))
     page.heading("Predicted and measured")
     page.block(*tables(comparison_columns(plan), keys=1, width=page.width))
     if (most := plan.prediction.memory.comfortable_bytes or 0) > needed_bytes(plan.prediction):
-        page.block(f"{format_bytes_as(most, plan.budget_bytes)} with cuDNN's workspaces")
+        page.block(
+            f"{format_bytes_as(most, plan.budget_bytes)} of device memory with cuDNN's workspaces"
+        )
     if host_bytes := plan.prediction.memory.host_bytes:
         page.block(f"{format_bytes_as(host_bytes, plan.budget_bytes)} of the host's memory")
     page.heading("Accuracy and scores")
-    page.block(facts_table(_score_facts(plan)))
+    page.facts(_score_facts(plan))
     if not plan.candidate.placement.is_none:
         page.heading("Placement")
-        page.block(facts_table(sorted(plan.candidate.placement.decisions.items())))
+        page.facts(sorted(plan.candidate.placement.decisions.items()))
     page.heading("Provenance")
-    page.block(facts_table(_provenance_facts(plan)))
+    page.facts(_provenance_facts(plan))
 
 
 def comparison_columns(plan: Plan) -> list[Column]:

@@ -13,7 +13,7 @@ from planner.cli.cell_text import (
     probability_text,
     seconds_text,
 )
-from planner.cli.table_layout import Column, Page, facts_table, tables
+from planner.cli.table_layout import Column, Page, tables
 from planner.cost.budget import needed_bytes
 from planner.cost.fit_probability import DEFAULT_RISK, fit_of, fits_within
 from planner.placement.placement_table import PlacementRow
@@ -32,7 +32,7 @@ def show_report(report: Report, console: Console, *, budget_bytes: int | None = 
     """Print a prediction or a measurement."""
     page = Page(console)
     page.heading(f"{report.candidate.workload.model}, {report.rung} for {report.device.name}")
-    page.block(facts_table(_report_facts(report, budget_bytes)))
+    page.facts(_report_facts(report, budget_bytes))
     owners = owner_columns(report, budget_bytes)
     if owners:
         page.heading("Memory by owner")
@@ -144,7 +144,7 @@ def show_profile(
     if placement_rows is not None:
         _placement_section(placement_rows, placement, page)
     page.heading("The whole step")
-    page.block(facts_table(_report_facts(report, None)))
+    page.facts(_report_facts(report, None))
     owners = owner_columns(report)
     if owners:
         page.block("", *tables(owners, keys=1, width=page.width))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.padding import Padding
@@ -24,6 +25,9 @@ INDENT = 2
 
 MOST_FACTS = 1000
 """Rows of a table of facts; a plan of unknown origin can have many more."""
+
+NAME_COLUMNS = 26
+"""Most columns of the names of facts; a longer name has a line of its own."""
 
 WRAPPED_CELL_COLUMNS = 28
 """Least width of a column whose cells wrap."""
@@ -116,20 +120,36 @@ def wrapped_lines(text: str, width: int) -> list[str]:
     ]
 
 
-def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Return a table of name and value; a long value wraps within its column.
+def hanging_lines(head: str, text: str, *, column: int, width: int) -> list[str]:
+    """Return the lines of a text that stands behind a head, from a column on.
 
-    After ``MOST_FACTS`` rows the number of the others is shown.
+    A word is never broken, so that a name can be copied: one that is too long for the column has a
+    line of its own, near the left edge, and may be longer than the width. A head that reaches the
+    column has a line of its own, too.
+
+    Args:
+        head: beginning of the first line.
+        text: the text; runs of blanks count as one.
+        column: column of the text.
+        width: columns of the terminal.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(overflow="fold", style="bold")
-    table.add_column(overflow="fold")
-    shown = [(name, value) for name, value in rows if value not in ("", "-")]
-    for name, value in shown[:MOST_FACTS]:
-        table.add_row(Text(name), Text(value))
-    if len(shown) > MOST_FACTS:
-        table.add_row("...", f"{len(shown) - MOST_FACTS} more")
-    return table
+    indent = " " * column
+    is_long = cell_len(head) >= column
+    lines = [head, indent] if is_long else [head + " " * (column - cell_len(head))]
+    is_new = True
+    for word in text.split():
+        size = cell_len(word)
+        if column + size > width:
+            lines += [" " * max(0, min(2 * INDENT, width - size)) + word, indent]
+            is_new = True
+        elif is_new:
+            lines[-1] += word
+            is_new = False
+        elif cell_len(lines[-1]) + 1 + size <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(indent + word)
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 class Page:
@@ -145,7 +165,31 @@ class Page:
 
     def heading(self, text: str) -> None:
         """Print a heading."""
-        self._console.print(Text(f"\n{text}", style="bold"))
+        self._console.print()
+        for line in hanging_lines("", text, column=0, width=self.width):
+            self._console.print(Text(line, style="bold"), soft_wrap=True)
+
+    def facts(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Print names and values; a value wraps behind its name, and no word is broken.
+
+        After ``MOST_FACTS`` rows the number of the others is printed.
+        """
+        shown = [(name, value) for name, value in rows if value not in ("", "-")]
+        longest = min(NAME_COLUMNS, self.width // 3)
+        names = [cell_len(name) for name, _ in shown[:MOST_FACTS] if cell_len(name) <= longest]
+        column = INDENT + max(names, default=INDENT) + 2
+        for name, value in shown[:MOST_FACTS]:
+            head = " " * INDENT + " ".join(name.split())
+            self._hanging(head, value, column=column, style="bold")
+        if len(shown) > MOST_FACTS:
+            self._hanging("  ...", f"{len(shown) - MOST_FACTS} more", column=column, style="bold")
+
+    def _hanging(self, head: str, text: str, *, column: int, style: str = "") -> None:
+        first, *rest = hanging_lines(head, text, column=column, width=self.width)
+        line = Text(first)
+        line.stylize(style, 0, len(head))
+        for each in (line, *map(Text, rest)):
+            self._console.print(each, soft_wrap=True)
 
     def block(self, *parts: RenderableType) -> None:
         """Print parts, indented, with an empty line between two."""
@@ -159,13 +203,9 @@ class Page:
         self._console.print(Text(f"{' ' * INDENT}{text}"), soft_wrap=True)
 
     def sentences(self, lines: Iterable[str]) -> None:
-        """Print each sentence as a wrapped paragraph with a dash."""
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
+        """Print each sentence as a wrapped paragraph with a dash; no word is broken."""
         for line in lines:
-            table.add_row("-", Text(line))
-        self.block(table)
+            self._hanging("  -", line, column=2 * INDENT)
 
 
 def show_table(columns: Sequence[Column], console: Console) -> None:

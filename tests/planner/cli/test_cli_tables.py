@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,6 @@ from planner.cli.report_tables import show_profile, show_report, unit_columns
 from planner.cli.table_layout import (
     Column,
     Page,
-    facts_table,
     show_table,
     tables,
     wrapped_lines,
@@ -190,8 +190,23 @@ def test_tables_of_any_texts_lose_no_character(
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4), st.integers(40, 160))
 def test_facts_of_any_names_lose_no_character(facts: list[tuple[str, str]], width: int) -> None:
-    text = printed(lambda console: Page(console).block(facts_table(facts)), width=width)
+    text = printed(lambda console: Page(console).facts(facts), width=width)
     assert letters(text) == letters("".join(name + value for name, value in facts))
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_long_names_are_printed_whole(width: int) -> None:
+    """A name that is broken by the end of a line cannot be copied."""
+    name = "mine_vit_small_patch16_224_mobilenetv2_100-mobilenetv2_100"
+    url = f"sqlite:///studies/{name}.db"
+    shown = replace(plan(None), provenance={"study": name, "storage": url, "a long name of it": 1})
+    text = printed(lambda console: show_plan(shown, console), width=width)
+    assert name in text and url in text
+    assert re.search(r"a long name of it\s+1\n", text)
+    sentence = f"the study {name} is continued by `recommend --study {name}`"
+    text = printed(lambda console: Page(console).sentences([sentence]), width=width)
+    assert text.count(name) == 2
+    assert " ".join(text.split()) == f"- {sentence}"
 
 
 @given(st.text("ab 写-", max_size=200), st.integers(4, 60))
